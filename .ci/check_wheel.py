@@ -1,0 +1,56 @@
+"""Check the built wheel: what is in it, and that it works without the checkout.
+
+The wheel is unpacked into an empty folder that shadows the editable install, and used from another folder.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+CHECK = """
+import sys, time
+start = time.perf_counter()
+import mpo
+assert time.perf_counter() - start < 1.0, "import mpo is slow"
+assert "torch" not in sys.modules, "import mpo imports torch"
+import mpo.losses, mpo.recipes
+from mpo.trainer import MPOTrainer
+for module in (mpo, mpo.losses, mpo.recipes, sys.modules["mpo.trainer"]):
+    assert module.__file__.startswith(sys.argv[1]), f"{module.__name__} comes from {module.__file__}"
+import torch
+from mpo.losses import Mixture, PairLogps
+zeros, ones = torch.zeros(1), torch.ones(1)
+loss = Mixture.from_trl(["sigmoid", "bco_pair"], [0.8, 0.2])(PairLogps(zeros, zeros, zeros, zeros, ones, ones)).loss
+assert abs(loss.item() - 0.8317766) < 1e-6, loss
+from mpo.commands import main
+assert main(["train", "--cfg", "job"]) == 0
+"""
+
+
+def main() -> None:
+    """Check the one wheel in the folder given on the command line."""
+    (wheel,) = Path(sys.argv[1]).glob("mpo_trainer-*.whl")
+    checkout = Path.cwd()
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert top == {"mpo"}, f"the wheel holds {top}"
+    for folder, inside in (("mpo", "mpo"), ("losses", "mpo/losses"), ("recipes", "mpo/recipes")):
+        for path in (checkout / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".typed", ".html") or path.name == "py.typed":
+                name = f"{inside}/{path.relative_to(checkout / folder).as_posix()}"
+                assert name in names, f"{name} is missing from the wheel"
+    with tempfile.TemporaryDirectory() as folder:
+        site = str(Path(folder).resolve())
+        zipfile.ZipFile(wheel).extractall(site)
+        # Without site's .pth files the editable install is not active; the environment's libraries still are.
+        libraries = next(path for path in sys.path if path.endswith("site-packages"))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([site, libraries])}
+        subprocess.run([sys.executable, "-S", "-c", CHECK, site], check=True, cwd=site, env=environment, stdout=subprocess.DEVNULL)
+    print(f"{wheel.name}: {len(names)} files, works from outside the checkout")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+# make demo, make test: all that a fresh machine needs is Python >= 3.10, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint types doctest wheel clean
+.DEFAULT_GOAL := test
+
+.venv/installed: pyproject.toml setup.cfg
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (PyTorch is large: a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: .venv/installed
+	$(BIN)/mpo demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q --durations=10 tests
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers do not follow the editable install's map, so they see the packages through links.
+types: .venv/installed
+	@rm -rf build/types && mkdir -p build/types/mpo
+	@ln -s $(CURDIR)/mpo/* build/types/mpo/
+	@ln -s $(CURDIR)/losses build/types/mpo/losses
+	@ln -s $(CURDIR)/recipes build/types/mpo/recipes
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mpo.losses -p mpo.packing -p mpo.data
+
+doctest: .venv/installed
+	$(BIN)/python -m pytest -q --doctest-modules --import-mode=importlib --pyargs mpo.losses mpo.packing mpo.metrics mpo.commands mpo.evaluation mpo.preference_data
+
+# The wheel, installed alone and tried from outside the checkout.
+wheel: .venv/installed
+	@rm -rf build/lib build/bdist* dist && $(BIN)/python -m build --quiet --outdir dist .
+	$(BIN)/python .ci/check_wheel.py dist
+
+clean:
+	rm -rf .venv build dist *.egg-info

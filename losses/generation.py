@@ -1,0 +1,41 @@
+"""Writing the chosen answer, L_g."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from mpo.losses.pairs import PairLogps, PairLoss
+
+AVERAGES = ("answer", "token", "square")
+
+
+class SFT(PairLoss):
+    """Negative log-likelihood of the chosen answer.
+
+    Args:
+        average: ``"answer"``: -log pi(y_c|x) / |y_c| of each pair (arXiv 2411.10442, equation 8);
+            ``"token"``: the sum over the batch's chosen answers by the number of their tokens, every pair given that value (TRL);
+            ``"square"``: -log pi(y_c|x) / sqrt(|y_c|), by the mean of sqrt(|y_c|) over the pairs of the optimiser step
+            (InternVL 2.5, arXiv 2412.05271, section on loss re-weighting).
+    """
+
+    name = "sft"
+    needs_reference = False
+    takes_divergence = True  # TRL allows one beside it; it reads no log-ratio
+
+    def __init__(self, average: str = "answer") -> None:
+        super().__init__()
+        if average not in AVERAGES:
+            raise ValueError(f"sft_average is one of {', '.join(AVERAGES)}; got {average!r}.")
+        self.average = average
+        self.scope: Literal["pair", "batch"] = "batch" if average == "token" else "pair"
+
+    def forward(self, pairs: PairLogps) -> Tensor:
+        """Values of the pairs, shape (pairs,)."""
+        nll, tokens = -pairs.whole_chosen, pairs.chosen_tokens.clamp(min=1).to(pairs.chosen.dtype)
+        if self.average == "token":
+            return (nll.sum() / tokens.sum()).expand(len(pairs))
+        if self.average == "square":
+            mean = tokens.sqrt().mean() if pairs.mean_sqrt_tokens is None else pairs.mean_sqrt_tokens
+            return nll / tokens.sqrt() / mean
+        return nll / tokens

@@ -1,0 +1,192 @@
+"""Mixture: a weighted sum of losses, and a report of every term."""
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mpo.losses import preference
+from mpo.losses.divergence import Divergence
+from mpo.losses.generation import SFT
+from mpo.losses.pairs import PairLogps, PairLoss
+from mpo.losses.quality import BCO, RewardShift
+
+
+@dataclass(frozen=True)
+class MixtureOutput:
+    """What a mixture gives.
+
+    Attributes:
+        loss: scalar, the weighted sum of the terms.
+        terms: each loss's name and its unweighted mean over the pairs, a detached scalar.
+        per_pair: shape (pairs,), the weighted sum of the losses' values; its mean is `loss`.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    per_pair: Tensor
+
+
+class Mixture(nn.Module):
+    """A weighted sum of losses.
+
+    >>> from mpo.losses import BCO, DPO, SFT
+    >>> mixture = Mixture([(0.8, DPO(beta=0.1)), (0.2, BCO(beta=0.1)), (1.0, SFT())])
+    >>> mixture
+    Mixture(0.8 sigmoid + 0.2 bco_pair + 1 sft)
+    >>> sums, tokens = torch.tensor([-8.0]), torch.tensor([4.0])
+    >>> output = mixture(PairLogps(sums, sums, sums, sums, tokens, tokens))
+    >>> round(output.loss.item(), 4)  # 0.8 ln 2 + 0.2 * 2 ln 2 + 8 / 4
+    2.8318
+
+    Args:
+        weighted_losses: weights and losses.
+
+    Raises:
+        ValueError: for no losses, a loss named twice, and weights that are negative, not finite or all zero.
+    """
+
+    def __init__(self, weighted_losses: Sequence[tuple[float, PairLoss]]) -> None:
+        super().__init__()
+        if not weighted_losses:
+            raise ValueError("A mixture needs at least one loss.")
+        self.weights = [float(weight) for weight, _ in weighted_losses]
+        self.losses = nn.ModuleList([loss for _, loss in weighted_losses])
+        names = self.names
+        for name, weight in zip(names, self.weights, strict=True):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"The weight of {name!r} must be 0 or more, got {weight}.")
+            if names.count(name) > 1:
+                raise ValueError(f"The loss {name!r} is in the mixture twice. Add up its weights.")
+        if not any(self.weights):
+            raise ValueError(f"All weights are 0, so there is nothing to train: {', '.join(names)}.")
+
+    @classmethod
+    def from_trl(
+        cls,
+        loss_type: str | Sequence[str],
+        loss_weights: Sequence[float] | None = None,
+        *,
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        f_divergence_type: str = "reverse_kl",
+        f_alpha_divergence_coef: float = 0.5,
+        discopop_tau: float = 0.05,
+        reward_shift: str = "running_mean",
+        sft_average: str = "answer",
+    ) -> "Mixture":
+        """Make a mixture from the arguments of TRL's DPOConfig.
+
+        Args:
+            loss_type: names, see `LOSSES`.
+            loss_weights: one each; default 1.0.
+            beta: of every loss that has it.
+            label_smoothing: of every loss that has it.
+            f_divergence_type: of every loss that reads differences of scores.
+            f_alpha_divergence_coef: alpha of the alpha divergence.
+            discopop_tau: of DiscoPOP.
+            reward_shift: of BCO.
+            sft_average: of SFT.
+
+        Raises:
+            ValueError: for unknown names (with the nearest valid one), weights of the wrong number, and settings that no loss in
+                the mixture has.
+        """
+        names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+        weights = [1.0] * len(names) if loss_weights is None else list(loss_weights)
+        if len(weights) != len(names):
+            raise ValueError(f"loss_weights has {len(weights)} numbers for the {len(names)} losses {names}. Give one each.")
+        settings = _Settings(
+            beta=beta,
+            label_smoothing=label_smoothing,
+            divergence=Divergence(f_divergence_type, f_alpha_divergence_coef),
+            tau=discopop_tau,
+            reward_shift=reward_shift,
+            average=sft_average,
+        )
+        for name in names:
+            if name not in LOSSES:
+                close = difflib.get_close_matches(str(name), LOSSES, n=1, cutoff=0.4)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"There is no loss {name!r}.{hint} There are: {', '.join(LOSSES)}.")
+        kinds = [LOSSES[name][0] for name in names]
+        if label_smoothing and not any(kind.takes_label_smoothing for kind in kinds):
+            having = [name for name, (kind, _) in LOSSES.items() if kind.takes_label_smoothing]
+            raise ValueError(
+                f"label_smoothing={label_smoothing} has no effect on {', '.join(names)}. The losses that have it are "
+                f"{', '.join(having)}; DPO with label smoothing is 'cdpo'."
+            )
+        if f_divergence_type != "reverse_kl":
+            for kind in kinds:
+                if not kind.takes_divergence:
+                    raise ValueError(
+                        f"f_divergence_type={f_divergence_type!r} does not fit {kind.name!r}: only differences of scores are free "
+                        "of the normaliser that the divergence leaves behind. Use 'reverse_kl'."
+                    )
+        return cls([(weight, LOSSES[name][1](settings)) for name, weight in zip(names, weights, strict=True)])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the losses, in order."""
+        return [loss.name for loss in self._all()]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any loss reads reference log-probs."""
+        return any(loss.needs_reference for loss in self._all())
+
+    @property
+    def reward_shift(self) -> RewardShift | None:
+        """BCO's delta, if it is in the mixture and has one."""
+        return next((loss.shift for loss in self._all() if isinstance(loss, BCO)), None)
+
+    def forward(self, pairs: PairLogps) -> MixtureOutput:
+        """Evaluate all losses on the pairs; see `MixtureOutput`."""
+        per_pair = torch.zeros_like(pairs.chosen)
+        terms = {}
+        for weight, loss in zip(self.weights, self._all(), strict=True):
+            values = loss(pairs) if pairs.weight is None else loss(pairs) * pairs.weight
+            per_pair = per_pair + weight * values
+            terms[loss.name] = values.detach().mean()
+        return MixtureOutput(per_pair.mean(), terms, per_pair)
+
+    def _all(self) -> list[PairLoss]:
+        return [loss for loss in self.losses if isinstance(loss, PairLoss)]
+
+    def __repr__(self) -> str:
+        return f"Mixture({' + '.join(f'{w:g} {name}' for w, name in zip(self.weights, self.names, strict=True))})"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    beta: float
+    label_smoothing: float
+    divergence: Divergence
+    tau: float
+    reward_shift: str
+    average: str
+
+
+LOSSES: dict[str, tuple[type[PairLoss], Callable[[_Settings], PairLoss]]] = {
+    "sigmoid": (preference.DPO, lambda s: preference.DPO(s.beta, s.divergence)),
+    "hinge": (preference.Hinge, lambda s: preference.Hinge(s.beta, s.divergence)),
+    "ipo": (preference.IPO, lambda s: preference.IPO(s.beta, s.divergence)),
+    "exo_pair": (preference.EXO, lambda s: preference.EXO(s.beta, s.label_smoothing, s.divergence)),
+    "nca_pair": (preference.NCA, lambda s: preference.NCA(s.beta)),
+    "robust": (preference.RobustDPO, lambda s: preference.RobustDPO(s.beta, s.label_smoothing, s.divergence)),
+    "bco_pair": (BCO, lambda s: BCO(s.beta, s.reward_shift)),
+    "sppo_hard": (preference.SPPO, lambda s: preference.SPPO(s.beta)),
+    "aot": (preference.AOT, lambda s: preference.AOT(s.beta, s.label_smoothing)),
+    "aot_unpaired": (preference.AOTUnpaired, lambda s: preference.AOTUnpaired(s.beta, s.label_smoothing)),
+    "apo_zero": (preference.APOZero, lambda s: preference.APOZero(s.beta)),
+    "apo_down": (preference.APODown, lambda s: preference.APODown(s.beta)),
+    "discopop": (preference.DiscoPOP, lambda s: preference.DiscoPOP(s.beta, s.tau, s.divergence)),
+    "sft": (SFT, lambda s: SFT(s.average)),
+    "sigmoid_norm": (preference.SigmoidNorm, lambda s: preference.SigmoidNorm(s.beta, s.divergence)),
+    "cdpo": (preference.CDPO, lambda s: preference.CDPO(s.beta, s.label_smoothing, s.divergence)),
+    "orpo": (preference.ORPO, lambda s: preference.ORPO(s.beta)),
+}
+"""Every loss by name, and how it is made. The first fifteen are TRL's."""

@@ -1,0 +1,127 @@
+"""PairLogps, what every loss reads; and PairLoss, what every loss is."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of pairs of answers, all of shape (pairs,).
+
+    Args:
+        chosen: log pi(y_c|x), summed over the tokens of the chosen answer; float32 (or float64).
+        rejected: log pi(y_r|x), likewise.
+        ref_chosen: log pi_0(y_c|x), under the reference; None where no loss needs one.
+        ref_rejected: log pi_0(y_r|x), likewise.
+        chosen_tokens: |y_c|, the number of summed tokens.
+        rejected_tokens: |y_r|, likewise.
+        weight: multiplies each pair's loss (WPO, arXiv 2406.11827); None: all 1.
+        sft_chosen: log pi(y_c|x) over the whole answer, where `chosen` counts its tail less (LD-DPO); None: `chosen`.
+        mean_sqrt_tokens: scalar, the mean of sqrt(|y_c|) over the pairs of the whole optimiser step, for
+            `SFT(average="square")`; None: over these pairs.
+
+    Raises:
+        ValueError: naming the field, when it is not a tensor, not of shape (pairs,), or not of the common dtype.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor | None
+    ref_rejected: Tensor | None
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    weight: Tensor | None = None
+    sft_chosen: Tensor | None = None
+    mean_sqrt_tokens: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and "None" in str(field.type):
+                continue
+            if not isinstance(value, Tensor):
+                raise ValueError(f"PairLogps.{field.name} must be a tensor, got {type(value).__name__}.")
+            shape = () if field.name == "mean_sqrt_tokens" else (len(self),)
+            if value.shape != shape:
+                raise ValueError(
+                    f"PairLogps.{field.name} must have shape {shape}, as many as there are pairs, got {tuple(value.shape)}."
+                )
+            if field.name in ("chosen_tokens", "rejected_tokens"):
+                continue
+            dtype = self.chosen.dtype
+            if value.dtype != dtype or dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"PairLogps.{field.name} must be float32, like all others, got {value.dtype}. Sum token log-probs in "
+                    "float32: lower precision loses whole units of a long answer's log-prob."
+                )
+        if (self.ref_chosen is None) != (self.ref_rejected is None):
+            missing = "ref_chosen" if self.ref_chosen is None else "ref_rejected"
+            raise ValueError(f"PairLogps.{missing} is missing: give both reference log-probs or neither.")
+
+    def __len__(self) -> int:
+        if not isinstance(self.chosen, Tensor) or self.chosen.dim() != 1 or self.chosen.numel() == 0:
+            raise ValueError(f"PairLogps.chosen must be a tensor of shape (pairs,) with at least one pair, got {self.chosen!r}.")
+        return self.chosen.numel()
+
+    @property
+    def reference(self) -> tuple[Tensor, Tensor]:
+        """The reference's log-probs of the chosen and the rejected answers.
+
+        Raises:
+            ValueError: when there are none.
+        """
+        if self.ref_chosen is None or self.ref_rejected is None:
+            raise ValueError("This loss needs reference log-probs, but PairLogps.ref_chosen and ref_rejected are None.")
+        return self.ref_chosen, self.ref_rejected
+
+    @property
+    def chosen_logratio(self) -> Tensor:
+        """Log pi(y_c|x) - log pi_0(y_c|x), shape (pairs,)."""
+        return self.chosen - self.reference[0]
+
+    @property
+    def rejected_logratio(self) -> Tensor:
+        """Log pi(y_r|x) - log pi_0(y_r|x), shape (pairs,)."""
+        return self.rejected - self.reference[1]
+
+    @property
+    def whole_chosen(self) -> Tensor:
+        """Log pi(y_c|x) with every token counted fully, shape (pairs,)."""
+        return self.chosen if self.sft_chosen is None else self.sft_chosen
+
+
+class PairLoss(nn.Module):
+    """A loss of pairs. Called on a `PairLogps` it returns one value per pair, shape (pairs,); their mean is the loss.
+
+    Attributes:
+        name: TRL's name, where TRL has the loss.
+        needs_reference: whether it reads reference log-probs.
+        scope: ``"pair"`` when a pair's value depends on that pair alone; ``"batch"`` when the definition sorts or averages
+            over the batch, so that the loss of a split batch is another.
+        takes_label_smoothing: whether it has such a parameter.
+    """
+
+    name: ClassVar[str]
+    needs_reference: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = False
+    takes_divergence: ClassVar[bool] = False
+    scope: Literal["pair", "batch"] = "pair"
+
+    def forward(self, pairs: PairLogps) -> Tensor:
+        """Values of the pairs, shape (pairs,)."""
+        raise AssertionError("a loss defines forward")
+
+    def extra_repr(self) -> str:
+        """Hyper-parameters, for printing."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
+        return ", ".join(f"{name}={value!r}" for name, value in plain.items() if not name.startswith("_") and name != "training")
+
+
+def positive(name: str, value: float) -> float:
+    """Check a parameter that must be above zero."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}.")
+    return value

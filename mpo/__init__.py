@@ -1,0 +1,34 @@
+"""Train vision-language models with Mixed Preference Optimization (MPO, arXiv 2411.10442).
+
+Nothing heavy is imported until it is used:
+
+>>> import mpo
+>>> sorted(mpo.__all__)
+['MPOConfig', 'MPOTrainer', '__version__', 'losses']
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpo import losses
+    from mpo.config import MPOConfig
+    from mpo.trainer import MPOTrainer
+
+__version__ = version("mpo-trainer")
+__all__ = ["MPOConfig", "MPOTrainer", "__version__", "losses"]
+
+_HOME = {"MPOConfig": "mpo.config", "MPOTrainer": "mpo.trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return import_module("mpo.losses")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'mpo' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

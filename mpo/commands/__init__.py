@@ -1,0 +1,48 @@
+"""The `mpo` command. One file per command; each only reads its configuration and calls the rooms above."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+COMMANDS = {
+    "demo": "about ten minutes: a small InternVL learns to read pictures, and MPO makes it better",
+    "train": "train a model on pairs of answers, from a recipe",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `mpo`; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"]:  # Hydra reads its own command line
+        from mpo.commands import train
+
+        return train.run(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="mpo", description="Train vision-language models with Mixed Preference Optimization (arXiv 2411.10442)."
+    )
+    parser.add_argument("--version", action="version", version=f"mpo-trainer {version('mpo-trainer')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, help in COMMANDS.items():
+        command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        if name == asked:
+            module = import_module(f"mpo.commands.{name}")
+            module.configure(command)
+            command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    return user_errors(lambda: int(options.run(options)))
+
+
+def user_errors(work: "object") -> int:
+    """Run `work` and print a user's mistake as one message instead of a traceback (MPO_TRACEBACK=1 shows it)."""
+    assert callable(work)
+    try:
+        return int(work())
+    except ValueError as error:
+        if os.environ.get("MPO_TRACEBACK"):
+            raise
+        print(f"mpo: error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,110 @@
+"""MPOConfig: TRL's DPOConfig with the paper's defaults and three more fields."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import DPOConfig
+
+from mpo.losses import Mixture
+
+MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
+MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]
+
+
+def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
+    return field(default=default, metadata={"help": help, "choices": list(choices)})
+
+
+@dataclass
+class MPOConfig(DPOConfig):  # type: ignore[misc]
+    """Everything TRL's `DPOConfig` has, with the defaults of the MPO paper (arXiv 2411.10442, section 7).
+
+    Without arguments the loss is MPO: 0.8 DPO + 0.2 BCO with a reward shift + 1.0 SFT, beta 0.1. When ``loss_type`` is given,
+    it means what it means in TRL, and ``loss_weights`` default to 1.0 each.
+
+    Args:
+        loss_type: one loss or several, by TRL's names (and ``cdpo``, ``orpo``). Default: MPO's three.
+        loss_weights: one weight per loss type.
+        reward_shift: ``"running_mean"`` is BCO with delta, the running mean of past rewards, as the paper has it;
+            ``"none"`` is BCO without, as TRL has it since 0.29.
+        sft_average: the SFT term is averaged over each answer's tokens (``"answer"``, the paper's equation 8), over all
+            tokens of the micro-batch (``"token"``, TRL), or weighted by the square root of the length (``"square"``,
+            InternVL 2.5).
+        answer_end: score an answer up to its end-of-turn token (``"end_of_turn"``), or everything that the chat template
+            puts behind the prompt (``"template"``, TRL).
+
+    With ``reward_shift="none"``, ``sft_average="token"`` and ``answer_end="template"`` every loss is TRL's.
+
+    Other defaults that differ from TRL's: learning_rate 5e-6, one epoch, weight_decay 0.05, cosine schedule, 5 % warm-up,
+    max_length None (pictures take hundreds of tokens each), logging_nan_inf_filter off (it would log a NaN loss as 0).
+
+    Raises:
+        ValueError: for unknown loss types, weights of the wrong number or sign, and settings that no chosen loss uses.
+    """
+
+    loss_type: list[str] | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "One loss or several, by TRL's names. Default: sigmoid, bco_pair and sft, that is MPO."},
+    )
+    loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per loss type. Default: 0.8, 0.2, 1.0 for MPO, else 1.0 each."}
+    )
+    reward_shift: str = _choice(
+        "running_mean", ("running_mean", "none"), "BCO's delta: the running mean of past rewards, or none (TRL's form)."
+    )
+    sft_average: str = _choice(
+        "answer", ("answer", "token", "square"), "Average the SFT term by answer (paper), token (TRL) or square root."
+    )
+    answer_end: str = _choice(
+        "end_of_turn",
+        ("end_of_turn", "template"),
+        "Score answers up to their end-of-turn token, or everything the chat template puts there (TRL's form).",
+    )
+
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Longest row in tokens; None: no limit. Answers are cut to it, pictures and prompts never."},
+    )
+    learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the pairs."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule behind the warm-up."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: a number of steps, or below 1 the share of all steps."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log a loss that is not finite as the mean of the others. Hides divergence."}
+    )
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.loss_type is None:
+            self.loss_type = list(MPO_LOSS_TYPE)
+            if self.loss_weights is None:
+                self.loss_weights = list(MPO_LOSS_WEIGHTS)
+        elif isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        for name in ("reward_shift", "sft_average", "answer_end"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
+        if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss_type):
+            raise ValueError(
+                "use_weighting weighs pair by pair, and the aot losses sort the batch, which parts pairs from their "
+                "weights. Use one or the other."
+            )
+        if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
+            raise ValueError(f"ld_alpha lies between 0 and 1; got {self.ld_alpha}.")
+        self.mixture()  # a wrong loss fails here, before any model loads
+        super().__post_init__()
+
+    def mixture(self) -> Mixture:
+        """The loss of this configuration, fresh."""
+        return Mixture.from_trl(
+            self.loss_type or MPO_LOSS_TYPE,
+            self.loss_weights,
+            beta=self.beta,
+            label_smoothing=self.label_smoothing,
+            f_divergence_type=self.f_divergence_type,
+            f_alpha_divergence_coef=self.f_alpha_divergence_coef,
+            discopop_tau=self.discopop_tau,
+            reward_shift=self.reward_shift,
+            sft_average=self.sft_average,
+        )

@@ -1,0 +1,249 @@
+"""A training job: from a resolved configuration to a trained model in a run folder."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+from transformers import TrainerCallback
+
+from mpo.checkpoint import latest_checkpoint
+from mpo.config import MPOConfig
+from mpo.data.sources import load_pairs
+from mpo.trainer import MPOTrainer
+
+RESOLVED = "resolved.yaml"
+PEFT_KINDS = ("none", "lora", "qlora")
+LOSS_FIELDS = (
+    "loss_type",
+    "loss_weights",
+    "beta",
+    "label_smoothing",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "discopop_tau",
+    "reward_shift",
+    "sft_average",
+    "answer_end",
+    "ld_alpha",
+    "use_weighting",
+)
+# Fields of MPOConfig that the configuration has a place of its own for.
+ELSEWHERE = {"output_dir": "run_dir", "resume_from_checkpoint": "resume", "seed": "seed"} | {
+    name: f"loss.{name}" for name in LOSS_FIELDS
+}
+
+
+@dataclass
+class TrainJob:
+    """What `mpo train` is asked to do. Fields are the keys and groups of ``recipes/train.yaml``.
+
+    Args:
+        model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
+        data: arguments of `load_pairs`, and the same with ``eval_`` for a data set to evaluate on.
+        loss: loss fields of `MPOConfig`.
+        peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
+        trainer: other fields of `MPOConfig`, and ``global_batch_size``.
+        run_dir: folder of the run.
+        resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
+        seed: of everything drawn.
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    loss: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
+    trainer: dict[str, Any] = field(default_factory=dict)
+    run_dir: str = "runs/train"
+    resume: str = "auto"
+    seed: int = 0
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TrainJob":
+        """Check a composed configuration, all of it, without loading anything large.
+
+        Raises:
+            ValueError: for keys that do not exist (with the nearest that does), missing values, and combinations that
+                cannot work.
+        """
+        refuse_unknown(config, [f.name for f in fields(cls)], "the configuration")
+        job = cls(**config)
+        for group in ("model", "data", "loss", "peft", "trainer"):
+            if not isinstance(getattr(job, group), dict):
+                raise ValueError(f"{group} is a group of keys, got {getattr(job, group)!r}. Choose one with {group}=NAME.")
+        target = job.loader()
+        refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
+        refuse_unknown(job.data, ["path", "image_root", "split", "limit", "eval_path", "eval_image_root"], "data")
+        refuse_unknown(job.loss, LOSS_FIELDS, "loss")
+        config_fields = [f.name for f in fields(MPOConfig) if f.init]
+        for name, place in ELSEWHERE.items():
+            if name in job.trainer:
+                raise ValueError(f"trainer.{name} is set as {place} here.")
+        refuse_unknown(job.trainer, ["global_batch_size", *config_fields], "trainer")
+        job.check_peft()
+        for where, value in (
+            ("data.path", job.data.get("path")),
+            ("model.name_or_path", job.model.get("name_or_path", 0)),
+        ):
+            if value in (None, "???"):
+                raise ValueError(f"{where} is not set. Add {where}=... to the command.")
+        job.checkpoint()
+        job.arguments()
+        return job
+
+    def loader(self) -> Any:
+        """The function that loads the model."""
+        try:
+            return get_method(self.model["_target_"])
+        except KeyError:
+            raise ValueError("model has no _target_: the function that loads it. Choose a model with model=NAME.") from None
+        except ImportError as error:
+            raise ValueError(f"model._target_ cannot be imported: {error}") from error
+
+    def check_peft(self) -> None:
+        """Refuse adapters that cannot be made."""
+        kind = self.peft.get("kind")
+        if kind not in PEFT_KINDS:
+            raise ValueError(f"peft.kind is one of {', '.join(PEFT_KINDS)}; got {kind!r}.{nearest(str(kind), PEFT_KINDS)}")
+        settings = [key for key in self.peft if key != "kind"]
+        if kind == "none":
+            if settings:
+                raise ValueError(f"peft=none trains all weights; peft.{settings[0]} needs peft=lora or peft=qlora.")
+            return
+        from peft import LoraConfig
+
+        refuse_unknown(self.peft, ["kind", *(f.name for f in fields(LoraConfig))], "peft")
+        if kind == "qlora":
+            try:
+                import bitsandbytes  # noqa: F401
+            except ImportError:
+                raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
+            if not torch.cuda.is_available():
+                raise ValueError("peft=qlora needs a GPU; none is visible. Use peft=lora.")
+            if "quantization_config" not in inspect.signature(self.loader()).parameters:
+                raise ValueError(f"peft=qlora needs a model that can be loaded in 4 bits; {self.model['_target_']} cannot.")
+
+    def checkpoint(self) -> str | None:
+        """The checkpoint to go on from, if any."""
+        newest = latest_checkpoint(self.run_dir)
+        if self.resume == "auto":
+            return newest
+        if self.resume == "never":
+            if newest is not None:
+                raise ValueError(
+                    f"resume=never, but {self.run_dir} holds {Path(newest).name} of an earlier run. Use resume=auto to go on "
+                    "from it, or another run_dir."
+                )
+            return None
+        if not (Path(self.resume) / "trainer_state.json").is_file():
+            raise ValueError(f"resume is auto, never or the path of a checkpoint; {self.resume!r} is none of these.")
+        return str(self.resume)
+
+    def arguments(self) -> MPOConfig:
+        """The trainer's configuration."""
+        given = {name: value for name, value in self.trainer.items() if name != "global_batch_size"}
+        if given.get("bf16", "unset") is None:
+            given["bf16"] = not given.get("fp16") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        arguments = MPOConfig(output_dir=self.run_dir, seed=self.seed, **self.loss, **given)
+        total = self.trainer.get("global_batch_size")
+        if total is not None:
+            at_once = arguments.per_device_train_batch_size * arguments.world_size
+            if total % at_once or total < at_once:
+                raise ValueError(
+                    f"trainer.global_batch_size={total} is not a multiple of the {at_once} pairs that are trained at once "
+                    f"(per_device_train_batch_size={arguments.per_device_train_batch_size} x {arguments.world_size} processes)."
+                )
+            if "gradient_accumulation_steps" in given:
+                raise ValueError(
+                    "trainer.global_batch_size and trainer.gradient_accumulation_steps say the same thing. Set the first to "
+                    "null to use the second."
+                )
+            arguments.gradient_accumulation_steps = total // at_once
+        return arguments
+
+    def adapter(self) -> Any:
+        """Peft's configuration of the adapter, or None."""
+        if self.peft["kind"] == "none":
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(task_type="CAUSAL_LM", **{key: value for key, value in self.peft.items() if key != "kind"})
+
+    def quantization(self) -> Any:
+        """How to hold the base model in 4 bits for QLoRA (arXiv 2305.14314), or None."""
+        if self.peft["kind"] != "qlora":
+            return None
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+        )
+
+    def save(self) -> Path:
+        """Write ``resolved.yaml`` into the run folder."""
+        path = Path(self.run_dir) / RESOLVED
+        path.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(asdict(self)), path)
+        return path
+
+
+def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> MPOTrainer:
+    """Train, and save the model with its processor in the run folder.
+
+    An interrupted job that is run again goes on from its newest whole checkpoint (``resume="auto"``).
+
+    Args:
+        job: what to do.
+        callbacks: more of transformers' callbacks.
+
+    Returns:
+        the trainer, after training; ``trainer.state.log_history`` has everything that was logged.
+    """
+    job.save()
+    data = dict(job.data)
+    evaluation = {"path": data.pop("eval_path", None), "image_root": data.pop("eval_image_root", None)}
+    pairs = load_pairs(**data)
+    eval_pairs = load_pairs(**evaluation) if evaluation["path"] else None
+
+    load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
+    quantization = job.quantization()
+    loaded = load(**settings, **({"quantization_config": quantization} if quantization is not None else {}))
+    trainer = MPOTrainer(
+        model=loaded.model,
+        args=job.arguments(),
+        train_dataset=pairs,
+        eval_dataset=eval_pairs,
+        processing_class=loaded.processor,
+        callbacks=list(callbacks),
+        peft_config=job.adapter(),
+    )
+    trainer.train(resume_from_checkpoint=job.checkpoint())
+    trainer.save_state()
+    trainer.save_model()
+    return trainer
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise a ValueError for the first key that does not exist, with the nearest one that does."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"There is no {key!r} in {where}.{nearest(key, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest valid name, or all of them when they are few."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" It has: {', '.join(known)}." if len(known) <= 20 else ""

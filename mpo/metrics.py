@@ -1,0 +1,68 @@
+"""Sums over a logging window, kept on the device and read with one host transfer."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Fraction = tuple[Tensor | float, Tensor | float]
+"""A sum and what it is divided by: pairs, tokens."""
+
+
+class Meter:
+    """Adds up fractions until they are read.
+
+    >>> meter = Meter()
+    >>> meter.add({"loss": (torch.tensor(6.0), 2)})
+    >>> meter.add({"loss": (torch.tensor(1.0), 1)})
+    >>> meter.read()
+    {'loss': (7.0, 3.0)}
+    >>> meter.read()
+    {}
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything added, and start the clock."""
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._started = time.perf_counter()
+
+    def add(self, fractions: Mapping[str, Fraction]) -> None:
+        """Add to the window. The same names must come at every call between two reads."""
+        names = list(fractions)
+        device = next((n.device for n, _ in fractions.values() if isinstance(n, Tensor)), torch.device("cpu"))
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        flat = [torch.as_tensor(part, device=device).detach().to(dtype) for pair in fractions.values() for part in pair]
+        sums = torch.stack(flat).view(-1, 2)
+        if self._sums is None:
+            self._names, self._sums = names, sums
+        else:
+            assert names == self._names, f"{names} added to a window of {self._names}"
+            self._sums = self._sums + sums
+
+    def read(self, over_ranks: Callable[[Tensor], Tensor] | None = None) -> dict[str, tuple[float, float]]:
+        """Sum and count of everything added since the last read; then a fresh window begins.
+
+        Args:
+            over_ranks: sums a tensor over all ranks.
+        """
+        if self._sums is None:
+            self.clear()
+            return {}
+        sums = (over_ranks(self._sums) if over_ranks else self._sums).tolist()
+        window = {name: (total, count) for name, (total, count) in zip(self._names, sums, strict=True)}
+        self.clear()
+        return window
+
+    @property
+    def seconds(self) -> float:
+        """Time since the window began, without pauses."""
+        return time.perf_counter() - self._started
+
+    def pause(self, seconds: float) -> None:
+        """Do not count time spent on something else, such as evaluating or saving."""
+        self._started += seconds

@@ -1,0 +1,1 @@
+"""How pairs become batches of tokens. Knows tensors and records, not trainers."""

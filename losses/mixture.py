@@ -109,7 +109,8 @@ class Mixture(nn.Module):
         )
         for name in names:
             if name not in LOSSES:
-                close = difflib.get_close_matches(str(name), LOSSES, n=1, cutoff=0.4)
+                close = [known for known in LOSSES if str(name) in known]
+                close = close or difflib.get_close_matches(str(name), LOSSES, n=1, cutoff=0.4)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise ValueError(f"There is no loss {name!r}.{hint} There are: {', '.join(LOSSES)}.")
         kinds = [LOSSES[name][0] for name in names]

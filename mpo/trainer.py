@@ -394,7 +394,7 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._total_train_tokens = state["num_tokens"]
         shift = self.mixture.reward_shift
         if shift is not None:
-            shift.load_state_dict({name: torch.tensor(value) for name, value in state["reward_shift"].items()})
+            shift.load_state_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._trains_whole_model():

@@ -1,0 +1,35 @@
+"""Small real models, shared by all tests. Nothing is downloaded."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from datasets import Dataset
+from support import TEXTS, picture_pairs, text_pairs
+
+from mpo.models.small import small_internvl, small_processor
+
+torch.set_num_threads(1)  # tiny models lose time on more
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+
+
+@pytest.fixture
+def internvl(processor):
+    return small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+
+
+@pytest.fixture(scope="session")
+def pairs_of_pictures() -> Dataset:
+    return picture_pairs(8)
+
+
+@pytest.fixture(scope="session")
+def pairs_of_text() -> Dataset:
+    return text_pairs(8)

@@ -1,0 +1,90 @@
+"""What the losses refuse, and what the message says."""
+
+import pytest
+import torch
+
+from mpo.losses import BCO, DPO, SFT, Divergence, Hinge, Mixture, PairLogps
+
+GOOD = {name: torch.zeros(3) for name in ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")}
+
+
+@pytest.mark.parametrize("field", GOOD)
+@pytest.mark.parametrize("value", [torch.zeros(2), torch.zeros(3, 1), 1.0, [0.0, 0.0, 0.0]], ids=["short", "2d", "float", "list"])
+def test_pair_logps_names_the_field(field, value):
+    # With another number of chosen log-probs, it is the others that do not match it.
+    named = "rejected" if field == "chosen" and isinstance(value, torch.Tensor) and value.shape == (2,) else field
+    with pytest.raises(ValueError, match=rf"PairLogps\.{named} "):
+        PairLogps(**{**GOOD, field: value})
+
+
+@pytest.mark.parametrize("field", ["chosen", "rejected", "ref_chosen", "ref_rejected", "weight", "sft_chosen"])
+def test_pair_logps_wants_float32(field):
+    with pytest.raises(ValueError, match="must be float32"):
+        PairLogps(**{**GOOD, field: torch.zeros(3, dtype=torch.bfloat16)})
+
+
+def test_pair_logps_wants_pairs():
+    with pytest.raises(ValueError, match="at least one pair"):
+        PairLogps(**{name: torch.zeros(0) for name in GOOD})
+
+
+def test_half_a_reference():
+    with pytest.raises(ValueError, match="ref_rejected is missing"):
+        PairLogps(**{**GOOD, "ref_rejected": None})
+
+
+def test_a_loss_without_the_reference_it_needs():
+    pairs = PairLogps(**{**GOOD, "ref_rejected": None, "ref_chosen": None})
+    with pytest.raises(ValueError, match="needs reference log-probs"):
+        DPO()(pairs)
+    assert SFT()(pairs).shape == (3,)
+    assert not Mixture.from_trl(["orpo", "sft"]).needs_reference
+    assert Mixture.from_trl(["orpo", "sft", "bco_pair"]).needs_reference
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": "sigmoyd"}, "There is no loss 'sigmoyd'. Did you mean 'sigmoid'"),
+        ({"loss_type": ["sigmoid", "bco"]}, "Did you mean 'bco_pair'"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 numbers for the 2 losses"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, -0.1]}, "weight of 'sft' must be 0 or more"),
+        ({"loss_type": "sigmoid", "loss_weights": [float("nan")]}, "must be 0 or more"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, 0.0]}, "All weights are 0"),
+        ({"loss_type": ["sigmoid", "sigmoid"]}, "in the mixture twice"),
+        ({"loss_type": []}, "at least one loss"),
+        ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "no effect on sigmoid.*'cdpo'"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, r"\[0, 0.5\)"),
+        ({"loss_type": "exo_pair"}, r"\(0, 0.5\)"),
+        ({"loss_type": "sigmoid", "beta": 0.0}, "beta must be above 0"),
+        ({"loss_type": "discopop", "discopop_tau": -1.0}, "discopop_tau must be above 0"),
+        ({"loss_type": "bco_pair", "f_divergence_type": "js_divergence"}, "does not fit 'bco_pair'"),
+        ({"loss_type": "sigmoid", "f_divergence_type": "kl"}, "f_divergence_type is one of"),
+        ({"loss_type": "bco_pair", "reward_shift": "ema"}, "reward_shift is one of"),
+        ({"loss_type": "sft", "sft_average": "mean"}, "sft_average is one of"),
+    ],
+)
+def test_from_trl_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Mixture.from_trl(**settings)
+
+
+def test_smoothing_goes_to_the_losses_that_have_it():
+    mixture = Mixture.from_trl(["sigmoid", "robust"], label_smoothing=0.1)
+    assert [getattr(loss, "label_smoothing", None) for loss in mixture.losses] == [None, 0.1]
+
+
+def test_prints_as_a_formula():
+    assert repr(Mixture([(0.8, DPO()), (0.2, BCO()), (1.0, SFT())])) == "Mixture(0.8 sigmoid + 0.2 bco_pair + 1 sft)"
+    assert "beta=0.3" in repr(Hinge(0.3, Divergence()))
+
+
+def test_bare_name_is_refused(monkeypatch):
+    """The folder must not load a second time under its bare name."""
+    import importlib.util
+
+    import mpo.losses
+
+    spec = importlib.util.spec_from_file_location("losses", mpo.losses.__file__)
+    with pytest.raises(ImportError, match="mpo.losses"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

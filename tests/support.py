@@ -1,0 +1,50 @@
+"""Pairs of text and of pictures for the tests."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+TEXTS = [
+    "What is the sum of the numbers? 2 plus 3 is 5. Final answer: 5",
+    "Which number is the largest, and which is the smallest? Final answer: 9",
+    "The picture shows a cat on a chair, not a dog under a table.",
+]
+
+
+def messages(text: str, role: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+def picture(seed: int, width: int = 64, height: int = 32) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def text_pairs(count: int) -> Dataset:
+    """Pairs with answers of different lengths."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": messages(f"What is {i} plus {i}?", "user"),
+                "chosen": messages(f"{i} plus {i} is {2 * i}. Final answer: {2 * i}", "assistant"),
+                "rejected": messages(f"The answer is {i}" + " not" * (i % 3), "assistant"),
+            }
+            for i in range(count)
+        ]
+    )
+
+
+def picture_pairs(count: int) -> Dataset:
+    """Pairs with one picture each, of one or two tiles."""
+    rows = text_pairs(count).to_list()
+    return Dataset.from_list([{**row, "images": [picture(i, width=32 + 32 * (i % 2))]} for i, row in enumerate(rows)])
+
+
+def perturbed(model: torch.nn.Module, scale: float = 0.05, seed: int = 1) -> torch.nn.Module:
+    """The same model with noise on every weight, so that policy and reference differ."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return model

@@ -32,6 +32,8 @@ class Divergence:
     def __post_init__(self) -> None:
         if self.kind not in DIVERGENCES:
             raise ValueError(f"f_divergence_type is one of {', '.join(DIVERGENCES)}; got {self.kind!r}.")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"f_alpha_divergence_coef must be finite, got {self.alpha}.")
 
     def __call__(self, logratio: Tensor) -> Tensor:
         """Score log-ratios, shape kept."""

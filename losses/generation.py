@@ -32,7 +32,7 @@ class SFT(PairLoss):
 
     def forward(self, pairs: PairLogps) -> Tensor:
         """Values of the pairs, shape (pairs,)."""
-        nll, tokens = -pairs.whole_chosen, pairs.chosen_tokens.clamp(min=1).to(pairs.chosen.dtype)
+        nll, tokens = -pairs.whole_chosen, pairs.chosen_length
         if self.average == "token":
             return (nll.sum() / tokens.sum()).expand(len(pairs))
         if self.average == "square":

@@ -53,12 +53,15 @@ class Mixture(nn.Module):
         super().__init__()
         if not weighted_losses:
             raise ValueError("A mixture needs at least one loss.")
+        for weight, loss in weighted_losses:
+            if not isinstance(weight, (int, float)) or not isinstance(loss, PairLoss):
+                raise ValueError(f"A mixture takes (weight, loss) with a number and a PairLoss, got ({weight!r}, {loss!r}).")
         self.weights = [float(weight) for weight, _ in weighted_losses]
         self.losses = nn.ModuleList([loss for _, loss in weighted_losses])
         names = self.names
         for name, weight in zip(names, self.weights, strict=True):
             if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"The weight of {name!r} must be 0 or more, got {weight}.")
+                raise ValueError(f"The weight of {name!r} must be 0 or more and finite, got {weight}.")
             if names.count(name) > 1:
                 raise ValueError(f"The loss {name!r} is in the mixture twice. Add up its weights.")
         if not any(self.weights):
@@ -109,9 +112,10 @@ class Mixture(nn.Module):
         )
         for name in names:
             if name not in LOSSES:
-                close = [known for known in LOSSES if str(name) in known]
-                close = close or difflib.get_close_matches(str(name), LOSSES, n=1, cutoff=0.4)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                # By class name too: 'dpo' is DPO, which TRL calls sigmoid, and not cdpo.
+                spelled = {kind.__name__.lower(): known for known, (kind, _) in LOSSES.items()} | {known: known for known in LOSSES}
+                close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
+                hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
                 raise ValueError(f"There is no loss {name!r}.{hint} There are: {', '.join(LOSSES)}.")
         kinds = [LOSSES[name][0] for name in names]
         if label_smoothing and not any(kind.takes_label_smoothing for kind in kinds):
@@ -145,7 +149,14 @@ class Mixture(nn.Module):
         return next((loss.shift for loss in self._all() if isinstance(loss, BCO)), None)
 
     def forward(self, pairs: PairLogps) -> MixtureOutput:
-        """Evaluate all losses on the pairs; see `MixtureOutput`."""
+        """Evaluate all losses on the pairs; see `MixtureOutput`.
+
+        Raises:
+            ValueError: for pairs with weights when a loss sorts the batch, which parts its values from their pairs.
+        """
+        sorting = [loss.name for loss in self._all() if not loss.takes_weight]
+        if pairs.weight is not None and sorting:
+            raise ValueError(f"PairLogps.weight has no meaning for {', '.join(sorting)}, which sorts the batch. Leave one out.")
         per_pair = torch.zeros_like(pairs.chosen)
         terms = {}
         for weight, loss in zip(self.weights, self._all(), strict=True):

@@ -1,5 +1,6 @@
 """PairLogps, what every loss reads; and PairLoss, what every loss is."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # == of tensors has no single truth value
 class PairLogps:
     """Log-probabilities of pairs of answers, all of shape (pairs,).
 
@@ -18,7 +19,7 @@ class PairLogps:
         ref_rejected: log pi_0(y_r|x), likewise.
         chosen_tokens: |y_c|, the number of summed tokens.
         rejected_tokens: |y_r|, likewise.
-        weight: multiplies each pair's loss (WPO, arXiv 2406.11827); None: all 1.
+        weight: multiplies each pair's loss in a `Mixture` (WPO, arXiv 2406.11827); None: all 1.
         sft_chosen: log pi(y_c|x) over the whole answer, where `chosen` counts its tail less (LD-DPO); None: `chosen`.
         mean_sqrt_tokens: scalar, the mean of sqrt(|y_c|) over the pairs of the whole optimiser step, for
             `SFT(average="square")`; None: over these pairs.
@@ -44,19 +45,28 @@ class PairLogps:
                 continue
             if not isinstance(value, Tensor):
                 raise ValueError(f"PairLogps.{field.name} must be a tensor, got {type(value).__name__}.")
-            shape = () if field.name == "mean_sqrt_tokens" else (len(self),)
+            scalar = field.name == "mean_sqrt_tokens"
+            shape = () if scalar else (len(self),)
             if value.shape != shape:
+                reason = "a scalar" if scalar else "one value per pair"
+                raise ValueError(f"PairLogps.{field.name} must have shape {shape}, {reason}, got {tuple(value.shape)}.")
+            if value.device != self.chosen.device:
                 raise ValueError(
-                    f"PairLogps.{field.name} must have shape {shape}, as many as there are pairs, got {tuple(value.shape)}."
+                    f"PairLogps.{field.name} must be on {self.chosen.device}, where `chosen` is, got {value.device}. Move it there."
                 )
             if field.name in ("chosen_tokens", "rejected_tokens"):
+                if value.dtype == torch.bool or value.is_complex():
+                    raise ValueError(f"PairLogps.{field.name} must be numbers of tokens, got {value.dtype}. Sum masks over tokens.")
                 continue
             dtype = self.chosen.dtype
-            if value.dtype != dtype or dtype not in (torch.float32, torch.float64):
+            if dtype not in (torch.float32, torch.float64):
                 raise ValueError(
-                    f"PairLogps.{field.name} must be float32, like all others, got {value.dtype}. Sum token log-probs in "
-                    "float32: lower precision loses whole units of a long answer's log-prob."
+                    f"PairLogps.chosen must be float32 (or float64), got {dtype}. Sum token log-probs in float32: lower "
+                    "precision loses whole units of a long answer's log-prob."
                 )
+            if value.dtype != dtype:
+                expected = str(dtype).removeprefix("torch.")
+                raise ValueError(f"PairLogps.{field.name} must be {expected}, as `chosen` is, got {value.dtype}. Convert one.")
         if (self.ref_chosen is None) != (self.ref_rejected is None):
             missing = "ref_chosen" if self.ref_chosen is None else "ref_rejected"
             raise ValueError(f"PairLogps.{missing} is missing: give both reference log-probs or neither.")
@@ -88,6 +98,16 @@ class PairLogps:
         return self.rejected - self.reference[1]
 
     @property
+    def chosen_length(self) -> Tensor:
+        """|y_c| in the dtype of the log-probs, shape (pairs,); 1 for an answer that truncation left no token, whose sum is 0."""
+        return self.chosen_tokens.clamp(min=1).to(self.chosen.dtype)
+
+    @property
+    def rejected_length(self) -> Tensor:
+        """|y_r|, likewise."""
+        return self.rejected_tokens.clamp(min=1).to(self.rejected.dtype)
+
+    @property
     def whole_chosen(self) -> Tensor:
         """Log pi(y_c|x) with every token counted fully, shape (pairs,)."""
         return self.chosen if self.sft_chosen is None else self.sft_chosen
@@ -101,6 +121,7 @@ class PairLoss(nn.Module):
         needs_reference: whether it reads reference log-probs.
         scope: ``"pair"`` when a pair's value depends on that pair alone; ``"batch"`` when the definition sorts or averages
             over the batch, so that the loss of a split batch is another.
+        takes_weight: whether its values belong to their pairs, so that `PairLogps.weight` can multiply them.
         takes_label_smoothing: whether it has such a parameter.
     """
 
@@ -108,6 +129,7 @@ class PairLoss(nn.Module):
     needs_reference: ClassVar[bool] = True
     takes_label_smoothing: ClassVar[bool] = False
     takes_divergence: ClassVar[bool] = False
+    takes_weight: ClassVar[bool] = True
     scope: Literal["pair", "batch"] = "pair"
 
     def forward(self, pairs: PairLogps) -> Tensor:
@@ -122,6 +144,6 @@ class PairLoss(nn.Module):
 
 def positive(name: str, value: float) -> float:
     """Check a parameter that must be above zero."""
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, got {value}.")
+    if isinstance(value, (bool, str)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, got {value!r}.")
     return value

@@ -120,8 +120,9 @@ class DiscoPOP(_Margin):
     def forward(self, pairs: PairLogps) -> Tensor:
         """Values of the pairs, shape (pairs,)."""
         margin = self.margin(pairs)
-        exponential_share = (margin / self.tau).sigmoid()
-        return -(1 - exponential_share) * F.logsigmoid(margin) + exponential_share * torch.exp(-margin)
+        # w e^-m as one exponential: by themselves w is 0 and e^-m infinite far below 0, and 0 * inf is NaN.
+        exponential = torch.exp(F.logsigmoid(margin / self.tau) - margin)
+        return exponential - (-margin / self.tau).sigmoid() * F.logsigmoid(margin)
 
 
 class _PerToken(_Margin):
@@ -129,8 +130,8 @@ class _PerToken(_Margin):
 
     def per_token_difference(self, pairs: PairLogps) -> Tensor:
         """Shape (pairs,)."""
-        chosen = self.divergence(pairs.chosen_logratio) / pairs.chosen_tokens.clamp(min=1)
-        return chosen - self.divergence(pairs.rejected_logratio) / pairs.rejected_tokens.clamp(min=1)
+        chosen = self.divergence(pairs.chosen_logratio) / pairs.chosen_length
+        return chosen - self.divergence(pairs.rejected_logratio) / pairs.rejected_length
 
 
 class IPO(_PerToken):
@@ -217,6 +218,7 @@ class _Sorted(PairLoss):
 
     scope = "batch"
     takes_label_smoothing = True
+    takes_weight = False
     smoothing_range = "[0, 0.5)"
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
@@ -265,8 +267,8 @@ class ORPO(PairLoss):
 
     def forward(self, pairs: PairLogps) -> Tensor:
         """Values of the pairs, shape (pairs,)."""
-        chosen = _log_odds(pairs.chosen / pairs.chosen_tokens.clamp(min=1))
-        return -self.beta * F.logsigmoid(chosen - _log_odds(pairs.rejected / pairs.rejected_tokens.clamp(min=1)))
+        chosen = _log_odds(pairs.chosen / pairs.chosen_length)
+        return -self.beta * F.logsigmoid(chosen - _log_odds(pairs.rejected / pairs.rejected_length))
 
 
 def _log_odds(logp: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class RewardShift(nn.Module):
 
     A cumulative mean over the detached rewards of every pair (r_c and r_r alike) on every rank, as in the official trainer of
     arXiv 2411.10442, but weighted by pairs. It is one number on all ranks. Sum and count are float64 buffers, so `state_dict`
-    carries delta exactly. Only training moves it.
+    carries delta exactly. Only training moves it, and then every rank must call it equally often.
 
     >>> shift = RewardShift()
     >>> [shift(torch.tensor([reward])).item() for reward in (1.0, 3.0, 5.0)]
@@ -53,7 +53,7 @@ class RewardShift(nn.Module):
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         """Move to a device, but keep float64: `.to(bfloat16)` or `.half()` would lose delta."""
-        device = fn(torch.zeros(())).device
+        device = fn(torch.zeros((), device=self.total.device)).device  # a cast alone leaves it where it is
         dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         self.total, self.count = self.total.to(device, dtype), self.count.to(device, dtype)
         return self

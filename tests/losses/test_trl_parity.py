@@ -140,3 +140,23 @@ def test_the_comparison_is_not_empty(trl):
     assert pairs.chosen_logratio.abs().min() > 0.01
     values = [ours(pairs, name, label_smoothing=0.1 if name in ("exo_pair", "robust") else 0.0) for name in TRL_TYPES]
     assert len({round(value, 4) for value in values}) >= len(TRL_TYPES) - 1  # aot equals aot_unpaired at times
+
+
+def test_ld_alpha(trl):
+    """LD-DPO scales the tail behind the shorter answer's length; SFT still sees the whole chosen answer."""
+    trainer, batch = trl
+    theirs = trl_loss(*trl, loss_types=["sigmoid", "sft"], loss_weights=[1.0, 1.0], use_weighting=False, ld_alpha=0.3)
+    scored = batch["completion_mask"][:, 1:]
+    position, lengths = scored.cumsum(1), scored.sum(1)
+    shared = torch.minimum(*lengths.chunk(2)).repeat(2)[:, None]
+    factor = scored * torch.where(position <= shared, 1.0, 0.3)
+    labels = batch["input_ids"][:, 1:, None]
+    with torch.no_grad():
+        policy, reference = (
+            model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1).gather(-1, labels)
+            for model in (trainer.model, trainer.ref_model)
+        )
+    sums = [part for logps in (policy, reference) for part in (logps.squeeze(-1) * factor).sum(1).chunk(2)]
+    pairs = PairLogps(*sums, *lengths.chunk(2), sft_chosen=(policy.squeeze(-1) * scored).sum(1).chunk(2)[0])
+    assert (factor != scored).any()
+    assert ours(pairs, ["sigmoid", "sft"]) == pytest.approx(theirs, rel=1e-6)

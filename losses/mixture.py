@@ -131,6 +131,15 @@ class Mixture(nn.Module):
                         f"f_divergence_type={f_divergence_type!r} does not fit {kind.name!r}: only differences of scores are free "
                         "of the normaliser that the divergence leaves behind. Use 'reverse_kl'."
                     )
+            if names == ["sft"]:
+                raise ValueError(f"f_divergence_type={f_divergence_type!r} has no effect on sft alone. Leave it out.")
+        if f_alpha_divergence_coef != 0.5 and f_divergence_type != "alpha_divergence":
+            raise ValueError(
+                f"f_alpha_divergence_coef={f_alpha_divergence_coef} has no effect with f_divergence_type={f_divergence_type!r}. "
+                "Leave it out, or use 'alpha_divergence'."
+            )
+        if discopop_tau != 0.05 and "discopop" not in names:
+            raise ValueError(f"discopop_tau={discopop_tau} has no effect on {', '.join(names)}. Leave it out, or add 'discopop'.")
         return cls([(weight, LOSSES[name][1](settings)) for name, weight in zip(names, weights, strict=True)])
 
     @property

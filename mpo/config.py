@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig
 
 from mpo.losses import Mixture
@@ -36,7 +37,8 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
     With ``reward_shift="none"``, ``sft_average="token"`` and ``answer_end="template"`` every loss is TRL's.
 
     Other defaults that differ from TRL's: learning_rate 5e-6, one epoch, weight_decay 0.05, cosine schedule, 5 % warm-up,
-    max_length None (pictures take hundreds of tokens each), logging_nan_inf_filter off (it would log a NaN loss as 0).
+    max_length None (pictures take hundreds of tokens each), bf16 only where the hardware has it, logging_nan_inf_filter off (it
+    would log a NaN loss as 0).
 
     Raises:
         ValueError: for unknown loss types, weights of the wrong number or sign, and settings that no chosen loss uses.
@@ -92,6 +94,8 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             )
         if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
             raise ValueError(f"ld_alpha lies between 0 and 1; got {self.ld_alpha}.")
+        if self.bf16 is None and not self.fp16 and (self.use_cpu or not is_torch_bf16_gpu_available()):
+            self.bf16 = False  # TRL's default stops here with an error
         self.mixture()  # a wrong loss fails here, before any model loads
         super().__post_init__()
 

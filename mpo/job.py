@@ -147,8 +147,6 @@ class TrainJob:
     def arguments(self) -> MPOConfig:
         """The trainer's configuration."""
         given = {name: value for name, value in self.trainer.items() if name != "global_batch_size"}
-        if given.get("bf16", "unset") is None:
-            given["bf16"] = not given.get("fp16") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         arguments = MPOConfig(output_dir=self.run_dir, seed=self.seed, **self.loss, **given)
         total = self.trainer.get("global_batch_size")
         if total is not None:

@@ -1,0 +1,21 @@
+"""MPO in ten lines, as for TRL's DPOTrainer.
+
+    python examples/train_mpo.py MODEL PAIRS.jsonl RUN_DIR
+
+MODEL is a folder or a name on the Hub (OpenGVLab/InternVL3-1B-hf). A line of PAIRS.jsonl:
+{"image": "a.png", "question": "...", "chosen": "...", "rejected": "..."}
+"""
+
+import sys
+
+from mpo import MPOConfig, MPOTrainer
+from mpo.data.sources import load_pairs
+
+model, pairs, run_dir = sys.argv[1:]
+trainer = MPOTrainer(
+    model=model,
+    args=MPOConfig(run_dir, per_device_train_batch_size=2, report_to="none"),
+    train_dataset=load_pairs(pairs),
+)
+trainer.train()
+trainer.save_model()

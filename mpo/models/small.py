@@ -1,0 +1,285 @@
+"""Small InternVL models with a tokenizer of their own, built in a second without any download.
+
+Every part is transformers' own class: `InternVLForConditionalGeneration`, `InternVLProcessor`, the GOT-OCR2 image processor with
+its dynamic tiling, the InternVL video processor and a Qwen2-style tokenizer. Only the sizes, the vocabulary and the weights differ
+from a published checkpoint, so whatever runs on these models runs on the published ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex as TokenizersRegex
+from transformers import (
+    GenerationConfig,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    InternVLVisionConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    Qwen3Config,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+TextFamily = Literal["qwen2", "qwen3", "llama"]
+
+DOWNSAMPLE_RATIO = 0.5
+"""Pixel shuffle: four neighbouring patches become one token, as in every published InternVL."""
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
+VIDEO_TOKEN = "<video>"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}"
+    "{{ message['content'] }}"
+    "{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% endif %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""InternVL's ChatML as its transformers checkpoints have it: no default system message, one placeholder per picture."""
+
+
+def small_processor(
+    texts: Iterable[str],
+    *,
+    image_size: int = 32,
+    patch_size: int = 8,
+    max_patches: int = 12,
+    vocab_size: int = 512,
+    crop_to_patches: bool = True,
+    eos_token: str = "<|im_end|>",
+) -> InternVLProcessor:
+    """Builds an InternVL processor whose tokenizer is trained on the spot.
+
+    Args:
+        texts: what the byte-pair merges are learned from; everything else still tokenizes, down to bytes. Digits stay single tokens.
+        image_size: height and width of one tile, in pixels.
+        patch_size: height and width of one vision-tower patch, in pixels; `image_size` must be an even multiple of it.
+        max_patches: the most tiles a picture is cut into. A picture of more than one tile gets a thumbnail tile behind them, always:
+            transformers' image processor has no switch for that.
+        vocab_size: at most this many tokens, at least 256 bytes and 13 special ones. Few texts give fewer.
+        crop_to_patches: False gives every picture one tile, squeezed to a square.
+        eos_token: the tokenizer's end-of-sequence token. Published InternVL 2.5 and 3 have `<|im_end|>`; some chat models have a different
+            one than the token that ends a turn, which is worth a test.
+
+    Returns:
+        A processor that `save_pretrained` and `AutoProcessor.from_pretrained` carry to disk and back.
+
+    Raises:
+        ValueError: for sizes that do not divide, or a vocabulary without room for the bytes.
+    """
+    tokenizer = _train_tokenizer(texts, vocab_size=vocab_size, eos_token=eos_token)
+    return processor_around(
+        tokenizer, image_size=image_size, patch_size=patch_size, max_patches=max_patches, crop_to_patches=crop_to_patches
+    )
+
+
+def processor_around(
+    tokenizer: Any, *, image_size: int, patch_size: int, max_patches: int = 12, crop_to_patches: bool = True
+) -> InternVLProcessor:
+    """Builds an InternVL processor around a tokenizer that has InternVL's tokens; arguments as of `small_processor`."""
+    image_seq_length = _tokens_per_tile(image_size, patch_size)
+    if max_patches < 1:
+        raise ValueError(f"max_patches is the most tiles a picture may be cut into and must be 1 or more, not {max_patches}.")
+    pixels: dict[str, Any] = {
+        "size": {"height": image_size, "width": image_size},
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    }
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(crop_to_patches=crop_to_patches, min_patches=1, max_patches=max_patches, **pixels),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(**pixels),
+        image_seq_length=image_seq_length,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def small_internvl(
+    processor: InternVLProcessor,
+    *,
+    text: TextFamily = "qwen2",
+    hidden_size: int = 64,
+    layers: int = 2,
+    heads: int | None = None,
+    vision_hidden_size: int = 64,
+    vision_layers: int = 2,
+    vision_heads: int | None = None,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    max_position_embeddings: int = 8192,
+    tie_word_embeddings: bool = False,
+    layer_scale_init_value: float = 0.1,
+    seed: int = 0,
+) -> InternVLForConditionalGeneration:
+    """Builds a randomly initialised InternVL that fits a processor.
+
+    Args:
+        processor: from `small_processor`, or any InternVL processor: vocabulary, picture token and tile size are taken from it.
+        text: the language model's architecture.
+        hidden_size: width of the language model; its MLP is three times as wide.
+        layers: layers of the language model.
+        heads: attention heads of the language model, by default one per 32 channels (at least 2); half as many key-value heads.
+        vision_hidden_size: width of the vision tower; its MLP is four times as wide.
+        vision_layers: layers of the vision tower.
+        vision_heads: attention heads of the vision tower, by default one per 32 channels (at least 2).
+        image_size: tile size in pixels, by default the processor's.
+        patch_size: patch size in pixels, by default the one that gives the processor's number of tokens per tile.
+        max_position_embeddings: the longest sequence, in tokens.
+        tie_word_embeddings: one matrix for input embeddings and output head. Published InternVLs up to 3.0 have two.
+        layer_scale_init_value: initial scale of the vision tower's residual branches.
+        seed: of the initial weights. The caller's random state is left as it was.
+
+    Returns:
+        The model in float32 and eval mode. `generate` stops at `<|im_end|>`.
+
+    Raises:
+        ValueError: for an unknown family, or sizes that do not fit together or not the processor.
+    """
+    if text not in ("qwen2", "qwen3", "llama"):
+        raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama', not {text!r}.")
+    tokenizer = processor.tokenizer
+    tile = processor.image_processor.size["height"] if image_size is None else image_size
+    patch = _patch_size_of(tile, processor.image_seq_length) if patch_size is None else patch_size
+    if _tokens_per_tile(tile, patch) != processor.image_seq_length:
+        raise ValueError(
+            f"A {tile}-pixel tile of {patch}-pixel patches gives {_tokens_per_tile(tile, patch)} tokens, but the processor writes "
+            f"{processor.image_seq_length} per tile. Leave image_size and patch_size out to take the processor's."
+        )
+    heads = heads or max(2, hidden_size // 32)
+    vision_heads = vision_heads or max(2, vision_hidden_size // 32)
+    _check_divides("hidden_size", hidden_size, "heads", heads)
+    _check_divides("vision_hidden_size", vision_hidden_size, "vision_heads", vision_heads)
+
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(
+            hidden_size=vision_hidden_size,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=vision_heads,
+            intermediate_size=4 * vision_hidden_size,
+            attention_bias=True,
+            image_size=[tile, tile],
+            patch_size=[patch, patch],
+            layer_scale_init_value=layer_scale_init_value,
+        ),
+        text_config=_text_config(
+            text,
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=3 * hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
+            max_position_embeddings=max_position_embeddings,
+            tie_word_embeddings=tie_word_embeddings,
+            bos_token_id=None,
+            eos_token_id=end_of_turn,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_id=processor.image_token_id,
+        image_seq_length=processor.image_seq_length,
+        downsample_ratio=DOWNSAMPLE_RATIO,
+        tie_word_embeddings=tie_word_embeddings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = InternVLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(eos_token_id=end_of_turn, pad_token_id=tokenizer.pad_token_id)
+    return model.eval()
+
+
+def _text_config(family: TextFamily, **sizes: Any) -> PreTrainedConfig:
+    if family == "qwen2":
+        return Qwen2Config(**sizes)
+    head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
+    return (Qwen3Config if family == "qwen3" else LlamaConfig)(head_dim=head_dim, **sizes)
+
+
+def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, eos_token: str) -> Qwen2Tokenizer:
+    special = [*CONTROL_TOKENS, *INTERNVL_TOKENS, VIDEO_TOKEN]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(alphabet) + len(special):
+        raise ValueError(
+            f"vocab_size must be at least {len(alphabet) + len(special)} (256 bytes and {len(special)} special tokens), not {vocab_size}."
+        )
+    if eos_token not in special:
+        raise ValueError(f"eos_token must be one of {', '.join(special)}, not {eos_token!r}.")
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(TokenizersRegex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(special), initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = Qwen2Tokenizer(
+        vocab=bpe.get_vocab(),
+        merges=_merges(bpe),
+        unk_token=None,
+        eos_token=eos_token,
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": VIDEO_TOKEN,
+        },
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
+    return tokenizer
+
+
+def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
+    return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+
+
+def _tokens_per_tile(image_size: int, patch_size: int) -> int:
+    if image_size < 1 or patch_size < 1 or image_size % (2 * patch_size):
+        raise ValueError(
+            f"image_size must be an even multiple of patch_size (pixel shuffle joins 2 x 2 patches), but {image_size} / {patch_size} is "
+            f"{image_size / max(patch_size, 1):g}."
+        )
+    return int((image_size // patch_size) ** 2 * DOWNSAMPLE_RATIO**2)
+
+
+def _patch_size_of(image_size: int, image_seq_length: int) -> int:
+    return max(1, image_size // round(math.sqrt(image_seq_length) / DOWNSAMPLE_RATIO))
+
+
+def _check_divides(name: str, size: int, heads_name: str, heads: int) -> None:
+    if size % heads or size // heads % 2:
+        raise ValueError(f"{name} / {heads_name} must be an even number, but {size} / {heads} is {size / heads:g}.")

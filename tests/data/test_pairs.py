@@ -1,0 +1,99 @@
+"""Files of pairs to records."""
+
+import json
+
+import pytest
+from support import picture
+
+from mpo.data.sources import load_pairs
+
+GOOD = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.png"):
+        picture(0).save(tmp_path / name)
+    return tmp_path
+
+
+def write(folder, *lines) -> str:
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return str(path)
+
+
+def parts(message) -> list[str]:
+    return [part["text"] if part["type"] == "text" else "<image>" for part in message[0]["content"]]
+
+
+def test_mmpr_lines(folder):
+    """One picture, several (placed by marks), none."""
+    pairs = load_pairs(
+        write(
+            folder,
+            GOOD,
+            {**GOOD, "image": ["a.png", "b.png"], "question": "First <image>\nsecond <image>?", "id": "two"},
+            "",
+            {key: value for key, value in GOOD.items() if key != "image"},
+        )
+    )
+    assert [len(row["images"]) for row in pairs] == [1, 2, 0]
+    assert parts(pairs[0]["prompt"]) == ["<image>", "What is it?"]
+    assert parts(pairs[1]["prompt"]) == ["First ", "<image>", "second ", "<image>", "?"]
+    assert parts(pairs[2]["prompt"]) == ["What is it?"]
+    assert parts(pairs[0]["chosen"]) == ["A cat."]
+    assert pairs[1]["id"] == "two"
+    assert pairs[0]["images"][0].size == (64, 32)
+
+
+def test_messages(folder):
+    line = {
+        "images": ["a.png"],
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}],
+        "chosen": [{"role": "assistant", "content": "A cat."}],
+        "rejected": [{"role": "assistant", "content": "A dog."}],
+    }
+    (row,) = load_pairs(write(folder, line))
+    assert [message["role"] for message in row["prompt"]] == ["system", "user"]
+    assert parts(row["prompt"][1:]) == ["<image>", "What is it?"]
+
+
+def test_limit(folder):
+    assert len(load_pairs(write(folder, GOOD, GOOD, GOOD), limit=2)) == 2
+
+
+def test_parquet_and_saved_folders(folder):
+    pairs = load_pairs(write(folder, GOOD, GOOD))
+    pairs.to_parquet(folder / "pairs.parquet")
+    pairs.save_to_disk(folder / "saved")
+    for path in ("pairs.parquet", "saved"):
+        loaded = load_pairs(folder / path)
+        assert loaded[0]["chosen"] == pairs[0]["chosen"]
+        assert loaded[0]["images"][0].size == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": ', r"pairs.jsonl:2: not JSON"),
+        ("[1, 2]", "a JSON list instead of an object"),
+        ({"question": "?", "chosen": "a"}, "'rejected' is missing"),
+        ({**GOOD, "chosen": ""}, "'chosen' is empty"),
+        ({**GOOD, "rejected": GOOD["chosen"]}, "the same answer"),
+        ({**GOOD, "image": "missing.png"}, "no picture 'missing.png'"),
+        ({**GOOD, "image": "../outside.png"}, "lies outside"),
+        ({**GOOD, "question": "<image><image>?"}, "2 <image> marks for 1 pictures"),
+    ],
+)
+def test_refusals_name_the_line(folder, line, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_pairs(write(folder, GOOD, line))
+    assert "pairs.jsonl:2" in str(error.value)
+
+
+def test_missing_and_empty_files(folder):
+    with pytest.raises(ValueError, match="There is no file"):
+        load_pairs(folder / "nothing.jsonl")
+    with pytest.raises(ValueError, match="has no pairs"):
+        load_pairs(write(folder, ""))

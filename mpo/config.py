@@ -94,7 +94,8 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             )
         if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
             raise ValueError(f"ld_alpha lies between 0 and 1; got {self.ld_alpha}.")
-        if self.bf16 is None and not self.fp16 and (self.use_cpu or not is_torch_bf16_gpu_available()):
+        bf16: bool | None = self.bf16  # type: ignore[has-type]
+        if bf16 is None and not self.fp16 and (self.use_cpu or not is_torch_bf16_gpu_available()):
             self.bf16 = False  # TRL's default stops here with an error
         self.mixture()  # a wrong loss fails here, before any model loads
         super().__post_init__()

@@ -122,6 +122,33 @@ def test_lora_has_no_second_model(processor, internvl, tmp_path):
             assert torch.equal(parameter, base[original]), name
 
 
+def test_lora_under_gradient_checkpointing(processor, internvl, tmp_path):
+    """The first step's gradient norm is that of a run without checkpointing."""
+    norms = []
+    for checkpointing in (False, True):
+        trainer = build(
+            tmp_path,
+            copy.deepcopy(internvl),
+            processor,
+            picture_pairs(4),
+            peft_config=LoraConfig(r=4, target_modules=LORA.target_modules),
+            gradient_checkpointing=checkpointing,
+            max_steps=1,
+        )
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[0] > 0
+
+
+def test_several_evaluation_sets(processor, internvl, tmp_path):
+    evaluation = {"pictures": picture_pairs(3), "text": text_pairs(2)}
+    trainer = build(tmp_path, internvl, processor, picture_pairs(4), eval_dataset=evaluation)
+    metrics = trainer.evaluate()
+    assert {"eval_pictures_loss/sft", "eval_text_loss/sft"} <= set(metrics)
+    assert metrics["eval_pictures_loss"] != metrics["eval_text_loss"]
+
+
 def test_disable_dropout_spares_adapters(processor, internvl, tmp_path):
     trainer = build(tmp_path, internvl, processor, picture_pairs(4), peft_config=LORA)
     rates = {m.p for n, m in trainer.model.named_modules() if "lora_dropout" in n and isinstance(m, torch.nn.Dropout)}

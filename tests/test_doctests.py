@@ -1,0 +1,29 @@
+"""Every example in a docstring runs."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import mpo
+
+# The editable install maps losses to a folder of its own, which a walk from mpo's does not meet.
+PACKAGES = [mpo, importlib.import_module("mpo.losses")]
+MODULES = sorted(
+    {package.__name__ for package in PACKAGES}
+    | {info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")}
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    module = importlib.import_module(name)
+    failures, _ = doctest.testmod(module)
+    assert failures == 0
+
+
+def test_there_are_some():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    examples = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
+    assert len(examples) >= 8

@@ -27,7 +27,7 @@ def text_pairs(count: int) -> Dataset:
         [
             {
                 "prompt": messages(f"What is {i} plus {i}?", "user"),
-                "chosen": messages(f"{i} plus {i} is {2 * i}. Final answer: {2 * i}", "assistant"),
+                "chosen": messages(f"{i} plus {i} is {2 * i}." + " So it is." * (i % 2) + f" Final answer: {2 * i}", "assistant"),
                 "rejected": messages(f"The answer is {i}" + " not" * (i % 3), "assistant"),
             }
             for i in range(count)

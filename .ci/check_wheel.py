@@ -1,14 +1,17 @@
 """Check the built wheel: what is in it, and that it works without the checkout.
 
-The wheel is unpacked into an empty folder that shadows the editable install, and used from another folder.
+The wheel is unpacked into an empty folder beside a copy of some of the tests, where the editable install is not active.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+ROOMS = ("losses", "packing", "data", "commands")
 
 CHECK = """
 import sys, time
@@ -48,7 +51,11 @@ def main() -> None:
         # Without site's .pth files the editable install is not active; the environment's libraries still are.
         libraries = next(path for path in sys.path if path.endswith("site-packages"))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([site, libraries])}
-        subprocess.run([sys.executable, "-S", "-c", CHECK, site], check=True, cwd=site, env=environment, stdout=subprocess.DEVNULL)
+        python = [sys.executable, "-S"]
+        subprocess.run([*python, "-c", CHECK, site], check=True, cwd=site, env=environment, stdout=subprocess.DEVNULL)
+        shutil.copytree(checkout / "tests", Path(folder) / "tests")
+        pytest = [*python, "-m", "pytest", "-q", "--import-mode=importlib", "-o", "pythonpath=tests", "-o", "markers=slow: -"]
+        subprocess.run([*pytest, *(f"tests/{room}" for room in ROOMS)], check=True, cwd=folder, env=environment)
     print(f"{wheel.name}: {len(names)} files, works from outside the checkout")
 
 

@@ -1,0 +1,93 @@
+"""MPOConfig: the paper's defaults, TRL's meanings, refusals, the command line."""
+
+import pytest
+from transformers import HfArgumentParser
+from trl import DPOConfig
+
+from mpo import MPOConfig, MPOTrainer
+
+
+def config(**settings) -> MPOConfig:
+    return MPOConfig("out", **{"use_cpu": True, "report_to": "none", **settings})
+
+
+def test_defaults_are_the_papers():
+    """arXiv 2411.10442, section 7 and equation 3."""
+    args = config()
+    assert repr(args.mixture()) == "Mixture(0.8 sigmoid + 0.2 bco_pair + 1 sft)"
+    assert (args.beta, args.learning_rate, args.weight_decay, args.num_train_epochs) == (0.1, 5e-6, 0.05, 1)
+    assert (args.lr_scheduler_type, args.warmup_steps, args.adam_beta1, args.adam_beta2) == ("cosine", 0.05, 0.9, 0.999)
+    assert (args.reward_shift, args.sft_average, args.answer_end, args.max_length) == (
+        "running_mean",
+        "answer",
+        "end_of_turn",
+        None,
+    )
+
+
+def test_loss_type_means_what_it_means_in_trl():
+    assert repr(config(loss_type="sigmoid").mixture()) == "Mixture(1 sigmoid)"
+    assert config(loss_type=["sigmoid", "bco_pair", "sft"]).loss_weights is None  # 1.0 each, as TRL has it
+    assert config(loss_weights=[1.0, 0.5, 0.25]).mixture().weights == [1.0, 0.5, 0.25]
+
+
+def test_every_field_of_trls_is_there():
+    assert set(DPOConfig.__dataclass_fields__) <= set(MPOConfig.__dataclass_fields__)
+
+
+def test_bf16_only_where_the_hardware_has_it():
+    assert config().bf16 is False
+    assert config(bf16=True).bf16 is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": "bco"}, "Did you mean 'bco_pair'"),
+        ({"loss_weights": [1.0]}, "1 numbers for the 3 losses"),
+        ({"label_smoothing": 0.1}, "has no effect"),
+        ({"reward_shift": "ema"}, "reward_shift is one of 'running_mean', 'none'"),
+        ({"sft_average": "tokens"}, "sft_average is one of"),
+        ({"answer_end": "eos"}, "answer_end is one of"),
+        ({"ld_alpha": 1.5}, "ld_alpha lies between 0 and 1"),
+        ({"loss_type": ["aot"], "use_weighting": True}, "sort the batch"),
+        ({"f_divergence_type": "js_divergence"}, "does not fit 'bco_pair'"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_command_line():
+    words = ["--output_dir", "out", "--use_cpu", "true", "--loss_type", "sigmoid", "sft", "--sft_average", "token"]
+    (args,) = HfArgumentParser(MPOConfig).parse_args_into_dataclasses(words)
+    assert (args.loss_type, args.sft_average) == (["sigmoid", "sft"], "token")
+
+
+def test_a_dpo_config_is_refused(internvl, processor, pairs_of_text):
+    with pytest.raises(ValueError, match="takes an MPOConfig, got DPOConfig"):
+        MPOTrainer(
+            internvl,
+            args=DPOConfig("out", use_cpu=True, bf16=False, report_to="none"),
+            train_dataset=pairs_of_text,
+            processing_class=processor,
+        )
+
+
+def test_a_config_built_model_needs_its_processor(internvl, pairs_of_text):
+    with pytest.raises(ValueError, match="built from a config.*processing_class"):
+        MPOTrainer(internvl, args=config(), train_dataset=pairs_of_text)
+
+
+def test_a_quantized_model_needs_an_adapter(internvl, processor, pairs_of_text, tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    with pytest.raises(ValueError, match="cannot be trained as a whole.*peft_config"):
+        MPOTrainer(
+            str(tmp_path),
+            args=config(),
+            train_dataset=pairs_of_text,
+            processing_class=processor,
+            quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        )

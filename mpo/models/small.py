@@ -76,15 +76,16 @@ def small_processor(
     """Builds an InternVL processor whose tokenizer is trained on the spot.
 
     Args:
-        texts: what the byte-pair merges are learned from; everything else still tokenizes, down to bytes. Digits stay single tokens.
+        texts: what the byte-pair merges are learned from; everything else still tokenizes, down to bytes. Digits stay single
+            tokens.
         image_size: height and width of one tile, in pixels.
         patch_size: height and width of one vision-tower patch, in pixels; `image_size` must be an even multiple of it.
-        max_patches: the most tiles a picture is cut into. A picture of more than one tile gets a thumbnail tile behind them, always:
-            transformers' image processor has no switch for that.
+        max_patches: the most tiles a picture is cut into. A picture of more than one tile gets a thumbnail tile behind them,
+            always: transformers' image processor has no switch for that.
         vocab_size: at most this many tokens, at least 256 bytes and 13 special ones. Few texts give fewer.
         crop_to_patches: False gives every picture one tile, squeezed to a square.
-        eos_token: the tokenizer's end-of-sequence token. Published InternVL 2.5 and 3 have `<|im_end|>`; some chat models have a different
-            one than the token that ends a turn, which is worth a test.
+        eos_token: the tokenizer's end-of-sequence token. Published InternVLs have `<|im_end|>`; in some chat models it is not the
+            token that ends a turn, which is worth a test.
 
     Returns:
         A processor that `save_pretrained` and `AutoProcessor.from_pretrained` carry to disk and back.
@@ -225,7 +226,8 @@ def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, eos_token: str) -
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(special):
         raise ValueError(
-            f"vocab_size must be at least {len(alphabet) + len(special)} (256 bytes and {len(special)} special tokens), not {vocab_size}."
+            f"vocab_size must be at least {len(alphabet) + len(special)} (256 bytes and {len(special)} special tokens), not "
+            f"{vocab_size}."
         )
     if eos_token not in special:
         raise ValueError(f"eos_token must be one of {', '.join(special)}, not {eos_token!r}.")
@@ -270,8 +272,8 @@ def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
 def _tokens_per_tile(image_size: int, patch_size: int) -> int:
     if image_size < 1 or patch_size < 1 or image_size % (2 * patch_size):
         raise ValueError(
-            f"image_size must be an even multiple of patch_size (pixel shuffle joins 2 x 2 patches), but {image_size} / {patch_size} is "
-            f"{image_size / max(patch_size, 1):g}."
+            f"image_size must be an even multiple of patch_size (pixel shuffle joins 2 x 2 patches), but {image_size} / "
+            f"{patch_size} is {image_size / max(patch_size, 1):g}."
         )
     return int((image_size // patch_size) ** 2 * DOWNSAMPLE_RATIO**2)
 

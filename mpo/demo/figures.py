@@ -1,0 +1,117 @@
+"""The plots of the report."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mpo.demo.questions import KINDS
+from mpo.evaluation.intervals import wilson_interval
+
+BEFORE, AFTER, THIRD, GREY = "#9aa5b1", "#2563a8", "#c2571a", "#52606d"
+
+
+def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Bars of held-out accuracy before and after, with 95 % intervals: all questions, each kind, and reading alone.
+
+    Args:
+        before: numbers of the stage `before`.
+        after: numbers of the stage `after`.
+
+    Returns:
+        A PNG as a data URL, like every function here.
+    """
+    groups = [("all questions", *((n["correct"], n["total"]) for n in (before, after)))]
+    groups += [(name, *(tuple(n["kinds"][name]) for n in (before, after))) for name in KINDS if before["kinds"][name][1]]
+    groups += [("digits read", *((n["read"], n["total"]) for n in (before, after)))]
+    figure, axes = _figure()
+    for offset, index, colour, label in ((-0.2, 1, BEFORE, "before MPO"), (0.2, 2, AFTER, "after MPO")):
+        counts = [group[index] for group in groups]
+        shares = [100 * right / total for right, total in counts]
+        bounds = [wilson_interval(right, total) for right, total in counts]
+        errors = [
+            [share - 100 * low for share, (low, _) in zip(shares, bounds, strict=True)],
+            [100 * high - share for share, (_, high) in zip(shares, bounds, strict=True)],
+        ]
+        places = [place + offset for place in range(len(groups))]
+        whiskers = {"ecolor": "#1f2933", "capsize": 3, "lw": 1}
+        axes.bar(places, shares, 0.38, color=colour, label=label, yerr=errors, error_kw=whiskers)
+        for place, share, high in zip(places, shares, errors[1], strict=True):
+            axes.annotate(f"{share:.0f}", (place, share + high), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.set_xticks(range(len(groups)), [group[0] for group in groups])
+    axes.set_ylim(0, 108)
+    axes.set_ylabel("right, %")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, frameon=False)
+    return _as_url(figure)
+
+
+def terms_figure(log: Sequence[Mapping[str, float]]) -> str:
+    """The weighted loss and each unweighted term over the steps of MPO training."""
+    figure, axes = _figure()
+    for key, label, colour in (
+        ("loss", "loss = 0.8 preference + 0.2 quality + generation", "#1f2933"),
+        ("loss/sigmoid", "preference (DPO)", AFTER),
+        ("loss/bco_pair", "quality (BCO)", THIRD),
+        ("loss/sft", "generation (SFT)", GREY),
+    ):
+        _line(axes, log, key, label, colour)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("nats")
+    axes.legend(fontsize=8, frameon=False)
+    return _as_url(figure)
+
+
+def rewards_figure(log: Sequence[Mapping[str, float]]) -> str:
+    """Rewards of chosen and rejected answers, and the reward shift delta between them."""
+    figure, axes = _figure()
+    _line(axes, log, "rewards/chosen", "reward of chosen", AFTER)
+    _line(axes, log, "rewards/rejected", "reward of rejected", THIRD)
+    _line(axes, log, "reward_shift", "reward shift delta (running mean)", "#1f2933", style="--")
+    axes.axhline(0, color="#cbd2d9", lw=0.8, zorder=0)
+    axes.legend(fontsize=8, frameon=False)
+    return _as_url(figure)
+
+
+def margin_figure(log: Sequence[Mapping[str, float]]) -> str:
+    """Reward margin, and the share of pairs whose chosen answer has the higher reward."""
+    figure, axes = _figure()
+    _line(axes, log, "rewards/margins", "margin (left)", AFTER)
+    axes.axhline(0, color="#cbd2d9", lw=0.8, zorder=0)
+    axes.set_ylabel("margin")
+    right = axes.twinx()
+    right.spines["top"].set_visible(False)
+    _line(right, log, "rewards/accuracies", "chosen above rejected (right)", GREY)
+    right.set_ylim(0, 1.05)
+    axes.legend(handles=[*axes.get_lines()[:1], *right.get_lines()], fontsize=8, frameon=False, loc="lower right")
+    return _as_url(figure)
+
+
+def _line(axes: Axes, log: Sequence[Mapping[str, float]], key: str, label: str, colour: str, style: str = "-") -> None:
+    points = [(entry["step"], entry[key]) for entry in log if key in entry]
+    axes.plot([step for step, _ in points], [value for _, value in points], style, color=colour, label=label, lw=1.5)
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _as_url(figure: Figure) -> str:
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=160)
+    return png_url(png.getvalue())
+
+
+def png_url(png: bytes) -> str:
+    """A PNG as a data URL, to stand in a page itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,0 +1,83 @@
+"""Pictures of handwritten digits side by side, from sources that no two splits share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SPLITS = ("worked", "questions", "held_out")
+
+
+@dataclass(frozen=True)
+class Handwriting:
+    """Single handwritten digits.
+
+    Attributes:
+        images: shape `(sources, 8, 8)`, ink from 0 to 16.
+        labels: shape `(sources,)`, 0 to 9.
+    """
+
+    images: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+def load_handwriting() -> Handwriting:
+    """The 1,797 scanned digits that come with scikit-learn (UCI Optical Recognition of Handwritten Digits, test part)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return Handwriting(images=digits.images, labels=digits.target)
+
+
+def split_sources(
+    labels: NDArray[np.int64], *, worked: int, questions: int, rng: np.random.Generator
+) -> dict[str, NDArray[np.int64]]:
+    """Deals every source digit to exactly one split, each digit equally often as far as the numbers go.
+
+    Args:
+        labels: shape `(sources,)`, 0 to 9.
+        worked: sources for the worked examples; a multiple of ten.
+        questions: sources for the questions; a multiple of ten. The rest is held out.
+        rng: where the shuffling comes from.
+
+    Returns:
+        Source indices by split name, sorted.
+
+    Raises:
+        ValueError: when a split cannot have its share of every digit, or nothing would be held out.
+    """
+    if worked % 10 or questions % 10:
+        raise ValueError(f"Sources are dealt evenly over ten digits: {worked} and {questions} must be multiples of ten.")
+    dealt: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for digit in range(10):
+        sources = rng.permutation(np.flatnonzero(labels == digit))
+        first, second = worked // 10, (worked + questions) // 10
+        if second >= len(sources):
+            raise ValueError(
+                f"{second} sources of the digit {digit} asked for, but there are {len(sources)} and some must be held out: "
+                "ask for fewer worked or question sources."
+            )
+        dealt["worked"] += sources[:first].tolist()
+        dealt["questions"] += sources[first:second].tolist()
+        dealt["held_out"] += sources[second:].tolist()
+    return {name: np.array(sorted(sources)) for name, sources in dealt.items()}
+
+
+def draw(handwriting: Handwriting, sources: Sequence[int], *, digit_size: int) -> Image.Image:
+    """Puts digits side by side, black ink on white paper.
+
+    Args:
+        handwriting: where the digits come from.
+        sources: which digits, from left to right.
+        digit_size: width and height of each digit in pixels.
+
+    Returns:
+        An RGB picture of `digit_size * len(sources)` by `digit_size` pixels.
+    """
+    ink = np.concatenate([handwriting.images[source] for source in sources], axis=1)
+    paper = Image.fromarray((255 - ink * (255 / 16)).round().astype(np.uint8))
+    return paper.resize((digit_size * len(sources), digit_size), Image.Resampling.BICUBIC).convert("RGB")

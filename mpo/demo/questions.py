@@ -1,0 +1,69 @@
+"""The questions of the demo and how each is worked out, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class QuestionKind:
+    """One kind of question about the digits of a picture.
+
+    Attributes:
+        name: short name, used in files and tables.
+        text: the question as the model reads it.
+        work: digits -> (the steps in words, the answer).
+    """
+
+    name: str
+    text: str
+    work: Callable[[Sequence[int]], tuple[str, str]]
+
+    def answer(self, digits: Sequence[int]) -> str:
+        """The ground truth for digits read from left to right.
+
+        >>> KINDS["sum"].answer([3, 8, 1])
+        '12'
+        """
+        return self.work(digits)[1]
+
+    def worked_example(self, digits: Sequence[int]) -> str:
+        """The reasoning a worked example shows, in three lines, the last of which states the final answer.
+
+        >>> print(KINDS["sum"].worked_example([3, 8, 1]))
+        The digits are 3 8 1
+        3 + 8 = 11 , 11 + 1 = 12
+        Final answer: 12
+        """
+        steps, answer = self.work(digits)
+        return f"The digits are {' '.join(map(str, digits))}\n{steps}\nFinal answer: {answer}"
+
+
+def _sum(digits: Sequence[int]) -> tuple[str, str]:
+    steps, total = [], digits[0]
+    for digit in digits[1:]:
+        steps.append(f"{total} + {digit} = {total + digit}")
+        total += digit
+    return " , ".join(steps), str(total)
+
+
+def _order(digits: Sequence[int]) -> tuple[str, str]:
+    ordered = [str(digit) for digit in sorted(digits)]
+    return "In order " + " , ".join(ordered), " ".join(ordered)
+
+
+def _double(digits: Sequence[int]) -> tuple[str, str]:
+    steps = [f"{digit} + {digit} = {2 * digit}" for digit in digits]
+    return " , ".join(steps), " ".join(str(2 * digit) for digit in digits)
+
+
+KINDS: dict[str, QuestionKind] = {
+    kind.name: kind
+    for kind in (
+        QuestionKind("sum", "What is the sum of all digits?", _sum),
+        QuestionKind("order", "What are the digits from smallest to largest?", _order),
+        QuestionKind("double", "What is twice each digit?", _double),
+    )
+}
+"""Every kind of question, by name. Each answer depends on every digit, so that a misread picture seldom leads to a right one."""

@@ -1,0 +1,99 @@
+"""The stages of the demo, one after the other, each only once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from mpo.demo.dataset import make_dataset
+from mpo.demo.folder import DemoFolder
+from mpo.demo.report import write_report
+from mpo.demo.settings import DemoSettings
+from mpo.demo.stages import measure_after, measure_before, pair, sample, train_mpo
+from mpo.demo.warmup import warm_up
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: under which its time and numbers are kept in `progress.json`.
+        title: what it does, in a few words.
+        run: does it; returns its numbers. An interrupted stage is run again and may use what lies in the folder.
+        made: what it makes, relative to the output folder.
+    """
+
+    name: str
+    title: str
+    run: Callable[[DemoFolder, DemoSettings], dict[str, Any]]
+    made: str
+
+
+STAGES = (
+    Stage("data", "draw pictures of handwriting, and ask about them", make_dataset, "data/"),
+    Stage("warm_up", "warm a new model up on the few worked examples", warm_up, "warm/"),
+    Stage("before", "measure it on held-out pictures", measure_before, "answers_before.jsonl"),
+    Stage("sample", "sample its answers to the questions", sample, "samples.jsonl"),
+    Stage("pair", "pair right with wrong answers", pair, "pairs.jsonl"),
+    Stage("mpo", "train on the pairs with MPO", train_mpo, "mpo/"),
+    Stage("after", "measure on the same held-out pictures", measure_after, "answers_after.jsonl"),
+    Stage("report", "write the report", write_report, "report.html"),
+)
+
+
+def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False) -> dict[str, Any]:
+    """Runs the stages that are not finished yet.
+
+    Args:
+        output_dir: where everything goes. A folder with an interrupted run of the same settings is gone on with.
+        settings: how large the demo is.
+        restart: throw away what an earlier run left in the folder.
+
+    Returns:
+        For each stage, by name: `seconds` it took and its `numbers`.
+
+    Raises:
+        ValueError: when the folder holds a run of other settings, or something that is no demo.
+    """
+    folder = DemoFolder(output_dir)
+    _prepare(folder, settings, restart)
+    progress = folder.read_progress()
+    for number, stage in enumerate(STAGES, start=1):
+        entry = progress.setdefault(stage.name, {"seconds": 0.0, "done": False})
+        heading = f"[{number}/{len(STAGES)}] {stage.title}"
+        if entry["done"]:
+            print(f"{heading}: done before, in {entry['seconds']:.0f} s -> {folder.root / stage.made}")
+            continue
+        print(heading, flush=True)
+        set_seed(settings.seed)
+        started = time.monotonic()
+        try:
+            entry["numbers"] = stage.run(folder, settings)
+            entry["done"] = True
+        finally:
+            entry["seconds"] += time.monotonic() - started
+            folder.write_progress(progress)
+        print(f"      {entry['seconds']:.0f} s -> {folder.root / stage.made}", flush=True)
+    return progress
+
+
+def _prepare(folder: DemoFolder, settings: DemoSettings, restart: bool) -> None:
+    if folder.root.exists() and any(folder.root.iterdir()):
+        if not folder.settings.is_file():
+            raise ValueError(f"{folder.root} is not empty and holds no demo. Choose another --output-dir.")
+        if restart:
+            shutil.rmtree(folder.root)
+        elif DemoSettings.read(folder.settings) != settings:
+            raise ValueError(
+                f"{folder.root} holds a demo of another seed or size (see {folder.settings}). Add --restart to throw it away, or "
+                "choose another --output-dir."
+            )
+    folder.root.mkdir(parents=True, exist_ok=True)
+    settings.write(folder.settings)

@@ -1,0 +1,36 @@
+"""What the demo found, in a few lines of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpo.evaluation.intervals import wilson_interval
+
+
+def percent(successes: int, trials: int) -> str:
+    """A share with its 95 % interval.
+
+    >>> percent(50, 100)
+    '50.0 % (40.4 to 59.6)'
+    """
+    low, high = wilson_interval(successes, trials)
+    return f"{successes / trials:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
+
+
+def summarize(progress: dict[str, Any]) -> str:
+    """Accuracy before and after, and whether the change is more than chance.
+
+    Args:
+        progress: what `mpo.demo.run.run_demo` returns.
+    """
+    before, after = progress["before"]["numbers"], progress["after"]["numbers"]
+    paired = after["paired"]
+    seconds = sum(stage["seconds"] for stage in progress.values())
+    return "\n".join(
+        [
+            f"Held-out accuracy, {after['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
+            f"  before MPO  {percent(before['correct'], before['total'])}",
+            f"  after MPO   {percent(after['correct'], after['total'])}",
+            f"  {paired['gained']} questions gained, {paired['lost']} lost, p = {paired['p_value']:.2g} (exact McNemar test)",
+        ]
+    )

@@ -1,0 +1,84 @@
+"""Stage 2: a fresh model learns from the worked examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset, Features, Image, List, Value
+from trl import SFTConfig, SFTTrainer
+
+from mpo.demo.folder import DemoFolder
+from mpo.demo.logs import logs_to
+from mpo.demo.settings import DemoSettings
+from mpo.models.small import small_internvl, small_processor
+from mpo.preference_data.mmpr import read_lines
+
+_MESSAGES = List({"role": Value("string"), "content": Value("string")})
+_FEATURES = Features({"images": List(Image()), "prompt": _MESSAGES, "completion": _MESSAGES})
+
+
+def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
+    """Builds the model and trains it on the worked examples with TRL's SFTTrainer.
+
+    Returns:
+        Parameters, tokens, steps and the last loss.
+    """
+    lines = read_lines(folder.lines("worked"))
+    processor = small_processor(
+        [line["question"] for line in lines] + [line["worked_example"] for line in lines],
+        image_size=settings.tile_size,
+        patch_size=settings.patch_size,
+        max_patches=settings.digits_per_picture,
+    )
+    model = small_internvl(
+        processor,
+        hidden_size=settings.hidden_size,
+        layers=settings.layers,
+        vision_hidden_size=settings.hidden_size,
+        vision_layers=settings.layers,
+        # A tower of few layers, from scratch, learns faster when its branches count from the start.
+        layer_scale_init_value=1.0,
+        seed=settings.seed,
+    )
+    rows = [
+        {
+            "images": [str(folder.data / line["image"])],
+            "prompt": [{"role": "user", "content": line["question"]}],
+            "completion": [{"role": "assistant", "content": line["worked_example"]}],
+        }
+        for line in lines
+    ]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder.warm),
+            num_train_epochs=settings.warm_epochs,
+            per_device_train_batch_size=settings.warm_batch,
+            learning_rate=settings.warm_learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            weight_decay=0.05,
+            max_length=None,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            bf16=False,
+            dataloader_pin_memory=False,
+            logging_steps=20,
+            save_strategy="no",
+            report_to="none",
+            seed=settings.seed,
+        ),
+        train_dataset=Dataset.from_list(rows, features=_FEATURES),
+        processing_class=processor,
+    )
+    with logs_to(folder.warm / "train.log"):
+        trainer.train()
+    trainer.save_model()
+    processor.save_pretrained(folder.warm)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens": len(processor.tokenizer),
+        "steps": trainer.state.global_step,
+        "last_loss": losses[-1] if losses else None,
+    }

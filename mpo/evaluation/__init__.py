@@ -1,0 +1,1 @@
+"""Evaluation: how often answers are right, and how sure that is."""

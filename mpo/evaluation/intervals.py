@@ -1,0 +1,74 @@
+"""How sure a measured share is, and a change of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Confidence interval of a share (E. B. Wilson, 1927).
+
+    Args:
+        successes: how many of the trials succeeded.
+        trials: how many there were.
+        z: quantile of the normal distribution; the default gives 95 %.
+
+    Returns:
+        Lower and upper bound, between 0 and 1.
+
+    Raises:
+        ValueError: without trials, or when successes are not among them.
+
+    >>> low, high = wilson_interval(50, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials: there must be a trial, and successes from 0 to all of them.")
+    share = successes / trials
+    spread = 1 + z**2 / trials
+    centre = (share + z**2 / (2 * trials)) / spread
+    half_width = z / spread * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    # The formula's ends are exactly 0 and 1 there; rounding is not.
+    low = 0.0 if successes == 0 else centre - half_width
+    high = 1.0 if successes == trials else centre + half_width
+    return low, high
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two measurements on the same questions.
+
+    Attributes:
+        gained: questions wrong before and right after.
+        lost: questions right before and wrong after.
+        p_value: how likely a split of the changed questions at least this uneven is when gaining and losing are equally likely.
+    """
+
+    gained: int
+    lost: int
+    p_value: float
+
+
+def compare_paired(before: Sequence[bool], after: Sequence[bool]) -> PairedComparison:
+    """Exact McNemar test (Q. McNemar, 1947): are more questions gained than chance would?
+
+    Args:
+        before: for each question, whether it was right before.
+        after: the same questions, in the same order, after.
+
+    Raises:
+        ValueError: when they are not equally many.
+
+    >>> compare_paired([True, False, False, False], [True, True, True, True])
+    PairedComparison(gained=3, lost=0, p_value=0.25)
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} results before and {len(after)} after: they must be of the same questions.")
+    gained = sum(b < a for b, a in zip(before, after, strict=True))
+    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    changed = gained + lost
+    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
+    return PairedComparison(gained, lost, min(1.0, 2 * tail / 2**changed))

@@ -1,0 +1,181 @@
+"""Sampling from a transformers model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from mpo.inference.sampler import Question
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+class LocalSampler:
+    """Answers questions with a transformers vision-language model, in left-padded batches.
+
+    For InternVL a prompt and its pictures are computed once, whatever the number of answers: its key-value cache is copied for
+    each of them. (`generate(num_return_sequences=n)` computes the prompt n times, and before transformers had
+    `mm_encoder_outputs` for InternVL it mixed up the tiles of pictures that have more than one.) Other models repeat the prompt.
+
+    Args:
+        model: the model; it is used on the device it is on, and is put back into training mode if it was in it.
+        processor: its processor.
+        answers_per_batch: the most answers that are generated at the same time.
+        progress: what the progress bar is called; None for no bar.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        answers_per_batch: int = 64,
+        progress: str | None = None,
+    ) -> None:
+        if answers_per_batch < 1:
+            raise ValueError(f"answers_per_batch must be 1 or more, not {answers_per_batch}.")
+        self.model = model
+        self.processor = processor
+        self.answers_per_batch = answers_per_batch
+        self.progress = progress
+
+    def generate(
+        self,
+        questions: Sequence[Question],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        max_new_tokens: int = 1024,
+        seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> list[list[str]]:
+        """Answers every question `n` times; see `mpo.inference.sampler.Sampler`.
+
+        Args:
+            questions: what to ask.
+            n: answers per question; greedy answers are all the same, so a temperature of 0 takes one.
+            temperature: 0 is greedy, 1 samples from the model's own distribution.
+            max_new_tokens: the longest answer, in tokens.
+            seed: of the sampling; the caller's random state is left as it was. Every batch draws from the seed and its own
+                place, so answers also depend on `answers_per_batch`.
+            top_k: sample from the likeliest this many tokens; 0 is all of them.
+            top_p: sample from the likeliest tokens that together have this probability.
+
+        Returns:
+            For each question, in order, its `n` answers without special tokens.
+
+        Raises:
+            ValueError: for arguments that make no sense, or a picture that cannot be opened.
+        """
+        if n < 1 or temperature < 0 or max_new_tokens < 1:
+            raise ValueError(
+                f"n and max_new_tokens must be 1 or more and temperature 0 or more, not {n}, {max_new_tokens} and {temperature}."
+            )
+        if temperature == 0 and n > 1:
+            raise ValueError(f"temperature=0 gives the same answer {n} times: take n=1, or a temperature above 0.")
+        choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        if temperature > 0:
+            choice = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        questions_per_batch = max(1, self.answers_per_batch // n)
+        answers: list[list[str]] = []
+        with (
+            _evaluating(self.model, seed) as set_place,
+            tqdm(total=len(questions), desc=self.progress, disable=self.progress is None, unit="question") as bar,
+        ):
+            for start in range(0, len(questions), questions_per_batch):
+                batch = questions[start : start + questions_per_batch]
+                set_place(start)
+                texts = self._answer(batch, n, max_new_tokens=max_new_tokens, **choice)
+                answers += [texts[i : i + n] for i in range(0, len(texts), n)]
+                bar.update(len(batch))
+        return answers
+
+    def _answer(self, questions: Sequence[Question], n: int, **settings: Any) -> list[str]:
+        shared = n > 1 and self.model.config.model_type == "internvl"
+        if not shared:
+            questions = [question for question in questions for _ in range(n)]
+        inputs = self._encode(questions).to(self.model.device)
+        if shared:
+            prompts = self._read_prompts(inputs, n)
+        else:
+            prompts = {"input_ids": inputs.pop("input_ids"), **inputs}
+        generated = self.model.generate(**prompts, **settings)
+        new_tokens = generated[:, prompts["input_ids"].shape[1] :]
+        return self.processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+
+    def _encode(self, questions: Sequence[Question]) -> Any:
+        prompts, pictures = [], []
+        for question in questions:
+            content = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.text}]
+            turn = [{"role": "user", "content": content}]
+            prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+            pictures.append([open_picture(image) for image in question.images])
+        return self.processor(
+            text=prompts,
+            images=pictures if any(pictures) else None,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+
+    def _read_prompts(self, inputs: dict[str, torch.Tensor], n: int) -> dict[str, Any]:
+        """Computes all prompts but for their last tokens, once, and repeats what `generate` goes on from."""
+        mask = inputs["attention_mask"]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        self.model(
+            input_ids=inputs["input_ids"][:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            pixel_values=inputs.get("pixel_values"),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache.batch_repeat_interleave(n)
+        return {
+            "input_ids": inputs["input_ids"].repeat_interleave(n, dim=0),
+            "attention_mask": mask.repeat_interleave(n, dim=0),
+            "past_key_values": cache,
+        }
+
+
+def open_picture(image: str | Path | Image.Image) -> Image.Image:
+    """Opens a picture as RGB; a picture passes through.
+
+    Raises:
+        ValueError: when the file is not there or is not a picture.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"{image}: there is no such picture file. Paths are relative to the current folder.") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{image}: this file is not a picture that Pillow can read.") from None
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel, seed: int) -> Iterator[Any]:
+    """Eval mode, no gradients, and random numbers of their own; yields a function that sets them to a place in the work."""
+    was_training = model.training
+    cuda = [model.device] if model.device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+            yield lambda place: torch.manual_seed(hash((seed, place)) & 0x7FFF_FFFF_FFFF_FFFF)
+    finally:
+        model.train(was_training)

@@ -1,0 +1,1 @@
+"""Preference data: sampled answers -> right and wrong -> pairs, as MMPR was made (arXiv 2411.10442)."""

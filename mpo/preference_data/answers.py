@@ -1,0 +1,47 @@
+"""Finding the final answer in a response that reasons first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TRIGGERS = ("Final answer:", "Final Answer:", "答案:", "答案：")
+"""What announces the final answer."""
+
+
+@dataclass(frozen=True)
+class ParsedResponse:
+    """A response taken apart.
+
+    Attributes:
+        rationale: the reasoning before the final answer, without surrounding white space.
+        answer: the final answer, one line, without surrounding white space.
+    """
+
+    rationale: str
+    answer: str
+
+
+def parse_response(response: str) -> ParsedResponse | None:
+    r"""Takes apart a response that ends in a line `Final answer: ...`.
+
+    The rules are those of the `en` prompt in InternVL's reasoning data pipeline (`utils/accuracy_reward.py`): one trigger, once or
+    twice, of which the last counts; at least two line breaks; reasoning before the trigger; one line after it.
+
+    Args:
+        response: the whole text a model wrote.
+
+    Returns:
+        The parts, or None when the response is not of this form. In pairing, None makes it a wrong-format negative.
+
+    >>> parse_response("The digits are 3 4\n3 + 4 = 7\nFinal answer: 7")
+    ParsedResponse(rationale='The digits are 3 4\n3 + 4 = 7', answer='7')
+    >>> parse_response("7") is None
+    True
+    """
+    trigger = next((trigger for trigger in TRIGGERS if trigger in response), None)
+    if trigger is None or response.count(trigger) > 2 or response.count("\n") < 2:
+        return None
+    rationale, answer = (part.strip() for part in response.rsplit(trigger, maxsplit=1))
+    if not rationale or not answer or "\n" in answer:
+        return None
+    return ParsedResponse(rationale, answer)

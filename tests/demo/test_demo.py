@@ -1,0 +1,186 @@
+"""The demo end to end, small: every stage, the report, and going on after an interruption."""
+
+import json
+import re
+import time
+
+import pytest
+
+from mpo.commands import main
+from mpo.demo import run
+from mpo.demo.folder import DemoFolder
+from mpo.demo.run import STAGES, run_demo
+from mpo.demo.settings import DemoSettings, quick_settings
+from mpo.demo.summary import summarize
+from mpo.preference_data.mmpr import read_lines
+from mpo.preference_data.pairing import judge
+
+TINY = DemoSettings(
+    worked_sources=50,
+    question_sources=200,
+    worked_examples=96,
+    questions=60,
+    held_out=20,
+    digits_per_picture=2,
+    layers=2,
+    warm_epochs=40,
+    warm_learning_rate=2e-3,
+    answers_per_question=6,
+    mpo_overrides=[
+        "trainer.max_steps=4",
+        "trainer.save_steps=1",
+        "trainer.logging_steps=1",
+        "trainer.global_batch_size=4",
+        "trainer.per_device_train_batch_size=4",
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny demo that ran through."""
+    root = tmp_path_factory.mktemp("tiny") / "demo"
+    return DemoFolder(root), run_demo(root, TINY)
+
+
+def test_settings_survive_the_disk(tmp_path):
+    quick_settings(3).write(tmp_path / "settings.json")
+    assert DemoSettings.read(tmp_path / "settings.json") == quick_settings(3)
+
+
+def test_help_tells_the_stages(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--quick" in text and "MPO" in text and "report.html" in text
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("")
+    assert main(["demo", "--output-dir", str(tmp_path), "--restart"]) == 2
+    assert "holds no demo" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.slow
+class TestTinyDemo:
+    def test_every_stage_is_timed_and_done(self, finished):
+        _, progress = finished
+        assert list(progress) == [stage.name for stage in STAGES]
+        assert all(stage["done"] and stage["seconds"] >= 0 for stage in progress.values())
+
+    def test_everything_it_names_is_there(self, finished):
+        folder, _ = finished
+        for stage in STAGES:
+            assert (folder.root / stage.made).exists()
+        for model in (folder.warm, folder.mpo):
+            assert (model / "model.safetensors").is_file() and (model / "processor_config.json").is_file()
+
+    def test_samples_belong_to_questions(self, finished):
+        folder, _ = finished
+        questions, samples = read_lines(folder.lines("questions")), read_lines(folder.samples)
+        assert [line["id"] for line in samples] == [line["id"] for line in questions]
+        assert all(len(line["responses"]) == TINY.answers_per_question for line in samples)
+
+    def test_pairs_are_mmpr_lines_about_question_pictures(self, finished):
+        folder, progress = finished
+        pairs = read_lines(folder.pairs)
+        assert len(pairs) == progress["pair"]["numbers"]["pairs_total"] > 0
+        for pair in pairs:
+            assert pair["image"].startswith("questions/") and (folder.data / pair["image"]).is_file()
+            assert judge(pair["chosen"], pair["answer_gt"]).verdict == "correct"
+            assert judge(pair["rejected"], pair["answer_gt"]).verdict == pair["rejected_meta"]["negative"]
+
+    def test_the_report_stands_alone_and_shows_everything(self, finished):
+        folder, progress = finished
+        page = folder.report.read_text()
+        assert set(re.findall(r"(?:src|href)=.(.{5})", page)) == {"data:"} and "url(" not in page
+        assert page.count("<figure") == 4
+        shown = min(12, len({pair["image"] for pair in read_lines(folder.pairs)}))
+        assert page.count("<article>") == shown
+        for number in (progress["before"]["numbers"]["correct"], progress["after"]["numbers"]["correct"]):
+            assert f"{100 * number / TINY.held_out:.1f} %" in page
+        for word in ("torch", "transformers", "trl", "seed", "McNemar"):
+            assert word in page
+
+    def test_the_log_has_every_term(self, finished):
+        folder, _ = finished
+        log = json.loads(folder.mpo_log.read_text())["log_history"]
+        steps = [entry for entry in log if "loss" in entry]
+        assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+        for key in (
+            "loss/sigmoid",
+            "loss/bco_pair",
+            "loss/sft",
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margins",
+            "reward_shift",
+        ):
+            assert all(key in entry for entry in steps)
+
+    def test_running_again_does_nothing(self, finished):
+        folder, progress = finished
+        before = {
+            path: path.stat().st_mtime_ns for path in folder.root.rglob("*") if path.is_file() and path.name != "settings.json"
+        }
+        started = time.monotonic()
+        assert run_demo(folder.root, TINY) == progress
+        assert time.monotonic() - started < 5
+        assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+    def test_other_settings_need_a_restart(self, finished):
+        folder, _ = finished
+        with pytest.raises(ValueError, match="--restart"):
+            run_demo(folder.root, quick_settings(0))
+
+    def test_the_summary_says_before_and_after(self, finished):
+        _, progress = finished
+        assert re.search(r"before MPO +\d+\.\d %.*\n +after MPO +\d+\.\d %", summarize(progress))
+
+    def test_interrupted_twice_it_ends_with_the_same_result(self, finished, tmp_path, monkeypatch):
+        """Cut off after sampling, then inside MPO training behind its second checkpoint; numbers and weights are as if never."""
+        whole, progress = finished
+        folder = DemoFolder(tmp_path / "demo")
+        stages = {stage.name: stage for stage in STAGES}
+
+        def cut_off(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(run, "STAGES", (*STAGES[:4], run.Stage("pair", "", cut_off, "")))
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder.root, TINY)
+
+        monkeypatch.setattr(run, "STAGES", STAGES)
+        from mpo.trainer import MPOTrainer
+
+        step = MPOTrainer.training_step
+
+        def cut_off_at_step_2(trainer, *args, **kwargs):
+            if trainer.state.global_step == 2:
+                raise KeyboardInterrupt
+            return step(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(MPOTrainer, "training_step", cut_off_at_step_2)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder.root, TINY)
+        assert not folder.read_progress()["mpo"]["done"]
+        assert (folder.mpo / "checkpoint-2").is_dir()
+
+        monkeypatch.setattr(MPOTrainer, "training_step", step)
+        resumed = run_demo(folder.root, TINY)
+        assert {name: stage["numbers"] for name, stage in resumed.items() if name != "report"} == {
+            name: stage["numbers"] for name, stage in progress.items() if name != "report"
+        }
+        assert list(stages) == list(resumed)
+        for file in ("samples.jsonl", "pairs.jsonl", "answers_after.jsonl", "mpo/model.safetensors"):
+            assert (folder.root / file).read_bytes() == (whole.root / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_quick_demo_runs_from_the_command_line(tmp_path, capsys):
+    assert main(["demo", "--quick", "--output-dir", str(tmp_path / "demo")]) == 0
+    text = capsys.readouterr().out
+    assert "before MPO" in text and "after MPO" in text and "report.html" in text
+    assert (tmp_path / "demo" / "report.html").is_file()

@@ -1,0 +1,83 @@
+"""Pictures of the demo: no handwritten digit is in two splits."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpo.demo.dataset import assert_disjoint, make_dataset
+from mpo.demo.folder import DemoFolder
+from mpo.demo.pictures import Handwriting, draw, load_handwriting, split_sources
+from mpo.demo.questions import KINDS
+from mpo.demo.settings import DemoSettings
+from mpo.preference_data.mmpr import read_lines
+
+SMALL = DemoSettings(worked_sources=20, question_sources=200, worked_examples=12, questions=30, held_out=9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = DemoFolder(tmp_path_factory.mktemp("demo"))
+    make_dataset(folder, SMALL)
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_source_is_in_exactly_one_split(seed):
+    labels = load_handwriting().labels
+    splits = split_sources(labels, worked=100, questions=1000, rng=np.random.default_rng(seed))
+    assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(1797))
+    assert np.bincount(labels[splits["worked"]]).tolist() == [10] * 10
+    assert np.bincount(labels[splits["questions"]]).tolist() == [100] * 10
+    assert_disjoint(splits)
+
+
+def test_a_shared_source_is_found():
+    with pytest.raises(AssertionError, match=r"digits \[3\] of split b"):
+        assert_disjoint({"a": [1, 3], "b": [2, 3]})
+
+
+@pytest.mark.parametrize(("worked", "questions"), [(15, 100), (100, 1690)])
+def test_sources_must_divide_and_leave_some(worked, questions):
+    with pytest.raises(ValueError, match="ten digits|held out"):
+        split_sources(load_handwriting().labels, worked=worked, questions=questions, rng=np.random.default_rng(0))
+
+
+def test_written_pictures_share_no_source_either(folder):
+    sources = json.loads(folder.sources.read_text())
+    assert set(sources) == {"worked", "questions", "held_out"}
+    assert_disjoint(sources)
+
+
+def test_lines_hold_what_the_setting_allows(folder):
+    """Worked examples have reasoning; of questions only the answer is known; held-out lines add the digits, to measure reading."""
+    worked, questions, held_out = (read_lines(folder.lines(split)) for split in ("worked", "questions", "held_out"))
+    assert (len(worked), len(questions), len(held_out)) == (12, 30, 9)
+    assert set(questions[0]) == {"id", "image", "question", "answer", "kind"}
+    for line in worked:
+        assert line["worked_example"].endswith(f"\nFinal answer: {line['answer']}")
+    for line in held_out:
+        assert line["answer"] == KINDS[line["kind"]].answer(line["digits"])
+
+
+def test_pictures_are_three_tiles_wide(folder):
+    line = read_lines(folder.lines("questions"))[0]
+    with Image.open(folder.data / line["image"]) as picture:
+        assert (picture.size, picture.mode) == ((96, 32), "RGB")
+
+
+def test_the_seed_decides_every_file(folder, tmp_path):
+    again = DemoFolder(tmp_path)
+    make_dataset(again, SMALL)
+    files = sorted(path.relative_to(folder.data) for path in folder.data.rglob("*.*"))
+    assert len(files) == 12 + 30 + 9 + 4
+    assert all((folder.data / file).read_bytes() == (again.data / file).read_bytes() for file in files)
+
+
+def test_ink_is_black_on_white_and_digits_stand_in_order():
+    blank, full = np.zeros((8, 8)), np.full((8, 8), 16.0)
+    handwriting = Handwriting(np.stack([blank, full]), np.array([0, 1]))
+    pixels = np.asarray(draw(handwriting, [1, 0], digit_size=8))
+    assert pixels.shape == (8, 16, 3)
+    assert (pixels[:, :8] == 0).all() and (pixels[:, 8:] == 255).all()

@@ -1,0 +1,49 @@
+"""Accuracy of answers that reason first."""
+
+import pytest
+
+from mpo.evaluation.accuracy import extract_answer, measure_accuracy
+from mpo.inference.sampler import Question
+
+
+class Parrot:
+    """A sampler that says what it was told, and keeps how it was asked."""
+
+    def __init__(self, *responses):
+        self.responses = responses
+
+    def generate(self, questions, **settings):
+        self.settings = settings
+        return [[response] for response in self.responses]
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("3 + 4 = 7\nFinal answer: 7", "7"),
+        ("FINAL ANSWER: 7\n", "7"),
+        ("Answer: 7", "7"),
+        ("Final answer: 6\nFinal answer: 7", "7"),
+        ("Final answer:", None),
+        ("seven", None),
+    ],
+)
+def test_extraction(response, answer):
+    assert extract_answer(response) == answer
+
+
+def test_right_wrong_and_unparsable():
+    """Of four responses two are right, one is wrong, one has no answer: 50 %, one unparsable."""
+    parrot = Parrot("Final answer: 1", "Final answer: 2.0", "Final answer: 4", "hm")
+    accuracy = measure_accuracy(parrot, [Question("?")] * 4, ["1", "2", "3", "4"], max_new_tokens=9)
+    assert accuracy.correct == [True, True, False, False]
+    assert accuracy.share == 0.5
+    assert accuracy.unparsable == 1
+    assert accuracy.interval == (pytest.approx(0.150, abs=1e-3), pytest.approx(0.850, abs=1e-3))
+    assert parrot.settings == {"temperature": 0.0, "max_new_tokens": 9}
+
+
+@pytest.mark.parametrize(("questions", "truths"), [([], []), ([Question("?")], [])])
+def test_one_ground_truth_per_question(questions, truths):
+    with pytest.raises(ValueError, match="one each, at least one question"):
+        measure_accuracy(Parrot(), questions, truths)

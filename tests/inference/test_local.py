@@ -1,0 +1,104 @@
+"""Sampling from a model in this process."""
+
+import pytest
+import torch
+from support import picture
+
+from mpo.inference.local import LocalSampler, open_picture
+from mpo.inference.sampler import Question
+
+QUESTIONS = [
+    Question("What is the sum?", (picture(1, width=96),)),
+    Question("Which is the largest of all the numbers in this picture?", (picture(2, width=32),)),
+    Question("What is 2 plus 3?"),
+    Question("Is the first picture like the second?", (picture(3, width=64), picture(4, width=32))),
+    Question("What is the sum?", (picture(5, width=64),)),
+]
+
+
+@pytest.fixture
+def lively(internvl):
+    """Larger weights, so that the model's choice depends on what it sees."""
+    with torch.no_grad():
+        for parameter in internvl.parameters():
+            parameter.mul_(3)
+    return internvl
+
+
+def test_every_question_gets_n_answers_in_order(lively, processor):
+    answers = LocalSampler(lively, processor).generate(QUESTIONS, n=3, max_new_tokens=6)
+    assert [len(texts) for texts in answers] == [3] * len(QUESTIONS)
+    assert all(isinstance(text, str) for texts in answers for text in texts)
+
+
+def test_seed_decides_the_answers_and_leaves_the_random_state(lively, processor):
+    sampler = LocalSampler(lively, processor, answers_per_batch=4)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, again, other = (sampler.generate(QUESTIONS, n=2, max_new_tokens=8, seed=seed) for seed in (7, 7, 8))
+    assert torch.equal(torch.rand(1), expected)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("answers_per_batch", [1, 2, 64])
+def test_greedy_answers_do_not_depend_on_the_batch(lively, processor, answers_per_batch):
+    alone = [LocalSampler(lively, processor).generate([question], temperature=0, max_new_tokens=8)[0] for question in QUESTIONS]
+    sampler = LocalSampler(lively, processor, answers_per_batch=answers_per_batch)
+    assert sampler.generate(QUESTIONS, temperature=0, max_new_tokens=8) == alone
+
+
+def test_shared_prompts_give_what_separate_prompts_give(lively, processor):
+    """With top_k=1 sampling is greedy, so each of the n answers from one shared prompt is the greedy answer.
+
+    Pictures of several tiles are what `generate(num_return_sequences=n)` may mix up.
+    """
+    sampler = LocalSampler(lively, processor)
+    greedy = sampler.generate(QUESTIONS, temperature=0, max_new_tokens=8)
+    shared = sampler.generate(QUESTIONS, n=3, temperature=1.0, top_k=1, max_new_tokens=8)
+    assert shared == [texts * 3 for texts in greedy]
+    assert len({texts[0] for texts in greedy}) > 1  # the model does look at its question
+
+
+def test_sampling_follows_the_models_distribution(lively, processor):
+    """4,000 first tokens of one question against the softmax of its logits: no frequency is 5 standard errors off."""
+    question = QUESTIONS[0]
+    sampler = LocalSampler(lively, processor, answers_per_batch=4000)
+    inputs = sampler._encode([question])
+    with torch.no_grad():
+        expected = lively(**inputs).logits[0, -1].softmax(-1)
+    answers = sampler.generate([question], n=4000, max_new_tokens=1)[0]
+    likeliest = expected.argmax()
+    text = processor.tokenizer.decode(likeliest, skip_special_tokens=True)
+    same_text = [i for i in range(len(processor.tokenizer)) if processor.tokenizer.decode(i, skip_special_tokens=True) == text]
+    share = expected[same_text].sum().item()
+    error = (share * (1 - share) / 4000) ** 0.5
+    assert abs(answers.count(text) / 4000 - share) < 5 * error
+
+
+def test_training_mode_comes_back(lively, processor):
+    lively.train()
+    LocalSampler(lively, processor).generate(QUESTIONS[:1], max_new_tokens=1)
+    assert lively.training
+
+
+@pytest.mark.parametrize(
+    "settings", [{"n": 0}, {"temperature": -1.0}, {"max_new_tokens": 0}, {"n": 2, "temperature": 0.0}], ids=lambda s: "-".join(s)
+)
+def test_arguments_without_sense_are_refused(internvl, processor, settings):
+    with pytest.raises(ValueError, match="n"):
+        LocalSampler(internvl, processor).generate(QUESTIONS, **settings)
+
+
+def test_pictures_that_cannot_be_opened_are_named(tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    with pytest.raises(ValueError, match=r"missing\.png: there is no such picture"):
+        open_picture(tmp_path / "missing.png")
+    with pytest.raises(ValueError, match=r"broken\.png: this file is not a picture"):
+        open_picture(broken)
+
+
+def test_no_questions_give_no_answers(internvl, processor):
+    assert LocalSampler(internvl, processor).generate([], n=4) == []

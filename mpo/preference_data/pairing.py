@@ -56,7 +56,8 @@ def pair_answers(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rn
     """Pairs every right response with every wrong one and keeps some at random.
 
     As in InternVL's reasoning data pipeline, a pair is left out when the right final answer is contained in the wrong one (`7` in
-    `x = 7`): such an answer may be right but for its form. Repeated responses count once.
+    `x = 7`): such an answer may be right but for its form. Repeated responses count once, and empty ones, which say nothing to learn from, not
+    at all.
 
     Args:
         responses: the judged responses to one question.
@@ -71,7 +72,7 @@ def pair_answers(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rn
     """
     if max_pairs < 1:
         raise ValueError(f"max_pairs must be 1 or more, not {max_pairs}.")
-    distinct = list({response.text: response for response in responses}.values())
+    distinct = list({response.text: response for response in responses if response.text.strip()}.values())
     positives = [response for response in distinct if response.verdict == "correct"]
     negatives = [response for response in distinct if response.verdict != "correct"]
     pairs = [

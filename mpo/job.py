@@ -123,8 +123,6 @@ class TrainJob:
                 import bitsandbytes  # noqa: F401
             except ImportError:
                 raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
-            if not torch.cuda.is_available():
-                raise ValueError("peft=qlora needs a GPU; none is visible. Use peft=lora.")
             if "quantization_config" not in inspect.signature(self.loader()).parameters:
                 raise ValueError(f"peft=qlora needs a model that can be loaded in 4 bits; {self.model['_target_']} cannot.")
 
@@ -183,7 +181,7 @@ class TrainJob:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+            llm_int8_skip_modules=[".*vision_tower", ".*multi_modal_projector", "lm_head"],
         )
 
     def save(self) -> Path:

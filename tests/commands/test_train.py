@@ -65,13 +65,8 @@ def test_every_folder_is_a_group():
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
-def test_every_recipe_binds(group, option, pairs, tmp_path, monkeypatch):
+def test_every_recipe_binds(group, option, pairs, tmp_path):
     """Every file of every group composes, and every key of the result belongs to something that takes it."""
-    import torch
-
-    if option == "qlora":  # binds as on a machine that has what it needs
-        monkeypatch.setitem(sys.modules, "bitsandbytes", torch)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     overrides = [f"{group}={option}", f"data.path={pairs}", f"run_dir={tmp_path}", "trainer.use_cpu=true", "trainer.bf16=false"]
     config = composed(overrides)
     if config["model"].get("name_or_path") == "???":
@@ -181,6 +176,28 @@ def test_a_run_and_its_resumption(arguments, tmp_path, capsys):
 def test_lora_saves_an_adapter(arguments, tmp_path):
     assert main(["train", *arguments, "peft=lora", "peft.r=2", "trainer.max_steps=1"]) == 0
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_qlora_trains_an_adapter_on_four_bits(arguments, model, tmp_path, capsys):
+    """The language model's linear layers are held in 4 bits; vision tower and head are not; the adapter is saved."""
+    from mpo.job import run_train_job
+
+    config = composed([*arguments, "peft=qlora", "peft.r=2", "trainer.max_steps=2"])
+    trainer = run_train_job(TrainJob.from_config(config))
+    kinds = {name: type(module).__name__ for name, module in trainer.model.named_modules()}
+    in_four_bits = [name for name, kind in kinds.items() if kind == "Linear4bit"]
+    assert in_four_bits
+    assert all("language_model" in name for name in in_four_bits)
+    assert trainer.ref_model is None
+    assert trainer.state.log_history[0]["loss/sigmoid"] == pytest.approx(0.693147, abs=1e-5)
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+def test_qlora_without_bitsandbytes_is_refused(arguments, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match=r"pip install 'mpo-trainer\[qlora\]'"):
+        TrainJob.from_config(composed([*arguments, "peft=qlora"]))
 
 
 @pytest.mark.slow

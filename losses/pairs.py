@@ -1,7 +1,7 @@
 """PairLogps, what every loss reads; and PairLoss, what every loss is."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -75,6 +75,17 @@ class PairLogps:
         if not isinstance(self.chosen, Tensor) or self.chosen.dim() != 1 or self.chosen.numel() == 0:
             raise ValueError(f"PairLogps.chosen must be a tensor of shape (pairs,) with at least one pair, got {self.chosen!r}.")
         return self.chosen.numel()
+
+    def first(self, count: int) -> "PairLogps":
+        """The first `count` pairs alone."""
+        return replace(
+            self,
+            **{
+                field.name: value[:count]
+                for field in fields(self)
+                if isinstance(value := getattr(self, field.name), Tensor) and value.dim()
+            },
+        )
 
     @property
     def reference(self) -> tuple[Tensor, Tensor]:

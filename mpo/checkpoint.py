@@ -5,6 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 STATE_FILE = "mpo_state.json"
@@ -19,7 +23,9 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     Raises:
         ValueError: when a tensor is missing, left over or of another shape.
     """
-    loaded, report = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # float32 holds bfloat16 and float16 exactly
+    loaded, report = type(model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
     if wrong:
         raise ValueError(
@@ -28,6 +34,29 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
             + ". Resume with the model this run started from."
         )
     model.load_state_dict(loaded.state_dict(), strict=True)
+
+
+def check_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
+    """Check that the adapters saved in `folder` have exactly the tensors of `model`'s. peft itself takes what fits.
+
+    Raises:
+        ValueError: when a tensor is missing, left over or of another shape.
+    """
+    for name in model.peft_config:
+        place = Path(folder) if name == "default" else Path(folder, name)
+        if not (place / SAFETENSORS_WEIGHTS_NAME).exists():
+            if name == "default":
+                raise ValueError(f"{folder} holds no adapter ({SAFETENSORS_WEIGHTS_NAME}), and this run trains one.")
+            continue
+        with safe_open(place / SAFETENSORS_WEIGHTS_NAME, "pt") as saved:
+            found = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
+        expected = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+        if found != expected:
+            wrong = sorted(found.items() ^ expected.items())
+            raise ValueError(
+                f"The adapter in {place} does not fit this run's: {wrong[:4]}{' ...' if len(wrong) > 4 else ''} are on one side "
+                "only. Resume with the adapter configuration (rank, target modules) that the run started with."
+            )
 
 
 def save_state(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
@@ -55,16 +84,45 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
+def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLike[str] | None = None) -> str:
+    """The checkpoint to resume from: the one asked for, or the newest in `run_dir`.
+
+    Raises:
+        ValueError: when there is none, or it was not written to its end, or holds no optimiser.
+    """
+    folder = latest_checkpoint(run_dir) if asked is None else str(asked)
+    if folder is None:
+        raise ValueError(
+            f"There is no complete checkpoint in {run_dir} to resume from. Train without resume_from_checkpoint to start afresh."
+        )
+    if not _is_complete(Path(folder)):
+        newest = latest_checkpoint(Path(folder).parent)
+        raise ValueError(
+            f"{folder} is not a checkpoint that was written to its end (trainer_state.json is missing or cut). "
+            + (f"The newest complete one there is {newest}." if newest else "There is no complete one beside it.")
+        )
+    load_state(folder)
+    if not (Path(folder) / "scheduler.pt").exists() and not any(Path(folder).glob("global_step*")):  # DeepSpeed's place for it
+        raise ValueError(
+            f"{folder} has weights but no optimiser (it was saved with save_only_model=True), so the run cannot go on as it "
+            "was. Pass the folder as the model to begin a new run from its weights."
+        )
+    return folder
+
+
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> str | None:
     """The newest checkpoint in `run_dir` that was written to its end, or None.
 
     `trainer_state.json` is the last file of a checkpoint; a folder in which it is missing or cut was interrupted.
     """
     folders = [folder for folder in Path(run_dir).glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda folder: int(folder.name.split("-")[-1]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None
+    newest_first = sorted(folders, key=lambda folder: int(folder.name.split("-")[-1]), reverse=True)
+    return next((str(folder) for folder in newest_first if _is_complete(folder)), None)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        json.loads((folder / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Fraction = tuple[Tensor | float, Tensor | float]
 """A sum and what it is divided by: pairs, tokens."""
+OverRanks = Callable[[Tensor], Tensor]
+"""Sums a tensor over all ranks."""
 
 
 class Meter:
@@ -42,9 +45,24 @@ class Meter:
             self._names, self._sums = names, sums
         else:
             assert names == self._names, f"{names} added to a window of {self._names}"
-            self._sums = self._sums + sums
+            self._sums = self._sums.to(sums.device) + sums
 
-    def read(self, over_ranks: Callable[[Tensor], Tensor] | None = None) -> dict[str, tuple[float, float]]:
+    def state(self, over_ranks: OverRanks | None = None) -> dict[str, Any]:
+        """The window as it stands, over all ranks, as plain numbers for a checkpoint; every rank must call it."""
+        if self._sums is None:
+            return {"seconds": self.seconds, "sums": {}}
+        sums = (over_ranks(self._sums) if over_ranks else self._sums).tolist()
+        return {"seconds": self.seconds, "sums": dict(zip(self._names, sums, strict=True))}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with a window that `state` gave; with several ranks, on one of them."""
+        self.clear()
+        self.pause(-state["seconds"])
+        if state["sums"]:
+            self._names = list(state["sums"])
+            self._sums = torch.tensor(list(state["sums"].values()), dtype=torch.float64)
+
+    def read(self, over_ranks: OverRanks | None = None) -> dict[str, tuple[float, float]]:
         """Sum and count of everything added since the last read; then a fresh window begins.
 
         Args:

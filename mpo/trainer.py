@@ -3,7 +3,8 @@
 This is the only file that uses names private to TRL and transformers. They were checked against TRL 1.16.0 and transformers
 5.17.0 and 5.23.0: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `_metrics`, `_tp_size`, `_total_train_tokens`,
 `aux_loss_enabled`, `create_model_from_path`, `get_config_model_id`, `use_adapter`, `disable_gradient_checkpointing`;
-`Trainer._get_num_items_in_batch`, `_load_from_checkpoint`, `_load_best_model`, `_load_optimizer_and_scheduler`, `_save_checkpoint`,
+`Trainer._get_num_items_in_batch`, `_get_grad_norm`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`,
+`_load_from_checkpoint`, `_load_best_model`, `_load_optimizer_and_scheduler`, `_save_checkpoint`, `_save_rng_state`,
 `_get_output_dir`.
 """
 
@@ -13,27 +14,35 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import AutoProcessor, PreTrainedModel, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import TrainOutput
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
-from mpo.checkpoint import load_state, load_weights, save_state
+from mpo.checkpoint import check_adapter, complete_checkpoint, load_state, load_weights, save_state
 from mpo.config import MPOConfig
+from mpo.finite import FiniteGuard
 from mpo.losses import PairLogps
 from mpo.metrics import Fraction, Meter
+from mpo.model_card import extend_card
 from mpo.packing.collator import PairCollator
+from mpo.packing.fill import FILLER, FilledStream
 from mpo.packing.logps import sum_answers
 
 logger = logging.getLogger(__name__)
 
-_NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+REFERENCE = "reference"  # folder of a checkpoint, for a reference that moves
+
+_NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "is_cut", "counted", "names"}
 
 
 class MPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -43,7 +52,10 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     * The loss of an optimiser step is the mean over its pairs, however they are split over micro-batches and ranks.
     * The reference of a full fine-tuning run is a copy of the model as it was handed over, not a reload by its name.
-    * The reward shift delta of BCO is part of every checkpoint, and weights are restored strictly.
+    * No pair counts twice: what accelerate repeats to give every rank an equal number of batches counts nothing.
+    * A run that was killed goes on bitwise as if it had not been: the reward shift delta of BCO and the logging window are part
+      of every checkpoint, weights are restored strictly, and a half-written checkpoint is never resumed from.
+    * A loss or gradient that is not finite stops the run at the next logging or saving step, before anything is saved.
     * Each term of the loss is logged under its own name: ``loss/sigmoid``, ``loss/bco_pair``, ``loss/sft``.
     * ``disable_dropout`` leaves the dropout of adapters on.
 
@@ -145,6 +157,8 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         if not self.mixture.needs_reference:
             self.ref_model = None
         self._meters = {"train": Meter(), "eval": Meter()}
+        self._whole_run = [0.0, 0.0]  # sum of losses, number of pairs
+        self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
         self._mean_sqrt_tokens: Tensor | None = None
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
 
@@ -159,14 +173,45 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "tools", "chat_template_kwargs"]
+            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "tools", "chat_template_kwargs", FILLER]
             self._signature_columns = [*ours, "ref_chosen_logps", "ref_rejected_logps"]
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        """Streams are filled up to whole batches on every rank, with records that do not count."""
+        if isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
+            dataset = FilledStream(dataset, batch_size * self.accelerator.num_processes)
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Fetch the micro-batches of a step."""
+        try:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        except ValueError:
+            raise  # a refusal that says what to do
+        except Exception as error:
+            raise RuntimeError(
+                f"The training data failed while the batches of step {self.state.global_step + 1} were read: "
+                f"{type(error).__name__}: {error}. Nothing was skipped; mend the data set and resume from the last checkpoint."
+            ) from error
+
+    def _counted(self, batch: dict[str, Any]) -> int:
+        """How many of a batch's pairs count, the first ones; the rest were repeated to fill it up."""
+        pairs = len(batch["input_ids"]) // 2
+        if "counted" in batch:
+            return int(batch["counted"])
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return pairs
+        # The last batches of all ranks together hold `remainder` pairs, rank 0's first.
+        return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """The pairs of an optimiser step, over its micro-batches and all ranks: what its loss is divided by."""
         if not batch_samples:
             return None
-        lengths = torch.cat([_chosen_lengths(batch) for batch in batch_samples]).to(device)
+        # This is asked before the batches are used: by then the data loader's end would be behind the first of them.
+        batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
+        lengths = torch.cat([_chosen_lengths(batch)[: batch.get("counted")] for batch in batch_samples]).to(device)
         step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
         self._mean_sqrt_tokens = step[1] / step[0]
         return step[0]
@@ -257,17 +302,23 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = self._outputs(model, inputs, **kwargs)
         step_wide = mode == "train" and num_items_in_batch is not None
-        pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None)
+        counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", len(inputs["input_ids"]) // 2)
+        pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
         if self._start_is_unchecked and mode == "train":
             self._check_start(pairs)
-        self.mixture.train(mode == "train")
+        self.mixture.train(mode == "train" and counted > 0)
         mixed = self.mixture(pairs)
+        shift = self.mixture.reward_shift
+        if mode == "train" and not counted and shift is not None:
+            shift.train()(pairs.chosen[:0])  # nothing to add, but the other ranks wait for it
         # Gradients are averaged over ranks, so a rank's share of the step's mean counts once per rank.
-        share = len(pairs) * self.accelerator.num_processes / num_items_in_batch if step_wide else 1.0
+        share = counted * self.accelerator.num_processes / num_items_in_batch if step_wide else 1.0
         loss = mixed.loss
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._meters[mode].add(self._measure(loss, mixed.terms, pairs, outputs, inputs))
+        self._meters[mode].add(self._measure(loss, mixed.terms, pairs, outputs, inputs, counted))
+        if mode == "train":
+            self._guard.see_loss(self.state.global_step + 1, inputs.get("names", []), loss)
         if not return_outputs:
             return loss * share
         with torch.no_grad():
@@ -289,10 +340,29 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
                 "that does not start at zero, or reference log-probs of another model or template."
             )
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Keep the optimiser from a step that is not finite. (Under fp16 an overflow is the scaler's matter.)"""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
+            self._guard.see_gradients(norm)
+            self._guard.gate(getattr(self.optimizer, "optimizer", self.optimizer), self._guard.is_bad())
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._guard.check()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     # --- Logs
 
     def _measure(
-        self, loss: Tensor, terms: dict[str, Tensor], pairs: PairLogps, outputs: Any, inputs: dict[str, Any]
+        self,
+        loss: Tensor,
+        terms: dict[str, Tensor],
+        pairs: PairLogps,
+        outputs: Any,
+        inputs: dict[str, Any],
+        counted: int,
     ) -> dict[str, Fraction]:
         """Sums and counts of one micro-batch, by the names they are logged under."""
         count = len(pairs)
@@ -307,25 +377,32 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
                 "rewards/accuracies": ((chosen > rejected).sum(), count),
             }
         scored = inputs["completion_mask"][:, 1:].bool()
-        width = scored.size(1)
-        chosen_scored, rejected_scored = scored.chunk(2)
-        chosen_logits, rejected_logits = outputs.mean_logits[:, -width:].chunk(2)
+
+        def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+            chosen, rejected = values[:, -scored.size(1) :].chunk(2)
+            return chosen[:count], rejected[:count]
+
+        chosen_scored, rejected_scored = halves(scored)
+        chosen_logits, rejected_logits = halves(outputs.mean_logits * scored)
+        entropy = sum(half.sum() for half in halves(outputs.entropy * scored))
         chosen_tokens, rejected_tokens = pairs.chosen_tokens.sum(), pairs.rejected_tokens.sum()
-        is_top1 = outputs.is_top1[:, -width:].chunk(2)[0]
         measured |= {
             "logps/chosen": (pairs.chosen.sum(), count),
             "logps/rejected": (pairs.rejected.sum(), count),
             "answer_tokens/chosen": (chosen_tokens, count),
             "answer_tokens/rejected": (rejected_tokens, count),
-            "logits/chosen": ((chosen_logits * chosen_scored).sum(), chosen_tokens),
-            "logits/rejected": ((rejected_logits * rejected_scored).sum(), rejected_tokens),
-            "mean_token_accuracy": ((is_top1 & chosen_scored).sum(), chosen_tokens),
-            "entropy": ((outputs.entropy[:, -width:] * scored).sum(), chosen_tokens + rejected_tokens),
-            "tokens": (inputs["attention_mask"].sum(), count),
+            "logits/chosen": (chosen_logits.sum(), chosen_tokens),
+            "logits/rejected": (rejected_logits.sum(), rejected_tokens),
+            "mean_token_accuracy": ((halves(outputs.is_top1)[0] & chosen_scored).sum(), chosen_tokens),
+            "entropy": (entropy, chosen_tokens + rejected_tokens),
+            "tokens": (sum(half.sum() for half in halves(inputs["attention_mask"][:, 1:])) + 2 * count, count),
         }
+        if "is_cut" in inputs:
+            measured["answers_cut"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
         if self.aux_loss_enabled:
             measured["aux_loss"] = (outputs.aux_loss * count, count)
-        return measured
+        # A batch of repeated pairs alone adds nothing, under the same names.
+        return measured if counted else {name: (0.0, 0.0) for name in measured}
 
     def _read_meter(self, mode: str) -> dict[str, float]:
         meter = self._meters[mode]
@@ -341,6 +418,7 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         if self.mixture.reward_shift is not None:
             metrics["reward_shift"] = self.mixture.reward_shift.value.item()
         if mode == "train":
+            self._whole_run = [total + new for total, new in zip(self._whole_run, window["loss"], strict=True)]
             self._total_train_tokens += int(tokens)
             metrics["num_tokens"] = self._total_train_tokens
         return metrics
@@ -350,8 +428,12 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the means over the pairs of this logging window and all ranks."""
-        if "loss" in logs:  # a training window, not an evaluation or the summary at the end
+        if "loss" in logs:  # a training window, not an evaluation
             logs = {**logs, **self._read_meter("train")}
+        if "train_loss" in logs:  # the summary at the end, which `train` returns
+            self._read_meter("train")
+            total, pairs = self._whole_run
+            logs["train_loss"] = total / max(pairs, 1)
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -372,45 +454,119 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         finally:
             self._meters["train"].pause(time.perf_counter() - start)
 
-    # --- Checkpoints
+    # --- Training and checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: True to go on from the newest checkpoint in ``output_dir`` that was written to its end, or
+                the folder of a checkpoint.
+            args: see transformers' `Trainer.train`.
+            kwargs: likewise.
+
+        Returns:
+            steps, metrics and the loss: the mean over all pairs of the run, those before a resume included.
+
+        Raises:
+            ValueError: when there is no complete checkpoint to resume from, or it belongs to another run.
+            FloatingPointError: when a loss or gradient was not finite.
+        """
+        if resume_from_checkpoint:
+            asked = None if resume_from_checkpoint is True else resume_from_checkpoint
+            resume_from_checkpoint = complete_checkpoint(self.args.output_dir, asked)
+        self._meters["train"].clear()
+        self._whole_run = [0.0, 0.0]
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._guard.check()
+        return super()._finalize_training(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._not_counted():
+            state = self._state()
             if self.args.should_save:
                 folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-                save_state(folder, self._state())
+                save_state(folder, state)
+                if self.args.sync_ref_model:
+                    self.accelerator.unwrap_model(self.ref_model).save_pretrained(os.path.join(folder, REFERENCE))
             super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Let no rank's file be missing once rank 0 writes the last one."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:
         shift = self.mixture.reward_shift
-        buffers = {} if shift is None else {name: value.item() for name, value in shift.state_dict().items()}
-        return {"reward_shift": buffers, "num_tokens": self._total_train_tokens}
+        return {
+            "reward_shift": {} if shift is None else {name: value.item() for name, value in shift.state_dict().items()},
+            "num_tokens": self._total_train_tokens,
+            "window": self._meters["train"].state(self._over_ranks),
+            "whole_run": self._whole_run,
+            "order": self._order(),
+        }
+
+    def _order(self) -> dict[str, Any]:
+        """What decides which pairs a step gets."""
+        sized = hasattr(self.train_dataset, "__len__")
+        return {
+            "pairs in the data set": len(self.train_dataset) if sized else None,
+            "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         state = load_state(checkpoint)
+        if not self.args.ignore_data_skip:
+            for name, now in self._order().items():
+                before = state["order"][name]
+                if before != now:
+                    raise ValueError(
+                        f"The run that wrote {checkpoint} had {name} = {before}; this one has {now}, so it would go on with "
+                        "other pairs than those still to come. Resume with the same, set ignore_data_skip=True to go "
+                        "on from the data's start, or pass the folder as the model to begin a new run from its weights."
+                    )
         self._total_train_tokens = state["num_tokens"]
+        self._whole_run = state["whole_run"]
+        if self.accelerator.process_index == 0:  # the sums are those of all ranks
+            self._meters["train"].restore(state["window"])
         shift = self.mixture.reward_shift
         if shift is not None:
             shift.load_state_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()})
+        if self.args.sync_ref_model:
+            load_weights(self.accelerator.unwrap_model(self.ref_model), os.path.join(checkpoint, REFERENCE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._trains_whole_model():
+        if self._holds_whole_model() and is_peft_model(self.model):
+            check_adapter(self.model, resume_from_checkpoint)
+        if self._holds_whole_model() and not is_peft_model(self.model):
             load_weights(self.model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self._trains_whole_model():
+        if self._holds_whole_model() and not is_peft_model(self.model):
             load_weights(self.model, self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
 
-    def _trains_whole_model(self) -> bool:
-        """Whether this process holds all weights itself, and they are not an adapter's."""
-        return not (is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def _holds_whole_model(self) -> bool:
+        """Whether this process holds all weights itself, not a shard of them."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card: TRL's, with the loss, its weights, the data and this library's version."""
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir, "README.md")
+        if self.is_world_process_zero() and path.exists():
+            settings = {name: getattr(self.args, name) for name in ("beta", "reward_shift", "sft_average", "learning_rate")}
+            path.write_text(extend_card(path.read_text(), self.mixture, settings, self._order()["pairs in the data set"]))
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpo.packing.fill import FILLER
 from mpo.packing.turns import (
     Answer,
     Record,
@@ -48,7 +49,8 @@ class PairCollator:
     Returns (from a call with P records, rows of at most T tokens):
         ``input_ids``, ``attention_mask``, ``completion_mask`` of shape (2P, T), chosen rows first; the processor's picture
         tensors, repeated for the second half; ``ref_chosen_logps`` and ``ref_rejected_logps`` of shape (P,) when the
-        records hold them.
+        records hold them; ``is_cut`` of shape (2P,), whether max_length took the end of an answer, when there is a max_length;
+        ``names``, what errors call the records; ``counted``, when the last records only fill the batch up.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -66,19 +68,13 @@ class PairCollator:
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
         self._end_of_turn = end_of_turn_token(self.processing_class) if self.answer_end == "end_of_turn" else None
 
-    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         """Collate records; see the class."""
         rendered = [render(record, self.processing_class, split_turns=self.answer_end == "end_of_turn") for record in records]
         with_pictures, pictures = self._encode_picture_prompts(rendered)
         pairs = [with_pictures[index] if index in with_pictures else self._encode_text(pair) for index, pair in enumerate(rendered)]
-        for record, pair in zip(records, pairs, strict=True):
-            for side in ("chosen", "rejected"):
-                if not any(getattr(pair, side).scored):
-                    raise ValueError(
-                        f"{describe(record)}: '{side}' is empty, so there is nothing to score. Give it text or leave the "
-                        "record out."
-                    )
-            if self.max_length is not None:
+        if self.max_length is not None:
+            for record, pair in zip(records, pairs, strict=True):
                 self._check_length(record, pair, self.max_length)
         batch = self._pad(pairs)
         # Every picture stands before both of its answers: once for the chosen rows, once for the rejected ones.
@@ -86,7 +82,10 @@ class PairCollator:
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in records[0]:
                 batch[name] = torch.tensor([record[name] for record in records])
-        return batch
+        described: dict[str, Any] = {"names": [describe(record) for record in records]}
+        if any(FILLER in record for record in records):
+            described["counted"] = sum(FILLER not in record for record in records)
+        return {**batch, **described}
 
     def _encode_text(self, pair: RenderedPair) -> EncodedPair:
         def tokenize(text: str) -> list[int]:
@@ -155,6 +154,19 @@ class PairCollator:
                 f"max_length={max_length} leaves none for the answers. Raise max_length, set it to None, or leave the "
                 "record out."
             )
+        if self.truncation_mode == "keep_start":
+            kept = max_length - len(pair.prompt_ids)
+            if pair.chosen.ids[:kept] == pair.rejected.ids[:kept]:
+                raise ValueError(
+                    f"{describe(record)}: cut to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
+                    "max_length, set it to None, or leave the record out."
+                )
+        elif max(len(pair.chosen.ids), len(pair.rejected.ids)) >= max_length:
+            raise ValueError(
+                f"{describe(record)}: an answer alone has {max(len(pair.chosen.ids), len(pair.rejected.ids))} tokens, and "
+                f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
+                "to None, or leave the record out."
+            )
         if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
             raise ValueError(
                 f"{describe(record)} has {longest} tokens and would be cut at its start by truncation_mode='keep_end' and "
@@ -182,6 +194,8 @@ class PairCollator:
             "attention_mask": padded([[1] * len(row) for row in ids], 0),
             "completion_mask": padded(scored, 0),
         }
+        if self.max_length is not None:
+            batch["is_cut"] = torch.tensor([len(pair.prompt_ids) + len(answer.ids) > self.max_length for pair, answer in rows])
         for name in {name for pair in pairs for name in pair.extra}:
             values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair, _ in rows]
             batch[name] = padded([(row + [0] * length)[cut][:length] for row in values], 0)

@@ -67,7 +67,8 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
         split_turns: cut an answer of several messages into what the assistant wrote and the rest.
 
     Raises:
-        ValueError: when ``chosen`` or ``rejected`` is missing, or the numbers of pictures and placeholders differ.
+        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, a picture is None, or the numbers of
+            pictures and placeholders differ.
     """
     for column in ("chosen", "rejected"):
         if record.get(column) is None:
@@ -75,7 +76,11 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
                 f"{describe(record)} has no '{column}'. A preference record needs 'chosen' and 'rejected' "
                 f"(and 'prompt' unless both answers repeat it); this one has {sorted(record)}."
             )
+    _check_answers(record)
     images = record_images(record)
+    for place, image in enumerate(images):
+        if image is None:
+            raise ValueError(f"{describe(record)}: picture {place + 1} of {len(images)} is None. Give the picture or leave it out.")
     pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
     if "prompt" not in pair:
         pair = extract_prompt(pair)
@@ -103,6 +108,22 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
         return _turns(pair["prompt"], pair[side], text["prompt"], processing_class, template_kwargs, describe(record))
 
     return RenderedPair(text["prompt"], pieces("chosen"), pieces("rejected"), images, conversational=True)
+
+
+def _check_answers(record: Mapping[str, Any]) -> None:
+    for side in ("chosen", "rejected"):
+        answer = record[side]
+        last = answer[-1] if isinstance(answer, list) and answer else answer
+        content = last.get("content") if isinstance(last, Mapping) else last
+        if isinstance(content, list):
+            content = "".join(str(part.get("text") or "") for part in content)
+        calls = isinstance(last, Mapping) and last.get("tool_calls")
+        if not calls and not (content or "").strip():
+            raise ValueError(f"{describe(record)}: '{side}' is empty. Give the answer its text or leave the record out.")
+    if record["chosen"] == record["rejected"]:
+        raise ValueError(
+            f"{describe(record)}: 'chosen' and 'rejected' are the same, so there is nothing to prefer. Leave the record out."
+        )
 
 
 def _turns(

@@ -1,0 +1,323 @@
+"""Content keys: what a reference log-prob depends on, as short hashes of contents, never of names or paths.
+
+Two kinds. A `Fingerprint` stands for what all answers of a run share: the reference model and how text and pictures become its
+input. An `answer_key` stands for one answer to one prompt with its pictures. Both together name one log-prob.
+"""
+
+import enum
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from PIL import Image
+from torch import Tensor, nn
+
+KEY_BYTES = 16
+REFERENCE_ADAPTER = "ref"
+"""TRL's name for the copy of a pretrained adapter that training starts from."""
+
+_CHUNK_BYTES = 64 * 2**20
+_NOT_IN_FORWARD = {
+    # Where a model was found and who wrote it.
+    *("transformers_version", "architectures", "auto_map", "processor_class", "name_or_path", "peft_version"),
+    # The weights say their dtype themselves; what the model computes in is a part of its own.
+    *("dtype", "torch_dtype"),
+    # What a forward returns besides logits, classification heads, generation (a trainer may set the special tokens).
+    *("output_hidden_states", "output_attentions", "output_router_logits", "return_dict", "use_cache", "id2label", "label2id"),
+    *("problem_type", "is_encoder_decoder", "bos_token_id", "eos_token_id", "pad_token_id", "chunk_size_feed_forward"),
+    *("initializer_range", "initializer_factor"),
+    # Of an adapter: how it began, and where its base was.
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type", "init_lora_weights"),
+    # Of a processor: what a call may override anyway, and parts that have their own hash.
+    *("return_tensors", "device", "use_fast", "tokenizer", "chat_template", "special_tokens_map_file", "tokenizer_file"),
+}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What all answers of a cache share, by named part.
+
+    Args:
+        parts: part -> hash, in hex (``compute dtype``: its name). Two fingerprints are the same when these are.
+        settings: part -> the settings that its hash was taken from, for parts that are settings. Only to say what differs.
+        about: where it came from, for people. Never compared.
+    """
+
+    parts: Mapping[str, str]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """One hash of all parts, 32 hex digits."""
+        return _hash_settings(dict(self.parts))
+
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """What differs from `other`, part by part; settings by name, as ``other's value -> this one's``.
+
+        >>> here, there = Fingerprint({"weights": "a", "scoring": "b"}), Fingerprint({"weights": "a", "scoring": "c"})
+        >>> here.differences(there), here.differences(here)
+        (['scoring'], [])
+        """
+        found = []
+        for part in sorted({*self.parts, *other.parts}):
+            if self.parts.get(part) == other.parts.get(part):
+                continue
+            mine, theirs = dict(_flat(self.settings.get(part, {}))), dict(_flat(other.settings.get(part, {})))
+            names = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
+            changes = [f"{name} {_short(theirs.get(name))} -> {_short(mine.get(name))}" for name in names[:5]]
+            if not names and part == "compute dtype":
+                changes = [f"{other.parts.get(part)} -> {self.parts.get(part)}"]
+            found.append(part + (f" ({', '.join(changes)}{', ...' if len(names) > 5 else ''})" if changes else ""))
+        return found
+
+
+def fingerprint(
+    model: nn.Module, processing_class: Any, *, compute_dtype: torch.dtype | str, scoring: Mapping[str, Any] | None = None
+) -> Fingerprint:
+    """Fingerprint of a reference model and of how records become its input.
+
+    Take it before the model is sharded (FSDP, ZeRO-3). It does not depend on where the model lies or came from, nor on dropout,
+    on train or eval mode or on the attention implementation (which changes the last bits only).
+
+    Args:
+        model: the reference model. With adapters it is the model as the reference sees it: the base weights, with the adapter
+            named ``ref`` when there is one.
+        processing_class: a processor or tokenizer.
+        compute_dtype: what the model computes in: autocast's dtype where that is on, else that of the weights.
+        scoring: settings that decide which tokens are scored, as plain values: ``answer_end``, ``max_length``,
+            ``truncation_mode``.
+
+    Raises:
+        ValueError: when weights are sharded, not loaded, or merged with an adapter, or a setting has no plain value.
+    """
+    base = _base_model(model)
+    config = _plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
+    if isinstance(model, PeftModel) and REFERENCE_ADAPTER in model.peft_config:
+        config["adapter"] = _plain(model.peft_config[REFERENCE_ADAPTER].to_dict(), "the adapter's config")
+    images = _image_settings(processing_class)
+    rules = _plain(dict(scoring or {}), "the scoring")
+    template = _chat_template(processing_class)
+    parts = {
+        "model weights": _hash_weights(model),
+        "model config": _hash_settings(config),
+        "compute dtype": str(compute_dtype).removeprefix("torch."),
+        "tokenizer": _hash_tokenizer(getattr(processing_class, "tokenizer", processing_class)),
+        "chat template": _hash_settings({"template": template}),
+        "image processor": _hash_settings(images),
+        "scoring": _hash_settings(rules),
+    }
+    about = {
+        "model": type(base).__name__,
+        "name_or_path": str(getattr(base.config, "_name_or_path", "")),
+        "reference_adapter": "adapter" in config,
+        "processing_class": type(processing_class).__name__,
+        "chat_template": template,
+    }
+    return Fingerprint(parts, {"model config": config, "image processor": images, "scoring": rules}, about)
+
+
+def picture_key(picture: Any) -> bytes:
+    """Key of one picture, 16 bytes.
+
+    Args:
+        picture: a PIL image (its pixels count, decoded), an array or tensor (likewise), or an encoded file: its bytes, its path,
+            or a dict of datasets' Image feature with ``bytes`` or ``path``. Decoded and encoded forms of one picture have
+            different keys, which costs a second computation, never a wrong one.
+
+    Raises:
+        ValueError: for anything else, or a path without a file.
+    """
+    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
+    if isinstance(picture, Mapping):
+        picture = picture["bytes"] if picture.get("bytes") is not None else picture.get("path")
+    if isinstance(picture, Image.Image):
+        # A palette or a transparent colour changes what the same pixel values look like.
+        looks = [picture.mode, picture.size, picture.getpalette(), repr(picture.info.get("transparency"))]
+        hasher.update(json.dumps(looks).encode())
+        hasher.update(picture.tobytes())
+    elif isinstance(picture, (np.ndarray, Tensor)):
+        array = np.ascontiguousarray(picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture)
+        hasher.update(json.dumps(["array", array.dtype.str, array.shape]).encode())
+        hasher.update(array.tobytes())
+    elif isinstance(picture, (bytes, bytearray, memoryview)):
+        hasher.update(b"file")
+        hasher.update(picture)
+    elif isinstance(picture, (str, os.PathLike)):
+        if not Path(picture).is_file():
+            raise ValueError(f"There is no picture {str(picture)!r}. Give a path to a file, or the opened picture.")
+        return picture_key(Path(picture).read_bytes())
+    else:
+        raise ValueError(
+            f"A picture must be a PIL image, an array, a path, or a dict with 'bytes' or 'path', not {type(picture).__name__}."
+        )
+    return hasher.digest()
+
+
+def answer_key(pictures: Sequence[bytes], prompt_ids: Iterable[int], answer_ids: Iterable[int], scored: Iterable[bool]) -> bytes:
+    """Key of one answer, 16 bytes.
+
+    Args:
+        pictures: keys of the prompt's pictures, in order (see `picture_key`).
+        prompt_ids: token ids before the answer, picture tokens included.
+        answer_ids: the answer's token ids.
+        scored: which of them are in the sum; as many as `answer_ids`.
+
+    >>> answer_key([], [1, 2], [3], [True]) == answer_key([], [1], [2, 3], [False, True])
+    False
+    """
+    prompt, answer = (np.asarray(list(ids), dtype="<i8") for ids in (prompt_ids, answer_ids))
+    mask = np.asarray(list(scored), dtype=bool)
+    assert mask.shape == answer.shape, (mask.shape, answer.shape)
+    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
+    # The lengths come first: without them, tokens could move from the prompt to the answer unnoticed.
+    hasher.update(np.asarray([len(pictures), len(prompt), len(answer)], dtype="<i8").tobytes())
+    for data in (*pictures, prompt.tobytes(), answer.tobytes(), mask.tobytes()):
+        hasher.update(data)
+    return hasher.digest()
+
+
+def _base_model(model: nn.Module) -> Any:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return getattr(base, "_orig_mod", base)  # torch.compile's wrapper
+
+
+def _hash_weights(model: nn.Module) -> str:
+    tensors = dict(sorted(_reference_tensors(model)))
+    # Tied weights are hashed once. sha256 and copies from a GPU run outside the interpreter's lock, so threads help.
+    places = {name: (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in tensors.items()}
+    distinct = {place: tensors[name] for name, place in places.items()}
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        contents = dict(zip(distinct, pool.map(_hash_tensor, distinct.values()), strict=True))
+    return _hash_settings(
+        {name: [str(tensor.dtype), list(tensor.shape), contents[places[name]]] for name, tensor in tensors.items()}
+    )
+
+
+def _hash_tensor(tensor: Tensor) -> str:
+    hasher = hashlib.sha256()
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for start in range(0, len(data), _CHUNK_BYTES):
+        hasher.update(memoryview(data[start : start + _CHUNK_BYTES].cpu().numpy()))
+    return hasher.hexdigest()
+
+
+def _reference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names, as the model has them without adapters, and tensors of all that the reference's forward reads."""
+    base = _base_model(model)
+    for name, parameter in base.named_parameters():
+        if hasattr(parameter, "placements") or (hasattr(parameter, "ds_id") and parameter.numel() == 0):
+            raise ValueError(f"The weights are sharded ({name}). Take the fingerprint before the model is prepared for FSDP or ZeRO-3.")
+        if parameter.device.type == "meta":
+            raise ValueError(f"The weight {name} is not loaded (it is on the meta device). Load the model without offloading.")
+    adapters = tuple(_adapter_prefixes(base))
+    # The state dict also holds what quantized layers (bitsandbytes) keep beside their weights: scales and code books.
+    # Buffers outside of it (rotary frequencies) are rebuilt at loading, yet a cast to bfloat16 and back ruins them for good.
+    tensors = dict(base.named_buffers())
+    tensors.update((name, value) for name, value in base.state_dict().items() if isinstance(value, Tensor))
+    for name, tensor in tensors.items():
+        if name.endswith("inv_freq") and name.removesuffix("inv_freq") + "original_inv_freq" in tensors:
+            continue  # dynamic rotary embeddings rewrite it with the length of what they see
+        prefix = next((prefix for prefix in adapters if name.startswith(prefix)), None)
+        if prefix is None or name.removeprefix(prefix).split(".")[0] == REFERENCE_ADAPTER:
+            yield ".".join(word for word in name.split(".") if word not in ("base_layer", "original_module", "_orig_mod")), tensor
+
+
+def _adapter_prefixes(base: nn.Module) -> Iterator[str]:
+    """What the names of adapter weights begin with; the adapter's own name comes next."""
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            if module.merged:
+                raise ValueError(f"An adapter is merged into {name}, so the reference's weights are gone. Unmerge it first.")
+            attributes = {*module.adapter_layer_names, *getattr(module, "other_param_names", ())}
+            yield from (f"{name}.{attribute}." for attribute in attributes)
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            yield f"{name}.modules_to_save."
+
+
+def _hash_tokenizer(tokenizer: Any) -> str:
+    settings: dict[str, Any] = {"special_tokens": _plain(dict(tokenizer.special_tokens_map), "the tokenizer's special tokens")}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # State that the last call left there.
+        settings["content"] = {name: value for name, value in content.items() if name not in ("padding", "truncation")}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(file) for file in tokenizer.save_vocabulary(folder)]
+            settings["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        settings["class"], settings["added"] = type(tokenizer).__name__, tokenizer.get_added_vocab()
+    return _hash_settings(settings)
+
+
+def _chat_template(processing_class: Any) -> Any:
+    own = getattr(processing_class, "chat_template", None)
+    return own or getattr(getattr(processing_class, "tokenizer", None), "chat_template", None)
+
+
+def _image_settings(processing_class: Any) -> dict[str, Any]:
+    """Everything a processor is set to besides its tokenizer; empty for a tokenizer."""
+    if not hasattr(processing_class, "tokenizer"):
+        return {}
+    image_processor = getattr(processing_class, "image_processor", None)
+    settings = {"class": type(processing_class).__name__, "processor": processing_class.to_dict()}
+    if image_processor is not None:
+        settings["image_processor"] = image_processor.to_dict()
+        settings["processor"].pop("image_processor", None)
+    return _plain(settings, "the processor")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """As JSON would read it back, without what has no effect (see `_NOT_IN_FORWARD`) and without None."""
+    if isinstance(value, Mapping):
+        kept = {str(getattr(name, "value", name)): item for name, item in value.items() if item is not None}
+        # Dropout is off in a reference.
+        return {
+            name: _plain(item, f"{where}, {name}")
+            for name, item in sorted(kept.items())
+            if name.lstrip("_") not in _NOT_IN_FORWARD and not name.startswith("_") and "drop" not in name
+        }
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, where)
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item, where) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.tolist()
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, (torch.dtype, os.PathLike)) or hasattr(value, "__getstate__") and hasattr(value, "content"):
+        return str(value)  # the second: a tokenizers.AddedToken
+    raise ValueError(f"{where}: {value!r} ({type(value).__name__}) is not a plain value, so it has no hash that lasts.")
+
+
+def _hash_settings(settings: Any) -> str:
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).hexdigest()
+
+
+def _flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, settings
+
+
+def _short(value: Any) -> str:
+    text = io.StringIO()
+    print(json.dumps(value), end="", file=text)
+    return text.getvalue() if len(text.getvalue()) <= 40 else text.getvalue()[:37] + "..."

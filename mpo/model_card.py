@@ -1,0 +1,25 @@
+"""What a model card says about an MPO run, beside what TRL writes into it."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from mpo.losses import Mixture
+
+MARK = "### Framework versions\n\n"
+
+
+def extend_card(card: str, mixture: Mixture, settings: Mapping[str, Any], pairs: int | None) -> str:
+    """Put the loss, the data and this library's version into a card that TRL wrote.
+
+    Args:
+        card: Markdown, with TRL's section of framework versions.
+        mixture: the loss that was trained.
+        settings: name and value of what else to tell, such as beta.
+        pairs: number of training pairs; None when it is not known (streams).
+    """
+    rows = [f"| `{name}` | {weight:g} |" for weight, name in zip(mixture.weights, mixture.names, strict=True)]
+    told = [f"- {name}: {value}" for name, value in {**settings, "preference pairs": pairs}.items() if value is not None]
+    loss = "\n".join(["The loss is a weighted sum:", "", "| term | weight |", "|---|---|", *rows, "", *told, "", ""])
+    card = card.replace(MARK, f"{loss}{MARK}- mpo-trainer: {version('mpo-trainer')}\n", 1)
+    return card.replace("It has been trained using [TRL]", "It has been trained with `mpo-trainer`, on [TRL]", 1)

@@ -16,6 +16,13 @@ def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
     return field(default=default, metadata={"help": help, "choices": list(choices)})
 
 
+# Fields of TRL's and transformers' classes that nothing in a preference run reads: off value, and what to use.
+_WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
+    "dataset_num_proc": (None, "records are tokenised while training, by the data loader. Use dataloader_num_workers."),
+    "label_smoothing_factor": (0.0, "it belongs to transformers' own loss. Use loss_type='cdpo' with label_smoothing."),
+}
+
+
 @dataclass
 class MPOConfig(DPOConfig):  # type: ignore[misc]
     """Everything TRL's `DPOConfig` has, with the defaults of the MPO paper (arXiv 2411.10442, section 7).
@@ -94,11 +101,27 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             )
         if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
             raise ValueError(f"ld_alpha lies between 0 and 1; got {self.ld_alpha}.")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError("train_sampling_strategy='batch_rebalance' deals pairs out by rows of tokens. Use 'random'.")
+        for name, (off, reason) in _WITHOUT_EFFECT.items():
+            if getattr(self, name) != off:
+                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: {reason}")
+        if not self.sync_ref_model and (self.ref_model_mixup_alpha, self.ref_model_sync_steps) != (0.6, 512):
+            raise ValueError("ref_model_mixup_alpha and ref_model_sync_steps need sync_ref_model=True. Set it, or leave them out.")
+        if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:
+            raise ValueError("precompute_ref_batch_size needs precompute_ref_log_probs=True. Set it, or leave this out.")
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and (self.use_cpu or not is_torch_bf16_gpu_available()):
             self.bf16 = False  # TRL's default stops here with an error
         self.mixture()  # a wrong loss fails here, before any model loads
         super().__post_init__()
+        shares = self.accelerator_config
+        if shares.dispatch_batches or shares.split_batches or not shares.even_batches:
+            raise ValueError(
+                "accelerator_config: dispatch_batches, split_batches and even_batches=False cut a batch between its chosen and "
+                "rejected rows or leave ranks with unequal numbers of batches. Leave them at their defaults; no pair counts twice."
+            )
+        shares.dispatch_batches = False
 
     def mixture(self) -> Mixture:
         """The loss of this configuration, fresh."""

@@ -6,7 +6,6 @@ input. An `answer_key` stands for one answer to one prompt with its pictures. Bo
 
 import enum
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -22,6 +21,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from PIL import Image
+from tokenizers import AddedToken
 from torch import Tensor, nn
 
 KEY_BYTES = 16
@@ -43,6 +43,7 @@ _NOT_IN_FORWARD = {
     # Of a processor: what a call may override anyway, and parts that have their own hash.
     *("return_tensors", "device", "use_fast", "tokenizer", "chat_template", "special_tokens_map_file", "tokenizer_file"),
 }
+_DROPOUT = ("dropout", "drop_path", "layerdrop")  # off in a reference
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def fingerprint(
 ) -> Fingerprint:
     """Fingerprint of a reference model and of how records become its input.
 
-    Take it before the model is sharded (FSDP, ZeRO-3). It does not depend on where the model lies or came from, nor on dropout,
+    Take it before the model is sharded (FSDP, ZeRO-3), and before its first forward: bitsandbytes rounds the scales of 4-bit layers
+    for good when they first run on a CPU. It does not depend on where the model lies or came from, nor on dropout,
     on train or eval mode or on the attention implementation (which changes the last bits only).
 
     Args:
@@ -210,7 +212,7 @@ def _hash_tensor(tensor: Tensor) -> str:
     hasher = hashlib.sha256()
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     for start in range(0, len(data), _CHUNK_BYTES):
-        hasher.update(memoryview(data[start : start + _CHUNK_BYTES].cpu().numpy()))
+        hasher.update(data[start : start + _CHUNK_BYTES].cpu().numpy().data)
     return hasher.hexdigest()
 
 
@@ -219,7 +221,9 @@ def _reference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     base = _base_model(model)
     for name, parameter in base.named_parameters():
         if hasattr(parameter, "placements") or (hasattr(parameter, "ds_id") and parameter.numel() == 0):
-            raise ValueError(f"The weights are sharded ({name}). Take the fingerprint before the model is prepared for FSDP or ZeRO-3.")
+            raise ValueError(
+                f"The weights are sharded ({name}). Take the fingerprint before the model is prepared for FSDP or ZeRO-3."
+            )
         if parameter.device.type == "meta":
             raise ValueError(f"The weight {name} is not loaded (it is on the meta device). Load the model without offloading.")
     adapters = tuple(_adapter_prefixes(base))
@@ -276,18 +280,18 @@ def _image_settings(processing_class: Any) -> dict[str, Any]:
     if image_processor is not None:
         settings["image_processor"] = image_processor.to_dict()
         settings["processor"].pop("image_processor", None)
-    return _plain(settings, "the processor")
+    plain: dict[str, Any] = _plain(settings, "the processor")
+    return plain
 
 
 def _plain(value: Any, where: str) -> Any:
     """As JSON would read it back, without what has no effect (see `_NOT_IN_FORWARD`) and without None."""
     if isinstance(value, Mapping):
         kept = {str(getattr(name, "value", name)): item for name, item in value.items() if item is not None}
-        # Dropout is off in a reference.
         return {
             name: _plain(item, f"{where}, {name}")
             for name, item in sorted(kept.items())
-            if name.lstrip("_") not in _NOT_IN_FORWARD and not name.startswith("_") and "drop" not in name
+            if name.lstrip("_") not in _NOT_IN_FORWARD and not name.startswith("_") and not any(word in name for word in _DROPOUT)
         }
     if isinstance(value, enum.Enum):
         return _plain(value.value, where)
@@ -299,8 +303,8 @@ def _plain(value: Any, where: str) -> Any:
         return value.tolist()
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    if isinstance(value, (torch.dtype, os.PathLike)) or hasattr(value, "__getstate__") and hasattr(value, "content"):
-        return str(value)  # the second: a tokenizers.AddedToken
+    if isinstance(value, (torch.dtype, os.PathLike, AddedToken)):
+        return str(value)
     raise ValueError(f"{where}: {value!r} ({type(value).__name__}) is not a plain value, so it has no hash that lasts.")
 
 
@@ -318,6 +322,5 @@ def _flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    text = io.StringIO()
-    print(json.dumps(value), end="", file=text)
-    return text.getvalue() if len(text.getvalue()) <= 40 else text.getvalue()[:37] + "..."
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

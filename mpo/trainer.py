@@ -34,8 +34,9 @@ from mpo.finite import FiniteGuard
 from mpo.losses import PairLogps
 from mpo.metrics import Fraction, Meter
 from mpo.model_card import extend_card
+from mpo.models.fit import check_fit
 from mpo.packing.collator import PairCollator
-from mpo.packing.fill import FILLER, FilledStream
+from mpo.packing.streams import FILLER, FilledStream, RepeatedStream
 from mpo.packing.logps import sum_answers
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,16 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
             )
         if processing_class is None:
             processing_class = _load_processing_class(model, args)
+        if args.model_init_kwargs is not None and not isinstance(model, str):
+            raise ValueError(
+                "model_init_kwargs say how to load a model, and this one is loaded already. Pass them where you load it, or "
+                "pass its name."
+            )
         self._collator_is_ours = data_collator is None
+        if self._collator_is_ours:
+            evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+            for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+                _check_columns(dataset, name)
         if data_collator is None:
             if args.pad_token is not None:
                 getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
@@ -148,6 +158,9 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        check_fit(self.model, processing_class)
+        if args.sync_ref_model and not args.mixture().needs_reference:
+            raise ValueError(f"sync_ref_model has no effect: none of the losses {args.loss_type} has a reference. Leave it out.")
         if args.disable_dropout:
             disable_dropout_outside_adapters(self.model)
             if self.ref_model is not None:
@@ -160,6 +173,7 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._whole_run = [0.0, 0.0]  # sum of losses, number of pairs
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
         self._mean_sqrt_tokens: Tensor | None = None
+        self._shift_before: dict[str, Tensor] | None = None
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
 
     # --- Batches
@@ -176,11 +190,15 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
             ours = ["id", "prompt", "chosen", "rejected", "image", "images", "tools", "chat_template_kwargs", FILLER]
             self._signature_columns = [*ours, "ref_chosen_logps", "ref_rejected_logps"]
 
-    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        """Streams are filled up to whole batches on every rank, with records that do not count."""
-        if isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
-            dataset = FilledStream(dataset, batch_size * self.accelerator.num_processes)
-        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Streams are repeated for training; for evaluation, every rank gets equally many batches."""
+        if isinstance(dataset, IterableDataset):
+            ranks = self.accelerator.num_processes
+            if kwargs.get("is_training"):
+                dataset = RepeatedStream(dataset)
+            elif ranks > 1:
+                dataset = FilledStream(dataset, kwargs["batch_size"] * ranks)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of a step."""
@@ -212,6 +230,8 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         # This is asked before the batches are used: by then the data loader's end would be behind the first of them.
         batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
         lengths = torch.cat([_chosen_lengths(batch)[: batch.get("counted")] for batch in batch_samples]).to(device)
+        shift = self.mixture.reward_shift
+        self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
         step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
         self._mean_sqrt_tokens = step[1] / step[0]
         return step[0]
@@ -345,7 +365,11 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
             self._guard.see_gradients(norm)
-            self._guard.gate(getattr(self.optimizer, "optimizer", self.optimizer), self._guard.is_bad())
+            bad = self._guard.is_bad()
+            self._guard.gate(getattr(self.optimizer, "optimizer", self.optimizer), bad)
+            for name, before in (self._shift_before or {}).items():  # delta belongs to the step too
+                buffer = self.mixture.reward_shift.get_buffer(name)
+                buffer.copy_(torch.where(bad, before, buffer))
         return norm
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -583,6 +607,18 @@ def disable_dropout_outside_adapters(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
             module.p = 0.0
+
+
+def _check_columns(dataset: Any, name: str) -> None:
+    columns = getattr(dataset, "column_names", None)  # None: not known before a stream is read
+    missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
+    if missing:
+        hint = " Lines of MMPR are read with mpo.data.sources.load_pairs." if "question" in columns else ""
+        raise ValueError(
+            f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. A preference record "
+            f"needs 'chosen' and 'rejected', and 'prompt' unless both answers repeat it.{hint} "
+            "(Rename others with dataset.rename_column.)"
+        )
 
 
 def _has_dropout(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 COMMANDS = {
+    "cache": "look into, check and clean up a folder of cached reference log-probs",
     "demo": "about ten minutes: a small InternVL learns to read pictures, and MPO makes it better",
     "train": "train a model on pairs of answers, from a recipe",
 }
@@ -41,7 +42,7 @@ def user_errors(work: "object") -> int:
     assert callable(work)
     try:
         return int(work())
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         if os.environ.get("MPO_TRACEBACK"):
             raise
         print(f"mpo: error: {error}", file=sys.stderr)

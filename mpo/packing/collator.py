@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpo.packing.fill import FILLER
+from mpo.packing.streams import FILLER
 from mpo.packing.turns import (
     Answer,
     Record,

@@ -148,7 +148,7 @@ def lay_out(prompt: Sequence[int], answers: Sequence[AnswerTokens]) -> Row:
     return Row(tokens, positions, labels, segments, placed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Who attends to whom in a batch of S segments, N queries and K keys. Goes to the attention function as it is.
 
@@ -167,7 +167,8 @@ class Segments:
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Segments:
         """A copy on a device; accelerate and the Trainer call this."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self if moved.cu_seqlens_q is self.cu_seqlens_q else moved  # and keep the masks
 
     def pin_memory(self) -> Segments:
         """A copy in pinned memory; data loaders call this."""
@@ -193,7 +194,7 @@ class Segments:
         return Segments(change(self.cu_seqlens_q), change(self.cu_seqlens_k), key_index, self.max_q, self.max_k, self.lengths)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoredTokens:
     """The E scored tokens of A answers, answer after answer. A node that answers share is there once for each.
 
@@ -235,13 +236,17 @@ class ScoredTokens:
         return self.node, self.answer, self.ordinal, self.lengths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Rows one behind the other, nothing padded. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64."""
+    """Rows one behind the other, nothing padded. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
+
+    ``labelled`` (M,) int64: the nodes that have a label, ascending. As ``logits_to_keep`` it spares all others the LM head.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
     shift_labels: Tensor
+    labelled: Tensor
     segments: Segments
     scored: ScoredTokens
 
@@ -281,10 +286,12 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
     count = torch.tensor(scored_lengths, dtype=torch.int64)
     answer_of = torch.repeat_interleave(torch.arange(len(scored_lengths)), count)
     ordinal = torch.arange(len(nodes)) - (count.cumsum(0) - count)[answer_of]
+    shift_labels = _joined([row.labels for row in rows])
     return PackedRows(
         input_ids=_joined([row.tokens for row in rows]),
         position_ids=_joined([row.positions for row in rows]),
-        shift_labels=_joined([row.labels for row in rows]),
+        shift_labels=shift_labels,
+        labelled=(shift_labels[0] != IGNORED).nonzero()[:, 0],
         segments=segments,
         scored=ScoredTokens(torch.tensor(nodes, dtype=torch.int64), answer_of, ordinal, count),
     )

@@ -1,0 +1,44 @@
+"""Whether a processor belongs to a model: found before training, not by a wrong answer behind it."""
+
+from typing import Any
+
+
+def check_fit(model: Any, processing_class: Any) -> None:
+    """Check that a tokenizer or processor can feed a model.
+
+    Args:
+        model: a transformers model, with or without adapters.
+        processing_class: its tokenizer or processor.
+
+    Raises:
+        ValueError: saying what does not fit: the vocabulary, the picture token, or how pictures are cut.
+    """
+    config = model.config
+    name = type(processing_class).__name__
+    mend = "Load both from the same checkpoint (AutoProcessor.from_pretrained with the model's name)."
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if rows is not None and len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows, so ids would point nowhere. {mend} "
+            "If tokens were added, call model.resize_token_embeddings(len(tokenizer))."
+        )
+    if not hasattr(processing_class, "image_processor"):
+        return
+    if not hasattr(config, "vision_config"):
+        raise ValueError(
+            f"{type(model).__name__} has no vision tower, and {name} turns pictures into its input. Pass a vision-language model, "
+            "or for text alone the tokenizer as processing_class."
+        )
+    vision_size = getattr(config.vision_config, "image_size", None)
+    if isinstance(vision_size, (list, tuple)):
+        vision_size = vision_size[0]
+    size = processing_class.image_processor.size
+    compared = {
+        "picture token id": (getattr(processing_class, "image_token_id", None), getattr(config, "image_token_id", None)),
+        "tokens per tile": (getattr(processing_class, "image_seq_length", None), getattr(config, "image_seq_length", None)),
+        "tile size in pixels": (size.get("height") if hasattr(size, "get") else None, vision_size),
+    }
+    for what, (given, needed) in compared.items():
+        if given is not None and needed is not None and given != needed:
+            raise ValueError(f"{name} does not belong to this model: its {what} is {given}, the model's is {needed}. {mend}")

@@ -1,0 +1,107 @@
+"""The varlen kernel against PyTorch's attention segment by segment, on a GPU."""
+
+import copy
+
+import pytest
+import torch
+from support import perturbed
+
+from mpo.models.small import small_internvl
+from mpo.packing.attention import _attend, _varlen_fits, use_packed_attention, usual_attention
+from mpo.packing.layout import concatenate, lay_out
+from mpo.packing.turns import Answer
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs an NVIDIA GPU, Ampere or newer"
+)
+# Heads, key-value heads and head width of InternVL3's 1B and 8B language models.
+SHAPES = [(14, 2, 64), (28, 4, 128)]
+
+
+def ids(seed, count):
+    return torch.randint(3, 250, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def answer(tokens):
+    return Answer(tokens, [True] * len(tokens))
+
+
+def branching_rows():
+    """Branches of one query and of hundreds, an answer that shares half of another, and a row without branches."""
+    first = ids(0, 300)
+    answers = [answer(first), answer(first[:150] + ids(1, 140)), answer(ids(2, 1)), answer(ids(3, 77))]
+    return [lay_out(ids(4, 700), answers), lay_out(ids(5, 3), [answer(ids(6, 40)), answer(ids(7, 500))]), lone_row(8)]
+
+
+def lone_row(seed):
+    return lay_out(ids(seed, 33), [answer(ids(seed + 1, 20))])
+
+
+def attend(tensors, segments, dtype, backend):
+    """Output and gradients, float32."""
+    query, key, value = (tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors)
+    assert _varlen_fits(query) == (dtype != torch.float32)
+    scaling = query.shape[-1] ** -0.5
+    output, _ = _attend(torch.nn.Identity(), query, key, value, None, scaling, segments=segments, backend=backend)
+    weights = torch.randn(output.shape, generator=torch.Generator("cuda").manual_seed(9), device="cuda")
+    (output.float() * weights).sum().backward()
+    return [tensor.float() for tensor in (output.detach(), query.grad, key.grad, value.grad)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("branching", [True, False])
+def test_varlen_equals_segments(heads, kv_heads, width, dtype, branching):
+    """Output and gradients err no more than twice what the path by segments errs against float32."""
+    batch = concatenate(branching_rows() if branching else [lone_row(1), lone_row(2)])
+    segments, count = batch.segments.to("cuda"), batch.input_ids.shape[1]
+    assert (segments.key_index is not None) == branching
+    generator = torch.Generator("cuda").manual_seed(0)
+    tensors = [torch.randn(1, n, count, width, generator=generator, device="cuda") for n in (heads, kv_heads, kv_heads)]
+    tensors = [tensor.to(dtype).float() for tensor in tensors]  # the same inputs for all
+    exact = attend(tensors, segments, torch.float32, "segments")
+    plain = attend(tensors, segments, dtype, "segments")
+    varlen = attend(tensors, segments, dtype, "auto")
+    for name, right, reference, found in zip(("output", "query", "key", "value"), exact, plain, varlen, strict=True):
+        allowed = 2 * (reference - right).norm()
+        assert (found - right).norm() <= allowed, (name, (found - right).norm() / allowed)
+
+
+def test_nothing_waits_for_the_device():
+    """Forward and backward launch their kernels without asking the GPU for anything."""
+    segments = concatenate(branching_rows()).segments
+    count = sum(queries for queries, _ in segments.lengths)
+    segments = segments.to("cuda")
+    query, key, value = (torch.randn(1, n, count, 64, device="cuda", dtype=torch.bfloat16) for n in (14, 2, 2))
+    query.requires_grad_()
+
+    def step():
+        output, _ = _attend(torch.nn.Identity(), query, key, value, None, 0.125, segments=segments, backend="auto")
+        output.sum().backward()
+
+    step()  # kernels load, properties are asked for
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("text", ["qwen2", "qwen3", "llama"])
+def test_whole_model(processor, text):
+    """Logits of a bfloat16 model, packed, err no more than twice what separate rows err against float32."""
+    exact_model = perturbed(small_internvl(processor, text=text, hidden_size=128, heads=4), scale=0.05).cuda()
+    model = copy.deepcopy(exact_model).to(torch.bfloat16)
+    prompt, answers = ids(0, 200), [answer(ids(1, 60)), answer(ids(2, 90))]
+    batch = concatenate([lay_out(prompt, answers)])
+    use_packed_attention(model)
+    with torch.no_grad():
+        inputs = {"input_ids": batch.input_ids.cuda(), "position_ids": batch.position_ids.cuda()}
+        packed = model(**inputs, segments=batch.segments.to("cuda"), use_cache=False).logits[0].float()
+        for number, one in enumerate(answers):
+            nodes = batch.scored.select([number]).node.cuda()
+            row = torch.tensor([prompt + one.ids], device="cuda")
+            exact = exact_model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            with usual_attention(model):
+                separate = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+            assert (packed[nodes] - exact).norm() <= 2 * (separate - exact).norm()

@@ -1,0 +1,124 @@
+"""Runs to be interrupted, split and compared: the same small training job in this process, a forked one, or one of several ranks."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from support import TEXTS, picture_pairs, text_pairs
+from transformers import TrainerCallback
+
+from mpo import MPOConfig, MPOTrainer
+from mpo.models.small import small_internvl, small_processor
+
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
+
+
+def small_run(folder, *, pairs=8, kind="full", stream=False, ref_model=None, eval_pairs=0, callbacks=(), **settings) -> MPOTrainer:
+    """A trainer of a tiny InternVL; `kind` is full, lora or text."""
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+    make = text_pairs if kind == "text" else picture_pairs
+    dataset = make(pairs)
+    dataset = dataset.add_column("id", [f"pair-{i}" for i in range(pairs)])
+    defaults = {
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 2,
+        "disable_tqdm": True,
+    }
+    return MPOTrainer(
+        model=model,
+        ref_model=ref_model,
+        args=MPOConfig(str(folder), **{**defaults, **settings}),
+        train_dataset=dataset.to_iterable_dataset() if stream else dataset,
+        eval_dataset=make(eval_pairs) if eval_pairs else None,
+        processing_class=processor,
+        peft_config=LORA if kind == "lora" else None,
+        callbacks=list(callbacks),
+    )
+
+
+def record(trainer, path) -> None:
+    """Write what a run ended with: weights, optimiser, delta, logs."""
+    shift = trainer.mixture.reward_shift
+    logs = [{name: value for name, value in log.items() if not _is_time(name)} for log in trainer.state.log_history]
+    torch.save(
+        {
+            "weights": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict()["state"],
+            "delta": None if shift is None else shift.state_dict(),
+            "logs": logs,
+        },
+        path,
+    )
+
+
+def _is_time(name: str) -> bool:
+    return any(word in name for word in ("per_second", "runtime", "total_flos"))
+
+
+def difference(first, second) -> float:
+    """The largest difference between two nested structures of numbers and tensors; inf where they do not correspond."""
+    if isinstance(first, torch.Tensor):
+        return float("inf") if first.shape != second.shape else (first.double() - second.double()).abs().max().item() if first.numel() else 0.0
+    if isinstance(first, dict):
+        return float("inf") if first.keys() != second.keys() else max([difference(first[k], second[k]) for k in first], default=0.0)
+    if isinstance(first, list):
+        pairs = zip(first, second, strict=True) if len(first) == len(second) else None
+        return float("inf") if pairs is None else max([difference(a, b) for a, b in pairs], default=0.0)
+    if isinstance(first, (int, float)):
+        return abs(first - second)
+    return 0.0 if first == second else float("inf")
+
+
+class KillAt(TrainerCallback):
+    """kill -9 of this process at a moment: ("step", 3), ("micro", 5), ("saving", 4: half way through writing that checkpoint)."""
+
+    def __init__(self, moment: str, number: int):
+        self.moment, self.number, self.micro = moment, number, 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if (self.moment, self.number) == ("step", state.global_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.micro += 1
+        if (self.moment, self.number) == ("micro", self.micro):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_while_saving(step: int) -> None:
+    """Make this process die when the checkpoint of `step` has its weights and no more."""
+    save = torch.save
+
+    def deadly(value, path, *args, **kwargs):
+        if f"checkpoint-{step}{os.sep}" in str(path):
+            Path(path).write_bytes(b"cut")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return save(value, path, *args, **kwargs)
+
+    torch.save = deadly
+
+
+def in_fork(work) -> int:
+    """Run `work` in a forked process; returns its exit code, negative for the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException as error:
+            print(json.dumps({"child failed": repr(error)}), flush=True)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)

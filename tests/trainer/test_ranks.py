@@ -1,0 +1,112 @@
+"""However a step's pairs are split over ranks and micro-batches, the weights are the same, and no pair counts twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import difference, record, small_run
+
+# Eight pairs a step. Of 13 the second step has five, of 9 one: then a rank is left with repeated pairs alone.
+STEP = {"learning_rate": 5e-6, "num_train_epochs": 2, "warmup_steps": 0, "reward_shift": "none", "max_grad_norm": 0.0}
+SPLITS = {
+    "8 x 1": {"per_device_train_batch_size": 8},
+    "4 x 2": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    "1 x 8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+}
+TWO_RANKS = {
+    "4 x 1 x 2 ranks": {"per_device_train_batch_size": 4},
+    "2 x 2 x 2 ranks": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+}
+RUNS = {f"{pairs} pairs, {optim}": {**STEP, "pairs": pairs, "optim": optim} for pairs in (16, 13, 9) for optim in ("sgd", "adamw_torch")}
+WITH_DELTA = {
+    "pairs": 13,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 2,
+    "warmup_steps": 0,
+    "eval_pairs": 7,
+    "per_device_eval_batch_size": 2,
+    "logging_steps": 3,
+}
+STREAM = {**STEP, "pairs": 13, "stream": True, "max_steps": 4, "optim": "sgd", "eval_pairs": 5, "per_device_eval_batch_size": 2}
+RESUMED = {**WITH_DELTA, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    """Results of all two-rank runs, from one torchrun."""
+    folder = tmp_path_factory.mktemp("ranks")
+    scenarios = {f"{run}, {split}": {**RUNS[run], **TWO_RANKS[split]} for run in RUNS for split in TWO_RANKS}
+    scenarios |= {"delta": WITH_DELTA, "stream": {**STREAM, **TWO_RANKS["2 x 2 x 2 ranks"]}, "saved": RESUMED}
+    path = folder / "scenarios.json"
+    path.write_text(json.dumps(scenarios))
+    tests = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", Path(__file__).with_name("ranks.py"), path],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def one_process(tmp_path, settings) -> dict:
+    trainer = small_run(tmp_path, **settings)
+    trainer.train()
+    record(trainer, tmp_path / "end.pt")
+    return {**torch.load(tmp_path / "end.pt"), "trainer": trainer}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_weights_do_not_depend_on_the_split(two_ranks, tmp_path, run, record_property):
+    ends = {split: one_process(tmp_path / split, {**RUNS[run], **SPLITS[split]}) for split in SPLITS}
+    ends |= {split: torch.load(two_ranks / f"{run}, {split}.pt") for split in TWO_RANKS}
+    start = small_run(tmp_path / "start").model.state_dict()
+    assert difference(start, ends["8 x 1"]["weights"]) > 1e-6  # it did train
+    for split, end in ends.items():
+        apart = difference(ends["8 x 1"]["weights"], end["weights"])
+        record_property("difference", (f"{run}: {split}", apart))
+        assert apart < 1e-6, split
+
+
+@pytest.mark.parametrize("name", ["delta", "saved"])
+def test_delta_is_the_mean_of_all_rewards_on_every_rank(two_ranks, tmp_path, name):
+    ranks = [json.loads((two_ranks / f"{name}-rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0]["delta"] == ranks[1]["delta"] != 0
+    assert ranks[0]["rewards_seen"] == 2 * 2 * 13  # two rewards a pair, two epochs: none twice
+    assert ranks[0]["fingerprint"] == ranks[1]["fingerprint"]
+    # One process sees micro-batches of four where two ranks see two each: the same order of updates.
+    settings = {**WITH_DELTA, "per_device_train_batch_size": 4}
+    trainer = one_process(tmp_path, settings)["trainer"]
+    assert ranks[0]["delta"] == pytest.approx(trainer.mixture.reward_shift.value.item(), rel=1e-4)
+    first, again = ranks[0]["evaluation"]
+    assert {k: v for k, v in first.items() if "second" not in k and "runtime" not in k} == {
+        k: v for k, v in again.items() if "second" not in k and "runtime" not in k
+    }
+    metrics = trainer.evaluate()
+    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins", "eval_answer_tokens/chosen"):
+        assert first[key] == pytest.approx(metrics[key], rel=1e-4), key
+
+
+def test_logs_are_means_over_all_ranks(two_ranks, tmp_path):
+    logs = torch.load(two_ranks / "delta.pt")["logs"]
+    mine = one_process(tmp_path, {**WITH_DELTA, "per_device_train_batch_size": 4})["trainer"].state.log_history
+    assert len(logs) > 1
+    for theirs, ours in zip(logs, mine, strict=False):
+        for key in ("loss", "loss/sft", "rewards/margins", "num_tokens", "train_loss", "answer_tokens/rejected"):
+            if key in ours:
+                assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
+
+
+def test_streams_on_two_ranks(two_ranks, tmp_path):
+    end = one_process(tmp_path, {**STREAM, **SPLITS["4 x 2"]})
+    assert difference(torch.load(two_ranks / "stream.pt")["weights"], end["weights"]) < 1e-6
+    metrics = end["trainer"].evaluate()
+    first, _ = json.loads((two_ranks / "stream-rank0.json").read_text())["evaluation"]
+    assert first["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)

@@ -115,6 +115,10 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             self.bf16 = False  # TRL's default stops here with an error
         self.mixture()  # a wrong loss fails here, before any model loads
         super().__post_init__()
+        if self.activation_offloading and self.device.type == "cpu":
+            raise ValueError(
+                "activation_offloading moves activations from a GPU to the CPU, and this run has no GPU. Leave it out."
+            )
         shares = self.accelerator_config
         if shares.dispatch_batches or shares.split_batches or not shares.even_batches:
             raise ValueError(

@@ -21,5 +21,7 @@ def extend_card(card: str, mixture: Mixture, settings: Mapping[str, Any], pairs:
     rows = [f"| `{name}` | {weight:g} |" for weight, name in zip(mixture.weights, mixture.names, strict=True)]
     told = [f"- {name}: {value}" for name, value in {**settings, "preference pairs": pairs}.items() if value is not None]
     loss = "\n".join(["The loss is a weighted sum:", "", "| term | weight |", "|---|---|", *rows, "", *told, "", ""])
+    card = card.replace('model="None"', 'model="path/of/this/folder"', 1)  # not on the hub
+    card = card.replace("is a fine-tuned version of [None](https://huggingface.co/None)", "is fine-tuned", 1)  # built from a config
     card = card.replace(MARK, f"{loss}{MARK}- mpo-trainer: {version('mpo-trainer')}\n", 1)
     return card.replace("It has been trained using [TRL]", "It has been trained with `mpo-trainer`, on [TRL]", 1)

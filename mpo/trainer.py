@@ -36,8 +36,8 @@ from mpo.metrics import Fraction, Meter
 from mpo.model_card import extend_card
 from mpo.models.fit import check_fit
 from mpo.packing.collator import PairCollator
-from mpo.packing.streams import FILLER, FilledStream, RepeatedStream
 from mpo.packing.logps import sum_answers
+from mpo.packing.streams import FILLER, FilledStream, RepeatedStream
 
 logger = logging.getLogger(__name__)
 

@@ -36,3 +36,13 @@ def pairs_of_pictures() -> Dataset:
 @pytest.fixture(scope="session")
 def pairs_of_text() -> Dataset:
     return text_pairs(8)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A table of the differences that tests measured between runs that must be equal."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    rows = [value for report in reports for name, value in report.user_properties if name == "difference"]
+    if rows:
+        terminalreporter.section("largest differences")
+        for what, value in rows:
+            terminalreporter.write_line(f"{what:<60} {value:.1e}")

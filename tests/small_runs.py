@@ -68,7 +68,13 @@ def _is_time(name: str) -> bool:
 def difference(first, second) -> float:
     """The largest difference between two nested structures of numbers and tensors; inf where they do not correspond."""
     if isinstance(first, torch.Tensor):
-        return float("inf") if first.shape != second.shape else (first.double() - second.double()).abs().max().item() if first.numel() else 0.0
+        return (
+            float("inf")
+            if first.shape != second.shape
+            else (first.double() - second.double()).abs().max().item()
+            if first.numel()
+            else 0.0
+        )
     if isinstance(first, dict):
         return float("inf") if first.keys() != second.keys() else max([difference(first[k], second[k]) for k in first], default=0.0)
     if isinstance(first, list):

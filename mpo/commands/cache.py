@@ -83,7 +83,7 @@ def inspect(args: argparse.Namespace) -> int:
         times = [datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M") for path in files]
         unread = f" (and {rows.count(None)} unreadable: see mpo cache verify)" if None in rows else ""
         left = leftovers(folder)
-        template = fingerprint.about.get("chat template")
+        template = fingerprint.about.get("chat_template")
         _table(
             folder,
             {

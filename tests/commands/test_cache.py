@@ -17,7 +17,7 @@ from mpo.reference import Answers, ReferenceCache, read_shard, shards, write_sha
 HERE = Fingerprint(
     {"model weights": "w", "compute dtype": "float32"},
     {"image processor": {"image_processor": {"max_patches": 12}}, "scoring": {"answer_end": "end_of_turn"}},
-    {"model": "InternVL", "name_or_path": "OpenGVLab/InternVL3-1B-hf", "chat template": "{% for message in messages %}"},
+    {"model": "InternVL", "name_or_path": "OpenGVLab/InternVL3-1B-hf", "chat_template": "{% for message in messages %}"},
 )
 
 

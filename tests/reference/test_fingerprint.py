@@ -31,6 +31,14 @@ def start(model, processor) -> Fingerprint:
     return of(model, processor)
 
 
+def test_what_it_says_about_itself(start, processor):
+    """`mpo cache inspect` shows these."""
+    assert start.about["model"] == "InternVLForConditionalGeneration"
+    assert start.about["chat_template"] == processor.chat_template
+    assert start.about["reference_adapter"] is False
+    assert start.settings["image processor"]["image_processor"]["max_patches"] == 4
+
+
 # What changes it, and only in its own part
 
 

@@ -57,7 +57,6 @@ def test_killed_and_resumed_is_bitwise_the_same(tmp_path, case, kind, record_pro
     assert in_fork(lambda: _resumed(killed, settings)) == 0
     first, second = torch.load(left_alone / "end.pt"), torch.load(killed / "end.pt")
     differences = {part: difference(first[part], second[part]) for part in first}
-    record_property("largest_difference", max(differences.values()))
-    print(f"\n{case}, {kind}: largest difference {max(differences.values())}")
+    record_property("difference", (f"killed and resumed: {case}, {kind}", max(differences.values())))
     assert differences == dict.fromkeys(first, 0.0)
     assert any(log.get("loss") for log in second["logs"])

@@ -21,7 +21,9 @@ TWO_RANKS = {
     "4 x 1 x 2 ranks": {"per_device_train_batch_size": 4},
     "2 x 2 x 2 ranks": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
 }
-RUNS = {f"{pairs} pairs, {optim}": {**STEP, "pairs": pairs, "optim": optim} for pairs in (16, 13, 9) for optim in ("sgd", "adamw_torch")}
+RUNS = {
+    f"{pairs} pairs, {optim}": {**STEP, "pairs": pairs, "optim": optim} for pairs in (16, 13, 9) for optim in ("sgd", "adamw_torch")
+}
 WITH_DELTA = {
     "pairs": 13,
     "per_device_train_batch_size": 2,
@@ -46,7 +48,15 @@ def two_ranks(tmp_path_factory) -> Path:
     path.write_text(json.dumps(scenarios))
     tests = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", Path(__file__).with_name("ranks.py"), path],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            Path(__file__).with_name("ranks.py"),
+            path,
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,

@@ -38,6 +38,13 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         sft_average: the SFT term is averaged over each answer's tokens (``"answer"``, the paper's equation 8), over all
             tokens of the micro-batch (``"token"``, TRL), or weighted by the square root of the length (``"square"``,
             InternVL 2.5).
+        rows: ``"packed"``: a prompt and all its answers are one row, the prompt and its pictures computed once, nothing padded
+            (same loss to rounding); ``"padded"``: a row for each answer; ``"auto"``: packed where the model allows it.
+        packed_attention: see `mpo.packing.attention.use_packed_attention`.
+        reference: ``"live"``: the reference model runs in every step; ``"cached"``: its log-probs are kept on disk, found by
+            content, and no second model is held. ``precompute_ref_log_probs=True`` means the same.
+        reference_cache: folder of the cache; runs share it.
+        verify_first_batch: compare the first batch with padded rows.
         answer_end: score an answer up to its end-of-turn token (``"end_of_turn"``), or everything that the chat template
             puts behind the prompt (``"template"``, TRL).
 
@@ -70,6 +77,25 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         "Score answers up to their end-of-turn token, or everything the chat template puts there (TRL's form).",
     )
 
+    rows: str = _choice(
+        "auto", ("auto", "packed", "padded"), "Answers share their prompt's row (packed), or have padded rows; auto: where it fits."
+    )
+    packed_attention: str = _choice(
+        "auto",
+        ("auto", "segments", "flash_attn_2", "flash_attn_3"),
+        "Kernel for packed rows: the best PyTorch has, one call per segment, or the flash-attn package's.",
+    )
+    reference: str = _choice(
+        "live", ("live", "cached"), "Reference log-probs: computed in every step, or kept on disk and never computed twice."
+    )
+    reference_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of cached reference log-probs, shared by runs. Default: ~/.cache/mpo/references."},
+    )
+    verify_first_batch: bool = field(
+        default=False, metadata={"help": "Compare the first batch's packed rows with padded ones, and say how far they are apart."}
+    )
+
     max_length: int | None = field(
         default=None,
         metadata={"help": "Longest row in tokens; None: no limit. Answers are cut to it, pictures and prompts never."},
@@ -90,7 +116,11 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
                 self.loss_weights = list(MPO_LOSS_WEIGHTS)
         elif isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
-        for name in ("reward_shift", "sft_average", "answer_end"):
+        if self.precompute_ref_log_probs:
+            self.reference = "cached"
+        if self.padding_free and self.rows == "auto":
+            self.rows = "packed"
+        for name in ("reward_shift", "sft_average", "answer_end", "rows", "packed_attention", "reference"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
@@ -108,8 +138,14 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: {reason}")
         if not self.sync_ref_model and (self.ref_model_mixup_alpha, self.ref_model_sync_steps) != (0.6, 512):
             raise ValueError("ref_model_mixup_alpha and ref_model_sync_steps need sync_ref_model=True. Set it, or leave them out.")
-        if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:
-            raise ValueError("precompute_ref_batch_size needs precompute_ref_log_probs=True. Set it, or leave this out.")
+        if self.precompute_ref_batch_size is not None:
+            raise ValueError(
+                "precompute_ref_batch_size would be ignored: the cache is filled per_device_eval_batch_size at a time."
+            )
+        if self.reference == "cached" and self.sync_ref_model:
+            raise ValueError("sync_ref_model moves the reference, and reference='cached' keeps its log-probs. Use one of them.")
+        if self.reference_cache is not None and self.reference != "cached":
+            raise ValueError("reference_cache needs reference='cached'. Set it, or leave this out.")
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and (self.use_cpu or not is_torch_bf16_gpu_available()):
             self.bf16 = False  # TRL's default stops here with an error

@@ -1,52 +1,49 @@
 """MPOTrainer: TRL's DPOTrainer with the loss of `mpo.losses`.
 
-This is the only file that uses names private to TRL and transformers. They were checked against TRL 1.16.0 and transformers
-5.17.0 and 5.23.0: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `_metrics`, `_tp_size`, `_total_train_tokens`,
-`aux_loss_enabled`, `create_model_from_path`, `get_config_model_id`, `use_adapter`, `disable_gradient_checkpointing`;
-`Trainer._get_num_items_in_batch`, `_get_grad_norm`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`,
-`_load_from_checkpoint`, `_load_best_model`, `_load_optimizer_and_scheduler`, `_save_checkpoint`, `_save_rng_state`,
-`_get_output_dir`.
+This file and `mpo.loop` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0 and
+transformers 5.17.0 and 5.23.0; here: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `aux_loss_enabled`,
+`ld_alpha`, `use_weighting`, `create_model_from_path`, `get_config_model_id`, `use_adapter`, `disable_gradient_checkpointing`.
 """
 
 import contextlib
 import copy
 import logging
-import os
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from transformers import AutoProcessor, PreTrainedModel, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput
-from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
-from mpo.checkpoint import check_adapter, complete_checkpoint, load_state, load_weights, save_state
 from mpo.config import MPOConfig
-from mpo.finite import FiniteGuard
+from mpo.loop import PairLoop
 from mpo.losses import PairLogps
-from mpo.metrics import Fraction, Meter
-from mpo.model_card import extend_card
+from mpo.metrics import Fraction
 from mpo.models.fit import check_fit
-from mpo.packing.collator import PairCollator
-from mpo.packing.logps import sum_answers
-from mpo.packing.streams import FILLER, FilledStream, RepeatedStream
+from mpo.models.tower import SharedTower, can_share
+from mpo.packing.attention import packed_attention, usual_attention, why_not
+from mpo.packing.collator import PairCollator, ScoredBatches
+from mpo.packing.layout import ScoredTokens, answer_sums, ld_weights
+from mpo.packing.picked import add_picking
+from mpo.packing.streams import FILLER
+from mpo.packing.verify import compare
+from mpo.reference.cache import ReferenceCache
+from mpo.reference.filling import default_folder, fill, look_up
+from mpo.reference.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "reference"  # folder of a checkpoint, for a reference that moves
 
-_NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "is_cut", "counted", "names"}
+_NOT_FOR_THE_MODEL = {"completion_mask", "scored", "is_cut", "tokens", "counted", "names", "answer_keys", "records"}
 
 
-class MPOTrainer(DPOTrainer):  # type: ignore[misc]
+class MPOTrainer(PairLoop):
     """Trains a model with Mixed Preference Optimization (arXiv 2411.10442), or with any mixture of preference losses.
 
     It takes what TRL's `DPOTrainer` takes and can stand in its place; only the configuration is an `MPOConfig`. What differs:
@@ -67,8 +64,6 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         ... )
         >>> trainer.train()  # doctest: +SKIP
     """
-
-    loss_is_scaled_for_ga = True  # `compute_loss` divides by the pairs of the whole step
 
     _tag_names = ["trl", "mpo"]
     _name = "MPO"
@@ -131,11 +126,20 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
                 truncation_mode=args.truncation_mode,
                 answer_end=args.answer_end,
                 pad_to_multiple_of=args.pad_to_multiple_of,
+                keys=args.reference == "cached",
+                ld_alpha=args.ld_alpha,
             )
+        else:
+            if args.reference == "cached":
+                raise ValueError(
+                    "reference='cached' finds log-probs by what our collator makes of a record, and this run has a data_collator "
+                    "of its own. Leave one of them out."
+                )
+            data_collator = ScoredBatches(data_collator)
         # What a fully trained policy starts from is kept before anything changes it. ZeRO-3 holds parameters in pieces that
         # cannot be copied, so there TRL loads the reference once more by its name.
         trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        copies = ref_model is None and not trains_adapter and not args.precompute_ref_log_probs and not is_deepspeed_zero3_enabled()
+        copies = ref_model is None and not trains_adapter and not is_deepspeed_zero3_enabled()
         starts_from_reference = ref_model is None
         with contextlib.ExitStack() as undo:
             if copies:
@@ -143,7 +147,9 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
                     model = _load_model(model, args, quantization_config)
                     undo.enter_context(_temporarily(args, model_init_kwargs=None))  # used up
                 ref_model = frozen_copy(model)
-            undo.enter_context(_temporarily(args, disable_dropout=False))  # TRL's would reach into adapters too
+            # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
+            undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
+            fingerprint_of_reference = partial(_fingerprint, ref_model, processing_class, args)
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -169,12 +175,76 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.mixture = args.mixture().to(self.accelerator.device)
         if not self.mixture.needs_reference:
             self.ref_model = None
-        self._meters = {"train": Meter(), "eval": Meter()}
-        self._whole_run = [0.0, 0.0]  # sum of losses, number of pairs
-        self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
-        self._mean_sqrt_tokens: Tensor | None = None
-        self._shift_before: dict[str, Tensor] | None = None
+        self._start_loop()
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
+
+        self.layout, reason = self._choose_layout(compute_metrics)
+        if reason is not None:
+            logger.warning(f"Rows are padded: {reason}.")
+        if self._collator_is_ours:
+            self.data_collator = replace(data_collator, layout=self.layout, keep_first=args.verify_first_batch)
+        for other in (self.model, self.ref_model):
+            if other is not None:
+                add_picking(_base(self.accelerator.unwrap_model(other)).base_model)
+        # The tower of a reference that is the policy's own start sees what the policy's tower sees.
+        self._tower = None
+        self._tower_is_shared = starts_from_reference
+        if can_share(self.model):
+            other = self.ref_model if self.ref_model is not None and starts_from_reference else self.model
+            self._tower = SharedTower(self.model, other)
+        self._references: ReferenceCache | None = None
+        if args.reference == "cached" and self.mixture.needs_reference:
+            self._open_references(fingerprint_of_reference)
+
+    def _choose_layout(self, compute_metrics: Any) -> tuple[str, str | None]:
+        """Packed rows where they fit, else padded ones and why."""
+        args: MPOConfig = self.args
+        if args.rows == "padded":
+            return "padded", None
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        reasons = (
+            "the data_collator is not ours" if not self._collator_is_ours else None,
+            "compute_metrics reads the logits of padded rows" if compute_metrics is not None else None,
+            "truncation_mode='keep_end' cuts prompts" if args.truncation_mode == "keep_end" and args.max_length else None,
+            f"pad_to_multiple_of={args.pad_to_multiple_of} was asked for" if args.pad_to_multiple_of else None,
+            "the router's loss counts every token of every answer's prompt" if self.aux_loss_enabled else None,
+            *(why_not(model) for model in models),
+        )
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is not None and args.rows == "packed":
+            raise ValueError(f"rows='packed' (or padding_free=True) is not possible here: {reason}. Use rows='auto'.")
+        return ("packed", None) if reason is None else ("padded", reason)
+
+    def _open_references(self, fingerprint: Any) -> None:
+        """Open the cache of reference log-probs; a reference model fills it now and is given up."""
+        self._references = ReferenceCache(
+            self.args.reference_cache or default_folder(),
+            fingerprint(self.accelerator.unwrap_model(self.ref_model or self.model)),
+            rank=self.accelerator.process_index,
+        )
+        if self.ref_model is None:
+            return  # adapters are switched off for whatever is not there yet
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
+        for name, dataset in {"training": self.train_dataset, **evaluated}.items():
+            if dataset is None:
+                continue
+            if not hasattr(dataset, "__len__"):
+                raise ValueError(
+                    f"reference='cached' computes the reference's log-probs of the {name} data before training, and a stream "
+                    "has no end. Use reference='live', or an adapter."
+                )
+            with self._attention():
+                fill(
+                    self._references,
+                    self.get_eval_dataloader(dataset),
+                    lambda batch: self.compute_ref_log_probs(self.ref_model, self._prepare_inputs(batch)),
+                    accelerator=self.accelerator,
+                    name=name,
+                    dataset=dataset,
+                )
+        self.ref_model = None
+        if self._tower is not None:
+            self._tower = SharedTower(self.model, self.model)
 
     # --- Batches
 
@@ -188,75 +258,38 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
             ours = ["id", "prompt", "chosen", "rejected", "image", "images", "tools", "chat_template_kwargs", FILLER]
-            self._signature_columns = [*ours, "ref_chosen_logps", "ref_rejected_logps"]
-
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Streams are repeated for training; for evaluation, every rank gets equally many batches."""
-        if isinstance(dataset, IterableDataset):
-            ranks = self.accelerator.num_processes
-            if kwargs.get("is_training"):
-                dataset = RepeatedStream(dataset)
-            elif ranks > 1:
-                dataset = FilledStream(dataset, kwargs["batch_size"] * ranks)
-        return super()._get_dataloader(dataset, *args, **kwargs)
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """Fetch the micro-batches of a step."""
-        try:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        except ValueError:
-            raise  # a refusal that says what to do
-        except Exception as error:
-            raise RuntimeError(
-                f"The training data failed while the batches of step {self.state.global_step + 1} were read: "
-                f"{type(error).__name__}: {error}. Nothing was skipped; mend the data set and resume from the last checkpoint."
-            ) from error
-
-    def _counted(self, batch: dict[str, Any]) -> int:
-        """How many of a batch's pairs count, the first ones; the rest were repeated to fill it up."""
-        pairs = len(batch["input_ids"]) // 2
-        if "counted" in batch:
-            return int(batch["counted"])
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return pairs
-        # The last batches of all ranks together hold `remainder` pairs, rank 0's first.
-        return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
-        """The pairs of an optimiser step, over its micro-batches and all ranks: what its loss is divided by."""
-        if not batch_samples:
-            return None
-        # This is asked before the batches are used: by then the data loader's end would be behind the first of them.
-        batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
-        lengths = torch.cat([_chosen_lengths(batch)[: batch.get("counted")] for batch in batch_samples]).to(device)
-        shift = self.mixture.reward_shift
-        self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
-        step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
-        self._mean_sqrt_tokens = step[1] / step[0]
-        return step[0]
+            self._signature_columns = ours
 
     # --- Log-probs
 
-    def _outputs(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        """Run `model` on a batch; its fused head gives per-token log-probs (rows, tokens - 1), zero where not scored."""
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        of_model = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
-        return model(**of_model, **kwargs, labels=labels, use_cache=False, fused_lm_head=True)
+    @contextlib.contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Within it the models attend by segments, if rows are packed. (`generate` needs their usual attention.)"""
+        models = [model for model in (self.model, self.ref_model) if model is not None] if self.layout == "packed" else []
+        with packed_attention(*models, backend=self.args.packed_attention):
+            yield
 
-    def _answer_sums(self, outputs: Any, inputs: dict[str, Any], ld_alpha: float | None) -> tuple[Tensor, Tensor]:
-        """Log-prob sums of the chosen and the rejected answers, each of shape (pairs,), float32."""
-        scored = inputs["completion_mask"][:, 1:]
-        # Prompt-learning adapters put virtual tokens in front.
-        chosen, rejected = sum_answers(outputs.log_probs[:, -scored.size(1) :], scored, ld_alpha).chunk(2)
+    def _outputs(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        """Run `model` on a batch; its fused head gives what is asked of it at each scored position, shape (1, M)."""
+        of_model = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        return model(**of_model, **kwargs, use_cache=False, fused_lm_head=True)
+
+    def _answer_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
+        """Sums over the scored tokens of the chosen and the rejected answers, each of shape (pairs,), float32."""
+        scored: ScoredTokens = inputs["scored"]
+        weights = None if ld_alpha is None else ld_weights(scored, ld_alpha)
+        chosen, rejected = answer_sums(values, scored, weights).chunk(2)
         return chosen, rejected
 
-    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def compute_ref_log_probs(
+        self, model: nn.Module, inputs: dict[str, Any], *, same_pictures: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log-prob sums of a batch under the reference.
 
         Args:
             model: the reference model, or the policy when its adapters are to be switched off for this.
             inputs: a batch of `PairCollator`, on the model's device.
+            same_pictures: the policy's last forward pass saw the same pictures, and a frozen tower need not see them again.
 
         Returns:
             sums of the chosen and of the rejected answers, shape (pairs,), float32.
@@ -267,27 +300,29 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
             # A pretrained adapter that is trained on has its start kept under the name "ref".
             adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
         checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        with torch.no_grad(), checkpointing_off, adapter, self.accelerator.autocast():
-            return self._answer_sums(self._outputs(model, inputs), inputs, self.ld_alpha)
+        once = self._tower.playing() if self._tower is not None and same_pictures else contextlib.nullcontext()
+        with torch.no_grad(), checkpointing_off, adapter, once, self.accelerator.autocast():
+            return self._answer_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
 
     def _reference_sums(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        if self.precompute_ref_logps:
-            return inputs["ref_chosen_logps"].float(), inputs["ref_rejected_logps"].float()
         if not self.mixture.needs_reference:
             return None, None
-        return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        if self._references is None:
+            return self.compute_ref_log_probs(self.ref_model or self.model, inputs, same_pictures=self._tower_is_shared)
+        compute = partial(self.compute_ref_log_probs, self.model, same_pictures=self._tower_is_shared)
+        sums = look_up(self._references, inputs, compute if is_peft_model(self.model) else None)
+        chosen, rejected = sums.to(inputs["input_ids"].device).chunk(2)
+        return chosen, rejected
 
     def _pairs(self, outputs: Any, inputs: dict[str, Any], mean_sqrt_tokens: Tensor | None) -> PairLogps:
-        chosen, rejected = self._answer_sums(outputs, inputs, self.ld_alpha)
+        chosen, rejected = self._answer_sums(outputs.log_probs, inputs, self.ld_alpha)
         ref_chosen, ref_rejected = self._reference_sums(inputs)
-        lengths = inputs["completion_mask"][:, 1:].sum(dim=1)
+        lengths = inputs["scored"].lengths
         chosen_tokens, rejected_tokens = lengths.chunk(2)
         weight = None
         if self.use_weighting:  # WPO, arXiv 2406.11827, equation 2
-            scored = inputs["completion_mask"][:, 1:]
-            token_weights = outputs.log_probs - outputs.log_sum_sq_probs
-            mean = sum_answers(token_weights[:, -scored.size(1) :], scored) / lengths.clamp_min(1)
-            chosen_weight, rejected_weight = mean.detach().exp().chunk(2)
+            sums = torch.cat(self._answer_sums(outputs.log_probs - outputs.log_sum_sq_probs, inputs))
+            chosen_weight, rejected_weight = (sums / lengths.clamp_min(1)).detach().exp().chunk(2)
             weight = chosen_weight * rejected_weight
         return PairLogps(
             chosen,
@@ -297,7 +332,7 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
             chosen_tokens,
             rejected_tokens,
             weight,
-            sft_chosen=None if self.ld_alpha is None else self._answer_sums(outputs, inputs, None)[0],
+            sft_chosen=None if self.ld_alpha is None else self._answer_sums(outputs.log_probs, inputs)[0],
             mean_sqrt_tokens=mean_sqrt_tokens,
         )
 
@@ -319,18 +354,20 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
             num_items_in_batch: pairs of the optimiser step over all micro-batches and ranks.
         """
         mode = "train" if self.model.training else "eval"
+        records = inputs.pop("records", None)
+        if records is not None:
+            self._compare_with_padded_rows(records, inputs)
         kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = self._outputs(model, inputs, **kwargs)
         step_wide = mode == "train" and num_items_in_batch is not None
-        counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", len(inputs["input_ids"]) // 2)
+        counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", _pairs_in(inputs))
         pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
         if self._start_is_unchecked and mode == "train":
             self._check_start(pairs)
         self.mixture.train(mode == "train" and counted > 0)
         mixed = self.mixture(pairs)
-        shift = self.mixture.reward_shift
-        if mode == "train" and not counted and shift is not None:
-            shift.train()(pairs.chosen[:0])  # nothing to add, but the other ranks wait for it
+        if mode == "train" and not counted and self._shift is not None:
+            self._shift.train()(pairs.chosen[:0])  # nothing to add, but the other ranks wait for it
         # Gradients are averaged over ranks, so a rank's share of the step's mean counts once per rank.
         share = counted * self.accelerator.num_processes / num_items_in_batch if step_wide else 1.0
         loss = mixed.loss
@@ -342,7 +379,7 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         if not return_outputs:
             return loss * share
         with torch.no_grad():
-            of_model = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+            of_model = {n: value for n, value in inputs.items() if n not in {*_NOT_FOR_THE_MODEL, "picked", "shift_labels"}}
             return loss * share, model(**of_model, use_cache=False)
 
     def _check_start(self, pairs: PairLogps) -> None:
@@ -359,23 +396,6 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
                 f"{largest:.3f} (expected 0). Something differs between the two: randomness in the forward pass, an adapter "
                 "that does not start at zero, or reference log-probs of another model or template."
             )
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Keep the optimiser from a step that is not finite. (Under fp16 an overflow is the scaler's matter.)"""
-        norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
-            self._guard.see_gradients(norm)
-            bad = self._guard.is_bad()
-            self._guard.gate(getattr(self.optimizer, "optimizer", self.optimizer), bad)
-            for name, before in (self._shift_before or {}).items():  # delta belongs to the step too
-                buffer = self.mixture.reward_shift.get_buffer(name)
-                buffer.copy_(torch.where(bad, before, buffer))
-        return norm
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
-            self._guard.check()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # --- Logs
 
@@ -400,26 +420,23 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
                 "rewards/margins": ((chosen - rejected).sum(), count),
                 "rewards/accuracies": ((chosen > rejected).sum(), count),
             }
-        scored = inputs["completion_mask"][:, 1:].bool()
 
-        def halves(values: Tensor) -> tuple[Tensor, Tensor]:
-            chosen, rejected = values[:, -scored.size(1) :].chunk(2)
-            return chosen[:count], rejected[:count]
+        def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+            chosen, rejected = self._answer_sums(values.detach().float(), inputs)
+            return chosen[:count].sum(), rejected[:count].sum()
 
-        chosen_scored, rejected_scored = halves(scored)
-        chosen_logits, rejected_logits = halves(outputs.mean_logits * scored)
-        entropy = sum(half.sum() for half in halves(outputs.entropy * scored))
+        chosen_logits, rejected_logits = sums(outputs.mean_logits)
         chosen_tokens, rejected_tokens = pairs.chosen_tokens.sum(), pairs.rejected_tokens.sum()
         measured |= {
             "logps/chosen": (pairs.chosen.sum(), count),
             "logps/rejected": (pairs.rejected.sum(), count),
             "answer_tokens/chosen": (chosen_tokens, count),
             "answer_tokens/rejected": (rejected_tokens, count),
-            "logits/chosen": (chosen_logits.sum(), chosen_tokens),
-            "logits/rejected": (rejected_logits.sum(), rejected_tokens),
-            "mean_token_accuracy": ((halves(outputs.is_top1)[0] & chosen_scored).sum(), chosen_tokens),
-            "entropy": (entropy, chosen_tokens + rejected_tokens),
-            "tokens": (sum(half.sum() for half in halves(inputs["attention_mask"][:, 1:])) + 2 * count, count),
+            "logits/chosen": (chosen_logits, chosen_tokens),
+            "logits/rejected": (rejected_logits, rejected_tokens),
+            "mean_token_accuracy": (sums(outputs.is_top1)[0], chosen_tokens),
+            "entropy": (sum(sums(outputs.entropy)), chosen_tokens + rejected_tokens),
+            "tokens": (float(inputs["tokens"]), count),
         }
         if "is_cut" in inputs:
             measured["answers_cut"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
@@ -428,177 +445,28 @@ class MPOTrainer(DPOTrainer):  # type: ignore[misc]
         # A batch of repeated pairs alone adds nothing, under the same names.
         return measured if counted else {name: (0.0, 0.0) for name in measured}
 
-    def _read_meter(self, mode: str) -> dict[str, float]:
-        meter = self._meters[mode]
-        seconds = meter.seconds
-        window = meter.read(self._over_ranks)
-        if not window:
-            return {}
-        tokens, pairs = window.pop("tokens")
-        tokens /= self._tp_size  # tensor-parallel ranks are given the same batch
-        metrics = {name: total / count for name, (total, count) in window.items() if count}
-        metrics["tokens_per_second"] = tokens / seconds
-        metrics["pairs_per_second"] = pairs / seconds
-        if self.mixture.reward_shift is not None:
-            metrics["reward_shift"] = self.mixture.reward_shift.value.item()
-        if mode == "train":
-            self._whole_run = [total + new for total, new in zip(self._whole_run, window["loss"], strict=True)]
-            self._total_train_tokens += int(tokens)
-            metrics["num_tokens"] = self._total_train_tokens
-        return metrics
-
-    def _over_ranks(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, reduction="sum") if self.accelerator.num_processes > 1 else values
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the means over the pairs of this logging window and all ranks."""
-        if "loss" in logs:  # a training window, not an evaluation
-            logs = {**logs, **self._read_meter("train")}
-        if "train_loss" in logs:  # the summary at the end, which `train` returns
-            self._read_meter("train")
-            total, pairs = self._whole_run
-            logs["train_loss"] = total / max(pairs, 1)
-        super().log(logs, start_time)
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate; every metric, the loss included, is the mean over pairs whatever the sizes of the batches."""
-        with self._not_counted():
-            self._meters["eval"].clear()
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            metrics = self._read_meter("eval")
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
-
-    @contextlib.contextmanager
-    def _not_counted(self) -> Iterator[None]:
-        """Keep the time spent in here out of the training speed."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._meters["train"].pause(time.perf_counter() - start)
-
-    # --- Training and checkpoints
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train.
-
-        Args:
-            resume_from_checkpoint: True to go on from the newest checkpoint in ``output_dir`` that was written to its end, or
-                the folder of a checkpoint.
-            args: see transformers' `Trainer.train`.
-            kwargs: likewise.
-
-        Returns:
-            steps, metrics and the loss: the mean over all pairs of the run, those before a resume included.
-
-        Raises:
-            ValueError: when there is no complete checkpoint to resume from, or it belongs to another run.
-            FloatingPointError: when a loss or gradient was not finite.
-        """
-        if resume_from_checkpoint:
-            asked = None if resume_from_checkpoint is True else resume_from_checkpoint
-            resume_from_checkpoint = complete_checkpoint(self.args.output_dir, asked)
-        self._meters["train"].clear()
-        self._whole_run = [0.0, 0.0]
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
-        return output._replace(training_loss=output.metrics["train_loss"])
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        self._guard.check()
-        return super()._finalize_training(*args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self._not_counted():
-            state = self._state()
-            if self.args.should_save:
-                folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-                save_state(folder, state)
-                if self.args.sync_ref_model:
-                    self.accelerator.unwrap_model(self.ref_model).save_pretrained(os.path.join(folder, REFERENCE))
-            super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Let no rank's file be missing once rank 0 writes the last one."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-
-    def _state(self) -> dict[str, Any]:
-        shift = self.mixture.reward_shift
-        return {
-            "reward_shift": {} if shift is None else {name: value.item() for name, value in shift.state_dict().items()},
-            "num_tokens": self._total_train_tokens,
-            "window": self._meters["train"].state(self._over_ranks),
-            "whole_run": self._whole_run,
-            "order": self._order(),
-        }
-
-    def _order(self) -> dict[str, Any]:
-        """What decides which pairs a step gets."""
-        sized = hasattr(self.train_dataset, "__len__")
-        return {
-            "pairs in the data set": len(self.train_dataset) if sized else None,
-            "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        }
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        state = load_state(checkpoint)
-        if not self.args.ignore_data_skip:
-            for name, now in self._order().items():
-                before = state["order"][name]
-                if before != now:
-                    raise ValueError(
-                        f"The run that wrote {checkpoint} had {name} = {before}; this one has {now}, so it would go on with "
-                        "other pairs than those still to come. Resume with the same, set ignore_data_skip=True to go "
-                        "on from the data's start, or pass the folder as the model to begin a new run from its weights."
-                    )
-        self._total_train_tokens = state["num_tokens"]
-        self._whole_run = state["whole_run"]
-        if self.accelerator.process_index == 0:  # the sums are those of all ranks
-            self._meters["train"].restore(state["window"])
-        shift = self.mixture.reward_shift
-        if shift is not None:
-            shift.load_state_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()})
-        if self.args.sync_ref_model:
-            load_weights(self.accelerator.unwrap_model(self.ref_model), os.path.join(checkpoint, REFERENCE))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._holds_whole_model() and is_peft_model(self.model):
-            check_adapter(self.model, resume_from_checkpoint)
-        if self._holds_whole_model() and not is_peft_model(self.model):
-            load_weights(self.model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if self._holds_whole_model() and not is_peft_model(self.model):
-            load_weights(self.model, self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
-
-    def _holds_whole_model(self) -> bool:
-        """Whether this process holds all weights itself, not a shard of them."""
-        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model card: TRL's, with the loss, its weights, the data and this library's version."""
-        super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir, "README.md")
-        if self.is_world_process_zero() and path.exists():
-            settings = {name: getattr(self.args, name) for name in ("beta", "reward_shift", "sft_average", "learning_rate")}
-            path.write_text(extend_card(path.read_text(), self.mixture, settings, self._order()["pairs in the data set"]))
+    def _compare_with_padded_rows(self, records: list[Any], inputs: dict[str, Any]) -> None:
+        """`verify_first_batch`: the same records in padded rows, under the model's usual attention."""
+        collator = replace(self.data_collator, layout="padded", keep_first=False, keys=False)
+        padded = self._prepare_inputs({name: _on(value, self.accelerator.device) for name, value in collator(records).items()})
+        model = self.accelerator.unwrap_model(self.model)
+        report = compare(
+            lambda batch: torch.cat(self._answer_sums(self._outputs(model, batch).log_probs, batch)),
+            inputs,
+            padded,
+            [parameter for parameter in model.parameters() if parameter.requires_grad] if self._holds_whole_model() else [],
+            usual=lambda: usual_attention(model),
+        )
+        logger.warning(report)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of `model` as it is now, in eval mode and without gradients."""
     twin: PreTrainedModel = copy.deepcopy(model)
-    if not hasattr(model, "_hf_hook"):
-        # A forward that an earlier trainer put on the instance would still run the original.
-        twin.__dict__.pop("forward", None)
+    for module in twin.modules():
+        if not hasattr(module, "_hf_hook"):
+            # A forward that an earlier trainer put on the instance would still run the original.
+            module.__dict__.pop("forward", None)
     return twin.eval().requires_grad_(False)
 
 
@@ -625,10 +493,24 @@ def _has_dropout(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
-def _chosen_lengths(batch: dict[str, Tensor]) -> Tensor:
-    """Scored tokens of each chosen answer, shape (pairs,), float32."""
-    scored = batch["completion_mask"]
-    return scored[: len(scored) // 2, 1:].sum(dim=1).float()
+def _base(model: nn.Module) -> Any:
+    """The model inside adapters."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def _pairs_in(batch: dict[str, Any]) -> int:
+    return len(batch["scored"].lengths) // 2
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if hasattr(value, "to") else value
+
+
+def _fingerprint(ref_model: Any, processing_class: Any, args: MPOConfig, model: Any) -> Any:
+    """Fingerprint of the reference: the model that was handed over as such, before it was sharded, or the policy without adapters."""
+    reference = model if ref_model is None else ref_model
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else reference.dtype
+    return fingerprint(reference, processing_class, compute_dtype=dtype, scoring={"answer_end": args.answer_end})
 
 
 def _load_processing_class(model: Any, args: MPOConfig) -> Any:

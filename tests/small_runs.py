@@ -1,4 +1,4 @@
-"""Runs to be interrupted, split and compared: the same small training job in this process, a forked one, or one of several ranks."""
+"""The same small training job for every test, to be interrupted, split over ranks, and compared."""
 
 import json
 import os

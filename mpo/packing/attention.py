@@ -70,6 +70,23 @@ def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
 
 
 @contextmanager
+def packed_attention(*models: nn.Module, backend: str = "auto") -> Iterator[None]:
+    """Within it the text models attend by segments; those that did so before go on behind it. See `use_packed_attention`."""
+    switched = []
+    for model in models:
+        text_model = find_text_model(model)
+        if text_model is None or text_model.config._attn_implementation not in BACKENDS.values():
+            use_packed_attention(model, backend)
+            switched.append(find_text_model(model))
+    try:
+        yield
+    finally:
+        for text_model in switched:
+            if text_model is not None:
+                text_model.set_attn_implementation(text_model.usual_attention)
+
+
+@contextmanager
 def usual_attention(model: nn.Module) -> Iterator[None]:
     """Within it the model attends as it did before `use_packed_attention`: for `generate` and padded rows."""
     text_model = find_text_model(model)

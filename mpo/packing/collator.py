@@ -1,56 +1,46 @@
-"""Records -> one padded batch: the chosen rows, then the rejected rows, each a prompt with its answer."""
+"""Records -> one batch: packed rows in which answers share their prompt, or padded rows of a prompt and one answer each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mpo.packing.encode import EncodedPair, PairEncoder
+from mpo.packing.keys import answer_key, picture_key
+from mpo.packing.layout import concatenate, lay_out
+from mpo.packing.picked import Picked, pick_scored
 from mpo.packing.streams import FILLER
-from mpo.packing.turns import (
-    Answer,
-    Record,
-    RenderedPair,
-    describe,
-    encode_answer,
-    encode_with_prompt,
-    end_of_turn_token,
-    is_processor,
-    render,
-)
+from mpo.packing.turns import Answer, Record, describe
 
-
-@dataclass
-class EncodedPair:
-    """Token ids of a prompt and its two answers. ``extra`` are the processor's other per-token outputs for the prompt."""
-
-    prompt_ids: list[int]
-    chosen: Answer
-    rejected: Answer
-    extra: dict[str, Tensor] = field(default_factory=dict)
+LAYOUTS = ("packed", "padded")
 
 
 @dataclass
 class PairCollator:
-    """Turns preference records in TRL's formats, with or without pictures, into one padded batch.
-
-    The processor runs once per prompt; its picture tensors are repeated for the rejected rows.
+    """Turns preference records in TRL's formats, with or without pictures, into one batch.
 
     Args:
         processing_class: a tokenizer, or a processor when records have pictures.
-        max_length: longest row in tokens. Answers are cut to it; a prompt that leaves no token of an answer, or picture
-            tokens that would be cut, are refused. ``None``: no limit.
-        truncation_mode: which end of a too long row to keep, ``"keep_start"`` or (text only) ``"keep_end"``.
+        max_length: longest prompt with one answer, in tokens. Answers are cut to it; a prompt that leaves no token of an answer,
+            or picture tokens that would be cut, are refused. ``None``: no limit.
+        truncation_mode: which end to keep of what is too long, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
         answer_end: ``"end_of_turn"`` scores an answer up to and including its end-of-turn token; ``"template"`` scores
             everything the chat template puts behind the prompt, as TRL does.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
+        layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one answer. ``"packed"``: one row for each
+            distinct prompt with all its answers, rows one behind the other, nothing padded (`mpo.packing.layout`).
+        keys: give each answer the key of its content (`mpo.packing.keys`).
+        ld_alpha: then part of the key, with the length of the pair's shorter answer, since LD-DPO's sums depend on both.
+        keep_first: put the first call's records into its batch too, under ``records``.
 
-    Returns (from a call with P records, rows of at most T tokens):
-        ``input_ids``, ``attention_mask``, ``completion_mask`` of shape (2P, T), chosen rows first; the processor's picture
-        tensors, repeated for the second half; ``ref_chosen_logps`` and ``ref_rejected_logps`` of shape (P,) when the
-        records hold them; ``is_cut`` of shape (2P,), whether max_length took the end of an answer, when there is a max_length;
-        ``names``, what errors call the records; ``counted``, when the last records only fill the batch up.
+    Returns (from a call with P records):
+        ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
+        (1, N) and ``segments``; ``picked``, ``shift_labels`` and ``scored`` (`mpo.packing.picked`), the 2P answers in order,
+        chosen first; the processor's picture tensors; ``is_cut`` of shape (2P,), whether max_length took the end of an answer, when
+        there is a max_length; ``answer_keys``, when asked for; ``tokens``, how many are computed, padding aside; ``names``, what errors call the records; ``counted``, when the last
+        records only fill the batch up.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -63,117 +53,110 @@ class PairCollator:
     truncation_mode: str = "keep_start"
     answer_end: str = "end_of_turn"
     pad_to_multiple_of: int | None = None
+    layout: str = "padded"
+    keys: bool = False
+    ld_alpha: float | None = None
+    keep_first: bool = False
 
     def __post_init__(self) -> None:  # noqa: D105
-        self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
-        self._end_of_turn = end_of_turn_token(self.processing_class) if self.answer_end == "end_of_turn" else None
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}.")
+        if self.layout == "packed" and self.truncation_mode == "keep_end" and self.max_length is not None:
+            raise ValueError("truncation_mode='keep_end' cuts prompts, which answers share in packed rows. Use 'keep_start'.")
+        same_picture = _same_picture if self.layout == "packed" else None
+        self._encode = PairEncoder(
+            self.processing_class, self.max_length, self.truncation_mode, self.answer_end, same_picture=same_picture
+        )
+        self.tokenizer = self._encode.tokenizer
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         """Collate records; see the class."""
-        rendered = [render(record, self.processing_class, split_turns=self.answer_end == "end_of_turn") for record in records]
-        with_pictures, pictures = self._encode_picture_prompts(rendered)
-        pairs = [with_pictures[index] if index in with_pictures else self._encode_text(pair) for index, pair in enumerate(rendered)]
+        pairs, pictures = self._encode(records)
+        batch: dict[str, Any]
+        if self.layout == "packed":
+            batch = {**self._pack(pairs), **pictures}
+        else:
+            # Every picture stands before both of its answers: once for the chosen rows, once for the rejected ones.
+            batch = {**self._pad(pairs), **{name: torch.cat([value, value]) for name, value in pictures.items()}}
         if self.max_length is not None:
-            for record, pair in zip(records, pairs, strict=True):
-                self._check_length(record, pair, self.max_length)
-        batch = self._pad(pairs)
-        # Every picture stands before both of its answers: once for the chosen rows, once for the rejected ones.
-        batch.update({name: torch.cat([value, value]) for name, value in pictures.items()})
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            if name in records[0]:
-                batch[name] = torch.tensor([record[name] for record in records])
-        described: dict[str, Any] = {"names": [describe(record) for record in records]}
+            answers = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+            batch["is_cut"] = torch.tensor([len(pair.prompt_ids) + len(answer.ids) > self.max_length for pair, answer in answers])
+        if self.keys:
+            batch["answer_keys"] = self._answer_keys(pairs)
+        batch["names"] = [describe(record) for record in records]
         if any(FILLER in record for record in records):
-            described["counted"] = sum(FILLER not in record for record in records)
-        return {**batch, **described}
+            batch["counted"] = sum(FILLER not in record for record in records)
+        if self.keep_first:
+            self.keep_first = False
+            batch["records"] = list(records)
+        return batch
 
-    def _encode_text(self, pair: RenderedPair) -> EncodedPair:
-        def tokenize(text: str) -> list[int]:
-            ids: list[int] = self.tokenizer(text, add_special_tokens=not pair.conversational)["input_ids"]
-            return ids
+    def _answer_keys(self, pairs: list[EncodedPair]) -> list[bytes]:
+        pictures: dict[int, bytes] = {}
+        for image in (image for pair in pairs for image in pair.images):
+            if id(image) not in pictures:
+                pictures[id(image)] = picture_key(image)
+        keys = []
+        for side in ("chosen", "rejected"):
+            for pair in pairs:
+                prompt, answer = self._as_scored(pair, getattr(pair, side))
+                marks = []
+                if self.ld_alpha is not None:
+                    shorter = min(sum(self._as_scored(pair, other)[1].scored) for other in (pair.chosen, pair.rejected))
+                    marks = [-1, shorter, round(self.ld_alpha * 1e9)]  # no token has a negative id
+                images = [pictures[id(image)] for image in pair.images]
+                keys.append(answer_key(images, prompt + marks, answer.ids, answer.scored))
+        return keys
 
-        sides = [self._with_eos(pieces, pair) for pieces in (pair.chosen, pair.rejected)]
-        prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self._end_of_turn)
-        return EncodedPair(prompt_ids, chosen, rejected)
+    def _as_scored(self, pair: EncodedPair, answer: Answer) -> tuple[list[int], Answer]:
+        """Prompt and answer as max_length leaves them."""
+        if self.max_length is None:
+            return pair.prompt_ids, answer
+        if self.truncation_mode == "keep_end":
+            return pair.prompt_ids[-(self.max_length - len(answer.ids)) :], answer
+        kept = self.max_length - len(pair.prompt_ids)
+        return pair.prompt_ids, Answer(answer.ids[:kept], answer.scored[:kept])
 
-    def _encode_picture_prompts(self, rendered: list[RenderedPair]) -> tuple[dict[int, EncodedPair], dict[str, Tensor]]:
-        """Run the processor once over all prompts that have pictures.
-
-        Returns:
-            the encoded pairs by their place in the batch, and the processor's per-picture tensors.
-        """
-        places = [index for index, pair in enumerate(rendered) if pair.images]
-        if not places:
-            return {}, {}
-        if not is_processor(self.processing_class):
-            raise ValueError(
-                "The records have pictures, but the processing class is a tokenizer. Pass the model's processor "
-                "(AutoProcessor.from_pretrained) as `processing_class`, or drop the 'images' column."
-            )
-        processed = self.processing_class(
-            images=[rendered[index].images for index in places],
-            text=[rendered[index].prompt for index in places],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            add_special_tokens=False,  # the chat template has put the special tokens there already
-        )
-        ids, mask = processed.pop("input_ids"), processed.pop("attention_mask").bool()
-        per_token = {name: value for name, value in processed.items() if value.shape == ids.shape}
-        pictures = {name: value for name, value in processed.items() if name not in per_token}
-
-        def tokenize(text: str) -> list[int]:
-            answer_ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            return answer_ids
-
-        encoded = {}
-        for row, index in enumerate(places):
-            pair = rendered[index]
-            chosen, rejected = (
-                encode_answer(self._with_eos(pieces, pair), tokenize, self._end_of_turn) for pieces in (pair.chosen, pair.rejected)
-            )
-            extra = {name: value[row][mask[row]] for name, value in per_token.items()}
-            encoded[index] = EncodedPair(ids[row][mask[row]].tolist(), chosen, rejected, extra)
-        return encoded, pictures
-
-    def _with_eos(self, pieces: list[Any], pair: RenderedPair) -> list[Any]:
-        """Plain text ends in eos, so that the model learns to stop. (TRL leaves it out beside pictures.)"""
-        eos = self.tokenizer.eos_token
-        as_trl = self.answer_end == "template" and pair.images
-        if pair.conversational or eos is None or as_trl or pieces[-1].text.endswith(eos):
-            return pieces
-        return [*pieces[:-1], type(pieces[-1])(pieces[-1].text + eos, pieces[-1].scored)]
-
-    def _check_length(self, record: Record, pair: EncodedPair, max_length: int) -> None:
-        longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
-        if longest <= max_length:
-            return
-        if self.truncation_mode == "keep_start" and len(pair.prompt_ids) >= max_length:
-            raise ValueError(
-                f"{describe(record)}: its prompt alone has {len(pair.prompt_ids)} tokens (picture tokens included), and "
-                f"max_length={max_length} leaves none for the answers. Raise max_length, set it to None, or leave the "
-                "record out."
-            )
-        if self.truncation_mode == "keep_start":
-            kept = max_length - len(pair.prompt_ids)
-            if pair.chosen.ids[:kept] == pair.rejected.ids[:kept]:
+    def _pack(self, pairs: list[EncodedPair]) -> dict[str, Any]:
+        groups: dict[int, list[int]] = {}
+        for number, pair in enumerate(pairs):
+            groups.setdefault(pair.prompt, []).append(number)
+        # Text may merge with its prompt's last token: what all pairs of a group have in common is their prompt.
+        rows, places = [], [0] * (2 * len(pairs))
+        # Picture tensors come in the order of their prompts; rows without pictures may stand anywhere.
+        for members in groups.values():
+            prompt = min((pairs[number].prompt_ids for number in members), key=len)
+            if any(pairs[number].extra for number in members):
                 raise ValueError(
-                    f"{describe(record)}: cut to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
-                    "max_length, set it to None, or leave the record out."
+                    f"{type(self.processing_class).__name__} gives more than ids for each token ({', '.join(pairs[members[0]].extra)}), "
+                    "which answers cannot share. Use rows='padded'."
                 )
-        elif max(len(pair.chosen.ids), len(pair.rejected.ids)) >= max_length:
-            raise ValueError(
-                f"{describe(record)}: an answer alone has {max(len(pair.chosen.ids), len(pair.rejected.ids))} tokens, and "
-                f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
-                "to None, or leave the record out."
-            )
-        if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
-            raise ValueError(
-                f"{describe(record)} has {longest} tokens and would be cut at its start by truncation_mode='keep_end' and "
-                f"max_length={max_length}: picture tokens stand there. Use 'keep_start' or raise max_length."
-            )
+            if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):
+                raise ValueError(
+                    f"A prompt ends in its picture ({prompt[-1]}), behind which answers cannot part. Put text or a chat template "
+                    "behind the picture, or use rows='padded'."
+                )
+            limit = None if self.max_length is None else self.max_length - len(prompt)
+            first = sum(len(row.answers) for row in rows)
+            answers = []
+            for number in members:
+                for offset, answer in ((0, pairs[number].chosen), (len(pairs), pairs[number].rejected)):
+                    places[number + offset] = first + len(answers)
+                    answers.append(_behind(prompt, pairs[number].prompt_ids, answer, limit))
+            rows.append(lay_out(prompt, answers))
+        packed = concatenate(rows)
+        scored = packed.scored.select(places)
+        return {
+            "input_ids": packed.input_ids,
+            "position_ids": packed.position_ids,
+            "segments": packed.segments,
+            "picked": Picked(packed.labelled, packed.input_ids.size(1)),
+            "shift_labels": packed.shift_labels[:, packed.labelled],
+            "scored": type(scored)(torch.searchsorted(packed.labelled, scored.node), scored.answer, scored.ordinal, scored.lengths),
+            "tokens": packed.input_ids.size(1),
+        }
 
-    def _pad(self, pairs: list[EncodedPair]) -> dict[str, Tensor]:
+    def _pad(self, pairs: list[EncodedPair]) -> dict[str, Any]:
         rows = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
         cut = slice(None)
         if self.max_length is not None:
@@ -189,14 +172,43 @@ class PairCollator:
             return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=torch.long)
 
         pad_token = self.tokenizer.pad_token_id
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token),
             "attention_mask": padded([[1] * len(row) for row in ids], 0),
             "completion_mask": padded(scored, 0),
         }
-        if self.max_length is not None:
-            batch["is_cut"] = torch.tensor([len(pair.prompt_ids) + len(answer.ids) > self.max_length for pair, answer in rows])
         for name in {name for pair in pairs for name in pair.extra}:
             values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair, _ in rows]
             batch[name] = padded([(row + [0] * length)[cut][:length] for row in values], 0)
-        return batch
+        return {**batch, **pick_scored(batch["input_ids"], batch["completion_mask"]), "tokens": sum(map(len, ids))}
+
+
+@dataclass
+class ScoredBatches:
+    """A collator of the user's, whose padded rows in TRL's form it makes known to the LM head.
+
+    Args:
+        collator: gives ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (2P, T), chosen rows first.
+    """
+
+    collator: Any
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Collate records; see `PairCollator`."""
+        batch = dict(self.collator(records))
+        return {
+            **batch,
+            **pick_scored(batch["input_ids"], batch["completion_mask"]),
+            "tokens": int(batch["attention_mask"].sum()),
+        }
+
+
+def _behind(prompt: list[int], own_prompt: list[int], answer: Answer, limit: int | None) -> Answer:
+    """An answer as it stands behind a prompt that may be a little shorter than its own."""
+    rest = own_prompt[len(prompt) :]
+    ids, scored = rest + answer.ids, [False] * len(rest) + answer.scored
+    return Answer(ids[:limit], scored[:limit])
+
+
+def _same_picture(first: Any, second: Any) -> bool:
+    return first is second or picture_key(first) == picture_key(second)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mpo.commands import main
-from mpo.fingerprint import Fingerprint
-from mpo.reference import Answers, ReferenceCache, read_shard, shards, write_shard
+from mpo.reference.cache import ReferenceCache
+from mpo.reference.fingerprint import Fingerprint
+from mpo.reference.shards import Answers, read_shard, shards, write_shard
 
 HERE = Fingerprint(
     {"model weights": "w", "compute dtype": "float32"},

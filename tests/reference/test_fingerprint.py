@@ -11,8 +11,9 @@ from PIL import Image
 from support import TEXTS, picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mpo.fingerprint import Fingerprint, answer_key, fingerprint, picture_key
 from mpo.models.small import small_internvl, small_processor
+from mpo.packing.keys import answer_key, picture_key
+from mpo.reference.fingerprint import Fingerprint, fingerprint
 
 SCORING = {"answer_end": "end_of_turn", "max_length": None, "truncation_mode": "keep_start"}
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mpo.fingerprint import Fingerprint
-from mpo.reference import META_FILE, ReferenceCache, leftovers, read_shard, shards
+from mpo.reference.cache import ReferenceCache
+from mpo.reference.fingerprint import Fingerprint
+from mpo.reference.shards import META_FILE, leftovers, read_shard, shards
 
 HERE = Fingerprint(
     {"model weights": "w", "chat template": "t", "image processor": "i"},
@@ -195,7 +196,7 @@ def test_refresh_shows_what_others_wrote(tmp_path):
 
 
 def test_a_shard_that_is_merged_away_while_shards_are_read(tmp_path, monkeypatch):
-    import mpo.reference as reference
+    import mpo.reference.shards as reference
 
     with ReferenceCache(tmp_path, HERE, flush_every=1) as cache:
         fill(cache, [0])

@@ -1,7 +1,7 @@
 """Content keys: what a reference log-prob depends on, as short hashes of contents, never of names or paths.
 
 Two kinds. A `Fingerprint` stands for what all answers of a run share: the reference model and how text and pictures become its
-input. An `answer_key` stands for one answer to one prompt with its pictures. Both together name one log-prob.
+input. A key (`mpo.packing.keys.answer_key`) stands for one answer to one prompt with its pictures. Both together name one log-prob.
 """
 
 import enum
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,11 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from PIL import Image
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
-KEY_BYTES = 16
+from mpo.packing.keys import KEY_BYTES
+
 REFERENCE_ADAPTER = "ref"
 """TRL's name for the copy of a pretrained adapter that training starts from."""
 
@@ -129,66 +129,6 @@ def fingerprint(
         "chat_template": template,
     }
     return Fingerprint(parts, {"model config": config, "image processor": images, "scoring": rules}, about)
-
-
-def picture_key(picture: Any) -> bytes:
-    """Key of one picture, 16 bytes.
-
-    Args:
-        picture: a PIL image (its pixels count, decoded), an array or tensor (likewise), or an encoded file: its bytes, its path,
-            or a dict of datasets' Image feature with ``bytes`` or ``path``. Decoded and encoded forms of one picture have
-            different keys, which costs a second computation, never a wrong one.
-
-    Raises:
-        ValueError: for anything else, or a path without a file.
-    """
-    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
-    if isinstance(picture, Mapping):
-        picture = picture["bytes"] if picture.get("bytes") is not None else picture.get("path")
-    if isinstance(picture, Image.Image):
-        # A palette or a transparent colour changes what the same pixel values look like.
-        looks = [picture.mode, picture.size, picture.getpalette(), repr(picture.info.get("transparency"))]
-        hasher.update(json.dumps(looks).encode())
-        hasher.update(picture.tobytes())
-    elif isinstance(picture, (np.ndarray, Tensor)):
-        array = np.ascontiguousarray(picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture)
-        hasher.update(json.dumps(["array", array.dtype.str, array.shape]).encode())
-        hasher.update(array.tobytes())
-    elif isinstance(picture, (bytes, bytearray, memoryview)):
-        hasher.update(b"file")
-        hasher.update(picture)
-    elif isinstance(picture, (str, os.PathLike)):
-        if not Path(picture).is_file():
-            raise ValueError(f"There is no picture {str(picture)!r}. Give a path to a file, or the opened picture.")
-        return picture_key(Path(picture).read_bytes())
-    else:
-        raise ValueError(
-            f"A picture must be a PIL image, an array, a path, or a dict with 'bytes' or 'path', not {type(picture).__name__}."
-        )
-    return hasher.digest()
-
-
-def answer_key(pictures: Sequence[bytes], prompt_ids: Iterable[int], answer_ids: Iterable[int], scored: Iterable[bool]) -> bytes:
-    """Key of one answer, 16 bytes.
-
-    Args:
-        pictures: keys of the prompt's pictures, in order (see `picture_key`).
-        prompt_ids: token ids before the answer, picture tokens included.
-        answer_ids: the answer's token ids.
-        scored: which of them are in the sum; as many as `answer_ids`.
-
-    >>> answer_key([], [1, 2], [3], [True]) == answer_key([], [1], [2, 3], [False, True])
-    False
-    """
-    prompt, answer = (np.asarray(list(ids), dtype="<i8") for ids in (prompt_ids, answer_ids))
-    mask = np.asarray(list(scored), dtype=bool)
-    assert mask.shape == answer.shape, (mask.shape, answer.shape)
-    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
-    # The lengths come first: without them, tokens could move from the prompt to the answer unnoticed.
-    hasher.update(np.asarray([len(pictures), len(prompt), len(answer)], dtype="<i8").tobytes())
-    for data in (*pictures, prompt.tobytes(), answer.tobytes(), mask.tobytes()):
-        hasher.update(data)
-    return hasher.digest()
 
 
 def _base_model(model: nn.Module) -> Any:

@@ -1,0 +1,294 @@
+"""The training loop: which pairs count, what is logged, and how a run stops and goes on.
+
+This file and `mpo.trainer` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0
+and transformers 5.17.0 and 5.23.0; here: `DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`,
+`_get_grad_norm`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_load_from_checkpoint`, `_load_best_model`,
+`_load_optimizer_and_scheduler`, `_save_checkpoint`, `_save_rng_state`, `_get_output_dir`.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from transformers.trainer_utils import TrainOutput
+from trl import DPOTrainer
+
+from mpo.checkpoint import check_adapter, complete_checkpoint, load_state, load_weights, save_state
+from mpo.config import MPOConfig
+from mpo.finite import FiniteGuard
+from mpo.losses import Mixture
+from mpo.losses.quality import RewardShift
+from mpo.metrics import Meter
+from mpo.model_card import extend_card
+from mpo.packing.streams import FilledStream, RepeatedStream
+
+REFERENCE = "reference"  # folder of a checkpoint, for a reference that moves
+
+
+class PairLoop(DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer's loop, with steps that are the mean over their pairs; `MPOTrainer` puts the loss in."""
+
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the pairs of the whole step
+
+    args: MPOConfig
+    mixture: Mixture
+
+    def _start_loop(self) -> None:
+        """Set up what the loop keeps; called once accelerate is there."""
+        self._meters = {"train": Meter(), "eval": Meter()}
+        self._whole_run = [0.0, 0.0]  # sum of losses, number of pairs
+        self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
+        self._mean_sqrt_tokens: Tensor | None = None
+        self._shift_before: dict[str, Tensor] | None = None
+
+    @property
+    def _shift(self) -> RewardShift | None:
+        return self.mixture.reward_shift
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        """How the models attend while they are trained and evaluated."""
+        return contextlib.nullcontext()
+
+    # --- Batches
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Streams are repeated for training; for evaluation, every rank gets equally many batches."""
+        if isinstance(dataset, IterableDataset):
+            ranks = self.accelerator.num_processes
+            if kwargs.get("is_training"):
+                dataset = RepeatedStream(dataset)
+            elif ranks > 1:
+                dataset = FilledStream(dataset, kwargs["batch_size"] * ranks)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Fetch the micro-batches of a step."""
+        try:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        except ValueError:
+            raise  # a refusal that says what to do
+        except Exception as error:
+            raise RuntimeError(
+                f"The training data failed while the batches of step {self.state.global_step + 1} were read: "
+                f"{type(error).__name__}: {error}. Nothing was skipped; mend the data set and resume from the last checkpoint."
+            ) from error
+
+    def _counted(self, batch: dict[str, Any]) -> int:
+        """How many of a batch's pairs count, the first ones; the rest were repeated to fill it up."""
+        pairs = len(batch["scored"].lengths) // 2
+        if "counted" in batch:
+            return int(batch["counted"])
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return pairs
+        # The last batches of all ranks together hold `remainder` pairs, rank 0's first.
+        return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+        """The pairs of an optimiser step, over its micro-batches and all ranks: what its loss is divided by."""
+        if not batch_samples:
+            return None
+        # This is asked before the batches are used: by then the data loader's end would be behind the first of them.
+        batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
+        lengths = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")].float() for batch in batch_samples]
+        lengths = torch.cat(lengths).to(device)
+        shift = self._shift
+        self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
+        step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
+        self._mean_sqrt_tokens = step[1] / step[0]
+        return step[0]
+
+    # --- Values that are not finite
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Keep the optimiser from a step that is not finite. (Under fp16 an overflow is the scaler's matter.)"""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
+            self._guard.see_gradients(norm)
+            bad = self._guard.is_bad()
+            self._guard.gate(getattr(self.optimizer, "optimizer", self.optimizer), bad)
+            for name, before in (self._shift_before or {}).items():  # delta belongs to the step too
+                buffer = self._shift.get_buffer(name)
+                buffer.copy_(torch.where(bad, before, buffer))
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._guard.check()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    # --- Logs
+
+    def _read_meter(self, mode: str) -> dict[str, float]:
+        meter = self._meters[mode]
+        seconds = meter.seconds
+        window = meter.read(self._over_ranks)
+        if not window:
+            return {}
+        tokens, pairs = window.pop("tokens")
+        tokens /= self._tp_size  # tensor-parallel ranks are given the same batch
+        metrics = {name: total / count for name, (total, count) in window.items() if count}
+        metrics["tokens_per_second"] = tokens / seconds
+        metrics["pairs_per_second"] = pairs / seconds
+        if self._shift is not None:
+            metrics["reward_shift"] = self._shift.value.item()
+        if mode == "train":
+            self._whole_run = [total + new for total, new in zip(self._whole_run, window["loss"], strict=True)]
+            self._total_train_tokens += int(tokens)
+            metrics["num_tokens"] = self._total_train_tokens
+        return metrics
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum") if self.accelerator.num_processes > 1 else values
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding the means over the pairs of this logging window and all ranks."""
+        if "loss" in logs:  # a training window, not an evaluation
+            logs = {**logs, **self._read_meter("train")}
+        if "train_loss" in logs:  # the summary at the end, which `train` returns
+            self._read_meter("train")
+            total, pairs = self._whole_run
+            logs["train_loss"] = total / max(pairs, 1)
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate; every metric, the loss included, is the mean over pairs whatever the sizes of the batches."""
+        with self._not_counted(), self._attention():
+            self._meters["eval"].clear()
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            metrics = self._read_meter("eval")
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    @contextlib.contextmanager
+    def _not_counted(self) -> Iterator[None]:
+        """Keep the time spent in here out of the training speed."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._meters["train"].pause(time.perf_counter() - start)
+
+    # --- Training and checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: True to go on from the newest checkpoint in ``output_dir`` that was written to its end, or
+                the folder of a checkpoint.
+            args: see transformers' `Trainer.train`.
+            kwargs: likewise.
+
+        Returns:
+            steps, metrics and the loss: the mean over all pairs of the run, those before a resume included.
+
+        Raises:
+            ValueError: when there is no complete checkpoint to resume from, or it belongs to another run.
+            FloatingPointError: when a loss or gradient was not finite.
+        """
+        if resume_from_checkpoint:
+            asked = None if resume_from_checkpoint is True else resume_from_checkpoint
+            resume_from_checkpoint = complete_checkpoint(self.args.output_dir, asked)
+        self._meters["train"].clear()
+        self._whole_run = [0.0, 0.0]
+        with self._attention():
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._guard.check()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._not_counted():
+            state = self._state()
+            if self.args.should_save:
+                folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+                save_state(folder, state)
+                if self.args.sync_ref_model:
+                    self.accelerator.unwrap_model(self.ref_model).save_pretrained(os.path.join(folder, REFERENCE))
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Let no rank's file be missing once rank 0 writes the last one."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _state(self) -> dict[str, Any]:
+        shift = self._shift
+        return {
+            "reward_shift": {} if shift is None else {name: value.item() for name, value in shift.state_dict().items()},
+            "num_tokens": self._total_train_tokens,
+            "window": self._meters["train"].state(self._over_ranks),
+            "whole_run": self._whole_run,
+            "order": self._order(),
+        }
+
+    def _order(self) -> dict[str, Any]:
+        """What decides which pairs a step gets."""
+        sized = hasattr(self.train_dataset, "__len__")
+        return {
+            "pairs in the data set": len(self.train_dataset) if sized else None,
+            "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        }
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = load_state(checkpoint)
+        if not self.args.ignore_data_skip:
+            for name, now in self._order().items():
+                before = state["order"][name]
+                if before != now:
+                    raise ValueError(
+                        f"The run that wrote {checkpoint} had {name} = {before}; this one has {now}, so it would go on with "
+                        "other pairs than those still to come. Resume with the same, set ignore_data_skip=True to go "
+                        "on from the data's start, or pass the folder as the model to begin a new run from its weights."
+                    )
+        self._total_train_tokens = state["num_tokens"]
+        self._whole_run = state["whole_run"]
+        if self.accelerator.process_index == 0:  # the sums are those of all ranks
+            self._meters["train"].restore(state["window"])
+        shift = self._shift
+        if shift is not None:
+            shift.load_state_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()})
+        if self.args.sync_ref_model:
+            load_weights(self.accelerator.unwrap_model(self.ref_model), os.path.join(checkpoint, REFERENCE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._holds_whole_model() and is_peft_model(self.model):
+            check_adapter(self.model, resume_from_checkpoint)
+        if self._holds_whole_model() and not is_peft_model(self.model):
+            load_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._holds_whole_model() and not is_peft_model(self.model):
+            load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _holds_whole_model(self) -> bool:
+        """Whether this process holds all weights itself, not a shard of them."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    # --- Model card
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card: TRL's, with the loss, its weights, the data and this library's version."""
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir, "README.md")
+        if self.is_world_process_zero() and path.exists():
+            settings = {name: getattr(self.args, name) for name in ("beta", "reward_shift", "sft_average", "learning_rate")}
+            path.write_text(extend_card(path.read_text(), self.mixture, settings, self._order()["pairs in the data set"]))

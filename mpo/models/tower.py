@@ -1,0 +1,62 @@
+"""A frozen vision tower sees each picture once: the reference takes what the policy's forward pass made of it."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def find_tower(model: nn.Module) -> nn.Module | None:
+    """The vision tower of a vision-language model, wrapped or not; None where there is none."""
+    return next((module for name, module in model.named_modules() if name.split(".")[-1] == "vision_tower"), None)
+
+
+class SharedTower:
+    """Records the output of one model's tower and plays it back in the place of another's.
+
+    Args:
+        policy: whose tower runs. It must be frozen and draw nothing at random (see `can_share`).
+        reference: whose tower does not run; may be the same model with its adapters off.
+    """
+
+    def __init__(self, policy: nn.Module, reference: nn.Module) -> None:
+        self._output: Any = None
+        self._playing = False
+        for tower in {id(t): t for t in (find_tower(policy), find_tower(reference)) if t is not None}.values():
+            self._wrap(tower)
+
+    def _wrap(self, tower: nn.Module) -> None:
+        forward = getattr(tower.forward, "unshared", tower.forward)  # an earlier trainer's sharing ends here
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            if self._playing:
+                assert self._output is not None, "the policy's forward pass comes first"
+                return self._output
+            with torch.no_grad():  # a hook that makes inputs require gradients would keep the frozen tower's activations
+                self._output = forward(*args, **kwargs)
+            return self._output
+
+        once.unshared = forward  # type: ignore[attr-defined]
+        tower.forward = once  # type: ignore[method-assign]  # modules and hooks stay as they are, which FSDP and ZeRO need
+
+    @contextlib.contextmanager
+    def playing(self) -> Iterator[None]:
+        """Within it towers return what was recorded last; behind it that is forgotten."""
+        self._playing = True
+        try:
+            yield
+        finally:
+            self._playing = False
+            self._output = None
+
+
+def can_share(model: nn.Module) -> bool:
+    """Whether a model has a vision tower that is frozen and gives the same output every time."""
+    tower = find_tower(model)
+    if tower is None or any(parameter.requires_grad for parameter in tower.parameters()):
+        return False
+    return not any(
+        getattr(module, "attention_dropout", 0) or (isinstance(module, nn.Dropout) and module.p) for module in tower.modules()
+    )

@@ -1,0 +1,285 @@
+"""What a record costs: tokens and picture tiles, measured without decoding a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
+from PIL import Image
+
+from mpo.packing.turns import (
+    Piece,
+    describe,
+    encode_answer,
+    encode_with_prompt,
+    end_of_turn_token,
+    is_processor,
+    record_images,
+    render,
+)
+
+PICTURE_COLUMNS = ("images", "image")
+READ_COLUMNS = ("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", *PICTURE_COLUMNS)
+MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
+FORMAT = 1
+"""Raised when the same records would be measured differently, so that no result of an earlier version is taken from the cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairCosts:
+    """What N records cost, each array of shape (N,).
+
+    ``prompt``: tokens of the prompt, those of its pictures included. ``chosen``, ``rejected``: tokens of the answers, up to the
+    last scored one. ``tiles``: what the vision tower encodes for the prompt. ``group``: the same number for the same prompt and
+    pictures.
+    """
+
+    prompt: NDArray[np.int32]
+    chosen: NDArray[np.int32]
+    rejected: NDArray[np.int32]
+    tiles: NDArray[np.int32]
+    group: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        lengths = [len(values) for values in self.arrays()]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"All arrays need one value per record, but {', '.join(MEASURED)} have {lengths}.")
+
+    @classmethod
+    def equal(cls, count: int) -> PairCosts:
+        """Stand-in for `count` records that nothing is known of: all cost the same, none share a prompt."""
+        one, none = np.ones(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
+        return cls(none, one, one, none, np.arange(count))
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All arrays, in the order of the fields."""
+        return self.prompt, self.chosen, self.rejected, self.tiles, self.group
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of each record's row, the prompt once, shape (N,).
+
+        An upper bound: answers that begin alike, or stand in several pairs of a row, are laid out once.
+        """
+        return self.prompt.astype(np.int64) + self.chosen + self.rejected
+
+    def attention(self) -> NDArray[np.float64]:
+        """Query-key pairs of each record's row: the prompt on itself, each answer on the prompt and itself, shape (N,)."""
+        prompt, chosen, rejected = (values.astype(np.float64) for values in (self.prompt, self.chosen, self.rejected))
+        pairs: NDArray[np.float64] = prompt**2 / 2 + chosen * (prompt + chosen / 2) + rejected * (prompt + rejected / 2)
+        return pairs
+
+    def cut(self, max_length: int | None) -> PairCosts:
+        """The costs when answers are cut so that prompt and answer have at most `max_length` tokens."""
+        if max_length is None:
+            return self
+        kept = np.maximum(max_length - self.prompt, 0)
+        return PairCosts(self.prompt, np.minimum(self.chosen, kept), np.minimum(self.rejected, kept), self.tiles, self.group)
+
+
+def measure(
+    dataset: Any,
+    processing_class: Any,
+    *,
+    answer_end: str = "end_of_turn",
+    max_length: int | None = None,
+    num_proc: int | None = None,
+) -> PairCosts:
+    """Measure every record, as `PairCollator` will encode it; of pictures, only the headers are read.
+
+    The result is in datasets' cache: measured once for the same records, tokenizer, chat template and image processor settings.
+
+    Args:
+        dataset: preference records, a `datasets.Dataset`.
+        processing_class: the tokenizer or processor of the run.
+        answer_end: as of `PairCollator`.
+        max_length: as of `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements serve every `max_length`.
+        num_proc: processes to measure with.
+
+    Raises:
+        ValueError: for a stream, a processor that cannot say what a picture costs, or a record that cannot be encoded.
+    """
+    if not isinstance(dataset, Dataset):
+        what = "is a stream" if not hasattr(dataset, "__getitem__") else "is not a datasets.Dataset"
+        raise ValueError(
+            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, and streams have "
+            "no plan: use batching='pairs', or load the records as a datasets.Dataset."
+        )
+    as_files = dataset.with_format(None)
+    as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
+    for name in PICTURE_COLUMNS:
+        if name in as_files.column_names:
+            as_files = as_files.cast_column(name, _undecoded(as_files.features[name]))
+    settings = [FORMAT, answer_end, *_settings(processing_class)]
+    # Not the function's own hash: tokenizers change when they are used, and every run would measure again.
+    fingerprint = Hasher.hash([as_files._fingerprint, settings])
+    measured = as_files.map(
+        _Measure(processing_class, answer_end),
+        remove_columns=as_files.column_names,
+        features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
+        new_fingerprint=fingerprint,
+        num_proc=num_proc,
+        desc="Measuring records",
+    )
+    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).cut(max_length)
+
+
+class _Measure:
+    """Measures one record; processes of datasets' `map` get a copy each."""
+
+    def __init__(self, processing_class: Any, answer_end: str) -> None:
+        self.processing_class = processing_class
+        self.tokenizer = processing_class.tokenizer if is_processor(processing_class) else processing_class
+        self.answer_end = answer_end
+        self.end_of_turn = end_of_turn_token(processing_class) if answer_end == "end_of_turn" else None
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, int]:
+        pictures = record_images(record)
+        stand_ins = [None if picture is None else _STAND_IN for picture in pictures]
+        record = {name: value for name, value in record.items() if name not in PICTURE_COLUMNS and value is not None}
+        pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.answer_end == "end_of_turn")
+        sides = [self._with_eos(pieces, pair.conversational, bool(pictures)) for pieces in (pair.chosen, pair.rejected)]
+        if pictures:
+            prompt, tiles = self._prompt_with_pictures(pair.prompt, pictures, describe(record))
+            chosen, rejected = (encode_answer(pieces, self._ids, self.end_of_turn) for pieces in sides)
+        else:
+
+            def tokenize(text: str) -> list[int]:
+                ids: list[int] = self.tokenizer(text, add_special_tokens=not pair.conversational)["input_ids"]
+                return ids
+
+            prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn)
+            prompt, tiles = len(prompt_ids), 0
+        group = _group(pair.prompt, pictures)
+        return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _prompt_with_pictures(self, prompt: str, pictures: list[Any], where: str) -> tuple[int, int]:
+        """Tokens of a prompt whose placeholders, of one token each, become picture tokens; and tiles."""
+        tokens = len(self._ids(prompt)) - len(pictures)
+        tiles = 0
+        for place, picture in enumerate(pictures):
+            try:
+                height, width = _size(picture)
+            except Exception as error:
+                raise ValueError(
+                    f"{where}: picture {place + 1} of {len(pictures)} cannot be read ({type(error).__name__}: {error}). Mend the "
+                    "file or leave the record out."
+                ) from error
+            picture_tokens, picture_tiles = _picture_rule(self.processing_class)(height, width)
+            tokens += picture_tokens
+            tiles += picture_tiles
+        return tokens, tiles
+
+    def _with_eos(self, pieces: list[Piece], conversational: bool, with_pictures: bool) -> list[Piece]:
+        """As the collator: plain text ends in eos (with TRL's answer ends, not beside pictures)."""
+        eos = self.tokenizer.eos_token
+        as_trl = self.answer_end == "template" and with_pictures
+        if conversational or eos is None or as_trl or pieces[-1].text.endswith(eos):
+            return pieces
+        return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].scored)]
+
+
+_STAND_IN = Image.new("RGB", (1, 1))
+"""What the chat template is given for each picture; it only places a token for it."""
+
+
+@lru_cache(maxsize=8)
+def _picture_rule(processing_class: Any) -> Callable[[int, int], tuple[int, int]]:
+    """A function from a picture's height and width, in pixels, to its tokens and tiles."""
+    if not is_processor(processing_class):
+        raise ValueError(
+            "The records have pictures, but the processing class is a tokenizer. Pass the model's processor "
+            "(AutoProcessor.from_pretrained), or drop the picture column."
+        )
+    # Not public, but what transformers offers serving engines for just this: the rule of the processor's own image processor with
+    # the processor's own settings, and the tokens it writes around a picture. Checked with transformers 5.23.
+    rule = getattr(processing_class, "_get_num_multimodal_tokens", None)
+    if rule is None:
+        raise ValueError(
+            f"{type(processing_class).__name__} cannot say how many tokens a picture takes without encoding it. Use "
+            "batching='pairs'."
+        )
+
+    @lru_cache(maxsize=65536)
+    def tokens_and_tiles(height: int, width: int) -> tuple[int, int]:
+        found = rule(image_sizes=[(height, width)])
+        return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])
+
+    return tokens_and_tiles
+
+
+def _size(picture: Any) -> tuple[int, int]:
+    """Height and width of a picture as it will be decoded, from its header."""
+    if isinstance(picture, Mapping):  # datasets' undecoded picture
+        source = BytesIO(picture["bytes"]) if picture.get("bytes") is not None else picture["path"]
+        with Image.open(source) as opened:
+            return _upright(opened)
+    if isinstance(picture, str):
+        with Image.open(picture) as opened:
+            return _upright(opened)
+    return _upright(picture)
+
+
+def _upright(opened: Image.Image) -> tuple[int, int]:
+    # datasets turns pictures upright as their EXIF data say. PIL would decode a whole PNG in search of them.
+    turned = opened.format != "PNG" or "exif" in opened.info
+    orientation = opened.getexif().get(0x0112) if turned else None
+    return (opened.width, opened.height) if orientation in (5, 6, 7, 8) else (opened.height, opened.width)
+
+
+def _group(prompt: str, pictures: list[Any]) -> int:
+    """A number for a prompt with its pictures: by their bytes, or by their paths where they are files."""
+    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8)
+    for picture in pictures:
+        if isinstance(picture, Mapping):
+            content = picture["bytes"] if picture.get("bytes") is not None else str(picture["path"]).encode()
+        else:
+            content = picture.encode() if isinstance(picture, str) else picture.tobytes()
+        digest.update(b"\0picture\0" + hashlib.blake2b(content, digest_size=16).digest())
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, ImageFeature):
+        return ImageFeature(decode=False)
+    if isinstance(feature, List):
+        return List(_undecoded(feature.feature))
+    return feature
+
+
+def _settings(processing_class: Any) -> list[Any]:
+    """What decides how many tokens a record has."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        text: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        text = json.loads(backend.to_str())
+        text["padding"] = text["truncation"] = None  # the last call's, not the tokenizer's
+    found = [type(processing_class).__name__, json.dumps(text, sort_keys=True), tokenizer.eos_token]
+    found.append(getattr(processing_class, "chat_template", None))
+    if is_processor(processing_class):
+        image_processor = getattr(processing_class, "image_processor", None)
+        found.append(json.dumps(image_processor.to_dict(), sort_keys=True, default=str) if image_processor else None)
+        found += [getattr(processing_class, "image_seq_length", None), json.dumps(_image_kwargs(processing_class), default=str)]
+    return found
+
+
+def _image_kwargs(processing_class: Any) -> Any:
+    return getattr(processing_class, "images_kwargs", None)

@@ -1,0 +1,181 @@
+"""Preference records -> token ids and picture tensors: the processor runs once per prompt, the tokenizer once per text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mpo.packing.turns import (
+    Answer,
+    Record,
+    RenderedPair,
+    describe,
+    encode_answer,
+    encode_with_prompt,
+    end_of_turn_token,
+    is_processor,
+    render,
+)
+
+
+@dataclass
+class EncodedPair:
+    """Token ids of a prompt and its two answers.
+
+    ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the number of the first pair of the batch
+    with the same prompt and the same pictures, which may be this one.
+    """
+
+    prompt_ids: list[int]
+    chosen: Answer
+    rejected: Answer
+    prompt: int
+    images: list[Any] = field(default_factory=list)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class PairEncoder:
+    """Turns records into token ids and the processor's picture tensors.
+
+    Args:
+        processing_class: a tokenizer, or a processor when records have pictures.
+        max_length: longest prompt with one answer, in tokens; see `mpo.packing.collator.PairCollator`.
+        truncation_mode: likewise.
+        answer_end: likewise.
+        same_picture: whether two pictures are the same. Asked only of pictures under the same prompt text; None: prompts with
+            pictures are never shared.
+    """
+
+    processing_class: Any
+    max_length: int | None = None
+    truncation_mode: str = "keep_start"
+    answer_end: str = "end_of_turn"
+    same_picture: Any = None
+
+    def __post_init__(self) -> None:  # noqa: D105
+        self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
+        self._end_of_turn = end_of_turn_token(self.processing_class) if self.answer_end == "end_of_turn" else None
+
+    def __call__(self, records: Sequence[Record]) -> tuple[list[EncodedPair], dict[str, Tensor]]:
+        """Encode the records of a batch.
+
+        Returns:
+            one `EncodedPair` each, and the processor's picture tensors, those of each distinct prompt once, in order.
+        """
+        rendered = [render(record, self.processing_class, split_turns=self.answer_end == "end_of_turn") for record in records]
+        prompts = self._distinct(rendered)
+        with_pictures, pictures = self._encode_picture_prompts(rendered, prompts)
+        texts: dict[tuple[str, bool], list[int]] = {}
+
+        def tokenize(text: str, special: bool) -> list[int]:
+            if (text, special) not in texts:
+                texts[text, special] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+            return texts[text, special]
+
+        pairs = []
+        for record, pair, prompt in zip(records, rendered, prompts, strict=True):
+            sides = [self._with_eos(pieces, pair) for pieces in (pair.chosen, pair.rejected)]
+            if prompt in with_pictures:
+                ids, extra = with_pictures[prompt]
+                chosen, rejected = (encode_answer(side, lambda text: tokenize(text, False), self._end_of_turn) for side in sides)
+                encoded = EncodedPair(ids, chosen, rejected, prompt, pair.images, extra)
+            else:
+                special = not pair.conversational
+                ids, (chosen, rejected) = encode_with_prompt(
+                    pair.prompt, sides, lambda text, special=special: tokenize(text, special), self._end_of_turn
+                )
+                encoded = EncodedPair(ids, chosen, rejected, prompt)
+            if self.max_length is not None:
+                self._check_length(record, encoded, self.max_length)
+            pairs.append(encoded)
+        return pairs, pictures
+
+    def _distinct(self, rendered: list[RenderedPair]) -> list[int]:
+        """For each pair the first one with its prompt and pictures."""
+        firsts: dict[str, list[int]] = {}
+        prompts = []
+        for number, pair in enumerate(rendered):
+            candidates = firsts.setdefault(pair.prompt, [])
+            same = (first for first in candidates if self._same_images(rendered[first].images, pair.images))
+            first = next(same, number)
+            if first == number:
+                candidates.append(number)
+            prompts.append(first)
+        return prompts
+
+    def _same_images(self, first: list[Any], second: list[Any]) -> bool:
+        if len(first) != len(second) or (first and self.same_picture is None):
+            return False
+        return all(self.same_picture(one, other) for one, other in zip(first, second, strict=True))
+
+    def _encode_picture_prompts(
+        self, rendered: list[RenderedPair], prompts: list[int]
+    ) -> tuple[dict[int, tuple[list[int], dict[str, Tensor]]], dict[str, Tensor]]:
+        """Run the processor once over all distinct prompts that have pictures.
+
+        Returns:
+            ids and other per-token outputs by the prompt's number, and the processor's picture tensors.
+        """
+        places = [prompt for prompt in dict.fromkeys(prompts) if rendered[prompt].images]
+        if not places:
+            return {}, {}
+        if not is_processor(self.processing_class):
+            raise ValueError(
+                "The records have pictures, but the processing class is a tokenizer. Pass the model's processor "
+                "(AutoProcessor.from_pretrained) as `processing_class`, or drop the 'images' column."
+            )
+        processed = self.processing_class(
+            images=[rendered[place].images for place in places],
+            text=[rendered[place].prompt for place in places],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=False,  # the chat template has put the special tokens there already
+        )
+        ids, mask = processed.pop("input_ids"), processed.pop("attention_mask").bool()
+        per_token = {name: value for name, value in processed.items() if value.shape == ids.shape}
+        pictures = {name: value for name, value in processed.items() if name not in per_token}
+        encoded = {
+            place: (ids[row][mask[row]].tolist(), {name: value[row][mask[row]] for name, value in per_token.items()})
+            for row, place in enumerate(places)
+        }
+        return encoded, pictures
+
+    def _with_eos(self, pieces: list[Any], pair: RenderedPair) -> list[Any]:
+        """Plain text ends in eos, so that the model learns to stop. (TRL leaves it out beside pictures.)"""
+        eos = self.tokenizer.eos_token
+        as_trl = self.answer_end == "template" and pair.images
+        if pair.conversational or eos is None or as_trl or pieces[-1].text.endswith(eos):
+            return pieces
+        return [*pieces[:-1], type(pieces[-1])(pieces[-1].text + eos, pieces[-1].scored)]
+
+    def _check_length(self, record: Record, pair: EncodedPair, max_length: int) -> None:
+        longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
+        if longest <= max_length:
+            return
+        if self.truncation_mode == "keep_start" and len(pair.prompt_ids) >= max_length:
+            raise ValueError(
+                f"{describe(record)}: its prompt alone has {len(pair.prompt_ids)} tokens (picture tokens included), and "
+                f"max_length={max_length} leaves none for the answers. Raise max_length, set it to None, or leave the "
+                "record out."
+            )
+        if self.truncation_mode == "keep_start":
+            kept = max_length - len(pair.prompt_ids)
+            if pair.chosen.ids[:kept] == pair.rejected.ids[:kept]:
+                raise ValueError(
+                    f"{describe(record)}: cut to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
+                    "max_length, set it to None, or leave the record out."
+                )
+        elif max(len(pair.chosen.ids), len(pair.rejected.ids)) >= max_length:
+            raise ValueError(
+                f"{describe(record)}: an answer alone has {max(len(pair.chosen.ids), len(pair.rejected.ids))} tokens, and "
+                f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
+                "to None, or leave the record out."
+            )
+        if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
+            raise ValueError(
+                f"{describe(record)} has {longest} tokens and would be cut at its start by truncation_mode='keep_end' and "
+                f"max_length={max_length}: picture tokens stand there. Use 'keep_start' or raise max_length."
+            )

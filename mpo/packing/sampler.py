@@ -1,0 +1,606 @@
+"""Which pairs share a batch: a number of pairs or a budget of tokens, the same prompt together, ranks balanced.
+
+An epoch is planned at once, the same on every rank, from its seed and number alone: pairs -> units (pairs of one question) ->
+batches -> slots (one batch for every rank) -> optimiser steps (some slots in a row).
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from mpo.packing.costs import PairCosts
+from mpo.packing.streams import FILLER
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+REPACK_BELOW = 0.9
+"""Batches of a window that stay emptier than this share of their budget are packed again, together with those of other windows."""
+BALANCE_SLOTS = 8
+"""Ranks are balanced by trading batches among this many slots (or those of a step, if more)."""
+JITTER = 0.2
+"""Sizes are lowered at random by up to this share when a window is sorted, so that the same records do not meet every epoch."""
+
+
+class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transformers is not typed for mypy
+    """Gives a rank its micro-batches: lists of record indices.
+
+    transformers' Trainer takes a `BatchRebalanceSampler` as the data loader's batch sampler and does not shard it again; this is
+    one by name alone. Every epoch has the same number of micro-batches, and every rank the same in every epoch, because the Trainer
+    counts them once. A filler, a pair that is computed but must not count, has the index ``-1 - i`` of a record ``i`` (see
+    `IndexedRecords`) and a batch of its own; there are fewer fillers than ranks, and none while a batch of two pairs can be split.
+
+    Args:
+        costs: what each record costs (`mpo.packing.costs.measure`), or just their number: with ``batching="pairs"`` ranks are
+            then dealt batches as if all cost the same.
+        batching: ``"pairs"``: ``pairs_per_batch`` pairs in every micro-batch (one or a few may have less). ``"tokens"``: as many as
+            ``max_tokens`` and ``max_tiles`` allow.
+        pairs_per_batch: pairs of a micro-batch, for ``batching="pairs"``.
+        max_tokens: tokens of a micro-batch, a prompt that pairs of a unit share counted once, for ``batching="tokens"``.
+        max_tiles: picture tiles of a micro-batch; None: no limit.
+        group_same_prompt: up to this many pairs of the same prompt and pictures form a unit that stays in one batch.
+        micro_batches_per_step: gradient accumulation steps. Needed for balancing and for ``drop_last``.
+        world_size: ranks that are given different batches.
+        rank: whose batches to give, from 0.
+        shuffle: a new order every epoch. False keeps the order of the records as far as packing allows.
+        seed: of the order.
+        drop_last: leave out the batches that do not fill an optimiser step on all ranks.
+        allow_oversized: give a record that alone exceeds a budget a batch of its own, rather than refuse it.
+        window: units among which a batch's units are sought.
+        attention_cost: cost of one query-key pair of the language model, in costs of a token through its layers; about
+            2 x layers x width / parameters of the layers (3e-5 for 7B, 1e-4 for 0.5B).
+        tile_cost: cost of one tile in the vision tower, in costs of a token; about 50 for InternVL3-8B, 600 for InternVL3-1B.
+
+    Raises:
+        ValueError: for settings that do not go together, no records, or a record beyond a budget.
+
+    >>> sampler = PairBatchSampler(5, pairs_per_batch=2, shuffle=False)
+    >>> list(sampler)
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        costs: PairCosts | int,
+        *,
+        batching: Literal["pairs", "tokens"] = "pairs",
+        pairs_per_batch: int | None = None,
+        max_tokens: int | None = None,
+        max_tiles: int | None = None,
+        group_same_prompt: int = 1,
+        micro_batches_per_step: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        allow_oversized: bool = False,
+        window: int = 1024,
+        attention_cost: float = 5e-5,
+        tile_cost: float = 100.0,
+    ) -> None:
+        # Not BatchRebalanceSampler's: it plans with a fixed number of padded rows per step, and nothing of it is used.
+        if batching not in ("pairs", "tokens"):
+            raise ValueError(f"batching must be 'pairs' or 'tokens', not {batching!r}.")
+        unused = {"tokens": ["pairs_per_batch"], "pairs": ["max_tokens", "max_tiles", "allow_oversized"]}[batching]
+        given = {"pairs_per_batch": pairs_per_batch, "max_tokens": max_tokens, "max_tiles": max_tiles}
+        given["allow_oversized"] = allow_oversized or None
+        for name in unused:
+            if given[name] is not None:
+                raise ValueError(
+                    f"{name}={given[name]} has no effect with batching={batching!r}. Leave it out, or change batching."
+                )
+        needed = {"tokens": "max_tokens", "pairs": "pairs_per_batch"}[batching]
+        if given[needed] is None:
+            raise ValueError(f"batching={batching!r} needs {needed}, 1 or more.")
+        counts = {**{k: v for k, v in given.items() if v is not None and k != "allow_oversized"}, "window": window}
+        counts |= {
+            "group_same_prompt": group_same_prompt,
+            "micro_batches_per_step": micro_batches_per_step,
+            "world_size": world_size,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, not {rank}.")
+        if isinstance(costs, int) and (batching == "tokens" or group_same_prompt > 1):
+            setting = "batching='tokens'" if batching == "tokens" else f"group_same_prompt={group_same_prompt}"
+            raise ValueError(f"{setting} needs to know the records: pass `costs` from mpo.packing.costs.measure, not their number.")
+        self.is_measured = not isinstance(costs, int)
+        self.costs = PairCosts.equal(costs) if isinstance(costs, int) else costs
+        if len(self.costs) == 0:
+            raise ValueError("There are no records to make batches of: the data set is empty.")
+        self.batching, self.pairs_per_batch, self.max_tokens, self.max_tiles = batching, pairs_per_batch, max_tokens, max_tiles
+        self.group_same_prompt = min(group_same_prompt, pairs_per_batch or group_same_prompt)
+        self.micro_batches_per_step, self.world_size, self.rank = micro_batches_per_step, world_size, rank
+        self.shuffle, self.seed, self.drop_last, self.window = shuffle, seed, drop_last, window
+        self.attention_cost, self.tile_cost = attention_cost, tile_cost
+        self.epoch = 0
+        self._oversized = self._find_oversized(allow_oversized)
+        self._plan: tuple[int, _Batches] | None = None
+        first = self._compose(0, 0)
+        self._target = self._count_batches(len(first))
+        self._plan = (0, self._arrange(first, 0))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The micro-batches of this rank in the epoch that was set; the same again when iterated again."""
+        batches = self._planned()
+        for place in range(self.rank, self._target, self.world_size):
+            yield batches.records[batches.starts[place] : batches.ends[place]].tolist()
+
+    def __len__(self) -> int:
+        """Micro-batches of a rank in an epoch, the same for every rank and every epoch."""
+        return self._target // self.world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch; the last may have fewer micro-batches."""
+        return -(-len(self) // self.micro_batches_per_step)
+
+    @property
+    def identity(self) -> str:
+        """A checksum of all that decides which pairs a step gets, for a checkpoint to compare when it is resumed."""
+        settings = (self.batching, self.pairs_per_batch, self.max_tokens, self.max_tiles, self.group_same_prompt)
+        settings += (self.micro_batches_per_step, self.world_size, self.shuffle, self.seed, self.drop_last, self.window)
+        settings += (self.attention_cost, self.tile_cost)
+        checksum = zlib.crc32(repr(settings).encode())
+        for values in self.costs.arrays():
+            checksum = zlib.crc32(np.ascontiguousarray(values).view(np.uint8), checksum)
+        return f"{checksum:08x}"
+
+    def report(self) -> PackingReport:
+        """How well the epoch that was set is packed, over all ranks."""
+        batches = self._planned()
+        tokens, tiles, cost = self._measure(batches)
+        real = batches.records[batches.starts] >= 0
+        pairs = (batches.ends - batches.starts)[real]
+        slots = cost.reshape(-1, self.world_size)
+        fill = tokens[real] / self.max_tokens if self.max_tokens else None
+        return PackingReport(
+            batches=int(real.sum()),
+            fillers=int((~real).sum()),
+            steps=self.steps,
+            pairs=int(pairs.sum()),
+            tokens=int(tokens[real].sum()) if self.is_measured else None,
+            tiles=int(tiles[real].sum()) if self.is_measured else None,
+            mean_fill=None if fill is None else float(fill.mean()),
+            min_fill=None if fill is None else float(fill.min()),
+            pairs_per_batch=(int(pairs.min()), float(pairs.mean()), int(pairs.max())),
+            imbalance=float((slots.max(axis=1) / slots.mean(axis=1)).mean()),
+            oversized=len(self._oversized),
+        )
+
+    # --- The plan of an epoch
+
+    def _planned(self) -> _Batches:
+        if self._plan is None or self._plan[0] != self.epoch:
+            self._plan = (self.epoch, self._arrange(self._compose_within_target(self.epoch), self.epoch))
+        return self._plan[1]
+
+    def _find_oversized(self, allowed: bool) -> Ints:
+        if self.max_tokens is None:
+            return np.zeros(0, dtype=np.int64)
+        tokens, tiles = self.costs.tokens(), self.costs.tiles
+        beyond = tokens > self.max_tokens
+        if self.max_tiles is not None:
+            beyond |= tiles > self.max_tiles
+        found = np.flatnonzero(beyond)
+        if len(found) and not allowed:
+            worst = found[np.argmax(tokens[found])]
+            raise ValueError(
+                f"{len(found)} of {len(tokens)} records do not fit a batch of max_tokens={self.max_tokens}, "
+                f"max_tiles={self.max_tiles} even alone: {', '.join(str(index) for index in found[:5])}"
+                f"{', ...' if len(found) > 5 else ''}. The longest of them is record {worst} with {tokens[worst]} tokens and "
+                f"{tiles[worst]} tiles. Raise the budget, cut answers with max_length, leave the records out, or give each a batch of "
+                "its own with allow_oversized=True."
+            )
+        return found
+
+    def _count_batches(self, first: int) -> int:
+        """How many batches every epoch has, on all ranks together, when epoch 0 is packed into `first`."""
+        if self.drop_last:
+            step = self.world_size * self.micro_batches_per_step
+            if first < step:
+                raise ValueError(
+                    f"drop_last=True leaves nothing: all records make {first} batches, and one optimiser step takes {step} "
+                    f"({self.world_size} ranks x {self.micro_batches_per_step}). Set drop_last=False or make batches smaller."
+                )
+            return first // step * step
+        if self.batching == "tokens" and self.shuffle:
+            # Other epochs may need a few batches more: about as many as a sum over windows varies.
+            windows = -(-len(self.costs) // (self.window * self.group_same_prompt))
+            slack = int(np.sqrt(windows)) if windows > 1 else 0
+            first = max(first, min(first + slack, len(self.costs)))
+        return -(-first // self.world_size) * self.world_size
+
+    def _compose_within_target(self, epoch: int) -> _Batches:
+        for attempt in range(4):
+            batches = self._compose(epoch, attempt)
+            if len(batches) <= self._target or self.drop_last:
+                return batches
+        return self._compose(0, 0)  # known to fit; their order is still the epoch's
+
+    def _compose(self, epoch: int, attempt: int) -> _Batches:
+        """Put all records into batches, in the order of the records where that is to be kept."""
+        rng = np.random.default_rng((self.seed, epoch, attempt))
+        records, unit_starts = self._units(rng)
+        sizes = np.diff(unit_starts, append=len(records))
+        if self.pairs_per_batch is not None:
+            cut = self.pairs_per_batch
+            if self.group_same_prompt > 1:
+                unit_bins = _first_fit(sizes, None, cut, None, self.window, rng if self.shuffle else None)
+                filled = np.bincount(unit_bins, sizes)[unit_bins] == cut
+                # What does not fill a batch is cut where a batch is full, so that all have their number of pairs.
+                order = np.lexsort((unit_bins, ~filled))
+                records, unit_starts = _take_units(records, unit_starts, sizes, order)
+            starts = np.arange(0, len(records), cut)
+        else:
+            unit_tokens, unit_tiles, _ = self._unit_costs(records, unit_starts)
+            assert self.max_tokens is not None
+            unit_bins = _pack(unit_tokens, unit_tiles, self.max_tokens, self.max_tiles, self.window, rng if self.shuffle else None)
+            order = np.argsort(unit_bins, kind="stable")
+            records, unit_starts = _take_units(records, unit_starts, sizes, order)
+            starts = unit_starts[np.flatnonzero(np.diff(unit_bins[order], prepend=-1))]
+        is_first = np.zeros(len(records), dtype=bool)
+        is_first[unit_starts] = True
+        return _Batches(records, is_first, starts, np.append(starts[1:], len(records)))
+
+    def _units(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Records, unit after unit, and where each unit starts."""
+        count = len(self.costs)
+        records = rng.permutation(count) if self.shuffle else np.arange(count)
+        if self.group_same_prompt == 1:
+            return records, np.arange(count)
+        records = records[np.argsort(self.costs.group[records], kind="stable")]
+        group = self.costs.group[records]
+        group_start = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+        place = np.arange(count) - np.repeat(group_start, np.diff(group_start, append=count))
+        starts = np.flatnonzero(place % self.group_same_prompt == 0)
+        starts = self._split_units(records, starts)
+        sizes = np.diff(starts, append=count)
+        order = rng.permutation(len(starts)) if self.shuffle else np.argsort(records[starts], kind="stable")
+        return _take_units(records, starts, sizes, order)
+
+    def _split_units(self, records: Ints, starts: Ints) -> Ints:
+        """Start new units where the pairs of one question exceed a budget together."""
+        if self.max_tokens is None:
+            return starts
+        tokens, tiles, _ = self._unit_costs(records, starts)
+        ends = np.append(starts[1:], len(records))
+        answers = self.costs.chosen + self.costs.rejected
+        more: list[int] = []
+        for unit in np.flatnonzero((tokens > self.max_tokens) & (ends - starts > 1)):
+            total = 0
+            for place in range(starts[unit], ends[unit]):
+                record = records[place]
+                total += int(answers[record])
+                if place == starts[unit]:
+                    total += int(self.costs.prompt[record])
+                elif total > self.max_tokens:
+                    more.append(place)
+                    total = int(answers[record] + self.costs.prompt[record])
+        return np.sort(np.concatenate([starts, np.array(more, dtype=np.int64)]))
+
+    def _arrange(self, batches: _Batches, epoch: int) -> _Batches:
+        """Bring batches to their number and deal them to ranks: batch ``slot * world_size + rank``."""
+        rng = np.random.default_rng((self.seed, epoch, 2**32))  # another stream than any attempt's
+        _, _, cost = self._measure(batches)
+        batches = _split(batches, cost, self._record_costs(), self._target)
+        if self.shuffle:
+            batches = batches.take(rng.permutation(len(batches)))
+        else:
+            batches = batches.take(np.argsort(np.minimum.reduceat(batches.records, batches.starts), kind="stable"))
+        batches = batches.take(np.arange(min(len(batches), self._target)))  # with drop_last there may be more
+        missing = self._target - len(batches)
+        if missing:
+            cheapest = int(np.argmin(self._record_costs()))
+            batches = batches.extended(np.full(missing, -1 - cheapest))
+        if self.world_size > 1:
+            batches = batches.take(self._deal(self._measure(batches)[2], rng))
+        return batches
+
+    def _deal(self, cost: Floats, rng: np.random.Generator) -> Ints:
+        """An order of batches in which those of a slot cost nearly the same."""
+        slots = max(self.micro_batches_per_step, BALANCE_SLOTS) if self.shuffle else self.micro_batches_per_step
+        size = slots * self.world_size
+        whole = len(cost) // size * size
+        dealt = [np.zeros(0, dtype=np.int64)]
+        for begin, end in ((0, whole), (whole, len(cost))):
+            if begin == end:
+                continue
+            rows = cost[begin:end].reshape(-1, size if begin == 0 and whole else end - begin)
+            places = np.argsort(-rows, axis=1, kind="stable") + np.arange(begin, end, rows.shape[1])[:, None]
+            by_slot = places.reshape(len(rows), -1, self.world_size)
+            if self.shuffle:
+                by_slot = rng.permuted(by_slot, axis=2)
+                order = np.argsort(rng.random(by_slot.shape[:2]), axis=1)
+            else:
+                by_slot = np.sort(by_slot, axis=2)
+                order = np.argsort(by_slot[:, :, 0], axis=1)
+            dealt.append(np.take_along_axis(by_slot, order[:, :, None], axis=1).ravel())
+        return np.concatenate(dealt)
+
+    # --- Costs
+
+    def _record_costs(self) -> Floats:
+        costs = self.costs
+        return self._cost(costs.tokens(), costs.attention(), costs.tiles)
+
+    def _cost(self, tokens: Any, attention: Any, tiles: Any) -> Floats:
+        """What the ranks are balanced by, in costs of a token through the language model."""
+        cost: Floats = tokens + self.attention_cost * attention + self.tile_cost * tiles
+        return cost
+
+    def _unit_costs(self, records: Ints, starts: Ints, is_first: NDArray[np.bool_] | None = None) -> tuple[Ints, Ints, Floats]:
+        """Tokens, tiles and query-key pairs of runs of records; prompt and pictures count where `is_first`, by default once."""
+        costs = self.costs
+        if is_first is None:
+            is_first = np.zeros(len(records), dtype=bool)
+            is_first[starts] = True
+        prompt = costs.prompt[records].astype(np.int64)
+        shared = np.where(is_first, 0, prompt)
+        tokens = np.add.reduceat(costs.tokens()[records] - shared, starts)
+        tiles = np.add.reduceat(np.where(is_first, costs.tiles[records], 0), starts, dtype=np.int64)
+        attention = np.add.reduceat(costs.attention()[records] - 0.5 * shared.astype(np.float64) ** 2, starts)
+        return tokens, tiles, attention
+
+    def _measure(self, batches: _Batches) -> tuple[Ints, Ints, Floats]:
+        """Tokens, tiles and cost of each batch."""
+        records = np.where(batches.records < 0, -1 - batches.records, batches.records)
+        is_first = batches.is_first.copy()
+        is_first[batches.starts] = True  # a split unit has its prompt in both batches
+        tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
+        return tokens, tiles, self._cost(tokens, attention, tiles)
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """How an epoch is packed, over all ranks. As text, one line for a log.
+
+    ``fillers``: batches that only keep the ranks even. ``mean_fill``, ``min_fill``: tokens of a batch as a share of its budget.
+    ``pairs_per_batch``: least, mean, most. ``imbalance``: the dearest batch of a slot over the slot's mean, averaged over slots.
+    ``oversized``: records beyond a budget.
+    """
+
+    batches: int
+    fillers: int
+    steps: int
+    pairs: int
+    tokens: int | None
+    tiles: int | None
+    mean_fill: float | None
+    min_fill: float | None
+    pairs_per_batch: tuple[int, float, int]
+    imbalance: float
+    oversized: int
+
+    def __str__(self) -> str:
+        least, mean, most = self.pairs_per_batch
+        parts = [
+            f"{self.pairs:,} pairs in {self.batches:,} batches ({least} to {most}, {mean:.1f} on average), {self.steps:,} steps"
+        ]
+        if self.tokens is not None:
+            parts.append(f"{self.tokens:,} tokens, {self.tiles:,} tiles")
+        if self.mean_fill is not None:
+            parts.append(f"budget filled to {self.mean_fill:.1%} (least {self.min_fill:.1%})")
+        parts.append(f"imbalance between ranks {self.imbalance:.3f}")
+        if self.oversized:
+            parts.append(f"{self.oversized:,} records beyond the budget, in batches of their own")
+        if self.fillers:
+            parts.append(f"{self.fillers} batches of a repeated pair that does not count")
+        return "; ".join(parts)
+
+
+class IndexedRecords(Dataset[dict[str, Any]]):
+    """A data set that gives record ``i`` for the index ``-1 - i`` too, marked as a filler.
+
+    >>> IndexedRecords([{"id": "a"}, {"id": "b"}])[-2]
+    {'id': 'b', 'is_filler': True}
+
+    Args:
+        dataset: records by index.
+        sampler: is told the epoch when this is told. With several ranks, the data loader of a resumed epoch does not reach it
+            (accelerate's SkipBatchSampler and BatchSamplerShard stand before it), but reaches the data set.
+    """
+
+    def __init__(self, dataset: Any, sampler: PairBatchSampler | None = None) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several records at once, as data loaders ask."""
+        places = [-1 - index if index < 0 else index for index in indices]
+        many = getattr(self.dataset, "__getitems__", None)
+        records = many(places) if many else [self.dataset[place] for place in places]
+        return [{**record, FILLER: True} if index < 0 else record for index, record in zip(indices, records, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler, and the data set if it wants to know."""
+        for listener in (self.sampler, self.dataset):
+            if hasattr(listener, "set_epoch"):
+                listener.set_epoch(epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sampler": None}  # workers need no plan
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches:
+    """Batch b holds ``records[starts[b]:ends[b]]``, one behind the other. ``is_first``: whether a record starts a unit."""
+
+    records: Ints
+    is_first: NDArray[np.bool_]
+    starts: Ints
+    ends: Ints
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, order: Ints) -> _Batches:
+        """Some of the batches, in the order given, one behind the other."""
+        sizes = (self.ends - self.starts)[order]
+        places = _ranges(self.starts[order], sizes)
+        ends = np.cumsum(sizes)
+        return _Batches(self.records[places], self.is_first[places], ends - sizes, ends)
+
+    def extended(self, alone: Ints) -> _Batches:
+        """With batches of one record each behind them."""
+        places = len(self.records) + np.arange(len(alone))
+        return _Batches(
+            np.append(self.records, alone),
+            np.append(self.is_first, np.ones(len(alone), dtype=bool)),
+            np.append(self.starts, places),
+            np.append(self.ends, places + 1),
+        )
+
+
+def _split(batches: _Batches, cost: Floats, record_costs: Floats, target: int) -> _Batches:
+    """Split the dearest batches of two or more pairs in halves, until there are `target` batches or nothing is left to split."""
+    missing = target - len(batches)
+    if missing <= 0:
+        return batches
+    sizes = batches.ends - batches.starts
+    candidates = np.flatnonzero(sizes > 1)
+    if len(candidates) > missing:  # more are never split
+        candidates = candidates[np.argsort(-cost[candidates], kind="stable")[:missing]]
+    heap = [(-float(cost[b]), int(batches.starts[b]), int(batches.ends[b])) for b in candidates]
+    heapq.heapify(heap)
+    cuts: list[int] = []
+    while heap and len(cuts) < missing:
+        _, begin, end = heapq.heappop(heap)
+        each = record_costs[batches.records[begin:end]]
+        sums = np.cumsum(each)
+        cut = begin + 1 + int(np.argmin(np.abs(2 * sums[:-1] - sums[-1])))
+        cuts.append(cut)
+        for low, high in ((begin, cut), (cut, end)):
+            if high - low > 1:
+                heapq.heappush(heap, (-float(record_costs[batches.records[low:high]].sum()), low, high))
+    starts = np.sort(np.concatenate([batches.starts, np.array(cuts, dtype=np.int64)]))
+    return _Batches(batches.records, batches.is_first, starts, np.append(starts[1:], len(batches.records)))
+
+
+def _pack(tokens: Ints, tiles: Ints, max_tokens: int, max_tiles: int | None, window: int, rng: np.random.Generator | None) -> Ints:
+    """Which batch each unit is in; first-fit within windows, then over all that windows left rather empty."""
+    # One that exceeds a budget fills a batch, so that nothing joins it.
+    too_large = tokens > max_tokens
+    if max_tiles is not None:
+        too_large |= tiles > max_tiles
+    tokens, tiles = np.where(too_large, max_tokens, tokens), np.where(too_large, 0, tiles)
+    bins = _first_fit(tokens, tiles, max_tokens, max_tiles, window, rng)
+    if rng is None or len(tokens) <= window:
+        return bins
+    fill = np.bincount(bins, tokens) / max_tokens
+    if max_tiles is not None:
+        fill = np.maximum(fill, np.bincount(bins, tiles) / max_tiles)
+    left = np.flatnonzero(fill[bins] < REPACK_BELOW)
+    if len(left):
+        bins[left] = len(fill) + _first_fit(tokens[left], tiles[left], max_tokens, max_tiles, window, rng)
+        bins = np.unique(bins, return_inverse=True)[1]
+    return bins
+
+
+def _first_fit(
+    tokens: Ints, tiles: Ints | None, max_tokens: int, max_tiles: int | None, window: int, rng: np.random.Generator | None
+) -> Ints:
+    """Put each unit into the first batch of its window that has room, large ones first.
+
+    All windows are packed at once, a unit of each at a time: a loop over the units of a window instead of over all.
+
+    Args:
+        tokens: size of each unit, at most `max_tokens`.
+        tiles: tiles of each unit, at most `max_tiles`; read if there is such a limit.
+        window: units of a window.
+        rng: for the order among units of about the same size. None: no sorting, units come in their order.
+
+    Returns:
+        the batch of each unit, numbered from 0 without gaps, window after window.
+    """
+    count = len(tokens)
+    window = min(window, count)
+    padded = -(-count // window) * window
+    size = tokens / max_tokens
+    if tiles is not None and max_tiles is not None:
+        size = np.maximum(size, tiles / max_tiles)
+    else:
+        tiles = None
+    rows = np.arange(padded).reshape(-1, window)
+    if rng is not None:
+        # The fill behind the last unit counts as smallest of all and comes last.
+        key = np.zeros(padded)
+        key[:count] = -size * (1 - JITTER * rng.random(count))
+        rows = np.take_along_axis(rows, np.argsort(key.reshape(rows.shape), axis=1, kind="stable"), axis=1)
+    bins = np.zeros(padded, dtype=np.int64)
+    base = 0
+    for block in np.array_split(rows, -(-len(rows) // 256)):  # so many windows that their rooms stay in the processor's cache
+        real = block < count
+        index = np.where(real, block, 0)
+        need_tokens = np.where(real, tokens[index], 0).astype(np.int32)
+        need_tiles = None if tiles is None else np.where(real, tiles[index], 0).astype(np.int32)
+        placed = _first_fit_block(need_tokens, need_tiles, max_tokens, max_tiles)
+        opened = np.where(real, placed + 1, 0).max(axis=1)
+        bins[block] = placed + (base + np.cumsum(opened) - opened)[:, None]
+        base += int(opened.sum())
+    return bins[:count]
+
+
+def _first_fit_block(tokens: NDArray[np.int32], tiles: NDArray[np.int32] | None, max_tokens: int, max_tiles: int | None) -> Ints:
+    """First-fit in every row of (windows, units) at once. Units of no size, which only fill a row up, change nothing."""
+    windows, units = tokens.shape
+    every = np.arange(windows)
+    width, opened = 64, 0
+    room = np.full((windows, width), max_tokens, dtype=np.int32)
+    tile_room = None if tiles is None else np.full((windows, width), max_tiles, dtype=np.int32)
+    placed = np.zeros((windows, units), dtype=np.int64)
+    for unit in range(units):
+        if opened == width:  # keep one unopened batch in sight: whatever fits nowhere fits there
+            room = np.concatenate([room, np.full_like(room, max_tokens)], axis=1)
+            if tile_room is not None:
+                tile_room = np.concatenate([tile_room, np.full_like(tile_room, max_tiles)], axis=1)
+            width *= 2
+        fits = room[:, : opened + 1] >= tokens[:, unit, None]
+        if tiles is not None and tile_room is not None:
+            fits &= tile_room[:, : opened + 1] >= tiles[:, unit, None]
+        chosen = fits.argmax(axis=1)
+        room[every, chosen] -= tokens[:, unit]
+        if tiles is not None and tile_room is not None:
+            tile_room[every, chosen] -= tiles[:, unit]
+        placed[:, unit] = chosen
+        opened = max(opened, int(chosen.max()) + 1)
+    return placed
+
+
+def _take_units(records: Ints, starts: Ints, sizes: Ints, order: Ints) -> tuple[Ints, Ints]:
+    """The records of units in another order, and where the units start."""
+    sizes = sizes[order]
+    return records[_ranges(starts[order], sizes)], np.cumsum(sizes) - sizes
+
+
+def _ranges(starts: Ints, sizes: Ints) -> Ints:
+    """Concatenated ranges of indices.
+
+    >>> _ranges(np.array([7, 2]), np.array([2, 3])).tolist()
+    [7, 8, 2, 3, 4]
+    """
+    ends = np.cumsum(sizes)
+    result: Ints = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+    return result

@@ -1,0 +1,51 @@
+"""Compare packed rows with padded ones on a batch of a real run."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def compare(
+    sums: Callable[[dict[str, Any]], Tensor],
+    packed: dict[str, Any],
+    padded: dict[str, Any],
+    parameters: Sequence[nn.Parameter],
+    usual: Callable[[], AbstractContextManager[None]],
+) -> str:
+    """Say how far log-prob sums and gradients of packed rows are from those of padded rows.
+
+    Args:
+        sums: a batch's log-prob sums per answer, shape (2 pairs,), under a model that attends by segments.
+        packed: the batch in packed rows.
+        padded: the same records in padded rows.
+        parameters: whose gradients (of the mean of the sums) are compared; may be empty. They take their own memory twice.
+        usual: a context in which the model has its usual attention.
+    """
+    first, first_gradients = _with_gradients(sums, packed, parameters)
+    with usual():
+        second, second_gradients = _with_gradients(sums, padded, parameters)
+    lines = [
+        f"verify_first_batch: log-probs of {len(first)} answers in packed and in padded rows differ by at most "
+        f"{(first - second).abs().max():.2e} (sums of up to {second.abs().max():.1f}; "
+        f"{((first - second).abs() / second.abs().clamp_min(1e-6)).max():.1e} relative)"
+    ]
+    if parameters:
+        apart = sum((a - b).double().square().sum() for a, b in zip(first_gradients, second_gradients, strict=True))
+        norm = sum(b.double().square().sum() for b in second_gradients)
+        lines.append(f"gradients by {(apart / norm).sqrt():.1e} of their norm")
+    return ", ".join(lines) + "."
+
+
+def _with_gradients(
+    sums: Callable[[dict[str, Any]], Tensor], batch: dict[str, Any], parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, list[Tensor]]:
+    with torch.set_grad_enabled(bool(parameters)):
+        values = sums(batch)
+    if not parameters:
+        return values, []
+    gradients = torch.autograd.grad(values.mean(), parameters, allow_unused=True)
+    pairs = zip(gradients, parameters, strict=True)
+    return values.detach(), [torch.zeros_like(p) if g is None else g for g, p in pairs]

@@ -1,0 +1,79 @@
+"""Fill a cache of reference log-probs before training, and look a batch up in it."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mpo.reference.cache import ReferenceCache
+
+Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
+"""Log-prob sums of a batch's chosen and rejected answers under the reference, each of shape (pairs,)."""
+
+
+def default_folder() -> Path:
+    """Where reference log-probs are kept unless a run says otherwise; ``MPO_CACHE`` moves it."""
+    return Path(os.environ.get("MPO_CACHE", Path.home() / ".cache" / "mpo")) / "references"
+
+
+def look_up(cache: ReferenceCache, batch: dict[str, Any], compute: Compute | None) -> Tensor:
+    """Log-prob sums of a batch's answers, chosen first, shape (2 pairs,), float32, on the CPU.
+
+    Args:
+        cache: of the reference.
+        batch: with ``answer_keys``.
+        compute: for what the cache does not have yet; it is added. None: that is an error.
+
+    Raises:
+        ValueError: when an answer is missing and cannot be computed.
+    """
+    found = cache.get(batch["answer_keys"])
+    if found.known.all():
+        return torch.from_numpy(found.logps)
+    if compute is None:
+        missing = int((~found.known).sum())
+        raise ValueError(
+            f"The cache in {cache.folder} has not {missing} of this batch's {len(found.known)} answers ({batch['names'][0]} and "
+            "others), and the reference that could give them is gone. Data that is evaluated later must be given to the trainer "
+            "as eval_dataset; if the cache was pruned or the records change at random, use reference='live'."
+        )
+    # Kept in float32 by the cache too: what is used now is what a later epoch will find.
+    sums = torch.cat(compute(batch)).float().cpu()
+    cache.add(batch["answer_keys"], sums, batch["scored"].lengths)
+    return torch.where(torch.from_numpy(found.known), torch.from_numpy(found.logps), sums)
+
+
+def fill(
+    cache: ReferenceCache, batches: Iterable[dict[str, Any]], compute: Compute, *, accelerator: Accelerator, name: str, dataset: Any
+) -> None:
+    """Compute what a data set lacks in the cache, every rank its share.
+
+    Killed, it goes on where it was. A data set that was gone through to its end leaves a mark, so that the next run does not
+    even read it.
+
+    Args:
+        cache: of the reference.
+        batches: of the whole data set, this rank's.
+        compute: for what the cache does not have.
+        accelerator: whose ranks fill it.
+        name: of the data set, for the progress bar.
+        dataset: with datasets' fingerprint, if it has one.
+    """
+    settings = f"{getattr(dataset, '_fingerprint', None)} {len(dataset)}"
+    mark = cache.folder / f"filled-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    if hasattr(dataset, "_fingerprint") and mark.exists() and mark.read_text() == str(len(cache)):
+        return
+    bar = tqdm(batches, desc=f"Reference log-probs, {name} data", unit="batch", disable=not accelerator.is_local_main_process)
+    for batch in bar:
+        look_up(cache, batch, compute)
+    cache.flush()
+    accelerator.wait_for_everyone()
+    cache.refresh()
+    if accelerator.is_main_process:
+        mark.write_text(str(len(cache)))

@@ -27,7 +27,7 @@ from mpo.losses import PairLogps
 from mpo.metrics import Fraction
 from mpo.models.fit import check_fit
 from mpo.models.tower import SharedTower, can_share
-from mpo.packing.attention import packed_attention, usual_attention, why_not
+from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention, why_not
 from mpo.packing.collator import PairCollator, ScoredBatches
 from mpo.packing.layout import ScoredTokens, answer_sums, ld_weights
 from mpo.packing.picked import add_picking
@@ -271,6 +271,9 @@ class MPOTrainer(PairLoop):
 
     def _outputs(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
         """Run `model` on a batch; its fused head gives what is asked of it at each scored position, shape (1, M)."""
+        if "segments" in inputs and not attends_by_segments(model):
+            # Asked for outside of training and evaluation, whose attention is set. A backward pass may follow: it stays on.
+            use_packed_attention(model, self.args.packed_attention)
         of_model = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
         return model(**of_model, **kwargs, use_cache=False, fused_lm_head=True)
 

@@ -69,13 +69,18 @@ def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
     text_model.set_attn_implementation(BACKENDS[backend])
 
 
+def attends_by_segments(model: nn.Module) -> bool:
+    """Whether `use_packed_attention` is on."""
+    text_model = find_text_model(model)
+    return text_model is not None and text_model.config._attn_implementation in BACKENDS.values()
+
+
 @contextmanager
 def packed_attention(*models: nn.Module, backend: str = "auto") -> Iterator[None]:
     """Within it the text models attend by segments; those that did so before go on behind it. See `use_packed_attention`."""
     switched = []
     for model in models:
-        text_model = find_text_model(model)
-        if text_model is None or text_model.config._attn_implementation not in BACKENDS.values():
+        if not attends_by_segments(model):
             use_packed_attention(model, backend)
             switched.append(find_text_model(model))
     try:

@@ -56,6 +56,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         """How the models attend while they are trained and evaluated."""
         return contextlib.nullcontext()
 
+    def _flush(self) -> None:
+        """Write what is kept beside checkpoints."""
+
     # --- Batches
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -205,10 +208,12 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._guard.check()
+        self._flush()
         return super()._finalize_training(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._not_counted():
+            self._flush()
             state = self._state()
             if self.args.should_save:
                 folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")

@@ -241,10 +241,15 @@ class MPOTrainer(PairLoop):
                     accelerator=self.accelerator,
                     name=name,
                     dataset=dataset,
+                    settings=(self.args.max_length, self.args.truncation_mode, self.args.answer_end, self.args.ld_alpha),
                 )
         self.ref_model = None
         if self._tower is not None:
             self._tower = SharedTower(self.model, self.model)
+
+    def _flush(self) -> None:
+        if self._references is not None:
+            self._references.flush()
 
     # --- Batches
 
@@ -510,7 +515,7 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 def _fingerprint(ref_model: Any, processing_class: Any, args: MPOConfig, model: Any) -> Any:
-    """Fingerprint of the reference: the model that was handed over as such, before it was sharded, or the policy without adapters."""
+    """Fingerprint of the reference: the model handed over as such, before it was sharded, or the policy without adapters."""
     reference = model if ref_model is None else ref_model
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else reference.dtype
     return fingerprint(reference, processing_class, compute_dtype=dtype, scoring={"answer_end": args.answer_end})

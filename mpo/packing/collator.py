@@ -38,9 +38,9 @@ class PairCollator:
     Returns (from a call with P records):
         ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
         (1, N) and ``segments``; ``picked``, ``shift_labels`` and ``scored`` (`mpo.packing.picked`), the 2P answers in order,
-        chosen first; the processor's picture tensors; ``is_cut`` of shape (2P,), whether max_length took the end of an answer, when
-        there is a max_length; ``answer_keys``, when asked for; ``tokens``, how many are computed, padding aside; ``names``, what errors call the records; ``counted``, when the last
-        records only fill the batch up.
+        chosen first; the processor's picture tensors; ``is_cut`` of shape (2P,), whether max_length took the end of an answer,
+        when there is a max_length; ``answer_keys``, when asked for; ``tokens``, how many are computed, padding aside; ``names``,
+        what errors call the records; ``counted``, when the last records only fill the batch up.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -128,7 +128,7 @@ class PairCollator:
             prompt = min((pairs[number].prompt_ids for number in members), key=len)
             if any(pairs[number].extra for number in members):
                 raise ValueError(
-                    f"{type(self.processing_class).__name__} gives more than ids for each token ({', '.join(pairs[members[0]].extra)}), "
+                    f"{type(self.processing_class).__name__} gives {', '.join(pairs[members[0]].extra)} for each token beside its id, "
                     "which answers cannot share. Use rows='padded'."
                 )
             if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):

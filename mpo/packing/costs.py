@@ -114,8 +114,8 @@ def measure(
     if not isinstance(dataset, Dataset):
         what = "is a stream" if not hasattr(dataset, "__getitem__") else "is not a datasets.Dataset"
         raise ValueError(
-            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, and streams have "
-            "no plan: use batching='pairs', or load the records as a datasets.Dataset."
+            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, and streams "
+            "have no plan: use batching='pairs', or load the records as a datasets.Dataset."
         )
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])

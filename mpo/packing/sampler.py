@@ -27,6 +27,11 @@ REPACK_BELOW = 0.9
 """Batches of a window that stay emptier than this share of their budget are packed again, together with those of other windows."""
 BALANCE_SLOTS = 8
 """Ranks are balanced by trading batches among this many slots (or those of a step, if more)."""
+IDENTITY = (
+    *("batching", "pairs_per_batch", "max_tokens", "max_tiles", "group_same_prompt", "micro_batches_per_step", "world_size"),
+    *("shuffle", "seed", "drop_last", "window", "attention_cost", "tile_cost"),
+)
+"""The settings that decide which pairs a step gets."""
 JITTER = 0.2
 """Sizes are lowered at random by up to this share when a window is sorted, so that the same records do not meet every epoch."""
 
@@ -154,12 +159,10 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
     @property
     def identity(self) -> str:
         """A checksum of all that decides which pairs a step gets, for a checkpoint to compare when it is resumed."""
-        settings = (self.batching, self.pairs_per_batch, self.max_tokens, self.max_tiles, self.group_same_prompt)
-        settings += (self.micro_batches_per_step, self.world_size, self.shuffle, self.seed, self.drop_last, self.window)
-        settings += (self.attention_cost, self.tile_cost)
+        settings = {name: getattr(self, name) for name in IDENTITY}
         checksum = zlib.crc32(repr(settings).encode())
         for values in self.costs.arrays():
-            checksum = zlib.crc32(np.ascontiguousarray(values).view(np.uint8), checksum)
+            checksum = zlib.crc32(values.tobytes(), checksum)
         return f"{checksum:08x}"
 
     def report(self) -> PackingReport:
@@ -205,8 +208,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
                 f"{len(found)} of {len(tokens)} records do not fit a batch of max_tokens={self.max_tokens}, "
                 f"max_tiles={self.max_tiles} even alone: {', '.join(str(index) for index in found[:5])}"
                 f"{', ...' if len(found) > 5 else ''}. The longest of them is record {worst} with {tokens[worst]} tokens and "
-                f"{tiles[worst]} tiles. Raise the budget, cut answers with max_length, leave the records out, or give each a batch of "
-                "its own with allow_oversized=True."
+                f"{tiles[worst]} tiles. Raise the budget, cut answers with max_length, leave the records out, or give each a "
+                "batch of its own with allow_oversized=True."
             )
         return found
 
@@ -437,8 +440,9 @@ class IndexedRecords(Dataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, and the data set if it wants to know."""
         for listener in (self.sampler, self.dataset):
-            if hasattr(listener, "set_epoch"):
-                listener.set_epoch(epoch)
+            tell = getattr(listener, "set_epoch", None)
+            if tell is not None:
+                tell(epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sampler": None}  # workers need no plan

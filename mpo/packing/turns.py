@@ -7,8 +7,10 @@ messages; ``prompt`` may be missing when both answers repeat it; ``images`` (or 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
+from PIL import Image
 from trl.data_utils import (
     apply_chat_template,
     common_prefix_length,
@@ -49,13 +51,20 @@ class RenderedPair:
 
 
 def record_images(record: Mapping[str, Any]) -> list[Any]:
-    """The pictures of a record: ``images``, or the one ``image``, or none."""
+    """The pictures of a record: ``images``, or the one ``image``, or none. Encoded files (``bytes`` or ``path``) are opened."""
     images = record.get("images")
     if images is None:
         images = record.get("image")
     if images is None:
         return []
-    return list(images) if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
+    several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    return [_opened(image) for image in (images if several else [images])]
+
+
+def _opened(image: Any) -> Any:
+    if not isinstance(image, Mapping):
+        return image
+    return Image.open(BytesIO(image["bytes"])) if image.get("bytes") else image.get("path")
 
 
 def render(record: Record, processing_class: Any, *, split_turns: bool = True) -> RenderedPair:

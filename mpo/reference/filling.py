@@ -50,7 +50,14 @@ def look_up(cache: ReferenceCache, batch: dict[str, Any], compute: Compute | Non
 
 
 def fill(
-    cache: ReferenceCache, batches: Iterable[dict[str, Any]], compute: Compute, *, accelerator: Accelerator, name: str, dataset: Any
+    cache: ReferenceCache,
+    batches: Iterable[dict[str, Any]],
+    compute: Compute,
+    *,
+    accelerator: Accelerator,
+    name: str,
+    dataset: Any,
+    settings: Any,
 ) -> None:
     """Compute what a data set lacks in the cache, every rank its share.
 
@@ -64,9 +71,10 @@ def fill(
         accelerator: whose ranks fill it.
         name: of the data set, for the progress bar.
         dataset: with datasets' fingerprint, if it has one.
+        settings: of the collator, which decide the keys.
     """
-    settings = f"{getattr(dataset, '_fingerprint', None)} {len(dataset)}"
-    mark = cache.folder / f"filled-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    whole = repr((getattr(dataset, "_fingerprint", None), len(dataset), settings))
+    mark = cache.folder / f"filled-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
     if hasattr(dataset, "_fingerprint") and mark.exists() and mark.read_text() == str(len(cache)):
         return
     bar = tqdm(batches, desc=f"Reference log-probs, {name} data", unit="batch", disable=not accelerator.is_local_main_process)

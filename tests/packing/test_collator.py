@@ -103,12 +103,6 @@ def test_padding_to_a_multiple(words):
     assert PairCollator(words, pad_to_multiple_of=8)([CHAT])["input_ids"].shape == (2, 16)
 
 
-def test_reference_log_probs_pass_through(words):
-    batch = PairCollator(words)([{**CHAT, "ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0}])
-    assert batch["ref_chosen_logps"].tolist() == [-3.0]
-    assert batch["ref_rejected_logps"].tolist() == [-4.0]
-
-
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -71,6 +71,12 @@ def pad_to_multiple_of(tmp_path):
     assert batch["input_ids"].shape[1] % 64 == 0
 
 
+def padding_free(tmp_path):
+    """Rows without padding, which is the default wherever they fit; refused where they do not."""
+    assert small_run(tmp_path, padding_free=True).layout == small_run(tmp_path).layout == "packed"
+    refused("padding_free=True.*not possible here: pad_to_multiple_of", padding_free=True, pad_to_multiple_of=8)(tmp_path)
+
+
 def pad_token(tmp_path):
     with pytest.warns(FutureWarning):
         trainer = small_run(tmp_path, pad_token="<|endoftext|>")
@@ -134,10 +140,6 @@ def router_aux_loss_coef(tmp_path):
     assert logs[1]["aux_loss"] > 0.1
 
 
-def precompute_ref_batch_size(tmp_path):
-    refused("needs precompute_ref_log_probs", precompute_ref_batch_size=2)(tmp_path)
-
-
 def sync_ref_model(tmp_path):
     settings = {"kind": "text", "sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 1.0}
     trainer = small_run(tmp_path, pairs=6, **settings)  # three steps; the reference follows at the second
@@ -164,9 +166,9 @@ OPTIONS = {
     "model_init_kwargs": refused("loaded already", model_init_kwargs={"dtype": "float32"}),
     "pad_to_multiple_of": pad_to_multiple_of,
     "pad_token": pad_token,
-    "padding_free": None,  # tests of the packed rows
-    "precompute_ref_batch_size": precompute_ref_batch_size,
-    "precompute_ref_log_probs": None,  # test_training.py
+    "padding_free": padding_free,
+    "precompute_ref_batch_size": refused("would be ignored", precompute_ref_batch_size=2),
+    "precompute_ref_log_probs": None,  # test_references.py
     "ref_model_mixup_alpha": refused("need sync_ref_model", ref_model_mixup_alpha=0.9),
     "ref_model_sync_steps": refused("need sync_ref_model", ref_model_sync_steps=3),
     "router_aux_loss_coef": router_aux_loss_coef,

@@ -315,16 +315,6 @@ def test_streaming(processor, internvl, tmp_path):
     assert trainer.state.global_step == 3
 
 
-def test_precomputed_reference_of_text(processor, internvl, tmp_path):
-    """TRL's option: the same loss without a second model."""
-    precomputed = build(tmp_path, copy.deepcopy(internvl), processor, text_pairs(8), precompute_ref_log_probs=True)
-    live = build(tmp_path, copy.deepcopy(internvl), processor, text_pairs(8))
-    assert precomputed.ref_model is None
-    precomputed.train(), live.train()
-    for mine, theirs in zip(precomputed.state.log_history[:2], live.state.log_history[:2], strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-
-
 def test_sync_ref_model(processor, internvl, tmp_path):
     trainer = build(
         tmp_path,

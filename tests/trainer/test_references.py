@@ -1,0 +1,162 @@
+"""Cached reference log-probs: the run of live ones, no second model, nothing computed twice, killed at any moment."""
+
+import os
+import signal
+
+import pytest
+import torch
+from small_runs import difference, in_fork, record, small_run
+from support import picture_pairs
+
+from mpo.reference.cache import ReferenceCache
+from mpo.reference.filling import default_folder
+from mpo.reference.shards import shards
+
+
+def cached(tmp_path, **settings):
+    return {"reference": "cached", "reference_cache": str(tmp_path / "cache"), "warmup_steps": 0, **settings}
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Numbers of answers whose log-probs were computed under the reference."""
+    from mpo.trainer import MPOTrainer
+
+    counted, compute = [], MPOTrainer.compute_ref_log_probs
+
+    def counting(self, model, inputs, **kwargs):
+        counted.append(len(inputs["scored"].lengths))
+        return compute(self, model, inputs, **kwargs)
+
+    monkeypatch.setattr(MPOTrainer, "compute_ref_log_probs", counting)
+    return counted
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "text"])
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+def test_a_cached_run_is_a_live_one(tmp_path, kind, rows):
+    settings = {"kind": kind, "rows": rows, "eval_pairs": 3, "num_train_epochs": 2, "eval_strategy": "epoch", "disable_dropout": True}
+    ends = []
+    for more in ({}, cached(tmp_path)):
+        trainer = small_run(tmp_path, **settings, **{"warmup_steps": 0, **more})
+        trainer.train()
+        ends.append(trainer)
+    assert ends[1].ref_model is None
+    # Prompts of different batches are computed in other company: equal to rounding.
+    assert difference(ends[0].model.state_dict(), ends[1].model.state_dict()) < 2e-5
+    evaluated = [[log["eval_loss"] for log in end.state.log_history if "eval_loss" in log] for end in ends]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_nothing_is_computed_twice(tmp_path, kind, forwards):
+    """Not in a second epoch, not by a second run, not for what a grown data set already had."""
+    small_run(tmp_path, kind=kind, num_train_epochs=3, **cached(tmp_path)).train()
+    assert sum(forwards) == 16
+    small_run(tmp_path, kind=kind, **cached(tmp_path, learning_rate=1e-4)).train()
+    assert sum(forwards) == 16
+    small_run(tmp_path, kind=kind, pairs=10, **cached(tmp_path)).train()
+    assert sum(forwards) in (20, 24)  # two more pairs; a batch of them may hold one that was known
+
+
+def test_a_run_without_anything_to_compute_reads_no_data_first(tmp_path, monkeypatch):
+    small_run(tmp_path, **cached(tmp_path)).train()
+    trainer_class = type(small_run(tmp_path))
+
+    def computed(*args, **kwargs):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(trainer_class, "compute_ref_log_probs", computed)
+    trainer = small_run(tmp_path, **cached(tmp_path))
+    assert trainer.ref_model is None
+    trainer.train()
+
+
+def test_precompute_ref_log_probs_means_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPO_CACHE", str(tmp_path / "home"))
+    trainer = small_run(tmp_path, precompute_ref_log_probs=True)
+    assert trainer.args.reference == "cached"
+    assert trainer.ref_model is None
+    assert list(default_folder().rglob("*.parquet"))
+
+
+def test_ld_alpha_has_its_own_answers(tmp_path, forwards):
+    live = small_run(tmp_path, max_steps=1, ld_alpha=0.3, rows="padded")
+    live.train()
+    forwards.clear()
+    for _ in range(2):
+        trainer = small_run(tmp_path, max_steps=1, ld_alpha=0.3, **cached(tmp_path))
+        trainer.train()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(live.state.log_history[0]["loss"], rel=1e-5)
+    small_run(tmp_path, max_steps=1, **cached(tmp_path))
+    assert sum(forwards) == 32
+
+
+def test_another_model_is_another_set_up(tmp_path, forwards):
+    small_run(tmp_path, **cached(tmp_path))
+    other = small_run(tmp_path)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1e-3)
+    from mpo import MPOTrainer
+
+    args = small_run(tmp_path, **cached(tmp_path)).args
+    MPOTrainer(model=other.model, args=args, train_dataset=other.train_dataset, processing_class=other.processing_class)
+    assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 2
+    assert sum(forwards) == 32
+
+
+def test_a_damaged_shard_is_refused_by_name(tmp_path):
+    small_run(tmp_path, **cached(tmp_path))
+    (folder,) = (tmp_path / "cache").iterdir()
+    shard = shards(folder)[0]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{shard.name}.*mpo cache prune"):
+        small_run(tmp_path, **cached(tmp_path))
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"stream": True, "max_steps": 2}, "stream has no end"), ({"sync_ref_model": True}, "sync")])
+def test_refusals(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(tmp_path, **cached(tmp_path), **settings)
+
+
+def test_data_that_comes_later_is_refused(tmp_path):
+    """The reference of full fine-tuning is gone by then."""
+    trainer = small_run(tmp_path, **cached(tmp_path))
+    with pytest.raises(ValueError, match="must be given to the trainer as eval_dataset"):
+        trainer.evaluate(picture_pairs(12).select([11]))
+
+
+def test_adapters_take_streams_and_later_data(tmp_path):
+    """The base model is there to ask."""
+    trainer = small_run(tmp_path, kind="lora", stream=True, max_steps=2, **cached(tmp_path))
+    trainer.train()
+    assert trainer.evaluate(picture_pairs(12).select([11]))["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_killed_while_filling(tmp_path, batch, forwards, monkeypatch):
+    """kill -9 in the middle: what was written is found again, and the rest is computed."""
+    from mpo.trainer import MPOTrainer
+
+    def killed():
+        add = ReferenceCache.add
+
+        def add_then_die(self, *args):
+            add(self, *args)
+            self.flush()
+            if len(self) >= 16 * batch:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        ReferenceCache.add = add_then_die
+        small_run(tmp_path, pairs=32, **cached(tmp_path))
+
+    assert MPOTrainer.compute_ref_log_probs is not None
+    assert in_fork(killed) == -9
+    trainer = small_run(tmp_path, pairs=32, **cached(tmp_path))
+    assert sum(forwards) == 64 - 16 * batch
+    trainer.train()
+    record(trainer, tmp_path / "end.pt")
+    live = small_run(tmp_path, pairs=32, warmup_steps=0)
+    live.train()
+    assert difference(live.model.state_dict(), trainer.model.state_dict()) < 2e-5

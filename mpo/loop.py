@@ -92,16 +92,16 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return pairs
         # The last batches of all ranks together hold `remainder` pairs, rank 0's first.
-        return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
+        return max(0, min(pairs, int(state.remainder) - int(self.accelerator.process_index) * pairs))
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """The pairs of an optimiser step, over its micro-batches and all ranks: what its loss is divided by."""
         if not batch_samples:
             return None
         # This is asked before the batches are used: by then the data loader's end would be behind the first of them.
         batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
-        lengths = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")].float() for batch in batch_samples]
-        lengths = torch.cat(lengths).to(device)
+        chosen = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
+        lengths = torch.cat(chosen).to(device).float()
         shift = self._shift
         self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
         step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
@@ -116,10 +116,12 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
             self._guard.see_gradients(norm)
             bad = self._guard.is_bad()
-            self._guard.gate(getattr(self.optimizer, "optimizer", self.optimizer), bad)
-            for name, before in (self._shift_before or {}).items():  # delta belongs to the step too
-                buffer = self._shift.get_buffer(name)
-                buffer.copy_(torch.where(bad, before, buffer))
+            optimizer: Any = self.optimizer
+            self._guard.gate(getattr(optimizer, "optimizer", optimizer), bad)
+            if self._shift is not None and self._shift_before is not None:  # delta belongs to the step too
+                for name, before in self._shift_before.items():
+                    buffer = self._shift.get_buffer(name)
+                    buffer.copy_(torch.where(bad, before, buffer))
         return norm
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

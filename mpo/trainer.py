@@ -233,11 +233,12 @@ class MPOTrainer(PairLoop):
                     f"reference='cached' computes the reference's log-probs of the {name} data before training, and a stream "
                     "has no end. Use reference='live', or an adapter."
                 )
+            ref_model: Any = self.ref_model
             with self._attention():
                 fill(
                     self._references,
                     self.get_eval_dataloader(dataset),
-                    lambda batch: self.compute_ref_log_probs(self.ref_model, self._prepare_inputs(batch)),
+                    lambda batch: self.compute_ref_log_probs(ref_model, self._prepare_inputs(batch)),
                     accelerator=self.accelerator,
                     name=name,
                     dataset=dataset,
@@ -316,9 +317,13 @@ class MPOTrainer(PairLoop):
         if not self.mixture.needs_reference:
             return None, None
         if self._references is None:
-            return self.compute_ref_log_probs(self.ref_model or self.model, inputs, same_pictures=self._tower_is_shared)
-        compute = partial(self.compute_ref_log_probs, self.model, same_pictures=self._tower_is_shared)
-        sums = look_up(self._references, inputs, compute if is_peft_model(self.model) else None)
+            reference: Any = self.ref_model or self.model
+            return self.compute_ref_log_probs(reference, inputs, same_pictures=self._tower_is_shared)
+        compute = None
+        if is_peft_model(self.model):
+            base: Any = self.model
+            compute = partial(self.compute_ref_log_probs, base, same_pictures=self._tower_is_shared)
+        sums = look_up(self._references, inputs, compute)
         chosen, rejected = sums.to(inputs["input_ids"].device).chunk(2)
         return chosen, rejected
 
@@ -486,7 +491,7 @@ def disable_dropout_outside_adapters(model: nn.Module) -> None:
 
 
 def _check_columns(dataset: Any, name: str) -> None:
-    columns = getattr(dataset, "column_names", None)  # None: not known before a stream is read
+    columns = getattr(dataset, "column_names", None) or []  # none: not known before a stream is read
     missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
     if missing:
         hint = " Lines of MMPR are read with mpo.data.sources.load_pairs." if "question" in columns else ""
@@ -503,7 +508,8 @@ def _has_dropout(model: nn.Module) -> bool:
 
 def _base(model: nn.Module) -> Any:
     """The model inside adapters."""
-    return model.get_base_model() if is_peft_model(model) else model
+    wrapped: Any = model
+    return wrapped.get_base_model() if is_peft_model(model) else model
 
 
 def _pairs_in(batch: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mpo.packing.encode import EncodedPair, PairEncoder
 from mpo.packing.keys import answer_key, picture_key
-from mpo.packing.layout import concatenate, lay_out
+from mpo.packing.layout import Row, concatenate, lay_out
 from mpo.packing.picked import Picked, pick_scored
 from mpo.packing.streams import FILLER
 from mpo.packing.turns import Answer, Record, describe
@@ -122,14 +122,16 @@ class PairCollator:
         for number, pair in enumerate(pairs):
             groups.setdefault(pair.prompt, []).append(number)
         # Text may merge with its prompt's last token: what all pairs of a group have in common is their prompt.
-        rows, places = [], [0] * (2 * len(pairs))
+        rows: list[Row] = []
+        places = [0] * (2 * len(pairs))
         # Picture tensors come in the order of their prompts; rows without pictures may stand anywhere.
         for members in groups.values():
             prompt = min((pairs[number].prompt_ids for number in members), key=len)
             if any(pairs[number].extra for number in members):
+                names = ", ".join(pairs[members[0]].extra)
                 raise ValueError(
-                    f"{type(self.processing_class).__name__} gives {', '.join(pairs[members[0]].extra)} for each token beside its id, "
-                    "which answers cannot share. Use rows='padded'."
+                    f"{type(self.processing_class).__name__} gives {names} for each token beside its id, which answers cannot "
+                    "share. Use rows='padded'."
                 )
             if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):
                 raise ValueError(
@@ -138,7 +140,7 @@ class PairCollator:
                 )
             limit = None if self.max_length is None else self.max_length - len(prompt)
             first = sum(len(row.answers) for row in rows)
-            answers = []
+            answers: list[Answer] = []
             for number in members:
                 for offset, answer in ((0, pairs[number].chosen), (len(pairs), pairs[number].rejected)):
                     places[number + offset] = first + len(answers)

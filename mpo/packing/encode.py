@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -79,12 +80,12 @@ class PairEncoder:
             sides = [self._with_eos(pieces, pair) for pieces in (pair.chosen, pair.rejected)]
             if prompt in with_pictures:
                 ids, extra = with_pictures[prompt]
-                chosen, rejected = (encode_answer(side, lambda text: tokenize(text, False), self._end_of_turn) for side in sides)
+                chosen, rejected = (encode_answer(side, partial(tokenize, special=False), self._end_of_turn) for side in sides)
                 encoded = EncodedPair(ids, chosen, rejected, prompt, pair.images, extra)
             else:
                 special = not pair.conversational
                 ids, (chosen, rejected) = encode_with_prompt(
-                    pair.prompt, sides, lambda text, special=special: tokenize(text, special), self._end_of_turn
+                    pair.prompt, sides, partial(tokenize, special=special), self._end_of_turn
                 )
                 encoded = EncodedPair(ids, chosen, rejected, prompt)
             if self.max_length is not None:

@@ -39,18 +39,18 @@ def add_picking(backbone: nn.Module) -> None:
     """
     if getattr(backbone, "picks", False):
         return
-    backbone.picks = True
+    backbone.__dict__.update(picks=True, picked=None)  # plain attributes, no modules or buffers
     backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
     backbone.register_forward_hook(_pick)
 
 
 def _take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    module.picked = kwargs.pop("picked", None)
+    module.__dict__["picked"] = kwargs.pop("picked", None)
     return args, kwargs
 
 
 def _pick(module: nn.Module, args: Any, output: Any) -> Any:
-    picked, module.picked = module.picked, None
+    picked, module.__dict__["picked"] = module.__dict__["picked"], None
     if isinstance(picked, Picked):
         hidden = output.last_hidden_state[:, -picked.width :]
         output.last_hidden_state = hidden.reshape(-1, hidden.size(-1)).index_select(0, picked.index).unsqueeze(0)

@@ -33,10 +33,13 @@ def compare(
         f"{((first - second).abs() / second.abs().clamp_min(1e-6)).max():.1e} relative)"
     ]
     if parameters:
-        apart = sum((a - b).double().square().sum() for a, b in zip(first_gradients, second_gradients, strict=True))
-        norm = sum(b.double().square().sum() for b in second_gradients)
-        lines.append(f"gradients by {(apart / norm).sqrt():.1e} of their norm")
+        apart = _norm([a - b for a, b in zip(first_gradients, second_gradients, strict=True)])
+        lines.append(f"gradients by {apart / _norm(second_gradients):.1e} of their norm")
     return ", ".join(lines) + "."
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt()
 
 
 def _with_gradients(

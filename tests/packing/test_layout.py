@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import sum_answers
 
 from mpo.packing.layout import AnswerNodes, Segment, answer_sums, concatenate, lay_out, ld_weights
-from mpo.packing.logps import sum_answers
 from mpo.packing.turns import Answer
 
 # Tokens 1, 2, 3 are the prompt's; an answer's are two-digit numbers.

@@ -91,11 +91,15 @@ def test_every_text_model(processor, tmp_path, kind):
     assert difference(first[0].model.state_dict(), first[1].model.state_dict()) < 1e-6
 
 
-@pytest.mark.parametrize("option", [{"ld_alpha": 0.3}, {"use_weighting": True, "loss_type": ["sigmoid"]}, {"max_length": 70}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"ld_alpha": 0.3}, {"use_weighting": True, "loss_type": ["sigmoid"]}, {"max_length": 70}], ids=str
+)
 def test_options(processor, internvl, tmp_path, option):
     reference = perturbed(copy.deepcopy(internvl))
     losses = [
-        run(tmp_path, processor, internvl, mixed_pairs(6), rows=rows, ref_model=copy.deepcopy(reference), **option).state.log_history
+        run(
+            tmp_path, processor, internvl, mixed_pairs(6), rows=rows, ref_model=copy.deepcopy(reference), **option
+        ).state.log_history
         for rows in ("packed", "padded")
     ]
     assert losses[0][0]["loss"] == pytest.approx(losses[1][0]["loss"], rel=1e-5)
@@ -138,7 +142,9 @@ def test_the_tower_sees_a_picture_once(processor, internvl, tmp_path, kind, pass
 
     monkeypatch.setattr(InternVLVisionModel, "forward", counting)
     settings = {"peft_config": LORA if kind == "lora" else None, "freeze_tower": kind in ("frozen tower", "explicit reference")}
-    settings |= {"reference": "cached", "reference_cache": str(tmp_path / "cache"), "freeze_tower": True} if kind == "cached" else {}
+    settings |= (
+        {"reference": "cached", "reference_cache": str(tmp_path / "cache"), "freeze_tower": True} if kind == "cached" else {}
+    )
     reference = perturbed(copy.deepcopy(internvl)) if kind == "explicit reference" else None
     trainer = run(tmp_path, processor, internvl, picture_pairs(6), ref_model=reference, max_steps=1, **settings)
     filling = 6 * len(trainer.data_collator([picture_pairs(1)[0]])["pixel_values"]) if kind == "cached" else 0
@@ -153,7 +159,9 @@ def test_a_frozen_tower_keeps_no_graph(processor, internvl, tmp_path, checkpoint
     trainer = run(
         tmp_path, processor, internvl, picture_pairs(6), peft_config=LORA, gradient_checkpointing=checkpointing, max_steps=1
     )
-    find_tower(trainer.model).register_forward_hook(lambda module, args, output: grads.append(output.last_hidden_state.requires_grad))
+    find_tower(trainer.model).register_forward_hook(
+        lambda module, args, output: grads.append(output.last_hidden_state.requires_grad)
+    )
     batch = trainer._prepare_inputs(trainer.data_collator(list(picture_pairs(2))))
     trainer.model.train()
     trainer.compute_loss(trainer.model, batch).backward()

@@ -35,7 +35,14 @@ def forwards(monkeypatch):
 @pytest.mark.parametrize("kind", ["full", "lora", "text"])
 @pytest.mark.parametrize("rows", ["packed", "padded"])
 def test_a_cached_run_is_a_live_one(tmp_path, kind, rows):
-    settings = {"kind": kind, "rows": rows, "eval_pairs": 3, "num_train_epochs": 2, "eval_strategy": "epoch", "disable_dropout": True}
+    settings = {
+        "kind": kind,
+        "rows": rows,
+        "eval_pairs": 3,
+        "num_train_epochs": 2,
+        "eval_strategy": "epoch",
+        "disable_dropout": True,
+    }
     ends = []
     for more in ({}, cached(tmp_path)):
         trainer = small_run(tmp_path, **settings, **{"warmup_steps": 0, **more})
@@ -114,7 +121,9 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path):
         small_run(tmp_path, **cached(tmp_path))
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"stream": True, "max_steps": 2}, "stream has no end"), ({"sync_ref_model": True}, "sync")])
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"stream": True, "max_steps": 2}, "stream has no end"), ({"sync_ref_model": True}, "sync")]
+)
 def test_refusals(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         small_run(tmp_path, **cached(tmp_path), **settings)

@@ -224,6 +224,11 @@ class MPOTrainer(PairLoop):
         )
         if self.ref_model is None:
             return  # adapters are switched off for whatever is not there yet
+        ref_model: Any = self.ref_model
+
+        def compute(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+            return self.compute_ref_log_probs(ref_model, self._prepare_inputs(batch))
+
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for name, dataset in {"training": self.train_dataset, **evaluated}.items():
             if dataset is None:
@@ -233,12 +238,11 @@ class MPOTrainer(PairLoop):
                     f"reference='cached' computes the reference's log-probs of the {name} data before training, and a stream "
                     "has no end. Use reference='live', or an adapter."
                 )
-            ref_model: Any = self.ref_model
             with self._attention():
                 fill(
                     self._references,
                     self.get_eval_dataloader(dataset),
-                    lambda batch: self.compute_ref_log_probs(ref_model, self._prepare_inputs(batch)),
+                    compute,
                     accelerator=self.accelerator,
                     name=name,
                     dataset=dataset,

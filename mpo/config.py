@@ -44,6 +44,11 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         reference: ``"live"``: the reference model runs in every step; ``"cached"``: its log-probs are kept on disk, found by
             content, and no second model is held. ``precompute_ref_log_probs=True`` means the same.
         reference_cache: folder of the cache; runs share it.
+        batching: ``"pairs"``: a batch holds ``per_device_train_batch_size`` pairs; ``"tokens"``: as many as fit into
+            ``max_tokens_per_batch`` and ``max_tiles_per_batch``. The loss of a step is the mean over its pairs in any case.
+        max_tokens_per_batch: see `batching`.
+        max_tiles_per_batch: see `batching`.
+        group_same_prompt: up to this many pairs of one question share a batch, and there their prompt and pictures.
         verify_first_batch: compare the first batch with padded rows.
         answer_end: score an answer up to its end-of-turn token (``"end_of_turn"``), or everything that the chat template
             puts behind the prompt (``"template"``, TRL).
@@ -92,6 +97,20 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         default=None,
         metadata={"help": "Folder of cached reference log-probs, shared by runs. Default: ~/.cache/mpo/references."},
     )
+    batching: str = _choice(
+        "pairs",
+        ("pairs", "tokens"),
+        "Training batches hold per_device_train_batch_size pairs, or as many as max_tokens_per_batch allows.",
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "With batching=tokens: tokens on a device at once, prompts that pairs share counted once."}
+    )
+    max_tiles_per_batch: int | None = field(
+        default=None, metadata={"help": "With batching=tokens: picture tiles on a device at once; None: no limit."}
+    )
+    group_same_prompt: int = field(
+        default=1, metadata={"help": "Put up to this many pairs of one question into one batch, where they share its prompt."}
+    )
     verify_first_batch: bool = field(
         default=False, metadata={"help": "Compare the first batch's packed rows with padded ones, and say how far they are apart."}
     )
@@ -120,7 +139,7 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             self.reference = "cached"
         if self.padding_free and self.rows == "auto":
             self.rows = "packed"
-        for name in ("reward_shift", "sft_average", "answer_end", "rows", "packed_attention", "reference"):
+        for name in ("reward_shift", "sft_average", "answer_end", "rows", "packed_attention", "reference", "batching"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
@@ -144,6 +163,15 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             )
         if self.reference == "cached" and self.sync_ref_model:
             raise ValueError("sync_ref_model moves the reference, and reference='cached' keeps its log-probs. Use one of them.")
+        if (self.batching == "tokens") != (self.max_tokens_per_batch is not None):
+            raise ValueError("batching='tokens' and max_tokens_per_batch go together: set both, or neither.")
+        if self.max_tiles_per_batch is not None and self.batching != "tokens":
+            raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")
+        if (self.batching == "tokens" or self.group_same_prompt > 1) and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} would be ignored: batching and group_same_prompt plan "
+                "the batches. Leave it at 'random'."
+            )
         if self.reference_cache is not None and self.reference != "cached":
             raise ValueError("reference_cache needs reference='cached'. Set it, or leave this out.")
         bf16: bool | None = self.bf16  # type: ignore[has-type]

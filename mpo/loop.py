@@ -7,6 +7,7 @@ and transformers 5.17.0 and 5.23.0; here: `DPOTrainer._tp_size`, `_total_train_t
 """
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -27,7 +28,11 @@ from mpo.losses import Mixture
 from mpo.losses.quality import RewardShift
 from mpo.metrics import Meter
 from mpo.model_card import extend_card
+from mpo.packing.costs import measure
+from mpo.packing.sampler import IndexedRecords, PairBatchSampler
 from mpo.packing.streams import FilledStream, RepeatedStream
+
+logger = logging.getLogger(__name__)
 
 REFERENCE = "reference"  # folder of a checkpoint, for a reference that moves
 
@@ -47,6 +52,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
         self._mean_sqrt_tokens: Tensor | None = None
         self._shift_before: dict[str, Tensor] | None = None
+        self._sampler: PairBatchSampler | None = None
 
     @property
     def _shift(self) -> RewardShift | None:
@@ -69,7 +75,36 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 dataset = RepeatedStream(dataset)
             elif ranks > 1:
                 dataset = FilledStream(dataset, kwargs["batch_size"] * ranks)
+
+        if kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1):
+            if isinstance(dataset, IterableDataset):
+                raise ValueError("Streams have no plan: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
+            self._sampler = self._plan(dataset)
+            dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler), lambda _: self._sampler
         return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _plan(self, dataset: Any) -> PairBatchSampler:
+        """Which pairs share a batch, on all ranks."""
+        args = self.args
+        by_tokens = args.batching == "tokens"
+        with self.accelerator.main_process_first():  # the others find its measurements in datasets' cache
+            costs = measure(dataset, self.processing_class, answer_end=args.answer_end, max_length=args.max_length)
+        sampler = PairBatchSampler(
+            costs,
+            batching="tokens" if by_tokens else "pairs",
+            pairs_per_batch=None if by_tokens else self._train_batch_size,
+            max_tokens=args.max_tokens_per_batch,
+            max_tiles=args.max_tiles_per_batch,
+            group_same_prompt=args.group_same_prompt,
+            micro_batches_per_step=args.gradient_accumulation_steps,
+            world_size=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        if self.is_world_process_zero():
+            logger.info(f"Batches: {sampler.report()}.")
+        return sampler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of a step."""
@@ -99,7 +134,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if not batch_samples:
             return None
         # This is asked before the batches are used: by then the data loader's end would be behind the first of them.
-        batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
+        if self._sampler is None:  # whose fillers are marked
+            batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
         chosen = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
         lengths = torch.cat(chosen).to(device).float()
         shift = self._shift
@@ -246,6 +282,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             "pairs in the data set": len(self.train_dataset) if sized else None,
             "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "plan of batches": None if self._sampler is None else self._sampler.identity,
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

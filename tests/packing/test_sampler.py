@@ -28,7 +28,7 @@ def costs_of(prompt, chosen, rejected, tiles=None, group=None) -> PairCosts:
 
 
 def realistic(count: int, seed: int = 0) -> PairCosts:
-    """Pictures of 1 to 13 tiles of 256 tokens, a fifth without; answers of about 220 tokens, log-normal; 1 to 6 pairs a question."""
+    """Pictures of 1 to 13 tiles of 256 tokens, a fifth without; answers of about 220 tokens; 1 to 6 pairs a question."""
     rng = np.random.default_rng(seed)
     questions = np.repeat(np.arange(count), rng.integers(1, 7, count))[:count]
     tiles = np.where(rng.random(count) < 0.2, 0, rng.choice([1, 3, 5, 7, 9, 11, 13], count))[questions]
@@ -217,7 +217,7 @@ def test_pairs_of_a_question_share_a_batch(batching):
 
 
 def test_a_shared_prompt_counts_once():
-    """Five pairs of one question: 100 prompt tokens and 20 for each pair, 180 to a batch, so four and one fit, not three and two."""
+    """Five pairs of one question: 100 prompt tokens, 20 for each pair, 180 to a batch: four and one fit, not three and two."""
     costs = costs_of([100] * 5, [10] * 5, [10] * 5, [3] * 5, [7] * 5)
     sampler = PairBatchSampler(costs, batching="tokens", max_tokens=180, max_tiles=3, group_same_prompt=5, shuffle=False)
     assert list(sampler) == [[0, 1, 2, 3], [4]]

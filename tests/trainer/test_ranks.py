@@ -43,6 +43,7 @@ def two_ranks(tmp_path_factory) -> Path:
     """Results of all two-rank runs, from one torchrun."""
     folder = tmp_path_factory.mktemp("ranks")
     scenarios = {f"{run}, {split}": {**RUNS[run], **TWO_RANKS[split]} for run in RUNS for split in TWO_RANKS}
+    scenarios |= {"tokens": {**WITH_DELTA, "batching": "tokens", "max_tokens_per_batch": 200}}
     scenarios |= {"delta": WITH_DELTA, "stream": {**STREAM, **TWO_RANKS["2 x 2 x 2 ranks"]}, "saved": RESUMED}
     path = folder / "scenarios.json"
     path.write_text(json.dumps(scenarios))
@@ -83,6 +84,12 @@ def test_weights_do_not_depend_on_the_split(two_ranks, tmp_path, run, record_pro
         apart = difference(ends["8 x 1"]["weights"], end["weights"])
         record_property("difference", (f"{run}: {split}", apart))
         assert apart < 1e-6, split
+
+
+def test_batches_by_tokens_count_every_pair_once(two_ranks):
+    ranks = [json.loads((two_ranks / f"tokens-rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == {**ranks[1], "evaluation": ranks[0]["evaluation"]}
+    assert ranks[0]["rewards_seen"] == 2 * 2 * 13
 
 
 @pytest.mark.parametrize("name", ["delta", "saved"])

@@ -79,6 +79,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1):
             if isinstance(dataset, IterableDataset):
                 raise ValueError("Streams have no plan: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
+            dataset = self._remove_unused_columns(dataset, description="training")  # or they would be decoded
             self._sampler = self._plan(dataset)
             dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler), lambda _: self._sampler
         return super()._get_dataloader(dataset, *args, **kwargs)

@@ -24,7 +24,6 @@ from mpo.packing.turns import (
     encode_with_prompt,
     end_of_turn_token,
     is_processor,
-    record_images,
     render,
 )
 
@@ -112,7 +111,7 @@ def measure(
         ValueError: for a stream, a processor that cannot say what a picture costs, or a record that cannot be encoded.
     """
     if not isinstance(dataset, Dataset):
-        what = "is a stream" if not hasattr(dataset, "__getitem__") else "is not a datasets.Dataset"
+        what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
         raise ValueError(
             f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, and streams "
             "have no plan: use batching='pairs', or load the records as a datasets.Dataset."
@@ -146,7 +145,7 @@ class _Measure:
         self.end_of_turn = end_of_turn_token(processing_class) if answer_end == "end_of_turn" else None
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
-        pictures = record_images(record)
+        pictures = _pictures(record)
         stand_ins = [None if picture is None else _STAND_IN for picture in pictures]
         record = {name: value for name, value in record.items() if name not in PICTURE_COLUMNS and value is not None}
         pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.answer_end == "end_of_turn")
@@ -222,6 +221,14 @@ def _picture_rule(processing_class: Any) -> Callable[[int, int], tuple[int, int]
         return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])
 
     return tokens_and_tiles
+
+
+def _pictures(record: Mapping[str, Any]) -> list[Any]:
+    """As `mpo.packing.turns.record_images`, but left as they are: undecoded, so that files are known by their bytes."""
+    pictures = record.get("images") if record.get("images") is not None else record.get("image")
+    if pictures is None:
+        return []
+    return list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
 
 
 def _size(picture: Any) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from trl.data_utils import (
     apply_chat_template,
     common_prefix_length,
@@ -64,7 +64,7 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
 def _opened(image: Any) -> Any:
     if not isinstance(image, Mapping):
         return image
-    return Image.open(BytesIO(image["bytes"])) if image.get("bytes") else image.get("path")
+    return ImageOps.exif_transpose(Image.open(BytesIO(image["bytes"]))) if image.get("bytes") else image.get("path")
 
 
 def render(record: Record, processing_class: Any, *, split_turns: bool = True) -> RenderedPair:

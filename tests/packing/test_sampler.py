@@ -120,7 +120,7 @@ def test_budgets_hold(plan, epoch):
 def test_drop_last_gives_whole_steps_of_different_pairs(plan, epoch):
     costs, settings = plan
     step = settings["world_size"] * settings["micro_batches_per_step"]
-    assume(PairBatchSampler(costs, **{**settings, "world_size": 1}).report().batches >= step)
+    assume(len(PairBatchSampler(costs, **{**settings, "world_size": 1, "micro_batches_per_step": 1}, drop_last=True)) >= step)
     samplers = [PairBatchSampler(costs, rank=rank, drop_last=True, **settings) for rank in range(settings["world_size"])]
     for sampler in samplers:
         sampler.set_epoch(epoch)

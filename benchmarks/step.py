@@ -1,65 +1,88 @@
-"""One training step, ours against TRL's DPOTrainer: FLOPs, pictures, tokens, time and memory.
+"""One training step, ours against TRL's DPOTrainer: FLOPs, tiles encoded, tokens computed, time and peak memory.
 
-    python benchmarks/step.py count     # FLOPs per pair of the InternVL3 shapes, from the operators both run, without their memory
-    python benchmarks/step.py time      # pairs per second and peak memory of a scaled-down shape on this machine, alternating
+    python benchmarks/step.py                          # the default set: counted on the full shapes, timed on a small one
+    python benchmarks/step.py --measure counted --all  # every combination of the settings below
+    python benchmarks/step.py --measure timed --timed-shape 1B --device cuda --dtype bfloat16
 
-Both write JSON into benchmarks/results/. FLOPs are those of torch's FlopCounterMode: a multiplication and an addition are two,
-causal attention counts as full attention on both sides, gradient checkpointing is off on both.
+Counted: both trainers compute the loss of the same records with a very small model, and each call they make to it is recorded:
+which inputs, with or without gradients, with or without adapters. The calls are then executed again, forward and backward, by a
+model of the full shape on the meta device, which runs every operator without its memory, under torch's FlopCounterMode. A
+multiplication and an addition are two FLOPs; attention counts as a flash kernel does (2 matrix products forward, 5 backward),
+masked and causal alike, whole; element-wise work and the optimiser count nothing. TRL's LM head counts answer positions alone,
+as on a GPU.
+
+Timed: real trainers on random weights, steps in turn, medians; each side's peak memory in a process of its own.
 """
 
 import argparse
+import contextlib
 import copy
+import itertools
 import json
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer
-from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
 from mpo import MPOConfig, MPOTrainer
+from mpo.models.small import small_processor
 from mpo.models.tower import SharedTower, find_tower
 from mpo.packing.attention import use_packed_attention
-from mpo.packing.layout import concatenate, lay_out
-from mpo.packing.picked import Picked, add_picking
-from mpo.packing.turns import Answer
+from mpo.packing.picked import add_picking, pick_scored
 
 RESULTS = Path(__file__).parent / "results"
-TEXT_TOKENS = 60  # of the question and the chat template around it
-LORA = LoraConfig(r=16, target_modules=r".*language_model.*(q|k|v|o|gate|up|down)_proj", task_type="CAUSAL_LM")
+SIDES = ("trl", "live", "cached")
+PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "language_model": "text model"}
+LOGGED = ("log_probs", "entropy", "mean_logits", "is_top1")  # what both trainers ask of the head of the policy
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of an InternVL: vision tower and language model, (hidden, MLP, layers, heads)."""
+    """Sizes of an InternVL; vision and text are (hidden, MLP, layers, heads).
+
+    ``scale`` divides the tokens of the question and of the answers, so that a smaller shape keeps the proportions.
+    """
 
     vision: tuple[int, int, int, int]
     text: tuple[int, int, int, int]
     kv_heads: int
     vocabulary: int = 151_674
-    tied: bool = False
+    image_size: int = 448
+    patch_size: int = 14
+    scale: int = 1
 
-    def build(self, attention: str = "sdpa") -> InternVLForConditionalGeneration:
-        """A model with random weights."""
+    def build(self, image_token_id: int) -> InternVLForConditionalGeneration:
+        """A model with random weights, on the default device."""
         hidden, mlp, layers, heads = self.vision
         vision = InternVLVisionConfig(
-            hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads, image_size=[448, 448]
+            hidden_size=hidden,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            image_size=[self.image_size] * 2,
+            patch_size=[self.patch_size] * 2,
         )
         hidden, mlp, layers, heads = self.text
         text = Qwen2Config(
@@ -69,26 +92,29 @@ class Shape:
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=self.kv_heads,
-            tie_word_embeddings=self.tied,
         )
-        config = InternVLConfig(
-            vision_config=vision, text_config=text, image_token_id=self.vocabulary - 1, tie_word_embeddings=self.tied
+        tokens = (self.image_size // self.patch_size) ** 2 // 4
+        return InternVLForConditionalGeneration(
+            InternVLConfig(vision_config=vision, text_config=text, image_token_id=image_token_id, image_seq_length=tokens)
         )
-        config._attn_implementation = attention
-        return InternVLForConditionalGeneration(config)
 
 
-SHAPES = {  # FACTS of the model cards: InternViT-300M with Qwen2.5 0.5B, 1.5B, 7B
+SHAPES = {  # InternViT-300M with Qwen2.5-0.5B, -1.5B and -7B; "small": the 1B shape with a quarter of each size
     "1B": Shape((1024, 4096, 24, 16), (896, 4864, 24, 14), 2),
     "2B": Shape((1024, 4096, 24, 16), (1536, 8960, 28, 12), 2),
     "8B": Shape((1024, 4096, 24, 16), (3584, 18944, 28, 28), 4),
-    "small": Shape((256, 1024, 4, 4), (224, 1216, 4, 7), 1, vocabulary=9_000),
+    "small": Shape((256, 1024, 6, 4), (224, 1216, 6, 7), 1, vocabulary=9_480, image_size=224, scale=4),
+    "tiny": Shape((32, 64, 2, 2), (32, 64, 2, 2), 1, vocabulary=512, image_size=56, scale=20),
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: tiles of the picture, tokens of each answer, pairs of each question."""
+    """What is trained.
+
+    ``tiles`` of the picture, thumbnail included; ``answer`` tokens, before the shape's scale; ``pairs`` of the one question;
+    ``tower`` frozen or trained; ``tune`` full or lora; ``checkpointing`` on both sides.
+    """
 
     shape: str
     tiles: int = 7
@@ -96,341 +122,503 @@ class Case:
     pairs: int = 1
     tower: str = "frozen"
     tune: str = "full"
+    checkpointing: bool = False
 
 
-# --- Batches of the same records, as each trainer makes them
+# --- The same records and settings for both
 
 
-def prompt_ids(case: Case, shape: Shape) -> list[int]:
-    """A question behind its picture, 256 tokens a tile."""
-    return [5] * (TEXT_TOKENS // 2) + [shape.vocabulary - 1] * (256 * case.tiles) + [6] * (TEXT_TOKENS - TEXT_TOKENS // 2)
+def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
+    """Pairs of one question. Digits are one token each, so lengths are exact; all answers differ from their first token on."""
+    across, down = {1: (1, 1), 7: (3, 2), 13: (4, 3)}[case.tiles]
+    size = 2 * shape.image_size  # large enough for all its tiles
+    picture = Image.effect_noise((across * size, down * size), 80).convert("RGB")
+    if 2 * case.pairs > 10:
+        raise ValueError(f"Answers differ in their first digit, so there are at most 5 pairs of a question; got {case.pairs}.")
 
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
 
-def answers(case: Case) -> list[list[int]]:
-    """Chosen and rejected of every pair, all different from their first token on."""
+    digits = case.answer // shape.scale - 1  # the end of turn is the last token of an answer
+    answers = [f"{number}" + "1234567890" * (digits // 10 + 1) for number in range(2 * case.pairs)]
+    question = said("user", ("0123456789" * 6)[: max(60 // shape.scale, 1)])
     return [
-        [10 + number] + [100 + (7 * number + place) % 800 for place in range(case.answer - 1)] for number in range(2 * case.pairs)
+        {
+            "images": [picture],
+            "prompt": question,
+            "chosen": said("assistant", answers[2 * number][:digits]),
+            "rejected": said("assistant", answers[2 * number + 1][:digits]),
+        }
+        for number in range(case.pairs)
     ]
 
 
-def batches(case: Case, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """TRL's padded rows, and our packed one."""
-    shape = SHAPES[case.shape]
-    prompt, texts = prompt_ids(case, shape), answers(case)
-    ordered = texts[0::2] + texts[1::2]
-    ids = torch.tensor([prompt + text for text in ordered])
-    mask = torch.zeros_like(ids)
-    mask[:, len(prompt) :] = 1
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(case.tiles, 3, 448, 448, generator=generator) if device != "meta" else torch.empty(case.tiles, 3, 448, 448)
-    padded = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "completion_mask": mask,
-        "pixel_values": pixels.repeat(2 * case.pairs, 1, 1, 1),
+def processor_of(case: Case, shape: Shape) -> Any:
+    """A processor that cuts the picture into the case's tiles."""
+    return small_processor(
+        ["0 1"],
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        max_patches=max(case.tiles - 1, 1),
+        crop_to_patches=case.tiles > 1,
+        vocab_size=300,
+    )
+
+
+def adapter() -> LoraConfig:
+    """LoRA on all matrices of the language model."""
+    return LoraConfig(r=16, lora_alpha=32, target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", task_type="CAUSAL_LM")
+
+
+def make_trainer(side: str, case: Case, shape: Shape, folder: str, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Any]:
+    """A trainer of one side, ready to step, and its batch on the device."""
+    processor = processor_of(case, shape)
+    torch.manual_seed(0)
+    model = shape.build(processor.image_token_id).to(getattr(torch, dtype)).to(device)
+    if case.tower == "frozen":
+        find_tower(model).requires_grad_(False)
+    settings: dict[str, Any] = {
+        "use_cpu": device == "cpu",
+        "bf16": dtype == "bfloat16" and device != "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "gradient_checkpointing": case.checkpointing,
+        "per_device_train_batch_size": case.pairs,
+        "loss_type": ["sigmoid", "bco_pair", "sft"],
+        "loss_weights": [0.8, 0.2, 1.0],
+        "max_length": None,
+        "learning_rate": 1e-6,
+        "disable_tqdm": True,
     }
-    row = concatenate([lay_out(prompt, [Answer(text, [True] * len(text)) for text in ordered])])
-    scored = row.scored
-    packed = {
-        "input_ids": row.input_ids,
-        "position_ids": row.position_ids,
-        "segments": row.segments,
-        "picked": Picked(row.labelled, row.input_ids.size(1)),
-        "shift_labels": row.shift_labels[:, row.labelled],
-        "scored": type(scored)(torch.searchsorted(row.labelled, scored.node), scored.answer, scored.ordinal, scored.lengths),
-        "tokens": row.input_ids.size(1),
-        "pixel_values": pixels,
-        "names": ["a record"] * case.pairs,
-    }
-    return ({k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()} for batch in (padded, packed))  # type: ignore[return-value]
+    if side == "cached":
+        settings |= {"reference": "cached", "reference_cache": str(Path(folder, "references"))}
+    trainer_class, config_class = (DPOTrainer, DPOConfig) if side == "trl" else (MPOTrainer, MPOConfig)
+    rows = records(case, shape)
+    lora = case.tune == "lora"
+    trainer = trainer_class(
+        model=model,
+        # TRL would look the reference up by the model's name.
+        ref_model=copy.deepcopy(model).requires_grad_(False).eval() if side == "trl" and not lora else None,
+        args=config_class(folder, **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+        peft_config=adapter() if lora else None,
+    )
+    columns = set(trainer._signature_columns or []) or set(rows[0])
+    read = [{name: value for name, value in trainer.train_dataset[i].items() if name in columns} for i in range(case.pairs)]
+    batch = trainer._prepare_inputs(trainer.data_collator(read))
+    trainer.model.train()
+    if case.checkpointing:  # as the training loop does before its first step
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    return trainer, batch
+
+
+@contextlib.contextmanager
+def head_as_on_gpus() -> Iterator[None]:
+    """TRL's head skips positions without a label on GPUs and not elsewhere; within this it does everywhere."""
+    with mock.patch("trl.trainer.utils._use_triton", lambda device: True):
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of models that are built and thrown away."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 # --- Counting
 
 
-def prepared(case: Case) -> nn.Module:
-    """The policy of a case on the meta device, with the head both trainers use."""
+@dataclass
+class Call:
+    """One call that a trainer made to a model: ``tiles`` that its vision tower encoded, ``plays`` when it was given them."""
+
+    role: str
+    inputs: dict[str, Any]
+    tiles: int
+    plays: bool
+
+
+def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
+    """What one step of a trainer asks of its models, with a very small model in the place of the shape's."""
+    stand_in = replace(shape, vision=(32, 32, 1, 1), text=(32, 32, 1, 2), kv_heads=1, vocabulary=512)
+    calls: list[Call] = []
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        assert not args
+        calls.append(Call("policy" if torch.is_grad_enabled() else "reference", dict(kwargs), 0, False))
+
+    def encoded(module: nn.Module, args: Any, output: Any) -> None:
+        calls[-1].tiles += len(output if isinstance(output, Tensor) else output[0])
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        trainer, batch = make_trainer(side, replace(case, checkpointing=False), stand_in, folder)
+        models = [trainer.model] + ([trainer.ref_model] if trainer.ref_model is not None else [])
+        for model in models:
+            model.register_forward_pre_hook(before, with_kwargs=True)
+            # Of the tower's first part: a shared tower returns without running it.
+            find_tower(model).embeddings.register_forward_hook(encoded)
+        with torch.enable_grad():
+            trainer.compute_loss(trainer.model, batch)
+    for call in calls:
+        call.plays = call.tiles == 0
+    return calls
+
+
+def _flash_on_meta(query: Tensor, key: Tensor, value: Tensor, *args: Any, is_causal: bool = False, **kwargs: Any) -> Tensor:
+    """Attention of the meta device as a flash kernel, in the place of one that materialises its weights."""
+    group = query.size(1) // key.size(1)
+    if group > 1:
+        key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal)[0]
+
+
+def meta_model(case: Case, shape: Shape, image_token_id: int, logged: tuple[str, ...] = LOGGED) -> Any:
+    """A model of the shape on the meta device, prepared as both trainers prepare theirs."""
     with torch.device("meta"):
-        model = SHAPES[case.shape].build().train()
-    # The check that pictures and picture tokens agree would read values, which meta tensors do not have.
-    core = model.model
-    core.get_placeholder_mask = lambda ids, inputs_embeds, **_: (
-        (ids == model.config.image_token_id).unsqueeze(-1).expand_as(inputs_embeds)
-    )
+        model = shape.build(image_token_id)
+
+    def placeholders(input_ids: Tensor, inputs_embeds: Tensor, **_: Any) -> Tensor:
+        # The model's own also compares the number of picture tokens with that of features, which needs their values.
+        return (input_ids == image_token_id).unsqueeze(-1).expand_as(inputs_embeds)
+
+    model.model.get_placeholder_mask = placeholders
     if case.tower == "frozen":
         find_tower(model).requires_grad_(False)
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    add_fused_lm_head(model, outputs=logged)
     add_picking(model.base_model)
-    return get_peft_model(model, LORA) if case.tune == "lora" else model
+    return model
 
 
-def counted(work: Any) -> int:
-    """FLOPs of the operators that `work` runs."""
-    enabled = torch.is_autocast_enabled
-    torch.is_autocast_enabled = lambda device=None: False  # the meta device does not know the question
-    try:
+def _for_meta(inputs: dict[str, Any]) -> dict[str, Any]:
+    inputs = dict(inputs)
+    labels = inputs.pop("labels", None)
+    if labels is not None:  # which positions have a label is a value, and meta tensors have none: say which
+        inputs |= {n: v for n, v in pick_scored(inputs["input_ids"], labels != -100).items() if n != "scored"}
+        del inputs["attention_mask"]  # reading it takes values too; masked and whole attention count the same
+    return {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
+
+
+def count_calls(calls: list[Call], case: Case, shape: Shape, image_token_id: int) -> dict[str, dict[str, int]]:
+    """FLOPs of recorded calls by role and part of the model, executed by a model of the shape on the meta device."""
+    policy = meta_model(case, shape, image_token_id)
+    if case.tune == "lora":
+        with torch.device("meta"):
+            policy = get_peft_model(policy, adapter())
+        reference = policy
+    else:
+        reference = meta_model(case, shape, image_token_id, ("log_probs",)).requires_grad_(False).eval()
+    policy.train()
+    if case.checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if case.tune == "lora":
+            policy.enable_input_require_grads()
+    packed = "segments" in calls[0].inputs
+    if packed:
+        for model in (policy, reference):
+            use_packed_attention(model)
+    tower = SharedTower(policy, reference) if packed and case.tower == "frozen" else None
+
+    counts: dict[str, dict[str, int]] = {}
+    patched = (
+        mock.patch("torch.nn.functional.scaled_dot_product_attention", _flash_on_meta),
+        mock.patch("mpo.packing.attention.scaled_dot_product_attention", _flash_on_meta),
+        mock.patch("torch.is_autocast_enabled", lambda device_type=None: False),  # knows no meta device
+        # Whether positions start anew inside a row is read from their values; in TRL's rows they do not.
+        mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None),
+    )
+    for call in calls:
+        inputs = _for_meta(call.inputs)
+        with contextlib.ExitStack() as stack:
+            for patch in patched:
+                stack.enter_context(patch)
+            if call.role == "policy":
+                model = policy
+            else:
+                model = reference
+                stack.enter_context(torch.no_grad())
+                if case.tune == "lora":
+                    stack.enter_context(policy.disable_adapter())
+                if call.plays and tower is not None:
+                    stack.enter_context(tower.playing())
+            with FlopCounterMode(display=False) as counter:
+                output = model(**inputs)
+                if call.role == "policy":
+                    output.log_probs.sum().backward()
+        # The counter puts some of a backward pass under the wrong module, so the policy has a sum alone.
+        counts[call.role] = {"whole": counter.get_total_flops()} if call.role == "policy" else _by_part(counter)
+    return counts
+
+
+def _by_part(counter: FlopCounterMode) -> dict[str, int]:
+    parts = dict.fromkeys([*PARTS.values(), "LM head"], 0)
+    for name, by_operator in counter.get_flop_counts().items():
+        part = PARTS.get(name.split(".")[-1])
+        if part is not None:
+            parts[part] += sum(by_operator.values())
+    parts["LM head"] = counter.get_total_flops() - sum(parts.values())
+    return parts
+
+
+def count_directly(side: str, case: Case, shape: Shape) -> int:
+    """FLOPs of a real step on the CPU, loss and backward, without a recording in between."""
+    with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
+        trainer, batch = make_trainer(side, case, shape, folder)
         with FlopCounterMode(display=False) as counter:
-            work()
-    finally:
-        torch.is_autocast_enabled = enabled
+            trainer.compute_loss(trainer.model, batch).backward()
     return counter.get_total_flops()
 
 
-def head_flops(shape: Shape, positions: int, backward: bool, weight_gradient: bool) -> int:
-    """FLOPs of the fused LM head on a number of positions."""
-    hidden = torch.empty(positions, shape.text[0], device="meta", requires_grad=backward)
-    weight = torch.empty(shape.vocabulary, shape.text[0], device="meta", requires_grad=weight_gradient)
-    targets = torch.zeros(positions, dtype=torch.long, device="meta")
-
-    def work() -> None:
-        values = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ("log_probs",))[0]
-        if backward:
-            values.sum().backward()
-
-    return counted(work)
-
-
-def count(case: Case) -> dict[str, Any]:
-    """FLOPs per pair of both trainers' model calls: the policy's forward and backward, and the reference's forward.
-
-    On the CPU and on meta tensors TRL's head scores every position, on GPUs those of answers alone: the difference is taken off.
-    """
-    shape = SHAPES[case.shape]
-    padded, packed = batches(case, "meta")
-    full = case.tune == "full"
-    labels = padded["input_ids"].masked_fill(padded["completion_mask"] == 0, -100)
-    trl_inputs = {name: padded[name] for name in ("input_ids", "pixel_values")}
-    rows, length = padded["input_ids"].shape  # a mask that is made already: making one would read values
-    trl_inputs["attention_mask"] = torch.empty(rows, 1, length, length, dtype=torch.bool, device="meta")
-    all_positions, scored_positions = labels.size(0) * (labels.size(1) - 1), 2 * case.pairs * case.answer
-
-    def trl(backward: bool) -> int:
-        model = prepared(case)
-        with torch.set_grad_enabled(backward):
-            flops = counted(
-                lambda: _run(model, {**trl_inputs, "labels": labels}, backward)  # the policy, or the reference
-            )
-        extra = [head_flops(shape, n, backward, backward and full) for n in (all_positions, scored_positions)]
-        return flops - extra[0] + extra[1]
-
-    our_inputs = {n: packed[n] for n in ("input_ids", "position_ids", "segments", "picked", "shift_labels", "pixel_values")}
-
-    def ours() -> tuple[int, int]:
-        model = prepared(case)
-        use_packed_attention(model)
-        tower = SharedTower(model, model) if case.tower == "frozen" else None
-        policy = counted(lambda: _run(model, our_inputs, True))
-
-        def reference() -> None:
-            with torch.no_grad():
-                if tower is None:
-                    _run(model, our_inputs, False)
-                else:
-                    with tower.playing():
-                        _run(model, our_inputs, False)
-
-        return policy, counted(reference)
-
-    trl_total = trl(True) + trl(False)
-    policy, reference = ours()
-    per_pair = {"trl": trl_total / case.pairs, "live": (policy + reference) / case.pairs, "cached": policy / case.pairs}
-    return {
-        **vars(case),
-        "flops_per_pair": per_pair,
-        "trl_over_live": per_pair["trl"] / per_pair["live"],
-        "trl_over_cached": per_pair["trl"] / per_pair["cached"],
-        "tiles_encoded": {"trl": 4 * case.pairs * case.tiles, "live": case.tiles * (1 if case.tower == "frozen" else 2)},
-        "text_tokens": {"trl": 2 * padded["input_ids"].numel(), "live": 2 * packed["tokens"], "cached": packed["tokens"]},
-    }
-
-
-def _run(model: nn.Module, inputs: dict[str, Any], backward: bool) -> None:
-    output = model(**inputs, use_cache=False, fused_lm_head=True)
-    if backward:
-        output.log_probs.sum().backward()
-
-
-TARGETS = {  # shape, pairs per prompt -> against live and cached references
-    ("1B", 1): {"live": 2.3, "cached": 2.7},
-    ("8B", 1): {"live": 1.75, "cached": 2.1},
-    ("1B", 4): {"live": 5.5},
-    ("8B", 4): {"live": 3.8},
-}
-
-
-def run_count(options: argparse.Namespace) -> dict[str, Any]:
-    """Count all cases asked for."""
-    cases = [
-        Case(shape, tiles, answer, pairs, tower, tune)
-        for shape in options.shapes
-        for tiles in options.tiles
-        for answer in options.answers
-        for pairs in options.pairs
-        for tower in options.towers
-        for tune in options.tune
-    ]
-    rows = []
-    print(
-        f"{'shape':>5} {'tiles':>5} {'answer':>6} {'pairs':>5} {'tower':>8} {'tune':>5} {'TRL/live':>9} {'TRL/cached':>10}  target"
-    )
-    for case in cases:
-        row = count(case)
-        target = TARGETS.get((case.shape, case.pairs), {}) if (case.tiles, case.answer, case.tower) == (7, 300, "frozen") else {}
-        row["target"] = target
-        rows.append(row)
-        reached = ", ".join(
-            f"{kind} {goal} {'reached' if row[f'trl_over_{kind}'] >= goal else 'MISSED'}" for kind, goal in target.items()
-        )
-        print(
-            f"{case.shape:>5} {case.tiles:>5} {case.answer:>6} {case.pairs:>5} {case.tower:>8} {case.tune:>5} "
-            f"{row['trl_over_live']:>9.2f} {row['trl_over_cached']:>10.2f}  {reached}",
-            flush=True,
-        )
-    return {"counted": rows}
+def count(case: Case, shape: Shape | None = None, sides: tuple[str, ...] = SIDES) -> dict[str, Any]:
+    """FLOPs and tokens of one step of each side, per pair, and TRL's over ours."""
+    shape = shape or SHAPES[case.shape]
+    image_token_id = processor_of(case, shape).image_token_id
+    result: dict[str, Any] = {"case": asdict(case), "per_pair": {}, "TRL over": {}}
+    for side in sides:
+        calls = record_calls(side, case, shape)
+        flops = count_calls(calls, case, shape, image_token_id)
+        result["per_pair"][side] = {
+            "flops": sum(sum(parts.values()) for parts in flops.values()) / case.pairs,
+            "flops_by_part": {role: {part: n / case.pairs for part, n in parts.items()} for role, parts in flops.items()},
+            "tiles_encoded": sum(call.tiles for call in calls) / case.pairs,
+            "text_tokens": sum(call.inputs["input_ids"].numel() for call in calls) / case.pairs,
+        }
+    trl = result["per_pair"]["trl"]["flops"]
+    result["TRL over"] = {side: trl / result["per_pair"][side]["flops"] for side in sides if side != "trl"}
+    return result
 
 
 # --- Timing
 
 
-def trainers(case: Case, folder: str, reference: str = "live") -> Iterator[Any]:
-    """TRL's trainer and ours, ready to step on the same model."""
-    torch.manual_seed(0)
-    model = SHAPES[case.shape].build()
-    if case.tower == "frozen":
-        find_tower(model).requires_grad_(False)
-    from datasets import Dataset
-
-    from mpo.models.small import small_processor
-
-    processor = small_processor(["What is it?"], image_size=448, patch_size=14, max_patches=6)
-    config_name = Path(folder, "model")
-    model.save_pretrained(config_name)
-    record = {"prompt": "?", "chosen": "a", "rejected": "b"}
-    common = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False, "save_strategy": "no"}
-    common |= {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "max_length": None}
-    for trainer_class, config_class in ((DPOTrainer, DPOConfig), (MPOTrainer, MPOConfig)):
-        yield lambda trainer_class=trainer_class, config_class=config_class: trainer_class(
-            model=copy.deepcopy(model),
-            ref_model=None if trainer_class is MPOTrainer else copy.deepcopy(model).requires_grad_(False),
-            args=config_class(folder, **common),
-            train_dataset=Dataset.from_list([record] * 4),
-            processing_class=processor.tokenizer if trainer_class is DPOTrainer else processor.tokenizer,
-        )
+def synchronised_seconds(work: Callable[[], Any], device: str) -> float:
+    """Seconds that `work` takes on the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def step(trainer: Any, batch: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Loss, gradients, update."""
-    trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, dict(batch))
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def stepper(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
+    """A whole training step: loss, gradients, clipping and AdamW. The batch is collated already, on both sides."""
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
+
+    def step() -> None:
+        with trainer.accelerator.autocast():
+            loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
-@contextmanager
-def answers_only() -> Iterator[None]:
-    """Let TRL's head score answers alone on the CPU too, as it does on GPUs."""
-    import trl.trainer.utils as utils
-
-    before, utils._use_triton = utils._use_triton, lambda device: True
-    try:
-        yield
-    finally:
-        utils._use_triton = before
-
-
-def memory(field: str) -> float:
-    """A field of this process's memory, in MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def run_time(options: argparse.Namespace) -> dict[str, Any]:
-    """Time both on the small shape, alternating, and measure each one's peak memory in a process of its own."""
-    rows = []
-    for pairs in options.pairs:
-        case = Case("small", options.tiles[0], options.answers[0], pairs)
-        padded, packed = batches(case, "cpu")
-        with tempfile.TemporaryDirectory() as folder, answers_only():
-            seconds: dict[str, list[float]] = {"trl": [], "live": []}
-            made = [make() for make in trainers(case, folder)]
-            batch_of = dict(zip(seconds, (padded, packed), strict=True))
-            optimizers = [torch.optim.AdamW([p for p in t.model.parameters() if p.requires_grad], lr=1e-6) for t in made]
-            for round_ in range(options.rounds + 1):
-                for name, trainer, optimizer in zip(seconds, made, optimizers, strict=True):
-                    start = time.perf_counter()
-                    step(trainer, batch_of[name], optimizer)
-                    if round_:
-                        seconds[name].append(time.perf_counter() - start)
-                print(f"\r{pairs} pairs a prompt: round {round_}/{options.rounds}", end="", file=sys.stderr, flush=True)
-            peaks = {name: peak_of(name, case) for name in seconds}
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        rows.append(
-            {
-                **vars(case),
-                "seconds": seconds,
-                "pairs_per_second": {name: pairs / value for name, value in medians.items()},
-                "faster": medians["trl"] / medians["live"],
-                "peak_mb": peaks,
-                "memory": peaks["live"] / peaks["trl"],
-            }
-        )
-        print(
-            f"\r{pairs} pairs a prompt: {rows[-1]['faster']:.2f} times the pairs per second of TRL, peak memory "
-            f"{rows[-1]['memory']:.2f} of TRL's ({peaks['live']:.0f} of {peaks['trl']:.0f} MB)"
-        )
-    return {"timed": rows, "targets": {"faster": 1.8, "memory": 0.6}}
+def timed(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Pairs per second of each side, steps in turn; peak memory of each in its own process."""
+    shape = SHAPES[case.shape]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(head_as_on_gpus() if options.device == "cpu" else contextlib.nullcontext())
+        steps = {}
+        for side in SIDES:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            steps[side] = stepper(*make_trainer(side, case, shape, folder, options.device, options.dtype))
+        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for round_ in range(options.warmup + options.steps):
+            for side, step in steps.items():
+                taken = synchronised_seconds(step, options.device)
+                if round_ >= options.warmup:
+                    seconds[side].append(taken)
+            say(f"timed {case.shape}, {case.pairs} pairs a question: round {round_ + 1} of {options.warmup + options.steps}")
+    peaks = {side: measure_in_own_process(side, case, options) for side in SIDES}
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    ours = [side for side in SIDES if side != "trl"]
+    return {
+        "case": asdict(case),
+        "seconds_of_each_step": seconds,
+        "pairs_per_second": {side: case.pairs / median for side, median in medians.items()},
+        "memory_mb": peaks,
+        "pairs per second over TRL's": {side: medians["trl"] / medians[side] for side in ours},
+        "peak memory over TRL's": {side: peaks[side]["peak"] / peaks["trl"]["peak"] for side in ours},
+        "step's own memory over TRL's": {side: peaks[side]["of_steps"] / peaks["trl"]["of_steps"] for side in ours},
+    }
 
 
-def peak_of(name: str, case: Case) -> float:
-    """Peak memory of one side's trainer above what a process held before it was made, in MB; in a process of its own."""
-    sizes = [str(value) for value in (case.tiles, case.answer, case.pairs)]
-    command = [sys.executable, __file__, "peak", name, *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    return float(done.stdout.split()[-1])
+def measure_in_own_process(side: str, case: Case, options: argparse.Namespace) -> dict[str, float]:
+    """Peak memory of a side, from a fresh process that runs that side alone."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", side, "--case", json.dumps(asdict(case))]
+    command += ["--device", options.device, "--dtype", options.dtype]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
-def run_peak(name: str, tiles: int, answer: int, pairs: int) -> None:
-    """Print what `peak_of` reads."""
-    case = Case("small", tiles, answer, pairs)
-    batch = dict(zip(("trl", "live"), batches(case, "cpu"), strict=True))[name]
-    before = memory("VmRSS")
-    with tempfile.TemporaryDirectory() as folder, answers_only():
-        make = dict(zip(("trl", "live"), trainers(case, folder), strict=True))[name]
-        trainer = make()
-        optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
-        for _ in range(2):
-            step(trainer, batch, optimizer)
-        print(memory("VmHWM") - before)
+def memory_of(side: str, case: Case, device: str, dtype: str) -> dict[str, float]:
+    """Memory of this process over three steps, in MB, without what Python and the libraries hold.
+
+    ``peak``: models, optimiser, gradients and activations. ``of_steps``: what steps add to what stood before the first one
+    (activations, gradients, optimiser state).
+    """
+    on_gpu = device == "cuda"
+
+    def now() -> float:
+        if on_gpu:
+            return torch.cuda.memory_allocated() / 2**20
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    libraries = now()
+    with tempfile.TemporaryDirectory() as folder, quiet(), contextlib.nullcontext() if on_gpu else head_as_on_gpus():
+        step = stepper(*make_trainer(side, case, SHAPES[case.shape], folder, device, dtype))
+        before = now()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: building the trainers does not count
+        for _ in range(3):
+            step()
+        if on_gpu:
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+            peak = int(line.split()[1]) / 1024
+    return {"peak": peak - libraries, "of_steps": peak - before, "libraries": libraries}
+
+
+# --- Targets, table, command line
+
+TARGETS = {  # 6+1 tiles, 300-token answers, tower frozen, full: TRL's FLOPs over ours, at least
+    ("1B", 1): {"live": 2.3, "cached": 2.7},
+    ("8B", 1): {"live": 1.75, "cached": 2.1},
+    ("1B", 4): {"live": 5.5},
+    ("8B", 4): {"live": 3.8},
+}
+FASTER, MEMORY = 1.8, 0.6  # pairs per second over TRL's, at least; peak memory over TRL's, at most
+
+
+def targets_of(case: Case) -> dict[str, float]:
+    """FLOP targets of a case, by side."""
+    at_settings = (case.tiles, case.answer, case.tower, case.tune) == (7, 300, "frozen", "full")
+    return TARGETS.get((case.shape, case.pairs), {}) if at_settings else {}
+
+
+def judged(value: float, goal: float, at_most: bool = False) -> dict[str, Any]:
+    """A measurement against its target."""
+    return {"value": value, "target": goal, "reached": value <= goal if at_most else value >= goal}
+
+
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    """Cases to count."""
+    every = {
+        "shapes": ["1B", "2B", "8B"],
+        "tiles": [1, 7, 13],
+        "answers": [100, 300, 1000],
+        "pairs": [1, 4],
+        "towers": ["frozen", "trained"],
+        "tune": ["full", "lora"],
+        "checkpointing": ["off", "on"],
+    }
+    axes = [every[name] if options.all else getattr(options, name) for name in every]
+    made = []
+    for shape, tiles, answer, pairs, tower, tune, checkpointing in itertools.product(*axes):
+        made.append(Case(shape, tiles, answer, pairs, tower, tune, checkpointing == "on"))
+    return made
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_counted(result: dict[str, Any]) -> None:
+    """A line of the table."""
+    case, over, goals = result["case"], result["TRL over"], result["targets"]
+    verdict = ", ".join(f"{s} {g['target']} {'reached' if g['reached'] else 'NOT REACHED'}" for s, g in goals.items())
+    print(
+        f"{case['shape']:>5} {case['tiles']:>5} {case['answer']:>6} {case['pairs']:>5} {case['tower']:>7} {case['tune']:>4} "
+        f"{'on' if case['checkpointing'] else 'off':>5} {over['live']:>8.2f} {over['cached']:>10.2f}  {verdict}",
+        flush=True,
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs="+", default=["counted", "timed"], choices=("counted", "timed"))
+    parser.add_argument("--all", action="store_true", help="count every combination of the settings (432)")
+    parser.add_argument("--shapes", nargs="+", default=["1B", "2B", "8B"], choices=list(SHAPES), help="counted")
+    parser.add_argument("--tiles", nargs="+", type=int, default=[7], choices=(1, 7, 13), help="of the picture, with its thumbnail")
+    parser.add_argument("--answers", nargs="+", type=int, default=[300], help="tokens of each answer: 100, 300, 1000")
+    parser.add_argument("--pairs", nargs="+", type=int, default=[1, 4], help="of one question, in one batch")
+    parser.add_argument("--towers", nargs="+", default=["frozen"], choices=("frozen", "trained"))
+    parser.add_argument("--tune", nargs="+", default=["full"], choices=("full", "lora"))
+    parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=("off", "on"), help="of gradients, both sides")
+    parser.add_argument("--timed-shape", default="small", choices=list(SHAPES), help="timed, at the settings of the targets")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of timing")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of timing")
+    parser.add_argument("--steps", type=int, default=7, help="timed steps of each side")
+    parser.add_argument("--warmup", type=int, default=2, help="steps of each side left out before them")
+    parser.add_argument("--output", type=Path, help="JSON; default: benchmarks/results/step_DEVICE_DATE.json")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Run, print a table, write JSON."""
-    if sys.argv[1:2] == ["peak"]:
-        return run_peak(sys.argv[2], *map(int, sys.argv[3:6]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("count", "time"))
-    parser.add_argument("--shapes", nargs="+", default=["1B", "8B"], choices=list(SHAPES), help="of count")
-    parser.add_argument("--tiles", nargs="+", type=int, default=[7], help="tiles a picture, thumbnail included: 1, 7, 13")
-    parser.add_argument("--answers", nargs="+", type=int, default=[300], help="tokens of each answer")
-    parser.add_argument("--pairs", nargs="+", type=int, default=[1, 4], help="pairs of each question")
-    parser.add_argument("--towers", nargs="+", default=["frozen"], choices=("frozen", "trained"))
-    parser.add_argument("--tune", nargs="+", default=["full"], choices=("full", "lora"))
-    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each side, behind one that is not")
-    parser.add_argument("--output", type=Path, help="JSON; default: benchmarks/results/step_WHAT_DATE.json")
-    options = parser.parse_args()
-    result = run_count(options) if options.what == "count" else run_time(options)
-    packages = ("torch", "transformers", "trl", "peft", "accelerate", "mpo-trainer")
-    result |= {
+    """Measure, print a table, write JSON."""
+    options = parse()
+    if options.memory_of:
+        print(json.dumps(memory_of(options.memory_of, Case(**options.case), options.device, options.dtype)))
+        return
+    on_gpu = options.device == "cuda"
+    result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/step.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "dtype_of_timing": options.dtype,
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "mpo-trainer")},
+        "shapes": {name: asdict(shape) for name, shape in SHAPES.items()},
+        "how": __doc__,
+        "counted": [],
+        "timed": [],
     }
-    path = options.output or RESULTS / f"step_{options.what}_{result['date']}.json"
+    if "counted" in options.measure:
+        print("TRL's FLOPs per pair over ours; ckpt: gradient checkpointing on both sides")
+        print(
+            f"{'shape':>5} {'tiles':>5} {'answer':>6} {'pairs':>5} {'tower':>7} {'tune':>4} {'ckpt':>5} {'live':>8} {'cached':>10}"
+        )
+        for case in cases_of(options):
+            counted = count(case)
+            counted["targets"] = {side: judged(counted["TRL over"][side], goal) for side, goal in targets_of(case).items()}
+            result["counted"].append(counted)
+            print_counted(counted)
+    if "timed" in options.measure:
+        for pairs in options.pairs:
+            measured = timed(Case(options.timed_shape, pairs=pairs), options)
+            measured["targets"] = {
+                "pairs per second": judged(measured["pairs per second over TRL's"]["live"], FASTER),
+                "peak memory": judged(measured["peak memory over TRL's"]["live"], MEMORY, at_most=True),
+            }
+            result["timed"].append(measured)
+            print(f"timed {options.timed_shape}, {pairs} pairs a question, {options.device} {options.dtype}:")
+            for what in ("pairs per second over TRL's", "peak memory over TRL's", "step's own memory over TRL's"):
+                print(f"  {what:<30} " + "  ".join(f"{side} {value:.2f}" for side, value in measured[what].items()))
+            for what, goal in measured["targets"].items():
+                print(f"  live, {what}: target {goal['target']} {'reached' if goal['reached'] else 'NOT REACHED'}", flush=True)
+    path = options.output or RESULTS / f"step_{options.device}_{result['date']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    say(f"written to {path}")
 
 
 if __name__ == "__main__":

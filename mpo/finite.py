@@ -68,7 +68,7 @@ class FiniteGuard:
             FloatingPointError: naming the step and its records, on every rank.
         """
         if not self._batches or not self.is_bad():
-            self._forget()
+            self.clear()
             return
         firsts = [NEVER if value is None else int(value) for value in self._first]
         place = min(firsts)
@@ -78,7 +78,7 @@ class FiniteGuard:
             # A bad loss is its micro-batch's own; bad gradients can come from any of the step.
             names = records if firsts[0] == place else [name for s, batch in self._batches if s == step for name in batch]
             found = (step, "loss" if firsts[0] == place else "gradient norm", names)
-        self._forget()
+        self.clear()
         reports = sorted(report for report in gather_object([found]) if report is not None)
         step = reports[0][0]
         kind = "loss" if any(what == "loss" for s, what, _ in reports if s == step) else "gradient norm"
@@ -90,6 +90,7 @@ class FiniteGuard:
             "an earlier checkpoint."
         )
 
-    def _forget(self) -> None:
+    def clear(self) -> None:
+        """Forget what was seen."""
         self._batches.clear()
         self._first = [None, None]

@@ -29,7 +29,8 @@ from mpo.losses.quality import RewardShift
 from mpo.metrics import Meter
 from mpo.model_card import extend_card
 from mpo.packing.costs import measure
-from mpo.packing.sampler import IndexedRecords, PairBatchSampler
+from mpo.packing.indexed import IndexedRecords
+from mpo.packing.sampler import PairBatchSampler
 from mpo.packing.streams import FilledStream, RepeatedStream
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         """How the models attend while they are trained and evaluated."""
         return contextlib.nullcontext()
 
-    def _flush(self) -> None:
-        """Write what is kept beside checkpoints."""
+    def _flush_references(self) -> None:
+        """Write the reference log-probs that are still in memory."""
 
     # --- Batches
 
@@ -240,6 +241,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             asked = None if resume_from_checkpoint is True else resume_from_checkpoint
             resume_from_checkpoint = complete_checkpoint(self.args.output_dir, asked)
         self._meters["train"].clear()
+        self._guard.clear()
         self._whole_run = [0.0, 0.0]
         with self._attention():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -247,12 +249,12 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._guard.check()
-        self._flush()
+        self._flush_references()
         return super()._finalize_training(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._not_counted():
-            self._flush()
+            self._flush_references()
             state = self._state()
             if self.args.should_save:
                 folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
@@ -319,8 +321,11 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if self._holds_whole_model() and is_peft_model(self.model):
+            check_adapter(self.model, best)
         if self._holds_whole_model() and not is_peft_model(self.model):
-            load_weights(self.model, self.state.best_model_checkpoint)
+            load_weights(self.model, best)
         else:
             super()._load_best_model()
 

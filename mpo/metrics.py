@@ -1,4 +1,4 @@
-"""Sums over a logging window, kept on the device and read with one host transfer."""
+"""What is logged: sums of a micro-batch, added up over a window on the device and read with one host transfer."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mpo.losses import PairLogps
+from mpo.packing.layout import answer_sums
 
 Fraction = tuple[Tensor | float, Tensor | float]
 """A sum and what it is divided by: pairs, tokens."""
@@ -84,3 +87,60 @@ class Meter:
     def pause(self, seconds: float) -> None:
         """Do not count time spent on something else, such as evaluating or saving."""
         self._started += seconds
+
+
+def measured(
+    loss: Tensor,
+    terms: Mapping[str, Tensor],
+    pairs: PairLogps,
+    outputs: Any,
+    inputs: Mapping[str, Any],
+    *,
+    beta: float,
+    counted: int,
+) -> dict[str, Fraction]:
+    """Sums and counts of one micro-batch, by the names they are logged under.
+
+    Args:
+        loss: the mean over `pairs`, shape ().
+        terms: the same of each term, unweighted.
+        pairs: log-probs of the pairs that count.
+        outputs: of TRL's fused head, each of shape (1, scored positions).
+        inputs: the batch.
+        beta: scale of the rewards.
+        counted: how many pairs count. With none, `pairs` holds one for the shapes, and nothing is added, under the same names.
+    """
+    count = len(pairs)
+    result: dict[str, Fraction] = {"loss": (loss * count, count)}
+    result |= {f"loss/{name}": (value * count, count) for name, value in terms.items()}
+    if pairs.ref_chosen is not None:
+        chosen, rejected = beta * pairs.chosen_logratio, beta * pairs.rejected_logratio
+        result |= {
+            "rewards/chosen": (chosen.sum(), count),
+            "rewards/rejected": (rejected.sum(), count),
+            "rewards/margins": ((chosen - rejected).sum(), count),
+            "rewards/accuracies": ((chosen > rejected).sum(), count),
+        }
+
+    def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+        chosen, rejected = answer_sums(values.detach().float(), inputs["scored"]).chunk(2)
+        return chosen[:count].sum(), rejected[:count].sum()
+
+    chosen_logits, rejected_logits = sums(outputs.mean_logits)
+    chosen_tokens, rejected_tokens = pairs.chosen_tokens.sum(), pairs.rejected_tokens.sum()
+    result |= {
+        "logps/chosen": (pairs.chosen.sum(), count),
+        "logps/rejected": (pairs.rejected.sum(), count),
+        "answer_tokens/chosen": (chosen_tokens, count),
+        "answer_tokens/rejected": (rejected_tokens, count),
+        "logits/chosen": (chosen_logits, chosen_tokens),
+        "logits/rejected": (rejected_logits, rejected_tokens),
+        "mean_token_accuracy": (sums(outputs.is_top1)[0], chosen_tokens),
+        "entropy": (sum(sums(outputs.entropy)), chosen_tokens + rejected_tokens),
+        "tokens": (float(inputs["tokens"]), count),
+    }
+    if "is_cut" in inputs:
+        result["answers_cut"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
+    if getattr(outputs, "aux_loss", None) is not None:
+        result["aux_loss"] = (outputs.aux_loss * count, count)
+    return result if counted else {name: (0.0, 0.0) for name in result}

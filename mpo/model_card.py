@@ -6,6 +6,22 @@ from typing import Any
 
 from mpo.losses import Mixture
 
+PAPER = {
+    "title": "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
+    "id": "2411.10442",
+    "citation": (
+        "@article{wang2024mpo,\n"
+        "    title  = {{Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference "
+        "Optimization}},\n"
+        "    author = {Weiyun Wang and Zhe Chen and Wenhai Wang and Yue Cao and Yangzhou Liu and Zhangwei Gao and Jinguo Zhu "
+        "and Xizhou Zhu and Lewei Lu and Yu Qiao and Jifeng Dai},\n"
+        "    year   = 2024,\n"
+        "    eprint = {arXiv:2411.10442},\n"
+        "}"
+    ),
+}
+"""What TRL's part of the card cites."""
+
 MARK = "### Framework versions\n\n"
 
 

@@ -2,11 +2,10 @@
 
 This file and `mpo.loop` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0 and
 transformers 5.17.0 and 5.23.0; here: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `aux_loss_enabled`,
-`ld_alpha`, `use_weighting`, `create_model_from_path`, `get_config_model_id`, `use_adapter`, `disable_gradient_checkpointing`.
+`ld_alpha`, `use_weighting`, `use_adapter`, `disable_gradient_checkpointing`.
 """
 
 import contextlib
-import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,26 +15,37 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from transformers import AutoProcessor, PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
+from trl.trainer.utils import use_adapter
 
 from mpo.config import MPOConfig
 from mpo.loop import PairLoop
 from mpo.losses import PairLogps
-from mpo.metrics import Fraction
+from mpo.metrics import measured
+from mpo.model_card import PAPER
 from mpo.models.fit import check_fit
 from mpo.models.tower import SharedTower, can_share
-from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention, why_not
+from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
-from mpo.packing.layout import ScoredTokens, answer_sums, ld_weights
+from mpo.packing.fits import why_not
+from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.streams import FILLER
 from mpo.packing.verify import compare
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import default_folder, fill, look_up
-from mpo.reference.fingerprint import fingerprint
+from mpo.reference.fingerprint import Fingerprint
+from mpo.start import (
+    check_columns,
+    checked_arguments,
+    disable_dropout_outside_adapters,
+    fingerprint_of,
+    frozen_copy,
+    load_processing_class,
+    load_whole_model,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,20 +77,7 @@ class MPOTrainer(PairLoop):
 
     _tag_names = ["trl", "mpo"]
     _name = "MPO"
-    _paper = {
-        "title": "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
-        "id": "2411.10442",
-        "citation": (
-            "@article{wang2024mpo,\n"
-            "    title  = {{Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference "
-            "Optimization}},\n"
-            "    author = {Weiyun Wang and Zhe Chen and Wenhai Wang and Yue Cao and Yangzhou Liu and Zhangwei Gao and Jinguo Zhu "
-            "and Xizhou Zhu and Lewei Lu and Yu Qiao and Jifeng Dai},\n"
-            "    year   = 2024,\n"
-            "    eprint = {arXiv:2411.10442},\n"
-            "}"
-        ),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -97,59 +94,30 @@ class MPOTrainer(PairLoop):
         quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = MPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-MPO")
-        if not isinstance(args, MPOConfig):
-            raise ValueError(
-                f"MPOTrainer takes an MPOConfig, got {type(args).__name__}. MPOConfig has the same fields: replace the name "
-                "(and pass loss_type to keep a loss other than MPO)."
-            )
+        args = checked_arguments(args, model)
         if processing_class is None:
-            processing_class = _load_processing_class(model, args)
-        if args.model_init_kwargs is not None and not isinstance(model, str):
-            raise ValueError(
-                "model_init_kwargs say how to load a model, and this one is loaded already. Pass them where you load it, or "
-                "pass its name."
-            )
+            processing_class = load_processing_class(model, args)
         self._collator_is_ours = data_collator is None
         if self._collator_is_ours:
             evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
             for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
-                _check_columns(dataset, name)
-        if data_collator is None:
-            if args.pad_token is not None:
-                getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
-            data_collator = PairCollator(
-                processing_class,
-                max_length=args.max_length,
-                truncation_mode=args.truncation_mode,
-                answer_end=args.answer_end,
-                pad_to_multiple_of=args.pad_to_multiple_of,
-                keys=args.reference == "cached",
-                ld_alpha=args.ld_alpha,
-            )
-        else:
-            if args.reference == "cached":
-                raise ValueError(
-                    "reference='cached' finds log-probs by what our collator makes of a record, and this run has a data_collator "
-                    "of its own. Leave one of them out."
-                )
-            data_collator = ScoredBatches(data_collator)
-        # What a fully trained policy starts from is kept before anything changes it. ZeRO-3 holds parameters in pieces that
-        # cannot be copied, so there TRL loads the reference once more by its name.
-        trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        copies = ref_model is None and not trains_adapter and not is_deepspeed_zero3_enabled()
+                check_columns(dataset, name)
+        data_collator = _collator(data_collator, processing_class, args)
         starts_from_reference = ref_model is None
         with contextlib.ExitStack() as undo:
-            if copies:
+            # What a fully trained policy starts from is kept before anything changes it. ZeRO-3 holds parameters in pieces that
+            # cannot be copied, so there TRL loads the reference once more by its name.
+            trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+            if starts_from_reference and not trains_adapter and not is_deepspeed_zero3_enabled():
                 if isinstance(model, str):
-                    model = _load_model(model, args, quantization_config)
+                    model = load_whole_model(model, args, quantization_config)
                     undo.enter_context(_temporarily(args, model_init_kwargs=None))  # used up
                 ref_model = frozen_copy(model)
+            reference = None
+            if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
+                reference = fingerprint_of(ref_model, processing_class, args)
             # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
-            fingerprint_of_reference = partial(_fingerprint, ref_model, processing_class, args)
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -167,34 +135,35 @@ class MPOTrainer(PairLoop):
         check_fit(self.model, processing_class)
         if args.sync_ref_model and not args.mixture().needs_reference:
             raise ValueError(f"sync_ref_model has no effect: none of the losses {args.loss_type} has a reference. Leave it out.")
-        if args.disable_dropout:
-            disable_dropout_outside_adapters(self.model)
-            if self.ref_model is not None:
-                disable_dropout_outside_adapters(self.ref_model)
         self.ref_model: PreTrainedModel | None
         self.mixture = args.mixture().to(self.accelerator.device)
         if not self.mixture.needs_reference:
             self.ref_model = None
-        self._start_loop()
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
-
+        self._start_loop()
+        self._prepare_models(starts_from_reference)
         self.layout, reason = self._choose_layout(compute_metrics)
         if reason is not None:
             logger.warning(f"Rows are padded: {reason}.")
         if self._collator_is_ours:
             self.data_collator = replace(data_collator, layout=self.layout, keep_first=args.verify_first_batch)
-        for other in (self.model, self.ref_model):
-            if other is not None:
-                add_picking(_base(self.accelerator.unwrap_model(other)).base_model)
-        # The tower of a reference that is the policy's own start sees what the policy's tower sees.
-        self._tower = None
-        self._tower_is_shared = starts_from_reference
-        if can_share(self.model):
-            other = self.ref_model if self.ref_model is not None and starts_from_reference else self.model
-            self._tower = SharedTower(self.model, other)
         self._references: ReferenceCache | None = None
         if args.reference == "cached" and self.mixture.needs_reference:
-            self._open_references(fingerprint_of_reference)
+            policy = self.accelerator.unwrap_model(self.model)
+            self._open_references(reference or fingerprint_of(policy, processing_class, args))
+
+    def _prepare_models(self, starts_from_reference: bool) -> None:
+        """Dropout off outside of adapters, heads that score picked positions alone, and one vision tower for both models."""
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                if self.args.disable_dropout:
+                    disable_dropout_outside_adapters(model)
+                add_picking(_base(self.accelerator.unwrap_model(model)).base_model)
+        # The tower of a reference that is the policy's own start sees what the policy's tower sees.
+        self._tower_is_shared = starts_from_reference
+        self._tower = None
+        if can_share(self.model):
+            self._tower = SharedTower(self.model, (self.ref_model or self.model) if starts_from_reference else self.model)
 
     def _choose_layout(self, compute_metrics: Any) -> tuple[str, str | None]:
         """Packed rows where they fit, else padded ones and why."""
@@ -215,11 +184,11 @@ class MPOTrainer(PairLoop):
             raise ValueError(f"rows='packed' (or padding_free=True) is not possible here: {reason}. Use rows='auto'.")
         return ("packed", None) if reason is None else ("padded", reason)
 
-    def _open_references(self, fingerprint: Any) -> None:
+    def _open_references(self, fingerprint: Fingerprint) -> None:
         """Open the cache of reference log-probs; a reference model fills it now and is given up."""
         self._references = ReferenceCache(
             self.args.reference_cache or default_folder(),
-            fingerprint(self.accelerator.unwrap_model(self.ref_model or self.model)),
+            fingerprint,
             rank=self.accelerator.process_index,
         )
         if self.ref_model is None:
@@ -252,7 +221,7 @@ class MPOTrainer(PairLoop):
         if self._tower is not None:
             self._tower = SharedTower(self.model, self.model)
 
-    def _flush(self) -> None:
+    def _flush_references(self) -> None:
         if self._references is not None:
             self._references.flush()
 
@@ -289,7 +258,7 @@ class MPOTrainer(PairLoop):
 
     def _answer_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
         """Sums over the scored tokens of the chosen and the rejected answers, each of shape (pairs,), float32."""
-        scored: ScoredTokens = inputs["scored"]
+        scored = inputs["scored"]
         weights = None if ld_alpha is None else ld_weights(scored, ld_alpha)
         chosen, rejected = answer_sums(values, scored, weights).chunk(2)
         return chosen, rejected
@@ -390,7 +359,7 @@ class MPOTrainer(PairLoop):
         loss = mixed.loss
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._meters[mode].add(self._measure(loss, mixed.terms, pairs, outputs, inputs, counted))
+        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, beta=self.beta, counted=counted))
         if mode == "train":
             self._guard.see_loss(self.state.global_step + 1, inputs.get("names", []), loss)
         if not return_outputs:
@@ -414,54 +383,6 @@ class MPOTrainer(PairLoop):
                 "that does not start at zero, or reference log-probs of another model or template."
             )
 
-    # --- Logs
-
-    def _measure(
-        self,
-        loss: Tensor,
-        terms: dict[str, Tensor],
-        pairs: PairLogps,
-        outputs: Any,
-        inputs: dict[str, Any],
-        counted: int,
-    ) -> dict[str, Fraction]:
-        """Sums and counts of one micro-batch, by the names they are logged under."""
-        count = len(pairs)
-        measured: dict[str, Fraction] = {"loss": (loss * count, count)}
-        measured |= {f"loss/{name}": (value * count, count) for name, value in terms.items()}
-        if pairs.ref_chosen is not None:
-            chosen, rejected = self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-            measured |= {
-                "rewards/chosen": (chosen.sum(), count),
-                "rewards/rejected": (rejected.sum(), count),
-                "rewards/margins": ((chosen - rejected).sum(), count),
-                "rewards/accuracies": ((chosen > rejected).sum(), count),
-            }
-
-        def sums(values: Tensor) -> tuple[Tensor, Tensor]:
-            chosen, rejected = self._answer_sums(values.detach().float(), inputs)
-            return chosen[:count].sum(), rejected[:count].sum()
-
-        chosen_logits, rejected_logits = sums(outputs.mean_logits)
-        chosen_tokens, rejected_tokens = pairs.chosen_tokens.sum(), pairs.rejected_tokens.sum()
-        measured |= {
-            "logps/chosen": (pairs.chosen.sum(), count),
-            "logps/rejected": (pairs.rejected.sum(), count),
-            "answer_tokens/chosen": (chosen_tokens, count),
-            "answer_tokens/rejected": (rejected_tokens, count),
-            "logits/chosen": (chosen_logits, chosen_tokens),
-            "logits/rejected": (rejected_logits, rejected_tokens),
-            "mean_token_accuracy": (sums(outputs.is_top1)[0], chosen_tokens),
-            "entropy": (sum(sums(outputs.entropy)), chosen_tokens + rejected_tokens),
-            "tokens": (float(inputs["tokens"]), count),
-        }
-        if "is_cut" in inputs:
-            measured["answers_cut"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
-        if self.aux_loss_enabled:
-            measured["aux_loss"] = (outputs.aux_loss * count, count)
-        # A batch of repeated pairs alone adds nothing, under the same names.
-        return measured if counted else {name: (0.0, 0.0) for name in measured}
-
     def _compare_with_padded_rows(self, records: list[Any], inputs: dict[str, Any]) -> None:
         """`verify_first_batch`: the same records in padded rows, under the model's usual attention."""
         collator = replace(self.data_collator, layout="padded", keep_first=False, keys=False)
@@ -477,35 +398,6 @@ class MPOTrainer(PairLoop):
         logger.warning(report)
 
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` as it is now, in eval mode and without gradients."""
-    twin: PreTrainedModel = copy.deepcopy(model)
-    for module in twin.modules():
-        if not hasattr(module, "_hf_hook"):
-            # A forward that an earlier trainer put on the instance would still run the original.
-            module.__dict__.pop("forward", None)
-    return twin.eval().requires_grad_(False)
-
-
-def disable_dropout_outside_adapters(model: nn.Module) -> None:
-    """Set the dropout probability to 0, except in adapters: theirs was asked for with them."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
-            module.p = 0.0
-
-
-def _check_columns(dataset: Any, name: str) -> None:
-    columns = getattr(dataset, "column_names", None) or []  # none: not known before a stream is read
-    missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
-    if missing:
-        hint = " Lines of MMPR are read with mpo.data.sources.load_pairs." if "question" in columns else ""
-        raise ValueError(
-            f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. A preference record "
-            f"needs 'chosen' and 'rejected', and 'prompt' unless both answers repeat it.{hint} "
-            "(Rename others with dataset.rename_column.)"
-        )
-
-
 def _has_dropout(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
@@ -516,44 +408,34 @@ def _base(model: nn.Module) -> Any:
     return wrapped.get_base_model() if is_peft_model(model) else model
 
 
+def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
+    """Our collator, or the user's with what the loss needs beside its batches."""
+    if users is not None and args.reference == "cached":
+        raise ValueError(
+            "reference='cached' finds log-probs by what our collator makes of a record, and this run has a data_collator "
+            "of its own. Leave one of them out."
+        )
+    if users is not None:
+        return ScoredBatches(users)
+    if args.pad_token is not None:
+        getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
+    return PairCollator(
+        processing_class,
+        max_length=args.max_length,
+        truncation_mode=args.truncation_mode,
+        answer_end=args.answer_end,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        keys=args.reference == "cached",
+        ld_alpha=args.ld_alpha,
+    )
+
+
 def _pairs_in(batch: dict[str, Any]) -> int:
     return len(batch["scored"].lengths) // 2
 
 
 def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if hasattr(value, "to") else value
-
-
-def _fingerprint(ref_model: Any, processing_class: Any, args: MPOConfig, model: Any) -> Any:
-    """Fingerprint of the reference: the model handed over as such, before it was sharded, or the policy without adapters."""
-    reference = model if ref_model is None else ref_model
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else reference.dtype
-    return fingerprint(reference, processing_class, compute_dtype=dtype, scoring={"answer_end": args.answer_end})
-
-
-def _load_processing_class(model: Any, args: MPOConfig) -> Any:
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    if not name:
-        raise ValueError(
-            "This model was built from a config, so its tokenizer or processor cannot be looked up by name. Pass it as "
-            "`processing_class`."
-        )
-    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
-    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
-
-
-def _load_model(name: str, args: MPOConfig, quantization_config: Any) -> PreTrainedModel:
-    """Load a model to be trained as a whole, as TRL would."""
-    if quantization_config is not None:
-        raise ValueError(
-            "A quantized model cannot be trained as a whole. Pass a `peft_config` to train an adapter on it (QLoRA), or drop "
-            "`quantization_config`."
-        )
-    set_seed(args.seed)  # weights that the checkpoint lacks are drawn
-    kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
-    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-        kwargs["device_map"] = None  # each rank holds the model on its own device
-    return create_model_from_path(name, **kwargs)
 
 
 @contextlib.contextmanager

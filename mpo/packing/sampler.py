@@ -6,25 +6,19 @@ batches -> slots (one batch for every rank) -> optimiser steps (some slots in a 
 
 from __future__ import annotations
 
-import heapq
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from mpo.packing.batches import Batches, Floats, Ints, split, take_units
 from mpo.packing.costs import PairCosts
-from mpo.packing.streams import FILLER
+from mpo.packing.first_fit import first_fit, pack
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-REPACK_BELOW = 0.9
-"""Batches of a window that stay emptier than this share of their budget are packed again, together with those of other windows."""
 BALANCE_SLOTS = 8
 """Ranks are balanced by trading batches among this many slots (or those of a step, if more)."""
 IDENTITY = (
@@ -32,8 +26,6 @@ IDENTITY = (
     *("shuffle", "seed", "drop_last", "window", "attention_cost", "tile_cost"),
 )
 """The settings that decide which pairs a step gets."""
-JITTER = 0.2
-"""Sizes are lowered at random by up to this share when a window is sorted, so that the same records do not meet every epoch."""
 
 
 class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transformers is not typed for mypy
@@ -132,7 +124,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         self.attention_cost, self.tile_cost = attention_cost, tile_cost
         self.epoch = 0
         self._oversized = self._find_oversized(allow_oversized)
-        self._plan: tuple[int, _Batches] | None = None
+        self._plan: tuple[int, Batches] | None = None
         first = self._compose(0, 0)
         self._target = self._count_batches(len(first))
         self._plan = (0, self._arrange(first, 0))
@@ -189,7 +181,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 
     # --- The plan of an epoch
 
-    def _planned(self) -> _Batches:
+    def _planned(self) -> Batches:
         if self._plan is None or self._plan[0] != self.epoch:
             self._plan = (self.epoch, self._arrange(self._compose_within_target(self.epoch), self.epoch))
         return self._plan[1]
@@ -230,14 +222,14 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             first = max(first, min(first + slack, len(self.costs)))
         return -(-first // self.world_size) * self.world_size
 
-    def _compose_within_target(self, epoch: int) -> _Batches:
+    def _compose_within_target(self, epoch: int) -> Batches:
         for attempt in range(4):
             batches = self._compose(epoch, attempt)
             if len(batches) <= self._target or self.drop_last:
                 return batches
         return self._compose(0, 0)  # known to fit; their order is still the epoch's
 
-    def _compose(self, epoch: int, attempt: int) -> _Batches:
+    def _compose(self, epoch: int, attempt: int) -> Batches:
         """Put all records into batches, in the order of the records where that is to be kept."""
         rng = np.random.default_rng((self.seed, epoch, attempt))
         records, unit_starts = self._units(rng)
@@ -245,22 +237,22 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         if self.pairs_per_batch is not None:
             cut = self.pairs_per_batch
             if self.group_same_prompt > 1:
-                unit_bins = _first_fit(sizes, None, cut, None, self.window, rng if self.shuffle else None)
+                unit_bins = first_fit(sizes, None, cut, None, self.window, rng if self.shuffle else None)
                 filled = np.bincount(unit_bins, sizes)[unit_bins] == cut
                 # What does not fill a batch is cut where a batch is full, so that all have their number of pairs.
                 order = np.lexsort((unit_bins, ~filled))
-                records, unit_starts = _take_units(records, unit_starts, sizes, order)
+                records, unit_starts = take_units(records, unit_starts, sizes, order)
             starts = np.arange(0, len(records), cut)
         else:
             unit_tokens, unit_tiles, _ = self._unit_costs(records, unit_starts)
             assert self.max_tokens is not None
-            unit_bins = _pack(unit_tokens, unit_tiles, self.max_tokens, self.max_tiles, self.window, rng if self.shuffle else None)
+            unit_bins = pack(unit_tokens, unit_tiles, self.max_tokens, self.max_tiles, self.window, rng if self.shuffle else None)
             order = np.argsort(unit_bins, kind="stable")
-            records, unit_starts = _take_units(records, unit_starts, sizes, order)
+            records, unit_starts = take_units(records, unit_starts, sizes, order)
             starts = unit_starts[np.flatnonzero(np.diff(unit_bins[order], prepend=-1))]
         is_first = np.zeros(len(records), dtype=bool)
         is_first[unit_starts] = True
-        return _Batches(records, is_first, starts, np.append(starts[1:], len(records)))
+        return Batches(records, is_first, starts, np.append(starts[1:], len(records)))
 
     def _units(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Records, unit after unit, and where each unit starts."""
@@ -276,7 +268,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         starts = self._split_units(records, starts)
         sizes = np.diff(starts, append=count)
         order = rng.permutation(len(starts)) if self.shuffle else np.argsort(records[starts], kind="stable")
-        return _take_units(records, starts, sizes, order)
+        return take_units(records, starts, sizes, order)
 
     def _split_units(self, records: Ints, starts: Ints) -> Ints:
         """Start new units where the pairs of one question exceed a budget together."""
@@ -298,11 +290,11 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
                     total = int(answers[record] + self.costs.prompt[record])
         return np.sort(np.concatenate([starts, np.array(more, dtype=np.int64)]))
 
-    def _arrange(self, batches: _Batches, epoch: int) -> _Batches:
+    def _arrange(self, batches: Batches, epoch: int) -> Batches:
         """Bring batches to their number and deal them to ranks: batch ``slot * world_size + rank``."""
         rng = np.random.default_rng((self.seed, epoch, 2**32))  # another stream than any attempt's
         _, _, cost = self._measure(batches)
-        batches = _split(batches, cost, self._record_costs(), self._target)
+        batches = split(batches, cost, self._record_costs(), self._target)
         if self.shuffle:
             batches = batches.take(rng.permutation(len(batches)))
         else:
@@ -361,7 +353,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         attention = np.add.reduceat(costs.attention()[records] - 0.5 * shared.astype(np.float64) ** 2, starts)
         return tokens, tiles, attention
 
-    def _measure(self, batches: _Batches) -> tuple[Ints, Ints, Floats]:
+    def _measure(self, batches: Batches) -> tuple[Ints, Ints, Floats]:
         """Tokens, tiles and cost of each batch."""
         records = np.where(batches.records < 0, -1 - batches.records, batches.records)
         is_first = batches.is_first.copy()
@@ -406,205 +398,3 @@ class PackingReport:
         if self.fillers:
             parts.append(f"{self.fillers} batches of a repeated pair that does not count")
         return "; ".join(parts)
-
-
-class IndexedRecords(Dataset[dict[str, Any]]):
-    """A data set that gives record ``i`` for the index ``-1 - i`` too, marked as a filler.
-
-    >>> IndexedRecords([{"id": "a"}, {"id": "b"}])[-2]
-    {'id': 'b', 'is_filler': True}
-
-    Args:
-        dataset: records by index.
-        sampler: is told the epoch when this is told. With several ranks, the data loader of a resumed epoch does not reach it
-            (accelerate's SkipBatchSampler and BatchSamplerShard stand before it), but reaches the data set.
-    """
-
-    def __init__(self, dataset: Any, sampler: PairBatchSampler | None = None) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several records at once, as data loaders ask."""
-        places = [-1 - index if index < 0 else index for index in indices]
-        many = getattr(self.dataset, "__getitems__", None)
-        records = many(places) if many else [self.dataset[place] for place in places]
-        return [{**record, FILLER: True} if index < 0 else record for index, record in zip(indices, records, strict=True)]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler, and the data set if it wants to know."""
-        for listener in (self.sampler, self.dataset):
-            tell = getattr(listener, "set_epoch", None)
-            if tell is not None:
-                tell(epoch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sampler": None}  # workers need no plan
-
-
-@dataclass(frozen=True, eq=False)
-class _Batches:
-    """Batch b holds ``records[starts[b]:ends[b]]``, one behind the other. ``is_first``: whether a record starts a unit."""
-
-    records: Ints
-    is_first: NDArray[np.bool_]
-    starts: Ints
-    ends: Ints
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def take(self, order: Ints) -> _Batches:
-        """Some of the batches, in the order given, one behind the other."""
-        sizes = (self.ends - self.starts)[order]
-        places = _ranges(self.starts[order], sizes)
-        ends = np.cumsum(sizes)
-        return _Batches(self.records[places], self.is_first[places], ends - sizes, ends)
-
-    def extended(self, alone: Ints) -> _Batches:
-        """With batches of one record each behind them."""
-        places = len(self.records) + np.arange(len(alone))
-        return _Batches(
-            np.append(self.records, alone),
-            np.append(self.is_first, np.ones(len(alone), dtype=bool)),
-            np.append(self.starts, places),
-            np.append(self.ends, places + 1),
-        )
-
-
-def _split(batches: _Batches, cost: Floats, record_costs: Floats, target: int) -> _Batches:
-    """Split the dearest batches of two or more pairs in halves, until there are `target` batches or nothing is left to split."""
-    missing = target - len(batches)
-    if missing <= 0:
-        return batches
-    sizes = batches.ends - batches.starts
-    candidates = np.flatnonzero(sizes > 1)
-    if len(candidates) > missing:  # more are never split
-        candidates = candidates[np.argsort(-cost[candidates], kind="stable")[:missing]]
-    heap = [(-float(cost[b]), int(batches.starts[b]), int(batches.ends[b])) for b in candidates]
-    heapq.heapify(heap)
-    cuts: list[int] = []
-    while heap and len(cuts) < missing:
-        _, begin, end = heapq.heappop(heap)
-        each = record_costs[batches.records[begin:end]]
-        sums = np.cumsum(each)
-        cut = begin + 1 + int(np.argmin(np.abs(2 * sums[:-1] - sums[-1])))
-        cuts.append(cut)
-        for low, high in ((begin, cut), (cut, end)):
-            if high - low > 1:
-                heapq.heappush(heap, (-float(record_costs[batches.records[low:high]].sum()), low, high))
-    starts = np.sort(np.concatenate([batches.starts, np.array(cuts, dtype=np.int64)]))
-    return _Batches(batches.records, batches.is_first, starts, np.append(starts[1:], len(batches.records)))
-
-
-def _pack(tokens: Ints, tiles: Ints, max_tokens: int, max_tiles: int | None, window: int, rng: np.random.Generator | None) -> Ints:
-    """Which batch each unit is in; first-fit within windows, then over all that windows left rather empty."""
-    # One that exceeds a budget fills a batch, so that nothing joins it.
-    too_large = tokens > max_tokens
-    if max_tiles is not None:
-        too_large |= tiles > max_tiles
-    tokens, tiles = np.where(too_large, max_tokens, tokens), np.where(too_large, 0, tiles)
-    bins = _first_fit(tokens, tiles, max_tokens, max_tiles, window, rng)
-    if rng is None or len(tokens) <= window:
-        return bins
-    fill = np.bincount(bins, tokens) / max_tokens
-    if max_tiles is not None:
-        fill = np.maximum(fill, np.bincount(bins, tiles) / max_tiles)
-    left = np.flatnonzero(fill[bins] < REPACK_BELOW)
-    if len(left):
-        bins[left] = len(fill) + _first_fit(tokens[left], tiles[left], max_tokens, max_tiles, window, rng)
-        bins = np.unique(bins, return_inverse=True)[1]
-    return bins
-
-
-def _first_fit(
-    tokens: Ints, tiles: Ints | None, max_tokens: int, max_tiles: int | None, window: int, rng: np.random.Generator | None
-) -> Ints:
-    """Put each unit into the first batch of its window that has room, large ones first.
-
-    All windows are packed at once, a unit of each at a time: a loop over the units of a window instead of over all.
-
-    Args:
-        tokens: size of each unit, at most `max_tokens`.
-        tiles: tiles of each unit, at most `max_tiles`; read if there is such a limit.
-        window: units of a window.
-        rng: for the order among units of about the same size. None: no sorting, units come in their order.
-
-    Returns:
-        the batch of each unit, numbered from 0 without gaps, window after window.
-    """
-    count = len(tokens)
-    window = min(window, count)
-    padded = -(-count // window) * window
-    size = tokens / max_tokens
-    if tiles is not None and max_tiles is not None:
-        size = np.maximum(size, tiles / max_tiles)
-    else:
-        tiles = None
-    rows = np.arange(padded).reshape(-1, window)
-    if rng is not None:
-        # The fill behind the last unit counts as smallest of all and comes last.
-        key = np.zeros(padded)
-        key[:count] = -size * (1 - JITTER * rng.random(count))
-        rows = np.take_along_axis(rows, np.argsort(key.reshape(rows.shape), axis=1, kind="stable"), axis=1)
-    bins = np.zeros(padded, dtype=np.int64)
-    base = 0
-    for block in np.array_split(rows, -(-len(rows) // 256)):  # so many windows that their rooms stay in the processor's cache
-        real = block < count
-        index = np.where(real, block, 0)
-        need_tokens = np.where(real, tokens[index], 0).astype(np.int32)
-        need_tiles = None if tiles is None else np.where(real, tiles[index], 0).astype(np.int32)
-        placed = _first_fit_block(need_tokens, need_tiles, max_tokens, max_tiles)
-        opened = np.where(real, placed + 1, 0).max(axis=1)
-        bins[block] = placed + (base + np.cumsum(opened) - opened)[:, None]
-        base += int(opened.sum())
-    return bins[:count]
-
-
-def _first_fit_block(tokens: NDArray[np.int32], tiles: NDArray[np.int32] | None, max_tokens: int, max_tiles: int | None) -> Ints:
-    """First-fit in every row of (windows, units) at once. Units of no size, which only fill a row up, change nothing."""
-    windows, units = tokens.shape
-    every = np.arange(windows)
-    width, opened = 64, 0
-    room = np.full((windows, width), max_tokens, dtype=np.int32)
-    tile_room = None if tiles is None else np.full((windows, width), max_tiles, dtype=np.int32)
-    placed = np.zeros((windows, units), dtype=np.int64)
-    for unit in range(units):
-        if opened == width:  # keep one unopened batch in sight: whatever fits nowhere fits there
-            room = np.concatenate([room, np.full_like(room, max_tokens)], axis=1)
-            if tile_room is not None:
-                tile_room = np.concatenate([tile_room, np.full_like(tile_room, max_tiles)], axis=1)
-            width *= 2
-        fits = room[:, : opened + 1] >= tokens[:, unit, None]
-        if tiles is not None and tile_room is not None:
-            fits &= tile_room[:, : opened + 1] >= tiles[:, unit, None]
-        chosen = fits.argmax(axis=1)
-        room[every, chosen] -= tokens[:, unit]
-        if tiles is not None and tile_room is not None:
-            tile_room[every, chosen] -= tiles[:, unit]
-        placed[:, unit] = chosen
-        opened = max(opened, int(chosen.max()) + 1)
-    return placed
-
-
-def _take_units(records: Ints, starts: Ints, sizes: Ints, order: Ints) -> tuple[Ints, Ints]:
-    """The records of units in another order, and where the units start."""
-    sizes = sizes[order]
-    return records[_ranges(starts[order], sizes)], np.cumsum(sizes) - sizes
-
-
-def _ranges(starts: Ints, sizes: Ints) -> Ints:
-    """Concatenated ranges of indices.
-
-    >>> _ranges(np.array([7, 2]), np.array([2, 3])).tolist()
-    [7, 8, 2, 3, 4]
-    """
-    ends = np.cumsum(sizes)
-    result: Ints = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
-    return result

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mpo.packing.attention as attention
 from mpo.models.small import small_internvl
-from mpo.packing.attention import BACKENDS, find_text_model, use_packed_attention, usual_attention, why_not
+from mpo.packing.attention import BACKENDS, use_packed_attention, usual_attention
+from mpo.packing.fits import find_text_model, why_not
 from mpo.packing.layout import answer_sums, concatenate, lay_out
 from mpo.packing.turns import Answer
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from mpo.packing.costs import PairCosts
-from mpo.packing.sampler import IndexedRecords, PairBatchSampler
+from mpo.packing.indexed import IndexedRecords
+from mpo.packing.sampler import PairBatchSampler
 from mpo.packing.streams import FILLER
 
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl
-from mpo.trainer import frozen_copy
+from mpo.start import frozen_copy
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
 

@@ -1,0 +1,84 @@
+"""Batches of records as arrays: which records each holds, and how batches are reordered and split."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batch b holds ``records[starts[b]:ends[b]]``, one behind the other. ``is_first``: whether a record starts a unit."""
+
+    records: Ints
+    is_first: NDArray[np.bool_]
+    starts: Ints
+    ends: Ints
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, order: Ints) -> Batches:
+        """Some of the batches, in the order given, one behind the other."""
+        sizes = (self.ends - self.starts)[order]
+        places = ranges(self.starts[order], sizes)
+        ends = np.cumsum(sizes)
+        return Batches(self.records[places], self.is_first[places], ends - sizes, ends)
+
+    def extended(self, alone: Ints) -> Batches:
+        """With batches of one record each behind them."""
+        places = len(self.records) + np.arange(len(alone))
+        return Batches(
+            np.append(self.records, alone),
+            np.append(self.is_first, np.ones(len(alone), dtype=bool)),
+            np.append(self.starts, places),
+            np.append(self.ends, places + 1),
+        )
+
+
+def split(batches: Batches, cost: Floats, record_costs: Floats, target: int) -> Batches:
+    """Split the dearest batches of two or more pairs in halves, until there are `target` batches or nothing is left to split."""
+    missing = target - len(batches)
+    if missing <= 0:
+        return batches
+    sizes = batches.ends - batches.starts
+    candidates = np.flatnonzero(sizes > 1)
+    if len(candidates) > missing:  # more are never split
+        candidates = candidates[np.argsort(-cost[candidates], kind="stable")[:missing]]
+    heap = [(-float(cost[b]), int(batches.starts[b]), int(batches.ends[b])) for b in candidates]
+    heapq.heapify(heap)
+    cuts: list[int] = []
+    while heap and len(cuts) < missing:
+        _, begin, end = heapq.heappop(heap)
+        each = record_costs[batches.records[begin:end]]
+        sums = np.cumsum(each)
+        cut = begin + 1 + int(np.argmin(np.abs(2 * sums[:-1] - sums[-1])))
+        cuts.append(cut)
+        for low, high in ((begin, cut), (cut, end)):
+            if high - low > 1:
+                heapq.heappush(heap, (-float(record_costs[batches.records[low:high]].sum()), low, high))
+    starts = np.sort(np.concatenate([batches.starts, np.array(cuts, dtype=np.int64)]))
+    return Batches(batches.records, batches.is_first, starts, np.append(starts[1:], len(batches.records)))
+
+
+def take_units(records: Ints, starts: Ints, sizes: Ints, order: Ints) -> tuple[Ints, Ints]:
+    """The records of units in another order, and where the units start."""
+    sizes = sizes[order]
+    return records[ranges(starts[order], sizes)], np.cumsum(sizes) - sizes
+
+
+def ranges(starts: Ints, sizes: Ints) -> Ints:
+    """Concatenated ranges of indices.
+
+    >>> ranges(np.array([7, 2]), np.array([2, 3])).tolist()
+    [7, 8, 2, 3, 4]
+    """
+    ends = np.cumsum(sizes)
+    result: Ints = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+    return result

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import TrainOutput
 from trl import DPOTrainer
@@ -126,10 +127,13 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if "counted" in batch:
             return int(batch["counted"])
         state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        ranks = self.accelerator.num_processes
+        if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
             return pairs
-        # The last batches of all ranks together hold `remainder` pairs, rank 0's first.
-        return max(0, min(pairs, int(state.remainder) - int(self.accelerator.process_index) * pairs))
+        # The last batches of all ranks together hold the rest, rank 0's first. (Not `state.remainder`: accelerate loses it in an
+        # epoch that is resumed.)
+        rest = len(state.active_dataloader.dataset) % (pairs * ranks)
+        return max(0, min(pairs, rest - int(self.accelerator.process_index) * pairs)) if rest else pairs
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """The pairs of an optimiser step, over its micro-batches and all ranks: what its loss is divided by."""
@@ -151,6 +155,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Keep the optimiser from a step that is not finite. (Under fp16 an overflow is the scaler's matter.)"""
         norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, DTensor):  # FSDP2
+            norm = norm.full_tensor()
         if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
             self._guard.see_gradients(norm)
             bad = self._guard.is_bad()

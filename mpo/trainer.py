@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
@@ -116,6 +118,7 @@ class MPOTrainer(PairLoop):
             reference = None
             if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
                 reference = fingerprint_of(ref_model, processing_class, args)
+            self._unsharded_reference = ref_model
             # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
             super().__init__(
@@ -146,11 +149,23 @@ class MPOTrainer(PairLoop):
         if reason is not None:
             logger.warning(f"Rows are padded: {reason}.")
         if self._collator_is_ours:
-            self.data_collator = replace(data_collator, layout=self.layout, keep_first=args.verify_first_batch)
+            self.data_collator = replace(
+                data_collator,
+                layout=self.layout,
+                keep_first=args.verify_first_batch,
+                blank_picture=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
+            )
         self._references: ReferenceCache | None = None
         if args.reference == "cached" and self.mixture.needs_reference:
             policy = self.accelerator.unwrap_model(self.model)
             self._open_references(reference or fingerprint_of(policy, processing_class, args))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard the reference layer by layer under FSDP2; TRL would shard it as one piece and gather all of it at every use."""
+        super().create_accelerator_and_postprocess()
+        reference, self._unsharded_reference = self._unsharded_reference, None
+        if reference is not None and self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+            fsdp2_prepare_model(self.accelerator, reference)
 
     def _prepare_models(self, starts_from_reference: bool) -> None:
         """Dropout off outside of adapters, heads that score picked positions alone, and one vision tower for both models."""
@@ -216,10 +231,17 @@ class MPOTrainer(PairLoop):
                     name=name,
                     dataset=dataset,
                     settings=(self.args.max_length, self.args.truncation_mode, self.args.answer_end, self.args.ld_alpha),
+                    on_any_rank=self._on_any_rank,
                 )
         self.ref_model = None
         if self._tower is not None:
             self._tower = SharedTower(self.model, self.model)
+
+    def _on_any_rank(self, missing: bool) -> bool:
+        """Whether log-probs are missing here, or on any of the ranks that the weights are sharded over."""
+        if self._holds_whole_model():
+            return missing
+        return bool(self._over_ranks(torch.tensor(float(missing), device=self.accelerator.device)))
 
     def _flush_references(self) -> None:
         if self._references is not None:
@@ -254,6 +276,11 @@ class MPOTrainer(PairLoop):
             # Asked for outside of training and evaluation, whose attention is set. A backward pass may follow: it stays on.
             use_packed_attention(model, self.args.packed_attention)
         of_model = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        head = _base(self.accelerator.unwrap_model(model)).get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            # The fused head reads its weight without calling the module, so nothing else gathers it. TRL gathers a sharded one
+            # itself (`full_tensor`), and then each rank's gradient stays its own instead of the mean over ranks.
+            head.unshard()
         return model(**of_model, **kwargs, use_cache=False, fused_lm_head=True)
 
     def _answer_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
@@ -296,7 +323,7 @@ class MPOTrainer(PairLoop):
         if is_peft_model(self.model):
             base: Any = self.model
             compute = partial(self.compute_ref_log_probs, base, same_pictures=self._tower_is_shared)
-        sums = look_up(self._references, inputs, compute)
+        sums = look_up(self._references, inputs, compute, self._on_any_rank)
         chosen, rejected = sums.to(inputs["input_ids"].device).chunk(2)
         return chosen, rejected
 

@@ -1,13 +1,16 @@
 """The same small training job for every test, to be interrupted, split over ranks, and compared."""
 
+import copy
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from support import TEXTS, picture_pairs, text_pairs
+from support import TEXTS, mixed_pairs, picture_pairs, text_pairs
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
@@ -16,11 +19,26 @@ from mpo.models.small import small_internvl, small_processor
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
 
 
-def small_run(folder, *, pairs=8, kind="full", stream=False, ref_model=None, eval_pairs=0, callbacks=(), **settings) -> MPOTrainer:
-    """A trainer of a tiny InternVL; `kind` is full, lora or text."""
+def small_run(
+    folder,
+    *,
+    pairs=8,
+    kind="full",
+    stream=False,
+    ref_model=None,
+    eval_pairs=0,
+    callbacks=(),
+    lora_dropout=0.1,
+    frozen_tower=False,
+    **settings,
+) -> MPOTrainer:
+    """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures) or mixed (every other record has one)."""
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
-    make = text_pairs if kind == "text" else picture_pairs
+    model.model.vision_tower.requires_grad_(not frozen_tower)
+    make = {"text": text_pairs, "mixed": mixed_pairs}.get(kind, picture_pairs)
+    adapter = copy.deepcopy(LORA)
+    adapter.lora_dropout = lora_dropout
     dataset = make(pairs)
     dataset = dataset.add_column("id", [f"pair-{i}" for i in range(pairs)])
     defaults = {
@@ -41,19 +59,22 @@ def small_run(folder, *, pairs=8, kind="full", stream=False, ref_model=None, eva
         train_dataset=dataset.to_iterable_dataset() if stream else dataset,
         eval_dataset=make(eval_pairs) if eval_pairs else None,
         processing_class=processor,
-        peft_config=LORA if kind == "lora" else None,
+        peft_config=adapter if kind == "lora" else None,
         callbacks=list(callbacks),
     )
 
 
 def record(trainer, path) -> None:
-    """Write what a run ended with: weights, optimiser, delta, logs."""
+    """Write what a run ended with: weights, optimiser, delta, logs. Every rank calls it."""
     shift = trainer.mixture.reward_shift
     logs = [{name: value for name, value in log.items() if not _is_time(name)} for log in trainer.state.log_history]
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
     torch.save(
         {
-            "weights": trainer.model.state_dict(),
-            "optimizer": trainer.optimizer.state_dict()["state"],
+            "weights": weights,
+            "optimizer": None if trainer.is_fsdp_enabled else trainer.optimizer.state_dict()["state"],
             "delta": None if shift is None else shift.state_dict(),
             "logs": logs,
         },
@@ -128,3 +149,20 @@ def in_fork(work) -> int:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
+    """Run every scenario of `trainer/ranks.py` in one group of processes; results are files in `folder`."""
+    path = folder / f"scenarios-{ranks}.json"
+    path.write_text(json.dumps(scenarios))
+    tests = Path(__file__).parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    done = subprocess.run(
+        [*launch, tests / "trainer" / "ranks.py", path],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    mine = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
+    assert done.returncode == 0, "\n".join(mine)[-6000:] or done.stderr[-3000:]

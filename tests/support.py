@@ -41,6 +41,12 @@ def picture_pairs(count: int) -> Dataset:
     return Dataset.from_list([{**row, "images": [picture(i, width=32 + 32 * (i % 2))]} for i, row in enumerate(rows)])
 
 
+def mixed_pairs(count: int) -> Dataset:
+    """Pairs with one picture and with none, in turn."""
+    rows = picture_pairs(count).to_list()
+    return Dataset.from_list([{**row, "images": row["images"][: (i + 1) % 2]} for i, row in enumerate(rows)])
+
+
 def perturbed(model: torch.nn.Module, scale: float = 0.05, seed: int = 1) -> torch.nn.Module:
     """The same model with noise on every weight, so that policy and reference differ."""
     generator = torch.Generator().manual_seed(seed)

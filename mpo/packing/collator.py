@@ -5,16 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mpo.packing.encode import EncodedPair, PairEncoder
 from mpo.packing.keys import answer_key, picture_key
-from mpo.packing.layout import Row, concatenate, lay_out
+from mpo.packing.layout import Row, concatenate, lay_out, without_answers
 from mpo.packing.picked import Picked, pick_scored
 from mpo.packing.streams import FILLER
 from mpo.packing.turns import Answer, Record, describe
 
 LAYOUTS = ("packed", "padded")
+_BLANK = {
+    "prompt": [{"role": "user", "content": [{"type": "image"}]}],
+    "chosen": [{"role": "assistant", "content": "."}],
+    "rejected": [{"role": "assistant", "content": ","}],
+    "images": [Image.new("RGB", (32, 32), "white")],
+}
 
 
 @dataclass
@@ -33,6 +40,9 @@ class PairCollator:
             distinct prompt with all its answers, rows one behind the other, nothing padded (`mpo.packing.layout`).
         keys: give each answer the key of its content (`mpo.packing.keys`).
         ld_alpha: then part of the key, with the length of the pair's shorter answer, since LD-DPO's sums depend on both.
+        blank_picture: put a row with a white picture and nothing to score into a batch that has no picture. A vision tower that is
+            trained on several ranks, or sharded over them, has to run on all of them in every step; a rank that leaves it out
+            makes the others wait for ever. (In a step without any picture AdamW then goes on with the tower's momentum.)
         keep_first: put the first call's records into its batch too, under ``records``.
 
     Returns (from a call with P records):
@@ -56,6 +66,7 @@ class PairCollator:
     layout: str = "padded"
     keys: bool = False
     ld_alpha: float | None = None
+    blank_picture: bool = False
     keep_first: bool = False
 
     def __post_init__(self) -> None:  # noqa: D105
@@ -72,12 +83,16 @@ class PairCollator:
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         """Collate records; see the class."""
         pairs, pictures = self._encode(records)
-        batch: dict[str, Any]
+        blank: list[EncodedPair] = []
+        if self.blank_picture and not pictures:
+            blank, pictures = PairEncoder(self.processing_class)([_BLANK])
         if self.layout == "packed":
-            batch = {**self._pack(pairs), **pictures}
+            batch = self._pack(pairs, blank)
         else:
-            # Every picture stands before both of its answers: once for the chosen rows, once for the rejected ones.
-            batch = {**self._pad(pairs), **{name: torch.cat([value, value]) for name, value in pictures.items()}}
+            batch = self._pad(pairs, blank)
+            if not blank:  # every picture stands before both of its answers: once for the chosen rows, once for the rejected ones
+                pictures = {name: torch.cat([value, value]) for name, value in pictures.items()}
+        batch |= pictures
         if self.max_length is not None:
             answers = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
             batch["is_cut"] = torch.tensor([len(pair.prompt_ids) + len(answer.ids) > self.max_length for pair, answer in answers])
@@ -117,7 +132,7 @@ class PairCollator:
         kept = self.max_length - len(pair.prompt_ids)
         return pair.prompt_ids, Answer(answer.ids[:kept], answer.scored[:kept])
 
-    def _pack(self, pairs: list[EncodedPair]) -> dict[str, Any]:
+    def _pack(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
         groups: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):
             groups.setdefault(pair.prompt, []).append(number)
@@ -146,7 +161,8 @@ class PairCollator:
                     places[number + offset] = first + len(answers)
                     answers.append(_behind(prompt, pairs[number].prompt_ids, answer, limit))
             rows.append(lay_out(prompt, answers))
-        packed = concatenate(rows)
+        tokens = sum(len(row.tokens) for row in rows)
+        packed = concatenate(rows + [without_answers(pair.prompt_ids) for pair in blank])
         scored = packed.scored.select(places)
         return {
             "input_ids": packed.input_ids,
@@ -155,10 +171,10 @@ class PairCollator:
             "picked": Picked(packed.labelled, packed.input_ids.size(1)),
             "shift_labels": packed.shift_labels[:, packed.labelled],
             "scored": type(scored)(torch.searchsorted(packed.labelled, scored.node), scored.answer, scored.ordinal, scored.lengths),
-            "tokens": packed.input_ids.size(1),
+            "tokens": tokens,
         }
 
-    def _pad(self, pairs: list[EncodedPair]) -> dict[str, Any]:
+    def _pad(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
         rows = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
         cut = slice(None)
         if self.max_length is not None:
@@ -166,6 +182,8 @@ class PairCollator:
             cut = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
         ids = [(pair.prompt_ids + answer.ids)[cut] for pair, answer in rows]
         scored = [([False] * len(pair.prompt_ids) + answer.scored)[cut] for pair, answer in rows]
+        tokens = sum(map(len, ids))
+        ids += [pair.prompt_ids for pair in blank]
         length = max(map(len, ids))
         if self.pad_to_multiple_of:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -179,10 +197,11 @@ class PairCollator:
             "attention_mask": padded([[1] * len(row) for row in ids], 0),
             "completion_mask": padded(scored, 0),
         }
-        for name in {name for pair in pairs for name in pair.extra}:
-            values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair, _ in rows]
+        heads = [pair for pair, _ in rows] + blank
+        for name in {name for pair in heads for name in pair.extra}:
+            values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
             batch[name] = padded([(row + [0] * length)[cut][:length] for row in values], 0)
-        return {**batch, **pick_scored(batch["input_ids"], batch["completion_mask"]), "tokens": sum(map(len, ids))}
+        return {**batch, **pick_scored(batch["input_ids"][: len(rows)], batch["completion_mask"]), "tokens": tokens}
 
 
 @dataclass

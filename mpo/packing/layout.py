@@ -148,6 +148,16 @@ def lay_out(prompt: Sequence[int], answers: Sequence[AnswerTokens]) -> Row:
     return Row(tokens, positions, labels, segments, placed)
 
 
+def without_answers(prompt: Sequence[int]) -> Row:
+    """A row in which nothing is scored.
+
+    >>> without_answers([1, 2, 3]).labels
+    [-100, -100, -100]
+    """
+    tokens = list(prompt)
+    return Row(tokens, list(range(len(tokens))), [IGNORED] * len(tokens), [Segment((0, len(tokens)), ())], [])
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Who attends to whom in a batch of S segments, N queries and K keys. Goes to the attention function as it is.

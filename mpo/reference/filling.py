@@ -22,19 +22,24 @@ def default_folder() -> Path:
     return Path(os.environ.get("MPO_CACHE", Path.home() / ".cache" / "mpo")) / "references"
 
 
-def look_up(cache: ReferenceCache, batch: dict[str, Any], compute: Compute | None) -> Tensor:
+def look_up(
+    cache: ReferenceCache, batch: dict[str, Any], compute: Compute | None, on_any_rank: Callable[[bool], bool] = bool
+) -> Tensor:
     """Log-prob sums of a batch's answers, chosen first, shape (2 pairs,), float32, on the CPU.
 
     Args:
         cache: of the reference.
         batch: with ``answer_keys``.
         compute: for what the cache does not have yet; it is added. None: that is an error.
+        on_any_rank: whether something is so on any rank. Weights that are sharded need all ranks for a forward pass, so that
+            what one lacks all compute.
 
     Raises:
         ValueError: when an answer is missing and cannot be computed.
     """
     found = cache.get(batch["answer_keys"])
-    if found.known.all():
+    known = bool(found.known.all())
+    if not on_any_rank(not known):
         return torch.from_numpy(found.logps)
     if compute is None:
         missing = int((~found.known).sum())
@@ -45,6 +50,8 @@ def look_up(cache: ReferenceCache, batch: dict[str, Any], compute: Compute | Non
         )
     # Kept in float32 by the cache too: what is used now is what a later epoch will find.
     sums = torch.cat(compute(batch)).float().cpu()
+    if known:
+        return torch.from_numpy(found.logps)
     cache.add(batch["answer_keys"], sums, batch["scored"].lengths)
     return torch.where(torch.from_numpy(found.known), torch.from_numpy(found.logps), sums)
 
@@ -58,6 +65,7 @@ def fill(
     name: str,
     dataset: Any,
     settings: Any,
+    on_any_rank: Callable[[bool], bool] = bool,
 ) -> None:
     """Compute what a data set lacks in the cache, every rank its share.
 
@@ -72,6 +80,7 @@ def fill(
         name: of the data set, for the progress bar.
         dataset: with datasets' fingerprint, if it has one.
         settings: of the collator, which decide the keys.
+        on_any_rank: see `look_up`.
     """
     whole = repr((getattr(dataset, "_fingerprint", None), len(dataset), settings))
     mark = cache.folder / f"filled-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
@@ -79,7 +88,7 @@ def fill(
         return
     bar = tqdm(batches, desc=f"Reference log-probs, {name} data", unit="batch", disable=not accelerator.is_local_main_process)
     for batch in bar:
-        look_up(cache, batch, compute)
+        look_up(cache, batch, compute, on_any_rank)
     cache.flush()
     accelerator.wait_for_everyone()
     cache.refresh()

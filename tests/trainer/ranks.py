@@ -1,4 +1,4 @@
-"""Run under torchrun by test_ranks.py: every scenario of a JSON file, one after the other, in one group of processes."""
+"""Run under torchrun by `small_runs.run_on_ranks`: every scenario of a JSON file, one after the other, in one group of processes."""
 
 import json
 import sys
@@ -6,31 +6,48 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from small_runs import record, small_run
+
+
+def shard_on_cpus() -> None:
+    """accelerate takes FSDP for GPUs alone. PyTorch's FSDP2 runs on CPUs too, so tell it that these are GPUs."""
+    init = AcceleratorState.__init__
+
+    def as_on_gpus(self, *args, fsdp_plugin=None, **kwargs):
+        if fsdp_plugin is not None:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+
+    AcceleratorState.__init__ = as_on_gpus
 
 
 def main(scenarios: Path) -> None:
     torch.set_num_threads(1)
+    shard_on_cpus()
     folder = scenarios.parent
     for name, settings in json.loads(scenarios.read_text()).items():
+        resumed = settings.pop("resume", None)
         trainer = small_run(folder / name, **settings)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(folder / resumed))
         metrics = trainer.evaluate() if settings.get("eval_pairs") else {}
         again = trainer.evaluate() if settings.get("eval_pairs") else {}
         shift = trainer.mixture.reward_shift
-        rank = dist.get_rank()
-        (folder / f"{name}-rank{rank}.json").write_text(
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        (folder / f"{name}-rank{dist.get_rank()}.json").write_text(
             json.dumps(
                 {
                     "delta": None if shift is None else shift.value.item(),
                     "rewards_seen": None if shift is None else shift.count.item(),
                     "evaluation": [metrics, again],
-                    "fingerprint": sum(value.double().sum().item() for value in trainer.model.state_dict().values()),
+                    "fingerprint": sum(value.double().sum().item() for value in weights.values()),
+                    "sharded": sum(type(module).__name__.startswith("FSDP") for module in trainer.model.modules()),
                 }
             )
         )
-        if rank == 0:
-            record(trainer, folder / f"{name}.pt")
+        record(trainer, folder / f"{name}.pt")
 
 
 if __name__ == "__main__":

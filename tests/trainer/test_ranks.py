@@ -1,14 +1,11 @@
 """However a step's pairs are split over ranks and micro-batches, the weights are the same, and no pair counts twice."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import difference, record, small_run
+from small_runs import difference, record, run_on_ranks, small_run
 
 # Eight pairs a step. Of 13 the second step has five, of 9 one: then a rank is left with repeated pairs alone.
 STEP = {"learning_rate": 5e-6, "num_train_epochs": 2, "warmup_steps": 0, "reward_shift": "none", "max_grad_norm": 0.0}
@@ -35,7 +32,8 @@ WITH_DELTA = {
     "logging_steps": 3,
 }
 STREAM = {**STEP, "pairs": 13, "stream": True, "max_steps": 4, "optim": "sgd", "eval_pairs": 5, "per_device_eval_batch_size": 2}
-RESUMED = {**WITH_DELTA, "save_strategy": "steps", "save_steps": 2}
+MIXED = {**STEP, "pairs": 9, "kind": "mixed", "optim": "sgd", "gradient_checkpointing": True}
+RESUMED = {**WITH_DELTA, "save_strategy": "steps", "save_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +43,9 @@ def two_ranks(tmp_path_factory) -> Path:
     scenarios = {f"{run}, {split}": {**RUNS[run], **TWO_RANKS[split]} for run in RUNS for split in TWO_RANKS}
     scenarios |= {"tokens": {**WITH_DELTA, "batching": "tokens", "max_tokens_per_batch": 200}}
     scenarios |= {"delta": WITH_DELTA, "stream": {**STREAM, **TWO_RANKS["2 x 2 x 2 ranks"]}, "saved": RESUMED}
-    path = folder / "scenarios.json"
-    path.write_text(json.dumps(scenarios))
-    tests = Path(__file__).parent.parent
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            Path(__file__).with_name("ranks.py"),
-            path,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    scenarios |= {"pictures on some ranks": {**MIXED, **TWO_RANKS["2 x 2 x 2 ranks"]}}
+    scenarios |= {"resumed": {**RESUMED, "save_strategy": "no", "resume": "saved/checkpoint-3"}}
+    run_on_ranks(folder, scenarios)
     return folder
 
 
@@ -84,6 +66,12 @@ def test_weights_do_not_depend_on_the_split(two_ranks, tmp_path, run, record_pro
         apart = difference(ends["8 x 1"]["weights"], end["weights"])
         record_property("difference", (f"{run}: {split}", apart))
         assert apart < 1e-6, split
+
+
+def test_a_rank_without_pictures_keeps_nobody_waiting(two_ranks, tmp_path):
+    """With gradient checkpointing DDP looks for no unused parameters: a tower that does not run on a rank is an error or a hang."""
+    end = one_process(tmp_path, {**MIXED, **SPLITS["4 x 2"]})
+    assert difference(torch.load(two_ranks / "pictures on some ranks.pt")["weights"], end["weights"]) < 1e-6
 
 
 def test_batches_by_tokens_count_every_pair_once(two_ranks):
@@ -119,6 +107,21 @@ def test_logs_are_means_over_all_ranks(two_ranks, tmp_path):
         for key in ("loss", "loss/sft", "rewards/margins", "train_loss", "answer_tokens/rejected"):
             if key in ours:
                 assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
+
+
+def test_a_run_goes_on_under_the_same_and_under_other_numbers_of_ranks(two_ranks, tmp_path):
+    """Thirteen pairs, eight a step: checkpoint 3 lies in the middle of the second epoch, before the ragged step."""
+    straight, resumed = (torch.load(two_ranks / f"{name}.pt") for name in ("saved", "resumed"))
+    assert difference(straight, resumed) == 0
+    alone = small_run(tmp_path, **{**WITH_DELTA, "per_device_train_batch_size": 4})
+    alone.train(resume_from_checkpoint=str(two_ranks / "saved" / "checkpoint-3"))
+    record(alone, tmp_path / "end.pt")
+    end = torch.load(tmp_path / "end.pt")
+    assert end["logs"][-1]["step"] == 4
+    assert difference(straight["weights"], end["weights"]) < 1e-5  # at a learning rate of 1e-3
+    assert end["delta"]["count"] == straight["delta"]["count"]
+    for logs in zip(*([log["loss"] for log in run["logs"] if "loss" in log] for run in (straight, end)), strict=True):
+        assert logs[0] == pytest.approx(logs[1], rel=1e-4)
 
 
 def test_streams_on_two_ranks(two_ranks, tmp_path):

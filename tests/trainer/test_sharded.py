@@ -1,0 +1,117 @@
+"""Weights sharded over ranks (FSDP2) train as one process does, whatever is trained and whichever rank has pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import record, run_on_ranks, small_run
+
+# Nine pairs, four micro-batches of two or one a step: the last step has one pair, and one rank repeats pairs that do not count.
+STEP = {"pairs": 9, "learning_rate": 5e-6, "num_train_epochs": 2, "warmup_steps": 0, "max_grad_norm": 0.0}
+TWO_RANKS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+ONE_PROCESS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
+KINDS = {
+    "full": {},
+    "clipped": {"max_grad_norm": 0.5},
+    "frozen tower": {"frozen_tower": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "padded": {"rows": "padded"},
+    "lora": {"kind": "lora", "lora_dropout": 0.0},
+    # Twelve pairs: every step has a picture somewhere. Without any, one process has no gradient for the tower and leaves it alone,
+    # and several have a zero gradient, with which AdamW goes on.
+    "pictures on some ranks": {"kind": "mixed", "pairs": 12},
+    "pictures on some ranks, padded": {"kind": "mixed", "pairs": 12, "rows": "padded", "gradient_checkpointing": True},
+    "no pictures": {"kind": "text"},
+    "token budget": {"batching": "tokens", "max_tokens_per_batch": 200},
+}
+CACHED = ("full", "lora")
+RESUMED = ("full", "lora")
+SAVED = {"save_strategy": "steps", "save_steps": 3}
+EVALUATED = {"eval_pairs": 5, "per_device_eval_batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    run_on_ranks(
+        folder,
+        {name: {**STEP, **TWO_RANKS, **SHARDED, **kind} for name, kind in KINDS.items()}
+        | {
+            f"{name}, cached": {
+                **STEP,
+                **TWO_RANKS,
+                **SHARDED,
+                **KINDS[name],
+                "reference": "cached",
+                "reference_cache": str(folder / f"cache-{name}"),
+            }
+            for name in CACHED
+        }
+        | {"evaluated": {**STEP, **TWO_RANKS, **SHARDED, **EVALUATED, "kind": "mixed", "pairs": 12}}
+        | {f"{kind}, saved": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], **SAVED} for kind in RESUMED}
+        | {
+            f"{kind}, resumed": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], "resume": f"{kind}, saved/checkpoint-3"}
+            for kind in RESUMED
+        },
+    )
+    return folder
+
+
+def one_process(folder: Path, settings) -> dict:
+    trainer = small_run(folder, **settings)
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    record(trainer, folder / "end.pt")
+    return {**torch.load(folder / "end.pt"), "start": start, "trainer": trainer}
+
+
+def apart(first, second) -> float:
+    assert first.keys() == second.keys()
+    return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *(f"{name}, cached" for name in CACHED)])
+def test_sharded_weights_are_those_of_one_process(two_ranks, tmp_path, kind, record_property):
+    settings = KINDS[kind.removesuffix(", cached")]
+    tokens = {"max_tokens_per_batch": 400} if "max_tokens_per_batch" in settings else {}
+    end = one_process(tmp_path, {**STEP, **ONE_PROCESS, **settings, **tokens})
+    sharded = torch.load(two_ranks / f"{kind}.pt")
+    ranks = [json.loads((two_ranks / f"{kind}-rank{rank}.json").read_text()) for rank in (0, 1)]
+    for result in ranks:
+        assert result["delta"] == ranks[0]["delta"] and result["rewards_seen"] == 2 * 2 * settings.get("pairs", 9)
+        assert result["sharded"] > 4  # models and layers
+    assert apart(end["start"], end["weights"]) > 1e-6  # it did train
+    difference = apart(end["weights"], sharded["weights"])
+    record_property("difference", (f"FSDP2, {kind}", difference))
+    assert difference < 1e-6
+
+
+def test_evaluation_of_sharded_weights(two_ranks, tmp_path):
+    trainer = one_process(tmp_path, {**STEP, **ONE_PROCESS, **EVALUATED, "kind": "mixed", "pairs": 12})["trainer"]
+    metrics = trainer.evaluate()
+    first, again = json.loads((two_ranks / "evaluated-rank0.json").read_text())["evaluation"]
+    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins"):
+        assert first[key] == pytest.approx(metrics[key], rel=1e-5, abs=1e-7) and first[key] == again[key], key
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_sharded_run_goes_on_from_its_checkpoint(two_ranks, kind, record_property):
+    straight, resumed = (torch.load(two_ranks / f"{kind}, {name}.pt") for name in ("saved", "resumed"))
+    difference = apart(straight["weights"], resumed["weights"])
+    record_property("difference", (f"FSDP2, {kind}: resumed at step 3 of 4", difference))
+    assert difference == 0 and straight["delta"] == resumed["delta"]
+    for name in ("loss", "num_tokens", "grad_norm"):
+        assert straight["logs"][3][name] == resumed["logs"][3][name]
+
+
+@pytest.mark.slow
+def test_four_ranks_go_on_where_two_stopped(two_ranks, record_property):
+    settings = {**STEP, **SHARDED, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    run_on_ranks(two_ranks, {"four": {**settings, "resume": "full, saved/checkpoint-3"}}, ranks=4)
+    straight, resumed = (torch.load(two_ranks / f"{name}.pt") for name in ("full, saved", "four"))
+    difference = apart(straight["weights"], resumed["weights"])
+    record_property("difference", ("FSDP2, full: saved on two ranks, resumed on four", difference))
+    assert difference < 1e-6
+    assert straight["logs"][3]["loss"] == pytest.approx(resumed["logs"][3]["loss"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Run under torchrun by `small_runs.run_on_ranks`: every scenario of a JSON file, one after the other, in one group of processes."""
+"""Run under torchrun by `small_runs.run_on_ranks`: every scenario of a JSON file, one after the other, in one process group."""
 
 import json
 import sys

@@ -2,10 +2,11 @@
 
 This file and `mpo.loop` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0 and
 transformers 5.17.0 and 5.23.0; here: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `aux_loss_enabled`,
-`ld_alpha`, `use_weighting`, `use_adapter`, `disable_gradient_checkpointing`.
+`ld_alpha`, `use_weighting`, `use_adapter`, `disable_gradient_checkpointing`, `Accelerator._models`.
 """
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -159,6 +160,8 @@ class MPOTrainer(PairLoop):
         if args.reference == "cached" and self.mixture.needs_reference:
             policy = self.accelerator.unwrap_model(self.model)
             self._open_references(reference or fingerprint_of(policy, processing_class, args))
+            del ref_model  # the last but the trainer's own
+            self._give_up_reference()
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard the reference layer by layer under FSDP2; TRL would shard it as one piece and gather all of it at every use."""
@@ -233,9 +236,18 @@ class MPOTrainer(PairLoop):
                     settings=(self.args.max_length, self.args.truncation_mode, self.args.answer_end, self.args.ld_alpha),
                     on_any_rank=self._on_any_rank,
                 )
+
+    def _give_up_reference(self) -> None:
+        """Free the memory of a reference model whose log-probs are all in the cache."""
+        if self.ref_model is None:
+            return  # adapters are switched off for whatever is not there yet
+        self.accelerator._models = [model for model in self.accelerator._models if model is not self.ref_model]
         self.ref_model = None
         if self._tower is not None:
             self._tower = SharedTower(self.model, self.model)
+        gc.collect()  # the fused head's forward, kept on the model, is a circle
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _on_any_rank(self, missing: bool) -> bool:
         """Whether log-probs are missing here, or on any of the ranks that the weights are sharded over."""

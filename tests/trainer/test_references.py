@@ -2,12 +2,14 @@
 
 import os
 import signal
+import weakref
 
 import pytest
 import torch
 from small_runs import difference, in_fork, record, small_run
 from support import picture_pairs
 
+import mpo.trainer
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import default_folder
 from mpo.reference.shards import shards
@@ -76,6 +78,21 @@ def test_a_run_without_anything_to_compute_reads_no_data_first(tmp_path, monkeyp
     monkeypatch.setattr(trainer_class, "compute_ref_log_probs", computed)
     trainer = small_run(tmp_path, **cached(tmp_path))
     assert trainer.ref_model is None
+    trainer.train()
+
+
+@pytest.mark.parametrize("frozen", ["tower", "nothing"])
+def test_a_cached_run_holds_no_second_model(tmp_path, monkeypatch, frozen):
+    copies, copy = [], mpo.trainer.frozen_copy
+
+    def watched(*args, **kwargs):
+        model = copy(*args, **kwargs)
+        copies.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(mpo.trainer, "frozen_copy", watched)
+    trainer = small_run(tmp_path, frozen_tower=frozen == "tower", **cached(tmp_path))
+    assert [model() for model in copies] == [None]
     trainer.train()
 
 

@@ -177,7 +177,8 @@ for _backend, _name in BACKENDS.items():
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     """PyTorch's attention on one segment after the other; queries (N, heads, head_dim), keys and values (K, ...)."""
     group = query.shape[1] // key.shape[1]
-    if group > 1:  # not enable_gqa: with a mask only PyTorch's slowest kernel takes it on GPUs
+    shared = query.device.type == "cpu"  # with a mask, on GPUs only PyTorch's slowest kernel takes enable_gqa
+    if group > 1 and not shared:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     sizes_q, sizes_k = [queries for queries, _ in segments.lengths], [keys for _, keys in segments.lengths]
     parts = zip(*map(torch.split_with_sizes, (query, key, value), (sizes_q, sizes_k, sizes_k)), segments.masks(), strict=True)
@@ -185,7 +186,9 @@ def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
     for q, k, v, mask in parts:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         causal = mask is None and q.shape[2] > 1
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling)
+        attended = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=shared and group > 1
+        )
         outputs.append(attended[0].transpose(0, 1))
     return torch.cat(outputs)
 

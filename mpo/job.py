@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from mpo.checkpoint import latest_checkpoint
 from mpo.config import MPOConfig
 from mpo.data.sources import load_pairs
+from mpo.dry_run.settings import without_gpu
 from mpo.trainer import MPOTrainer
 
 RESOLVED = "resolved.yaml"
@@ -52,6 +53,9 @@ class TrainJob:
         run_dir: folder of the run.
         resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
         seed: of everything drawn.
+        dry_run: describe the run instead of running it (`mpo.dry_run`).
+        dry_run_gpu_gb: memory of the GPU that the run is meant for, in GiB; None: this machine's.
+        dry_run_records: measure at most so many records, taken evenly; None: all.
     """
 
     model: dict[str, Any]
@@ -62,6 +66,9 @@ class TrainJob:
     run_dir: str = "runs/train"
     resume: str = "auto"
     seed: int = 0
+    dry_run: bool = False
+    dry_run_gpu_gb: float | None = None
+    dry_run_records: int | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TrainJob":
@@ -144,7 +151,8 @@ class TrainJob:
 
     def arguments(self) -> MPOConfig:
         """The trainer's configuration."""
-        given = {name: value for name, value in self.trainer.items() if name != "global_batch_size"}
+        trainer = without_gpu(self.trainer) if self.dry_run else self.trainer
+        given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
         arguments = MPOConfig(output_dir=self.run_dir, seed=self.seed, **self.loss, **given)
         total = self.trainer.get("global_batch_size")
         if total is not None:

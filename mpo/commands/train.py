@@ -47,6 +47,11 @@ def _task(config: DictConfig) -> None:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
         job = TrainJob.from_config(plain)
+        if job.dry_run:
+            from mpo.dry_run.run import dry_run
+
+            print(dry_run(job))
+            return 0
         resumed = job.checkpoint()
         print(f"mpo train: {'going on from ' + resumed if resumed else 'run folder ' + job.run_dir}")
         run_train_job(job)

@@ -2,6 +2,33 @@
 
 from typing import Any
 
+from transformers import AutoProcessor
+
+PICTURE_TOKENS = ("start_image_token", "end_image_token", "image_token")
+"""What InternVL's processor calls the tokens that it writes for a picture: ``<img>``, ``</img>`` and ``<IMG_CONTEXT>``."""
+
+
+def open_processor(name_or_path: str, **options: Any) -> Any:
+    """`AutoProcessor.from_pretrained`, where a tokenizer that knows no picture tokens is refused with the mend.
+
+    Args:
+        name_or_path: of a checkpoint.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: for such a tokenizer.
+    """
+    try:
+        return AutoProcessor.from_pretrained(name_or_path, **options)
+    except AttributeError as error:
+        if "image_token" not in str(error):
+            raise
+        raise ValueError(
+            f"The tokenizer of {name_or_path} has no picture tokens ({error}), so pictures cannot be put into a prompt. It needs "
+            "<img>, </img> and <IMG_CONTEXT>, and names for them in tokenizer_config.json (extra_special_tokens: "
+            "start_image_token, end_image_token, context_image_token). Copy the tokenizer's files from the model's own checkpoint."
+        ) from error
+
 
 def check_fit(model: Any, processing_class: Any) -> None:
     """Check that a tokenizer or processor can feed a model.
@@ -11,7 +38,7 @@ def check_fit(model: Any, processing_class: Any) -> None:
         processing_class: its tokenizer or processor.
 
     Raises:
-        ValueError: saying what does not fit: the vocabulary, the picture token, or how pictures are cut.
+        ValueError: saying what does not fit: the vocabulary, the picture tokens, or how pictures are cut.
     """
     config = model.config
     name = type(processing_class).__name__
@@ -30,6 +57,7 @@ def check_fit(model: Any, processing_class: Any) -> None:
             f"{type(model).__name__} has no vision tower, and {name} turns pictures into its input. Pass a vision-language model, "
             "or for text alone the tokenizer as processing_class."
         )
+    _check_picture_tokens(processing_class, tokenizer, mend)
     vision_size = getattr(config.vision_config, "image_size", None)
     if isinstance(vision_size, (list, tuple)):
         vision_size = vision_size[0]
@@ -42,3 +70,17 @@ def check_fit(model: Any, processing_class: Any) -> None:
     for what, (given, needed) in compared.items():
         if given is not None and needed is not None and given != needed:
             raise ValueError(f"{name} does not belong to this model: its {what} is {given}, the model's is {needed}. {mend}")
+
+
+def _check_picture_tokens(processor: Any, tokenizer: Any, mend: str) -> None:
+    """Refuse a tokenizer that cuts a picture token into pieces: its pictures would be text."""
+    for name in PICTURE_TOKENS:
+        token = getattr(processor, name, None)
+        if not isinstance(token, str):
+            continue
+        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+            raise ValueError(
+                f"The tokenizer does not have the picture token {token}: it reads it as {len(ids)} tokens "
+                f"({', '.join(map(repr, tokenizer.convert_ids_to_tokens(ids)))}). {mend}"
+            )

@@ -1,0 +1,76 @@
+"""The model of a job without its weights, and its processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from mpo.models.fit import open_processor
+from mpo.models.loading import set_tiles
+
+if TYPE_CHECKING:
+    from mpo.job import TrainJob
+
+
+@dataclass(frozen=True)
+class Structure:
+    """``model``: the policy as it will be trained, with its adapters, on the meta device unless ``real``. ``name``: of it."""
+
+    model: Any
+    processor: Any
+    name: str
+    real: bool
+
+
+def build_structure(job: TrainJob) -> Structure:
+    """Build a job's model from its config alone, and load its processor.
+
+    A model that no checkpoint describes (`mpo.models.smollm2`, the demo's) is small, and built for real.
+
+    Args:
+        job: a checked job.
+    """
+    settings = {key: value for key, value in job.model.items() if key != "_target_"}
+    name = settings.get("name_or_path")
+    if name is None:
+        loaded = job.loader()(**settings)
+        return Structure(adapted(loaded.model, job), loaded.processor, job.model["_target_"], True)
+    code = bool(settings.get("trust_remote_code"))
+    config = AutoConfig.from_pretrained(name, trust_remote_code=code)
+    model = meta_model(config, settings.get("dtype", "auto"), trust_remote_code=code)
+    processor = open_processor(name, trust_remote_code=code)
+    set_tiles(processor, settings.get("min_tiles"), settings.get("max_tiles"))
+    return Structure(adapted(model, job), processor, str(name), False)
+
+
+def meta_model(config: Any, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
+    """A model on the meta device: all its tensors have a shape and a dtype, and no memory.
+
+    Args:
+        config: transformers' config of the checkpoint.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the config's.
+        trust_remote_code: run code that comes with the checkpoint.
+    """
+    chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    with torch.device("meta"):
+        return loader.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
+
+
+def adapted(model: Any, job: TrainJob) -> Any:
+    """The model with the job's adapters, in the dtypes that training gives them."""
+    adapter = job.adapter()
+    if adapter is None:
+        return model
+    from peft import get_peft_model
+
+    with torch.device(model.device):
+        wrapped = get_peft_model(model, adapter)
+    if job.peft["kind"] == "qlora":  # as TRL does
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return wrapped

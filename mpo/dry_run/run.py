@@ -1,0 +1,106 @@
+"""`mpo train ... dry_run=true`: everything about a run that can be known without running it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mpo.data.sources import load_pairs
+from mpo.dry_run.advice import advise
+from mpo.dry_run.build import build_structure
+from mpo.dry_run.checks import check_records, name_of
+from mpo.dry_run.memory import MemoryEstimate, estimate_memory
+from mpo.dry_run.page import lengths_section, memory_section, parameters_section, size, work_section
+from mpo.dry_run.parts import count_parameters
+from mpo.dry_run.record import show_record
+from mpo.dry_run.settings import plans_gpu
+from mpo.dry_run.sharding import Sharding
+from mpo.dry_run.workload import measure_records, plan_workload, sample
+from mpo.models.fit import check_fit
+
+if TYPE_CHECKING:
+    from mpo.job import TrainJob
+
+LONGEST = 5
+
+
+def dry_run(job: TrainJob) -> str:
+    """Check a job, its model and its data, and describe the run.
+
+    Args:
+        job: a checked job. ``dry_run_records`` limits how many records are measured; ``dry_run_gpu_gb`` is the memory of a GPU to
+            compare the estimate with, by default that of this machine's, if it has one.
+
+    Returns:
+        the page.
+
+    Raises:
+        ValueError: for what would keep the run from training: a processor that does not belong to the model, records that do not
+        fit.
+    """
+    start = time.perf_counter()
+    args = job.arguments()
+    gpu = plans_gpu(job.trainer)
+    sharding = Sharding.of(args)
+    structure = build_structure(job)
+    model, processor = structure.model, structure.processor
+    check_fit(model, processor)
+    pairs = load_pairs(**{key: value for key, value in job.data.items() if not key.startswith("eval_")})
+    records = sample(pairs, job.dry_run_records)
+    costs = measure_records(records, processor, args)
+    check_records(records, costs, processor, model.config, args)
+    work = plan_workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size, gpu=gpu)
+    kind = job.peft["kind"]
+    estimate = estimate_memory(
+        model, work.batch, args, gpu=gpu, sharding=sharding, four_bits=kind == "qlora", with_adapters=kind != "none"
+    )
+    longest = np.argsort(-work.costs.tokens(), kind="stable")[:LONGEST]
+    dearest = ", ".join(name_of(records, index) for index in work.dearest[:LONGEST]) + (
+        ", ..." if len(work.dearest) > LONGEST else ""
+    )
+    where = f"{'GPU' if gpu else 'CPU'}, {sharding}, dearest micro-batch: {dearest}"
+    built = "built for real: no config describes it" if structure.real else "on the meta device, no weights loaded"
+    first = name_of(records, 0)
+    return "\n\n".join(
+        [
+            f"Dry run of {structure.name} ({built}), loss {args.mixture()!r}, {time.perf_counter() - start:.1f} s",
+            parameters_section(count_parameters(model)),
+            memory_section(estimate, where),
+            *verdict(job, estimate, model, work.batch, args, gpu=gpu, sharding=sharding),
+            work_section(work, args, sharding.world_size),
+            lengths_section(work, [name_of(records, int(index)) for index in longest]),
+            f"As the model sees it: {first}\n" + _indented(show_record(records[0], processor, args)),
+        ]
+    )
+
+
+def verdict(
+    job: TrainJob, estimate: MemoryEstimate, model: Any, batch: Any, args: Any, *, gpu: bool, sharding: Sharding
+) -> list[str]:
+    """Whether the estimate fits a GPU, and what to change if not. Empty when there is no GPU to compare with."""
+    there = job.dry_run_gpu_gb
+    if there is None and gpu and torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if there is None or not gpu:
+        return []
+    if estimate.total <= there * 2**30:
+        return [f"It fits a GPU of {there:g} GiB ({estimate.total / 2**30 / there:.0%} of it)."]
+    lines = [
+        f"WARNING: the estimate of {size(estimate.total)} is more than the GPU's {there:g} GiB. What each change by itself saves:"
+    ]
+    saving = advise(job, model, batch, args, gpu=gpu, sharding=sharding)
+    width = max((len(change) for change, _ in saving), default=0)
+    for change, saved in saving:
+        left = estimate.total - saved
+        lines.append(
+            f"  {change:<{width}}  {size(saved):>10}  leaving {size(left)}{', which fits' if left <= there * 2**30 else ''}"
+        )
+    lines.append("  fewer tiles (model.max_tiles) and shorter answers (trainer.max_length) make the longest record shorter")
+    return ["\n".join(lines)]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.split("\n"))

@@ -1,0 +1,62 @@
+"""Over how many ranks weights, gradients and optimiser state are spread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KINDS = {
+    "one process": (),
+    "ddp": (),
+    "fsdp2": ("weights", "gradients", "optimiser", "reference"),
+    "zero1": ("optimiser",),
+    "zero2": ("gradients", "optimiser"),
+    "zero3": ("weights", "gradients", "optimiser", "reference"),
+}
+"""What each way of running holds in pieces. ZeRO: arXiv 1910.02054, section 5; FSDP: arXiv 2304.11277. Our references are sharded
+with the policy under FSDP2, and under ZeRO-3 TRL loads theirs in pieces."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a run is spread over ``world_size`` ranks; ``kind`` is a key of `KINDS`."""
+
+    kind: str = "one process"
+    world_size: int = 1
+
+    @classmethod
+    def of(cls, args: Any, world_size: int | None = None) -> Sharding:
+        """Read a configuration.
+
+        Args:
+            args: an `MPOConfig`: its ``deepspeed`` (a dict or a file) and ``fsdp``.
+            world_size: ranks that the run will have; by default those of this process.
+        """
+        ranks = args.world_size if world_size is None else world_size
+        if args.deepspeed:
+            settings = args.deepspeed if isinstance(args.deepspeed, Mapping) else json.loads(Path(args.deepspeed).read_text())
+            stage = int(settings.get("zero_optimization", {}).get("stage", 0))
+            return cls(f"zero{stage}" if stage else "ddp", ranks)
+        if args.fsdp:
+            return cls("fsdp2", ranks)
+        return cls("ddp" if ranks > 1 else "one process", ranks)
+
+    def share(self, what: str) -> float:
+        """The part of it that one rank holds: 1, or one over the number of ranks."""
+        return 1 / self.world_size if what in KINDS[self.kind] else 1.0
+
+    @property
+    def is_deepspeed(self) -> bool:
+        """Whether DeepSpeed holds the weights in half precision and float32 masters with the optimiser."""
+        return self.kind.startswith("zero")
+
+    def raises_weights(self, autocast: bool) -> bool:
+        """Whether accelerate makes trained weights float32, as `fsdp2_prepare_model` does under mixed precision."""
+        return self.kind == "fsdp2" and autocast
+
+    def __str__(self) -> str:
+        names = {"ddp": "DDP", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+        return self.kind if self.world_size == 1 else f"{names.get(self.kind, self.kind)}, {self.world_size} ranks"

@@ -1,0 +1,137 @@
+"""What a job's data cost: tokens and tiles of every record, the batch that takes most memory, and how many steps there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpo.dry_run.activations import activations
+from mpo.dry_run.batch import BatchShape
+from mpo.dry_run.precision import Precision
+from mpo.packing.collator import PairCollator
+from mpo.packing.costs import PairCosts, measure
+from mpo.packing.fits import why_not
+from mpo.packing.sampler import PackingReport, PairBatchSampler
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A job's data, measured.
+
+    ``costs``: of ``records``, the measured ones, which are a sample if less than ``total``. ``dearest``: the records of the
+    micro-batch that takes most memory; ``batch``: its sizes. ``packing``: how an epoch is planned, where it is.
+    """
+
+    total: int
+    records: Any
+    costs: PairCosts
+    dearest: list[int]
+    batch: BatchShape
+    steps: int
+    epochs: float
+    micro_batches: int
+    pairs_per_step: float
+    packing: PackingReport | None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether not all records were measured."""
+        return len(self.costs) < self.total
+
+
+def sample(pairs: Any, limit: int | None) -> Any:
+    """Records evenly over a data set: all, or `limit` of them."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return pairs.select(np.linspace(0, len(pairs) - 1, limit).round().astype(int))
+
+
+def measure_records(records: Any, processor: Any, args: Any) -> PairCosts:
+    """The costs of records as the run will encode them, uncut; large data are measured by several processes."""
+    many = args.dataloader_num_workers if len(records) > 20_000 and args.dataloader_num_workers > 1 else None
+    return measure(records, processor, answer_end=args.answer_end, num_proc=many)
+
+
+def plan_workload(
+    pairs: Any, records: Any, costs: PairCosts, model: Any, processor: Any, args: Any, *, ranks: int, gpu: bool
+) -> Workload:
+    """Plan a run over its data.
+
+    Args:
+        pairs: all records.
+        records: the measured ones.
+        costs: of the latter, uncut.
+        model: the policy, parameters possibly on the meta device.
+        processor: of the run.
+        args: its `MPOConfig`.
+        ranks: processes of the run.
+        gpu: whether it will have a GPU.
+    """
+    cut = costs.cut(args.max_length)
+    sampler = None
+    if args.batching == "tokens" or args.group_same_prompt > 1:
+        sampler = PairBatchSampler(
+            cut,
+            batching=args.batching,
+            pairs_per_batch=None if args.batching == "tokens" else args.per_device_train_batch_size,
+            max_tokens=args.max_tokens_per_batch,
+            max_tiles=args.max_tiles_per_batch,
+            group_same_prompt=args.group_same_prompt,
+            micro_batches_per_step=args.gradient_accumulation_steps,
+            world_size=ranks,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+    scale = len(pairs) / len(costs)
+    if sampler is None:
+        whole = args.per_device_train_batch_size * ranks
+        micro_batches = len(pairs) // whole if args.dataloader_drop_last else -(-len(pairs) // whole)
+    else:
+        micro_batches = round(len(sampler) * scale)
+    per_epoch = max(-(-micro_batches // args.gradient_accumulation_steps), 1)
+    steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
+    dearest = _dearest(cut, sampler, model, args, gpu)
+    collator = PairCollator(processor, max_length=args.max_length, answer_end=args.answer_end, layout=layout_of(model, args))
+    return Workload(
+        total=len(pairs),
+        records=records,
+        costs=costs,
+        dearest=dearest,
+        batch=BatchShape.of(collator([records[index] for index in dearest])),
+        steps=steps,
+        epochs=steps / per_epoch,
+        micro_batches=micro_batches,
+        pairs_per_step=len(pairs) / per_epoch,
+        packing=None if sampler is None else sampler.report(),
+    )
+
+
+def layout_of(model: Any, args: Any) -> str:
+    """Packed rows where the trainer will have them, else padded ones."""
+    cut_at_start = args.truncation_mode == "keep_end" and args.max_length
+    padded = args.rows == "padded" or args.pad_to_multiple_of or cut_at_start or why_not(model) is not None
+    return "padded" if padded else "packed"
+
+
+def _dearest(costs: PairCosts, sampler: PairBatchSampler | None, model: Any, args: Any, gpu: bool) -> list[int]:
+    """The planned batch with most activations; where pairs are dealt at random, the dearest pairs together."""
+    each = _bytes_of(costs, model, args, gpu)
+    if sampler is None:
+        return np.argsort(-each, kind="stable")[: args.per_device_train_batch_size].tolist()
+    batches = [[abs(index) - (index < 0) for index in batch] for batch in sampler]
+    return max(batches, key=lambda batch: float(each[batch].sum()))
+
+
+def _bytes_of(costs: PairCosts, model: Any, args: Any, gpu: bool) -> Any:
+    """About how many bytes of activations each record has, shape (N,): so many a token, so many a tile."""
+    precision = Precision.of(model, args, gpu=gpu)
+
+    def kept(tokens: int, tiles: int) -> int:
+        shape = BatchShape(tokens, tokens, 0, 1, tiles, 0, True, True)
+        return activations(model, shape, precision, checkpointing=args.gradient_checkpointing).kept()
+
+    none, token, tile = kept(0, 1), kept(1000, 1), kept(0, 1001)
+    per_token, per_tile = (token - none) / 1000, (tile - none) / 1000 + 12 * 448 * 448
+    return costs.tokens() * per_token + costs.tiles * per_tile

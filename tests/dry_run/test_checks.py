@@ -1,0 +1,128 @@
+"""What a dry run refuses, with the setting that mends it."""
+
+import copy
+import json
+import re
+
+import pytest
+from datasets import Dataset
+from support import TEXTS, messages, picture
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mpo import MPOConfig
+from mpo.dry_run.checks import check_records, fitting_tiles, name_of
+from mpo.models.fit import check_fit, open_processor
+from mpo.models.small import small_internvl, small_processor
+from mpo.packing.costs import measure
+
+
+def records(*sizes, chosen="A cat."):
+    rows = [
+        {
+            "id": f"picture-{place}",
+            "prompt": messages("What is it?", "user"),
+            "chosen": messages(chosen, "assistant"),
+            "rejected": messages("A dog.", "assistant"),
+            "images": [picture(0, *size)],
+        }
+        for place, size in enumerate(sizes)
+    ]
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="module")
+def twelve_tiles():
+    """16 tokens a tile, up to 12 tiles and a thumbnail."""
+    return small_processor(TEXTS, image_size=64, patch_size=8, max_patches=12)
+
+
+def checked(dataset, processor, context=8192, **settings):
+    model = small_internvl(processor, max_position_embeddings=context)
+    args = MPOConfig("unused", use_cpu=True, bf16=False, report_to="none", **settings)
+    check_records(dataset, measure(dataset, processor), processor, model.config, args)
+
+
+def test_tiles_beyond_the_context(twelve_tiles):
+    """The named setting is the largest that fits: with one tile more a record still does not."""
+    dataset = records((64, 64), (256, 192))
+    checked(dataset, twelve_tiles)
+    with pytest.raises(ValueError, match="record 'picture-1'.*208 of them of its 13 picture tiles.*model.max_tiles=") as refusal:
+        checked(dataset, twelve_tiles, context=150)
+    assert "1 of 2 records do not fit into the model's context of 150 tokens" in str(refusal.value)
+    fits = int(re.search(r"max_tiles=(\d+)", str(refusal.value))[1])
+    for tiles, raises in ((fits, False), (fits + 1, True)):
+        processor = copy.deepcopy(twelve_tiles)
+        processor.image_processor.max_patches = tiles
+        if raises:
+            with pytest.raises(ValueError, match="do not fit"):
+                checked(dataset, processor, context=150)
+        else:
+            checked(dataset, processor, context=150)
+
+
+def test_tiles_beyond_max_length(twelve_tiles):
+    with pytest.raises(ValueError, match=r"do not fit into trainer.max_length=150.*model.max_tiles=\d+ makes them fit"):
+        checked(records((256, 192)), twelve_tiles, max_length=150)
+
+
+def test_not_even_one_tile_fits(twelve_tiles):
+    with pytest.raises(ValueError, match="Not even one tile.*Raise trainer.max_length"):
+        checked(records((256, 192)), twelve_tiles, max_length=20)
+    assert fitting_tiles(records((256, 192)), [0], 20, twelve_tiles, MPOConfig("unused", use_cpu=True, bf16=False)) is None
+
+
+def test_long_answers(twelve_tiles):
+    """Where no picture is to blame, no setting of tiles is named; cut to max_length, answers fit the context."""
+    dataset = records((64, 64), chosen="A cat. " * 100).remove_columns("images")
+    with pytest.raises(ValueError, match="Shorten answers, or leave these records out"):
+        checked(dataset, twelve_tiles, context=150)
+    checked(dataset, twelve_tiles, context=150, max_length=100)
+
+
+def test_a_batch_that_cannot_fit(twelve_tiles):
+    dataset = records((64, 64), (256, 192))
+    tokens = int(measure(dataset, twelve_tiles).tokens().max())
+    checked(dataset, twelve_tiles, batching="tokens", max_tokens_per_batch=tokens)
+    with pytest.raises(ValueError, match=f"record 'picture-1' takes alone: {tokens} tokens.*at least {tokens}"):
+        checked(dataset, twelve_tiles, batching="tokens", max_tokens_per_batch=tokens - 1)
+    with pytest.raises(ValueError, match="less than the 13 tiles of record 'picture-1' alone. Set it to at least 13"):
+        checked(dataset, twelve_tiles, batching="tokens", max_tokens_per_batch=tokens, max_tiles_per_batch=12)
+
+
+def test_records_without_an_id_go_by_their_place():
+    assert name_of(Dataset.from_list([{"chosen": "a"}]), 0) == "record 0"
+
+
+@pytest.fixture(scope="module")
+def plain_tokenizer():
+    """Bytes and the control tokens of a chat template, and none for pictures."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(bytes_)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def test_a_folder_whose_tokenizer_has_no_picture_tokens(processor, plain_tokenizer, tmp_path):
+    processor.save_pretrained(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    plain_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no picture tokens.*<IMG_CONTEXT>.*Copy the tokenizer's files"):
+        open_processor(str(tmp_path))
+
+
+def test_a_tokenizer_that_cuts_picture_tokens_into_pieces(processor, internvl, plain_tokenizer):
+    check_fit(internvl, processor)
+    broken = copy.copy(processor)
+    broken.tokenizer = plain_tokenizer
+    with pytest.raises(ValueError, match="does not have the picture token <img>: it reads it as 5 tokens.*Load both from the same"):
+        check_fit(internvl, broken)
+
+
+def test_another_mistake_is_not_renamed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl"}))
+    with pytest.raises((OSError, ValueError)) as error:
+        open_processor(str(tmp_path))
+    assert "picture tokens" not in str(error.value)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 COMMANDS = {
     "cache": "look into, check and clean up a folder of cached reference log-probs",
+    "convert": "between the official form of a checkpoint and transformers'",
     "demo": "about ten minutes: a small InternVL learns to read pictures, and MPO makes it better",
     "train": "train a model on pairs of answers, from a recipe",
 }

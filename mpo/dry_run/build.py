@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from mpo.models.fit import open_processor
-from mpo.models.loading import set_tiles
+from mpo.models.loading import load_processor, official_folder
+from mpo.models.official.checkpoint import open_official
 
 if TYPE_CHECKING:
     from mpo.job import TrainJob
@@ -39,10 +39,11 @@ def build_structure(job: TrainJob) -> Structure:
         loaded = job.loader()(**settings)
         return Structure(adapted(loaded.model, job), loaded.processor, job.model["_target_"], True)
     code = bool(settings.get("trust_remote_code"))
-    config = AutoConfig.from_pretrained(name, trust_remote_code=code)
+    folder = official_folder(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=code) if folder is None else open_official(folder).config
     model = meta_model(config, settings.get("dtype", "auto"), trust_remote_code=code)
-    processor = open_processor(name, trust_remote_code=code)
-    set_tiles(processor, settings.get("min_tiles"), settings.get("max_tiles"))
+    tiles = {key: settings.get(key) for key in ("min_tiles", "max_tiles")}
+    processor = load_processor(name, **tiles, trust_remote_code=code)
     return Structure(adapted(model, job), processor, str(name), False)
 
 

@@ -45,7 +45,8 @@ def check_fit(model: Any, processing_class: Any) -> None:
     mend = "Load both from the same checkpoint (AutoProcessor.from_pretrained with the model's name)."
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    if rows is not None and len(tokenizer) > rows:
+    spare = getattr(processing_class, "video_token", None)  # its frames take its place before anything is tokenised
+    if rows is not None and any(number >= rows for token, number in tokenizer.get_vocab().items() if token != spare):
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows, so ids would point nowhere. {mend} "
             "If tokens were added, call model.resize_token_embeddings(len(tokenizer))."

@@ -1,10 +1,23 @@
 """A checkpoint by name or path -> the model and its processor."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from huggingface_hub import snapshot_download
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    InternVLForConditionalGeneration,
+)
+from transformers.utils import cached_file
+
+from mpo.models.fit import open_processor
+from mpo.models.official.checkpoint import open_official
+from mpo.models.official.config import is_official
 
 
 @dataclass
@@ -26,42 +39,114 @@ def load_model(
     quantization_config: Any = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """Load a transformers-native checkpoint with its processor (or its tokenizer, for a text model).
+    """Load a checkpoint with its processor (or its tokenizer, for a text model).
 
     Args:
-        name_or_path: a folder, or a name on the Hub such as ``OpenGVLab/InternVL3-1B-hf``.
+        name_or_path: a folder, or a name on the Hub such as ``OpenGVLab/InternVL3-1B-hf``. The official form of an InternVL
+            (``OpenGVLab/InternVL3-1B``) is converted in memory, and its code is not run.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for what the checkpoint was saved in.
         attn_implementation: as in `from_pretrained`.
         min_tiles: the fewest tiles a picture is cut into (a thumbnail comes on top of more than one).
         max_tiles: the most tiles; 12 in the official MPO recipes. Both default to what the checkpoint says.
-        trust_remote_code: run code that comes with the checkpoint.
+        trust_remote_code: run code that comes with a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
         seed: for weights that the checkpoint lacks.
 
     Raises:
-        ValueError: for an unknown dtype, an official InternVL folder, which is of another form, or tiles for a processor that
+        ValueError: for an unknown dtype, a checkpoint whose tensors are not those of its config, or tiles for a processor that
             does not cut pictures.
+    """
+    options = {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+        "trust_remote_code": trust_remote_code,
+    }
+    torch.manual_seed(seed)
+    model = load_internvl(name_or_path, **options)
+    processor = load_processor(name_or_path, min_tiles=min_tiles, max_tiles=max_tiles, trust_remote_code=trust_remote_code)
+    return LoadedModel(model, processor)
+
+
+def load_internvl(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
+    """Load a model: an InternVL in either form, or whatever else transformers loads for text, with or without pictures.
+
+    Args:
+        name_or_path: as of `load_model`.
+        dtype: as of `load_model`.
+        trust_remote_code: as of `load_model`.
+        options: further arguments of `from_pretrained`; None leaves one out.
+
+    Returns:
+        transformers' class for it, such as `InternVLForConditionalGeneration`.
+
+    Raises:
+        ValueError: for an unknown dtype, or a checkpoint whose tensors are not those of its config, which are listed.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"model.dtype is auto, float32, bfloat16 or float16; got {dtype!r}.")
+    given = {name: value for name, value in options.items() if value is not None}
+    given["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
+    folder = official_folder(name_or_path)
+    if folder is not None:
+        return _load_official(folder, given)
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    if config.model_type == "internvl_chat":
-        raise ValueError(
-            f"{name_or_path} is an official InternVLChatModel checkpoint. Use its transformers form, whose name ends in -hf "
-            f"(such as {name_or_path.rstrip('/')}-hf)."
-        )
     loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    torch.manual_seed(seed)
-    model = loader.from_pretrained(
-        name_or_path,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-        quantization_config=quantization_config,
-    )
-    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    return loader.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **given)
+
+
+def load_processor(
+    name_or_path: str, *, min_tiles: int | None = None, max_tiles: int | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Load the processor of a checkpoint of either form, or the tokenizer of a text model.
+
+    Args:
+        name_or_path: as of `load_model`.
+        min_tiles: as of `load_model`.
+        max_tiles: as of `load_model`.
+        trust_remote_code: as of `load_model`.
+
+    Raises:
+        ValueError: for a checkpoint without a tokenizer, a tokenizer without the picture tokens, or tiles for a processor that
+            does not cut pictures.
+    """
+    folder = official_folder(name_or_path)
+    if folder is None:
+        processor = open_processor(name_or_path, trust_remote_code=trust_remote_code)
+    else:
+        processor = open_official(folder).processor
+        if processor is None:
+            raise ValueError(
+                f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and its companions from the original checkpoint."
+            )
     set_tiles(processor, min_tiles, max_tiles)
-    return LoadedModel(model, processor)
+    return processor
+
+
+def official_folder(name_or_path: str) -> Path | None:
+    """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint of another form."""
+    path = cached_file(name_or_path, "config.json")
+    if not is_official(json.loads(Path(path).read_text())):
+        return None
+    path = Path(name_or_path)
+    return (
+        path
+        if path.is_dir()
+        else Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    )
+
+
+def _load_official(folder: Path, options: dict[str, Any]) -> Any:
+    checkpoint = open_official(folder)
+    checkpoint.check()
+    if options["dtype"] == "auto":
+        options["dtype"] = checkpoint.config.dtype or "auto"
+    model = InternVLForConditionalGeneration.from_pretrained(
+        None, config=checkpoint.config, state_dict=dict(checkpoint.tensors()), **options
+    )
+    model.generation_config = checkpoint.generation_config
+    model.config._name_or_path = str(folder)
+    return model
 
 
 def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None) -> None:

@@ -92,8 +92,8 @@ def test_evaluation_of_sharded_weights(two_ranks, tmp_path):
     trainer = one_process(tmp_path, {**STEP, **ONE_PROCESS, **EVALUATED, "kind": "mixed", "pairs": 12})["trainer"]
     metrics = trainer.evaluate()
     first, again = json.loads((two_ranks / "evaluated-rank0.json").read_text())["evaluation"]
-    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins"):
-        assert first[key] == pytest.approx(metrics[key], rel=1e-5, abs=1e-7) and first[key] == again[key], key
+    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins"):  # a margin is beta times a difference of large sums
+        assert first[key] == pytest.approx(metrics[key], rel=1e-5, abs=1e-6) and first[key] == again[key], key
 
 
 @pytest.mark.parametrize("kind", RESUMED)

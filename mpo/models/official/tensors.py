@@ -1,0 +1,104 @@
+"""The tensors of a folder of safetensors files: read one at a time, written shard by shard."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class TensorFiles:
+    """Tensors by name, from the safetensors files of a checkpoint's folder.
+
+    Args:
+        folder: of the checkpoint.
+
+    Raises:
+        ValueError: when the folder has no weights in this format, or its index names a file or a tensor that is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index = folder / INDEX
+        if index.exists():
+            where = json.loads(index.read_text())["weight_map"]
+        elif (folder / SINGLE).exists():
+            where = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        else:
+            other = sorted(path.name for path in folder.glob("*.bin"))
+            what = f" {other[0]} is a pickle, which can run code when it is read." if other else ""
+            raise ValueError(f"{folder} has no {SINGLE} and no {INDEX}.{what} Weights are read from safetensors files alone.")
+        absent = sorted({name for name in where.values() if not (folder / name).exists()})
+        if absent:
+            raise ValueError(f"{index} names {', '.join(absent)}, not in that folder. Download the checkpoint again.")
+        self._files = {name: self._open(name) for name in sorted(set(where.values()))}
+        kept = {name: set(file.keys()) for name, file in self._files.items()}
+        lost = sorted(name for name, file in where.items() if name not in kept[file])
+        if lost:
+            raise ValueError(f"{index} names tensors that its files do not have: {', '.join(lost[:5])}. Download it again.")
+        self._where = where
+
+    def _open(self, name: str) -> Any:
+        try:
+            return safe_open(self.folder / name, framework="pt")
+        except Exception as error:  # safetensors raises its own class, which is not exported
+            raise ValueError(f"{self.folder / name} cannot be read ({error}). Download it again.") from error
+
+    def names(self) -> list[str]:
+        """Names of all tensors, in the order of the files."""
+        return list(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return tuple(self._files[self._where[name]].get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[self._where[name]].get_tensor(name)
+        return tensor
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_bytes: int) -> None:
+    """Write tensors as they come, in files of at most `shard_bytes` (a larger tensor has one for itself), with an index.
+
+    Args:
+        folder: an existing one.
+        tensors: names and tensors; no more than a shard of them is in memory at once.
+        shard_bytes: of a file.
+    """
+    places: list[list[str]] = []
+    total = 0
+    for shard in _shards(tensors, shard_bytes):
+        save_file(shard, _part(folder, len(places)), metadata={"format": "pt"})
+        places.append(list(shard))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(places) == 1:
+        _part(folder, 0).rename(folder / SINGLE)
+        return
+    names = [f"model-{number:05d}-of-{len(places):05d}.safetensors" for number in range(1, len(places) + 1)]
+    for number, name in enumerate(names):
+        _part(folder, number).rename(folder / name)
+    where = {tensor: name for name, shard in zip(names, places, strict=True) for tensor in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.contiguous().clone() if tensor._is_view() else tensor.contiguous()
+        size += tensor.nbytes
+    yield shard
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}"

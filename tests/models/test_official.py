@@ -1,0 +1,240 @@
+"""The official form of checkpoints: loaded in memory, converted there and back, refused where it does not fit."""
+
+import json
+
+import pytest
+import torch
+from official_checkpoints import write_official
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+from mpo.commands import main
+from mpo.models.fit import check_fit
+from mpo.models.loading import load_internvl, load_model, load_processor
+from mpo.models.official.checkpoint import open_official
+from mpo.models.official.convert import convert, largest_difference
+from mpo.models.official.forward import official_logits
+from mpo.models.official.tensors import TensorFiles
+
+FAMILIES = ["qwen2", "internlm2", "internlm3", "llama", "qwen3", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["300M", "6B"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_there_and_back(tmp_path, family, large, record_property):
+    """Loaded by transformers it computes what the official definition does; back in the official form every bit is the same."""
+    official = write_official(tmp_path / "official", family, large=large)
+    there = convert(official, tmp_path / "ours", compare=True, progress=False)
+    assert there.difference < 1e-5
+    record_property("largest difference", f"logits of the official form and transformers', {family}: {there.difference:.1e}")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
+    check_fit(model, AutoProcessor.from_pretrained(tmp_path / "ours"))
+    back = convert(tmp_path / "ours", tmp_path / "back", compare=True, progress=False)
+    assert back.difference < 1e-5
+    before, after = (load_file(folder / "model.safetensors") for folder in (official, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((official / "config.json").read_text()) == json.loads((tmp_path / "back" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loaded_in_memory(tmp_path, family):
+    official = write_official(tmp_path / "official", family, dtype=torch.bfloat16)
+    convert(official, tmp_path / "ours", compare=False, progress=False)
+    loaded = load_model(str(official))
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    states = loaded.model.state_dict(), saved.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert loaded.model.generation_config.eos_token_id == loaded.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    check_fit(loaded.model, loaded.processor)
+
+
+def test_another_place_of_the_queries_is_seen(tmp_path):
+    """The check computes with the official tensors alone: a wrongly cut one shows."""
+    official = write_official(tmp_path / "official", "internlm2")
+    convert(official, tmp_path / "ours", compare=False, progress=False)
+    tensors = load_file(tmp_path / "ours" / "model.safetensors")
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = tensors[name].flip(0)
+    save_file(tensors, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
+    assert largest_difference(official, tmp_path / "ours") > 1e-3
+    checkpoint = open_official(official)
+    ids = torch.tensor([[1, 2, *[checkpoint.config.image_token_id] * 4, 3]])
+    pixels = torch.randn(1, 3, 32, 32)
+    logits = official_logits(TensorFiles(official), checkpoint.official, checkpoint.config, ids, pixels)
+    assert logits.shape == (1, 7, checkpoint.config.text_config.vocab_size)
+
+
+def test_many_shards(tmp_path):
+    official = write_official(tmp_path / "official", "qwen3")
+    convert(official, tmp_path / "ours", shard_gb=1e-5, compare=False, progress=False)
+    files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) > 3 and files[0].startswith("model-00001-of-")
+    convert(tmp_path / "ours", tmp_path / "back", shard_gb=1e-5, compare=True, progress=False)
+    before, after = TensorFiles(official), TensorFiles(tmp_path / "back")
+    assert sorted(before.names()) == sorted(after.names())
+    assert all(torch.equal(before[name], after[name]) for name in before.names())
+
+
+def test_without_a_tokenizer_it_loads_as_a_model(tmp_path, monkeypatch):
+    official = write_official(tmp_path / "official", "qwen2", tokenizer=False)
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        load_internvl(str(official))
+    monkeypatch.setitem(__import__("mpo.models.official.checkpoint", fromlist=["x"]).PICTURE_TOKEN_IDS, "qwen2", 5)
+    assert load_internvl(str(official)).config.image_token_id == 5
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        load_processor(str(official))
+
+
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        ("internvl2_5", "<|im_start|>system\n你是书生·万象，"),
+        ("Hermes-2", "<|im_start|>system\n你是由上海人工智能实验室联合商汤科技"),
+    ],
+)
+def test_chat_template(tmp_path, template, expected):
+    official = write_official(tmp_path / "official", "qwen2", template=template)
+    processor = load_processor(str(official), max_tiles=3)
+    assert processor.image_processor.max_patches == 3
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}
+    text = processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+    end = "<|im_end|>\n" if template == "internvl2_5" else "<|im_end|>"
+    assert text.startswith(expected)
+    assert text.endswith(f"{end}<|im_start|>user\n<IMG_CONTEXT>\nHow many?{end}<|im_start|>assistant\n")
+    own = processor.apply_chat_template([{"role": "system", "content": "Be brief."}, question], tokenize=False)
+    assert own.startswith("<|im_start|>system\nBe brief.")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(ps_version="v1"), "ps_version is 'v1'"),
+        (lambda c: c["llm_config"].update(architectures=["Phi3ForCausalLM"], model_type="phi3"), "Phi3ForCausalLM.*InternLM2"),
+        (lambda c: c["llm_config"].update(num_hidden_layers=1), r"tensors not of this model \(language_model.model.layers.1"),
+        (lambda c: c["llm_config"].update(num_hidden_layers=3), r"tensors missing \(language_model.model.layers.2"),
+        (
+            lambda c: c["llm_config"].update(intermediate_size=40),
+            r"of another shape .*: \(32, 48\), expected \(32, 40\)",
+        ),
+        (lambda c: c.update(template="vicuna_v1.1"), "conversation template 'vicuna_v1.1' is not known"),
+    ],
+)
+def test_refusals(tmp_path, change, message):
+    official = write_official(tmp_path / "official", "qwen2")
+    config = json.loads((official / "config.json").read_text())
+    change(config)
+    (official / "config.json").write_text(json.dumps(config))
+    for refused in (
+        lambda: load_model(str(official)),
+        lambda: convert(official, tmp_path / "ours", compare=False, progress=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_pickle_is_not_read(tmp_path):
+    official = write_official(tmp_path / "official", "qwen2")
+    (official / "model.safetensors").rename(official / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle.*safetensors files alone"):
+        load_model(str(official))
+
+
+def test_a_cut_file(tmp_path):
+    official = write_official(tmp_path / "official", "qwen2")
+    whole = (official / "model.safetensors").read_bytes()
+    (official / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read.*Download it again"):
+        load_model(str(official))
+
+
+def test_a_model_made_here_gets_an_official_config(tmp_path, capsys):
+    """Without the original config one is made, and the checkpoint it makes loads."""
+    official = write_official(tmp_path / "official", "qwen3", large=True)
+    convert(official, tmp_path / "ours", compare=False, progress=False)
+    (tmp_path / "ours" / "official_config.json").unlink()
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    said = capsys.readouterr().out
+    assert "in the official form" in said and "Logits of both forms agree" in said and "--like" in said
+    before, after = load_internvl(str(official)), load_internvl(str(tmp_path / "back"))
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_like(tmp_path):
+    official = write_official(tmp_path / "official", "qwen2")
+    (official / "modeling_internvl_chat.py").write_text("# code\n")
+    convert(official, tmp_path / "ours", compare=False, progress=False)
+    convert(tmp_path / "ours", tmp_path / "back", like=official, compare=False, progress=False)
+    assert (tmp_path / "back" / "modeling_internvl_chat.py").exists()
+    with pytest.raises(ValueError, match="already there"):
+        convert(tmp_path / "ours", tmp_path / "back", progress=False)
+
+
+ADDED = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<quad>",
+    "</quad>",
+    "<ref>",
+    "</ref>",
+    "<box>",
+    "</box>",
+)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_internlm2s_tokenizer(tmp_path, prefix):
+    """A SentencePiece model is read as it is, with the official tokenizer's additions behind it."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "texts.txt").write_text("\n".join(f"What is {n} and {n + 1}? A red house, 这是一只猫。" for n in range(200)))
+    folder = write_official(tmp_path / "official", "internlm2", tokenizer=False)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=360,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=prefix,
+        minloglevel=2,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+    )
+    original = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    count = original.get_piece_size()
+    special = {"0": "<unk>", "1": "<s>", "2": "</s>"} | {str(count + n): token for n, token in enumerate(ADDED)}
+    settings = {
+        "tokenizer_class": "InternLM2Tokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "unk_token": "<unk>",
+        "added_tokens_decoder": {number: {"content": token, "special": True} for number, token in special.items()},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    processor = load_processor(str(folder))
+    tokenizer = processor.tokenizer
+    assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == count + 4
+    for text in ("What is 7 and 9? A house", "这是一只红猫 é ∑", "two  spaces", "\n lines\n"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == original.encode(text)
+        assert tokenizer.decode(ids) == text
+    text = processor.apply_chat_template([{"role": "user", "content": "A house"}], tokenize=False)
+    assert text.startswith("<s><|im_start|>system\n")
+    processor.save_pretrained(tmp_path / "saved")
+    again = AutoProcessor.from_pretrained(tmp_path / "saved").tokenizer
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_it_ends_a_turn(tmp_path):
+    official = write_official(tmp_path / "official", "internlm2")
+    convert(official, tmp_path / "ours", compare=False, progress=False)
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours")
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert GenerationConfig.from_pretrained(tmp_path / "ours").eos_token_id == end

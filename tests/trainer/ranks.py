@@ -48,6 +48,8 @@ def main(scenarios: Path) -> None:
             )
         )
         record(trainer, folder / f"{name}.pt")
+    dist.barrier()  # a rank that leaves early takes its connections with it
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

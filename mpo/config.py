@@ -7,6 +7,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig
 
 from mpo.losses import Mixture
+from mpo.models.parts import PARTS
 
 MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
 MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]
@@ -50,6 +51,13 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         max_tiles_per_batch: see `batching`.
         group_same_prompt: up to this many pairs of one question share a batch, and there their prompt and pictures.
         verify_first_batch: compare the first batch with padded rows.
+        vision_learning_rate: of the vision tower; like the next three, None is ``learning_rate``.
+        projector_learning_rate: of the projector between tower and language model.
+        language_learning_rate: of the language model.
+        head_learning_rate: of its output head, where it has its own weights.
+        vision_layer_decay: the tower's layers have this much less learning rate the further down they are
+            (`mpo.models.learning_rates`).
+        vision_drop_path: stochastic depth of the tower's last layer (`mpo.models.drop_path`); off in the reference.
         answer_end: score an answer up to its end-of-turn token (``"end_of_turn"``), or everything that the chat template
             puts behind the prompt (``"template"``, TRL).
 
@@ -115,6 +123,17 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         default=False, metadata={"help": "Compare the first batch's packed rows with padded ones, and say how far they are apart."}
     )
 
+    vision_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the vision tower."})
+    projector_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
+    language_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the language model."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the output head."})
+    vision_layer_decay: float = field(
+        default=1.0, metadata={"help": "Each layer of the vision tower has this share of the next one's learning rate."}
+    )
+    vision_drop_path: float = field(
+        default=0.0, metadata={"help": "Stochastic depth of the vision tower's last layer; 0.1 or 0.4 in the official recipes."}
+    )
+
     max_length: int | None = field(
         default=None,
         metadata={"help": "Longest row in tokens; None: no limit. Answers are cut to it, pictures and prompts never."},
@@ -174,6 +193,10 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             )
         if self.reference_cache is not None and self.reference != "cached":
             raise ValueError("reference_cache needs reference='cached'. Set it, or leave this out.")
+        if not 0.0 < self.vision_layer_decay <= 1.0:
+            raise ValueError(f"vision_layer_decay lies above 0 and up to 1 (no decay); got {self.vision_layer_decay}.")
+        if not 0.0 <= self.vision_drop_path < 1.0:
+            raise ValueError(f"vision_drop_path is a probability below 1; got {self.vision_drop_path}.")
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and (self.use_cpu or not is_torch_bf16_gpu_available()):
             self.bf16 = False  # TRL's default stops here with an error
@@ -190,6 +213,11 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
                 "rejected rows or leave ranks with unequal numbers of batches. Leave them at their defaults; no pair counts twice."
             )
         shares.dispatch_batches = False
+
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rates of the parts that have one of their own (`mpo.models.parts`)."""
+        given = {part: getattr(self, f"{part}_learning_rate") for part in PARTS}
+        return {part: float(rate) for part, rate in given.items() if rate is not None}
 
     def mixture(self) -> Mixture:
         """The loss of this configuration, fresh."""

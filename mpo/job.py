@@ -16,6 +16,7 @@ from mpo.checkpoint import latest_checkpoint
 from mpo.config import MPOConfig
 from mpo.data.sources import load_pairs
 from mpo.dry_run.settings import without_gpu
+from mpo.models.parts import PARTS, adapted_layers, check_parts, freeze_parts
 from mpo.trainer import MPOTrainer
 
 RESOLVED = "resolved.yaml"
@@ -35,8 +36,13 @@ LOSS_FIELDS = (
     "use_weighting",
 )
 # Fields of MPOConfig that the configuration has a place of its own for.
-ELSEWHERE = {"output_dir": "run_dir", "resume_from_checkpoint": "resume", "seed": "seed"} | {
-    name: f"loss.{name}" for name in LOSS_FIELDS
+ELSEWHERE = {
+    "output_dir": "run_dir",
+    "resume_from_checkpoint": "resume",
+    "seed": "seed",
+    "vision_drop_path": "drop_path",
+    **{f"{part}_learning_rate": f"lr.{part}" for part in PARTS},
+    **{name: f"loss.{name}" for name in LOSS_FIELDS},
 }
 
 
@@ -53,6 +59,10 @@ class TrainJob:
         run_dir: folder of the run.
         resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
         seed: of everything drawn.
+        train_parts: part of the model -> train, freeze, lora, or for ``vision`` how many of its last layers to train
+            (`mpo.models.parts`); None: all of it, or where ``peft`` puts its adapters.
+        lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
+        drop_path: stochastic depth of the vision tower (`mpo.models.drop_path`).
         dry_run: describe the run instead of running it (`mpo.dry_run`).
         dry_run_gpu_gb: memory of the GPU that the run is meant for, in GiB; None: this machine's.
         dry_run_records: measure at most so many records, taken evenly; None: all.
@@ -66,6 +76,9 @@ class TrainJob:
     run_dir: str = "runs/train"
     resume: str = "auto"
     seed: int = 0
+    train_parts: dict[str, Any] | None = None
+    lr: dict[str, float | None] | None = None
+    drop_path: float = 0.0
     dry_run: bool = False
     dry_run_gpu_gb: float | None = None
     dry_run_records: int | None = None
@@ -93,6 +106,8 @@ class TrainJob:
                 raise ValueError(f"trainer.{name} is set as {place} here.")
         refuse_unknown(job.trainer, ["global_batch_size", *config_fields], "trainer")
         job.check_peft()
+        refuse_unknown(job.lr or {}, PARTS, "lr")
+        check_parts(job.parts(), adapters=job.peft["kind"] != "none")
         for where, value in (
             ("data.path", job.data.get("path")),
             ("model.name_or_path", job.model.get("name_or_path", 0)),
@@ -133,6 +148,10 @@ class TrainJob:
             if "quantization_config" not in inspect.signature(self.loader()).parameters:
                 raise ValueError(f"peft=qlora needs a model that can be loaded in 4 bits; {self.model['_target_']} cannot.")
 
+    def parts(self) -> dict[str, Any]:
+        """What becomes of each part of the model that the job names."""
+        return {part: choice for part, choice in (self.train_parts or {}).items() if choice is not None}
+
     def checkpoint(self) -> str | None:
         """The checkpoint to go on from, if any."""
         newest = latest_checkpoint(self.run_dir)
@@ -153,7 +172,9 @@ class TrainJob:
         """The trainer's configuration."""
         trainer = without_gpu(self.trainer) if self.dry_run else self.trainer
         given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
-        arguments = MPOConfig(output_dir=self.run_dir, seed=self.seed, **self.loss, **given)
+        rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
+        own = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
+        arguments = MPOConfig(**own, **self.loss, **given)
         total = self.trainer.get("global_batch_size")
         if total is not None:
             at_once = arguments.per_device_train_batch_size * arguments.world_size
@@ -176,7 +197,17 @@ class TrainJob:
             return None
         from peft import LoraConfig
 
-        return LoraConfig(task_type="CAUSAL_LM", **{key: value for key, value in self.peft.items() if key != "kind"})
+        settings = {key: value for key, value in self.peft.items() if key != "kind"}
+        if parts := self.parts():
+            settings["target_modules"] = adapted_layers(parts)
+            if parts.get("projector") == "train":
+                settings["modules_to_save"] = ["multi_modal_projector"]
+        return LoraConfig(task_type="CAUSAL_LM", **settings)
+
+    def freeze(self, model: Any) -> None:
+        """Freeze what the job does not train; adapters do that by themselves."""
+        if self.peft["kind"] == "none" and (parts := self.parts()):
+            freeze_parts(model, parts)
 
     def quantization(self) -> Any:
         """How to hold the base model in 4 bits for QLoRA (arXiv 2305.14314), or None."""
@@ -221,6 +252,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
     quantization = job.quantization()
     loaded = load(**settings, **({"quantization_config": quantization} if quantization is not None else {}))
+    job.freeze(loaded.model)
     trainer = MPOTrainer(
         model=loaded.model,
         args=job.arguments(),

@@ -28,7 +28,9 @@ from mpo.loop import PairLoop
 from mpo.losses import PairLogps
 from mpo.metrics import measured
 from mpo.model_card import PAPER
+from mpo.models.drop_path import DropPath
 from mpo.models.fit import check_fit
+from mpo.models.learning_rates import split_groups
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
@@ -143,7 +145,9 @@ class MPOTrainer(PairLoop):
         self.mixture = args.mixture().to(self.accelerator.device)
         if not self.mixture.needs_reference:
             self.ref_model = None
-        self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
+        self._start_is_unchecked = (
+            starts_from_reference and self.mixture.needs_reference and not args.vision_drop_path  # it makes the policy another
+        )
         self._start_loop()
         self._prepare_models(starts_from_reference)
         self.layout, reason = self._choose_layout(compute_metrics)
@@ -178,10 +182,23 @@ class MPOTrainer(PairLoop):
                     disable_dropout_outside_adapters(model)
                 add_picking(_base(self.accelerator.unwrap_model(model)).base_model)
         # The tower of a reference that is the policy's own start sees what the policy's tower sees.
+        self._drop_path = DropPath(self.model, self.args.vision_drop_path) if self.args.vision_drop_path else None
         self._tower_is_shared = starts_from_reference
         self._tower = None
         if can_share(self.model):
             self._tower = SharedTower(self.model, (self.ref_model or self.model) if starts_from_reference else self.model)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimiser whose groups have one learning rate each."""
+        rates, decay = self.args.learning_rates(), self.args.vision_layer_decay
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if rates or decay != 1.0:
+            if not fresh:
+                raise ValueError("Learning rates of parts would be ignored by an optimizer made outside. Give it groups.")
+            whole = self.model if model is None else model
+            split_groups(optimizer, whole, rate=self.args.learning_rate, rates=rates, vision_layer_decay=decay)
+        return optimizer
 
     def _choose_layout(self, compute_metrics: Any) -> tuple[str, str | None]:
         """Packed rows where they fit, else padded ones and why."""
@@ -322,7 +339,8 @@ class MPOTrainer(PairLoop):
             adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
         checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         once = self._tower.playing() if self._tower is not None and same_pictures else contextlib.nullcontext()
-        with torch.no_grad(), checkpointing_off, adapter, once, self.accelerator.autocast():
+        whole = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
+        with torch.no_grad(), checkpointing_off, adapter, once, whole, self.accelerator.autocast():
             return self._answer_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
 
     def _reference_sums(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:

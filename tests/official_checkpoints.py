@@ -21,12 +21,12 @@ CLASSES = {
 }
 
 
-def tower_shapes(large: bool) -> dict[str, tuple[int, ...]]:
+def tower_shapes(large: bool, tile: int, patch: int) -> dict[str, tuple[int, ...]]:
     shapes = {
         "embeddings.class_embedding": (1, 1, TOWER),
-        "embeddings.patch_embedding.weight": (TOWER, 3, PATCH, PATCH),
+        "embeddings.patch_embedding.weight": (TOWER, 3, patch, patch),
         "embeddings.patch_embedding.bias": (TOWER,),
-        "embeddings.position_embedding": (1, (TILE // PATCH) ** 2 + 1, TOWER),
+        "embeddings.position_embedding": (1, (tile // patch) ** 2 + 1, TOWER),
     }
     for layer in range(LAYERS):
         at = f"encoder.layers.{layer}."
@@ -83,13 +83,21 @@ def language_shapes(family: str, words: int) -> dict[str, tuple[int, ...]]:
 
 
 def write_official(
-    folder: Path, family: str, *, large: bool = False, dtype=torch.float32, tokenizer: bool = True, template: str = "internvl2_5"
+    folder: Path,
+    family: str,
+    *,
+    large: bool = False,
+    dtype=torch.float32,
+    tokenizer: bool = True,
+    template: str = "internvl2_5",
+    tile: int = TILE,
+    patch: int = PATCH,
 ) -> Path:
     """Write a checkpoint; `large` gives the 6B tower's norms."""
     folder.mkdir(parents=True)
-    made = small_processor(TEXTS, image_size=TILE, patch_size=PATCH).tokenizer
+    made = small_processor(TEXTS, image_size=tile, patch_size=patch).tokenizer
     words = len(made)
-    shapes = {f"vision_model.{name}": shape for name, shape in tower_shapes(large).items()}
+    shapes = {f"vision_model.{name}": shape for name, shape in tower_shapes(large, tile, patch).items()}
     joined = 4 * TOWER
     shapes |= {"mlp1.0.weight": (joined,), "mlp1.0.bias": (joined,), "mlp1.1.weight": (WIDTH, joined), "mlp1.1.bias": (WIDTH,)}
     shapes |= {"mlp1.3.weight": (WIDTH, WIDTH), "mlp1.3.bias": (WIDTH,)}
@@ -128,7 +136,7 @@ def write_official(
         "model_type": "internvl_chat",
         "downsample_ratio": 0.5,
         "dynamic_image_size": True,
-        "force_image_size": TILE,
+        "force_image_size": tile,
         "llm_config": llm,
         "max_dynamic_patch": 6,
         "min_dynamic_patch": 1,
@@ -141,7 +149,7 @@ def write_official(
             "architectures": ["InternVisionModel"],
             "drop_path_rate": 0.1,
             "hidden_size": TOWER,
-            "image_size": TILE,
+            "image_size": tile,
             "initializer_factor": 0.1,
             "intermediate_size": 4 * TOWER,
             "layer_norm_eps": 1e-6,
@@ -149,7 +157,7 @@ def write_official(
             "norm_type": "rms_norm" if large else "layer_norm",
             "num_attention_heads": 2,
             "num_hidden_layers": LAYERS,
-            "patch_size": PATCH,
+            "patch_size": patch,
             "qk_normalization": large,
             "qkv_bias": not large,
         },

@@ -30,6 +30,7 @@ def small_run(
     callbacks=(),
     lora_dropout=0.1,
     frozen_tower=False,
+    lora_targets=None,
     **settings,
 ) -> MPOTrainer:
     """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures) or mixed (every other record has one)."""
@@ -39,6 +40,7 @@ def small_run(
     make = {"text": text_pairs, "mixed": mixed_pairs}.get(kind, picture_pairs)
     adapter = copy.deepcopy(LORA)
     adapter.lora_dropout = lora_dropout
+    adapter.target_modules = lora_targets or adapter.target_modules
     dataset = make(pairs)
     dataset = dataset.add_column("id", [f"pair-{i}" for i in range(pairs)])
     defaults = {

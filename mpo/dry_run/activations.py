@@ -10,8 +10,8 @@ from mpo.dry_run import language, vision
 from mpo.dry_run.batch import BatchShape
 from mpo.dry_run.head import head_kept, head_working
 from mpo.dry_run.kept import is_trained, rms_norm
-from mpo.dry_run.parts import base_model
 from mpo.dry_run.precision import Precision
+from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
 from mpo.packing.fits import find_text_model
 

@@ -64,6 +64,7 @@ def meta_model(config: Any, dtype: str = "auto", *, trust_remote_code: bool = Fa
 def adapted(model: Any, job: TrainJob) -> Any:
     """The model with the job's adapters, in the dtypes that training gives them."""
     adapter = job.adapter()
+    job.freeze(model)
     if adapter is None:
         return model
     from peft import get_peft_model

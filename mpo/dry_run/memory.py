@@ -9,10 +9,11 @@ from torch import nn
 
 from mpo.dry_run.activations import Activations, PartMemory, activations
 from mpo.dry_run.batch import BatchShape
-from mpo.dry_run.parts import base_model, part_of
+from mpo.dry_run.parts import part_of
 from mpo.dry_run.precision import Precision
 from mpo.dry_run.sharding import KINDS, Sharding
 from mpo.dry_run.state import optimiser_bytes, trained_bytes, weight_bytes
+from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
 from mpo.packing.fits import find_text_model
 

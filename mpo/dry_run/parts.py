@@ -1,14 +1,15 @@
-"""Which part of a model a parameter belongs to, and how many of each there are."""
+"""How many parameters each part of a model has, and how many are trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
-PARTS = ("vision tower", "projector", "language model", "LM head", "adapters")
+from mpo.models import parts
+
+TITLES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "LM head"}
+PARTS = (*TITLES.values(), "adapters")
 
 
 @dataclass
@@ -19,26 +20,15 @@ class Count:
     trainable: int = 0
 
 
-def base_model(model: nn.Module) -> Any:
-    """The transformers model inside adapters."""
-    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-
-
 def part_of(name: str) -> str:
-    """The part of a parameter, by its name.
+    """The part of a parameter as it is shown; adapters are a part of their own.
 
     >>> part_of("model.vision_tower.embeddings.cls_token"), part_of("lm_head.weight")
     ('vision tower', 'LM head')
     >>> part_of("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight")
     'adapters'
     """
-    if "lora_" in name:
-        return "adapters"
-    if "vision_tower" in name:
-        return "vision tower"
-    if "multi_modal_projector" in name:
-        return "projector"
-    return "LM head" if "lm_head" in name else "language model"
+    return "adapters" if "lora_" in name else TITLES[parts.part_of(name)]
 
 
 def count_parameters(model: nn.Module) -> dict[str, Count]:

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from official_checkpoints import write_official
 from omegaconf import OmegaConf
 from support import picture
 
 from mpo.commands import main
 from mpo.commands.train import GROUPS, settable
-from mpo.job import TrainJob
+from mpo.dry_run.build import build_structure
+from mpo.dry_run.parts import count_parameters
+from mpo.job import TrainJob, run_train_job
+from mpo.models.parts import part_of
 
 RECIPES = Path(str(files("mpo.recipes")))
 OPTIONS = sorted((path.parent.name, path.stem) for path in RECIPES.glob("*/*.yaml"))
@@ -58,6 +62,39 @@ def composed(overrides: list[str]) -> dict:
     with initialize_config_module("mpo.recipes", version_base="1.3"):
         config = OmegaConf.to_container(compose("train", [settable(o) for o in overrides]), resolve=True)
     return {key: value for key, value in config.items() if key != "hydra"}
+
+
+@pytest.mark.parametrize(
+    "choices, trained",
+    [
+        (["train_parts.vision=freeze", "train_parts.head=freeze"], {"projector", "language"}),
+        (["train_parts.vision=1", "train_parts.language=freeze", "train_parts.head=freeze"], {"vision", "projector"}),
+        (["peft=lora", "train_parts.vision=lora", "train_parts.language=lora"], {"vision", "language"}),
+        (["peft=lora", "train_parts.language=lora", "train_parts.projector=train"], {"projector", "language"}),
+    ],
+)
+def test_parts_of_the_model(arguments, choices, trained):
+    """The run trains what the recipe says, and a dry run says the same."""
+    rates = [f"lr.{part}=1e-3" for part in trained]
+    job = TrainJob.from_config(composed([*arguments, *choices, *rates]))
+    trainer = run_train_job(job)
+    named = dict(trainer.model.named_parameters())
+    assert {part_of(name) for name, parameter in named.items() if parameter.requires_grad} == trained
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.0}  # where the schedule ended
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-3}
+    counted = {}
+    for name, count in count_parameters(build_structure(job).model).items():
+        counted[name] = count.trainable
+    assert sum(counted.values()) == sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
+
+
+def test_an_official_checkpoint(arguments, tmp_path):
+    """A recipe takes the official form by its path."""
+    official = write_official(tmp_path / "official", "internlm2")
+    job = TrainJob.from_config(composed([*arguments, f"model.name_or_path={official}", "trainer.max_steps=1", "drop_path=0.1"]))
+    trainer = run_train_job(job)
+    assert trainer.state.global_step == 1
+    assert (Path(job.run_dir) / "model.safetensors").exists()
 
 
 def test_every_folder_is_a_group():

@@ -1,0 +1,70 @@
+"""One learning rate per part, and less of it for the lower layers of the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from mpo.models.parts import part_of, vision_depth
+
+
+def learning_rate_of(name: str, *, rate: float, rates: Mapping[str, float], vision_layer_decay: float, vision_layers: int) -> float:
+    """The learning rate of a parameter.
+
+    With decay d, layer i of L in the vision tower has d^(L - i) of the tower's rate, its embeddings d^(L + 1): layer-wise decay as
+    in BEiT (arXiv 2106.08254), with the projector in the place of its head.
+
+    Args:
+        name: of the parameter.
+        rate: of parts that have none of their own.
+        rates: part -> learning rate.
+        vision_layer_decay: d, 1 for none.
+        vision_layers: L.
+
+    >>> options = {"rate": 1e-5, "rates": {"vision": 1e-6}, "vision_layer_decay": 0.5, "vision_layers": 2}
+    >>> learning_rate_of("vision_tower.encoder.layer.1.lambda_1", **options), learning_rate_of("lm_head.weight", **options)
+    (5e-07, 1e-05)
+    """
+    part = part_of(name)
+    own = rates.get(part, rate)
+    if part != "vision" or vision_layer_decay == 1:
+        return own
+    depth = vision_depth(name)
+    return own * float(vision_layer_decay ** (vision_layers + 1 if depth is None else vision_layers - depth))
+
+
+def split_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, rate: float, rates: Mapping[str, float], vision_layer_decay: float
+) -> None:
+    """Split a fresh optimiser's groups so that each has one learning rate; everything else of a group is kept.
+
+    Args:
+        optimizer: without state.
+        model: whose parameters it has.
+        rate: as of `learning_rate_of`, as the rest.
+        rates: part -> learning rate.
+        vision_layer_decay: see there.
+
+    Raises:
+        ValueError: for a part with a rate of its own of which nothing is trained.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = 1 + max((number for name in names.values() if (number := vision_depth(name)) is not None), default=-1)
+    trained = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for part in rates:
+        if part not in trained:
+            raise ValueError(f"{part}_learning_rate={rates[part]} would have no effect: nothing of that part is trained.")
+    if vision_layer_decay != 1 and "vision" not in trained:
+        raise ValueError("vision_layer_decay would have no effect: nothing of the vision tower is trained.")
+    groups = []
+    for group in optimizer.param_groups:
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            own = learning_rate_of(
+                names[id(parameter)], rate=rate, rates=rates, vision_layer_decay=vision_layer_decay, vision_layers=layers
+            )
+            by_rate.setdefault(own, []).append(parameter)
+        groups += [{**group, "lr": own, "params": parameters} for own, parameters in by_rate.items()]
+    optimizer.param_groups[:] = groups

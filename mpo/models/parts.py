@@ -1,0 +1,121 @@
+"""The parts of a vision-language model, and which of them a run trains: all of it, adapters in it, or nothing of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+PARTS = ("vision", "projector", "language", "head")
+
+LINEAR = {
+    "vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
+    "projector": ("linear_1", "linear_2"),
+    "language": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "head": ("lm_head",),
+}
+"""The linear layers that LoRA adapts in each part, as the official InternVL code does in tower and language model."""
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside adapters."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def part_of(name: str) -> str:
+    """The part of a parameter, by its name; that of an adapter is the part it adapts.
+
+    >>> part_of("model.vision_tower.embeddings.cls_token"), part_of("model.multi_modal_projector.linear_1.bias")
+    ('vision', 'projector')
+    >>> part_of("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight"), part_of("lm_head.weight")
+    ('language', 'head')
+    """
+    if "vision_tower" in name:
+        return "vision"
+    if "multi_modal_projector" in name:
+        return "projector"
+    return "head" if "lm_head" in name else "language"
+
+
+def vision_depth(name: str) -> int | None:
+    """The number of the vision tower's layer that a parameter belongs to; None for its embeddings and other parts.
+
+    >>> vision_depth("model.vision_tower.encoder.layer.11.lambda_1"), vision_depth("model.vision_tower.embeddings.cls_token")
+    (11, None)
+    """
+    found = re.search(r"vision_tower\..*?encoder\.layer\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
+    """Refuse choices that cannot be made.
+
+    Args:
+        choices: part -> ``"train"``, ``"freeze"``, ``"lora"``, or for the vision tower the number of its last layers to train.
+        adapters: whether the run has adapters.
+
+    Raises:
+        ValueError: naming the part and what it can be.
+    """
+    for part, choice in choices.items():
+        if part not in PARTS:
+            raise ValueError(f"There is no part {part!r} in train_parts. It has: {', '.join(PARTS)}.")
+        layers = isinstance(choice, int) and not isinstance(choice, bool)
+        if layers and part == "vision" and choice >= 1 and not adapters:
+            continue
+        if choice not in ("train", "freeze", "lora") or layers:
+            raise ValueError(
+                f"train_parts.{part} is train, freeze or lora (vision also: how many of its last layers to train, without "
+                f"adapters); got {choice!r}."
+            )
+        if choice == "lora" and not adapters:
+            raise ValueError(f"train_parts.{part}=lora needs adapters. Add peft=lora or peft=qlora.")
+        if choice == "train" and adapters and part != "projector":
+            raise ValueError(
+                f"train_parts.{part}=train would keep a second copy of that part beside the adapters. Only the projector is small "
+                f"enough for it; use lora or freeze."
+            )
+    if choices and set(PARTS) <= choices.keys() and all(choices[part] == "freeze" for part in PARTS):
+        raise ValueError("train_parts freezes every part, so nothing would be trained. Train one.")
+
+
+def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
+    """Freeze parts of a model, and the first layers of its vision tower, as `check_parts` has them; what is not named is trained.
+
+    Raises:
+        ValueError: for a part that the model does not have, or more layers than its tower has.
+    """
+    names = {part_of(name) for name, _ in model.named_parameters()}
+    for part in choices:
+        if part not in names:
+            why = " (its head is its input embeddings, which belong to language)" if part == "head" else ""
+            raise ValueError(f"train_parts.{part}: {type(model).__name__} has no such part{why}. Leave it out.")
+    depth = 1 + max((number for name, _ in model.named_parameters() if (number := vision_depth(name)) is not None), default=-1)
+    last = choices.get("vision")
+    if isinstance(last, int) and last > depth:
+        raise ValueError(f"train_parts.vision={last}: the vision tower has {depth} layers.")
+    for name, parameter in model.named_parameters():
+        choice = choices.get(part_of(name), "train")
+        if isinstance(choice, int):
+            number = vision_depth(name)
+            choice = "train" if number is not None and number >= depth - choice else "freeze"
+        if choice == "freeze":
+            parameter.requires_grad_(False)
+
+
+def adapted_layers(choices: Mapping[str, Any]) -> str:
+    """The regular expression, over module names, of the layers that adapters go to: those of parts chosen as ``"lora"``.
+
+    >>> bool(re.fullmatch(adapted_layers({"vision": "lora"}), "model.vision_tower.encoder.layer.0.mlp.fc1"))
+    True
+    """
+    where = {"vision": r".*vision_tower\..*\.", "projector": r".*multi_modal_projector\.", "language": r".*language_model\..*\."}
+    patterns = [
+        f"{where.get(part, '(?:.*[.])?')}(?:{'|'.join(LINEAR[part])})" for part in PARTS if choices.get(part, "freeze") == "lora"
+    ]
+    if not patterns:
+        raise ValueError("train_parts adapts no part. Set one to lora, or use peft=none.")
+    return f"^(?:{'|'.join(patterns)})$"

@@ -2,12 +2,15 @@
 
 import difflib
 import inspect
+import os
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import is_deepspeed_available
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
@@ -16,6 +19,7 @@ from mpo.checkpoint import latest_checkpoint
 from mpo.config import MPOConfig
 from mpo.data.sources import load_pairs
 from mpo.dry_run.settings import without_gpu
+from mpo.launch.place import KEYS, Place, find_place
 from mpo.models.parts import PARTS, adapted_layers, check_parts, freeze_parts
 from mpo.trainer import MPOTrainer
 
@@ -35,6 +39,7 @@ LOSS_FIELDS = (
     "ld_alpha",
     "use_weighting",
 )
+SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that mean something on the ranks alone
 # Fields of MPOConfig that the configuration has a place of its own for.
 ELSEWHERE = {
     "output_dir": "run_dir",
@@ -56,6 +61,7 @@ class TrainJob:
         loss: loss fields of `MPOConfig`.
         peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
         trainer: other fields of `MPOConfig`, and ``global_batch_size``.
+        launch: ranks and machines (`mpo.launch.place`).
         run_dir: folder of the run.
         resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
         seed: of everything drawn.
@@ -73,6 +79,7 @@ class TrainJob:
     loss: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
     trainer: dict[str, Any] = field(default_factory=dict)
+    launch: dict[str, Any] = field(default_factory=dict)
     run_dir: str = "runs/train"
     resume: str = "auto"
     seed: int = 0
@@ -93,7 +100,7 @@ class TrainJob:
         """
         refuse_unknown(config, [f.name for f in fields(cls)], "the configuration")
         job = cls(**config)
-        for group in ("model", "data", "loss", "peft", "trainer"):
+        for group in ("model", "data", "loss", "peft", "trainer", "launch"):
             if not isinstance(getattr(job, group), dict):
                 raise ValueError(f"{group} is a group of keys, got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         target = job.loader()
@@ -105,6 +112,8 @@ class TrainJob:
             if name in job.trainer:
                 raise ValueError(f"trainer.{name} is set as {place} here.")
         refuse_unknown(job.trainer, ["global_batch_size", *config_fields], "trainer")
+        refuse_unknown(job.launch, KEYS, "launch")
+        job.check_sharding()
         job.check_peft()
         refuse_unknown(job.lr or {}, PARTS, "lr")
         check_parts(job.parts(), adapters=job.peft["kind"] != "none")
@@ -115,7 +124,7 @@ class TrainJob:
             if value in (None, "???"):
                 raise ValueError(f"{where} is not set. Add {where}=... to the command.")
         job.checkpoint()
-        job.arguments()
+        job.planned_arguments()
         return job
 
     def loader(self) -> Any:
@@ -152,9 +161,13 @@ class TrainJob:
         """What becomes of each part of the model that the job names."""
         return {part: choice for part, choice in (self.train_parts or {}).items() if choice is not None}
 
+    def newest_checkpoint(self) -> str | None:
+        """The newest checkpoint in the run folder that was written to its end, if any."""
+        return latest_checkpoint(self.run_dir)
+
     def checkpoint(self) -> str | None:
         """The checkpoint to go on from, if any."""
-        newest = latest_checkpoint(self.run_dir)
+        newest = self.newest_checkpoint()
         if self.resume == "auto":
             return newest
         if self.resume == "never":
@@ -168,28 +181,62 @@ class TrainJob:
             raise ValueError(f"resume is auto, never or the path of a checkpoint; {self.resume!r} is none of these.")
         return str(self.resume)
 
+    def place(self) -> Place:
+        """This process among the ranks of the job."""
+        return find_place(self.launch, os.environ, 0 if self.trainer.get("use_cpu") else torch.cuda.device_count())
+
+    def needs_ranks(self) -> bool:
+        """Whether this process must start others for the job, being none of its ranks."""
+        place = self.place()
+        sharded = bool(self.trainer.get("fsdp") or self.trainer.get("deepspeed"))
+        return not place.is_rank and (place.world_size > 1 or sharded)
+
+    def check_sharding(self) -> None:
+        """Refuse ways to share out a model that this machine does not have."""
+        fsdp, deepspeed = self.trainer.get("fsdp"), self.trainer.get("deepspeed")
+        if fsdp and deepspeed:
+            raise ValueError(
+                "trainer.fsdp and trainer.deepspeed both share out the model. Choose one: launch=fsdp2 or launch=zero3."
+            )
+        if self.dry_run or not (fsdp or deepspeed):
+            return
+        if deepspeed and not is_deepspeed_available():
+            raise ValueError("launch=zero1 to zero3 need DeepSpeed: pip install deepspeed. launch=fsdp2 needs nothing more.")
+        if self.trainer.get("use_cpu") or not torch.cuda.is_available():
+            raise ValueError(
+                "launch=fsdp2 and launch=zero1 to zero3 share a model out over GPUs, and this run has none. On CPUs use launch=ddp; "
+                "dry_run=true describes the run without a GPU."
+            )
+
     def arguments(self) -> MPOConfig:
-        """The trainer's configuration."""
-        trainer = without_gpu(self.trainer) if self.dry_run else self.trainer
+        """The trainer's configuration, on a rank."""
+        return self._arguments(self.trainer)
+
+    def planned_arguments(self) -> MPOConfig:
+        """The trainer's configuration as far as it can be made before the ranks are started, or for a dry run."""
+        here = {name: value for name, value in self.trainer.items() if name not in SHARDING}
+        return self._arguments(without_gpu(here) if self.dry_run else here)
+
+    def _arguments(self, trainer: Mapping[str, Any]) -> MPOConfig:
         given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
-        rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
-        own = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
-        arguments = MPOConfig(**own, **self.loss, **given)
-        total = self.trainer.get("global_batch_size")
+        total = trainer.get("global_batch_size")
         if total is not None:
-            at_once = arguments.per_device_train_batch_size * arguments.world_size
-            if total % at_once or total < at_once:
+            default = MPOConfig.__dataclass_fields__["per_device_train_batch_size"].default
+            pairs, ranks = given.get("per_device_train_batch_size", default), self.place().world_size
+            if total % (pairs * ranks) or total < pairs * ranks:
                 raise ValueError(
-                    f"trainer.global_batch_size={total} is not a multiple of the {at_once} pairs that are trained at once "
-                    f"(per_device_train_batch_size={arguments.per_device_train_batch_size} x {arguments.world_size} processes)."
+                    f"trainer.global_batch_size={total} is not a multiple of the {pairs * ranks} pairs that are trained at once "
+                    f"(per_device_train_batch_size={pairs} x {ranks} processes)."
                 )
             if "gradient_accumulation_steps" in given:
                 raise ValueError(
                     "trainer.global_batch_size and trainer.gradient_accumulation_steps say the same thing. Set the first to "
                     "null to use the second."
                 )
-            arguments.gradient_accumulation_steps = total // at_once
-        return arguments
+            given["gradient_accumulation_steps"] = total // (pairs * ranks)
+        rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
+        own = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
+        return MPOConfig(**own, **self.loss, **given)
 
     def adapter(self) -> Any:
         """Peft's configuration of the adapter, or None."""
@@ -227,8 +274,15 @@ class TrainJob:
         """Write ``resolved.yaml`` into the run folder."""
         path = Path(self.run_dir) / RESOLVED
         path.parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(asdict(self)), path)
+        aside = path.with_name(f"{RESOLVED}.{socket.gethostname()}.{os.getpid()}")  # launchers of several machines write it
+        OmegaConf.save(OmegaConf.create(asdict(self)), aside)
+        aside.replace(path)
         return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TrainJob":
+        """Read what `save` wrote."""
+        return cls.from_config(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
 
 
 def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> MPOTrainer:
@@ -243,7 +297,9 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     Returns:
         the trainer, after training; ``trainer.state.log_history`` has everything that was logged.
     """
-    job.save()
+    args = job.arguments()  # first: it joins the ranks, and tells the loading of models how they are shared out
+    if args.process_index == 0:
+        job.save()
     data = dict(job.data)
     evaluation = {"path": data.pop("eval_path", None), "image_root": data.pop("eval_image_root", None)}
     pairs = load_pairs(**data)
@@ -255,7 +311,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     job.freeze(loaded.model)
     trainer = MPOTrainer(
         model=loaded.model,
-        args=job.arguments(),
+        args=args,
         train_dataset=pairs,
         eval_dataset=eval_pairs,
         processing_class=loaded.processor,

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 
@@ -38,13 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return user_errors(lambda: int(options.run(options)))
 
 
-def user_errors(work: "object") -> int:
+def user_errors(work: Callable[[], int], who: str = "") -> int:
     """Run `work` and print a user's mistake as one message instead of a traceback (MPO_TRACEBACK=1 shows it)."""
-    assert callable(work)
     try:
-        return int(work())
+        return work()
     except (ValueError, FloatingPointError) as error:
         if os.environ.get("MPO_TRACEBACK"):
             raise
-        print(f"mpo: error: {error}", file=sys.stderr)
+        print(f"mpo: error: {who}{error}", file=sys.stderr)
         return 2

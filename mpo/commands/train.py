@@ -1,15 +1,22 @@
 """`mpo train`: compose a recipe once, check all of it, and run the job."""
 
+from __future__ import annotations
+
+import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-GROUPS = ("model", "data", "loss", "peft", "trainer", "experiment")
+if TYPE_CHECKING:
+    from mpo.job import TrainJob
+    from mpo.launch.place import Place
+
+GROUPS = ("model", "data", "loss", "peft", "trainer", "launch", "experiment")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 
 
@@ -41,23 +48,55 @@ def settable(argument: str) -> str:
 def _task(config: DictConfig) -> None:
     from mpo.commands import user_errors
 
-    def work() -> int:
-        from mpo.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
-
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
-        job = TrainJob.from_config(plain)
-        if job.dry_run:
-            from mpo.dry_run.run import dry_run
-
-            print(dry_run(job))
-            return 0
-        resumed = job.checkpoint()
-        print(f"mpo train: {'going on from ' + resumed if resumed else 'run folder ' + job.run_dir}")
-        run_train_job(job)
-        print(f"mpo train: done. The trained model is in {job.run_dir}")
-        return 0
-
-    status = user_errors(work)
+    status = user_errors(lambda: _train(config))
     if status:
         raise SystemExit(status)
+
+
+def _train(config: DictConfig) -> int:
+    from mpo.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
+
+    named = "${now" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"])  # type: ignore[call-overload,index]
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
+    job = TrainJob.from_config(plain)
+    if job.dry_run:
+        from mpo.dry_run.run import dry_run
+
+        print(dry_run(job))
+        return 0
+    place = job.place()
+    if not named and (place.is_rank or place.machines > 1):
+        raise ValueError(
+            "run_dir is named after the time, and processes that start by themselves would not agree on it. Name one, on a disk "
+            "that all machines see: run_dir=..."
+        )
+    if place.is_rank or place.machine_rank == 0:
+        resumed = job.checkpoint()
+        print(f"mpo train: {'going on from ' + resumed if resumed else 'run folder ' + job.run_dir}")
+    if job.needs_ranks():
+        return _train_on_ranks(job, place)
+    os.environ.update(place.environment)
+    if not place.is_rank:  # transformers would spread each batch over all GPUs in threads
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    run_train_job(job)
+    print(f"mpo train: done. The trained model is in {job.run_dir}")
+    return 0
+
+
+def _train_on_ranks(job: TrainJob, place: Place) -> int:
+    from mpo.launch.ranks import start_ranks
+
+    try:
+        status = start_ranks(place, "mpo.commands.rank", [str(job.save())])
+    except RuntimeError as error:
+        whole = job.newest_checkpoint()
+        print(
+            f"mpo: error: {error} "
+            + (f"The same command goes on from {whole}." if whole else "There is no whole checkpoint to go on from yet."),
+            file=sys.stderr,
+        )
+        return 1
+    if status == 0 and place.machine_rank == 0:
+        print(f"mpo train: done. The trained model is in {job.run_dir}")
+    return status

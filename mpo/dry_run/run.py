@@ -42,9 +42,9 @@ def dry_run(job: TrainJob) -> str:
         fit.
     """
     start = time.perf_counter()
-    args = job.arguments()
+    args = job.planned_arguments()
     gpu = plans_gpu(job.trainer)
-    sharding = Sharding.of(args)
+    sharding = Sharding.of(job.trainer, job.place().world_size)
     structure = build_structure(job)
     model, processor = structure.model, structure.processor
     check_fit(model, processor)

@@ -28,19 +28,19 @@ class Sharding:
     world_size: int = 1
 
     @classmethod
-    def of(cls, args: Any, world_size: int | None = None) -> Sharding:
-        """Read a configuration.
+    def of(cls, trainer: Mapping[str, Any], ranks: int = 1) -> Sharding:
+        """Read a job's trainer settings.
 
         Args:
-            args: an `MPOConfig`: its ``deepspeed`` (a dict or a file) and ``fsdp``.
-            world_size: ranks that the run will have; by default those of this process.
+            trainer: ``deepspeed`` (a mapping or a file) and ``fsdp``, as in `MPOConfig`.
+            ranks: that the run will have.
         """
-        ranks = args.world_size if world_size is None else world_size
-        if args.deepspeed:
-            settings = args.deepspeed if isinstance(args.deepspeed, Mapping) else json.loads(Path(args.deepspeed).read_text())
+        deepspeed = trainer.get("deepspeed")
+        if deepspeed:
+            settings = deepspeed if isinstance(deepspeed, Mapping) else json.loads(Path(deepspeed).read_text())
             stage = int(settings.get("zero_optimization", {}).get("stage", 0))
             return cls(f"zero{stage}" if stage else "ddp", ranks)
-        if args.fsdp:
+        if trainer.get("fsdp"):
             return cls("fsdp2", ranks)
         return cls("ddp" if ranks > 1 else "one process", ranks)
 

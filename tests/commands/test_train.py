@@ -108,9 +108,10 @@ def test_every_recipe_binds(group, option, pairs, tmp_path):
     config = composed(overrides)
     if config["model"].get("name_or_path") == "???":
         config["model"]["name_or_path"] = "somewhere"
+    config["dry_run"] = group == "launch"  # there are no GPUs here
     job = TrainJob.from_config(config)
     job.adapter()
-    assert job.arguments().gradient_accumulation_steps >= 1
+    assert job.planned_arguments().gradient_accumulation_steps >= 1
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
@@ -143,6 +144,11 @@ def test_the_default_loss_is_mpo(pairs, tmp_path):
         ("trainer.global_batch_size=7", None),
         ("trainer.per_device_train_batch_size=2", "not a multiple"),
         ("trainer.gradient_accumulation_steps=2", "say the same thing"),
+        ("launch=fsdp2", "On CPUs use launch=ddp"),
+        ("launch=zero3", "pip install deepspeed"),
+        ("launch.processes=0", "from 1, or null"),
+        ("launch.process=2", "Did you mean 'processes'"),
+        ("launch.processes=2", "not a multiple of the 2 pairs"),
         ("resume=somewhere", "resume is auto, never or the path"),
         ("data.path=???", "data.path is not set"),
         ("model._target_=mpo.models.nothing", "cannot be imported"),

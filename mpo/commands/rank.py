@@ -1,0 +1,20 @@
+"""What every rank of a started job runs: `python -m mpo.commands.rank runs/first/resolved.yaml`. Not for people."""
+
+import os
+import sys
+
+from mpo.commands import user_errors
+
+
+def main(path: str) -> int:
+    from mpo.job import TrainJob, run_train_job
+
+    def work() -> int:
+        run_train_job(TrainJob.load(path))
+        return 0
+
+    return user_errors(work, f"rank {os.environ.get('RANK', 0)}: ")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""On which machines and processes a job runs, and how they are started."""

@@ -195,17 +195,15 @@ class TrainJob:
         """Refuse ways to share out a model that this machine does not have."""
         fsdp, deepspeed = self.trainer.get("fsdp"), self.trainer.get("deepspeed")
         if fsdp and deepspeed:
-            raise ValueError(
-                "trainer.fsdp and trainer.deepspeed both share out the model. Choose one: launch=fsdp2 or launch=zero3."
-            )
+            raise ValueError("trainer.fsdp and trainer.deepspeed both share out the model. Choose launch=fsdp2 or launch=zero3.")
         if self.dry_run or not (fsdp or deepspeed):
             return
         if deepspeed and not is_deepspeed_available():
             raise ValueError("launch=zero1 to zero3 need DeepSpeed: pip install deepspeed. launch=fsdp2 needs nothing more.")
         if self.trainer.get("use_cpu") or not torch.cuda.is_available():
             raise ValueError(
-                "launch=fsdp2 and launch=zero1 to zero3 share a model out over GPUs, and this run has none. On CPUs use launch=ddp; "
-                "dry_run=true describes the run without a GPU."
+                "launch=fsdp2 and launch=zero1 to zero3 share a model out over GPUs, and this run has none. On CPUs use launch=ddp "
+                "(and dry_run=true describes any run)."
             )
 
     def arguments(self) -> MPOConfig:

@@ -111,7 +111,9 @@ def estimate_memory(
     if gathered:
         fixed.append(Component("gathered weights", gathered, "whole layers while they are used, embeddings and head throughout"))
     kept = Component("activations", found.kept(), _activations_why(batch, args))
-    copies = _autocast_copies(model, precision, args.gradient_checkpointing)
+    # What shares out weights gathers them in half precision, which leaves autocast nothing to copy.
+    whole = "weights" not in KINDS[sharding.kind]
+    copies = _autocast_copies(model, precision, args.gradient_checkpointing) if whole else {}
     head = found.parts["LM head"]
     passing = [kept, Component("logits", head.backward, f"LM head on {batch.scored:,} answer positions, backward")]
     if copies:

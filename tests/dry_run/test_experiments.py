@@ -5,7 +5,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from real_shapes import real_processor, write_checkpoint
@@ -43,8 +42,8 @@ def test_every_experiment(name, processor, pairs, tmp_path):
     with initialize_config_module("mpo.recipes", version_base="1.3"):
         config = OmegaConf.to_container(compose("train", [settable(override) for override in overrides]), resolve=True)
     config.pop("hydra", None)
-    checkpoint = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text()).get("model", {}).get("name_or_path")
-    published = checkpoint or "InternVL3-1B"  # an experiment that leaves the model open
+    given = config["model"]["name_or_path"]
+    published = "InternVL3-1B" if given == "???" else given  # an experiment that leaves the model open
     config["model"]["name_or_path"] = str(write_checkpoint(published, tmp_path / "model", processor))
     page = dry_run(TrainJob.from_config(config))
     print(page)
@@ -52,3 +51,34 @@ def test_every_experiment(name, processor, pairs, tmp_path):
     assert "record 'large'" in page
     assert "<IMG_CONTEXT> x 3,328" in page or "<IMG_CONTEXT> x 3328" in page or "max_tiles" in config["model"]
     assert "NOT in it" not in page
+
+
+@pytest.mark.parametrize("gpu_gb", [24, 48, 80])
+def test_small_gpus_are_large_enough(gpu_gb, processor, pairs, tmp_path):
+    overrides = [f"experiment=small_gpu_{gpu_gb}gb", f"data.path={pairs}", f"run_dir={tmp_path / 'run'}", "dry_run=true"]
+    with initialize_config_module("mpo.recipes", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [settable(override) for override in overrides]), resolve=True)
+    config.pop("hydra", None)
+    config["model"]["name_or_path"] = str(write_checkpoint(config["model"]["name_or_path"], tmp_path / "model", processor))
+    page = dry_run(TrainJob.from_config({**config, "dry_run_gpu_gb": gpu_gb}))
+    assert f"It fits a GPU of {gpu_gb} GiB" in page
+
+
+def test_published_numbers():
+    """The runs of the official scripts: learning rate, pairs a step, tokens, drop path."""
+    expected = {
+        "internvl2_8b": (5e-6, 256, 6144, 0.1),
+        "internvl2_5_26b": (1e-6, 256, 8192, 0.4),
+        "internvl2_5_78b": (1e-6, 512, 8192, 0.4),
+        "internvl3_8b": (2e-7, 256, 12288, 0.1),
+        "internvl3_38b": (2e-7, 512, 8192, 0.4),
+        "internvl3_5_4b": (2e-7, 256, 16384, 0.0),
+        "internvl3_5_30b_a3b": (2e-7, 256, 16384, 0.1),
+        "internvl3_5_38b": (2e-7, 256, 16384, 0.4),
+    }
+    for name, numbers in expected.items():
+        with initialize_config_module("mpo.recipes", version_base="1.3"):
+            config = compose("train", [f"experiment={name}"])
+        trainer = config.trainer
+        assert (trainer.learning_rate, trainer.global_batch_size, trainer.max_length, config.drop_path) == numbers, name
+        assert (trainer.warmup_steps, trainer.weight_decay, trainer.num_train_epochs) == (0.03, 0.05, 1)

@@ -1,0 +1,189 @@
+"""Write recipes/experiment/internvl*.yaml, one per published MPO run and way to train, with its memory by dry run.
+
+    .venv/bin/python .ci/write_experiments.py           write the files
+    .venv/bin/python .ci/write_experiments.py NAME ...  only these
+
+The runs are those of the official scripts (OpenGVLab/InternVL: shell/internvl2.0_mpo, internvl2.5_mpo, internvl3.0/mpo and
+internvl_chat_gpt_oss/shell/internvl3_5_qwen3); learning rates of adapters are ours.
+"""
+
+import json
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HERE / "tests"))
+
+GPU_GB = 80
+GPUS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the runs of one InternVL have in common."""
+
+    sizes: tuple[str, ...]
+    checkpoint: str
+    source: str
+    learning_rate: str
+    max_length: int
+    adapter_rate: str
+
+    def batch(self, size: str) -> int:
+        """Pairs an optimiser step."""
+        return 512 if size in ("38B", "78B") and "3_5" not in self.checkpoint else 256
+
+    def length(self, size: str) -> int:
+        """Tokens of the longest record."""
+        return 8192 if self.max_length == 12288 and size in ("38B", "78B") else self.max_length
+
+    def drop_path(self, size: str) -> float:
+        """Of the vision tower: 0.1 for the one of 300M, 0.4 for the one of 6B."""
+        if size in ("26B", "38B", "78B", "241B-A28B"):
+            return 0.4
+        return 0.0 if "3_5" in self.checkpoint and size in ("1B", "2B", "4B") else 0.1
+
+
+FAMILIES = {
+    "internvl2": Family(("8B",), "InternVL2-{}", "arXiv 2411.10442, data MMPR", "5.0e-6", 6144, "5.0e-5"),
+    "internvl2_5": Family(
+        ("1B", "2B", "4B", "8B", "26B", "38B", "78B"),
+        "InternVL2_5-{}",
+        "arXiv 2412.05271's models, MPO of 2024-12, data MMPR-v1.1",
+        "1.0e-6",
+        8192,
+        "2.0e-5",
+    ),
+    "internvl3": Family(
+        ("1B", "2B", "8B", "9B", "14B", "38B", "78B"),
+        "InternVL3-{}-Instruct",
+        "arXiv 2504.10479, data MMPR-v1.2",
+        "2.0e-7",
+        12288,
+        "2.0e-5",
+    ),
+    "internvl3_5": Family(
+        ("1B", "2B", "4B", "8B", "14B", "30B-A3B", "38B", "241B-A28B"),
+        "InternVL3_5-{}-Instruct",
+        "arXiv 2508.18265 (its offline stage), data MMPR-v1.2",
+        "2.0e-7",
+        16384,
+        "2.0e-5",
+    ),
+}
+WAYS = {"": "all weights", "_lora": "LoRA", "_qlora": "QLoRA"}
+
+
+def experiments() -> dict[str, tuple[Family, str, str]]:
+    """Name of the file -> family, size, way."""
+    return {
+        f"{name}_{size.lower().replace('-', '_')}{way}": (family, size, way)
+        for name, family in FAMILIES.items()
+        for size in family.sizes
+        for way in WAYS
+        # bitsandbytes holds linear layers in 4 bits; the experts are one tensor a layer and would stay as they are.
+        if not (way == "_qlora" and "-A" in size)
+    }
+
+
+def recipe(name: str, hardware: str, launch: str) -> str:
+    """The text of one file."""
+    family, size, way = experiments()[name]
+    checkpoint = family.checkpoint.format(size)
+    head = [
+        "# @package _global_",
+        f"# {checkpoint}, {WAYS[way]}: {family.source}.",
+        *(
+            [
+                "# Batch, length and warm-up are those of the official script, which trains all weights; learning rate and rank",
+                f"# of the adapters are ours (all weights: {float(family.learning_rate):.0e}). Vision and projector stay frozen.",
+            ]
+            if way
+            else ["# Learning rate, batch, length, warm-up and drop path are those of the official script."]
+        ),
+        f"# Command:  mpo train experiment={name} data.path=pairs.jsonl",
+        f"# Hardware: {hardware}. Not yet run.",
+    ]
+    overrides = []
+    if way:
+        overrides.append(f"  - override /peft: {way[1:]}")
+    if launch != "ddp":
+        overrides.append(f"  - override /launch: {launch}")
+    if overrides:
+        head += ["defaults:", *overrides, ""]
+    drop_path = 0.0 if way else family.drop_path(size)
+    dtype = "bfloat16" if way else "float32  # bfloat16 would round steps of this learning rate away; the GPU computes in it"
+    head += [
+        *([f"drop_path: {drop_path}"] if drop_path else []),
+        "model:",
+        f"  name_or_path: OpenGVLab/{checkpoint}",
+        f"  dtype: {dtype}",
+        "  max_tiles: 12",
+        "trainer:",
+        f"  learning_rate: {family.adapter_rate if way else family.learning_rate}",
+        "  warmup_steps: 0.03",
+        f"  global_batch_size: {family.batch(size)}",
+        f"  max_length: {family.length(size)}",
+    ]
+    return "\n".join(head) + "\n"
+
+
+def pairs(folder: Path) -> Path:
+    """One record of a picture of 12 tiles and a thumbnail, with two answers of about 300 tokens."""
+    from support import picture
+
+    picture(0, 40, 30).save(folder / "large.png")
+    record = {"image": "large.png", "question": "What is it?", "chosen": "It is a cat. " * 60, "rejected": "It is a dog. " * 60}
+    (folder / "pairs.jsonl").write_text(json.dumps(record))
+    return folder / "pairs.jsonl"
+
+
+def peak(config: dict, ranks: int) -> float:
+    """GiB a rank, by dry run."""
+    from mpo.dry_run.run import dry_run
+    from mpo.job import TrainJob
+
+    page = dry_run(TrainJob.from_config({**config, "launch": {"processes": ranks}}))
+    found = re.search(r"peak ([\d.]+) ([KMGT]iB)", page)
+    return float(found[1]) * {"MiB": 1 / 1024, "GiB": 1.0, "TiB": 1024.0}[found[2]]
+
+
+def main(names: list[str]) -> None:
+    """Write the files of these experiments, or of all."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+    from real_shapes import real_processor, write_checkpoint
+
+    processor = real_processor()
+    place = HERE / "recipes" / "experiment"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = pairs(folder)
+        for name in names or experiments():
+            family, size, way = experiments()[name]
+            path = place / f"{name}.yaml"
+            model = write_checkpoint(family.checkpoint.format(size), folder / name, processor)
+            for gpus in GPUS:
+                launch = "ddp" if gpus == 1 else "fsdp2"
+                path.write_text(recipe(name, "?", launch))
+                overrides = [f"experiment={name}", f"++data.path={data}", f"++run_dir={folder / 'run'}", "++dry_run=true"]
+                with initialize_config_module("mpo.recipes", version_base="1.3"):
+                    config = OmegaConf.to_container(compose("train", overrides), resolve=True)
+                config.pop("hydra", None)
+                config["model"]["name_or_path"] = str(model)
+                needs = peak(config, gpus)
+                if needs <= 0.95 * GPU_GB or way == "_qlora":  # QLoRA is not run in pieces
+                    break
+            machine = "one GPU" if gpus == 1 else f"{gpus} GPUs"
+            fits = next((gb for gb in (24, 48, 80) if needs <= 0.95 * gb), None)
+            assert fits is not None, (name, needs)
+            hardware = f"{machine} of {fits} GB ({needs:.0f} GiB each by dry run, one pair with a picture of 12 tiles at a time)"
+            path.write_text(recipe(name, hardware, launch))
+            print(f"{name:<32} {hardware}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -8,6 +8,7 @@ from trl import DPOConfig
 
 from mpo.losses import Mixture
 from mpo.models.parts import PARTS
+from mpo.packing.tiles import BUDGETS
 
 MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
 MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]
@@ -16,6 +17,8 @@ MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]
 def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
     return field(default=default, metadata={"help": help, "choices": list(choices)})
 
+
+_CHOSEN = ("reward_shift", "sft_average", "answer_end", "tile_budget", "rows", "packed_attention", "reference", "batching")
 
 # Fields of TRL's and transformers' classes that nothing in a preference run reads: off value, and what to use.
 _WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
@@ -60,8 +63,11 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         vision_drop_path: stochastic depth of the tower's last layer (`mpo.models.drop_path`); off in the reference.
         answer_end: score an answer up to its end-of-turn token (``"end_of_turn"``), or everything that the chat template
             puts behind the prompt (``"template"``, TRL).
+        tile_budget: several pictures of a prompt share the processor's most tiles (``"prompt"``, the official InternVL code), or
+            each may have them (``"picture"``, TRL).
 
-    With ``reward_shift="none"``, ``sft_average="token"`` and ``answer_end="template"`` every loss is TRL's.
+    With ``reward_shift="none"``, ``sft_average="token"``, ``answer_end="template"`` and ``tile_budget="picture"`` every loss is
+    TRL's.
 
     Other defaults that differ from TRL's: learning_rate 5e-6, one epoch, weight_decay 0.05, cosine schedule, 5 % warm-up,
     max_length None (pictures take hundreds of tokens each), bf16 only where the hardware has it, logging_nan_inf_filter off (it
@@ -88,6 +94,10 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         "end_of_turn",
         ("end_of_turn", "template"),
         "Score answers up to their end-of-turn token, or everything the chat template puts there (TRL's form).",
+    )
+
+    tile_budget: str = _choice(
+        "prompt", BUDGETS, "Several pictures of a prompt share the processor's most tiles, or each may have them (TRL's form)."
     )
 
     rows: str = _choice(
@@ -158,7 +168,7 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             self.reference = "cached"
         if self.padding_free and self.rows == "auto":
             self.rows = "packed"
-        for name in ("reward_shift", "sft_average", "answer_end", "rows", "packed_attention", "reference", "batching"):
+        for name in _CHOSEN:
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")

@@ -105,7 +105,7 @@ class TrainJob:
                 raise ValueError(f"{group} is a group of keys, got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         target = job.loader()
         refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
-        refuse_unknown(job.data, ["path", "image_root", "split", "limit", "eval_path", "eval_image_root"], "data")
+        refuse_unknown(job.data, ["path", "image_root", "split", "limit", "tiles", "eval_path", "eval_image_root"], "data")
         refuse_unknown(job.loss, LOSS_FIELDS, "loss")
         config_fields = [f.name for f in fields(MPOConfig) if f.init]
         for name, place in ELSEWHERE.items():
@@ -301,7 +301,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     data = dict(job.data)
     evaluation = {"path": data.pop("eval_path", None), "image_root": data.pop("eval_image_root", None)}
     pairs = load_pairs(**data)
-    eval_pairs = load_pairs(**evaluation) if evaluation["path"] else None
+    eval_pairs = load_pairs(**evaluation, tiles=data.get("tiles")) if evaluation["path"] else None
 
     load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
     quantization = job.quantization()

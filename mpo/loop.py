@@ -91,7 +91,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         args = self.args
         by_tokens = args.batching == "tokens"
         with self.accelerator.main_process_first():  # the others find its measurements in datasets' cache
-            costs = measure(dataset, self.processing_class, answer_end=args.answer_end, max_length=args.max_length)
+            rules = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
+            costs = measure(dataset, self.processing_class, **rules)
         sampler = PairBatchSampler(
             costs,
             batching="tokens" if by_tokens else "pairs",

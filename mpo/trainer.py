@@ -19,7 +19,6 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
@@ -37,6 +36,7 @@ from mpo.packing.collator import PairCollator, ScoredBatches
 from mpo.packing.fits import why_not
 from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
+from mpo.packing.pictures import add_tile_order
 from mpo.packing.streams import FILLER
 from mpo.packing.verify import compare
 from mpo.reference.cache import ReferenceCache
@@ -110,10 +110,9 @@ class MPOTrainer(PairLoop):
         data_collator = _collator(data_collator, processing_class, args)
         starts_from_reference = ref_model is None
         with contextlib.ExitStack() as undo:
-            # What a fully trained policy starts from is kept before anything changes it. ZeRO-3 holds parameters in pieces that
-            # cannot be copied, so there TRL loads the reference once more by its name.
+            # What a fully trained policy starts from is kept before anything changes it.
             trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-            if starts_from_reference and not trains_adapter and not is_deepspeed_zero3_enabled():
+            if starts_from_reference and not trains_adapter:
                 if isinstance(model, str):
                     model = load_whole_model(model, args, quantization_config)
                     undo.enter_context(_temporarily(args, model_init_kwargs=None))  # used up
@@ -180,7 +179,9 @@ class MPOTrainer(PairLoop):
             if model is not None:
                 if self.args.disable_dropout:
                     disable_dropout_outside_adapters(model)
-                add_picking(_base(self.accelerator.unwrap_model(model)).base_model)
+                backbone = _base(self.accelerator.unwrap_model(model)).base_model
+                add_picking(backbone)
+                add_tile_order(backbone)
         # The tower of a reference that is the policy's own start sees what the policy's tower sees.
         self._drop_path = DropPath(self.model, self.args.vision_drop_path) if self.args.vision_drop_path else None
         self._tower_is_shared = starts_from_reference
@@ -228,7 +229,7 @@ class MPOTrainer(PairLoop):
         )
         if self.ref_model is None:
             return  # adapters are switched off for whatever is not there yet
-        ref_model: Any = self.ref_model
+        args, ref_model = self.args, self.ref_model
 
         def compute(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
             return self.compute_ref_log_probs(ref_model, self._prepare_inputs(batch))
@@ -250,7 +251,7 @@ class MPOTrainer(PairLoop):
                     accelerator=self.accelerator,
                     name=name,
                     dataset=dataset,
-                    settings=(self.args.max_length, self.args.truncation_mode, self.args.answer_end, self.args.ld_alpha),
+                    settings=(args.max_length, args.truncation_mode, args.answer_end, args.tile_budget, args.ld_alpha),
                     on_any_rank=self._on_any_rank,
                 )
 
@@ -287,7 +288,7 @@ class MPOTrainer(PairLoop):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "tools", "chat_template_kwargs", FILLER]
+            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "tiles", "tools", "chat_template_kwargs", FILLER]
             self._signature_columns = ours
 
     # --- Log-probs
@@ -481,6 +482,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         max_length=args.max_length,
         truncation_mode=args.truncation_mode,
         answer_end=args.answer_end,
+        tile_budget=args.tile_budget,
         pad_to_multiple_of=args.pad_to_multiple_of,
         keys=args.reference == "cached",
         ld_alpha=args.ld_alpha,

@@ -1,7 +1,7 @@
 """Files of pairs -> a `datasets.Dataset` of records whose pictures are opened when they are read."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ FEATURES = Features(
 )
 
 
-def load_pairs(path: str | Path, *, image_root: str | Path | None = None, split: str = "train", limit: int | None = None) -> Any:
+def load_pairs(
+    path: str | Path,
+    *,
+    image_root: str | Path | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    tiles: Mapping[str, Any] | None = None,
+) -> Any:
     """Load preference pairs.
 
     Args:
@@ -24,9 +31,12 @@ def load_pairs(path: str | Path, *, image_root: str | Path | None = None, split:
         image_root: what picture paths in a JSONL file are relative to; the file's own folder by default.
         split: the split to take from the Hub.
         limit: only the first so many pairs.
+        tiles: how pictures of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
+            optional (`mpo.packing.tiles`).
 
     Returns:
-        a `datasets.Dataset` with ``prompt``, ``chosen``, ``rejected`` and, where there are pictures, ``images``.
+        a `datasets.Dataset` with ``prompt``, ``chosen``, ``rejected`` and, where there are pictures, ``images``; and ``tiles``,
+        when asked for.
 
     Raises:
         ValueError: for a file that does not exist or has no pairs, and for lines that are not pairs (as ``file:line``).
@@ -45,7 +55,10 @@ def load_pairs(path: str | Path, *, image_root: str | Path | None = None, split:
         pairs = load_from_disk(str(path))
     else:
         pairs = load_dataset(str(path), split=split)
-    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
+    if limit is not None:
+        pairs = pairs.select(range(min(limit, len(pairs))))
+    own = {name: value for name, value in (tiles or {}).items() if value is not None}
+    return pairs.add_column("tiles", [own] * len(pairs)) if own else pairs
 
 
 def read_jsonl(path: Path, image_root: Path) -> Iterator[dict[str, Any]]:

@@ -54,7 +54,7 @@ def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any
         fewer.image_processor = copy.deepcopy(image_processor)
         fewer.image_processor.max_patches = tiles
         fewer.image_processor.min_patches = min(tiles, image_processor.min_patches)
-        costs = measure(some, fewer, answer_end=args.answer_end)
+        costs = measure(some, fewer, answer_end=args.answer_end, tile_budget=args.tile_budget)
         answers = np.maximum(costs.chosen, costs.rejected)
         if args.max_length is not None and limit == args.max_length:
             answers = np.minimum(answers, 1)

@@ -18,10 +18,11 @@ def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
     Args:
         record: a preference record.
         processor: of the run.
-        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode`` and ``answer_end`` decide what is cut and scored.
+        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``answer_end`` and ``tile_budget`` decide what is cut and
+            scored.
     """
-    encode = PairEncoder(processor, args.max_length, args.truncation_mode, args.answer_end)
-    (pair,), _ = encode([dict(record)])
+    encode = PairEncoder(processor, args.max_length, args.truncation_mode, args.answer_end, args.tile_budget)
+    (pair,), _, _ = encode([dict(record)])
     picture = getattr(processor, "image_token_id", None)
     kept = None if args.max_length is None else args.max_length - len(pair.prompt_ids)
     lines = [f"prompt, {len(pair.prompt_ids):,} tokens", _indented(decoded(pair.prompt_ids, None, encode.tokenizer, picture))]

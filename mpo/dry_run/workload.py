@@ -51,7 +51,7 @@ def sample(pairs: Any, limit: int | None) -> Any:
 def measure_records(records: Any, processor: Any, args: Any) -> PairCosts:
     """The costs of records as the run will encode them, uncut; large data are measured by several processes."""
     many = args.dataloader_num_workers if len(records) > 20_000 and args.dataloader_num_workers > 1 else None
-    return measure(records, processor, answer_end=args.answer_end, num_proc=many)
+    return measure(records, processor, answer_end=args.answer_end, tile_budget=args.tile_budget, num_proc=many)
 
 
 def plan_workload(
@@ -93,7 +93,8 @@ def plan_workload(
     per_epoch = max(-(-micro_batches // args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
     dearest = _dearest(cut, sampler, model, args, gpu)
-    collator = PairCollator(processor, max_length=args.max_length, answer_end=args.answer_end, layout=layout_of(model, args))
+    rules = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
+    collator = PairCollator(processor, layout=layout_of(model, args), **rules)
     return Workload(
         total=len(pairs),
         records=records,

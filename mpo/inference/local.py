@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from mpo.inference.sampler import Question
+from mpo.packing.pictures import process
+from mpo.packing.tiles import tile_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +34,7 @@ class LocalSampler:
         processor: its processor.
         answers_per_batch: the most answers that are generated at the same time.
         progress: what the progress bar is called; None for no bar.
+        tile_budget: whose the most tiles of a picture are, as of `MPOConfig`.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class LocalSampler:
         *,
         answers_per_batch: int = 64,
         progress: str | None = None,
+        tile_budget: str = "prompt",
     ) -> None:
         if answers_per_batch < 1:
             raise ValueError(f"answers_per_batch must be 1 or more, not {answers_per_batch}.")
@@ -48,6 +52,7 @@ class LocalSampler:
         self.processor = processor
         self.answers_per_batch = answers_per_batch
         self.progress = progress
+        self.tile_budget = tile_budget
 
     def generate(
         self,
@@ -121,13 +126,14 @@ class LocalSampler:
             turn = [{"role": "user", "content": content}]
             prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
             pictures.append([open_picture(image) for image in question.images])
-        return self.processor(
-            text=prompts,
-            images=pictures if any(pictures) else None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
+        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        if not any(pictures):
+            return self.processor(text=prompts, **options)
+        limits = [tile_limits({}, len(own), self.processor, "a question", budget=self.tile_budget) for own in pictures]
+        inputs, order = process(self.processor, text=prompts, images=pictures, limits=limits, **options)
+        if order is not None:
+            inputs["pixel_values"] = inputs["pixel_values"][order]
+        return inputs
 
     def _read_prompts(self, inputs: dict[str, torch.Tensor], n: int) -> dict[str, Any]:
         """Computes all prompts but for their last tokens, once, and repeats what `generate` goes on from."""

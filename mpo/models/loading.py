@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    GotOcr2ImageProcessor,
     InternVLForConditionalGeneration,
 )
 from transformers.utils import cached_file
@@ -18,6 +19,7 @@ from transformers.utils import cached_file
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.config import is_official
+from mpo.models.tiles import TileImageProcessor
 
 
 @dataclass
@@ -35,6 +37,7 @@ def load_model(
     attn_implementation: str | None = None,
     min_tiles: int | None = None,
     max_tiles: int | None = None,
+    thumbnail: bool | None = None,
     trust_remote_code: bool = False,
     quantization_config: Any = None,
     seed: int = 0,
@@ -47,7 +50,9 @@ def load_model(
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for what the checkpoint was saved in.
         attn_implementation: as in `from_pretrained`.
         min_tiles: the fewest tiles a picture is cut into (a thumbnail comes on top of more than one).
-        max_tiles: the most tiles; 12 in the official MPO recipes. Both default to what the checkpoint says.
+        max_tiles: the most tiles; 12 in the official MPO recipes.
+        thumbnail: put the whole picture as one more tile behind several. All three default to what the checkpoint says, and a
+            record may have its own (`mpo.packing.tiles`).
         trust_remote_code: run code that comes with a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
         seed: for weights that the checkpoint lacks.
@@ -64,7 +69,8 @@ def load_model(
     }
     torch.manual_seed(seed)
     model = load_internvl(name_or_path, **options)
-    processor = load_processor(name_or_path, min_tiles=min_tiles, max_tiles=max_tiles, trust_remote_code=trust_remote_code)
+    tiles = {"min_tiles": min_tiles, "max_tiles": max_tiles, "thumbnail": thumbnail}
+    processor = load_processor(name_or_path, **tiles, trust_remote_code=trust_remote_code)
     return LoadedModel(model, processor)
 
 
@@ -96,7 +102,12 @@ def load_internvl(name_or_path: str, *, dtype: str = "auto", trust_remote_code: 
 
 
 def load_processor(
-    name_or_path: str, *, min_tiles: int | None = None, max_tiles: int | None = None, trust_remote_code: bool = False
+    name_or_path: str,
+    *,
+    min_tiles: int | None = None,
+    max_tiles: int | None = None,
+    thumbnail: bool | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Load the processor of a checkpoint of either form, or the tokenizer of a text model.
 
@@ -104,6 +115,7 @@ def load_processor(
         name_or_path: as of `load_model`.
         min_tiles: as of `load_model`.
         max_tiles: as of `load_model`.
+        thumbnail: as of `load_model`.
         trust_remote_code: as of `load_model`.
 
     Raises:
@@ -119,7 +131,7 @@ def load_processor(
             raise ValueError(
                 f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and its companions from the original checkpoint."
             )
-    set_tiles(processor, min_tiles, max_tiles)
+    set_tiles(processor, min_tiles, max_tiles, thumbnail)
     return processor
 
 
@@ -149,22 +161,21 @@ def _load_official(folder: Path, options: dict[str, Any]) -> Any:
     return model
 
 
-def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None) -> None:
-    """Set how many tiles the processor may cut a picture into."""
-    if min_tiles is None and max_tiles is None:
-        return
+def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None, thumbnail: bool | None = None) -> None:
+    """Set how the processor cuts pictures; what is None stays as it is."""
     image_processor = getattr(processor, "image_processor", None)
-    if not hasattr(image_processor, "max_patches"):
+    if type(image_processor) is GotOcr2ImageProcessor:
+        image_processor = processor.image_processor = TileImageProcessor.of(image_processor)
+    given = {"min_patches": min_tiles, "max_patches": max_tiles, "use_thumbnail": thumbnail}
+    given = {name: value for name, value in given.items() if value is not None}
+    if any(not hasattr(image_processor, name) for name in given):
         raise ValueError(
-            f"{type(processor).__name__} does not cut pictures into tiles, so model.min_tiles and model.max_tiles have no "
-            "meaning here. Leave them out."
+            f"{type(processor).__name__} does not cut pictures into tiles, so model.min_tiles, model.max_tiles and "
+            "model.thumbnail have no meaning here. Leave them out."
         )
-    assert image_processor is not None
-    if min_tiles is not None:
-        image_processor.min_patches = min_tiles
-    if max_tiles is not None:
-        image_processor.max_patches = max_tiles
-    if not 1 <= image_processor.min_patches <= image_processor.max_patches:
+    for name, value in given.items():
+        setattr(image_processor, name, value)
+    if given and not 1 <= image_processor.min_patches <= image_processor.max_patches:
         raise ValueError(
             f"A picture is cut into 1 <= min_tiles <= max_tiles tiles; got min_tiles={image_processor.min_patches}, "
             f"max_tiles={image_processor.max_patches}."

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from mpo.packing.encode import EncodedPair, PairEncoder
-from mpo.packing.keys import answer_key, picture_key
+from mpo.packing.keys import answer_key, picture_key, same_picture
 from mpo.packing.layout import Row, concatenate, lay_out, without_answers
 from mpo.packing.picked import Picked, pick_scored
+from mpo.packing.pictures import TileOrder
 from mpo.packing.streams import FILLER
 from mpo.packing.turns import Answer, Record, describe
 
@@ -35,6 +36,7 @@ class PairCollator:
         truncation_mode: which end to keep of what is too long, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
         answer_end: ``"end_of_turn"`` scores an answer up to and including its end-of-turn token; ``"template"`` scores
             everything the chat template puts behind the prompt, as TRL does.
+        tile_budget: whose the most tiles of a picture are, see `mpo.packing.tiles.tile_limits`.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one answer. ``"packed"``: one row for each
             distinct prompt with all its answers, rows one behind the other, nothing padded (`mpo.packing.layout`).
@@ -48,9 +50,10 @@ class PairCollator:
     Returns (from a call with P records):
         ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
         (1, N) and ``segments``; ``picked``, ``shift_labels`` and ``scored`` (`mpo.packing.picked`), the 2P answers in order,
-        chosen first; the processor's picture tensors; ``is_cut`` of shape (2P,), whether max_length took the end of an answer,
-        when there is a max_length; ``answer_keys``, when asked for; ``tokens``, how many are computed, padding aside; ``names``,
-        what errors call the records; ``counted``, when the last records only fill the batch up.
+        chosen first; the processor's picture tensors, in packed rows those of each distinct picture once, with ``tile_order``
+        (`mpo.packing.pictures`) where a picture stands in several prompts; ``is_cut`` of shape (2P,), whether max_length took
+        the end of an answer, when there is a max_length; ``answer_keys``, when asked for; ``tokens``, how many are computed,
+        padding aside; ``names``, what errors call the records; ``counted``, when the last records only fill the batch up.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -62,6 +65,7 @@ class PairCollator:
     max_length: int | None = None
     truncation_mode: str = "keep_start"
     answer_end: str = "end_of_turn"
+    tile_budget: str = "prompt"
     pad_to_multiple_of: int | None = None
     layout: str = "padded"
     keys: bool = False
@@ -74,25 +78,32 @@ class PairCollator:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}.")
         if self.layout == "packed" and self.truncation_mode == "keep_end" and self.max_length is not None:
             raise ValueError("truncation_mode='keep_end' cuts prompts, which answers share in packed rows. Use 'keep_start'.")
-        same_picture = _same_picture if self.layout == "packed" else None
         self._encode = PairEncoder(
-            self.processing_class, self.max_length, self.truncation_mode, self.answer_end, same_picture=same_picture
+            self.processing_class,
+            self.max_length,
+            self.truncation_mode,
+            self.answer_end,
+            self.tile_budget,
+            same_picture=same_picture if self.layout == "packed" else None,
         )
         self.tokenizer = self._encode.tokenizer
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         """Collate records; see the class."""
-        pairs, pictures = self._encode(records)
+        pairs, pictures, order = self._encode(records)
         blank: list[EncodedPair] = []
         if self.blank_picture and not pictures:
-            blank, pictures = PairEncoder(self.processing_class)([_BLANK])
+            blank, pictures, order = PairEncoder(self.processing_class)([_BLANK])
         if self.layout == "packed":
-            batch = self._pack(pairs, blank)
+            batch = self._pack(pairs, blank) | pictures
+            if order is not None and len(order) != len(pictures["pixel_values"]):
+                batch["tile_order"] = TileOrder(order)
         else:
-            batch = self._pad(pairs, blank)
+            if order is not None:  # tiles of one picture that several prompts have are repeated, as in TRL's rows
+                pictures["pixel_values"] = pictures["pixel_values"][order]
             if not blank:  # every picture stands before both of its answers: once for the chosen rows, once for the rejected ones
                 pictures = {name: torch.cat([value, value]) for name, value in pictures.items()}
-        batch |= pictures
+            batch = self._pad(pairs, blank) | pictures
         if self.max_length is not None:
             answers = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
             batch["is_cut"] = torch.tensor([len(pair.prompt_ids) + len(answer.ids) > self.max_length for pair, answer in answers])
@@ -229,7 +240,3 @@ def _behind(prompt: list[int], own_prompt: list[int], answer: Answer, limit: int
     rest = own_prompt[len(prompt) :]
     ids, scored = rest + answer.ids, [False] * len(rest) + answer.scored
     return Answer(ids[:limit], scored[:limit])
-
-
-def _same_picture(first: Any, second: Any) -> bool:
-    return first is second or picture_key(first) == picture_key(second)

@@ -17,6 +17,7 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from PIL import Image
 
+from mpo.packing.tiles import tile_limits
 from mpo.packing.turns import (
     Piece,
     describe,
@@ -28,10 +29,13 @@ from mpo.packing.turns import (
 )
 
 PICTURE_COLUMNS = ("images", "image")
-READ_COLUMNS = ("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", *PICTURE_COLUMNS)
+READ_COLUMNS = ("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", *PICTURE_COLUMNS)
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
-FORMAT = 1
+FORMAT = 2
 """Raised when the same records would be measured differently, so that no result of an earlier version is taken from the cache."""
+
+
+Limits = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,7 @@ def measure(
     processing_class: Any,
     *,
     answer_end: str = "end_of_turn",
+    tile_budget: str = "prompt",
     max_length: int | None = None,
     num_proc: int | None = None,
 ) -> PairCosts:
@@ -104,6 +109,7 @@ def measure(
         dataset: preference records, a `datasets.Dataset`.
         processing_class: the tokenizer or processor of the run.
         answer_end: as of `PairCollator`.
+        tile_budget: as of `PairCollator`.
         max_length: as of `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements serve every `max_length`.
         num_proc: processes to measure with.
 
@@ -121,11 +127,11 @@ def measure(
     for name in PICTURE_COLUMNS:
         if name in as_files.column_names:
             as_files = as_files.cast_column(name, _undecoded(as_files.features[name]))
-    settings = [FORMAT, answer_end, *_settings(processing_class)]
+    settings = [FORMAT, answer_end, tile_budget, *_settings(processing_class)]
     # Not the function's own hash: tokenizers change when they are used, and every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings])
     measured = as_files.map(
-        _Measure(processing_class, answer_end),
+        _Measure(processing_class, answer_end, tile_budget),
         remove_columns=as_files.column_names,
         features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
         new_fingerprint=fingerprint,
@@ -138,10 +144,10 @@ def measure(
 class _Measure:
     """Measures one record; processes of datasets' `map` get a copy each."""
 
-    def __init__(self, processing_class: Any, answer_end: str) -> None:
+    def __init__(self, processing_class: Any, answer_end: str, tile_budget: str) -> None:
         self.processing_class = processing_class
         self.tokenizer = processing_class.tokenizer if is_processor(processing_class) else processing_class
-        self.answer_end = answer_end
+        self.answer_end, self.tile_budget = answer_end, tile_budget
         self.end_of_turn = end_of_turn_token(processing_class) if answer_end == "end_of_turn" else None
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
@@ -151,7 +157,8 @@ class _Measure:
         pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.answer_end == "end_of_turn")
         sides = [self._with_eos(pieces, pair.conversational, bool(pictures)) for pieces in (pair.chosen, pair.rejected)]
         if pictures:
-            prompt, tiles = self._prompt_with_pictures(pair.prompt, pictures, describe(record))
+            limits = tile_limits(record, len(pictures), self.processing_class, describe(record), budget=self.tile_budget)
+            prompt, tiles = self._prompt_with_pictures(pair.prompt, pictures, limits, describe(record))
             chosen, rejected = (encode_answer(pieces, self._ids, self.end_of_turn) for pieces in sides)
         else:
 
@@ -161,15 +168,16 @@ class _Measure:
 
             prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn)
             prompt, tiles = len(prompt_ids), 0
-        group = _group(pair.prompt, pictures)
+        group = _group(f"{pair.prompt}\0{record.get('tiles')}", pictures)
         return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _prompt_with_pictures(self, prompt: str, pictures: list[Any], where: str) -> tuple[int, int]:
+    def _prompt_with_pictures(self, prompt: str, pictures: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
         """Tokens of a prompt whose placeholders, of one token each, become picture tokens; and tiles."""
+        rule = _picture_rule(self.processing_class)
         tokens = len(self._ids(prompt)) - len(pictures)
         tiles = 0
         for place, picture in enumerate(pictures):
@@ -180,7 +188,7 @@ class _Measure:
                     f"{where}: picture {place + 1} of {len(pictures)} cannot be read ({type(error).__name__}: {error}). Mend the "
                     "file or leave the record out."
                 ) from error
-            picture_tokens, picture_tiles = _picture_rule(self.processing_class)(height, width)
+            picture_tokens, picture_tiles = rule(height, width, tuple(limits.items()))
             tokens += picture_tokens
             tiles += picture_tiles
         return tokens, tiles
@@ -199,8 +207,8 @@ _STAND_IN = Image.new("RGB", (1, 1))
 
 
 @lru_cache(maxsize=8)
-def _picture_rule(processing_class: Any) -> Callable[[int, int], tuple[int, int]]:
-    """A function from a picture's height and width, in pixels, to its tokens and tiles."""
+def _picture_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int, int]]:
+    """A function from a picture's height and width, in pixels, and its prompt's tile limits to its tokens and tiles."""
     if not is_processor(processing_class):
         raise ValueError(
             "The records have pictures, but the processing class is a tokenizer. Pass the model's processor "
@@ -216,8 +224,8 @@ def _picture_rule(processing_class: Any) -> Callable[[int, int], tuple[int, int]
         )
 
     @lru_cache(maxsize=65536)
-    def tokens_and_tiles(height: int, width: int) -> tuple[int, int]:
-        found = rule(image_sizes=[(height, width)])
+    def tokens_and_tiles(height: int, width: int, limits: Limits) -> tuple[int, int]:
+        found = rule(image_sizes=[(height, width)], **dict(limits))
         return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])
 
     return tokens_and_tiles

@@ -1,4 +1,4 @@
-"""Preference records -> token ids and picture tensors: the processor runs once per prompt, the tokenizer once per text."""
+"""Preference records -> token ids and picture tensors: each distinct picture is processed once, each text tokenised once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mpo.packing.keys import first_alike
+from mpo.packing.pictures import process
+from mpo.packing.tiles import tile_limits
 from mpo.packing.turns import (
     Answer,
     Record,
@@ -45,6 +48,7 @@ class PairEncoder:
         max_length: longest prompt with one answer, in tokens; see `mpo.packing.collator.PairCollator`.
         truncation_mode: likewise.
         answer_end: likewise.
+        tile_budget: likewise.
         same_picture: whether two pictures are the same. Asked only of pictures under the same prompt text; None: prompts with
             pictures are never shared.
     """
@@ -53,21 +57,27 @@ class PairEncoder:
     max_length: int | None = None
     truncation_mode: str = "keep_start"
     answer_end: str = "end_of_turn"
+    tile_budget: str = "prompt"
     same_picture: Any = None
 
     def __post_init__(self) -> None:  # noqa: D105
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
         self._end_of_turn = end_of_turn_token(self.processing_class) if self.answer_end == "end_of_turn" else None
 
-    def __call__(self, records: Sequence[Record]) -> tuple[list[EncodedPair], dict[str, Tensor]]:
+    def __call__(self, records: Sequence[Record]) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
         """Encode the records of a batch.
 
         Returns:
-            one `EncodedPair` each, and the processor's picture tensors, those of each distinct prompt once, in order.
+            one `EncodedPair` each; the processor's picture tensors; and the order of tiles (`mpo.packing.pictures.process`), where
+            these are tiles: then those of each distinct picture are there once. Else those of each distinct prompt, in order.
         """
         rendered = [render(record, self.processing_class, split_turns=self.answer_end == "end_of_turn") for record in records]
-        prompts = self._distinct(rendered)
-        with_pictures, pictures = self._encode_picture_prompts(rendered, prompts)
+        limits = [
+            tile_limits(record, len(pair.images), self.processing_class, describe(record), budget=self.tile_budget)
+            for record, pair in zip(records, rendered, strict=True)
+        ]
+        prompts = self._distinct(rendered, limits)
+        with_pictures, pictures, order = self._encode_picture_prompts(rendered, prompts, limits)
         texts: dict[tuple[str, bool], list[int]] = {}
 
         def tokenize(text: str, special: bool) -> list[int]:
@@ -91,45 +101,41 @@ class PairEncoder:
             if self.max_length is not None:
                 self._check_length(record, encoded, self.max_length)
             pairs.append(encoded)
-        return pairs, pictures
+        return pairs, pictures, order
 
-    def _distinct(self, rendered: list[RenderedPair]) -> list[int]:
-        """For each pair the first one with its prompt and pictures."""
-        firsts: dict[str, list[int]] = {}
-        prompts = []
-        for number, pair in enumerate(rendered):
-            candidates = firsts.setdefault(pair.prompt, [])
-            same = (first for first in candidates if self._same_images(rendered[first].images, pair.images))
-            first = next(same, number)
-            if first == number:
-                candidates.append(number)
-            prompts.append(first)
-        return prompts
+    def _distinct(self, rendered: list[RenderedPair], limits: list[dict[str, Any]]) -> list[int]:
+        """For each pair the first one with its prompt and pictures, cut alike."""
+        outlines = [
+            (pair.prompt, len(pair.images), tuple(sorted(limit.items()))) for pair, limit in zip(rendered, limits, strict=True)
+        ]
+        return first_alike(outlines, lambda one, other: self._same_images(rendered[one].images, rendered[other].images))
 
     def _same_images(self, first: list[Any], second: list[Any]) -> bool:
-        if len(first) != len(second) or (first and self.same_picture is None):
+        if first and self.same_picture is None:
             return False
         return all(self.same_picture(one, other) for one, other in zip(first, second, strict=True))
 
     def _encode_picture_prompts(
-        self, rendered: list[RenderedPair], prompts: list[int]
-    ) -> tuple[dict[int, tuple[list[int], dict[str, Tensor]]], dict[str, Tensor]]:
+        self, rendered: list[RenderedPair], prompts: list[int], limits: list[dict[str, Any]]
+    ) -> tuple[dict[int, tuple[list[int], dict[str, Tensor]]], dict[str, Tensor], Tensor | None]:
         """Run the processor once over all distinct prompts that have pictures.
 
         Returns:
-            ids and other per-token outputs by the prompt's number, and the processor's picture tensors.
+            ids and other per-token outputs by the prompt's number, the processor's picture tensors, and the order of tiles.
         """
         places = [prompt for prompt in dict.fromkeys(prompts) if rendered[prompt].images]
         if not places:
-            return {}, {}
+            return {}, {}, None
         if not is_processor(self.processing_class):
             raise ValueError(
                 "The records have pictures, but the processing class is a tokenizer. Pass the model's processor "
                 "(AutoProcessor.from_pretrained) as `processing_class`, or drop the 'images' column."
             )
-        processed = self.processing_class(
-            images=[rendered[place].images for place in places],
+        processed, order = process(
+            self.processing_class,
             text=[rendered[place].prompt for place in places],
+            images=[rendered[place].images for place in places],
+            limits=[limits[place] for place in places],
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -142,7 +148,7 @@ class PairEncoder:
             place: (ids[row][mask[row]].tolist(), {name: value[row][mask[row]] for name, value in per_token.items()})
             for row, place in enumerate(places)
         }
-        return encoded, pictures
+        return encoded, pictures, order
 
     def _with_eos(self, pieces: list[Any], pair: RenderedPair) -> list[Any]:
         """Plain text ends in eos, so that the model learns to stop. (TRL leaves it out beside pictures.)"""

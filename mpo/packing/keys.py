@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,32 @@ def picture_key(picture: Any) -> bytes:
             f"A picture must be a PIL image, an array, a path, or a dict with 'bytes' or 'path', not {type(picture).__name__}."
         )
     return hasher.digest()
+
+
+def same_picture(first: Any, second: Any) -> bool:
+    """Whether two pictures, in the forms that `picture_key` takes, are the same."""
+    return first is second or picture_key(first) == picture_key(second)
+
+
+def first_alike(outlines: Sequence[Hashable], same: Callable[[int, int], bool]) -> list[int]:
+    """For each of some things the place of the first one that is the same, which may be its own.
+
+    Args:
+        outlines: what things that are the same have in common.
+        same: whether the things at two places are the same; asked only where the outlines are.
+
+    >>> first_alike(["a", "b", "a", "b"], lambda one, other: one == 0)
+    [0, 1, 0, 3]
+    """
+    kept: dict[Hashable, list[int]] = {}
+    firsts = []
+    for place, outline in enumerate(outlines):
+        alike = kept.setdefault(outline, [])
+        first = next((other for other in alike if same(other, place)), place)
+        if first == place:
+            alike.append(place)
+        firsts.append(first)
+    return firsts
 
 
 def answer_key(pictures: Sequence[bytes], prompt_ids: Iterable[int], answer_ids: Iterable[int], scored: Iterable[bool]) -> bytes:

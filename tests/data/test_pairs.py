@@ -97,3 +97,11 @@ def test_missing_and_empty_files(folder):
         load_pairs(folder / "nothing.jsonl")
     with pytest.raises(ValueError, match="has no pairs"):
         load_pairs(write(folder, ""))
+
+
+def test_tiles_of_a_source(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"question": "Why?", "chosen": "So.", "rejected": "No."}\n' * 2)
+    pairs = load_pairs(path, tiles={"min": None, "max": 6, "thumbnail": False})
+    assert pairs["tiles"][:] == [{"max": 6, "thumbnail": False}] * 2
+    assert "tiles" not in load_pairs(path, tiles={"min": None, "max": None, "thumbnail": None}).column_names

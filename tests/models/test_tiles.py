@@ -1,9 +1,13 @@
 """How pictures are cut: the grids of the official code, for the processor that comes with every checkpoint we hand out."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from official_checkpoints import write_official
 from PIL import Image
+from transformers import AutoProcessor
 
 from mpo.models.loading import load_processor
 
@@ -51,6 +55,30 @@ def test_golden_grids(official, size, place, most):
         row, column = divmod(number, columns)
         assert colour[number, 0] == pytest.approx((column + 0.5) / columns, abs=0.02)
         assert colour[number, 1] == pytest.approx((row + 0.5) / rows, abs=0.02)
+
+
+@pytest.mark.parametrize("thumbnail", [True, False])
+def test_thumbnail(official, tmp_path, thumbnail):
+    """Without it a picture of two tiles has two; the setting is saved, under the name of transformers' own processor."""
+    processor = load_processor(str(official), max_tiles=6, thumbnail=thumbnail)
+    wide = Image.new("RGB", (896, 448))
+    pixels = processor.image_processor(wide, return_tensors="pt")
+    assert len(pixels["pixel_values"]) == int(pixels["num_patches"][0]) == 2 + thumbnail
+    assert processor._get_num_multimodal_tokens(image_sizes=[(448, 896)])["num_image_patches"] == [2 + thumbnail]
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "internvl"}')
+    again = load_processor(str(tmp_path))
+    assert len(again.image_processor(wide, return_tensors="pt")["pixel_values"]) == 2 + thumbnail
+    assert len(AutoProcessor.from_pretrained(tmp_path).image_processor(wide, return_tensors="pt")["pixel_values"]) == 3
+
+
+def test_the_official_configs_thumbnail(official, tmp_path):
+    folder = tmp_path / "official"
+    shutil.copytree(official, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "use_thumbnail": False}))
+    assert not load_processor(str(folder)).image_processor.use_thumbnail
+    assert load_processor(str(folder), thumbnail=True).image_processor.use_thumbnail
 
 
 def test_tokens_of_a_picture(official):

@@ -13,7 +13,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl, small_processor
 from mpo.packing.collator import PairCollator
 
-TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "answer_end": "template"}
+TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "answer_end": "template", "tile_budget": "picture"}
 
 
 def log_of(tmp_path, **settings) -> dict:

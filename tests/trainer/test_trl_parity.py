@@ -11,7 +11,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl
 
 PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False, "remove_unused_columns": True}
-TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "answer_end": "template"}
+TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "answer_end": "template", "tile_budget": "picture"}
 
 
 def build(trainer, config, tmp_path, model, reference, dataset, processing_class, **settings):

@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import (
     AutoTokenizer,
-    GotOcr2ImageProcessor,
     InternVLProcessor,
     InternVLVideoProcessor,
     PreTrainedConfig,
@@ -16,6 +15,7 @@ from transformers import (
 
 from mpo.models.official.spm import read_sentencepiece
 from mpo.models.small import CHAT_TEMPLATE, IMAGENET_MEAN, IMAGENET_STD
+from mpo.models.tiles import TileImageProcessor
 
 PICTURE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 
@@ -101,10 +101,11 @@ def official_processor(tokenizer: Any, official: Mapping[str, Any], *, bos: str 
     template = chat_template(official.get("template", "internvl2_5"), bos=bos)
     tokenizer.chat_template = template
     return InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(
+        image_processor=TileImageProcessor(
             crop_to_patches=official.get("dynamic_image_size", True),
             min_patches=official.get("min_dynamic_patch", 1),
             max_patches=official.get("max_dynamic_patch", 12),
+            use_thumbnail=official.get("use_thumbnail", True),
             **pixels,
         ),
         tokenizer=tokenizer,

@@ -1,0 +1,134 @@
+"""Each distinct picture of a batch is cut into tiles once, and its tiles go through the vision tower once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+
+from mpo.packing.keys import first_alike, same_picture
+from mpo.packing.tiles import cuts_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class TileOrder:
+    """``index`` (T,) int64: which of a batch's distinct tiles stands at each place, in the order of its prompts."""
+
+    index: Tensor
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TileOrder:
+        """A copy on a device; accelerate and the Trainer call this."""
+        return TileOrder(self.index.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TileOrder:
+        """A copy in pinned memory; data loaders call this."""
+        return TileOrder(self.index.pin_memory())
+
+
+def process(
+    processing_class: Any, *, text: list[str], images: list[list[Any]], limits: Sequence[Mapping[str, Any]], **kwargs: Any
+) -> tuple[BatchFeature, Tensor | None]:
+    """Run a processor over prompts with pictures.
+
+    Args:
+        processing_class: a processor.
+        text: of each prompt.
+        images: each prompt's pictures.
+        limits: of each prompt, keyword arguments for its pictures (`mpo.packing.tiles.tile_limits`).
+        kwargs: further arguments of the processor.
+
+    Returns:
+        what the processor returns, with the tiles of each distinct picture once; and the place of each prompt's tiles among them,
+        shape (tiles of all prompts,). None for processors that do not cut pictures into tiles: theirs is left as it is.
+    """
+    if not cuts_tiles(processing_class):
+        return processing_class(images=images, text=text, **kwargs), None
+    once = _OncePerPicture(
+        processing_class.image_processor, [limit for limit, own in zip(limits, images, strict=True) for _ in own]
+    )
+    processor = copy.copy(processing_class)
+    processor.image_processor = once
+    features = processor(images=images, text=text, **kwargs)
+    features["pixel_values"] = once.tiles
+    return features, once.order
+
+
+class _OncePerPicture:
+    """Stands in a processor for its image processor: cuts each distinct picture once, under the limits of its prompt."""
+
+    tiles: Tensor
+    order: Tensor
+
+    def __init__(self, image_processor: Any, limits: Sequence[Mapping[str, Any]]) -> None:
+        self._image_processor = image_processor
+        self._limits = [tuple(sorted(limit.items())) for limit in limits]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # copies and pickles are made before there is an image processor
+        return getattr(self._image_processor, name)
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        pictures = make_flat_list_of_images(images)
+        outlines = [(_outline(picture), limit) for picture, limit in zip(pictures, self._limits, strict=True)]
+        firsts = first_alike(outlines, lambda one, other: same_picture(pictures[one], pictures[other]))
+        cut: dict[int, Tensor] = {}
+        for limit in dict.fromkeys(self._limits):
+            places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
+            settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
+            found = self._image_processor([pictures[place] for place in places], **settings)
+            counts = [int(count) for count in found["num_patches"]]
+            cut |= zip(places, found["pixel_values"].split(counts), strict=True)
+        begin: dict[int, int] = {}
+        end = 0
+        for place in sorted(cut):
+            begin[place], end = end, end + len(cut[place])
+        self.tiles = torch.cat([cut[place] for place in sorted(cut)])
+        self.order = torch.cat([torch.arange(begin[first], begin[first] + len(cut[first])) for first in firsts])
+        return BatchFeature({"pixel_values": self.tiles[self.order], "num_patches": [len(cut[first]) for first in firsts]})
+
+
+def _outline(picture: Any) -> Any:
+    """What pictures that are the same have in common, known without a look at their pixels."""
+    return (picture.mode, picture.size) if isinstance(picture, Image.Image) else getattr(picture, "shape", None)
+
+
+def add_tile_order(backbone: nn.Module) -> None:
+    """Let `backbone(..., tile_order=TileOrder)` put its vision tower's outputs, one a distinct tile, where the prompts need them.
+
+    Without the keyword, which goes no further than the backbone's own hooks, nothing changes.
+    """
+    tower = getattr(backbone, "vision_tower", None)
+    if tower is None or hasattr(tower, "tile_order"):
+        return
+    tower.__dict__["tile_order"] = None  # a plain attribute, no module or buffer
+    backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
+    tower.register_forward_hook(_in_order)
+
+
+def _take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    module.vision_tower.__dict__["tile_order"] = kwargs.pop("tile_order", None)
+    return args, kwargs
+
+
+def _in_order(module: nn.Module, args: Any, output: Any) -> Any:
+    order, module.__dict__["tile_order"] = module.__dict__["tile_order"], None
+    if order is None:
+        return output
+
+    def ordered(hidden: Tensor | None) -> Tensor | None:
+        return None if hidden is None else hidden.index_select(0, order.index)
+
+    layers = output.hidden_states  # read when a model takes its features from another layer than the last
+    return replace(
+        output,
+        last_hidden_state=ordered(output.last_hidden_state),
+        hidden_states=None if layers is None else tuple(map(ordered, layers)),
+    )

@@ -1,0 +1,66 @@
+"""How many tiles a prompt's pictures may be cut into: the processor's limits, the record's own, a budget for all its pictures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import InternVLProcessor
+
+BUDGETS = ("prompt", "picture")
+"""Whose the processor's ``max_patches`` is: shared by a prompt's pictures, or each picture's own."""
+LIMITS = {"min": "min_patches", "max": "max_patches", "thumbnail": "use_thumbnail"}
+"""Keys of a record's ``tiles``, and what the image processor calls them."""
+
+
+def cuts_tiles(processing_class: Any) -> bool:
+    """Whether a processor cuts pictures as InternVL's does."""
+    return isinstance(processing_class, InternVLProcessor)
+
+
+def tile_limits(
+    record: Mapping[str, Any], pictures: int, processing_class: Any, where: str, *, budget: str = "prompt"
+) -> dict[str, Any]:
+    """What a prompt's pictures are to be cut with, where it is not what the processor does anyway.
+
+    Args:
+        record: may have ``tiles``, a dict with ``min``, ``max`` and ``thumbnail``, each of which may be missing or None.
+        pictures: how many the prompt has.
+        processing_class: a processor or tokenizer.
+        where: what errors call the record.
+        budget: ``"prompt"``: each of N pictures gets at most max(1, most // N) tiles, as in the official InternVL code;
+            ``"picture"``: each gets as many as a single one, as transformers' processor and TRL have it.
+
+    Returns:
+        keyword arguments of the processor.
+
+    Raises:
+        ValueError: for limits that make no sense, or a processor that does not cut pictures.
+    """
+    own = {name: value for name, value in (record.get("tiles") or {}).items() if value is not None}
+    if not pictures:
+        return {}
+    if not cuts_tiles(processing_class):
+        if own:
+            raise ValueError(
+                f"{where} says how its pictures are cut into tiles, and {type(processing_class).__name__} does not cut pictures. "
+                "Drop the column 'tiles'."
+            )
+        return {}
+    unknown = own.keys() - LIMITS
+    if unknown:
+        raise ValueError(f"{where}: 'tiles' has {', '.join(LIMITS)}, each optional; got {sorted(unknown)}.")
+    image_processor = processing_class.image_processor
+    if "thumbnail" in own and not hasattr(image_processor, "use_thumbnail"):
+        raise ValueError(
+            f"{where}: 'tiles' has a thumbnail setting, which transformers' own processor ignores. Load the processor with "
+            "mpo.models.loading.load_processor."
+        )
+    most = int(own.get("max", image_processor.max_patches))
+    least = int(own.get("min", min(image_processor.min_patches, most)))
+    if not 1 <= least <= most:
+        raise ValueError(f"{where}: a picture is cut into 1 <= min <= max tiles; got min {least}, max {most}.")
+    if budget == "prompt":
+        most = max(1, most // pictures)
+    asked = {"min_patches": min(least, most), "max_patches": most}
+    if "thumbnail" in own:
+        asked["use_thumbnail"] = bool(own["thumbnail"])
+    return {name: value for name, value in asked.items() if value != getattr(image_processor, name)}

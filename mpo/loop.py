@@ -112,6 +112,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of a step."""
+        start = time.perf_counter()
         try:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         except ValueError:
@@ -121,6 +122,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 f"The training data failed while the batches of step {self.state.global_step + 1} were read: "
                 f"{type(error).__name__}: {error}. Nothing was skipped; mend the data set and resume from the last checkpoint."
             ) from error
+        finally:
+            self._meters["train"].wait(time.perf_counter() - start)
 
     def _counted(self, batch: dict[str, Any]) -> int:
         """How many of a batch's pairs count, the first ones; the rest were repeated to fill it up."""
@@ -178,7 +181,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     def _read_meter(self, mode: str) -> dict[str, float]:
         meter = self._meters[mode]
-        seconds = meter.seconds
+        seconds, waited = meter.seconds, meter.waited
         window = meter.read(self._over_ranks)
         if not window:
             return {}
@@ -187,6 +190,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         metrics = {name: total / count for name, (total, count) in window.items() if count}
         metrics["tokens_per_second"] = tokens / seconds
         metrics["pairs_per_second"] = pairs / seconds
+        if mode == "train":
+            metrics["data_wait"] = waited / seconds  # of rank 0; a GPU may still have been busy
         if self._shift is not None:
             metrics["reward_shift"] = self._shift.value.item()
         if mode == "train":

@@ -36,6 +36,7 @@ class Meter:
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._started = time.perf_counter()
+        self.waited = 0.0
 
     def add(self, fractions: Mapping[str, Fraction]) -> None:
         """Add to the window. The same names must come at every call between two reads."""
@@ -53,14 +54,15 @@ class Meter:
     def state(self, over_ranks: OverRanks | None = None) -> dict[str, Any]:
         """The window as it stands, over all ranks, as plain numbers for a checkpoint; every rank must call it."""
         if self._sums is None:
-            return {"seconds": self.seconds, "sums": {}}
+            return {"seconds": self.seconds, "waited": self.waited, "sums": {}}
         sums = (over_ranks(self._sums) if over_ranks else self._sums).tolist()
-        return {"seconds": self.seconds, "sums": dict(zip(self._names, sums, strict=True))}
+        return {"seconds": self.seconds, "waited": self.waited, "sums": dict(zip(self._names, sums, strict=True))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with a window that `state` gave; with several ranks, on one of them."""
         self.clear()
         self.pause(-state["seconds"])
+        self.waited = state["waited"]
         if state["sums"]:
             self._names = list(state["sums"])
             self._sums = torch.tensor(list(state["sums"].values()), dtype=torch.float64)
@@ -83,6 +85,10 @@ class Meter:
     def seconds(self) -> float:
         """Time since the window began, without pauses."""
         return time.perf_counter() - self._started
+
+    def wait(self, seconds: float) -> None:
+        """Count time that was spent waiting for data, as part of the window."""
+        self.waited += seconds
 
     def pause(self, seconds: float) -> None:
         """Do not count time spent on something else, such as evaluating or saving."""

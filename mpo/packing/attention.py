@@ -107,6 +107,23 @@ def usual_attention(model: nn.Module) -> Iterator[None]:
         text_model.set_attn_implementation(name)
 
 
+def kernel_for(device: torch.device | str, dtype: torch.dtype, head_dim: int = 128) -> str:
+    """Which kernel ``backend="auto"`` takes for packed rows, and why, in words.
+
+    Args:
+        device: of the model.
+        dtype: that attention computes in.
+        head_dim: channels of a head; 64 to 128 in published InternVLs.
+
+    >>> kernel_for("cpu", torch.bfloat16)
+    "PyTorch's attention, one call per segment (its varlen kernel needs an NVIDIA GPU)"
+    """
+    missing = _against_varlen(torch.empty(0, 1, head_dim, dtype=dtype, device=device))
+    if missing is None:
+        return "PyTorch's varlen kernel, one call for all segments"
+    return f"PyTorch's attention, one call per segment (its varlen kernel needs {missing})"
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -198,14 +215,19 @@ _by_segment_uncompiled: Callable[..., Tensor] = torch.compiler.disable(_by_segme
 
 
 def _varlen_fits(query: Tensor) -> bool:
-    """Whether PyTorch's varlen kernel takes these queries: half precision on an NVIDIA GPU from Ampere on."""
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 256
-        and _has_varlen(query.device.index)
-    )
+    """Whether PyTorch's varlen kernel takes these queries, shape (N, heads, head_dim)."""
+    return _against_varlen(query) is None
+
+
+def _against_varlen(query: Tensor) -> str | None:
+    """What PyTorch's varlen kernel lacks for these queries; None: nothing."""
+    if not query.is_cuda:
+        return "an NVIDIA GPU"
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return "bfloat16 or float16"
+    if query.shape[-1] % 8 or query.shape[-1] > 256:
+        return "heads of 8, 16, 24 ... 256 channels"
+    return None if _has_varlen(query.device.index) else "an NVIDIA GPU from Ampere on"
 
 
 @lru_cache

@@ -79,20 +79,23 @@ class _OncePerPicture:
         pictures = make_flat_list_of_images(images)
         outlines = [(_outline(picture), limit) for picture, limit in zip(pictures, self._limits, strict=True)]
         firsts = first_alike(outlines, lambda one, other: same_picture(pictures[one], pictures[other]))
+        counts: dict[int, int] = {}
         cut: dict[int, Tensor] = {}
         for limit in dict.fromkeys(self._limits):
             places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
             settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
             found = self._image_processor([pictures[place] for place in places], **settings)
-            counts = [int(count) for count in found["num_patches"]]
-            cut |= zip(places, found["pixel_values"].split(counts), strict=True)
+            counts |= zip(places, map(int, found["num_patches"]), strict=True)
+            cut |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
         begin: dict[int, int] = {}
         end = 0
-        for place in sorted(cut):
-            begin[place], end = end, end + len(cut[place])
-        self.tiles = torch.cat([cut[place] for place in sorted(cut)])
-        self.order = torch.cat([torch.arange(begin[first], begin[first] + len(cut[first])) for first in firsts])
-        return BatchFeature({"pixel_values": self.tiles[self.order], "num_patches": [len(cut[first]) for first in firsts]})
+        for place in sorted(counts):
+            begin[place], end = end, end + counts[place]
+        whole = found["pixel_values"] if len(found["pixel_values"]) == end else None  # of one call: in order, and not copied
+        self.tiles = torch.cat([cut[place] for place in sorted(cut)]) if whole is None else whole
+        self.order = torch.cat([torch.arange(begin[first], begin[first] + counts[first]) for first in firsts])
+        # What the processor does with pixels is copy them, so it is given none.
+        return BatchFeature({"pixel_values": torch.empty(len(self.order), 0), "num_patches": [counts[first] for first in firsts]})
 
 
 def _outline(picture: Any) -> Any:

@@ -57,7 +57,7 @@ def run(tmp_path, processor, model, dataset, *, ref_model=None, peft_config=None
 
 
 def logs(trainer) -> list[dict]:
-    timed = ("runtime", "per_second", "flos", "num_tokens")
+    timed = ("runtime", "per_second", "data_wait", "flos", "num_tokens")
     return [{k: v for k, v in log.items() if not any(word in k for word in timed)} for log in trainer.state.log_history]
 
 

@@ -41,8 +41,10 @@ def pairs_of_text() -> Dataset:
 def pytest_terminal_summary(terminalreporter):
     """A table of the differences that tests measured between runs that must be equal."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-    rows = [value for report in reports for name, value in report.user_properties if name == "difference"]
-    if rows:
+    largest = {}
+    for what, value in (value for report in reports for name, value in report.user_properties if name == "difference"):
+        largest[what] = max(value, largest.get(what, value))
+    if largest:
         terminalreporter.section("largest differences")
-        for what, value in rows:
+        for what, value in largest.items():
             terminalreporter.write_line(f"{what:<60} {value:.1e}")

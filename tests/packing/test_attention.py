@@ -7,42 +7,18 @@ import pytest
 import torch
 import transformers
 from accelerate.utils import send_to_device
+from packed_and_padded import FAMILIES, SIZES, internvl, random_ids, text_model
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
-from support import perturbed, picture
+from support import picture
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
 import mpo.packing.attention as attention
-from mpo.models.small import small_internvl
 from mpo.packing.attention import BACKENDS, use_packed_attention, usual_attention
 from mpo.packing.fits import find_text_model, why_not
 from mpo.packing.layout import answer_sums, concatenate, lay_out
 from mpo.packing.turns import Answer
-
-FAMILIES = ["qwen2", "qwen3", "llama"]
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
-TEXT_MODELS = {
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 16}),
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {}),
-}
-
-
-def internvl(processor, family="qwen2"):
-    """Weights with noise, so that attention is far from uniform; four heads on two key-value heads."""
-    sizes = {"hidden_size": 64, "heads": 4, "vision_hidden_size": 32}
-    return perturbed(small_internvl(processor, text=family, **sizes), scale=0.1)
-
-
-def text_model(family="qwen2", **changes):
-    config, model, sizes = TEXT_MODELS[family]
-    torch.manual_seed(0)
-    return perturbed(model(config(**SIZES, num_key_value_heads=2, **sizes, **changes)), scale=0.1).eval()
-
-
-def random_ids(seed, count):
-    return torch.randint(3, 250, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def some_answers(seed, count):

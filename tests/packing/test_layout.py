@@ -99,6 +99,29 @@ def test_no_prompt():
     assert row.answers == [AnswerNodes([node], [True]) for node in (0, 1, 2)]
 
 
+def test_no_prompt_and_answers_that_begin_alike():
+    """They share 11 -> 12; the last token they share, 12, stands once for 13 and once for 14."""
+    row = lay_out([], [answer(11, 12, 13), answer(11, 12, 14)])
+    assert row.tokens == [11, 12, 12]
+    assert row.positions == [0, 1, 1]
+    assert row.labels == [12, 13, 14]
+    assert row.segments == [Segment((0, 2)), Segment((2, 3), ((0, 1),))]
+    assert row.answers == [AnswerNodes([0, 1], [True] * 2), AnswerNodes([0, 2], [True] * 2)]
+
+
+def test_pictures_and_text_alone():
+    """Picture tokens (9) stand once, whatever number of answers follows; a text without any is a row like others."""
+    batch = concatenate([lay_out([9, 9, 1], [answer(11), answer(21), answer(31, 32)]), lay_out([2], [answer(11), answer(21)])])
+    #                                  picture     copies  longest | text, copy
+    assert batch.input_ids.tolist() == [[9, 9, 1, 1, 1, 31, 2, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 2, 3, 0, 0]]
+    assert batch.shift_labels.tolist() == [[IGNORED, IGNORED, 11, 21, 31, 32, 11, 21]]
+    assert batch.segments.lengths == ((3, 3), (1, 3), (2, 4), (1, 1), (1, 1))
+    assert batch.segments.key_index.tolist() == [0, 1, 2, 0, 1, 3, 0, 1, 4, 5, 6, 7]
+    assert batch.scored.node.tolist() == [2, 3, 4, 5, 6, 7]
+    assert batch.scored.answer.tolist() == [0, 1, 2, 2, 3, 4]
+
+
 def test_a_node_is_scored_if_any_answer_scores_it():
     """The second answer does not count the tokens it shares; its log-prob holds 22 alone."""
     row = lay_out(PROMPT, [answer(11, 12), answer(11, 12, 22, scored=[False, False, True])])
@@ -237,9 +260,17 @@ some_answers = st.lists(
 )
 
 
-@given(st.lists(st.tuples(st.lists(tokens, min_size=2, max_size=4), some_answers), min_size=1, max_size=3))
+some_groups = st.tuples(st.lists(tokens, max_size=4), some_answers).filter(
+    lambda group: any(len(group[0]) + len(given_answer.ids) > 1 for given_answer in group[1])
+)
+
+
+@given(st.lists(some_groups, min_size=1, max_size=3))
 def test_every_answer_sees_exactly_its_own_text(groups):
-    """For each predicted token of each answer: the keys its node sees are the text before it, in order, at the right positions."""
+    """For each predicted token of each answer: the keys its node sees are the text before it, in order, at the right positions.
+
+    Behind an empty prompt an answer's first token is not predicted.
+    """
     rows = [lay_out(prompt, answers) for prompt, answers in groups]
     batch = concatenate(rows)
     tokens, positions = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
@@ -247,16 +278,18 @@ def test_every_answer_sees_exactly_its_own_text(groups):
     offset = 0
     for (prompt, answers), row in zip(groups, rows, strict=True):
         for given_answer, placed in zip(answers, row.answers, strict=True):
-            assert placed.scored == given_answer.scored
-            assert len(placed.nodes) == len(given_answer.ids)
+            unpredicted = 0 if prompt else 1
+            ids, scored = given_answer.ids[unpredicted:], given_answer.scored[unpredicted:]
+            assert placed.scored == scored
+            assert len(placed.nodes) == len(ids)
             text = prompt + given_answer.ids
-            for place, node in enumerate(placed.nodes):
+            for node, end in zip(placed.nodes, range(len(text) - len(ids), len(text)), strict=True):
                 before = sees[node + offset]
                 assert before[-1] == node + offset
-                assert [tokens[key] for key in before] == text[: len(prompt) + place]
-                assert [positions[key] for key in before] == list(range(len(prompt) + place))
-                if given_answer.scored[place]:
-                    assert row.labels[node] == given_answer.ids[place]
+                assert [tokens[key] for key in before] == text[:end]
+                assert [positions[key] for key in before] == list(range(end))
+            for node, token, counts in zip(placed.nodes, ids, scored, strict=True):
+                assert not counts or row.labels[node] == token
         offset += len(row.tokens)
     all_scored = {node for node, label in enumerate(batch.shift_labels[0].tolist()) if label != IGNORED}
     assert all_scored == set(batch.scored.node.tolist())

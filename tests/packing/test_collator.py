@@ -86,6 +86,22 @@ def test_implicit_prompt(words):
     assert torch.equal(PairCollator(words)([record])["input_ids"], PairCollator(words)([CHAT])["input_ids"])
 
 
+def test_a_packed_row(words):
+    """The prompt once, both answers behind it without their last token, and the last token of the prompt once more between them."""
+    batch = PairCollator(words, layout="packed")([CHAT, {"prompt": "why ", "chosen": "sure ", "rejected": "is "}])
+    first = "<user> two plus two <end> \n <bot> is four" + " <bot> five"  # a pair
+    second = "why sure" + " why is"  # another: plain text, whose answers end in <eos>
+    assert batch["input_ids"].tolist() == [as_ids(f"{first} {second}", 15)]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8] + [6, 7] + [0, 1] + [0, 1]]
+    picked = [6, 7, 8] + [9, 10] + [11, 12] + [13, 14]  # <bot> predicts "is", "is" predicts "four", "four" predicts <end>; ...
+    assert batch["picked"].index.tolist() == picked
+    assert batch["shift_labels"].tolist() == [as_ids("is four <end> five <end> sure <eos> is <eos>", 9)]
+    assert batch["segments"].lengths == ((9, 9), (2, 8), (2, 2), (2, 2))  # the rejected answer sees the prompt but for its last token
+    assert batch["segments"].key_index.tolist() == [*range(9), *range(6), 9, 10, 11, 12, 13, 14]
+    assert batch["scored"].lengths.tolist() == [3, 2, 2, 2]  # chosen, chosen, rejected, rejected
+    assert batch["scored"].node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the picked
+
+
 def test_max_length_cuts_answers(words):
     """Nine tokens: the chosen answer loses its <end>."""
     batch = PairCollator(words, max_length=9)([CHAT])

@@ -1,5 +1,6 @@
 """config.json of the official form -> transformers' config, and back."""
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -93,7 +94,8 @@ def transformers_config(official: Mapping[str, Any], *, image_token_id: int, eos
             f"ps_version is {version!r}: this checkpoint shuffles pixels in another order than transformers does, which is v2's. "
             "InternVL2 and later are v2."
         )
-    llm, vision = official["llm_config"], {**VISION_DEFAULTS, **official["vision_config"]}
+    llm = copy.deepcopy(official["llm_config"])  # transformers' config classes write into what they are given
+    vision = {**VISION_DEFAULTS, **official["vision_config"]}
     kind = text_model(official)
     text_class = CONFIG_MAPPING[TEXT_MODELS[kind]]
     taken = {*inspect.signature(text_class.__init__).parameters, "rope_theta", "rope_scaling"}

@@ -13,10 +13,11 @@ from tqdm import tqdm
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from mpo.models.official.checkpoint import open_official, read_config
-from mpo.models.official.config import is_official, official_config, tensor_names
+from mpo.models.official.config import is_official, official_config, tensor_names, transformers_config
 from mpo.models.official.expected import check_shapes, expected_shapes
 from mpo.models.official.forward import official_logits
 from mpo.models.official.tensors import TensorFiles, write_shards
+from mpo.models.whole_folder import written_whole
 
 ORIGINAL = "official_config.json"
 """The official config.json, kept beside a converted checkpoint: transformers' config has no place for all that it says."""
@@ -62,27 +63,12 @@ def convert(
     Raises:
         ValueError: for what cannot be converted, or logits that differ.
     """
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        raise ValueError(f"{target} is already there. Remove it, or give another folder.")
     form: Literal["official", "transformers"] = "transformers" if is_official(read_config(source)) else "official"
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write = _to_transformers if form == "transformers" else _to_official
-    count = write(source, partial, like, int(shard_gb * 1e9), progress)
-    official, ours = (source, partial) if form == "transformers" else (partial, source)
-    size = 4 * sum(path.stat().st_size for path in source.glob("*.safetensors"))  # two models as float32, of bfloat16 files
-    difference = None
-    if compare or (compare is None and size < _free_memory()):
-        difference = largest_difference(official, ours)
-        if difference > TOLERANCE:
-            raise ValueError(
-                f"The logits of {source} and of what was written to {partial} differ by {difference:.1e} of the largest. That is "
-                "a bug of the conversion: please report it, with the checkpoint's config.json."
-            )
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+    write = _to_transformers if form == "transformers" else to_official
+    with written_whole(target) as partial:
+        count = write(source, partial, like, int(shard_gb * 1e9), progress)
+        official, ours = (source, partial) if form == "transformers" else (partial, source)
+        difference = checked_difference(official, ours, compare)
     return Conversion(target, form, count, difference)
 
 
@@ -103,7 +89,19 @@ def _to_transformers(source: Path, target: Path, like: Path | None, shard_bytes:
     return len(shapes)
 
 
-def _to_official(source: Path, target: Path, like: Path | None, shard_bytes: int, progress: bool) -> int:
+def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int, progress: bool) -> int:
+    """Write the official form of a checkpoint, unchecked.
+
+    Args:
+        source: a folder of transformers' form.
+        target: an existing, empty one.
+        like: as of `convert`.
+        shard_bytes: of a file.
+        progress: show a bar.
+
+    Returns:
+        how many tensors were written.
+    """
     config = InternVLConfig.from_pretrained(source)
     files = TensorFiles(source)
     check_shapes({name: files.shape(name) for name in files.names()}, expected_shapes(config), str(source))
@@ -134,13 +132,47 @@ def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dic
     else:
         official = official_config(config)
     text: Any = config.text_config
-    if official["llm_config"]["vocab_size"] != text.vocab_size:  # tokens were added since
-        official["llm_config"]["vocab_size"] = text.vocab_size
+    llm = official["llm_config"]
+    if llm["vocab_size"] != text.vocab_size:  # tokens were added since
+        llm["vocab_size"] = text.vocab_size
+    read = transformers_config(official, image_token_id=config.image_token_id)
+    if read.tie_word_embeddings and not config.tie_word_embeddings:  # the head was trained apart
+        official["tie_word_embeddings"] = llm["tie_word_embeddings"] = False
+    if config.dtype is not None and read.dtype != config.dtype:  # it was cast
+        name = str(config.dtype).removeprefix("torch.")
+        for part in (official, llm):
+            part["dtype" if "dtype" in part else "torch_dtype"] = name
     return official
 
 
 def _shown(tensors: Iterator[tuple[str, Tensor]], count: int, progress: bool) -> Iterator[tuple[str, Tensor]]:
     return iter(tqdm(tensors, total=count, unit="tensor", desc="converting", disable=not progress))
+
+
+def checked_difference(official: Path, ours: Path, compare: bool | None) -> float | None:
+    """`largest_difference` of two folders, refused above `TOLERANCE`.
+
+    Args:
+        official: a folder of the official form.
+        ours: one of transformers'.
+        compare: False: do not; None: where memory allows.
+
+    Returns:
+        None when they were not compared.
+
+    Raises:
+        ValueError: for logits that differ.
+    """
+    size = 4 * sum(path.stat().st_size for path in ours.glob("*.safetensors"))  # two models as float32, of bfloat16 files
+    if not (compare or (compare is None and size < _free_memory())):
+        return None
+    difference = largest_difference(official, ours)
+    if difference > TOLERANCE:
+        raise ValueError(
+            f"The logits of {official} and {ours} differ by {difference:.1e} of the largest. That is a bug of the conversion: "
+            "please report it, with the checkpoint's config.json."
+        )
+    return difference
 
 
 def largest_difference(official: Path, ours: Path) -> float:

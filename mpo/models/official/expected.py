@@ -26,17 +26,24 @@ def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], wher
     Raises:
         ValueError: listing what is missing, too much, or of another shape.
     """
+    problems = misfits(found, expected)
+    if problems:
+        raise ValueError(f"{where} and its config.json do not fit: {problems}.")
+
+
+def misfits(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
+    """Which tensors are missing, too much, or of another shape, in words; empty when they are as expected."""
     differing = [name for name in sorted(found.keys() & expected) if found[name] != expected[name]]
     problems = [
-        _listing("missing", sorted(expected.keys() - found.keys())),
-        _listing("not of this model", sorted(found.keys() - expected.keys())),
-        _listing("of another shape", [f"{name}: {found[name]}, expected {expected[name]}" for name in differing]),
+        listing("missing", sorted(expected.keys() - found.keys())),
+        listing("not of this model", sorted(found.keys() - expected.keys())),
+        listing("of another shape", [f"{name}: {found[name]}, expected {expected[name]}" for name in differing]),
     ]
-    if any(problems):
-        raise ValueError(f"{where} and its config.json do not fit: " + "; ".join(filter(None, problems)) + ".")
+    return "; ".join(filter(None, problems))
 
 
-def _listing(what: str, names: list[str], most: int = 8) -> str:
+def listing(what: str, names: list[str], most: int = 8) -> str:
+    """How many tensors, what is wrong with them, and the first names; empty without any."""
     if not names:
         return ""
     more = f" and {len(names) - most} more" if len(names) > most else ""

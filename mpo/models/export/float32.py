@@ -1,0 +1,40 @@
+"""A model of low precision, computing in float32 without being held in it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Let every module compute with float32 copies of its weights, made for as long as it runs.
+
+    The logits are those of ``model.float()``; in memory is the model as it was, and one layer more.
+    """
+    narrow: dict[nn.Module, list[Tensor]] = {}
+
+    def widen(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        narrow[module] = [parameter.data for parameter in module.parameters(recurse=False)]
+        for parameter in module.parameters(recurse=False):
+            parameter.data = _wide(parameter.data)
+        return tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
+
+    def restore(module: nn.Module, args: Any, output: Any) -> None:
+        for parameter, data in zip(module.parameters(recurse=False), narrow.pop(module), strict=True):
+            parameter.data = data
+
+    owners = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+    hooks = [module.register_forward_pre_hook(widen, with_kwargs=True) for module in owners]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in owners]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -1,0 +1,248 @@
+"""What a run left: a whole model, or an adapter on a base; read strictly, and merged."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig
+from transformers.utils import cached_file
+
+from mpo.models.fit import open_processor
+from mpo.models.loading import load_internvl, load_processor, official_folder
+from mpo.models.official.checkpoint import open_official
+from mpo.models.official.expected import misfits
+from mpo.models.official.tensors import TensorFiles
+
+FACTORS = {"lora_B": "lora_A", "lora_embedding_A": "lora_embedding_B"}
+"""The factor of an adapter that is zero at the start -> the other one."""
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained checkpoint, opened but not loaded.
+
+    Attributes:
+        folder: of the checkpoint.
+        weights: name or path of the checkpoint that the model is loaded from: the folder itself, or the adapter's base.
+        base: name or path of what it was trained from, as far as it is known.
+        adapter: its config; None for a whole model.
+        tensors: of the adapter, by their names on disk.
+    """
+
+    folder: Path
+    weights: str
+    base: str | None = None
+    adapter: LoraConfig | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's config, as transformers has it."""
+        official = official_folder(self.weights)
+        return AutoConfig.from_pretrained(self.weights) if official is None else open_official(official).config
+
+    def processor(self) -> Any:
+        """The processor or tokenizer: the run's own, else that of what it was trained from.
+
+        Raises:
+            ValueError: when neither has one.
+        """
+        for place in filter(None, (str(self.folder), self.weights, self.base)):
+            if Path(place).is_dir() and not any((Path(place) / name).exists() for name in PROCESSOR_FILES):
+                continue
+            adapter = (Path(place) / CONFIG_NAME).exists()  # its folder has no config.json that would tell the form
+            return open_processor(place) if adapter else load_processor(place)
+        raise ValueError(
+            f"{self.folder} has no tokenizer or processor, so nothing could be asked. Give a checkpoint that has one with --base."
+        )
+
+    def load(self, dtype: str) -> Any:
+        """The trained model in eval mode; an adapter is on its base, not merged.
+
+        Args:
+            dtype: as of `load_internvl`; that of the base, for an adapter. Adapters stay float32, as peft holds them.
+
+        Raises:
+            ValueError: for tensors that are missing, too many, of another shape, or not finite; they are named.
+        """
+        model = load_internvl(self.weights, dtype=dtype)
+        if self.adapter is not None:
+            model = self._adapt(model)
+        if (self.folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(self.folder)
+        check_finite(dict(model.named_parameters()), self.weights, model.dtype)
+        return model.eval()
+
+    def _adapt(self, model: Any) -> PeftModel:
+        untie(model, self.tensors)
+        assert self.adapter is not None
+        self.adapter.base_model_name_or_path = self.weights  # peft looks there whether tokens were added
+        adapted = PeftModel(model, self.adapter)
+        expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+        problems = misfits({name: tuple(tensor.shape) for name, tensor in self.tensors.items()}, expected)
+        if problems:
+            raise ValueError(
+                f"The adapter in {self.folder} does not fit {self.weights}: {problems}. Give the checkpoint that it was trained on "
+                "with --base."
+            )
+        set_peft_model_state_dict(adapted, self.tensors)
+        return adapted
+
+
+def open_trained(folder: Path, *, base: str | None = None) -> Trained:
+    """Open what `mpo train`, `MPOTrainer.save_model` or a checkpoint of a run left. No model is loaded.
+
+    Args:
+        folder: of the checkpoint.
+        base: name or path of the checkpoint it was trained from, when its adapter_config.json does not say or is wrong.
+
+    Raises:
+        ValueError: for a folder that is no whole checkpoint, an adapter that learned nothing or is not finite, or a base that
+            cannot be found or is not the real weights.
+    """
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and not _reads(folder / "trainer_state.json"):
+        raise ValueError(f"{folder} was not written to its end (trainer_state.json is missing or cut). Export an earlier one.")
+    if not (folder / CONFIG_NAME).exists():
+        if not (folder / "config.json").exists():
+            inside = sorted(path.parent.name for path in folder.glob(f"checkpoint-*/{CONFIG_NAME}"))
+            inside += sorted(path.parent.name for path in folder.glob("checkpoint-*/config.json"))
+            raise ValueError(
+                f"{folder} has no {CONFIG_NAME} and no config.json, so no model was saved there."
+                + (f" It holds {', '.join(inside)}: give one of these." if inside else "")
+            )
+        TensorFiles(folder)
+        _refuse_quantised(json.loads((folder / "config.json").read_text()), str(folder))
+        return Trained(folder, str(folder), base)
+    config = PeftConfig.from_pretrained(folder)
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(f"{folder} is a {config.peft_type} adapter; LoRA is what can be merged here. Merge it with peft.")
+    tensors = _read_adapter(folder)
+    named = base or config.base_model_name_or_path
+    _check_base(None if named == "None" else named, folder, given=base is not None)
+    return Trained(folder, named, named, config, tensors)
+
+
+def merged(model: Any, *, progress: bool = True) -> Any:
+    """The model with its adapter merged into its weights, layer by layer; a model without adapters as it is.
+
+    Raises:
+        ValueError: when merged weights are not finite; the layer is named.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    dtype = model.dtype
+    try:
+        return model.merge_and_unload(progressbar=progress, safe_merge=True)
+    except ValueError as error:  # layers before this one are merged, and no longer a LoraLayer
+        names = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+        raise ValueError(f"{_short(names[0])}.weight is not finite once merged.{_range_hint(dtype)}") from error
+
+
+def untie(model: Any, adapter: Mapping[str, Tensor]) -> None:
+    """Give the output head a matrix of its own where it shares one with the embeddings and an adapter changes one of the two.
+
+    Merged into the shared matrix the change would reach both.
+
+    Args:
+        model: before its adapter is put on.
+        adapter: the adapter's tensors, by their names on disk.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return
+    names = [name for name, module in model.named_modules() if module is head or module is embeddings]
+    if any(f".{name}." in tensor for name in names for tensor in adapter):
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        model._weight_conversions = None  # private: names in its files are made anew; those it came with lack a head's
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        tensors: by name.
+        where: they come from.
+        dtype: they were cast to.
+
+    Raises:
+        ValueError: naming them.
+    """
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+        raise ValueError(
+            f"{where} has weights that are not finite: {', '.join(map(_short, bad[:8]))}{more}.{_range_hint(dtype)} "
+            "Export an earlier checkpoint of the run."
+        )
+
+
+def _read_adapter(folder: Path) -> dict[str, Tensor]:
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.exists():
+        raise ValueError(f"{folder} has {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}; adapters are read from safetensors alone.")
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own class, which is not exported
+        raise ValueError(f"{path} cannot be read ({error}). Export an earlier checkpoint of the run.") from error
+    check_finite(tensors, str(folder))
+    products = [(name, name.replace(zero, other)) for name in tensors for zero, other in FACTORS.items() if f".{zero}" in name]
+    if not any(bool(tensors[zero].any()) and other in tensors and bool(tensors[other].any()) for zero, other in products):
+        raise ValueError(
+            f"The adapter in {folder} is zero in all {len(products)} layers: it is as it was before training, and the export would "
+            "be its base. Was the learning rate 0, or was another folder meant?"
+        )
+    return tensors
+
+
+def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
+    mend = "" if given else " Give it with --base."
+    if name is None:
+        raise ValueError(f"{folder / CONFIG_NAME} does not say which model the adapter was trained on.{mend}")
+    if (Path(name) / CONFIG_NAME).exists():
+        raise ValueError(f"The base {name} is an adapter itself. Export that one first, and give the result with --base.")
+    try:
+        config = json.loads(Path(cached_file(name, "config.json")).read_text())
+    except (OSError, TypeError, ValueError) as error:  # TypeError: a folder without that file
+        raise ValueError(
+            f"The base of the adapter in {folder}, {name}, cannot be found: it is no folder with a config.json, and no name on the "
+            f"Hub that can be reached from here.{mend}"
+        ) from error
+    _refuse_quantised(config, name)
+
+
+def _refuse_quantised(config: Mapping[str, Any], name: str) -> None:
+    quantised = config.get("quantization_config")
+    if quantised:
+        raise ValueError(
+            f"The weights of {name} are quantised ({quantised.get('quant_method', 'see its config.json')}), and nothing can be "
+            "merged into those. Give the checkpoint that they were made from with --base."
+        )
+
+
+def _reads(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("base_model.model.")
+
+
+def _range_hint(dtype: torch.dtype | None) -> str:
+    return " float16 ends at 65504; --dtype bfloat16 has float32's range." if dtype == torch.float16 else ""

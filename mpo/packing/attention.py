@@ -60,14 +60,23 @@ def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
     reason = why_not(model)
     if reason is not None:
         raise ValueError(f"Answers cannot share their prompt in this model: {reason}. Use padded rows.")
-    if backend.startswith("flash_attn"):
-        _flash_attention(backend)
+    check_backend(backend)
     text_model = find_text_model(model)
     assert text_model is not None
     name = text_model.config._attn_implementation
     if name not in BACKENDS.values():
         text_model.usual_attention = name  # on the module, so that copies of the model have it too
     text_model.set_attn_implementation(BACKENDS[backend])
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend whose package is not installed.
+
+    Raises:
+        ValueError: naming the package.
+    """
+    if backend.startswith("flash_attn"):
+        _flash_attention(backend)
 
 
 def attends_by_segments(model: nn.Module) -> bool:
@@ -282,6 +291,12 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scalin
     return attended
 
 
+_INSTALL = {
+    "flash_attn": "pip install 'mpo-trainer[flash]'",
+    "flash_attn_interface": "flash-attention's folder hopper/, for H100 and later",
+}
+
+
 @lru_cache
 def _flash_attention(backend: str) -> Callable[..., Any]:
     """The varlen function of the flash-attn package.
@@ -294,7 +309,7 @@ def _flash_attention(backend: str) -> Callable[..., Any]:
         function: Callable[..., Any] = importlib.import_module(package).flash_attn_varlen_func
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"backend={backend!r} needs the package {package}, which cannot be imported here ({error}). Install it, or leave "
-            "backend at 'auto': PyTorch brings a varlen kernel of its own."
+            f"packed_attention={backend!r} needs the package {package}, which cannot be imported here ({error}). Install it "
+            f"({_INSTALL[package]}), or leave packed_attention at 'auto': PyTorch brings a varlen kernel of its own."
         ) from error
     return function

@@ -1,0 +1,45 @@
+"""`mpo doctor` from outside, on this machine as it is and with a package broken."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpo.commands import main
+from mpo.doctor.checks import CHECKS
+
+
+@pytest.mark.slow
+def test_the_page_of_this_machine(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+    assert main(["doctor", "--dir", str(tmp_path)]) == 0
+    page, noise = capfd.readouterr()
+    lines = page.splitlines()
+    assert [line for line in lines if line and not line.startswith(" ")][:-1] == list(CHECKS)
+    assert len(lines) <= 60 and max(map(len, lines)) <= 140 and noise == ""
+    assert lines[-1].startswith("No problem") and lines[-1].endswith("a run can start.")
+    assert str(tmp_path) in page and "one step        a tiny InternVL on packed rows" in page
+    assert "\x1b" not in page and str(Path.home()) not in page and "hf_abc" not in page
+
+
+@pytest.mark.slow
+def test_a_broken_torchvision_is_found_with_its_mend_and_status_1(tmp_path, capfd, monkeypatch):
+    """A real file that fails as a torchvision for another torch does."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert main(["doctor", "--json", "--dir", str(tmp_path)]) == 1
+    read = json.loads(capfd.readouterr().out)
+    found = {finding["name"]: finding for section in read["sections"] for finding in section["findings"]}
+    for name in ("torchvision", "transformers", "trl", "one step"):
+        assert found[name]["status"] == "problem" and "operator torchvision::nms does not exist" in found[name]["value"]
+        assert found[name]["mend"].startswith("pip install --force-reinstall --no-deps 'torchvision==0.")
+    assert found["torch"]["status"] == "ok" and "Traceback" not in json.dumps(read)
+
+
+def test_help_teaches_and_needs_no_torch():
+    program = "import sys; sys.modules['torch'] = None; from mpo.commands import main; main(['doctor', '--help'])"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and "mpo doctor --dir /data/runs" in shown.stdout

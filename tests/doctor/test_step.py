@@ -1,0 +1,59 @@
+"""The training step and the 4-bit layer are real ones."""
+
+import tempfile
+
+import pytest
+
+from mpo.doctor.finding import TRACEBACK
+from mpo.doctor.four_bits import four_bits, layer_error
+from mpo.doctor.step import _mend, take_step, training_step
+
+
+def test_a_step_is_taken(tmp_path, monkeypatch):
+    """An untrained model on its first step: DPO is log 2, SFT about the log of the vocabulary's size, here a few hundred."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    log, device, dtype = take_step()
+    assert log["loss/sigmoid"] == pytest.approx(0.693, abs=0.01)
+    assert 4 < log["loss/sft"] < 8
+    assert log["grad_norm"] > 0
+    assert device.startswith(("cpu", "cuda", "mps", "xpu")) and dtype in ("float32", "bfloat16", "float16")
+    assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
+
+
+def test_a_step_that_fails_is_one_line_with_its_mend(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    (found,) = training_step()
+    assert found.status == "problem" and found.value.startswith("fails: FileNotFoundError") and found.mend == TRACEBACK
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "nvidia-smi"),
+        (RuntimeError("CUDA error: no kernel image is available"), "pip install --upgrade torch"),
+        (OSError(28, "No space left on device"), "export TMPDIR="),
+        (ModuleNotFoundError("No module named 'jinja2x'", name="jinja2x"), "pip install jinja2x"),
+        (ZeroDivisionError("oops"), TRACEBACK),
+    ],
+)
+def test_what_mends_a_step(error, mend):
+    assert _mend(error).startswith(mend)
+
+
+def test_a_layer_in_four_bits_computes_and_is_off_by_what_four_bits_cost():
+    """NF4's relative error on normal weights is about 0.1, and no result of 16 levels can be exact."""
+    pytest.importorskip("bitsandbytes")
+    _, error = layer_error()
+    assert 0.03 < error < 0.2
+    (found,) = four_bits()
+    assert found.status == "ok" and "forward and backward" in found.value
+
+
+def test_a_layer_that_is_too_far_off_or_fails_is_a_problem(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("mpo.doctor.four_bits.TOLERANCE", 0.001)
+    (found,) = four_bits()
+    assert found.status == "problem" and "too much" in found.value
+    monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", lambda self, given: 1 / 0)
+    (found,) = four_bits()
+    assert found.status == "problem" and "ZeroDivisionError" in found.value and "bitsandbytes" in found.mend

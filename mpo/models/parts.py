@@ -15,7 +15,6 @@ LINEAR = {
     "vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
     "projector": ("linear_1", "linear_2"),
     "language": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "head": ("lm_head",),
 }
 """The linear layers that LoRA adapts in each part, as the official InternVL code does in tower and language model."""
 
@@ -71,6 +70,10 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
                 f"train_parts.{part} is train, freeze or lora (vision also: how many of its last layers to train, without "
                 f"adapters); got {choice!r}."
             )
+        if choice == "lora" and part == "head":
+            raise ValueError(
+                "train_parts.head=lora: the loss reads the head's weight itself, past any adapter. Freeze it, or take peft=none."
+            )
         if choice == "lora" and not adapters:
             raise ValueError(f"train_parts.{part}=lora needs adapters. Add peft=lora or peft=qlora.")
         if choice == "train" and adapters and part != "projector":
@@ -113,9 +116,7 @@ def adapted_layers(choices: Mapping[str, Any]) -> str:
     True
     """
     where = {"vision": r".*vision_tower\..*\.", "projector": r".*multi_modal_projector\.", "language": r".*language_model\..*\."}
-    patterns = [
-        f"{where.get(part, '(?:.*[.])?')}(?:{'|'.join(LINEAR[part])})" for part in PARTS if choices.get(part, "freeze") == "lora"
-    ]
+    patterns = [f"{where[part]}(?:{'|'.join(LINEAR[part])})" for part in LINEAR if choices.get(part, "freeze") == "lora"]
     if not patterns:
         raise ValueError("train_parts adapts no part. Set one to lora, or use peft=none.")
     return f"^(?:{'|'.join(patterns)})$"

@@ -11,6 +11,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from mpo.models.strict import load_strictly
+
 STATE_FILE = "mpo_state.json"
 
 
@@ -25,14 +27,8 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     """
     dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # float32 holds bfloat16 and float16 exactly
-    loaded, report = type(model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(
-            f"The weights in {folder} do not fit {type(model).__name__}: "
-            + "; ".join(f"{name} {keys[:5]}{' ...' if len(keys) > 5 else ''}" for name, keys in wrong.items())
-            + ". Resume with the model this run started from."
-        )
+    mend = "Resume with the model this run started from."
+    loaded = load_strictly(type(model).from_pretrained, str(folder), mend=mend, dtype=dtype)
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 

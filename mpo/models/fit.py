@@ -1,7 +1,9 @@
 """Whether a processor belongs to a model: found before training, not by a wrong answer behind it."""
 
+import re
 from typing import Any
 
+from torch import nn
 from transformers import AutoProcessor
 
 PICTURE_TOKENS = ("start_image_token", "end_image_token", "image_token")
@@ -71,6 +73,34 @@ def check_fit(model: Any, processing_class: Any) -> None:
     for what, (given, needed) in compared.items():
         if given is not None and needed is not None and given != needed:
             raise ValueError(f"{name} does not belong to this model: its {what} is {given}, the model's is {needed}. {mend}")
+
+
+def check_targets(model: nn.Module, peft_config: Any) -> None:
+    """Check that an adapter finds the layers it is meant for; peft is content when one of several names is right.
+
+    Args:
+        model: without adapters.
+        peft_config: of peft.
+
+    Raises:
+        ValueError: naming what matches nothing, and the layers that there are.
+    """
+    targets = getattr(peft_config, "target_modules", None)
+    if not targets or targets == "all-linear":
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    for target in [targets] if isinstance(targets, str) else sorted(targets):
+        if isinstance(targets, str):
+            found = any(re.fullmatch(target, name) for name in names)
+        else:
+            found = any(name == target or name.endswith(f".{target}") for name in names)
+        if not found:
+            linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+            raise ValueError(
+                f"target_modules={target!r} matches no layer of {type(model).__name__}, so no adapter would be put there. Give the "
+                "last words of layers' names, or one regular expression over whole names; its linear layers end in "
+                f"{', '.join(linear)}."
+            )
 
 
 def _check_picture_tokens(processor: Any, tokenizer: Any, mend: str) -> None:

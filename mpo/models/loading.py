@@ -14,11 +14,12 @@ from transformers import (
     GotOcr2ImageProcessor,
     InternVLForConditionalGeneration,
 )
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.config import is_official
+from mpo.models.strict import load_strictly
 from mpo.models.tiles import TileImageProcessor
 
 
@@ -40,7 +41,6 @@ def load_model(
     thumbnail: bool | None = None,
     trust_remote_code: bool = False,
     quantization_config: Any = None,
-    seed: int = 0,
 ) -> LoadedModel:
     """Load a checkpoint with its processor (or its tokenizer, for a text model).
 
@@ -55,7 +55,6 @@ def load_model(
             record may have its own (`mpo.packing.tiles`).
         trust_remote_code: run code that comes with a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
-        seed: for weights that the checkpoint lacks.
 
     Raises:
         ValueError: for an unknown dtype, a checkpoint whose tensors are not those of its config, or tiles for a processor that
@@ -67,7 +66,6 @@ def load_model(
         "quantization_config": quantization_config,
         "trust_remote_code": trust_remote_code,
     }
-    torch.manual_seed(seed)
     model = load_internvl(name_or_path, **options)
     tiles = {"min_tiles": min_tiles, "max_tiles": max_tiles, "thumbnail": thumbnail}
     processor = load_processor(name_or_path, **tiles, trust_remote_code=trust_remote_code)
@@ -87,18 +85,22 @@ def load_internvl(name_or_path: str, *, dtype: str = "auto", trust_remote_code: 
         transformers' class for it, such as `InternVLForConditionalGeneration`.
 
     Raises:
-        ValueError: for an unknown dtype, or a checkpoint whose tensors are not those of its config, which are listed.
+        ValueError: for an unknown dtype, flash-attention that is not installed, or a checkpoint whose tensors are not those of
+            its config, which are listed.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"model.dtype is auto, float32, bfloat16 or float16; got {dtype!r}.")
     given = {name: value for name, value in options.items() if value is not None}
     given["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
+    check_attention(given.get("attn_implementation"))
     folder = official_folder(name_or_path)
     if folder is not None:
-        return _load_official(folder, given)
+        model = _load_official(folder, given)
+        model.name_or_path = str(name_or_path)  # an adapter's config names its base by this
+        return model
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-    return loader.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **given)
+    return load_strictly(loader.from_pretrained, name_or_path, trust_remote_code=trust_remote_code, **given)
 
 
 def load_processor(
@@ -146,6 +148,21 @@ def official_folder(name_or_path: str) -> Path | None:
         if path.is_dir()
         else Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
     )
+
+
+def check_attention(name: str | None) -> None:
+    """Refuse flash-attention where it is not installed.
+
+    Raises:
+        ValueError: saying what to install, and what does without.
+    """
+    installed = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    if name in installed and not installed[name]():
+        raise ValueError(
+            f"model.attn_implementation={name} needs flash-attention and a GPU that it runs on, and they are not here. Install it "
+            "(pip install 'mpo-trainer[flash]' is 2), or leave it at null: sdpa needs nothing, and packed rows have kernels of "
+            "their own (trainer.packed_attention)."
+        )
 
 
 def _load_official(folder: Path, options: dict[str, Any]) -> Any:

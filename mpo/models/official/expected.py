@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers.modeling_utils import set_zero3_state
 
 Shape = tuple[int, ...]
 
 
 def expected_shapes(config: InternVLConfig) -> dict[str, Shape]:
     """Names and shapes in transformers' files for a model of this config; nothing is allocated."""
-    with torch.device("meta"):
+    with torch.device("meta"), set_zero3_state():  # or its parts would be shared out when the run has ZeRO-3
         model = InternVLForConditionalGeneration(config)
     shapes: dict[str, Shape] = {}
     for name, tensor in model.state_dict().items():

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig
 
 from mpo.losses import Mixture
 from mpo.models.parts import PARTS
+from mpo.packing.skipping import ON_BAD_RECORD
 from mpo.packing.tiles import BUDGETS
 
 MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
@@ -18,13 +20,23 @@ def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
     return field(default=default, metadata={"help": help, "choices": list(choices)})
 
 
-_CHOSEN = ("reward_shift", "sft_average", "answer_end", "tile_budget", "rows", "packed_attention", "reference", "batching")
+MAX_BAD_FRACTION = 0.01
+_CHOSEN = (
+    *("reward_shift", "sft_average", "answer_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
+    "on_bad_record",
+)
 
 # Fields of TRL's and transformers' classes that nothing in a preference run reads: off value, and what to use.
 _WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "dataset_num_proc": (None, "records are tokenised while training, by the data loader. Use dataloader_num_workers."),
     "label_smoothing_factor": (0.0, "it belongs to transformers' own loss. Use loss_type='cdpo' with label_smoothing."),
 }
+
+
+def _has_bf16() -> bool:
+    """Whether a GPU computes in bfloat16 itself; PyTorch also emulates it on older ones, which is slow."""
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(is_torch_bf16_gpu_available()) and not emulated
 
 
 @dataclass
@@ -54,6 +66,10 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         max_tiles_per_batch: see `batching`.
         group_same_prompt: up to this many pairs of one question share a batch, and there their prompt and pictures.
         verify_first_batch: compare the first batch with padded rows.
+        on_bad_record: a record that cannot be used (a picture that does not decode, a prompt that is too long) stops the run
+            (``"raise"``) or is left out, counted and listed in ``bad_records.jsonl`` of the run's folder (``"skip"``). It is never
+            replaced by another.
+        max_bad_fraction: the largest share of the records seen that ``"skip"`` leaves out before the run stops.
         vision_learning_rate: of the vision tower; like the next three, None is ``learning_rate``.
         projector_learning_rate: of the projector between tower and language model.
         language_learning_rate: of the language model.
@@ -132,6 +148,12 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
     verify_first_batch: bool = field(
         default=False, metadata={"help": "Compare the first batch's packed rows with padded ones, and say how far they are apart."}
     )
+    on_bad_record: str = _choice(
+        "raise", ON_BAD_RECORD, "A record that cannot be used stops the run, or is left out and listed in bad_records.jsonl."
+    )
+    max_bad_fraction: float = field(
+        default=MAX_BAD_FRACTION, metadata={"help": "With on_bad_record=skip: the run stops when more of the records are bad."}
+    )
 
     vision_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the vision tower."})
     projector_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
@@ -203,12 +225,16 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             )
         if self.reference_cache is not None and self.reference != "cached":
             raise ValueError("reference_cache needs reference='cached'. Set it, or leave this out.")
+        if not 0.0 <= self.max_bad_fraction < 1.0:
+            raise ValueError(f"max_bad_fraction is a share of the records, from 0 to below 1; got {self.max_bad_fraction}.")
+        if self.max_bad_fraction != MAX_BAD_FRACTION and self.on_bad_record == "raise":
+            raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
         if not 0.0 < self.vision_layer_decay <= 1.0:
             raise ValueError(f"vision_layer_decay lies above 0 and up to 1 (no decay); got {self.vision_layer_decay}.")
         if not 0.0 <= self.vision_drop_path < 1.0:
             raise ValueError(f"vision_drop_path is a probability below 1; got {self.vision_drop_path}.")
         bf16: bool | None = self.bf16  # type: ignore[has-type]
-        if bf16 is None and not self.fp16 and (self.use_cpu or not is_torch_bf16_gpu_available()):
+        if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
             self.bf16 = False  # TRL's default stops here with an error
         self.mixture()  # a wrong loss fails here, before any model loads
         super().__post_init__()
@@ -216,6 +242,8 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             raise ValueError(
                 "activation_offloading moves activations from a GPU to the CPU, and this run has no GPU. Leave it out."
             )
+        if self.use_liger_kernel and self.device.type == "cpu":
+            raise ValueError("use_liger_kernel runs layers as Triton kernels on a GPU, and this run has none. Leave it out.")
         shares = self.accelerator_config
         if shares.dispatch_batches or shares.split_batches or not shares.even_batches:
             raise ValueError(

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,17 +15,28 @@ from accelerate.utils import is_deepspeed_available
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
+from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
 
 from mpo.checkpoint import latest_checkpoint
 from mpo.config import MPOConfig
+from mpo.data.mixing import read_mixture
 from mpo.data.sources import load_pairs
+from mpo.dry_run.checks import check_before_training
 from mpo.dry_run.settings import without_gpu
 from mpo.launch.place import KEYS, Place, find_place
+from mpo.models.loading import check_attention
 from mpo.models.parts import PARTS, adapted_layers, check_parts, freeze_parts
+from mpo.packing.attention import check_backend
+from mpo.samples.callback import WITH_EVALUATIONS, SampleAnswers, check_sampling
+from mpo.samples.prompts import first_prompts, load_prompts
 from mpo.trainer import MPOTrainer
 
 RESOLVED = "resolved.yaml"
 PEFT_KINDS = ("none", "lora", "qlora")
+TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
+SAMPLES = ("path", "image_root", "count", "every", "max_new_tokens", "temperature")
 LOSS_FIELDS = (
     "loss_type",
     "loss_weights",
@@ -39,6 +51,8 @@ LOSS_FIELDS = (
     "ld_alpha",
     "use_weighting",
 )
+DATA_NAMES = ("meta", "mix")  # what data groups call their path
+EVALUATED_ALIKE = ("tiles", "on_bad_record", "max_bad_fraction", "bad_records", "num_proc")
 SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that mean something on the ranks alone
 # Fields of MPOConfig that the configuration has a place of its own for.
 ELSEWHERE = {
@@ -69,6 +83,8 @@ class TrainJob:
             (`mpo.models.parts`); None: all of it, or where ``peft`` puts its adapters.
         lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
         drop_path: stochastic depth of the vision tower (`mpo.models.drop_path`).
+        samples: prompts that the model answers while it is trained (`mpo.samples`): ``path`` and ``image_root`` of a file, else the
+            first ``count`` of the evaluation data, and arguments of `SampleAnswers`. Without either, or None: none.
         dry_run: describe the run instead of running it (`mpo.dry_run`).
         dry_run_gpu_gb: memory of the GPU that the run is meant for, in GiB; None: this machine's.
         dry_run_records: measure at most so many records, taken evenly; None: all.
@@ -86,6 +102,7 @@ class TrainJob:
     train_parts: dict[str, Any] | None = None
     lr: dict[str, float | None] | None = None
     drop_path: float = 0.0
+    samples: dict[str, Any] | None = None
     dry_run: bool = False
     dry_run_gpu_gb: float | None = None
     dry_run_records: int | None = None
@@ -105,7 +122,7 @@ class TrainJob:
                 raise ValueError(f"{group} is a group of keys, got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         target = job.loader()
         refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
-        refuse_unknown(job.data, ["path", "image_root", "split", "limit", "tiles", "eval_path", "eval_image_root"], "data")
+        refuse_unknown(job.data, [*inspect.signature(load_pairs).parameters, *DATA_NAMES, "eval_path", "eval_image_root"], "data")
         refuse_unknown(job.loss, LOSS_FIELDS, "loss")
         config_fields = [f.name for f in fields(MPOConfig) if f.init]
         for name, place in ELSEWHERE.items():
@@ -117,14 +134,15 @@ class TrainJob:
         job.check_peft()
         refuse_unknown(job.lr or {}, PARTS, "lr")
         check_parts(job.parts(), adapters=job.peft["kind"] != "none")
+        job.check_samples()
         for where, value in (
-            ("data.path", job.data.get("path")),
+            (next((f"data.{name}" for name in DATA_NAMES if name in job.data), "data.path"), job.data.get("path")),
             ("model.name_or_path", job.model.get("name_or_path", 0)),
         ):
             if value in (None, "???"):
                 raise ValueError(f"{where} is not set. Add {where}=... to the command.")
         job.checkpoint()
-        job.planned_arguments()
+        job.check_packages(job.planned_arguments())
         return job
 
     def loader(self) -> Any:
@@ -156,6 +174,63 @@ class TrainJob:
                 raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
             if "quantization_config" not in inspect.signature(self.loader()).parameters:
                 raise ValueError(f"peft=qlora needs a model that can be loaded in 4 bits; {self.model['_target_']} cannot.")
+
+    def check_samples(self) -> None:
+        """Refuse sampling that cannot be done."""
+        given = self.samples or {}
+        refuse_unknown(given, SAMPLES, "samples")
+        check_sampling(given.get("every", 100), given.get("max_new_tokens", 256), given.get("temperature", 0.0))
+        count = given.get("count", 4)
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"samples.count is how many prompts are answered, 0 for none; got {count!r}.")
+        if given.get("image_root") and not given.get("path"):
+            raise ValueError("samples.image_root is of the pictures of samples.path, which is not set.")
+        if given.get("every") == WITH_EVALUATIONS and self.trainer.get("eval_strategy", "no") == "no":
+            raise ValueError(f"samples.every={WITH_EVALUATIONS} needs evaluations: set trainer.eval_strategy=steps, or a number.")
+
+    def check_packages(self, args: MPOConfig) -> None:
+        """Refuse what needs a package that is not there."""
+        for name in args.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ValueError(f"There is no tracker {name!r} for trainer.report_to.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+        if self.dry_run:
+            return
+        check_backend(args.packed_attention)
+        check_attention(self.model.get("attn_implementation"))
+        there = get_available_reporting_integrations()
+        needed = [(f"report_to={name}", name) for name in args.report_to if name in TRACKERS and name not in there]
+        if re.search("8bit|bnb|paged", args.optim) and not is_bitsandbytes_available():
+            needed.append((f"optim={OptimizerNames(args.optim).value}", "bitsandbytes"))
+        if args.use_liger_kernel and not is_liger_kernel_available():
+            needed.append(("use_liger_kernel", "liger-kernel"))
+        for setting, package in needed:
+            raise ValueError(f"trainer.{setting} needs a package that is not installed: pip install {package}.")
+
+    def sampled(self, eval_pairs: Any) -> list[SampleAnswers]:
+        """The callback that samples answers, or none."""
+        settings = {name: value for name, value in (self.samples or {}).items() if name not in ("path", "image_root", "count")}
+        given = self.samples or {"count": 0}
+        path, count = given.get("path"), given.get("count", 4)
+        if not count or not (path or eval_pairs):
+            return []
+        if path:
+            records = load_prompts(path, image_root=given.get("image_root"), count=count, tiles=self.data.get("tiles"))
+        else:
+            records = first_prompts(eval_pairs, count)
+        return [SampleAnswers(records, **settings)]
+
+    def train_data(self) -> dict[str, Any]:
+        """The arguments of `load_pairs` for the pairs to train on."""
+        given = {key: value for key, value in self.data.items() if key not in DATA_NAMES and not key.startswith("eval_")}
+        return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / "bad_records.jsonl"}
+
+    def eval_data(self) -> dict[str, Any] | None:
+        """The same for the pairs to evaluate on, or None: their own files, or what a mixture holds out."""
+        if not self.data.get("eval_path"):
+            held_out = self.data.get("mix") and read_mixture(self.data["mix"]).get("held_out")
+            return {**self.train_data(), "split": "held_out", "limit": None} if held_out else None
+        shared = {key: self.train_data()[key] for key in EVALUATED_ALIKE if key in self.train_data()}
+        return {"path": self.data["eval_path"], "image_root": self.data.get("eval_image_root"), **shared}
 
     def parts(self) -> dict[str, Any]:
         """What becomes of each part of the model that the job names."""
@@ -298,22 +373,24 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     args = job.arguments()  # first: it joins the ranks, and tells the loading of models how they are shared out
     if args.process_index == 0:
         job.save()
-    data = dict(job.data)
-    evaluation = {"path": data.pop("eval_path", None), "image_root": data.pop("eval_image_root", None)}
-    pairs = load_pairs(**data)
-    eval_pairs = load_pairs(**evaluation, tiles=data.get("tiles")) if evaluation["path"] else None
+    pairs = load_pairs(**job.train_data())
+    evaluation = job.eval_data()
+    eval_pairs = load_pairs(**evaluation) if evaluation else None
+    samples = job.sampled(eval_pairs)
 
     load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
     quantization = job.quantization()
     loaded = load(**settings, **({"quantization_config": quantization} if quantization is not None else {}))
     job.freeze(loaded.model)
+    for data in filter(None, (pairs, eval_pairs)):
+        check_before_training(data, loaded.processor, loaded.model.config, args)
     trainer = MPOTrainer(
         model=loaded.model,
         args=args,
         train_dataset=pairs,
         eval_dataset=eval_pairs,
         processing_class=loaded.processor,
-        callbacks=list(callbacks),
+        callbacks=[*samples, *callbacks],
         peft_config=job.adapter(),
     )
     trainer.train(resume_from_checkpoint=job.checkpoint())

@@ -2,8 +2,8 @@
 
 This file and `mpo.trainer` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0
 and transformers 5.17.0 and 5.23.0; here: `DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`,
-`_get_grad_norm`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_load_from_checkpoint`, `_load_best_model`,
-`_load_optimizer_and_scheduler`, `_save_checkpoint`, `_save_rng_state`, `_get_output_dir`.
+`_get_grad_norm`, `_run_epoch`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_load_from_checkpoint`,
+`_load_best_model`, `_load_optimizer_and_scheduler`, `_save_checkpoint`, `_save_rng_state`, `_get_output_dir`.
 """
 
 import contextlib
@@ -22,17 +22,21 @@ from torch.utils.data import IterableDataset
 from transformers.trainer_utils import TrainOutput
 from trl import DPOTrainer
 
+from mpo.bad_records import BadRecords
 from mpo.checkpoint import check_adapter, complete_checkpoint, load_state, load_weights, save_state
 from mpo.config import MPOConfig
+from mpo.data.encoded import encoded_pictures
 from mpo.finite import FiniteGuard
 from mpo.losses import Mixture
 from mpo.losses.quality import RewardShift
 from mpo.metrics import Meter
 from mpo.model_card import extend_card
+from mpo.packing.attention import usual_attention
 from mpo.packing.costs import measure
 from mpo.packing.indexed import IndexedRecords
 from mpo.packing.sampler import PairBatchSampler
 from mpo.packing.streams import FilledStream, RepeatedStream
+from mpo.samples.callback import SampleAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     args: MPOConfig
     mixture: Mixture
+    _collator_is_ours: bool
 
     def _start_loop(self) -> None:
         """Set up what the loop keeps; called once accelerate is there."""
@@ -54,7 +59,14 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
         self._mean_sqrt_tokens: Tensor | None = None
         self._shift_before: dict[str, Tensor] | None = None
+        self._evaluated = "eval"  # the data set, by the prefix of its metrics
         self._sampler: PairBatchSampler | None = None
+        self._epoch = torch.zeros((), dtype=torch.int64)  # data loader workers read it
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._bad_records: BadRecords | None = None
+        if self.args.on_bad_record == "skip":
+            writes = self.is_world_process_zero()
+            self._bad_records = BadRecords(self.args.output_dir, most=self.args.max_bad_fraction, writes=writes)
 
     @property
     def _shift(self) -> RewardShift | None:
@@ -70,7 +82,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     # --- Batches
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Streams are repeated for training; for evaluation, every rank gets equally many batches."""
+        """Pictures stay encoded. Streams are repeated for training; for evaluation, every rank gets equally many batches."""
+        if self._collator_is_ours:
+            dataset = encoded_pictures(dataset)
         if isinstance(dataset, IterableDataset):
             ranks = self.accelerator.num_processes
             if kwargs.get("is_training"):
@@ -83,7 +97,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 raise ValueError("Streams have no plan: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
             dataset = self._remove_unused_columns(dataset, description="training")  # or they would be decoded
             self._sampler = self._plan(dataset)
-            dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler), lambda _: self._sampler
+            dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
+        elif kwargs.get("is_training") and "augment" in (getattr(dataset, "column_names", None) or []):
+            dataset = IndexedRecords(self._remove_unused_columns(dataset, description="training"), epoch=self._epoch)
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _plan(self, dataset: Any) -> PairBatchSampler:
@@ -91,7 +107,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         args = self.args
         by_tokens = args.batching == "tokens"
         with self.accelerator.main_process_first():  # the others find its measurements in datasets' cache
-            rules = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
+            rules: dict[str, Any] = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
+            rules["on_bad_record"] = args.on_bad_record
             costs = measure(dataset, self.processing_class, **rules)
         sampler = PairBatchSampler(
             costs,
@@ -114,7 +131,10 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         """Fetch the micro-batches of a step."""
         start = time.perf_counter()
         try:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            samples, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
+            for batch in samples:
+                self._see_bad_records("train", batch, step=self.state.global_step + 1, epoch=int(self._epoch))
+            return samples, pairs
         except ValueError:
             raise  # a refusal that says what to do
         except Exception as error:
@@ -125,11 +145,21 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         finally:
             self._meters["train"].wait(time.perf_counter() - start)
 
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+        """Tell the records, before an iterator over them is made, which epoch it is."""
+        self._epoch.fill_(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
     def _counted(self, batch: dict[str, Any]) -> int:
-        """How many of a batch's pairs count, the first ones; the rest were repeated to fill it up."""
+        """How many of a batch's pairs count, the first ones; the rest only fill it up."""
+        if "kept" in batch:  # bad records were taken out: of the others, those count that stood where a record counts
+            counting, kept = self._counting(batch), list(batch["kept"])
+            return min(int(batch["counted"]), len([place for place in kept if place < counting]))
+        return int(batch["counted"]) if "counted" in batch else self._counting(batch)
+
+    def _counting(self, batch: dict[str, Any]) -> int:
+        """How many places of a batch hold records that count, the first ones; those behind were repeated to fill it up."""
         pairs = len(batch["scored"].lengths) // 2
-        if "counted" in batch:
-            return int(batch["counted"])
         state = self.accelerator.gradient_state
         ranks = self.accelerator.num_processes
         if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
@@ -151,8 +181,27 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         shift = self._shift
         self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
         step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
-        self._mean_sqrt_tokens = step[1] / step[0]
-        return step[0]
+        pairs = step[0].clamp_min(1)  # a step whose records are all bad has a loss of 0
+        self._mean_sqrt_tokens = step[1] / pairs
+        return pairs
+
+    # --- Bad records
+
+    def _see_bad_records(self, data: str, batch: dict[str, Any], **moment: Any) -> None:
+        if self._bad_records is not None:
+            bad = batch.get("bad", [])
+            self._bad_records.see(data, batch.get("counted", len(batch["scored"].lengths) // 2) + len(bad), bad, **moment)
+
+    def _settle_bad_records(self, data: str = "train", dataset: Any = None) -> None:
+        """List what all ranks left out, and stop if it is too much; every rank must call it."""
+        if self._bad_records is not None:
+            dataset = self.train_dataset if data == "train" else dataset
+            self._bad_records.settle({data: len(dataset) if hasattr(dataset, "__len__") else None})
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a batch."""
+        self._see_bad_records(self._evaluated, inputs, step=self.state.global_step)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     # --- Values that are not finite
 
@@ -175,6 +224,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
             self._guard.check()
+            self._settle_bad_records()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # --- Logs
@@ -207,18 +257,26 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         """Log, adding the means over the pairs of this logging window and all ranks."""
         if "loss" in logs:  # a training window, not an evaluation
             logs = {**logs, **self._read_meter("train")}
+            if self._bad_records is not None:
+                logs["bad_records"] = self._bad_records.count("train")
         if "train_loss" in logs:  # the summary at the end, which `train` returns
             self._read_meter("train")
             total, pairs = self._whole_run
             logs["train_loss"] = total / max(pairs, 1)
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate; every metric, the loss included, is the mean over pairs whatever the sizes of the batches."""
+        self._evaluated = metric_key_prefix
+        if self._bad_records is not None:
+            self._bad_records.seen_again(metric_key_prefix)
         with self._not_counted(), self._attention():
             self._meters["eval"].clear()
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            self._settle_bad_records(metric_key_prefix, dataloader.dataset)
             metrics = self._read_meter("eval")
+            if self._bad_records is not None:
+                metrics["bad_records"] = self._bad_records.count(metric_key_prefix)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -230,6 +288,15 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             yield
         finally:
             self._meters["train"].pause(time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[tuple[nn.Module, bool]]:
+        """Within it the policy can `generate`; gives it, and whether all ranks must take part since its weights are in pieces."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        in_pieces = self.accelerator.num_processes > 1 and (not self._holds_whole_model() or self._tp_size > 1)
+        plain = torch.compiler.set_stance("force_eager")  # or every length of a cache might be compiled
+        with self._not_counted(), usual_attention(model), self.accelerator.autocast(), plain:
+            yield model, in_pieces
 
     # --- Training and checkpoints
 
@@ -255,12 +322,18 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._meters["train"].clear()
         self._guard.clear()
         self._whole_run = [0.0, 0.0]
+        if self._bad_records is not None and not resume_from_checkpoint:
+            self._bad_records.clear()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, SampleAnswers):
+                callback.trainer = self
         with self._attention():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._guard.check()
+        self._settle_bad_records()
         self._flush_references()
         return super()._finalize_training(*args, **kwargs)
 
@@ -288,6 +361,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             "window": self._meters["train"].state(self._over_ranks),
             "whole_run": self._whole_run,
             "order": self._order(),
+            "bad_records": None if self._bad_records is None else self._bad_records.state(),
         }
 
     def _order(self) -> dict[str, Any]:
@@ -316,6 +390,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                     )
         self._total_train_tokens = state["num_tokens"]
         self._whole_run = state["whole_run"]
+        if self._bad_records is not None and state.get("bad_records"):
+            self._bad_records.restore(state["bad_records"])
         if self.accelerator.process_index == 0:  # the sums are those of all ranks
             self._meters["train"].restore(state["window"])
         shift = self._shift

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, PreTrainedModel, set_seed
+from transformers import AutoProcessor, PreTrainedModel
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mpo.config import MPOConfig
+from mpo.models.strict import load_strictly
+from mpo.packing.attention import check_backend
 from mpo.reference.fingerprint import Fingerprint, fingerprint
 
 
@@ -19,7 +21,8 @@ def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
     """The run's configuration, or a default one named after the model.
 
     Raises:
-        ValueError: for another class, or fields that do not go with a model that is loaded already.
+        ValueError: for another class, fields that do not go with a model that is loaded already, or an attention kernel that is
+            not installed.
     """
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -34,6 +37,8 @@ def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
             "model_init_kwargs say how to load a model, and this one is loaded already. Pass them where you load it, or "
             "pass its name."
         )
+    if args.rows != "padded":
+        check_backend(args.packed_attention)
     return args
 
 
@@ -70,28 +75,76 @@ def load_processing_class(model: Any, args: MPOConfig) -> Any:
     return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
-def load_whole_model(name: str, args: MPOConfig, quantization_config: Any) -> PreTrainedModel:
-    """Load a model to be trained as a whole, as TRL would."""
-    if quantization_config is not None:
-        raise ValueError(
-            "A quantized model cannot be trained as a whole. Pass a `peft_config` to train an adapter on it (QLoRA), or drop "
-            "`quantization_config`."
-        )
-    set_seed(args.seed)  # weights that the checkpoint lacks are drawn
+def load_by_name(name: str, args: MPOConfig, quantization_config: Any, *, whole: bool) -> PreTrainedModel:
+    """Load a model as TRL would, but strictly.
+
+    Args:
+        name: of a checkpoint, or its folder.
+        args: the run's configuration.
+        quantization_config: as of `MPOTrainer`.
+        whole: the model is trained as a whole, without adapters.
+
+    Raises:
+        ValueError: for a checkpoint whose tensors are not those of its config, and for weights of 4 bits that cannot be trained.
+    """
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if quantization_config is not None:
+        if whole:
+            raise ValueError(
+                "A quantized model cannot be trained as a whole. Pass a `peft_config` to train an adapter on it (QLoRA), or drop "
+                "`quantization_config`."
+            )
+        if "quantization_config" in kwargs:
+            raise ValueError("quantization_config is in args.model_init_kwargs too. Pass it once, to the trainer.")
+        kwargs["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         kwargs["device_map"] = None  # each rank holds the model on its own device
-    return create_model_from_path(name, **kwargs)
+    model: PreTrainedModel = load_strictly(create_model_from_path, name, **kwargs)
+    return model
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` as it is now, in eval mode and without gradients."""
-    twin: PreTrainedModel = copy.deepcopy(model)
+    """A copy of `model` as it is now, in eval mode and without gradients; of one in pieces (ZeRO-3), in pieces too."""
+    twin: PreTrainedModel = _copy_of_pieces(model) if _in_pieces(model) else copy.deepcopy(model)
     for module in twin.modules():
         if not hasattr(module, "_hf_hook"):
             # A forward that an earlier trainer put on the instance would still run the original.
             module.__dict__.pop("forward", None)
     return twin.eval().requires_grad_(False)
+
+
+def _in_pieces(model: nn.Module) -> bool:
+    """Whether DeepSpeed has shared out the weights already, as it does with ZeRO-3 while they are loaded."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def _copy_of_pieces(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same config, in pieces from its making on (DeepSpeed ZeRO-3), and the weights gathered one by one."""
+    import deepspeed
+
+    twin: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    with torch.no_grad():
+        for source, target in zip(model.parameters(), twin.parameters(), strict=True):
+            with deepspeed.zero.GatheredParameters([source, target], modifier_rank=0):  # whose change all ranks then have
+                if torch.distributed.get_rank() == 0:
+                    target.copy_(source)
+        for source, target in zip(model.buffers(), twin.buffers(), strict=True):
+            target.copy_(source)
+    return twin
+
+
+def hold_adapters_in_float32(model: nn.Module) -> None:
+    """Give what is trained beside weights of 4 or 8 bits the dtype that peft gave it; TRL makes it bfloat16.
+
+    A bfloat16 weight of 0.01 does not change by less than 2e-5, a step of AdamW at that learning rate, and AdamW's second moment,
+    in the weight's dtype, hardly ever falls.
+    """
+    if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            dtype: Any = torch.float32 if "lora_" in name else model.dtype
+            parameter.data = parameter.data.to(dtype)
 
 
 def disable_dropout_outside_adapters(model: nn.Module) -> None:
@@ -102,6 +155,15 @@ def disable_dropout_outside_adapters(model: nn.Module) -> None:
 
 
 def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fingerprint:
-    """Identify a reference by its weights, in the precision it computes in, and all that decides its log-probs."""
+    """Identify a reference by its weights, in the precision it computes in, and all that decides its log-probs.
+
+    Raises:
+        ValueError: for weights in pieces.
+    """
+    if _in_pieces(reference):
+        raise ValueError(
+            "reference='cached' knows a reference by its weights, and ZeRO-3 holds them in pieces from the start. Use "
+            "reference='live', or launch=zero2 or fsdp2."
+        )
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else reference.dtype
     return fingerprint(reference, processing_class, compute_dtype=dtype, scoring={"answer_end": args.answer_end})

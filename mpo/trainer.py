@@ -2,7 +2,7 @@
 
 This file and `mpo.loop` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0 and
 transformers 5.17.0 and 5.23.0; here: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `aux_loss_enabled`,
-`ld_alpha`, `use_weighting`, `use_adapter`, `disable_gradient_checkpointing`, `Accelerator._models`.
+`ld_alpha`, `use_weighting`, `use_adapter`, `disable_gradient_checkpointing`, `Accelerator._models`, `TrainingArguments._n_gpu`.
 """
 
 import contextlib
@@ -23,13 +23,16 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from mpo.config import MPOConfig
+from mpo.data.encoded import encoded_pictures
 from mpo.loop import PairLoop
 from mpo.losses import PairLogps
 from mpo.metrics import measured
 from mpo.model_card import PAPER
+from mpo.models.compiled import compile_layers
 from mpo.models.drop_path import DropPath
-from mpo.models.fit import check_fit
+from mpo.models.fit import check_fit, check_targets
 from mpo.models.learning_rates import split_groups
+from mpo.models.liger import use_liger_layers
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
@@ -37,10 +40,10 @@ from mpo.packing.fits import why_not
 from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
-from mpo.packing.streams import FILLER
+from mpo.packing.streams import EPOCH, FILLER
 from mpo.packing.verify import compare
 from mpo.reference.cache import ReferenceCache
-from mpo.reference.filling import default_folder, fill, look_up
+from mpo.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
 from mpo.reference.fingerprint import Fingerprint
 from mpo.start import (
     check_columns,
@@ -48,14 +51,15 @@ from mpo.start import (
     disable_dropout_outside_adapters,
     fingerprint_of,
     frozen_copy,
+    hold_adapters_in_float32,
+    load_by_name,
     load_processing_class,
-    load_whole_model,
 )
 
 logger = logging.getLogger(__name__)
 
 
-_NOT_FOR_THE_MODEL = {"completion_mask", "scored", "is_cut", "tokens", "counted", "names", "answer_keys", "records"}
+_NOT_FOR_THE_MODEL = {"completion_mask", "scored", "is_cut", "tokens", "counted", "names", "answer_keys", "records", "kept", "bad"}
 
 
 class MPOTrainer(PairLoop):
@@ -69,7 +73,8 @@ class MPOTrainer(PairLoop):
     * A run that was killed goes on bitwise as if it had not been: the reward shift delta of BCO and the logging window are part
       of every checkpoint, weights are restored strictly, and a half-written checkpoint is never resumed from.
     * A loss or gradient that is not finite stops the run at the next logging or saving step, before anything is saved.
-    * Each term of the loss is logged under its own name: ``loss/sigmoid``, ``loss/bco_pair``, ``loss/sft``.
+    * Each term of the loss is logged under its own name: ``loss/sigmoid``, ``loss/bco_pair``, ``loss/sft``; and ``data_wait``, the
+      share of the time that steps waited for their batches.
     * ``disable_dropout`` leaves the dropout of adapters on.
 
     Example:
@@ -100,6 +105,9 @@ class MPOTrainer(PairLoop):
         peft_config: Any = None,
     ) -> None:
         args = checked_arguments(args, model)
+        if args.n_gpu > 1:  # transformers would cut each batch over all GPUs in threads (nn.DataParallel)
+            logger.warning(f"One of {args.n_gpu} GPUs is used. Start the script with torchrun or accelerate launch to use all.")
+            args._n_gpu = 1
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         self._collator_is_ours = data_collator is None
@@ -107,15 +115,20 @@ class MPOTrainer(PairLoop):
             evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
             for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
                 check_columns(dataset, name)
+            train_dataset = encoded_pictures(train_dataset)  # TRL looks at the first record
+            encoded = {name: encoded_pictures(dataset) for name, dataset in evaluated.items()}
+            eval_dataset = encoded if isinstance(eval_dataset, dict) else encoded["eval_dataset"]
         data_collator = _collator(data_collator, processing_class, args)
         starts_from_reference = ref_model is None
         with contextlib.ExitStack() as undo:
             # What a fully trained policy starts from is kept before anything changes it.
             trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+            if isinstance(model, str):
+                model, quantization_config = load_by_name(model, args, quantization_config, whole=not trains_adapter), None
+                undo.enter_context(_temporarily(args, model_init_kwargs=None))  # used up
+            if peft_config is not None:
+                check_targets(model, peft_config)
             if starts_from_reference and not trains_adapter:
-                if isinstance(model, str):
-                    model = load_whole_model(model, args, quantization_config)
-                    undo.enter_context(_temporarily(args, model_init_kwargs=None))  # used up
                 ref_model = frozen_copy(model)
             reference = None
             if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
@@ -123,6 +136,8 @@ class MPOTrainer(PairLoop):
             self._unsharded_reference = ref_model
             # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
+            if args.torch_compile:  # layers alone are compiled, below
+                undo.enter_context(_temporarily(args, torch_compile_backend="no"))
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -137,6 +152,7 @@ class MPOTrainer(PairLoop):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        hold_adapters_in_float32(self.model)
         check_fit(self.model, processing_class)
         if args.sync_ref_model and not args.mixture().needs_reference:
             raise ValueError(f"sync_ref_model has no effect: none of the losses {args.loss_type} has a reference. Leave it out.")
@@ -174,7 +190,7 @@ class MPOTrainer(PairLoop):
             fsdp2_prepare_model(self.accelerator, reference)
 
     def _prepare_models(self, starts_from_reference: bool) -> None:
-        """Dropout off outside of adapters, heads that score picked positions alone, and one vision tower for both models."""
+        """Dropout off outside of adapters, heads that score picked positions alone, switches, and one vision tower for both."""
         for model in (self.model, self.ref_model):
             if model is not None:
                 if self.args.disable_dropout:
@@ -182,12 +198,17 @@ class MPOTrainer(PairLoop):
                 backbone = _base(self.accelerator.unwrap_model(model)).base_model
                 add_picking(backbone)
                 add_tile_order(backbone)
+                if self.args.use_liger_kernel:  # the Trainer would forget the reference
+                    use_liger_layers(model, self.args.liger_kernel_config)
+                if self.args.torch_compile:
+                    compile_layers(model, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         # The tower of a reference that is the policy's own start sees what the policy's tower sees.
         self._drop_path = DropPath(self.model, self.args.vision_drop_path) if self.args.vision_drop_path else None
         self._tower_is_shared = starts_from_reference
         self._tower = None
         if can_share(self.model):
-            self._tower = SharedTower(self.model, (self.ref_model or self.model) if starts_from_reference else self.model)
+            reference: Any = self.ref_model
+            self._tower = SharedTower(self.model, reference if starts_from_reference and reference is not None else self.model)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """An optimiser whose groups have one learning rate each."""
@@ -222,13 +243,15 @@ class MPOTrainer(PairLoop):
 
     def _open_references(self, fingerprint: Fingerprint) -> None:
         """Open the cache of reference log-probs; a reference model fills it now and is given up."""
+        refuse_augmented(self.train_dataset)
         self._references = ReferenceCache(
             self.args.reference_cache or default_folder(),
             fingerprint,
             rank=self.accelerator.process_index,
         )
-        if self.ref_model is None:
-            return  # adapters are switched off for whatever is not there yet
+        if self.ref_model is None:  # adapters are switched off for whatever is not there yet
+            self.add_callback(ShareEveryEpoch(self._references, self.accelerator))
+            return
         args, ref_model = self.args, self.ref_model
 
         def compute(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -288,8 +311,8 @@ class MPOTrainer(PairLoop):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "tiles", "tools", "chat_template_kwargs", FILLER]
-            self._signature_columns = ours
+            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "videos", "tiles", "augment"]
+            self._signature_columns = [*ours, "tools", "chat_template_kwargs", FILLER, EPOCH]
 
     # --- Log-probs
 
@@ -348,7 +371,7 @@ class MPOTrainer(PairLoop):
         if not self.mixture.needs_reference:
             return None, None
         if self._references is None:
-            reference: Any = self.ref_model or self.model
+            reference: Any = self.model if self.ref_model is None else self.ref_model
             return self.compute_ref_log_probs(reference, inputs, same_pictures=self._tower_is_shared)
         compute = None
         if is_peft_model(self.model):
@@ -406,7 +429,7 @@ class MPOTrainer(PairLoop):
         step_wide = mode == "train" and num_items_in_batch is not None
         counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", _pairs_in(inputs))
         pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
-        if self._start_is_unchecked and mode == "train":
+        if self._start_is_unchecked and mode == "train" and counted:
             self._check_start(pairs)
         self.mixture.train(mode == "train" and counted > 0)
         mixed = self.mixture(pairs)
@@ -473,6 +496,8 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
             "reference='cached' finds log-probs by what our collator makes of a record, and this run has a data_collator "
             "of its own. Leave one of them out."
         )
+    if users is not None and args.on_bad_record == "skip":
+        raise ValueError("on_bad_record='skip' is for our collator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
         return ScoredBatches(users)
     if args.pad_token is not None:
@@ -486,6 +511,8 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         pad_to_multiple_of=args.pad_to_multiple_of,
         keys=args.reference == "cached",
         ld_alpha=args.ld_alpha,
+        on_bad_record=args.on_bad_record,
+        augment_seed=args.seed if args.data_seed is None else args.data_seed,
     )
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 COMMANDS = {
     "cache": "look into, check and clean up a folder of cached reference log-probs",
     "convert": "between the official form of a checkpoint and transformers'",
+    "data": "check, look at, convert, mix, split and clean preference data",
     "demo": "about ten minutes: a small InternVL learns to read pictures, and MPO makes it better",
     "doctor": "what this machine has, and what keeps a run from starting on it, to paste into an issue",
     "export": "a trained model or adapter -> a folder to load and serve",

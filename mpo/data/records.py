@@ -1,84 +1,425 @@
-"""One line of a pair file -> one preference record, checked.
+"""What a reader found -> a record, checked: everything that can be without decoding a picture.
 
-Two kinds of lines are understood. MMPR's: ``image`` (a path, several, or none), ``question``, ``chosen``, ``rejected``. And TRL's:
-``images`` (paths), ``prompt``, ``chosen``, ``rejected`` as strings or messages. Both may carry an ``id``.
+A record is a row of a data set with the columns of `FEATURES`:
+
+    id            of the pair; by default where it stands (``file:line``)
+    source        what the pair comes from
+    prompt_id     the same for the pairs of one prompt with the same pictures
+    images        encoded: a path inside its root, or bytes
+    videos        paths inside their root
+    prompt        messages, whose contents are parts: text, or ``{"type": "image"}`` (``"video"``) where a picture stands
+    chosen        messages
+    rejected      messages
+    answer        the ground truth
+    margin        how much better the chosen answer is
+    tiles         how pictures are cut, see `mpo.packing.tiles`
+    augment       whether pictures are augmented in training
+    metadata      JSON of what else the line had
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Features, Image, List, Value
+
+from mpo.data.folders import Folders
+from mpo.data.formats import read_line
+from mpo.data.pairs import BadRecord, FoundPair, json_kind, pictures
+
 IMAGE_PLACEHOLDER = "<image>"
+VIDEO_PLACEHOLDER = "<video>"
+NEEDED = "A pair needs a question, a chosen and a rejected answer."
+ROLES = ("system", "user", "assistant", "tool")
+TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
+_MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "source": Value("string"),
+        "prompt_id": Value("string"),
+        "images": List(Image()),
+        "videos": List(Value("string")),
+        "prompt": _MESSAGES,
+        "chosen": _MESSAGES,
+        "rejected": _MESSAGES,
+        "answer": Value("string"),
+        "margin": Value("float32"),
+        "tiles": TILES,
+        "augment": Value("bool"),
+        "metadata": Value("string"),
+    }
+)
+OPTIONAL = ("videos", "answer", "margin", "tiles", "augment", "metadata")
+"""Columns that a data set leaves out when no record has anything there."""
+
+Find = Callable[[str, str], str]
+"""From a path as a file has it, and what it is a path of, to the real one; a ValueError if there is none inside the root."""
+Row = dict[str, Any]
 
 
-def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> dict[str, Any]:
-    """Turn a line into a record with ``id``, ``images`` (absolute paths), ``prompt``, ``chosen`` and ``rejected``.
+def to_records(
+    line: Mapping[str, Any], *, where: str, find: Find, format: str | None = None, source: str | None = None
+) -> list[Row]:
+    """Turn a line into its records: one, in most formats.
 
     Args:
         line: the parsed line.
         where: how errors call it, such as ``pairs.jsonl:17``.
+        find: finds pictures and videos, such as a `mpo.data.folders.Folders`.
+        format: the line's format; None: detected.
+        source: name of the source, where the line has none.
+
+    Raises:
+        BadRecord: for anything that keeps the line from being a pair: fields that are missing, empty or of another type, equal
+            answers, files that are not there or not inside their root, marks that do not go with the pictures.
+    """
+    try:
+        rows = [_row(pair, where, find, source) for pair in read_line(line, format)]
+    except BadRecord as bad:
+        raise BadRecord(where, bad.reason) from None
+    except ValueError as error:
+        raise BadRecord(where, str(error)) from None
+    except RecursionError:
+        raise BadRecord(where, "nested too deeply.") from None
+    if len(rows) > 1:
+        for number, row in enumerate(rows, start=1):
+            row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]
+    return rows
+
+
+def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
+    """Turn a line that is one pair into its record; arguments and errors as of `to_records`."""
+    rows = to_records(line, where=where, find=Folders(image_root))
+    if len(rows) != 1:
+        raise BadRecord(where, f"the line makes {len(rows)} pairs, and one is wanted.")
+    return rows[0]
+
+
+def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
+    """Turn a line into a record without answers: ``id``, ``images`` and ``prompt``; answers are passed over.
+
+    Args:
+        line: the parsed line: ``question`` or ``prompt``, and pictures as in any format.
+        where: how errors call it.
         image_root: the folder that picture paths are relative to, and must stay inside.
 
     Raises:
-        ValueError: for missing or empty fields, pictures that are not there or not under `image_root`, and numbers of
-            placeholders and pictures that differ.
+        BadRecord: as of `to_records`.
     """
-    question_key = "question" if "question" in line else "prompt"
-    for key in (question_key, "chosen", "rejected"):
-        if not line.get(key):
-            found = "is empty" if key in line else f"is missing (the line has {sorted(line)})"
-            raise ValueError(f"{where}: '{key}' {found}. A pair needs a question, a chosen and a rejected answer.")
-    if line["chosen"] == line["rejected"]:
-        raise ValueError(f"{where}: 'chosen' and 'rejected' are the same answer, so there is nothing to prefer.")
-    paths = line.get("image", line.get("images")) or []
-    images = [_inside(image_root, path, where) for path in ([paths] if isinstance(paths, str) else paths)]
+    field = "question" if "question" in line else "prompt"
+    try:
+        asked = _there(line.get(field), repr(field), "A prompt needs a question.")
+        found = _pictures(pictures(line), Folders(image_root))
+        return {
+            "id": _name(line.get("id"), "'id'") or where,
+            "images": found,
+            "prompt": _prompt(asked, repr(field), len(found), 0),
+        }
+    except BadRecord as bad:
+        raise BadRecord(where, bad.reason) from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(where, str(error)) from None
+
+
+def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
+    asked, better, worse = _there(pair.prompt, "the prompt"), _there(pair.chosen, "'chosen'"), _there(pair.rejected, "'rejected'")
+    chosen, rejected = _answer(better, "'chosen'"), _answer(worse, "'rejected'")
+    if chosen == rejected:
+        raise BadRecord("", "'chosen' and 'rejected' are the same answer, so there is nothing to prefer.")
+    images = _pictures(pair.images, find)
+    videos = [find(_path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
+    prompt = _prompt(asked, "the prompt", len(images), len(videos))
+    if pair.system not in (None, ""):
+        if prompt[0]["role"] == "system":
+            raise BadRecord("", "a system message stands in 'system' and in the prompt. Keep one of them.")
+        prompt.insert(0, {"role": "system", "content": [_text_part(_text(pair.system, "'system'"))]})
     return {
-        "id": str(line.get("id", where)),
+        "id": _name(pair.id, "'id'") or where,
+        "source": _name(pair.source, "'source'") or source,
+        "prompt_id": _name(pair.prompt_id, "'prompt_id'") or _prompt_id(prompt, pair),
         "images": images,
-        "prompt": _messages(line[question_key], "user", len(images), where),
-        "chosen": _messages(line["chosen"], "assistant"),
-        "rejected": _messages(line["rejected"], "assistant"),
+        "videos": videos or None,
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "answer": _ground_truth(pair.answer),
+        "margin": _number(pair.margin, "'margin'"),
+        "tiles": _tiles(pair.tiles),
+        "augment": _boolean(pair.augment, "'augment'"),
+        "metadata": json.dumps(pair.metadata, default=str) if pair.metadata else None,
     }
 
 
-def _messages(content: Any, role: str, images: int = 0, where: str = "") -> list[dict[str, Any]]:
-    """Text or messages -> messages whose contents are lists of parts, the pictures in the first user message."""
-    messages = content if isinstance(content, list) else [{"role": role, "content": content}]
-    result = []
+# Messages
+
+
+def _there(value: Any, name: str, needed: str = NEEDED) -> Any:
+    if value is None:
+        raise BadRecord("", f"{name} is missing. {needed}")
+    if value == [] or (isinstance(value, str) and not value.strip()):
+        raise BadRecord("", f"{name} is empty. {needed}")
+    if not isinstance(value, (str, list)):
+        raise BadRecord("", f"{name} is {json_kind(value)} instead of text or a list of messages.")
+    return value
+
+
+def _answer(value: str | list[Any], name: str) -> list[Row]:
+    """An answer as messages: text alone, and the assistant's in the end."""
+    messages: list[Row]
+    if isinstance(value, str):
+        messages = [{"role": "assistant", "content": [_text_part(_text(value, name))]}]
+        written = value
+    else:
+        messages = [_message(message, name) for message in value]
+        if messages[0]["role"] in ("system", "user"):
+            raise BadRecord(
+                "", f"{name} begins with a message of the {messages[0]['role']}: what is asked belongs into the prompt."
+            )
+        if messages[-1]["role"] != "assistant":
+            raise BadRecord("", f"{name} ends with a message of role {messages[-1]['role']!r} instead of the assistant's.")
+        messages = [{**message, "content": _parts(message["content"], name)} for message in messages]
+        if any(part["type"] != "text" for message in messages for part in message["content"]):
+            raise BadRecord("", f"{name} has a picture, and pictures belong to the prompt.")
+        written = "".join(part["text"] for part in messages[-1]["content"])
+    if not written.strip():
+        raise BadRecord("", f"{name} is empty. Give the answer its text or leave the record out.")
+    return messages
+
+
+def _prompt(value: str | list[Any], name: str, images: int, videos: int) -> list[Row]:
+    """A prompt as messages, with parts where its pictures stand: at their marks, or where there are none, in front."""
+    given = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    messages = [_message(message, name) for message in given]
+    if not any(message["role"] == "user" for message in messages):
+        raise BadRecord("", f"{name} has no message of the user.")
+    wanted = {"image": images, "video": videos}
+    marked = [message for message in messages if message["role"] == "user" and isinstance(message["content"], str)]
+    placed = dict.fromkeys(wanted, 0)
     for message in messages:
-        parts = message["content"]
-        if isinstance(parts, str):
-            parts = _parts(parts, images if message["role"] == "user" else 0, where)
-            images = 0 if message["role"] == "user" else images
-        result.append({"role": message["role"], "content": parts})
-    return result
+        if isinstance(message["content"], list):
+            message["content"] = _parts(message["content"], name)
+            for part in message["content"]:
+                if part["type"] != "text":
+                    placed[part["type"]] += 1
+    for kind, mark in (("video", VIDEO_PLACEHOLDER), ("image", IMAGE_PLACEHOLDER)):
+        marks = sum(message["content"].count(mark) for message in marked)
+        if not marks and not placed[kind] and wanted[kind]:
+            first = next(message for message in messages if message["role"] == "user")
+            front = mark * wanted[kind]
+            if isinstance(first["content"], str):
+                first["content"] = front + first["content"]
+            else:
+                first["content"] = [{"type": kind, "text": None}] * wanted[kind] + first["content"]
+        elif marks + placed[kind] != wanted[kind]:
+            what = "pictures" if kind == "image" else "videos"
+            raise BadRecord(
+                "",
+                f"the question has {marks + placed[kind]} {mark} marks for {wanted[kind]} {what}. Give one mark for each, or none "
+                "to put all in front.",
+            )
+    for message in messages:
+        if isinstance(message["content"], str):
+            message["content"] = (
+                _cut(_text(message["content"], name))
+                if message["role"] == "user"
+                else [_text_part(_text(message["content"], name))]
+            )
+    if not any(part["type"] != "text" or part["text"].strip() for message in messages for part in message["content"]):
+        raise BadRecord("", f"{name} is empty. {NEEDED}")
+    return messages
 
 
-def _parts(text: str, images: int, where: str) -> list[dict[str, Any]]:
-    """Text and picture parts; ``<image>`` marks, if there are any, say where the pictures stand, else they come first."""
-    marks = text.count(IMAGE_PLACEHOLDER) if images else 0
-    if marks and marks != images:
-        raise ValueError(
-            f"{where}: the question has {marks} {IMAGE_PLACEHOLDER} marks for {images} pictures. Give one mark per picture, "
-            "or none to put all pictures in front."
-        )
-    parts: list[dict[str, Any]] = []
-    for index, stretch in enumerate(text.split(IMAGE_PLACEHOLDER) if marks else [""] * images + [text]):
-        if index > 0:
-            parts.append({"type": "image", "text": None})
-            stretch = stretch.removeprefix("\n")  # the chat template puts that line break itself
-        if stretch:
-            parts.append({"type": "text", "text": stretch})
+def _message(message: Any, name: str) -> Row:
+    if not isinstance(message, Mapping):
+        raise BadRecord("", f"{name} has {json_kind(message)} where a message (role, content) is expected.")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or role not in ROLES:
+        raise BadRecord("", f"{name} has a message of role {role!r}; roles are {', '.join(ROLES)}.")
+    if message.get("tool_calls"):
+        raise BadRecord("", f"{name} has tool_calls, which records have no place for. Pass the data set itself to MPOTrainer.")
+    if not isinstance(content, (str, list)):
+        raise BadRecord("", f"{name} has a message whose content is {json_kind(content)} instead of text or a list of parts.")
+    return {"role": role, "content": content}
+
+
+def _parts(content: str | list[Any], name: str) -> list[Row]:
+    if isinstance(content, str):
+        return [_text_part(_text(content, name))]
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            parts.append(_text_part(_text(part.get("text"), name)))
+        elif kind in ("image", "video"):
+            if any(part.get(key) is not None for key in (kind, "url", "path")):
+                raise BadRecord("", f"{name} holds a picture inside its messages. Put it into 'images', and leave its place here.")
+            parts.append({"type": kind, "text": None})
+        else:
+            raise BadRecord("", f"{name} has a part that is not text, image or video: {json_kind(part)} of type {kind!r}.")
     return parts
 
 
-def _inside(root: Path, path: str, where: str) -> str:
-    root = root.resolve()
-    full = (root / path).resolve()
-    if not full.is_relative_to(root):
-        raise ValueError(
-            f"{where}: the picture {path!r} lies outside {root}. Set data.image_root to a folder that holds all pictures."
-        )
-    if not full.is_file():
-        raise ValueError(f"{where}: there is no picture {path!r} in {root}. Set data.image_root to where the pictures are.")
-    return str(full)
+def _cut(text: str) -> list[Row]:
+    """Text with marks -> parts; a line break behind a mark is left to the chat template."""
+    if IMAGE_PLACEHOLDER not in text and VIDEO_PLACEHOLDER not in text:
+        return [_text_part(text)] if text else []
+    parts: list[Row] = []
+    for number, stretch in enumerate(text.split(VIDEO_PLACEHOLDER)):
+        if number:
+            parts.append({"type": "video", "text": None})
+        for place, piece in enumerate(stretch.split(IMAGE_PLACEHOLDER)):
+            if place:
+                parts.append({"type": "image", "text": None})
+            if parts and parts[-1]["type"] != "text":
+                piece = piece.removeprefix("\n")
+            if piece:
+                parts.append(_text_part(piece))
+    return parts
+
+
+def _text_part(text: str) -> Row:
+    return {"type": "text", "text": text}
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRecord("", f"{name} has {json_kind(value)} where text is expected.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecord("", f"{name} has half a character (\\u{ord(value[error.start]):x}), which is no Unicode.") from None
+    return value
+
+
+# Pictures
+
+
+def _listed(value: Any, kind: str) -> Sequence[Any]:
+    if value is None or value == "":
+        return ()
+    if isinstance(value, (str, bytes, Mapping)):
+        return (value,)
+    if not isinstance(value, list):
+        raise BadRecord("", f"a {kind} is named by its path, or several in a list; got {json_kind(value)}.")
+    return value
+
+
+def _pictures(value: Any, find: Find) -> list[Row]:
+    given = _listed(value, "picture")
+    return [_picture(picture, f"picture {place + 1} of {len(given)}", find) for place, picture in enumerate(given)]
+
+
+def _picture(picture: Any, what: str, find: Find) -> Row:
+    path = picture if isinstance(picture, str) else None
+    if isinstance(picture, Mapping):
+        path, picture = picture.get("path"), picture.get("bytes")
+        picture = _path(path, what) if picture is None and path is not None else picture
+    if path is not None and picture is path:
+        return {"bytes": None, "path": find(_text(path, what), "picture")}
+    if not isinstance(picture, (bytes, bytearray)) or not picture:
+        found = json_kind(picture) if picture != b"" else "no bytes"
+        raise BadRecord("", f"{what} is {found} instead of a path, or the bytes of a file.")
+    name = path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
+    return {"bytes": bytes(picture), "path": _text(name, what) if name else None}
+
+
+def _path(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadRecord("", f"{what} is {json_kind(value) if value != '' else 'empty'} instead of a path.")
+    return _text(value, what)
+
+
+def _prompt_id(prompt: list[Row], pair: FoundPair) -> str:
+    """A hash of the messages and of how the file refers to the pictures, so that it is the same wherever they lie."""
+    digest = hashlib.blake2b(digest_size=12)
+    for message in prompt:
+        digest.update(f"{message['role']}:{len(message['content'])};".encode())
+        for part in message["content"]:
+            text = (part["text"] or "").encode()
+            digest.update(f"{part['type']}:{len(text)};".encode() + text)
+    for kind, files in (("image", pair.images), ("video", pair.videos)):
+        for file in _listed(files, kind):
+            if isinstance(file, Mapping):
+                file = file.get("path") if file.get("bytes") is None else file["bytes"]
+            data = file.encode() if isinstance(file, str) else file
+            digest.update(f"{kind}:{len(data)};".encode() + data)
+    return digest.hexdigest()
+
+
+# Other fields
+
+
+def _name(value: Any, field: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise BadRecord("", f"{field} is {json_kind(value)} instead of text or a whole number of 64 bits.")
+    return _text(str(value), field)
+
+
+def _ground_truth(value: Any) -> str | None:
+    if value is None:
+        return None
+    return _text(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False), "the answer")
+
+
+def _number(value: Any, field: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 3e38 or not math.isfinite(value):
+        raise BadRecord("", f"{field} is {value if isinstance(value, float) else json_kind(value)} instead of a finite number.")
+    return float(value)
+
+
+def _boolean(value: Any, field: str) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise BadRecord("", f"{field} is {json_kind(value)} instead of true or false.")
+    return value
+
+
+def _tiles(value: Any) -> Row | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or any(key not in TILES for key in value):
+        raise BadRecord("", f"'tiles' is an object with {', '.join(TILES)}, each optional; got {json_kind(value)}.")
+    for name in ("min", "max"):
+        most = value.get(name)
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 1 <= most < 2**31):
+            raise BadRecord("", f"'tiles' has a {name} that is no whole number of 1 or more.")
+    _boolean(value.get("thumbnail"), "the thumbnail of 'tiles'")
+    tiles = {name: value.get(name) for name in TILES}
+    return tiles if any(item is not None for item in tiles.values()) else None
+
+
+def checked_tiles(value: Mapping[str, Any] | None) -> Row | None:
+    """Limits of tiles that a source is given, all three keys there; None where nothing is set.
+
+    Raises:
+        ValueError: for limits that make no sense.
+    """
+    return _tiles(None if value is None else dict(value))
+
+
+def rows_from(
+    lines: Iterator[tuple[str, Any]], find: Find, format: str | None, source: str | None
+) -> Iterator[list[Row] | BadRecord]:
+    """The records of each line, or why it has none.
+
+    Args:
+        lines: where each stands, and the parsed line, or the BadRecord that it is.
+        find: as of `to_records`, as are the others.
+        format: the lines' format.
+        source: name of the source.
+    """
+    for where, line in lines:
+        try:
+            yield line if isinstance(line, BadRecord) else to_records(line, where=where, find=find, format=format, source=source)
+        except BadRecord as bad:
+            yield bad

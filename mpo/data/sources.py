@@ -1,77 +1,234 @@
-"""Files of pairs -> a `datasets.Dataset` of records whose pictures are opened when they are read."""
+"""Files of pairs -> a `datasets.Dataset` of records whose pictures are opened when they are read, or a stream of them."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset
 
-from mpo.data.records import to_record
+from mpo.data.converted import Converted, Reading, convert
+from mpo.data.files import files_of, open_files
+from mpo.data.formats import check_format
+from mpo.data.meta import is_meta, read_meta
+from mpo.data.pairs import BadRecord
+from mpo.data.pieces import LinesPiece, Piece
+from mpo.data.records import FEATURES, TILES, checked_tiles, to_record
 
-_MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
-FEATURES = Features(
-    {"id": Value("string"), "images": List(Image()), "prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES}
-)
+__all__ = ["FEATURES", "load_pairs", "read_jsonl"]
+
+logger = logging.getLogger(__name__)
+ON_BAD_RECORD = ("raise", "skip")
+MIXTURES = (".yaml", ".yml")
+STREAM_PIECES = 64
+"""A stream of one JSONL file is cut into so many pieces, for the workers and ranks that share it."""
 
 
 def load_pairs(
     path: str | Path,
     *,
+    format: str | None = None,
     image_root: str | Path | None = None,
     split: str = "train",
     limit: int | None = None,
     tiles: Mapping[str, Any] | None = None,
+    source: str | None = None,
+    on_bad_record: str = "raise",
+    max_bad_fraction: float = 0.01,
+    bad_records: str | Path | None = None,
+    streaming: bool = False,
+    num_proc: int | None = None,
+    seed: int = 0,
 ) -> Any:
     """Load preference pairs.
 
+    The first time, a source is read, checked and converted to Arrow in datasets' cache; later it is opened from there, as long as
+    its files do not change.
+
     Args:
-        path: a JSONL file (see `mpo.data.records` for its lines), a Parquet file or a folder of `save_to_disk` in TRL's
-            columns, or else the name of a data set on the Hub.
-        image_root: what picture paths in a JSONL file are relative to; the file's own folder by default.
-        split: the split to take from the Hub.
+        path: a file (JSONL, also with gzip; a JSON array; Parquet; the tar of a WebDataset), several by a pattern (``*.tar``), a
+            folder of `save_to_disk` or of tars, the name of a data set on the Hub, the ``meta.json`` of MMPR, or a YAML file that
+            describes a mixture (`mpo.data.mixing.read_mixture`).
+        format: of the lines, see `mpo.data.formats`; None: each line's is detected.
+        image_root: the folder that picture paths are relative to and stay inside; by default that of the file. Of a ``meta.json``:
+            the folder that its own paths are relative to.
+        split: the one to take, of a source that has several; of a mixture, ``"held_out"`` is what it holds out.
         limit: only the first so many pairs.
         tiles: how pictures of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
-            optional (`mpo.packing.tiles`).
+            optional (`mpo.packing.tiles`). What a record says itself comes first.
+        source: what records call their source; by default the name of the file.
+        on_bad_record: ``"raise"``, or ``"skip"``: leave bad records out, count and list them.
+        max_bad_fraction: with ``"skip"``, more than this share of bad records is refused.
+        bad_records: the file that lists them, JSONL with ``where`` and ``reason``; by default ``bad_records.jsonl`` in the current
+            folder.
+        streaming: read while it goes, converting nothing beforehand.
+        num_proc: processes that read; by default one per core, for a large source.
+        seed: of what is drawn from the sources of a mixture that does not name one.
 
     Returns:
-        a `datasets.Dataset` with ``prompt``, ``chosen``, ``rejected`` and, where there are pictures, ``images``; and ``tiles``,
-        when asked for.
+        a `datasets.Dataset` (streaming: an `IterableDataset`) with the columns of `mpo.data.records`; those that are optional are
+        there when a record has something in them.
 
     Raises:
-        ValueError: for a file that does not exist or has no pairs, and for lines that are not pairs (as ``file:line``).
+        BadRecord: for a line that is no pair, a ValueError that begins with ``file:line``.
+        ValueError: for files that are not there, damaged, or have no pairs, and for settings that make no sense.
     """
-    path = Path(path).expanduser()
-    if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_file():
-        raise ValueError(f"There is no file {path}. Set data.path to a file of pairs.")
-    if path.suffix in (".jsonl", ".json"):
-        rows = list(read_jsonl(path, Path(image_root).expanduser() if image_root else path.parent))
-        if not rows:
-            raise ValueError(f"{path} has no pairs.")
-        pairs = Dataset.from_list(rows, features=FEATURES)
-    elif path.suffix == ".parquet":
-        pairs = load_dataset("parquet", data_files=str(path), split="train")
-    elif path.is_dir():
-        pairs = load_from_disk(str(path))
+    check_format(format)
+    if on_bad_record not in ON_BAD_RECORD:
+        raise ValueError(f"on_bad_record is one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
+    if not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction is a share between 0 and 1; got {max_bad_fraction!r}.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is a number of pairs, 1 or more; got {limit!r}.")
+    own_tiles = checked_tiles(tiles)
+    path = os.path.expanduser(path)
+    if is_meta(path) or path.lower().endswith(MIXTURES):
+        if streaming:
+            raise ValueError(
+                f"{path} says how often each pair is taken, and a stream's pairs are not counted. Set streaming=false, or take "
+                "mpo.data.mixing.stream_mixture."
+            )
+        settings = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
+        settings |= {"format": format, "num_proc": num_proc}
+        return _with_tiles(_first(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles)
+
+    root = os.path.expanduser(image_root) if image_root else _folder(path)
+    reading = Reading(os.path.abspath(root), format, source or _stem(path), skip=on_bad_record == "skip")
+    bad_file = Path(bad_records) if bad_records else Path("bad_records.jsonl")
+    if streaming:
+        stream = _Stream(reading, own_tiles, bad_file, max_bad_fraction)
+        pieces = open_files(path, split, least_pieces=STREAM_PIECES)
+        records = IterableDataset.from_generator(stream, features=FEATURES, gen_kwargs={"pieces": pieces})
+        return records if limit is None else records.take(limit)
+    key, opened = _key(path, split)
+    converted = convert(lambda: opened or open_files(path, split), reading, key, name=_stem(path), num_proc=num_proc)
+    _report(converted, path, bad_file, max_bad_fraction)
+    if converted.pairs is None:
+        raise ValueError(f"{path} has no pairs.")
+    return _with_tiles(_first(converted.pairs, limit), own_tiles)
+
+
+def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any]] = to_record) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file, one by one, each made by `to_row`; empty lines are passed over."""
+    for where, line in LinesPiece(path, 0, None, 1).lines():
+        if isinstance(line, BadRecord):
+            raise line
+        yield to_row(line, where=where, image_root=image_root)
+
+
+def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any]) -> Dataset:
+    from mpo.data.mixing import mix, read_mixture  # it loads its sources by load_pairs
+
+    if is_meta(path):
+        sources = [{**spec.as_source(), "split": split} for spec in read_meta(path, base=base)]
+        described: dict[str, Any] = {"sources": sources, "sampling": "repeat_time"}
+    elif base:
+        raise ValueError(f"The sources in {path} have an image_root of their own. Write it beside their paths.")
     else:
-        pairs = load_dataset(str(path), split=split)
-    if limit is not None:
-        pairs = pairs.select(range(min(limit, len(pairs))))
-    own = {name: value for name, value in (tiles or {}).items() if value is not None}
-    return pairs.add_column("tiles", [own] * len(pairs)) if own else pairs
+        described = read_mixture(path)
+    sources = [{**settings, **source} for source in described["sources"]]
+    mixture = mix(**{"seed": seed, **described, "sources": sources})
+    if split == "held_out" and not is_meta(path):
+        if mixture.held_out is None:
+            raise ValueError(f"{path} holds nothing out. Write held_out: 0.01 (a share, or a number of pairs) into it.")
+        return mixture.held_out
+    logger.info(f"{path}:\n{mixture.describe()}")
+    return mixture.train
 
 
-def read_jsonl(path: Path, image_root: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file, one by one; empty lines are passed over."""
-    with path.open(encoding="utf-8") as lines:
-        for number, text in enumerate(lines, start=1):
-            if not text.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error.msg}). A pair file holds one JSON object a line.") from error
-            if not isinstance(line, dict):
-                raise ValueError(f"{where}: a JSON {type(line).__name__} instead of an object with the fields of a pair.")
-            yield to_record(line, where=where, image_root=image_root)
+def _folder(path: str) -> str:
+    """The folder of a file; of a folder, itself; of a pattern, the part without marks; of a name on the Hub, the current one."""
+    if os.path.isdir(path):
+        return path
+    while any(mark in path for mark in "*?["):
+        path = os.path.dirname(path)
+        if not any(mark in path for mark in "*?["):
+            return path or "."
+    return os.path.dirname(path) or "."
+
+
+def _stem(path: str) -> str:
+    name = os.path.basename(os.path.abspath(path)) if os.path.exists(path) else path
+    return name.partition(".")[0] or name
+
+
+def _key(path: str, split: str) -> tuple[Any, list[Piece]]:
+    """What a source is now; and its pieces, if they had to be opened to know that."""
+    if files := files_of(path):
+        return [[os.path.abspath(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files] + [split], []
+    pieces = open_files(path, split)  # of the Hub: datasets knows them by their fingerprint
+    return [path, split, [getattr(getattr(piece, "dataset", None), "_fingerprint", None) for piece in pieces[:1]]], pieces
+
+
+def _first(pairs: Dataset, limit: int | None) -> Dataset:
+    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
+
+
+def _with_tiles(pairs: Dataset, tiles: dict[str, Any] | None) -> Dataset:
+    if tiles is None:
+        return pairs
+    column = [tiles] * len(pairs)
+    if "tiles" in pairs.column_names:
+        column = [own or tiles for own in pairs.select_columns(["tiles"])[:]["tiles"]]
+        pairs = pairs.remove_columns(["tiles"])
+    return pairs.add_column("tiles", column, feature=TILES)
+
+
+# Bad records
+
+
+def _report(converted: Converted, path: str, listed: Path, most: float) -> None:
+    """List the bad records that were left out.
+
+    Raises:
+        ValueError: when they are too many.
+    """
+    if not converted.bad:
+        return
+    count, lines = len(converted.bad), converted.lines
+    lines_of_list = [json.dumps({"where": bad.where, "reason": bad.reason}, ensure_ascii=True) for bad in converted.bad]
+    _append(listed, lines_of_list)
+    message = (
+        f"{count:,} of {lines:,} records of {path} are bad and left out; {listed} says which and why. The first: {converted.bad[0]}"
+    )
+    if count > most * lines:
+        raise ValueError(f"{message} That is more than max_bad_fraction={most:g} allows. Mend them, or raise it.")
+    logger.warning(message)
+
+
+def _append(path: Path, lines: Sequence[str]) -> None:
+    """Add lines to a file, those that it does not have yet: every rank and every epoch has the same ones to say."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = set(path.read_text("utf-8").splitlines()) if path.is_file() else set()
+    new = [line for line in lines if line not in known]
+    if new:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in new))
+
+
+class _Stream:
+    """Generates the records of some pieces of a source."""
+
+    def __init__(self, reading: Reading, tiles: dict[str, Any] | None, listed: Path, most: float) -> None:
+        self._reading, self._tiles, self._listed, self._most = reading, tiles, listed, most
+
+    def __call__(self, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
+        lines = bad = 0
+        for piece in pieces:
+            for found in self._reading.lines(piece):
+                lines += 1
+                if isinstance(found, BadRecord):
+                    bad += 1
+                    _append(self._listed, [json.dumps({"where": found.where, "reason": found.reason})])
+                    if lines >= 1000 and bad > self._most * lines:
+                        raise ValueError(
+                            f"{bad:,} of the first {lines:,} records of this part of the stream are bad, which is more than "
+                            f"max_bad_fraction={self._most:g} allows; {self._listed} lists them. The last: {found}"
+                        )
+                    continue
+                for row in found:
+                    yield {**row, "tiles": row["tiles"] or self._tiles}

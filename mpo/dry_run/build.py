@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from mpo.models.fit import check_targets
 from mpo.models.loading import load_processor, official_folder
 from mpo.models.official.checkpoint import open_official
 
@@ -69,10 +70,6 @@ def adapted(model: Any, job: TrainJob) -> Any:
         return model
     from peft import get_peft_model
 
+    check_targets(model, adapter)
     with torch.device(model.device):
-        wrapped = get_peft_model(model, adapter)
-    if job.peft["kind"] == "qlora":  # as TRL does
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    return wrapped
+        return get_peft_model(model, adapter)

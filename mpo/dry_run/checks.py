@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpo.dry_run.workload import measure_records, sample
 from mpo.packing.costs import PairCosts, measure
 
 
@@ -32,6 +33,32 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
         _refuse(records, costs, costs.prompt + answers, context, processor, args, f"the model's context of {context:,}", False)
     if args.max_tokens_per_batch is not None:
         _check_budget(records, costs.cut(args.max_length), args)
+
+
+def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *, most: int = 20_000) -> None:
+    """`check_records` for a run that is about to start.
+
+    Measured once for the same records and processor, and found in datasets' cache from then on, by the other ranks too. With
+    token budgets the plan of the batches measures all records anyway; otherwise only so many are, taken evenly.
+
+    Args:
+        pairs: a `datasets.Dataset` of records.
+        processor: of the run.
+        config: the model's.
+        args: the run's `MPOConfig`.
+        most: measure at most so many records when batches are not planned by tokens.
+
+    Raises:
+        ValueError: as of `check_records`.
+    """
+    if not hasattr(processor, "_get_num_multimodal_tokens") and hasattr(processor, "image_processor"):
+        return  # nobody can say what a picture takes without encoding it
+    if not hasattr(pairs, "__len__"):
+        return  # nor what a stream has in store
+    records = sample(pairs, None if args.batching == "tokens" else most)
+    with args.main_process_first(desc="measuring records"):
+        costs = measure_records(records, processor, args)
+    check_records(records, costs, processor, config, args)
 
 
 def name_of(records: Any, index: int) -> str:

@@ -48,7 +48,7 @@ def dry_run(job: TrainJob) -> str:
     structure = build_structure(job)
     model, processor = structure.model, structure.processor
     check_fit(model, processor)
-    pairs = load_pairs(**{key: value for key, value in job.data.items() if not key.startswith("eval_")})
+    pairs = load_pairs(**{**job.train_data(), "streaming": False})
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)

@@ -27,6 +27,6 @@ def without_gpu(trainer: Mapping[str, Any]) -> dict[str, Any]:
         given["bf16"] = True
     if not torch.cuda.is_available():
         given["use_cpu"] = True
-        given["activation_offloading"] = False
+        given["activation_offloading"] = given["use_liger_kernel"] = False
         given["tf32"] = None
     return given

@@ -51,7 +51,8 @@ def sample(pairs: Any, limit: int | None) -> Any:
 def measure_records(records: Any, processor: Any, args: Any) -> PairCosts:
     """The costs of records as the run will encode them, uncut; large data are measured by several processes."""
     many = args.dataloader_num_workers if len(records) > 20_000 and args.dataloader_num_workers > 1 else None
-    return measure(records, processor, answer_end=args.answer_end, tile_budget=args.tile_budget, num_proc=many)
+    rules = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record}
+    return measure(records, processor, **rules, num_proc=many)
 
 
 def plan_workload(

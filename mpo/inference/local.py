@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
+from mpo.data.images import open_picture
 from mpo.inference.sampler import Question
 from mpo.packing.pictures import process
 from mpo.packing.tiles import tile_limits
@@ -155,23 +154,6 @@ class LocalSampler:
             "attention_mask": mask.repeat_interleave(n, dim=0),
             "past_key_values": cache,
         }
-
-
-def open_picture(image: str | Path | Image.Image) -> Image.Image:
-    """Opens a picture as RGB; a picture passes through.
-
-    Raises:
-        ValueError: when the file is not there or is not a picture.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"{image}: there is no such picture file. Paths are relative to the current folder.") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{image}: this file is not a picture that Pillow can read.") from None
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from mpo.packing.keys import answer_key, picture_key, same_picture
 from mpo.packing.layout import Row, concatenate, lay_out, without_answers
 from mpo.packing.picked import Picked, pick_scored
 from mpo.packing.pictures import TileOrder
-from mpo.packing.streams import FILLER
+from mpo.packing.skipping import BLANK_PAIR, sort_out
+from mpo.packing.streams import EPOCH, FILLER
+from mpo.packing.tiles import AUGMENTED_AND_CACHED
 from mpo.packing.turns import Answer, Record, describe
 
 LAYOUTS = ("packed", "padded")
@@ -46,6 +48,9 @@ class PairCollator:
             trained on several ranks, or sharded over them, has to run on all of them in every step; a rank that leaves it out
             makes the others wait for ever. (In a step without any picture AdamW then goes on with the tower's momentum.)
         keep_first: put the first call's records into its batch too, under ``records``.
+        on_bad_record: what to do with a record that cannot be put into a batch: ``"raise"`` the ValueError that says why, or
+            ``"skip"`` it: a blank pair behind the others takes its place and does not count.
+        augment_seed: of the JPEG augmentation (`mpo.data.augment`) of records that ask for it.
 
     Returns (from a call with P records):
         ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
@@ -53,7 +58,8 @@ class PairCollator:
         chosen first; the processor's picture tensors, in packed rows those of each distinct picture once, with ``tile_order``
         (`mpo.packing.pictures`) where a picture stands in several prompts; ``is_cut`` of shape (2P,), whether max_length took
         the end of an answer, when there is a max_length; ``answer_keys``, when asked for; ``tokens``, how many are computed,
-        padding aside; ``names``, what errors call the records; ``counted``, when the last records only fill the batch up.
+        padding aside; ``names``, what errors call the records; ``counted``, when the last pairs only fill the batch up; of a batch
+        with bad records ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the places of the others among the P.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -72,6 +78,8 @@ class PairCollator:
     ld_alpha: float | None = None
     blank_picture: bool = False
     keep_first: bool = False
+    on_bad_record: str = "raise"
+    augment_seed: int = 0
 
     def __post_init__(self) -> None:  # noqa: D105
         if self.layout not in LAYOUTS:
@@ -85,11 +93,29 @@ class PairCollator:
             self.answer_end,
             self.tile_budget,
             same_picture=same_picture if self.layout == "packed" else None,
+            augment_seed=self.augment_seed,
         )
         self.tokenizer = self._encode.tokenizer
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         """Collate records; see the class."""
+        records, notes = list(records), {}
+        try:
+            batch = self._collate(records)
+        except ValueError:
+            if self.on_bad_record == "raise":
+                raise
+            kept, bad = sort_out(records, self._collate)
+            records = [records[place] for place in kept] + [BLANK_PAIR] * (len(records) - len(kept))
+            batch, notes = self._collate(records), {"kept": kept, "bad": bad}
+        if self.keep_first:
+            self.keep_first = False
+            batch["records"] = records
+        return batch | notes
+
+    def _collate(self, records: list[Record]) -> dict[str, Any]:
+        if self.keys and any(EPOCH in record for record in records):
+            raise ValueError(AUGMENTED_AND_CACHED)
         pairs, pictures, order = self._encode(records)
         blank: list[EncodedPair] = []
         if self.blank_picture and not pictures:
@@ -112,9 +138,6 @@ class PairCollator:
         batch["names"] = [describe(record) for record in records]
         if any(FILLER in record for record in records):
             batch["counted"] = sum(FILLER not in record for record in records)
-        if self.keep_first:
-            self.keep_first = False
-            batch["records"] = list(records)
         return batch
 
     def _answer_keys(self, pairs: list[EncodedPair]) -> list[bytes]:

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from io import BytesIO
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset, Features, Value
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from PIL import Image
 
+from mpo.data.encoded import PICTURE_COLUMNS, encoded_pictures
+from mpo.data.images import picture_size
+from mpo.data.video import Frame, frame_size, with_frames
 from mpo.packing.tiles import tile_limits
 from mpo.packing.turns import (
     Piece,
     describe,
     encode_answer,
     encode_with_prompt,
+    encoded_images,
     end_of_turn_token,
     is_processor,
     render,
 )
 
-PICTURE_COLUMNS = ("images", "image")
-READ_COLUMNS = ("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", *PICTURE_COLUMNS)
+READ_COLUMNS = (
+    *("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", "augment", "videos"),
+    *PICTURE_COLUMNS,
+)
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
-FORMAT = 2
+FORMAT = 3
 """Raised when the same records would be measured differently, so that no result of an earlier version is taken from the cache."""
 
 
@@ -99,6 +104,7 @@ def measure(
     answer_end: str = "end_of_turn",
     tile_budget: str = "prompt",
     max_length: int | None = None,
+    on_bad_record: str = "raise",
     num_proc: int | None = None,
 ) -> PairCosts:
     """Measure every record, as `PairCollator` will encode it; of pictures, only the headers are read.
@@ -111,6 +117,7 @@ def measure(
         answer_end: as of `PairCollator`.
         tile_budget: as of `PairCollator`.
         max_length: as of `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements serve every `max_length`.
+        on_bad_record: as of `PairCollator`; with ``"skip"``, a bad record costs what the pair in its place costs, next to nothing.
         num_proc: processes to measure with.
 
     Raises:
@@ -124,14 +131,12 @@ def measure(
         )
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
-    for name in PICTURE_COLUMNS:
-        if name in as_files.column_names:
-            as_files = as_files.cast_column(name, _undecoded(as_files.features[name]))
-    settings = [FORMAT, answer_end, tile_budget, *_settings(processing_class)]
+    as_files = encoded_pictures(as_files)
+    settings = [FORMAT, answer_end, tile_budget, on_bad_record, *_settings(processing_class)]
     # Not the function's own hash: tokenizers change when they are used, and every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings])
     measured = as_files.map(
-        _Measure(processing_class, answer_end, tile_budget),
+        RecordMeasure(processing_class, answer_end, tile_budget, on_bad_record),
         remove_columns=as_files.column_names,
         features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
         new_fingerprint=fingerprint,
@@ -141,17 +146,27 @@ def measure(
     return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).cut(max_length)
 
 
-class _Measure:
-    """Measures one record; processes of datasets' `map` get a copy each."""
+class RecordMeasure:
+    """Measures one record, its pictures undecoded, in a dict of `MEASURED`; processes of datasets' `map` get a copy each."""
 
-    def __init__(self, processing_class: Any, answer_end: str, tile_budget: str) -> None:
+    def __init__(self, processing_class: Any, answer_end: str, tile_budget: str, on_bad_record: str) -> None:
         self.processing_class = processing_class
         self.tokenizer = processing_class.tokenizer if is_processor(processing_class) else processing_class
-        self.answer_end, self.tile_budget = answer_end, tile_budget
+        self.answer_end, self.tile_budget, self.on_bad_record = answer_end, tile_budget, on_bad_record
         self.end_of_turn = end_of_turn_token(processing_class) if answer_end == "end_of_turn" else None
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
-        pictures = _pictures(record)
+        """One record's costs, by their names."""
+        try:
+            return self._costs(record)
+        except ValueError:
+            if self.on_bad_record == "raise":
+                raise
+            return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _group("a bad record", [])}
+
+    def _costs(self, record: dict[str, Any]) -> dict[str, int]:
+        record = with_frames(record, where=describe(record))
+        pictures = encoded_images(record)
         stand_ins = [None if picture is None else _STAND_IN for picture in pictures]
         record = {name: value for name, value in record.items() if name not in PICTURE_COLUMNS and value is not None}
         pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.answer_end == "end_of_turn")
@@ -168,7 +183,7 @@ class _Measure:
 
             prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn)
             prompt, tiles = len(prompt_ids), 0
-        group = _group(f"{pair.prompt}\0{record.get('tiles')}", pictures)
+        group = _group(f"{pair.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", pictures)
         return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
 
     def _ids(self, text: str) -> list[int]:
@@ -181,13 +196,7 @@ class _Measure:
         tokens = len(self._ids(prompt)) - len(pictures)
         tiles = 0
         for place, picture in enumerate(pictures):
-            try:
-                height, width = _size(picture)
-            except Exception as error:
-                raise ValueError(
-                    f"{where}: picture {place + 1} of {len(pictures)} cannot be read ({type(error).__name__}: {error}). Mend the "
-                    "file or leave the record out."
-                ) from error
+            height, width = _size(picture, f"{where}: picture {place + 1} of {len(pictures)}")
             picture_tokens, picture_tiles = rule(height, width, tuple(limits.items()))
             tokens += picture_tokens
             tiles += picture_tiles
@@ -216,46 +225,33 @@ def _picture_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[i
         )
     # Not public, but what transformers offers serving engines for just this: the rule of the processor's own image processor with
     # the processor's own settings, and the tokens it writes around a picture. Checked with transformers 5.23.
-    rule = getattr(processing_class, "_get_num_multimodal_tokens", None)
-    if rule is None:
+    if not hasattr(processing_class, "_get_num_multimodal_tokens"):
         raise ValueError(
             f"{type(processing_class).__name__} cannot say how many tokens a picture takes without encoding it. Use "
             "batching='pairs'."
         )
 
+    @cache
+    def limited(limits: Limits) -> Any:
+        # Not as keyword arguments of the rule: transformers 5.17 would keep them for every processor from then on.
+        processor = copy.copy(processing_class)
+        if limits:
+            processor.image_processor = copy.copy(processor.image_processor)
+            for name, value in limits:
+                setattr(processor.image_processor, name, value)
+        return processor
+
     @lru_cache(maxsize=65536)
     def tokens_and_tiles(height: int, width: int, limits: Limits) -> tuple[int, int]:
-        found = rule(image_sizes=[(height, width)], **dict(limits))
+        found = limited(limits)._get_num_multimodal_tokens(image_sizes=[(height, width)])
         return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])
 
     return tokens_and_tiles
 
 
-def _pictures(record: Mapping[str, Any]) -> list[Any]:
-    """As `mpo.packing.turns.record_images`, but left as they are: undecoded, so that files are known by their bytes."""
-    pictures = record.get("images") if record.get("images") is not None else record.get("image")
-    if pictures is None:
-        return []
-    return list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
-
-
-def _size(picture: Any) -> tuple[int, int]:
+def _size(picture: Any, where: str = "") -> tuple[int, int]:
     """Height and width of a picture as it will be decoded, from its header."""
-    if isinstance(picture, Mapping):  # datasets' undecoded picture
-        source = BytesIO(picture["bytes"]) if picture.get("bytes") is not None else picture["path"]
-        with Image.open(source) as opened:
-            return _upright(opened)
-    if isinstance(picture, str):
-        with Image.open(picture) as opened:
-            return _upright(opened)
-    return _upright(picture)
-
-
-def _upright(opened: Image.Image) -> tuple[int, int]:
-    # datasets turns pictures upright as their EXIF data say. PIL would decode a whole PNG in search of them.
-    turned = opened.format != "PNG" or "exif" in opened.info
-    orientation = opened.getexif().get(0x0112) if turned else None
-    return (opened.width, opened.height) if orientation in (5, 6, 7, 8) else (opened.height, opened.width)
+    return frame_size(picture, where=where) if isinstance(picture, Frame) else picture_size(picture, where=where)
 
 
 def _group(prompt: str, pictures: list[Any]) -> int:
@@ -264,18 +260,12 @@ def _group(prompt: str, pictures: list[Any]) -> int:
     for picture in pictures:
         if isinstance(picture, Mapping):
             content = picture["bytes"] if picture.get("bytes") is not None else str(picture["path"]).encode()
+        elif isinstance(picture, Frame):
+            content = repr(picture).encode()
         else:
             content = picture.encode() if isinstance(picture, str) else picture.tobytes()
         digest.update(b"\0picture\0" + hashlib.blake2b(content, digest_size=16).digest())
     return int.from_bytes(digest.digest(), "little", signed=True)
-
-
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, ImageFeature):
-        return ImageFeature(decode=False)
-    if isinstance(feature, List):
-        return List(_undecoded(feature.feature))
-    return feature
 
 
 def _settings(processing_class: Any) -> list[Any]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mpo.data.video import with_frames
 from mpo.packing.keys import first_alike
 from mpo.packing.pictures import process
-from mpo.packing.tiles import tile_limits
+from mpo.packing.tiles import jpeg_seed, tile_limits
 from mpo.packing.turns import (
     Answer,
     Record,
@@ -51,6 +52,7 @@ class PairEncoder:
         tile_budget: likewise.
         same_picture: whether two pictures are the same. Asked only of pictures under the same prompt text; None: prompts with
             pictures are never shared.
+        augment_seed: as `seed` of `mpo.packing.tiles.jpeg_seed`.
     """
 
     processing_class: Any
@@ -59,6 +61,7 @@ class PairEncoder:
     answer_end: str = "end_of_turn"
     tile_budget: str = "prompt"
     same_picture: Any = None
+    augment_seed: int = 0
 
     def __post_init__(self) -> None:  # noqa: D105
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
@@ -71,11 +74,9 @@ class PairEncoder:
             one `EncodedPair` each; the processor's picture tensors; and the order of tiles (`mpo.packing.pictures.process`), where
             these are tiles: then those of each distinct picture are there once. Else those of each distinct prompt, in order.
         """
+        records = [with_frames(record, where=describe(record)) for record in records]
         rendered = [render(record, self.processing_class, split_turns=self.answer_end == "end_of_turn") for record in records]
-        limits = [
-            tile_limits(record, len(pair.images), self.processing_class, describe(record), budget=self.tile_budget)
-            for record, pair in zip(records, rendered, strict=True)
-        ]
+        limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
         prompts = self._distinct(rendered, limits)
         with_pictures, pictures, order = self._encode_picture_prompts(rendered, prompts, limits)
         texts: dict[tuple[str, bool], list[int]] = {}
@@ -102,6 +103,13 @@ class PairEncoder:
                 self._check_length(record, encoded, self.max_length)
             pairs.append(encoded)
         return pairs, pictures, order
+
+    def _limits(self, record: Record, pictures: int) -> dict[str, Any]:
+        name = describe(record)
+        return {
+            **tile_limits(record, pictures, self.processing_class, name, budget=self.tile_budget),
+            **jpeg_seed(record, pictures, self.processing_class, name, seed=self.augment_seed),
+        }
 
     def _distinct(self, rendered: list[RenderedPair], limits: list[dict[str, Any]]) -> list[int]:
         """For each pair the first one with its prompt and pictures, cut alike."""

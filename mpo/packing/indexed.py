@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from mpo.packing.streams import FILLER
+from mpo.packing.streams import FILLER, in_epoch
 
 if TYPE_CHECKING:
     from mpo.packing.sampler import PairBatchSampler
@@ -23,11 +24,13 @@ class IndexedRecords(Dataset[dict[str, Any]]):
         dataset: records by index.
         sampler: is told the epoch when this is told. With several ranks, the data loader of a resumed epoch does not reach it
             (accelerate's SkipBatchSampler and BatchSamplerShard stand before it), but reaches the data set.
+        epoch: in memory that data loader workers share, shape (); for the records that are to be augmented.
     """
 
-    def __init__(self, dataset: Any, sampler: PairBatchSampler | None = None) -> None:
+    def __init__(self, dataset: Any, sampler: PairBatchSampler | None = None, epoch: Tensor | None = None) -> None:
         self.dataset = dataset
         self.sampler = sampler
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -40,6 +43,8 @@ class IndexedRecords(Dataset[dict[str, Any]]):
         places = [-1 - index if index < 0 else index for index in indices]
         many = getattr(self.dataset, "__getitems__", None)
         records = many(places) if many else [self.dataset[place] for place in places]
+        if self.epoch is not None:
+            records = [in_epoch(record, int(self.epoch)) for record in records]
         return [{**record, FILLER: True} if index < 0 else record for index, record in zip(indices, records, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
+from mpo.data.augment import compress_tiles
 from mpo.packing.keys import first_alike, same_picture
 from mpo.packing.tiles import cuts_tiles
 
@@ -41,7 +43,8 @@ def process(
         processing_class: a processor.
         text: of each prompt.
         images: each prompt's pictures.
-        limits: of each prompt, keyword arguments for its pictures (`mpo.packing.tiles.tile_limits`).
+        limits: of each prompt, keyword arguments for its pictures (`mpo.packing.tiles.tile_limits`); and ``jpeg_seed``, where
+            its tiles are to be compressed (`mpo.data.augment`).
         kwargs: further arguments of the processor.
 
     Returns:
@@ -84,7 +87,8 @@ class _OncePerPicture:
         for limit in dict.fromkeys(self._limits):
             places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
             settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
-            found = self._image_processor([pictures[place] for place in places], **settings)
+            image_processor = _compressing(self._image_processor, settings.pop("jpeg_seed", None))
+            found = image_processor([pictures[place] for place in places], **settings)
             counts |= zip(places, map(int, found["num_patches"]), strict=True)
             cut |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
         begin: dict[int, int] = {}
@@ -96,6 +100,23 @@ class _OncePerPicture:
         self.order = torch.cat([torch.arange(begin[first], begin[first] + counts[first]) for first in firsts])
         # What the processor does with pixels is copy them, so it is given none.
         return BatchFeature({"pixel_values": torch.empty(len(self.order), 0), "num_patches": [counts[first] for first in firsts]})
+
+
+def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:
+    """The image processor, whose tiles go through JPEG when they are cut, before they are normalised; without a seed, itself."""
+    if seed is None:
+        return image_processor
+
+    def crop(images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Shape (pictures, tiles, 3, height, width), uint8, as `GotOcr2ImageProcessor.crop_image_to_patches`."""
+        tiles = image_processor.crop_image_to_patches(images, *args, **kwargs)
+        arrays = tiles.permute(0, 1, 3, 4, 2).cpu().numpy()
+        compressed = torch.from_numpy(np.stack([compress_tiles(own, seed) for own in arrays]))
+        return compressed.permute(0, 1, 4, 2, 3).contiguous().to(tiles.device)
+
+    twin = copy.copy(image_processor)
+    twin.crop_image_to_patches = crop
+    return twin
 
 
 def _outline(picture: Any) -> Any:

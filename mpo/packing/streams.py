@@ -8,6 +8,13 @@ from torch.utils.data import IterableDataset
 
 FILLER = "is_filler"
 """Key of a record that stands only to fill a batch up."""
+EPOCH = "epoch"
+"""Key of a record that is to be augmented: which pass over the records it is in. Only training has it."""
+
+
+def in_epoch(record: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """The record, told the epoch if it is to be augmented."""
+    return {**record, EPOCH: epoch} if record.get("augment") else record
 
 
 class RepeatedStream(IterableDataset[dict[str, Any]]):
@@ -34,7 +41,7 @@ class RepeatedStream(IterableDataset[dict[str, Any]]):
             empty = True
             for record in self._stream:
                 empty = False
-                yield record
+                yield in_epoch(record, epoch)
             if empty:
                 raise ValueError("The stream of records is empty (with dataloader workers: one of its shards is).")
 

@@ -5,10 +5,17 @@ from typing import Any
 
 from transformers import InternVLProcessor
 
+from mpo.packing.streams import EPOCH
+
 BUDGETS = ("prompt", "picture")
 """Whose the processor's ``max_patches`` is: shared by a prompt's pictures, or each picture's own."""
 LIMITS = {"min": "min_patches", "max": "max_patches", "thumbnail": "use_thumbnail"}
 """Keys of a record's ``tiles``, and what the image processor calls them."""
+
+AUGMENTED_AND_CACHED = (
+    "Pictures of records with 'augment' are others in every epoch, and reference='cached' keeps log-probs by what pictures are. "
+    "Use reference='live', or set 'augment' to false."
+)
 
 
 def cuts_tiles(processing_class: Any) -> bool:
@@ -64,3 +71,29 @@ def tile_limits(
     if "thumbnail" in own:
         asked["use_thumbnail"] = bool(own["thumbnail"])
     return {name: value for name, value in asked.items() if value != getattr(image_processor, name)}
+
+
+def jpeg_seed(record: Mapping[str, Any], pictures: int, processing_class: Any, where: str, *, seed: int) -> dict[str, Any]:
+    """With what seed a prompt's tiles are compressed, if they are to be: in training, when the record's ``augment`` is true.
+
+    Args:
+        record: one that is to be augmented has the epoch (`mpo.packing.streams.EPOCH`).
+        pictures: how many the prompt has.
+        processing_class: a processor or tokenizer.
+        where: what errors call the record.
+        seed: of the run.
+
+    Returns:
+        ``jpeg_seed``, or nothing. It is that of the epoch: what is drawn for a picture depends on the picture beside it.
+
+    Raises:
+        ValueError: for a processor that does not cut pictures.
+    """
+    if not pictures or not record.get("augment") or EPOCH not in record:
+        return {}
+    if not cuts_tiles(processing_class):
+        raise ValueError(
+            f"{where} is to be augmented, tile by tile, and {type(processing_class).__name__} does not cut pictures into tiles. "
+            "Drop the column 'augment'."
+        )
+    return {"jpeg_seed": (seed, int(record[EPOCH]))}

@@ -1,16 +1,17 @@
 """From one record to token ids: where the prompt ends, and which tokens of an answer are scored.
 
 A record is a dict in one of TRL's preference formats: ``prompt``, ``chosen`` and ``rejected`` as plain strings or as lists of
-messages; ``prompt`` may be missing when both answers repeat it; ``images`` (or ``image``) are optional.
+messages; ``prompt`` may be missing when both answers repeat it; ``images`` (or ``image``) and ``videos`` are optional.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageOps
+import numpy as np
+from jinja2 import TemplateError
+from torch import Tensor
 from trl.data_utils import (
     apply_chat_template,
     common_prefix_length,
@@ -18,6 +19,9 @@ from trl.data_utils import (
     is_conversational,
     prepare_multimodal_messages,
 )
+
+from mpo.data.images import open_picture
+from mpo.data.video import Frame, open_frames, with_frames
 
 Record = dict[str, Any]
 Tokenize = Callable[[str], list[int]]
@@ -51,20 +55,37 @@ class RenderedPair:
 
 
 def record_images(record: Mapping[str, Any]) -> list[Any]:
-    """The pictures of a record: ``images``, or the one ``image``, or none. Encoded files (``bytes`` or ``path``) are opened."""
+    """The pictures of a record: ``images``, or the one ``image``, or none, and frames of its videos; opened (`mpo.data.images`).
+
+    Arrays, tensors and None are left as they are.
+
+    Raises:
+        ValueError: for a picture that cannot be opened, naming the record.
+    """
+    name = describe(record)
+    pictures = encoded_images(with_frames(record, where=name))
+    places: dict[str, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        if isinstance(picture, Frame):
+            places.setdefault(picture.path, []).append(place)
+        elif picture is not None and not isinstance(picture, (np.ndarray, Tensor)):
+            pictures[place] = open_picture(picture, where=f"{name}: picture {place + 1} of {len(pictures)}")
+    for path, own in places.items():
+        frames = open_frames(path, [pictures[place] for place in own], where=name)
+        for place, frame in zip(own, frames, strict=True):
+            pictures[place] = frame
+    return pictures
+
+
+def encoded_images(record: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a record as they stand in it."""
     images = record.get("images")
     if images is None:
         images = record.get("image")
     if images is None:
         return []
     several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-    return [_opened(image) for image in (images if several else [images])]
-
-
-def _opened(image: Any) -> Any:
-    if not isinstance(image, Mapping):
-        return image
-    return ImageOps.exif_transpose(Image.open(BytesIO(image["bytes"]))) if image.get("bytes") else image.get("path")
+    return list(images) if several else [images]
 
 
 def render(record: Record, processing_class: Any, *, split_turns: bool = True) -> RenderedPair:
@@ -76,8 +97,8 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
         split_turns: cut an answer of several messages into what the assistant wrote and the rest.
 
     Raises:
-        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, a picture is None, or the numbers of
-            pictures and placeholders differ.
+        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, a picture is None or cannot be opened,
+            or the numbers of pictures and placeholders differ.
     """
     for column in ("chosen", "rejected"):
         if record.get(column) is None:
@@ -86,6 +107,7 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
                 f"(and 'prompt' unless both answers repeat it); this one has {sorted(record)}."
             )
     _check_answers(record)
+    record = with_frames(record, where=describe(record))
     images = record_images(record)
     for place, image in enumerate(images):
         if image is None:
@@ -109,7 +131,10 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
         "tools": json.loads(tools) if isinstance(tools, str) else tools,
         **(record.get("chat_template_kwargs") or {}),
     }
-    text = apply_chat_template(dict(pair), processing_class, **template_kwargs)
+    try:
+        text = apply_chat_template(dict(pair), processing_class, **template_kwargs)
+    except TemplateError as error:  # such as for roles in an order that it does not know
+        raise ValueError(f"{describe(record)}: the chat template refuses its messages: {error}") from error
 
     def pieces(side: str) -> list[Piece]:
         if len(pair[side]) == 1 or not split_turns:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
+from mpo.packing.tiles import AUGMENTED_AND_CACHED
 from mpo.reference.cache import ReferenceCache
 
 Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
@@ -22,6 +25,29 @@ def default_folder() -> Path:
     return Path(os.environ.get("MPO_CACHE", Path.home() / ".cache" / "mpo")) / "references"
 
 
+class ShareEveryEpoch(TrainerCallback):  # type: ignore[misc]
+    """Before each epoch, every rank reads what the others have added: shuffled, their records come to it."""
+
+    def __init__(self, cache: ReferenceCache, accelerator: Accelerator) -> None:
+        self.cache, self.accelerator = cache, accelerator
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Called by the trainer, on all ranks."""
+        self.cache.flush()
+        self.accelerator.wait_for_everyone()
+        self.cache.refresh()
+
+
+def refuse_augmented(dataset: Any) -> None:
+    """Refuse training records whose pictures are other ones in every epoch. (Those of a stream are refused when they come.)
+
+    Raises:
+        ValueError: when a record's ``augment`` is true.
+    """
+    if "augment" in (getattr(dataset, "column_names", None) or []) and hasattr(dataset, "__len__") and any(dataset["augment"]):
+        raise ValueError(AUGMENTED_AND_CACHED)
+
+
 def look_up(
     cache: ReferenceCache, batch: dict[str, Any], compute: Compute | None, on_any_rank: Callable[[bool], bool] = bool
 ) -> Tensor:
@@ -29,7 +55,7 @@ def look_up(
 
     Args:
         cache: of the reference.
-        batch: with ``answer_keys``.
+        batch: with ``answer_keys``. Pairs that only fill it up need not be known: theirs are 0 then.
         compute: for what the cache does not have yet; it is added. None: that is an error.
         on_any_rank: whether something is so on any rank. Weights that are sharded need all ranks for a forward pass, so that
             what one lacks all compute.
@@ -38,22 +64,23 @@ def look_up(
         ValueError: when an answer is missing and cannot be computed.
     """
     found = cache.get(batch["answer_keys"])
-    known = bool(found.known.all())
+    pairs = len(found.known) // 2
+    missing = ~found.known & (np.arange(len(found.known)) % pairs < batch.get("counted", pairs))
+    known, logps = not missing.any(), np.where(found.known, found.logps, np.float32(0))
     if not on_any_rank(not known):
-        return torch.from_numpy(found.logps)
+        return torch.from_numpy(logps)
     if compute is None:
-        missing = int((~found.known).sum())
         raise ValueError(
-            f"The cache in {cache.folder} has not {missing} of this batch's {len(found.known)} answers ({batch['names'][0]} and "
-            "others), and the reference that could give them is gone. Data that is evaluated later must be given to the trainer "
-            "as eval_dataset; if the cache was pruned or the records change at random, use reference='live'."
+            f"The cache in {cache.folder} has not {int(missing.sum())} of this batch's {len(found.known)} answers "
+            f"({batch['names'][0]} and others), and the reference that could give them is gone. Data that is evaluated later must "
+            "be given to the trainer as eval_dataset; if the cache was pruned or records change at random, use reference='live'."
         )
     # Kept in float32 by the cache too: what is used now is what a later epoch will find.
     sums = torch.cat(compute(batch)).float().cpu()
     if known:
-        return torch.from_numpy(found.logps)
+        return torch.from_numpy(logps)
     cache.add(batch["answer_keys"], sums, batch["scored"].lengths)
-    return torch.where(torch.from_numpy(found.known), torch.from_numpy(found.logps), sums)
+    return torch.where(torch.from_numpy(found.known), torch.from_numpy(logps), sums)
 
 
 def fill(

@@ -1,0 +1,370 @@
+"""`mpo data`: look into preference data, check it, bring it into other forms."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpo.commands.data_help import (
+    CONVERT,
+    CONVERT_EXAMPLES,
+    DEDUPE,
+    DEDUPE_EXAMPLES,
+    EXAMPLES,
+    EXPLANATION,
+    MIX,
+    MIX_EXAMPLES,
+    SHOW,
+    SHOW_EXAMPLES,
+    SPLIT,
+    SPLIT_EXAMPLES,
+    STATS,
+    STATS_EXAMPLES,
+    VALIDATE,
+    VALIDATE_EXAMPLES,
+)
+
+HELD_OUT_BY = ("both", "picture", "question")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = EXPLANATION
+    parser.epilog = EXAMPLES
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    def add(action: Callable[[argparse.Namespace], int], help: str, about: str, examples: str) -> argparse.ArgumentParser:
+        command = actions.add_parser(
+            action.__name__,
+            help=help,
+            description=about,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(action=action)
+        return command
+
+    command = add(validate, "check everything; the exit status says whether training may start", VALIDATE, VALIDATE_EXAMPLES)
+    _reads(command, split=True)
+    _models(command)
+    command.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer (trainer.max_length)")
+    command.add_argument("--eval", metavar="PATH", help="pairs that are evaluated on, in the same format")
+    command.add_argument(
+        "--output", type=Path, default=Path("bad_records.jsonl"), metavar="FILE", help="findings go here (default: %(default)s)"
+    )
+
+    command = add(stats, "lengths, tiles, length gaps, word overlap", STATS, STATS_EXAMPLES)
+    _reads(command, split=True)
+    _models(command)
+    command.add_argument("--html", type=Path, metavar="FILE", help="also as one page with plots")
+
+    command = add(show, "a few records as the model sees them", SHOW, SHOW_EXAMPLES)
+    _reads(command, split=True, workers=False)
+    _models(command)
+    command.add_argument("--count", type=int, default=3, metavar="N", help="how many (default: %(default)s)")
+    command.add_argument("--random", action="store_true", help="any, instead of the first ones")
+    command.add_argument("--seed", type=int, default=0, help="of --random")
+    command.add_argument("--id", action="append", metavar="ID", help="the records of this id; may be repeated")
+    command.add_argument("--html", type=Path, metavar="FILE", help="as a page with the pictures, instead of text")
+
+    command = add(convert, "from any format to TRL's, MMPR's, Parquet or save_to_disk", CONVERT, CONVERT_EXAMPLES)
+    _reads(command, split=True, workers=False)
+    command.add_argument("target", metavar="TARGET", type=Path, help="a new file or folder")
+    _writes(command)
+    command.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="read the target again and compare")
+
+    command = add(mix, "several sources as one file", MIX, MIX_EXAMPLES)
+    command.add_argument("mixture", metavar="MIXTURE", type=Path, help="YAML or JSON, see above")
+    command.add_argument(
+        "target", metavar="TARGET", type=Path, nargs="?", help="a new file or folder; without it only the table is printed"
+    )
+    command.add_argument("held_out", metavar="EVAL", type=Path, nargs="?", help="another one, for what is held out")
+    command.add_argument("--seed", type=int, help="in place of the mixture's")
+    command.add_argument("--shuffle", action="store_true", help="in a random order rather than source after source")
+    _writes(command)
+
+    command = add(split, "a file to train on and one to evaluate on", SPLIT, SPLIT_EXAMPLES)
+    _reads(command)
+    command.add_argument("train", metavar="TRAIN", type=Path, help="a new file or folder")
+    command.add_argument("held_out", metavar="EVAL", type=Path, help="another one")
+    command.add_argument(
+        "--held-out",
+        dest="amount",
+        type=float,
+        default=0.01,
+        metavar="N",
+        help="a share below 1, or a number of pairs (default: %(default)s)",
+    )
+    command.add_argument(
+        "--by", choices=HELD_OUT_BY, default="both", help="what must not be on both sides (default: question and picture)"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    _writes(command)
+
+    command = add(dedupe, "without what is there twice, exactly or nearly", DEDUPE, DEDUPE_EXAMPLES)
+    _reads(command)
+    command.add_argument("target", metavar="TARGET", type=Path, help="a new file or folder")
+    command.add_argument("--exact", action="store_true", help="exact duplicates only")
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="least overlap of near duplicates' texts (default: %(default)s)",
+    )
+    command.add_argument(
+        "--picture-bits",
+        type=int,
+        default=3,
+        metavar="N",
+        help="bits in which picture hashes may differ, 0 to 3 (default: %(default)s)",
+    )
+    command.add_argument("--removed", type=Path, metavar="FILE", help="list of what was removed (default: TARGET.removed.jsonl)")
+    _writes(command)
+
+
+def _reads(command: argparse.ArgumentParser, *, split: bool = False, workers: bool = True) -> None:
+    command.add_argument("path", metavar="PATH", help="pairs: a file, a folder or a data set on the Hub")
+    command.add_argument("--format", metavar="F", help="of the records (default: detected)")
+    command.add_argument("--image-root", metavar="DIR", help="what picture paths are relative to (default: the file's folder)")
+    if split:
+        command.add_argument("--split", default="train", help="of a data set on the Hub (default: %(default)s)")
+    if workers:
+        command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU core)")
+
+
+def _models(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="count tokens and tiles with its processor; its weights are not loaded"
+    )
+    command.add_argument(
+        "--max-tiles", type=int, metavar="N", help="most tiles of a prompt's pictures, with --model (model.max_tiles)"
+    )
+
+
+def _writes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--to", choices=("trl", "mmpr", "parquet", "disk"), help="form (default: as TARGET is called)")
+    command.add_argument(
+        "--pictures",
+        choices=("path", "copy", "bytes"),
+        help="where they are, copied beside TARGET, or inside it (default: path in JSONL, else inside)",
+    )
+    command.add_argument(
+        "--target-root",
+        metavar="DIR",
+        help="what picture paths in a JSONL are to be relative to (default: the deepest folder that holds all)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    action: Callable[[argparse.Namespace], int] = args.action
+    return action(args)
+
+
+# The actions
+
+
+def validate(args: argparse.Namespace) -> int:
+    from mpo.data_tools.validate import validate as check
+
+    processor, context = _processor(args), None
+    if args.model:
+        context = _context(args.model)
+    report = check(
+        args.path,
+        format=args.format,
+        image_root=args.image_root,
+        split=args.split,
+        processor=processor,
+        max_length=args.max_length,
+        context=context,
+        evaluation=args.eval,
+        output=args.output,
+        workers=_workers(args),
+    )
+    print(report.text())
+    return int(not report.may_start)
+
+
+def stats(args: argparse.Namespace) -> int:
+    from mpo.data_tools.stats import compute_stats, stats_text
+
+    found = compute_stats(_load(args), _processor(args), num_proc=_workers(args))
+    if args.html:
+        from mpo.data_tools.stats_page import stats_page
+
+        _write_text(args.html, stats_page(found, str(args.path)))
+    print(stats_text(found))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from mpo.data_tools.show import show_page, show_text
+
+    pairs = _load(args)
+    if args.id:
+        ids = pairs.select_columns(["id"])[:]["id"]
+        places = [place for place, name in enumerate(ids) if name in args.id]
+        if not places:
+            raise ValueError(f"No record of {args.path} has the id {args.id[0]!r}. Its first is {ids[0]!r}.")
+    elif args.random:
+        places = np.random.default_rng(args.seed).permutation(len(pairs))[: args.count].tolist()
+    else:
+        places = list(range(min(args.count, len(pairs))))
+    few, processor = pairs.select(places), _processor(args)
+    if args.html:
+        _write_text(args.html, show_page(few, str(args.path), processor))
+        print(f"{args.html}: {len(few):,} records")
+    else:
+        print(show_text(few, processor))
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    pairs = _load(args)
+    written = _write(pairs, args.target, args)
+    if not args.check:
+        return 0
+    from mpo.data.sources import load_pairs
+    from mpo.data_tools.compare import first_difference
+    from mpo.data_tools.write import not_kept
+
+    again = load_pairs(written.path, **({"image_root": written.image_root} if written.image_root else {}))
+    dropped = not_kept(written)
+    found = first_difference(_bare(pairs, dropped), _bare(again, dropped))
+    if found is not None:
+        raise ValueError(f"{written.path} is not what was converted: {found}. It was kept to look at; please report this.")
+    print(f"Read again: {len(again):,} pairs, the same as in {args.path}.")
+    return 0
+
+
+def mix(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from mpo.data.mixing import mix as make
+    from mpo.data.mixing import read_mixture
+
+    settings = read_mixture(args.mixture)
+    if args.seed is not None:
+        settings["seed"] = args.seed
+    if args.target is not None and bool(settings.get("held_out")) != (args.held_out is not None):
+        found = settings.get("held_out")
+        raise ValueError(f"{args.mixture} says held_out={found}. Give an EVAL file exactly when there is something to hold out.")
+    mixture = make(**settings)
+    print(mixture.describe())
+    if args.target is not None:
+        train = mixture.train
+        if args.shuffle:
+            train = train.select(np.random.default_rng(settings.get("seed", 0)).permutation(len(train)))
+        _write(train, args.target, args)
+        if mixture.held_out is not None:
+            _write(mixture.held_out, args.held_out, args)
+    return 0
+
+
+def split(args: argparse.Namespace) -> int:
+    from mpo.data.held_out import hold_out
+
+    if args.train.exists() or args.held_out.exists():
+        raise ValueError(f"{args.train if args.train.exists() else args.held_out} is there already. Give a new name.")
+    pairs = _load(args)
+    parts = hold_out(pairs, args.amount, seed=args.seed, by=args.by, num_proc=_workers(args))
+    for part, target in zip(parts, (args.train, args.held_out), strict=True):
+        _write(part, target, args)
+    return 0
+
+
+def dedupe(args: argparse.Namespace) -> int:
+    from mpo.data_tools.dedupe import find_duplicates, without
+
+    removed = args.removed or args.target.with_name(f"{args.target.name}.removed.jsonl")
+    for path in (args.target, removed):
+        if path.exists():
+            raise ValueError(f"{path} is there already. Give a new name; nothing is overwritten.")
+    pairs = _load(args)
+    found = find_duplicates(
+        pairs, near=not args.exact, threshold=args.threshold, picture_bits=args.picture_bits, num_proc=_workers(args)
+    )
+    _write(without(pairs, found), args.target, args)
+    ids = pairs.select_columns(["id"])[:]["id"] if "id" in pairs.column_names else [str(place) for place in range(len(pairs))]
+    lines = [{"id": ids[one.index], "same_as": ids[one.same_as], "reason": one.reason} for one in found]
+    _write_text(removed, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    exact = sum(one.reason.startswith("the same") for one in found)
+    print(
+        f"{len(found):,} of {len(pairs):,} pairs left out: {exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
+    )
+    for line in lines[:5]:
+        print(f"  {line['id']} is {line['same_as']} again: {line['reason']}")
+    return 0
+
+
+# What they share
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from mpo.data.mixing import is_mixture, load_mixture, read_mixture, refuse_beside_mixture
+    from mpo.data.sources import load_pairs
+
+    if is_mixture(args.path):
+        refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root)
+        return load_mixture(**read_mixture(args.path))
+    given = {"format": args.format, "image_root": args.image_root, "split": getattr(args, "split", None)}
+    return load_pairs(args.path, num_proc=_workers(args), **{name: value for name, value in given.items() if value is not None})
+
+
+def _workers(args: argparse.Namespace) -> int:
+    import os
+
+    asked = getattr(args, "workers", None)
+    if asked is not None and asked < 1:
+        raise ValueError(f"--workers is 1 or more, got {asked}.")
+    return asked or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else asked or os.cpu_count() or 1
+
+
+def _processor(args: argparse.Namespace) -> Any:
+    if not args.model:
+        if args.max_tiles is not None:
+            raise ValueError("--max-tiles is about a model's tiles. Give --model too.")
+        return None
+    from mpo.models.loading import load_processor
+
+    return load_processor(args.model, max_tiles=args.max_tiles)
+
+
+def _context(model: str) -> int | None:
+    """The most tokens that a model takes, if its config says."""
+    from transformers import AutoConfig
+
+    from mpo.models.loading import official_folder
+    from mpo.models.official.checkpoint import open_official
+
+    folder = official_folder(model)
+    config = AutoConfig.from_pretrained(model) if folder is None else open_official(folder).config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
+    from mpo.data_tools.write import write_pairs
+
+    written = write_pairs(pairs, target, form=args.to, pictures=args.pictures, image_root=args.target_root)
+    root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
+    print(f"{written.path}: {written.pairs:,} pairs{root}")
+    for column, count in written.lost.items():
+        print(f"  MMPR's lines have no place for {column!r}, which {count:,} records have; TRL's form keeps it")
+    return written
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _bare(pairs: Any, dropped: list[str]) -> Any:
+    return pairs.remove_columns([name for name in dropped if name in pairs.column_names])

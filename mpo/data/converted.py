@@ -1,0 +1,219 @@
+"""Lines -> a `datasets.Dataset` on disk, memory-mapped: converted once, by several processes, and found again the next time.
+
+What was converted lies in datasets' cache, under a key of the files (path, size, time of the last change) and of how they are read.
+It is written aside and renamed when it is whole; ranks that start together wait for the first.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset, DatasetInfo, concatenate_datasets
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from mpo.data.folders import Folders
+from mpo.data.pairs import BadRecord
+from mpo.data.pieces import Piece
+from mpo.data.records import FEATURES, OPTIONAL, Row, rows_from
+
+VERSION = 1
+"""Raised when the same files would give other records, so that nothing of an earlier version is taken from the cache."""
+BATCH_ROWS = 1000
+BATCH_BYTES = 64 * 2**20
+PROCESSES_FROM = 32 * 2**20
+"""Size of the pieces together (bytes, or rows of a table times 1000) from which several processes are worth their start."""
+MOST_PROCESSES = 16
+_DONE = "info.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How lines are read: see `mpo.data.sources.load_pairs`."""
+
+    image_root: str
+    format: str | None = None
+    source: str | None = None
+    skip: bool = False
+
+    def lines(self, piece: Piece) -> Iterator[list[Row] | BadRecord]:
+        """The records of each line of a piece, or why it has none.
+
+        Raises:
+            BadRecord: for a line without, unless such lines are skipped.
+        """
+        for rows in rows_from(piece.lines(), Folders(self.image_root), self.format, self.source):
+            if isinstance(rows, BadRecord) and not self.skip:
+                raise rows
+            yield rows
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was made of a source: its pairs, the bad records left out, in order, and how many lines there were in all."""
+
+    pairs: Dataset | None
+    bad: list[BadRecord]
+    lines: int
+
+
+def convert(pieces: Callable[[], Sequence[Piece]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
+    """Convert the pieces of a source, or open what was made of them before.
+
+    Args:
+        pieces: gives the pieces, in order; called when there is something to convert.
+        reading: how to read them.
+        key: what decides the result beside `reading`, as JSON can hold it: the files and when they changed.
+        name: what progress and the cache call it.
+        num_proc: processes; None: one per core, for a large source.
+
+    Raises:
+        BadRecord: for the first bad record, unless such are skipped.
+        ValueError: for files that are damaged.
+    """
+    digest = hashlib.blake2b(json.dumps([VERSION, asdict(reading), key]).encode(), digest_size=8).hexdigest()
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mpo_pairs" / f"{_plain(name)}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _DONE).is_file():
+            aside = folder.with_name(f"{folder.name}.incomplete")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            try:
+                found = pieces()
+                _write(found, reading, aside, name, _processes(found, num_proc))
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return _open(folder)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[-80:]
+
+
+def _processes(pieces: Sequence[Piece], asked: int | None) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = sum(piece.size for piece in pieces)
+    count = asked or (min(cores, MOST_PROCESSES) if size >= PROCESSES_FROM else 1)
+    return max(1, min(count, len(pieces)))
+
+
+def _write(pieces: Sequence[Piece], reading: Reading, folder: Path, name: str, processes: int) -> None:
+    parts: dict[int, dict[str, Any]] = {}
+    total = sum(piece.size for piece in pieces)
+    with tqdm(total=total, desc=f"Reading {name}", unit="", unit_scale=True, disable=total < PROCESSES_FROM // 8) as bar:
+        if processes == 1:
+            for number, piece in enumerate(pieces):
+                parts[number] = _write_piece(piece, reading, str(folder / f"{number:05d}"))
+                bar.update(piece.size)
+        else:
+            _in_processes(pieces, reading, folder, processes, parts, bar)
+    info = {
+        "parts": [{"file": f"{number:05d}.arrow", **parts[number]} for number in range(len(pieces))],
+        "columns": sorted({column for part in parts.values() for column in part.pop("columns")}),
+    }
+    (folder / _DONE).write_text(json.dumps(info))
+
+
+def _in_processes(
+    pieces: Sequence[Piece], reading: Reading, folder: Path, processes: int, parts: dict[int, dict[str, Any]], bar: Any
+) -> None:
+    waiting = iter(enumerate(pieces))
+    running: dict[Future[dict[str, Any]], int] = {}
+    pool = ProcessPoolExecutor(processes)
+    try:
+        while True:
+            for number, piece in waiting:
+                running[pool.submit(_write_piece, piece, reading, str(folder / f"{number:05d}"))] = number
+                if len(running) >= 2 * processes:
+                    break
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=running.__getitem__):
+                number = running.pop(future)
+                parts[number] = future.result()
+                bar.update(pieces[number].size)
+    except BrokenProcessPool:
+        raise RuntimeError("A process that read the data was killed, perhaps for want of memory. Set data.num_proc=1.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_piece(piece: Piece, reading: Reading, stem: str) -> dict[str, Any]:
+    """Write a piece's records to ``stem.arrow`` and its bad ones to ``stem.bad``; returns what ``info.json`` says of it."""
+    lines, pairs, bad = 0, 0, 0
+    columns: set[str] = set()
+    with (
+        _no_garbage_collection(),
+        pa.OSFile(f"{stem}.arrow", "wb") as sink,
+        pa.ipc.new_stream(sink, FEATURES.arrow_schema) as writer,
+        open(f"{stem}.bad", "w", encoding="utf-8") as list_of_bad,
+    ):
+        rows: list[Row] = []
+        size = 0
+        for found in reading.lines(piece):
+            lines += 1
+            if isinstance(found, BadRecord):
+                bad += 1
+                list_of_bad.write(json.dumps({"where": found.where, "reason": found.reason}) + "\n")
+                continue
+            rows += found
+            size += sum(len(image["bytes"] or b"") for row in found for image in row["images"])
+            if len(rows) >= BATCH_ROWS or size >= BATCH_BYTES:
+                pairs += len(rows)
+                _write_batch(writer, rows, columns)
+                rows, size = [], 0
+        pairs += len(rows)
+        if rows:
+            _write_batch(writer, rows, columns)
+    return {"lines": lines, "pairs": pairs, "bad": bad, "columns": sorted(columns)}
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Records have no circles, and looking for them in millions of new objects takes a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _write_batch(writer: Any, rows: list[Row], columns: set[str]) -> None:
+    batch = pa.RecordBatch.from_pylist(rows, schema=FEATURES.arrow_schema)
+    writer.write_batch(batch)
+    columns.update(name for name in OPTIONAL if batch.column(name).null_count < len(rows))
+
+
+def _open(folder: Path) -> Converted:
+    info = json.loads((folder / _DONE).read_text())
+    bad = []
+    for part in info["parts"]:
+        if part["bad"]:
+            with (folder / part["file"]).with_suffix(".bad").open(encoding="utf-8") as listed:
+                bad += [BadRecord(**json.loads(line)) for line in listed]
+    files = [str(folder / part["file"]) for part in info["parts"] if part["pairs"]]
+    lines = sum(part["lines"] for part in info["parts"])
+    if not files:
+        return Converted(None, bad, lines)
+    parts = [Dataset.from_file(file, info=DatasetInfo(features=FEATURES)) for file in files]
+    pairs = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return Converted(pairs.remove_columns([name for name in OPTIONAL if name not in info["columns"]]), bad, lines)

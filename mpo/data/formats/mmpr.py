@@ -1,0 +1,35 @@
+"""MMPR's annotation lines, v1.0 to v1.2: ``image`` (a path, several, or none) or ``video``, ``question``, ``chosen``, ``rejected``.
+
+Pairs with a checked answer have ``answer_gt``; ``chosen_meta`` and ``rejected_meta`` say how the answers were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mpo.data.pairs import FoundPair, one_of, pictures, refuse, rest
+
+NAME = "mmpr"
+NEEDS = "question, chosen, rejected; image or video, where there is one"
+_USED = ("image", "images", "video", "videos", "question", "chosen", "rejected", "answer_gt", "id")
+
+
+def matches(line: Mapping[str, Any]) -> bool:
+    """Whether a line looks like it."""
+    return "question" in line
+
+
+def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
+    """The pair of a line."""
+    refuse(line, {"clip": "only whole videos can be read. Cut the video, and leave 'clip' out"})
+    yield FoundPair(
+        prompt=line.get("question"),
+        chosen=line.get("chosen"),
+        rejected=line.get("rejected"),
+        images=pictures(line),
+        videos=one_of(line, "video", "videos"),
+        id=line.get("id"),
+        answer=line.get("answer_gt"),
+        metadata=rest(line, _USED),
+    )

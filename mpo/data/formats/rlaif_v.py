@@ -1,0 +1,29 @@
+"""RLAIF-V-Dataset: ``image`` as ``{bytes, path}``, ``question``, ``chosen``, ``rejected``, and where it all came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mpo.data.pairs import FoundPair, rest
+
+NAME = "rlaif_v"
+NEEDS = "question, chosen, rejected, image (bytes or path) or image_path; ds_name, origin_dataset or origin_split"
+_USED = ("image", "question", "chosen", "rejected", "idx")
+
+
+def matches(line: Mapping[str, Any]) -> bool:
+    """Whether a line looks like it."""
+    return "question" in line and ("ds_name" in line or "origin_dataset" in line or "origin_split" in line)
+
+
+def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
+    """The pair of a line."""
+    yield FoundPair(
+        prompt=line.get("question"),
+        chosen=line.get("chosen"),
+        rejected=line.get("rejected"),
+        images=line.get("image") or line.get("image_path"),
+        id=line.get("idx"),
+        metadata=rest(line, _USED),
+    )

@@ -1,0 +1,65 @@
+"""LLaMA-Factory's ranking data in ShareGPT form: ``conversations`` of ``{from, value}``, ``chosen`` and ``rejected`` likewise.
+
+Messages of ``{role, content}`` under the name ``messages``, which it calls the OpenAI form, are read too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mpo.data.pairs import BadRecord, FoundPair, json_kind, one_of, pictures, refuse, rest
+
+NAME = "sharegpt"
+NEEDS = "conversations (or messages), chosen, rejected; images or videos, where there are some"
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+}
+_USED = ("conversations", "messages", "chosen", "rejected", "system", "image", "images", "video", "videos", "id")
+_CANNOT = "records have no place for it"
+
+
+def matches(line: Mapping[str, Any]) -> bool:
+    """Whether a line looks like it."""
+    return "conversations" in line or ("messages" in line and ("chosen" in line or "rejected" in line))
+
+
+def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
+    """The pair of a line."""
+    refuse(line, {"tools": _CANNOT, "audios": _CANNOT})
+    turns = one_of(line, "conversations", "messages")
+    if not isinstance(turns, list) or not turns:
+        raise BadRecord("", f"'conversations' is a list of turns; got {'an empty one' if turns == [] else json_kind(turns)}.")
+    prompt = [_message(turn, f"turn {place + 1}") for place, turn in enumerate(turns)]
+    if prompt[-1]["role"] not in ("user", "tool"):
+        raise BadRecord("", f"the last turn is the {prompt[-1]['role']}'s, and 'chosen' and 'rejected' answer one of a human.")
+    yield FoundPair(
+        prompt=prompt,
+        chosen=_answer(line, "chosen"),
+        rejected=_answer(line, "rejected"),
+        images=pictures(line),
+        videos=one_of(line, "video", "videos"),
+        system=line.get("system"),
+        id=line.get("id"),
+        metadata=rest(line, _USED),
+    )
+
+
+def _answer(line: Mapping[str, Any], side: str) -> Any:
+    given = line.get(side)
+    return [_message(given, f"{side!r}")] if isinstance(given, Mapping) else given
+
+
+def _message(turn: Any, what: str) -> dict[str, Any]:
+    if not isinstance(turn, Mapping):
+        raise BadRecord("", f"{what} is {json_kind(turn)} instead of an object with 'from' and 'value'.")
+    role = one_of(turn, "from", "role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise BadRecord("", f"{what} is from {role!r}; it may be from {', '.join(ROLES)}.")
+    return {"role": ROLES[role], "content": one_of(turn, "value", "content")}

@@ -1,0 +1,61 @@
+"""TRL's preference formats: ``prompt``, ``chosen``, ``rejected`` as text or messages, pictures in ``images``.
+
+Without ``prompt``, the answers begin with it, and what they have in common is the prompt: so are messages read, and text if the
+format is given. (Any two answers may begin alike, so a line that lost its question would look the same.) Rows that `load_pairs`
+made, and that were saved, are of this format too and keep all that they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mpo.data.pairs import BadRecord, FoundPair, one_of, parse_json, pictures, refuse, rest
+
+NAME = "trl"
+NEEDS = (
+    "prompt, chosen, rejected as text or messages; images, where there are some; or no prompt, and messages (text with format=trl) "
+    "that begin with it"
+)
+_OWN = ("id", "prompt_id", "source", "answer", "margin", "tiles", "augment")
+_USED = (*_OWN, "prompt", "chosen", "rejected", "image", "images", "video", "videos", "metadata")
+_CANNOT = "records have no place for it. Pass the data set itself to MPOTrainer, which reads TRL's columns"
+
+
+def matches(line: Mapping[str, Any]) -> bool:
+    """Whether a line looks like it."""
+    return "prompt" in line or (isinstance(line.get("chosen"), list) and isinstance(line.get("rejected"), list))
+
+
+def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
+    """The pair of a line."""
+    refuse(line, {"tools": _CANNOT, "chat_template_kwargs": _CANNOT})
+    prompt, chosen, rejected = (line.get(name) for name in ("prompt", "chosen", "rejected"))
+    if prompt is None and chosen and rejected and ("prompt" not in line or isinstance(chosen, list)):
+        prompt, chosen, rejected = _common_start(chosen, rejected)
+    metadata = line.get("metadata")
+    own = parse_json(metadata, "'metadata'") if isinstance(metadata, str) and metadata else metadata
+    yield FoundPair(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        images=pictures(line),
+        videos=one_of(line, "video", "videos"),
+        metadata={**(own if isinstance(own, dict) else {} if own in (None, "") else {"metadata": own}), **rest(line, _USED)},
+        **{name: line.get(name) for name in _OWN},
+    )
+
+
+def _common_start(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    """Cut off what both answers begin with: the prompt."""
+    if type(chosen) is not type(rejected) or not isinstance(chosen, (str, list)):
+        raise BadRecord("", "without 'prompt', 'chosen' and 'rejected' are both text or both lists of messages.")
+    shorter = min(len(chosen), len(rejected))
+    length = next((place for place in range(shorter) if chosen[place] != rejected[place]), shorter)
+    if isinstance(chosen, str) and 0 < length < shorter and chosen[length - 1] == " ":
+        length -= 1  # as TRL does: the space belongs to the answer
+    if isinstance(chosen, list) and length == shorter and shorter:
+        length -= 1  # answers that are the same: said with the others, by the checks
+    if not length:
+        raise BadRecord("", "there is no 'prompt', and 'chosen' and 'rejected' do not begin with the same one.")
+    return chosen[:length], chosen[length:], rejected[length:]

@@ -1,0 +1,278 @@
+"""Pictures opened safely: inside their folder, decoded to the end, as RGB and upright, or refused by name."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000
+"""A picture with more pixels is refused before it is decoded: a file of a few kilobytes can claim gigabytes."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
+"""What Pillow is let try. Not EPS, for which it starts another program, nor formats without a magic number, which fit any bytes."""
+ORIENTATION = 0x0112  # of EXIF
+_TURNED = range(5, 9)  # width and height change places
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
+_KINDS[stat.S_IFBLK] = "a device"
+_OTHER_FILES = (
+    (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg|<svg)", "an SVG drawing, which has no pixels. Convert it to PNG"),
+    (rb"\s*(<!doctype html|<html|<head|<body)", "an HTML page: its download went wrong. Get the picture again"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the picture. Run git lfs pull"),
+    (rb"....ftyp(heic|heix|mif1|msf1)", "a HEIC picture. Convert it to JPEG"),
+    (rb"%PDF", "a PDF file. Convert its pages to PNG"),
+)
+
+
+def inside(root: str | os.PathLike[str], path: Any, what: str = "picture", *, where: str = "", setting: str = "image_root") -> str:
+    """The real path of a file that a data file names, which must lie in a folder.
+
+    Args:
+        root: the folder; ``..``, absolute paths and links may lead anywhere inside it, and nowhere outside.
+        path: as it stands in the data file, relative to `root` or absolute.
+        what: what errors call the file.
+        where: what errors call the record.
+        setting: the setting of `root`, for errors.
+
+    Raises:
+        ValueError: for a path that is not text, a URL, a path that leaves the folder, and what is not a file: missing, a folder,
+            a device, a pipe.
+    """
+    name = f"{where}: the {what} {str(path)[:200]!r}" if where else f"The {what} {str(path)[:200]!r}"
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{name} is no path: give the path of a file, relative to {setting}.")
+    if _URL.match(path):
+        raise ValueError(f"{name} is a URL, and nothing is fetched while data is read. Download it into {setting} ({root}).")
+    try:
+        folder = _real(os.fspath(root))
+        full = _real_file(os.path.join(folder, path))
+        if os.path.commonpath((folder, full)) != folder:
+            raise ValueError(f"{name} lies outside {folder}. Set {setting} to a folder that holds all of them.")
+        kind = stat.S_IFMT(os.lstat(full).st_mode)
+    except FileNotFoundError:
+        raise ValueError(f"{name}: there is no {what} {path!r} in {root}. Set {setting} to where they are.") from None
+    except (OSError, RuntimeError) as error:  # a loop of links, a name too long, no permission
+        raise ValueError(f"{name} cannot be reached in {root} ({error}). Mend the path or leave the record out.") from error
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a {what} file. Mend the path or leave the record out.")
+    return full
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _real_file(path: str) -> str:
+    """`os.path.realpath`, in two system calls where other files of the folder were asked for before."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        return os.path.realpath(path)
+    full = os.path.join(_real(folder), name)
+    return os.path.realpath(full, strict=True) if stat.S_ISLNK(os.lstat(full).st_mode) else full
+
+
+def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
+    """Check that a path leads to a file, which can be opened without waiting.
+
+    Raises:
+        ValueError: for a URL, and for what is not a file.
+    """
+    path = os.fspath(path)
+    if _URL.match(path):
+        raise ValueError(f"{where}: nothing is fetched while data is read. Download the {what} and give its path.")
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        raise ValueError(f"{where}: there is no such {what} file. Paths are relative to the current folder.") from None
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not a {what} file. Mend the path.")
+    return path
+
+
+def open_picture(source: Any, *, where: str = "") -> Image.Image:
+    """Open a picture: decoded to its end, upright as its EXIF data say, RGB, transparent parts on white, the first frame of many.
+
+    Args:
+        source: a path, the bytes of a file, a dict of datasets' Image feature with ``bytes`` or ``path``, or a PIL image.
+        where: what errors call the picture; a path is put behind it.
+
+    Returns:
+        an RGB image; `source` itself where it is one already. ``filename`` is the path, where there is one.
+
+    Raises:
+        ValueError: for a file that is missing, cut short, damaged, no picture or not of `FORMATS`, for more than `MAX_PIXELS`, and
+            for pixels that have no defined white (32-bit and float).
+    """
+    if isinstance(source, Image.Image):
+        where = where or "the picture"
+        with _refusing(where):
+            return _as_rgb(source, where)
+    with _header(source, where) as (opened, name):
+        picture = _as_rgb(opened, name)
+        path = _path_of(source)
+        if path:
+            picture.filename = path  # type: ignore[attr-defined]  # as Image.open has it
+        return picture
+
+
+def picture_size(source: Any, *, where: str = "") -> tuple[int, int]:
+    """Height and width that `open_picture` will give, from the header alone.
+
+    Raises:
+        ValueError: as `open_picture`, as far as the header tells.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_size(source)
+    with _header(source, where) as (opened, _):
+        return _upright_size(opened)
+
+
+@contextmanager
+def _header(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
+    """The opened, not yet decoded picture, and what errors call it."""
+    path = _path_of(source)
+    name = ": ".join(part for part in (where, path) if part) or "the picture"
+    content = source.get("bytes") if isinstance(source, Mapping) else source
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        stream: BinaryIO = BytesIO(content)
+    elif path:
+        try:
+            stream = open(regular_file(path, name, "picture"), "rb")  # noqa: SIM115
+        except OSError as error:
+            raise ValueError(f"{name}: this picture cannot be opened ({error.strerror}). Mend its permissions.") from error
+    else:
+        raise ValueError(
+            f"{name}: a picture is a path, the bytes of a file, a dict with 'bytes' or 'path', or a PIL image; got "
+            f"{'neither bytes nor path' if isinstance(source, Mapping) else type(source).__name__}."
+        )
+    with stream, _refusing(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on what is then refused or decoded all the same
+        head = stream.read(512)
+        stream.seek(0)
+        if not head:
+            raise ValueError(f"{name}: this file is empty. Get the picture again or leave the record out.")
+        for pattern, found in _OTHER_FILES:
+            if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+                raise ValueError(f"{name}: this file is {found}, or leave the record out.")
+        with Image.open(stream, formats=_formats()) as opened:
+            check_pixels(opened.size, name)
+            yield opened, name
+
+
+def _path_of(source: Any) -> str | None:
+    path = source.get("path") if isinstance(source, Mapping) else source
+    return os.fspath(path) if isinstance(path, (str, Path)) and os.fspath(path) else None
+
+
+@lru_cache(maxsize=1)
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # an older Pillow may lack one
+
+
+def check_pixels(size: tuple[int, int], name: str) -> None:
+    """Refuse a picture without pixels, or of more than `MAX_PIXELS`.
+
+    Raises:
+        ValueError: with its size.
+    """
+    width, height = size
+    if width < 1 or height < 1:
+        raise ValueError(f"{name}: a picture of {width} x {height} pixels has none. Leave the record out.")
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{name}: a picture of {width:,} x {height:,} pixels is beyond the {MAX_PIXELS:,} that are decoded. Make it smaller, "
+            "leave the record out, or raise mpo.data.images.MAX_PIXELS."
+        )
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn whatever Pillow makes of a bad file into a ValueError that names it."""
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # another library may have set it
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: this file is not a picture that Pillow can read. Mend it or leave the record out.") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: {error} Make the picture smaller or leave the record out.") from None
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(name):
+            raise
+        raise ValueError(
+            f"{name}: this picture is cut short or damaged ({type(error).__name__}: {error}). Mend it or leave the record out."
+        ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8, as far as the header tells."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the picture in search of it
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # EXIF data that make no sense say nothing
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if _orientation(image) in _TURNED else (image.height, image.width)
+
+
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+    orientation = _orientation(image)
+    check_pixels(image.size, name)
+    if isinstance(image, ImageFile.ImageFile):
+        image.load()
+    rgb = _colours(image, name)
+    if orientation > 1:
+        rgb = _turned(rgb, orientation)
+    if rgb is not image:
+        rgb.info.clear()  # the orientation among it: opened again, the picture would turn again
+    return rgb
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    holder = Image.Exif()
+    holder[ORIENTATION] = orientation
+    image = image.copy()
+    image.info["exif"] = holder.tobytes()
+    return ImageOps.exif_transpose(image)
+
+
+def _colours(image: Image.Image, name: str) -> Image.Image:
+    """To RGB, from every mode that says what white is."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        return _of_16_bits(image)
+    if mode in ("I", "F"):
+        kind = "32-bit integers" if mode == "I" else "floating-point numbers"
+        raise ValueError(f"{name}: its pixels are {kind}, of which none is defined as white. Convert it to 8 or 16 bits.")
+    if mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, whose values are inverted
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if mode == "RGB" and not isinstance(image, ImageFile.ImageFile):
+        return image
+    return image.convert("RGB")
+
+
+def _of_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32) & 0xFFFF
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")

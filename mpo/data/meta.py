@@ -1,0 +1,168 @@
+"""MMPR's ``meta.json``: many sources in one file, each with its annotations, pictures, and how often it is taken.
+
+{"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
+          "max_dynamic_patch": 6}, ...}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpo.data.pairs import BadRecord, json_kind, parse_json
+
+LARGEST = 64 * 2**20
+"""Bytes; the largest of MMPR has 46 kB."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One source of a ``meta.json``.
+
+    Attributes:
+        name: what it is called.
+        root: the folder of its pictures.
+        annotation: its JSONL file.
+        data_augment: whether its pictures are augmented in training.
+        repeat_time: how often its pairs are taken; below 1, a random part of them.
+        length: how many lines the file has; None where it is not said.
+        max_tiles: most tiles of a picture (``max_dynamic_patch``); None: as the processor has it.
+    """
+
+    name: str
+    root: Path
+    annotation: Path
+    data_augment: bool = False
+    repeat_time: float = 1.0
+    length: int | None = None
+    max_tiles: int | None = None
+
+    def as_source(self) -> dict[str, Any]:
+        """The source as `mpo.data.mixing` describes it."""
+        return {
+            "name": self.name,
+            "source": self.name,
+            "path": str(self.annotation),
+            "image_root": str(self.root),
+            "repeat_time": self.repeat_time,
+            "augment": self.data_augment or None,
+            "tiles": None if self.max_tiles is None else {"max": self.max_tiles},
+        }
+
+
+def is_meta(path: str | Path) -> bool:
+    """Whether a file is a ``meta.json`` rather than one of pairs: an object of objects that have an ``annotation``."""
+    path = Path(path)
+    if not path.name.lower().endswith(".json") or not path.is_file() or path.stat().st_size > LARGEST:
+        return False
+    with path.open("rb") as file:
+        if file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
+            return False
+    try:
+        found = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError):  # lines, each of them JSON
+        return path.name.lower() == "meta.json"
+    entries = (
+        isinstance(found, dict) and found and all(isinstance(entry, dict) and "annotation" in entry for entry in found.values())
+    )
+    return bool(entries) or path.name.lower() == "meta.json"
+
+
+def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[SourceSpec]:
+    """Read and check a ``meta.json``.
+
+    Args:
+        path: the file.
+        base: the folder that its paths are relative to. By default the first of these that has the annotations: the file's
+            folder, the folder above it (MMPR's own files are written for that one), the current folder.
+
+    Raises:
+        ValueError: for a file that is no meta.json, entries without what they need or with values that make no sense, files that
+            are not there, and annotations with another number of lines than ``length``.
+    """
+    path = Path(path).expanduser()
+    try:
+        found = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), "a meta.json")
+    except OSError as error:
+        raise ValueError(f"There is no file {path} that can be read ({error}). Set data.meta to a meta.json.") from error
+    except BadRecord as bad:
+        raise ValueError(f"{path}: {bad.reason}") from None
+    if not isinstance(found, dict) or not found:
+        kind = "an empty object" if found == {} else json_kind(found)
+        raise ValueError(f"{path} holds {kind} instead of an object of sources, each with a root and an annotation.")
+    bases = [Path(base).expanduser()] if base else [path.parent, path.parent.resolve().parent, Path.cwd()]
+    return [_entry(f"{path}: source {name!r}", name, entry, bases) for name, entry in found.items()]
+
+
+def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} is {json_kind(entry)} instead of an object with a root and an annotation.")
+    for field in ("root", "annotation"):
+        value = entry.get(field)
+        if not isinstance(value, str) or (field == "annotation" and not value) or "\0" in value:
+            found = "is missing" if field not in entry else "is empty" if value == "" else f"is {json_kind(value)}"
+            raise ValueError(f"{where}: {field!r} {found}. It is a path.")
+        if "://" in value:
+            raise ValueError(
+                f"{where}: {field!r} is {value!r}, and nothing is fetched for a data file. Give a path on this machine."
+            )
+    base = next((one for one in bases if (one / entry["annotation"]).is_file()), None)
+    if base is None:
+        tried = ", ".join(str(one / entry["annotation"]) for one in bases)
+        raise ValueError(
+            f"{where}: there is no annotation file; tried {tried}. Set data.image_root to what the paths are relative to."
+        )
+    annotation = base / entry["annotation"]
+    root = base / entry["root"]
+    spec = SourceSpec(
+        name,
+        root if root.is_dir() else next((one / entry["root"] for one in bases if (one / entry["root"]).is_dir()), root),
+        annotation,
+        _flag(entry.get("data_augment"), f"{where}: 'data_augment'"),
+        _repeat_time(entry.get("repeat_time", 1), where),
+        _whole(entry.get("length"), f"{where}: 'length'", 0),
+        _whole(entry.get("max_dynamic_patch"), f"{where}: 'max_dynamic_patch'", 1),
+    )
+    if spec.length is not None and (lines := count_lines(annotation)) != spec.length:
+        raise ValueError(
+            f"{where}: {annotation} has {lines:,} lines, and 'length' says {spec.length:,}. Its download may be cut short; if the "
+            "file is as it should be, correct 'length' or leave it out."
+        )
+    return spec
+
+
+def count_lines(path: str | os.PathLike[str]) -> int:
+    """Lines of a file, the last one also without a line end; empty ones at its end do not count."""
+    lines, ended = 0, True
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            lines += block.count(b"\n")
+            ended = block[-1:] == b"\n"
+    return lines if ended else lines + 1
+
+
+def _flag(value: Any, what: str) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{what} is {json_kind(value)} instead of true or false.")
+    return bool(value)
+
+
+def _repeat_time(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6 or not math.isfinite(value):
+        raise ValueError(f"{where}: 'repeat_time' is a number above 0: 0.1 takes a random tenth of the pairs, 2 all of them twice.")
+    return float(value)
+
+
+def _whole(value: Any, what: str, least: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"{what} is a whole number of {least} or more; got {value if isinstance(value, float) else json_kind(value)}."
+        )
+    return value

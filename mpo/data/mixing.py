@@ -1,0 +1,399 @@
+"""Several sources of pairs as one data set, by an index over all of them: no pair is copied.
+
+A source is a dict: the arguments of `load_pairs`, and
+
+    name          what the source is called; by default the name of its file
+    repeat_time   how often its pairs are taken: 0.1 a random tenth of them, 2.5 all of them twice and a random half (default 1)
+    weight        its share of the mixture, relative to the other weights, in place of repeat_time
+    cap           at most so many pairs of it
+    tiles         how its pictures are cut: min, max, thumbnail; a record's own settings come first
+    augment       whether its pictures are augmented in training; a record's own setting comes first
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset, IterableDataset, Value, concatenate_datasets, interleave_datasets
+from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
+
+from mpo.data.encoded import encoded_pictures
+from mpo.data.held_out import By, choose_held_out
+from mpo.data.meta import is_meta, read_meta
+from mpo.data.records import TILES, checked_tiles
+from mpo.data.sources import load_pairs
+
+Sampling = Literal["repeat_time", "weight", "sqrt"]
+SAMPLINGS = ("repeat_time", "weight", "sqrt")
+OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
+"""Keys of a source that are not arguments of `load_pairs`, or not passed to it."""
+FILE_KEYS = ("sources", "seed", "sampling", "size", "held_out", "held_out_by")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a mixture, checked: see the head of this file. ``load`` holds the arguments of `load_pairs`."""
+
+    name: str
+    load: dict[str, Any]
+    repeat_time: float = 1.0
+    weight: float | None = None
+    cap: int | None = None
+    tiles: dict[str, Any] | None = None
+    augment: bool | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Source:
+        """Check a source as it was written down.
+
+        Raises:
+            ValueError: for unknown keys, a source without a path, and amounts that are none.
+        """
+        known = [*OWN, *(name for name in inspect.signature(load_pairs).parameters if name not in OWN)]
+        if not isinstance(given, Mapping) or not given.get("path"):
+            raise ValueError(f"A source of a mixture has a path (and may have {', '.join(known)}); got {given!r}.")
+        given = {key: value for key, value in given.items() if value is not None}
+        name = str(given.get("name") or Path(str(given["path"])).stem)
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                meant = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(f"Source {name!r} has an unknown key {key!r}.{meant} It may have {', '.join(known)}.")
+        for key in ("repeat_time", "weight", "cap"):
+            number = given.get(key, 1)
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+                raise ValueError(f"Source {name!r}: {key} is a number above 0, got {number!r}.")
+        if "weight" in given and "repeat_time" in given:
+            raise ValueError(f"Source {name!r} has a weight and a repeat_time, and either says how much of it is taken. Drop one.")
+        load = {"source": name, **{key: value for key, value in given.items() if key not in OWN}}
+        try:
+            tiles = checked_tiles(given.get("tiles"))
+        except ValueError as error:
+            raise ValueError(f"Source {name!r}: {error}") from None
+        own = {key: given[key] for key in ("repeat_time", "weight", "augment") if key in given}
+        return cls(name, load, cap=int(given["cap"]) if "cap" in given else None, tiles=tiles, **own)
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """What draws from this source; other sources do not change what it draws."""
+        return np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How many pairs a source has (without those held out), how many are taken, and how many are held out."""
+
+    name: str
+    pairs: int
+    taken: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What is trained on, source after source, and what is held out of it (None: nothing)."""
+
+    train: Dataset
+    held_out: Dataset | None
+    taken: tuple[Taken, ...]
+
+    def describe(self) -> str:
+        """A table: of every source its name, its pairs, how many are taken, and their share of the mixture."""
+        total = sum(row.taken for row in self.taken)
+        rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.held_out for row in self.taken))]
+        cells = [("source", "pairs", "taken", "share", "held out")]
+        cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.held_out:,}") for r in rows]
+        columns = range(4 if self.held_out is None else 5)
+        widths = [max(len(row[column]) for row in cells) for column in columns]
+        lines = []
+        for row in cells:
+            numbers = "".join(f"  {row[column]:>{widths[column]}}" for column in columns[1:])
+            lines.append(f"{row[0]:<{widths[0]}}{numbers}")
+        return "\n".join(lines)
+
+
+def load_mixture(sources: Sequence[Mapping[str, Any]], **settings: Any) -> Dataset:
+    """The pairs of `mix` to train on; arguments and errors as of it."""
+    return mix(sources, **settings).train
+
+
+def mix(
+    sources: Sequence[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    size: int | None = None,
+    held_out: float | int | None = None,
+    held_out_by: By = "both",
+) -> Mixture:
+    """Make one data set of several sources; the same for the same sources, settings and seed, on every rank and in every resume.
+
+    Args:
+        sources: see the head of this file.
+        seed: of everything drawn. What is drawn from a source does not depend on the others.
+        sampling: ``"repeat_time"``: every source as often as it says. ``"weight"``: shares of `size` by weight. ``"sqrt"``: shares
+            of `size` in proportion to the square root of what repeat_time and cap make of a source. Default: by weight where
+            sources have one, else by repeat_time. A source whose share is more than it has is repeated, whole times first.
+        size: pairs of the mixture, for shares; by default as many as repeat_time would give.
+        held_out: a share or number of pairs of all sources together to keep out (`mpo.data.held_out.hold_out`), each there once.
+        held_out_by: as of `hold_out`.
+
+    Raises:
+        ValueError: for sources or settings that make no sense, and columns that do not go together.
+    """
+    checked = check_sources(sources)
+    sampling = _sampling(checked, sampling)
+    if size is not None and (sampling == "repeat_time" or size < 1):
+        raise ValueError(f"size={size}: a size of 1 or more goes with sampling=weight or sqrt; repeat_time and cap give their own.")
+    loaded = [dressed(source, load_pairs(**{"seed": seed, **source.load})) for source in checked]
+    pairs = joined(checked, loaded)
+    starts = np.cumsum([0, *map(len, loaded)])
+    held = np.zeros(len(pairs), dtype=bool)
+    if held_out:
+        held = choose_held_out(pairs, held_out, seed=seed, by=held_out_by)
+    left = [start + np.flatnonzero(~held[start:end]) for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    counts = amounts(checked, [len(rows) for rows in left], sampling, size)
+    drawn = [rows[draw(len(rows), count, source.rng(seed))] for source, rows, count in zip(checked, left, counts, strict=True)]
+    taken = tuple(
+        Taken(source.name, len(rows), count, int(held[start:end].sum()))
+        for source, rows, count, start, end in zip(checked, left, counts, starts[:-1], starts[1:], strict=True)
+    )
+    order = np.concatenate(drawn)
+    if not len(order):
+        raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source.")
+    everything = len(order) == len(pairs) and bool((order == np.arange(len(pairs))).all())
+    train = pairs if everything else pairs.select(order)
+    return Mixture(train, pairs.select(np.flatnonzero(held)) if held_out else None, taken)
+
+
+def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> IterableDataset:
+    """Streams of several sources as one, each next pair from a source drawn by weight, until every source was read once.
+
+    A source that ends before starts again. `state_dict` and `load_state_dict` of the result go on where it stood.
+
+    Args:
+        sources: as of `mix`, with ``weight`` for all of them, or for none: then they come in turn.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for sources without sense, or settings that need to know how many pairs there are.
+    """
+    checked = check_sources(sources)
+    counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
+    if counted:
+        raise ValueError(f"Source {counted[0]!r} has a repeat_time or a cap, and a stream's pairs are not counted. Give weights.")
+    weights = _weights(checked) if any(source.weight is not None for source in checked) else None
+    streams = []
+    for source in checked:
+        stream = load_pairs(**{**source.load, "streaming": True})
+        streams.append(stream.map(_Dress(_columns(source)), features=stream.features) if _columns(source) else stream)
+    probabilities = None if weights is None else list(np.array(weights) / sum(weights))
+    return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
+
+
+def read_mixture(path: str | Path) -> dict[str, Any]:
+    """The arguments of `mix` from a file: YAML or JSON with ``sources``, a list, and settings beside it; or MMPR's meta.json.
+
+    Paths are relative to the file's folder, where they exist there.
+
+    Raises:
+        ValueError: for a file that is not there, is no such file, or has unknown keys.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. Set data.mix to a YAML or JSON file of sources.")
+    if is_meta(path):
+        return {"sources": [spec.as_source() for spec in read_meta(path)], "sampling": "repeat_time"}
+    import yaml
+
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    settings = {"sources": found} if isinstance(found, list) else found
+    if not isinstance(settings, dict) or not isinstance(settings.get("sources"), list):
+        raise ValueError(f"{path} holds a list of sources, or 'sources' with such a list; got {type(found).__name__}.")
+    unknown = [key for key in settings if key not in FILE_KEYS]
+    if unknown:
+        raise ValueError(f"{path} has unknown keys {unknown}. It may have {', '.join(FILE_KEYS)}.")
+    return {**settings, "sources": [_beside(path.parent, source) for source in settings["sources"]]}
+
+
+def is_mixture(path: str | Path) -> bool:
+    """Whether a path names a mixture rather than pairs."""
+    return str(path).lower().endswith((".yaml", ".yml"))
+
+
+def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:
+    """Refuse settings of one source for a whole mixture.
+
+    Raises:
+        ValueError: for the first that is not None.
+    """
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(f"{path} is a mixture, whose sources have their own {name}. Write {name}={value} beside their paths.")
+
+
+def _beside(folder: Path, source: Any) -> Any:
+    if not isinstance(source, dict):
+        return source
+    places = {key: folder / str(source[key]) for key in ("path", "image_root") if source.get(key)}
+    return {**source, **{key: str(place) for key, place in places.items() if place.exists()}}
+
+
+def check_sources(sources: Sequence[Mapping[str, Any]]) -> list[Source]:
+    """Sources as they were written down, checked.
+
+    Raises:
+        ValueError: as of `Source.of`, and for no sources or two of one name.
+    """
+    checked = [Source.of(source) for source in sources]
+    if not checked:
+        raise ValueError("A mixture needs at least one source.")
+    names = [source.name for source in checked]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two sources are called {twice!r}. Give them names of their own (name: ...).")
+    return checked
+
+
+# How much of each source
+
+
+def amounts(sources: Sequence[Source], pairs: Sequence[int], sampling: Sampling, size: int | None = None) -> list[int]:
+    """How many pairs to take of each source, which has so many."""
+    caps = [np.inf if source.cap is None else source.cap for source in sources]
+    # Rounded down, as in the official code; a whole repeat_time is then exact.
+    wanted = [int(min(int(count * source.repeat_time), cap)) for source, count, cap in zip(sources, pairs, caps, strict=True)]
+    if sampling == "repeat_time":
+        return wanted
+    base = [float(np.sqrt(count)) for count in wanted] if sampling == "sqrt" else _weights(sources)
+    empty = [source.name for source, count in zip(sources, pairs, strict=True) if not count]
+    if empty:
+        raise ValueError(f"Source {empty[0]!r} has no pairs to take a share of.")
+    return shares(sum(wanted) if size is None else size, base, caps)
+
+
+def shares(total: int, weights: Sequence[float], caps: Sequence[float]) -> list[int]:
+    """Share out a total by weight; what a cap leaves over goes to the others.
+
+    >>> shares(10, [1, 1, 2], [np.inf, np.inf, np.inf])
+    [3, 2, 5]
+    >>> shares(10, [1, 1, 2], [np.inf, np.inf, 3])
+    [4, 3, 3]
+    """
+    weight, most = np.array(weights, dtype=float), np.array(caps, dtype=float)
+    if most.sum() < total:
+        raise ValueError(f"size={total:,}, but the caps of the sources allow {int(most.sum()):,} pairs in all.")
+    capped = np.zeros(len(weight), dtype=bool)
+    while True:
+        part = np.where(capped, most, 0.0)
+        part[~capped] = (total - part.sum()) * weight[~capped] / max(weight[~capped].sum(), 1e-300)
+        over = ~capped & (part > most)
+        if not over.any():
+            break
+        capped |= over
+    whole = np.floor(part + 1e-9).astype(int)
+    for place in np.argsort(-(part - whole), kind="stable")[: total - whole.sum()]:
+        whole[place] += 1
+    return [int(count) for count in whole]
+
+
+def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Places of `count` of so many pairs: all of them as often as they go, and a random few for the rest, in order.
+
+    >>> draw(3, 7, np.random.default_rng(0)).tolist()
+    [0, 1, 2, 0, 1, 2, 2]
+    """
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    whole, rest = divmod(count, pairs)
+    return np.concatenate([np.tile(np.arange(pairs), whole), np.sort(rng.choice(pairs, rest, replace=False))])
+
+
+def _sampling(sources: Sequence[Source], sampling: str | None) -> Sampling:
+    weighted = any(source.weight is not None for source in sources)
+    if sampling is None:
+        return "weight" if weighted else "repeat_time"
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling is {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
+    if weighted and sampling != "weight":
+        raise ValueError(f"sampling={sampling} has no use for a source's weight. Drop the weights, or use sampling=weight.")
+    return sampling  # type: ignore[return-value]  # checked above
+
+
+def _weights(sources: Sequence[Source]) -> list[float]:
+    lacking = [source.name for source in sources if source.weight is None]
+    if lacking:
+        raise ValueError(f"Source {lacking[0]!r} has no weight. Give every source of the mixture one, or none.")
+    return [float(source.weight) for source in sources if source.weight is not None]
+
+
+# One schema
+
+
+def dressed(source: Source, pairs: Dataset) -> Dataset:
+    """Give pairs the columns that their source asks for; a record's own tiles and augment come first."""
+    for name, (feature, value) in _columns(source).items():
+        column = [value] * len(pairs)
+        if name in pairs.column_names:
+            own = pairs.select_columns([name])[:][name]
+            if all(one is None for one in own):
+                pairs = pairs.remove_columns([name])
+            elif all(one is not None for one in own):
+                continue
+            else:
+                column = [value if one is None else one for one in own]
+                pairs = pairs.remove_columns([name])
+        fingerprint = Hasher.hash([pairs._fingerprint, name, value])
+        pairs = pairs.add_column(name, column, feature=feature, new_fingerprint=fingerprint)
+    return pairs
+
+
+def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
+    """One data set after another, still memory-mapped; a column that one lacks is null there.
+
+    Raises:
+        ValueError: for a column of different types.
+    """
+    first: dict[str, tuple[str, Any]] = {}
+    for source, pairs in zip(sources, loaded, strict=True):
+        for column, feature in pairs.features.items():
+            name, known = first.setdefault(column, (source.name, feature))
+            if known != feature and column != "images":
+                raise ValueError(
+                    f"The column {column!r} is {feature} in source {source.name!r} and {known} in {name!r}, so they are not one "
+                    "data set. Bring one into the other's form with `mpo data convert`."
+                )
+    pictures = [str(pairs.features["images"]) for pairs in loaded if "images" in pairs.column_names]
+    alike = loaded if len(set(pictures)) < 2 else [encoded_pictures(pairs) for pairs in loaded]
+    return alike[0] if len(alike) == 1 else concatenate_datasets(list(alike))
+
+
+def _columns(source: Source) -> dict[str, tuple[Any, Any]]:
+    columns: dict[str, tuple[Any, Any]] = {}
+    if source.tiles is not None:
+        columns["tiles"] = (dict(TILES), source.tiles)
+    if source.augment is not None:
+        columns["augment"] = (Value("bool"), source.augment)
+    return columns
+
+
+class _Dress:
+    """Puts a source's columns into one record of a stream."""
+
+    def __init__(self, columns: Mapping[str, tuple[Any, Any]]) -> None:
+        self._values = {name: value for name, (_, value) in columns.items()}
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        own = {name: record[name] for name in self._values if record.get(name) is not None}
+        return {**record, **self._values, **own}

@@ -1,0 +1,255 @@
+"""Videos as pictures: some of their frames, evenly spread, in the places and under the names that InternVL gives them.
+
+A prompt's ``{"type": "video"}`` part becomes, as in the official MPO code, a line for each frame:
+
+    Frame1: <picture>
+    Frame2: <picture>
+
+Each frame is one tile. How many there are is known from the file's header; frames are decoded when the record is used. Needs PyAV
+(``pip install mpo-trainer[video]``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from mpo.data.images import check_pixels, regular_file
+
+MIN_FRAMES = 8
+MAX_FRAMES = 32
+FRAMES_PER_SECOND = 1.0
+"""Frames of a video, if that lies between the least and the most. (The official code draws their number, between the same.)"""
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif"
+"""What FFmpeg is let try: no playlists, which name other files and addresses."""
+_SEEK_BEYOND = 5.0  # seconds; nearer frames are reached by decoding what lies between
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video, not yet decoded: number `place` (from 0) of `count` that are evenly spread over it."""
+
+    path: str
+    place: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    width: int
+    height: int
+    frames: int
+    start: float  # of the first frame, in seconds
+    seconds: float
+
+
+def with_frames(
+    record: Mapping[str, Any], *, where: str, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
+) -> dict[str, Any]:
+    """A record whose videos are frames among its pictures. One without videos is left as it is.
+
+    Args:
+        record: may have ``videos``, paths, with one ``{"type": "video"}`` part for each in the prompt's messages. Its pictures keep
+            their order, and have one tile each, as frames do.
+        where: what errors call the record.
+        min_frames: the fewest frames of a video, if it has as many.
+        max_frames: the most.
+
+    Raises:
+        ValueError: for a video that is missing or cannot be read, and a prompt with another number of places for them.
+    """
+    paths = record.get("videos") or []
+    if not paths:
+        return dict(record)
+    prompt = record.get("prompt")
+    parts = [part for message in prompt for part in _parts(message)] if isinstance(prompt, list) else []
+    places = [part.get("type") for part in parts if part.get("type") in ("image", "video")]
+    pictures = record.get("images") if record.get("images") is not None else record.get("image")
+    own = iter([] if pictures is None else list(pictures) if isinstance(pictures, (list, tuple)) else [pictures])
+    if places.count("video") != len(paths):
+        raise ValueError(
+            f"{where}: the prompt has {places.count('video')} places for {len(paths)} videos. Give messages with one part "
+            '{"type": "video"} for each.'
+        )
+    frames = [
+        frames_of(path, where=f"{where}: video {number} of {len(paths)}", min_frames=min_frames, max_frames=max_frames)
+        for number, path in enumerate(paths, start=1)
+    ]
+    in_order: list[Any] = []
+    videos = iter(frames)
+    for kind in places:
+        if kind == "video":
+            in_order += next(videos)
+        else:
+            in_order += [picture for picture in [next(own, None)] if picture is not None]
+    in_order += own  # more than there are places for: refused where pictures are counted
+    counts = iter(map(len, frames))
+    messages = [
+        {**message, "content": [new for part in _parts(message) for new in _as_frames(part, counts)]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in prompt or []
+    ]
+    return {
+        **{name: value for name, value in record.items() if name not in ("videos", "image")},
+        "prompt": messages,
+        "images": in_order,
+        "tiles": {"min": 1, "max": 1},
+    }
+
+
+def _parts(message: Mapping[str, Any]) -> list[Any]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
+
+
+def _as_frames(part: dict[str, Any], counts: Iterator[int]) -> list[dict[str, Any]]:
+    if part.get("type") != "video":
+        return [part]
+    named = range(1, next(counts) + 1)
+    # The chat template puts a line break behind every picture.
+    return [new for i in named for new in ({"type": "text", "text": f"Frame{i}: "}, {"type": "image", "text": None})]
+
+
+def frames_of(
+    path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES, per_second: float = FRAMES_PER_SECOND
+) -> list[Frame]:
+    """The frames that stand for a video, undecoded: `per_second` of them, but from `min_frames` to `max_frames`, if it has as many.
+
+    Raises:
+        ValueError: for a file that is missing, or no video that FFmpeg can read.
+    """
+    if not 1 <= min_frames <= max_frames:
+        raise ValueError(f"A video has 1 <= min_frames <= max_frames frames; got {min_frames} and {max_frames}.")
+    with _named(where):
+        header = _header(path)
+    wanted = min(max(round(header.seconds * per_second), min_frames), max_frames)
+    count = min(wanted, header.frames)
+    return [Frame(path, place, count) for place in range(count)]
+
+
+def frame_size(frame: Frame, *, where: str = "") -> tuple[int, int]:
+    """Height and width of a frame, from the file's header."""
+    with _named(where):
+        header = _header(frame.path)
+    return header.height, header.width
+
+
+def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[Image.Image]:
+    """Decode some frames of one video.
+
+    Args:
+        path: of the video.
+        frames: of `frames_of`.
+        where: what errors call it.
+
+    Returns:
+        RGB images, upright, in the order asked for.
+
+    Raises:
+        ValueError: for a video that is missing, cut short or damaged.
+    """
+    with _named(where):
+        header = _header(path)
+        wanted = [index_of(frame, header.frames) for frame in frames]
+        in_order = sorted(set(wanted))
+        moments = [header.start + (index + 0.5) * header.seconds / header.frames for index in in_order]
+        with _opened(path) as (container, stream):
+            decoded = [_upright(frame) for frame in _frames_at(container, stream, moments, header, path)]
+        found = dict(zip(in_order, decoded, strict=True))
+        return [found[index] for index in wanted]
+
+
+def index_of(frame: Frame, frames: int) -> int:
+    """Which frame of a video with `frames` it is: the middle one of as many equal stretches as there are to be frames.
+
+    >>> [index_of(Frame("", place, 4), 40) for place in range(4)]
+    [4, 14, 24, 34]
+    """
+    begin, end = (place * frames // frame.count for place in (frame.place, frame.place + 1))
+    return (begin + end - 1) // 2
+
+
+def _frames_at(container: Any, stream: Any, moments: Sequence[float], header: _Header, path: str) -> Iterator[Any]:
+    """The frames that are shown at some moments, which ascend."""
+    each = header.seconds / header.frames
+    decoded: Iterator[Any] = iter(())
+    current: Any = None  # the last frame up to a moment
+    following: Any = None
+    for moment in moments:
+        at = following or current
+        if at is None or moment > at.time + _SEEK_BEYOND:
+            container.seek(int(moment / stream.time_base), stream=stream)
+            decoded, current, following = container.decode(stream), None, None
+        while following is None or following.time <= moment:
+            current, following = following or current, next(decoded, None)
+            if following is None:
+                break
+        shown = current or following  # the first frame may begin late
+        if shown is None or (following is None and moment > shown.time + _seconds(shown.duration, stream, each) + each):
+            raise ValueError(f"{path}: the video ends before its {moment:.1f} s; it is cut short. Mend it or leave the record out.")
+        check_pixels((shown.width, shown.height), path)
+        yield shown
+
+
+def _seconds(duration: int | None, stream: Any, default: float) -> float:
+    return float(duration * stream.time_base) if duration else default
+
+
+def _upright(frame: Any) -> Image.Image:
+    picture: Image.Image = frame.to_image()
+    turned = getattr(frame, "rotation", 0)  # counterclockwise
+    return picture.rotate(turned, expand=True) if turned else picture
+
+
+@lru_cache(maxsize=4096)
+def _header(path: str) -> _Header:
+    with _opened(path) as (container, stream):
+        width, height = stream.codec_context.width, stream.codec_context.height
+        check_pixels((width, height), path)
+        seconds = _seconds(stream.duration, stream, (container.duration or 0) / 1e6)
+        start = _seconds(stream.start_time, stream, 0.0)
+        frames = stream.frames or round(seconds * float(stream.average_rate or 0))
+        if frames < 1 or seconds <= 0:  # some containers do not say
+            times = sorted(float(packet.pts * stream.time_base) for packet in container.demux(stream) if packet.pts is not None)
+            if not times:
+                raise ValueError(f"{path}: this video has no frames. Mend it or leave the record out.")
+            each = (times[-1] - times[0]) / max(len(times) - 1, 1) or 1.0
+            frames, start, seconds = len(times), times[0], each * len(times)
+        return _Header(width, height, frames, start, seconds)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[Any, Any]]:
+    try:
+        import av
+    except ImportError:
+        raise ValueError(f"{path}: videos need PyAV. Install it: pip install mpo-trainer[video]") from None
+    with open(regular_file(path, path, "video"), "rb") as file:
+        try:
+            # By a Python file, so that FFmpeg itself opens nothing.
+            with av.open(file, metadata_errors="ignore", options={"format_whitelist": CONTAINERS}) as container:
+                if not container.streams.video:
+                    raise ValueError(f"{path}: this file has no video stream. Mend it or leave the record out.")
+                yield container, container.streams.video[0]
+        except Exception as error:
+            if isinstance(error, ValueError) and str(error).startswith(path):
+                raise
+            raise ValueError(
+                f"{path}: this is no video that FFmpeg can read, or it is damaged ({type(error).__name__}: {error}). Mend it or "
+                "leave the record out."
+            ) from error
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Errors in here begin with the file; put the record in front."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error.__cause__

@@ -1,0 +1,211 @@
+"""Pairs that are there more than once: exactly, or nearly (texts by minhash, pictures by difference hash)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
+
+from mpo.data.held_out import content_text, encoded, key_of, question_text, shown_keys, video_key
+from mpo.data.images import open_picture
+from mpo.data_tools.similar import (
+    BANDS,
+    BLOCKS,
+    ROWS,
+    SIGNATURE,
+    difference_hash,
+    differing_bits,
+    ngrams,
+    normalised,
+    numbers,
+    overlap,
+    signature,
+)
+
+VERSION = 2
+"""Raised when the same records would get other signatures, so that none of an earlier version comes from the cache."""
+
+MOST_COMPARED = 64
+"""Of a group of records that may be alike, each is compared with at most so many before it."""
+SLACK = 12
+"""Minima of SIGNATURE by which an overlap may be underestimated before it is counted: more than six standard deviations."""
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Record ``index`` says what the kept record ``same_as`` says; ``reason`` tells how that shows."""
+
+    index: int
+    same_as: int
+    reason: str
+
+
+def find_duplicates(
+    pairs: Dataset,
+    *,
+    near: bool = True,
+    threshold: float = 0.9,
+    picture_bits: int = 3,
+    num_proc: int | None = None,
+) -> list[Duplicate]:
+    """Find pairs that are in a data set more than once; the first of each is the one to keep.
+
+    Exact: the same question, pictures (their files), chosen and rejected answer. Near: the question and both answers overlap by
+    `threshold`, case and punctuation aside, with the same numbers, and the pictures look the same.
+
+    Args:
+        pairs: records.
+        near: whether to look for near duplicates too.
+        threshold: the least Jaccard overlap of the n-grams of each of the three texts, above 0.5.
+        picture_bits: bits of 64 in which the difference hashes of pictures may differ, at most 3.
+        num_proc: processes to read the records with.
+
+    Returns:
+        the duplicates, by index.
+
+    Raises:
+        ValueError: for a threshold or bits that similar pairs could not be found by, and for a picture that cannot be decoded.
+    """
+    if not 0.5 < threshold <= 1:
+        raise ValueError(f"threshold is an overlap above 0.5, at most 1; got {threshold}.")
+    if not 0 <= picture_bits < BLOCKS:
+        raise ValueError(f"picture_bits is from 0 to {BLOCKS - 1}; got {picture_bits}.")
+    marks = _marks(pairs, near, num_proc)
+    duplicates = {one.index: one for one in _exact(np.asarray(marks.data.column("exact").to_numpy()))}
+    if near:
+        for one in _near(pairs, marks, threshold, picture_bits, set(duplicates)):
+            duplicates[one.index] = one
+    return [_settled(duplicates[index], duplicates) for index in sorted(duplicates)]
+
+
+def _settled(one: Duplicate, all_: dict[int, Duplicate]) -> Duplicate:
+    same_as = one.same_as
+    while same_as in all_:
+        same_as = all_[same_as].same_as
+    return Duplicate(one.index, same_as, one.reason)
+
+
+def without(pairs: Dataset, duplicates: list[Duplicate]) -> Dataset:
+    """The pairs that are no duplicates, in their order, not copied."""
+    kept = np.ones(len(pairs), dtype=bool)
+    kept[[one.index for one in duplicates]] = False
+    return pairs.select(np.flatnonzero(kept))
+
+
+def texts(record: dict[str, Any]) -> tuple[str, str, str]:
+    """Question, chosen and rejected answer of a record."""
+    chosen, rejected = (
+        side if isinstance(side, str) else "\n".join(content_text(message["content"]) for message in side)
+        for side in (record["chosen"], record["rejected"])
+    )
+    return question_text(record["prompt"]), chosen, rejected
+
+
+def _marks(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
+    bare = encoded(pairs, ["prompt", "chosen", "rejected", "images", "videos"])
+    return bare.map(
+        _Mark(near),
+        remove_columns=bare.column_names,
+        features=Features(
+            {"exact": Value("int64"), "numbers": Value("int64"), "signature": List(Value("uint32")), "looks": List(Value("int64"))}
+        ),
+        new_fingerprint=Hasher.hash([bare._fingerprint, "duplicates", VERSION, near]),
+        num_proc=num_proc,
+        desc="Reading texts and pictures",
+    )
+
+
+class _Mark:
+    """The exact key of one record and, for near duplicates, the signature of its texts and the hashes of its pictures."""
+
+    def __init__(self, near: bool) -> None:
+        self.near = near
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        words = texts(record)
+        exact = key_of("\0".join([*words, *map(str, shown_keys(record))]))
+        if not self.near:
+            return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
+        # Of a video only the file is compared, whose key differs in many bits where it differs at all.
+        looks = [difference_hash(open_picture(picture)) for picture in record.get("images") or ()]
+        looks += [video_key(video) for video in record.get("videos") or ()]
+        figures = key_of("\0".join(" ".join(numbers(text)) for text in words))
+        return {"exact": exact, "numbers": figures, "signature": signature(normalised(" ".join(words))), "looks": looks}
+
+
+def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    for index in np.flatnonzero(first[inverse] != np.arange(len(keys))):
+        yield Duplicate(int(index), int(first[inverse[index]]), "the same question, pictures and answers")
+
+
+def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set[int]) -> Iterator[Duplicate]:
+    signatures = np.stack(marks.with_format("numpy")[:]["signature"]).astype(np.uint64).reshape(-1, SIGNATURE)
+    looks = marks.data.column("looks").to_pylist()
+    first_look = np.array([own[0] if own else 0 for own in looks], dtype=np.int64).view(np.uint64)
+    counts = np.array([len(own) for own in looks], dtype=np.uint64)
+    same = _mixed(np.asarray(marks.data.column("numbers").to_numpy()).view(np.uint64), counts)
+    bare = encoded(pairs, ["prompt", "chosen", "rejected"])
+
+    @lru_cache(maxsize=4096)
+    def read(index: int) -> list[tuple[NDArray[np.uint64], list[str]]]:
+        return [(ngrams(normalised(text)), numbers(text)) for text in texts(bare[index])]
+
+    tried: set[tuple[int, int]] = set()
+    for band in range(BANDS):
+        key = same
+        for row in range(ROWS):
+            key = _mixed(key, signatures[:, band * ROWS + row])
+        for block in range(BLOCKS):
+            own = _mixed(key, (first_look >> np.uint64(16 * block)) & np.uint64(0xFFFF))
+            for group in _groups(own):
+                kept: list[int] = []
+                for index in group:
+                    if index in gone:
+                        continue
+                    for other in kept[-MOST_COMPARED:]:
+                        if (other, index) in tried:
+                            continue
+                        tried.add((other, index))
+                        if int((signatures[other] == signatures[index]).sum()) < SIGNATURE * threshold - SLACK:
+                            continue
+                        reason = _alike(read(other), read(index), looks[other], looks[index], threshold, bits)
+                        if reason is not None:
+                            gone.add(index)
+                            yield Duplicate(index, other, reason)
+                            break
+                    else:
+                        kept.append(index)
+
+
+def _mixed(key: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed: NDArray[np.uint64] = (key * np.uint64(0x9E3779B97F4A7C15)) ^ (values + np.uint64(0x632BE59BD9B4E019))
+    return mixed
+
+
+def _groups(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Places with the same key, where there are several, each in order."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
+    ends = np.append(starts[1:], len(order))
+    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+        yield [int(index) for index in order[start:end]]
+
+
+def _alike(one: Any, other: Any, looks: list[int], other_looks: list[int], threshold: float, bits: int) -> str | None:
+    if len(looks) != len(other_looks):
+        return None
+    apart = max((differing_bits(a, b) for a, b in zip(looks, other_looks, strict=True)), default=0)
+    if apart > bits or any(a[1] != b[1] for a, b in zip(one, other, strict=True)):
+        return None
+    least = min(overlap(a[0], b[0]) for a, b in zip(one, other, strict=True))
+    if least < threshold:
+        return None
+    seen = f", pictures that differ in {apart} of 64 bits" if looks else ""
+    return f"texts that overlap by {least:.0%} or more{seen}"

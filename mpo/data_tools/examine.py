@@ -1,0 +1,204 @@
+"""One piece of a source, examined: what is found in its records, and keys to find the same records again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpo.data.folders import Folders
+from mpo.data.held_out import content_text, key_of, picture_bytes, question_text
+from mpo.data.images import open_picture
+from mpo.data.pairs import BadRecord
+from mpo.data.pieces import Piece
+from mpo.data.records import Row, rows_from
+from mpo.data_tools.answers import refusal, unfinished
+from mpo.data_tools.findings import Finding, kind_of
+
+TINY = 10
+"""Pixels of a picture's shorter side below which it hardly shows anything."""
+ROOM = 256
+"""Tokens that a chat template adds to the shortest conversation, at most."""
+_SIDES = ("prompt", "chosen", "rejected")
+MOST_PICTURES = 100_000
+"""Pictures that a process remembers having decoded."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to examine: everything, or for a source that is compared with, only its keys; and against which limits of tokens."""
+
+    processor: Any = None
+    max_length: int | None = None
+    context: int | None = None
+    only_keys: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a source, and how its lines are read (`mpo.data.sources.load_pairs`)."""
+
+    piece: Piece
+    image_root: str
+    format: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """What is known of one piece.
+
+    Attributes:
+        lines: how many it has.
+        findings: in its records, in order.
+        where: of each of its N pairs.
+        pair: key of each pair's question, pictures and answers, shape (N,).
+        prompt: key of each pair's question and pictures, shape (N,).
+        pictures: keys of all its pairs' pictures.
+        owner: to which pair each picture belongs, from 0.
+    """
+
+    lines: int
+    findings: list[Finding]
+    where: list[str]
+    pair: NDArray[np.int64]
+    prompt: NDArray[np.int64]
+    pictures: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+
+@dataclass
+class Examiner:
+    """Examines the pieces of a source; a process has one, which remembers pictures."""
+
+    wanted: Wanted
+    _pictures: dict[str, tuple[int, str | None, tuple[int, int]]] = field(default_factory=dict)
+    _shapes: set[Any] = field(default_factory=set)
+    _measure: Any = None
+
+    def __post_init__(self) -> None:
+        if self.wanted.processor is not None and not self.wanted.only_keys:
+            from mpo.packing.costs import RecordMeasure
+
+            self._measure = RecordMeasure(self.wanted.processor, "end_of_turn", "prompt", "raise")
+
+    def __call__(self, part: Part) -> Examined:
+        """Examine a part of a source."""
+        piece = part.piece
+        findings: list[Finding] = []
+        where: list[str] = []
+        keys: list[tuple[int, int]] = []
+        pictures: list[int] = []
+        owner: list[int] = []
+        lines = 0
+        places: list[str] = []
+
+        def parsed() -> Any:
+            for place, line in piece.lines():
+                places.append(place)
+                yield place, line
+
+        try:
+            for rows in rows_from(parsed(), Folders(part.image_root), part.format, None):
+                lines += 1
+                place = places.pop()
+                if isinstance(rows, BadRecord):
+                    findings.append(Finding(kind_of(rows.reason), rows.where, rows.reason))
+                    continue
+                for row in rows:
+                    shown = [self._picture(picture) for picture in row["images"]]
+                    pictures += [key for key, _, _ in shown]
+                    owner += [len(where)] * len(shown)
+                    where.append(place)
+                    keys.append(_keys(row, [key for key, _, _ in shown]))
+                    if not self.wanted.only_keys:
+                        findings += self._look_at(row, place, shown)
+        except BadRecord as bad:  # the rest of the piece cannot be told
+            findings.append(Finding("file damaged", bad.where, bad.reason))
+        except ValueError as error:
+            findings.append(Finding("file damaged", str(getattr(piece, "path", getattr(piece, "name", ""))), str(error)))
+        pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
+        return Examined(lines, findings, where, pair, prompt, np.array(pictures, dtype=np.int64), np.array(owner, dtype=np.int64))
+
+    def _look_at(self, row: Row, where: str, shown: list[tuple[int, str | None, tuple[int, int]]]) -> list[Finding]:
+        found = []
+        for number, (_, wrong, size) in enumerate(shown, start=1):
+            if wrong is not None:
+                found.append(Finding("picture not decoded", where, wrong))
+            elif min(size) < TINY:
+                found.append(Finding("tiny picture", where, f"picture {number} has {size[0]} x {size[1]} pixels"))
+        for side in ("chosen", "rejected"):
+            answer = content_text(row[side][-1]["content"])
+            words = refusal(answer)
+            if words is not None:
+                found.append(Finding("refusal", where, f"'{side}' refuses: {words!r}"))
+            cut = unfinished(answer)
+            if cut is not None:
+                found.append(Finding("unfinished", where, f"'{side}' looks cut off: {cut}"))
+        if self._measure is not None and all(wrong is None for _, wrong, _ in shown):
+            found += self._lengths(row, where)
+        return found
+
+    def _lengths(self, row: Row, where: str) -> list[Finding]:
+        shape = tuple((side, message["role"], len(message["content"])) for side in _SIDES for message in row[side])
+        if shape in self._shapes and self._is_surely_short(row):
+            return []
+        try:
+            cost = self._measure(row)
+        except ValueError as error:
+            return [Finding("not encoded", where, str(error))]
+        self._shapes.add(shape)
+        prompt, longest = cost["prompt"], cost["prompt"] + max(cost["chosen"], cost["rejected"])
+        tiles = f", {cost['tiles']} tiles" if cost["tiles"] else ""
+        most, context = self.wanted.max_length, self.wanted.context
+        if most is not None and prompt + 1 > most:
+            return [Finding("too long", where, f"the prompt alone takes {prompt:,} tokens{tiles}; max_length is {most:,}")]
+        kept = longest if most is None else min(longest, most)
+        if context is not None and kept > context:
+            reason = f"prompt and longer answer take {kept:,} tokens{tiles}; the model's context is {context:,}"
+            return [Finding("too long", where, reason)]
+        if most is not None and longest > most:
+            return [Finding("cut by max_length", where, f"prompt and longer answer take {longest:,} tokens{tiles}")]
+        return []
+
+    def _is_surely_short(self, row: Row) -> bool:
+        """Whether a record of text is within the limits whatever its tokens are.
+
+        No token stands for less than a byte; twice as many leave room for the template's. Whether the template takes such turns
+        is known from another record of the same shape.
+        """
+        if row["images"] or row["videos"]:
+            return False
+        size = {side: sum(len(content_text(message["content"]).encode()) for message in row[side]) for side in _SIDES}
+        limits = [limit for limit in (self.wanted.max_length, self.wanted.context) if limit is not None]
+        return all(2 * (size["prompt"] + max(size["chosen"], size["rejected"])) + ROOM <= limit for limit in limits)
+
+    def _picture(self, picture: Row) -> tuple[int, str | None, tuple[int, int]]:
+        """Key, what is wrong with it, and size in pixels of a picture; one that is a file is opened once."""
+        path = picture["path"] if picture.get("bytes") is None else None
+        known = self._pictures.get(path) if path is not None else None
+        if known is not None:
+            return known
+        try:
+            data = picture_bytes(picture)
+        except OSError as error:
+            return 0, f"{path}: cannot be read ({error})", (0, 0)
+        wrong, size = None, (TINY, TINY)
+        if not self.wanted.only_keys:
+            try:
+                size = open_picture(data, where=path or picture.get("path") or "").size
+            except ValueError as error:
+                wrong, size = str(error), (0, 0)
+        found = key_of(data), wrong, size
+        if path is not None:
+            if len(self._pictures) >= MOST_PICTURES:
+                self._pictures.clear()
+            self._pictures[path] = found
+        return found
+
+
+def _keys(row: Row, pictures: list[int]) -> tuple[int, int]:
+    prompt = "\0".join([question_text(row["prompt"]), *map(str, pictures)])
+    answers = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
+    return key_of("\0\0".join([prompt, *answers])), key_of(prompt)

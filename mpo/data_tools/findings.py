@@ -1,0 +1,93 @@
+"""What is found in data, as a table and as lines of a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+PROBLEMS = (
+    "no pair",
+    "empty text",
+    "equal answers",
+    "marks and pictures",
+    "picture not there",
+    "picture not decoded",
+    "file damaged",
+    "not encoded",
+    "too long",
+    "in eval too",
+)
+"""Findings that keep training from starting."""
+NOTES = ("cut by max_length", "picture in eval too", "tiny picture", "duplicate", "refusal", "unfinished")
+"""Findings to look at."""
+_KINDS = (
+    (r"is the same answer|are the same answer", "equal answers"),
+    (r"\bis empty\b", "empty text"),
+    (r"marks for \d+ (?:pictures|videos)", "marks and pictures"),
+    (r"there is no (?:picture|video)|lies outside|is an address|is a URL|no ordinary file|cannot be reached", "picture not there"),
+)
+WIDEST = 100
+"""Characters of an example's reason in the table."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about the record at ``where`` (``file:line``)."""
+
+    kind: str
+    where: str
+    reason: str
+
+
+@dataclass
+class Tally:
+    """How often each kind was found, and its first example. Every finding goes to ``file``, as a line of JSON."""
+
+    file: TextIO | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, Finding] = field(default_factory=dict)
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Count findings and write them down."""
+        for one in findings:
+            self.counts[one.kind] = self.counts.get(one.kind, 0) + 1
+            self.examples.setdefault(one.kind, one)
+            if self.file is not None:
+                self.file.write(json.dumps(as_line(one), ensure_ascii=False) + "\n")
+
+    @property
+    def problems(self) -> int:
+        """How many findings keep training from starting."""
+        return sum(count for kind, count in self.counts.items() if kind in PROBLEMS)
+
+
+def as_line(one: Finding) -> dict[str, Any]:
+    """A finding as a line of ``bad_records.jsonl``."""
+    return {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
+
+
+def kind_of(reason: str) -> str:
+    """Which kind of finding a reader's refusal is.
+
+    >>> kind_of("'chosen' is empty. A pair needs a question, a chosen and a rejected answer.")
+    'empty text'
+    """
+    return next((kind for pattern, kind in _KINDS if re.search(pattern, reason)), "no pair")
+
+
+def findings_table(tally: Tally) -> str:
+    """A row a kind, problems (!) first: how often, and an example."""
+    kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in tally.counts]
+    if not kinds:
+        return "  nothing found"
+    name, count = max(map(len, kinds)), max(len(f"{tally.counts[kind]:,}") for kind in kinds)
+    lines = []
+    for kind in kinds:
+        example = tally.examples[kind]
+        reason = example.reason if len(example.reason) <= WIDEST else example.reason[: WIDEST - 3] + "..."
+        mark = "!" if kind in PROBLEMS else " "
+        lines.append(f"  {mark} {kind:<{name}}  {tally.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
+    return "\n".join(lines)

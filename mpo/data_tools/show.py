@@ -1,0 +1,89 @@
+"""A few records for people to read, as the data has them and as a model sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
+
+from datasets import Dataset
+
+from mpo.data.held_out import encoded
+from mpo.data.images import open_picture
+from mpo.data_tools.dedupe import texts
+from mpo.data_tools.page import html_page, png_url
+
+LARGEST = 512
+"""Pixels of a picture's longer side on the page."""
+ABOUT = ("source", "videos", "prompt_id", "answer", "margin", "tiles", "augment", "metadata")
+
+
+def show_text(pairs: Dataset, processor: Any = None) -> str:
+    """Records as text: their pictures by name and size, and with a processor the tokens that the model sees."""
+    return "\n\n".join(_record_text(record, processor) for record in _records(pairs))
+
+
+def show_page(pairs: Dataset, title: str, processor: Any = None) -> str:
+    """Records as one self-contained HTML page, with their pictures."""
+    articles = "\n".join(_article(record, processor) for record in _records(pairs))
+    return html_page(title, articles)
+
+
+def _records(pairs: Dataset) -> Any:
+    return encoded(pairs, pairs.column_names)
+
+
+def _record_text(record: Mapping[str, Any], processor: Any) -> str:
+    lines = [f"record {record.get('id')!r}"]
+    lines += [f"  {name}: {value}" for name, value in _about(record)]
+    for place, picture in enumerate(record.get("images") or (), start=1):
+        opened = open_picture(picture)
+        lines.append(f"  picture {place}: {opened.width} x {opened.height}, {picture.get('path') or 'in the data'}")
+    for name, text in _as_seen(record, processor):
+        lines += [f"  {name}", *(f"    {line}" for line in text.split("\n"))]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _article(record: Mapping[str, Any], processor: Any) -> str:
+    about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in _about(record))
+    pictures = "".join(_img(picture) for picture in record.get("images") or ())
+    seen = "".join(
+        f'<h3 class="{name.split(",")[0]}">{escape(name)}</h3><pre>{escape(text)}</pre>'
+        for name, text in _as_seen(record, processor)
+    )
+    return f"<article><h2>{escape(str(record.get('id')))}</h2>{pictures}<dl>{about}</dl>{seen}</article>"
+
+
+def _about(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, record[name]) for name in ABOUT if record.get(name) is not None]
+
+
+def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]:
+    """Headed texts: question and answers, or with a processor their tokens."""
+    if processor is None:
+        return list(zip(("prompt", "chosen", "rejected"), texts(dict(record)), strict=True))
+    from mpo.dry_run.record import show_record
+
+    as_trained = SimpleNamespace(max_length=None, truncation_mode="keep_start", answer_end="end_of_turn", tile_budget="prompt")
+    opened = [open_picture(picture) for picture in record.get("images") or ()]
+    # Columns that are null in this record are not there for the encoder.
+    bare = {name: value for name, value in record.items() if value is not None and name != "images"}
+    shown = show_record({**bare, "images": opened} if opened else bare, processor, as_trained)
+    found: list[tuple[str, list[str]]] = []
+    for line in shown.split("\n"):
+        if line.startswith("    "):
+            found[-1][1].append(line[4:])
+        else:
+            found.append((line, []))
+    return [(name, "\n".join(lines)) for name, lines in found]
+
+
+def _img(picture: Mapping[str, Any]) -> str:
+    opened = open_picture(picture)
+    size = f"{opened.width} x {opened.height}"
+    opened.thumbnail((LARGEST, LARGEST))
+    png = BytesIO()
+    opened.save(png, format="PNG")
+    return f'<img title="{size}" alt="{size}" src="{png_url(png.getvalue())}">'

@@ -1,0 +1,280 @@
+"""Pairs of any source -> a file of one of the forms that `load_pairs` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, List
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from mpo.data.held_out import encoded, key_of, picture_bytes, video_key
+from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+
+FORMS = ("trl", "mmpr", "parquet", "disk")
+"""TRL's columns as JSONL; MMPR's JSONL; TRL's columns as Parquet; a folder of `save_to_disk`."""
+PICTURES = ("path", "copy", "bytes")
+"""Pictures stay where they are; their files are copied beside the target; they are put into the target itself."""
+ROW_GROUP = 256
+"""Records of a Parquet row group: pictures in it make them large."""
+_IMAGES = List(ImageFeature())
+NOT_IN_MMPR = ("source", "margin", "tiles", "augment")
+"""Columns without a place in MMPR's lines. (In MMPR, the last two stand in meta.json, for a whole file.)"""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    ``image_root`` is the folder of the files that it refers to (None: there are none); paths in a JSONL are relative to it.
+    ``lost`` has, for every column that the form has no place for, how many records had something in it.
+    """
+
+    path: Path
+    form: str
+    pairs: int
+    image_root: Path | None
+    lost: dict[str, int]
+
+
+def not_kept(written: Written) -> list[str]:
+    """Columns that are not the same when a file is read again; in MMPR's form prompt ids are made anew, with the same groups."""
+    return [*written.lost, *(["prompt_id"] if written.form == "mmpr" else [])]
+
+
+def write_pairs(
+    pairs: Dataset,
+    target: str | Path,
+    *,
+    form: str | None = None,
+    pictures: str | None = None,
+    image_root: str | Path | None = None,
+) -> Written:
+    """Write pairs; the target appears when it is whole.
+
+    Args:
+        pairs: records.
+        target: a file or folder that does not exist.
+        form: of `FORMS`; by default as the target is called: ``.parquet``, ``.jsonl`` (``"trl"``), else ``"disk"``.
+        pictures: of `PICTURES`; by default ``"path"`` in JSONL, with copies of those that are no files, else ``"bytes"``.
+        image_root: the folder that a JSONL's picture paths are to be relative to; by default the deepest that holds all of them.
+
+    Raises:
+        ValueError: for a target that is there, settings that do not go together, and records that the form cannot hold.
+    """
+    target = Path(target).expanduser()
+    form = form or {".parquet": "parquet", ".jsonl": "trl", ".json": "trl"}.get(target.suffix, "disk")
+    if form not in FORMS:
+        raise ValueError(f"Pairs are written as {', '.join(FORMS)}, not as {form!r}.")
+    in_lines = form in ("trl", "mmpr")
+    pictures = pictures or ("path" if in_lines else "bytes")
+    if pictures not in PICTURES:
+        raise ValueError(f"Pictures are written as {', '.join(PICTURES)}, not as {pictures!r}.")
+    if form == "disk" and pictures != "bytes":
+        raise ValueError(f"save_to_disk puts pictures inside; pictures={pictures!r} cannot be had. Leave it out, or write Parquet.")
+    if in_lines and pictures == "bytes":
+        raise ValueError("A JSONL file holds paths of pictures, not pictures. Use pictures='copy', or write Parquet.")
+    if image_root is not None and (not in_lines or pictures == "copy"):
+        raise ValueError("image_root is for the paths in a JSONL whose pictures stay where they are; leave it out here.")
+    if target.exists():
+        raise ValueError(f"{target} is there already. Give a new name; nothing is overwritten.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        root = None
+        if in_lines:
+            root = _write_lines(pairs, aside, target, form, pictures, image_root)
+        elif form == "parquet":
+            root = _write_parquet(pairs, aside, target, pictures)
+        else:
+            pairs.save_to_disk(str(aside))
+            root = _root(_videos(pairs))
+        aside.replace(target)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+    lost = {name: _filled(pairs, name) for name in NOT_IN_MMPR if name in pairs.column_names} if form == "mmpr" else {}
+    return Written(target, form, len(pairs), root, {name: count for name, count in lost.items() if count})
+
+
+def _filled(pairs: Dataset, column: str) -> int:
+    return sum(value is not None for value in pairs.select_columns([column])[:][column])
+
+
+# JSONL
+
+
+def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, pictures: str, image_root: Any) -> Path | None:
+    shown = [name for name in ("images", "videos") if name in pairs.column_names]
+    places: list[dict[str, list[Path]]] = []
+    for record in encoded(pairs, shown) if shown else ():
+        own = {"images": [_place(picture, target, pictures) for picture in record.get("images") or ()]}
+        own["videos"] = [_video_place(video, target, pictures) for video in record.get("videos") or ()]
+        places.append(own)
+    root = _root((place for own in places for some in own.values() for place in some), image_root)
+    to_line = trl_line if form == "trl" else mmpr_line
+    rest = pairs.with_format(None).select_columns([name for name in pairs.column_names if name not in shown])
+    with aside.open("w", encoding="utf-8") as file:
+        for index, record in enumerate(rest):
+            own = places[index] if places else {}
+            paths = {name: [place.relative_to(root).as_posix() for place in some] for name, some in own.items() if root}
+            file.write(json.dumps(to_line({**record, **paths}), ensure_ascii=False) + "\n")
+    return root
+
+
+def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | None:
+    """The folder that paths are relative to; None without any."""
+    every = set(places)
+    if not every:
+        return None
+    if given is None:
+        return Path(os.path.commonpath({str(place.parent) for place in every}))
+    root = Path(given).expanduser().resolve()
+    outside = next((place for place in every if not place.is_relative_to(root)), None)
+    if outside is not None:
+        raise ValueError(f"The picture {outside} lies outside {root}. Give the folder that holds all of them, or pictures='copy'.")
+    return root
+
+
+def trl_line(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record, its pictures as paths, as a line in TRL's columns."""
+    line = {name: value for name, value in record.items() if value not in (None, [])}
+    for name in ("prompt", "chosen", "rejected"):
+        if not isinstance(line[name], str):
+            line[name] = [{"role": message["role"], "content": _parts(message["content"])} for message in line[name]]
+    return _without_nulls(line)
+
+
+def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record, its pictures as paths, as a line of MMPR.
+
+    Raises:
+        ValueError: for a record with more turns than a question and an answer, or marks of pictures in its text.
+    """
+    line: dict[str, Any] = {"id": record.get("id")}
+    for name, paths in (("image", record.get("images")), ("video", record.get("videos"))):
+        if paths:
+            line[name] = paths[0] if len(paths) == 1 else list(paths)
+    line["question"] = _one_turn(record, "prompt", "user")
+    line["chosen"] = _one_turn(record, "chosen", "assistant")
+    line["rejected"] = _one_turn(record, "rejected", "assistant")
+    line["answer_gt"] = record.get("answer")
+    metadata = json.loads(record.get("metadata") or "{}")
+    return _without_nulls({**line, **{name: value for name, value in metadata.items() if name not in line}})
+
+
+def _one_turn(record: Mapping[str, Any], side: str, role: str) -> str:
+    messages = record[side]
+    if isinstance(messages, str):
+        return messages
+    if [message["role"] for message in messages] != [role]:
+        raise ValueError(
+            f"Record {record.get('id')!r}: MMPR's form has one question and one answer, and this '{side}' has the turns "
+            f"{', '.join(message['role'] for message in messages)}. Use TRL's form."
+        )
+    parts = _parts(messages[0]["content"])
+    for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
+        if side == "prompt" and any(mark in part.get("text", "") for part in parts):
+            raise ValueError(
+                f"Record {record.get('id')!r}: its text has {mark}, which marks a picture in MMPR's form. Use TRL's form."
+            )
+    # The line break behind a mark belongs to the mark: readers take one away.
+    return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>\n" for part in parts)
+
+
+def _parts(content: Any) -> list[dict[str, str]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [
+        {"type": "text", "text": str(part.get("text") or "")} if part["type"] == "text" else {"type": part["type"]}
+        for part in content
+    ]
+
+
+def _without_nulls(line: dict[str, Any]) -> dict[str, Any]:
+    tidy = {name: value for name, value in line.items() if value is not None}
+    if isinstance(tidy.get("tiles"), dict):
+        tidy["tiles"] = {name: value for name, value in tidy["tiles"].items() if value is not None}
+    return tidy
+
+
+# Pictures
+
+
+def _place(picture: Mapping[str, Any], target: Path, pictures: str) -> Path:
+    """Where the file of a picture is; a copy is made if it is asked for, or there is no file."""
+    if pictures == "path" and picture.get("bytes") is None:
+        return Path(picture["path"]).resolve()
+    data = picture_bytes(picture)
+    return _copied(lambda aside: aside.write_bytes(data), key_of(data), _suffix(picture, data), target)
+
+
+def _video_place(video: str, target: Path, pictures: str) -> Path:
+    if pictures == "path":
+        return Path(video).resolve()
+    return _copied(lambda aside: shutil.copyfile(video, aside), video_key(video), Path(video).suffix, target)
+
+
+def _copied(write: Callable[[Path], Any], key: int, suffix: str, target: Path) -> Path:
+    """A file beside the target, called by its content."""
+    folder = target.with_name(f"{target.stem}_pictures").resolve()
+    copy = folder / f"{key % 2**64:016x}{suffix}"
+    if not copy.exists():
+        folder.mkdir(exist_ok=True)
+        aside = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
+        write(aside)
+        aside.replace(copy)
+    return copy
+
+
+def _suffix(picture: Mapping[str, Any], data: bytes) -> str:
+    suffix = Path(picture.get("path") or "").suffix
+    if suffix:
+        return suffix
+    with Image.open(BytesIO(data)) as opened:
+        return f".{(opened.format or 'png').lower()}"
+
+
+def _put(picture: Mapping[str, Any], target: Path, pictures: str) -> dict[str, Any]:
+    """A picture as a table holds it: inside, copied, or where it is."""
+    if pictures == "copy":
+        return {"bytes": None, "path": str(_place(picture, target, pictures))}
+    if pictures == "path":
+        return dict(picture)
+    path = picture.get("path")
+    return {"bytes": picture_bytes(picture), "path": None if path is None else Path(path).name}
+
+
+def _videos(pairs: Dataset) -> Iterable[Path]:
+    if "videos" in pairs.column_names:
+        for record in pairs.select_columns(["videos"]):
+            yield from (Path(video) for video in record["videos"] or ())
+
+
+def _write_parquet(pairs: Dataset, aside: Path, target: Path, pictures: str) -> Path | None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    outside = set(_videos(pairs))
+    pairs = encoded(pairs, pairs.column_names)
+    features = pairs.features.copy()
+    if "images" in features:
+        features["images"] = _IMAGES
+    schema = features.arrow_schema
+    with pq.ParquetWriter(aside, schema) as writer:
+        for start in range(0, len(pairs), ROW_GROUP):
+            rows = pairs[start : start + ROW_GROUP]
+            if "images" in rows:
+                rows["images"] = [[_put(one, target, pictures) for one in own or ()] for own in rows["images"]]
+                outside |= {Path(one["path"]) for own in rows["images"] for one in own if one["bytes"] is None}
+            writer.write_table(pa.Table.from_pydict(rows, schema=schema))
+    return _root(outside)

@@ -1,0 +1,51 @@
+"""Records that cannot be put into a batch: found one by one, noted, and kept out of the loss. None is replaced by another."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mpo.packing.streams import FILLER
+from mpo.packing.turns import Record, describe, encoded_images
+
+ON_BAD_RECORD = ("raise", "skip")
+BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", FILLER: True}
+"""Stands in a batch where a bad record would, so that the batch keeps its number of pairs; it does not count. A few tokens."""
+
+
+def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[dict[str, Any]]]:
+    """Try the records of a batch one by one.
+
+    Args:
+        records: of a batch that `collate` refused.
+        collate: raises ValueError for a bad record.
+
+    Returns:
+        the places of the good ones; and of each bad one that would have counted, ``id``, ``where`` (what errors call it),
+        ``reason`` and ``key``, by which the same record is known again.
+    """
+    kept, bad = [], []
+    for place, record in enumerate(records):
+        try:
+            collate([record])
+        except ValueError as error:
+            if FILLER not in record:
+                bad.append(_noted(record, str(error)))
+        else:
+            kept.append(place)
+    return kept, bad
+
+
+def _noted(record: Record, error: str) -> dict[str, Any]:
+    where = describe(record)
+    pictures = [
+        (picture.get("path"), zlib.crc32(picture.get("bytes") or b"")) if isinstance(picture, Mapping) else None
+        for picture in encoded_images(record)
+    ]
+    content = repr([*(record.get(name) for name in ("id", "prompt", "chosen", "rejected")), pictures])
+    return {
+        "id": record.get("id"),
+        "where": where,
+        "reason": error.removeprefix(where).lstrip(":, "),
+        "key": hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
+    }

@@ -12,9 +12,12 @@ GOOD = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "reject
 
 @pytest.fixture
 def folder(tmp_path):
+    picture(0).save(tmp_path / "outside.png")
+    folder = tmp_path / "data"
+    folder.mkdir()
     for name in ("a.png", "b.png"):
-        picture(0).save(tmp_path / name)
-    return tmp_path
+        picture(0).save(folder / name)
+    return folder
 
 
 def write(folder, *lines) -> str:
@@ -103,5 +106,5 @@ def test_tiles_of_a_source(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"question": "Why?", "chosen": "So.", "rejected": "No."}\n' * 2)
     pairs = load_pairs(path, tiles={"min": None, "max": 6, "thumbnail": False})
-    assert pairs["tiles"][:] == [{"max": 6, "thumbnail": False}] * 2
+    assert pairs["tiles"][:] == [{"min": None, "max": 6, "thumbnail": False}] * 2
     assert "tiles" not in load_pairs(path, tiles={"min": None, "max": None, "thumbnail": None}).column_names

@@ -4,7 +4,8 @@ import pytest
 import torch
 from support import picture
 
-from mpo.inference.local import LocalSampler, open_picture
+from mpo.data.images import open_picture
+from mpo.inference.local import LocalSampler
 from mpo.inference.sampler import Question
 
 QUESTIONS = [

@@ -96,7 +96,7 @@ def test_a_packed_row(words):
     picked = [6, 7, 8] + [9, 10] + [11, 12] + [13, 14]  # <bot> predicts "is", "is" predicts "four", "four" predicts <end>; ...
     assert batch["picked"].index.tolist() == picked
     assert batch["shift_labels"].tolist() == [as_ids("is four <end> five <end> sure <eos> is <eos>", 9)]
-    assert batch["segments"].lengths == ((9, 9), (2, 8), (2, 2), (2, 2))  # the rejected answer sees the prompt but for its last token
+    assert batch["segments"].lengths == ((9, 9), (2, 8), (2, 2), (2, 2))  # the rejected one: no last prompt token
     assert batch["segments"].key_index.tolist() == [*range(9), *range(6), 9, 10, 11, 12, 13, 14]
     assert batch["scored"].lengths.tolist() == [3, 2, 2, 2]  # chosen, chosen, rejected, rejected
     assert batch["scored"].node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the picked

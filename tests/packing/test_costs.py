@@ -128,14 +128,14 @@ def test_a_second_run_measures_nothing(processor, tmp_path, monkeypatch):
     file = tmp_path / "pairs.jsonl"
     Dataset.from_list(records_with([[]] * 4)).remove_columns("images").to_json(file)
     calls = tmp_path / "calls"
-    once = costs_module._Measure.__call__
+    once = costs_module.RecordMeasure.__call__
 
     def counted(self, record):
         with calls.open("a") as log:
             log.write("x")
         return once(self, record)
 
-    monkeypatch.setattr(costs_module._Measure, "__call__", counted)
+    monkeypatch.setattr(costs_module.RecordMeasure, "__call__", counted)
 
     def run(processing_class=processor, **settings):
         calls.write_text("")
@@ -183,7 +183,7 @@ def test_refusals(processor):
         measure(dataset, processor.tokenizer)
     broken = records_with([[]])
     broken[0] |= {"id": "b7", "images": [{"bytes": b"no picture", "path": None}]}
-    with pytest.raises(ValueError, match="record 'b7': picture 1 of 1 cannot be read"):
+    with pytest.raises(ValueError, match="record 'b7': picture 1 of 1: this file is not a picture"):
         measure(Dataset.from_list(broken).cast_column("images", List(Image())), processor)
     with pytest.raises(ValueError, match="one value per record"):
         PairCosts(*(np.zeros(n, dtype=np.int32) for n in (2, 2, 2, 2)), np.arange(3))

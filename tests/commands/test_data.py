@@ -1,0 +1,204 @@
+"""`mpo data`: what it says, what it writes, and its exit status."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from support import TEXTS, picture
+
+from mpo.commands import main
+from mpo.data.sources import load_pairs
+from mpo.models.small import small_internvl, small_processor
+
+ACTIONS = ("validate", "stats", "show", "convert", "mix", "split", "dedupe")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """pairs.jsonl: 12 pairs, of which 10 and 11 repeat 0 and 1."""
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for index in range(10):
+        picture(index).save(tmp_path / f"{index}.png")
+        answers = {"chosen": f"It is {index}.", "rejected": "It is another one."}
+        lines.append({"id": f"pair-{index}", "image": f"{index}.png", "question": f"What is number {index}?", **answers})
+    lines += [{**lines[0], "id": "again-0"}, {**lines[1], "id": "again-1"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny checkpoint whose context is 64 tokens."""
+    path = tmp_path_factory.mktemp("model")
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    sizes = {"hidden_size": 32, "layers": 1, "vision_hidden_size": 32, "vision_layers": 1}
+    small_internvl(processor, **sizes, max_position_embeddings=64).save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments) -> tuple[int, str]:
+        status = main(["data", *map(str, arguments)])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return run
+
+
+def test_validate(folder, run, model):
+    status, said = run("validate", "pairs.jsonl", "--workers", 2)
+    assert status == 0 and "12 pairs in 12 lines" in said and "Training may start." in said
+    found = [json.loads(line) for line in (folder / "bad_records.jsonl").read_text().splitlines()]
+    assert [(one["finding"], one["where"]) for one in found] == [("duplicate", "pairs.jsonl:11"), ("duplicate", "pairs.jsonl:12")]
+
+    (folder / "0.png").unlink()
+    status, said = run("validate", "pairs.jsonl", "--output", "found.jsonl")
+    assert status == 1 and re.search(r"\n  ! picture not there +2  pairs.jsonl:1: ", said)
+    assert "Training may not start: 2 problems (!). All 3 findings: found.jsonl" in said  # and one duplicate is left
+
+
+def test_validate_with_a_model(folder, run, model):
+    (folder / "long.jsonl").write_text(json.dumps({"question": "Why?", "chosen": "So. " * 100, "rejected": "No."}))
+    status, said = run("validate", "long.jsonl", "--model", model)
+    assert status == 1 and "too long" in said and "the model's context is 64" in said
+    assert run("validate", "long.jsonl", "--model", model, "--max-length", 60)[0] == 0
+    assert run("validate", "pairs.jsonl", "--model", model)[0] == 0
+
+
+def test_validate_against_evaluation(folder, run):
+    (folder / "eval.jsonl").write_text((folder / "pairs.jsonl").read_text().split("\n")[3])
+    status, said = run("validate", "pairs.jsonl", "--eval", "eval.jsonl")
+    assert status == 1 and "in eval too" in said and "pairs.jsonl:4" in said
+
+
+def test_stats(folder, run, model):
+    status, said = run("stats", "pairs.jsonl", "--html", "out/stats.html")
+    assert status == 0 and "12 pairs of 10 prompts" in said
+    assert (folder / "out" / "stats.html").read_text().startswith("<!doctype html>")
+    asked = (["--model", model], ["--model", model, "--max-tiles", 1])
+    tiles = [re.search(r"\ntiles +(\d+) ", run("stats", "pairs.jsonl", *words)[1]).group(1) for words in asked]
+    assert tiles == ["3", "1"]  # two of the picture and a thumbnail
+
+
+def test_show(folder, run, model):
+    status, said = run("show", "pairs.jsonl", "--count", 2)
+    assert status == 0 and said.count("record 'pair-") == 2 and "record 'pair-0'" in said
+    one, other = (run("show", "pairs.jsonl", "--random", "--seed", seed)[1] for seed in (1, 1))
+    assert one == other and "record 'pair-0'" not in one.split("\n")[0]
+    assert "<IMG_CONTEXT> x" in run("show", "pairs.jsonl", "--id", "pair-3", "--model", model)[1]
+    assert run("show", "pairs.jsonl", "--html", "look.html")[0] == 0 and "<img" in (folder / "look.html").read_text()
+    status, said = run("show", "pairs.jsonl", "--id", "nobody")
+    assert status == 2 and "has the id 'nobody'" in said
+
+
+def test_convert(folder, run):
+    status, said = run("convert", "pairs.jsonl", "pairs.parquet")
+    assert status == 0 and "Read again: 12 pairs, the same as in pairs.jsonl." in said
+    status, said = run("convert", "pairs.parquet", "back.jsonl", "--to", "mmpr")
+    assert status == 0 and "Read again: 12 pairs" in said and "no place for 'source'" in said
+    assert [json.loads(line)["question"] for line in (folder / "back.jsonl").read_text().splitlines()][0].endswith(
+        "What is number 0?"
+    )
+    status, said = run("convert", "pairs.jsonl", "pairs.parquet")
+    assert status == 2 and "is there already" in said
+
+
+def test_mix(folder, run):
+    sources = "  - {path: pairs.jsonl, repeat_time: 0.5, tiles: {max: 6}}\n  - {path: pairs.jsonl, name: more, cap: 3}\n"
+    (folder / "mixture.yaml").write_text(f"sources:\n{sources}seed: 1\n")
+    status, said = run("mix", "mixture.yaml")
+    assert status == 0 and said.split("\n")[-2].split() == ["in", "all", "24", "9", "100.0%"]
+    status, said = run("mix", "mixture.yaml", "mixed.parquet", "--shuffle")
+    mixed = load_pairs(folder / "mixed.parquet")
+    assert status == 0 and len(mixed) == 9
+    assert [row["tiles"]["max"] for row in mixed if row["source"] == "pairs"] == [6] * 6
+
+
+def test_a_mixture_with_held_out_pairs(folder, run):
+    (folder / "mixture.yaml").write_text("sources:\n  - {path: pairs.jsonl}\nheld_out: 3\n")
+    status, said = run("mix", "mixture.yaml", "mixed.jsonl")
+    assert status == 2 and "Give an EVAL file" in said
+    assert run("mix", "mixture.yaml", "mixed.jsonl", "held.jsonl")[0] == 0
+    assert len(load_pairs(folder / "mixed.jsonl")) == 9 and len(load_pairs(folder / "held.jsonl")) == 3
+    assert run("validate", "mixed.jsonl", "--eval", "held.jsonl")[0] == 0
+
+
+def test_all_sources_of_a_mixture_and_of_a_meta_json(folder, run):
+    """Two sources, one of them in a folder of its own with its own pictures; and a bad line in it."""
+    (folder / "other").mkdir()
+    picture(20).save(folder / "other" / "x.png")
+    good = {"image": "x.png", "question": "Why?", "chosen": "So.", "rejected": "No."}
+    (folder / "other" / "more.jsonl").write_text("\n".join(map(json.dumps, (good, {**good, "question": "When?"}))))
+    (folder / "mixture.yaml").write_text("sources:\n  - {path: pairs.jsonl}\n  - {path: other/more.jsonl, repeat_time: 2}\n")
+    entry = {"root": "other", "annotation": "other/more.jsonl", "data_augment": False, "repeat_time": 2, "length": 2}
+    meta = {"pairs": {**entry, "root": "", "annotation": "pairs.jsonl", "length": 12, "repeat_time": 1}, "more": entry}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for name in ("mixture.yaml", "meta.json"):
+        status, said = run("validate", name)
+        assert status == 0 and "14 pairs in 14 lines" in said
+        assert "16 pairs of 12 prompts" in run("stats", name)[1]
+        assert run("mix", name)[1].split("\n")[2].split() == ["more", "2", "4", "25.0%"]
+    for action in ("validate", "stats"):
+        status, said = run(action, "mixture.yaml", "--image-root", "other")
+        assert status == 2 and "whose sources have their own image_root" in said
+    (folder / "other" / "x.png").unlink()
+    status, said = run("validate", "meta.json", "--workers", 2)
+    assert status == 1 and re.search(r"picture not there +2 +\S*other/more.jsonl:1: ", said)
+
+
+def test_split(folder, run):
+    status, said = run("split", "pairs.jsonl", "train.jsonl", "eval.jsonl", "--held-out", 3, "--seed", 1)
+    assert status == 0 and "eval.jsonl: 3 pairs" in said
+    sides = [
+        {line["id"] for line in map(json.loads, (folder / name).read_text().splitlines())} for name in ("train.jsonl", "eval.jsonl")
+    ]
+    assert len(sides[0]) == 9 and len(sides[1]) == 3
+    for pair in ({"pair-0", "again-0"}, {"pair-1", "again-1"}):
+        assert any(pair <= side for side in sides)
+    assert run("validate", "train.jsonl", "--eval", "eval.jsonl")[0] == 0
+    assert run("split", "pairs.jsonl", "train.jsonl", "other.jsonl")[0] == 2
+
+
+def test_dedupe(folder, run):
+    before = (folder / "pairs.jsonl").read_bytes()
+    status, said = run("dedupe", "pairs.jsonl", "once.jsonl")
+    assert status == 0 and "2 of 12 pairs left out: 2 exact duplicates, 0 near ones" in said
+    removed = [json.loads(line) for line in (folder / "once.jsonl.removed.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["same_as"]) for line in removed] == [("again-0", "pair-0"), ("again-1", "pair-1")]
+    assert len(load_pairs(folder / "once.jsonl")) == 10
+    assert (folder / "pairs.jsonl").read_bytes() == before
+    assert run("dedupe", "pairs.jsonl", "once.jsonl")[0] == 2
+
+
+def test_mistakes_are_said_in_one_line(folder, run):
+    for words, message in (
+        (["stats", "none.jsonl"], "There is no file none.jsonl"),
+        (["stats", "pairs.jsonl", "--workers", 0], "--workers is 1 or more"),
+        (["stats", "pairs.jsonl", "--format", "csv"], "format is one of"),
+        (["stats", "pairs.jsonl", "--max-tiles", 2], "Give --model too"),
+        (["validate", "pairs.jsonl", "--max-length", 2], "--max-length needs --model"),
+        (["split", "pairs.jsonl", "a", "b", "--held-out", 100], "held_out=100"),
+        (["mix", "none.yaml"], "There is no file none.yaml"),
+    ):
+        status, said = run(*words)
+        assert status == 2 and said.startswith("mpo: error: ") and message in said, said
+
+
+@pytest.mark.parametrize("words", [[], *([action] for action in ACTIONS)])
+def test_help_teaches(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["data", *words, "--help"])
+    said = capsys.readouterr().out
+    assert (
+        stop.value.code == 0 and "usage: mpo data" in said and f"examples\n  mpo data {' '.join(words)}" in said and len(said) > 800
+    )
+
+
+def test_help_needs_no_torch():
+    program = "import sys; sys.modules['torch'] = None; from mpo.commands import main; main(['data', 'validate', '--help'])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,27 @@
+"""What is converted in a test goes into a cache of its own."""
+
+import datasets
+import pytest
+from support import picture
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with a.png and b.png, one more picture outside of it, and ways to get there."""
+    picture(2).save(tmp_path / "outside.png")
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.png", "sub/c.png")):
+        picture(number).save(folder / name)
+    (folder / "link.png").symlink_to(folder / "a.png")
+    (folder / "link_out.png").symlink_to(tmp_path / "outside.png")
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "clip.mp4").write_bytes(b"a video")
+    return folder

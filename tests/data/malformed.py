@@ -1,0 +1,337 @@
+"""Lines that are no pairs, for every format, and a part of the reason that each is refused for.
+
+Each format has a good line; every field of it is spoilt in the same ways, and what is particular to it is added by hand. Lines are
+the bytes of a file's line. Pictures lie in a folder as `conftest.pictures` makes it.
+"""
+
+import copy
+import json
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HALF = "\ud83d"  # half of an emoji: JSON can say it, Unicode cannot
+
+PAIR = {"chosen": "A cat.", "rejected": "A dog."}
+QUESTION = {"question": "What is it?", **PAIR}
+RATINGS = {
+    aspect: {"Rating": "4", "Rationale": "Good."} for aspect in ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
+}
+WORSE = {**RATINGS, "Helpfulness": {"Rating": "1", "Rationale": "Bad."}}
+
+GOOD = {
+    "mmpr": {"id": 7, "image": "a.png", **QUESTION, "answer_gt": "cat"},
+    "trl": {"id": "7", "images": ["a.png"], "prompt": "What is it?", **PAIR, "margin": 1.5},
+    "rlaif_v": {"ds_name": "RLAIF-V", "image": {"path": "a.png", "bytes": None}, **QUESTION, "origin_dataset": "VQAv2", "idx": "7"},
+    "rlhf_v": {"ds_name": "RLHF-V", "image": {"path": "a.png", "bytes": None}, "text": QUESTION, "idx": 7},
+    "vlfeedback": {
+        "id": "7",
+        "prompt": "What is it?",
+        "img_path": "a.png",
+        "completions": [
+            {"annotations": RATINGS, "model": "one", "response": "A cat."},
+            {"annotations": WORSE, "model": "two", "response": "A dog."},
+        ],
+    },
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "<image>What is it?"}],
+        "chosen": {"from": "gpt", "value": "A cat."},
+        "rejected": {"from": "gpt", "value": "A dog."},
+        "images": ["a.png"],
+    },
+    "swift": {
+        "messages": [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}],
+        "rejected_response": "A dog.",
+        "images": ["a.png"],
+    },
+}
+# Where each format has its texts (question, chosen, rejected: what errors call them), its pictures, its id.
+TEXTS = {
+    "mmpr": {("question",): "the prompt", ("chosen",): "'chosen'", ("rejected",): "'rejected'"},
+    "trl": {("prompt",): "the prompt", ("chosen",): "'chosen'", ("rejected",): "'rejected'"},
+    "rlaif_v": {("question",): "the prompt", ("chosen",): "'chosen'", ("rejected",): "'rejected'"},
+    "rlhf_v": {("text", "question"): "the prompt", ("text", "chosen"): "'chosen'", ("text", "rejected"): "'rejected'"},
+    "vlfeedback": {
+        ("prompt",): "the prompt",
+        ("completions", 0, "response"): "'chosen'",
+        ("completions", 1, "response"): "'rejected'",
+    },
+    "sharegpt": {("chosen",): "'chosen'", ("rejected",): "'rejected'"},
+    "swift": {("rejected_response",): "'rejected'"},
+}
+PICTURES = {"mmpr": "image", "trl": "images", "rlaif_v": "image", "rlhf_v": "image", "vlfeedback": "img_path"}
+PICTURES |= {"sharegpt": "images", "swift": "images"}
+IDS = {"mmpr": "id", "trl": "id", "rlaif_v": "idx", "rlhf_v": "idx", "sharegpt": "id", "swift": "id"}
+GONE = object()
+
+NOT_JSON = {
+    "cut short": (b'{"question": "What', "not JSON"),
+    "single quotes": (b"{'question': 'What is it?'}", "not JSON"),
+    "a comma too many": (b'{"question": "a", "chosen": "b",}', "not JSON"),
+    "no comma": (b'{"question": "a" "chosen": "b"}', "not JSON"),
+    "two objects": (b'{"question": "a"} {"chosen": "b"}', "not JSON"),
+    "a raw tab in a text": (b'{"question": "a\tb"}', "not JSON"),
+    "a wrong escape": (rb'{"question": "\x41"}', "not JSON"),
+    "Python": (b'{"question": None}', "not JSON"),
+    "a comment": (b'// {"question": "a"}', "not JSON"),
+    "zero bytes": (b"\0\0\0\0", "not JSON"),
+    "Latin-1": ('{"question": "é"}'.encode("latin-1"), "not UTF-8"),
+    "UTF-16": ('{"question": "a"}'.encode("utf-16"), "not UTF-8"),
+    "a list": (b"[1, 2]", "a JSON list instead of an object"),
+    "text": (b'"question"', "a JSON str instead of an object"),
+    "a number": (b"17", "a JSON int instead of an object"),
+    "null": (b"null", "a JSON NoneType instead of an object"),
+    "NaN": (b"NaN", "a JSON float instead of an object"),
+    "too deep": (DEEP.encode(), "nested too deeply"),
+    "a number too long": (b'{"question": ' + b"9" * 5000 + b"}", "too long"),
+    "an empty object": (b"{}", "no pair in any format that is known: the line has nothing"),
+    "other fields": (b'{"instruction": "a", "output": "b"}', "rlhf_v: text (JSON with question, chosen, rejected)"),
+}
+
+SPOILT_TEXTS = {
+    "missing": (GONE, "{} is missing"),
+    "null": (None, "{} is missing"),
+    "empty": ("", "{} is empty"),
+    "blank": (" \n\t", "{} is empty"),
+    "a number": (5, "{} is a number"),
+    "a fraction": (0.5, "{} is a number"),
+    "NaN": (float("nan"), "{} is a number"),
+    "a boolean": (True, "{} is a boolean"),
+    "an empty list": ([], "{} is empty"),
+    "a list of numbers": ([5], "{} has a number where a message"),
+    "a list of texts": (["A cat."], "{} has text where a message"),
+    "no role": ([{"content": "A cat."}], "{} has a message of role None"),
+    "another role": ([{"role": "narrator", "content": "A cat."}], "{} has a message of role 'narrator'"),
+    "no content": ([{"role": "assistant"}, {"role": "user"}], "{} has a message whose content is null"),
+    "half a character": (f"A cat {HALF}", "{} has half a character (\\ud83d)"),
+}
+SPOILT_PICTURES = {
+    "a number": (5, "got a number"),
+    "a boolean": (True, "got a boolean"),
+    "in a list, a number": ([5], "picture 1 of 1 is a number"),
+    "in a list, null": (["a.png", None], "picture 2 of 2 is null"),
+    "in a list, a list": ([["a.png"]], "picture 1 of 1 is a list"),
+    "in a list, empty": ([""], "is no path"),
+    "no path and no bytes": ({"path": None, "bytes": None}, "picture 1 of 1 is null"),
+    "bytes that are text": ({"path": "a.png", "bytes": "iVBORw0KGgo="}, "picture 1 of 1 is text"),
+    "a path that is none": ({"path": 5, "bytes": None}, "picture 1 of 1 is a number instead of a path"),
+    "not there": ("d.png", "there is no picture 'd.png'"),
+    "in no folder": ("none/a.png", "there is no picture 'none/a.png'"),
+    "outside": ("../outside.png", "lies outside"),
+    "outside, the long way": ("sub/../../outside.png", "lies outside"),
+    "outside, behind a link": ("link_out.png", "lies outside"),
+    "outside, in a linked folder": ("out/outside.png", "lies outside"),
+    "absolute": ("/etc/hostname", "lies outside"),
+    "a device": ("/dev/zero", "lies outside"),
+    "a folder": ("sub", "is a folder"),
+    "an address": ("https://example.org/a.png", "is a URL"),
+    "an address of a file": ("file:///etc/hostname", "is a URL"),
+    "an address of a bucket": ("s3://bucket/a.png", "is a URL"),
+    "in the line": ("data:image/png;base64,iVBORw0KGgo=", "is a URL"),
+    "a zero byte": ("a\0.png", "is no path"),
+    "too long a name": ("a" * 5000, "cannot be reached"),
+    "half a character": (f"{HALF}.png", "has half a character"),
+}
+SPOILT_IDS = {
+    "a list": ([7], "a list instead of text"),
+    "an object": ({"a": 7}, "an object instead of text"),
+    "a boolean": (True, "a boolean instead of text"),
+    "a fraction": (7.5, "a number instead of text"),
+    "too large": (2**70, "a number instead of text"),
+    "half a character": (HALF, "has half a character"),
+}
+
+
+def changed(line, path, value):
+    """A copy of a line with another value in one place."""
+    line = copy.deepcopy(line)
+    inner = line
+    for step in path[:-1]:
+        inner = inner[step]
+    if value is GONE:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return line
+
+
+def spoilt(format):
+    """Every field of a format, spoilt."""
+    good = GOOD[format]
+    for path, called in TEXTS[format].items():
+        for how, (value, reason) in SPOILT_TEXTS.items():
+            if value is GONE and (path in (("question",), ("rejected_response",)) or (format, path) == ("trl", ("prompt",))):
+                reason = "no pair in any format"  # the field that a format is known by
+            yield f"{'.'.join(map(str, path))}: {how}", changed(good, path, value), reason.format(called)
+    for how, (value, reason) in SPOILT_PICTURES.items():
+        yield f"{PICTURES[format]}: {how}", changed(good, (PICTURES[format],), value), reason
+    for how, (value, reason) in SPOILT_IDS.items() if format in IDS else ():
+        yield f"{IDS[format]}: {how}", changed(good, (IDS[format],), value), reason
+
+
+def particular(format):
+    """What can only be wrong in this format, and with marks and answers in any."""
+    good = GOOD[format]
+    if format == "mmpr":
+        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
+        yield "two marks", {**good, "question": "<image><image>?"}, "2 <image> marks for 1 pictures"
+        yield "one mark for two", {**good, "image": ["a.png", "b.png"], "question": "<image>?"}, "1 <image> marks for 2 pictures"
+        yield "a mark and no picture", {**QUESTION, "question": "<image>?"}, "1 <image> marks for 0 pictures"
+        yield "a video's mark and no video", {**QUESTION, "question": "<video>?"}, "1 <video> marks for 0 videos"
+        yield "two names", {**good, "images": ["a.png"]}, "both 'image' and 'images'"
+        yield "a part of a video", {**QUESTION, "video": "clip.mp4", "clip": [0, 5]}, "'clip' is there"
+        yield "a video that is not there", {**QUESTION, "video": "none.mp4"}, "there is no video"
+        yield "a video outside", {**QUESTION, "video": "../outside.png"}, "lies outside"
+        yield "a video as a number", {**QUESTION, "video": [5]}, "the video is a number"
+        yield "twice chosen", json.dumps(good)[:-1] + ', "chosen": "x"}', "'chosen' is there twice"
+        yield "twice an image", json.dumps(good)[:-1] + ', "image": "b.png"}', "'image' is there twice"
+    if format == "trl":
+        text, image = {"type": "text", "text": "A cat."}, {"type": "image"}
+        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
+        yield "no prompt", {"chosen": "It is a cat.", "rejected": "It is a dog."}, "no pair in any format"
+        yield "no prompt, two types", {"chosen": "A", "rejected": [5]}, "no pair in any format"
+        yield (
+            "no prompt, nothing in common",
+            {"chosen": [_said("assistant", "A")], "rejected": [5]},
+            "do not begin with the same one",
+        )
+        whole = [_said("user", "?"), _said("assistant", "A")]
+        yield "no prompt, equal", {"chosen": whole, "rejected": whole}, "the same answer"
+        yield "no prompt, one turn", {"chosen": whole[:1], "rejected": whole[:1]}, "do not begin with the same"
+        yield "no prompt, no answer", {"chosen": whole[:1], "rejected": whole}, "do not begin with the same"
+        yield "the prompt repeated", {**good, "chosen": [_said("user", "?"), _said("assistant", "A")]}, "belongs into the prompt"
+        yield "ends with the user", {**good, "chosen": [_said("assistant", "A"), _said("user", "?")]}, "instead of the assistant's"
+        yield "no user", {**good, "prompt": [_said("system", "Be brief.")]}, "no message of the user"
+        yield "a picture in an answer", {**good, "chosen": [_said("assistant", [text, image])]}, "pictures belong to the prompt"
+        yield "a part of another type", {**good, "chosen": [_said("assistant", [{"type": "audio"}])]}, "not text, image or video"
+        yield "a part that is text", {**good, "chosen": [_said("assistant", ["A cat."])]}, "not text, image or video"
+        yield "text without text", {**good, "chosen": [_said("assistant", [{"type": "text"}])]}, "null where text is expected"
+        yield (
+            "a picture in its place",
+            {**good, "prompt": [_said("user", [{"type": "image", "image": "a.png"}])]},
+            "inside its messages",
+        )
+        yield "two places", {**good, "prompt": [_said("user", [image, image, text])]}, "2 <image> marks for 1 pictures"
+        calls = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}]
+        yield "tool calls", {**good, "chosen": calls}, "tool_calls"
+        yield "tools", {**good, "tools": "[]x"}, "'tools' is there"
+        yield "a template", {**good, "chat_template_kwargs": {"a": 1}}, "'chat_template_kwargs' is there"
+        for value in ("much", True, [], float("nan"), float("inf"), -float("inf"), 10**400):
+            yield f"margin {value!r:.9}", {**good, "margin": value}, "instead of a finite number"
+        for value in ({"most": 5}, 5, [6]):
+            yield f"tiles {value!r}", {**good, "tiles": value}, "'tiles' is an object with min, max, thumbnail"
+        for value in (0, -1, 1.5, True, "6", 2**31):
+            yield f"at most {value!r} tiles", {**good, "tiles": {"max": value}}, "no whole number of 1 or more"
+        yield "a thumbnail", {**good, "tiles": {"thumbnail": 1}}, "a number instead of true or false"
+        yield "augment", {**good, "augment": "yes"}, "'augment' is text instead of true or false"
+        yield "a source", {**good, "source": ["a"]}, "'source' is a list"
+        yield "a prompt's id", {**good, "prompt_id": 0.5}, "'prompt_id' is a number"
+        yield "metadata", {**good, "metadata": "{"}, "'metadata'"
+        yield "deep metadata", {**good, "metadata": DEEP}, "nested too deeply"
+    if format == "rlaif_v":
+        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
+        yield "a mark for none", {**good, "image": None, "question": "<image>?"}, "1 <image> marks for 0 pictures"
+        yield "another path", {**good, "image": None, "image_path": "../outside.png"}, "lies outside"
+    if format == "rlhf_v":
+        for value, reason in (
+            (5, "a number"),
+            (None, "null"),
+            ([], "a list"),
+            ("[]", "a list"),
+            ('"a"', "text"),
+            ("3", "a number"),
+        ):
+            yield f"text {value!r}", {**good, "text": value}, f"'text' holds {reason}"
+        for value in ("", "{", "What is it?", "{'question': 'a'}"):
+            yield f"text {value!r}", {**good, "text": value}, "not JSON"
+        yield "deep text", {**good, "text": DEEP}, "nested too deeply"
+        yield "a long number", {**good, "text": "9" * 5000}, "too long"
+        yield "equal answers", {**good, "text": {**QUESTION, "rejected": "A cat."}}, "the same answer"
+    if format == "vlfeedback":
+        completions = good["completions"]
+        for value in (None, 5, "A cat.", True, [5, 5], ["a", "b"], [[], []]):
+            yield f"completions {value!r}", {**good, "completions": value}, "each an object"
+        yield "no answers", {**good, "completions": []}, "has 0 answers"
+        yield "one answer", {**good, "completions": completions[:1]}, "has 1 answers"
+        yield "too many answers", {**good, "completions": completions * 40}, "has 80 answers"
+        yield "columns of different lengths", {**good, "completions": {"response": ["a"], "annotations": []}}, "lists of one length"
+        yield "columns that are none", {**good, "completions": {"response": "a"}}, "lists of one length"
+        yield "no columns", {**good, "completions": {}}, "lists of one length"
+        for value in (None, 5, [], "good"):
+            yield (
+                f"annotations {value!r}",
+                changed(good, ("completions", 1, "annotations"), value),
+                "answer 2 of 'completions' has no ann",
+            )
+        for value in (None, "", "N/A", "nan", "inf", [], {}, True, float("nan"), 10**400):
+            line = changed(good, ("completions", 0, "annotations", "Helpfulness", "Rating"), value)
+            yield f"rating {value!r:.9}", line, "answer 1 of 'completions' has no number as its rating of 'Helpfulness'"
+        line = changed(good, ("completions", 0, "annotations", "Visual Faithfulness"), GONE)
+        yield "no rating", line, "rating of 'Visual Faithfulness'"
+        yield "two pictures", {**good, "image": "b.png"}, "both 'img_path' and 'image'"
+    if format == "sharegpt":
+        for value, reason in ((None, "null"), (5, "a number"), ("a", "text"), ({}, "an object"), ([], "an empty one")):
+            yield f"conversations {value!r}", {**good, "conversations": value}, f"got {reason}"
+        for value in (None, 5, "a", []):
+            yield f"a turn {value!r}", {**good, "conversations": [value]}, "turn 1 is"
+        for value in (None, 5, "narrator", ["human"], "function_call"):
+            yield f"from {value!r}", changed(good, ("conversations", 0, "from"), value), "turn 1 is from"
+        for value in (None, 5, {}):
+            yield f"says {value!r}", changed(good, ("conversations", 0, "value"), value), "a message whose content is"
+        yield (
+            "the last turn",
+            {**good, "conversations": [*good["conversations"], good["chosen"]]},
+            "the last turn is the assistant's",
+        )
+        yield "chosen from", changed(good, ("chosen", "from"), "narrator"), "'chosen' is from 'narrator'"
+        yield "chosen from a human", changed(good, ("chosen", "from"), "human"), "belongs into the prompt"
+        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
+        yield (
+            "system twice",
+            {**good, "system": "a", "conversations": [_turn("system"), *good["conversations"]]},
+            "system message stands in",
+        )
+        yield "system", {**good, "system": 5}, "'system' has a number"
+        yield "tools", {**good, "tools": "[{}]"}, "'tools' is there"
+        yield "sound", {**good, "audios": ["a.wav"]}, "'audios' is there"
+        yield "both names", {**good, "messages": []}, "both 'conversations' and 'messages'"
+        yield "no picture for the mark", {**good, "images": []}, "1 <image> marks for 0 pictures"
+    if format == "swift":
+        user, cat = good["messages"]
+        for value, reason in ((None, "null"), (5, "a number"), ("a", "text"), ({}, "an object"), ([], "of 0"), ([user], "of 1")):
+            yield f"messages {value!r:.9}", {**good, "messages": value}, reason
+        for value in (5, None, "a", user, []):
+            yield f"the last {value!r:.9}", {**good, "messages": [user, value]}, "a message of the assistant"
+        for value in (5, None, "a", []):
+            yield f"the first {value!r}", {**good, "messages": [value, cat]}, "where a message"
+        yield "no user", {**good, "messages": [cat, cat]}, "no message of the user"
+        yield "equal answers", {**good, "rejected_response": "A cat."}, "the same answer"
+        yield "both", {**good, "rejected_messages": good["messages"]}, "both 'rejected_response' and 'rejected_messages'"
+        other = {key: value for key, value in good.items() if key != "rejected_response"}
+        asked = [{**user, "content": "<image>Why?"}, {**cat, "content": "A dog."}]
+        yield "another question", {**other, "rejected_messages": asked}, "differ from 'messages' before the answer"
+        yield "no messages", {**other, "rejected_messages": []}, "'rejected_messages' is a list of at least two"
+        yield "other pictures", {**good, "rejected_images": ["b.png"]}, "both answers of a pair are about the same images"
+        yield "other videos", {**good, "rejected_videos": ["b.mp4"]}, "both answers of a pair are about the same videos"
+        yield "only other pictures", {**other, "rejected_images": ["a.png"]}, "'rejected' is missing"
+        for name in ("tools", "objects", "audios", "rejected_tools", "rejected_audios"):
+            yield name, {**good, name: ["x"]}, f"{name!r} is there"
+        yield "a margin", {**good, "margin": "much"}, "instead of a finite number"
+        yield "system", {**good, "system": ["a"]}, "'system' has a list"
+        yield "no picture for the mark", {**good, "images": None}, "1 <image> marks for 0 pictures"
+
+
+def _said(role, content):
+    return {"role": role, "content": content}
+
+
+def _turn(role):
+    return {"from": role, "value": "Be brief."}
+
+
+def _bytes(line):
+    return line.encode() if isinstance(line, str) else json.dumps(line).encode()
+
+
+def cases(format):
+    """All of a format: what is wrong, the line, a part of the reason."""
+    made = [(name, line, reason) for name, (line, reason) in NOT_JSON.items()]
+    return made + [(name, _bytes(line), reason) for name, line, reason in (*spoilt(format), *particular(format))]

@@ -1,0 +1,413 @@
+"""Kinds of files, where their lines stand, what was converted before, streams, and bad records."""
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, Value
+
+from mpo.data import files, pieces
+from mpo.data.files import open_files
+from mpo.data.pairs import BadRecord
+from mpo.data.sources import load_pairs
+
+
+def line(number, **more):
+    return {"question": f"What is {number}?", "chosen": f"It is {number}.", "rejected": "Who knows?", **more}
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return path
+
+
+def asked(pairs):
+    return [row["prompt"][0]["content"][-1]["text"] for row in pairs]
+
+
+QUESTIONS = [f"What is {number}?" for number in range(7)]
+
+
+# Kinds of files
+
+
+def test_json_lines_and_gzip(pictures):
+    path = write(pictures / "pairs.jsonl", [line(number, image="a.png") for number in range(7)])
+    packed = pictures / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for found in (path, packed):
+        pairs = load_pairs(found)
+        assert asked(pairs) == QUESTIONS
+        assert pairs[3]["images"][0].size == (64, 32)
+        assert pairs["id"][3] == f"{found}:4"
+        assert set(pairs["source"]) == {found.name.partition(".")[0]}
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="packed.jsonl.gz is damaged or cut short"):
+        load_pairs(packed)
+
+
+def test_a_mark_of_utf8_and_windows_line_ends(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(line(number)).encode() for number in range(7)) + b"\r\n\r\n")
+    assert asked(load_pairs(path)) == QUESTIONS
+
+
+def test_line_separators_of_unicode_stay_in_their_text(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({**line(0), "chosen": "One\u2028two\x85three"}, ensure_ascii=False) + "\n" + json.dumps(line(1)))
+    pairs = load_pairs(path)
+    assert pairs[0]["chosen"][0]["content"][0]["text"] == "One\u2028two\x85three"
+    assert len(pairs) == 2
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array(tmp_path, indent):
+    """With where each object begins; as LLaMA-Factory's files are."""
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([line(number) for number in range(7)], indent=indent))
+    pairs = load_pairs(path)
+    assert asked(pairs) == QUESTIONS
+    assert pairs["id"][1] == f"{path}:{7 if indent else 1}"  # an object takes five lines, behind the bracket's
+    path.write_text(json.dumps(line(3)) + "\n" + json.dumps(line(4)))
+    assert asked(load_pairs(path)) == QUESTIONS[3:5]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "has no pairs"),
+        ("[1]", "pairs.json:1: the array has a number"),
+        ("[\n{},", "pairs.json:2: no pair in any format"),
+        (f"[{json.dumps(line(0))} {json.dumps(line(1))}]", "a comma or the end of the array is expected"),
+        ("[\n\n5,]", "pairs.json:3: the array has a number"),
+        ("[{]", "pairs.json:1: not JSON from here on"),
+        ("[", "pairs.json:1: not JSON from here on"),
+        ("[" * 100_000, "pairs.json:1: not JSON from here on"),
+        ("[] x", "more behind the end of the array"),
+    ],
+)
+def test_arrays_that_are_none(tmp_path, text, reason):
+    (tmp_path / "pairs.json").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        load_pairs(tmp_path / "pairs.json")
+
+
+def test_parquet(pictures):
+    """Pictures as bytes, as paths, or as text; where a row stands; several files by a pattern."""
+    features = Features({"question": Value("string"), "chosen": Value("string"), "rejected": Value("string"), "image": Image()})
+    rows = [line(number, image={"bytes": (pictures / "a.png").read_bytes(), "path": None}) for number in range(4)]
+    Dataset.from_list(rows, features=features).to_parquet(pictures / "part-0.parquet")
+    Dataset.from_list([line(number, image="b.png") for number in range(4, 7)]).to_parquet(pictures / "part-1.parquet", batch_size=2)
+    pairs = load_pairs(f"{pictures}/part-*.parquet")
+    assert asked(pairs) == QUESTIONS
+    assert [row["images"][0].size for row in pairs] == [(64, 32)] * 7
+    assert pairs["id"][6] == f"{pictures}/part-1.parquet:3"
+    whole = (pictures / "part-0.parquet").read_bytes()
+    (pictures / "part-0.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="part-0.parquet is no Parquet file, or is cut short"):
+        load_pairs(pictures / "part-0.parquet")
+
+
+def test_saved_folders_and_their_splits(pictures):
+    pairs = load_pairs(write(pictures / "pairs.jsonl", [line(number, image="a.png", answer_gt=str(number)) for number in range(7)]))
+    pairs.save_to_disk(pictures / "saved")
+    again = load_pairs(pictures / "saved")
+    assert again.column_names == pairs.column_names
+    for name in pairs.column_names:
+        if name != "images":
+            assert again[name][:] == pairs[name][:]
+    assert again[0]["images"][0].size == (64, 32)
+    DatasetDict({"train": pairs.select([0, 1]), "test": pairs.select([2])}).save_to_disk(pictures / "splits")
+    assert len(load_pairs(pictures / "splits")) == 2
+    assert asked(load_pairs(pictures / "splits", split="test")) == QUESTIONS[2:3]
+    with pytest.raises(ValueError, match="no split 'validation'. Set data.split to one of train, test"):
+        load_pairs(pictures / "splits", split="validation")
+
+
+def test_a_data_set_as_it_lies_on_the_hub(tmp_path):
+    """The same call as for a name on the Hub: `datasets.load_dataset`, with its splits."""
+    folder = tmp_path / "hub"
+    (folder / "data").mkdir(parents=True)
+    for split, numbers in (("train", range(5)), ("test", range(5, 7))):
+        Dataset.from_list([line(number) for number in numbers]).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    assert asked(load_pairs(folder)) == QUESTIONS[:5]
+    assert asked(load_pairs(folder, split="test")) == QUESTIONS[5:]
+    assert asked(load_pairs(folder, split="train[:2]")) == QUESTIONS[:2]
+    assert asked(load_pairs(folder, streaming=True)) == QUESTIONS[:5]
+
+
+def test_names_of_nothing(tmp_path):
+    """Offline, a name on the Hub is said to be that; a file that is not there, and kinds that are not known."""
+    with pytest.raises(ValueError, match="'somebody/pairs' is no file or folder of pairs, and could not be loaded as a data set"):
+        load_pairs("somebody/pairs")
+    (tmp_path / "pairs.csv").write_text("question,chosen")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, reason in (
+        ("none.jsonl", "There is no file .*none.jsonl"),
+        ("/none/at/all", "There is no file /none/at/all"),
+        ("none-*.jsonl", "There is no file that fits"),
+        ("pairs.csv", "is of no kind that is known.*parquet"),
+        ("pipe.jsonl", "is no ordinary file"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            load_pairs(tmp_path / name)
+
+
+# Tars
+
+
+def tar(path, members):
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            if data is None:
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            else:
+                data = json.dumps(data).encode() if isinstance(data, dict) else data
+                member.size = len(data)
+            archive.addfile(member, None if data is None else io.BytesIO(data))
+    return path
+
+
+def test_tars_of_a_webdataset(pictures):
+    """One picture or several of a sample, in its order or as its line names them; several shards by a pattern; gzip."""
+    one, two = (pictures / "a.png").read_bytes(), (pictures / "b.png").read_bytes()
+    tar(pictures / "shard-0.tar", [("000.jpg", one), ("000.json", line(0)), ("001.json", line(1)), ("001.png", two)])
+    several = [("a/002.0.png", one), ("a/002.1.png", two), ("a/002.json", line(2)), ("a/003.json", line(3))]
+    named = [("004.json", line(4, image=["004.second.png", "first.png"])), ("004.first.png", one), ("004.second.png", two)]
+    tar(pictures / "shard-1.tar.gz", several + named)
+    pairs = load_pairs(f"{pictures}/shard-*")
+    assert asked(pairs) == QUESTIONS[:5]
+    bare = pairs.cast_column("images", datasets.List(Image(decode=False)))
+    assert [[image["bytes"] for image in row["images"]] for row in bare] == [[one], [two], [one, two], [], [two, one]]
+    assert pairs["id"][2] == f"{pictures}/shard-1.tar.gz:a/002"
+
+
+SAMPLE = [("0.json", line(0)), ("0.png", b"a picture")]
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("0.png", b"a picture")], "a sample has one member 0.json"),
+        ([*SAMPLE, ("0.caption.json", line(0))], "a sample has one member 0.json"),
+        ([*SAMPLE, ("0.txt", b"a text")], "'0.txt' is no picture of a known kind"),
+        ([*SAMPLE, ("1.json", line(1)), ("0.jpg", b"another")], "its key was there before"),
+        ([*SAMPLE, ("0.png", b"another")], "this member is there twice"),
+        ([("0.json", line(0)), ("0.png", None)], "a link or a device"),
+        ([("0.json", b"{"), ("0.png", b"a picture")], "0: not JSON"),
+        ([("0.json", b"[]")], "a JSON list"),
+        ([("0.json", line(0, image="1.png")), ("0.png", b"a picture")], "'1.png' is no member"),
+        ([("0.json", line(0, image=[5])), ("0.png", b"a picture")], "its picture 5 is no member"),
+        ([("0.json", line(0)), ("0.png", b"")], "picture 1 of 1 is no bytes"),
+        ([("0.json", line(0, question="<image><image>")), ("0.png", b"a picture")], "2 <image> marks for 1"),
+    ],
+)
+def test_tars_that_are_wrong(tmp_path, members, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        load_pairs(tar(tmp_path / "shard.tar", members))
+    assert "shard.tar:" in str(error.value)
+
+
+def test_tars_that_are_cut_or_none(tmp_path):
+    path = tar(tmp_path / "shard.tar", [("0.json", line(0)), ("0.png", b"x" * 5000)])
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="shard.tar is no tar, damaged or cut short"):
+        load_pairs(path)
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(ValueError, match="shard.tar is no tar, damaged or cut short"):
+        load_pairs(path)
+
+
+# Pieces
+
+
+@pytest.mark.parametrize("step", [1, 50, 200, 10_000])
+def test_pieces_have_all_lines_once_with_their_numbers(tmp_path, monkeypatch, step):
+    """However a file is cut; the last line has no end, some are empty."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n" + "\n".join(json.dumps(line(number)) + "\n" * (number % 3) for number in range(20)).rstrip("\n"))
+    numbers = [number for number, text in enumerate(path.read_text().split("\n"), start=1) if text]
+    monkeypatch.setattr(files, "PIECE", step)
+    cut = open_files(path)
+    assert (len(cut) == 1) == (step == 10_000)
+    found = [one for piece in cut for one in piece.lines()]
+    assert [where for where, _ in found] == [f"{path}:{number}" for number in numbers]
+    assert [text["question"] for _, text in found] == [f"What is {number}?" for number in range(20)]
+    assert sum(piece.size for piece in cut) == path.stat().st_size
+
+
+def test_several_processes_give_the_same(tmp_path, monkeypatch, own_cache):
+    path = write(tmp_path / "pairs.jsonl", [line(number, id=number) for number in range(300)])
+    alone = load_pairs(path, num_proc=1)
+    monkeypatch.setattr(files, "PIECE", 4000)
+    other = tmp_path / "other"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", other)
+    together = load_pairs(path, num_proc=2)
+    assert len(list((other / "mpo_pairs").glob("*/*.arrow"))) > 3
+    assert together.to_dict() == alone.to_dict()
+
+
+def test_the_first_bad_record_of_several_processes(tmp_path, monkeypatch):
+    lines = [line(number) for number in range(300)]
+    lines[170] = {"question": "?"}
+    monkeypatch.setattr(files, "PIECE", 4000)
+    with pytest.raises(BadRecord, match="pairs.jsonl:171: 'chosen' is missing") as error:
+        load_pairs(write(tmp_path / "pairs.jsonl", lines), num_proc=2)
+    assert error.value.where == f"{tmp_path}/pairs.jsonl:171"
+
+
+def test_a_line_that_is_no_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "LONGEST_LINE", 500)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(line(0)) + "\n" + "x" * 5000)
+    with pytest.raises(BadRecord, match="pairs.jsonl:2: a line of more than"):
+        load_pairs(path)
+
+
+# What was converted before
+
+
+def test_a_file_is_converted_once(tmp_path, monkeypatch, own_cache):
+    """Again after it changed, or when it is to be read in another way; not after a failure."""
+    path = write(tmp_path / "pairs.jsonl", [line(number) for number in range(7)])
+    assert asked(load_pairs(path)) == QUESTIONS
+    with monkeypatch.context() as closed:
+        closed.setattr("mpo.data.sources.open_files", None)  # opening it again would fail
+        again = load_pairs(path)
+        assert asked(again) == QUESTIONS
+        assert again._fingerprint == load_pairs(path)._fingerprint
+        with pytest.raises(TypeError):
+            load_pairs(path, source="another")
+    write(path, [line(5), line(6)])
+    assert asked(load_pairs(path)) == QUESTIONS[5:]
+    write(path, [line(5), {"question": "?"}])
+    for _ in range(2):
+        with pytest.raises(BadRecord, match="pairs.jsonl:2"):
+            load_pairs(path)
+    assert not list(own_cache.rglob("*.incomplete"))
+
+
+def test_ranks_that_start_together_convert_once(tmp_path, own_cache):
+    """The first one converts, the others wait for it and find what it made: all map the same files."""
+    path = write(tmp_path / "pairs.jsonl", [line(number) for number in range(2000)])
+    with ProcessPoolExecutor(3) as ranks:
+        loaded = list(ranks.map(_mapped_files, [path] * 3))
+    assert len({(rows, *files) for rows, files in loaded}) == 1
+    assert loaded[0][0] == 2000
+    assert len([one for one in (own_cache / "mpo_pairs").iterdir() if one.is_dir()]) == 1
+
+
+def _mapped_files(path):
+    pairs = load_pairs(path)
+    return len(pairs), tuple((file["filename"], os.stat(file["filename"]).st_ino) for file in pairs.cache_files)
+
+
+def test_pairs_are_mapped_not_held(tmp_path):
+    pairs = load_pairs(write(tmp_path / "pairs.jsonl", [line(number) for number in range(7)]))
+    assert [file["filename"].endswith(".arrow") for file in pairs.cache_files] == [True]
+
+
+def test_columns_that_no_record_has_are_left_out(tmp_path):
+    always = ["id", "source", "prompt_id", "images", "prompt", "chosen", "rejected"]
+    pairs = load_pairs(write(tmp_path / "pairs.jsonl", [line(0), line(1)]))
+    assert pairs.column_names == always
+    pairs = load_pairs(write(tmp_path / "more.jsonl", [line(0), line(1, answer_gt="one", kind="sum")]))
+    assert pairs.column_names == [*always, "answer", "metadata"]
+    assert pairs[0]["answer"] is None
+    assert (pairs[1]["answer"], pairs[1]["metadata"]) == ("one", '{"kind": "sum"}')
+
+
+def test_tiles_of_a_record_come_before_those_of_its_source(tmp_path):
+    lines = [{"prompt": "?", "chosen": "A", "rejected": "B", **more} for more in ({}, {"tiles": {"max": 2}})]
+    pairs = load_pairs(write(tmp_path / "pairs.jsonl", lines), tiles={"max": 6})
+    assert [tiles["max"] for tiles in pairs["tiles"]] == [6, 2]
+    with pytest.raises(ValueError, match="no whole number of 1 or more"):
+        load_pairs(tmp_path / "pairs.jsonl", tiles={"max": 0})
+    assert [row["tiles"]["max"] for row in load_pairs(tmp_path / "pairs.jsonl", tiles={"max": 6}, streaming=True)] == [6, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"format": "mmpr2"}, "format is one of swift, sharegpt"),
+        ({"on_bad_record": "ignore"}, "on_bad_record is one of raise, skip"),
+        ({"max_bad_fraction": 1.5}, "a share between 0 and 1"),
+        ({"limit": 0}, "limit is a number of pairs"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        load_pairs(write(tmp_path / "pairs.jsonl", [line(0)]), **settings)
+
+
+# Bad records
+
+
+def test_skipped_records_are_counted_and_listed(tmp_path, caplog):
+    """Once, however often the file is loaded; never replaced; and too many of them stop it."""
+    lines = [line(number) for number in range(7)]
+    lines[2] = {**lines[2], "chosen": ""}
+    lines[4] = {**lines[4], "image": "../x.png"}
+    path, listed = write(tmp_path / "pairs.jsonl", lines), tmp_path / "run" / "bad_records.jsonl"
+    for _ in range(2):
+        caplog.clear()
+        pairs = load_pairs(path, on_bad_record="skip", max_bad_fraction=0.3, bad_records=listed)
+        assert asked(pairs) == [QUESTIONS[number] for number in (0, 1, 3, 5, 6)]
+        assert "2 of 7 records" in caplog.text
+    found = [json.loads(text) for text in listed.read_text().splitlines()]
+    assert [bad["where"] for bad in found] == [f"{path}:3", f"{path}:5"]
+    assert found[0]["reason"].startswith("'chosen' is empty")
+    with pytest.raises(ValueError, match="2 of 7 records.*more than max_bad_fraction=0.2 allows"):
+        load_pairs(path, on_bad_record="skip", max_bad_fraction=0.2, bad_records=listed)
+    with pytest.raises(BadRecord, match="pairs.jsonl:3"):
+        load_pairs(path)
+
+
+def test_nothing_but_bad_records(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [{"question": "?"}])
+    with pytest.raises(ValueError, match="has no pairs"):
+        load_pairs(path, on_bad_record="skip", max_bad_fraction=1, bad_records=tmp_path / "bad_records.jsonl")
+
+
+# Streams
+
+
+def test_a_stream_gives_what_loading_gives(pictures):
+    path = write(pictures / "pairs.jsonl", [line(number, image="a.png", answer_gt="a") for number in range(7)])
+    loaded, streamed = load_pairs(path), list(load_pairs(path, streaming=True))
+    assert [{name: row[name] for name in loaded.column_names} for row in streamed] == list(loaded)
+    assert asked(load_pairs(path, streaming=True, limit=3)) == QUESTIONS[:3]
+    assert load_pairs(path, streaming=True).num_shards == 7
+
+
+def test_a_stream_goes_on_where_it_stood(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [line(number) for number in range(200)])
+    whole = asked(load_pairs(path, streaming=True))
+    assert whole == [f"What is {number}?" for number in range(200)]
+    for read in (1, 63, 199):
+        stream = load_pairs(path, streaming=True)
+        records = iter(stream)
+        for _ in range(read):
+            next(records)
+        state = json.loads(json.dumps(stream.state_dict()))
+        resumed = load_pairs(path, streaming=True)
+        resumed.load_state_dict(state)
+        assert asked(resumed) == whole[read:]
+
+
+def test_bad_records_of_a_stream(tmp_path):
+    lines = [line(number) for number in range(7)]
+    lines[2] = {"question": "?"}
+    path, listed = write(tmp_path / "pairs.jsonl", lines), tmp_path / "bad_records.jsonl"
+    with pytest.raises(BadRecord, match="pairs.jsonl:3"):
+        list(load_pairs(path, streaming=True))
+    stream = load_pairs(path, streaming=True, on_bad_record="skip", bad_records=listed)
+    for _ in range(2):
+        assert asked(stream) == [QUESTIONS[number] for number in (0, 1, 3, 4, 5, 6)]
+    assert [json.loads(text)["where"] for text in listed.read_text().splitlines()] == [f"{path}:3"]

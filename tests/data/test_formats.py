@@ -1,0 +1,345 @@
+"""A line of every format, as its makers publish it, becomes the right record; each is detected from the line alone."""
+
+import json
+
+import pytest
+
+from mpo.data.folders import Folders
+from mpo.data.formats import FORMATS, detect
+from mpo.data.pairs import BadRecord
+from mpo.data.records import FEATURES, to_record, to_records
+
+ASKED = "What is it?"
+
+
+def shown(messages):
+    """Messages as text: pictures as their marks."""
+    return [(message["role"], "".join(part["text"] or f"<{part['type']}>" for part in message["content"])) for message in messages]
+
+
+def only(line, folder, format=None):
+    (row,) = to_records(line, where="pairs.jsonl:3", find=Folders(folder), format=format, source="pairs")
+    assert set(row) == set(FEATURES)
+    return row
+
+
+def paths(row, folder):
+    return [image["path"].removeprefix(f"{folder}/") for image in row["images"]]
+
+
+# MMPR
+
+
+def test_mmpr_with_a_checked_answer(pictures):
+    """As MMPR v1.2's correctness pairs: one picture, marked."""
+    line = {
+        "image": "sub/c.png",
+        "question": "<image>\nWhat is it?\nAnswer the question.",
+        "chosen": "It is a cat.\n\nFinal answer: cat",
+        "rejected": "It is a dog.\n\nFinal answer: dog",
+        "answer_gt": "cat",
+        "chosen_meta": {"score": 1.0},
+        "rejected_meta": {"score": 0.0},
+    }
+    row = only(line, pictures)
+    assert paths(row, pictures) == ["sub/c.png"]
+    assert shown(row["prompt"]) == [("user", "<image>What is it?\nAnswer the question.")]
+    assert shown(row["chosen"]) == [("assistant", line["chosen"])]
+    assert (row["answer"], row["id"], row["source"]) == ("cat", "pairs.jsonl:3", "pairs")
+    assert json.loads(row["metadata"]) == {"chosen_meta": {"score": 1.0}, "rejected_meta": {"score": 0.0}}
+
+
+def test_mmpr_with_several_pictures_or_none(pictures):
+    line = {
+        "image": ["a.png", "b.png"],
+        "question": "Image-1: <image>\nImage-2: <image>\nSame?",
+        "chosen": "No.",
+        "rejected": "Yes.",
+    }
+    row = only(line, pictures)
+    assert paths(row, pictures) == ["a.png", "b.png"]
+    assert shown(row["prompt"]) == [("user", "Image-1: <image>Image-2: <image>Same?")]
+    assert shown(only({**line, "question": "Same?"}, pictures)["prompt"]) == [("user", "<image><image>Same?")]
+    for none in (None, "", []):
+        row = only({**line, "image": none, "question": "Why?"}, pictures)
+        assert (row["images"], shown(row["prompt"])) == ([], [("user", "Why?")])
+
+
+def test_mmpr_with_a_video(pictures):
+    line = {"video": "clip.mp4", "question": "<video>\nWhat happens?", "chosen": "It rains.", "rejected": "It snows."}
+    row = only(line, pictures)
+    assert row["videos"] == [f"{pictures}/clip.mp4"]
+    assert shown(row["prompt"]) == [("user", "<video>What happens?")]
+    assert shown(only({**line, "question": "What?"}, pictures)["prompt"]) == [("user", "<video>What?")]
+    both = only({**line, "image": "a.png", "question": "What?"}, pictures)
+    assert shown(both["prompt"]) == [("user", "<image><video>What?")]
+
+
+# TRL
+
+PLAIN = {"prompt": ASKED, "chosen": "A cat.", "rejected": "A dog."}
+CHAT = {
+    "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASKED}],
+    "chosen": [{"role": "assistant", "content": "A cat."}],
+    "rejected": [{"role": "assistant", "content": "A dog."}],
+}
+
+
+def test_trl_explicit(pictures):
+    assert shown(only(PLAIN, pictures)["prompt"]) == [("user", ASKED)]
+    row = only({**CHAT, "images": ["a.png"]}, pictures)
+    assert shown(row["prompt"]) == [("system", "Be brief."), ("user", f"<image>{ASKED}")]
+    parts = [{"type": "text", "text": "Is "}, {"type": "image"}, {"type": "text", "text": " a <image>?"}]
+    row = only({**CHAT, "prompt": [{"role": "user", "content": parts}], "images": [{"bytes": None, "path": "a.png"}]}, pictures)
+    assert shown(row["prompt"]) == [("user", "Is <image> a <image>?")]
+    assert [part["type"] for part in row["prompt"][0]["content"]] == ["text", "image", "text"]
+
+
+def test_trl_implicit(pictures):
+    """Messages by themselves; text only when the format is given, since any two answers may begin alike."""
+    whole = {side: CHAT["prompt"] + CHAT[side] for side in ("chosen", "rejected")}
+    row = only(whole, pictures)
+    assert [shown(row[side]) for side in ("prompt", "chosen")] == [
+        [("system", "Be brief."), ("user", ASKED)],
+        [("assistant", "A cat.")],
+    ]
+    text = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    row = only(text, pictures, format="trl")
+    assert [shown(row[side])[0][1] for side in ("prompt", "chosen", "rejected")] == ["The sky is", " blue.", " green."]
+    with pytest.raises(BadRecord, match="no pair in any format"):
+        only(text, pictures)
+    with pytest.raises(BadRecord, match="both text or both lists"):
+        only({"chosen": "A", "rejected": [1]}, pictures, format="trl")
+
+
+def test_turns_before_the_last(pictures):
+    """Marks stand in any user's message; without marks, pictures stand in front of the first."""
+    turns = [
+        {"role": "user", "content": "One."},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "<image> two"},
+    ]
+    line = {**CHAT, "prompt": turns, "images": ["a.png"]}
+    assert shown(only(line, pictures)["prompt"])[2] == ("user", "<image> two")
+    turns[2]["content"] = "Two."
+    assert shown(only(line, pictures)["prompt"])[0] == ("user", "<image>One.")
+
+
+def test_a_record_read_again_is_the_same(pictures):
+    """What `load_pairs` makes of a line is of TRL's format, and loses nothing when it is read once more."""
+    line = {
+        **PLAIN,
+        "images": ["a.png"],
+        "margin": 0.5,
+        "answer": "cat",
+        "tiles": {"max": 6},
+        "augment": True,
+        "metadata": {"a": [1]},
+    }
+    row = only({**line, "source": "ours", "prompt_id": "p"}, pictures)
+    assert (row["source"], row["prompt_id"], row["tiles"]) == ("ours", "p", {"min": None, "max": 6, "thumbnail": None})
+    assert only(row, pictures) == row
+
+
+# RLAIF-V and RLHF-V
+
+
+def test_rlaif_v(pictures):
+    """As its Parquet files: the picture's bytes, and a path that only names it."""
+    data = (pictures / "a.png").read_bytes()
+    line = {
+        "ds_name": "RLAIF-V",
+        "image": {"bytes": data, "path": "../llava/a.png"},
+        "question": ASKED,
+        "chosen": "A cat.",
+        "rejected": "A dog.",
+        "origin_dataset": "VQAv2",
+        "origin_split": '{"model": "omnilmm", "type": "question_answering"}',
+        "idx": "12",
+        "image_path": "../llava/a.png",
+    }
+    row = only(line, pictures)
+    assert row["images"] == [{"bytes": data, "path": "a.png"}]
+    assert shown(row["prompt"]) == [("user", f"<image>{ASKED}")]
+    assert row["id"] == "12"
+    assert json.loads(row["metadata"])["origin_dataset"] == "VQAv2"
+    assert paths(only({**line, "image": None, "image_path": "a.png"}, pictures), pictures) == ["a.png"]
+
+
+@pytest.mark.parametrize("released", ["jsonl", "parquet"])
+def test_rlhf_v(pictures, released):
+    """As its first release, JSONL with base64 in origin_split, and its later ones, Parquet with bytes."""
+    line = {
+        "jsonl": {
+            "dataset_name": "RLHF-V",
+            "image": "a.png",
+            "origin_split": "eyJtb2RlbCI6ICJNdWZmaW4ifQ==",
+            "origin_split_inner_idx": 3,
+        },
+        "parquet": {"ds_name": "RLHF-V", "image": {"bytes": (pictures / "a.png").read_bytes(), "path": None}, "idx": 3},
+    }[released]
+    text = json.dumps({"question": ASKED, "chosen": "A cat.", "rejected": "A dog."})
+    row = only({**line, "text": text, "origin_dataset": "coco", "image_path": "a.png"}, pictures)
+    assert (row["id"], len(row["images"])) == ("3", 1)
+    assert [shown(row[side])[0][1] for side in ("prompt", "chosen", "rejected")] == [f"<image>{ASKED}", "A cat.", "A dog."]
+
+
+# VLFeedback
+
+
+def rated(response, *ratings):
+    aspects = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+    given = {aspect: {"Rating": str(rating), "Rationale": "Because."} for aspect, rating in zip(aspects, ratings, strict=True)}
+    return {"annotations": given, "model": f"model-{response}", "response": response}
+
+
+COMPLETIONS = [rated("A", 3, 5, 4), rated("B", 5, 5, 5), rated("C", 3, 5, 4), rated("D", 1, 5, 3)]
+
+
+@pytest.mark.parametrize("layout", ["list of objects", "object of lists"])
+def test_vlfeedback(pictures, layout):
+    """Means 4, 5, 4 and 3: B before A, C and D, A and C before D, A and C tie. Of four answers that is five pairs."""
+    completions = COMPLETIONS
+    if layout == "object of lists":  # as datasets holds a sequence of objects
+        completions = {name: [one[name] for one in COMPLETIONS] for name in COMPLETIONS[0]}
+    line = {"id": "svit-1", "prompt": ASKED, "models": ["a"] * 4, "completions": completions, "img_path": "a.png"}
+    rows = to_records(line, where="pairs.jsonl:3", find=Folders(pictures))
+    found = [(shown(row["chosen"])[0][1], shown(row["rejected"])[0][1], row["margin"]) for row in rows]
+    assert found == [("B", "D", 2.0), ("B", "A", 1.0), ("A", "D", 1.0), ("B", "C", 1.0), ("C", "D", 1.0)]
+    assert len({row["prompt_id"] for row in rows}) == 1
+    assert [row["id"] for row in rows] == ["svit-1/1-3", "svit-1/1-0", "svit-1/0-3", "svit-1/1-2", "svit-1/2-3"]
+    assert json.loads(rows[0]["metadata"]) == {
+        "chosen_model": "model-B",
+        "rejected_model": "model-D",
+        "chosen_rating": 5.0,
+        "rejected_rating": 3.0,
+    }
+
+
+def test_vlfeedback_makes_no_pair_of_equals(pictures):
+    """Equal ratings, or the same text, are nothing to prefer: no pair, and no bad record."""
+    line = {"prompt": ASKED, "img_path": "a.png", "completions": [COMPLETIONS[0], COMPLETIONS[2], rated("A", 1, 1, 1)]}
+    rows = to_records(line, where="pairs.jsonl:3", find=Folders(pictures))
+    assert [(shown(row["chosen"])[0][1], shown(row["rejected"])[0][1]) for row in rows] == [("C", "A")]
+    assert to_records({**line, "completions": line["completions"][:2]}, where="x:1", find=Folders(pictures)) == []
+    many = [rated(str(number), number, 1, 1) for number in range(8)]
+    rows = to_records({**line, "completions": many}, where="x:1", find=Folders(pictures))
+    assert [round(row["margin"] * 3) for row in rows] == [7, 6, 6, 5, 5, 5]
+    assert [row["id"] for row in rows] == [f"x:1#{number}" for number in range(1, 7)]
+
+
+# LLaMA-Factory and ms-swift
+
+
+def test_sharegpt_ranking(pictures):
+    line = {
+        "conversations": [
+            {"from": "human", "value": "<image>What is it?"},
+            {"from": "gpt", "value": "An animal."},
+            {"from": "human", "value": "Which?"},
+        ],
+        "chosen": {"from": "gpt", "value": "A cat."},
+        "rejected": {"from": "gpt", "value": "A dog."},
+        "images": ["a.png"],
+        "system": "Be brief.",
+    }
+    row = only(line, pictures)
+    assert shown(row["prompt"]) == [
+        ("system", "Be brief."),
+        ("user", "<image>What is it?"),
+        ("assistant", "An animal."),
+        ("user", "Which?"),
+    ]
+    assert (shown(row["chosen"]), shown(row["rejected"])) == ([("assistant", "A cat.")], [("assistant", "A dog.")])
+    said = only({**line, "chosen": "A cat.", "rejected": "A dog."}, pictures)  # as some of its data sets have it
+    assert said["chosen"] == row["chosen"]
+    openai = {
+        **{name: line[name] for name in ("images",)},
+        "messages": [{"role": "user", "content": "<image>What is it?"}],
+        "chosen": {"role": "assistant", "content": "A cat."},
+        "rejected": {"role": "assistant", "content": "A dog."},
+    }
+    assert shown(only(openai, pictures)["prompt"]) == [("user", "<image>What is it?")]
+
+
+def test_swift(pictures):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image>What is it?"},
+        {"role": "assistant", "content": "A cat."},
+    ]
+    line = {"messages": messages, "rejected_response": "A dog.", "images": [f"{pictures}/a.png"], "margin": 2}
+    row = only(line, pictures)
+    assert shown(row["prompt"]) == [("system", "Be brief."), ("user", "<image>What is it?")]
+    assert (shown(row["chosen"]), shown(row["rejected"])) == ([("assistant", "A cat.")], [("assistant", "A dog.")])
+    assert (paths(row, pictures), row["margin"]) == (["a.png"], 2.0)
+    other = {
+        **line,
+        "rejected_messages": [*messages[:2], {"role": "assistant", "content": "A dog."}],
+        "rejected_images": line["images"],
+    }
+    del other["rejected_response"]
+    assert only(other, pictures) == row
+
+
+# What all have in common
+
+
+def test_detection_and_its_override(pictures):
+    from data.malformed import GOOD
+
+    assert {name: detect(line).NAME for name, line in GOOD.items()} == {name: name for name in FORMATS}
+    both = {**PLAIN, "question": "Why?"}
+    assert shown(only(both, pictures)["prompt"]) == [("user", "Why?")]
+    assert shown(only(both, pictures, format="trl")["prompt"]) == [("user", ASKED)]
+    with pytest.raises(BadRecord, match="pairs.jsonl:3: the prompt is missing"):
+        only(PLAIN, pictures, format="mmpr")
+
+
+def test_the_prompts_id_is_of_prompt_and_pictures(pictures, tmp_path):
+    """The same for two pairs of a prompt, wherever the pictures lie; another one for other words or other pictures."""
+    line = {"image": "a.png", "question": ASKED, "chosen": "A cat.", "rejected": "A dog."}
+    first = only(line, pictures)["prompt_id"]
+    assert only({**line, "rejected": "A cow."}, pictures)["prompt_id"] == first
+    assert only({**line, "question": f"<image>\n{ASKED}"}, pictures)["prompt_id"] == first
+    moved = tmp_path / "moved"
+    pictures.rename(moved)
+    assert only(line, moved)["prompt_id"] == first
+    others = [
+        {**line, "image": "b.png"},
+        {**line, "question": "What?"},
+        {**line, "image": ["a.png", "b.png"]},
+        {**line, "image": None},
+    ]
+    assert len({first, *(only(other, moved)["prompt_id"] for other in others)}) == 5
+    assert first == "8ecb2a1a67443107504920f0"  # on any machine, in any process
+
+
+def test_links_inside_are_followed(pictures):
+    """To the file itself; and a link says nothing about the files beside it."""
+    (pictures / "sub" / "a.png").symlink_to(pictures / "b.png")
+    find = Folders(pictures)
+    assert find("sub/a.png") == f"{pictures}/b.png"
+    assert find("sub/c.png") == f"{pictures}/sub/c.png"
+    assert find("sub/a.png") == f"{pictures}/b.png"
+    with pytest.raises(ValueError, match="there is no picture 'sub/b.png'"):
+        find("sub/b.png")
+
+
+def test_a_folder_is_listed_after_many_questions(pictures):
+    """Answers stay the same when a folder's files are known by its listing."""
+    from mpo.data.folders import LIST_AFTER
+
+    find = Folders(pictures)
+    for _ in range(LIST_AFTER + 5):
+        assert find("a.png") == f"{pictures}/a.png"
+    assert find("link.png") == f"{pictures}/a.png"
+    for path, reason in (("link_out.png", "lies outside"), ("sub", "is a folder"), ("d.png", "no picture")):
+        with pytest.raises(ValueError, match=reason):
+            find(path)
+
+
+def test_one_pair_is_wanted(pictures):
+    line = {"prompt": ASKED, "img_path": "a.png", "completions": COMPLETIONS}
+    with pytest.raises(BadRecord, match="makes 5 pairs"):
+        to_record(line, where="a:1", image_root=pictures)

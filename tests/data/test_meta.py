@@ -1,0 +1,177 @@
+"""MMPR's meta.json, as it is published: paths, repeat_time, length, tiles, augmentation."""
+
+import json
+
+import pytest
+
+from mpo.data.meta import count_lines, is_meta, read_meta
+from mpo.data.sources import load_pairs
+
+
+def annotations(folder, name, count, picture=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "question": f"What is {number}?",
+            "chosen": f"It is {name}.",
+            "rejected": "No idea.",
+            **({"image": picture} if picture else {}),
+        }
+        for number in range(count)
+    ]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def mmpr(tmp_path, pictures):
+    """A folder as MMPR-v1.2 is unpacked, whose meta.json names it in every path."""
+    home = tmp_path / "MMPR-v1.2"
+    (home / "images").mkdir(parents=True)
+    (home / "images" / "cat").symlink_to(pictures)
+    annotations(home / "annotations", "cat_correctness_rules", 10, "a.png")
+    annotations(home / "annotations", "text_format_rules", 4)
+    annotations(home / "annotations", "often", 3)
+    entries = {
+        "cat_correctness_rules": {
+            "root": "MMPR-v1.2/images/cat",
+            "annotation": "MMPR-v1.2/annotations/cat_correctness_rules.jsonl",
+            "data_augment": True,
+            "repeat_time": 0.5,
+            "length": 10,
+            "max_dynamic_patch": 6,
+        },
+        "text_format_rules": {
+            "root": "MMPR-v1.2/images/none",
+            "annotation": "MMPR-v1.2/annotations/text_format_rules.jsonl",
+            "data_augment": False,
+            "repeat_time": 1,
+            "length": 4,
+        },
+        "often": {"root": "", "annotation": "MMPR-v1.2/annotations/often.jsonl", "repeat_time": 2},
+    }
+    (home / "meta.json").write_text(json.dumps(entries, indent=2))
+    return home / "meta.json"
+
+
+def changed(path, source="cat_correctness_rules", **fields):
+    entries = json.loads(path.read_text())
+    entries[source] |= fields
+    path.write_text(json.dumps({source: {k: v for k, v in entries[source].items() if v != "gone"}}))
+    return path
+
+
+def test_read_meta(mmpr):
+    cat, text, often = read_meta(mmpr)
+    assert (cat.name, cat.repeat_time, cat.length, cat.max_tiles, cat.data_augment) == ("cat_correctness_rules", 0.5, 10, 6, True)
+    assert cat.root.samefile(mmpr.parent / "images" / "cat")
+    assert cat.annotation.samefile(mmpr.parent / "annotations" / "cat_correctness_rules.jsonl")
+    assert (text.repeat_time, text.max_tiles, text.data_augment) == (1.0, None, False)
+    assert (often.repeat_time, often.length) == (2.0, None)
+
+
+def test_load_pairs_of_a_meta(mmpr):
+    """Half of ten, four once, three twice; each with its source, tiles and augmentation; the same draw for a seed."""
+    pairs = load_pairs(mmpr, seed=3)
+    sources = pairs["source"][:]
+    assert {name: sources.count(name) for name in sources} == {"cat_correctness_rules": 5, "text_format_rules": 4, "often": 6}
+    cat, text = pairs[sources.index("cat_correctness_rules")], pairs[sources.index("text_format_rules")]
+    assert (cat["tiles"], cat["augment"]) == ({"min": None, "max": 6, "thumbnail": None}, True)
+    assert (text["tiles"], text["augment"], text["images"]) == (None, None, [])
+    assert len(cat["images"]) == 1
+    assert load_pairs(mmpr, seed=3)["id"][:] == pairs["id"][:] != load_pairs(mmpr, seed=4)["id"][:]
+    assert len(load_pairs(mmpr, limit=7)) == 7
+    tiles = load_pairs(mmpr, tiles={"max": 12})["tiles"]
+    assert {one["max"] for one in tiles} == {6, 12}
+    with pytest.raises(ValueError, match="a stream's pairs are not counted"):
+        load_pairs(mmpr, streaming=True)
+
+
+def test_paths_relative_to_a_given_folder(mmpr, tmp_path):
+    elsewhere = tmp_path / "other" / "deep" / "my_meta.json"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(mmpr.read_bytes())
+    assert is_meta(elsewhere)
+    with pytest.raises(ValueError, match="there is no annotation file; tried .*Set data.image_root"):
+        load_pairs(elsewhere)
+    assert len(load_pairs(elsewhere, image_root=tmp_path)) == 15
+
+
+def test_a_picture_outside_of_its_sources_root(mmpr):
+    annotations(mmpr.parent / "annotations", "cat_correctness_rules", 10, "../outside.png")
+    with pytest.raises(ValueError, match="cat_correctness_rules.jsonl:1: .*lies outside"):
+        load_pairs(mmpr)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"length": 11}, "has 10 lines, and 'length' says 11. Its download may be cut short"),
+        ({"length": -1}, "'length' is a whole number of 0 or more"),
+        ({"length": 10.0}, "'length' is a whole number"),
+        ({"length": "10"}, "'length' is a whole number of 0 or more; got text"),
+        ({"repeat_time": 0}, "'repeat_time' is a number above 0"),
+        ({"repeat_time": -1}, "'repeat_time' is a number above 0"),
+        ({"repeat_time": "1"}, "'repeat_time' is a number above 0"),
+        ({"repeat_time": True}, "'repeat_time' is a number above 0"),
+        ({"repeat_time": float("nan")}, "'repeat_time' is a number above 0"),
+        ({"repeat_time": float("inf")}, "'repeat_time' is a number above 0"),
+        ({"repeat_time": None}, "'repeat_time' is a number above 0"),
+        ({"max_dynamic_patch": 0}, "'max_dynamic_patch' is a whole number of 1 or more"),
+        ({"max_dynamic_patch": True}, "'max_dynamic_patch' is a whole number"),
+        ({"data_augment": "yes"}, "'data_augment' is text instead of true or false"),
+        ({"annotation": "gone"}, "'annotation' is missing"),
+        ({"annotation": ""}, "'annotation' is empty"),
+        ({"annotation": None}, "'annotation' is null"),
+        ({"annotation": 5}, "'annotation' is a number"),
+        ({"annotation": "none.jsonl"}, "there is no annotation file"),
+        ({"annotation": "MMPR-v1.2/annotations"}, "there is no annotation file"),
+        ({"annotation": "https://example.org/a.jsonl"}, "nothing is fetched"),
+        ({"root": "gone"}, "'root' is missing"),
+        ({"root": ["a"]}, "'root' is a list"),
+        ({"root": "s3://bucket/"}, "nothing is fetched"),
+        ({"root": "a\0b"}, "'root' is text"),
+    ],
+)
+def test_entries_that_make_no_sense(mmpr, fields, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        read_meta(changed(mmpr, **fields))
+    assert "meta.json: source 'cat_correctness_rules'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[]", "a list instead of an object of sources"),
+        ("{}", "an empty object"),
+        ("5", "a number instead"),
+        ('{"a": 5}', "source 'a' is a number"),
+        ('{"a": null}', "source 'a' is null"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_files_that_are_no_meta(tmp_path, text, reason):
+    path = tmp_path / "meta.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        read_meta(path)
+    if text.startswith("{"):
+        with pytest.raises(ValueError, match=reason):
+            load_pairs(path)
+    with pytest.raises(ValueError, match="There is no file"):
+        read_meta(tmp_path / "none.json")
+
+
+def test_lines_in_a_json_file_are_no_meta(tmp_path):
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps({"question": "?", "chosen": "A", "rejected": "B"}))
+    assert not is_meta(path)
+    assert len(load_pairs(path)) == 1
+
+
+def test_count_lines(tmp_path):
+    path = tmp_path / "lines"
+    for text, lines in (("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("a\n\nb\n", 3)):
+        path.write_text(text)
+        assert count_lines(path) == lines

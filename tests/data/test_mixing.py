@@ -1,0 +1,352 @@
+"""Mixtures: how much of each source, held-out pairs, resuming, streams."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset, List
+from datasets import Image as ImageFeature
+from small_runs import small_run
+from support import picture
+from torch.utils.data import DataLoader
+
+from mpo.data.held_out import components, hold_out
+from mpo.data.mixing import amounts, check_sources, draw, load_mixture, mix, read_mixture, shares, stream_mixture
+from mpo.data.sources import load_pairs
+
+
+def write(path, count, *, name=None, pictures=0):
+    """`count` pairs; with `pictures`, pair i shows picture i % pictures."""
+    name = name or path.stem
+    lines = []
+    for index in range(count):
+        line = {"id": f"{name}-{index}", "question": f"{name}: what is {index}?", "chosen": f"It is {index}.", "rejected": "No."}
+        if pictures:
+            shown = path.parent / f"{index % pictures}.png"
+            if not shown.exists():
+                picture(index % pictures).save(shown)
+            line["image"] = shown.name
+        lines.append(json.dumps(line))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Sources a (100 pairs), b (10), c (7)."""
+    return [{"path": write(tmp_path / f"{name}.jsonl", count)} for name, count in (("a", 100), ("b", 10), ("c", 7))]
+
+
+def taken(mixture):
+    return {row.name: row.taken for row in mixture.taken}
+
+
+def by_source(pairs):
+    return Counter(pairs["source"])
+
+
+def test_repeat_time(sources):
+    """0.29 of 100 is 28 pairs, as the official code truncates it; 2.5 x 10 is each pair twice and 5 of them once more."""
+    sources[0]["repeat_time"], sources[1]["repeat_time"] = 0.29, 2.5
+    mixture = mix(sources, seed=3)
+    assert taken(mixture) == by_source(mixture.train) == {"a": 28, "b": 25, "c": 7}
+    times = Counter(mixture.train["id"])
+    assert {times[f"a-{i}"] for i in range(100)} == {0, 1}
+    assert sorted(times[f"b-{i}"] for i in range(10)) == [2] * 5 + [3] * 5
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not(sources):
+    sources[0]["repeat_time"] = 0.3
+    first = load_mixture(sources, seed=1)["id"][:]
+    assert load_mixture(sources, seed=1)["id"][:] == first
+    assert load_mixture(sources, seed=2)["id"][:] != first
+    # What is drawn from a does not depend on the other sources.
+    assert load_mixture([sources[2], sources[0]], seed=1)["id"][7:] == first[:30]
+
+
+def test_nothing_is_copied(sources):
+    """What an Arrow table of a mixture refers to is the sources' own memory."""
+    loaded = load_pairs(sources[0]["path"])
+    mixture = mix([{**sources[0], "repeat_time": 50}])
+    assert len(mixture.train) == 5000
+    assert mixture.train.data.num_rows == len(loaded)
+
+
+def test_square_root_resampling(sources):
+    """sqrt(100) : sqrt(10) : sqrt(7) = 10 : 3.162 : 2.646 of 117 pairs is 74.0, 23.4 and 19.6."""
+    mixture = mix(sources, sampling="sqrt")
+    assert taken(mixture) == {"a": 74, "b": 23, "c": 20}
+    assert max(Counter(mixture.train["id"]).values()) == 3  # 20 of c's 7 pairs
+    assert taken(mix(sources, sampling="sqrt", size=1000)) == {"a": 633, "b": 200, "c": 167}
+
+
+def test_weights_and_caps(sources):
+    """Weights 1 : 1 : 2 of 40 pairs; when c may give only 8, the others share what it leaves."""
+    weighted = [{**source, "weight": weight} for source, weight in zip(sources, (1, 1, 2), strict=True)]
+    assert taken(mix(weighted, size=40)) == {"a": 10, "b": 10, "c": 20}
+    weighted[2]["cap"] = 8
+    assert taken(mix(weighted, size=40)) == {"a": 16, "b": 16, "c": 8}
+    sources[0]["cap"] = 12
+    assert taken(mix(sources)) == {"a": 12, "b": 10, "c": 7}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_add_up_and_keep_to_their_caps(seed):
+    rng = np.random.default_rng(seed)
+    weights, caps = rng.random(6) + 0.01, rng.integers(1, 40, 6)
+    total = int(rng.integers(0, caps.sum() + 1))
+    found = shares(total, weights, caps)
+    assert sum(found) == total and all(0 <= count <= cap for count, cap in zip(found, caps, strict=True))
+
+
+def test_drawing_takes_every_pair_before_any_twice():
+    for count in (0, 3, 7, 20):
+        times = np.bincount(draw(7, count, np.random.default_rng(count)), minlength=7)
+        assert times.sum() == count and times.max() - times.min() <= 1
+
+
+def test_tiles_and_augment_of_a_source(sources, tmp_path):
+    sources[0] |= {"tiles": {"max": 12}, "augment": True, "name": "charts"}
+    train = load_mixture(sources)
+    assert train[0]["tiles"] == {"min": None, "max": 12, "thumbnail": None} and train[0]["augment"] is True
+    assert train[100]["tiles"] is None and train[100]["augment"] is None
+    assert by_source(train) == {"charts": 100, "b": 10, "c": 7}
+
+
+def test_describe(sources):
+    sources[0]["repeat_time"] = 0.5
+    lines = mix(sources).describe().split("\n")
+    assert [line.split() for line in lines] == [
+        ["source", "pairs", "taken", "share"],
+        ["a", "100", "50", "74.6%"],
+        ["b", "10", "10", "14.9%"],
+        ["c", "7", "7", "10.4%"],
+        ["in", "all", "117", "67", "100.0%"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeat_tiem": 2}, "unknown key 'repeat_tiem'. Did you mean repeat_time"),
+        ({"repeat_time": 0}, "repeat_time is a number above 0, got 0"),
+        ({"weight": -1}, "weight is a number above 0"),
+        ({"cap": True}, "cap is a number above 0, got True"),
+        ({"weight": 2, "repeat_time": 2}, "has a weight and a repeat_time"),
+        ({"weight": 2}, "'b' has no weight"),
+        ({"tiles": {"most": 3}}, "'tiles' is an object with min, max, thumbnail"),
+        ({"path": None}, "has a path"),
+        ({"name": "b"}, "Two sources are called 'b'"),
+    ],
+)
+def test_refusals(sources, change, message):
+    sources[0] |= change
+    with pytest.raises(ValueError, match=message):
+        mix(sources)
+
+
+def test_refusals_of_settings(sources):
+    for settings, message in (
+        ({"sampling": "square"}, "sampling is repeat_time, weight, sqrt"),
+        ({"size": 10}, "size=10: a size of 1 or more goes with"),
+        ({"held_out": 200}, "held_out=200 of 117 pairs is 200"),
+        ({"held_out": 0.001}, "is 0. Give a share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mix(sources, **settings)
+    with pytest.raises(ValueError, match="at least one source"):
+        mix([])
+    with pytest.raises(ValueError, match="caps of the sources allow 5 pairs"):
+        mix([{**sources[0], "cap": 5}], sampling="sqrt", size=6)
+    with pytest.raises(ValueError, match="repeat_time and cap leave no pair"):
+        mix([{**sources[2], "repeat_time": 0.1}])
+
+
+def test_amounts_by_weight_of_an_empty_source():
+    checked = check_sources([{"path": "a", "weight": 1}, {"path": "b", "weight": 1}])
+    with pytest.raises(ValueError, match="'b' has no pairs"):
+        amounts(checked, [3, 0], "weight")
+
+
+# Held out
+
+
+def test_no_question_and_no_picture_is_on_both_sides(tmp_path):
+    """60 pairs over 20 pictures, each in three pairs; 6 held out are the pairs of two pictures."""
+    pairs = load_pairs(write(tmp_path / "p.jsonl", 60, pictures=20)).cast_column("images", List(ImageFeature(decode=False)))
+    train, held = hold_out(pairs, 6, seed=1)
+    assert len(train) == 54 and len(held) == 6
+    for column in (lambda row: row["images"][0]["path"], lambda row: row["prompt"][0]["content"][1]["text"]):
+        assert not set(map(column, train)) & set(map(column, held))
+    assert hold_out(pairs, 0.1, seed=1)[1]["id"][:] == held["id"][:]
+    assert hold_out(pairs, 6, seed=2)[1]["id"][:] != held["id"][:]
+
+
+def test_the_same_picture_in_two_files_is_one_picture(tmp_path):
+    """Pairs 0 and 1 have two copies of one picture, 2 another: one of three can only be the third."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        picture(seed).save(tmp_path / f"{name}.png")
+    lines = [
+        {"id": name, "image": f"{name}.png", "question": f"{name}?", "chosen": "Yes.", "rejected": "No."}
+        for name in ("a", "b", "c")
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for seed in range(5):
+        assert hold_out(load_pairs(tmp_path / "p.jsonl"), 1, seed=seed)[1]["id"][:] == ["c"]
+
+
+def test_pairs_hang_together_through_others():
+    """0 - 1 by a picture, 1 - 2 by a question, 3 alone."""
+    assert components([["p1", "q1"], ["p1", "q2"], ["p2", "q2"], ["p3", "q3"]]).tolist() == [0, 0, 0, 1]
+    assert components([["a"], ["b"], ["c"], ["b", "c"], ["a", "c"]]).tolist() == [0] * 5
+
+
+def test_a_question_of_all_pairs_cannot_be_split(tmp_path):
+    lines = []
+    for index in range(6):
+        picture(index).save(tmp_path / f"{index}.png")
+        lines.append({"image": f"{index}.png", "question": "Describe it.", "chosen": f"It is {index}.", "rejected": "No."})
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pairs = load_pairs(tmp_path / "p.jsonl")
+    with pytest.raises(ValueError, match=r"the question '<image>Describe it.' is in 6 pairs.*by='picture'"):
+        hold_out(pairs, 2)
+    assert len(hold_out(pairs, 2, by="picture")[1]) == 2
+
+
+def test_a_mixture_holds_out_pairs_of_all_sources_once(sources):
+    sources[1]["repeat_time"] = 3
+    mixture = mix(sources, held_out=12, seed=5)
+    assert len(mixture.held_out) == 12 and max(Counter(mixture.held_out["id"]).values()) == 1
+    assert not set(mixture.held_out["id"]) & set(mixture.train["id"])
+    held = Counter(mixture.held_out["source"])
+    assert {row.name: (row.pairs, row.held_out) for row in mixture.taken} == {
+        name: (count - held[name], held[name]) for name, count in (("a", 100), ("b", 10), ("c", 7))
+    }
+    assert "held out" in mixture.describe()
+
+
+# Files of mixtures
+
+
+def test_a_mixture_file(sources, tmp_path):
+    path = tmp_path / "mixture.yaml"
+    path.write_text("sources:\n  - {path: a.jsonl, repeat_time: 0.5}\n  - {path: b.jsonl}\nseed: 4\n")
+    assert taken(mix(**read_mixture(path))) == {"a": 50, "b": 10}
+    (tmp_path / "mixture.json").write_text(json.dumps([{"path": "a.jsonl"}]))
+    assert read_mixture(tmp_path / "mixture.json") == {"sources": [{"path": str(tmp_path / "a.jsonl")}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("sources: [", "neither YAML nor JSON"), ("3", "holds a list of sources"), ("{sources: [], seeds: 1}", "unknown keys")],
+)
+def test_refusals_of_mixture_files(tmp_path, text, message):
+    path = tmp_path / "mixture.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_mixture(path)
+    with pytest.raises(ValueError, match="There is no file"):
+        read_mixture(tmp_path / "none.yaml")
+
+
+def test_a_mixture_file_runs_nothing(tmp_path):
+    path = tmp_path / "mixture.yaml"
+    path.write_text("sources: !!python/object/apply:os.system ['touch bad']")
+    with pytest.raises(ValueError, match="neither YAML nor JSON"):
+        read_mixture(path)
+
+
+# Streams
+
+
+def stream(sources, **settings):
+    return [(row["source"], row["id"]) for row in stream_mixture(sources, **settings)]
+
+
+def test_a_stream_follows_the_weights_and_reads_everything(sources):
+    weighted = [{**source, "weight": weight} for source, weight in zip(sources, (8, 1, 1), strict=True)]
+    rows = stream(weighted, seed=1)
+    assert {name for _, name in rows} == {row["id"] for source in sources for row in load_pairs(source["path"])}
+    assert 0.7 < sum(source == "a" for source, _ in rows) / len(rows) < 0.9
+    assert stream(weighted, seed=1) == rows != stream(weighted, seed=2)
+
+
+@pytest.mark.parametrize("weights", [None, (3, 1, 1)])
+def test_a_stream_goes_on_where_it_stood(sources, weights):
+    given = [{**source, **({} if weights is None else {"weight": weights[i]})} for i, source in enumerate(sources)]
+    whole = stream(given)
+    for place in (0, 1, 17, len(whole) - 1):
+        first = stream_mixture(given)
+        iterator = iter(first)
+        for _ in range(place):
+            next(iterator)
+        second = stream_mixture(given)
+        second.load_state_dict(first.state_dict())
+        assert [(row["source"], row["id"]) for row in second] == whole[place:]
+
+
+def test_columns_of_a_stream(sources):
+    sources[0] |= {"tiles": {"max": 6}, "augment": True}
+    rows = list(stream_mixture(sources[:2]))
+    assert {row["source"]: row["tiles"] for row in rows} == {"a": {"min": None, "max": 6, "thumbnail": None}, "b": None}
+
+
+def test_streams_are_not_counted(sources):
+    with pytest.raises(ValueError, match="a stream's pairs are not counted"):
+        stream_mixture([{**sources[0], "repeat_time": 2}])
+
+
+# Training
+
+
+def test_a_mixture_resumed_in_mid_epoch_delivers_what_an_uninterrupted_run_does(sources, tmp_path):
+    """Two epochs of 21 pairs, batches of 2; a run that stops after 5 of 22 steps and goes on gets the other 17 steps' pairs."""
+    given = [{**sources[0], "repeat_time": 0.04}, sources[1], sources[2]]
+    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 5, "dataloader_num_workers": 0, "kind": "text"}
+
+    def run(folder, **more):
+        trainer = small_run(folder, **settings, **more)
+        seen = []
+        trainer.train_dataset = load_mixture(given, seed=7)
+        collate = trainer.data_collator
+        trainer.data_collator = lambda records: seen.append([record["id"] for record in records]) or collate(records)
+        return trainer, seen
+
+    whole, expected = run(tmp_path / "whole")
+    whole.train()
+    assert len(expected) == 22 and sorted(sum(expected[:11], [])) == sorted(load_mixture(given, seed=7)["id"])
+    assert expected[:11] != expected[11:]
+
+    stopped, before = run(tmp_path / "cut", max_steps=5)
+    stopped.train()
+    resumed, after = run(tmp_path / "cut")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-5"))
+    assert before[:5] + after == expected  # the loader collates one batch ahead of the step
+    assert before == expected[: len(before)]
+
+
+def test_a_mixture_of_different_columns(tmp_path):
+    """A source that lacks columns has nulls there; one whose column is of another type is refused by name."""
+    write(tmp_path / "a.jsonl", 2)
+    pairs = load_pairs(tmp_path / "a.jsonl")
+    other = Dataset.from_list([{**row, "margin": "much"} for row in pairs], features=None)
+    from mpo.data.mixing import joined
+
+    checked = check_sources([{"path": "a"}, {"path": "b"}])
+    with_margin = pairs.add_column("margin", [0.5, 1.0])
+    assert joined(checked, [with_margin, pairs.remove_columns([n for n in ("margin",) if n in pairs.column_names])])["margin"][
+        :
+    ] == [
+        0.5,
+        1.0,
+        None,
+        None,
+    ]
+    with pytest.raises(ValueError, match="column 'margin' is .* in source 'b'"):
+        joined(checked, [with_margin, other.select_columns(["margin"])])
+
+
+def test_workers_read_a_mixture(sources):
+    loader = DataLoader(load_mixture(sources), batch_size=None, num_workers=2)
+    assert len([row["id"] for row in loader]) == 117

@@ -1,0 +1,97 @@
+"""Exact and near duplicates."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpo.data.sources import load_pairs
+from mpo.data_tools.dedupe import find_duplicates, without
+
+QUESTION = "Look at the chart and say how many apples the shop sold in the second week of May, please."
+CHOSEN = "In the second week of May the bar reaches the line of forty, so the shop sold forty apples in that week."
+REJECTED = "In the second week of May the bar is the lowest of all of them, so the shop sold nothing in that week."
+
+
+def photo(seed):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((200, 200), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def load(tmp_path):
+    for name in "ab":
+        photo(ord(name)).save(tmp_path / f"{name}.png")
+    photo(ord("a")).resize((150, 160)).save(tmp_path / "a.jpg", quality=70)
+
+    def load(*changes):
+        lines = [
+            json.dumps({"id": str(place), "question": QUESTION, "chosen": CHOSEN, "rejected": REJECTED, "image": "a.png"} | change)
+            for place, change in enumerate(changes)
+        ]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+        return load_pairs(tmp_path / "pairs.jsonl")
+
+    return load
+
+
+def found(pairs, **settings):
+    return [(one.index, one.same_as) for one in find_duplicates(pairs, **settings)]
+
+
+def test_exact_duplicates(load):
+    pairs = load({}, {"question": "Why?"}, {}, {"image": "b.png"}, {}, {"chosen": "So."})
+    assert found(pairs, near=False) == [(2, 0), (4, 0)]
+    assert without(pairs, find_duplicates(pairs, near=False))["id"][:] == ["0", "1", "3", "5"]
+
+
+def test_near_duplicates(load):
+    """1: other case and marks, and the picture compressed again. 2: another picture. 3, 4: one number, one sign differ."""
+    pairs = load(
+        {},
+        {"question": QUESTION.upper() + "!!", "image": "a.jpg"},
+        {"image": "b.png"},
+        {"chosen": CHOSEN + " 41"},
+        {"chosen": CHOSEN + " ="},
+    )
+    assert found(pairs) == [(1, 0)]
+    (one,) = find_duplicates(pairs)
+    assert one.reason.startswith("texts that overlap by 100%") and "of 64 bits" in one.reason
+    assert found(pairs, near=False) == []
+
+
+def test_each_text_has_to_be_near(load):
+    """The same question and chosen answer with another rejected one is another pair; MMPR has fifteen of a question."""
+    pairs = load({}, {"rejected": "It sold two hundred apples, as the label above the tall bar says."})
+    assert found(pairs) == []
+
+
+def test_the_threshold(load):
+    """Seven of about 90 5-letter sequences change with the last word."""
+    pairs = load({}, {"question": QUESTION.replace("please", "thanks")})
+    assert found(pairs, threshold=0.95) == []
+    assert found(pairs, threshold=0.8) == [(1, 0)]
+
+
+def test_texts_without_pictures_and_chains(load):
+    """2 is near 1 and exactly 3; all of them lead to record 0, which is kept."""
+    none = {"image": None}
+    pairs = load(
+        none, none | {"question": QUESTION.lower()}, none | {"question": QUESTION.upper()}, none | {"question": QUESTION.upper()}
+    )
+    assert found(pairs) == [(1, 0), (2, 0), (3, 0)]
+    assert len(without(pairs, find_duplicates(pairs))) == 1
+
+
+def test_many_pairs_of_one_prompt_stay(load):
+    """Forty answers with different numbers to one prompt."""
+    pairs = load(*({"chosen": f"{CHOSEN} Final answer: {number}"} for number in range(40)))
+    assert found(pairs) == []
+
+
+def test_refusals(load):
+    pairs = load({})
+    for settings, message in (({"threshold": 0.3}, "overlap above 0.5"), ({"picture_bits": 4}, "from 0 to 3")):
+        with pytest.raises(ValueError, match=message):
+            find_duplicates(pairs, **settings)

@@ -1,0 +1,197 @@
+"""What `validate` finds, and that it finds no more."""
+
+import json
+from collections import Counter
+
+import pytest
+from PIL import Image
+from support import TEXTS, picture
+
+from mpo.data_tools.findings import NOTES, PROBLEMS
+from mpo.data_tools.validate import validate
+from mpo.models.small import small_processor
+
+GOOD = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+TEXT = {key: value for key, value in GOOD.items() if key != "image"}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """Tiles of 32 pixels, 4 tokens each."""
+    return small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    """Validates lines, and returns the report and the findings as the file has them."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("abc"):
+        picture(seed).save(tmp_path / f"{name}.png")
+
+    def check(*lines, **settings):
+        write(tmp_path / "pairs.jsonl", *lines)
+        report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl", **settings)
+        found = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+        assert Counter(one["finding"] for one in found) == report.tally.counts
+        assert all(one["problem"] == (one["finding"] in PROBLEMS) for one in found)
+        return report, [(one["finding"], int(one["where"].rsplit(":", 1)[1])) for one in found]
+
+    return check
+
+
+def write(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_nothing_is_wrong(check):
+    report, found = check(GOOD, {**GOOD, "image": "b.png"}, "", TEXT)
+    assert report.may_start and found == [] and (report.pairs, report.lines) == (3, 3)
+    assert "nothing found\nTraining may start." in report.text()
+
+
+def test_lines_that_are_no_pairs(check):
+    """Every kind of finding, at its line; the good records between them are none."""
+    report, found = check(
+        GOOD,
+        '{"question": ',
+        "[1]",
+        {"question": "?", "chosen": "a"},
+        {**GOOD, "chosen": ""},
+        {**GOOD, "rejected": GOOD["chosen"]},
+        {**GOOD, "image": "none.png"},
+        {**GOOD, "image": "../a.png"},
+        {**GOOD, "question": "<image><image>?"},
+        {**GOOD, "question": "What is this?"},
+        {"a": 1},
+    )
+    assert found == [
+        ("no pair", 2),
+        ("no pair", 3),
+        ("no pair", 4),
+        ("empty text", 5),
+        ("equal answers", 6),
+        ("picture not there", 7),
+        ("picture not there", 8),
+        ("marks and pictures", 9),
+        ("no pair", 11),
+    ]
+    assert not report.may_start and report.pairs == 2 and report.lines == 11
+    assert "! no pair             4" in report.text() and "pairs.jsonl:2" in report.text()
+    assert "Training may not start: 9 problems" in report.text()
+
+
+def test_pictures_are_decoded_to_their_end(check, tmp_path):
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (3, 50)).save(tmp_path / "thin.png")
+    _, found = check(*({**GOOD, "question": name, "image": f"{name}.png"} for name in ("cut", "a", "text", "thin", "cut")))
+    assert found == [
+        ("picture not decoded", 1),
+        ("picture not decoded", 3),
+        ("tiny picture", 4),
+        ("picture not decoded", 5),
+        ("duplicate", 5),
+    ]
+
+
+def test_answers_to_look_at(check):
+    report, found = check(
+        {**TEXT, "chosen": "I'm sorry, but I cannot see it."},
+        {**TEXT, "rejected": r"It is \boxed{5"},
+        {**TEXT, "chosen": "As an AI, I think of the"},
+    )
+    assert found == [("refusal", 1), ("unfinished", 2), ("refusal", 3), ("unfinished", 3)]
+    assert report.may_start and all(kind in NOTES for kind in report.tally.counts)
+
+
+def test_duplicates(check):
+    """Line 3 repeats line 1. Line 2 has another picture; line 4 is in another order of answers."""
+    report, found = check(GOOD, {**GOOD, "image": "b.png"}, GOOD, {**GOOD, "chosen": "A dog.", "rejected": "A cat."})
+    assert found == [("duplicate", 3)] and report.may_start
+    assert report.tally.examples["duplicate"].reason.endswith("pairs.jsonl:1")
+
+
+def test_the_same_picture_in_another_file_is_a_duplicate(check, tmp_path):
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    assert check(GOOD, {**GOOD, "image": "copy.png"})[1] == [("duplicate", 2)]
+
+
+def test_leakage(check, tmp_path):
+    """Evaluated on: a.png with its question, and the text question. Line 2 has a.png with another question."""
+    evaluation = write(tmp_path / "eval.jsonl", {**GOOD, "chosen": "Another."}, {**TEXT, "question": "Why?"})
+    report, found = check(
+        GOOD,
+        {**GOOD, "question": "What colour?"},
+        {**GOOD, "image": "b.png"},
+        {**TEXT, "question": "Why?", "chosen": "So."},
+        evaluation=evaluation,
+    )
+    assert found == [("in eval too", 1), ("in eval too", 4), ("picture in eval too", 2)]
+    assert not report.may_start
+    assert check({**GOOD, "image": "b.png"}, evaluation=evaluation)[0].may_start
+
+
+def test_lengths(check, processor):
+    """200 times " not" is more than 150 tokens: in an answer it is cut, in a question it cannot be."""
+    limits = {"processor": processor, "context": 8192}
+    assert check(GOOD, {**TEXT, "question": "?"}, **limits)[1] == []
+    words = " ".join(["not"] * 200)
+    long = {**TEXT, "question": "Hm?", "rejected": f"It is {words}."}
+    assert check(GOOD, long, processor=processor, context=150)[1] == [("too long", 2)]
+    assert check(GOOD, long, processor=processor, max_length=150, context=150)[1] == [("cut by max_length", 2)]
+    report, found = check(GOOD, {**TEXT, "question": f"Is it {words}?"}, processor=processor, max_length=150)
+    assert found == [("too long", 2)] and "the prompt alone takes" in report.tally.examples["too long"].reason
+    with pytest.raises(ValueError, match="--max-length needs --model"):
+        check(GOOD, max_length=10)
+
+
+def test_what_the_template_refuses_is_found_in_every_record(check, processor):
+    """A record whose shape of turns was encoded before may be taken as fitting; one that could not be encoded may not."""
+    import copy
+
+    strict = copy.copy(processor)
+    strict.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + processor.chat_template
+    )
+    line = {
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
+        "chosen": "So.",
+        "rejected": "No.",
+    }
+    try:
+        _, found = check(line, {**line, "chosen": "Yes."}, TEXT, processor=strict, context=8192)
+    except Exception as error:  # the template's own
+        pytest.fail(f"{type(error).__name__}: {error}")
+    assert found == [("not encoded", 1), ("not encoded", 2)]
+
+
+def test_many_processes_find_what_one_finds(check, tmp_path):
+    """300 lines of which every seventh is bad, every eleventh unfinished; in 16 pieces and in one."""
+    lines = []
+    for index in range(300):
+        line = {**GOOD, "question": f"What is {index % 297}?", "image": f"{'abc'[index % 3]}.png"}
+        if index % 7 == 0:
+            line["chosen"] = ""
+        elif index % 11 == 0:
+            line["chosen"] = "It is the"
+        lines.append(line)
+    one, found = check(*lines)
+    many, same = check(*lines, workers=2)
+    assert found == same and (one.pairs, one.lines) == (many.pairs, many.lines) == (257, 300)
+    assert one.tally.counts["empty text"] == 43 and one.tally.counts["duplicate"] == 2
+
+
+def test_a_source_without_pairs(check, tmp_path):
+    report, _ = check("")
+    assert not report.may_start and "there is no pair" in report.text()
+    with pytest.raises(ValueError, match="There is no file"):
+        validate(tmp_path / "none.jsonl", output=tmp_path / "bad.jsonl")
+
+
+def test_a_damaged_file_is_a_problem(check, tmp_path):
+    path = tmp_path / "pairs.json"
+    path.write_text('[{"question": "Why?", "chosen": "So.", "rejected": "No."}, {"question": ')
+    report = validate(path, output=tmp_path / "bad.jsonl")
+    assert report.tally.counts == {"file damaged": 1} and report.pairs == 1 and not report.may_start

@@ -1,0 +1,175 @@
+"""Pairs written in every form and read again are the same pairs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from support import picture
+
+from mpo.data.records import FEATURES
+from mpo.data.sources import load_pairs
+from mpo.data_tools.compare import first_difference
+from mpo.data_tools.write import not_kept, write_pairs
+
+LINES = [
+    {"id": "one", "image": "in/a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "answer_gt": "cat"},
+    {
+        "id": "two",
+        "image": ["in/a.png", "b.jpg"],
+        "question": "First <image>\n and\n<image>\n\nthen?",
+        "chosen": "Ä €\u2028\n\nTwo.",
+        "rejected": " One. ",
+        "chosen_meta": {"score": 0.5, "tags": ["x"]},
+    },
+    {"id": "none", "question": "Why?\n", "chosen": "So.", "rejected": "No."},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    picture(0).save(tmp_path / "in" / "a.png")
+    picture(1).save(tmp_path / "b.jpg")
+    (tmp_path / "mmpr.jsonl").write_text("\n".join(map(json.dumps, LINES)))
+    return tmp_path
+
+
+@pytest.fixture
+def pairs(folder):
+    return load_pairs(folder / "mmpr.jsonl")
+
+
+def again(written):
+    return load_pairs(written.path, **({"image_root": written.image_root} if written.image_root else {}))
+
+
+@pytest.mark.parametrize(
+    ("target", "settings"),
+    [
+        ("out.jsonl", {}),
+        ("out.jsonl", {"pictures": "copy"}),
+        ("out.jsonl", {"form": "mmpr"}),
+        ("out.jsonl", {"form": "mmpr", "pictures": "copy"}),
+        ("out.parquet", {}),
+        ("out.parquet", {"pictures": "path"}),
+        ("out.parquet", {"pictures": "copy"}),
+        ("saved", {}),
+        ("new/folder/out.jsonl", {}),
+    ],
+)
+def test_round_trips(pairs, folder, target, settings):
+    written = write_pairs(pairs, folder / target, **settings)
+    assert written.lost == ({"source": 3} if settings.get("form") == "mmpr" else {})
+    dropped = not_kept(written)
+    bare = [one.remove_columns([name for name in dropped if name in one.column_names]) for one in (pairs, again(written))]
+    assert first_difference(*bare) is None
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_mmpr_lines_come_back_as_they_were(pairs, folder):
+    """MMPR -> Parquet with the pictures inside -> MMPR: the same lines, but for where the pictures are."""
+    parquet = load_pairs(write_pairs(pairs, folder / "out.parquet").path)
+    written = write_pairs(parquet, folder / "again.jsonl", form="mmpr")
+    lines = [json.loads(line) for line in written.path.read_text("utf-8").rstrip("\n").split("\n")]
+    for line, original in zip(lines, LINES, strict=True):
+        shown = line.pop("image", [])
+        original = dict(original)
+        names = original.pop("image", [])
+        for path, name in zip(*([one] if isinstance(one, str) else one for one in (shown, names)), strict=True):
+            assert (written.image_root / path).read_bytes() == (folder / name).read_bytes()
+            assert (written.image_root / path).suffix == name[-4:]
+        question = original["question"]
+        marked = question if "<image>" in question or not names else f"<image>\n{question}"
+        assert line == {**original, "question": marked}
+
+
+def test_paths_are_relative_to_the_deepest_folder_or_the_one_that_is_given(pairs, folder):
+    assert write_pairs(pairs, folder / "x.jsonl").image_root == folder.resolve()
+    assert write_pairs(pairs.select([0, 2]), folder / "y.jsonl").image_root == (folder / "in").resolve()
+    written = write_pairs(pairs.select([0]), folder / "z.jsonl", image_root=folder)
+    assert json.loads(written.path.read_text())["images"] == ["in/a.png"]
+    with pytest.raises(ValueError, match="lies outside"):
+        write_pairs(pairs, folder / "w.jsonl", image_root=folder / "in")
+    assert not (folder / "w.jsonl").exists()
+
+
+def test_everything_a_record_may_have_survives(folder):
+    row = {
+        "id": "all",
+        "source": "charts",
+        "prompt_id": "p",
+        "images": [{"bytes": (folder / "in" / "a.png").read_bytes(), "path": None}],
+        "prompt": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": [{"type": "text", "text": "Look: "}, {"type": "image", "text": None}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "I do."}]},
+            {"role": "user", "content": [{"type": "text", "text": "And?"}]},
+        ],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "Red."}]}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "Blue."}]}],
+        "answer": "red",
+        "margin": 0.25,
+        "tiles": {"min": None, "max": 6, "thumbnail": False},
+        "augment": True,
+        "metadata": '{"by": "hand"}',
+    }
+    pairs = Dataset.from_list([row], features=FEATURES.__class__({name: FEATURES[name] for name in row}))
+    for target in ("a.jsonl", "b.parquet", "c"):
+        assert first_difference(pairs, again(write_pairs(pairs, folder / target))) is None
+    with pytest.raises(ValueError, match="Record 'all': MMPR's form has one question and one answer"):
+        write_pairs(pairs, folder / "d.jsonl", form="mmpr")
+    assert not (folder / "d.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "message"),
+    [
+        ("mmpr.jsonl", {}, "is there already"),
+        ("x.jsonl", {"form": "csv"}, "written as trl, mmpr, parquet, disk"),
+        ("x.jsonl", {"pictures": "bytes"}, "holds paths of pictures"),
+        ("x.jsonl", {"pictures": "links"}, "written as path, copy, bytes"),
+        ("x", {"pictures": "path"}, "save_to_disk puts pictures inside"),
+        ("x.parquet", {"image_root": "."}, "image_root is for the paths in a JSONL"),
+    ],
+)
+def test_refusals(pairs, folder, target, settings, message):
+    before = (folder / "mmpr.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        write_pairs(pairs, folder / target, **settings)
+    assert (folder / "mmpr.jsonl").read_bytes() == before
+
+
+def test_differences_are_found(pairs, folder):
+    """What the check of a conversion would say of a lost pair, a changed text, another picture, a lost column."""
+    assert first_difference(pairs, pairs) is None
+    assert first_difference(pairs, pairs.select([0, 1])) == "3 pairs against 2"
+    assert "column 'id'" in first_difference(pairs, pairs.select([0, 2, 1]))
+    picture(5).save(folder / "in" / "a.png")
+    other = write_pairs(pairs, folder / "other.parquet")
+    picture(0).save(folder / "in" / "a.png")
+    assert "column 'images'" in first_difference(pairs, load_pairs(other.path))
+    assert "column 'answer'" in first_difference(pairs, pairs.remove_columns(["answer"]))
+
+
+@pytest.mark.parametrize(
+    ("target", "settings"), [("v.jsonl", {}), ("v.jsonl", {"form": "mmpr", "pictures": "copy"}), ("v.parquet", {}), ("v", {})]
+)
+def test_videos(folder, target, settings):
+    """A video is a file: its path goes along, relative to the folder that is said, or it is copied."""
+    (folder / "films").mkdir()
+    (folder / "films" / "one.mp4").write_bytes(b"not looked into")
+    line = {
+        "id": "film",
+        "video": "films/one.mp4",
+        "question": "<video>\nWhat happens?",
+        "chosen": "A lot.",
+        "rejected": "Nothing.",
+    }
+    (folder / "videos.jsonl").write_text(json.dumps(line))
+    pairs = load_pairs(folder / "videos.jsonl")
+    written = write_pairs(pairs, folder / target, **settings)
+    loaded = again(written)
+    assert [path.read_bytes() for path in map(Path, loaded[0]["videos"])] == [b"not looked into"]
+    bare = [one.remove_columns(["videos", "prompt_id", *written.lost]) for one in (pairs, loaded)]
+    assert first_difference(*bare) is None

@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
-from support import TEXTS, mixed_pairs, picture_pairs, text_pairs
+from support import TEXTS, mixed_pairs, picture, picture_pairs, text_pairs
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
+from mpo.data.encoded import encoded_pictures
+from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
+from mpo.samples.callback import SampleAnswers
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
 
@@ -31,18 +35,29 @@ def small_run(
     lora_dropout=0.1,
     frozen_tower=False,
     lora_targets=None,
+    checkpoint=None,
+    samples=None,
+    bad=(),
+    augment=False,
     **settings,
 ) -> MPOTrainer:
-    """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures) or mixed (every other record has one)."""
+    """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures) or mixed (every other record has one).
+
+    The pictures at the places `bad` do not decode, in training and in evaluation; `augment` is of all records.
+    A `checkpoint` is loaded behind the configuration, as a job does it: ZeRO-3 then holds it in pieces from the start.
+    """
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
-    model.model.vision_tower.requires_grad_(not frozen_tower)
     make = {"text": text_pairs, "mixed": mixed_pairs}.get(kind, picture_pairs)
     adapter = copy.deepcopy(LORA)
     adapter.lora_dropout = lora_dropout
     adapter.target_modules = lora_targets or adapter.target_modules
     dataset = make(pairs)
     dataset = dataset.add_column("id", [f"pair-{i}" for i in range(pairs)])
+    dataset = with_bad_pictures(dataset, bad) if bad else dataset
+    dataset = dataset.add_column("augment", [True] * pairs) if augment else dataset
+    evaluated = make(eval_pairs) if eval_pairs else None
+    evaluated = with_bad_pictures(evaluated, [place for place in bad if place < eval_pairs]) if evaluated and bad else evaluated
     defaults = {
         "use_cpu": True,
         "bf16": False,
@@ -54,29 +69,45 @@ def small_run(
         "per_device_train_batch_size": 2,
         "disable_tqdm": True,
     }
+    args = MPOConfig(str(folder), **{**defaults, **settings})
+    if samples is not None:
+        callbacks = [*callbacks, SampleAnswers(mixed_pairs(2), **samples)]
+    if checkpoint is not None:
+        model = load_internvl(str(checkpoint))
+    model.model.vision_tower.requires_grad_(not frozen_tower)
     return MPOTrainer(
         model=model,
         ref_model=ref_model,
-        args=MPOConfig(str(folder), **{**defaults, **settings}),
+        args=args,
         train_dataset=dataset.to_iterable_dataset() if stream else dataset,
-        eval_dataset=make(eval_pairs) if eval_pairs else None,
+        eval_dataset=evaluated,
         processing_class=processor,
         peft_config=adapter if kind == "lora" else None,
         callbacks=list(callbacks),
     )
 
 
+def with_bad_pictures(dataset: Dataset, places) -> Dataset:
+    """The same records, but the pictures at some places do not decode."""
+    rows = encoded_pictures(dataset).to_list()
+    for place in places:
+        rows[place]["images"] = [{"bytes": b"no picture", "path": None}]
+    return Dataset.from_list(rows, features=dataset.features)
+
+
 def record(trainer, path) -> None:
     """Write what a run ended with: weights, optimiser, delta, logs. Every rank calls it."""
     shift = trainer.mixture.reward_shift
     logs = [{name: value for name, value in log.items() if not _is_time(name)} for log in trainer.state.log_history]
-    weights = trainer.accelerator.get_state_dict(trainer.model)
+    weights = whole_weights(trainer)
     if not trainer.is_world_process_zero():
         return
     torch.save(
         {
             "weights": weights,
-            "optimizer": None if trainer.is_fsdp_enabled else trainer.optimizer.state_dict()["state"],
+            "optimizer": None
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            else trainer.optimizer.state_dict()["state"],
             "delta": None if shift is None else shift.state_dict(),
             "logs": logs,
         },
@@ -84,8 +115,13 @@ def record(trainer, path) -> None:
     )
 
 
+def whole_weights(trainer) -> dict | None:
+    """The trained weights, gathered from all ranks. Every rank calls it; with ZeRO-3 only rank 0 gets them."""
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model)
+
+
 def _is_time(name: str) -> bool:
-    return any(word in name for word in ("per_second", "runtime", "total_flos"))
+    return any(word in name for word in ("per_second", "runtime", "data_wait", "total_flos"))
 
 
 def difference(first, second) -> float:
@@ -106,6 +142,25 @@ def difference(first, second) -> float:
     if isinstance(first, (int, float)):
         return abs(first - second)
     return 0.0 if first == second else float("inf")
+
+
+def write_job(folder: Path, pairs: int) -> list[str]:
+    """Write a tiny checkpoint and pairs into a folder; returns the settings of `mpo train` on a CPU that name them."""
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    small_internvl(processor, hidden_size=64, layers=2, vision_hidden_size=32, vision_layers=2).save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    lines = []
+    for index in range(pairs):
+        picture(index).save(folder / f"{index}.png")
+        answers = {"chosen": f"It is {index}.", "rejected": "It is not that, I think."}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    settings = ["use_cpu=true", "dataloader_num_workers=0", "global_batch_size=4", "learning_rate=1e-3", "warmup_steps=0"]
+    return [
+        f"model.name_or_path={folder / 'model'}",
+        f"data.path={folder / 'pairs.jsonl'}",
+        *(f"trainer.{setting}" for setting in settings),
+    ]
 
 
 class KillAt(TrainerCallback):
@@ -164,7 +219,7 @@ def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> No
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
     )
     mine = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
     assert done.returncode == 0, "\n".join(mine)[-6000:] or done.stderr[-3000:]

@@ -68,6 +68,10 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(command, tmp_pa
     newest = latest_checkpoint(here)
     assert f"goes on from {newest}" in errors
     step = int(newest.split("-")[-1])
+    cut = here / f"checkpoint-{step + 1}"  # as a rank leaves it that is killed while it writes
+    cut.mkdir()
+    (cut / "model.safetensors").write_bytes(b"cut")
+    (cut / "trainer_state.json").write_text('{"global_st')
     done = run([*command, f"trainer.max_steps={step + 2}"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"going on from {newest}" in done.stdout

@@ -1,6 +1,7 @@
 """Run under torchrun by `small_runs.run_on_ranks`: every scenario of a JSON file, one after the other, in one process group."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,19 +10,25 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from small_runs import record, small_run
+from small_runs import record, small_run, whole_weights
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
 def shard_on_cpus() -> None:
-    """accelerate takes FSDP for GPUs alone. PyTorch's FSDP2 runs on CPUs too, so tell it that these are GPUs."""
-    init = AcceleratorState.__init__
+    """accelerate takes FSDP and DeepSpeed for GPUs alone. Both run on CPUs too, so tell it that these are GPUs."""
+    init, choose = AcceleratorState.__init__, PartialState._prepare_backend
 
     def as_on_gpus(self, *args, fsdp_plugin=None, **kwargs):
         if fsdp_plugin is not None:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
 
+    def gloo(self, cpu=False, *args, **kwargs):
+        return choose(self, cpu, *args, **kwargs) if cpu else ("gloo", DistributedType.MULTI_GPU)
+
     AcceleratorState.__init__ = as_on_gpus
+    PartialState._prepare_backend = gloo
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 
 def main(scenarios: Path) -> None:
@@ -29,20 +36,21 @@ def main(scenarios: Path) -> None:
     shard_on_cpus()
     folder = scenarios.parent
     for name, settings in json.loads(scenarios.read_text()).items():
+        unset_hf_deepspeed_config()  # the last scenario's
         resumed = settings.pop("resume", None)
         trainer = small_run(folder / name, **settings)
         trainer.train(resume_from_checkpoint=None if resumed is None else str(folder / resumed))
         metrics = trainer.evaluate() if settings.get("eval_pairs") else {}
         again = trainer.evaluate() if settings.get("eval_pairs") else {}
         shift = trainer.mixture.reward_shift
-        weights = trainer.accelerator.get_state_dict(trainer.model)
+        weights = whole_weights(trainer)
         (folder / f"{name}-rank{dist.get_rank()}.json").write_text(
             json.dumps(
                 {
                     "delta": None if shift is None else shift.value.item(),
                     "rewards_seen": None if shift is None else shift.count.item(),
                     "evaluation": [metrics, again],
-                    "fingerprint": sum(value.double().sum().item() for value in weights.values()),
+                    "fingerprint": sum(value.double().sum().item() for value in (weights or {}).values()),
                     "sharded": sum(type(module).__name__.startswith("FSDP") for module in trainer.model.modules()),
                 }
             )

@@ -1,10 +1,13 @@
 """MPOConfig: the paper's defaults, TRL's meanings, refusals, the command line."""
 
 import pytest
+import torch
+from support import picture_pairs
 from transformers import HfArgumentParser
 from trl import DPOConfig
 
 from mpo import MPOConfig, MPOTrainer
+from mpo.config import _has_bf16
 
 
 def config(**settings) -> MPOConfig:
@@ -91,3 +94,23 @@ def test_a_quantized_model_needs_an_adapter(internvl, processor, pairs_of_text, 
             processing_class=processor,
             quantization_config=BitsAndBytesConfig(load_in_4bit=True),
         )
+
+
+def test_emulated_bf16_is_not_chosen(tmp_path, monkeypatch):
+    """PyTorch says that a T4 has bfloat16, and emulates it."""
+    monkeypatch.setattr("mpo.config.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native in (False, True):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, native=native: native or including_emulation
+        )
+        assert _has_bf16() == native
+
+
+def test_one_gpu_of_several_without_a_launcher(processor, internvl, tmp_path, monkeypatch, caplog):
+    """transformers would cut a batch over all GPUs with nn.DataParallel, which packed rows of one batch do not survive."""
+    args = MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1, save_strategy="no")
+    args._n_gpu = 2
+    trainer = MPOTrainer(model=internvl, args=args, train_dataset=picture_pairs(2), processing_class=processor)
+    assert trainer.args.n_gpu == 1 and "One of 2 GPUs is used" in caplog.text
+    trainer.train()

@@ -1,0 +1,89 @@
+"""`mpo train peft=qlora`: the adapter learns on a base that stays in 4 bits; the run resumes bitwise, and its folder loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from peft import PeftModel
+from safetensors.torch import load_file
+from small_runs import KillAt, difference, in_fork, write_job
+from support import picture_pairs
+
+from mpo.commands import main
+from mpo.commands.train import settable
+from mpo.job import TrainJob, run_train_job
+from mpo.models.loading import load_model
+from mpo.packing.collator import PairCollator
+
+pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return [
+        *write_job(tmp_path_factory.mktemp("qlora"), pairs=12),
+        *("peft=qlora", "peft.r=4", "trainer.num_train_epochs=2", "trainer.save_steps=2"),
+    ]
+
+
+def job(settings, folder) -> TrainJob:
+    with initialize_config_module("mpo.recipes", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [settable(s) for s in (*settings, f"run_dir={folder}")]), resolve=True)
+    return TrainJob.from_config({key: value for key, value in config.items() if key != "hydra"})
+
+
+def base_weights(model) -> dict[str, torch.Tensor]:
+    """All weights but the adapter's, by their names without it; 4-bit ones as packed bytes, with their scales."""
+    found = {}
+    for name, value in model.state_dict().items():
+        if "lora_" not in name:
+            found[name.replace("base_model.model.", "").replace("base_layer.", "")] = value.detach().clone()
+    return found
+
+
+def losses(folder) -> list[float]:
+    state = json.loads((Path(folder) / "trainer_state.json").read_text())
+    return [log["loss"] for log in state["log_history"] if "loss" in log]
+
+
+def test_the_adapter_learns_and_the_base_does_not(settings, tmp_path):
+    """Six steps. The base is what a fresh load gives, bit for bit, and the run's folder loads to the trained model."""
+    asked = job(settings, tmp_path / "run")
+    trainer = run_train_job(asked)
+    trained = trainer.model.eval()
+    fresh = load_model(**{k: v for k, v in asked.model.items() if k != "_target_"}, quantization_config=asked.quantization())
+    before, after = base_weights(fresh.model), base_weights(trained)
+    assert difference(before, after) == 0
+    assert sum(value.dtype == torch.uint8 for value in after.values()) >= 14  # seven projections in each of two layers
+    second = {name: value for name, value in trained.named_parameters() if "lora_B" in name}  # zero at the start
+    assert second and all(value.abs().max() > 1e-4 for value in second.values())
+    logged = losses(tmp_path / "run")
+    assert len(logged) == 6 and logged[-1] < logged[0]
+
+    assert {value.dtype for name, value in trained.named_parameters() if "lora_" in name} == {torch.float32}
+    reloaded = PeftModel.from_pretrained(fresh.model, tmp_path / "run").eval()
+    batch = PairCollator(fresh.processor, layout="padded")(picture_pairs(2).to_list())
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.no_grad():
+        assert torch.equal(trained(**inputs).logits, reloaded(**inputs).logits)
+        with reloaded.disable_adapter():
+            assert not torch.equal(trained(**inputs).logits, reloaded(**inputs).logits)
+
+
+def test_killed_and_run_again_it_ends_the_same(settings, tmp_path, capsys, record_property):
+    """kill -9 behind the fifth of six steps; the same command goes on from the fourth."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert in_fork(lambda: run_train_job(job(settings, straight))) == 0
+    assert in_fork(lambda: run_train_job(job(settings, killed), callbacks=[KillAt("step", 5)])) == -9
+    assert main(["train", *settings, f"run_dir={killed}"]) == 0
+    assert f"going on from {killed / 'checkpoint-4'}" in capsys.readouterr().out
+    ends = [load_file(folder / "adapter_model.safetensors") for folder in (straight, killed)]
+    record_property("difference", ("QLoRA, killed and resumed", difference(*ends)))
+    assert difference(*ends) == 0
+    assert losses(straight) == losses(killed)
+    deltas = [json.loads((folder / "checkpoint-6" / "mpo_state.json").read_text())["reward_shift"] for folder in (straight, killed)]
+    assert deltas[0] == deltas[1] and deltas[0]["total"] != 0

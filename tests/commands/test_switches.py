@@ -1,0 +1,185 @@
+"""Switches of a run, each turned on through a recipe and really run, or refused before the model loads."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from small_runs import difference, in_fork, write_job
+from transformers import TrainerCallback
+from transformers.integrations import get_available_reporting_integrations
+
+from mpo.commands import main
+from mpo.commands.train import settable
+from mpo.job import TrainJob, run_train_job
+from mpo.models.liger import use_liger_layers
+from mpo.models.small import small_internvl
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A job of twelve pairs, four a step, of a checkpoint on disk."""
+    folder = tmp_path_factory.mktemp("job")
+    arguments = write_job(folder, 12)
+    (folder / "prompts.jsonl").write_text('{"id": "seen", "image": "0.png", "question": "What is it?"}\n{"question": "Who?"}')
+    return folder, arguments
+
+
+def composed(overrides: list[str]) -> dict:
+    with initialize_config_module("mpo.recipes", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [settable(o) for o in overrides]), resolve=True)
+    return {key: value for key, value in config.items() if key != "hydra"}
+
+
+def trained(settings, run_dir, *overrides) -> dict:
+    assert main(["train", *settings[1], f"run_dir={run_dir}", *overrides]) == 0
+    return load_file(run_dir / "model.safetensors")
+
+
+def dtypes(state) -> set[torch.dtype]:
+    if torch.is_tensor(state):
+        return {state.dtype}
+    return set().union(*map(dtypes, state.values())) if isinstance(state, dict) else set()
+
+
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_optimisers_of_8_bits(settings, tmp_path, optim):
+    """Its state is of bytes; it trains as AdamW does but for rounding, and a run that was interrupted goes on with it bitwise."""
+    pytest.importorskip("bitsandbytes")
+    chosen = [f"trainer.optim={optim}", "trainer.save_steps=1", "trainer.max_steps=3"]
+    whole = trained(settings, tmp_path / "whole", *chosen)
+    state = torch.load(tmp_path / "whole" / "checkpoint-3" / "optimizer.pt")["state"]
+    assert torch.uint8 in dtypes(state)
+    plain = trained(settings, tmp_path / "plain", "trainer.max_steps=3")
+    assert 0 < difference(whole, plain) < 2 * 2e-3  # steps of at most the learning rate, 1e-3, once each way
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    assert difference(trained(settings, tmp_path / "again", *chosen), whole) == 0
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing(settings, tmp_path):
+    """Only when activations are computed differs: the same weights."""
+    on, off = (
+        trained(settings, tmp_path / value, f"trainer.gradient_checkpointing={value}", "trainer.max_steps=2")
+        for value in ("true", "false")
+    )
+    assert difference(on, off) < 1e-7
+
+
+class Graphs(TrainerCallback):
+    """How many graphs were compiled by the end of each step."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_torch_compile(settings, tmp_path, peft):
+    """Every kind of layer is compiled in the first step, for rows of any length and with sampled answers between the steps.
+
+    The backend captures graphs and differentiates them, and leaves code to PyTorch: what differs from an uncompiled run is
+    rounding. (Four steps of batches of two to seven tiles.)
+    """
+    ends = []
+    for compiled in (False, True):
+        overrides = ["trainer.max_steps=4", "trainer.global_batch_size=3", "trainer.per_device_train_batch_size=3", f"peft={peft}"]
+        overrides += ["trainer.torch_compile_backend=aot_eager", "trainer.torch_compile=true"] if compiled else []
+        overrides += [f"samples.path={settings[0] / 'prompts.jsonl'}", "samples.every=1", "samples.max_new_tokens=4"]
+        run_dir = f"run_dir={tmp_path / str(compiled)}"
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        graphs = Graphs()
+        trainer = run_train_job(TrainJob.from_config(composed([*settings[1], *overrides, run_dir])), callbacks=[graphs])
+        ends.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+        samples = (tmp_path / str(compiled) / "samples.jsonl").read_text().splitlines()
+        assert len(samples) == 2 * 5
+        assert trainer.layout == "packed"
+    assert difference(*ends) < 1e-6
+    assert graphs.counts[0] > 0 and graphs.counts == [graphs.counts[0]] * 4
+
+
+def test_liger_takes_layers_of_both_models_and_leaves_the_loss(processor):
+    """Norms of both parts and SwiGLU are Liger's, the forward with the fused LM head stays; unknown models are refused.
+
+    In a process of its own: Liger changes transformers' modules.
+    """
+    pytest.importorskip("liger_kernel")
+
+    def work():
+        model = small_internvl(processor, hidden_size=32, vision_hidden_size=32)
+        before = type(model).forward
+        use_liger_layers(model)
+        layer, tile_layer = model.model.language_model.layers[0], model.model.vision_tower.encoder.layer[0]
+        for module in (layer.mlp, layer.input_layernorm, model.model.language_model.norm, tile_layer.layernorm_before):
+            assert "liger" in module.forward.__func__.__module__, module
+        assert type(model).forward is before and "forward" not in model.__dict__
+        model.config.text_config.model_type = "something"
+        with pytest.raises(ValueError, match="no kernels for models of type 'something'"):
+            use_liger_layers(model)
+
+    assert in_fork(work) == 0
+
+
+def test_samples_and_tensorboard_from_a_recipe(settings, tmp_path):
+    asked = [f"samples.path={settings[0] / 'prompts.jsonl'}", "samples.every=1", "samples.max_new_tokens=3"]
+    trained(settings, tmp_path, *asked, "trainer.report_to=tensorboard", "trainer.max_steps=2")
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    named = [(row["step"], row["id"], row["pictures"]) for row in rows]
+    other = f"{settings[0] / 'prompts.jsonl'}:2"
+    assert named == [entry for step in range(3) for entry in ((step, "seen", ["0.png"]), (step, other, []))]
+    assert list(tmp_path.glob("runs/*/events*"))
+
+
+def test_samples_of_the_evaluation_data(settings, tmp_path):
+    """With evaluation data the first of its prompts are asked, here all alike but for their pictures; without, nothing is."""
+    data = [f"data.eval_path={settings[0] / 'pairs.jsonl'}", "samples.count=2", "samples.max_new_tokens=2"]
+    trained(settings, tmp_path / "some", *data, "trainer.max_steps=1")
+    rows = [json.loads(line) for line in (tmp_path / "some" / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["pictures"]) for row in rows] == [(0, ["0.png"]), (0, ["1.png"]), (1, ["0.png"]), (1, ["1.png"])]
+    trained(settings, tmp_path / "none", "trainer.max_steps=1")
+    assert not {"samples.jsonl", "runs"} & {path.name for path in (tmp_path / "none").iterdir()}
+
+
+REFUSED = {
+    "trainer.report_to=tensorbord": "no tracker 'tensorbord' .* Did you mean 'tensorboard'",
+    "trainer.activation_offloading=true": "this run has no GPU",
+    "trainer.use_liger_kernel=true": "Triton kernels on a GPU, and this run has none",
+    "samples.evry=1": "Did you mean 'every'",
+    "samples.every=0": "every so many steps",
+    "samples.every=evaluation": "needs evaluations: set trainer.eval_strategy",
+    "samples.count=-1": "samples.count is how many",
+    "samples.image_root=pictures": "samples.path, which is not set",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_refused_before_anything_loads(settings, tmp_path, override):
+    """With the model's path pointing nowhere, a load would fail with another error."""
+    words = [*settings[1], "model.name_or_path=/nowhere", f"run_dir={tmp_path}"]
+    with pytest.raises(ValueError, match=REFUSED[override]):
+        TrainJob.from_config(composed([*words, override]))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio", "swanlab"])
+def test_trackers_that_are_not_installed(settings, tmp_path, tracker):
+    words = [*settings[1], "model.name_or_path=/nowhere", f"run_dir={tmp_path}", f"trainer.report_to=[{tracker}]"]
+    if tracker in get_available_reporting_integrations():
+        TrainJob.from_config(composed(words))
+    else:
+        with pytest.raises(ValueError, match=f"report_to={tracker} needs a package .* pip install {tracker}"):
+            TrainJob.from_config(composed(words))
+
+
+def test_bitsandbytes_that_is_not_installed(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("mpo.job.is_bitsandbytes_available", lambda: False)
+    words = [*settings[1], "model.name_or_path=/nowhere", f"run_dir={tmp_path}", "trainer.optim=paged_adamw_8bit"]
+    with pytest.raises(ValueError, match="optim=paged_adamw_8bit needs a package .* pip install bitsandbytes"):
+        TrainJob.from_config(composed(words))
+    TrainJob.from_config(composed([*words, "dry_run=true"]))  # the run is elsewhere

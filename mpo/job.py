@@ -52,7 +52,7 @@ LOSS_FIELDS = (
     "use_weighting",
 )
 DATA_NAMES = ("meta", "mix")  # what data groups call their path
-EVALUATED_ALIKE = ("tiles", "on_bad_record", "max_bad_fraction", "bad_records", "num_proc")
+EVALUATED_ALIKE = ("tiles", "frames", "on_bad_record", "max_bad_fraction", "bad_records", "num_proc")
 SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that mean something on the ranks alone
 # Fields of MPOConfig that the configuration has a place of its own for.
 ELSEWHERE = {

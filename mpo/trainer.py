@@ -311,7 +311,7 @@ class MPOTrainer(PairLoop):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "videos", "tiles", "augment"]
+            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "videos", "frames", "tiles", "augment"]
             self._signature_columns = [*ours, "tools", "chat_template_kwargs", FILLER, EPOCH]
 
     # --- Log-probs

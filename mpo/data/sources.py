@@ -6,10 +6,11 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 
 from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
@@ -18,11 +19,13 @@ from mpo.data.meta import is_meta, read_meta
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import LinesPiece, Piece
 from mpo.data.records import FEATURES, TILES, checked_tiles, to_record
+from mpo.data.video import checked_frames
 
 __all__ = ["FEATURES", "load_pairs", "read_jsonl"]
 
 logger = logging.getLogger(__name__)
 ON_BAD_RECORD = ("raise", "skip")
+FRAMES = {"min": Value("int32"), "max": Value("int32")}
 MIXTURES = (".yaml", ".yml")
 STREAM_PIECES = 64
 """A stream of one JSONL file is cut into so many pieces, for the workers and ranks that share it."""
@@ -36,6 +39,7 @@ def load_pairs(
     split: str = "train",
     limit: int | None = None,
     tiles: Mapping[str, Any] | None = None,
+    frames: Mapping[str, Any] | None = None,
     source: str | None = None,
     on_bad_record: str = "raise",
     max_bad_fraction: float = 0.01,
@@ -60,6 +64,7 @@ def load_pairs(
         limit: only the first so many pairs.
         tiles: how pictures of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
             optional (`mpo.packing.tiles`). What a record says itself comes first.
+        frames: of each video, ``min`` (8) and ``max`` (32) (`mpo.data.video`).
         source: what records call their source; by default the name of the file.
         on_bad_record: ``"raise"``, or ``"skip"``: leave bad records out, count and list them.
         max_bad_fraction: with ``"skip"``, more than this share of bad records is refused.
@@ -85,6 +90,7 @@ def load_pairs(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a number of pairs, 1 or more; got {limit!r}.")
     own_tiles = checked_tiles(tiles)
+    own_frames = checked_frames(frames) if any((frames or {}).values()) else None
     path = os.path.expanduser(path)
     if is_meta(path) or path.lower().endswith(MIXTURES):
         if streaming:
@@ -94,7 +100,9 @@ def load_pairs(
             )
         settings = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
         settings |= {"format": format, "num_proc": num_proc}
-        return _with_tiles(_first(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles)
+        return _with_frames(
+            _with_tiles(_first(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles), own_frames
+        )
 
     root = os.path.expanduser(image_root) if image_root else _folder(path)
     reading = Reading(os.path.abspath(root), format, source or _stem(path), skip=on_bad_record == "skip")
@@ -103,13 +111,16 @@ def load_pairs(
         stream = _Stream(reading, own_tiles, bad_file, max_bad_fraction)
         pieces = open_files(path, split, least_pieces=STREAM_PIECES)
         records = IterableDataset.from_generator(stream, features=FEATURES, gen_kwargs={"pieces": pieces})
-        return records if limit is None else records.take(limit)
+        records = records if limit is None else records.take(limit)
+        if own_frames is None:
+            return records
+        return records.map(partial(_add_frames, own_frames), features=Features({**FEATURES, "frames": FRAMES}))
     key, opened = _key(path, split)
     converted = convert(lambda: opened or open_files(path, split), reading, key, name=_stem(path), num_proc=num_proc)
     _report(converted, path, bad_file, max_bad_fraction)
     if converted.pairs is None:
         raise ValueError(f"{path} has no pairs.")
-    return _with_tiles(_first(converted.pairs, limit), own_tiles)
+    return _with_frames(_with_tiles(_first(converted.pairs, limit), own_tiles), own_frames)
 
 
 def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any]] = to_record) -> Iterator[dict[str, Any]]:
@@ -176,6 +187,16 @@ def _with_tiles(pairs: Dataset, tiles: dict[str, Any] | None) -> Dataset:
         column = [own or tiles for own in pairs.select_columns(["tiles"])[:]["tiles"]]
         pairs = pairs.remove_columns(["tiles"])
     return pairs.add_column("tiles", column, feature=TILES)
+
+
+def _with_frames(pairs: Dataset, frames: dict[str, int] | None) -> Dataset:
+    if frames is None or "videos" not in pairs.column_names or "frames" in pairs.column_names:
+        return pairs
+    return pairs.add_column("frames", [frames] * len(pairs), feature=FRAMES)
+
+
+def _add_frames(frames: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "frames": frames}
 
 
 # Bad records

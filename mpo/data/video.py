@@ -48,17 +48,29 @@ class _Header:
     seconds: float
 
 
-def with_frames(
-    record: Mapping[str, Any], *, where: str, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
-) -> dict[str, Any]:
+def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int]:
+    """The fewest and the most frames of a video, ``min`` and ``max``; what is missing or None is as above.
+
+    Raises:
+        ValueError: for unknown keys, and limits that make no sense.
+    """
+    given = {name: value for name, value in (limits or {}).items() if value is not None}
+    if unknown := given.keys() - {"min", "max"}:
+        raise ValueError(f"frames has min and max, each optional; got {sorted(unknown)}.")
+    most = given.get("max", max(MAX_FRAMES, given.get("min", 1)))
+    least = given.get("min", min(MIN_FRAMES, most))
+    if not 1 <= least <= most:
+        raise ValueError(f"A video has 1 <= min <= max frames; got min {least} and max {most}.")
+    return {"min": int(least), "max": int(most)}
+
+
+def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """A record whose videos are frames among its pictures. One without videos is left as it is.
 
     Args:
         record: may have ``videos``, paths, with one ``{"type": "video"}`` part for each in the prompt's messages. Its pictures keep
-            their order, and have one tile each, as frames do.
+            their order, and have one tile each, as frames do. ``frames`` of a record: see `checked_frames`.
         where: what errors call the record.
-        min_frames: the fewest frames of a video, if it has as many.
-        max_frames: the most.
 
     Raises:
         ValueError: for a video that is missing or cannot be read, and a prompt with another number of places for them.
@@ -76,8 +88,9 @@ def with_frames(
             f"{where}: the prompt has {places.count('video')} places for {len(paths)} videos. Give messages with one part "
             '{"type": "video"} for each.'
         )
+    limits = checked_frames(record.get("frames"))
     frames = [
-        frames_of(path, where=f"{where}: video {number} of {len(paths)}", min_frames=min_frames, max_frames=max_frames)
+        frames_of(path, where=f"{where}: video {number} of {len(paths)}", min_frames=limits["min"], max_frames=limits["max"])
         for number, path in enumerate(paths, start=1)
     ]
     in_order: list[Any] = []
@@ -96,7 +109,7 @@ def with_frames(
         for message in prompt or []
     ]
     return {
-        **{name: value for name, value in record.items() if name not in ("videos", "image")},
+        **{name: value for name, value in record.items() if name not in ("videos", "frames", "image")},
         "prompt": messages,
         "images": in_order,
         "tiles": {"min": 1, "max": 1},

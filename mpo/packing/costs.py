@@ -32,7 +32,7 @@ from mpo.packing.turns import (
 )
 
 READ_COLUMNS = (
-    *("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", "augment", "videos"),
+    *("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", "augment", "videos", "frames"),
     *PICTURE_COLUMNS,
 )
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")

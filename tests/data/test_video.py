@@ -1,5 +1,6 @@
 """Frames of real, tiny videos, written here: which ones, where they stand in a prompt, and what is refused."""
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import messages, picture
 
+from mpo.data.sources import load_pairs
 from mpo.data.video import Frame, frame_size, frames_of, index_of, open_frames, with_frames
 from mpo.packing.collator import PairCollator
 from mpo.packing.costs import measure
@@ -225,3 +227,30 @@ def test_without_pyav(film, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ValueError, match=r"pip install mpo-trainer\[video\]"):
         open_frames(film, [Frame(film, 0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [
+        ({"max": 9}, 9),
+        ({"min": 40}, 40),  # more than the usual 32
+        ({"min": None, "max": 2}, 2),
+        ({"min": None, "max": None}, 12),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_source_says_how_many(film, processor, tmp_path, limits, count, streaming):
+    """As rows, and as they are measured; a second source of pictures in the same mixture has none."""
+    path = tmp_path / "films.jsonl"
+    path.write_text(json.dumps({"video": Path(film).name, "question": "<video>\nWhat?", "chosen": "Grey.", "rejected": "A cat."}))
+    pairs = load_pairs(path, image_root=Path(film).parent, frames=limits, streaming=streaming)
+    (row,) = list(pairs)
+    assert len(with_frames(row, where="x")["images"]) == count
+    if not streaming:
+        assert measure(pairs, processor).tiles.tolist() == [count]
+
+
+def test_limits_that_make_no_sense(tmp_path):
+    for limits, message in (({"min": 9, "max": 8}, "got min 9 and max 8"), ({"most": 3}, "min and max, each optional")):
+        with pytest.raises(ValueError, match=message):
+            load_pairs(tmp_path / "films.jsonl", frames=limits)

@@ -43,7 +43,7 @@ def build_structure(job: TrainJob) -> Structure:
     folder = official_folder(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=code) if folder is None else open_official(folder).config
     model = meta_model(config, settings.get("dtype", "auto"), trust_remote_code=code)
-    tiles = {key: settings.get(key) for key in ("min_tiles", "max_tiles")}
+    tiles = {key: settings.get(key) for key in ("min_tiles", "max_tiles", "thumbnail")}
     processor = load_processor(name, **tiles, trust_remote_code=code)
     return Structure(adapted(model, job), processor, str(name), False)
 

@@ -140,7 +140,7 @@ def load_processor(
 def official_folder(name_or_path: str) -> Path | None:
     """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint of another form."""
     path = cached_file(name_or_path, "config.json")
-    if not is_official(json.loads(Path(path).read_text())):
+    if path is None or not is_official(json.loads(Path(path).read_text())):
         return None
     path = Path(name_or_path)
     return (

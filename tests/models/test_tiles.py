@@ -66,7 +66,6 @@ def test_thumbnail(official, tmp_path, thumbnail):
     assert len(pixels["pixel_values"]) == int(pixels["num_patches"][0]) == 2 + thumbnail
     assert processor._get_num_multimodal_tokens(image_sizes=[(448, 896)])["num_image_patches"] == [2 + thumbnail]
     processor.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "internvl"}')
     again = load_processor(str(tmp_path))
     assert len(again.image_processor(wide, return_tensors="pt")["pixel_values"]) == 2 + thumbnail
     assert len(AutoProcessor.from_pretrained(tmp_path).image_processor(wide, return_tensors="pt")["pixel_values"]) == 3

@@ -57,7 +57,7 @@ def test_a_missing_package_is_a_problem_and_a_missing_option_is_not(versions):
     options = by_name(optional())
     assert options["bitsandbytes"].status == "ok" and "QLoRA" in options["bitsandbytes"].value
     assert options["bitsandbytes"].mend == "pip install 'mpo-trainer[qlora]'"
-    assert options["liger-kernel"].mend == "pip install liger-kernel"
+    assert options["liger-kernel"].mend == "pip install 'mpo-trainer[liger]'"
     assert options["flash-attn"].mend == "pip install --no-build-isolation 'mpo-trainer[flash]'"
 
 

@@ -49,7 +49,7 @@ def test_old_is_a_problem_and_new_a_note(there, status, said, monkeypatch):
 def test_the_command_for_a_package_carries_its_bound_or_its_extra():
     assert install_command("trl") == f"pip install 'trl{supported()['trl'].versions}'"
     assert install_command("flash-attn") == "pip install 'mpo-trainer[flash]'"
-    assert install_command("liger-kernel") == "pip install liger-kernel"
+    assert install_command("liger-kernel") == "pip install 'mpo-trainer[liger]'"
 
 
 def test_a_package_that_is_not_there_has_no_version():

@@ -58,7 +58,7 @@ def install_command(name: str) -> str:
     """What installs a package in a supported version.
 
     >>> install_command("transformers"), install_command("bitsandbytes"), install_command("deepspeed")
-    ("pip install 'transformers>=5.17'", "pip install 'mpo-trainer[qlora]'", 'pip install deepspeed')
+    ("pip install 'transformers>=5.17'", "pip install 'mpo-trainer[qlora]'", "pip install 'mpo-trainer[deepspeed]'")
     """
     asked = supported().get(name, Supported())
     return f"pip install {quote(f'mpo-trainer[{asked.extra}]' if asked.extra else f'{name}{asked.versions}')}"

@@ -27,7 +27,7 @@ from mpo.dry_run.checks import check_before_training
 from mpo.dry_run.settings import without_gpu
 from mpo.launch.place import KEYS, Place, find_place
 from mpo.models.loading import check_attention
-from mpo.models.parts import PARTS, adapted_layers, check_parts, freeze_parts
+from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_parts, freeze_parts
 from mpo.packing.attention import check_backend
 from mpo.samples.callback import WITH_EVALUATIONS, SampleAnswers, check_sampling
 from mpo.samples.prompts import first_prompts, load_prompts
@@ -58,6 +58,8 @@ SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that mean something 
 ELSEWHERE = {
     "output_dir": "run_dir",
     "resume_from_checkpoint": "resume",
+    "trust_remote_code": "model.trust_remote_code",
+    "model_init_kwargs": "the keys of model",
     "seed": "seed",
     "vision_drop_path": "drop_path",
     **{f"{part}_learning_rate": f"lr.{part}" for part in PARTS},
@@ -134,6 +136,7 @@ class TrainJob:
         job.check_peft()
         refuse_unknown(job.lr or {}, PARTS, "lr")
         check_parts(job.parts(), adapters=job.peft["kind"] != "none")
+        job.adapter()
         job.check_samples()
         for where, value in (
             (next((f"data.{name}" for name in DATA_NAMES if name in job.data), "data.path"), job.data.get("path")),
@@ -166,7 +169,7 @@ class TrainJob:
             return
         from peft import LoraConfig
 
-        refuse_unknown(self.peft, ["kind", *(f.name for f in fields(LoraConfig))], "peft")
+        refuse_unknown(self.peft, ["kind", *(f.name for f in fields(LoraConfig) if f.name != "task_type")], "peft")
         if kind == "qlora":
             try:
                 import bitsandbytes  # noqa: F401
@@ -174,6 +177,11 @@ class TrainJob:
                 raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
             if "quantization_config" not in inspect.signature(self.loader()).parameters:
                 raise ValueError(f"peft=qlora needs a model that can be loaded in 4 bits; {self.model['_target_']} cannot.")
+        if self.parts() and self.peft.get("target_modules"):
+            raise ValueError(
+                "train_parts and peft.target_modules both say where adapters go. Name parts, or give target_modules alone "
+                "(peft.modules_to_save for what is trained as a whole)."
+            )
 
     def check_samples(self) -> None:
         """Refuse sampling that cannot be done."""
@@ -318,10 +326,11 @@ class TrainJob:
         from peft import LoraConfig
 
         settings = {key: value for key, value in self.peft.items() if key != "kind"}
+        settings["target_modules"] = settings.get("target_modules") or PROJECTIONS
         if parts := self.parts():
             settings["target_modules"] = adapted_layers(parts)
             if parts.get("projector") == "train":
-                settings["modules_to_save"] = ["multi_modal_projector"]
+                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), "multi_modal_projector"]
         return LoraConfig(task_type="CAUSAL_LM", **settings)
 
     def freeze(self, model: Any) -> None:

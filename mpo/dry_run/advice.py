@@ -14,7 +14,7 @@ from mpo.dry_run.sharding import KINDS, Sharding
 if TYPE_CHECKING:
     from mpo.job import TrainJob
 
-LORA = {"kind": "lora", "r": 16, "lora_alpha": 32, "target_modules": r"^(?!.*vision_tower).*\.(q|k|v|o|gate|up|down)_proj$"}
+LORA = {"kind": "lora", "r": 16, "lora_alpha": 32}
 
 
 def advise(job: TrainJob, model: Any, batch: BatchShape, args: Any, *, gpu: bool, sharding: Sharding) -> list[tuple[str, int]]:

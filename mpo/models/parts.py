@@ -19,6 +19,10 @@ LINEAR = {
 """The linear layers that LoRA adapts in each part, as the official InternVL code does in tower and language model."""
 
 
+PROJECTIONS = rf"^(?!.*vision_tower).*\.({'|'.join(LINEAR['language'])})$"
+"""Every projection outside the vision tower, of text models too: where adapters go when nothing is said."""
+
+
 def base_model(model: nn.Module) -> Any:
     """The transformers model inside adapters."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))

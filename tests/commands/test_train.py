@@ -1,6 +1,7 @@
 """`mpo train`: help, composition of every recipe, refusals, a run, its resumption, a sweep."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -162,6 +163,31 @@ def test_refusals_before_anything_loads(arguments, override, message, monkeypatc
     else:
         with pytest.raises(ValueError, match=message):
             TrainJob.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train_parts.language=lora", "peft.target_modules=[q_proj]"], "both say where adapters go"),
+        (["train_parts.vision=freeze"], "adapts no part"),
+        (["peft.task_type=CAUSAL_LM"], "There is no 'task_type' in peft"),
+        (["trainer.trust_remote_code=true"], "is set as model.trust_remote_code here"),
+        (["trainer.model_init_kwargs={dtype: float32}"], "is set as the keys of model here"),
+    ],
+)
+def test_adapters_that_contradict_themselves(arguments, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        TrainJob.from_config(composed([*arguments, "model.name_or_path=/nowhere", "peft=lora", *overrides]))
+
+
+def test_where_adapters_go(arguments):
+    """By default every projection outside of the vision tower; modules that are trained as a whole are added up."""
+    asked = ["peft=lora", "train_parts.projector=train", "train_parts.language=lora", "peft.modules_to_save=[embed_tokens]"]
+    adapter = TrainJob.from_config(composed([*arguments, "model.name_or_path=/nowhere", *asked])).adapter()
+    assert set(adapter.modules_to_save) == {"embed_tokens", "multi_modal_projector"}
+    plain = TrainJob.from_config(composed([*arguments, "model.name_or_path=/nowhere", "peft=lora"])).adapter()
+    assert re.fullmatch(plain.target_modules, "model.layers.0.self_attn.q_proj")
+    assert not re.fullmatch(plain.target_modules, "model.vision_tower.encoder.layer.0.attention.q_proj")
 
 
 def test_unknown_option_of_a_group(capsys):

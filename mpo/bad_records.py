@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-
 FILE = "bad_records.jsonl"
+MAX_BAD_FRACTION = 0.01
 JUDGED_FROM = 100
 """Records: a share of fewer is taken of so many, or of the whole data set where that is smaller."""
 
 
 class BadRecords:
     """What the collators of all ranks could not use (`mpo.packing.skipping`), by data set.
+
+    The list has a line of JSON a record: ``where`` and ``reason``, and of those listed here also ``data``, ``id``, ``key`` and
+    when. Lines of others (`mpo.data.load_pairs` lists what it could not read) stay in it.
 
     >>> bad = BadRecords("run", most=0.5, writes=False)
     >>> bad.see("train", 2, [{"id": "a", "where": "record 'a'", "reason": "no picture.", "key": "17"}], step=1)
@@ -26,13 +28,17 @@ class BadRecords:
         folder: of the run; the list is ``bad_records.jsonl`` there.
         most: the largest share of the records seen that may be bad.
         writes: whether this process writes the list.
-        gather: gives every rank the items of all ranks.
+        gather: gives every rank the items of all ranks; by default accelerate's.
     """
 
     def __init__(
-        self, folder: str | Path, *, most: float, writes: bool, gather: Callable[[list[Any]], list[Any]] = gather_object
+        self, folder: str | Path, *, most: float, writes: bool, gather: Callable[[list[Any]], list[Any]] | None = None
     ) -> None:
         self.path = Path(folder) / FILE
+        if gather is None:
+            from accelerate.utils import gather_object  # not at the top: those who only read data do without torch
+
+            gather = gather_object
         self._most, self._writes, self._gather = most, writes, gather
         self._forget()
 
@@ -43,10 +49,9 @@ class BadRecords:
         self._new_seen: dict[str, int] = {}
 
     def clear(self) -> None:
-        """Begin a run."""
+        """Begin a run: forget the records of an earlier one."""
         self._forget()
-        if self._writes:
-            self.path.unlink(missing_ok=True)
+        self._rewrite()
 
     def see(self, data: str, seen: int, bad: Sequence[Mapping[str, Any]], **moment: Any) -> None:
         """Note what a batch of this rank was made of.
@@ -69,15 +74,20 @@ class BadRecords:
         Raises:
             ValueError: on every rank, when more than the allowed share of the records seen are bad.
         """
-        before = len(self._listed)
+        fresh: list[dict[str, Any]] = []
         for seen, new in self._gather([(self._new_seen, self._new)]):
             for data, count in seen.items():
                 self._seen[data] = self._seen.get(data, 0) + count
             for entry in new:
-                self._listed.setdefault((entry["data"], entry["key"]), entry)
+                known = (entry["data"], entry["key"])
+                if known not in self._listed:
+                    self._listed[known] = entry
+                    fresh.append(entry)
         self._new, self._new_seen = [], {}
-        if self._writes and len(self._listed) > before:
-            self._write()
+        if self._writes and fresh:  # added, not written anew: workers that read a stream may be adding lines too
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(map(_line, fresh)))
         for data in self._seen:
             self._judge(data, sizes.get(data))
 
@@ -98,13 +108,21 @@ class BadRecords:
         self._forget()
         self._seen = dict(state["seen"])
         self._listed = {(entry["data"], entry["key"]): entry for entry in state["listed"]}
-        if self._writes and (self._listed or self.path.exists()):
-            self._write()
+        self._rewrite()
 
-    def _write(self) -> None:
+    def _rewrite(self) -> None:
+        """Bring the file in line with what is listed; before training, when nobody else adds to it."""
+        if not self._writes:
+            return
+        there = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+        lines = [f"{line}\n" for line in dict.fromkeys(there) if not _is_own(line)]  # once, where several ranks added the same
+        lines += map(_line, self._listed.values())
+        if not lines:
+            self.path.unlink(missing_ok=True)
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._listed.values()), encoding="utf-8")
+        aside.write_text("".join(lines), encoding="utf-8")
         aside.replace(self.path)
 
     def _judge(self, data: str, size: int | None) -> None:
@@ -119,3 +137,16 @@ class BadRecords:
             f"listed in {self.path}; the first: {' | '.join(first)} Mend them, leave them out of the data, or raise "
             "max_bad_fraction."
         )
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    both = {name: entry[name] for name in ("where", "reason")}
+    return json.dumps({**both, **entry}) + "\n"
+
+
+def _is_own(line: str) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and {"data", "key"} <= entry.keys()

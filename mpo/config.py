@@ -7,6 +7,7 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig
 
+from mpo.bad_records import MAX_BAD_FRACTION
 from mpo.losses import Mixture
 from mpo.models.parts import PARTS
 from mpo.packing.skipping import ON_BAD_RECORD
@@ -20,10 +21,9 @@ def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
     return field(default=default, metadata={"help": help, "choices": list(choices)})
 
 
-MAX_BAD_FRACTION = 0.01
 _CHOSEN = (
     *("reward_shift", "sft_average", "answer_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
-    "on_bad_record",
+    *("on_bad_record", "truncation_mode"),
 )
 
 # Fields of TRL's and transformers' classes that nothing in a preference run reads: off value, and what to use.
@@ -64,8 +64,9 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             ``max_tokens_per_batch`` and ``max_tiles_per_batch``. The loss of a step is the mean over its pairs in any case.
         max_tokens_per_batch: see `batching`.
         max_tiles_per_batch: see `batching`.
-        group_same_prompt: up to this many pairs of one question share a batch, and there their prompt and pictures.
-        verify_first_batch: compare the first batch with padded rows.
+        group_same_prompt: up to this many pairs of one question share a batch and, in packed rows, their prompt and pictures there.
+        verify_first_batch: compare the first batch's packed rows with padded ones, once and without dropout, and log how far
+            log-probs and gradients are apart.
         on_bad_record: a record that cannot be used (a picture that does not decode, a prompt that is too long) stops the run
             (``"raise"``) or is left out, counted and listed in ``bad_records.jsonl`` of the run's folder (``"skip"``). It is never
             replaced by another.
@@ -194,6 +195,16 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
+        if self.group_same_prompt < 1:
+            raise ValueError(f"group_same_prompt is a number of pairs, at least 1 (no groups); got {self.group_same_prompt}.")
+        of_packed_rows = {
+            "padding_free": self.padding_free,
+            "packed_attention": self.packed_attention != "auto",
+            "verify_first_batch": self.verify_first_batch,
+        }
+        for name, is_set in of_packed_rows.items() if self.rows == "padded" else ():
+            if is_set:
+                raise ValueError(f"{name}={getattr(self, name)!r} is for packed rows. Leave it out, or rows='padded'.")
         if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss_type):
             raise ValueError(
                 "use_weighting weighs pair by pair, and the aot losses sort the batch, which parts pairs from their "
@@ -236,7 +247,12 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
             self.bf16 = False  # TRL's default stops here with an error
-        self.mixture()  # a wrong loss fails here, before any model loads
+        needs_reference = self.mixture().needs_reference  # a wrong loss fails here, before any model loads
+        if self.reference == "cached" and not needs_reference:
+            raise ValueError(
+                "reference='cached' (or precompute_ref_log_probs=True) has no effect: none of the losses "
+                f"{self.loss_type} has a reference. Leave it out."
+            )
         super().__post_init__()
         if self.activation_offloading and self.device.type == "cpu":
             raise ValueError(

@@ -19,6 +19,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
 
+from mpo.bad_records import FILE
 from mpo.checkpoint import latest_checkpoint
 from mpo.config import MPOConfig
 from mpo.data.mixing import read_mixture
@@ -52,7 +53,9 @@ LOSS_FIELDS = (
     "use_weighting",
 )
 DATA_NAMES = ("meta", "mix")  # what data groups call their path
-EVALUATED_ALIKE = ("tiles", "frames", "on_bad_record", "max_bad_fraction", "bad_records", "num_proc")
+SKIPPING = ("on_bad_record", "max_bad_fraction")  # of reading and of training alike
+EVALUATED_ALIKE = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc")
+EVALUATED = ("eval_path", "eval_image_root", "eval_split", "eval_format")
 SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that mean something on the ranks alone
 # Fields of MPOConfig that the configuration has a place of its own for.
 ELSEWHERE = {
@@ -61,6 +64,7 @@ ELSEWHERE = {
     "trust_remote_code": "model.trust_remote_code",
     "model_init_kwargs": "the keys of model",
     "seed": "seed",
+    **{name: f"data.{name}" for name in SKIPPING},
     "vision_drop_path": "drop_path",
     **{f"{part}_learning_rate": f"lr.{part}" for part in PARTS},
     **{name: f"loss.{name}" for name in LOSS_FIELDS},
@@ -73,7 +77,8 @@ class TrainJob:
 
     Args:
         model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
-        data: arguments of `load_pairs`, and the same with ``eval_`` for a data set to evaluate on.
+        data: arguments of `load_pairs`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for a data set to
+            evaluate on. ``on_bad_record`` and ``max_bad_fraction`` hold for training too.
         loss: loss fields of `MPOConfig`.
         peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
         trainer: other fields of `MPOConfig`, and ``global_batch_size``.
@@ -124,7 +129,10 @@ class TrainJob:
                 raise ValueError(f"{group} is a group of keys, got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         target = job.loader()
         refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
-        refuse_unknown(job.data, [*inspect.signature(load_pairs).parameters, *DATA_NAMES, "eval_path", "eval_image_root"], "data")
+        refuse_unknown(job.data, [*inspect.signature(load_pairs).parameters, *DATA_NAMES, *EVALUATED], "data")
+        for name in ("eval_split", "eval_format"):
+            if job.data.get(name) and not job.data.get("eval_path"):
+                raise ValueError(f"data.{name} is of the pairs in data.eval_path, which is not set.")
         refuse_unknown(job.loss, LOSS_FIELDS, "loss")
         config_fields = [f.name for f in fields(MPOConfig) if f.init]
         for name, place in ELSEWHERE.items():
@@ -230,7 +238,7 @@ class TrainJob:
     def train_data(self) -> dict[str, Any]:
         """The arguments of `load_pairs` for the pairs to train on."""
         given = {key: value for key, value in self.data.items() if key not in DATA_NAMES and not key.startswith("eval_")}
-        return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / "bad_records.jsonl"}
+        return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / FILE}
 
     def eval_data(self) -> dict[str, Any] | None:
         """The same for the pairs to evaluate on, or None: their own files, or what a mixture holds out."""
@@ -238,7 +246,8 @@ class TrainJob:
             held_out = self.data.get("mix") and read_mixture(self.data["mix"]).get("held_out")
             return {**self.train_data(), "split": "held_out", "limit": None} if held_out else None
         shared = {key: self.train_data()[key] for key in EVALUATED_ALIKE if key in self.train_data()}
-        return {"path": self.data["eval_path"], "image_root": self.data.get("eval_image_root"), **shared}
+        own = {name.removeprefix("eval_"): self.data[name] for name in EVALUATED if self.data.get(name) is not None}
+        return {**own, **shared}
 
     def parts(self) -> dict[str, Any]:
         """What becomes of each part of the model that the job names."""
@@ -317,6 +326,7 @@ class TrainJob:
             given["gradient_accumulation_steps"] = total // (pairs * ranks)
         rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
         own = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
+        own |= {name: self.data[name] for name in SKIPPING if self.data.get(name) is not None}
         return MPOConfig(**own, **self.loss, **given)
 
     def adapter(self) -> Any:
@@ -380,8 +390,11 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
         the trainer, after training; ``trainer.state.log_history`` has everything that was logged.
     """
     args = job.arguments()  # first: it joins the ranks, and tells the loading of models how they are shared out
-    if args.process_index == 0:
-        job.save()
+    with args.main_process_first(local=False, desc="the run folder"):
+        if args.process_index == 0:
+            job.save()
+            if job.checkpoint() is None:  # what an earlier run in this folder left out is not of this one
+                (Path(job.run_dir) / FILE).unlink(missing_ok=True)
     pairs = load_pairs(**job.train_data())
     evaluation = job.eval_data()
     eval_pairs = load_pairs(**evaluation) if evaluation else None

@@ -50,6 +50,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     args: MPOConfig
     mixture: Mixture
+    data_collator: Any
     _collator_is_ours: bool
 
     def _start_loop(self) -> None:
@@ -100,7 +101,17 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
         elif kwargs.get("is_training") and "augment" in (getattr(dataset, "column_names", None) or []):
             dataset = IndexedRecords(self._remove_unused_columns(dataset, description="training"), epoch=self._epoch)
-        return super()._get_dataloader(dataset, *args, **kwargs)
+        collator = self.data_collator
+        try:
+            if kwargs.get("is_training"):
+                self.data_collator = self._training_collator()
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _training_collator(self) -> Any:
+        """What makes the training data's batches; evaluation and the cache of references have `data_collator`."""
+        return self.data_collator
 
     def _plan(self, dataset: Any) -> PairBatchSampler:
         """Which pairs share a batch, on all ranks."""

@@ -41,7 +41,7 @@ from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
 from mpo.packing.streams import EPOCH, FILLER
-from mpo.packing.verify import compare
+from mpo.packing.verify import compare, without_dropout
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
 from mpo.reference.fingerprint import Fingerprint
@@ -167,12 +167,15 @@ class MPOTrainer(PairLoop):
         self._prepare_models(starts_from_reference)
         self.layout, reason = self._choose_layout(compute_metrics)
         if reason is not None:
-            logger.warning(f"Rows are padded: {reason}.")
+            unused = {"verify_first_batch": args.verify_first_batch, "packed_attention": args.packed_attention != "auto"}
+            lost = "".join(f" {name} has no effect on them." for name, is_set in unused.items() if is_set)
+            logger.warning(f"Rows are padded: {reason}.{lost}")
+        self._unverified = torch.tensor(args.verify_first_batch and self.layout == "packed")
+        self._unverified.share_memory_()  # type: ignore[no-untyped-call]  # data loader workers read it
         if self._collator_is_ours:
             self.data_collator = replace(
                 data_collator,
                 layout=self.layout,
-                keep_first=args.verify_first_batch,
                 blank_picture=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
             )
         self._references: ReferenceCache | None = None
@@ -249,6 +252,7 @@ class MPOTrainer(PairLoop):
             fingerprint,
             rank=self.accelerator.process_index,
         )
+        self._reference_is_base = self.ref_model is None
         if self.ref_model is None:  # adapters are switched off for whatever is not there yet
             self.add_callback(ShareEveryEpoch(self._references, self.accelerator))
             return
@@ -302,6 +306,10 @@ class MPOTrainer(PairLoop):
 
     # --- Batches
 
+    def _training_collator(self) -> Any:
+        """With the records of its batches until `verify_first_batch` has seen some."""
+        return replace(self.data_collator, keep_records=self._unverified) if self._unverified.item() else self.data_collator
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Leave records as they are, since our collator reads them. A collator of the user's gets TRL's columns."""
         if self._collator_is_ours:
@@ -311,7 +319,7 @@ class MPOTrainer(PairLoop):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            ours = ["id", "prompt", "chosen", "rejected", "image", "images", "videos", "frames", "tiles", "augment"]
+            ours = ["id", "prompt_id", "prompt", "chosen", "rejected", "image", "images", "videos", "frames", "tiles", "augment"]
             self._signature_columns = [*ours, "tools", "chat_template_kwargs", FILLER, EPOCH]
 
     # --- Log-probs
@@ -374,7 +382,7 @@ class MPOTrainer(PairLoop):
             reference: Any = self.model if self.ref_model is None else self.ref_model
             return self.compute_ref_log_probs(reference, inputs, same_pictures=self._tower_is_shared)
         compute = None
-        if is_peft_model(self.model):
+        if self._reference_is_base:  # a reference model of its own is gone by now, adapter or not
             base: Any = self.model
             compute = partial(self.compute_ref_log_probs, base, same_pictures=self._tower_is_shared)
         sums = look_up(self._references, inputs, compute, self._on_any_rank)
@@ -422,7 +430,8 @@ class MPOTrainer(PairLoop):
         """
         mode = "train" if self.model.training else "eval"
         records = inputs.pop("records", None)
-        if records is not None:
+        if records is not None and mode == "train" and self._unverified.item():
+            self._unverified.fill_(False)
             self._compare_with_padded_rows(records, inputs)
         kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = self._outputs(model, inputs, **kwargs)
@@ -466,16 +475,19 @@ class MPOTrainer(PairLoop):
 
     def _compare_with_padded_rows(self, records: list[Any], inputs: dict[str, Any]) -> None:
         """`verify_first_batch`: the same records in padded rows, under the model's usual attention."""
-        collator = replace(self.data_collator, layout="padded", keep_first=False, keys=False)
+        collator = replace(self.data_collator, layout="padded", keys=False)
         padded = self._prepare_inputs({name: _on(value, self.accelerator.device) for name, value in collator(records).items()})
         model = self.accelerator.unwrap_model(self.model)
-        report = compare(
-            lambda batch: torch.cat(self._answer_sums(self._outputs(model, batch).log_probs, batch)),
-            inputs,
-            padded,
-            [parameter for parameter in model.parameters() if parameter.requires_grad] if self._holds_whole_model() else [],
-            usual=lambda: usual_attention(model),
-        )
+        whole = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
+        with without_dropout(model, self.accelerator.device), whole:
+            report = compare(
+                lambda batch: torch.cat(self._answer_sums(self._outputs(model, batch).log_probs, batch)),
+                inputs,
+                padded,
+                [parameter for parameter in model.parameters() if parameter.requires_grad] if self._holds_whole_model() else [],
+                usual=lambda: usual_attention(model),
+            )
+        torch.clear_autocast_cache()  # weights that were cast here belong to a graph that is gone
         logger.warning(report)
 
 
@@ -496,6 +508,12 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
             "reference='cached' finds log-probs by what our collator makes of a record, and this run has a data_collator "
             "of its own. Leave one of them out."
         )
+    for name in ("answer_end", "tile_budget", "packed_attention", "verify_first_batch") if users is not None else ():
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            raise ValueError(
+                f"{name}={getattr(args, name)!r} is for our collator's batches, and this run has a data_collator of its own. Leave "
+                "one of them out."
+            )
     if users is not None and args.on_bad_record == "skip":
         raise ValueError("on_bad_record='skip' is for our collator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:

@@ -333,18 +333,41 @@ def _processor(args: argparse.Namespace) -> Any:
         return None
     from mpo.models.loading import load_processor
 
-    return load_processor(args.model, max_tiles=args.max_tiles)
+    try:
+        return load_processor(args.model, max_tiles=args.max_tiles)
+    except OSError as error:
+        raise _not_opened(args.model, error) from error
+
+
+def _not_opened(model: str, error: OSError) -> ValueError:
+    if Path(model).is_dir():
+        return ValueError(f"--model {model} has no processor or tokenizer ({_first_line(error)}). Give a checkpoint's folder.")
+    if model.startswith(("/", ".", "~")):
+        return ValueError(f"--model {model}: there is no such folder. Give a checkpoint's folder, or its name on the Hub.")
+    return ValueError(
+        f"--model {model}: there is no such folder, and as a name on the Hub it cannot be loaded ({_first_line(error)}). Mend the "
+        "name; a model of the Hub needs the network, or a copy downloaded before."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def _context(model: str) -> int | None:
-    """The most tokens that a model takes, if its config says."""
+    """The most tokens that a model takes, if it has a config that says; a folder of a processor alone has none."""
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        return None
     from transformers import AutoConfig
 
     from mpo.models.loading import official_folder
     from mpo.models.official.checkpoint import open_official
 
-    folder = official_folder(model)
-    config = AutoConfig.from_pretrained(model) if folder is None else open_official(folder).config
+    try:
+        folder = official_folder(model)
+        config = AutoConfig.from_pretrained(model) if folder is None else open_official(folder).config
+    except OSError as error:
+        raise _not_opened(model, error) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

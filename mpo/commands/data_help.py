@@ -19,9 +19,10 @@ examples
 
 VALIDATE = """\
 Read every record as training would, in parallel, and look for what keeps it from training: lines that are no pairs,
-pictures that are missing or cannot be decoded, marks without pictures, empty or equal answers, records beyond
---max-length or the model's context, records that --eval has too. Reported but no obstacle: exact duplicates,
-pictures that --eval has too, answers that refuse or stop half-way. Every finding goes to --output with its file and
+pictures and videos that are missing or cannot be decoded, marks without pictures, empty or equal answers, records
+beyond --max-length or the model's context, picture tokens written in texts, records that --eval has too. Reported but
+no obstacle: exact duplicates, pictures that --eval has too, answers that refuse or stop half-way, with --model other
+control tokens in texts (<|im_end|>), which become real ones. Every finding goes to --output with its file and
 line. Exit status 0: training may start. 1: it may not.
 """
 VALIDATE_EXAMPLES = """\
@@ -53,7 +54,7 @@ examples
 """
 CONVERT = """\
 Write pairs in another form. The target's name says which: .jsonl is TRL's columns (--to mmpr for MMPR's lines),
-.parquet TRL's columns with the pictures inside, anything else a folder of save_to_disk. The target is read again
+.parquet TRL's columns with the pictures inside, one without ending a folder of save_to_disk. The target is read again
 and compared, record by record, picture by picture; what the form has no place for is named.
 """
 CONVERT_EXAMPLES = """\

@@ -1,7 +1,8 @@
 """Lines -> a `datasets.Dataset` on disk, memory-mapped: converted once, by several processes, and found again the next time.
 
 What was converted lies in datasets' cache, under a key of the files (path, size, time of the last change) and of how they are read.
-It is written aside and renamed when it is whole; ranks that start together wait for the first.
+It is written aside and renamed when it is whole; ranks that start together wait for the first. A line that was bad may be good
+since, when a picture was mended; such lines are read again before a conversion is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,9 +30,9 @@ from tqdm.auto import tqdm
 from mpo.data.folders import Folders
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import Piece
-from mpo.data.records import FEATURES, OPTIONAL, Row, rows_from
+from mpo.data.records import FEATURES, OPTIONAL, Row, Rows, rows_from
 
-VERSION = 1
+VERSION = 2
 """Raised when the same files would give other records, so that nothing of an earlier version is taken from the cache."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 * 2**20
@@ -49,7 +51,7 @@ class Reading:
     source: str | None = None
     skip: bool = False
 
-    def lines(self, piece: Piece) -> Iterator[list[Row] | BadRecord]:
+    def lines(self, piece: Piece) -> Iterator[Rows | BadRecord]:
         """The records of each line of a piece, or why it has none.
 
         Raises:
@@ -63,11 +65,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was made of a source: its pairs, the bad records left out, in order, and how many lines there were in all."""
+    """What was made of a source: its pairs, the bad records left out, in order, and how many lines there were in all.
+
+    ``empty`` is how many good lines give no pair, and ``cut`` how many pairs are left out of lines that would give more.
+    """
 
     pairs: Dataset | None
     bad: list[BadRecord]
     lines: int
+    empty: int
+    cut: int
 
 
 def convert(pieces: Callable[[], Sequence[Piece]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
@@ -87,8 +94,9 @@ def convert(pieces: Callable[[], Sequence[Piece]], reading: Reading, key: Any, *
     digest = hashlib.blake2b(json.dumps([VERSION, asdict(reading), key]).encode(), digest_size=8).hexdigest()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "mpo_pairs" / f"{_plain(name)}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
+    asked = time.time()
     with FileLock(f"{folder}.lock"):
-        if not (folder / _DONE).is_file():
+        if not _is_true(folder, pieces, reading, asked):
             aside = folder.with_name(f"{folder.name}.incomplete")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
@@ -100,6 +108,34 @@ def convert(pieces: Callable[[], Sequence[Piece]], reading: Reading, key: Any, *
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     return _open(folder)
+
+
+def _is_true(folder: Path, pieces: Callable[[], Sequence[Piece]], reading: Reading, asked: float) -> bool:
+    """Whether a conversion is there, and its bad lines are what they were; or were when another rank looked, after `asked`."""
+    done = folder / _DONE
+    if not done.is_file():
+        return False
+    parts = json.loads(done.read_text())["parts"]
+    if not any(part["bad"] for part in parts) or done.stat().st_mtime >= asked:
+        return True
+    found = pieces()
+    if len(found) != len(parts):
+        return False
+    for piece, part in zip(found, parts, strict=True):
+        if not part["bad"]:
+            continue
+        before = {bad.where: bad.reason for bad in _bad_of(folder, part)}
+        lines = ((where, line) for where, line in piece.lines() if where in before)
+        now = rows_from(lines, Folders(reading.image_root), reading.format, reading.source)
+        if any(not isinstance(rows, BadRecord) or before.get(rows.where) != rows.reason for rows in now):
+            return False
+    os.utime(done)
+    return True
+
+
+def _bad_of(folder: Path, part: dict[str, Any]) -> list[BadRecord]:
+    with (folder / part["file"]).with_suffix(".bad").open(encoding="utf-8") as listed:
+        return [BadRecord(**json.loads(line)) for line in listed]
 
 
 def _plain(name: str) -> str:
@@ -157,7 +193,7 @@ def _in_processes(
 
 def _write_piece(piece: Piece, reading: Reading, stem: str) -> dict[str, Any]:
     """Write a piece's records to ``stem.arrow`` and its bad ones to ``stem.bad``; returns what ``info.json`` says of it."""
-    lines, pairs, bad = 0, 0, 0
+    lines, pairs, bad, empty, cut = 0, 0, 0, 0, 0
     columns: set[str] = set()
     with (
         _no_garbage_collection(),
@@ -173,6 +209,8 @@ def _write_piece(piece: Piece, reading: Reading, stem: str) -> dict[str, Any]:
                 bad += 1
                 list_of_bad.write(json.dumps({"where": found.where, "reason": found.reason}) + "\n")
                 continue
+            empty += not found
+            cut += found.cut
             rows += found
             size += sum(len(image["bytes"] or b"") for row in found for image in row["images"])
             if len(rows) >= BATCH_ROWS or size >= BATCH_BYTES:
@@ -182,7 +220,7 @@ def _write_piece(piece: Piece, reading: Reading, stem: str) -> dict[str, Any]:
         pairs += len(rows)
         if rows:
             _write_batch(writer, rows, columns)
-    return {"lines": lines, "pairs": pairs, "bad": bad, "columns": sorted(columns)}
+    return {"lines": lines, "pairs": pairs, "bad": bad, "empty": empty, "cut": cut, "columns": sorted(columns)}
 
 
 @contextmanager
@@ -208,12 +246,11 @@ def _open(folder: Path) -> Converted:
     bad = []
     for part in info["parts"]:
         if part["bad"]:
-            with (folder / part["file"]).with_suffix(".bad").open(encoding="utf-8") as listed:
-                bad += [BadRecord(**json.loads(line)) for line in listed]
+            bad += _bad_of(folder, part)
     files = [str(folder / part["file"]) for part in info["parts"] if part["pairs"]]
-    lines = sum(part["lines"] for part in info["parts"])
+    lines, empty, cut = (sum(part[count] for part in info["parts"]) for count in ("lines", "empty", "cut"))
     if not files:
-        return Converted(None, bad, lines)
+        return Converted(None, bad, lines, empty, cut)
     parts = [Dataset.from_file(file, info=DatasetInfo(features=FEATURES)) for file in files]
     pairs = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    return Converted(pairs.remove_columns([name for name in OPTIONAL if name not in info["columns"]]), bad, lines)
+    return Converted(pairs.remove_columns([name for name in OPTIONAL if name not in info["columns"]]), bad, lines, empty, cut)

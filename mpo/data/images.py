@@ -100,6 +100,24 @@ def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
     return path
 
 
+def check_unmoved(path: str, where: str) -> None:
+    """Refuse a file of a record that has become a link, or lies behind one, since the record was read: it may lead out of its root.
+
+    Args:
+        path: the real one, as `inside` gave it.
+        where: what errors call the record.
+
+    Raises:
+        ValueError: for a path that is not the real one any more.
+    """
+    real = os.path.realpath(path)
+    if real != path:
+        raise ValueError(
+            f"{where}: {path} has become a link to {real} since the data was read. Put the file itself there, or save the data "
+            "file anew to have it read again."
+        )
+
+
 def open_picture(source: Any, *, where: str = "") -> Image.Image:
     """Open a picture: decoded to its end, upright as its EXIF data say, RGB, transparent parts on white, the first frame of many.
 

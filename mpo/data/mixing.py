@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from mpo.data.meta import is_meta, read_meta
 from mpo.data.records import TILES, checked_tiles
 from mpo.data.sources import load_pairs
 
+logger = logging.getLogger(__name__)
 Sampling = Literal["repeat_time", "weight", "sqrt"]
 SAMPLINGS = ("repeat_time", "weight", "sqrt")
 OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
@@ -166,6 +168,9 @@ def mix(
         Taken(source.name, len(rows), count, int(held[start:end].sum()))
         for source, rows, count, start, end in zip(checked, left, counts, starts[:-1], starts[1:], strict=True)
     )
+    for row in taken:
+        if row.pairs and not row.taken:
+            logger.warning(f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} rounds to 0. Raise it or drop it.")
     order = np.concatenate(drawn)
     if not len(order):
         raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source.")

@@ -43,6 +43,7 @@ class FoundPair:
         tiles: how the pictures are cut: ``min``, ``max``, ``thumbnail``.
         augment: whether the pictures are augmented in training.
         metadata: what else the line has.
+        cut: how many pairs of the line are left out behind this one.
     """
 
     prompt: Any
@@ -59,6 +60,7 @@ class FoundPair:
     tiles: Any = None
     augment: Any = None
     metadata: Any = field(default_factory=dict)
+    cut: int = 0
 
 
 def pictures(line: Mapping[str, Any]) -> Any:
@@ -100,6 +102,19 @@ def refuse(line: Mapping[str, Any], fields: Mapping[str, str]) -> None:
     for name, why in fields.items():
         if line.get(name) not in (None, "", [], {}):
             raise BadRecord("", f"{name!r} is there: {why}.")
+
+
+def refuse_two_prompts(line: Mapping[str, Any]) -> None:
+    """Refuse a line whose prompt may be its ``question`` or another field, so that no format can be told.
+
+    Raises:
+        BadRecord: with what to do.
+    """
+    other = next((name for name in ("prompt", "messages", "conversations") if line.get(name) not in (None, "", [])), None)
+    if other is not None and line.get("question") not in (None, ""):
+        raise BadRecord(
+            "", f"both 'question' and {other!r} are there, and either may be the prompt. Keep one of them, or set format=."
+        )
 
 
 def parse_json(text: str | bytes, what: str) -> Any:

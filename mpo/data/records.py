@@ -63,9 +63,13 @@ Find = Callable[[str, str], str]
 Row = dict[str, Any]
 
 
-def to_records(
-    line: Mapping[str, Any], *, where: str, find: Find, format: str | None = None, source: str | None = None
-) -> list[Row]:
+class Rows(list[Row]):
+    """The records of one line; ``cut`` is how many pairs the line would give beside them."""
+
+    cut: int = 0
+
+
+def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str | None = None, source: str | None = None) -> Rows:
     """Turn a line into its records: one, in most formats.
 
     Args:
@@ -80,7 +84,10 @@ def to_records(
             answers, files that are not there or not inside their root, marks that do not go with the pictures.
     """
     try:
-        rows = [_row(pair, where, find, source) for pair in read_line(line, format)]
+        rows = Rows()
+        for pair in read_line(line, format):
+            rows.append(_row(pair, where, find, source))
+            rows.cut += pair.cut
     except BadRecord as bad:
         raise BadRecord(where, bad.reason) from None
     except ValueError as error:
@@ -407,9 +414,7 @@ def checked_tiles(value: Mapping[str, Any] | None) -> Row | None:
     return _tiles(None if value is None else dict(value))
 
 
-def rows_from(
-    lines: Iterator[tuple[str, Any]], find: Find, format: str | None, source: str | None
-) -> Iterator[list[Row] | BadRecord]:
+def rows_from(lines: Iterator[tuple[str, Any]], find: Find, format: str | None, source: str | None) -> Iterator[Rows | BadRecord]:
     """The records of each line, or why it has none.
 
     Args:

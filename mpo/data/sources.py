@@ -12,9 +12,11 @@ from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value
 
+from mpo.bad_records import JUDGED_FROM, MAX_BAD_FRACTION
 from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
 from mpo.data.formats import check_format
+from mpo.data.formats.vlfeedback import MOST_PAIRS
 from mpo.data.meta import is_meta, read_meta
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import LinesPiece, Piece
@@ -42,7 +44,7 @@ def load_pairs(
     frames: Mapping[str, Any] | None = None,
     source: str | None = None,
     on_bad_record: str = "raise",
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     bad_records: str | Path | None = None,
     streaming: bool = False,
     num_proc: int | None = None,
@@ -61,13 +63,15 @@ def load_pairs(
         image_root: the folder that picture paths are relative to and stay inside; by default that of the file. Of a ``meta.json``:
             the folder that its own paths are relative to.
         split: the one to take, of a source that has several; of a mixture, ``"held_out"`` is what it holds out.
-        limit: only the first so many pairs.
+        limit: only the first so many pairs; of a mixture or ``meta.json``, so many evenly spread over it, of every source in
+            proportion.
         tiles: how pictures of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
             optional (`mpo.packing.tiles`). What a record says itself comes first.
         frames: of each video, ``min`` (8) and ``max`` (32) (`mpo.data.video`).
         source: what records call their source; by default the name of the file.
         on_bad_record: ``"raise"``, or ``"skip"``: leave bad records out, count and list them.
-        max_bad_fraction: with ``"skip"``, more than this share of bad records is refused.
+        max_bad_fraction: with ``"skip"``, more than this share of bad records is refused; of a stream, the share of what a process
+            has read of it so far, or of 100 records where that is more.
         bad_records: the file that lists them, JSONL with ``where`` and ``reason``; by default ``bad_records.jsonl`` in the current
             folder.
         streaming: read while it goes, converting nothing beforehand.
@@ -87,6 +91,8 @@ def load_pairs(
         raise ValueError(f"on_bad_record is one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction is a share between 0 and 1; got {max_bad_fraction!r}.")
+    if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
+        raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a number of pairs, 1 or more; got {limit!r}.")
     own_tiles = checked_tiles(tiles)
@@ -101,7 +107,7 @@ def load_pairs(
         settings = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
         settings |= {"format": format, "num_proc": num_proc}
         return _with_frames(
-            _with_tiles(_first(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles), own_frames
+            _with_tiles(_spread(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles), own_frames
         )
 
     root = os.path.expanduser(image_root) if image_root else _folder(path)
@@ -118,6 +124,7 @@ def load_pairs(
     key, opened = _key(path, split)
     converted = convert(lambda: opened or open_files(path, split), reading, key, name=_stem(path), num_proc=num_proc)
     _report(converted, path, bad_file, max_bad_fraction)
+    _report_unused(converted, path)
     if converted.pairs is None:
         raise ValueError(f"{path} has no pairs.")
     return _with_frames(_with_tiles(_first(converted.pairs, limit), own_tiles), own_frames)
@@ -141,7 +148,7 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
         raise ValueError(f"The sources in {path} have an image_root of their own. Write it beside their paths.")
     else:
         described = read_mixture(path)
-    sources = [{**settings, **source} for source in described["sources"]]
+    sources = [_with_settings(source, settings) for source in described["sources"]]
     mixture = mix(**{"seed": seed, **described, "sources": sources})
     if split == "held_out" and not is_meta(path):
         if mixture.held_out is None:
@@ -149,6 +156,13 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
         return mixture.held_out
     logger.info(f"{path}:\n{mixture.describe()}")
     return mixture.train
+
+
+def _with_settings(source: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**settings, **source}
+    if merged["on_bad_record"] == "raise" and "max_bad_fraction" not in source:
+        del merged["max_bad_fraction"]  # it is of the sources that leave records out
+    return merged
 
 
 def _folder(path: str) -> str:
@@ -177,6 +191,13 @@ def _key(path: str, split: str) -> tuple[Any, list[Piece]]:
 
 def _first(pairs: Dataset, limit: int | None) -> Dataset:
     return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
+
+
+def _spread(pairs: Dataset, limit: int | None) -> Dataset:
+    """So many pairs, evenly spread: the middles of equal stretches."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return pairs.select([(2 * number + 1) * len(pairs) // (2 * limit) for number in range(limit)])
 
 
 def _with_tiles(pairs: Dataset, tiles: dict[str, Any] | None) -> Dataset:
@@ -221,6 +242,17 @@ def _report(converted: Converted, path: str, listed: Path, most: float) -> None:
     logger.warning(message)
 
 
+def _report_unused(converted: Converted, path: str) -> None:
+    """Say how many good lines give no pair, and how many pairs are more than a line may give."""
+    if converted.empty:
+        logger.warning(
+            f"{converted.empty:,} of {converted.lines:,} records of {path} give no pair: no two of their answers differ in rating "
+            "and text."
+        )
+    if converted.cut:
+        logger.warning(f"{converted.cut:,} pairs of {path} are left out: a prompt gives the {MOST_PAIRS} with the largest margins.")
+
+
 def _append(path: Path, lines: Sequence[str]) -> None:
     """Add lines to a file, those that it does not have yet: every rank and every epoch has the same ones to say."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,20 +268,28 @@ class _Stream:
 
     def __init__(self, reading: Reading, tiles: dict[str, Any] | None, listed: Path, most: float) -> None:
         self._reading, self._tiles, self._listed, self._most = reading, tiles, listed, most
+        self._read: dict[str, tuple[int, int]] = {}  # of each piece, its lines so far and the bad ones; datasets asks one by one
 
     def __call__(self, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
-        lines = bad = 0
         for piece in pieces:
+            name, lines, bad = repr(piece), 0, 0
             for found in self._reading.lines(piece):
                 lines += 1
                 if isinstance(found, BadRecord):
                     bad += 1
                     _append(self._listed, [json.dumps({"where": found.where, "reason": found.reason})])
-                    if lines >= 1000 and bad > self._most * lines:
-                        raise ValueError(
-                            f"{bad:,} of the first {lines:,} records of this part of the stream are bad, which is more than "
-                            f"max_bad_fraction={self._most:g} allows; {self._listed} lists them. The last: {found}"
-                        )
+                    self._read[name] = lines, bad
+                    self._judge(found)
                     continue
                 for row in found:
                     yield {**row, "tiles": row["tiles"] or self._tiles}
+            self._read[name] = lines, bad
+
+    def _judge(self, last: BadRecord) -> None:
+        """Refuse too many bad records among all that this process has read of the stream, each counted once."""
+        lines, bad = (sum(counts) for counts in zip(*self._read.values(), strict=True))
+        if bad > self._most * max(lines, JUDGED_FROM):
+            raise ValueError(
+                f"{bad:,} of the first {lines:,} records that were read of this stream are bad, which is more than "
+                f"max_bad_fraction={self._most:g} allows; {self._listed} lists them. The last: {last}"
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.data.folders import Folders
-from mpo.data.held_out import content_text, key_of, picture_bytes, question_text
+from mpo.data.held_out import content_text, key_of, picture_bytes, question_text, video_key
 from mpo.data.images import open_picture
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import Piece
-from mpo.data.records import Row, rows_from
+from mpo.data.records import Row, Rows, rows_from
+from mpo.data.video import checked_frames, frames_of, open_frames
 from mpo.data_tools.answers import refusal, unfinished
 from mpo.data_tools.findings import Finding, kind_of
 
@@ -23,7 +26,7 @@ ROOM = 256
 """Tokens that a chat template adds to the shortest conversation, at most."""
 _SIDES = ("prompt", "chosen", "rejected")
 MOST_PICTURES = 100_000
-"""Pictures that a process remembers having decoded."""
+"""Pictures and videos that a process remembers having decoded, each."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source, and how its lines are read (`mpo.data.sources.load_pairs`)."""
+    """A piece of a source, and how its lines are read (`mpo.data.sources.load_pairs`); ``frames`` are those of its videos."""
 
     piece: Piece
     image_root: str
     format: str | None = None
+    frames: Mapping[str, int | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +57,10 @@ class Examined:
         lines: how many it has.
         findings: in its records, in order.
         where: of each of its N pairs.
-        pair: key of each pair's question, pictures and answers, shape (N,).
-        prompt: key of each pair's question and pictures, shape (N,).
-        pictures: keys of all its pairs' pictures.
-        owner: to which pair each picture belongs, from 0.
+        pair: key of each pair's question, pictures, videos and answers, shape (N,).
+        prompt: key of each pair's question, pictures and videos, shape (N,).
+        pictures: keys of all its pairs' pictures and videos.
+        owner: to which pair each of these belongs, from 0.
     """
 
     lines: int
@@ -74,14 +78,19 @@ class Examiner:
 
     wanted: Wanted
     _pictures: dict[str, tuple[int, str | None, tuple[int, int]]] = field(default_factory=dict)
+    _videos: dict[tuple[str, int, int], tuple[int, str | None]] = field(default_factory=dict)
     _shapes: set[Any] = field(default_factory=set)
     _measure: Any = None
+    _controls: re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
         if self.wanted.processor is not None and not self.wanted.only_keys:
+            from mpo.packing.controls import control_tokens
             from mpo.packing.costs import RecordMeasure
 
             self._measure = RecordMeasure(self.wanted.processor, "end_of_turn", "prompt", "raise")
+            tokens = control_tokens(self.wanted.processor)
+            self._controls = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
     def __call__(self, part: Part) -> Examined:
         """Examine a part of a source."""
@@ -106,14 +115,20 @@ class Examiner:
                 if isinstance(rows, BadRecord):
                     findings.append(Finding(kind_of(rows.reason), rows.where, rows.reason))
                     continue
+                if not self.wanted.only_keys:
+                    findings += _unused(rows, place)
                 for row in rows:
+                    if part.frames is not None:
+                        row["frames"] = dict(part.frames)
                     shown = [self._picture(picture) for picture in row["images"]]
-                    pictures += [key for key, _, _ in shown]
-                    owner += [len(where)] * len(shown)
+                    films = [self._video(path, checked_frames(row.get("frames"))) for path in row["videos"] or ()]
+                    own = [key for key, _, _ in shown] + [key for key, _ in films]
+                    pictures += own
+                    owner += [len(where)] * len(own)
                     where.append(place)
-                    keys.append(_keys(row, [key for key, _, _ in shown]))
+                    keys.append(_keys(row, own))
                     if not self.wanted.only_keys:
-                        findings += self._look_at(row, place, shown)
+                        findings += self._look_at(row, place, shown, [wrong for _, wrong in films if wrong is not None])
         except BadRecord as bad:  # the rest of the piece cannot be told
             findings.append(Finding("file damaged", bad.where, bad.reason))
         except ValueError as error:
@@ -121,8 +136,10 @@ class Examiner:
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         return Examined(lines, findings, where, pair, prompt, np.array(pictures, dtype=np.int64), np.array(owner, dtype=np.int64))
 
-    def _look_at(self, row: Row, where: str, shown: list[tuple[int, str | None, tuple[int, int]]]) -> list[Finding]:
-        found = []
+    def _look_at(
+        self, row: Row, where: str, shown: list[tuple[int, str | None, tuple[int, int]]], wrong_videos: list[str]
+    ) -> list[Finding]:
+        found = [Finding("video not decoded", where, wrong) for wrong in wrong_videos]
         for number, (_, wrong, size) in enumerate(shown, start=1):
             if wrong is not None:
                 found.append(Finding("picture not decoded", where, wrong))
@@ -136,13 +153,26 @@ class Examiner:
             cut = unfinished(answer)
             if cut is not None:
                 found.append(Finding("unfinished", where, f"'{side}' looks cut off: {cut}"))
-        if self._measure is not None and all(wrong is None for _, wrong, _ in shown):
-            found += self._lengths(row, where)
+        controls = self._written_out(row)
+        image_token = getattr(self.wanted.processor, "image_token", None)  # a problem, which measuring finds
+        for side, token in [(side, token) for side, token in controls if token != image_token][:1]:
+            reason = f"the text of '{side}' holds {token!r}, which becomes the real token of that name"
+            found.append(Finding("control token", where, reason))
+        if self._measure is not None and not wrong_videos and all(wrong is None for _, wrong, _ in shown):
+            found += self._lengths(row, where, measured=bool(controls))
         return found
 
-    def _lengths(self, row: Row, where: str) -> list[Finding]:
+    def _written_out(self, row: Row) -> list[tuple[str, str]]:
+        """The model's control tokens that stand in a record's texts, each with its side."""
+        if self._controls is None:
+            return []
+        from mpo.packing.controls import texts_of
+
+        return [(side, token) for side in _SIDES for token in self._controls.findall(texts_of(row[side]))]
+
+    def _lengths(self, row: Row, where: str, *, measured: bool) -> list[Finding]:
         shape = tuple((side, message["role"], len(message["content"])) for side in _SIDES for message in row[side])
-        if shape in self._shapes and self._is_surely_short(row):
+        if not measured and shape in self._shapes and self._is_surely_short(row):
             return []
         try:
             cost = self._measure(row)
@@ -197,8 +227,36 @@ class Examiner:
             self._pictures[path] = found
         return found
 
+    def _video(self, path: str, limits: Mapping[str, int]) -> tuple[int, str | None]:
+        """Key and what is wrong with a video, whose frames are decoded as training does; each is opened once."""
+        name = path, limits["min"], limits["max"]
+        if name not in self._videos:
+            if len(self._videos) >= MOST_PICTURES:
+                self._videos.clear()
+            key, wrong = 0, None
+            try:
+                key = video_key(path)
+                if not self.wanted.only_keys:
+                    open_frames(path, frames_of(path, min_frames=limits["min"], max_frames=limits["max"]))
+            except OSError as error:
+                wrong = f"{path}: cannot be read ({error})"
+            except ValueError as error:
+                wrong = str(error)
+            self._videos[name] = key, wrong
+        return self._videos[name]
+
+
+def _unused(rows: Rows, where: str) -> list[Finding]:
+    """What a line has that makes no pairs."""
+    if not rows:
+        return [Finding("gives no pair", where, "no two of its answers differ in rating and text")]
+    if rows.cut:
+        return [Finding("pairs left out", where, f"{rows.cut} more than the {len(rows)} with the largest margins")]
+    return []
+
 
 def _keys(row: Row, pictures: list[int]) -> tuple[int, int]:
+    """Keys of a pair and of its prompt; ``pictures`` are those of its pictures and videos."""
     prompt = "\0".join([question_text(row["prompt"]), *map(str, pictures)])
     answers = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
     return key_of("\0\0".join([prompt, *answers])), key_of(prompt)

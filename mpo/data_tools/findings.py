@@ -15,19 +15,33 @@ PROBLEMS = (
     "marks and pictures",
     "picture not there",
     "picture not decoded",
+    "video not decoded",
     "file damaged",
     "not encoded",
     "too long",
     "in eval too",
 )
 """Findings that keep training from starting."""
-NOTES = ("cut by max_length", "picture in eval too", "tiny picture", "duplicate", "refusal", "unfinished")
+NOTES = (
+    "cut by max_length",
+    "picture in eval too",
+    "tiny picture",
+    "duplicate",
+    "refusal",
+    "unfinished",
+    "control token",
+    "gives no pair",
+    "pairs left out",
+)
 """Findings to look at."""
 _KINDS = (
     (r"is the same answer|are the same answer", "equal answers"),
     (r"\bis empty\b", "empty text"),
     (r"marks for \d+ (?:pictures|videos)", "marks and pictures"),
-    (r"there is no (?:picture|video)|lies outside|is an address|is a URL|no ordinary file|cannot be reached", "picture not there"),
+    (
+        r"there is no (?:picture|video)|lies outside|is an address|is a URL|not a (?:picture|video) file|cannot be reached",
+        "picture not there",
+    ),
 )
 WIDEST = 100
 """Characters of an example's reason in the table."""

@@ -122,7 +122,7 @@ def _parts(path: str | Path, format: str | None, image_root: str | Path | None, 
     for one in given:
         own = str(Path(one["path"]).expanduser())
         pieces = open_files(own, one.get("split") or "train", least_pieces=workers * PIECES_A_WORKER if workers > 1 else 1)
-        parts += [Part(piece, _root(own, one.get("image_root")), one.get("format")) for piece in pieces]
+        parts += [Part(piece, _root(own, one.get("image_root")), one.get("format"), one.get("frames")) for piece in pieces]
     return parts
 
 
@@ -156,7 +156,9 @@ def _over_all(examined: Sequence[Examined], others: tuple[np.ndarray, np.ndarray
     shown = np.isin(np.concatenate([piece.pictures for piece in examined]), others[1])
     for index in np.unique(owner[shown]):
         if not leaked[index]:
-            yield Finding("picture in eval too", where[index], "one of its pictures is evaluated on, with another question")
+            yield Finding(
+                "picture in eval too", where[index], "one of its pictures or videos is evaluated on, with another question"
+            )
 
 
 _EXAMINER: Examiner | None = None

@@ -22,6 +22,8 @@ FORMS = ("trl", "mmpr", "parquet", "disk")
 """TRL's columns as JSONL; MMPR's JSONL; TRL's columns as Parquet; a folder of `save_to_disk`."""
 PICTURES = ("path", "copy", "bytes")
 """Pictures stay where they are; their files are copied beside the target; they are put into the target itself."""
+ENDINGS = {".parquet": "parquet", ".jsonl": "trl", ".json": "trl", "": "disk"}
+"""The form of a target by its ending; a number, as in ``pairs-v1.2``, is no ending."""
 ROW_GROUP = 256
 """Records of a Parquet row group: pictures in it make them large."""
 _IMAGES = List(ImageFeature())
@@ -62,7 +64,7 @@ def write_pairs(
     Args:
         pairs: records.
         target: a file or folder that does not exist.
-        form: of `FORMS`; by default as the target is called: ``.parquet``, ``.jsonl`` (``"trl"``), else ``"disk"``.
+        form: of `FORMS`; by default as the target is called: ``.parquet``, ``.jsonl`` (``"trl"``), no ending ``"disk"``.
         pictures: of `PICTURES`; by default ``"path"`` in JSONL, with copies of those that are no files, else ``"bytes"``.
         image_root: the folder that a JSONL's picture paths are to be relative to; by default the deepest that holds all of them.
 
@@ -70,7 +72,7 @@ def write_pairs(
         ValueError: for a target that is there, settings that do not go together, and records that the form cannot hold.
     """
     target = Path(target).expanduser()
-    form = form or {".parquet": "parquet", ".jsonl": "trl", ".json": "trl"}.get(target.suffix, "disk")
+    form = form or _form_of(target)
     if form not in FORMS:
         raise ValueError(f"Pairs are written as {', '.join(FORMS)}, not as {form!r}.")
     in_lines = form in ("trl", "mmpr")
@@ -104,6 +106,17 @@ def write_pairs(
             aside.unlink(missing_ok=True)
     lost = {name: _filled(pairs, name) for name in NOT_IN_MMPR if name in pairs.column_names} if form == "mmpr" else {}
     return Written(target, form, len(pairs), root, {name: count for name, count in lost.items() if count})
+
+
+def _form_of(target: Path) -> str:
+    ending = target.suffix.lower()
+    form = ENDINGS.get("" if ending[1:].isdigit() else ending)
+    if form is None:
+        raise ValueError(
+            f"{target}: nothing is written as {ending}. End the name in .jsonl or .parquet, in nothing for a save_to_disk folder, "
+            "or say the form."
+        )
+    return form
 
 
 def _filled(pairs: Dataset, column: str) -> int:

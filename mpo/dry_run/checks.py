@@ -14,6 +14,8 @@ from mpo.packing.costs import PairCosts, measure
 def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any) -> None:
     """Refuse records beyond the model's context or ``max_length``, and a token budget that does not hold the longest record.
 
+    With ``on_bad_record="skip"`` a prompt that ``max_length`` leaves no answer is left out of training, counted, and not refused.
+
     Args:
         records: a `datasets.Dataset`.
         costs: of its records, uncut (`mpo.packing.costs.measure`).
@@ -25,14 +27,15 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
         ValueError: naming the record, what it takes, and the setting that fits.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    answers = np.maximum(costs.chosen, costs.rejected)
-    if args.max_length is not None:
+    skip = args.on_bad_record == "skip"
+    if args.max_length is not None and not skip:
         _refuse(records, costs, costs.prompt + 1, args.max_length, processor, args, f"trainer.max_length={args.max_length}", True)
-        answers = np.minimum(answers, np.maximum(args.max_length - costs.prompt, 0))
+    cut = costs.cut(args.max_length, skip=skip)
     if context is not None:
-        _refuse(records, costs, costs.prompt + answers, context, processor, args, f"the model's context of {context:,}", False)
+        lengths = cut.prompt + np.maximum(cut.chosen, cut.rejected)
+        _refuse(records, costs, lengths, context, processor, args, f"the model's context of {context:,}", False)
     if args.max_tokens_per_batch is not None:
-        _check_budget(records, costs.cut(args.max_length), args)
+        _check_budget(records, cut, args)
 
 
 def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *, most: int = 20_000) -> None:

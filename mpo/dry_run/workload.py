@@ -70,7 +70,7 @@ def plan_workload(
         ranks: processes of the run.
         gpu: whether it will have a GPU.
     """
-    cut = costs.cut(args.max_length)
+    cut = costs.cut(args.max_length, skip=args.on_bad_record == "skip")
     sampler = None
     if args.batching == "tokens" or args.group_same_prompt > 1:
         sampler = PairBatchSampler(

@@ -1,1 +1,20 @@
-"""Models: InternVL of any size. Import from the files below; this package loads nothing by itself."""
+"""Models: InternVL of any size. Import from the files below; this package loads nothing until it is used.
+
+>>> import mpo.models
+>>> mpo.models.__all__
+['load_internvl', 'load_processor']
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpo.models.loading import load_internvl, load_processor
+
+__all__ = ["load_internvl", "load_processor"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("mpo.models.loading"), name)
+    raise AttributeError(f"module 'mpo.models' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -67,7 +67,7 @@ def load_model(
         "trust_remote_code": trust_remote_code,
     }
     model = load_internvl(name_or_path, **options)
-    tiles = {"min_tiles": min_tiles, "max_tiles": max_tiles, "thumbnail": thumbnail}
+    tiles: dict[str, Any] = {"min_tiles": min_tiles, "max_tiles": max_tiles, "thumbnail": thumbnail}
     processor = load_processor(name_or_path, **tiles, trust_remote_code=trust_remote_code)
     return LoadedModel(model, processor)
 
@@ -180,7 +180,7 @@ def _load_official(folder: Path, options: dict[str, Any]) -> Any:
 
 def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None, thumbnail: bool | None = None) -> None:
     """Set how the processor cuts pictures; what is None stays as it is."""
-    image_processor = getattr(processor, "image_processor", None)
+    image_processor: Any = getattr(processor, "image_processor", None)
     if type(image_processor) is GotOcr2ImageProcessor:
         image_processor = processor.image_processor = TileImageProcessor.of(image_processor)
     given = {"min_patches": min_tiles, "max_patches": max_tiles, "use_thumbnail": thumbnail}

@@ -7,7 +7,7 @@ from transformers import BatchFeature, GotOcr2ImageProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessorKwargs
 
 
-class TileKwargs(GotOcr2ImageProcessorKwargs, total=False):  # type: ignore[misc]
+class TileKwargs(GotOcr2ImageProcessorKwargs, total=False):  # type: ignore[misc, call-arg]
     """Transformers' settings, and ``use_thumbnail``: put the whole picture, as one tile, behind its tiles if these are several."""
 
     use_thumbnail: bool
@@ -34,7 +34,7 @@ class TileImageProcessor(GotOcr2ImageProcessor):  # type: ignore[misc]
             return made
         counts = [int(count) for count in made["num_patches"]]
         kept = [count - (count > 1) for count in counts]  # a thumbnail is the last tile
-        cut = zip(torch.stack(list(made["pixel_values"])).split(counts), kept, strict=True)
+        cut = zip(torch.stack(list(made["pixel_values"])).split_with_sizes(counts), kept, strict=True)
         pixels = torch.cat([tiles[:count] for tiles, count in cut])
         return BatchFeature({"pixel_values": pixels, "num_patches": kept}, tensor_type=kwargs.get("return_tensors"))
 

@@ -47,7 +47,8 @@ class PairCollator:
         blank_picture: put a row with a white picture and nothing to score into a batch that has no picture. A vision tower that is
             trained on several ranks, or sharded over them, has to run on all of them in every step; a rank that leaves it out
             makes the others wait for ever. (In a step without any picture AdamW then goes on with the tower's momentum.)
-        keep_first: put the first call's records into its batch too, under ``records``.
+        keep_records: while this is not zero, put a batch's records into it too, under ``records``. In shared memory, so that data
+            loader workers, which have copies of the collator, see it change.
         on_bad_record: what to do with a record that cannot be put into a batch: ``"raise"`` the ValueError that says why, or
             ``"skip"`` it: a blank pair behind the others takes its place and does not count.
         augment_seed: of the JPEG augmentation (`mpo.data.augment`) of records that ask for it.
@@ -77,7 +78,7 @@ class PairCollator:
     keys: bool = False
     ld_alpha: float | None = None
     blank_picture: bool = False
-    keep_first: bool = False
+    keep_records: Tensor | None = None
     on_bad_record: str = "raise"
     augment_seed: int = 0
 
@@ -108,8 +109,7 @@ class PairCollator:
             kept, bad = sort_out(records, self._collate)
             records = [records[place] for place in kept] + [BLANK_PAIR] * (len(records) - len(kept))
             batch, notes = self._collate(records), {"kept": kept, "bad": bad}
-        if self.keep_first:
-            self.keep_first = False
+        if self.keep_records is not None and self.keep_records.item():
             batch["records"] = records
         return batch | notes
 
@@ -149,10 +149,12 @@ class PairCollator:
         for side in ("chosen", "rejected"):
             for pair in pairs:
                 prompt, answer = self._as_scored(pair, getattr(pair, side))
-                marks = []
+                marks = []  # no token has a negative id
+                if "use_thumbnail" in pair.limits:  # three tiles, or two and a thumbnail: the same ids. (A count has one grid.)
+                    marks += [-2, int(pair.limits["use_thumbnail"])]
                 if self.ld_alpha is not None:
                     shorter = min(sum(self._as_scored(pair, other)[1].scored) for other in (pair.chosen, pair.rejected))
-                    marks = [-1, shorter, round(self.ld_alpha * 1e9)]  # no token has a negative id
+                    marks += [-1, shorter, round(self.ld_alpha * 1e9)]
                 images = [pictures[id(image)] for image in pair.images]
                 keys.append(answer_key(images, prompt + marks, answer.ids, answer.scored))
         return keys

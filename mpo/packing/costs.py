@@ -36,7 +36,7 @@ READ_COLUMNS = (
     *PICTURE_COLUMNS,
 )
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
-FORMAT = 3
+FORMAT = 4
 """Raised when the same records would be measured differently, so that no result of an earlier version is taken from the cache."""
 
 
@@ -89,12 +89,19 @@ class PairCosts:
         pairs: NDArray[np.float64] = prompt**2 / 2 + chosen * (prompt + chosen / 2) + rejected * (prompt + rejected / 2)
         return pairs
 
-    def cut(self, max_length: int | None) -> PairCosts:
-        """The costs when answers are cut so that prompt and answer have at most `max_length` tokens."""
+    def cut(self, max_length: int | None, *, skip: bool = False) -> PairCosts:
+        """The costs when answers are cut so that prompt and answer have at most `max_length` tokens.
+
+        With `skip`, a record whose prompt leaves no token of an answer costs what the pair in its place costs, next to nothing.
+        """
         if max_length is None:
             return self
         kept = np.maximum(max_length - self.prompt, 0)
-        return PairCosts(self.prompt, np.minimum(self.chosen, kept), np.minimum(self.rejected, kept), self.tiles, self.group)
+        prompt, chosen, rejected, tiles = self.prompt, np.minimum(self.chosen, kept), np.minimum(self.rejected, kept), self.tiles
+        if skip and not kept.all():
+            prompt, chosen, rejected = (np.where(kept > 0, values, 1).astype(np.int32) for values in (prompt, chosen, rejected))
+            tiles = np.where(kept > 0, tiles, 0).astype(np.int32)
+        return PairCosts(prompt, chosen, rejected, tiles, self.group)
 
 
 def measure(
@@ -143,7 +150,7 @@ def measure(
         num_proc=num_proc,
         desc="Measuring records",
     )
-    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).cut(max_length)
+    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).cut(max_length, skip=on_bad_record == "skip")
 
 
 class RecordMeasure:

@@ -29,7 +29,8 @@ class EncodedPair:
     """Token ids of a prompt and its two answers.
 
     ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the number of the first pair of the batch
-    with the same prompt and the same pictures, which may be this one.
+    with the same prompt and the same pictures, which may be this one. ``limits``: how the pictures are cut, where it is not what
+    the processor does anyway (`mpo.packing.tiles.tile_limits`).
     """
 
     prompt_ids: list[int]
@@ -38,6 +39,7 @@ class EncodedPair:
     prompt: int
     images: list[Any] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,12 +89,12 @@ class PairEncoder:
             return texts[text, special]
 
         pairs = []
-        for record, pair, prompt in zip(records, rendered, prompts, strict=True):
+        for record, pair, prompt, limit in zip(records, rendered, prompts, limits, strict=True):
             sides = [self._with_eos(pieces, pair) for pieces in (pair.chosen, pair.rejected)]
             if prompt in with_pictures:
                 ids, extra = with_pictures[prompt]
                 chosen, rejected = (encode_answer(side, partial(tokenize, special=False), self._end_of_turn) for side in sides)
-                encoded = EncodedPair(ids, chosen, rejected, prompt, pair.images, extra)
+                encoded = EncodedPair(ids, chosen, rejected, prompt, pair.images, extra, limit)
             else:
                 special = not pair.conversational
                 ids, (chosen, rejected) = encode_with_prompt(

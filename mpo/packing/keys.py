@@ -82,7 +82,8 @@ def answer_key(pictures: Sequence[bytes], prompt_ids: Iterable[int], answer_ids:
 
     Args:
         pictures: keys of the prompt's pictures, in order (see `picture_key`).
-        prompt_ids: token ids before the answer, picture tokens included.
+        prompt_ids: token ids before the answer, picture tokens included; behind them marks, which are no ids, of what else
+            decides the sum (`mpo.packing.collator`).
         answer_ids: the answer's token ids.
         scored: which of them are in the sum; as many as `answer_ids`.
 

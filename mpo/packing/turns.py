@@ -20,8 +20,9 @@ from trl.data_utils import (
     prepare_multimodal_messages,
 )
 
-from mpo.data.images import open_picture
+from mpo.data.images import check_unmoved, open_picture
 from mpo.data.video import Frame, open_frames, with_frames
+from mpo.packing.controls import check_texts
 
 Record = dict[str, Any]
 Tokenize = Callable[[str], list[int]]
@@ -65,6 +66,9 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
     name = describe(record)
     pictures = encoded_images(with_frames(record, where=name))
     places: dict[str, list[int]] = {}
+    if record.get("prompt_id") is not None:  # of load_pairs, whose paths are the real ones; others may have links
+        for path in {path for picture in pictures if (path := _file_of(picture)) is not None}:
+            check_unmoved(path, name)
     for place, picture in enumerate(pictures):
         if isinstance(picture, Frame):
             places.setdefault(picture.path, []).append(place)
@@ -75,6 +79,13 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
         for place, frame in zip(own, frames, strict=True):
             pictures[place] = frame
     return pictures
+
+
+def _file_of(picture: Any) -> str | None:
+    """The path that a record's picture or frame is read from, if it is one."""
+    if isinstance(picture, Mapping):
+        return picture.get("path") if picture.get("bytes") is None else None
+    return picture.path if isinstance(picture, Frame) else None
 
 
 def encoded_images(record: Mapping[str, Any]) -> list[Any]:
@@ -98,7 +109,7 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
 
     Raises:
         ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, a picture is None or cannot be opened,
-            or the numbers of pictures and placeholders differ.
+            the numbers of pictures and placeholders differ, or a text holds a picture's token (`mpo.packing.controls`).
     """
     for column in ("chosen", "rejected"):
         if record.get(column) is None:
@@ -115,6 +126,7 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
     pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
     if "prompt" not in pair:
         pair = extract_prompt(pair)
+    check_texts(pair, len(images), processing_class, describe(record))
     if not is_conversational(pair):
         answers = {key: [Piece(pair[key], scored=True)] for key in ("chosen", "rejected")}
         return RenderedPair(pair["prompt"], answers["chosen"], answers["rejected"], images, conversational=False)

@@ -1,7 +1,7 @@
 """Compare packed rows with padded ones on a batch of a real run."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +36,31 @@ def compare(
         apart = _norm([a - b for a, b in zip(first_gradients, second_gradients, strict=True)])
         lines.append(f"gradients by {apart / _norm(second_gradients):.1e} of their norm")
     return ", ".join(lines) + "."
+
+
+@contextmanager
+def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within it no module of `model` drops anything; behind it dropout and random states are what they were.
+
+    (Not `model.eval()`, which would also turn gradient checkpointing off.)
+
+    Args:
+        model: its modules' ``nn.Dropout`` and ``attention_dropout`` are set to 0.
+        device: where it runs.
+    """
+    before: list[tuple[nn.Module, str, Any]] = []
+    for module in model.modules():
+        names = ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",)
+        before += [(module, name, getattr(module, name)) for name in names if isinstance(getattr(module, name, None), float)]
+    devices = [] if device.type in ("cpu", "mps") else [device]  # the CPU's state is always kept
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        try:
+            for module, name, _ in before:
+                setattr(module, name, 0.0)
+            yield
+        finally:
+            for module, name, value in before:
+                setattr(module, name, value)
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,5 @@
 """Fill a cache of reference log-probs before training, and look a batch up in it."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from mpo.packing.tiles import AUGMENTED_AND_CACHED
 from mpo.reference.cache import ReferenceCache
+from mpo.reference.marks import mark_name
 
 Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 """Log-prob sums of a batch's chosen and rejected answers under the reference, each of shape (pairs,)."""
@@ -73,7 +74,8 @@ def look_up(
         raise ValueError(
             f"The cache in {cache.folder} has not {int(missing.sum())} of this batch's {len(found.known)} answers "
             f"({batch['names'][0]} and others), and the reference that could give them is gone. Data that is evaluated later must "
-            "be given to the trainer as eval_dataset; if the cache was pruned or records change at random, use reference='live'."
+            "be given to the trainer as eval_dataset. If picture files were changed or the cache was pruned since the run began, "
+            "start the run again: it computes what is missing. If records change at random, use reference='live'."
         )
     # Kept in float32 by the cache too: what is used now is what a later epoch will find.
     sums = torch.cat(compute(batch)).float().cpu()
@@ -96,8 +98,9 @@ def fill(
 ) -> None:
     """Compute what a data set lacks in the cache, every rank its share.
 
-    Killed, it goes on where it was. A data set that was gone through to its end leaves a mark, so that the next run does not
-    even read it.
+    Killed, it goes on where it was. A data set that was gone through to its end, no record of it bad, leaves a mark, so that the
+    next run does not even read it. The mark does not hold when a picture file has changed since, and a bad record leaves none,
+    since it may be mended where nothing tells: then the next run reads the data, and computes what it lacks.
 
     Args:
         cache: of the reference.
@@ -105,19 +108,24 @@ def fill(
         compute: for what the cache does not have.
         accelerator: whose ranks fill it.
         name: of the data set, for the progress bar.
-        dataset: with datasets' fingerprint, if it has one.
+        dataset: see `mpo.reference.marks.mark_name`.
         settings: of the collator, which decide the keys.
         on_any_rank: see `look_up`.
     """
-    whole = repr((getattr(dataset, "_fingerprint", None), len(dataset), settings))
-    mark = cache.folder / f"filled-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
-    if hasattr(dataset, "_fingerprint") and mark.exists() and mark.read_text() == str(len(cache)):
+    # Before anything is computed: a file that changes meanwhile is another one to the next run.
+    name_of_mark = mark_name(dataset, settings) if accelerator.is_main_process else None
+    mark = cache.folder / name_of_mark if name_of_mark is not None else None
+    is_full = [mark is not None and mark.exists() and mark.read_text() == str(len(cache))]
+    if broadcast_object_list(is_full)[0]:  # all ranks go on alike
         return
+    bad = 0
     bar = tqdm(batches, desc=f"Reference log-probs, {name} data", unit="batch", disable=not accelerator.is_local_main_process)
     for batch in bar:
         look_up(cache, batch, compute, on_any_rank)
+        bad += len(batch.get("bad", ()))
     cache.flush()
     accelerator.wait_for_everyone()
     cache.refresh()
-    if accelerator.is_main_process:
+    any_bad = bool(accelerator.reduce(torch.tensor(bad, device=accelerator.device)) > 0)
+    if mark is not None and not any_bad:
         mark.write_text(str(len(cache)))

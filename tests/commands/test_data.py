@@ -202,3 +202,19 @@ def test_help_teaches(capsys, words):
 def test_help_needs_no_torch():
     program = "import sys; sys.modules['torch'] = None; from mpo.commands import main; main(['data', 'validate', '--help'])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("action", ["validate", "stats", "show"])
+def test_a_model_that_is_not_there(folder, run, action):
+    status, said = run(action, "pairs.jsonl", "--model", "/nope")
+    assert status == 2 and "mpo: error: --model /nope: there is no such folder. Give a checkpoint's folder" in said
+    (folder / "bare").mkdir()
+    (folder / "bare" / "config.json").write_text('{"model_type": "internvl"}')
+    status, said = run(action, "pairs.jsonl", "--model", "bare")
+    assert status == 2 and "mpo: error: --model bare has no processor or tokenizer" in said
+
+
+def test_a_processors_folder_is_enough_to_count_tokens(folder, run):
+    small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4).save_pretrained("processor")
+    status, said = run("validate", "pairs.jsonl", "--model", "processor", "--workers", 1)
+    assert status == 0 and "Training may start." in said

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import Dataset, DatasetDict
 from small_runs import write_job
 from support import picture
 
@@ -85,6 +86,49 @@ def test_a_run_on_a_stream(arguments, tmp_path):
     assert [log["step"] for log in logged(tmp_path)] == [1, 2, 3, 4]
     (bad,) = (tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()
     assert json.loads(bad)["where"] == f"{pairs}:7"
+
+
+def test_skipped_by_the_loader_and_in_training(arguments, tmp_path):
+    """A picture that is not there and one that does not decode: one list of both, begun anew by a run, not by its resumption."""
+    pairs, listed = tmp_path / "pairs.jsonl", tmp_path / "run" / "bad_records.jsonl"
+    pairs.write_text(pairs.read_text() + '\n{"image": "none.png", "question": "?", "chosen": "A", "rejected": "B"}\n')
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    listed.parent.mkdir()
+    listed.write_text('{"where": "of an earlier run", "reason": "?"}\n')
+    settings = ["data.on_bad_record=skip", "data.max_bad_fraction=0.4", "trainer.save_strategy=steps", "trainer.save_steps=3"]
+    for steps in (3, 6):
+        assert main(["train", *arguments, f"data.path={pairs}", *settings, f"trainer.max_steps={steps}"]) == 0
+        read, trained = map(json.loads, listed.read_text().splitlines())
+        assert read["where"] == f"{pairs}:7" and "data" not in read
+        assert trained["data"] == "train" and "not a picture" in trained["reason"]
+
+
+def test_skipping_is_set_with_the_data(arguments, tmp_path, capsys):
+    arguments = [*arguments, f"data.path={tmp_path / 'pairs.jsonl'}"]
+    assert main(["train", *arguments, "+trainer.on_bad_record=skip"]) == 2
+    assert "trainer.on_bad_record is set as data.on_bad_record here" in capsys.readouterr().err
+    assert main(["train", *arguments, "data.max_bad_fraction=0.2"]) == 2
+    assert "max_bad_fraction needs on_bad_record='skip'" in capsys.readouterr().err
+
+
+def test_evaluation_has_its_own_split_and_format(arguments, tmp_path, capsys):
+    arguments = [*arguments, f"data.path={tmp_path / 'pairs.jsonl'}"]
+    lines = [{"prompt": f"What is {number}?", "chosen": "A cat.", "rejected": "A dog."} for number in range(3)]
+    DatasetDict({"test": Dataset.from_list(lines)}).save_to_disk(tmp_path / "eval")
+    evaluated = [
+        f"data.eval_path={tmp_path / 'eval'}",
+        "data.eval_split=test",
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=2",
+    ]
+    assert main(["train", *arguments, *evaluated, "data.eval_format=trl"]) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert sum("eval_loss" in log for log in state["log_history"]) == 1
+    arguments = [*arguments, f"run_dir={tmp_path / 'other'}"]
+    assert main(["train", *arguments, *evaluated, "data.eval_format=rlhf_v"]) == 2
+    assert "eval:1: 'text' holds null" in capsys.readouterr().err
+    assert main(["train", *arguments, "data.eval_split=test"]) == 2
+    assert "data.eval_split is of the pairs in data.eval_path" in capsys.readouterr().err
 
 
 def test_data_keys_are_those_of_load_pairs(arguments, meta, capsys):

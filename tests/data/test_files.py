@@ -338,6 +338,7 @@ def test_tiles_of_a_record_come_before_those_of_its_source(tmp_path):
         ({"format": "mmpr2"}, "format is one of swift, sharegpt"),
         ({"on_bad_record": "ignore"}, "on_bad_record is one of raise, skip"),
         ({"max_bad_fraction": 1.5}, "a share between 0 and 1"),
+        ({"max_bad_fraction": 0.2}, "max_bad_fraction needs on_bad_record='skip'"),
         ({"limit": 0}, "limit is a number of pairs"),
     ],
 )
@@ -367,6 +368,38 @@ def test_skipped_records_are_counted_and_listed(tmp_path, caplog):
         load_pairs(path, on_bad_record="skip", max_bad_fraction=0.2, bad_records=listed)
     with pytest.raises(BadRecord, match="pairs.jsonl:3"):
         load_pairs(path)
+
+
+def test_a_mended_picture_is_no_longer_skipped(pictures, monkeypatch):
+    """What was bad is looked at again; as long as it stays so, nothing is converted anew."""
+    lines = [line(0, image="a.png"), line(1, image="late.png"), line(2)]
+    path = write(pictures / "pairs.jsonl", lines)
+    settings = {"on_bad_record": "skip", "max_bad_fraction": 1, "bad_records": pictures / "bad.jsonl"}
+    assert asked(load_pairs(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
+    with monkeypatch.context() as closed:
+        closed.setattr("mpo.data.converted._write", None)  # converting again would fail
+        assert asked(load_pairs(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
+    (pictures / "late.png").write_bytes((pictures / "b.png").read_bytes())
+    for _ in range(2):
+        assert asked(load_pairs(path, **settings)) == QUESTIONS[:3]
+
+
+def test_ratings_that_give_no_pair_are_counted(tmp_path, caplog):
+    """One line of equals, and one of eight answers: 28 pairs, of which six are taken."""
+
+    def rated(*ratings):
+        aspects = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
+        answers = [
+            {"response": f"Answer {place}", "annotations": {aspect: {"Rating": str(rating)} for aspect in aspects}}
+            for place, rating in enumerate(ratings)
+        ]
+        return {"prompt": "What is it?", "completions": answers}
+
+    path = write(tmp_path / "rated.jsonl", [rated(3, 3, 3), rated(*range(8)), rated(1, 2)])
+    for _ in range(2):  # converted, and found again
+        caplog.clear()
+        assert len(load_pairs(path)) == 7
+        assert f"1 of 3 records of {path} give no pair" in caplog.text and f"22 pairs of {path} are left out" in caplog.text
 
 
 def test_nothing_but_bad_records(tmp_path):
@@ -411,3 +444,15 @@ def test_bad_records_of_a_stream(tmp_path):
     for _ in range(2):
         assert asked(stream) == [QUESTIONS[number] for number in (0, 1, 3, 4, 5, 6)]
     assert [json.loads(text)["where"] for text in listed.read_text().splitlines()] == [f"{path}:3"]
+
+
+def test_too_many_bad_records_of_a_stream(tmp_path):
+    """Every 10th of 300 lines in 64 pieces of 4 or 5: at the 2nd, 2 of 100 are more than 1 %; 30 of 300 are 10 %, each epoch."""
+    lines = [line(number) if number % 10 else {"question": "?"} for number in range(300)]
+    path, settings = write(tmp_path / "pairs.jsonl", lines), {"streaming": True, "bad_records": tmp_path / "bad_records.jsonl"}
+    with pytest.raises(ValueError, match="2 of the first 11 records .* max_bad_fraction=0.01 .*pairs.jsonl:11"):
+        list(load_pairs(path, on_bad_record="skip", **settings))
+    stream = load_pairs(path, on_bad_record="skip", max_bad_fraction=0.11, **settings)
+    assert len(list(stream)) == len(list(stream)) == 270
+    with pytest.raises(ValueError, match="of the first .* max_bad_fraction=0.09 allows"):
+        list(load_pairs(path, on_bad_record="skip", max_bad_fraction=0.09, **settings))

@@ -75,9 +75,9 @@ def test_damaged_files(kind, tmp_path):
 
 def check(path, data):
     path.write_bytes(data)
-    for how in ("raise", "skip"):
+    for how in ({}, {"on_bad_record": "skip", "max_bad_fraction": 1, "bad_records": path.parent / "bad_records.jsonl"}):
         try:
-            pairs = load_pairs(path, on_bad_record=how, max_bad_fraction=1, bad_records=path.parent / "bad_records.jsonl")
+            pairs = load_pairs(path, **how)
         except BadRecord as bad:
             assert bad.where.startswith(str(path))
         except ValueError as error:

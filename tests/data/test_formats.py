@@ -226,6 +226,7 @@ def test_vlfeedback_makes_no_pair_of_equals(pictures):
     rows = to_records({**line, "completions": many}, where="x:1", find=Folders(pictures))
     assert [round(row["margin"] * 3) for row in rows] == [7, 6, 6, 5, 5, 5]
     assert [row["id"] for row in rows] == [f"x:1#{number}" for number in range(1, 7)]
+    assert rows.cut == 28 - 6
 
 
 # LLaMA-Factory and ms-swift
@@ -290,7 +291,7 @@ def test_detection_and_its_override(pictures):
 
     assert {name: detect(line).NAME for name, line in GOOD.items()} == {name: name for name in FORMATS}
     both = {**PLAIN, "question": "Why?"}
-    assert shown(only(both, pictures)["prompt"]) == [("user", "Why?")]
+    assert shown(only(both, pictures, format="mmpr")["prompt"]) == [("user", "Why?")]
     assert shown(only(both, pictures, format="trl")["prompt"]) == [("user", ASKED)]
     with pytest.raises(BadRecord, match="pairs.jsonl:3: the prompt is missing"):
         only(PLAIN, pictures, format="mmpr")
@@ -343,3 +344,15 @@ def test_one_pair_is_wanted(pictures):
     line = {"prompt": ASKED, "img_path": "a.png", "completions": COMPLETIONS}
     with pytest.raises(BadRecord, match="makes 5 pairs"):
         to_record(line, where="a:1", image_root=pictures)
+
+
+@pytest.mark.parametrize("other", [{"prompt": "Which animal is shown?"}, {"prompt": [{"role": "user", "content": "Which?"}]}])
+@pytest.mark.parametrize("of", [{}, {"ds_name": "a data set"}])
+def test_two_prompts_are_not_guessed_at(pictures, other, of):
+    """A question beside a prompt: which is meant is said by the format, and by nothing else."""
+    line = {"question": "A title", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png", **other, **of}
+    with pytest.raises(BadRecord, match="both 'question' and 'prompt' are there.*set format="):
+        to_records(line, where="a:1", find=Folders(pictures))
+    assert shown(only(line, pictures, "mmpr")["prompt"])[0][-1].endswith("A title")
+    empty = {**line, "prompt": None}
+    assert shown(only(empty, pictures)["prompt"])[0][-1].endswith("A title")

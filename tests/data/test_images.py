@@ -1,5 +1,6 @@
 """Pictures: decoded to known pixels, or refused by name. Every picture is made here."""
 
+import json
 import os
 import struct
 import zlib
@@ -17,6 +18,7 @@ from support import picture
 from mpo.data import images
 from mpo.data.encoded import encoded_pictures
 from mpo.data.images import inside, open_picture, picture_size
+from mpo.data.sources import load_pairs
 from mpo.packing.turns import record_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -476,3 +478,25 @@ def test_what_a_transform_of_the_users_reads_is_decoded(tmp_path):
     dataset = Dataset.from_list([{"images": [str(tmp_path / "a.png")]}]).cast_column("images", List(Image()))
     dataset = dataset.with_transform(lambda rows: {"images": [[image.size for image in row] for row in rows["images"]]})
     assert encoded_pictures(dataset)[0]["images"] == [(16, 8)]
+
+
+def test_a_picture_that_became_a_link_is_not_followed(tmp_path):
+    """Itself, or the folder that it lies in, after the data was read; a record of the user's own may hold links."""
+    for folder in ("data/sub", "private"):
+        (tmp_path / folder).mkdir(parents=True)
+        picture(1).save(tmp_path / folder / "a.png")
+    line = {"image": "sub/a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+    (tmp_path / "data" / "pairs.jsonl").write_text(json.dumps(line))
+    record = encoded_pictures(load_pairs(tmp_path / "data" / "pairs.jsonl"))[0]
+    assert len(record_images(record)) == 1
+    inner = tmp_path / "data" / "sub"
+    (inner / "a.png").unlink()
+    (inner / "a.png").symlink_to(tmp_path / "private" / "a.png")
+    with pytest.raises(ValueError, match="a.png has become a link to .*private"):
+        record_images(record)
+    assert len(record_images({"prompt": "?", "images": record["images"]})) == 1
+    (inner / "a.png").unlink()
+    inner.rmdir()
+    inner.symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match="a.png has become a link to .*private"):
+        record_images(record)

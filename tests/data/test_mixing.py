@@ -56,6 +56,22 @@ def test_repeat_time(sources):
     assert sorted(times[f"b-{i}"] for i in range(10)) == [2] * 5 + [3] * 5
 
 
+def test_a_limit_takes_of_all_sources(sources, tmp_path):
+    """117 pairs: 23 of them are a fifth of each source, without one twice."""
+    (tmp_path / "mixture.json").write_text(json.dumps({"sources": sources}))
+    (tmp_path / "mixture.yaml").write_text((tmp_path / "mixture.json").read_text())
+    pairs = load_pairs(tmp_path / "mixture.yaml", limit=23)
+    assert by_source(pairs) == {"a": 20, "b": 2, "c": 1}
+    assert len(set(pairs["id"])) == 23
+    assert len(load_pairs(tmp_path / "mixture.yaml", limit=1000)) == 117
+
+
+def test_a_source_of_which_nothing_is_taken_is_named(sources, caplog):
+    sources[1]["repeat_time"] = 0.05  # of 10
+    assert taken(mix(sources)) == {"a": 100, "b": 0, "c": 7}
+    assert "No pair of source 'b' is taken" in caplog.text and caplog.text.count("is taken") == 1
+
+
 def test_the_same_seed_draws_the_same_and_another_does_not(sources):
     sources[0]["repeat_time"] = 0.3
     first = load_mixture(sources, seed=1)["id"][:]

@@ -75,6 +75,14 @@ def test_show_as_the_data_has_it(pairs):
     assert "  prompt\n    <image>What is it?\n  chosen\n    It is a cat.\n  rejected\n    A cat it is" in text
 
 
+def test_what_a_terminal_would_obey_is_written_out(tmp_path):
+    line = {"id": "1", "source": "a\x1b[2J", "question": "Tab\tand\r\nline", "chosen": "\x9b31mred", "rejected": "\u202edesrever"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(line))
+    text = show_text(load_pairs(tmp_path / "pairs.jsonl"))
+    assert all(written in text for written in ("a\\u001b[2J", "Tab\tand\\r\n    line", "\\x9b31mred", "\\u202edesrever"))
+    assert all(letter.isprintable() or letter in "\t\n" for letter in text)
+
+
 def test_show_as_the_model_sees_it(pairs, processor):
     """Three tiles of 4 tokens; what is scored stands between angle quotation marks."""
     text = show_text(pairs.select([0]), processor)

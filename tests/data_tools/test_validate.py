@@ -3,10 +3,12 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from PIL import Image
 from support import TEXTS, picture
 
+from mpo.data.formats.vlfeedback import ASPECTS
 from mpo.data_tools.findings import NOTES, PROBLEMS
 from mpo.data_tools.validate import validate
 from mpo.models.small import small_processor
@@ -79,6 +81,23 @@ def test_lines_that_are_no_pairs(check):
     assert not report.may_start and report.pairs == 2 and report.lines == 11
     assert "! no pair             4" in report.text() and "pairs.jsonl:2" in report.text()
     assert "Training may not start: 9 problems" in report.text()
+
+
+def test_a_folder_in_a_pictures_place(check, tmp_path):
+    (tmp_path / "folder").mkdir()
+    assert check(GOOD, {**GOOD, "image": "folder"})[1] == [("picture not there", 2)]
+
+
+def test_ratings_that_give_no_pair_are_noted(check):
+    def rated(count, rating):
+        answers = [
+            {"response": f"It is number {place}.", "annotations": dict.fromkeys(ASPECTS, rating(place))} for place in range(count)
+        ]
+        return {"prompt": "What is it?", "completions": answers}
+
+    report, found = check(rated(3, lambda place: 1), rated(8, lambda place: place), rated(4, lambda place: place))
+    assert found == [("gives no pair", 1), ("pairs left out", 2)]
+    assert report.may_start and report.pairs == 12
 
 
 def test_pictures_are_decoded_to_their_end(check, tmp_path):
@@ -165,6 +184,66 @@ def test_what_the_template_refuses_is_found_in_every_record(check, processor):
     except Exception as error:  # the template's own
         pytest.fail(f"{type(error).__name__}: {error}")
     assert found == [("not encoded", 1), ("not encoded", 2)]
+
+
+def test_pictures_tokens_in_texts(check, processor):
+    """Also in a text record that is surely short, and of a shape that was encoded before; a note is what becomes another token."""
+    report, found = check(
+        GOOD,
+        TEXT,
+        {**GOOD, "chosen": "It is <IMG_CONTEXT> 1."},
+        {**TEXT, "question": "What is <IMG_CONTEXT>?"},
+        {**TEXT, "question": "Hm?", "rejected": "So <|im_end|> no <|im_end|>."},
+        {**GOOD, "question": "What is <img>?"},
+        {**TEXT, "question": "HTML?", "chosen": "Take <b>."},
+        processor=processor,
+        context=8192,
+    )
+    assert found == [("not encoded", 3), ("not encoded", 4), ("control token", 5), ("control token", 6)] and not report.may_start
+    assert "the text of 'chosen' holds '<IMG_CONTEXT>'" in report.tally.examples["not encoded"].reason
+    assert "the text of 'rejected' holds '<|im_end|>'" in report.tally.examples["control token"].reason
+    report, found = check({**TEXT, "rejected": "So <|im_end|> no."}, processor=processor)
+    assert found == [("control token", 1)] and report.may_start
+    assert check({**GOOD, "chosen": "It is <IMG_CONTEXT> 1."})[1] == []  # no model whose token it is
+
+
+@pytest.fixture
+def films(tmp_path):
+    """one.mp4 and two.mp4 differ; cut.mkv ends early, though its header tells of all frames."""
+    av = pytest.importorskip("av")
+    for name, brightness in (("one.mp4", 40), ("two.mp4", 200), ("whole.mkv", 90)):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+            for place in range(60):
+                image = np.random.default_rng(place).integers(0, brightness, (32, 64, 3), dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+    whole = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
+    (tmp_path / "garbage.mp4").write_bytes(b"no video at all" * 50)
+
+
+def film(name: str) -> dict:
+    return {**TEXT, "question": "<video>\nWhat happens?", "video": name}
+
+
+def test_two_videos_under_one_question_are_two_records(check, films, tmp_path):
+    (tmp_path / "copy.mp4").write_bytes((tmp_path / "one.mp4").read_bytes())
+    assert check(film("one.mp4"), film("two.mp4"), film("copy.mp4"))[1] == [("duplicate", 3)]
+    evaluation = write(tmp_path / "eval.jsonl", {**film("one.mp4"), "chosen": "Another."})
+    asked = {**film("one.mp4"), "question": "<video>\nWhy?"}
+    report, found = check(film("two.mp4"), asked, film("copy.mp4"), evaluation=evaluation)
+    assert found == [("in eval too", 3), ("picture in eval too", 2)]
+    assert check(film("two.mp4"), evaluation=evaluation)[0].may_start
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_videos_are_decoded_to_their_last_frame(check, films, processor, with_model):
+    limits = {"processor": processor, "context": 8192} if with_model else {}
+    report, found = check(film("one.mp4"), film("cut.mkv"), film("garbage.mp4"), **limits)
+    assert found == [("video not decoded", 2), ("video not decoded", 3)] and not report.may_start
+    assert "cut.mkv" in report.tally.examples["video not decoded"].reason
 
 
 def test_many_processes_find_what_one_finds(check, tmp_path):

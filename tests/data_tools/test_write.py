@@ -129,6 +129,8 @@ def test_everything_a_record_may_have_survives(folder):
         ("x.jsonl", {"form": "csv"}, "written as trl, mmpr, parquet, disk"),
         ("x.jsonl", {"pictures": "bytes"}, "holds paths of pictures"),
         ("x.jsonl", {"pictures": "links"}, "written as path, copy, bytes"),
+        ("x.csv", {}, "nothing is written as .csv"),
+        ("x.jsonl.gz", {}, "nothing is written as .gz"),
         ("x", {"pictures": "path"}, "save_to_disk puts pictures inside"),
         ("x.parquet", {"image_root": "."}, "image_root is for the paths in a JSONL"),
     ],

@@ -66,6 +66,19 @@ def test_tiles_beyond_max_length(twelve_tiles):
         checked(records((256, 192)), twelve_tiles, max_length=150)
 
 
+def test_what_is_skipped_is_not_refused(twelve_tiles):
+    """The 208 picture tokens of the second prompt are left out by max_length=150; beyond the context alone, they are refused."""
+    dataset = records((64, 64), (256, 192))
+    checked(dataset, twelve_tiles, context=150, max_length=150, on_bad_record="skip")
+    tokens = int(measure(dataset.select([0]), twelve_tiles).tokens().max())
+    budget = {"batching": "tokens", "max_tokens_per_batch": tokens}
+    checked(dataset, twelve_tiles, max_length=150, on_bad_record="skip", **budget)
+    costs = measure(dataset, twelve_tiles, max_length=150, on_bad_record="skip")
+    assert costs.tokens().tolist() == [tokens, 3] and costs.tiles[1] == 0
+    with pytest.raises(ValueError, match="do not fit into the model's context of 150"):
+        checked(dataset, twelve_tiles, context=150, max_length=4096, on_bad_record="skip")
+
+
 def test_not_even_one_tile_fits(twelve_tiles):
     with pytest.raises(ValueError, match="Not even one tile.*Raise trainer.max_length"):
         checked(records((256, 192)), twelve_tiles, max_length=20)

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from support import messages, picture
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mpo.data.encoded import encoded_pictures
 from mpo.packing.collator import PairCollator
+from mpo.packing.costs import RecordMeasure
 from mpo.packing.turns import end_of_turn_token
 
 WORDS = ["<pad>", "<eos>", "<user>", "<bot>", "<end>", "\n", "two", "plus", "is", "four", "five", "sure", "why"]
@@ -199,3 +202,51 @@ def test_more_placeholders_than_pictures(processor):
 def test_keep_end_would_cut_pictures(processor):
     with pytest.raises(ValueError, match="picture tokens stand there"):
         PairCollator(processor, max_length=20, truncation_mode="keep_end")([picture_record(0)])
+
+
+PICTURED = {
+    "id": "p",
+    "images": [picture(0)],
+    "prompt": messages("What is it?", "user"),
+    "chosen": messages("A cat.", "assistant"),
+    "rejected": messages("A dog.", "assistant"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"chosen": messages("It is <IMG_CONTEXT> 1.", "assistant")}, "'chosen' holds '<IMG_CONTEXT>'"),
+        ({"prompt": messages("What is <IMG_CONTEXT>?", "user")}, "'prompt' holds '<IMG_CONTEXT>'"),
+        ({"prompt": messages("What is <video>?", "user")}, "'prompt' holds '<video>'"),
+        ({"images": [], "rejected": messages("<IMG_CONTEXT>", "assistant")}, "'rejected' holds '<IMG_CONTEXT>'"),
+        ({"prompt": "<IMG_CONTEXT>\n<IMG_CONTEXT>?", "chosen": "A", "rejected": "B"}, "'prompt' holds '<IMG_CONTEXT>'"),
+    ],
+)
+def test_a_pictures_token_in_a_text(processor, change, found):
+    """The collator and the measurement refuse it, by name; or leave it out."""
+    bad = {**PICTURED, **change}
+    with pytest.raises(ValueError, match=f"^record 'p': the text of {found}"):
+        PairCollator(processor, layout="packed")([bad])
+    encoded = (
+        {**bad, "images": encoded_pictures(Dataset.from_list([{"images": bad["images"]}]))[0]["images"]} if bad["images"] else bad
+    )
+    with pytest.raises(ValueError, match=f"^record 'p': the text of {found}"):
+        RecordMeasure(processor, "end_of_turn", "prompt", "raise")(encoded)
+    batch = PairCollator(processor, layout="packed", on_bad_record="skip")([PICTURED, bad])
+    assert batch["kept"] == [0] and [one["id"] for one in batch["bad"]] == ["p"] and found in batch["bad"][0]["reason"]
+    assert (batch["input_ids"] == processor.image_token_id).sum() == len(batch["pixel_values"]) * processor.image_seq_length
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "<IMG_CONTEXT>\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."},  # where a plain prompt's picture stands
+        {"chosen": messages("<img> or <video> or </img>", "assistant")},
+        {"images": [], "prompt": messages("The <video> of HTML?", "user")},
+    ],
+)
+def test_texts_that_leave_the_count_of_pictures_alone(processor, change):
+    batch = PairCollator(processor, layout="packed")([{**PICTURED, **change}])
+    tiles = len(batch.get("pixel_values", ()))
+    assert (batch["input_ids"] == processor.image_token_id).sum() == tiles * processor.image_seq_length

@@ -224,6 +224,27 @@ def test_a_share_of_few_records_is_not_judged(tmp_path):
         strict.settle({})
 
 
+def test_lines_of_others_stay(tmp_path):
+    """What the loader listed, twice where two ranks said it; a new run and a resumed one drop or restore our own lines alone."""
+    path, theirs = tmp_path / "bad_records.jsonl", '{"where": "pairs.jsonl:3", "reason": "no picture."}'
+    path.write_text(f"{theirs}\n{theirs}\n")
+    bad = BadRecords(tmp_path, most=0.5, writes=True)
+    bad.clear()
+    bad.see("train", 9, [{"id": "a", "where": "record 'a'", "reason": "no picture.", "key": "1"}], step=1)
+    bad.settle({"train": 9})
+    state, whole = bad.state(), path.read_text()
+    assert [entry["where"] for entry in listed(tmp_path)] == ["pairs.jsonl:3", "record 'a'"]
+    assert [list(entry)[:2] for entry in listed(tmp_path)] == [["where", "reason"]] * 2
+    bad.see("train", 9, [{"id": "b", "where": "record 'b'", "reason": "no picture.", "key": "2"}], step=2)
+    bad.settle({"train": 9})
+    assert len(listed(tmp_path)) == 3
+    resumed = BadRecords(tmp_path, most=0.5, writes=True)
+    resumed.restore(state)
+    assert path.read_text() == whole
+    resumed.clear()
+    assert path.read_text() == f"{theirs}\n"
+
+
 def test_resumed_nothing_is_counted_twice(tmp_path):
     """Killed behind step 3 of 4 x 2, resumed from step 2: list, counts and weights are those of a run left alone."""
     settings = {"bad": [0, 1, 6], "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, **SKIP}

@@ -56,7 +56,6 @@ def test_flash_attention_that_is_not_installed(tmp_path, version, package):
         pytest.skip(f"{package} is installed")
     with pytest.raises(ValueError, match=f"packed_attention='flash_attn_{version}' needs the package {package}.*'auto'"):
         small_run(tmp_path, packed_attention=f"flash_attn_{version}")
-    small_run(tmp_path, packed_attention=f"flash_attn_{version}", rows="padded")  # which do not use it
     write_job(tmp_path, pairs=1)
     with pytest.raises(ValueError, match=rf"attn_implementation=flash_attention_{version} needs.*pip install.*leave it at null"):
         load_model(str(tmp_path / "model"), attn_implementation=f"flash_attention_{version}")

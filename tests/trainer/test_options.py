@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from datasets import Dataset
 from small_runs import small_run
 from support import TEXTS, perturbed, text_pairs
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainingArguments
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl, small_processor
@@ -75,6 +77,52 @@ def padding_free(tmp_path):
     """Rows without padding, which is the default wherever they fit; refused where they do not."""
     assert small_run(tmp_path, padding_free=True).layout == small_run(tmp_path).layout == "packed"
     refused("padding_free=True.*not possible here: pad_to_multiple_of", padding_free=True, pad_to_multiple_of=8)(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reference": "cached", "loss_type": ["orpo", "sft"]}, "reference='cached'.*none of the losses.*orpo"),
+        ({"precompute_ref_log_probs": True, "loss_type": ["sft"]}, "precompute_ref_log_probs=True.*none of the losses"),
+        ({"rows": "padded", "packed_attention": "segments"}, "packed_attention='segments' is for packed rows"),
+        ({"rows": "padded", "padding_free": True}, "padding_free=True is for packed rows"),
+        ({"rows": "padded", "verify_first_batch": True}, "verify_first_batch=True is for packed rows"),
+        ({"group_same_prompt": 0}, "group_same_prompt is a number of pairs, at least 1.*got 0"),
+        ({"truncation_mode": "keep_middle"}, "truncation_mode is one of .*'keep_start'.*got 'keep_middle'"),
+    ],
+    ids=str,
+)
+def test_what_would_be_ignored_is_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        MPOConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"answer_end": "template"}, {"tile_budget": "picture"}, {"packed_attention": "segments"}, {"verify_first_batch": True}],
+    ids=str,
+)
+def test_what_our_collator_does_is_refused_beside_another(tmp_path, setting):
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}=.*is for our collator's batches.*data_collator of its own"):
+        MPOTrainer(
+            model=model,
+            args=MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **setting),
+            data_collator=DataCollatorForPreference(pad_token_id=0),
+            train_dataset=text_pairs(4),
+            processing_class=processor,
+        )
+
+
+def test_pairs_of_one_question_share_a_padded_batch_too(tmp_path):
+    """So group_same_prompt is not refused there."""
+    trainer = small_run(tmp_path, kind="text", pairs=8, rows="padded", group_same_prompt=2)
+    doubled = trainer.train_dataset.to_list()
+    doubled = [{**row, "id": f"{row['id']}-{twin}"} for row in doubled for twin in (0, 1)]
+    trainer.train_dataset = Dataset.from_list(doubled)
+    batches = [[str(name).rsplit("-", 1)[0] for name in batch["names"]] for batch in trainer.get_train_dataloader()]
+    assert len(batches) == 8 and all(first == second for first, second in batches)
 
 
 def pad_token(tmp_path):

@@ -5,11 +5,14 @@ import signal
 import weakref
 
 import pytest
+import small_runs
 import torch
+from datasets import Dataset, Features, Image, List
 from small_runs import difference, in_fork, record, small_run
-from support import picture_pairs
+from support import TEXTS, perturbed, picture, picture_pairs, text_pairs
 
 import mpo.trainer
+from mpo.models.small import small_internvl, small_processor
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import default_folder
 from mpo.reference.shards import shards
@@ -151,6 +154,72 @@ def test_data_that_comes_later_is_refused(tmp_path):
     trainer = small_run(tmp_path, **cached(tmp_path))
     with pytest.raises(ValueError, match="must be given to the trainer as eval_dataset"):
         trainer.evaluate(picture_pairs(12).select([11]))
+
+
+def test_adapters_do_not_stand_in_for_a_reference_of_its_own(tmp_path):
+    """It is gone by then, and the policy's base would give other numbers under its fingerprint."""
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    reference = perturbed(small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2))
+    trainer = small_run(tmp_path, kind="lora", ref_model=reference, **cached(tmp_path))
+    trainer.train()
+    known = len(trainer._references)
+    with pytest.raises(ValueError, match="the reference that could give them is gone"):
+        trainer.evaluate(picture_pairs(12).select([11]))
+    assert len(trainer._references) == known == 16
+
+
+TWO = {"per_device_eval_batch_size": 2}  # pairs that are computed at once
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Eight picture files, which the training records of `small_run` name by their paths."""
+    paths = [tmp_path / f"{number}.png" for number in range(8)]
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+
+    def on_disk(count):
+        files = [[{"path": str(path), "bytes": None}] for path in paths[:count]]
+        rows = [{**row, "images": own} for row, own in zip(text_pairs(count), files, strict=True)]
+        features = Features({**text_pairs(1).features, "images": List(Image())})
+        return Dataset.from_list(rows, features=features)
+
+    monkeypatch.setattr(small_runs, "picture_pairs", on_disk)
+    return paths
+
+
+def test_a_replaced_picture_is_computed_before_training(tmp_path, pictures, forwards):
+    """To datasets the data set is the same, since it holds a path."""
+    small_run(tmp_path, **cached(tmp_path, **TWO)).train()
+    small_run(tmp_path, **cached(tmp_path, **TWO)).train()
+    assert sum(forwards) == 16
+    picture(20).save(pictures[3])
+    small_run(tmp_path, **cached(tmp_path, **TWO)).train()
+    assert sum(forwards) == 20  # with the one beside it
+
+
+def test_a_mended_picture_is_computed_before_training(tmp_path, pictures, forwards):
+    """It was left out when the cache was filled. Mended without a trace, in size and time."""
+    whole, status = pictures[3].read_bytes(), pictures[3].stat()
+    pictures[3].write_bytes(bytes(len(whole)))
+    os.utime(pictures[3], ns=(status.st_atime_ns, status.st_mtime_ns))
+    settings = cached(tmp_path, **TWO, on_bad_record="skip", max_bad_fraction=0.5)
+    small_run(tmp_path, **settings).train()
+    known = sum(forwards)
+    pictures[3].write_bytes(whole)
+    os.utime(pictures[3], ns=(status.st_atime_ns, status.st_mtime_ns))
+    small_run(tmp_path, **settings).train()
+    assert sum(forwards) == known + 4
+
+
+def test_a_picture_that_changes_during_the_run(tmp_path, pictures, forwards):
+    """What the error advises helps."""
+    trainer = small_run(tmp_path, **cached(tmp_path, **TWO))
+    picture(20).save(pictures[3])
+    with pytest.raises(ValueError, match="start the run again: it computes what is missing"):
+        trainer.train()
+    small_run(tmp_path, **cached(tmp_path, **TWO)).train()
+    assert sum(forwards) == 20
 
 
 def test_adapters_take_streams_and_later_data(tmp_path):

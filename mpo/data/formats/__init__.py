@@ -17,7 +17,7 @@ def detect(line: Mapping[str, Any]) -> ModuleType:
     """The reader of a line, known by the fields that the line has.
 
     Raises:
-        BadRecord: for a line of no format, with the formats that there are.
+        BadRecord: for a line of no format, with the formats that there are, and for one with two prompts.
     """
     for reader in FORMATS.values():
         if reader.matches(line):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import FoundPair, one_of, pictures, refuse, rest
+from mpo.data.pairs import FoundPair, one_of, pictures, refuse, refuse_two_prompts, rest
 
 NAME = "mmpr"
 NEEDS = "question, chosen, rejected; image or video, where there is one"
@@ -16,8 +16,15 @@ _USED = ("image", "images", "video", "videos", "question", "chosen", "rejected",
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it."""
-    return "question" in line
+    """Whether a line looks like it.
+
+    Raises:
+        BadRecord: for a line that does, with a second prompt.
+    """
+    if "question" not in line:
+        return False
+    refuse_two_prompts(line)
+    return True
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:

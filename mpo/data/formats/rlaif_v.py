@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import FoundPair, rest
+from mpo.data.pairs import FoundPair, refuse_two_prompts, rest
 
 NAME = "rlaif_v"
 NEEDS = "question, chosen, rejected, image (bytes or path) or image_path; ds_name, origin_dataset or origin_split"
@@ -13,8 +13,15 @@ _USED = ("image", "question", "chosen", "rejected", "idx")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it."""
-    return "question" in line and ("ds_name" in line or "origin_dataset" in line or "origin_split" in line)
+    """Whether a line looks like it.
+
+    Raises:
+        BadRecord: for a line that does, with a second prompt.
+    """
+    if "question" not in line or not any(name in line for name in ("ds_name", "origin_dataset", "origin_split")):
+        return False
+    refuse_two_prompts(line)
+    return True
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:

@@ -35,6 +35,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         prompt, chosen, rejected = _common_start(chosen, rejected)
     metadata = line.get("metadata")
     own = parse_json(metadata, "'metadata'") if isinstance(metadata, str) and metadata else metadata
+    named: dict[str, Any] = {name: line.get(name) for name in _OWN}
     yield FoundPair(
         prompt=prompt,
         chosen=chosen,
@@ -42,7 +43,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         images=pictures(line),
         videos=one_of(line, "video", "videos"),
         metadata={**(own if isinstance(own, dict) else {} if own in (None, "") else {"metadata": own}), **rest(line, _USED)},
-        **{name: line.get(name) for name in _OWN},
+        **named,
     )
 
 

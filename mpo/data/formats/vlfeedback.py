@@ -1,7 +1,8 @@
 """VLFeedback: the answers of several models to a prompt, each rated in three aspects -> pairs, with a margin.
 
 An answer's rating is the mean over the aspects; of two answers the one with the higher rating is chosen, and the margin is the
-difference. Two with the same rating, or the same text, make no pair. (Silkie, arXiv 2312.10665.)
+difference. Two with the same rating, or the same text, make no pair; lines without a pair, and pairs beyond `MOST_PAIRS`, are
+counted and told. (Silkie, arXiv 2312.10665.)
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
     ]
     ranked.sort(key=lambda pair: -pair[0])
     picture = one_of(line, "img_path", "image")
-    for margin, better, worse in ranked[:MOST_PAIRS]:
-        models = {f"{side}_model": answers[place].get("model") for side, place in (("chosen", better), ("rejected", worse))}
+    taken = ranked[:MOST_PAIRS]
+    for place, (margin, better, worse) in enumerate(taken, start=1):
+        models = {f"{side}_model": answers[at].get("model") for side, at in (("chosen", better), ("rejected", worse))}
         yield FoundPair(
             prompt=line.get("prompt"),
             chosen=texts[better],
@@ -49,6 +51,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
             id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
             margin=margin,
             metadata={**rest(line, _USED), **models, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},
+            cut=len(ranked) - len(taken) if place == len(taken) else 0,
         )
 
 

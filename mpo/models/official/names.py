@@ -95,7 +95,7 @@ class TensorNames:
             return list(tensor.chunk(3))
         if ".attention.wqkv." in official:
             group = self.heads // self.key_value_heads
-            by_head = tensor.unflatten(0, (self.key_value_heads, group + 2, -1))
+            by_head = tensor.unflatten(0, (self.key_value_heads, group + 2, -1))  # type: ignore[no-untyped-call]
             return [by_head[:, :group].flatten(0, 2), by_head[:, group].flatten(0, 1), by_head[:, group + 1].flatten(0, 1)]
         return [tensor]
 
@@ -104,7 +104,7 @@ class TensorNames:
         if ".attn.qkv." in official:
             return torch.cat(list(tensors))
         if ".attention.wqkv." in official:
-            query, key, value = (tensor.unflatten(0, (self.key_value_heads, -1)) for tensor in tensors)
+            query, key, value = (tensor.unflatten(0, (self.key_value_heads, -1)) for tensor in tensors)  # type: ignore[no-untyped-call]
             return torch.cat([query, key, value], dim=1).flatten(0, 1)
         (tensor,) = tensors
         return tensor

@@ -22,7 +22,7 @@ def read_sentencepiece(path: Path, added: Mapping[str, Mapping[str, Any]]) -> To
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise ValueError(f"{path} needs SentencePiece, which is not installed: pip install 'mpo-trainer[internlm2]'") from error
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(path.read_bytes())
     if proto.trainer_spec.model_type != 2:
         raise ValueError(f"{path} is not a byte-pair model, which InternLM2's is.")

@@ -1,0 +1,39 @@
+"""benchmarks/validate.py on a few records: the real command, with and without a processor, and what is written down."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "validate.py"
+
+
+@pytest.mark.slow
+def test_what_is_written(tmp_path):
+    pytest.importorskip("sklearn")
+    command = [
+        sys.executable,
+        str(PATH),
+        "--texts",
+        "40",
+        "--pictures",
+        "6",
+        "--workers",
+        "2",
+        "--output",
+        str(tmp_path / "a.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    cases = result["cases"]
+    assert [(case["kind"], case["records"], case["with_processor"]) for case in cases] == [
+        ("texts", 40, False),
+        ("texts", 40, True),
+        ("photographs", 6, False),
+        ("photographs", 6, True),
+    ]
+    assert all(case["records_per_second"] == case["records"] / case["seconds"] for case in cases)
+    assert all("Training may start." in case["said"][-1] for case in cases) and result["workers"] == 2

@@ -1,0 +1,76 @@
+"""What a data set is known again by: its records, and the files they name as these are now."""
+
+import os
+
+import pytest
+from datasets import Dataset, Image, List
+from support import TEXTS, messages, picture
+
+from mpo.data.encoded import encoded_pictures
+from mpo.models.loading import set_tiles
+from mpo.models.small import small_processor
+from mpo.packing.collator import PairCollator
+from mpo.reference.marks import mark_name, named_files
+
+FORMS = {
+    "list": ("images", lambda path: [{"path": path, "bytes": None}], List(Image())),
+    "one": ("image", lambda path: {"path": path, "bytes": None}, Image()),
+    "paths": ("images", lambda path: [path], None),
+    "videos": ("videos", lambda path: [path], None),
+}
+
+
+def named(paths, form: str = "list") -> Dataset:
+    column, cell, feature = FORMS[form]
+    dataset = Dataset.from_list([{"prompt": str(number), column: cell(str(path))} for number, path in enumerate(paths)])
+    return dataset if feature is None else encoded_pictures(dataset.cast_column(column, feature))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_replaced_under_its_name(tmp_path, form):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        path.write_bytes(b"one")
+    dataset = named(paths, form)
+    assert named_files(dataset) == {str(path) for path in paths}
+    before = mark_name(dataset, "s")
+    assert mark_name(dataset, "s") == before != mark_name(dataset, "t")
+    paths[1].write_bytes(b"two!")
+    longer = mark_name(dataset, "s")
+    os.utime(paths[1], ns=(1, 1))
+    older = mark_name(dataset, "s")
+    paths[1].unlink()
+    gone = mark_name(dataset, "s")
+    assert len({before, longer, older, gone}) == 4
+
+
+def test_files_of_chosen_records_alone_and_none(tmp_path):
+    dataset = named([tmp_path / f"{number}.png" for number in range(5)])
+    assert named_files(dataset.select([3, 1])) == {str(tmp_path / "3.png"), str(tmp_path / "1.png")}
+    empty = Dataset.from_list([{"images": None}, {"images": []}, {"images": [{"path": None, "bytes": b"x"}]}])
+    assert named_files(empty) == set() == named_files(dataset.remove_columns("images"))
+
+
+def test_what_cannot_be_known_again():
+    assert mark_name([{"prompt": "a"}], "s") is None
+    assert mark_name(Dataset.from_list([{"prompt": "a"}]).with_transform(lambda rows: rows), "s") is None
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_three_tiles_are_not_two_and_a_thumbnail(layout):
+    """The same ids and other pixels. Limits that cut as the processor does change no key."""
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=3)
+    set_tiles(processor, None, None)
+    collator = PairCollator(processor, layout=layout, keys=True, tile_budget="picture")
+    answers = {"chosen": messages("Three.", "assistant"), "rejected": messages("None.", "assistant")}
+    record = {"prompt": messages("How many?", "user"), **answers, "images": [picture(0, 32 * 12, 32)]}
+
+    def collated(**tiles):
+        return collator([{**record, "tiles": tiles}])
+
+    three, two = collated(max=3, thumbnail=False), collated(max=2, thumbnail=True)
+    assert three["input_ids"].equal(two["input_ids"]) and not three["pixel_values"].equal(two["pixel_values"])
+    assert not set(three["answer_keys"]) & set(two["answer_keys"])
+    plain = collator([record])["answer_keys"]
+    assert plain == collated(thumbnail=True)["answer_keys"] == collated(max=3)["answer_keys"]
+    assert collated(max=2)["answer_keys"] == two["answer_keys"]

@@ -276,7 +276,13 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def _colours(image: Image.Image, name: str) -> Image.Image:
     """To RGB, from every mode that says what white is."""
     mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+    sixteen = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
+    see_through = image.info.get("transparency")
+    if see_through is not None and (sixteen or (isinstance(see_through, tuple) and max(see_through) > 255)):
+        raise ValueError(
+            f"{name}: it has 16 bits and a transparent colour, which Pillow loses. Give it an alpha channel, or 8 bits."
+        )
+    if sixteen:
         return _of_16_bits(image)
     if mode in ("I", "F"):
         kind = "32-bit integers" if mode == "I" else "floating-point numbers"

@@ -113,6 +113,17 @@ def test_colours_of_16_bits():
     assert colours(content, (0, 0), (1, 0)) == [(255, 0, 10), (0, 255, 0)]
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3)], ids=["grey", "colour"])
+def test_16_bits_with_a_transparent_colour(kind, channels):
+    """Pillow compares the colour with pixels cut to 8 bits, and shows what should be white."""
+    row = b"\0" + struct.pack(f">{channels}H", *[4660] * channels)
+    header = struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0)
+    see_through = chunk(b"tRNS", struct.pack(f">{channels}H", *[4660] * channels))
+    content = png(header, zlib.compress(row), before=see_through)
+    with pytest.raises(ValueError, match="16 bits and a transparent colour"):
+        open_picture(content, where="the picture")
+
+
 def test_transparent_parts_are_white():
     half = (255, 0, 0, 128)  # over white: 255, 127, 127
     image = halves("RGBA", left=half, right=(0, 0, 255, 0))
@@ -194,8 +205,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(header: bytes, data: bytes) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+def png(header: bytes, data: bytes, before: bytes = b"") -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -67,6 +67,23 @@ def test_varlen_equals_segments(heads, kv_heads, width, dtype, branching):
         assert (found - right).norm() <= allowed, (name, (found - right).norm() / allowed)
 
 
+@pytest.mark.parametrize(("backend", "package"), [("flash_attn_2", "flash_attn"), ("flash_attn_3", "flash_attn_interface")])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), SHAPES)
+def test_flash_attention_equals_segments(heads, kv_heads, width, backend, package):
+    """The flash-attn package's kernels, where they are installed: as the varlen kernel above."""
+    pytest.importorskip(package)
+    batch = concatenate(branching_rows())
+    segments, count = batch.segments.to("cuda"), batch.input_ids.shape[1]
+    generator = torch.Generator("cuda").manual_seed(0)
+    tensors = [torch.randn(1, n, count, width, generator=generator, device="cuda") for n in (heads, kv_heads, kv_heads)]
+    tensors = [tensor.to(torch.bfloat16).float() for tensor in tensors]
+    exact = attend(tensors, segments, torch.float32, "segments")
+    plain = attend(tensors, segments, torch.bfloat16, "segments")
+    flash = attend(tensors, segments, torch.bfloat16, backend)
+    for name, right, reference, found in zip(("output", "query", "key", "value"), exact, plain, flash, strict=True):
+        assert (found - right).norm() <= 2 * (reference - right).norm(), name
+
+
 def test_nothing_waits_for_the_device():
     """Forward and backward launch their kernels without asking the GPU for anything."""
     segments = concatenate(branching_rows()).segments

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -57,7 +58,9 @@ def main(scenarios: Path) -> None:
         )
         record(trainer, folder / f"{name}.pt")
     dist.barrier()  # a rank that leaves early takes its connections with it
-    dist.destroy_process_group()
+    time.sleep(1)  # until all have left the barrier
+    sys.stdout.flush()
+    os._exit(0)  # past the end of gloo's threads, which now and then aborts a process that has done its work
 
 
 if __name__ == "__main__":

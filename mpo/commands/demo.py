@@ -1,11 +1,11 @@
-"""`mpo demo`: the whole way from few worked examples to a better model, in about ten minutes on two CPU cores."""
+"""`mpo demo`: the whole way from few worked examples to a better model, in five to ten minutes on two CPU cores."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "see a small InternVL learn from its own right and wrong answers (about ten minutes, no GPU)"
+HELP = "see a small InternVL learn from its own right and wrong answers (five to ten minutes, no GPU)"
 
 EXPLANATION = """\
 A small InternVL is warmed up on a few worked examples, then learns from its own answers to many questions

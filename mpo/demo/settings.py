@@ -60,7 +60,7 @@ class DemoSettings:
 
 
 def full_settings(seed: int) -> DemoSettings:
-    """About ten minutes on two cores."""
+    """Five to ten minutes on two cores."""
     return DemoSettings(seed=seed)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
@@ -41,20 +43,49 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
         seed=settings.seed,
     )
     rows = [
+        {"image": str(folder.data / line["image"]), "question": line["question"], "text": line["worked_example"]} for line in lines
+    ]
+    trainer = train_on_examples(
+        model,
+        processor,
+        rows,
+        folder.warm,
+        num_train_epochs=settings.warm_epochs,
+        per_device_train_batch_size=settings.warm_batch,
+        learning_rate=settings.warm_learning_rate,
+        seed=settings.seed,
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens": len(processor.tokenizer),
+        "steps": trainer.state.global_step,
+        "last_loss": losses[-1] if losses else None,
+    }
+
+
+def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, str]], output: Path, **settings: Any) -> SFTTrainer:
+    """Trains a model to write texts with TRL's SFTTrainer, on the CPU in float32, and saves it with its processor.
+
+    Args:
+        model: the model, which is changed.
+        processor: its processor.
+        rows: `{"image", "question", "text"}`: the path of a picture, what is asked and what the model is to write.
+        output: folder of the model, and of `train.log`.
+        settings: of `SFTConfig`.
+    """
+    conversations = [
         {
-            "images": [str(folder.data / line["image"])],
-            "prompt": [{"role": "user", "content": line["question"]}],
-            "completion": [{"role": "assistant", "content": line["worked_example"]}],
+            "images": [row["image"]],
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": row["text"]}],
         }
-        for line in lines
+        for row in rows
     ]
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            output_dir=str(folder.warm),
-            num_train_epochs=settings.warm_epochs,
-            per_device_train_batch_size=settings.warm_batch,
-            learning_rate=settings.warm_learning_rate,
+            output_dir=str(output),
             lr_scheduler_type="cosine",
             warmup_steps=0.05,
             weight_decay=0.05,
@@ -66,19 +97,13 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
             logging_steps=20,
             save_strategy="no",
             report_to="none",
-            seed=settings.seed,
+            **settings,
         ),
-        train_dataset=Dataset.from_list(rows, features=_FEATURES),
+        train_dataset=Dataset.from_list(conversations, features=_FEATURES),
         processing_class=processor,
     )
-    with logs_to(folder.warm / "train.log"):
+    with logs_to(output / "train.log"):
         trainer.train()
     trainer.save_model()
-    processor.save_pretrained(folder.warm)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens": len(processor.tokenizer),
-        "steps": trainer.state.global_step,
-        "last_loss": losses[-1] if losses else None,
-    }
+    processor.save_pretrained(output)
+    return trainer

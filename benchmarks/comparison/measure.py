@@ -1,0 +1,79 @@
+"""What is measured of a model: answers in both forms, and the reward margin on held-out pairs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comparison.settings import Settings
+from comparison.task import PROMPTS, questions
+from mpo import MPOConfig, MPOTrainer
+from mpo.data.sources import load_pairs
+from mpo.demo.stages import reads_digits
+from mpo.evaluation.accuracy import measure_accuracy
+from mpo.inference.local import LocalSampler
+from mpo.models.loading import LoadedModel, load_model
+from mpo.preference_data.mmpr import read_lines
+
+ANSWERS_AT_ONCE = 250
+
+
+def sampler(loaded: LoadedModel) -> LocalSampler:
+    """Where a model's answers come from."""
+    return LocalSampler(loaded.model, loaded.processor, answers_per_batch=ANSWERS_AT_ONCE)
+
+
+def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Answer the held-out questions greedily, in each form of `PROMPTS`.
+
+    Args:
+        model: its folder.
+        folder: of the seed.
+        settings: sizes.
+
+    Returns:
+        For each form: `correct` (one 0 or 1 for each question), `unparsable` (answers in which no final answer is found; they are
+        wrong), `tokens` (their mean length), `read` (answers whose first line names the digits).
+    """
+    lines = read_lines(folder / "held_out.jsonl")
+    loaded = load_model(str(model), dtype="float32")
+    measured = {}
+    for form in PROMPTS:
+        found = measure_accuracy(
+            sampler(loaded),
+            questions(lines, form, folder),
+            [line["answer"] for line in lines],
+            max_new_tokens=settings.max_new_tokens,
+        )
+        measured[form] = {
+            "correct": [int(correct) for correct in found.correct],
+            "unparsable": found.unparsable,
+            "tokens": _mean_tokens(loaded, found.responses),
+            "read": sum(reads_digits(text, line["digits"]) for text, line in zip(found.responses, lines, strict=True)),
+        }
+    return measured
+
+
+def _mean_tokens(loaded: LoadedModel, responses: Sequence[str]) -> float:
+    return sum(len(ids) for ids in loaded.processor.tokenizer(list(responses))["input_ids"]) / len(responses)
+
+
+def reward_margin(model: Path, folder: Path) -> float:
+    """Mean reward of the chosen answer less that of the rejected one, on pairs of held-out questions.
+
+    Rewards are 0.1 (log pi - log ref) with the warmed-up model as the reference, whatever the model was trained with.
+    """
+    policy, reference = (load_model(str(path), dtype="float32") for path in (model, folder / "warm"))
+    pairs = load_pairs(folder / "held_out_pairs.jsonl", image_root=folder)
+    with tempfile.TemporaryDirectory() as output:
+        trainer = MPOTrainer(
+            model=policy.model,
+            ref_model=reference.model,
+            args=MPOConfig(output, per_device_eval_batch_size=32, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True),
+            train_dataset=pairs,
+            eval_dataset=pairs,
+            processing_class=policy.processor,
+        )
+        return float(trainer.evaluate()["eval_rewards/margins"])

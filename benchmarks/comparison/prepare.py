@@ -1,0 +1,105 @@
+"""What all methods of a seed start from: the data, a warmed-up model, its numbers, and pairs of its own answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+
+from comparison.measure import measure, sampler
+from comparison.settings import Settings
+from comparison.task import DIGITS, draw_lines, questions, reading_examples, worked_examples
+from mpo.demo.pictures import load_handwriting, split_sources
+from mpo.demo.warmup import train_on_examples
+from mpo.models.loading import load_model
+from mpo.models.small import small_internvl, small_processor
+from mpo.preference_data.mmpr import build_pairs, read_lines, write_lines
+
+DONE = "prepared.json"
+
+
+def prepare(folder: Path, seed: int, settings: Settings) -> None:
+    """Make everything that the methods of a seed share, unless it is there; `prepared.json` is written last."""
+    if (folder / DONE).is_file():
+        return
+    set_seed(seed)
+    _draw(folder, seed, settings)
+    if not (folder / "warm" / "warmed_up").is_file():
+        _warm_up(folder, seed, settings)
+        (folder / "warm" / "warmed_up").touch()
+    before = measure(folder / "warm", folder, settings)
+    pairing = {split: _pair(folder, split, count, seed, settings) for split, count in _paired(settings).items()}
+    unfinished = folder / f"{DONE}.unfinished"
+    unfinished.write_text(json.dumps({"seed": seed, "before": before, "pairing": pairing}, indent=1) + "\n")
+    unfinished.replace(folder / DONE)
+
+
+def _paired(settings: Settings) -> dict[str, tuple[int, int]]:
+    """Split -> (questions of it to sample answers to, pairs of each at most)."""
+    return {"questions": (settings.questions, settings.max_pairs), "held_out": (settings.margin_questions, 1)}
+
+
+def _draw(folder: Path, seed: int, settings: Settings) -> None:
+    handwriting = load_handwriting()
+    rng = np.random.default_rng(seed)
+    sources = split_sources(handwriting.labels, worked=settings.worked_sources, questions=settings.question_sources, rng=rng)
+    counts = {"worked": settings.pictures, "questions": settings.questions, "held_out": settings.held_out}
+    for split, count in counts.items():
+        lines = draw_lines(split, count, root=folder, sources=sources[split], handwriting=handwriting, tile=settings.tile, rng=rng)
+        write_lines(folder / f"{split}.jsonl", lines)
+
+
+def _warm_up(folder: Path, seed: int, settings: Settings) -> None:
+    """A fresh model learns to read, then to answer; saved in two folders."""
+    reading, worked = reading_rows(folder, settings), worked_rows(folder, settings)
+    processor = small_processor(
+        [text for row in reading + worked for text in (row["question"], row["text"])],
+        image_size=settings.tile,
+        patch_size=16,
+        max_patches=DIGITS,
+    )
+    model = small_internvl(
+        processor,
+        hidden_size=settings.hidden,
+        layers=settings.layers,
+        vision_hidden_size=settings.hidden,
+        vision_layers=settings.layers,
+        layer_scale_init_value=1.0,
+        seed=seed,
+    )
+    for rows, epochs, place in ((reading, settings.reading_epochs, "read"), (worked, settings.worked_epochs, "warm")):
+        train_on_examples(
+            model,
+            processor,
+            rows,
+            folder / place,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=settings.batch,
+            learning_rate=settings.warm_learning_rate,
+            seed=seed,
+        )
+
+
+def reading_rows(folder: Path, settings: Settings) -> list[dict[str, str]]:
+    """The warm-up's examples of reading."""
+    return reading_examples(read_lines(folder / "worked.jsonl"), folder)
+
+
+def worked_rows(folder: Path, settings: Settings) -> list[dict[str, str]]:
+    """The warm-up's worked examples."""
+    return worked_examples(read_lines(folder / "worked.jsonl")[: settings.worked], folder)
+
+
+def _pair(folder: Path, split: str, limits: tuple[int, int], seed: int, settings: Settings) -> dict[str, Any]:
+    count, max_pairs = limits
+    lines = read_lines(folder / f"{split}.jsonl")[:count]
+    loaded = load_model(str(folder / "warm"), dtype="float32")
+    responses = sampler(loaded).generate(
+        questions(lines, "reasoned", folder), n=settings.answers, max_new_tokens=settings.max_new_tokens, seed=seed
+    )
+    pairs, report = build_pairs(lines, responses, max_pairs=max_pairs, seed=seed)
+    write_lines(folder / f"{split}_pairs.jsonl", pairs)
+    return {"questions": report.questions, "all_right": report.all_right, "all_wrong": report.all_wrong, "pairs": len(pairs)}

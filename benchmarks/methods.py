@@ -1,0 +1,170 @@
+"""Does MPO do what its paper says? Eight methods from the same warmed-up models, at equal steps and equal batch.
+
+    python benchmarks/methods.py                      # everything, about two hours on two cores; JSON and plot into results/
+    python benchmarks/methods.py --seeds 1 --quick    # the same path in a minute, with nothing learned
+    python benchmarks/methods.py --list               # the jobs, and which of them are done
+
+Task, sizes, metric and what would confirm or refute each claim were written down before the run: methods.md. Every job (one method,
+one learning rate, one seed) takes minutes and leaves one JSON file in the work folder: stop at any time and run the same command
+again. Seed 0 chooses each method's learning rate by reasoned accuracy and counts for nothing else; seeds 1 to N are reported.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two jobs of two threads would take each other's cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from comparison.jobs import LEARNING_RATES, METHODS, result_path, run_job  # noqa: E402 (the environment comes first)
+from comparison.prepare import DONE, prepare  # noqa: E402
+from comparison.report import plot, summarize, table  # noqa: E402
+from comparison.settings import QUICK, Settings  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+CHOOSING = 0
+
+
+def folder_of(work: Path, seed: int) -> Path:
+    """Where everything of a seed lies."""
+    return work / f"seed_{seed}"
+
+
+def run_all(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], workers: int, title: str) -> None:
+    """Run calls in processes of one thread each, with a progress bar; the first failure stops all."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(calls), desc=title, unit="job") as bar:
+        futures = [pool.submit(call, *arguments) for call, arguments in calls]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def quietly(call: Callable[..., None], *arguments: Any) -> None:
+    """Run a call in a worker with everything it prints in a log file of the seed, so that the progress bar stays readable."""
+    folder: Path = arguments[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+        call(*arguments)
+
+
+def chosen_rate(work: Path, method: str) -> float:
+    """The learning rate with the highest reasoned accuracy on seed 0; the lowest of equal ones."""
+    return max(LEARNING_RATES, key=lambda rate: sum(_read(folder_of(work, CHOOSING), method, rate)["reasoned"]["correct"]))
+
+
+def _read(folder: Path, method: str, rate: float) -> dict[str, Any]:
+    return dict(json.loads(result_path(folder, method, rate).read_text()))
+
+
+def jobs_of(work: Path, seed: int, rates: dict[str, Sequence[float]], settings: Settings) -> list[Any]:
+    """The jobs of a seed, as calls."""
+    folder = folder_of(work, seed)
+    return [(quietly, (run_job, folder, method, rate, seed, settings)) for method, own in rates.items() for rate in own]
+
+
+def main() -> None:
+    """Run what is not done yet, then write JSON, table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds to report, besides seed 0 (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the path, says nothing about methods")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread (default: %(default)s)")
+    parser.add_argument("--prepare-only", action="store_true", help="draw data and warm models up, and show their numbers")
+    parser.add_argument("--list", action="store_true", help="show which jobs are done")
+    parser.add_argument("--work", type=Path, help="folder of models and jobs (default: runs/methods or runs/methods_quick)")
+    parser.add_argument("--output", type=Path, help="JSON, with the plot beside it (default: results/methods_cpu_DATE.json here)")
+    options = parser.parse_args()
+    if options.seeds < 1 or options.workers < 1:
+        parser.error("--seeds and --workers are 1 or more.")
+    settings = QUICK if options.quick else Settings()
+    work = (options.work or Path("runs") / ("methods_quick" if options.quick else "methods")).absolute()
+    _same_settings(work, settings)
+    seeds = range(1, options.seeds + 1)
+    if options.list:
+        return _list(work, seeds)
+
+    preparing = [(quietly, (prepare, folder_of(work, seed), seed, settings)) for seed in (CHOOSING, *seeds)]
+    run_all(preparing, options.workers, "warm-up")
+    if options.prepare_only:
+        return _show_prepared(work, seeds)
+    run_all(jobs_of(work, CHOOSING, dict.fromkeys(METHODS, LEARNING_RATES), settings), options.workers, "learning rates")
+    rates = {method: chosen_rate(work, method) for method in METHODS}
+    calls = [job for seed in seeds for job in jobs_of(work, seed, {m: [rate] for m, rate in rates.items()}, settings)]
+    run_all(calls, options.workers, "methods")
+
+    runs = {method: [_read(folder_of(work, seed), method, rate) for seed in seeds] for method, rate in rates.items()}
+    prepared = [json.loads((folder_of(work, seed) / DONE).read_text()) for seed in (CHOOSING, *seeds)]
+    result = {
+        "command": " ".join(["python benchmarks/methods.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "device": f"{platform.machine()} CPU, {options.workers} processes of one thread",
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "trl", "scikit-learn", "mpo-trainer")},
+        "settings": asdict(settings),
+        "learning_rates": {
+            method: {f"{rate:.0e}": _share(_read(folder_of(work, CHOOSING), method, rate)) for rate in LEARNING_RATES}
+            for method in METHODS
+        },
+        "prepared": [{"seed": entry["seed"], "pairing": entry["pairing"]} for entry in prepared],
+        "summary": summarize([entry["before"] for entry in prepared[1:]], runs, rates),
+    }
+    path = options.output or RESULTS / f"methods_cpu_{result['date']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    plot(result["summary"], path.with_suffix(".png"))
+    print(table(result["summary"]))
+    print(f"written to {path} and {path.with_suffix('.png')}", file=sys.stderr)
+
+
+def _share(run: dict[str, Any]) -> float:
+    return sum(run["reasoned"]["correct"]) / len(run["reasoned"]["correct"])
+
+
+def _same_settings(work: Path, settings: Settings) -> None:
+    path = work / "settings.json"
+    if path.is_file() and json.loads(path.read_text()) != asdict(settings):
+        raise SystemExit(f"{work} holds jobs of other sizes (see {path}). Remove it, or choose another --work.")
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+
+
+def _list(work: Path, seeds: Sequence[int]) -> None:
+    for seed in (CHOOSING, *seeds):
+        folder = folder_of(work, seed)
+        done = sorted(path.stem for path in folder.glob("jobs/*.json"))
+        print(f"seed {seed}: {'warmed up' if (folder / DONE).is_file() else 'nothing yet'}; {', '.join(done) or 'no jobs done'}")
+
+
+def _show_prepared(work: Path, seeds: Sequence[int]) -> None:
+    for seed in (CHOOSING, *seeds):
+        prepared = json.loads((folder_of(work, seed) / DONE).read_text())
+        before, pairing = prepared["before"], prepared["pairing"]["questions"]
+        shares = ", ".join(f"{form} {sum(found['correct']) / len(found['correct']):.1%}" for form, found in before.items())
+        total = len(before["reasoned"]["correct"])
+        mixed = 1 - (pairing["all_right"] + pairing["all_wrong"]) / pairing["questions"]
+        print(
+            f"seed {seed}: {shares}, read {before['reasoned']['read'] / total:.1%}, questions with right and wrong samples "
+            f"{mixed:.1%}, {pairing['pairs']:,} pairs"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""benchmarks/methods.py: its task, its intervals, and the whole path at tiny size, stopped and gone on with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """The benchmark's own modules, as a script beside them sees them."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "answer"),
+    [
+        ("sum", "7 + 2 = 9 , 9 + 8 = 17", "17"),
+        ("largest", "In order 2 , 7 , 8 : 7 + 8 = 15", "15"),
+        ("spread", "In order 2 , 7 , 8 : 8 - 2 = 6", "6"),
+    ],
+)
+def test_worked_examples(kind, steps, answer):
+    from comparison.task import KINDS
+
+    found = next(one for one in KINDS if one.name == kind)
+    assert found.worked_example([7, 2, 8]) == f"The digits are 7 2 8\n{steps}\nFinal answer: {answer}"
+    assert found.answer([7, 2, 8]) == answer
+
+
+def test_forms_of_a_question():
+    from comparison.task import KINDS, asked
+
+    direct, reasoned = (asked(KINDS[0].text, form) for form in ("direct", "reasoned"))
+    assert direct.splitlines() == [KINDS[0].text, "Give the answer alone."]
+    assert asked(direct, "reasoned") == reasoned != direct
+
+
+def test_paired_interval_by_hand():
+    """Differences 1, 2, 3: mean 2, standard deviation 1; t of 2 degrees of freedom at 97.5 % is 4.3027, over the root of 3."""
+    from comparison.report import paired_interval
+
+    found = paired_interval([3, 5, 7], [2, 3, 4])
+    assert found == pytest.approx({"mean": 2.0, "low": 2 - 2.48414, "high": 2 + 2.48414}, abs=1e-4)
+    assert paired_interval([3], [2]) == {"mean": 1.0, "low": None, "high": None}
+
+
+@pytest.mark.slow
+def test_the_whole_path(tmp_path):
+    """Every method is trained and measured once; a second run finds everything done and makes the same file."""
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--seeds", "1", "--quick", "--workers", "1"]
+    command += ["--work", str(tmp_path / "work"), "--output"]
+    first = subprocess.run([*command, str(tmp_path / "a.json")], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr + "".join(log.read_text() for log in tmp_path.rglob("log.txt"))
+    result = json.loads((tmp_path / "a.json").read_text())
+    methods = result["summary"]["methods"]
+    assert list(methods) == ["warm_up", "more_warm_up", "sft", "dpo", "bco", "dpo_sft", "bco_sft", "mpo_no_delta", "mpo"]
+    assert all(len(numbers[form]["accuracy"]) == 1 for numbers in methods.values() for form in ("direct", "reasoned"))
+    # Two steps at the highest rate that any method may choose move every one of them off the start, but not to the same place.
+    margins = [numbers["margin"][0] for numbers in methods.values()]
+    assert margins[0] == 0.0 and len(set(margins)) == len(margins)
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert first.stdout.count("\n| ") == 15
+
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
+    second = subprocess.run([*command, str(tmp_path / "b.json")], capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert json.loads((tmp_path / "b.json").read_text())["summary"] == result["summary"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")} == done
+    other = subprocess.run([*command[:4], *command[5:], str(tmp_path / "c.json")], capture_output=True, text=True)
+    assert other.returncode == 1 and "holds jobs of other sizes" in other.stderr

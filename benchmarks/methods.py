@@ -1,6 +1,6 @@
 """Does MPO do what its paper says? Eight methods from the same warmed-up models, at equal steps and equal batch.
 
-    python benchmarks/methods.py                      # everything, about two hours on two cores; JSON and plot into results/
+    python benchmarks/methods.py                      # everything, an hour or two on two cores; JSON and plot into results/
     python benchmarks/methods.py --seeds 1 --quick    # the same path in a minute, with nothing learned
     python benchmarks/methods.py --list               # the jobs, and which of them are done
 

@@ -51,6 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _reads(command, split=True)
     _models(command)
     command.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer (trainer.max_length)")
+    command.add_argument("--min-frames", type=int, metavar="N", help="fewest frames of a video (data.frames.min)")
+    command.add_argument("--max-frames", type=int, metavar="N", help="most frames of a video (data.frames.max)")
     command.add_argument("--eval", metavar="PATH", help="pairs that are evaluated on, in the same format")
     command.add_argument(
         "--output", type=Path, default=Path("bad_records.jsonl"), metavar="FILE", help="findings go here (default: %(default)s)"
@@ -120,7 +122,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="bits in which picture hashes may differ, 0 to 3 (default: %(default)s)",
+        help="bits in which hashes of pictures that are compared may differ, 0 to 3 (default: %(default)s)",
     )
     command.add_argument("--removed", type=Path, metavar="FILE", help="list of what was removed (default: TARGET.removed.jsonl)")
     _writes(command)
@@ -178,6 +180,7 @@ def validate(args: argparse.Namespace) -> int:
         format=args.format,
         image_root=args.image_root,
         split=args.split,
+        frames={"min": args.min_frames, "max": args.max_frames},
         processor=processor,
         max_length=args.max_length,
         context=context,
@@ -281,6 +284,7 @@ def split(args: argparse.Namespace) -> int:
 
 def dedupe(args: argparse.Namespace) -> int:
     from mpo.data_tools.dedupe import find_duplicates, without
+    from mpo.data_tools.show import visible
 
     removed = args.removed or args.target.with_name(f"{args.target.name}.removed.jsonl")
     for path in (args.target, removed):
@@ -299,7 +303,7 @@ def dedupe(args: argparse.Namespace) -> int:
         f"{len(found):,} of {len(pairs):,} pairs left out: {exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
     )
     for line in lines[:5]:
-        print(f"  {line['id']} is {line['same_as']} again: {line['reason']}")
+        print(visible(f"  {line['id']} is {line['same_as']} again: {line['reason']}"))
     return 0
 
 

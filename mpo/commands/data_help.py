@@ -20,10 +20,11 @@ examples
 VALIDATE = """\
 Read every record as training would, in parallel, and look for what keeps it from training: lines that are no pairs,
 pictures and videos that are missing or cannot be decoded, marks without pictures, empty or equal answers, records
-beyond --max-length or the model's context, picture tokens written in texts, records that --eval has too. Reported but
-no obstacle: exact duplicates, pictures that --eval has too, answers that refuse or stop half-way, with --model other
-control tokens in texts (<|im_end|>), which become real ones. Every finding goes to --output with its file and
-line. Exit status 0: training may start. 1: it may not.
+beyond --max-length or the model's context, picture tokens written in texts, questions that --eval has too (of the same
+pictures), lines of --eval that are no pairs. Reported but no obstacle: exact duplicates, pictures that --eval has too,
+answers that refuse or stop half-way, two that differ in white space alone, with --model other control tokens in texts
+(<|im_end|>), which become real ones. Every finding goes to --output with its file and line. Exit status 0: training
+may start. 1: it may not.
 """
 VALIDATE_EXAMPLES = """\
 examples
@@ -55,7 +56,8 @@ examples
 CONVERT = """\
 Write pairs in another form. The target's name says which: .jsonl is TRL's columns (--to mmpr for MMPR's lines),
 .parquet TRL's columns with the pictures inside, one without ending a folder of save_to_disk. The target is read again
-and compared, record by record, picture by picture; what the form has no place for is named.
+and compared, record by record, picture by picture; what the form has no place for is named. In MMPR's lines, what else
+a record has stands as it did in its file, or in one object, metadata, where its names would mean something else.
 """
 CONVERT_EXAMPLES = """\
 examples
@@ -65,7 +67,8 @@ examples
 """
 MIX = """\
 Write a mixture of several sources as one file, as training with data.mix=MIXTURE would draw it, and print how much
-of each source is in it. MIXTURE is MMPR's meta.json, or YAML or JSON:
+of each source is in it. MIXTURE is MMPR's meta.json, or YAML or JSON. Paths (and patterns, *.jsonl) are looked for
+beside it first:
 
   sources:
     - {path: m3cot.jsonl, image_root: images/m3cot, repeat_time: 2}
@@ -95,8 +98,11 @@ examples
 DEDUPE = """\
 Write pairs without those that are there before. Exact: the same question, pictures and answers. Near (unless
 --exact): all three texts overlap by --threshold in their 5-letter sequences, case and punctuation aside, with the same
-numbers and signs, and pictures look the same (64-bit difference hash). The first of each is kept; REMOVED lists
-every one that is not, with what it repeats and why.
+numbers and signs, and the pictures are the same: file by file, or pixel by pixel but for what JPEG or WebP compression
+or making a picture smaller (to three quarters at least, in proportion) changes everywhere. Another colour, label or bar
+is another picture; a copy of a drawing often counts as one too, and is then kept. Pictures are compared where their
+64-bit difference hashes are nearly equal. The first of each is kept; REMOVED lists every one that is not, with what it
+repeats and why.
 """
 DEDUPE_EXAMPLES = """\
 examples

@@ -12,14 +12,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from mpo.data.pieces import DAMAGE, ROWS, ArrayPiece, DatasetPiece, LinesPiece, ParquetPiece, Piece, TarPiece, one_line, opened
+from mpo.data.pieces import DAMAGE, ROWS, ArrayPiece, DatasetPiece, LinesPiece, ParquetPiece, Piece, one_line, opened
+from mpo.data.splits import KNOWN, LINES, TARS, files_of_split
+from mpo.data.tars import TarPiece
 
 __all__ = ["KNOWN", "Piece", "files_of", "open_files"]
 
-LINES = (".jsonl", ".jsonl.gz", ".ndjson")
-TARS = (".tar", ".tar.gz", ".tgz")
-KNOWN = (*LINES, ".json", ".json.gz", ".parquet", *TARS)
-"""Endings of files that pairs are read from."""
 PIECE = 16 * 2**20
 """Bytes of a JSONL file that are read in one go, about."""
 MOST_PIECES = 256
@@ -31,37 +29,59 @@ def open_files(path: str | Path, split: str = "train", *, least_pieces: int = 1)
 
     Args:
         path: a file: JSONL (also compressed with gzip), a JSON array, Parquet, a tar of a WebDataset; several of them by a pattern
-            such as ``shards-*.tar``; a folder of `save_to_disk`, of tars, or of a data set as it lies on the Hub; or the name of
-            a data set on the Hub.
-        split: which one to take, where there are several.
+            such as ``shards-*.tar``; a folder of such files (`mpo.data.splits`) or of `save_to_disk`; or the name of a data set on
+            the Hub. Of a folder on this machine, nothing is fetched and no file beside it is read, whatever its files say.
+        split: which one to take, where there are several; else ``"train"``.
         least_pieces: cut a JSONL file into at least so many, if it has the lines.
 
     Raises:
-        ValueError: when there is no such file, or its kind is not known.
+        ValueError: when there is no such file, its kind is not known, or it has no such split.
     """
     text = os.fspath(path)
-    if any(mark in text for mark in "*?[") and not os.path.exists(text):
-        found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
-        if not found:
-            raise ValueError(f"There is no file that fits {text}. Set data.path to a file of pairs.")
-        return [piece for one in found for piece in _of_file(one, least_pieces)]
-    path = Path(text)
-    if path.is_dir():
-        return _of_folder(path, split)
-    if path.is_file():
-        return _of_file(path, least_pieces)
-    if path.exists():
-        raise ValueError(f"{path} is no ordinary file. Set data.path to a file of pairs.")
-    if path.name.lower().endswith(KNOWN) or not _HUB_NAME.fullmatch(text):
-        raise ValueError(f"There is no file {path}. Set data.path to a file of pairs.")
-    return _of_dataset(_from_hub(text, split), text)
+    if not os.path.exists(text) and not _is_pattern(text):
+        if Path(text).name.lower().endswith(KNOWN) or not _HUB_NAME.fullmatch(text):
+            raise ValueError(f"There is no file {text}. Set data.path to a file of pairs.")
+        return _of_dataset(_from_hub(text, split), text)
+    if os.path.isdir(text) and _is_saved(Path(text)):
+        return _of_dataset(_from_disk(Path(text), split), text)
+    found = files_of(text, split)
+    if not found:
+        raise ValueError(f"There is no file that fits {text}. Set data.path to a file of pairs.")
+    return [piece for one in found for piece in _of_file(one, least_pieces)]
 
 
-def files_of(path: str | Path) -> list[Path]:
-    """The files that a source is made of, as far as they are on this disk: what decides whether it has changed."""
+def files_of(path: str | Path, split: str = "train") -> list[Path]:
+    """The files that a source is made of, as far as they are on this disk: what decides whether it has changed.
+
+    Raises:
+        ValueError: for a split that is not there, and what is neither a file nor a folder.
+    """
     text = os.fspath(path)
-    found = [Path(name) for name in sorted(glob.glob(text, recursive=True))] if not os.path.exists(text) else [Path(text)]
-    return [one for given in found for one in ([given] if given.is_file() else sorted(p for p in given.rglob("*") if p.is_file()))]
+    if os.path.isdir(text) and _is_saved(Path(text)):
+        return sorted(one for one in Path(text).rglob("*") if one.is_file())
+    found = files_of_split(Path(text), split) if os.path.isdir(text) else _files_at(text, split)
+    for one in found:
+        if not one.is_file():
+            raise ValueError(f"{one} is no ordinary file. Set data.path to a file of pairs.")
+    return found
+
+
+def _files_at(text: str, split: str) -> list[Path]:
+    is_file = os.path.exists(text)
+    if split != "train" and (is_file or _is_pattern(text)):
+        raise ValueError(
+            f"{text} has no splits, and split={split!r} is asked for. Set data.path to the file of that split, and leave split out."
+        )
+    return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+
+
+def _is_pattern(text: str) -> bool:
+    return any(mark in text for mark in "*?[")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a folder is one of `save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 # Kinds of files
@@ -141,21 +161,18 @@ def _of_parquet(path: Path) -> list[Piece]:
     return pieces
 
 
-def _of_folder(path: Path, split: str) -> list[Piece]:
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        try:
-            loaded = load_from_disk(str(path))
-        except Exception as error:  # of many kinds: its JSON, its Arrow files
-            raise ValueError(f"{path} was not saved whole by save_to_disk, or is damaged: {one_line(error)}") from error
-        if isinstance(loaded, DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"{path} has no split {split!r}. Set data.split to one of {', '.join(map(str, loaded))}.")
-            loaded = loaded[split]
-        return _of_dataset(loaded, str(path))
-    tars = sorted(one for one in path.iterdir() if one.name.lower().endswith(TARS))
-    if tars:
-        return [TarPiece(one) for one in tars]
-    return _of_dataset(_from_hub(str(path), split), str(path))
+def _from_disk(path: Path, split: str) -> Dataset:
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # of many kinds: its JSON, its Arrow files
+        raise ValueError(f"{path} was not saved whole by save_to_disk, or is damaged: {one_line(error)}") from error
+    splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}. Set data.split to one of {', '.join(map(str, splits))}.")
+    for file in splits[split].cache_files:  # state.json names them
+        if not Path(os.path.abspath(file["filename"])).is_relative_to(os.path.abspath(path)):
+            raise ValueError(f"{path} names a file outside of it, {file['filename']}, which is not read. Save the data set anew.")
+    return splits[split]
 
 
 def _from_hub(name: str, split: str) -> Dataset:

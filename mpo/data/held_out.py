@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
 from mpo.data.encoded import encoded_pictures
-from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 By = Literal["both", "picture", "question"]
 """What keeps pairs on one side: the same question or picture, the same picture, the same question."""
@@ -47,8 +47,7 @@ def choose_held_out(
     pairs: Dataset, amount: float | int, *, seed: int = 0, by: By = "both", num_proc: int | None = None
 ) -> NDArray[np.bool_]:
     """Which pairs to hold out, shape (N,); arguments and errors as of `hold_out`."""
-    if by not in ("both", "picture", "question"):
-        raise ValueError(f"Pairs are held out by 'both', 'picture' or 'question', not {by!r}.")
+    check_held_out(amount, by)
     count = int(amount * len(pairs)) if 0 < amount < 1 else int(amount)
     if not 0 < count < len(pairs):
         raise ValueError(
@@ -78,6 +77,19 @@ def choose_held_out(
     return chosen
 
 
+def check_held_out(amount: Any, by: Any) -> None:
+    """Refuse what is no share or number of pairs, and nothing to hold them out by.
+
+    Raises:
+        ValueError: with what was expected.
+    """
+    if by not in ("both", "picture", "question"):
+        raise ValueError(f"Pairs are held out by 'both', 'picture' or 'question', not {by!r}.")
+    is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+    if not is_number or not (0 < amount < 1 or (amount >= 0 and amount % 1 == 0)):
+        raise ValueError(f"held_out is a share between 0 and 1 or a whole number of pairs; got {amount!r}.")
+
+
 def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
     """Keys of each record's question and of its pictures and videos: columns ``question`` and ``pictures`` (a list), int64.
 
@@ -88,7 +100,7 @@ def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
         _keys,
         remove_columns=bare.column_names,
         features=Features({"question": Value("int64"), "pictures": List(Value("int64"))}),
-        new_fingerprint=Hasher.hash([bare._fingerprint, "content keys", 1]),
+        new_fingerprint=Hasher.hash([bare._fingerprint, "content keys", 2]),
         num_proc=num_proc,
         desc="Reading questions and pictures",
     )
@@ -112,6 +124,16 @@ def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
         return prompt
     turns = [(message["role"], content_text(message["content"])) for message in prompt]
     return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
+
+
+def asked_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """What makes two prompts the same question: the text of the user's turns, whatever its white space, pictures and other turns.
+
+    >>> asked_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image> A  cat? "}])
+    'A cat?'
+    """
+    turns = [prompt] if isinstance(prompt, str) else [content_text(turn["content"]) for turn in prompt if turn["role"] == "user"]
+    return " ".join("\n".join(turns).replace(IMAGE_PLACEHOLDER, "").replace(VIDEO_PLACEHOLDER, "").split())
 
 
 def content_text(content: Any) -> str:
@@ -151,8 +173,7 @@ def video_key(path: str) -> int:
 
 
 def _keys(record: dict[str, Any]) -> dict[str, Any]:
-    question = question_text(record["prompt"]).replace(IMAGE_PLACEHOLDER, "").replace(VIDEO_PLACEHOLDER, "").strip()
-    return {"question": key_of(question), "pictures": shown_keys(record)}
+    return {"question": key_of(asked_text(record["prompt"])), "pictures": shown_keys(record)}
 
 
 def components(linked: Sequence[Sequence[Hashable]]) -> NDArray[np.int64]:

@@ -58,19 +58,33 @@ class SourceSpec:
 def is_meta(path: str | Path) -> bool:
     """Whether a file is a ``meta.json`` rather than one of pairs: an object of objects that have an ``annotation``."""
     path = Path(path)
-    if not path.name.lower().endswith(".json") or not path.is_file() or path.stat().st_size > LARGEST:
+    if not _may_be_object(path):
         return False
-    with path.open("rb") as file:
-        if file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
-            return False
+    found = one_object(path)
+    entries = found and all(isinstance(entry, dict) and "annotation" in entry for entry in found.values())
+    return bool(entries) or path.name.lower() == "meta.json"
+
+
+def one_object(path: str | Path) -> dict[str, Any]:
+    """The one object that a ``.json`` file holds; an empty one of any other file, such as an array or lines of objects.
+
+    An array is told by its first bytes, and a file larger than `LARGEST` not opened.
+    """
+    path = Path(path)
+    if not _may_be_object(path):
+        return {}
     try:
         found = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError):  # lines, each of them JSON
-        return path.name.lower() == "meta.json"
-    entries = (
-        isinstance(found, dict) and found and all(isinstance(entry, dict) and "annotation" in entry for entry in found.values())
-    )
-    return bool(entries) or path.name.lower() == "meta.json"
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _may_be_object(path: Path) -> bool:
+    if not path.name.lower().endswith(".json") or not path.is_file() or path.stat().st_size > LARGEST:
+        return False
+    with path.open("rb") as file:
+        return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 
 def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[SourceSpec]:
@@ -78,12 +92,14 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
 
     Args:
         path: the file.
-        base: the folder that its paths are relative to. By default the first of these that has the annotations: the file's
-            folder, the folder above it (MMPR's own files are written for that one), the current folder.
+        base: the folder that its paths are relative to, and inside which every ``root`` is, also behind links. By default the
+            first of these that has the annotations: the file's folder, the folder above it (MMPR's own files are written for that
+            one), the current folder; a ``root`` may then be any folder (``..``, an absolute path), so that the file itself says
+            where its pictures have to stay. Give a base where it comes from somebody else.
 
     Raises:
         ValueError: for a file that is no meta.json, entries without what they need or with values that make no sense, files that
-            are not there, and annotations with another number of lines than ``length``.
+            are not there, a root outside of `base`, and annotations with another number of lines than ``length``.
     """
     path = Path(path).expanduser()
     try:
@@ -96,7 +112,20 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
         kind = "an empty object" if found == {} else json_kind(found)
         raise ValueError(f"{path} holds {kind} instead of an object of sources, each with a root and an annotation.")
     bases = [Path(base).expanduser()] if base else [path.parent, path.parent.resolve().parent, Path.cwd()]
-    return [_entry(f"{path}: source {name!r}", name, entry, bases) for name, entry in found.items()]
+    specs = [_entry(f"{path}: source {name!r}", name, entry, bases) for name, entry in found.items()]
+    if base:
+        for spec in specs:
+            _refuse_outside(bases[0], spec, f"{path}: source {spec.name!r}")
+    return specs
+
+
+def _refuse_outside(base: Path, spec: SourceSpec, where: str) -> None:
+    root = spec.root.resolve()
+    if not root.is_relative_to(base.resolve()):
+        raise ValueError(
+            f"{where}: its 'root' is {root}, which lies outside data.image_root ({base}). Mend 'root', or set data.image_root to a "
+            "folder that holds it, if you trust the file."
+        )
 
 
 def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
@@ -138,12 +167,13 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
 
 def count_lines(path: str | os.PathLike[str]) -> int:
     """Lines of a file, the last one also without a line end; empty ones at its end do not count."""
-    lines, ended = 0, True
+    lines, ends = 0, 0
     with open(path, "rb") as file:
         while block := file.read(2**20):
-            lines += block.count(b"\n")
-            ended = block[-1:] == b"\n"
-    return lines if ended else lines + 1
+            if text := block.rstrip():
+                lines = ends + text.count(b"\n") + 1
+            ends += block.count(b"\n")
+    return lines
 
 
 def _flag(value: Any, what: str) -> bool:

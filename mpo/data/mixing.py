@@ -1,26 +1,11 @@
-"""Several sources of pairs as one data set, by an index over all of them: no pair is copied.
-
-A source is a dict: the arguments of `load_pairs`, and
-
-    name          what the source is called; by default the name of its file
-    repeat_time   how often its pairs are taken: 0.1 a random tenth of them, 2.5 all of them twice and a random half (default 1)
-    weight        its share of the mixture, relative to the other weights, in place of repeat_time
-    cap           at most so many pairs of it
-    tiles         how its pictures are cut: min, max, thumbnail; a record's own settings come first
-    augment       whether its pictures are augmented in training; a record's own setting comes first
-"""
+"""Several sources of pairs as one data set, by an index over all of them: no pair is copied."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import json
 import logging
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset, Value, concatenate_datasets, interleave_datasets
@@ -29,64 +14,22 @@ from numpy.typing import NDArray
 
 from mpo.data.encoded import encoded_pictures
 from mpo.data.held_out import By, choose_held_out
-from mpo.data.meta import is_meta, read_meta
-from mpo.data.records import TILES, checked_tiles
+from mpo.data.mixture_file import (
+    Sampling,
+    Source,
+    check_settings,
+    check_sources,
+    is_mixture,
+    read_mixture,
+    refuse_beside_mixture,
+    weights_of,
+)
+from mpo.data.records import TILES
 from mpo.data.sources import load_pairs
 
+__all__ = ["Mixture", "is_mixture", "load_mixture", "mix", "read_mixture", "refuse_beside_mixture", "stream_mixture"]
+
 logger = logging.getLogger(__name__)
-Sampling = Literal["repeat_time", "weight", "sqrt"]
-SAMPLINGS = ("repeat_time", "weight", "sqrt")
-OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
-"""Keys of a source that are not arguments of `load_pairs`, or not passed to it."""
-FILE_KEYS = ("sources", "seed", "sampling", "size", "held_out", "held_out_by")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One source of a mixture, checked: see the head of this file. ``load`` holds the arguments of `load_pairs`."""
-
-    name: str
-    load: dict[str, Any]
-    repeat_time: float = 1.0
-    weight: float | None = None
-    cap: int | None = None
-    tiles: dict[str, Any] | None = None
-    augment: bool | None = None
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Source:
-        """Check a source as it was written down.
-
-        Raises:
-            ValueError: for unknown keys, a source without a path, and amounts that are none.
-        """
-        known = [*OWN, *(name for name in inspect.signature(load_pairs).parameters if name not in OWN)]
-        if not isinstance(given, Mapping) or not given.get("path"):
-            raise ValueError(f"A source of a mixture has a path (and may have {', '.join(known)}); got {given!r}.")
-        given = {key: value for key, value in given.items() if value is not None}
-        name = str(given.get("name") or Path(str(given["path"])).stem)
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                meant = f" Did you mean {near[0]}?" if near else ""
-                raise ValueError(f"Source {name!r} has an unknown key {key!r}.{meant} It may have {', '.join(known)}.")
-        for key in ("repeat_time", "weight", "cap"):
-            number = given.get(key, 1)
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
-                raise ValueError(f"Source {name!r}: {key} is a number above 0, got {number!r}.")
-        if "weight" in given and "repeat_time" in given:
-            raise ValueError(f"Source {name!r} has a weight and a repeat_time, and either says how much of it is taken. Drop one.")
-        load = {"source": name, **{key: value for key, value in given.items() if key not in OWN}}
-        try:
-            tiles = checked_tiles(given.get("tiles"))
-        except ValueError as error:
-            raise ValueError(f"Source {name!r}: {error}") from None
-        own = {key: given[key] for key in ("repeat_time", "weight", "augment") if key in given}
-        return cls(name, load, cap=int(given["cap"]) if "cap" in given else None, tiles=tiles, **own)
-
-    def rng(self, seed: int) -> np.random.Generator:
-        """What draws from this source; other sources do not change what it draws."""
-        return np.random.default_rng([seed, zlib.crc32(self.name.encode())])
 
 
 @dataclass(frozen=True)
@@ -139,7 +82,7 @@ def mix(
     """Make one data set of several sources; the same for the same sources, settings and seed, on every rank and in every resume.
 
     Args:
-        sources: see the head of this file.
+        sources: as `mpo.data.mixture_file` says.
         seed: of everything drawn. What is drawn from a source does not depend on the others.
         sampling: ``"repeat_time"``: every source as often as it says. ``"weight"``: shares of `size` by weight. ``"sqrt"``: shares
             of `size` in proportion to the square root of what repeat_time and cap make of a source. Default: by weight where
@@ -152,9 +95,7 @@ def mix(
         ValueError: for sources or settings that make no sense, and columns that do not go together.
     """
     checked = check_sources(sources)
-    sampling = _sampling(checked, sampling)
-    if size is not None and (sampling == "repeat_time" or size < 1):
-        raise ValueError(f"size={size}: a size of 1 or more goes with sampling=weight or sqrt; repeat_time and cap give their own.")
+    sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, held_out=held_out, held_out_by=held_out_by)
     loaded = [dressed(source, load_pairs(**{"seed": seed, **source.load})) for source in checked]
     pairs = joined(checked, loaded)
     starts = np.cumsum([0, *map(len, loaded)])
@@ -195,80 +136,13 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> It
     counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
     if counted:
         raise ValueError(f"Source {counted[0]!r} has a repeat_time or a cap, and a stream's pairs are not counted. Give weights.")
-    weights = _weights(checked) if any(source.weight is not None for source in checked) else None
+    weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
     streams = []
     for source in checked:
         stream = load_pairs(**{**source.load, "streaming": True})
         streams.append(stream.map(_Dress(_columns(source)), features=stream.features) if _columns(source) else stream)
     probabilities = None if weights is None else list(np.array(weights) / sum(weights))
     return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
-
-
-def read_mixture(path: str | Path) -> dict[str, Any]:
-    """The arguments of `mix` from a file: YAML or JSON with ``sources``, a list, and settings beside it; or MMPR's meta.json.
-
-    Paths are relative to the file's folder, where they exist there.
-
-    Raises:
-        ValueError: for a file that is not there, is no such file, or has unknown keys.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}. Set data.mix to a YAML or JSON file of sources.")
-    if is_meta(path):
-        return {"sources": [spec.as_source() for spec in read_meta(path)], "sampling": "repeat_time"}
-    import yaml
-
-    try:
-        found = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
-    settings = {"sources": found} if isinstance(found, list) else found
-    if not isinstance(settings, dict) or not isinstance(settings.get("sources"), list):
-        raise ValueError(f"{path} holds a list of sources, or 'sources' with such a list; got {type(found).__name__}.")
-    unknown = [key for key in settings if key not in FILE_KEYS]
-    if unknown:
-        raise ValueError(f"{path} has unknown keys {unknown}. It may have {', '.join(FILE_KEYS)}.")
-    return {**settings, "sources": [_beside(path.parent, source) for source in settings["sources"]]}
-
-
-def is_mixture(path: str | Path) -> bool:
-    """Whether a path names a mixture rather than pairs."""
-    return str(path).lower().endswith((".yaml", ".yml"))
-
-
-def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:
-    """Refuse settings of one source for a whole mixture.
-
-    Raises:
-        ValueError: for the first that is not None.
-    """
-    for name, value in settings.items():
-        if value is not None:
-            raise ValueError(f"{path} is a mixture, whose sources have their own {name}. Write {name}={value} beside their paths.")
-
-
-def _beside(folder: Path, source: Any) -> Any:
-    if not isinstance(source, dict):
-        return source
-    places = {key: folder / str(source[key]) for key in ("path", "image_root") if source.get(key)}
-    return {**source, **{key: str(place) for key, place in places.items() if place.exists()}}
-
-
-def check_sources(sources: Sequence[Mapping[str, Any]]) -> list[Source]:
-    """Sources as they were written down, checked.
-
-    Raises:
-        ValueError: as of `Source.of`, and for no sources or two of one name.
-    """
-    checked = [Source.of(source) for source in sources]
-    if not checked:
-        raise ValueError("A mixture needs at least one source.")
-    names = [source.name for source in checked]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"Two sources are called {twice!r}. Give them names of their own (name: ...).")
-    return checked
 
 
 # How much of each source
@@ -281,7 +155,7 @@ def amounts(sources: Sequence[Source], pairs: Sequence[int], sampling: Sampling,
     wanted = [int(min(int(count * source.repeat_time), cap)) for source, count, cap in zip(sources, pairs, caps, strict=True)]
     if sampling == "repeat_time":
         return wanted
-    base = [float(np.sqrt(count)) for count in wanted] if sampling == "sqrt" else _weights(sources)
+    base = [float(np.sqrt(count)) for count in wanted] if sampling == "sqrt" else weights_of(sources)
     empty = [source.name for source, count in zip(sources, pairs, strict=True) if not count]
     if empty:
         raise ValueError(f"Source {empty[0]!r} has no pairs to take a share of.")
@@ -323,24 +197,6 @@ def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         return np.zeros(0, dtype=np.int64)
     whole, rest = divmod(count, pairs)
     return np.concatenate([np.tile(np.arange(pairs), whole), np.sort(rng.choice(pairs, rest, replace=False))])
-
-
-def _sampling(sources: Sequence[Source], sampling: str | None) -> Sampling:
-    weighted = any(source.weight is not None for source in sources)
-    if sampling is None:
-        return "weight" if weighted else "repeat_time"
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling is {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
-    if weighted and sampling != "weight":
-        raise ValueError(f"sampling={sampling} has no use for a source's weight. Drop the weights, or use sampling=weight.")
-    return sampling  # type: ignore[return-value]  # checked above
-
-
-def _weights(sources: Sequence[Source]) -> list[float]:
-    lacking = [source.name for source in sources if source.weight is None]
-    if lacking:
-        raise ValueError(f"Source {lacking[0]!r} has no weight. Give every source of the mixture one, or none.")
-    return [float(source.weight) for source in sources if source.weight is not None]
 
 
 # One schema

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,16 @@ def one_of(line: Mapping[str, Any], *names: str) -> Any:
 def rest(line: Mapping[str, Any], used: Iterable[str]) -> dict[str, Any]:
     """What a line has beside the fields that were read."""
     return {key: value for key, value in line.items() if key not in used and value is not None}
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest of those that are known, or nothing.
+
+    >>> did_you_mean("maxx", ["min", "max"])
+    ' Did you mean max?'
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def refuse(line: Mapping[str, Any], fields: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Parts of a source, each of which a process can read by itself, line by line.
 
 A line comes with where it stands (``file:line``), as a dict or as the BadRecord that it is. Damage that nothing can be read behind
-is a ValueError with the name of the file.
+is a ValueError with the name of the file. Tars: `mpo.data.tars`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -23,10 +22,10 @@ from datasets import Dataset
 from mpo.data.pairs import BadRecord, json_kind, parse_json
 
 DAMAGE = (OSError, EOFError, zlib.error)  # what reading a file, compressed or not, may raise
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 LONGEST_LINE = 64 * 2**20
 """In bytes. No line of a pair is as long: it is a file of something else."""
-LARGEST_MEMBER = 256 * 2**20
+LARGEST_ARRAY = 2**30
+"""In bytes, unpacked: a JSON array is read whole, and a compressed file of a few megabytes may hold any number of gigabytes."""
 ROWS = 256
 """Rows of a table that are turned into lines at once."""
 _NAMES = ("image", "images", "question", "prompt", "chosen", "rejected", "messages", "rejected_response", "conversations", "text")
@@ -64,19 +63,17 @@ class LinesPiece:
         with opened(self.path) as file:
             file.seek(place)
             while self.end is None or place < self.end:
-                try:
-                    text = file.readline(LONGEST_LINE + 1)
-                except DAMAGE as error:
-                    raise ValueError(f"{self.path} is damaged or cut short: {one_line(error)}") from error
+                text = self._read(file, LONGEST_LINE + 1)
                 if not text:
                     return
                 number += 1
                 place += len(text)
                 where = f"{self.path}:{number}"
                 if len(text) > LONGEST_LINE:
-                    raise BadRecord(
-                        where, f"a line of more than {LONGEST_LINE >> 20} MiB. A pair file holds one JSON object a line."
-                    )
+                    place += self._rest_of_line(file, text)
+                    reason = f"a line of more than {LONGEST_LINE >> 20} MiB. A pair file holds one JSON object a line."
+                    yield where, BadRecord(where, reason)
+                    continue
                 if number == 1:
                     text = text.removeprefix(b"\xef\xbb\xbf")
                 if text.isspace():
@@ -86,10 +83,27 @@ class LinesPiece:
                 except BadRecord as bad:
                     yield where, BadRecord(where, bad.reason)
 
+    def _rest_of_line(self, file: BinaryIO, text: bytes) -> int:
+        """Read on to the end of a line that begins with `text`; how many bytes that were."""
+        passed = 0
+        while text and not text.endswith(b"\n"):
+            text = self._read(file, 2**20)
+            passed += len(text)
+        return passed
+
+    def _read(self, file: BinaryIO, most: int) -> bytes:
+        try:
+            return file.readline(most)
+        except DAMAGE as error:
+            raise ValueError(f"{self.path} is damaged or cut short: {one_line(error)}") from error
+
 
 @dataclass(frozen=True)
 class ArrayPiece:
-    """A file that is one JSON array of objects. All of its text is in memory while it is read, but one object at a time."""
+    """A file that is one JSON array of objects. All of its text is in memory while it is read, but one object at a time.
+
+    Where it is no JSON, nothing behind can be told apart: the rest is one bad record.
+    """
 
     path: Path
 
@@ -99,8 +113,7 @@ class ArrayPiece:
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         try:
-            with opened(self.path) as file:
-                text = file.read().decode("utf-8-sig")
+            text = self._read().decode("utf-8-sig")
         except (UnicodeDecodeError, *DAMAGE) as error:
             raise ValueError(f"{self.path} is not UTF-8, damaged or cut short: {one_line(error)}") from error
         decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
@@ -118,7 +131,8 @@ class ArrayPiece:
             try:
                 line, place = decode(text, place)
             except (ValueError, RecursionError) as error:
-                raise BadRecord(where, f"not JSON from here on ({one_line(error)}), in a file that is one array.") from None
+                yield where, BadRecord(where, f"not JSON from here on ({one_line(error)}), in a file that is one array.")
+                return
             if isinstance(line, dict):
                 yield where, line
             else:
@@ -129,9 +143,22 @@ class ArrayPiece:
             if mark == ",":
                 place = skip_blanks(place + 1)
             elif mark != "]":
-                raise BadRecord(where, "not JSON behind this object: a comma or the end of the array is expected.")
+                yield where, BadRecord(where, "not JSON behind this object: a comma or the end of the array is expected.")
+                return
         if text[place + 1 :].strip():
-            raise BadRecord(str(self.path), "there is more behind the end of the array.")
+            yield str(self.path), BadRecord(str(self.path), "there is more behind the end of the array.")
+
+    def _read(self) -> bytearray:
+        text = bytearray()
+        with opened(self.path) as file:
+            while block := file.read(2**24):
+                text += block
+                if len(text) > LARGEST_ARRAY:
+                    raise ValueError(
+                        f"{self.path} is one JSON array of more than {LARGEST_ARRAY >> 20:,} MiB, which is read whole. Write it as "
+                        "JSONL, an object a line, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
+                    )
+        return text
 
 
 @dataclass(frozen=True)
@@ -148,9 +175,8 @@ class ParquetPiece:
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(ROWS, row_groups=[self.group]):
-                    for line in batch.to_pylist():
-                        yield f"{self.path}:{number}", line
-                        number += 1
+                    yield from _rows(batch, str(self.path), number)
+                    number += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}).") from error
 
@@ -171,87 +197,40 @@ class DatasetPiece:
     def lines(self) -> Iterator[Line]:  # noqa: D102
         for start in range(self.start, self.end, ROWS):
             try:
-                rows = self.dataset[start : min(start + ROWS, self.end)].to_pylist()
+                rows = self.dataset[start : min(start + ROWS, self.end)]
             except (pa.ArrowException, OSError, ValueError, IndexError) as error:
                 raise ValueError(f"{self.name} is damaged: {one_line(error)}") from error
-            for number, line in enumerate(rows, start=start + 1):
-                yield f"{self.name}:{number}", line
+            yield from _rows(rows, self.name, start + 1)
 
 
-@dataclass(frozen=True)
-class TarPiece:
-    """A tar of a WebDataset: members of one key are a sample, ``key.json`` its line, ``key.jpg`` or several its pictures.
+def _rows(table: Any, name: str, first: int) -> Iterator[Line]:
+    """The rows of an Arrow table or batch as lines, the first with the number `first`.
 
-    A line may name its pictures, as their members are called; else they are all its pictures, in the tar's order.
+    A row with a value that Python cannot hold, such as a date beyond the year 9999 or text that is not UTF-8, is a bad one.
     """
-
-    path: Path
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.path.stat().st_size
-
-    def lines(self) -> Iterator[Line]:  # noqa: D102
-        key: str | None = None
-        members: dict[str, bytes] = {}
-        seen: set[str] = set()
-        try:
-            with tarfile.open(self.path, "r|*") as archive:
-                for member in archive:
-                    if member.isdir():
-                        continue
-                    folder, _, name = member.name.rpartition("/")
-                    own_key = f"{folder}/{name.partition('.')[0]}" if folder else name.partition(".")[0]
-                    where = f"{self.path}:{member.name}"
-                    if not member.isreg():
-                        raise BadRecord(where, "a link or a device in the tar. Pack the files themselves.")
-                    if member.size > LARGEST_MEMBER:
-                        raise BadRecord(where, f"a member of more than {LARGEST_MEMBER >> 20} MiB.")
-                    if key is not None and own_key != key:
-                        yield self._sample(key, members)
-                        members = {}
-                        seen.add(key)
-                    if own_key in seen:
-                        raise BadRecord(where, "its key was there before: the members of a sample stand one behind the other.")
-                    key = own_key
-                    file = archive.extractfile(member)
-                    if name in members or file is None:
-                        raise BadRecord(where, "this member is there twice.")
-                    members[name] = file.read()
-        except (tarfile.TarError, *DAMAGE) as error:
-            raise ValueError(f"{self.path} is no tar, damaged or cut short: {one_line(error)}") from error
-        if key is not None:
-            yield self._sample(key, members)
-
-    def _sample(self, key: str, members: dict[str, bytes]) -> Line:
-        where = f"{self.path}:{key}"
-        try:
-            texts = [name for name in members if name.lower().endswith(".json")]
-            if len(texts) != 1:
-                raise BadRecord("", f"a sample has one member {Path(key).name}.json with its line; this one has {sorted(members)}.")
-            line = parse_line(members.pop(texts[0]))
-            field = next((name for name in ("images", "image", "img_path") if line.get(name)), "images")
-            found = _named(line.get(field), members) if line.get(field) else list(members)
-            others = [name for name in found if name.rpartition(".")[2].lower() not in PICTURES]
-            if others:
-                raise BadRecord("", f"the member {others[0]!r} is no picture of a known kind ({', '.join(PICTURES)}).")
-            if found:
-                line[field] = [{"bytes": members[name], "path": name} for name in found]
-            return where, line
-        except BadRecord as bad:
-            return where, BadRecord(where, bad.reason)
+    try:
+        rows = table.to_pylist()
+    except Exception:  # of many kinds: of each type of column its own
+        rows = [_row(table.slice(place, 1), f"{name}:{first + place}") for place in range(table.num_rows)]
+    for number, line in enumerate(rows, start=first):
+        yield f"{name}:{number}", line
 
 
-def _named(given: Any, members: dict[str, bytes]) -> list[str]:
-    """The members that a line names as its pictures: by their names, with or without a folder, or by what stands behind the key."""
-    names = []
-    for one in given if isinstance(given, list) else [given]:
-        last = one.rpartition("/")[2] if isinstance(one, str) else None
-        fitting = [name for name in members if last in (name, name.partition(".")[2])]
-        if len(fitting) != 1:
-            raise BadRecord("", f"its picture {one!r} is no member of the sample, which has {sorted(members)}.")
-        names += fitting
-    return names
+def _row(row: Any, where: str) -> dict[str, Any] | BadRecord:
+    try:
+        line: dict[str, Any] = row.to_pylist()[0]
+        return line
+    except Exception as error:
+        column = next((name for name in row.schema.names if not _is_readable(row, name)), "?")
+        return BadRecord(where, f"the value of column {column!r} cannot be read ({one_line(error)}). Mend it or leave the row out.")
+
+
+def _is_readable(row: Any, column: str) -> bool:
+    try:
+        row.column(column).to_pylist()
+    except Exception:
+        return False
+    return True
 
 
 # Lines

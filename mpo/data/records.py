@@ -30,12 +30,33 @@ from datasets import Features, Image, List, Value
 
 from mpo.data.folders import Folders
 from mpo.data.formats import read_line
-from mpo.data.pairs import BadRecord, FoundPair, json_kind, pictures
+from mpo.data.messages import (
+    IMAGE_PLACEHOLDER,
+    VIDEO_PLACEHOLDER,
+    answer_messages,
+    checked_text,
+    prompt_messages,
+    texts_of,
+    there,
+    with_system,
+)
+from mpo.data.pairs import BadRecord, FoundPair, did_you_mean, json_kind, pictures
 
-IMAGE_PLACEHOLDER = "<image>"
-VIDEO_PLACEHOLDER = "<video>"
-NEEDED = "A pair needs a question, a chosen and a rejected answer."
-ROLES = ("system", "user", "assistant", "tool")
+__all__ = [
+    "FEATURES",
+    "IMAGE_PLACEHOLDER",
+    "OPTIONAL",
+    "TILES",
+    "VIDEO_PLACEHOLDER",
+    "Row",
+    "Rows",
+    "checked_tiles",
+    "rows_from",
+    "to_prompt",
+    "to_record",
+    "to_records",
+]
+
 TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
 _MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 FEATURES = Features(
@@ -121,12 +142,12 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
     """
     field = "question" if "question" in line else "prompt"
     try:
-        asked = _there(line.get(field), repr(field), "A prompt needs a question.")
+        asked = there(line.get(field), repr(field), "A prompt needs a question.")
         found = _pictures(pictures(line), Folders(image_root))
         return {
             "id": _name(line.get("id"), "'id'") or where,
             "images": found,
-            "prompt": _prompt(asked, repr(field), len(found), 0),
+            "prompt": with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), line.get("system")),
         }
     except BadRecord as bad:
         raise BadRecord(where, bad.reason) from None
@@ -135,17 +156,19 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
 
 
 def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
-    asked, better, worse = _there(pair.prompt, "the prompt"), _there(pair.chosen, "'chosen'"), _there(pair.rejected, "'rejected'")
-    chosen, rejected = _answer(better, "'chosen'"), _answer(worse, "'rejected'")
+    asked, better, worse = there(pair.prompt, "the prompt"), there(pair.chosen, "'chosen'"), there(pair.rejected, "'rejected'")
+    chosen, rejected = answer_messages(better, "'chosen'"), answer_messages(worse, "'rejected'")
     if chosen == rejected:
         raise BadRecord("", "'chosen' and 'rejected' are the same answer, so there is nothing to prefer.")
     images = _pictures(pair.images, find)
     videos = [find(_path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
-    prompt = _prompt(asked, "the prompt", len(images), len(videos))
-    if pair.system not in (None, ""):
-        if prompt[0]["role"] == "system":
-            raise BadRecord("", "a system message stands in 'system' and in the prompt. Keep one of them.")
-        prompt.insert(0, {"role": "system", "content": [_text_part(_text(pair.system, "'system'"))]})
+    elsewhere = {
+        "'chosen'": texts_of(chosen),
+        "'rejected'": texts_of(rejected),
+        "'system'": pair.system if isinstance(pair.system, str) else "",
+    }
+    prompt = prompt_messages(asked, "the prompt", {"image": len(images), "video": len(videos)}, elsewhere)
+    prompt = with_system(prompt, pair.system)
     return {
         "id": _name(pair.id, "'id'") or where,
         "source": _name(pair.source, "'source'") or source,
@@ -161,148 +184,6 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
         "augment": _boolean(pair.augment, "'augment'"),
         "metadata": json.dumps(pair.metadata, default=str) if pair.metadata else None,
     }
-
-
-# Messages
-
-
-def _there(value: Any, name: str, needed: str = NEEDED) -> Any:
-    if value is None:
-        raise BadRecord("", f"{name} is missing. {needed}")
-    if value == [] or (isinstance(value, str) and not value.strip()):
-        raise BadRecord("", f"{name} is empty. {needed}")
-    if not isinstance(value, (str, list)):
-        raise BadRecord("", f"{name} is {json_kind(value)} instead of text or a list of messages.")
-    return value
-
-
-def _answer(value: str | list[Any], name: str) -> list[Row]:
-    """An answer as messages: text alone, and the assistant's in the end."""
-    messages: list[Row]
-    if isinstance(value, str):
-        messages = [{"role": "assistant", "content": [_text_part(_text(value, name))]}]
-        written = value
-    else:
-        messages = [_message(message, name) for message in value]
-        if messages[0]["role"] in ("system", "user"):
-            raise BadRecord(
-                "", f"{name} begins with a message of the {messages[0]['role']}: what is asked belongs into the prompt."
-            )
-        if messages[-1]["role"] != "assistant":
-            raise BadRecord("", f"{name} ends with a message of role {messages[-1]['role']!r} instead of the assistant's.")
-        messages = [{**message, "content": _parts(message["content"], name)} for message in messages]
-        if any(part["type"] != "text" for message in messages for part in message["content"]):
-            raise BadRecord("", f"{name} has a picture, and pictures belong to the prompt.")
-        written = "".join(part["text"] for part in messages[-1]["content"])
-    if not written.strip():
-        raise BadRecord("", f"{name} is empty. Give the answer its text or leave the record out.")
-    return messages
-
-
-def _prompt(value: str | list[Any], name: str, images: int, videos: int) -> list[Row]:
-    """A prompt as messages, with parts where its pictures stand: at their marks, or where there are none, in front."""
-    given = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    messages = [_message(message, name) for message in given]
-    if not any(message["role"] == "user" for message in messages):
-        raise BadRecord("", f"{name} has no message of the user.")
-    wanted = {"image": images, "video": videos}
-    marked = [message for message in messages if message["role"] == "user" and isinstance(message["content"], str)]
-    placed = dict.fromkeys(wanted, 0)
-    for message in messages:
-        if isinstance(message["content"], list):
-            message["content"] = _parts(message["content"], name)
-            for part in message["content"]:
-                if part["type"] != "text":
-                    placed[part["type"]] += 1
-    for kind, mark in (("video", VIDEO_PLACEHOLDER), ("image", IMAGE_PLACEHOLDER)):
-        marks = sum(message["content"].count(mark) for message in marked)
-        if not marks and not placed[kind] and wanted[kind]:
-            first = next(message for message in messages if message["role"] == "user")
-            front = mark * wanted[kind]
-            if isinstance(first["content"], str):
-                first["content"] = front + first["content"]
-            else:
-                first["content"] = [{"type": kind, "text": None}] * wanted[kind] + first["content"]
-        elif marks + placed[kind] != wanted[kind]:
-            what = "pictures" if kind == "image" else "videos"
-            raise BadRecord(
-                "",
-                f"the question has {marks + placed[kind]} {mark} marks for {wanted[kind]} {what}. Give one mark for each, or none "
-                "to put all in front.",
-            )
-    for message in messages:
-        if isinstance(message["content"], str):
-            message["content"] = (
-                _cut(_text(message["content"], name))
-                if message["role"] == "user"
-                else [_text_part(_text(message["content"], name))]
-            )
-    if not any(part["type"] != "text" or part["text"].strip() for message in messages for part in message["content"]):
-        raise BadRecord("", f"{name} is empty. {NEEDED}")
-    return messages
-
-
-def _message(message: Any, name: str) -> Row:
-    if not isinstance(message, Mapping):
-        raise BadRecord("", f"{name} has {json_kind(message)} where a message (role, content) is expected.")
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadRecord("", f"{name} has a message of role {role!r}; roles are {', '.join(ROLES)}.")
-    if message.get("tool_calls"):
-        raise BadRecord("", f"{name} has tool_calls, which records have no place for. Pass the data set itself to MPOTrainer.")
-    if not isinstance(content, (str, list)):
-        raise BadRecord("", f"{name} has a message whose content is {json_kind(content)} instead of text or a list of parts.")
-    return {"role": role, "content": content}
-
-
-def _parts(content: str | list[Any], name: str) -> list[Row]:
-    if isinstance(content, str):
-        return [_text_part(_text(content, name))]
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text":
-            parts.append(_text_part(_text(part.get("text"), name)))
-        elif kind in ("image", "video"):
-            if any(part.get(key) is not None for key in (kind, "url", "path")):
-                raise BadRecord("", f"{name} holds a picture inside its messages. Put it into 'images', and leave its place here.")
-            parts.append({"type": kind, "text": None})
-        else:
-            raise BadRecord("", f"{name} has a part that is not text, image or video: {json_kind(part)} of type {kind!r}.")
-    return parts
-
-
-def _cut(text: str) -> list[Row]:
-    """Text with marks -> parts; a line break behind a mark is left to the chat template."""
-    if IMAGE_PLACEHOLDER not in text and VIDEO_PLACEHOLDER not in text:
-        return [_text_part(text)] if text else []
-    parts: list[Row] = []
-    for number, stretch in enumerate(text.split(VIDEO_PLACEHOLDER)):
-        if number:
-            parts.append({"type": "video", "text": None})
-        for place, piece in enumerate(stretch.split(IMAGE_PLACEHOLDER)):
-            if place:
-                parts.append({"type": "image", "text": None})
-            if parts and parts[-1]["type"] != "text":
-                piece = piece.removeprefix("\n")
-            if piece:
-                parts.append(_text_part(piece))
-    return parts
-
-
-def _text_part(text: str) -> Row:
-    return {"type": "text", "text": text}
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRecord("", f"{name} has {json_kind(value)} where text is expected.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise BadRecord("", f"{name} has half a character (\\u{ord(value[error.start]):x}), which is no Unicode.") from None
-    return value
 
 
 # Pictures
@@ -329,18 +210,18 @@ def _picture(picture: Any, what: str, find: Find) -> Row:
         path, picture = picture.get("path"), picture.get("bytes")
         picture = _path(path, what) if picture is None and path is not None else picture
     if path is not None and picture is path:
-        return {"bytes": None, "path": find(_text(path, what), "picture")}
+        return {"bytes": None, "path": find(checked_text(path, what), "picture")}
     if not isinstance(picture, (bytes, bytearray)) or not picture:
         found = json_kind(picture) if picture != b"" else "no bytes"
         raise BadRecord("", f"{what} is {found} instead of a path, or the bytes of a file.")
     name = path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
-    return {"bytes": bytes(picture), "path": _text(name, what) if name else None}
+    return {"bytes": bytes(picture), "path": checked_text(name, what) if name else None}
 
 
 def _path(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise BadRecord("", f"{what} is {json_kind(value) if value != '' else 'empty'} instead of a path.")
-    return _text(value, what)
+    return checked_text(value, what)
 
 
 def _prompt_id(prompt: list[Row], pair: FoundPair) -> str:
@@ -368,13 +249,13 @@ def _name(value: Any, field: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or (isinstance(value, int) and abs(value) >= 2**63):
         raise BadRecord("", f"{field} is {json_kind(value)} instead of text or a whole number of 64 bits.")
-    return _text(str(value), field)
+    return checked_text(str(value), field)
 
 
 def _ground_truth(value: Any) -> str | None:
     if value is None:
         return None
-    return _text(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False), "the answer")
+    return checked_text(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False), "the answer")
 
 
 def _number(value: Any, field: str) -> float | None:
@@ -394,8 +275,12 @@ def _boolean(value: Any, field: str) -> bool | None:
 def _tiles(value: Any) -> Row | None:
     if value is None:
         return None
-    if not isinstance(value, Mapping) or any(key not in TILES for key in value):
-        raise BadRecord("", f"'tiles' is an object with {', '.join(TILES)}, each optional; got {json_kind(value)}.")
+    expected = f"'tiles' is an object with {', '.join(TILES)}, each optional"
+    if not isinstance(value, Mapping):
+        raise BadRecord("", f"{expected}; got {json_kind(value)}.")
+    unknown = next((key for key in value if key not in TILES), None)
+    if unknown is not None:
+        raise BadRecord("", f"{expected}; got {unknown!r}.{did_you_mean(unknown, TILES)}")
     for name in ("min", "max"):
         most = value.get(name)
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 1 <= most < 2**31):
@@ -405,13 +290,13 @@ def _tiles(value: Any) -> Row | None:
     return tiles if any(item is not None for item in tiles.values()) else None
 
 
-def checked_tiles(value: Mapping[str, Any] | None) -> Row | None:
+def checked_tiles(value: Any) -> Row | None:
     """Limits of tiles that a source is given, all three keys there; None where nothing is set.
 
     Raises:
         ValueError: for limits that make no sense.
     """
-    return _tiles(None if value is None else dict(value))
+    return _tiles(value)
 
 
 def rows_from(lines: Iterator[tuple[str, Any]], find: Find, format: str | None, source: str | None) -> Iterator[Rows | BadRecord]:

@@ -17,7 +17,7 @@ from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
 from mpo.data.formats import check_format
 from mpo.data.formats.vlfeedback import MOST_PAIRS
-from mpo.data.meta import is_meta, read_meta
+from mpo.data.meta import is_meta, one_object, read_meta
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import LinesPiece, Piece
 from mpo.data.records import FEATURES, TILES, checked_tiles, to_record
@@ -57,24 +57,25 @@ def load_pairs(
 
     Args:
         path: a file (JSONL, also with gzip; a JSON array; Parquet; the tar of a WebDataset), several by a pattern (``*.tar``), a
-            folder of `save_to_disk` or of tars, the name of a data set on the Hub, the ``meta.json`` of MMPR, or a YAML file that
-            describes a mixture (`mpo.data.mixing.read_mixture`).
+            folder of such files (`mpo.data.splits`) or of `save_to_disk`, the name of a data set on the Hub, the ``meta.json`` of
+            MMPR, or a file that describes a mixture (`mpo.data.mixing.read_mixture`): YAML, or JSON with ``sources``.
         format: of the lines, see `mpo.data.formats`; None: each line's is detected.
         image_root: the folder that picture paths are relative to and stay inside; by default that of the file. Of a ``meta.json``:
-            the folder that its own paths are relative to.
-        split: the one to take, of a source that has several; of a mixture, ``"held_out"`` is what it holds out.
+            the folder that its own paths are relative to, and its roots inside; without, it may name any folder of this machine.
+        split: the one to take, of a source that has several, else ``"train"``; of a mixture, ``"held_out"`` is what it holds out.
         limit: only the first so many pairs; of a mixture or ``meta.json``, so many evenly spread over it, of every source in
             proportion.
         tiles: how pictures of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
             optional (`mpo.packing.tiles`). What a record says itself comes first.
-        frames: of each video, ``min`` (8) and ``max`` (32) (`mpo.data.video`).
+        frames: of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`).
         source: what records call their source; by default the name of the file.
         on_bad_record: ``"raise"``, or ``"skip"``: leave bad records out, count and list them.
         max_bad_fraction: with ``"skip"``, more than this share of bad records is refused; of a stream, the share of what a process
             has read of it so far, or of 100 records where that is more.
         bad_records: the file that lists them, JSONL with ``where`` and ``reason``; by default ``bad_records.jsonl`` in the current
             folder.
-        streaming: read while it goes, converting nothing beforehand.
+        streaming: read while it goes, converting nothing beforehand. How many good lines give no pair, and how many pairs are more
+            than a line may give, is then not counted and not logged.
         num_proc: processes that read; by default one per core, for a large source.
         seed: of what is drawn from the sources of a mixture that does not name one.
 
@@ -87,18 +88,12 @@ def load_pairs(
         ValueError: for files that are not there, damaged, or have no pairs, and for settings that make no sense.
     """
     check_format(format)
-    if on_bad_record not in ON_BAD_RECORD:
-        raise ValueError(f"on_bad_record is one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
-    if not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"max_bad_fraction is a share between 0 and 1; got {max_bad_fraction!r}.")
-    if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
-        raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is a number of pairs, 1 or more; got {limit!r}.")
+    _check(split, limit, on_bad_record, max_bad_fraction)
     own_tiles = checked_tiles(tiles)
-    own_frames = checked_frames(frames) if any((frames or {}).values()) else None
+    limits = checked_frames(frames)
+    own_frames = limits if frames and any(value is not None for value in frames.values()) else None
     path = os.path.expanduser(path)
-    if is_meta(path) or path.lower().endswith(MIXTURES):
+    if is_meta(path) or _is_mixture(path):
         if streaming:
             raise ValueError(
                 f"{path} says how often each pair is taken, and a stream's pairs are not counted. Set streaming=false, or take "
@@ -111,7 +106,7 @@ def load_pairs(
         )
 
     root = os.path.expanduser(image_root) if image_root else _folder(path)
-    reading = Reading(os.path.abspath(root), format, source or _stem(path), skip=on_bad_record == "skip")
+    reading = Reading(os.path.realpath(root), format, source or _stem(path), skip=on_bad_record == "skip")
     bad_file = Path(bad_records) if bad_records else Path("bad_records.jsonl")
     if streaming:
         stream = _Stream(reading, own_tiles, bad_file, max_bad_fraction)
@@ -130,6 +125,19 @@ def load_pairs(
     return _with_frames(_with_tiles(_first(converted.pairs, limit), own_tiles), own_frames)
 
 
+def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) -> None:
+    if not isinstance(split, str):
+        raise ValueError(f"split is the name of a split, such as 'train'; got {split!r}.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit is a number of pairs, 1 or more; got {limit!r}.")
+    if on_bad_record not in ON_BAD_RECORD:
+        raise ValueError(f"on_bad_record is one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
+    if isinstance(max_bad_fraction, bool) or not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction is a share between 0 and 1; got {max_bad_fraction!r}.")
+    if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
+        raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
+
+
 def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any]] = to_record) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file, one by one, each made by `to_row`; empty lines are passed over."""
     for where, line in LinesPiece(path, 0, None, 1).lines():
@@ -138,11 +146,22 @@ def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any
         yield to_row(line, where=where, image_root=image_root)
 
 
+def _is_mixture(path: str) -> bool:
+    """Whether a file describes a mixture: by its ending, or as one JSON object with a list of sources."""
+    if path.lower().endswith(MIXTURES):
+        return True
+    sources = one_object(path).get("sources")
+    return isinstance(sources, list) and all(isinstance(source, Mapping) for source in sources)
+
+
 def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any]) -> Dataset:
     from mpo.data.mixing import mix, read_mixture  # it loads its sources by load_pairs
 
+    splits = ("train",) if is_meta(path) else ("train", "held_out")
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
     if is_meta(path):
-        sources = [{**spec.as_source(), "split": split} for spec in read_meta(path, base=base)]
+        sources = [spec.as_source() for spec in read_meta(path, base=base)]
         described: dict[str, Any] = {"sources": sources, "sampling": "repeat_time"}
     elif base:
         raise ValueError(f"The sources in {path} have an image_root of their own. Write it beside their paths.")
@@ -150,7 +169,7 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
         described = read_mixture(path)
     sources = [_with_settings(source, settings) for source in described["sources"]]
     mixture = mix(**{"seed": seed, **described, "sources": sources})
-    if split == "held_out" and not is_meta(path):
+    if split == "held_out":
         if mixture.held_out is None:
             raise ValueError(f"{path} holds nothing out. Write held_out: 0.01 (a share, or a number of pairs) into it.")
         return mixture.held_out
@@ -183,8 +202,10 @@ def _stem(path: str) -> str:
 
 def _key(path: str, split: str) -> tuple[Any, list[Piece]]:
     """What a source is now; and its pieces, if they had to be opened to know that."""
-    if files := files_of(path):
-        return [[os.path.abspath(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files] + [split], []
+    if files := files_of(path, split):
+        names = [(os.path.abspath(file), os.path.realpath(file)) for file in files]  # a link may lead elsewhere later
+        stats = [file.stat() for file in files]
+        return [[*name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)] + [split], []
     pieces = open_files(path, split)  # of the Hub: datasets knows them by their fingerprint
     return [path, split, [getattr(getattr(piece, "dataset", None), "_fingerprint", None) for piece in pieces[:1]]], pieces
 

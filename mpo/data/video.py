@@ -5,8 +5,9 @@ A prompt's ``{"type": "video"}`` part becomes, as in the official MPO code, a li
     Frame1: <picture>
     Frame2: <picture>
 
-Each frame is one tile. How many there are is known from the file's header; frames are decoded when the record is used. Needs PyAV
-(``pip install mpo-trainer[video]``).
+Each frame is one tile. How many there are is known from the file's header; frames are decoded when the record is used. They are
+evenly spread in time: in a video whose frames are shown for different times, a frame that is shown long may stand there twice.
+Needs PyAV (``pip install mpo-trainer[video]``).
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ FRAMES_PER_SECOND = 1.0
 """Frames of a video, if that lies between the least and the most. (The official code draws their number, between the same.)"""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif"
 """What FFmpeg is let try: no playlists, which name other files and addresses."""
+LONGEST_SIDE = 1920
+"""In pixels, of a frame: larger ones are made smaller as they are decoded, since all frames of a video are in memory together.
+
+Full HD stays as it is, and nothing of a larger one is lost for its one tile, whose sides are 448 pixels in InternVL.
+"""
 _SEEK_BEYOND = 5.0  # seconds; nearer frames are reached by decoding what lies between
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a video, not yet decoded: number `place` (from 0) of `count` that are evenly spread over it."""
+    """A frame of a video, not yet decoded: number `place` (from 0) of `count` that are evenly spread over its time."""
 
     path: str
     place: int
@@ -52,16 +58,21 @@ def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int]:
     """The fewest and the most frames of a video, ``min`` and ``max``; what is missing or None is as above.
 
     Raises:
-        ValueError: for unknown keys, and limits that make no sense.
+        ValueError: for what is no mapping, unknown keys, and limits that make no sense.
     """
+    if limits is not None and not isinstance(limits, Mapping):
+        raise ValueError(f"frames has min and max, such as {{'min': 8, 'max': 32}}; got {limits!r}.")
     given = {name: value for name, value in (limits or {}).items() if value is not None}
     if unknown := given.keys() - {"min", "max"}:
-        raise ValueError(f"frames has min and max, each optional; got {sorted(unknown)}.")
+        raise ValueError(f"frames has min and max, each optional; got {sorted(map(str, unknown))}.")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"frames.{name} is a whole number of frames; got {value!r}.")
     most = given.get("max", max(MAX_FRAMES, given.get("min", 1)))
     least = given.get("min", min(MIN_FRAMES, most))
     if not 1 <= least <= most:
         raise ValueError(f"A video has 1 <= min <= max frames; got min {least} and max {most}.")
-    return {"min": int(least), "max": int(most)}
+    return {"min": least, "max": most}
 
 
 def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def frames_of(
 
 
 def frame_size(frame: Frame, *, where: str = "") -> tuple[int, int]:
-    """Height and width of a frame, from the file's header."""
+    """Height and width of a frame, from the file's header; `open_frames` may make it smaller."""
     with _named(where):
         header = _header(frame.path)
     return header.height, header.width
@@ -162,7 +173,7 @@ def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[
         where: what errors call it.
 
     Returns:
-        RGB images, upright, in the order asked for.
+        RGB images, upright, in the order asked for, with sides of at most `LONGEST_SIDE`.
 
     Raises:
         ValueError: for a video that is missing, cut short or damaged.
@@ -216,6 +227,7 @@ def _seconds(duration: int | None, stream: Any, default: float) -> float:
 
 def _upright(frame: Any) -> Image.Image:
     picture: Image.Image = frame.to_image()
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)  # leaves smaller ones as they are
     turned = getattr(frame, "rotation", 0)  # counterclockwise
     return picture.rotate(turned, expand=True) if turned else picture
 

@@ -1,8 +1,8 @@
-"""Pairs that are there more than once: exactly, or nearly (texts by minhash, pictures by difference hash)."""
+"""Pairs that are there more than once: exactly, or nearly (found by minhash and difference hash, then compared)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,9 +11,11 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
+from PIL import Image
 
-from mpo.data.held_out import content_text, encoded, key_of, question_text, shown_keys, video_key
+from mpo.data.held_out import content_text, encoded, key_of, picture_bytes, question_text, shown_keys, video_key
 from mpo.data.images import open_picture
+from mpo.data_tools.same_picture import glimpse, may_be_same, same_picture
 from mpo.data_tools.similar import (
     BANDS,
     BLOCKS,
@@ -57,13 +59,14 @@ def find_duplicates(
     """Find pairs that are in a data set more than once; the first of each is the one to keep.
 
     Exact: the same question, pictures (their files), chosen and rejected answer. Near: the question and both answers overlap by
-    `threshold`, case and punctuation aside, with the same numbers, and the pictures look the same.
+    `threshold`, case and punctuation aside, with the same numbers, and the pictures are the same, or copies of them that were
+    compressed again or made a little smaller (`mpo.data_tools.same_picture`).
 
     Args:
         pairs: records.
         near: whether to look for near duplicates too.
         threshold: the least Jaccard overlap of the n-grams of each of the three texts, above 0.5.
-        picture_bits: bits of 64 in which the difference hashes of pictures may differ, at most 3.
+        picture_bits: bits of 64 in which the difference hashes of pictures may differ for them to be compared, at most 3.
         num_proc: processes to read the records with.
 
     Returns:
@@ -107,8 +110,18 @@ def texts(record: dict[str, Any]) -> tuple[str, str, str]:
     return question_text(record["prompt"]), chosen, rejected
 
 
+def pictures_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
+    """The pictures of a record, opened one by one.
+
+    Raises:
+        ValueError: for one that cannot be decoded, with the record and the file.
+    """
+    for place, picture in enumerate(record.get("images") or (), start=1):
+        yield open_picture(picture, where=f"record {record.get('id')!r}, picture {place}")
+
+
 def _marks(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
-    bare = encoded(pairs, ["prompt", "chosen", "rejected", "images", "videos"])
+    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images", "videos"])
     return bare.map(
         _Mark(near),
         remove_columns=bare.column_names,
@@ -129,11 +142,16 @@ class _Mark:
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         words = texts(record)
-        exact = key_of("\0".join([*words, *map(str, shown_keys(record))]))
+        try:
+            shown = shown_keys(record)
+        except OSError as error:
+            name = f"record {record.get('id')!r}: {str(error.filename)!r}"
+            raise ValueError(f"{name} cannot be read ({error.strerror}). Put it back or leave the record out.") from error
+        exact = key_of("\0".join([*words, *map(str, shown)]))
         if not self.near:
             return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
         # Of a video only the file is compared, whose key differs in many bits where it differs at all.
-        looks = [difference_hash(open_picture(picture)) for picture in record.get("images") or ()]
+        looks = [difference_hash(picture) for picture in pictures_of(record)]
         looks += [video_key(video) for video in record.get("videos") or ()]
         figures = key_of("\0".join(" ".join(numbers(text)) for text in words))
         return {"exact": exact, "numbers": figures, "signature": signature(normalised(" ".join(words))), "looks": looks}
@@ -151,7 +169,8 @@ def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set
     first_look = np.array([own[0] if own else 0 for own in looks], dtype=np.int64).view(np.uint64)
     counts = np.array([len(own) for own in looks], dtype=np.uint64)
     same = _mixed(np.asarray(marks.data.column("numbers").to_numpy()).view(np.uint64), counts)
-    bare = encoded(pairs, ["prompt", "chosen", "rejected"])
+    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images"])
+    same_pictures = _SamePictures(bare)
 
     @lru_cache(maxsize=4096)
     def read(index: int) -> list[tuple[NDArray[np.uint64], list[str]]]:
@@ -176,12 +195,30 @@ def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set
                         if int((signatures[other] == signatures[index]).sum()) < SIGNATURE * threshold - SLACK:
                             continue
                         reason = _alike(read(other), read(index), looks[other], looks[index], threshold, bits)
-                        if reason is not None:
+                        if reason is not None and same_pictures(other, index):
                             gone.add(index)
                             yield Duplicate(index, other, reason)
                             break
                     else:
                         kept.append(index)
+
+
+class _SamePictures:
+    """Whether two records have the same pictures, seen by their pixels; called for those alone that are alike in all else."""
+
+    def __init__(self, bare: Dataset) -> None:
+        self._bare = bare
+        self._glimpses = lru_cache(maxsize=4096)(lambda index: [glimpse(one) for one in pictures_of(bare[index])])
+
+    def __call__(self, one: int, other: int) -> bool:
+        if not all(map(may_be_same, self._glimpses(one), self._glimpses(other))):
+            return False
+        first, second = self._bare[one], self._bare[other]
+        return _files(first) == _files(second) or all(map(same_picture, pictures_of(first), pictures_of(second)))
+
+
+def _files(record: Mapping[str, Any]) -> list[int]:
+    return [key_of(picture_bytes(picture)) for picture in record.get("images") or ()]
 
 
 def _mixed(key: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -207,5 +244,5 @@ def _alike(one: Any, other: Any, looks: list[int], other_looks: list[int], thres
     least = min(overlap(a[0], b[0]) for a, b in zip(one, other, strict=True))
     if least < threshold:
         return None
-    seen = f", pictures that differ in {apart} of 64 bits" if looks else ""
+    seen = ", pictures that look the same" if looks else ""
     return f"texts that overlap by {least:.0%} or more{seen}"

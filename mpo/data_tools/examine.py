@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.data.folders import Folders
-from mpo.data.held_out import content_text, key_of, picture_bytes, question_text, video_key
+from mpo.data.held_out import asked_text, content_text, key_of, picture_bytes, question_text, video_key
 from mpo.data.images import open_picture
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import Piece
@@ -41,12 +41,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source, and how its lines are read (`mpo.data.sources.load_pairs`); ``frames`` are those of its videos."""
+    """A piece of a source, and how its lines are read (`mpo.data.sources.load_pairs`): frames and tiles are its source's."""
 
     piece: Piece
     image_root: str
     format: str | None = None
-    frames: Mapping[str, int | None] | None = None
+    frames: Mapping[str, int] | None = None
+    tiles: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Examined:
         findings: in its records, in order.
         where: of each of its N pairs.
         pair: key of each pair's question, pictures, videos and answers, shape (N,).
-        prompt: key of each pair's question, pictures and videos, shape (N,).
+        prompt: key of what each pair asks (`mpo.data.held_out.asked_text`), pictures and videos, shape (N,).
         pictures: keys of all its pairs' pictures and videos.
         owner: to which pair each of these belongs, from 0.
     """
@@ -120,6 +121,7 @@ class Examiner:
                 for row in rows:
                     if part.frames is not None:
                         row["frames"] = dict(part.frames)
+                    row["tiles"] = row["tiles"] or part.tiles
                     shown = [self._picture(picture) for picture in row["images"]]
                     films = [self._video(path, checked_frames(row.get("frames"))) for path in row["videos"] or ()]
                     own = [key for key, _, _ in shown] + [key for key, _ in films]
@@ -145,6 +147,9 @@ class Examiner:
                 found.append(Finding("picture not decoded", where, wrong))
             elif min(size) < TINY:
                 found.append(Finding("tiny picture", where, f"picture {number} has {size[0]} x {size[1]} pixels"))
+        answers = [" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in _SIDES[1:]]
+        if answers[0] == answers[1]:
+            found.append(Finding("equal but for space", where, "'chosen' and 'rejected' differ in white space alone"))
         for side in ("chosen", "rejected"):
             answer = content_text(row[side][-1]["content"])
             words = refusal(answer)
@@ -256,7 +261,8 @@ def _unused(rows: Rows, where: str) -> list[Finding]:
 
 
 def _keys(row: Row, pictures: list[int]) -> tuple[int, int]:
-    """Keys of a pair and of its prompt; ``pictures`` are those of its pictures and videos."""
-    prompt = "\0".join([question_text(row["prompt"]), *map(str, pictures)])
+    """Keys of a pair and of what it asks; ``pictures`` are those of its pictures and videos."""
+    pair = "\0".join([question_text(row["prompt"]), *map(str, pictures)])
+    asked = "\0".join([asked_text(row["prompt"]), *map(str, pictures)])
     answers = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
-    return key_of("\0\0".join([prompt, *answers])), key_of(prompt)
+    return key_of("\0\0".join([pair, *answers])), key_of(asked)

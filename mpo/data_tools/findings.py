@@ -27,6 +27,7 @@ NOTES = (
     "picture in eval too",
     "tiny picture",
     "duplicate",
+    "equal but for space",
     "refusal",
     "unfinished",
     "control token",
@@ -37,6 +38,7 @@ NOTES = (
 _KINDS = (
     (r"is the same answer|are the same answer", "equal answers"),
     (r"\bis empty\b", "empty text"),
+    (r"^not JSON from here on|^not JSON behind|behind the end of the array", "file damaged"),
     (r"marks for \d+ (?:pictures|videos)", "marks and pictures"),
     (
         r"there is no (?:picture|video)|lies outside|is an address|is a URL|not a (?:picture|video) file|cannot be reached",

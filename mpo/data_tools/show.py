@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
+from PIL import Image
 
 from mpo.data.held_out import encoded
-from mpo.data.images import open_picture
-from mpo.data_tools.dedupe import texts
+from mpo.data_tools.dedupe import pictures_of, texts
 from mpo.data_tools.page import html_page, png_url
 
 LARGEST = 512
@@ -50,8 +50,7 @@ def _records(pairs: Dataset) -> Any:
 def _record_text(record: Mapping[str, Any], processor: Any) -> str:
     lines = [f"record {record.get('id')!r}"]
     lines += [f"  {name}: {value}" for name, value in _about(record)]
-    for place, picture in enumerate(record.get("images") or (), start=1):
-        opened = open_picture(picture)
+    for place, (opened, picture) in enumerate(zip(pictures_of(record), record.get("images") or (), strict=True), start=1):
         lines.append(f"  picture {place}: {opened.width} x {opened.height}, {picture.get('path') or 'in the data'}")
     for name, text in _as_seen(record, processor):
         lines += [f"  {name}", *(f"    {line}" for line in text.split("\n"))]
@@ -60,7 +59,7 @@ def _record_text(record: Mapping[str, Any], processor: Any) -> str:
 
 def _article(record: Mapping[str, Any], processor: Any) -> str:
     about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in _about(record))
-    pictures = "".join(_img(picture) for picture in record.get("images") or ())
+    pictures = "".join(map(_img, pictures_of(record)))
     seen = "".join(
         f'<h3 class="{name.split(",")[0]}">{escape(name)}</h3><pre>{escape(text)}</pre>'
         for name, text in _as_seen(record, processor)
@@ -79,7 +78,7 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
     from mpo.dry_run.record import show_record
 
     as_trained = SimpleNamespace(max_length=None, truncation_mode="keep_start", answer_end="end_of_turn", tile_budget="prompt")
-    opened = [open_picture(picture) for picture in record.get("images") or ()]
+    opened = list(pictures_of(record))
     # Columns that are null in this record are not there for the encoder.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
     shown = show_record({**bare, "images": opened} if opened else bare, processor, as_trained)
@@ -92,8 +91,7 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
     return [(name, "\n".join(lines)) for name, lines in found]
 
 
-def _img(picture: Mapping[str, Any]) -> str:
-    opened = open_picture(picture)
+def _img(opened: Image.Image) -> str:
     size = f"{opened.width} x {opened.height}"
     opened.thumbnail((LARGEST, LARGEST))
     png = BytesIO()

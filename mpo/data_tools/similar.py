@@ -72,7 +72,8 @@ def overlap(first: NDArray[Any], second: NDArray[Any]) -> float:
 def difference_hash(picture: Image.Image) -> int:
     """64 bits, as a signed number: whether each of 8 x 8 places of the shrunken grey picture is brighter than its right neighbour.
 
-    The same for a picture that was resized, compressed again or made a little brighter.
+    Nearly the same for a picture that was resized or compressed again, but also for drawings that differ in colour or small detail:
+    it says which pictures are worth comparing (`mpo.data_tools.same_picture`).
     """
     grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     bits = (grey[:, :-1] > grey[:, 1:]).reshape(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
 from mpo.data.meta import is_meta, read_meta
-from mpo.data.mixing import check_sources, is_mixture, read_mixture, refuse_beside_mixture
+from mpo.data.mixture_file import check_sources, is_mixture, read_mixture, refuse_beside_mixture
+from mpo.data.sources import _folder
+from mpo.data.video import checked_frames
 from mpo.data_tools.examine import Examined, Examiner, Part, Wanted
 from mpo.data_tools.findings import Finding, Tally, findings_table
 
@@ -56,6 +58,7 @@ def validate(
     format: str | None = None,
     image_root: str | Path | None = None,
     split: str = "train",
+    frames: Mapping[str, Any] | None = None,
     processor: Any = None,
     max_length: int | None = None,
     context: int | None = None,
@@ -66,15 +69,17 @@ def validate(
     """Read every record of a source and check it.
 
     Args:
-        path: as of `mpo.data.sources.load_pairs`, as are the next three; or a file of a mixture (`mpo.data.mixing.read_mixture`),
+        path: as of `mpo.data.sources.load_pairs`, as are the next four; or a file of a mixture (`mpo.data.mixing.read_mixture`),
             all of whose sources are read once.
         format: of the records.
         image_root: what picture paths are relative to.
         split: of a data set with several.
+        frames: of each video, ``min`` and ``max``; a mixture's sources may have their own.
         processor: of the model to train, for lengths in tokens and tiles.
         max_length: most tokens of prompt and answer, with a processor.
         context: most tokens that the model takes, with a processor.
-        evaluation: another source, whose questions and pictures should not be in this one.
+        evaluation: another source, whose questions and pictures should not be in this one. Lines of it that are no pairs are found
+            too; its pictures are not decoded.
         output: file of the findings; one that is there is replaced.
         workers: processes.
 
@@ -85,10 +90,13 @@ def validate(
     if processor is None and (max_length is not None or context is not None):
         raise ValueError("Lengths are counted in a model's tokens: --max-length needs --model.")
     wanted = Wanted(processor, max_length, context)
-    parts = _parts(path, format, image_root, split, workers)
-    others = None
+    checked_frames(frames)
+    settings = {"format": format, "image_root": image_root, "split": split, "frames": frames}
+    parts = _parts({**settings, "path": path}, workers)
+    evaluated: list[Examined] = []
     if evaluation is not None:
-        others = _keys_of(_parts(evaluation, format, image_root, split, workers), workers, f"Reading {evaluation}")
+        others = _parts({**settings, "path": evaluation}, workers)
+        evaluated = list(_each(others, Wanted(only_keys=True), workers, f"Reading {evaluation}"))
     output = Path(output).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f"{output.name}.{os.getpid()}.partial")
@@ -102,7 +110,11 @@ def validate(
                 tally.add(piece.findings)
                 piece.findings.clear()
                 examined.append(piece)
-            tally.add(_over_all(examined, others))
+            for piece in evaluated:
+                tally.add(piece.findings)
+            if evaluation is not None and not any(piece.where for piece in evaluated):
+                tally.add([Finding("no pair", str(evaluation), "the file to evaluate on has no pairs")])
+            tally.add(_over_all(examined, evaluated))
             tally.file = None
         aside.replace(output)
     finally:
@@ -110,34 +122,25 @@ def validate(
     return Report(str(path), lines, sum(len(piece.where) for piece in examined), tally, output)
 
 
-def _parts(path: str | Path, format: str | None, image_root: str | Path | None, split: str, workers: int) -> list[Part]:
-    """A source, or all sources of a mixture, in parts."""
-    given: list[dict[str, Any]] = [{"path": path, "format": format, "image_root": image_root, "split": split}]
+def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
+    """A source in parts, or all sources of a mixture, each of them once; arguments as of `load_pairs`."""
+    path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
+    inner = None
     if is_meta(path):
-        given = [source.load for source in check_sources([spec.as_source() for spec in read_meta(path, base=image_root)])]
+        inner = [spec.as_source() for spec in read_meta(path, base=image_root)]
     elif is_mixture(path):
-        refuse_beside_mixture(path, format=format, image_root=image_root)
-        given = [source.load for source in check_sources(read_mixture(path)["sources"])]
-    parts = []
-    for one in given:
-        own = str(Path(one["path"]).expanduser())
-        pieces = open_files(own, one.get("split") or "train", least_pieces=workers * PIECES_A_WORKER if workers > 1 else 1)
-        parts += [Part(piece, _root(own, one.get("image_root")), one.get("format"), one.get("frames")) for piece in pieces]
-    return parts
+        refuse_beside_mixture(path, image_root=image_root)
+        inner = read_mixture(path)["sources"]
+    if inner is not None:
+        shared = {name: source.get(name) for name in ("format", "frames", "tiles")}
+        own = [{**one.load, **({"tiles": one.tiles} if one.tiles else {})} for one in check_sources(inner)]
+        return [part for one in own for part in _parts({**shared, **one}, workers)]
+    pieces = open_files(path, source.get("split") or "train", least_pieces=workers * PIECES_A_WORKER if workers > 1 else 1)
+    root = os.path.expanduser(image_root) if image_root else _folder(path)
+    return [Part(piece, root, source.get("format"), source.get("frames"), source.get("tiles")) for piece in pieces]
 
 
-def _root(path: str, image_root: str | Path | None) -> str:
-    if image_root is not None:
-        return str(Path(image_root).expanduser())
-    return path if os.path.isdir(path) else os.path.dirname(path) or "."
-
-
-def _keys_of(parts: Sequence[Part], workers: int, title: str) -> tuple[np.ndarray, np.ndarray]:
-    found = list(_each(parts, Wanted(only_keys=True), workers, title))
-    return np.concatenate([piece.prompt for piece in found]), np.concatenate([piece.pictures for piece in found])
-
-
-def _over_all(examined: Sequence[Examined], others: tuple[np.ndarray, np.ndarray] | None) -> Iterator[Finding]:
+def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:
     """What is only seen across records: duplicates, and what the evaluation has too."""
     where = [place for piece in examined for place in piece.where]
     if not where:
@@ -146,14 +149,14 @@ def _over_all(examined: Sequence[Examined], others: tuple[np.ndarray, np.ndarray
     _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
     for index in np.flatnonzero(first[inverse] != np.arange(len(pair))):
         yield Finding("duplicate", where[index], f"the same question, pictures and answers as {where[first[inverse[index]]]}")
-    if others is None:
+    if not evaluated:
         return
-    leaked = np.isin(np.concatenate([piece.prompt for piece in examined]), others[0])
+    leaked = np.isin(np.concatenate([piece.prompt for piece in examined]), np.concatenate([piece.prompt for piece in evaluated]))
     for index in np.flatnonzero(leaked):
         yield Finding("in eval too", where[index], "the same question with the same pictures is evaluated on")
     starts = np.cumsum([0, *(len(piece.where) for piece in examined)])
     owner = np.concatenate([piece.owner + start for piece, start in zip(examined, starts[:-1], strict=True)])
-    shown = np.isin(np.concatenate([piece.pictures for piece in examined]), others[1])
+    shown = np.isin(np.concatenate([piece.pictures for piece in examined]), np.concatenate([piece.pictures for piece in evaluated]))
     for index in np.unique(owner[shown]):
         if not leaked[index]:
             yield Finding(

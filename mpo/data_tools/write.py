@@ -15,7 +15,9 @@ from datasets import Dataset, List
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from mpo.data.formats import detect, mmpr
 from mpo.data.held_out import encoded, key_of, picture_bytes, video_key
+from mpo.data.pairs import BadRecord
 from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 FORMS = ("trl", "mmpr", "parquet", "disk")
@@ -154,7 +156,8 @@ def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | Non
     root = Path(given).expanduser().resolve()
     outside = next((place for place in every if not place.is_relative_to(root)), None)
     if outside is not None:
-        raise ValueError(f"The picture {outside} lies outside {root}. Give the folder that holds all of them, or pictures='copy'.")
+        name = repr(str(outside))
+        raise ValueError(f"The picture {name} lies outside {root}. Give the folder that holds all of them, or pictures='copy'.")
     return root
 
 
@@ -168,7 +171,7 @@ def trl_line(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, its pictures as paths, as a line of MMPR.
+    """A record, its pictures as paths, as a line of MMPR; metadata stand in it as they did in their file, or else in ``metadata``.
 
     Raises:
         ValueError: for a record with more turns than a question and an answer, or marks of pictures in its text.
@@ -181,8 +184,18 @@ def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
     line["chosen"] = _one_turn(record, "chosen", "assistant")
     line["rejected"] = _one_turn(record, "rejected", "assistant")
     line["answer_gt"] = record.get("answer")
+    line = _without_nulls(line)
     metadata = json.loads(record.get("metadata") or "{}")
-    return _without_nulls({**line, **{name: value for name, value in metadata.items() if name not in line}})
+    flat = {**line, **metadata}
+    return flat if _reads_back(flat, metadata) else {**line, "metadata": metadata}
+
+
+def _reads_back(line: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    """Whether a line is known for MMPR's and gives this metadata: its fields may be those of another format, or mean something."""
+    try:
+        return detect(line) is mmpr and json.dumps(next(mmpr.read(line)).metadata) == json.dumps(metadata)
+    except BadRecord:
+        return False
 
 
 def _one_turn(record: Mapping[str, Any], side: str, role: str) -> str:

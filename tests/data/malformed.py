@@ -176,6 +176,10 @@ def particular(format):
         yield "one mark for two", {**good, "image": ["a.png", "b.png"], "question": "<image>?"}, "1 <image> marks for 2 pictures"
         yield "a mark and no picture", {**QUESTION, "question": "<image>?"}, "1 <image> marks for 0 pictures"
         yield "a video's mark and no video", {**QUESTION, "question": "<video>?"}, "1 <video> marks for 0 videos"
+        answer = {**good, "question": "?", "rejected": "An <image> of a dog."}
+        yield "a mark in an answer", answer, "<image> in 'rejected' places nothing"
+        yield "a mark in the system's field", {**good, "system": "See <image>."}, "<image> in 'system' places nothing"
+        yield "system", {**good, "system": ["a"]}, "'system' has a list"
         yield "two names", {**good, "images": ["a.png"]}, "both 'image' and 'images'"
         yield "a part of a video", {**QUESTION, "video": "clip.mp4", "clip": [0, 5]}, "'clip' is there"
         yield "a video that is not there", {**QUESTION, "video": "none.mp4"}, "there is no video"
@@ -210,6 +214,17 @@ def particular(format):
             "inside its messages",
         )
         yield "two places", {**good, "prompt": [_said("user", [image, image, text])]}, "2 <image> marks for 1 pictures"
+        asked = [_said("system", "You see <image>."), _said("user", "?")]
+        yield "a mark in the system's turn", {**good, "prompt": asked}, "<image> in turn 1 (system) places nothing"
+        asked = [_said("user", "Draw."), _said("assistant", "<image>"), _said("user", "<image>?")]
+        yield "a mark in an earlier answer", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "in turn 2 (assistant)"
+        yield "which turn has a mark", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "2 pictures (in turn 3 (user))"
+        asked = [_said("user", [{"type": "text", "text": "<image>, <image>"}])]
+        yield "two marks in a part", {**good, "prompt": asked}, "2 <image> marks for 1 pictures"
+        asked = [_said("user", [image, text]), _said("assistant", "So?"), _said("user", "And <image>?")]
+        yield "a place and a mark", {**good, "prompt": asked}, "2 <image> marks for 1 pictures (in turn 1 (user), turn 3 (user))"
+        asked = [_said("system", "Be brief."), _said("user", "?")]
+        yield "system twice", {**good, "prompt": asked, "system": "Be long."}, "and another in the prompt"
         calls = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}]
         yield "tool calls", {**good, "chosen": calls}, "tool_calls"
         yield "tools", {**good, "tools": "[]x"}, "'tools' is there"

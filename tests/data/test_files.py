@@ -11,7 +11,7 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from mpo.data import files, pieces
+from mpo.data import files
 from mpo.data.files import open_files
 from mpo.data.pairs import BadRecord
 from mpo.data.sources import load_pairs
@@ -127,18 +127,20 @@ def test_saved_folders_and_their_splits(pictures):
     assert asked(load_pairs(pictures / "splits", split="test")) == QUESTIONS[2:3]
     with pytest.raises(ValueError, match="no split 'validation'. Set data.split to one of train, test"):
         load_pairs(pictures / "splits", split="validation")
+    with pytest.raises(ValueError, match="no split 'validation'. Set data.split to one of train"):
+        load_pairs(pictures / "saved", split="validation")
 
 
-def test_a_data_set_as_it_lies_on_the_hub(tmp_path):
-    """The same call as for a name on the Hub: `datasets.load_dataset`, with its splits."""
-    folder = tmp_path / "hub"
-    (folder / "data").mkdir(parents=True)
-    for split, numbers in (("train", range(5)), ("test", range(5, 7))):
-        Dataset.from_list([line(number) for number in numbers]).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    assert asked(load_pairs(folder)) == QUESTIONS[:5]
-    assert asked(load_pairs(folder, split="test")) == QUESTIONS[5:]
-    assert asked(load_pairs(folder, split="train[:2]")) == QUESTIONS[:2]
-    assert asked(load_pairs(folder, streaming=True)) == QUESTIONS[:5]
+def test_a_saved_folder_reads_nothing_beside_it(tmp_path):
+    """Its state.json names its files; `datasets` would follow ``..`` there."""
+    pairs = load_pairs(write(tmp_path / "pairs.jsonl", [line(0)]))
+    for name in ("saved", "secret"):
+        pairs.save_to_disk(tmp_path / name)
+    state = json.loads((tmp_path / "saved" / "state.json").read_text())
+    state["_data_files"] = [{"filename": "../secret/data-00000-of-00001.arrow"}]
+    (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="saved names a file outside of it, .*secret"):
+        load_pairs(tmp_path / "saved")
 
 
 def test_names_of_nothing(tmp_path):
@@ -262,14 +264,6 @@ def test_the_first_bad_record_of_several_processes(tmp_path, monkeypatch):
     assert error.value.where == f"{tmp_path}/pairs.jsonl:171"
 
 
-def test_a_line_that_is_no_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "LONGEST_LINE", 500)
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps(line(0)) + "\n" + "x" * 5000)
-    with pytest.raises(BadRecord, match="pairs.jsonl:2: a line of more than"):
-        load_pairs(path)
-
-
 # What was converted before
 
 
@@ -339,7 +333,14 @@ def test_tiles_of_a_record_come_before_those_of_its_source(tmp_path):
         ({"on_bad_record": "ignore"}, "on_bad_record is one of raise, skip"),
         ({"max_bad_fraction": 1.5}, "a share between 0 and 1"),
         ({"max_bad_fraction": 0.2}, "max_bad_fraction needs on_bad_record='skip'"),
+        ({"max_bad_fraction": "x"}, "a share between 0 and 1; got 'x'"),
         ({"limit": 0}, "limit is a number of pairs"),
+        ({"limit": "5"}, "limit is a number of pairs, 1 or more; got '5'"),
+        ({"limit": 1.5}, "limit is a number of pairs, 1 or more; got 1.5"),
+        ({"frames": 5}, "frames has min and max"),
+        ({"frames": {"max": "x"}}, "frames.max is a whole number of frames; got 'x'"),
+        ({"frames": {"min": 0}}, "1 <= min <= max frames"),
+        ({"split": 3}, "split is the name of a split, such as 'train'; got 3"),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, settings, reason):

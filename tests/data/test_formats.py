@@ -125,6 +125,70 @@ def test_turns_before_the_last(pictures):
     assert shown(only(line, pictures)["prompt"])[0] == ("user", "<image>One.")
 
 
+def test_marks_in_parts_of_text(pictures):
+    """They are cut as in text: `Look: <image>`; but where parts of type image place all pictures, text is left as it is."""
+    parts = [{"type": "text", "text": "A <image> B <image>\nC"}]
+    line = {**CHAT, "prompt": [{"role": "user", "content": parts}], "images": ["a.png", "b.png"]}
+    row = only(line, pictures)
+    assert [part["text"] for part in row["prompt"][0]["content"]] == ["A ", None, " B ", None, "C"]
+    parts.insert(0, {"type": "image"})
+    parts[1]["text"] = "and <image>"
+    assert [part["text"] for part in only(line, pictures)["prompt"][0]["content"]] == [None, "and ", None]
+    row = only({**line, "images": ["a.png"]}, pictures)
+    assert [part["text"] for part in row["prompt"][0]["content"]] == [None, "and <image>"]
+
+
+def test_what_a_tool_shows(pictures):
+    turns = [{"from": "human", "value": "Look."}, {"from": "gpt", "value": "I do."}, {"from": "observation", "value": "<image>"}]
+    line = {"conversations": turns, "chosen": {"from": "gpt", "value": "Yes."}, "rejected": {"from": "gpt", "value": "No."}}
+    row = only({**line, "images": ["a.png"]}, pictures)
+    assert shown(row["prompt"]) == [("user", "Look."), ("assistant", "I do."), ("tool", "<image>")]
+    assert row["prompt"][2]["content"] == [{"type": "image", "text": None}]
+
+
+def test_a_mark_elsewhere_is_text_where_all_pictures_have_theirs(pictures):
+    line = {**CHAT, "prompt": [{"role": "system", "content": "<image> is a picture."}, {"role": "user", "content": "<image>?"}]}
+    row = only({**line, "images": ["a.png"], "chosen": "An <image>."}, pictures)
+    assert shown(row["prompt"]) == [("system", "<image> is a picture."), ("user", "<image>?")]
+    assert [part["type"] for message in row["prompt"] for part in message["content"]] == ["text", "image", "text"]
+    assert row["chosen"][0]["content"] == [{"type": "text", "text": "An <image>."}]
+
+
+@pytest.mark.parametrize("format", ["mmpr", "trl", "rlaif_v", "rlhf_v", "vlfeedback", "sharegpt", "swift"])
+def test_a_system_field_is_the_systems_turn(format, pictures):
+    from data.malformed import GOOD
+
+    for row in to_records({**GOOD[format], "system": "Be brief."}, where="a:1", find=Folders(pictures)):
+        assert shown(row["prompt"]) == [("system", "Be brief."), ("user", f"<image>{ASKED}")]
+        assert "system" not in json.loads(row["metadata"] or "{}")
+
+
+def test_the_same_system_message_twice_is_one(pictures):
+    assert shown(only({**CHAT, "system": "Be brief."}, pictures)["prompt"]) == [("system", "Be brief."), ("user", ASKED)]
+
+
+@pytest.mark.parametrize("before", [[], [{"role": "system", "content": "Be brief."}]])
+def test_trl_prompt_of_text_beside_whole_conversations(before, pictures):
+    """As UltraFeedback: `messages` repeats the chosen conversation. TRL itself reads the same of it."""
+    from trl.data_utils import maybe_extract_prompt
+
+    asked = [*before, {"role": "user", "content": ASKED}]
+    line = {"prompt": f"{ASKED}\n", "prompt_id": "p", "score_chosen": 8.0}
+    line |= {
+        side: [*asked, {"role": "assistant", "content": text}] for side, text in (("chosen", "A cat."), ("rejected", "A dog."))
+    }
+    row = only({**line, "messages": line["chosen"]}, pictures)
+    assert shown(row["prompt"]) == shown_by_trl(maybe_extract_prompt(line)["prompt"])
+    assert [shown(row[side]) for side in ("chosen", "rejected")] == [[("assistant", "A cat.")], [("assistant", "A dog.")]]
+    assert row["prompt_id"] == "p"
+    with pytest.raises(BadRecord, match="what is asked belongs into the prompt"):
+        only({**line, "prompt": "Another question?"}, pictures)
+
+
+def shown_by_trl(messages):
+    return [(message["role"], message["content"]) for message in messages]
+
+
 def test_a_record_read_again_is_the_same(pictures):
     """What `load_pairs` makes of a line is of TRL's format, and loses nothing when it is read once more."""
     line = {
@@ -182,6 +246,17 @@ def test_rlhf_v(pictures, released):
     row = only({**line, "text": text, "origin_dataset": "coco", "image_path": "a.png"}, pictures)
     assert (row["id"], len(row["images"])) == ("3", 1)
     assert [shown(row[side])[0][1] for side in ("prompt", "chosen", "rejected")] == [f"<image>{ASKED}", "A cat.", "A dog."]
+
+
+@pytest.mark.parametrize("text", ["a caption", "{", '{"caption": "a cat"}', None, 5])
+@pytest.mark.parametrize("asked", ["question", "prompt"])
+def test_a_column_of_text_makes_no_rlhf_v(pictures, asked, text):
+    line = {"image": "a.png", asked: ASKED, "chosen": "A cat.", "rejected": "A dog.", "text": text}
+    row = only(line, pictures)
+    assert shown(row["prompt"]) == [("user", f"<image>{ASKED}")]
+    assert json.loads(row["metadata"] or "{}").get("text") == text
+    with pytest.raises(BadRecord, match="rlhf_v's"):
+        only({"image": "a.png", "text": "a caption"}, pictures)
 
 
 # VLFeedback

@@ -102,6 +102,28 @@ def test_a_picture_outside_of_its_sources_root(mmpr):
         load_pairs(mmpr)
 
 
+@pytest.mark.parametrize("root", ["..", "/", "MMPR-v1.2/images/link"])
+def test_a_root_outside_of_a_given_folder(mmpr, tmp_path, root):
+    """Without the folder, the file says itself where its pictures are; with it, no root leaves it."""
+    (mmpr.parent / "images" / "link").symlink_to("/")
+    changed(mmpr, "text_format_rules", root=root)
+    assert len(load_pairs(mmpr)) == 4
+    with pytest.raises(ValueError, match="source 'text_format_rules': its 'root' is .*, which lies outside data.image_root"):
+        load_pairs(mmpr, image_root=tmp_path)
+    assert len(load_pairs(changed(mmpr, "text_format_rules", root="MMPR-v1.2/images/.."), image_root=tmp_path)) == 4
+
+
+def test_blank_lines_at_the_end_do_not_count_as_length(mmpr):
+    with (mmpr.parent / "annotations" / "text_format_rules.jsonl").open("a") as file:
+        file.write("\n \n")
+    assert len(load_pairs(changed(mmpr, "text_format_rules"))) == 4
+
+
+def test_a_meta_has_no_splits(mmpr):
+    with pytest.raises(ValueError, match="meta.json has no split 'validation'. Leave split out, or set it to 'train'"):
+        load_pairs(mmpr, split="validation")
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -172,6 +194,6 @@ def test_lines_in_a_json_file_are_no_meta(tmp_path):
 
 def test_count_lines(tmp_path):
     path = tmp_path / "lines"
-    for text, lines in (("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("a\n\nb\n", 3)):
+    for text, lines in (("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("a\n\nb\n", 3), ("a\n\n \r\n", 1), ("\n\n", 0)):
         path.write_text(text)
         assert count_lines(path) == lines

@@ -12,7 +12,8 @@ from support import picture
 from torch.utils.data import DataLoader
 
 from mpo.data.held_out import components, hold_out
-from mpo.data.mixing import amounts, check_sources, draw, load_mixture, mix, read_mixture, shares, stream_mixture
+from mpo.data.mixing import amounts, draw, load_mixture, mix, read_mixture, shares, stream_mixture
+from mpo.data.mixture_file import check_sources
 from mpo.data.sources import load_pairs
 
 
@@ -148,11 +149,21 @@ def test_describe(sources):
         ({"repeat_tiem": 2}, "unknown key 'repeat_tiem'. Did you mean repeat_time"),
         ({"repeat_time": 0}, "repeat_time is a number above 0, got 0"),
         ({"weight": -1}, "weight is a number above 0"),
-        ({"cap": True}, "cap is a number above 0, got True"),
+        ({"cap": True}, "'a': cap is a number of pairs, 1 or more; got True"),
+        ({"cap": 2.9}, "'a': cap is a number of pairs, 1 or more; got 2.9"),
+        ({"limit": "5"}, "'a': limit is a number of pairs, 1 or more; got '5'"),
+        ({"limit": 1.5}, "'a': limit is a number of pairs, 1 or more; got 1.5"),
+        ({"augment": "yes"}, "'a': augment is true or false, got 'yes'"),
+        ({"format": ["trl"]}, r"'a': format is text, got \['trl'\]"),
+        ({"frames": 5}, "'a': frames has min and max"),
+        ({"streaming": True}, "'a' has an unknown key 'streaming'"),
         ({"weight": 2, "repeat_time": 2}, "has a weight and a repeat_time"),
         ({"weight": 2}, "'b' has no weight"),
         ({"tiles": {"most": 3}}, "'tiles' is an object with min, max, thumbnail"),
+        ({"tiles": {"maxx": 3}}, "'a': 'tiles' is an object with .*; got 'maxx'. Did you mean max?"),
+        ({"tiles": 12}, "'a': 'tiles' is an object with min, max, thumbnail, each optional; got a number"),
         ({"path": None}, "has a path"),
+        ({"path": 5}, "has a path, which is text .*'path': 5"),
         ({"name": "b"}, "Two sources are called 'b'"),
     ],
 )
@@ -165,7 +176,14 @@ def test_refusals(sources, change, message):
 def test_refusals_of_settings(sources):
     for settings, message in (
         ({"sampling": "square"}, "sampling is repeat_time, weight, sqrt"),
-        ({"size": 10}, "size=10: a size of 1 or more goes with"),
+        ({"size": 10}, "size=10: .* goes with sampling=weight or sqrt"),
+        ({"size": "100", "sampling": "sqrt"}, "size='100': a size is a whole number"),
+        ({"size": 10.5, "sampling": "sqrt"}, "size=10.5: a size is a whole number"),
+        ({"seed": "x"}, "seed is a whole number of 0 or more; got 'x'"),
+        ({"held_out": "0.1"}, "held_out is a share between 0 and 1 or a whole number of pairs; got '0.1'"),
+        ({"held_out": [1]}, r"held_out is a share .*; got \[1\]"),
+        ({"held_out": True}, "held_out is a share .*; got True"),
+        ({"held_out": 1.5}, "held_out is a share .*; got 1.5"),
         ({"held_out": 200}, "held_out=200 of 117 pairs is 200"),
         ({"held_out": 0.001}, "is 0. Give a share"),
     ):
@@ -197,6 +215,22 @@ def test_no_question_and_no_picture_is_on_both_sides(tmp_path):
         assert not set(map(column, train)) & set(map(column, held))
     assert hold_out(pairs, 0.1, seed=1)[1]["id"][:] == held["id"][:]
     assert hold_out(pairs, 6, seed=2)[1]["id"][:] != held["id"][:]
+
+
+@pytest.mark.parametrize("other", [[{"role": "system", "content": "Be brief."}], []])
+def test_a_question_is_what_the_user_asks(tmp_path, other):
+    """Twenty questions, each there twice: the second time with a system message, and with other white space."""
+    lines = []
+    for index in range(20):
+        for before, asked in ([], f"What is {index}?"), (other, f" What is\n{index}?"):
+            lines.append({"prompt": [*before, {"role": "user", "content": asked}], "chosen": "Yes.", "rejected": "No."})
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def questions(pairs):
+        return {" ".join(row["prompt"][-1]["content"][0]["text"].split()) for row in pairs}
+
+    train, held = hold_out(load_pairs(tmp_path / "p.jsonl"), 10)
+    assert len(held) == 10 and len(questions(held)) == 5 and not questions(held) & questions(train)
 
 
 def test_the_same_picture_in_two_files_is_one_picture(tmp_path):
@@ -253,9 +287,27 @@ def test_a_mixture_file(sources, tmp_path):
     assert read_mixture(tmp_path / "mixture.json") == {"sources": [{"path": str(tmp_path / "a.jsonl")}]}
 
 
+def test_patterns_and_nulls_in_a_mixture_file(sources, tmp_path, monkeypatch):
+    """Patterns are looked for beside the file too, wherever the command runs; a setting that is null is not given."""
+    (tmp_path / "sub" / "shards").mkdir(parents=True)
+    for name, count in (("a", 3), ("b", 4)):
+        write(tmp_path / "sub" / "shards" / f"{name}.jsonl", count)
+    path = tmp_path / "sub" / "mixture.yaml"
+    path.write_text("sources:\n  - {path: shards/*.jsonl, name: shards}\n  - {path: ../c.jsonl}\nseed: null\nsize: null\n")
+    monkeypatch.chdir(tmp_path)
+    assert set(read_mixture("sub/mixture.yaml")) == {"sources"}
+    assert by_source(load_pairs("sub/mixture.yaml")) == {"shards": 7, "c": 7}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("sources: [", "neither YAML nor JSON"), ("3", "holds a list of sources"), ("{sources: [], seeds: 1}", "unknown keys")],
+    [("sources: [", "neither YAML nor JSON"), ("3", "holds a list of sources"), ("{sources: [], seeds: 1}", "unknown keys")]
+    + [
+        ("sources: [a.jsonl]", "mixture.yaml: A source of a mixture has a path.*got 'a.jsonl'"),
+        ("sources: [{path: a, tiles: 12}]", "mixture.yaml: Source 'a': 'tiles' is an object"),
+        ("{sources: [{path: a}], held_out: yes}", "mixture.yaml: held_out is a share"),
+        ("{sources: [{path: a}], seed: x}", "mixture.yaml: seed is a whole number"),
+    ],
 )
 def test_refusals_of_mixture_files(tmp_path, text, message):
     path = tmp_path / "mixture.yaml"

@@ -254,3 +254,14 @@ def test_limits_that_make_no_sense(tmp_path):
     for limits, message in (({"min": 9, "max": 8}, "got min 9 and max 8"), ({"most": 3}, "min and max, each optional")):
         with pytest.raises(ValueError, match=message):
             load_pairs(tmp_path / "films.jsonl", frames=limits)
+
+
+@pytest.mark.parametrize(("size", "made"), [((2200, 550), (1920, 480)), ((400, 2000), (384, 1920)), ((1920, 1080), (1920, 1080))])
+def test_large_frames_are_made_smaller(tmp_path, size, made):
+    """All frames are in memory together, and each is one tile; Full HD stays as it is."""
+    path = write(tmp_path / "large.mp4", 2, width=size[0], height=size[1])
+    opened = open_frames(path, frames_of(path))
+    assert [frame.size for frame in opened] == [made] * 2
+    with av.open(path) as container:
+        whole = [frame.to_image() for frame in container.decode(video=0)]
+    assert all((one.tobytes() == other.tobytes()) == (size == made) for one, other in zip(opened, whole, strict=True))

@@ -83,6 +83,13 @@ def test_what_a_terminal_would_obey_is_written_out(tmp_path):
     assert all(letter.isprintable() or letter in "\t\n" for letter in text)
 
 
+def test_a_picture_that_cannot_be_decoded_is_named_with_its_record(pairs, processor, tmp_path):
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    for shown in (lambda: show_text(pairs), lambda: show_page(pairs, "pairs"), lambda: show_page(pairs, "pairs", processor)):
+        with pytest.raises(ValueError, match=r"record '1', picture 1: \S*a\.png: this picture is cut short"):
+            shown()
+
+
 def test_show_as_the_model_sees_it(pairs, processor):
     """Three tiles of 4 tokens; what is scored stands between angle quotation marks."""
     text = show_text(pairs.select([0]), processor)

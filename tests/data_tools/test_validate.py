@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from support import TEXTS, picture
 
+from mpo.data.encoded import encoded_pictures
 from mpo.data.formats.vlfeedback import ASPECTS
+from mpo.data.sources import load_pairs
 from mpo.data_tools.findings import NOTES, PROBLEMS
 from mpo.data_tools.validate import validate
 from mpo.models.small import small_processor
@@ -152,6 +154,92 @@ def test_leakage(check, tmp_path):
     assert check({**GOOD, "image": "b.png"}, evaluation=evaluation)[0].may_start
 
 
+def test_leakage_is_of_what_is_asked(check, tmp_path):
+    """The same question with other white space, and behind a system message; line 3 has the same words in an answer."""
+    evaluation = write(tmp_path / "eval.jsonl", {**TEXT, "question": "What  is it? "}, {**TEXT, "question": "Why?"})
+    chat = {"chosen": "So.", "rejected": "No."}
+    _, found = check(
+        TEXT,
+        {**chat, "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]},
+        {**TEXT, "question": "Hm?", "chosen": "Why?"},
+        evaluation=evaluation,
+    )
+    assert found == [("in eval too", 1), ("in eval too", 2)]
+
+
+def test_pairs_with_another_system_message_are_no_duplicates(check):
+    line = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
+    assert check(line, {**line, "system": "Be brief."}, line)[1] == [("duplicate", 3)]
+
+
+def test_what_is_wrong_with_the_evaluation(tmp_path):
+    """Its bad lines are problems, and so is a file without pairs; they are listed under its own name."""
+    path, output = write(tmp_path / "pairs.jsonl", TEXT), tmp_path / "bad.jsonl"
+    evaluation = write(tmp_path / "eval.jsonl", {**TEXT, "question": "Why?"}, '{"question": ', {**TEXT, "chosen": ""})
+    report = validate(path, evaluation=evaluation, output=output)
+    assert not report.may_start and report.pairs == report.lines == 1
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [one["where"] for one in found] == [f"{evaluation}:2", f"{evaluation}:3"] and all(one["problem"] for one in found)
+    report = validate(path, evaluation=write(tmp_path / "empty.jsonl"), output=output)
+    assert not report.may_start and f"{tmp_path}/empty.jsonl: the file to evaluate on has no pairs" in report.text()
+
+
+def test_answers_that_differ_in_white_space_alone(check):
+    report, found = check({**TEXT, "chosen": "The  same.", "rejected": "The same.\n"}, TEXT)
+    assert found == [("equal but for space", 1)] and report.may_start
+
+
+def test_pictures_beside_files_of_a_pattern(tmp_path):
+    """As training finds them: in the folder that the pattern's fixed part names."""
+    (tmp_path / "shards" / "one").mkdir(parents=True)
+    picture(0).save(tmp_path / "shards" / "a.png")
+    write(tmp_path / "shards" / "one" / "pairs.jsonl", GOOD)
+    pattern = f"{tmp_path}/shards/*/pairs.jsonl"
+    assert len(load_pairs(pattern)) == 1
+    assert validate(pattern, output=tmp_path / "bad.jsonl").may_start
+
+
+def test_a_mixture_of_mixtures(tmp_path, processor):
+    """Every pair of every source, once: of a meta.json, a JSON and a YAML of sources, with the tiles of each.
+
+    A picture of 64 x 32 has at most 4 tiles of 32 x 32, here 2 and a thumbnail, 4 tokens each; with tiles: {max: 1} it has one. So
+    a limit between the two is too small for the source without tiles of its own alone.
+    """
+    picture(0).save(tmp_path / "a.png")
+    for name in ("meta", "json", "yaml"):
+        write(tmp_path / f"{name}.jsonl", GOOD)
+    meta = {"of meta": {"root": "", "annotation": "meta.jsonl", "max_dynamic_patch": 1}}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    inner = {"sources": [{"path": "json.jsonl"}, {"path": "meta.json", "name": "meta"}]}
+    (tmp_path / "inner.json").write_text(json.dumps(inner))
+    mixture = tmp_path / "mixture.yaml"
+    output = tmp_path / "bad.jsonl"
+
+    def check(tiles):
+        outer = {"sources": [{"path": "inner.json", "tiles": tiles}, {"path": "yaml.jsonl", "tiles": {"max": 1}}]}
+        mixture.write_text(json.dumps(outer))
+        assert len(load_pairs(mixture)) == 3
+        report = validate(mixture, processor=processor, max_length=short + 4, context=8192, output=output)
+        assert report.pairs == 3
+        found = [json.loads(line) for line in output.read_text().splitlines()]
+        return [one["where"] for one in found if one["finding"] != "duplicate"]
+
+    short, long = (measure(tmp_path, processor, {"max": most}) for most in (1, 4))
+    assert long - short == 8
+    assert check({"max": 1}) == []
+    assert check(None) == [f"{tmp_path}/json.jsonl:1"]
+
+
+def measure(folder, processor, tiles):
+    """Tokens of prompt and longer answer of the one pair."""
+    from mpo.packing.costs import RecordMeasure
+
+    cost = RecordMeasure(processor, "end_of_turn", "prompt", "raise")(
+        encoded_pictures(load_pairs(folder / "json.jsonl", tiles=tiles))[0]
+    )
+    return cost["prompt"] + max(cost["chosen"], cost["rejected"])
+
+
 def test_lengths(check, processor):
     """200 times " not" is more than 150 tokens: in an answer it is cut, in a question it cannot be."""
     limits = {"processor": processor, "context": 8192}
@@ -244,6 +332,16 @@ def test_videos_are_decoded_to_their_last_frame(check, films, processor, with_mo
     report, found = check(film("one.mp4"), film("cut.mkv"), film("garbage.mp4"), **limits)
     assert found == [("video not decoded", 2), ("video not decoded", 3)] and not report.may_start
     assert "cut.mkv" in report.tally.examples["video not decoded"].reason
+
+
+def test_frames_of_a_video_count(check, films, processor):
+    """60 frames, of which 8 to 32 are shown, one tile of 4 tokens each: one frame is much shorter than eight."""
+    limits = {"processor": processor, "context": 8192, "max_length": 60}
+    assert check(film("one.mp4"), **limits, frames={"min": None, "max": 1})[1] == []
+    report, found = check(film("one.mp4"), **limits, frames={"min": 20, "max": None})
+    assert found == [("too long", 1)]
+    with pytest.raises(ValueError, match="1 <= min <= max"):
+        check(film("one.mp4"), **limits, frames={"min": 3, "max": 2})
 
 
 def test_many_processes_find_what_one_finds(check, tmp_path):

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from data.malformed import GOOD
 from datasets import Dataset
 from support import picture
 
+from mpo.data.formats import FORMATS
 from mpo.data.records import FEATURES
 from mpo.data.sources import load_pairs
 from mpo.data_tools.compare import first_difference
@@ -44,6 +46,11 @@ def again(written):
     return load_pairs(written.path, **({"image_root": written.image_root} if written.image_root else {}))
 
 
+def without(written, *sets):
+    """Data sets without the columns that are not kept."""
+    return [one.remove_columns([name for name in not_kept(written) if name in one.column_names]) for one in sets]
+
+
 @pytest.mark.parametrize(
     ("target", "settings"),
     [
@@ -61,10 +68,45 @@ def again(written):
 def test_round_trips(pairs, folder, target, settings):
     written = write_pairs(pairs, folder / target, **settings)
     assert written.lost == ({"source": 3} if settings.get("form") == "mmpr" else {})
-    dropped = not_kept(written)
-    bare = [one.remove_columns([name for name in dropped if name in one.column_names]) for one in (pairs, again(written))]
-    assert first_difference(*bare) is None
+    assert first_difference(*without(written, pairs, again(written))) is None
     assert not list(folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "out.mmpr.jsonl", "out.parquet", "saved"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_in_every_form(folder, format, target):
+    """A good line of each format, detected, and its record again from what it is written as."""
+    line = json.dumps(GOOD[format]).replace("a.png", "in/a.png")
+    (folder / "given.jsonl").write_text(line)
+    pairs = load_pairs(folder / "given.jsonl")
+    written = write_pairs(pairs, folder / target, form="mmpr" if "mmpr" in target else None)
+    assert first_difference(*without(written, pairs, again(written))) is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"by": "hand"},
+        {"ds_name": "x", "idx": 3, "id": "other", "image_path": "gone.png"},
+        {"text": "Look."},
+        {"text": '{"question": "Who?"}', "messages": [1], "completions": 2},
+        {"prompt": "Another?"},
+        {"clip": [0, 1], "system": "Be brief.", "question": "Who?"},
+        {"nothing": None},
+        {"metadata": {"by": "hand"}},
+        {"metadata": "by hand"},
+        {"metadata": {"metadata": {}}, "b": 1},
+    ],
+    ids=json.dumps,
+)
+def test_no_name_among_metadata_changes_how_a_line_of_mmpr_is_read(folder, metadata):
+    given = {"id": "one", "images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "A dog.", "metadata": metadata}
+    (folder / "in" / "given.jsonl").write_text(json.dumps(given))
+    pairs = load_pairs(folder / "in" / "given.jsonl")
+    assert json.loads(pairs[0]["metadata"]) == metadata
+    written = write_pairs(pairs, folder / "out.jsonl", form="mmpr")
+    assert first_difference(*without(written, pairs, again(written))) is None
+    assert json.loads(written.path.read_text()).get("by") == metadata.get("by")  # where it was, if nothing is against it
 
 
 def test_mmpr_lines_come_back_as_they_were(pairs, folder):

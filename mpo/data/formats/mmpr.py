@@ -1,6 +1,7 @@
 """MMPR's annotation lines, v1.0 to v1.2: ``image`` (a path, several, or none) or ``video``, ``question``, ``chosen``, ``rejected``.
 
-Pairs with a checked answer have ``answer_gt``; ``chosen_meta`` and ``rejected_meta`` say how the answers were made.
+Pairs with a checked answer have ``answer_gt``; ``chosen_meta`` and ``rejected_meta`` say how the answers were made. An object
+``metadata`` that is all there is beside the pair is read as if its fields stood in the line: `mpo data convert` writes it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from mpo.data.pairs import FoundPair, one_of, pictures, refuse, refuse_two_promp
 
 NAME = "mmpr"
 NEEDS = "question, chosen, rejected; image or video, where there is one"
-_USED = ("image", "images", "video", "videos", "question", "chosen", "rejected", "answer_gt", "id")
+_USED = ("image", "images", "video", "videos", "question", "chosen", "rejected", "answer_gt", "system", "id")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
@@ -36,7 +37,15 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         rejected=line.get("rejected"),
         images=pictures(line),
         videos=one_of(line, "video", "videos"),
+        system=line.get("system"),
         id=line.get("id"),
         answer=line.get("answer_gt"),
-        metadata=rest(line, _USED),
+        metadata=_metadata(line),
     )
+
+
+def _metadata(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What else a line has. It may be in ``metadata`` alone, where names of its own would mean something in the line."""
+    found = rest(line, _USED)
+    nested = found.get("metadata")
+    return dict(nested) if len(found) == 1 and isinstance(nested, Mapping) else found

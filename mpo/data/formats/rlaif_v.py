@@ -9,7 +9,7 @@ from mpo.data.pairs import FoundPair, refuse_two_prompts, rest
 
 NAME = "rlaif_v"
 NEEDS = "question, chosen, rejected, image (bytes or path) or image_path; ds_name, origin_dataset or origin_split"
-_USED = ("image", "question", "chosen", "rejected", "idx")
+_USED = ("image", "question", "chosen", "rejected", "system", "idx")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
@@ -31,6 +31,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         chosen=line.get("chosen"),
         rejected=line.get("rejected"),
         images=line.get("image") or line.get("image_path"),
+        system=line.get("system"),
         id=line.get("idx"),
         metadata=rest(line, _USED),
     )

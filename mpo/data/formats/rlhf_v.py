@@ -9,26 +9,38 @@ from mpo.data.pairs import BadRecord, FoundPair, json_kind, parse_json, rest
 
 NAME = "rlhf_v"
 NEEDS = "text (JSON with question, chosen, rejected), image (bytes or path) or image_path"
-_USED = ("image", "text", "idx", "origin_split_inner_idx")
+_OF_OTHERS = ("question", "prompt", "chosen", "rejected")
+_USED = ("image", "text", "system", "idx", "origin_split_inner_idx")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it."""
-    return "text" in line and ("image" in line or "image_path" in line)
+    """Whether a line looks like it: its ``text`` holds a pair, or there is nothing else that may be one."""
+    if "text" not in line or not ("image" in line or "image_path" in line):
+        return False
+    return not any(name in line for name in _OF_OTHERS) or _holds_pair(line["text"])
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
     """The pair of a line."""
     text = line.get("text")
-    pair = parse_json(text, "'text'") if isinstance(text, str) else text
+    pair = parse_json(text, "'text', which is the pair in rlhf_v's lines") if isinstance(text, str) else text
     if not isinstance(pair, Mapping):
-        raise BadRecord("", f"'text' holds {json_kind(pair)} instead of an object with question, chosen and rejected.")
+        raise BadRecord("", f"'text' holds {json_kind(pair)} instead of rlhf_v's object with question, chosen, rejected.")
     index = line.get("idx")
     yield FoundPair(
         prompt=pair.get("question"),
         chosen=pair.get("chosen"),
         rejected=pair.get("rejected"),
         images=line.get("image") or line.get("image_path"),
+        system=line.get("system"),
         id=line.get("origin_split_inner_idx") if index is None else index,
         metadata=rest(line, _USED),
     )
+
+
+def _holds_pair(text: Any) -> bool:
+    try:
+        pair = parse_json(text, "'text'") if isinstance(text, str) else text
+    except BadRecord:
+        return False
+    return isinstance(pair, Mapping) and all(name in pair for name in ("question", "chosen", "rejected"))

@@ -26,8 +26,11 @@ _CANNOT = "records have no place for it"
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it."""
-    return "conversations" in line or ("messages" in line and ("chosen" in line or "rejected" in line))
+    """Whether a line looks like it; beside a prompt, ``messages`` only repeat TRL's prompt and answer."""
+    if "conversations" in line:
+        return True
+    has_prompt = line.get("prompt") not in (None, "", [])
+    return "messages" in line and ("chosen" in line or "rejected" in line) and not has_prompt
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:

@@ -1,8 +1,9 @@
 """TRL's preference formats: ``prompt``, ``chosen``, ``rejected`` as text or messages, pictures in ``images``.
 
 Without ``prompt``, the answers begin with it, and what they have in common is the prompt: so are messages read, and text if the
-format is given. (Any two answers may begin alike, so a line that lost its question would look the same.) Rows that `load_pairs`
-made, and that were saved, are of this format too and keep all that they have.
+format is given. (Any two answers may begin alike, so a line that lost its question would look the same.) So are messages that begin
+with a ``prompt`` of text too (UltraFeedback's form). Rows that `load_pairs` made, and that were saved, are of this format as well
+and keep all that they have.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NEEDS = (
     "that begin with it"
 )
 _OWN = ("id", "prompt_id", "source", "answer", "margin", "tiles", "augment")
-_USED = (*_OWN, "prompt", "chosen", "rejected", "image", "images", "video", "videos", "metadata")
+_USED = (*_OWN, "prompt", "chosen", "rejected", "image", "images", "video", "videos", "system", "metadata")
 _CANNOT = "records have no place for it. Pass the data set itself to MPOTrainer, which reads TRL's columns"
 
 
@@ -33,6 +34,8 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
     prompt, chosen, rejected = (line.get(name) for name in ("prompt", "chosen", "rejected"))
     if prompt is None and chosen and rejected and ("prompt" not in line or isinstance(chosen, list)):
         prompt, chosen, rejected = _common_start(chosen, rejected)
+    elif isinstance(prompt, str) and _asks(chosen, prompt) and _asks(rejected, prompt):
+        prompt, chosen, rejected = _common_start(chosen, rejected)
     metadata = line.get("metadata")
     own = parse_json(metadata, "'metadata'") if isinstance(metadata, str) and metadata else metadata
     named: dict[str, Any] = {name: line.get(name) for name in _OWN}
@@ -42,9 +45,25 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         rejected=rejected,
         images=pictures(line),
         videos=one_of(line, "video", "videos"),
+        system=line.get("system"),
         metadata={**(own if isinstance(own, dict) else {} if own in (None, "") else {"metadata": own}), **rest(line, _USED)},
         **named,
     )
+
+
+def _asks(conversation: Any, prompt: str) -> bool:
+    """Whether a conversation begins with the prompt as a user's turn, behind a system message or not."""
+    if not isinstance(conversation, list):
+        return False
+    turns = [turn for turn in conversation[:2] if isinstance(turn, Mapping) and turn.get("role") != "system"]
+    return bool(turns) and turns[0].get("role") == "user" and _text(turns[0].get("content")) == prompt.strip()
+
+
+def _text(content: Any) -> str | None:
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        content = "".join(text for text in texts if isinstance(text, str))
+    return content.strip() if isinstance(content, str) else None
 
 
 def _common_start(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -58,5 +77,5 @@ def _common_start(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     if isinstance(chosen, list) and length == shorter and shorter:
         length -= 1  # answers that are the same: said with the others, by the checks
     if not length:
-        raise BadRecord("", "there is no 'prompt', and 'chosen' and 'rejected' do not begin with the same one.")
+        raise BadRecord("", "there is no prompt: 'chosen' and 'rejected' do not begin with the same one.")
     return chosen[:length], chosen[length:], rejected[length:]

@@ -20,7 +20,7 @@ ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
 MOST_PAIRS = 6
 """Of a prompt: all of four answers. Of more answers, those pairs with the largest margins."""
 MOST_ANSWERS = 64
-_USED = ("prompt", "completions", "img_path", "image", "id", "models")
+_USED = ("prompt", "completions", "img_path", "image", "system", "id", "models")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
@@ -48,6 +48,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
             chosen=texts[better],
             rejected=texts[worse],
             images=picture,
+            system=line.get("system"),
             id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
             margin=margin,
             metadata={**rest(line, _USED), **models, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},

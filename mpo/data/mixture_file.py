@@ -1,0 +1,227 @@
+"""What a mixture is made of, as it is written down: its sources, how much is taken of each, and files of both, checked.
+
+A source is a dict: the arguments of `load_pairs`, and
+
+    name          what the source is called; by default the name of its file
+    repeat_time   how often its pairs are taken: 0.1 a random tenth of them, 2.5 all of them twice and a random half (default 1)
+    weight        its share of the mixture, relative to the other weights, in place of repeat_time
+    cap           at most so many pairs of it
+    tiles         how its pictures are cut: min, max, thumbnail; a record's own settings come first
+    augment       whether its pictures are augmented in training; a record's own setting comes first
+"""
+
+from __future__ import annotations
+
+import glob
+import inspect
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mpo.data.held_out import check_held_out
+from mpo.data.meta import is_meta, read_meta
+from mpo.data.pairs import did_you_mean
+from mpo.data.records import checked_tiles
+from mpo.data.sources import _is_mixture, load_pairs
+from mpo.data.video import checked_frames
+
+Sampling = Literal["repeat_time", "weight", "sqrt"]
+SAMPLINGS = ("repeat_time", "weight", "sqrt")
+OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
+"""Keys of a source that are not arguments of `load_pairs`, or not passed to it."""
+FILE_KEYS = ("sources", "seed", "sampling", "size", "held_out", "held_out_by")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a mixture, checked: see the head of this file. ``load`` holds the arguments of `load_pairs`."""
+
+    name: str
+    load: dict[str, Any]
+    repeat_time: float = 1.0
+    weight: float | None = None
+    cap: int | None = None
+    tiles: dict[str, Any] | None = None
+    augment: bool | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Source:
+        """Check a source as it was written down.
+
+        Raises:
+            ValueError: for unknown keys, a source without a path, amounts that are none, and settings of another type.
+        """
+        known = [*OWN, *(name for name in inspect.signature(load_pairs).parameters if name not in (*OWN, "streaming"))]
+        if not isinstance(given, Mapping) or not isinstance(given.get("path"), (str, Path)) or not given["path"]:
+            raise ValueError(f"A source of a mixture has a path, which is text (and may have {', '.join(known)}); got {given!r}.")
+        given = {key: value for key, value in given.items() if value is not None}
+        name = str(given.get("name") or Path(str(given["path"])).stem)
+        unknown = next((key for key in given if key not in known), None)
+        if unknown is not None:
+            meant = did_you_mean(unknown, known)
+            raise ValueError(f"Source {name!r} has an unknown key {unknown!r}.{meant} It may have {', '.join(known)}.")
+        for key in ("cap", "limit"):
+            if key in given and not _is_whole(given[key], 1):
+                raise ValueError(f"Source {name!r}: {key} is a number of pairs, 1 or more; got {given[key]!r}.")
+        for key in ("image_root", "format", "split"):
+            if not isinstance(given.get(key, ""), (str, Path)):
+                raise ValueError(f"Source {name!r}: {key} is text, got {given[key]!r}.")
+        if not isinstance(given.get("augment", False), bool):
+            raise ValueError(f"Source {name!r}: augment is true or false, got {given['augment']!r}.")
+        for key in ("repeat_time", "weight"):
+            number = given.get(key, 1)
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+                raise ValueError(f"Source {name!r}: {key} is a number above 0, got {number!r}.")
+        if "weight" in given and "repeat_time" in given:
+            raise ValueError(f"Source {name!r} has a weight and a repeat_time, and either says how much of it is taken. Drop one.")
+        load = {"source": name, **{key: value for key, value in given.items() if key not in OWN}}
+        try:
+            checked_frames(given.get("frames"))
+            tiles = checked_tiles(given.get("tiles"))
+        except ValueError as error:
+            raise ValueError(f"Source {name!r}: {error}") from None
+        own = {key: given[key] for key in ("repeat_time", "weight", "augment") if key in given}
+        return cls(name, load, cap=given.get("cap"), tiles=tiles, **own)
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """What draws from this source; other sources do not change what it draws."""
+        return np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+
+
+def check_sources(sources: Sequence[Mapping[str, Any]]) -> list[Source]:
+    """Sources as they were written down, checked.
+
+    Raises:
+        ValueError: as of `Source.of`, and for no sources or two of one name.
+    """
+    checked = [Source.of(source) for source in sources]
+    if not checked:
+        raise ValueError("A mixture needs at least one source.")
+    names = [source.name for source in checked]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two sources are called {twice!r}. Give them names of their own (name: ...).")
+    return checked
+
+
+def check_settings(
+    sources: Sequence[Source],
+    *,
+    seed: Any = 0,
+    sampling: Any = None,
+    size: Any = None,
+    held_out: Any = None,
+    held_out_by: Any = "both",
+) -> Sampling:
+    """The sampling of a mixture, whose settings are checked; arguments as of `mix`.
+
+    Raises:
+        ValueError: for settings that make no sense, or do not go together.
+    """
+    chosen = _sampling(sources, sampling)
+    if not _is_whole(seed, 0):
+        raise ValueError(f"seed is a whole number of 0 or more; got {seed!r}.")
+    if size is not None and (chosen == "repeat_time" or not _is_whole(size, 1)):
+        raise ValueError(
+            f"size={size!r}: a size is a whole number of 1 or more and goes with sampling=weight or sqrt; repeat_time and cap give "
+            "their own."
+        )
+    if held_out is not None:
+        check_held_out(held_out, held_out_by)
+    return chosen
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _sampling(sources: Sequence[Source], sampling: Any) -> Sampling:
+    weighted = any(source.weight is not None for source in sources)
+    if sampling is None:
+        return "weight" if weighted else "repeat_time"
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling is {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
+    if weighted and sampling != "weight":
+        raise ValueError(f"sampling={sampling} has no use for a source's weight. Drop the weights, or use sampling=weight.")
+    return sampling  # type: ignore[no-any-return]  # checked above
+
+
+def weights_of(sources: Sequence[Source]) -> list[float]:
+    """The weights of sources that all have one.
+
+    Raises:
+        ValueError: for one without.
+    """
+    lacking = [source.name for source in sources if source.weight is None]
+    if lacking:
+        raise ValueError(f"Source {lacking[0]!r} has no weight. Give every source of the mixture one, or none.")
+    return [float(source.weight) for source in sources if source.weight is not None]
+
+
+# Files
+
+
+def read_mixture(path: str | Path) -> dict[str, Any]:
+    """The arguments of `mix` from a file: YAML or JSON with ``sources``, a list, and settings beside it; or MMPR's meta.json.
+
+    Paths, and patterns of paths, are relative to the file's folder, where they exist there. A setting that is null is left out.
+
+    Raises:
+        ValueError: for a file that is not there, is no such file, or has unknown keys; for sources and settings that `mix` refuses.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. Set data.mix to a YAML or JSON file of sources.")
+    if is_meta(path):
+        return {"sources": [spec.as_source() for spec in read_meta(path)], "sampling": "repeat_time"}
+    import yaml
+
+    try:
+        text = path.read_text("utf-8-sig")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    settings = {"sources": found} if isinstance(found, list) else found
+    if not isinstance(settings, dict) or not isinstance(settings.get("sources"), list):
+        raise ValueError(f"{path} holds a list of sources, or 'sources' with such a list; got {type(found).__name__}.")
+    unknown = [key for key in settings if key not in FILE_KEYS]
+    if unknown:
+        raise ValueError(f"{path} has unknown keys {unknown}. It may have {', '.join(FILE_KEYS)}.")
+    settings = {key: value for key, value in settings.items() if value is not None}
+    settings["sources"] = [_beside(path.parent, source) for source in settings["sources"]]
+    try:
+        check_settings(check_sources(settings["sources"]), **{key: settings[key] for key in FILE_KEYS[1:] if key in settings})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return settings
+
+
+def is_mixture(path: str | Path) -> bool:
+    """Whether a path names a mixture rather than pairs."""
+    return _is_mixture(str(path))
+
+
+def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:
+    """Refuse settings of one source for a whole mixture.
+
+    Raises:
+        ValueError: for the first that is not None.
+    """
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(f"{path} is a mixture, whose sources have their own {name}. Write {name}={value} beside their paths.")
+
+
+def _beside(folder: Path, source: Any) -> Any:
+    if not isinstance(source, dict):
+        return source
+    places = {key: folder / str(source[key]) for key in ("path", "image_root") if source.get(key)}
+    return {
+        **source,
+        **{key: str(place) for key, place in places.items() if place.exists() or glob.glob(str(place), recursive=True)},
+    }

@@ -1,0 +1,99 @@
+"""Which files of a folder are the pairs of a split: told by their names alone. Nothing that a file says about others is followed.
+
+They lie in the folder itself or in its ``data``, and there in a folder of the split or under a name that tells it:
+
+    train.jsonl, pairs_test-0.parquet          a word of the name
+    data/train_prefs-00000-of-00002.parquet    as on the Hub: what stands in front of the numbers
+    validation/part-7.jsonl                    the name of the folder
+
+Files whose names tell no split are those of ``train``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mpo.bad_records import FILE
+
+LINES = (".jsonl", ".jsonl.gz", ".ndjson")
+ARRAYS = (".json", ".json.gz")
+TARS = (".tar", ".tar.gz", ".tgz")
+KNOWN = (*LINES, *ARRAYS, ".parquet", *TARS)
+"""Endings of files that pairs are read from."""
+KINDS = (TARS, LINES, ARRAYS, (".parquet",))
+"""Of which a folder has one; beside tars, others may lie."""
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""The words for each, as the Hub has them."""
+BESIDE = ("dataset_info.json", "dataset_infos.json", FILE)
+"""What lies beside pairs and holds none."""
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")
+
+
+def files_of_split(folder: Path, split: str) -> list[Path]:
+    """The files of a split in a folder, all of one kind. Beside tars, other files of the split are no pairs.
+
+    Args:
+        folder: where they lie.
+        split: its name, or another word for it. No slice of one: that is for names on the Hub, as `datasets` reads them.
+
+    Raises:
+        ValueError: for a folder without files of pairs, without that split, or with pairs in files of several kinds.
+    """
+    asked = split.lower()
+    found: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for entry in _entries(place):
+            name = entry.name.lower()
+            if entry.is_dir() and (name in _SPLIT_OF or name == asked):
+                found.setdefault(_SPLIT_OF.get(name, name), []).extend(filter(_may_hold_pairs, _entries(entry)))
+            elif _may_hold_pairs(entry):
+                found.setdefault(_split_of(name, asked, as_on_hub=place != folder), []).append(entry)
+    names = [name for name, files in found.items() if files]
+    if not names:
+        raise ValueError(
+            f"{folder} is no folder of pairs: neither it nor its 'data' has files that end in {', '.join(KNOWN)}, and it is not of "
+            "save_to_disk. A folder may have such files, with their split in their names (train.jsonl, test-0.parquet) or in a "
+            "folder of its name. Set data.path to such a folder, a file, or a pattern such as 'folder/*.jsonl'."
+        )
+    files = found.get(_SPLIT_OF.get(asked, asked))
+    if not files:
+        raise ValueError(
+            f"{folder} has no split {split!r}. Set data.split to one of {', '.join(names)}, or data.path to the files themselves."
+        )
+    return _of_one_kind(files, folder)
+
+
+def _of_one_kind(files: list[Path], folder: Path) -> list[Path]:
+    kinds = [[file for file in files if file.name.lower().endswith(endings)] for endings in KINDS]
+    there = [kind for kind in kinds if kind]
+    if len(there) > 1 and not kinds[0]:
+        raise ValueError(
+            f"{folder} has files of several kinds, such as {' and '.join(kind[0].name for kind in there)}, which may hold the same "
+            f"pairs. Set data.path to a pattern of those to read, such as '{folder}/*{there[0][0].suffix}'."
+        )
+    return there[0]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _may_hold_pairs(entry: Path) -> bool:
+    name = entry.name.lower()
+    return name.endswith(KNOWN) and name[0] != "." and name not in BESIDE and not entry.is_dir()
+
+
+def _split_of(name: str, asked: str, *, as_on_hub: bool) -> str:
+    """The split of a file of this name (lower case); one that is asked for may have any name."""
+    if as_on_hub and (shard := _SHARD.match(name)):
+        return _SPLIT_OF.get(shard[1], shard[1])
+    if name.startswith(asked) and not name[len(asked) :][:1].isalnum():
+        return _SPLIT_OF.get(asked, asked)
+    words = re.findall(r"[a-z]+", name)
+    return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "train")

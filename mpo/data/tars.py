@@ -1,0 +1,133 @@
+"""The tar of a WebDataset, sample by sample."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpo.data.pairs import BadRecord
+from mpo.data.pieces import DAMAGE, Line, one_line, parse_line
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
+LARGEST_SAMPLE = 256 * 2**20
+"""In bytes, unpacked: all members of a sample together, which are in memory at once."""
+
+
+@dataclass(frozen=True)
+class TarPiece:
+    """A tar of a WebDataset: members of one key are a sample, ``key.json`` its line, ``key.jpg`` or several its pictures.
+
+    A line may name its pictures, as their members are called; else they are all its pictures, in the tar's order.
+    """
+
+    path: Path
+
+    @property
+    def size(self) -> int:  # noqa: D102
+        return self.path.stat().st_size
+
+    def lines(self) -> Iterator[Line]:  # noqa: D102
+        sample: _Sample | None = None
+        seen: set[str] = set()
+        try:
+            with tarfile.open(self.path, "r|*") as archive:
+                for member in archive:
+                    if member.isdir():
+                        continue
+                    key = _key(member.name)
+                    if sample is None or key != sample.key:
+                        if sample is not None:
+                            yield sample.line(self.path)
+                        sample = _Sample(key)
+                        if key in seen:
+                            sample.refuse(
+                                f"{self.path}:{member.name}",
+                                "its key was there before, and its sample read without it: the members of a sample stand one "
+                                "behind the other.",
+                            )
+                        seen.add(key)
+                    sample.add(archive, member, self.path)
+        except (tarfile.TarError, *DAMAGE) as error:
+            raise ValueError(f"{self.path} is no tar, damaged or cut short: {one_line(error)}") from error
+        if sample is not None:
+            yield sample.line(self.path)
+
+
+@dataclass
+class _Sample:
+    """The members of one key so far, or the first reason why they are no sample."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    size: int = 0
+    bad: BadRecord | None = None
+
+    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+        """Read the next member, unless the sample is bad."""
+        where, name = f"{path}:{member.name}", member.name.rpartition("/")[2]
+        if self.bad is not None:
+            return
+        self.size += member.size
+        file = archive.extractfile(member) if member.isreg() and self.size <= LARGEST_SAMPLE else None
+        if not member.isreg():
+            self.refuse(where, "a link or a device in the tar. Pack the files themselves.")
+        elif name in self.members:
+            self.refuse(where, "this member is there twice.")
+        elif file is None:
+            self.refuse(
+                where,
+                f"the members of its sample are more than {LARGEST_SAMPLE >> 20} MiB, and are read at once. Make its pictures "
+                "smaller, or leave it out.",
+            )
+        else:
+            self.members[name] = file.read()
+
+    def refuse(self, where: str, reason: str) -> None:
+        self.bad = BadRecord(where, reason)
+        self.members.clear()
+
+    def line(self, path: Path) -> Line:
+        """Where the sample stands, and its line with its pictures in it."""
+        if self.bad is not None:
+            return self.bad.where, self.bad
+        where = f"{path}:{self.key}"
+        try:
+            return where, _with_pictures(self.key, self.members)
+        except BadRecord as bad:
+            return where, BadRecord(where, bad.reason)
+
+
+def _key(name: str) -> str:
+    """What the members of a sample have in common: their name up to its first dot, and their folder."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
+
+
+def _with_pictures(key: str, members: dict[str, bytes]) -> dict[str, Any]:
+    texts = [name for name in members if name.lower().endswith(".json")]
+    if len(texts) != 1:
+        raise BadRecord("", f"a sample has one member {Path(key).name}.json with its line; this one has {sorted(members)}.")
+    line = parse_line(members.pop(texts[0]))
+    column = next((name for name in ("images", "image", "img_path") if line.get(name)), "images")
+    found = _named(line.get(column), members) if line.get(column) else list(members)
+    others = [name for name in found if name.rpartition(".")[2].lower() not in PICTURES]
+    if others:
+        raise BadRecord("", f"the member {others[0]!r} is no picture of a known kind ({', '.join(PICTURES)}).")
+    if found:
+        line[column] = [{"bytes": members[name], "path": name} for name in found]
+    return line
+
+
+def _named(given: Any, members: dict[str, bytes]) -> list[str]:
+    """The members that a line names as its pictures: by their names, with or without a folder, or by what stands behind the key."""
+    names = []
+    for one in given if isinstance(given, list) else [given]:
+        last = one.rpartition("/")[2] if isinstance(one, str) else None
+        fitting = [name for name in members if last in (name, name.partition(".")[2])]
+        if len(fitting) != 1:
+            raise BadRecord("", f"its picture {one!r} is no member of the sample, which has {sorted(members)}.")
+        names += fitting
+    return names

@@ -1,0 +1,134 @@
+"""Lines, rows and samples that cannot be read, and the good ones around them; and what is too large to be held."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data.test_files import QUESTIONS, SAMPLE, asked, line, tar
+from datasets import Dataset
+
+from mpo.data import pieces, tars
+from mpo.data.pairs import BadRecord
+from mpo.data.sources import load_pairs
+
+
+def skipping(path):
+    """The questions of a source's good records, and where and why the others are bad."""
+    listed = path.parent / "listed.jsonl"
+    pairs = load_pairs(path, on_bad_record="skip", max_bad_fraction=1, bad_records=listed)
+    bad = [json.loads(text) for text in listed.read_text().splitlines()]
+    return asked(pairs.remove_columns("images")), [(entry["where"], entry["reason"]) for entry in bad]
+
+
+def refused(path, place, reason):
+    """The first bad record of a source, when such are not skipped."""
+    with pytest.raises(BadRecord, match=reason) as error:
+        load_pairs(path)
+    assert error.value.where == f"{path}{place}"
+
+
+# Lines
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_that_is_too_long(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(pieces, "LONGEST_LINE", 500)
+    path = tmp_path / ("pairs.jsonl.gz" if packed else "pairs.jsonl")
+    text = "".join(f"{one}\n" for one in (json.dumps(line(0)), "x" * 5000, json.dumps(line(1)), "x" * 500, "y" * 501)).encode()
+    path.write_bytes(gzip.compress(text) if packed else text)
+    refused(path, ":2", "a line of more than")
+    good, bad = skipping(path)
+    assert good == QUESTIONS[:2]
+    assert [where for where, _ in bad] == [f"{path}:2", f"{path}:4", f"{path}:5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "place", "reason"),
+    [
+        ('[\n%s,\n{"a": },\n%s]', 1, ":3", "not JSON from here on"),
+        ("[\n%s,\n5,\n%s]", 2, ":3", "the array has a number"),
+        ("[\n%s\n%s]", 1, ":2", "not JSON behind this object: a comma"),
+        ("[\n%s,\n%s", 2, ":3", "not JSON behind this object: a comma"),
+        ("[\n%s,\n%s] x", 2, "", "there is more behind the end of the array"),
+    ],
+)
+def test_arrays_with_damage(tmp_path, text, good, place, reason):
+    """What comes before it is kept, and what comes behind where it can be told apart."""
+    path = tmp_path / "pairs.json"
+    path.write_text(text % (json.dumps(line(0)), json.dumps(line(1))))
+    refused(path, place, reason)
+    found, bad = skipping(path)
+    assert found == QUESTIONS[:good]
+    assert len(bad) == 1 and bad[0][0] == f"{path}{place}" and bad[0][1].startswith(reason)
+
+
+@pytest.mark.parametrize("name", ["pairs.json", "pairs.json.gz"])
+def test_arrays_that_are_too_large(tmp_path, monkeypatch, name):
+    """Unpacked, they are counted: 40 MB of blanks are 40 kB."""
+    monkeypatch.setattr(pieces, "LARGEST_ARRAY", 30 * 2**20)
+    text = b"[" + b" " * (40 * 2**20) + json.dumps(line(0)).encode() + b"]"
+    (tmp_path / name).write_bytes(gzip.compress(text, 1) if name.endswith("gz") else text)
+    with pytest.raises(ValueError, match=f"{name} is one JSON array of more than 30 MiB, .*Write it as JSONL"):
+        load_pairs(tmp_path / name)
+    monkeypatch.setattr(pieces, "LARGEST_ARRAY", len(text))
+    assert asked(load_pairs(tmp_path / name)) == QUESTIONS[:1]
+
+
+# Rows
+
+VALUES = {
+    "a timestamp": pa.array([0, 2**61, None]).cast(pa.timestamp("us")),
+    "a duration": pa.array([0, 2**62, None]).cast(pa.duration("ms")),
+    "a date": pa.array([0, 10**7, None], pa.int32()).cast(pa.date32()),
+    "no UTF-8": pa.array([b"fine", b"\xff", None], pa.binary()).view(pa.string()),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("saved", [False, True])
+def test_values_that_python_cannot_hold(tmp_path, kind, saved):
+    """Only their row is bad, named with its column."""
+    table = pa.Table.from_pylist([line(number) for number in range(3)]).append_column("odd", VALUES[kind])
+    path = tmp_path / ("saved" if saved else "pairs.parquet")
+    if saved:
+        Dataset(table).save_to_disk(path)
+    else:
+        pq.write_table(table, path)
+    refused(path, ":2", "the value of column 'odd' cannot be read")
+    good, bad = skipping(path)
+    assert good == [QUESTIONS[0], QUESTIONS[2]]
+    assert [where for where, _ in bad] == [f"{path}:2"]
+
+
+# Samples
+
+
+@pytest.mark.parametrize(
+    ("members", "where", "reason"),
+    [
+        ([("1.json", line(1)), ("1.png", None)], "1.png", "a link or a device"),
+        ([("1.png", None), ("1.json", line(1))], "1.png", "a link or a device"),
+        ([("1.json", line(1)), ("1.png", b"a"), ("1.png", b"b")], "1.png", "this member is there twice"),
+        ([("1.json", line(1)), ("0.jpg", b"a")], "0.jpg", "its key was there before"),
+        ([("1.json", line(1)), ("1.png", b"x" * 600), ("1.jpg", b"x" * 600)], "1.jpg", "more than 0 MiB"),
+        ([("1.json", line(1)), ("1.png", b"x" * 1200)], "1.png", "more than 0 MiB"),
+    ],
+)
+def test_bad_samples_of_a_tar(tmp_path, monkeypatch, members, where, reason):
+    """The whole sample is bad, not what is left of it; the others are read."""
+    monkeypatch.setattr(tars, "LARGEST_SAMPLE", 1000)
+    path = tar(tmp_path / "shard.tar", [*SAMPLE, *members, ("2.json", line(2)), ("2.png", b"a picture")])
+    refused(path, f":{where}", reason)
+    good, bad = skipping(path)
+    assert good == [QUESTIONS[0], *([QUESTIONS[1]] if where == "0.jpg" else []), QUESTIONS[2]]
+    assert len(bad) == 1 and bad[0][0] == f"{path}:{where}" and reason in bad[0][1]
+
+
+def test_bad_samples_stay_known(tmp_path, monkeypatch):
+    """Read again as the same bad ones, they are no reason to convert anew."""
+    path = tar(tmp_path / "shard.tar", [*SAMPLE, ("1.json", line(1)), ("1.png", None)])
+    skipping(path)
+    monkeypatch.setattr("mpo.data.converted._write", None)  # converting again would fail
+    assert skipping(path)[0] == QUESTIONS[:1]

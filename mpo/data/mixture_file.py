@@ -194,6 +194,9 @@ def read_mixture(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} has unknown keys {unknown}. It may have {', '.join(FILE_KEYS)}.")
     settings = {key: value for key, value in settings.items() if value is not None}
     settings["sources"] = [_beside(path.parent, source) for source in settings["sources"]]
+    for source in settings["sources"]:
+        if isinstance(source, dict) and Path(str(source.get("path"))).expanduser().resolve() == path.resolve():
+            raise ValueError(f"{path} names itself as one of its sources. Set its 'path' to a file of pairs or another mixture.")
     try:
         check_settings(check_sources(settings["sources"]), **{key: settings[key] for key in FILE_KEYS[1:] if key in settings})
     except ValueError as error:

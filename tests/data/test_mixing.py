@@ -418,3 +418,10 @@ def test_a_mixture_of_different_columns(tmp_path):
 def test_workers_read_a_mixture(sources):
     loader = DataLoader(load_mixture(sources), batch_size=None, num_workers=2)
     assert len([row["id"] for row in loader]) == 117
+
+
+def test_a_mixture_is_no_source_of_itself(tmp_path):
+    path = tmp_path / "mix.yaml"
+    path.write_text("sources:\n  - path: mix.yaml\n")
+    with pytest.raises(ValueError, match=r"mix\.yaml names itself as one of its sources"):
+        load_pairs(path)

@@ -140,10 +140,11 @@ def _share(run: dict[str, Any]) -> float:
 
 def _same_settings(work: Path, settings: Settings) -> None:
     path = work / "settings.json"
-    if path.is_file() and json.loads(path.read_text()) != asdict(settings):
+    if not path.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    elif json.loads(path.read_text()) != asdict(settings):
         raise SystemExit(f"{work} holds jobs of other sizes (see {path}). Remove it, or choose another --work.")
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(settings), indent=1) + "\n")
 
 
 def _list(work: Path, seeds: Sequence[int]) -> None:

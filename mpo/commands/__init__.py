@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 
+from mpo.visible import visible
+
 COMMANDS = {
     "cache": "look into, check and clean up a folder of cached reference log-probs",
     "convert": "between the official form of a checkpoint and transformers'",
@@ -41,12 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return user_errors(lambda: int(options.run(options)))
 
 
+_NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
 def user_errors(work: Callable[[], int], who: str = "") -> int:
-    """Run `work` and print a user's mistake as one message instead of a traceback (MPO_TRACEBACK=1 shows it)."""
+    """Run `work` and print a user's mistake as one message instead of a traceback (MPO_TRACEBACK=1 shows it).
+
+    A file that is gone or cannot be read is such a mistake.
+    """
     try:
         return work()
-    except (ValueError, FloatingPointError) as error:
-        if os.environ.get("MPO_TRACEBACK"):
+    except (ValueError, FloatingPointError, *_NO_FILE) as error:
+        if os.environ.get("MPO_TRACEBACK") or (isinstance(error, OSError) and error.filename is None):
             raise
-        print(f"mpo: error: {who}{error}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}. Put it back or mend its path." if isinstance(error, OSError) else error
+        print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
         return 2

@@ -26,6 +26,7 @@ from mpo.commands.data_help import (
     VALIDATE,
     VALIDATE_EXAMPLES,
 )
+from mpo.visible import visible
 
 HELD_OUT_BY = ("both", "picture", "question")
 
@@ -188,7 +189,7 @@ def validate(args: argparse.Namespace) -> int:
         output=args.output,
         workers=_workers(args),
     )
-    print(report.text())
+    _say(report.text())
     return int(not report.may_start)
 
 
@@ -200,7 +201,7 @@ def stats(args: argparse.Namespace) -> int:
         from mpo.data_tools.stats_page import stats_page
 
         _write_text(args.html, stats_page(found, str(args.path)))
-    print(stats_text(found))
+    _say(stats_text(found))
     return 0
 
 
@@ -222,9 +223,9 @@ def show(args: argparse.Namespace) -> int:
     few, processor = pairs.select(places), _processor(args)
     if args.html:
         _write_text(args.html, show_page(few, str(args.path), processor))
-        print(f"{args.html}: {len(few):,} records")
+        _say(f"{args.html}: {len(few):,} records")
     else:
-        print(show_text(few, processor))
+        _say(show_text(few, processor))
     return 0
 
 
@@ -242,7 +243,7 @@ def convert(args: argparse.Namespace) -> int:
     found = first_difference(_bare(pairs, dropped), _bare(again, dropped))
     if found is not None:
         raise ValueError(f"{written.path} is not what was converted: {found}. It was kept to look at; please report this.")
-    print(f"Read again: {len(again):,} pairs, the same as in {args.path}.")
+    _say(f"Read again: {len(again):,} pairs, the same as in {args.path}.")
     return 0
 
 
@@ -259,7 +260,7 @@ def mix(args: argparse.Namespace) -> int:
         found = settings.get("held_out")
         raise ValueError(f"{args.mixture} says held_out={found}. Give an EVAL file exactly when there is something to hold out.")
     mixture = make(**settings)
-    print(mixture.describe())
+    _say(mixture.describe())
     if args.target is not None:
         train = mixture.train
         if args.shuffle:
@@ -284,7 +285,6 @@ def split(args: argparse.Namespace) -> int:
 
 def dedupe(args: argparse.Namespace) -> int:
     from mpo.data_tools.dedupe import find_duplicates, without
-    from mpo.data_tools.show import visible
 
     removed = args.removed or args.target.with_name(f"{args.target.name}.removed.jsonl")
     for path in (args.target, removed):
@@ -299,20 +299,25 @@ def dedupe(args: argparse.Namespace) -> int:
     lines = [{"id": ids[one.index], "same_as": ids[one.same_as], "reason": one.reason} for one in found]
     _write_text(removed, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     exact = sum(one.reason.startswith("the same") for one in found)
-    print(
+    _say(
         f"{len(found):,} of {len(pairs):,} pairs left out: {exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
     )
     for line in lines[:5]:
-        print(visible(f"  {line['id']} is {line['same_as']} again: {line['reason']}"))
+        _say(f"  {line['id']} is {line['same_as']} again: {line['reason']}")
     return 0
 
 
 # What they share
 
 
+def _say(text: str) -> None:
+    """Print what may have the texts and names of others in it."""
+    print(visible(text))
+
+
 def _load(args: argparse.Namespace) -> Any:
-    from mpo.data.mixing import is_mixture, load_mixture, read_mixture, refuse_beside_mixture
-    from mpo.data.sources import load_pairs
+    from mpo.data.mixing import load_mixture, read_mixture, refuse_beside_mixture
+    from mpo.data.sources import is_mixture, load_pairs
 
     if is_mixture(args.path):
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root)
@@ -380,9 +385,9 @@ def _write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
 
     written = write_pairs(pairs, target, form=args.to, pictures=args.pictures, image_root=args.target_root)
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
-    print(f"{written.path}: {written.pairs:,} pairs{root}")
+    _say(f"{written.path}: {written.pairs:,} pairs{root}")
     for column, count in written.lost.items():
-        print(f"  MMPR's lines have no place for {column!r}, which {count:,} records have; TRL's form keeps it")
+        _say(f"  MMPR's lines have no place for {column!r}, which {count:,} records have; TRL's form keeps it")
     return written
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from html import escape
 from io import BytesIO
@@ -15,26 +14,16 @@ from PIL import Image
 from mpo.data.held_out import encoded
 from mpo.data_tools.dedupe import pictures_of, texts
 from mpo.data_tools.page import html_page, png_url
+from mpo.visible import visible
 
 LARGEST = 512
 """Pixels of a picture's longer side on the page."""
-ABOUT = ("source", "videos", "prompt_id", "answer", "margin", "tiles", "augment", "metadata")
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a terminal obeys, but for tabs and line breaks: escape codes, and changes of the direction of writing."""
+ABOUT = ("source", "videos", "prompt_id", "answer", "margin", "tiles", "frames", "augment", "metadata")
 
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:
     """Records as text: their pictures by name and size, and with a processor the tokens that the model sees."""
     return "\n\n".join(_record_text(record, processor) for record in _records(pairs))
-
-
-def visible(text: str) -> str:
-    r"""Text whose control characters are written out, as Python has them.
-
-    >>> print(visible("\x1b[2J"))
-    \x1b[2J
-    """
-    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def show_page(pairs: Dataset, title: str, processor: Any = None) -> str:

@@ -184,6 +184,23 @@ def test_dedupe_writes_control_characters_out(folder, run):
     assert "\x1b" not in said and "1\\x1b[2J is 0\\x1b[2J again" in said
 
 
+def test_a_picture_that_is_gone_is_said_and_no_traceback(folder, run):
+    """It was there when the pairs were converted."""
+    load_pairs("pairs.jsonl")
+    (folder / "3.png").unlink()
+    for words in (["convert", "pairs.jsonl", "a.jsonl", "--pictures", "copy"], ["convert", "pairs.jsonl", "a.parquet"]):
+        status, said = run(*words)
+        assert status == 2 and re.search(r"mpo: error: \S*3\.png: No such file or directory", said), said
+    assert not list(folder.glob("a.*"))
+
+
+def test_errors_and_findings_write_control_characters_out(folder, run):
+    (folder / "odd\x1b[2J.jsonl").write_text("{}")
+    for words, expected in ((["stats", "odd\x1b[2J.jsonl"], 2), (["validate", "odd\x1b[2J.jsonl"], 1)):
+        status, said = run(*words)
+        assert status == expected and "\x1b" not in said and "odd\\x1b[2J.jsonl:1" in said, said
+
+
 def test_convert_from_rlaif_v_to_mmpr(folder, run):
     """Its fields would make the line one of RLAIF-V again, whose id is 'idx'."""
     origin = {"ds_name": "RLAIF-V", "origin_dataset": "VQAv2", "origin_split": "{}", "idx": "7", "image_path": "0.png"}

@@ -21,6 +21,8 @@ __all__ = ["KNOWN", "Piece", "files_of", "open_files"]
 PIECE = 16 * 2**20
 """Bytes of a JSONL file that are read in one go, about."""
 MOST_PIECES = 256
+_SLICE = re.compile(r"\[[^\]]*\]$")
+"""Of a split, as `datasets` writes it: ``train[:100]``, ``train[10%:20%]``."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -31,7 +33,8 @@ def open_files(path: str | Path, split: str = "train", *, least_pieces: int = 1)
         path: a file: JSONL (also compressed with gzip), a JSON array, Parquet, a tar of a WebDataset; several of them by a pattern
             such as ``shards-*.tar``; a folder of such files (`mpo.data.splits`) or of `save_to_disk`; or the name of a data set on
             the Hub. Of a folder on this machine, nothing is fetched and no file beside it is read, whatever its files say.
-        split: which one to take, where there are several; else ``"train"``.
+        split: which one to take, where there are several; else ``"train"``. Of a folder of files and a data set on the Hub, also a
+            slice of one, ``"train[:100]"``.
         least_pieces: cut a JSONL file into at least so many, if it has the lines.
 
     Raises:
@@ -45,6 +48,8 @@ def open_files(path: str | Path, split: str = "train", *, least_pieces: int = 1)
     if os.path.isdir(text) and _is_saved(Path(text)):
         return _of_dataset(_from_disk(Path(text), split), text)
     found = files_of(text, split)
+    if os.path.isdir(text) and _SLICE.search(split):
+        return _of_dataset(_sliced(found, text, split), text)
     if not found:
         raise ValueError(f"There is no file that fits {text}. Set data.path to a file of pairs.")
     return [piece for one in found for piece in _of_file(one, least_pieces)]
@@ -59,7 +64,7 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
     text = os.fspath(path)
     if os.path.isdir(text) and _is_saved(Path(text)):
         return sorted(one for one in Path(text).rglob("*") if one.is_file())
-    found = files_of_split(Path(text), split) if os.path.isdir(text) else _files_at(text, split)
+    found = files_of_split(Path(text), _SLICE.sub("", split)) if os.path.isdir(text) else _files_at(text, split)
     for one in found:
         if not one.is_file():
             raise ValueError(f"{one} is no ordinary file. Set data.path to a file of pairs.")
@@ -173,6 +178,20 @@ def _from_disk(path: Path, split: str) -> Dataset:
         if not Path(os.path.abspath(file["filename"])).is_relative_to(os.path.abspath(path)):
             raise ValueError(f"{path} names a file outside of it, {file['filename']}, which is not read. Save the data set anew.")
     return splits[split]
+
+
+def _sliced(files: list[Path], folder: str, split: str) -> Dataset:
+    """Rows of a split, cut by `datasets`, which is given the files and looks at nothing beside them."""
+    kind = "parquet" if files[0].name.lower().endswith(".parquet") else "json"
+    if files[0].name.lower().endswith(TARS):
+        raise ValueError(
+            f"A slice such as {split!r} is not taken of tars, as in {folder}. Set data.limit, or data.path to some of them."
+        )
+    name = split[: split.index("[")]
+    try:
+        return load_dataset(kind, data_files={name: [str(file.resolve()) for file in files]}, split=split)
+    except Exception as error:  # of many kinds: no such slice, damaged files
+        raise ValueError(f"{split!r} could not be taken of the files in {folder}: {one_line(error)}") from error
 
 
 def _from_hub(name: str, split: str) -> Dataset:

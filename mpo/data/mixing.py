@@ -19,7 +19,6 @@ from mpo.data.mixture_file import (
     Source,
     check_settings,
     check_sources,
-    is_mixture,
     read_mixture,
     refuse_beside_mixture,
     weights_of,
@@ -27,7 +26,7 @@ from mpo.data.mixture_file import (
 from mpo.data.records import TILES
 from mpo.data.sources import load_pairs
 
-__all__ = ["Mixture", "is_mixture", "load_mixture", "mix", "read_mixture", "refuse_beside_mixture", "stream_mixture"]
+__all__ = ["Mixture", "load_mixture", "mix", "read_mixture", "refuse_beside_mixture", "stream_mixture"]
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from mpo.data.held_out import check_held_out
 from mpo.data.meta import is_meta, read_meta
 from mpo.data.pairs import did_you_mean
 from mpo.data.records import checked_tiles
-from mpo.data.sources import _is_mixture, load_pairs
+from mpo.data.sources import is_mixture, load_pairs
 from mpo.data.video import checked_frames
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
@@ -166,13 +166,18 @@ def weights_of(sources: Sequence[Source]) -> list[float]:
 # Files
 
 
-def read_mixture(path: str | Path) -> dict[str, Any]:
+def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The arguments of `mix` from a file: YAML or JSON with ``sources``, a list, and settings beside it; or MMPR's meta.json.
 
     Paths, and patterns of paths, are relative to the file's folder, where they exist there. A setting that is null is left out.
 
+    Args:
+        path: the file.
+        within: mixtures that it is a source of, the outermost first.
+
     Raises:
-        ValueError: for a file that is not there, is no such file, or has unknown keys; for sources and settings that `mix` refuses.
+        ValueError: for a file that is not there, is no such file, or has unknown keys; for sources and settings that `mix` refuses,
+            and a mixture that is part of itself.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -194,19 +199,23 @@ def read_mixture(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} has unknown keys {unknown}. It may have {', '.join(FILE_KEYS)}.")
     settings = {key: value for key, value in settings.items() if value is not None}
     settings["sources"] = [_beside(path.parent, source) for source in settings["sources"]]
-    for source in settings["sources"]:
-        if isinstance(source, dict) and Path(str(source.get("path"))).expanduser().resolve() == path.resolve():
-            raise ValueError(f"{path} names itself as one of its sources. Set its 'path' to a file of pairs or another mixture.")
     try:
         check_settings(check_sources(settings["sources"]), **{key: settings[key] for key in FILE_KEYS[1:] if key in settings})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    _refuse_circle(path, settings["sources"], within)
     return settings
 
 
-def is_mixture(path: str | Path) -> bool:
-    """Whether a path names a mixture rather than pairs."""
-    return _is_mixture(str(path))
+def _refuse_circle(path: Path, sources: Sequence[Mapping[str, Any]], within: tuple[Path, ...]) -> None:
+    """Follow sources that are mixtures themselves: none may hold one that it is part of."""
+    within = (*within, path.resolve())
+    for source in sources:
+        place = Path(source["path"]).expanduser()
+        if place.resolve() in within:
+            raise ValueError(f"{path} has {place} as a source, of which it is a part itself. Give it a file of pairs.")
+        if is_mixture(place):
+            read_mixture(place, within=within)
 
 
 def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:

@@ -42,6 +42,7 @@ class FoundPair:
         answer: the ground truth.
         margin: how much better the chosen answer is.
         tiles: how the pictures are cut: ``min``, ``max``, ``thumbnail``.
+        frames: how many frames of each video: ``min``, ``max``.
         augment: whether the pictures are augmented in training.
         metadata: what else the line has.
         cut: how many pairs of the line are left out behind this one.
@@ -59,6 +60,7 @@ class FoundPair:
     answer: Any = None
     margin: Any = None
     tiles: Any = None
+    frames: Any = None
     augment: Any = None
     metadata: Any = field(default_factory=dict)
     cut: int = 0

@@ -13,6 +13,7 @@ A record is a row of a data set with the columns of `FEATURES`:
     answer        the ground truth
     margin        how much better the chosen answer is
     tiles         how pictures are cut, see `mpo.packing.tiles`
+    frames        the fewest and the most frames of a video, see `mpo.data.video`
     augment       whether pictures are augmented in training
     metadata      JSON of what else the line had
 """
@@ -41,9 +42,11 @@ from mpo.data.messages import (
     with_system,
 )
 from mpo.data.pairs import BadRecord, FoundPair, did_you_mean, json_kind, pictures
+from mpo.data.video import checked_frames
 
 __all__ = [
     "FEATURES",
+    "FRAMES",
     "IMAGE_PLACEHOLDER",
     "OPTIONAL",
     "TILES",
@@ -58,6 +61,7 @@ __all__ = [
 ]
 
 TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
+FRAMES = {"min": Value("int32"), "max": Value("int32")}
 _MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 FEATURES = Features(
     {
@@ -72,11 +76,12 @@ FEATURES = Features(
         "answer": Value("string"),
         "margin": Value("float32"),
         "tiles": TILES,
+        "frames": FRAMES,
         "augment": Value("bool"),
         "metadata": Value("string"),
     }
 )
-OPTIONAL = ("videos", "answer", "margin", "tiles", "augment", "metadata")
+OPTIONAL = ("videos", "answer", "margin", "tiles", "frames", "augment", "metadata")
 """Columns that a data set leaves out when no record has anything there."""
 
 Find = Callable[[str, str], str]
@@ -181,6 +186,7 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
         "answer": _ground_truth(pair.answer),
         "margin": _number(pair.margin, "'margin'"),
         "tiles": _tiles(pair.tiles),
+        "frames": _frames(pair.frames),
         "augment": _boolean(pair.augment, "'augment'"),
         "metadata": json.dumps(pair.metadata, default=str) if pair.metadata else None,
     }
@@ -288,6 +294,10 @@ def _tiles(value: Any) -> Row | None:
     _boolean(value.get("thumbnail"), "the thumbnail of 'tiles'")
     tiles = {name: value.get(name) for name in TILES}
     return tiles if any(item is not None for item in tiles.values()) else None
+
+
+def _frames(value: Any) -> Row | None:
+    return checked_frames(value) if value and any(item is not None for item in value.values()) else None
 
 
 def checked_tiles(value: Any) -> Row | None:

@@ -6,11 +6,10 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, IterableDataset
 
 from mpo.bad_records import JUDGED_FROM, MAX_BAD_FRACTION
 from mpo.data.converted import Converted, Reading, convert
@@ -20,14 +19,13 @@ from mpo.data.formats.vlfeedback import MOST_PAIRS
 from mpo.data.meta import is_meta, one_object, read_meta
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import LinesPiece, Piece
-from mpo.data.records import FEATURES, TILES, checked_tiles, to_record
+from mpo.data.records import FEATURES, FRAMES, TILES, checked_tiles, to_record
 from mpo.data.video import checked_frames
 
-__all__ = ["FEATURES", "load_pairs", "read_jsonl"]
+__all__ = ["FEATURES", "folder_of", "is_mixture", "load_pairs", "read_jsonl"]
 
 logger = logging.getLogger(__name__)
 ON_BAD_RECORD = ("raise", "skip")
-FRAMES = {"min": Value("int32"), "max": Value("int32")}
 MIXTURES = (".yaml", ".yml")
 STREAM_PIECES = 64
 """A stream of one JSONL file is cut into so many pieces, for the workers and ranks that share it."""
@@ -67,7 +65,8 @@ def load_pairs(
             proportion.
         tiles: how pictures of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
             optional (`mpo.packing.tiles`). What a record says itself comes first.
-        frames: of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`).
+        frames: of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`). What a record says
+            itself comes first.
         source: what records call their source; by default the name of the file.
         on_bad_record: ``"raise"``, or ``"skip"``: leave bad records out, count and list them.
         max_bad_fraction: with ``"skip"``, more than this share of bad records is refused; of a stream, the share of what a process
@@ -93,7 +92,7 @@ def load_pairs(
     limits = checked_frames(frames)
     own_frames = limits if frames and any(value is not None for value in frames.values()) else None
     path = os.path.expanduser(path)
-    if is_meta(path) or _is_mixture(path):
+    if is_meta(path) or is_mixture(path):
         if streaming:
             raise ValueError(
                 f"{path} says how often each pair is taken, and a stream's pairs are not counted. Set streaming=false, or take "
@@ -101,28 +100,23 @@ def load_pairs(
             )
         settings = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
         settings |= {"format": format, "num_proc": num_proc}
-        return _with_frames(
-            _with_tiles(_spread(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles), own_frames
-        )
+        return _with_own(_spread(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles, own_frames)
 
-    root = os.path.expanduser(image_root) if image_root else _folder(path)
+    root = os.path.expanduser(image_root) if image_root else folder_of(path)
     reading = Reading(os.path.realpath(root), format, source or _stem(path), skip=on_bad_record == "skip")
     bad_file = Path(bad_records) if bad_records else Path("bad_records.jsonl")
     if streaming:
-        stream = _Stream(reading, own_tiles, bad_file, max_bad_fraction)
+        stream = _Stream(reading, {"tiles": own_tiles, "frames": own_frames}, bad_file, max_bad_fraction)
         pieces = open_files(path, split, least_pieces=STREAM_PIECES)
         records = IterableDataset.from_generator(stream, features=FEATURES, gen_kwargs={"pieces": pieces})
-        records = records if limit is None else records.take(limit)
-        if own_frames is None:
-            return records
-        return records.map(partial(_add_frames, own_frames), features=Features({**FEATURES, "frames": FRAMES}))
+        return records if limit is None else records.take(limit)
     key, opened = _key(path, split)
     converted = convert(lambda: opened or open_files(path, split), reading, key, name=_stem(path), num_proc=num_proc)
     _report(converted, path, bad_file, max_bad_fraction)
     _report_unused(converted, path)
     if converted.pairs is None:
         raise ValueError(f"{path} has no pairs.")
-    return _with_frames(_with_tiles(_first(converted.pairs, limit), own_tiles), own_frames)
+    return _with_own(_first(converted.pairs, limit), own_tiles, own_frames)
 
 
 def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) -> None:
@@ -138,20 +132,20 @@ def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) ->
         raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
 
 
+def is_mixture(path: str | Path) -> bool:
+    """Whether a file describes a mixture: by its ending, or as one JSON object with a list of sources."""
+    if os.fspath(path).lower().endswith(MIXTURES):
+        return True
+    sources = one_object(path).get("sources")
+    return isinstance(sources, list) and all(isinstance(source, Mapping) for source in sources)
+
+
 def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any]] = to_record) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file, one by one, each made by `to_row`; empty lines are passed over."""
     for where, line in LinesPiece(path, 0, None, 1).lines():
         if isinstance(line, BadRecord):
             raise line
         yield to_row(line, where=where, image_root=image_root)
-
-
-def _is_mixture(path: str) -> bool:
-    """Whether a file describes a mixture: by its ending, or as one JSON object with a list of sources."""
-    if path.lower().endswith(MIXTURES):
-        return True
-    sources = one_object(path).get("sources")
-    return isinstance(sources, list) and all(isinstance(source, Mapping) for source in sources)
 
 
 def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any]) -> Dataset:
@@ -184,7 +178,7 @@ def _with_settings(source: Mapping[str, Any], settings: Mapping[str, Any]) -> di
     return merged
 
 
-def _folder(path: str) -> str:
+def folder_of(path: str) -> str:
     """The folder of a file; of a folder, itself; of a pattern, the part without marks; of a name on the Hub, the current one."""
     if os.path.isdir(path):
         return path
@@ -221,24 +215,18 @@ def _spread(pairs: Dataset, limit: int | None) -> Dataset:
     return pairs.select([(2 * number + 1) * len(pairs) // (2 * limit) for number in range(limit)])
 
 
-def _with_tiles(pairs: Dataset, tiles: dict[str, Any] | None) -> Dataset:
-    if tiles is None:
-        return pairs
-    column = [tiles] * len(pairs)
-    if "tiles" in pairs.column_names:
-        column = [own or tiles for own in pairs.select_columns(["tiles"])[:]["tiles"]]
-        pairs = pairs.remove_columns(["tiles"])
-    return pairs.add_column("tiles", column, feature=TILES)
-
-
-def _with_frames(pairs: Dataset, frames: dict[str, int] | None) -> Dataset:
-    if frames is None or "videos" not in pairs.column_names or "frames" in pairs.column_names:
-        return pairs
-    return pairs.add_column("frames", [frames] * len(pairs), feature=FRAMES)
-
-
-def _add_frames(frames: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, "frames": frames}
+def _with_own(pairs: Dataset, tiles: dict[str, Any] | None, frames: dict[str, Any] | None) -> Dataset:
+    """With settings of the source, in records that have none of their own."""
+    if "videos" not in pairs.column_names:
+        frames = None
+    for name, given, feature in (("tiles", tiles, TILES), ("frames", frames, FRAMES)):
+        if given is not None:
+            column = [given] * len(pairs)
+            if name in pairs.column_names:
+                column = [own or given for own in pairs.select_columns([name])[:][name]]
+                pairs = pairs.remove_columns([name])
+            pairs = pairs.add_column(name, column, feature=feature)
+    return pairs
 
 
 # Bad records
@@ -287,8 +275,8 @@ def _append(path: Path, lines: Sequence[str]) -> None:
 class _Stream:
     """Generates the records of some pieces of a source."""
 
-    def __init__(self, reading: Reading, tiles: dict[str, Any] | None, listed: Path, most: float) -> None:
-        self._reading, self._tiles, self._listed, self._most = reading, tiles, listed, most
+    def __init__(self, reading: Reading, own: dict[str, Any], listed: Path, most: float) -> None:
+        self._reading, self._own, self._listed, self._most = reading, own, listed, most
         self._read: dict[str, tuple[int, int]] = {}  # of each piece, its lines so far and the bad ones; datasets asks one by one
 
     def __call__(self, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
@@ -303,7 +291,7 @@ class _Stream:
                     self._judge(found)
                     continue
                 for row in found:
-                    yield {**row, "tiles": row["tiles"] or self._tiles}
+                    yield {**row, **{name: row[name] or given for name, given in self._own.items()}}
             self._read[name] = lines, bad
 
     def _judge(self, last: BadRecord) -> None:

@@ -40,7 +40,7 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
 
     Args:
         folder: where they lie.
-        split: its name, or another word for it. No slice of one: that is for names on the Hub, as `datasets` reads them.
+        split: its name, or another word for it.
 
     Raises:
         ValueError: for a folder without files of pairs, without that split, or with pairs in files of several kinds.

@@ -119,11 +119,10 @@ class Examiner:
                 if not self.wanted.only_keys:
                     findings += _unused(rows, place)
                 for row in rows:
-                    if part.frames is not None:
-                        row["frames"] = dict(part.frames)
+                    row["frames"] = row["frames"] or part.frames
                     row["tiles"] = row["tiles"] or part.tiles
                     shown = [self._picture(picture) for picture in row["images"]]
-                    films = [self._video(path, checked_frames(row.get("frames"))) for path in row["videos"] or ()]
+                    films = [self._video(path, checked_frames(row["frames"])) for path in row["videos"] or ()]
                     own = [key for key, _, _ in shown] + [key for key, _ in films]
                     pictures += own
                     owner += [len(where)] * len(own)

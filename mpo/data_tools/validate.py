@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
 from mpo.data.meta import is_meta, read_meta
-from mpo.data.mixture_file import check_sources, is_mixture, read_mixture, refuse_beside_mixture
-from mpo.data.sources import _folder
+from mpo.data.mixture_file import check_sources, read_mixture, refuse_beside_mixture
+from mpo.data.sources import folder_of, is_mixture
 from mpo.data.video import checked_frames
 from mpo.data_tools.examine import Examined, Examiner, Part, Wanted
 from mpo.data_tools.findings import Finding, Tally, findings_table
@@ -136,7 +136,7 @@ def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
         own = [{**one.load, **({"tiles": one.tiles} if one.tiles else {})} for one in check_sources(inner)]
         return [part for one in own for part in _parts({**shared, **one}, workers)]
     pieces = open_files(path, source.get("split") or "train", least_pieces=workers * PIECES_A_WORKER if workers > 1 else 1)
-    root = os.path.expanduser(image_root) if image_root else _folder(path)
+    root = os.path.expanduser(image_root) if image_root else folder_of(path)
     return [Part(piece, root, source.get("format"), source.get("frames"), source.get("tiles")) for piece in pieces]
 
 

@@ -29,7 +29,7 @@ ENDINGS = {".parquet": "parquet", ".jsonl": "trl", ".json": "trl", "": "disk"}
 ROW_GROUP = 256
 """Records of a Parquet row group: pictures in it make them large."""
 _IMAGES = List(ImageFeature())
-NOT_IN_MMPR = ("source", "margin", "tiles", "augment")
+NOT_IN_MMPR = ("source", "margin", "tiles", "frames", "augment")
 """Columns without a place in MMPR's lines. (In MMPR, the last two stand in meta.json, for a whole file.)"""
 
 

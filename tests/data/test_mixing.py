@@ -420,8 +420,10 @@ def test_workers_read_a_mixture(sources):
     assert len([row["id"] for row in loader]) == 117
 
 
-def test_a_mixture_is_no_source_of_itself(tmp_path):
-    path = tmp_path / "mix.yaml"
-    path.write_text("sources:\n  - path: mix.yaml\n")
-    with pytest.raises(ValueError, match=r"mix\.yaml names itself as one of its sources"):
-        load_pairs(path)
+@pytest.mark.parametrize("names", ["a", "ab", "abc"])
+def test_a_mixture_is_no_part_of_itself(tmp_path, names):
+    """Directly, or through others."""
+    for name, other in zip(names, names[1:] + names[0], strict=True):
+        (tmp_path / f"{name}.yaml").write_text(f"sources: [{{path: {other}.yaml}}]\n")
+    with pytest.raises(ValueError, match=rf"{names[-1]}\.yaml has .*a\.yaml as a source, of which it is a part itself"):
+        load_pairs(tmp_path / "a.yaml")

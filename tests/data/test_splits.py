@@ -31,8 +31,12 @@ def test_a_data_set_as_it_lies_on_the_hub(tmp_path):
     assert json.loads(pairs[0]["metadata"]) == {"day": "2015-01-01"}
     assert asked(load_pairs(folder, split="test")) == QUESTIONS[5:]
     assert asked(load_pairs(folder, streaming=True)) == QUESTIONS[:5]
-    with pytest.raises(ValueError, match="has no split 'train\\[:2\\]'. Set data.split to one of test, train"):
-        load_pairs(folder, split="train[:2]")
+    assert asked(load_pairs(folder, split="train[:2]")) == QUESTIONS[:2]
+    assert asked(load_pairs(folder, split="train[20%:60%]")) == QUESTIONS[1:3]
+    with pytest.raises(ValueError, match="could not be taken of the files in"):
+        load_pairs(folder, split="train[x]")
+    with pytest.raises(ValueError, match="has no split 'dev\\[:2\\]'|has no split 'dev'"):
+        load_pairs(folder, split="dev[:2]")
 
 
 def test_a_readme_is_not_obeyed(tmp_path, monkeypatch):

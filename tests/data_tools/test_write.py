@@ -72,6 +72,23 @@ def test_round_trips(pairs, folder, target, settings):
     assert not list(folder.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("target", ["out.jsonl", "out.parquet", "saved"])
+def test_how_many_frames_stays(folder, target):
+    """A source's own number of frames is its records' from then on, also where the reader asks for another."""
+    (folder / "film.mp4").write_bytes(b"decoded when it is used")
+    (folder / "films.jsonl").write_text(json.dumps({"video": "film.mp4", "question": "Why?", "chosen": "a", "rejected": "b"}))
+    written = write_pairs(load_pairs(folder / "films.jsonl", frames={"max": 4}), folder / target)
+    found = load_pairs(written.path, frames={"max": 16}, **({"image_root": folder} if written.image_root else {}))
+    assert found[0]["frames"] == {"min": 4, "max": 4}
+    assert "metadata" not in found.column_names
+
+
+def test_frames_that_are_no_numbers_stay_what_they_are(folder):
+    line = {"prompt": "Why?", "chosen": "a", "rejected": "b", "frames": ["1.png", "2.png"]}
+    (folder / "other.jsonl").write_text(json.dumps(line))
+    assert json.loads(load_pairs(folder / "other.jsonl")[0]["metadata"]) == {"frames": ["1.png", "2.png"]}
+
+
 @pytest.mark.parametrize("target", ["out.jsonl", "out.mmpr.jsonl", "out.parquet", "saved"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_in_every_form(folder, format, target):

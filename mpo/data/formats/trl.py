@@ -19,7 +19,7 @@ NEEDS = (
     "that begin with it"
 )
 _OWN = ("id", "prompt_id", "source", "answer", "margin", "tiles", "augment")
-_USED = (*_OWN, "prompt", "chosen", "rejected", "image", "images", "video", "videos", "system", "metadata")
+_USED = (*_OWN, "prompt", "chosen", "rejected", "image", "images", "video", "videos", "frames", "system", "metadata")
 _CANNOT = "records have no place for it. Pass the data set itself to MPOTrainer, which reads TRL's columns"
 
 
@@ -38,6 +38,8 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         prompt, chosen, rejected = _common_start(chosen, rejected)
     metadata = line.get("metadata")
     own = parse_json(metadata, "'metadata'") if isinstance(metadata, str) and metadata else metadata
+    frames = line.get("frames")
+    used = _USED if isinstance(frames, Mapping) else [name for name in _USED if name != "frames"]  # others may mean pictures
     named: dict[str, Any] = {name: line.get(name) for name in _OWN}
     yield FoundPair(
         prompt=prompt,
@@ -45,8 +47,9 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         rejected=rejected,
         images=pictures(line),
         videos=one_of(line, "video", "videos"),
+        frames=frames if isinstance(frames, Mapping) else None,
         system=line.get("system"),
-        metadata={**(own if isinstance(own, dict) else {} if own in (None, "") else {"metadata": own}), **rest(line, _USED)},
+        metadata={**(own if isinstance(own, dict) else {} if own in (None, "") else {"metadata": own}), **rest(line, used)},
         **named,
     )
 

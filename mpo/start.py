@@ -4,16 +4,21 @@ Checked against TRL 1.16.0; of its inner functions it uses `create_model_from_pa
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoProcessor, PreTrainedModel
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mpo.config import MPOConfig
+from mpo.models.loading import official_folder
+from mpo.models.official.checkpoint import open_official
 from mpo.models.strict import load_strictly
 from mpo.packing.attention import check_backend
+from mpo.reference.adapters import has_tuner_layers
 from mpo.reference.fingerprint import Fingerprint, fingerprint
 
 
@@ -133,25 +138,86 @@ def _copy_of_pieces(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
-def hold_adapters_in_float32(model: nn.Module) -> None:
-    """Give what is trained beside weights of 4 or 8 bits the dtype that peft gave it; TRL makes it bfloat16.
+def check_leftovers(model: nn.Module) -> None:
+    """Refuse adapter layers in a model that is not a PeftModel: plain transformers would neither save nor load them.
 
-    A bfloat16 weight of 0.01 does not change by less than 2e-5, a step of AdamW at that learning rate, and AdamW's second moment,
-    in the weight's dtype, hardly ever falls.
+    Raises:
+        ValueError: saying how they may have got there.
+    """
+    if not is_peft_model(model) and has_tuner_layers(model):
+        raise ValueError(
+            f"This {type(model).__name__} has adapter layers in it, put there by an earlier get_peft_model or trainer, or by "
+            "loading an adapter's folder as a model. Load the model again, take them out with unload(), or pass the PeftModel."
+        )
+
+
+def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse a model of which nothing would be trained, or something that cannot be saved.
+
+    Args:
+        model: as it will be trained.
+        optimizer: made by the user, or None.
+
+    Raises:
+        ValueError: when no parameter is trained; for an optimizer of another model; or rows that were added to the embeddings under
+            an adapter.
+    """
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not trained:
+        cause = (
+            "its adapter is frozen: load it with PeftModel.from_pretrained(..., is_trainable=True)"
+            if is_peft_model(model)
+            else "all of its parameters are frozen: call requires_grad_(True) on those to train, or pass a peft_config"
+        )
+        raise ValueError(f"Nothing of this {type(model).__name__} would be trained; {cause}.")
+    if optimizer is not None:
+        given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if missing := len(given - {id(parameter) for parameter in model.parameters()}):
+            raise ValueError(
+                f"{missing} of the optimizer's {len(given)} parameters are not of this model, so they would not be trained. Make "
+                "the optimizer from the model that is passed (a peft_config adds parameters: pass the PeftModel instead)."
+            )
+    if is_peft_model(model):
+        _check_added_rows(model)
+
+
+def _check_added_rows(model: Any) -> None:
+    """Refuse embeddings with more or fewer rows than their checkpoint: an adapter's folder does not hold these."""
+    base = model.get_base_model()
+    name = str(getattr(base.config, "_name_or_path", "") or "")
+    rows = getattr(base.get_input_embeddings(), "num_embeddings", None)
+    if not name or rows is None:
+        return
+    try:
+        folder = official_folder(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=True) if folder is None else open_official(folder).config
+    except (OSError, ValueError):  # the name is no checkpoint, or one with code of its own: nothing to compare with
+        return
+    saved = getattr(config.get_text_config(), "vocab_size", rows)
+    if saved != rows:
+        raise ValueError(
+            f"The model has {rows} rows of embeddings and its checkpoint {name} has {saved}. An adapter's folder does not hold "
+            "the difference, so what is trained could not be loaded. Save the resized model with its tokenizer (save_pretrained), "
+            "load it from there, and train the adapter on that."
+        )
+
+
+def keep_trained_values(model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors of a model held in 4 or 8 bits, to be put back by `restore_trained_values`; else none.
+
+    TRL makes them bfloat16. There a weight of 0.01 does not change by less than 2e-5, a step of AdamW at that learning rate, and
+    AdamW's second moment, in the weight's dtype, hardly ever falls; and an adapter that is trained further is rounded.
     """
     if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
-        return
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
-            dtype: Any = torch.float32 if "lora_" in name else model.dtype
-            parameter.data = parameter.data.to(dtype)
+        return {}
+    return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def disable_dropout_outside_adapters(model: nn.Module) -> None:
-    """Set the dropout probability to 0, except in adapters: theirs was asked for with them."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
-            module.p = 0.0
+def restore_trained_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Put back what `keep_trained_values` gave."""
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        parameters[name].data = value.to(parameters[name].device)
 
 
 def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fingerprint:
@@ -165,5 +231,12 @@ def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fi
             "reference='cached' knows a reference by its weights, and ZeRO-3 holds them in pieces from the start. Use "
             "reference='live', or launch=zero2 or fsdp2."
         )
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else reference.dtype
-    return fingerprint(reference, processing_class, compute_dtype=dtype, scoring={"answer_end": args.answer_end})
+    return fingerprint(
+        reference, processing_class, compute_dtype=compute_dtype(reference, args), scoring={"answer_end": args.answer_end}
+    )
+
+
+def compute_dtype(model: Any, args: MPOConfig) -> torch.dtype:
+    """What a model computes in: autocast's dtype, or that of its weights."""
+    dtype: torch.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+    return dtype

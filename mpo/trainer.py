@@ -1,8 +1,9 @@
 """MPOTrainer: TRL's DPOTrainer with the loss of `mpo.losses`.
 
 This file and `mpo.loop` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0 and
-transformers 5.17.0 and 5.23.0; here: `DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `aux_loss_enabled`,
-`ld_alpha`, `use_weighting`, `use_adapter`, `disable_gradient_checkpointing`, `Accelerator._models`, `TrainingArguments._n_gpu`.
+transformers 5.17.0 and 5.23.0; here: `trl.trainer.dpo_trainer.get_peft_model`, `DPOTrainer._prepare_dataset`,
+`_set_signature_columns_if_needed`, `aux_loss_enabled`, `ld_alpha`, `use_weighting`,
+`disable_gradient_checkpointing`, `Accelerator._models`, `TrainingArguments._n_gpu`.
 """
 
 import contextlib
@@ -11,16 +12,18 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import use_adapter
+from trl.trainer import dpo_trainer
 
 from mpo.config import MPOConfig
 from mpo.data.encoded import encoded_pictures
@@ -33,6 +36,8 @@ from mpo.models.drop_path import DropPath
 from mpo.models.fit import check_fit, check_targets
 from mpo.models.learning_rates import split_groups
 from mpo.models.liger import use_liger_layers
+from mpo.models.randomness import disable_dropout, eval_mode
+from mpo.models.residual import load_plain_lora, to_plain_lora
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
@@ -42,18 +47,23 @@ from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
 from mpo.packing.streams import EPOCH, FILLER
 from mpo.packing.verify import compare, without_dropout
+from mpo.reference.adapters import AdapterStart, adapted, continued
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
 from mpo.reference.fingerprint import Fingerprint
+from mpo.reference.upkeep import DISAGREEMENT, DISAGREEMENT_16_BIT
 from mpo.start import (
     check_columns,
+    check_leftovers,
+    check_trained,
     checked_arguments,
-    disable_dropout_outside_adapters,
+    compute_dtype,
     fingerprint_of,
     frozen_copy,
-    hold_adapters_in_float32,
+    keep_trained_values,
     load_by_name,
     load_processing_class,
+    restore_trained_values,
 )
 
 logger = logging.getLogger(__name__)
@@ -122,18 +132,47 @@ class MPOTrainer(PairLoop):
         starts_from_reference = ref_model is None
         with contextlib.ExitStack() as undo:
             # What a fully trained policy starts from is kept before anything changes it.
+            if peft_config is not None and not isinstance(model, str) and is_peft_model(model):
+                raise ValueError("The model comes with adapters, and peft_config would add others. Pass one of them.")
             trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
             if isinstance(model, str):
                 model, quantization_config = load_by_name(model, args, quantization_config, whole=not trains_adapter), None
                 undo.enter_context(_temporarily(args, model_init_kwargs=None))  # used up
+            check_leftovers(model)
             if peft_config is not None:
                 check_targets(model, peft_config)
+            else:
+                check_trained(model, optimizers[0])
             if starts_from_reference and not trains_adapter:
                 ref_model = frozen_copy(model)
             reference = None
             if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
                 reference = fingerprint_of(ref_model, processing_class, args)
             self._unsharded_reference = ref_model
+            self._adapter_start: AdapterStart | None = None
+            trained_values: dict[str, Tensor] = {}
+            fresh = peft_config is not None
+            if is_peft_model(model):
+                whole, model, peft_config = model, model.get_base_model(), model.active_peft_config
+
+            def with_adapters(base: Any, config: Any, **options: Any) -> PeftModel:
+                """Called by TRL where it puts a fresh adapter on a model: what comes with adapters already is taken as it is."""
+                nonlocal reference
+                cached = args.reference == "cached" and ref_model is None
+                if fresh:
+                    of_base = fingerprint_of(base, processing_class, args) if cached else None
+                    policy, start = adapted(base, config, partial(get_peft_model, **options))
+                    check_trained(policy, optimizers[0])
+                else:
+                    of_base, policy, start = None, whole, continued(whole)
+                if ref_model is None:
+                    self._adapter_start = start
+                    if cached:
+                        reference = fingerprint_of(policy, processing_class, args) if start.adapters_on else of_base
+                trained_values.update(keep_trained_values(policy))
+                return policy
+
+            undo.enter_context(_temporarily(dpo_trainer, get_peft_model=with_adapters))
             # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
             if args.torch_compile:  # layers alone are compiled, below
@@ -152,7 +191,8 @@ class MPOTrainer(PairLoop):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        hold_adapters_in_float32(self.model)
+        restore_trained_values(self.model, trained_values)
+        self._check_start_can_be_kept()
         check_fit(self.model, processing_class)
         if args.sync_ref_model and not args.mixture().needs_reference:
             raise ValueError(f"sync_ref_model has no effect: none of the losses {args.loss_type} has a reference. Leave it out.")
@@ -160,9 +200,7 @@ class MPOTrainer(PairLoop):
         self.mixture = args.mixture().to(self.accelerator.device)
         if not self.mixture.needs_reference:
             self.ref_model = None
-        self._start_is_unchecked = (
-            starts_from_reference and self.mixture.needs_reference and not args.vision_drop_path  # it makes the policy another
-        )
+        self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
         self._start_loop()
         self._prepare_models(starts_from_reference)
         self.layout, reason = self._choose_layout(compute_metrics)
@@ -180,10 +218,21 @@ class MPOTrainer(PairLoop):
             )
         self._references: ReferenceCache | None = None
         if args.reference == "cached" and self.mixture.needs_reference:
-            policy = self.accelerator.unwrap_model(self.model)
-            self._open_references(reference or fingerprint_of(policy, processing_class, args))
-            del ref_model  # the last but the trainer's own
+            assert reference is not None
+            self._open_references(reference)
+            del ref_model, with_adapters  # the last but the trainer's own
             self._give_up_reference()
+
+    def _check_start_can_be_kept(self) -> None:
+        """Refuse shardings that an adapter's start values cannot be put back into."""
+        start, plugin = self._adapter_start, self.args.deepspeed_plugin
+        if start is None or not start.values:
+            return
+        if (plugin is not None and plugin.zero_stage == 3) or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
+            raise ValueError(
+                "The reference of an adapter that is trained further, of biases, and of PiSSA or OLoRA is the model with its start "
+                "values, which cannot be put back into weights sharded by ZeRO-3 or FSDP version 1. Use launch=fsdp2, zero2 or ddp."
+            )
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard the reference layer by layer under FSDP2; TRL would shard it as one piece and gather all of it at every use."""
@@ -197,7 +246,7 @@ class MPOTrainer(PairLoop):
         for model in (self.model, self.ref_model):
             if model is not None:
                 if self.args.disable_dropout:
-                    disable_dropout_outside_adapters(model)
+                    disable_dropout(model)
                 backbone = _base(self.accelerator.unwrap_model(model)).base_model
                 add_picking(backbone)
                 add_tile_order(backbone)
@@ -237,6 +286,7 @@ class MPOTrainer(PairLoop):
             "truncation_mode='keep_end' cuts prompts" if args.truncation_mode == "keep_end" and args.max_length else None,
             f"pad_to_multiple_of={args.pad_to_multiple_of} was asked for" if args.pad_to_multiple_of else None,
             "the router's loss counts every token of every answer's prompt" if self.aux_loss_enabled else None,
+            "neftune_noise_alpha scales its noise by the length of a row" if args.neftune_noise_alpha else None,
             *(why_not(model) for model in models),
         )
         reason = next((reason for reason in reasons if reason is not None), None)
@@ -304,6 +354,43 @@ class MPOTrainer(PairLoop):
         if self._references is not None:
             self._references.flush()
 
+    # --- Adapters on disk
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the model. An adapter whose initialization changed the base becomes a plain LoRA for the unchanged one."""
+        super()._save(output_dir, state_dict)
+        start = self._adapter_start
+        if start is not None and start.base_changed and self.args.should_save:
+            to_plain_lora(output_dir or self.args.output_dir, start.values, self._adapter_name())
+
+    def _load_adapter(self, folder: str) -> bool:
+        """Load a checkpoint that `_save` rewrote; False for all others."""
+        if self._adapter_start is None or not self._adapter_start.base_changed or not self._holds_whole_model():
+            return False
+        load_plain_lora(self.model, folder, self._adapter_name())
+        return True
+
+    def _adapter_name(self) -> str:
+        name: str = self.accelerator.unwrap_model(self.model).active_adapter
+        return name
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._adapter_start is not None and self.args.should_save:
+            self._adapter_start.save(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"))
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._adapter_start is not None:
+            changed = "the adapter's initialization changed the base by them" if self._adapter_start.base_changed else None
+            cached = "the cached reference log-probs are of those here" if self._references is not None else None
+            self._adapter_start.restore(resume_from_checkpoint, fixed=changed or cached)
+        if not self._load_adapter(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_adapter(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
     # --- Batches
 
     def _training_collator(self) -> Any:
@@ -364,15 +451,17 @@ class MPOTrainer(PairLoop):
         Returns:
             sums of the chosen and of the rejected answers, shape (pairs,), float32.
         """
-        adapter: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.ref_model is None and is_peft_model(self.model):
-            policy = self.accelerator.unwrap_model(self.model)
-            # A pretrained adapter that is trained on has its start kept under the name "ref".
-            adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+        start: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.ref_model is None and self._adapter_start is not None:
+            start = self._adapter_start.restored(self.accelerator.unwrap_model(self.model))
         checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         once = self._tower.playing() if self._tower is not None and same_pictures else contextlib.nullcontext()
-        whole = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
-        with torch.no_grad(), checkpointing_off, adapter, once, whole, self.accelerator.autocast():
+        with checkpointing_off, start, once:
+            return self._evaluated_sums(model, inputs)
+
+    def _evaluated_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Log-prob sums of a batch in evaluation mode, where nothing is random: a function of each record alone."""
+        with torch.no_grad(), eval_mode(model), self.accelerator.autocast():
             return self._answer_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
 
     def _reference_sums(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -438,8 +527,8 @@ class MPOTrainer(PairLoop):
         step_wide = mode == "train" and num_items_in_batch is not None
         counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", _pairs_in(inputs))
         pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
-        if self._start_is_unchecked and mode == "train" and counted:
-            self._check_start(pairs)
+        if self._start_is_unchecked and mode == "train":
+            self._check_start(inputs, pairs, counted)
         self.mixture.train(mode == "train" and counted > 0)
         mixed = self.mixture(pairs)
         if mode == "train" and not counted and self._shift is not None:
@@ -458,20 +547,28 @@ class MPOTrainer(PairLoop):
             of_model = {n: value for n, value in inputs.items() if n not in {*_NOT_FOR_THE_MODEL, "picked", "shift_labels"}}
             return loss * share, model(**of_model, use_cache=False)
 
-    def _check_start(self, pairs: PairLogps) -> None:
-        """A fresh run starts as its own reference: L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2. Say so if this one does not."""
+    def _check_start(self, inputs: dict[str, Any], pairs: PairLogps, counted: int) -> None:
+        """Stop a fresh run that does not start at its own reference: there L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2 for all ranks."""
         self._start_is_unchecked = False
-        if self.state.global_step > 0 or pairs.ref_chosen is None or _has_dropout(self.model):
+        if self.state.global_step > 0 or pairs.ref_chosen is None or pairs.ref_rejected is None:
             return
-        with torch.no_grad():
-            rewards = self.beta * torch.cat([pairs.chosen_logratio, pairs.rejected_logratio])
-            largest = rewards.abs().max().item()
-        if largest > 0.1:
-            logger.warning(
-                "At the first step the policy should give the same log-probs as its reference, but a reward is already "
-                f"{largest:.3f} (expected 0). Something differs between the two: randomness in the forward pass, an adapter "
-                "that does not start at zero, or reference log-probs of another model or template."
-            )
+        chosen, rejected = (sums[:counted] for sums in self._evaluated_sums(self.model, inputs))
+        apart = torch.stack([chosen - pairs.ref_chosen[:counted], rejected - pairs.ref_rejected[:counted]]).abs()
+        tokens = torch.stack([half[:counted] for half in inputs["scored"].lengths.chunk(2)]).clamp_min(1)
+        dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
+        rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
+        wrong = ~(apart <= rounding * tokens.sqrt())  # NaN is the guard's matter
+        wrong &= apart.isfinite()
+        if not self._over_ranks(wrong.sum().float()):
+            return
+        worst = int(torch.where(wrong, apart, 0).max(dim=0).values.argmax()) if counted else 0
+        largest = f"{apart.max().item():.3g} nats at {inputs['names'][worst]}" if wrong.any() else "another rank has the record"
+        cache = "" if self._references is None else f" or wrong values in {self._references.folder} (mpo cache verify, prune)"
+        raise ValueError(
+            "Before the first step the policy in evaluation mode and its reference must give the same log-probs, and they differ: "
+            f"{largest}. Causes: an adapter whose method does not start at the base model{cache}, or weights that changed after "
+            "the trainer was made. Fix the start, or pass the reference that is meant as ref_model."
+        )
 
     def _compare_with_padded_rows(self, records: list[Any], inputs: dict[str, Any]) -> None:
         """`verify_first_batch`: the same records in padded rows, under the model's usual attention."""
@@ -489,10 +586,6 @@ class MPOTrainer(PairLoop):
             )
         torch.clear_autocast_cache()  # weights that were cast here belong to a graph that is gone
         logger.warning(report)
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def _base(model: nn.Module) -> Any:

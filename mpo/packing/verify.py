@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpo.models.randomness import dropout_sites
+
 
 def compare(
     sums: Callable[[dict[str, Any]], Tensor],
@@ -45,13 +47,10 @@ def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
     (Not `model.eval()`, which would also turn gradient checkpointing off.)
 
     Args:
-        model: its modules' ``nn.Dropout`` and ``attention_dropout`` are set to 0.
+        model: its dropout probabilities (`mpo.models.randomness.dropout_sites`) are set to 0.
         device: where it runs.
     """
-    before: list[tuple[nn.Module, str, Any]] = []
-    for module in model.modules():
-        names = ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",)
-        before += [(module, name, getattr(module, name)) for name in names if isinstance(getattr(module, name, None), float)]
+    before = dropout_sites(model)
     devices = [] if device.type in ("cpu", "mps") else [device]  # the CPU's state is always kept
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         try:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from mpo.packing.keys import KEY_BYTES
 
-REFERENCE_ADAPTER = "ref"
-"""TRL's name for the copy of a pretrained adapter that training starts from."""
-
+FORMAT = "2"
+"""Raised when the same model would be given other log-probs, so that a cache of an earlier version is not read. 2: always in
+evaluation mode, with the values from before training."""
 _CHUNK_BYTES = 64 * 2**20
 _NOT_IN_FORWARD = {
     # Where a model was found and who wrote it.
@@ -38,8 +38,8 @@ _NOT_IN_FORWARD = {
     *("output_hidden_states", "output_attentions", "output_router_logits", "return_dict", "use_cache", "id2label", "label2id"),
     *("problem_type", "is_encoder_decoder", "bos_token_id", "eos_token_id", "pad_token_id", "chunk_size_feed_forward"),
     *("initializer_range", "initializer_factor"),
-    # Of an adapter: how it began, and where its base was.
-    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type", "init_lora_weights"),
+    # Of an adapter: where its base was.
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"),
     # Of a processor: what a call may override anyway, and parts that have their own hash.
     *("return_tensors", "device", "use_fast", "tokenizer", "chat_template", "special_tokens_map_file", "tokenizer_file"),
 }
@@ -95,20 +95,20 @@ def fingerprint(
     on train or eval mode or on the attention implementation (which changes the last bits only).
 
     Args:
-        model: the reference model. With adapters it is the model as the reference sees it: the base weights, with the adapter
-            named ``ref`` when there is one.
+        model: the reference model. Adapters in it, whether of a PeftModel or put into a plain model, are part of it.
         processing_class: a processor or tokenizer.
         compute_dtype: what the model computes in: autocast's dtype where that is on, else that of the weights.
         scoring: settings that decide which tokens are scored, as plain values: ``answer_end``, ``max_length``,
             ``truncation_mode``.
 
     Raises:
-        ValueError: when weights are sharded, not loaded, or merged with an adapter, or a setting has no plain value.
+        ValueError: when weights are sharded or not loaded, or a setting has no plain value.
     """
     base = _base_model(model)
     config = _plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
-    if isinstance(model, PeftModel) and REFERENCE_ADAPTER in model.peft_config:
-        config["adapter"] = _plain(model.peft_config[REFERENCE_ADAPTER].to_dict(), "the adapter's config")
+    adapters = _adapter_settings(model)
+    if adapters:
+        config["adapters"] = adapters
     images = _image_settings(processing_class)
     rules = _plain(dict(scoring or {}), "the scoring")
     template = _chat_template(processing_class)
@@ -120,11 +120,12 @@ def fingerprint(
         "chat template": _hash_settings({"template": template}),
         "image processor": _hash_settings(images),
         "scoring": _hash_settings(rules),
+        "format": FORMAT,
     }
     about = {
         "model": type(base).__name__,
         "name_or_path": str(getattr(base.config, "_name_or_path", "")),
-        "reference_adapter": "adapter" in config,
+        "reference_adapter": bool(adapters),
         "processing_class": type(processing_class).__name__,
         "chat_template": template,
     }
@@ -157,38 +158,42 @@ def _hash_tensor(tensor: Tensor) -> str:
 
 
 def _reference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names, as the model has them without adapters, and tensors of all that the reference's forward reads."""
-    base = _base_model(model)
-    for name, parameter in base.named_parameters():
+    """Names and tensors of all that the reference's forward reads, those of adapters included."""
+    for name, parameter in model.named_parameters():
         if hasattr(parameter, "placements") or (hasattr(parameter, "ds_id") and parameter.numel() == 0):
             raise ValueError(
                 f"The weights are sharded ({name}). Take the fingerprint before the model is prepared for FSDP or ZeRO-3."
             )
         if parameter.device.type == "meta":
             raise ValueError(f"The weight {name} is not loaded (it is on the meta device). Load the model without offloading.")
-    adapters = tuple(_adapter_prefixes(base))
     # The state dict also holds what quantized layers (bitsandbytes) keep beside their weights: scales and code books.
     # Buffers outside of it (rotary frequencies) are rebuilt at loading, yet a cast to bfloat16 and back ruins them for good.
-    tensors = dict(base.named_buffers())
-    tensors.update((name, value) for name, value in base.state_dict().items() if isinstance(value, Tensor))
+    tensors = dict(model.named_buffers())
+    tensors.update((name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor))
     for name, tensor in tensors.items():
         if name.endswith("inv_freq") and name.removesuffix("inv_freq") + "original_inv_freq" in tensors:
             continue  # dynamic rotary embeddings rewrite it with the length of what they see
-        prefix = next((prefix for prefix in adapters if name.startswith(prefix)), None)
-        if prefix is None or name.removeprefix(prefix).split(".")[0] == REFERENCE_ADAPTER:
-            yield ".".join(word for word in name.split(".") if word not in ("base_layer", "original_module", "_orig_mod")), tensor
+        yield name.replace("_orig_mod.", ""), tensor
 
 
-def _adapter_prefixes(base: nn.Module) -> Iterator[str]:
-    """What the names of adapter weights begin with; the adapter's own name comes next."""
-    for name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            if module.merged:
-                raise ValueError(f"An adapter is merged into {name}, so the reference's weights are gone. Unmerge it first.")
-            attributes = {*module.adapter_layer_names, *getattr(module, "other_param_names", ())}
-            yield from (f"{name}.{attribute}." for attribute in attributes)
-        elif isinstance(module, AuxiliaryTrainingWrapper):
-            yield f"{name}.modules_to_save."
+_OF_MODULES = {*vars(nn.Module()), "training"}
+
+
+def _adapter_settings(model: nn.Module) -> dict[str, Any]:
+    """What adapters are set to besides their tensors: scales, which of them are active, switched off or merged."""
+
+    def plain(value: Any) -> Any:
+        return _hash_tensor(value) if isinstance(value, Tensor) else type(value).__name__
+
+    settings: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            own = {key: value for key, value in vars(module).items() if key not in _OF_MODULES and not key.startswith("_cache")}
+            settings[name] = _hash_settings(json.loads(json.dumps(own, default=plain, skipkeys=True)))
+    if isinstance(model, PeftModel):
+        learned = {name: config.to_dict() for name, config in model.peft_config.items() if config.is_prompt_learning}
+        settings |= {name: _plain(config, f"the adapter {name}'s config") for name, config in learned.items()}
+    return settings
 
 
 def _hash_tokenizer(tokenizer: Any) -> str:

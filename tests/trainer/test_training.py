@@ -72,11 +72,11 @@ def test_step_zero_identity(processor, internvl, tmp_path, caplog):
     assert "policy should give the same log-probs" not in caplog.text
 
 
-def test_a_start_that_is_not_the_reference_is_told(processor, internvl, tmp_path, caplog):
+def test_a_start_that_is_not_the_reference_stops_the_run(processor, internvl, tmp_path):
     trainer = build(tmp_path, internvl, processor, picture_pairs(4), max_steps=1)
     perturbed(trainer.model, scale=1.0)
-    trainer.train()
-    assert "policy should give the same log-probs" in caplog.text
+    with pytest.raises(ValueError, match="reference must give the same log-probs"):
+        trainer.train()
 
 
 def test_full_fine_tuning_keeps_a_copy_of_the_start(processor, internvl, tmp_path):
@@ -163,8 +163,8 @@ def test_a_pretrained_adapter_is_its_own_reference(processor, internvl, tmp_path
     adapted = perturbed(get_peft_model(internvl, LORA))
     trainer = build(tmp_path, adapted, processor, picture_pairs(4), max_steps=2)
     trainer.train()
-    assert abs(trainer.state.log_history[0]["loss/sigmoid"] - 0.693147) < 0.05
-    assert "ref" in trainer.model.peft_config
+    assert trainer.state.log_history[0]["rewards/chosen"] != 0  # its own dropout
+    assert set(trainer.model.peft_config) == {"default"}
 
 
 def test_reference_free_losses_hold_no_reference(processor, internvl, tmp_path):

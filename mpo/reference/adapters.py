@@ -1,0 +1,265 @@
+"""The reference of a run with adapters: the model in training, with the values from before its first step.
+
+A fresh adapter begins at its base, so the reference is the base: adapters are switched off, and what is trained outside of them
+(biases with ``bias="all"``) has its start values. An adapter that is trained further, or whose initialization changes the base
+weights (PiSSA, OLoRA), stays on, and everything trained has its start values. Neither depends on an adapter's method or name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftMixedModel, PeftModel, PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from trl.trainer.utils import use_adapter
+
+START_FILE = "reference_start.safetensors"
+"""File of a checkpoint: the start values that the reference needs."""
+
+_METHODS = {
+    PeftType.ADALORA: "its ranks are set by a schedule (update_and_allocate) that this training loop does not run; use LoRA",
+    PeftType.XLORA: "it mixes finished adapters by a router instead of starting at the base; use LoRA",
+    PeftType.POLY: "its forward needs task_ids, which preference records do not have; use LoRA",
+}
+_INITS = {
+    "loftq": "it replaces the base by a quantized copy that the adapter's folder does not hold; use True, or peft=qlora",
+    "eva": "it is computed from data (peft.initialize_lora_eva_weights); make the PeftModel so and pass it as the model",
+    "corda": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use pissa or True",
+    "lora_ga": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use pissa or True",
+}
+
+
+class AdapterStart:
+    """Start values of what a run with adapters trains, and how to compute with them.
+
+    Args:
+        model: with its adapters, before training and before it is sharded.
+        names: of the trained parameters that the reference reads.
+        adapters_on: the reference has the adapters, with their start values; otherwise they are switched off.
+        base_changed: the adapter's initialization changed the base weights (PiSSA, OLoRA).
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], *, adapters_on: bool, base_changed: bool = False) -> None:
+        wanted = set(names)
+        self.adapters_on, self.base_changed = adapters_on, base_changed
+        self.values = {name: p.detach().clone() for name, p in model.named_parameters() if name in wanted}
+        self._local: dict[str, Tensor] = {}
+
+    @contextlib.contextmanager
+    def restored(self, model: PeftModel) -> Iterator[None]:
+        """Within it `model` computes as at the start; afterwards it is as before, bit by bit.
+
+        A graph of an earlier forward pass stays valid: the values that its backward pass needs are back by then.
+
+        Args:
+            model: without the wrappers of accelerate; may be sharded by FSDP2.
+        """
+        with contextlib.nullcontext() if self.adapters_on else use_adapter(model, None):
+            self._exchange(model)
+            try:
+                yield
+            finally:
+                self._exchange(model)
+
+    def _exchange(self, model: PeftModel) -> None:
+        """Exchange the values in the model with those held here."""
+        if not self.values:
+            return
+        torch.clear_autocast_cache()  # it may hold 16-bit copies of the values that are about to change
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a gathered copy would keep the other values
+        parameters = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+        for name in self.values:
+            parameter = parameters[name]
+            data = parameter.data.to_local() if isinstance(parameter.data, DTensor) else parameter.data
+            held = self._held(name, parameter.data, data)
+            now = data.clone()
+            data.copy_(held)
+            held.copy_(now)
+
+    def _held(self, name: str, whole: Tensor, data: Tensor) -> Tensor:
+        """This rank's part of a start value, on the parameter's device and in its dtype."""
+        held = self._local.get(name)
+        if held is None or held.shape != data.shape or held.device != data.device or held.dtype != data.dtype:
+            start = self.values[name].to(device=data.device, dtype=data.dtype)
+            if isinstance(whole, DTensor):
+                held = distribute_tensor(start, whole.device_mesh, whole.placements).to_local().clone()
+            else:
+                held = self.values[name] = start
+            self._local[name] = held
+        return held
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the start values into a checkpoint."""
+        if self.values:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_file({name: value.contiguous().cpu() for name, value in self.values.items()}, Path(folder, START_FILE))
+
+    def restore(self, folder: str | os.PathLike[str], *, fixed: str | None = None) -> None:
+        """Take the start values of the run that wrote a checkpoint.
+
+        Args:
+            folder: of the checkpoint.
+            fixed: why values that differ from those here cannot be taken, or None.
+
+        Raises:
+            ValueError: when the checkpoint has none, or of other parameters, or other values that cannot be taken.
+        """
+        if not self.values:
+            return
+        path = Path(folder, START_FILE)
+        saved = load_file(path) if path.exists() else {}
+        if saved.keys() != self.values.keys():
+            raise ValueError(
+                f"{path} does not hold the start values of this run's {len(self.values)} trained tensors, so the reference is "
+                "unknown. Resume with the adapter that the run started with, or pass the folder's adapter to a new run."
+            )
+        for name, value in saved.items():
+            now = self.values[name]
+            if fixed is not None and not torch.equal(value.to(now), now):
+                raise ValueError(
+                    f"The run that wrote {folder} started from another {name}; {fixed}. Make the model as that run did (same base, "
+                    "same adapter, same seed)."
+                )
+            self.values[name] = value.to(now)
+        self._local.clear()
+
+
+def adapted(
+    model: nn.Module, config: PeftConfig, wrap: Callable[[nn.Module, PeftConfig], PeftModel]
+) -> tuple[PeftModel, AdapterStart]:
+    """Put a fresh adapter on a model, and tell what its reference needs.
+
+    Args:
+        model: without adapters.
+        config: of the adapter.
+        wrap: peft's `get_peft_model`, or what calls it.
+
+    Raises:
+        ValueError: for a method whose start is not the base model; it is named.
+    """
+    check_method(config, fresh=True)
+    before = {id(parameter): _checksum(parameter) for parameter in model.parameters()}
+    with_adapter = wrap(model, config)
+    check_head(with_adapter)
+    parameters = dict(with_adapter.named_parameters())
+    same = sum(before.get(id(parameter)) == _checksum(parameter) for parameter in parameters.values() if id(parameter) in before)
+    changed = same < len(before)
+    names = [name for name, p in parameters.items() if p.requires_grad and (changed or id(p) in before)]
+    if config.peft_type == PeftType.LORA and config.bias != "none":
+        # Switched off they are trained biases still; here these have their start values.
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias configured to be")
+    return with_adapter, AdapterStart(with_adapter, names, adapters_on=changed, base_changed=changed)
+
+
+def continued(model: PeftModel) -> AdapterStart:
+    """What the reference needs of a model that comes with adapters: it as it is now.
+
+    Raises:
+        ValueError: for adapters that cannot be trained further, or whose start would be another one; they are named.
+    """
+    if isinstance(model, PeftMixedModel):
+        raise ValueError("A PeftMixedModel cannot be saved. Pass a PeftModel.")
+    if "ref" in model.peft_config:
+        raise ValueError(
+            "The model has an adapter named 'ref', TRL's name for a reference, but the reference is the model as it is passed. For "
+            "another one pass a ref_model; otherwise call model.delete_adapter('ref')."
+        )
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and module.merged:
+            raise ValueError("An adapter is merged into the model, so it would not be trained. Call model.unmerge_adapter() first.")
+    for name in model.active_adapters:
+        check_method(model.peft_config[name], fresh=False)
+    check_head(model)
+    return AdapterStart(model, [name for name, p in model.named_parameters() if p.requires_grad], adapters_on=True)
+
+
+def check_method(config: PeftConfig, *, fresh: bool) -> None:
+    """Refuse adapters that have no exact reference or no folder that gives the trained model.
+
+    Args:
+        config: of the adapter.
+        fresh: it is made now, rather than trained further.
+
+    Raises:
+        ValueError: naming the method or the initialization, and what to use.
+    """
+    method = getattr(config.peft_type, "value", config.peft_type)
+    if config.peft_type in _METHODS:
+        raise ValueError(f"{method} adapters cannot be trained here: {_METHODS[config.peft_type]}.")
+    init = str(getattr(config, "init_lora_weights", "")).lower()
+    if init in _INITS and (fresh or init != "eva"):
+        raise ValueError(f"init_lora_weights={init!r} cannot be trained here: {_INITS[init]}.")
+    if not fresh:
+        if init.startswith("pissa_niter"):
+            raise ValueError(
+                f"init_lora_weights={init!r} draws the adapter's start at random whenever it is loaded, so the saved folder would "
+                "not give the trained model. Pass the base model and the LoraConfig as peft_config, which saves a plain LoRA."
+            )
+        return
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"{method} puts virtual tokens before the prompt, so the policy would not start at its reference, the base model. Use "
+            "LoRA, or train a PeftModel with finished virtual tokens further."
+        )
+    for name, value in vars(config).items():
+        if name.startswith("init") and name.endswith("weights") and value is False:
+            raise ValueError(
+                f"{name}=False starts the {method} adapter at random, so the policy would not start at its reference, the base "
+                f"model. Set {name}=True."
+            )
+
+
+def check_head(model: PeftModel) -> None:
+    """Refuse adapters of the output head: the loss reads its weight directly, without them.
+
+    Raises:
+        ValueError: naming the setting that put one there.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        raise ValueError(
+            "trainable_token_indices reaches the output head, which is tied to the embeddings or named itself, and the loss reads "
+            "the head's weight without them. Use modules_to_save=['embed_tokens', 'lm_head'] to train both as a whole."
+        )
+    if isinstance(head, BaseTunerLayer):
+        tied = any(getattr(config, "ensure_weight_tying", False) for config in model.peft_config.values())
+        setting = "ensure_weight_tying=True puts the embeddings' adapter on" if tied else "target_modules puts an adapter on"
+        cure = "Leave it out" if tied else "Take the head out of target_modules"
+        raise ValueError(
+            f"{setting} the output head, and the loss reads the head's weight without it. {cure}; modules_to_save=['lm_head'] "
+            "trains the head as a whole."
+        )
+
+
+def has_tuner_layers(model: nn.Module) -> bool:
+    """Whether adapters were put into a model."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name without what activation checkpointing and compilation put into it."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def _checksum(tensor: Tensor) -> Any:
+    """A checksum of a tensor's bits, on its device."""
+    data = tensor.detach()
+    if data.is_meta or data.numel() == 0 or isinstance(data, DTensor):
+        return tuple(data.shape)
+    bits = data.contiguous().view(-1).view(torch.uint8)
+    words = bits[: len(bits) // 8 * 8].view(torch.int64)
+    parts = [torch.hash_tensor(words)] if len(words) else []
+    return tuple(data.shape), *(int(part.view(torch.int64)) for part in parts), bits[len(words) * 8 :].tolist()

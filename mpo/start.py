@@ -172,10 +172,11 @@ def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> 
         raise ValueError(f"Nothing of this {type(model).__name__} would be trained; {cause}.")
     if optimizer is not None:
         given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if missing := len(given - {id(parameter) for parameter in model.parameters()}):
+        missing = len(given - {id(parameter) for parameter in model.parameters()})
+        if missing or not given & trained:
             raise ValueError(
-                f"{missing} of the optimizer's {len(given)} parameters are not of this model, so they would not be trained. Make "
-                "the optimizer from the model that is passed (a peft_config adds parameters: pass the PeftModel instead)."
+                f"Of the optimizer's {len(given)} parameters {missing} are not of this model and {len(given & trained)} are "
+                "trained. Make the optimizer from the model that is passed (a peft_config adds parameters: pass the PeftModel instead)."
             )
     if is_peft_model(model):
         _check_added_rows(model)

@@ -37,7 +37,6 @@ from mpo.models.fit import check_fit, check_targets
 from mpo.models.learning_rates import split_groups
 from mpo.models.liger import use_liger_layers
 from mpo.models.randomness import disable_dropout, eval_mode
-from mpo.models.residual import load_plain_lora, to_plain_lora
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
@@ -354,25 +353,7 @@ class MPOTrainer(PairLoop):
         if self._references is not None:
             self._references.flush()
 
-    # --- Adapters on disk
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model. An adapter whose initialization changed the base becomes a plain LoRA for the unchanged one."""
-        super()._save(output_dir, state_dict)
-        start = self._adapter_start
-        if start is not None and start.base_changed and self.args.should_save:
-            to_plain_lora(output_dir or self.args.output_dir, start.values, self._adapter_name())
-
-    def _load_adapter(self, folder: str) -> bool:
-        """Load a checkpoint that `_save` rewrote; False for all others."""
-        if self._adapter_start is None or not self._adapter_start.base_changed or not self._holds_whole_model():
-            return False
-        load_plain_lora(self.model, folder, self._adapter_name())
-        return True
-
-    def _adapter_name(self) -> str:
-        name: str = self.accelerator.unwrap_model(self.model).active_adapter
-        return name
+    # --- Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._adapter_start is not None and self.args.should_save:
@@ -384,12 +365,7 @@ class MPOTrainer(PairLoop):
             changed = "the adapter's initialization changed the base by them" if self._adapter_start.base_changed else None
             cached = "the cached reference log-probs are of those here" if self._references is not None else None
             self._adapter_start.restore(resume_from_checkpoint, fixed=changed or cached)
-        if not self._load_adapter(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_adapter(self.state.best_model_checkpoint):
-            super()._load_best_model()
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # --- Batches
 

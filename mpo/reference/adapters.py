@@ -35,8 +35,8 @@ _METHODS = {
 _INITS = {
     "loftq": "it replaces the base by a quantized copy that the adapter's folder does not hold; use True, or peft=qlora",
     "eva": "it is computed from data (peft.initialize_lora_eva_weights); make the PeftModel so and pass it as the model",
-    "corda": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use pissa or True",
-    "lora_ga": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use pissa or True",
+    "corda": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use 'pissa' or True",
+    "lora_ga": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use 'pissa' or True",
 }
 
 
@@ -202,12 +202,12 @@ def check_method(config: PeftConfig, *, fresh: bool) -> None:
     init = str(getattr(config, "init_lora_weights", "")).lower()
     if init in _INITS and (fresh or init != "eva"):
         raise ValueError(f"init_lora_weights={init!r} cannot be trained here: {_INITS[init]}.")
+    if init.startswith("pissa_niter"):
+        raise ValueError(
+            f"init_lora_weights={init!r} decomposes the base at random whenever the adapter is loaded, so its folder would not "
+            "give the trained model. Use 'pissa', which is exact."
+        )
     if not fresh:
-        if init.startswith("pissa_niter"):
-            raise ValueError(
-                f"init_lora_weights={init!r} draws the adapter's start at random whenever it is loaded, so the saved folder would "
-                "not give the trained model. Pass the base model and the LoraConfig as peft_config, which saves a plain LoRA."
-            )
         return
     if config.is_prompt_learning:
         raise ValueError(

@@ -176,7 +176,7 @@ def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> 
         if missing or not given & trained:
             raise ValueError(
                 f"Of the optimizer's {len(given)} parameters {missing} are not of this model and {len(given & trained)} are "
-                "trained. Make the optimizer from the model that is passed (a peft_config adds parameters: pass the PeftModel instead)."
+                "trained. Make the optimizer from the model that is passed (a peft_config adds parameters: pass a PeftModel)."
             )
     if is_peft_model(model):
         _check_added_rows(model)

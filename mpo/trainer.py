@@ -200,6 +200,7 @@ class MPOTrainer(PairLoop):
         if not self.mixture.needs_reference:
             self.ref_model = None
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
+        self._is_cast = False
         self._start_loop()
         self._prepare_models(starts_from_reference)
         self.layout, reason = self._choose_layout(compute_metrics)
@@ -254,6 +255,7 @@ class MPOTrainer(PairLoop):
                 if self.args.torch_compile:
                     compile_layers(model, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         # The tower of a reference that is the policy's own start sees what the policy's tower sees.
+        DropPath.remove_from(self.model)
         self._drop_path = DropPath(self.model, self.args.vision_drop_path) if self.args.vision_drop_path else None
         self._tower_is_shared = starts_from_reference
         self._tower = None
@@ -352,6 +354,27 @@ class MPOTrainer(PairLoop):
     def _flush_references(self) -> None:
         if self._references is not None:
             self._references.flush()
+
+    # --- Training after evaluation
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; see `PairLoop.evaluation_loop`."""
+        self._is_cast |= (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
+        return super().evaluation_loop(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `PairLoop.train`.
+
+        Raises:
+            ValueError: also when an earlier evaluation has rounded the weights.
+        """
+        if self._is_cast:
+            name = "bf16_full_eval" if self.args.bf16_full_eval else "fp16_full_eval"
+            raise ValueError(
+                f"{name}=True has cast the model's weights to 16 bits when it was evaluated, and training would go on from the "
+                f"rounded ones. Make a new trainer from the model as it was, or leave {name} out."
+            )
+        return super().train(*args, **kwargs)
 
     # --- Checkpoints
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from support import TEXTS, mixed_pairs, picture, picture_pairs, text_pairs
 from transformers import TrainerCallback
 
@@ -35,6 +35,8 @@ def small_run(
     lora_dropout=0.1,
     frozen_tower=False,
     lora_targets=None,
+    lora_bias="none",
+    continued=False,
     checkpoint=None,
     samples=None,
     bad=(),
@@ -44,6 +46,7 @@ def small_run(
     """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures) or mixed (every other record has one).
 
     The pictures at the places `bad` do not decode, in training and in evaluation; `augment` is of all records.
+    With `continued`, the model comes with an adapter that is trained further.
     A `checkpoint` is loaded behind the configuration, as a job does it: ZeRO-3 then holds it in pieces from the start.
     """
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
@@ -52,6 +55,7 @@ def small_run(
     adapter = copy.deepcopy(LORA)
     adapter.lora_dropout = lora_dropout
     adapter.target_modules = lora_targets or adapter.target_modules
+    adapter.bias = lora_bias
     dataset = make(pairs)
     dataset = dataset.add_column("id", [f"pair-{i}" for i in range(pairs)])
     dataset = with_bad_pictures(dataset, bad) if bad else dataset
@@ -75,6 +79,10 @@ def small_run(
     if checkpoint is not None:
         model = load_internvl(str(checkpoint))
     model.model.vision_tower.requires_grad_(not frozen_tower)
+    if continued:
+        torch.manual_seed(5)
+        adapter.init_lora_weights = False  # it begins elsewhere than the base, as a trained one does
+        model = get_peft_model(model, adapter)
     return MPOTrainer(
         model=model,
         ref_model=ref_model,
@@ -82,7 +90,7 @@ def small_run(
         train_dataset=dataset.to_iterable_dataset() if stream else dataset,
         eval_dataset=evaluated,
         processing_class=processor,
-        peft_config=adapter if kind == "lora" else None,
+        peft_config=adapter if kind == "lora" and not continued else None,
         callbacks=list(callbacks),
     )
 

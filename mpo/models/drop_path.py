@@ -33,15 +33,17 @@ class DropPath:
             raise ValueError(f"vision_drop_path={rate} needs InternVL's vision tower; {type(model).__name__} has none.")
         if not any(parameter.requires_grad for parameter in tower.parameters()):
             raise ValueError(f"vision_drop_path={rate} is for a vision tower that is trained; this one is frozen. Leave it out.")
+        self.remove_from(model)
         self._on = True
-        self._hooks = []
+        hooks = tower.drop_path_hooks = []
         for layer, share in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
             if share > 0:
-                self._hooks += [branch.register_forward_hook(self._dropping(share)) for branch in (layer.attention, layer.mlp)]
+                hooks += [branch.register_forward_hook(self._dropping(share)) for branch in (layer.attention, layer.mlp)]
 
-    def remove(self) -> None:
-        """Take it off the model again."""
-        for hook in self._hooks:
+    @staticmethod
+    def remove_from(model: nn.Module) -> None:
+        """Take it off a model again, also that of an earlier trainer."""
+        for hook in vars(find_tower(model) or model).pop("drop_path_hooks", ()):
             hook.remove()
 
     def _dropping(self, share: float) -> Any:

@@ -17,11 +17,16 @@ Site = tuple[nn.Module, str, float]
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Within it every module of `model` is in evaluation mode: no dropout, NEFTune noise or drop path. Then each is as before.
 
+    Layers of bitsandbytes, which are never random, are in training mode: on a CPU they would be packed for inference, for good.
+
     Args:
         model: may be wrapped, sharded or have adapters.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    for module, _ in modes:
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.training = True
     try:
         yield
     finally:

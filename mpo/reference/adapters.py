@@ -66,25 +66,27 @@ class AdapterStart:
             model: without the wrappers of accelerate; may be sharded by FSDP2.
         """
         with contextlib.nullcontext() if self.adapters_on else use_adapter(model, None):
+            if not self.values:
+                yield
+                return
+            # What is gathered stays so: a backward pass may need it. What is not may be afterwards, with the other values.
+            sharded = [module for module in model.modules() if isinstance(module, FSDPModule) and _is_sharded(module)]
             self._exchange(model)
             try:
                 yield
             finally:
+                for module in sharded:
+                    module.reshard()
                 self._exchange(model)
 
     def _exchange(self, model: PeftModel) -> None:
         """Exchange the values in the model with those held here."""
-        if not self.values:
-            return
         torch.clear_autocast_cache()  # it may hold 16-bit copies of the values that are about to change
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # a gathered copy would keep the other values
-        parameters = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+        parameters = {_plain_name(name): parameter.data for name, parameter in model.named_parameters()}
         for name in self.values:
-            parameter = parameters[name]
-            data = parameter.data.to_local() if isinstance(parameter.data, DTensor) else parameter.data
-            held = self._held(name, parameter.data, data)
+            whole = parameters[name]
+            data = whole.to_local() if isinstance(whole, DTensor) else whole
+            held = self._held(name, whole, data)
             now = data.clone()
             data.copy_(held)
             held.copy_(now)
@@ -92,12 +94,12 @@ class AdapterStart:
     def _held(self, name: str, whole: Tensor, data: Tensor) -> Tensor:
         """This rank's part of a start value, on the parameter's device and in its dtype."""
         held = self._local.get(name)
-        if held is None or held.shape != data.shape or held.device != data.device or held.dtype != data.dtype:
-            start = self.values[name].to(device=data.device, dtype=data.dtype)
+        if held is None or (held.shape, held.device, held.dtype) != (data.shape, data.device, data.dtype):
+            held = self.values[name].to(device=data.device, dtype=data.dtype)
             if isinstance(whole, DTensor):
-                held = distribute_tensor(start, whole.device_mesh, whole.placements).to_local().clone()
-            else:
-                held = self.values[name] = start
+                held = distribute_tensor(held, whole.device_mesh, whole.placements).to_local().clone()
+            elif held.dtype == self.values[name].dtype:
+                self.values[name] = held  # one copy
             self._local[name] = held
         return held
 
@@ -247,6 +249,18 @@ def check_head(model: PeftModel) -> None:
 def has_tuner_layers(model: nn.Module) -> bool:
     """Whether adapters were put into a model."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether what an FSDPModule shards itself, not the ones inside it, is sharded now rather than gathered."""
+    return any(isinstance(parameter, DTensor) for parameter in _own_parameters(module))
+
+
+def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    yield from module.parameters(recurse=False)
+    for child in module.children():
+        if not isinstance(child, FSDPModule):
+            yield from _own_parameters(child)
 
 
 def _plain_name(name: str) -> str:

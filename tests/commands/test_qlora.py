@@ -7,11 +7,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from small_runs import KillAt, difference, in_fork, write_job
 from support import picture_pairs
 
+from mpo import MPOConfig, MPOTrainer
 from mpo.commands import main
 from mpo.commands.train import settable
 from mpo.job import TrainJob, run_train_job
@@ -87,3 +88,29 @@ def test_killed_and_run_again_it_ends_the_same(settings, tmp_path, capsys, recor
     assert losses(straight) == losses(killed)
     deltas = [json.loads((folder / "checkpoint-6" / "mpo_state.json").read_text())["reward_shift"] for folder in (straight, killed)]
     assert deltas[0] == deltas[1] and deltas[0]["total"] != 0
+
+
+def test_an_adapter_that_is_trained_further_starts_where_it_was(settings, tmp_path):
+    """Its float32 values are not rounded on the way into the trainer, so that its reference is the folder's adapter, exactly."""
+    asked = job(settings, tmp_path / "run")
+    loading = {k: v for k, v in asked.model.items() if k != "_target_"} | {"quantization_config": asked.quantization()}
+    base = load_model(**loading)
+    torch.manual_seed(0)
+    begun = get_peft_model(
+        base.model, LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
+    )
+    begun.save_pretrained(tmp_path / "begun")
+    policy = PeftModel.from_pretrained(load_model(**loading).model, tmp_path / "begun", is_trainable=True)
+    args = MPOConfig(
+        str(tmp_path / "on"), use_cpu=True, bf16=False, report_to="none", max_steps=2, learning_rate=1e-2, warmup_steps=0
+    )
+    args.per_device_train_batch_size = 2
+    trainer = MPOTrainer(model=policy, args=args, train_dataset=picture_pairs(4), processing_class=base.processor)
+    saved = load_file(tmp_path / "begun" / "adapter_model.safetensors")
+    held = get_peft_model_state_dict(trainer.model)
+    assert held.keys() == saved.keys() and all(torch.equal(held[name], saved[name]) for name in saved)
+    batch = trainer.data_collator(picture_pairs(2).to_list())
+    before = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
+    trainer.train()
+    assert not all(torch.equal(value, saved[name]) for name, value in get_peft_model_state_dict(trainer.model).items())
+    assert torch.equal(torch.cat(trainer.compute_ref_log_probs(trainer.model, batch)), before)

@@ -47,7 +47,7 @@ def test_it_can_be_switched_off_and_removed(model):
         whole = tower(tiles).last_hidden_state
         assert torch.equal(tower(tiles).last_hidden_state, whole)
     assert not torch.equal(tower(tiles).last_hidden_state, whole)
-    drop.remove()
+    drop.remove_from(model)
     assert torch.equal(tower(tiles).last_hidden_state, whole)
 
 

@@ -19,6 +19,8 @@ KINDS = {
     "checkpointing": {"gradient_checkpointing": True},
     "padded": {"rows": "padded"},
     "lora": {"kind": "lora", "lora_dropout": 0.0},
+    "biases": {"kind": "lora", "lora_dropout": 0.0, "lora_bias": "all"},
+    "continued": {"kind": "lora", "lora_dropout": 0.0, "continued": True},
     # Twelve pairs: every step has a picture somewhere. Without any, one process has no gradient for the tower and leaves it alone,
     # and several have a zero gradient, with which AdamW goes on.
     "pictures on some ranks": {"kind": "mixed", "pairs": 12},
@@ -27,7 +29,8 @@ KINDS = {
     "token budget": {"batching": "tokens", "max_tokens_per_batch": 200},
 }
 CACHED = ("full", "lora")
-RESUMED = ("full", "lora")
+RESUMED = ("full", "lora", "biases")
+MOVED = ("biases", "continued")  # whose reference needs start values
 SAVED = {"save_strategy": "steps", "save_steps": 3}
 EVALUATED = {"eval_pairs": 5, "per_device_eval_batch_size": 2}
 
@@ -49,6 +52,7 @@ def two_ranks(tmp_path_factory) -> Path:
             }
             for name in CACHED
         }
+        | {f"{kind}, far": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], "learning_rate": 1e-3} for kind in MOVED}
         | {"evaluated": {**STEP, **TWO_RANKS, **SHARDED, **EVALUATED, "kind": "mixed", "pairs": 12}}
         | {f"{kind}, saved": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], **SAVED} for kind in RESUMED}
         | {
@@ -86,6 +90,17 @@ def test_sharded_weights_are_those_of_one_process(two_ranks, tmp_path, kind, rec
     difference = apart(end["weights"], sharded["weights"])
     record_property("difference", (f"FSDP2, {kind}", difference))
     assert difference < 1e-6
+
+
+@pytest.mark.parametrize("kind", MOVED)
+def test_the_reference_of_a_sharded_adapter_stays_the_start(two_ranks, tmp_path, kind):
+    """Rewards after four steps at a high rate, which a reference that moves along would keep at 0."""
+    end = one_process(tmp_path, {**STEP, **ONE_PROCESS, **KINDS[kind], "learning_rate": 1e-3})
+    sharded = torch.load(two_ranks / f"{kind}, far.pt")
+    for name in ("rewards/chosen", "rewards/rejected"):
+        here, there = ([log[name] for log in run["logs"] if name in log] for run in (end, sharded))
+        assert here == pytest.approx(there, abs=1e-4)
+        assert abs(here[-1]) > 1e-3
 
 
 def test_evaluation_of_sharded_weights(two_ranks, tmp_path):

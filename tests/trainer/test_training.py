@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, VeraConfig
 from support import perturbed, picture_pairs, text_pairs
 from transformers import TrainerCallback
 
@@ -155,6 +155,37 @@ def test_disable_dropout_spares_adapters(processor, internvl, tmp_path):
     rates = {m.p for n, m in trainer.model.named_modules() if "lora_dropout" in n and isinstance(m, torch.nn.Dropout)}
     assert rates == {0.1}
     assert trainer.args.disable_dropout
+
+
+def test_disable_dropout_reaches_what_modules_hold_as_numbers(processor, internvl, tmp_path):
+    for module in internvl.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
+    trainer = build(
+        tmp_path, internvl, processor, picture_pairs(4), peft_config=VeraConfig(vera_dropout=0.2, target_modules=["q_proj"])
+    )
+    assert {m.attention_dropout for m in trainer.model.modules() if hasattr(m, "attention_dropout")} == {0.0}
+    assert {m.p for n, m in trainer.model.named_modules() if "vera_dropout" in n and isinstance(m, torch.nn.Dropout)} == {0.2}
+    assert trainer.layout == "packed"
+
+
+@pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])
+def test_weights_that_an_evaluation_has_rounded_are_not_trained(processor, internvl, tmp_path, name):
+    trainer = build(tmp_path, internvl, processor, picture_pairs(4), eval_dataset=picture_pairs(2), max_steps=1, **{name: True})
+    trainer.train()
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    trainer.evaluate()
+    with pytest.raises(ValueError, match=f"{name}=True"):
+        trainer.train()
+
+
+def test_drop_path_of_an_earlier_trainer_is_gone(processor, internvl, tmp_path):
+    """The same model object: once with 0.4, then with 0.2, then without."""
+    counts = []
+    for rate in (0.4, 0.2, 0.0):
+        trainer = build(tmp_path, internvl, processor, picture_pairs(4), vision_drop_path=rate)
+        counts.append(sum(len(module._forward_hooks) for module in trainer.model.model.vision_tower.modules()))
+    assert counts[0] == counts[1] == counts[2] + 2
 
 
 def test_a_pretrained_adapter_is_its_own_reference(processor, internvl, tmp_path):

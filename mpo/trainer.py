@@ -3,7 +3,8 @@
 This file and `mpo.loop` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0 and
 transformers 5.17.0 and 5.23.0; here: `trl.trainer.dpo_trainer.get_peft_model`, `DPOTrainer._prepare_dataset`,
 `_set_signature_columns_if_needed`, `aux_loss_enabled`, `ld_alpha`, `use_weighting`,
-`disable_gradient_checkpointing`, `Accelerator._models`, `TrainingArguments._n_gpu`.
+`disable_gradient_checkpointing`, `Accelerator._models`, `TrainingArguments._n_gpu`,
+`Trainer.neftune_hook_handle`.
 """
 
 import contextlib
@@ -374,7 +375,11 @@ class MPOTrainer(PairLoop):
                 f"{name}=True has cast the model's weights to 16 bits when it was evaluated, and training would go on from the "
                 f"rounded ones. Make a new trainer from the model as it was, or leave {name} out."
             )
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # of a run that was stopped, too: it would go on in the next trainer of this model
+            if (noise := getattr(self, "neftune_hook_handle", None)) is not None:
+                noise.remove()
 
     # --- Checkpoints
 

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from trl.trainer.utils import use_adapter
 
 START_FILE = "reference_start.safetensors"
 """File of a checkpoint: the start values that the reference needs."""
@@ -65,7 +64,7 @@ class AdapterStart:
         Args:
             model: without the wrappers of accelerate; may be sharded by FSDP2.
         """
-        with contextlib.nullcontext() if self.adapters_on else use_adapter(model, None):
+        with contextlib.nullcontext() if self.adapters_on else model.disable_adapter():
             if not self.values:
                 yield
                 return

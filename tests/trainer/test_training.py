@@ -188,6 +188,30 @@ def test_drop_path_of_an_earlier_trainer_is_gone(processor, internvl, tmp_path):
     assert counts[0] == counts[1] == counts[2] + 2
 
 
+def test_noise_of_a_run_that_was_stopped_is_gone(processor, internvl, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = build(tmp_path, internvl, processor, picture_pairs(4), neftune_noise_alpha=5.0, callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not internvl.get_input_embeddings()._forward_hooks
+
+
+def test_a_reference_in_training_mode_is_evaluated(processor, internvl, tmp_path):
+    """Handed over as `ref_model` with dropout, which `disable_dropout=False` leaves on: two calls give the same."""
+    reference = copy.deepcopy(internvl).train()
+    for module in reference.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    trainer = build(tmp_path, internvl, processor, picture_pairs(4), ref_model=reference, disable_dropout=False)
+    batch = trainer.data_collator(picture_pairs(2).to_list())
+    first, second = (trainer.compute_ref_log_probs(trainer.ref_model, batch)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert trainer.ref_model.training  # as it was
+
+
 def test_a_pretrained_adapter_is_its_own_reference(processor, internvl, tmp_path):
     from peft import get_peft_model
 

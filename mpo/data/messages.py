@@ -57,7 +57,9 @@ def answer_messages(value: str | list[Any], name: str) -> list[Message]:
         messages = [{**message, "content": _parts(message["content"], name)} for message in messages]
         if any(part["type"] != "text" for message in messages for part in message["content"]):
             raise BadRecord("", f"{name} has a picture, and pictures belong to the prompt.")
-        written = "".join(part["text"] for part in messages[-1]["content"])
+        by_assistant = [message for message in messages if message["role"] == "assistant"]
+        texts = ("".join(part["text"] for part in message["content"]) for message in by_assistant)
+        written = min(texts, key=lambda text: len(text.strip()))
     if not written.strip():
         raise BadRecord("", f"{name} is empty. Give the answer its text or leave the record out.")
     return messages

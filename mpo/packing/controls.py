@@ -77,6 +77,8 @@ def control_tokens(processing_class: Any) -> list[str]:
 def added_start(tokenizer: Any) -> list[int]:
     """The ids that a tokenizer puts in front of a text unasked, such as that of BOS; none for most."""
     with_added, alone = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    if not alone:  # a vocabulary without this letter
+        return list(with_added[:1]) if with_added[:1] == [tokenizer.bos_token_id] else []
     for place in range(len(with_added) - len(alone) + 1):
         if with_added[place : place + len(alone)] == alone:
             return list(with_added[:place])

@@ -41,6 +41,7 @@ from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
 from mpo.packing.streams import EPOCH, FILLER
+from mpo.packing.templates import is_processor
 from mpo.packing.verify import compare, without_dropout
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
@@ -134,6 +135,8 @@ class MPOTrainer(PairLoop):
             if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
                 reference = fingerprint_of(ref_model, processing_class, args)
             self._unsharded_reference = ref_model
+            if hasattr(model.config, "vision_config") and not is_processor(processing_class):  # no rank's vision tower runs
+                undo.enter_context(_temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
             # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
             if args.torch_compile:  # layers alone are compiled, below

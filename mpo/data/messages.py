@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo.data.pairs import BadRecord, json_kind
+from mpo.data.pairs import OWN_DATA_SET, BadRecord, json_kind
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
@@ -151,7 +151,7 @@ def _message(message: Any, name: str) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         raise BadRecord("", f"{name} has a message of role {role!r}; roles are {', '.join(ROLES)}.")
     if message.get("tool_calls"):
-        raise BadRecord("", f"{name} has tool_calls, which records have no place for. Pass the data set itself to MPOTrainer.")
+        raise BadRecord("", f"{name} has tool_calls, which records have no place for. {OWN_DATA_SET}")
     if not isinstance(content, (str, list)):
         raise BadRecord("", f"{name} has a message whose content is {json_kind(content)} instead of text or a list of parts.")
     return {"role": role, "content": content}

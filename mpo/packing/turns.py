@@ -348,9 +348,11 @@ def _turns(chat: _Chat, prompt: list[Any], answer: list[Any], prompt_text: str) 
     pieces = []
     done = prompt_text
 
-    def extend(scored: bool, upto: int, generation_prompt: bool) -> None:
+    def extend(scored: bool, upto: int, generation_prompt: bool = False) -> None:
         nonlocal done
         text = chat.text(prompt + answer[:upto], add_generation_prompt=generation_prompt)
+        if generation_prompt:  # as of the prompt: up to where the turn that follows begins otherwise
+            text = os.path.commonprefix([text, chat.text(prompt + answer[: upto + 1])])
         if not text.startswith(done):
             raise ValueError(
                 f"{chat.where}: the chat template renders earlier turns differently once later ones follow, so the turns of "
@@ -364,7 +366,7 @@ def _turns(chat: _Chat, prompt: list[Any], answer: list[Any], prompt_text: str) 
         by_assistant = message["role"] == "assistant"
         if by_assistant and index > 0:
             extend(scored=False, upto=index, generation_prompt=True)
-        extend(scored=by_assistant, upto=index + 1, generation_prompt=False)
+        extend(scored=by_assistant, upto=index + 1)
     return pieces
 
 

@@ -306,6 +306,14 @@ def test_templates_that_cannot_be_used(processor, template, columns, message):
         PairCollator(with_template(processor, template))([pair(**columns)])
 
 
+def test_a_template_whose_generation_prompt_says_more(processor):
+    """As DeepSeek-R1's, which opens a <think> that answers do not have: a turn begins where both renderings agree."""
+    opens = with_template(processor, CHAT_TEMPLATE.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}"))
+    assert opens.chat_template != processor.chat_template
+    for chosen in ([assistant("Yes.")], [assistant("Yes."), user("Why?"), assistant("So.")]):
+        assert encoded(pair(chosen=chosen), opens) == encoded(pair(chosen=chosen), processor)
+
+
 def test_a_template_that_needs_a_system_message(processor):
     """It renders records that have one, and the row with a white image that ranks without images get."""
     needs = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE

@@ -214,6 +214,11 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             raise ValueError(f"ld_alpha lies between 0 and 1; got {self.ld_alpha}.")
         if self.train_sampling_strategy == "batch_rebalance":
             raise ValueError("train_sampling_strategy='batch_rebalance' deals pairs out by rows of tokens. Use 'random'.")
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "train_sampling_strategy='group_by_length' sorts rows of token ids, and records are encoded with their batch. Use "
+                "'random' with batching='tokens' and max_tokens_per_batch, which groups records by what they cost."
+            )
         for name, (off, reason) in _WITHOUT_EFFECT.items():
             if getattr(self, name) != off:
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: {reason}")

@@ -46,6 +46,7 @@ from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
 from mpo.packing.streams import EPOCH, FILLER
+from mpo.packing.templates import is_processor
 from mpo.packing.verify import compare, without_dropout
 from mpo.reference.adapters import AdapterStart, adapted, continued
 from mpo.reference.cache import ReferenceCache
@@ -173,6 +174,8 @@ class MPOTrainer(PairLoop):
                 return policy
 
             undo.enter_context(_temporarily(dpo_trainer, get_peft_model=with_adapters))
+            if hasattr(model.config, "vision_config") and not is_processor(processing_class):  # no rank's vision tower runs
+                undo.enter_context(_temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
             # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
             if args.torch_compile:  # layers alone are compiled, below

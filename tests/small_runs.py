@@ -43,15 +43,17 @@ def small_run(
     augment=False,
     **settings,
 ) -> MPOTrainer:
-    """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures) or mixed (every other record has one).
+    """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures), tokenizer (text with a tokenizer as processing class)
+    or mixed (every other record has a picture).
 
     The pictures at the places `bad` do not decode, in training and in evaluation; `augment` is of all records.
     With `continued`, the model comes with an adapter that is trained further.
     A `checkpoint` is loaded behind the configuration, as a job does it: ZeRO-3 then holds it in pieces from the start.
     """
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    processor.tokenizer.chat_template = processor.chat_template
     model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
-    make = {"text": text_pairs, "mixed": mixed_pairs}.get(kind, picture_pairs)
+    make = {"text": text_pairs, "tokenizer": text_pairs, "mixed": mixed_pairs}.get(kind, picture_pairs)
     adapter = copy.deepcopy(LORA)
     adapter.lora_dropout = lora_dropout
     adapter.target_modules = lora_targets or adapter.target_modules
@@ -89,7 +91,7 @@ def small_run(
         args=args,
         train_dataset=dataset.to_iterable_dataset() if stream else dataset,
         eval_dataset=evaluated,
-        processing_class=processor,
+        processing_class=processor.tokenizer if kind == "tokenizer" else processor,
         peft_config=adapter if kind == "lora" and not continued else None,
         callbacks=list(callbacks),
     )

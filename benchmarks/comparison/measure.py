@@ -57,7 +57,9 @@ def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str
 
 
 def _mean_tokens(loaded: LoadedModel, responses: Sequence[str]) -> float:
-    return sum(len(ids) for ids in loaded.processor.tokenizer(list(responses))["input_ids"]) / len(responses)
+    return sum(len(ids) for ids in loaded.processor.tokenizer(list(responses), add_special_tokens=False)["input_ids"]) / len(
+        responses
+    )
 
 
 def reward_margin(model: Path, folder: Path) -> float:

@@ -32,7 +32,7 @@ from mpo.data.pairs import BadRecord
 from mpo.data.pieces import Piece
 from mpo.data.records import FEATURES, OPTIONAL, Row, Rows, rows_from
 
-VERSION = 4
+VERSION = 5
 """Raised when the same files would give other records, so that nothing of an earlier version is taken from the cache."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 * 2**20

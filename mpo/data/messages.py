@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo.data.pairs import BadRecord, json_kind
+from mpo.data.pairs import OWN_DATA_SET, BadRecord, json_kind
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
@@ -57,7 +57,9 @@ def answer_messages(value: str | list[Any], name: str) -> list[Message]:
         messages = [{**message, "content": _parts(message["content"], name)} for message in messages]
         if any(part["type"] != "text" for message in messages for part in message["content"]):
             raise BadRecord("", f"{name} has a picture, and pictures belong to the prompt.")
-        written = "".join(part["text"] for part in messages[-1]["content"])
+        by_assistant = [message for message in messages if message["role"] == "assistant"]
+        texts = ("".join(part["text"] for part in message["content"]) for message in by_assistant)
+        written = min(texts, key=lambda text: len(text.strip()))
     if not written.strip():
         raise BadRecord("", f"{name} is empty. Give the answer its text or leave the record out.")
     return messages
@@ -149,7 +151,7 @@ def _message(message: Any, name: str) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         raise BadRecord("", f"{name} has a message of role {role!r}; roles are {', '.join(ROLES)}.")
     if message.get("tool_calls"):
-        raise BadRecord("", f"{name} has tool_calls, which records have no place for. Pass the data set itself to MPOTrainer.")
+        raise BadRecord("", f"{name} has tool_calls, which records have no place for. {OWN_DATA_SET}")
     if not isinstance(content, (str, list)):
         raise BadRecord("", f"{name} has a message whose content is {json_kind(content)} instead of text or a list of parts.")
     return {"role": role, "content": content}

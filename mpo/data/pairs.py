@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+OWN_DATA_SET = (
+    "Load the file with datasets.load_dataset and pass that to MPOTrainer, which reads TRL's columns and leaves out the None that "
+    "Arrow fills calls and tools up with."
+)
 LONGEST_REASON = 2000
 """In characters: what a file holds may be of any length, and part of the reason."""
 

@@ -126,6 +126,7 @@ class LocalSampler:
             prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
             pictures.append([open_picture(image) for image in question.images])
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        options["add_special_tokens"] = False  # the chat template writes those that there are, as in training
         if not any(pictures):
             return self.processor(text=prompts, **options)
         limits = [tile_limits({}, len(own), self.processor, "a question", budget=self.tile_budget) for own in pictures]

@@ -15,16 +15,12 @@ from mpo.packing.picked import Picked, pick_scored
 from mpo.packing.pictures import TileOrder
 from mpo.packing.skipping import BLANK_PAIR, sort_out
 from mpo.packing.streams import EPOCH, FILLER
+from mpo.packing.templates import is_processor, probe
 from mpo.packing.tiles import AUGMENTED_AND_CACHED
 from mpo.packing.turns import Answer, Record, describe
 
 LAYOUTS = ("packed", "padded")
-_BLANK = {
-    "prompt": [{"role": "user", "content": [{"type": "image"}]}],
-    "chosen": [{"role": "assistant", "content": "."}],
-    "rejected": [{"role": "assistant", "content": ","}],
-    "images": [Image.new("RGB", (32, 32), "white")],
-}
+_WHITE = Image.new("RGB", (32, 32), "white")
 
 
 @dataclass
@@ -118,8 +114,8 @@ class PairCollator:
             raise ValueError(AUGMENTED_AND_CACHED)
         pairs, pictures, order = self._encode(records)
         blank: list[EncodedPair] = []
-        if self.blank_picture and not pictures:
-            blank, pictures, order = PairEncoder(self.processing_class)([_BLANK])
+        if self.blank_picture and not pictures and is_processor(self.processing_class):  # a tokenizer's records have no images
+            blank, pictures, order = self._blank()
         if self.layout == "packed":
             batch = self._pack(pairs, blank) | pictures
             if order is not None and len(order) != len(pictures["pixel_values"]):
@@ -139,6 +135,17 @@ class PairCollator:
         if any(FILLER in record for record in records):
             batch["counted"] = sum(FILLER not in record for record in records)
         return batch
+
+    def _blank(self) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
+        """The row with a white image."""
+        prompt: Any = getattr(self.processing_class, "image_token", None)
+        template = probe(self.processing_class) if getattr(self.processing_class, "chat_template", None) else None
+        if template is not None and template.parts:
+            system = [{"role": "system", "content": "."}] if template.needs_system else []
+            prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
+        ((ids, extra),), pictures, order = PairEncoder(self.processing_class).prompts([{"prompt": prompt, "images": [_WHITE]}])
+        nothing = Answer([], [])
+        return [EncodedPair(ids, nothing, nothing, 0, [_WHITE], extra)], pictures, order
 
     def _answer_keys(self, pairs: list[EncodedPair]) -> list[bytes]:
         pictures: dict[int, bytes] = {}

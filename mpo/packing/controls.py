@@ -72,3 +72,14 @@ def control_tokens(processing_class: Any) -> list[str]:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
+
+
+def added_start(tokenizer: Any) -> list[int]:
+    """The ids that a tokenizer puts in front of a text unasked, such as that of BOS; none for most."""
+    with_added, alone = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    if not alone:  # a vocabulary without this letter
+        return list(with_added[:1]) if with_added[:1] == [tokenizer.bos_token_id] else []
+    for place in range(len(with_added) - len(alone) + 1):
+        if with_added[place : place + len(alone)] == alone:
+            return list(with_added[:place])
+    return []

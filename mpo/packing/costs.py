@@ -19,24 +19,16 @@ from PIL import Image
 from mpo.data.encoded import PICTURE_COLUMNS, encoded_pictures
 from mpo.data.images import picture_size
 from mpo.data.video import Frame, frame_size, with_frames
+from mpo.packing.templates import is_processor
 from mpo.packing.tiles import tile_limits
-from mpo.packing.turns import (
-    Piece,
-    describe,
-    encode_answer,
-    encode_with_prompt,
-    encoded_images,
-    end_of_turn_token,
-    is_processor,
-    render,
-)
+from mpo.packing.turns import describe, encode_with_prompt, encoded_images, end_of_turn_token, is_opened, render, with_eos
 
 READ_COLUMNS = (
     *("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", "augment", "videos", "frames"),
     *PICTURE_COLUMNS,
 )
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
-FORMAT = 4
+FORMAT = 5
 """Raised when the same records would be measured differently, so that no result of an earlier version is taken from the cache."""
 
 
@@ -177,45 +169,33 @@ class RecordMeasure:
         stand_ins = [None if picture is None else _STAND_IN for picture in pictures]
         record = {name: value for name, value in record.items() if name not in PICTURE_COLUMNS and value is not None}
         pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.answer_end == "end_of_turn")
-        sides = [self._with_eos(pieces, pair.conversational, bool(pictures)) for pieces in (pair.chosen, pair.rejected)]
+        opened = is_opened(pair, self.answer_end)
+        sides = [with_eos(pieces, pair, self.tokenizer.eos_token, self.answer_end) for pieces in (pair.chosen, pair.rejected)]
+
+        @cache
+        def tokenize(text: str) -> list[int]:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=opened)["input_ids"]
+            return ids
+
+        prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn, describe(record))
+        prompt, tiles = len(prompt_ids), 0
         if pictures:
             limits = tile_limits(record, len(pictures), self.processing_class, describe(record), budget=self.tile_budget)
-            prompt, tiles = self._prompt_with_pictures(pair.prompt, pictures, limits, describe(record))
-            chosen, rejected = (encode_answer(pieces, self._ids, self.end_of_turn) for pieces in sides)
-        else:
-
-            def tokenize(text: str) -> list[int]:
-                ids: list[int] = self.tokenizer(text, add_special_tokens=not pair.conversational)["input_ids"]
-                return ids
-
-            prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn)
-            prompt, tiles = len(prompt_ids), 0
+            added, tiles = self._of_pictures(pictures, limits, describe(record))
+            prompt += added
         group = _group(f"{pair.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", pictures)
         return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _prompt_with_pictures(self, prompt: str, pictures: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
-        """Tokens of a prompt whose placeholders, of one token each, become picture tokens; and tiles."""
+    def _of_pictures(self, pictures: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
+        """Tokens that come on top when a prompt's placeholders, of one token each, become image tokens; and tiles."""
         rule = _picture_rule(self.processing_class)
-        tokens = len(self._ids(prompt)) - len(pictures)
-        tiles = 0
+        tokens = tiles = 0
         for place, picture in enumerate(pictures):
             height, width = _size(picture, f"{where}: picture {place + 1} of {len(pictures)}")
             picture_tokens, picture_tiles = rule(height, width, tuple(limits.items()))
-            tokens += picture_tokens
+            tokens += picture_tokens - 1
             tiles += picture_tiles
         return tokens, tiles
-
-    def _with_eos(self, pieces: list[Piece], conversational: bool, with_pictures: bool) -> list[Piece]:
-        """As the collator: plain text ends in eos (with TRL's answer ends, not beside pictures)."""
-        eos = self.tokenizer.eos_token
-        as_trl = self.answer_end == "template" and with_pictures
-        if conversational or eos is None or as_trl or pieces[-1].text.endswith(eos):
-            return pieces
-        return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].scored)]
 
 
 _STAND_IN = Image.new("RGB", (1, 1))

@@ -2,26 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mpo.data.video import with_frames
+from mpo.packing.controls import added_start
 from mpo.packing.keys import first_alike
 from mpo.packing.pictures import process
+from mpo.packing.templates import is_processor
 from mpo.packing.tiles import jpeg_seed, tile_limits
 from mpo.packing.turns import (
     Answer,
     Record,
     RenderedPair,
     describe,
-    encode_answer,
     encode_with_prompt,
     end_of_turn_token,
-    is_processor,
+    is_opened,
     render,
+    render_prompt,
+    with_eos,
 )
+
+EncodedPrompt = tuple[list[int], dict[str, Tensor]]
+"""Ids of a prompt, and the processor's other per-token outputs for it."""
 
 
 @dataclass
@@ -81,30 +88,50 @@ class PairEncoder:
         limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
         prompts = self._distinct(rendered, limits)
         with_pictures, pictures, order = self._encode_picture_prompts(rendered, prompts, limits)
-        texts: dict[tuple[str, bool], list[int]] = {}
-
-        def tokenize(text: str, special: bool) -> list[int]:
-            if (text, special) not in texts:
-                texts[text, special] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-            return texts[text, special]
-
+        tokenize = cache(self._tokenize)
         pairs = []
         for record, pair, prompt, limit in zip(records, rendered, prompts, limits, strict=True):
-            sides = [self._with_eos(pieces, pair) for pieces in (pair.chosen, pair.rejected)]
+            own = partial(tokenize, special=self._is_opened(pair))
+            sides = [with_eos(side, pair, self.tokenizer.eos_token, self.answer_end) for side in (pair.chosen, pair.rejected)]
+            ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, own, self._end_of_turn, describe(record))
             if prompt in with_pictures:
-                ids, extra = with_pictures[prompt]
-                chosen, rejected = (encode_answer(side, partial(tokenize, special=False), self._end_of_turn) for side in sides)
-                encoded = EncodedPair(ids, chosen, rejected, prompt, pair.images, extra, limit)
+                shared, extra = with_pictures[prompt]
+                left_out = own(pair.prompt)[len(ids) :]  # the end of the prompt, where an answer's tokens merge with it
+                kept = len(shared) - len(left_out)
+                if shared[kept:] != left_out:
+                    raise ValueError(
+                        f"{describe(record)}: its answers merge with what {type(self.processing_class).__name__} writes for an "
+                        "image. Put text between the image and the answers."
+                    )
+                extra = {name: value[:kept] for name, value in extra.items()}
+                encoded = EncodedPair(shared[:kept], chosen, rejected, prompt, pair.images, extra, limit)
             else:
-                special = not pair.conversational
-                ids, (chosen, rejected) = encode_with_prompt(
-                    pair.prompt, sides, partial(tokenize, special=special), self._end_of_turn
-                )
                 encoded = EncodedPair(ids, chosen, rejected, prompt)
             if self.max_length is not None:
                 self._check_length(record, encoded, self.max_length)
             pairs.append(encoded)
         return pairs, pictures, order
+
+    def prompts(self, records: Sequence[Record]) -> tuple[list[EncodedPrompt], dict[str, Tensor], Tensor | None]:
+        """Encode prompts alone, whole, to be answered; returns and errors as of a call."""
+        records = [with_frames(record, where=describe(record)) for record in records]
+        rendered = [render_prompt(record, self.processing_class) for record in records]
+        limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
+        with_pictures, pictures, order = self._encode_picture_prompts(rendered, list(range(len(records))), limits)
+        encoded: list[EncodedPrompt] = []
+        for place, (record, pair) in enumerate(zip(records, rendered, strict=True)):
+            ids, extra = with_pictures.get(place) or (self._tokenize(pair.prompt, special=self._is_opened(pair)), {})
+            if not ids:
+                raise ValueError(f"{describe(record)}: its prompt is empty. Give it a prompt of one token or more.")
+            encoded.append((ids, extra))
+        return encoded, pictures, order
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def _is_opened(self, pair: RenderedPair) -> bool:
+        return is_opened(pair, self.answer_end)
 
     def _limits(self, record: Record, pictures: int) -> dict[str, Any]:
         name = describe(record)
@@ -127,7 +154,7 @@ class PairEncoder:
 
     def _encode_picture_prompts(
         self, rendered: list[RenderedPair], prompts: list[int], limits: list[dict[str, Any]]
-    ) -> tuple[dict[int, tuple[list[int], dict[str, Tensor]]], dict[str, Tensor], Tensor | None]:
+    ) -> tuple[dict[int, EncodedPrompt], dict[str, Tensor], Tensor | None]:
         """Run the processor once over all distinct prompts that have pictures.
 
         Returns:
@@ -149,24 +176,18 @@ class PairEncoder:
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            add_special_tokens=False,  # the chat template has put the special tokens there already
+            add_special_tokens=False,  # a chat template has put the special tokens there already; plain text's come below
         )
         ids, mask = processed.pop("input_ids"), processed.pop("attention_mask").bool()
         per_token = {name: value for name, value in processed.items() if value.shape == ids.shape}
         pictures = {name: value for name, value in processed.items() if name not in per_token}
-        encoded = {
-            place: (ids[row][mask[row]].tolist(), {name: value[row][mask[row]] for name, value in per_token.items()})
-            for row, place in enumerate(places)
-        }
+        encoded = {}
+        for row, place in enumerate(places):
+            start = added_start(self.tokenizer) if self._is_opened(rendered[place]) else []
+            own = {name: value[row][mask[row]] for name, value in per_token.items()}
+            extra = {name: torch.cat([value.new_zeros(len(start)), value]) for name, value in own.items()}
+            encoded[place] = (start + ids[row][mask[row]].tolist(), extra)
         return encoded, pictures, order
-
-    def _with_eos(self, pieces: list[Any], pair: RenderedPair) -> list[Any]:
-        """Plain text ends in eos, so that the model learns to stop. (TRL leaves it out beside pictures.)"""
-        eos = self.tokenizer.eos_token
-        as_trl = self.answer_end == "template" and pair.images
-        if pair.conversational or eos is None or as_trl or pieces[-1].text.endswith(eos):
-            return pieces
-        return [*pieces[:-1], type(pieces[-1])(pieces[-1].text + eos, pieces[-1].scored)]
 
     def _check_length(self, record: Record, pair: EncodedPair, max_length: int) -> None:
         longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))

@@ -5,6 +5,7 @@ messages; ``prompt`` may be missing when both answers repeat it; ``images`` (or 
 """
 
 import json
+import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,13 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from torch import Tensor
-from trl.data_utils import (
-    apply_chat_template,
-    common_prefix_length,
-    extract_prompt,
-    is_conversational,
-    prepare_multimodal_messages,
-)
+from trl.data_utils import common_prefix_length, extract_prompt, prepare_multimodal_messages
+from trl.trainer.utils import remove_none_values
 
 from mpo.data.images import check_unmoved, open_picture
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.packing.controls import check_texts
+from mpo.packing.templates import is_processor, probe
 
 Record = dict[str, Any]
 Tokenize = Callable[[str], list[int]]
@@ -102,91 +99,263 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
 def render(record: Record, processing_class: Any, *, split_turns: bool = True) -> RenderedPair:
     """Render a record with the chat template of `processing_class`.
 
+    A prompt that ends in a message of the assistant is continued: its text and the completion's first message are one turn, as
+    with transformers' ``continue_final_message``.
+
     Args:
-        record: a preference record (see the head of this file); ``tools`` and ``chat_template_kwargs`` are passed on.
+        record: a preference record (see the head of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
+            message, a tool call or a tool is the padding of Arrow's structs and left out; JSON text keeps it.
         processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
-        split_turns: cut an answer of several messages into what the assistant wrote and the rest.
+        split_turns: cut a completion of several messages into what the assistant wrote and the rest.
 
     Raises:
-        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, a picture is None or cannot be opened,
-            the numbers of pictures and placeholders differ, or a text holds a picture's token (`mpo.packing.controls`).
+        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, messages stand where they cannot, an
+            image is None or cannot be opened, the numbers of images and placeholders differ, the chat template cannot render
+            the messages, or a text holds an image token (`mpo.packing.controls`).
     """
+    where = describe(record)
     for column in ("chosen", "rejected"):
         if record.get(column) is None:
             raise ValueError(
-                f"{describe(record)} has no '{column}'. A preference record needs 'chosen' and 'rejected' "
+                f"{where} has no '{column}'. A preference record needs 'chosen' and 'rejected' "
                 f"(and 'prompt' unless both answers repeat it); this one has {sorted(record)}."
             )
     _check_answers(record)
+    record, images = _with_images(record)
+    pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
+    if "prompt" not in pair:
+        if type(pair["chosen"]) is not type(pair["rejected"]):
+            raise ValueError(f"{where}: 'chosen' and 'rejected' are of two kinds. Give both as text, or both as messages.")
+        pair = extract_prompt(pair)
+    check_texts(pair, len(images), processing_class, where)
+    for key, value in pair.items():
+        if not isinstance(value, (str, list)):
+            raise ValueError(f"{where}: '{key}' is of type {type(value).__name__} instead of text or a list of messages.")
+    kinds = {key: isinstance(value, list) for key, value in pair.items()}
+    if len(set(kinds.values())) > 1:
+        texts = [key for key, is_list in kinds.items() if not is_list]
+        raise ValueError(f"{where}: {' and '.join(texts)} are text and the rest messages. Give all of them as one or the other.")
+    if not kinds["prompt"]:
+        answers = {key: [Piece(pair[key], scored=True)] for key in ("chosen", "rejected")}
+        return RenderedPair(pair["prompt"], answers["chosen"], answers["rejected"], images, conversational=False)
+
+    chat = _Chat(record, pair["prompt"], images, processing_class, where)
+    sides = {side: chat.completed(pair[side], side) for side in ("chosen", "rejected")}
+    whole = {side: chat.text(messages) for side, (messages, _) in sides.items()}
+    # Templates may open an answer otherwise than they render it (DeepSeek-R1's <think>): what all have in common is the prompt.
+    continued = any(given is not chat.prompt for _, given in sides.values())
+    prompt = os.path.commonprefix([chat.opening(continued), *whole.values()])
+    chat.check_prompt(prompt)
+
+    def pieces(side: str) -> list[Piece]:
+        if len(pair[side]) == 1 or not split_turns:
+            return [Piece(whole[side][len(prompt) :], scored=True)]
+        messages, given = sides[side]
+        return _turns(chat, given, messages[len(given) :], prompt)
+
+    return RenderedPair(prompt, pieces("chosen"), pieces("rejected"), images, conversational=True)
+
+
+def render_prompt(record: Record, processing_class: Any) -> RenderedPair:
+    """Render a record's prompt alone, as a model is asked to go on from it; arguments and errors as of `render`."""
+    record, images = _with_images(record)
+    prompt, where = record.get("prompt"), describe(record)
+    check_texts({"prompt": prompt or "", "chosen": "", "rejected": ""}, len(images), processing_class, where)
+    if not isinstance(prompt, list):
+        return RenderedPair(prompt or "", [], [], images, conversational=False)
+    chat = _Chat(record, prompt, images, processing_class, where)
+    return RenderedPair(chat.opening(chat.continues), [], [], images, conversational=True)
+
+
+def _with_images(record: Record) -> tuple[Record, list[Any]]:
+    """The record with the frames of its videos, and its images, opened."""
     record = with_frames(record, where=describe(record))
     images = record_images(record)
     for place, image in enumerate(images):
         if image is None:
             raise ValueError(f"{describe(record)}: picture {place + 1} of {len(images)} is None. Give the picture or leave it out.")
-    pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
-    if "prompt" not in pair:
-        pair = extract_prompt(pair)
-    check_texts(pair, len(images), processing_class, describe(record))
-    if not is_conversational(pair):
-        answers = {key: [Piece(pair[key], scored=True)] for key in ("chosen", "rejected")}
-        return RenderedPair(pair["prompt"], answers["chosen"], answers["rejected"], images, conversational=False)
-
-    if is_processor(processing_class):  # processors want message contents as lists of typed parts
-        try:
-            pair["prompt"] = prepare_multimodal_messages(pair["prompt"], images=images)
-        except ValueError as error:
-            raise ValueError(f"{describe(record)}: {error}") from error
-        pair["chosen"] = prepare_multimodal_messages(pair["chosen"])
-        pair["rejected"] = prepare_multimodal_messages(pair["rejected"])
-    tools = record.get("tools")
-    template_kwargs = {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(record.get("chat_template_kwargs") or {}),
-    }
-    try:
-        text = apply_chat_template(dict(pair), processing_class, **template_kwargs)
-    except TemplateError as error:  # such as for roles in an order that it does not know
-        raise ValueError(f"{describe(record)}: the chat template refuses its messages: {error}") from error
-
-    def pieces(side: str) -> list[Piece]:
-        if len(pair[side]) == 1 or not split_turns:
-            return [Piece(text[side], scored=True)]
-        return _turns(pair["prompt"], pair[side], text["prompt"], processing_class, template_kwargs, describe(record))
-
-    return RenderedPair(text["prompt"], pieces("chosen"), pieces("rejected"), images, conversational=True)
+    return record, images
 
 
 def _check_answers(record: Mapping[str, Any]) -> None:
+    where = describe(record)
     for side in ("chosen", "rejected"):
         answer = record[side]
-        last = answer[-1] if isinstance(answer, list) and answer else answer
-        content = last.get("content") if isinstance(last, Mapping) else last
-        if isinstance(content, list):
-            content = "".join(str(part.get("text") or "") for part in content)
-        calls = isinstance(last, Mapping) and last.get("tool_calls")
-        if not calls and not (content or "").strip():
-            raise ValueError(f"{describe(record)}: '{side}' is empty. Give the answer its text or leave the record out.")
+        messages = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+        if not messages or _is_empty(messages[-1]):
+            raise ValueError(f"{where}: '{side}' is empty. Give the answer its text or leave the record out.")
     if record["chosen"] == record["rejected"]:
-        raise ValueError(
-            f"{describe(record)}: 'chosen' and 'rejected' are the same, so there is nothing to prefer. Leave the record out."
-        )
+        raise ValueError(f"{where}: 'chosen' and 'rejected' are the same, so there is nothing to prefer. Leave the record out.")
 
 
-def _turns(
-    prompt: list[Any], answer: list[Any], prompt_text: str, processing_class: Any, kwargs: dict[str, Any], where: str
-) -> list[Piece]:
+def _is_empty(message: Any) -> bool:
+    """Whether a message has neither text nor tool calls."""
+    if not isinstance(message, Mapping):
+        return False
+    return not message.get("tool_calls") and not _text_of(message).strip()
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") if isinstance(part, Mapping) else "" for part in content)
+    return str(content or "")
+
+
+class _Chat:
+    """The conversation of one record, as its chat template takes it.
+
+    Attributes:
+        prompt: its messages; an empty one of the assistant at the end is left out, since an answer opens just so.
+        continues: the prompt ends in a message of the assistant, which a completion's first message goes on with.
+    """
+
+    def __init__(self, record: Record, prompt: list[Any], images: list[Any], processing_class: Any, where: str) -> None:
+        self.processing_class, self.where = processing_class, where
+        tools = record.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(record.get("chat_template_kwargs") or {})}
+        if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
+            raise ValueError(
+                f"{where} is a conversation, and {type(processing_class).__name__} has no chat template. Set its chat_template, or "
+                "give prompt, chosen and rejected as plain text."
+            )
+        self.prompt = self._as_taken(prompt, "prompt", images)
+        if self.prompt and self.prompt[-1]["role"] == "assistant" and _is_empty(self.prompt[-1]):
+            self.prompt = self.prompt[:-1]
+        if not self.prompt:
+            raise ValueError(f"{where}: its prompt has no message. Give it what the answers answer, or leave the record out.")
+        self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
+
+    def completed(self, answer: list[Any], side: str) -> tuple[list[Any], list[Any]]:
+        """All messages with an answer's, and those of the prompt that stand before the first one the answer has a part in."""
+        answer = self._as_taken(answer, side)
+        for place, message in enumerate(answer):
+            if message["role"] == "assistant" and _is_empty(message):
+                raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
+        if answer[0]["role"] not in ("assistant", "tool"):
+            raise ValueError(
+                f"{self.where}: '{side}' begins with a message of the {answer[0]['role']}: what is asked belongs into the prompt."
+            )
+        if answer[-1]["role"] != "assistant":
+            raise ValueError(
+                f"{self.where}: '{side}' ends with a message of role {answer[-1]['role']!r} instead of the assistant's. Leave out "
+                "what comes after the assistant's last message."
+            )
+        if answer[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
+            return [*self.prompt, *answer], self.prompt
+        if not self.continues:
+            raise ValueError(
+                f"{self.where}: its prompt ends in a tool call, and '{side}' begins with a message of the assistant. Put the "
+                "tool's result between them."
+            )
+        before = self.prompt[:-1]
+        return [*before, _joined(self.prompt[-1], answer[0], f"{self.where}: '{side}'"), *answer[1:]], before
+
+    def opening(self, continued: bool) -> str:
+        """The prompt's text, up to where the assistant goes on."""
+        if continued:
+            return self.text(self.prompt, continue_final_message=True)
+        return self.text(self.prompt, add_generation_prompt=self.prompt[-1]["role"] != "assistant")
+
+    def check_prompt(self, text: str) -> None:
+        """Refuse a template that renders the prompt's last message otherwise once an answer follows: it would be scored."""
+        last = _text_of(self.prompt[-1]).strip()
+        if last and last not in text and last in self.opening(self.continues):
+            raise ValueError(
+                f"{self.where}: the chat template renders the prompt's last message differently once an answer follows, so where "
+                "the answer begins cannot be told. Use a template that renders it the same, or end the prompt in a user's message."
+            )
+
+    def text(self, messages: list[Any], **how: bool) -> str:
+        """What the template makes of messages."""
+        try:
+            rendered = self.processing_class.apply_chat_template(messages, tokenize=False, **how, **self._kwargs)
+        except TemplateError as error:  # such as for roles in an order that it does not know
+            raise ValueError(f"{self.where}: the chat template refuses its messages: {error}") from error
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{self.where}: the chat template cannot render its messages: {error}") from error
+        return str(rendered)
+
+    def _as_taken(self, messages: list[Any], side: str, images: Sequence[Any] = ()) -> list[Any]:
+        """Messages without padding, with contents of the form that the template takes, and images in the places for them."""
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise ValueError(f"{self.where}: '{side}' has a message without a role: {message!r:.80}.")
+            if message.get("content") is None and not message.get("tool_calls"):
+                raise ValueError(f"{self.where}: '{side}' has a message of the {message['role']} without content.")
+        messages = [_without_padding(message) for message in messages]
+        template = probe(self.processing_class)
+        if template.parts and (is_processor(self.processing_class) or not template.text):
+            try:
+                return list(prepare_multimodal_messages(messages, images=list(images)))
+            except ValueError as error:
+                raise ValueError(f"{self.where}: {error}") from error
+        if images and is_processor(self.processing_class):
+            raise ValueError(
+                f"{self.where} has images, and the chat template of {type(self.processing_class).__name__} takes text alone. Use "
+                "the chat template of the model's own checkpoint."
+            )
+        return messages if template.parts else [_as_text(message, f"{self.where}: '{side}'") for message in messages]
+
+
+def _as_text(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """A message whose content is one string, for templates that know no parts."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    if any(part.get("type") != "text" for part in content):
+        raise ValueError(f"{where} has a place for an image, and the chat template takes text alone.")
+    return {**message, "content": _text_of(message)}
+
+
+def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[str, Any]:
+    """One message of two: the second goes on where the first ends."""
+    different = [key for key in message.keys() & more.keys() - {"role", "content"} if message[key] != more[key]]
+    if different:
+        raise ValueError(f"{where} continues the prompt's last message, and both have {different[0]!r}. Keep one of them.")
+    first, second = message.get("content"), more.get("content")
+    if isinstance(first, str) and isinstance(second, str):
+        content: Any = first + second
+    elif second is None:
+        content = first
+    else:
+        first, second = ([{"type": "text", "text": one}] if isinstance(one, str) else list(one or []) for one in (first, second))
+        if first and second and first[-1].get("type") == second[0].get("type") == "text":  # or templates may separate them
+            middle = {"type": "text", "text": first[-1].get("text", "") + second[0].get("text", "")}
+            content = [*first[:-1], middle, *second[1:]]
+        else:
+            content = [*first, *second]
+    return {**message, **more, "content": content}
+
+
+def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what Arrow adds to give all structs of a column the same keys; a content of None is a tool call's."""
+    return {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+
+
+def _unpadded(value: Any) -> Any:
+    """Without the keys of None, on every level; None in lists stays.
+
+    >>> _unpadded({"city": "Rome", "x": None, "tags": [None, {"a": None, "b": 0}]})
+    {'city': 'Rome', 'tags': [None, {'b': 0}]}
+    """
+    return remove_none_values(value) if isinstance(value, (list, Mapping)) else value
+
+
+def _turns(chat: _Chat, prompt: list[Any], answer: list[Any], prompt_text: str) -> list[Piece]:
     """Cut an answer of several messages into pieces; only what the assistant wrote is scored."""
     pieces = []
     done = prompt_text
 
-    def extend(scored: bool, upto: int, generation_prompt: bool) -> None:
+    def extend(scored: bool, upto: int, generation_prompt: bool = False) -> None:
         nonlocal done
-        text = processing_class.apply_chat_template(
-            prompt + answer[:upto], tokenize=False, add_generation_prompt=generation_prompt, **kwargs
-        )
+        text = chat.text(prompt + answer[:upto], add_generation_prompt=generation_prompt)
+        if generation_prompt:  # as of the prompt: up to where the turn that follows begins otherwise
+            text = os.path.commonprefix([text, chat.text(prompt + answer[: upto + 1])])
         if not text.startswith(done):
             raise ValueError(
-                f"{where}: the chat template renders earlier turns differently once later ones follow, so the turns of "
+                f"{chat.where}: the chat template renders earlier turns differently once later ones follow, so the turns of "
                 "an answer of several messages cannot be told apart. Keep only its last assistant message as the "
                 "answer and put the others into the prompt."
             )
@@ -197,42 +366,77 @@ def _turns(
         by_assistant = message["role"] == "assistant"
         if by_assistant and index > 0:
             extend(scored=False, upto=index, generation_prompt=True)
-        extend(scored=by_assistant, upto=index + 1, generation_prompt=False)
+        extend(scored=by_assistant, upto=index + 1)
     return pieces
 
 
-def encode_answer(pieces: list[Piece], tokenize: Tokenize, end_of_turn: int | None) -> Answer:
-    """Tokenise an answer on its own, piece by piece, and mark the tokens to score (see `mark_turn`)."""
-    ids: list[int] = []
-    scored: list[bool] = []
-    for piece in pieces:
-        piece_ids = tokenize(piece.text)
-        ids += piece_ids
-        scored += mark_turn(piece_ids, end_of_turn) if piece.scored else [False] * len(piece_ids)
-    return _without_unscored_tail(Answer(ids, scored))
-
-
 def encode_with_prompt(
-    prompt: str, answers: Sequence[list[Piece]], tokenize: Tokenize, end_of_turn: int | None
+    prompt: str, answers: Sequence[list[Piece]], tokenize: Tokenize, end_of_turn: int | None, where: str = "a record"
 ) -> tuple[list[int], list[Answer]]:
-    """Tokenise prompt and answer as one text, as TRL does without pictures: tokens may merge across the boundary.
+    """Tokenize prompt and answer as one text, as TRL does without images: tokens may merge across the boundary.
+
+    A piece on its own could get other tokens than in its place: SentencePiece puts a space in front of what begins a text.
+
+    Args:
+        prompt: rendered, with one placeholder for each image.
+        answers: the pieces of each answer.
+        tokenize: from a text to its ids.
+        end_of_turn: of `mark_turn`.
+        where: what errors call the record.
 
     Returns:
-        the prompt's ids up to where the tokenised prompt and all tokenised rows agree, and the answers behind them.
+        the prompt's ids up to where the tokenized prompt and all tokenized rows agree, and the answers after them.
+
+    Raises:
+        ValueError: for an empty prompt, since nothing would predict an answer's first token.
     """
     prompt_ids = tokenize(prompt)
-    rows: list[tuple[list[int], list[bool] | None]] = []
+    if not prompt_ids:
+        raise ValueError(f"{where}: its prompt is empty. Give it a prompt of one token or more.")
+    rows: list[tuple[list[int], list[int]]] = []
     for pieces in answers:
-        if len(pieces) == 1:
-            rows.append((tokenize(prompt + pieces[0].text), None))
-        else:
-            answer = encode_answer(pieces, tokenize, end_of_turn)
-            rows.append((prompt_ids + answer.ids, [False] * len(prompt_ids) + answer.scored))
-    length = min(common_prefix_length(prompt_ids, ids) for ids, _ in rows)
-    return prompt_ids[:length], [
-        _without_unscored_tail(Answer(ids[length:], mark_turn(ids[length:], end_of_turn) if scored is None else scored[length:]))
-        for ids, scored in rows
-    ]
+        texts = [prompt]
+        for piece in pieces:
+            texts.append(texts[-1] + piece.text)
+        ids = tokenize(texts[-1])
+        rows.append((ids, [common_prefix_length(tokenize(text), ids) for text in texts[:-1]] + [len(ids)]))
+    length = min(len(prompt_ids), *(starts[0] for _, starts in rows))
+    if not length:  # the whole prompt merges with an answer, whose first token nothing would predict: one after the other then
+        length = len(prompt_ids)
+        rows = [_one_by_one(prompt_ids, pieces, tokenize) for pieces in answers]
+    found = []
+    for (ids, starts), pieces in zip(rows, answers, strict=True):
+        scored: list[bool] = []
+        starts[0] = length
+        for number, piece in enumerate(pieces):
+            own = ids[max(starts[number], length + len(scored)) : starts[number + 1]]
+            scored += mark_turn(own, end_of_turn) if piece.scored else [False] * len(own)
+        found.append(_without_unscored_tail(Answer(ids[length:], scored)))
+    return prompt_ids[:length], found
+
+
+def _one_by_one(prompt_ids: list[int], pieces: list[Piece], tokenize: Tokenize) -> tuple[list[int], list[int]]:
+    """A row's ids, each piece tokenized on its own, and where pieces start and the last one ends."""
+    ids, starts = list(prompt_ids), [len(prompt_ids)]
+    for piece in pieces:
+        ids += tokenize(piece.text)
+        starts.append(len(ids))
+    return ids, starts
+
+
+def is_opened(pair: RenderedPair, answer_end: str) -> bool:
+    """Whether the tokenizer's own special tokens (BOS) go around a pair's text: a chat template writes those of a conversation.
+
+    TRL leaves them out beside images, and with ``answer_end="template"`` so do we.
+    """
+    return not (pair.conversational or (answer_end == "template" and pair.images))
+
+
+def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, answer_end: str) -> list[Piece]:
+    """An answer of plain text with eos at its end, so that the model learns to stop. (TRL leaves it out beside images.)"""
+    if pair.conversational or eos is None or not is_opened(pair, answer_end) or pieces[-1].text.endswith(eos):
+        return pieces
+    return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].scored)]
 
 
 def mark_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
@@ -254,28 +458,21 @@ def _without_unscored_tail(answer: Answer) -> Answer:
     return Answer(answer.ids[:length], answer.scored[:length])
 
 
-def is_processor(processing_class: Any) -> bool:
-    """Whether it processes pictures too, rather than being a tokenizer alone."""
-    return hasattr(processing_class, "tokenizer")
-
-
 def end_of_turn_token(processing_class: Any) -> int | None:
     """The id of the token that ends an assistant turn: the first special token the chat template puts behind one.
 
     It is `<|im_end|>` for InternVL, also where the tokenizer's eos differs. Without a chat template, or when the template
     puts no special token there, the tokenizer's eos.
+
+    Raises:
+        ValueError: for a chat template that cannot render a conversation.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not getattr(processing_class, "chat_template", None):
         return _optional_int(tokenizer.eos_token_id)
-    marker = "\N{SNOWMAN}"
-    question, answer = [{"role": "user", "content": "?"}], [{"role": "assistant", "content": marker}]
-    if is_processor(processing_class):
-        question, answer = prepare_multimodal_messages(question), prepare_multimodal_messages(answer)
-    text = processing_class.apply_chat_template(question + answer, tokenize=False)
-    behind = tokenizer(text[text.rindex(marker) + 1 :], add_special_tokens=False)["input_ids"]
+    after = tokenizer(probe(processing_class).after, add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return next((int(token) for token in behind if token in special), _optional_int(tokenizer.eos_token_id))
+    return next((int(token) for token in after if token in special), _optional_int(tokenizer.eos_token_id))
 
 
 def _optional_int(value: Any) -> int | None:

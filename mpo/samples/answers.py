@@ -114,31 +114,21 @@ def _ends(model: Any, processing_class: Any) -> list[int]:
 
 def _prompts(processing_class: Any, records: Sequence[Record], pad: int, tile_budget: str) -> dict[str, Tensor]:
     """Left-padded prompts and their pictures."""
-    pairs, pictures, order = PairEncoder(processing_class, tile_budget=tile_budget)([_as_pair(record) for record in records])
+    prompts, pictures, order = PairEncoder(processing_class, tile_budget=tile_budget).prompts(records)
     if order is not None:
         pictures["pixel_values"] = pictures["pixel_values"][order]
-    width = max(len(pair.prompt_ids) for pair in pairs)
+    width = max(len(ids) for ids, _ in prompts)
 
     def padded(rows: list[list[int]], fill: int) -> Tensor:
         return torch.tensor([[fill] * (width - len(row)) + row for row in rows])
 
     inputs = {
-        "input_ids": padded([pair.prompt_ids for pair in pairs], pad),
-        "attention_mask": padded([[1] * len(pair.prompt_ids) for pair in pairs], 0),
+        "input_ids": padded([ids for ids, _ in prompts], pad),
+        "attention_mask": padded([[1] * len(ids) for ids, _ in prompts], 0),
     }
-    for name in {name for pair in pairs for name in pair.extra}:
-        inputs[name] = padded(
-            [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in pairs], 0
-        )
+    for name in {name for _, extra in prompts for name in extra}:
+        inputs[name] = padded([extra[name].tolist() if name in extra else [0] * len(ids) for ids, extra in prompts], 0)
     return inputs | pictures
-
-
-def _as_pair(record: Record) -> Record:
-    """A record with the two answers that the encoding of training wants."""
-    chosen, rejected = ".", ","
-    if not isinstance(record["prompt"], str):
-        return {**record, **{k: [{"role": "assistant", "content": v}] for k, v in (("chosen", chosen), ("rejected", rejected))}}
-    return {**record, "chosen": chosen, "rejected": rejected}
 
 
 def _answer(row: list[int], tokenizer: Any, ends: list[int]) -> Answer:

@@ -76,6 +76,14 @@ def test_parquet_and_saved_folders(folder):
         assert loaded[0]["images"][0].size == (64, 32)
 
 
+SILENT = [
+    {"role": "assistant", "content": " "},
+    {"role": "user", "content": "Well?"},
+    {"role": "assistant", "content": "A cat."},
+]
+"""An answer of three messages, the first of which would teach the model to say nothing."""
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -83,6 +91,7 @@ def test_parquet_and_saved_folders(folder):
         ("[1, 2]", "a JSON list instead of an object"),
         ({"question": "?", "chosen": "a"}, "'rejected' is missing"),
         ({**GOOD, "chosen": ""}, "'chosen' is empty"),
+        ({**GOOD, "chosen": SILENT}, "'chosen' is empty"),
         ({**GOOD, "rejected": GOOD["chosen"]}, "the same answer"),
         ({**GOOD, "image": "missing.png"}, "no picture 'missing.png'"),
         ({**GOOD, "image": "../outside.png"}, "lies outside"),

@@ -274,6 +274,16 @@ def test_what_the_template_refuses_is_found_in_every_record(check, processor):
     assert found == [("not encoded", 1), ("not encoded", 2)]
 
 
+def test_a_prompt_that_ends_in_the_assistants_turn(check, processor):
+    """It is continued: exactly the tokens of the whole turn fit into the context, without another header."""
+    asked = {"role": "user", "content": "What is it?"}
+    line = {"prompt": [asked, {"role": "assistant", "content": "It is"}], "chosen": " a cat.", "rejected": " no."}
+    whole = "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nIt is a cat.<|im_end|>"
+    size = len(processor.tokenizer(whole)["input_ids"])
+    assert check(line, processor=processor, context=size)[1] == []
+    assert check(line, processor=processor, context=size - 1)[1] == [("too long", 1)]
+
+
 def test_pictures_tokens_in_texts(check, processor):
     """Also in a text record that is surely short, and of a shape that was encoded before; a note is what becomes another token."""
     report, found = check(

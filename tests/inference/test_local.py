@@ -1,12 +1,17 @@
 """Sampling from a model in this process."""
 
+import copy
+
 import pytest
 import torch
 from support import picture
+from tokenizers.processors import TemplateProcessing
 
 from mpo.data.images import open_picture
 from mpo.inference.local import LocalSampler
 from mpo.inference.sampler import Question
+from mpo.models.export import trial
+from mpo.packing.encode import PairEncoder
 
 QUESTIONS = [
     Question("What is the sum?", (picture(1, width=96),)),
@@ -103,3 +108,28 @@ def test_pictures_that_cannot_be_opened_are_named(tmp_path):
 
 def test_no_questions_give_no_answers(internvl, processor):
     assert LocalSampler(internvl, processor).generate([], n=4) == []
+
+
+@pytest.fixture
+def with_bos(processor):
+    """A processor whose template and tokenizer both begin a text with <|endoftext|>, as Llama's do with their BOS."""
+    changed = copy.deepcopy(processor)
+    bos = "<|endoftext|>"
+    backend = changed.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))])
+    changed.tokenizer.bos_token = bos
+    changed.chat_template = "{{ '" + bos + "' }}" + processor.chat_template
+    return changed
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS[:1], QUESTIONS[2:3], QUESTIONS], ids=["an image", "text", "both"])
+def test_bos_stands_once(internvl, with_bos, questions):
+    """Prompts are those of training, token by token; padding is left of them."""
+    assert with_bos.tokenizer("a")["input_ids"][0] == with_bos.tokenizer.bos_token_id
+    inputs = LocalSampler(internvl, with_bos)._encode(questions)
+    records = [{"prompt": [{"role": "user", "content": one.text}], "images": list(one.images)} for one in questions]
+    prompts, _, _ = PairEncoder(with_bos).prompts(records)
+    mask = inputs["attention_mask"].bool()
+    assert [row[own].tolist() for row, own in zip(inputs["input_ids"], mask, strict=True)] == [ids for ids, _ in prompts]
+    assert all(ids.count(with_bos.tokenizer.bos_token_id) == 1 for ids, _ in prompts)
+    assert trial.question(with_bos)["input_ids"][0].tolist().count(with_bos.tokenizer.bos_token_id) == 1

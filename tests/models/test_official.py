@@ -1,11 +1,15 @@
 """The official form of checkpoints: loaded in memory, converted there and back, refused where it does not fit."""
 
 import json
+import re
 
 import pytest
 import torch
 from official_checkpoints import write_official
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from mpo.commands import main
@@ -14,7 +18,9 @@ from mpo.models.loading import load_internvl, load_model, load_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.convert import convert, largest_difference
 from mpo.models.official.forward import official_logits
+from mpo.models.official.processor import OLD_SYSTEM
 from mpo.models.official.tensors import TensorFiles
+from mpo.packing.encode import PairEncoder
 
 FAMILIES = ["qwen2", "internlm2", "internlm3", "llama", "qwen3", "qwen3_moe"]
 
@@ -188,12 +194,11 @@ ADDED = (
 )
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_internlm2s_tokenizer(tmp_path, prefix):
-    """A SentencePiece model is read as it is, with the official tokenizer's additions behind it."""
+def write_sentencepiece(tmp_path, *, prefix, **more):
+    """An official folder of InternLM2 with a SentencePiece model of its kind; also that model, as it reads text."""
     sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "texts.txt").write_text("\n".join(f"What is {n} and {n + 1}? A red house, 这是一只猫。" for n in range(200)))
-    folder = write_official(tmp_path / "official", "internlm2", tokenizer=False)
+    folder = write_official(tmp_path / "official", "internlm2", tokenizer=False, template="internlm2-chat")
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "texts.txt"),
         model_prefix=str(folder / "tokenizer"),
@@ -216,8 +221,17 @@ def test_internlm2s_tokenizer(tmp_path, prefix):
         "pad_token": "</s>",
         "unk_token": "<unk>",
         "added_tokens_decoder": {number: {"content": token, "special": True} for number, token in special.items()},
+        **more,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder, original
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_internlm2s_tokenizer(tmp_path, prefix):
+    """A SentencePiece model is read as it is, with the official tokenizer's additions behind it."""
+    folder, original = write_sentencepiece(tmp_path, prefix=prefix)
+    count = original.get_piece_size()
     processor = load_processor(str(folder))
     tokenizer = processor.tokenizer
     assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == count + 4
@@ -230,6 +244,68 @@ def test_internlm2s_tokenizer(tmp_path, prefix):
     processor.save_pretrained(tmp_path / "saved")
     again = AutoProcessor.from_pretrained(tmp_path / "saved").tokenizer
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+PAIR = {
+    "prompt": [{"role": "user", "content": "What is 7 and 9?"}],
+    "chosen": [{"role": "assistant", "content": "A red house"}],
+    "rejected": [{"role": "assistant", "content": "9"}],
+}
+
+
+def official_tokens(processor, original, bos, tiles):
+    """As InternLM2Tokenizer makes them of the conversation's text: SentencePiece reads what stands between special tokens."""
+    image = "<img>" + "<IMG_CONTEXT>" * 4 * tiles + "</img>\n" if tiles else ""
+    text = (
+        f"<|im_start|>system\n{OLD_SYSTEM}<|im_end|><|im_start|>user\n{image}What is 7 and 9?<|im_end|>"
+        "<|im_start|>assistant\nA red house<|im_end|>"
+    )
+    ids = [1] if bos else []
+    for piece in re.split("(" + "|".join(map(re.escape, ADDED)) + ")", text):
+        ids += [processor.tokenizer.convert_tokens_to_ids(piece)] if piece in ADDED else original.encode(piece)
+    return ids
+
+
+@pytest.mark.parametrize("add_bos", [None, True, False])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_internlm2s_conversations_have_the_official_tokens(tmp_path, prefix, add_bos):
+    """BOS where tokenizer_config.json says so, once, by default too; a completion's tokens are those of the whole text."""
+    flags = {} if add_bos is None else {"add_bos_token": add_bos}
+    folder, original = write_sentencepiece(tmp_path, prefix=prefix, **flags)
+    processor = load_processor(str(folder))
+    assert processor.tokenizer("9")["input_ids"] == [*([] if add_bos is False else [1]), *original.encode("9")]
+    for images, tiles in (([], 0), ([Image.new("RGB", (32, 32))], 1)):
+        (pair,), _, _ = PairEncoder(processor)([{**PAIR, "images": images}])
+        expected = official_tokens(processor, original, add_bos is not False, tiles)
+        assert pair.prompt_ids + pair.chosen.ids == expected
+    processor.save_pretrained(tmp_path / "saved")
+    again = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert PairEncoder(again)([PAIR])[0][0].prompt_ids == PairEncoder(processor)([PAIR])[0][0].prompt_ids
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "Qwen2Tokenizer", None])
+def test_what_the_tokenizer_puts_in_front_is_trained_with(tmp_path, family, bos, name):
+    """The official code reads the conversation's text as the tokenizer does it unasked: Llama-3's tokenizer.json adds BOS."""
+    folder = write_official(tmp_path / "official", family, template="internlm2-chat")
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<|endoftext|>"}
+    settings.pop("tokenizer_class", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | ({"tokenizer_class": name} if name else {})))
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if bos:
+        start = [("<|endoftext|>", backend.token_to_id("<|endoftext|>"))]
+        backend.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=start)
+        backend.save(str(folder / "tokenizer.json"))
+    text = (
+        f"<|im_start|>system\n{OLD_SYSTEM}<|im_end|><|im_start|>user\nWhat is 7 and 9?<|im_end|>"
+        "<|im_start|>assistant\nA red house<|im_end|>"
+    )
+    (pair,), _, _ = PairEncoder(load_processor(str(folder)))([PAIR])
+    assert pair.prompt_ids + pair.chosen.ids == backend.encode(text).ids
+    (pair,), _, _ = PairEncoder(load_processor(str(folder)))([{**PAIR, "images": [Image.new("RGB", (32, 32))]}])
+    image = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>\n"
+    assert pair.prompt_ids + pair.chosen.ids == backend.encode(text.replace("user\n", f"user\n{image}")).ids
 
 
 def test_it_ends_a_turn(tmp_path):

@@ -225,9 +225,16 @@ OPTIONS = {
     "trust_remote_code": None,  # of the hub's loading; passed on by the model and processor loaders
     "use_weighting": changes_the_loss(loss_type=["sigmoid"], use_weighting=True),
 }
+
+
+def train_sampling_strategy(tmp_path):
+    refused("batch_rebalance", train_sampling_strategy="batch_rebalance")(tmp_path)
+    refused("group_by_length.*batching='tokens'", train_sampling_strategy="group_by_length")(tmp_path)
+
+
 OF_TRANSFORMERS = {
     "label_smoothing_factor": refused("loss_type='cdpo'", label_smoothing_factor=0.1),
-    "train_sampling_strategy": refused("batch_rebalance", train_sampling_strategy="batch_rebalance"),
+    "train_sampling_strategy": train_sampling_strategy,
     "accelerator_config": refused("dispatch_batches", accelerator_config={"dispatch_batches": True}),
 }
 

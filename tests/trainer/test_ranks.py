@@ -33,6 +33,7 @@ WITH_DELTA = {
 }
 STREAM = {**STEP, "pairs": 13, "stream": True, "max_steps": 4, "optim": "sgd", "eval_pairs": 5, "per_device_eval_batch_size": 2}
 MIXED = {**STEP, "pairs": 9, "kind": "mixed", "optim": "sgd", "gradient_checkpointing": True}
+TEXT = {**MIXED, "kind": "tokenizer"}
 RESUMED = {**WITH_DELTA, "save_strategy": "steps", "save_steps": 3}
 
 
@@ -44,6 +45,7 @@ def two_ranks(tmp_path_factory) -> Path:
     scenarios |= {"tokens": {**WITH_DELTA, "batching": "tokens", "max_tokens_per_batch": 200}}
     scenarios |= {"delta": WITH_DELTA, "stream": {**STREAM, **TWO_RANKS["2 x 2 x 2 ranks"]}, "saved": RESUMED}
     scenarios |= {"pictures on some ranks": {**MIXED, **TWO_RANKS["2 x 2 x 2 ranks"]}}
+    scenarios |= {"a tokenizer": {**TEXT, **TWO_RANKS["2 x 2 x 2 ranks"]}}
     scenarios |= {"resumed": {**RESUMED, "save_strategy": "no", "resume": "saved/checkpoint-3"}}
     run_on_ranks(folder, scenarios)
     return folder
@@ -72,6 +74,15 @@ def test_a_rank_without_pictures_keeps_nobody_waiting(two_ranks, tmp_path):
     """With gradient checkpointing DDP looks for no unused parameters: a tower that does not run on a rank is an error or a hang."""
     end = one_process(tmp_path, {**MIXED, **SPLITS["4 x 2"]})
     assert difference(torch.load(two_ranks / "pictures on some ranks.pt")["weights"], end["weights"]) < 1e-6
+
+
+def test_a_model_that_sees_is_trained_on_text_with_a_tokenizer(two_ranks, tmp_path):
+    """On two ranks as on one; the vision tower stays as it was on all of them."""
+    end = one_process(tmp_path, {**TEXT, **SPLITS["4 x 2"]})
+    start = small_run(tmp_path / "start").model.state_dict()
+    weights = torch.load(two_ranks / "a tokenizer.pt")["weights"]
+    assert difference(weights, end["weights"]) < 1e-6
+    assert all(torch.equal(weights[name], start[name]) for name in start if "vision_tower" in name)
 
 
 def test_batches_by_tokens_count_every_pair_once(two_ranks):

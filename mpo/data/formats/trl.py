@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import BadRecord, FoundPair, one_of, parse_json, pictures, refuse, rest
+from mpo.data.pairs import OWN_DATA_SET, BadRecord, FoundPair, one_of, parse_json, pictures, refuse, rest
 
 NAME = "trl"
 NEEDS = (
@@ -20,7 +20,7 @@ NEEDS = (
 )
 _OWN = ("id", "prompt_id", "source", "answer", "margin", "tiles", "augment")
 _USED = (*_OWN, "prompt", "chosen", "rejected", "image", "images", "video", "videos", "frames", "system", "metadata")
-_CANNOT = "records have no place for it. Pass the data set itself to MPOTrainer, which reads TRL's columns"
+_CANNOT = f"records have no place for it. {OWN_DATA_SET.rstrip('.')}"
 
 
 def matches(line: Mapping[str, Any]) -> bool:

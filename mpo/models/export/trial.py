@@ -131,7 +131,8 @@ def question(processor: Any) -> dict[str, Tensor]:
     if getattr(processor, "chat_template", None) is None:
         return dict(processor(text=QUESTION, return_tensors="pt"))
     text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    return dict(processor(text=text, **({"images": [[picture()]]} if sees else {}), return_tensors="pt"))
+    images = {"images": [[picture()]]} if sees else {}
+    return dict(processor(text=text, **images, add_special_tokens=False, return_tensors="pt"))  # the template has put them there
 
 
 def picture(side: int = 224) -> Image.Image:

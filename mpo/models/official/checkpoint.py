@@ -91,8 +91,7 @@ def open_official(folder: Path) -> OfficialCheckpoint:
             )
     else:
         token, end = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tokenizer.get_vocab().get("<|im_end|>")
-        bos = str(tokenizer.bos_token or "") if kind == "internlm2" else ""
-        processor = official_processor(tokenizer, official, bos=bos)
+        processor = official_processor(tokenizer, official)
     config = transformers_config(official, image_token_id=token, eos_token_id=end)
     text: Any = config.text_config
     generation = GenerationConfig(

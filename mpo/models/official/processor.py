@@ -16,6 +16,7 @@ from transformers import (
 from mpo.models.official.spm import read_sentencepiece
 from mpo.models.small import CHAT_TEMPLATE, IMAGENET_MEAN, IMAGENET_STD
 from mpo.models.tiles import TileImageProcessor
+from mpo.packing.controls import added_start
 
 PICTURE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 
@@ -34,7 +35,8 @@ def chat_template(name: str, *, bos: str = "") -> str:
 
     Args:
         name: ``template`` in config.json.
-        bos: what a conversation begins with: ``<s>`` where the tokenizer adds it (InternLM2), else nothing.
+        bos: what a conversation begins with: what the tokenizer puts in front of it in the official code, such as ``<s>``
+            (InternLM2) or ``<|begin_of_text|>`` (Llama-3); nothing for Qwen's.
 
     Raises:
         ValueError: for one that is not known.
@@ -75,6 +77,8 @@ def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     given = {name: settings[name] for name in names if settings.get(name)}
     options |= {name: value["content"] if isinstance(value, Mapping) else value for name, value in given.items()}
+    # Defaults of InternLM2Tokenizer and InternLM3Tokenizer, fast or not, whatever tokenizer.json does.
+    options |= {"add_bos_token": settings.get("add_bos_token", True), "add_eos_token": settings.get("add_eos_token", False)}
     if (folder / "tokenizer.json").exists():
         return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
     if not (folder / "tokenizer.model").exists():
@@ -83,13 +87,15 @@ def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
 
 
-def official_processor(tokenizer: Any, official: Mapping[str, Any], *, bos: str = "") -> InternVLProcessor:
+def official_processor(tokenizer: Any, official: Mapping[str, Any]) -> InternVLProcessor:
     """The processor for an official checkpoint.
+
+    The official code tokenizes a rendered conversation as the tokenizer does it unasked, so its template begins with what the
+    tokenizer puts in front.
 
     Args:
         tokenizer: of `load_tokenizer`.
         official: config.json of the checkpoint.
-        bos: of `chat_template`.
     """
     side = official.get("force_image_size") or official["vision_config"]["image_size"]
     patch = official["vision_config"].get("patch_size", 14)
@@ -98,6 +104,7 @@ def official_processor(tokenizer: Any, official: Mapping[str, Any], *, bos: str 
         "image_mean": IMAGENET_MEAN,
         "image_std": IMAGENET_STD,
     }
+    bos = "".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer)))
     template = chat_template(official.get("template", "internvl2_5"), bos=bos)
     tokenizer.chat_template = template
     return InternVLProcessor(

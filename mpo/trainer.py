@@ -533,9 +533,10 @@ class MPOTrainer(PairLoop):
         outputs = self._outputs(model, inputs, **kwargs)
         step_wide = mode == "train" and num_items_in_batch is not None
         counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", _pairs_in(inputs))
+        start = self._own_start(inputs) if mode == "train" and self._start_is_unchecked else None
         pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
-        if self._start_is_unchecked and mode == "train":
-            self._check_start(inputs, pairs, counted)
+        if start is not None:
+            self._check_start(start, inputs, pairs, counted)
         self.mixture.train(mode == "train" and counted > 0)
         mixed = self.mixture(pairs)
         if mode == "train" and not counted and self._shift is not None:
@@ -554,13 +555,19 @@ class MPOTrainer(PairLoop):
             of_model = {n: value for n, value in inputs.items() if n not in {*_NOT_FOR_THE_MODEL, "picked", "shift_labels"}}
             return loss * share, model(**of_model, use_cache=False)
 
-    def _check_start(self, inputs: dict[str, Any], pairs: PairLogps, counted: int) -> None:
-        """Stop a fresh run that does not start at its own reference: there L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2 for all ranks."""
+    def _own_start(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Log-prob sums of the first batch under the policy in evaluation mode, shape (2, pairs); None for a run that goes on."""
         self._start_is_unchecked = False
-        if self.state.global_step > 0 or pairs.ref_chosen is None or pairs.ref_rejected is None:
-            return
-        chosen, rejected = (sums[:counted] for sums in self._evaluated_sums(self.model, inputs))
-        apart = torch.stack([chosen - pairs.ref_chosen[:counted], rejected - pairs.ref_rejected[:counted]]).abs()
+        if self.state.global_step > 0:
+            return None
+        once = contextlib.nullcontext() if self._tower is None else self._tower.playing(keep=True)
+        with once:
+            return torch.stack(self._evaluated_sums(self.model, inputs))
+
+    def _check_start(self, start: Tensor, inputs: dict[str, Any], pairs: PairLogps, counted: int) -> None:
+        """Stop a fresh run that does not start at its own reference: there L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2, for all ranks."""
+        assert pairs.ref_chosen is not None and pairs.ref_rejected is not None
+        apart = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
         tokens = torch.stack([half[:counted] for half in inputs["scored"].lengths.chunk(2)]).clamp_min(1)
         dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
         rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
@@ -569,7 +576,11 @@ class MPOTrainer(PairLoop):
         if not self._over_ranks(wrong.sum().float()):
             return
         worst = int(torch.where(wrong, apart, 0).max(dim=0).values.argmax()) if counted else 0
-        largest = f"{apart.max().item():.3g} nats at {inputs['names'][worst]}" if wrong.any() else "another rank has the record"
+        largest = (
+            f"{apart.max().item():.3g} nats at {inputs.get('names', range(counted))[worst]}"
+            if wrong.any()
+            else "another rank has the record"
+        )
         cache = "" if self._references is None else f" or wrong values in {self._references.folder} (mpo cache verify, prune)"
         raise ValueError(
             "Before the first step the policy in evaluation mode and its reference must give the same log-probs, and they differ: "

@@ -42,14 +42,14 @@ class SharedTower:
         tower.forward = once  # type: ignore[method-assign]  # modules and hooks stay as they are, which FSDP and ZeRO need
 
     @contextlib.contextmanager
-    def playing(self) -> Iterator[None]:
-        """Within it towers return what was recorded last; behind it that is forgotten."""
+    def playing(self, *, keep: bool = False) -> Iterator[None]:
+        """Within it towers return what was recorded last; afterwards that is forgotten, unless it is to be kept for a next time."""
         self._playing = True
         try:
             yield
         finally:
             self._playing = False
-            self._output = None
+            self._output = self._output if keep else None
 
 
 def can_share(model: nn.Module) -> bool:

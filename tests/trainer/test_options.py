@@ -30,8 +30,8 @@ def changes_the_loss(**settings):
         """Against the same run without, from a reference that is not the policy."""
         ends = []
         for options in ({"loss_type": settings.get("loss_type", ["sigmoid"])}, settings):
-            trainer = small_run(tmp_path, pairs=4, max_steps=1, **options)
-            perturbed(trainer.ref_model, scale=0.2)
+            reference = perturbed(copy.deepcopy(small_run(tmp_path).model), scale=0.2)
+            trainer = small_run(tmp_path, pairs=4, max_steps=1, ref_model=reference, **options)
             trainer.train()
             ends.append(trainer.state.log_history[0]["loss"])
         assert ends[0] != pytest.approx(ends[1], rel=1e-3)

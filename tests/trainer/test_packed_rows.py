@@ -128,10 +128,13 @@ def test_the_same_question_about_another_picture_is_another_row(processor, inter
 
 @pytest.mark.parametrize(
     ("kind", "passes"),
-    [("full", 2), ("frozen tower", 1), ("lora", 1), ("cached", 1), ("explicit reference", 2)],
+    [("full", 3), ("frozen tower", 1), ("lora", 1), ("cached", 1), ("explicit reference", 2)],
 )
 def test_the_tower_sees_a_picture_once(processor, internvl, tmp_path, kind, passes, monkeypatch):
-    """Once per model, and once in all when it is frozen; TRL shows it four times. Counted in tiles."""
+    """Once per model, and once in all when it is frozen; TRL shows it four times. Counted in tiles.
+
+    A tower that is trained sees the first batch once more, in evaluation mode: the check of the start.
+    """
     from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
     tiles, forward = [], InternVLVisionModel.forward

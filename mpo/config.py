@@ -230,18 +230,18 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             raise ValueError("batching='tokens' and max_tokens_per_batch go together: set both, or neither.")
         if self.batching == "tokens" and self.rows == "padded":
             raise ValueError(
-                "batching='tokens' counts the prompt that completions share once, and rows='padded' computes it for each of them. Use "
-                "rows='packed', or batching='pairs'."
+                "batching='tokens' counts the prompt that completions share once, and rows='padded' computes it for each of them. "
+                "Use rows='packed', or batching='pairs'."
             )
         if self.auto_find_batch_size:
             raise ValueError(
-                "auto_find_batch_size=True trains on after an out-of-memory error with the pairs, the reward shift and the weights of "
-                "the attempt that failed. Set per_device_train_batch_size (and gradient_accumulation_steps) instead."
+                "auto_find_batch_size=True trains on after an out-of-memory error with the pairs, the reward shift and the weights "
+                "of the attempt that failed. Set per_device_train_batch_size (and gradient_accumulation_steps) instead."
             )
         if not self.dataloader_in_order:
             raise ValueError(
-                "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not go on where it "
-                "was, and repeated pairs could not be told apart. Leave it at True."
+                "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not go on "
+                "where it was, and repeated pairs could not be told apart. Leave it at True."
             )
         if self.max_tiles_per_batch is not None and self.batching != "tokens":
             raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")

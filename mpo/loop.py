@@ -3,8 +3,8 @@
 This file and `mpo.trainer` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0
 and transformers 5.17.0 and 5.23.0; here: `DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`,
 `_get_grad_norm`, `_run_epoch`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_load_from_checkpoint`,
-`_load_best_model`, `_load_optimizer_and_scheduler`, `_load_callback_state`, `_save_checkpoint`, `_save_rng_state`, `_get_output_dir`,
-`_get_eval_sampler`, and that `evaluation_loop` gathers each batch's losses first, then inputs, logits and labels.
+`_load_best_model`, `_load_optimizer_and_scheduler`, `_load_callback_state`, `_save_checkpoint`, `_save_rng_state`,
+`_get_output_dir`, `_get_eval_sampler`; and that `evaluation_loop` gathers losses first, then inputs, logits and labels, of each batch.
 """
 
 import contextlib
@@ -77,6 +77,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
         self._mean_sqrt_tokens: Tensor | None = None
         self._shift_before: dict[str, Tensor] | None = None
+        self._scale_before: float | None = None
         self._evaluated = "eval"  # the data set, by the prefix of its metrics
         self._pairs_evaluated = 0
         self._is_reference: bool | None = None  # whether the policy is, as of this evaluation
@@ -270,7 +271,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
         Decided by content, once an evaluation: weights may have been loaded or changed since the trainer was made.
         """
-        if self.state.global_step > 0 or not self._holds_whole_model() or is_peft_model(self.model):
+        if self.model.training or self.state.global_step > 0 or not self._holds_whole_model() or is_peft_model(self.model):
             return False
         if self._is_reference is None:
             now = fingerprint_of(self.accelerator.unwrap_model(self.model), self.processing_class, self.args)
@@ -279,7 +280,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     # --- Evaluation of rows
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
         """Evaluate a batch.
 
         Args:
@@ -290,8 +293,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             kwargs: likewise.
 
         Returns:
-            the loss, and where asked for logits (2P, T, vocabulary) and input ids (2P, T): rows 2i and 2i + 1 are the chosen and the
-            rejected completion of the batch's record i.
+            the loss, and where asked for logits (2P, T, vocabulary) and input ids (2P, T): rows 2i and 2i + 1 are the chosen and
+            the rejected completion of the batch's record i.
 
         Raises:
             ValueError: when logits of packed rows are asked for.
@@ -309,7 +312,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             return loss, None, None
         counts = self.accelerator.gather(torch.tensor([counted], device=self.accelerator.device)).tolist()
         self._rows, self._loss_is_next = (pairs, counts), True
-        order = torch.arange(2 * pairs, device=logits.device).view(2, pairs).T.flatten()  # without rows that only hold a blank image
+        order = (
+            torch.arange(2 * pairs, device=logits.device).view(2, pairs).T.flatten()
+        )  # without rows that only hold a blank image
         inputs["input_ids"] = inputs["input_ids"][order.to(inputs["input_ids"].device)]
         return loss, logits[order], labels[order]
 
@@ -337,8 +342,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             kwargs: likewise.
 
         Returns:
-            predictions (2 x records, T, vocabulary), label_ids (2 x records, T), the input ids of the same rows, and metrics. Rows 2i
-            and 2i + 1 are the chosen and the rejected completion of record i; bad records that were skipped have none.
+            predictions (2 x records, T, vocabulary), label_ids (2 x records, T), the input ids of the same rows, and metrics. Rows
+            2i and 2i + 1 are the chosen and the rejected completion of record i; bad records that were skipped have none.
 
         Raises:
             ValueError: when `dataloader_drop_last` would leave records out.
@@ -346,8 +351,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         batch = self.args.eval_batch_size * self.accelerator.num_processes
         if self.args.dataloader_drop_last and hasattr(test_dataset, "__len__") and len(test_dataset) % batch:
             raise ValueError(
-                f"dataloader_drop_last=True would leave the last {len(test_dataset) % batch} of {len(test_dataset)} records without a "
-                f"prediction: batches of all ranks take {batch}. Set it to False."
+                f"dataloader_drop_last=True would leave the last {len(test_dataset) % batch} of {len(test_dataset)} records "
+                f"without a prediction: batches of all ranks take {batch}. Set it to False."
             )
         return super().predict(test_dataset, *args, **kwargs)
 
@@ -360,7 +365,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             norm = norm.full_tensor()
         if not self.is_deepspeed_enabled:
             scaled = self.accelerator.scaler is not None
-            if not scaled:
+            if scaled:
+                self._scale_before = self.accelerator.scaler.get_scale()
+            else:
                 self._guard.see_gradients(norm)
             bad = self._guard.is_bad()
             optimizer: Any = self.optimizer
@@ -376,7 +383,11 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.accelerator.optimizer_step_was_skipped:  # by the scaler of fp16, ours or DeepSpeed's
+        scaler = (
+            self.accelerator.scaler
+        )  # of fp16; it lowers its scale when it skips a step, which accelerate misses if Adam is fused
+        is_lower = scaler is not None and self._scale_before is not None and scaler.get_scale() < self._scale_before
+        if is_lower or self.accelerator.optimizer_step_was_skipped:
             self._give_delta_back(torch.tensor(True))
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
             self._guard.check()

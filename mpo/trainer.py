@@ -456,8 +456,8 @@ class MPOTrainer(PairLoop):
         loss = mixed.loss
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        square = self._square_weight if mode == "eval" else None
-        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, beta=self.beta, counted=counted, square_weight=square))
+        how = {"beta": self.beta, "counted": counted, "square_weight": self._square_weight if mode == "eval" else None}
+        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, **how))
         if mode == "train":
             self._guard.see_loss(self.state.global_step + 1, inputs.get("names", []), loss)
         if not return_outputs:

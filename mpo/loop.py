@@ -4,7 +4,7 @@ This file and `mpo.trainer` are the only ones that use names private to TRL and 
 and transformers 5.17.0 and 5.23.0; here: `DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`,
 `_get_grad_norm`, `_run_epoch`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_load_from_checkpoint`,
 `_load_best_model`, `_load_optimizer_and_scheduler`, `_load_callback_state`, `_save_checkpoint`, `_save_rng_state`,
-`_get_output_dir`, `_get_eval_sampler`; and that `evaluation_loop` gathers losses first, then inputs, logits and labels, of each batch.
+`_get_output_dir`, `_get_eval_sampler`; and that `evaluation_loop` gathers each batch's losses first, then its rows.
 """
 
 import contextlib
@@ -383,9 +383,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        scaler = (
-            self.accelerator.scaler
-        )  # of fp16; it lowers its scale when it skips a step, which accelerate misses if Adam is fused
+        # fp16's scaler lowers its scale when it skips a step. accelerate does not see that of a fused optimizer.
+        scaler = self.accelerator.scaler
         is_lower = scaler is not None and self._scale_before is not None and scaler.get_scale() < self._scale_before
         if is_lower or self.accelerator.optimizer_step_was_skipped:
             self._give_delta_back(torch.tensor(True))

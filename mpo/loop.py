@@ -71,7 +71,16 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     layout: str
 
     def _start_loop(self) -> None:
-        """Set up what the loop keeps; called once accelerate is there."""
+        """Set up what the loop keeps; called once accelerate is there.
+
+        Raises:
+            ValueError: for the router loss of a model that does not give it.
+        """
+        if self.aux_loss_enabled and self.model.config.model_type == "internvl":  # transformers 5.17 to 5.24
+            raise ValueError(
+                f"router_aux_loss_coef={self.router_aux_loss_coef:g} (of the model's config, unless set) adds the router's loss, "
+                "and InternVL in transformers does not return its router's logits. Set router_aux_loss_coef=0."
+            )
         self._meters = {"train": Meter(), "eval": Meter()}
         self._whole_run = [0.0, 0.0]  # sum of losses, number of pairs
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
@@ -429,7 +438,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     def _over_ranks(self, values: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
             return values
-        return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
+        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
+        return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the means over the pairs of this logging window and all ranks."""
@@ -557,8 +567,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             elif not self.args.restore_callback_states_from_checkpoint:
                 same = [other for other in stateful if type(other).__name__ == name]
                 saved = states[name] if isinstance(states[name], list) else [states[name]]
-                for attribute, value in next(iter(saved[same.index(callback) :]), {}).get("attributes", {}).items():
-                    setattr(callback, attribute, value)
+                for state in saved[same.index(callback) :][:1]:
+                    for attribute, value in state.get("attributes", {}).items():
+                        setattr(callback, attribute, value)
 
     def _state(self) -> dict[str, Any]:
         shift = self._shift

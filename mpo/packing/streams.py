@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any
 
-import fsspec.asyn
+import fsspec.asyn  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker  # private; checked with PyTorch 2.11 to 2.14

@@ -9,11 +9,13 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 from mpo.models.strict import load_strictly
 
 STATE_FILE = "mpo_state.json"
+MARKER = "trainer_state.json"
+"""The last file of a checkpoint: it is complete where this is."""
 
 
 def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
@@ -53,6 +55,42 @@ def check_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
                 f"The adapter in {place} does not fit this run's: {wrong[:4]}{' ...' if len(wrong) > 4 else ''} are on one side "
                 "only. Resume with the adapter configuration (rank, target modules) that the run started with."
             )
+
+
+def begin_checkpoint(folder: str | os.PathLike[str]) -> None:
+    """Make a folder that is about to be written not count as a checkpoint, on disk too. One that is written anew may hold one."""
+    marker = Path(folder, MARKER)
+    if marker.exists():
+        marker.unlink()
+        _flush(marker.parent)
+
+
+def finish_checkpoint(state: TrainerState, path: str | os.PathLike[str]) -> None:
+    """Write `state` as the marker of the checkpoint at `path`, after all else there is on disk, and itself to disk."""
+    marker = Path(path)
+    flush_to_disk(marker.parent)
+    aside = marker.with_suffix(".tmp")
+    type(state).save_to_json(state, str(aside))
+    _flush(aside)
+    aside.replace(marker)
+    for folder in (marker.parent, marker.parent.parent):
+        _flush(folder)
+
+
+def flush_to_disk(folder: str | os.PathLike[str]) -> None:
+    """Have the system write all files under a folder to disk, so that a power cut takes none of them away."""
+    for place in (*Path(folder).rglob("*"), Path(folder)):
+        _flush(place)
+
+
+def _flush(place: Path) -> None:
+    if os.name == "nt":  # opens no folders, and flushes no file that was opened for reading
+        return
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_state(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
@@ -109,7 +147,7 @@ def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLik
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> str | None:
     """The newest checkpoint in `run_dir` that was written to its end, or None.
 
-    `trainer_state.json` is the last file of a checkpoint; a folder in which it is missing or cut was interrupted.
+    `MARKER` is the last file of a checkpoint; a folder in which it is missing or cut was interrupted.
     """
     folders = [folder for folder in Path(run_dir).glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()]
     newest_first = sorted(folders, key=lambda folder: int(folder.name.split("-")[-1]), reverse=True)
@@ -118,7 +156,7 @@ def latest_checkpoint(run_dir: str | os.PathLike[str]) -> str | None:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        json.loads((folder / "trainer_state.json").read_text())
+        json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         return False
     return True

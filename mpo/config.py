@@ -29,6 +29,7 @@ _CHOSEN = (
 # Fields of TRL's and transformers' classes that nothing in a preference run reads: off value, and what to use.
 _WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "dataset_num_proc": (None, "records are tokenised while training, by the data loader. Use dataloader_num_workers."),
+    "eval_use_gather_object": (False, "evaluation gathers tensors, the rows that count."),
     "label_smoothing_factor": (0.0, "it belongs to transformers' own loss. Use loss_type='cdpo' with label_smoothing."),
 }
 
@@ -232,6 +233,21 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             raise ValueError("sync_ref_model moves the reference, and reference='cached' keeps its log-probs. Use one of them.")
         if (self.batching == "tokens") != (self.max_tokens_per_batch is not None):
             raise ValueError("batching='tokens' and max_tokens_per_batch go together: set both, or neither.")
+        if self.batching == "tokens" and self.rows == "padded":
+            raise ValueError(
+                "batching='tokens' counts the prompt that completions share once, and rows='padded' computes it for each of them. "
+                "Use rows='packed', or batching='pairs'."
+            )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True trains on after an out-of-memory error with the pairs, the reward shift and the weights "
+                "of the attempt that failed. Set per_device_train_batch_size (and gradient_accumulation_steps) instead."
+            )
+        if not self.dataloader_in_order:
+            raise ValueError(
+                "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not go on "
+                "where it was, and repeated pairs could not be told apart. Leave it at True."
+            )
         if self.max_tiles_per_batch is not None and self.batching != "tokens":
             raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")
         if (self.batching == "tokens" or self.group_same_prompt > 1) and self.train_sampling_strategy != "random":

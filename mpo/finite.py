@@ -50,13 +50,18 @@ class FiniteGuard:
         bad = first != NEVER
         return bad if self._over_ranks is None else self._over_ranks(bad.float()) > 0
 
-    def gate(self, optimizer: Optimizer, bad: Tensor) -> None:
+    def gate(self, optimizer: Optimizer, bad: Tensor, *, on_device: bool = True) -> None:
         """Keep `optimizer`'s next step from changing anything if `bad`.
 
-        Fused optimisers take the decision on the device. For the others one number is read per step, and gradients that are
+        Fused optimizers take the decision on the device. For the others one number is read per step, and gradients that are
         None make them pass.
+
+        Args:
+            optimizer: the one that takes the step.
+            bad: boolean scalar.
+            on_device: False under a GradScaler, which tells a fused optimizer something of its own.
         """
-        if all(group.get("fused") for group in optimizer.param_groups):
+        if on_device and all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         elif bad:
             optimizer.zero_grad(set_to_none=True)

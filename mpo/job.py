@@ -311,6 +311,12 @@ class TrainJob:
         given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
         total = trainer.get("global_batch_size")
         if total is not None:
+            if given.get("batching") == "tokens":
+                raise ValueError(
+                    f"trainer.global_batch_size={total} counts pairs, and trainer.batching=tokens puts as many into a micro-batch "
+                    "as fit. Set trainer.global_batch_size=null, and trainer.gradient_accumulation_steps to the micro-batches of a "
+                    "step."
+                )
             default = MPOConfig.__dataclass_fields__["per_device_train_batch_size"].default
             pairs, ranks = given.get("per_device_train_batch_size", default), self.place().world_size
             if total % (pairs * ranks) or total < pairs * ranks:

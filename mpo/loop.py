@@ -3,7 +3,8 @@
 This file and `mpo.trainer` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0
 and transformers 5.17.0 and 5.23.0; here: `DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`,
 `_get_grad_norm`, `_run_epoch`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_load_from_checkpoint`,
-`_load_best_model`, `_load_optimizer_and_scheduler`, `_save_checkpoint`, `_save_rng_state`, `_get_output_dir`.
+`_load_best_model`, `_load_optimizer_and_scheduler`, `_load_callback_state`, `_save_checkpoint`, `_save_rng_state`,
+`_get_output_dir`, `_get_eval_sampler`; and that `evaluation_loop` gathers each batch's losses first, then its rows.
 """
 
 import contextlib
@@ -11,23 +12,36 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, recursively_apply
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
-from transformers.trainer_utils import TrainOutput
+from transformers import EarlyStoppingCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import DPOTrainer
 
 from mpo.bad_records import BadRecords
-from mpo.checkpoint import check_adapter, complete_checkpoint, load_state, load_weights, save_state
+from mpo.checkpoint import (
+    begin_checkpoint,
+    check_adapter,
+    complete_checkpoint,
+    finish_checkpoint,
+    flush_to_disk,
+    load_state,
+    load_weights,
+    save_state,
+)
 from mpo.config import MPOConfig
 from mpo.data.encoded import encoded_pictures
 from mpo.finite import FiniteGuard
-from mpo.losses import Mixture
+from mpo.losses import SFT, Mixture
 from mpo.losses.quality import RewardShift
 from mpo.metrics import Meter
 from mpo.model_card import extend_card
@@ -36,7 +50,9 @@ from mpo.packing.costs import measure
 from mpo.packing.indexed import IndexedRecords
 from mpo.packing.sampler import PairBatchSampler
 from mpo.packing.streams import FilledStream, RepeatedStream
+from mpo.reference.cache import ReferenceCache
 from mpo.samples.callback import SampleAnswers
+from mpo.start import fingerprint_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +68,30 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     mixture: Mixture
     data_collator: Any
     _collator_is_ours: bool
+    layout: str
 
     def _start_loop(self) -> None:
-        """Set up what the loop keeps; called once accelerate is there."""
+        """Set up what the loop keeps; called once accelerate is there.
+
+        Raises:
+            ValueError: for the router loss of a model that does not give it.
+        """
+        if self.aux_loss_enabled and self.model.config.model_type == "internvl":  # transformers 5.17 to 5.24
+            raise ValueError(
+                f"router_aux_loss_coef={self.router_aux_loss_coef:g} (of the model's config, unless set) adds the router's loss, "
+                "and InternVL in transformers does not return its router's logits. Set router_aux_loss_coef=0."
+            )
         self._meters = {"train": Meter(), "eval": Meter()}
         self._whole_run = [0.0, 0.0]  # sum of losses, number of pairs
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
         self._mean_sqrt_tokens: Tensor | None = None
         self._shift_before: dict[str, Tensor] | None = None
+        self._scale_before: float | None = None
         self._evaluated = "eval"  # the data set, by the prefix of its metrics
+        self._pairs_evaluated = 0
+        self._is_reference: bool | None = None  # whether the policy is, as of this evaluation
+        self._rows: tuple[int, list[int]] | None = None  # of the batch in evaluation: its pairs, and how many count on each rank
+        self._loss_is_next = False  # of what `evaluation_loop` gathers
         self._sampler: PairBatchSampler | None = None
         self._epoch = torch.zeros((), dtype=torch.int64)  # data loader workers read it
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -83,15 +114,17 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     # --- Batches
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Pictures stay encoded. Streams are repeated for training; for evaluation, every rank gets equally many batches."""
+        """Images stay encoded. Streams are repeated for training; for evaluation, every rank gets equally many batches.
+
+        Where logits are asked for, rows are padded: those of packed rows could not be attributed to records.
+        """
         if self._collator_is_ours:
             dataset = encoded_pictures(dataset)
+        ranks = self.accelerator.num_processes
         if isinstance(dataset, IterableDataset):
-            ranks = self.accelerator.num_processes
-            if kwargs.get("is_training"):
-                dataset = RepeatedStream(dataset)
-            elif ranks > 1:
-                dataset = FilledStream(dataset, kwargs["batch_size"] * ranks)
+            block = kwargs["batch_size"] * ranks
+            is_training = kwargs.get("is_training")
+            dataset = RepeatedStream(dataset, block) if is_training else FilledStream(dataset, block, fill=ranks > 1)
 
         if kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1):
             if isinstance(dataset, IterableDataset):
@@ -101,13 +134,36 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
         elif kwargs.get("is_training") and "augment" in (getattr(dataset, "column_names", None) or []):
             dataset = IndexedRecords(self._remove_unused_columns(dataset, description="training"), epoch=self._epoch)
+        if kwargs.get("is_training") and self._sampler is None and self.args.dataloader_drop_last and hasattr(dataset, "__len__"):
+            if len(dataset) < (needed := kwargs["batch_size"] * ranks):
+                raise ValueError(
+                    f"dataloader_drop_last=True leaves nothing of {len(dataset)} records: one batch of all ranks takes {needed} "
+                    f"({kwargs['batch_size']} x {ranks}). Set it to False, or make batches smaller."
+                )
         collator = self.data_collator
         try:
             if kwargs.get("is_training"):
                 self.data_collator = self._training_collator()
+            elif self._collator_is_ours and (self.compute_metrics is not None or kwargs.get("description") == "test"):
+                self.data_collator = replace(self.data_collator, layout="padded")
             return super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.data_collator = collator
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As transformers', which with persistent workers would give every data set the loader of the first."""
+        if eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset:
+            return super().get_eval_dataloader(eval_dataset)
+        how = {"description": "Evaluation", "batch_size": self.args.eval_batch_size, "sampler_fn": self._get_eval_sampler}
+        return self._get_dataloader(dataset=eval_dataset, **how)
+
+    def _whole_dataloader(self, dataset: Any) -> Any:
+        """Batches of every record of a data set, whatever `dataloader_drop_last` says."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return self.get_eval_dataloader(dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _training_collator(self) -> Any:
         """What makes the training data's batches; evaluation and the cache of references have `data_collator`."""
@@ -157,7 +213,15 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             self._meters["train"].wait(time.perf_counter() - start)
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
-        """Tell the records, before an iterator over them is made, which epoch it is."""
+        """Tell the records, before an iterator over them is made, which epoch it is. A resumed run that had ended takes no step."""
+        stopped_early = kwargs["resume_from_checkpoint"] is not None and any(
+            isinstance(callback, EarlyStoppingCallback)
+            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+        )
+        if self.state.global_step >= self.state.max_steps or stopped_early:  # transformers would take one more step
+            self.control.should_training_stop = True
+            return None
         self._epoch.fill_(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
@@ -169,11 +233,13 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         return int(batch["counted"]) if "counted" in batch else self._counting(batch)
 
     def _counting(self, batch: dict[str, Any]) -> int:
-        """How many places of a batch hold records that count, the first ones; those behind were repeated to fill it up."""
+        """How many places of a batch hold records that count, the first ones; those after were repeated to fill it up."""
         pairs = len(batch["scored"].lengths) // 2
         state = self.accelerator.gradient_state
         ranks = self.accelerator.num_processes
         if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
+            return pairs
+        if self.args.dataloader_drop_last:  # what does not fill a batch of all ranks is left out, and nothing repeated
             return pairs
         # The last batches of all ranks together hold the rest, rank 0's first. (Not `state.remainder`: accelerate loses it in an
         # epoch that is resumed.)
@@ -209,30 +275,128 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             dataset = self.train_dataset if data == "train" else dataset
             self._bad_records.settle({data: len(dataset) if hasattr(dataset, "__len__") else None})
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch."""
+    def _policy_is_reference(self, cache: ReferenceCache) -> bool:
+        """Whether the policy still is the reference of `cache`: before the first step, with the same weights and settings.
+
+        Decided by content, once an evaluation: weights may have been loaded or changed since the trainer was made.
+        """
+        if self.model.training or self.state.global_step > 0 or not self._holds_whole_model() or is_peft_model(self.model):
+            return False
+        if self._is_reference is None:
+            now = fingerprint_of(self.accelerator.unwrap_model(self.model), self.processing_class, self.args)
+            self._is_reference = now.digest == cache.fingerprint.digest
+        return self._is_reference
+
+    # --- Evaluation of rows
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate a batch.
+
+        Args:
+            model: the policy.
+            inputs: a batch of the collator; its ``input_ids`` are brought into the order of the logits.
+            prediction_loss_only: give no logits.
+            args: see transformers' `Trainer.prediction_step`.
+            kwargs: likewise.
+
+        Returns:
+            the loss, and where asked for logits (2P, T, vocabulary) and input ids (2P, T): rows 2i and 2i + 1 are the chosen and
+            the rejected completion of the batch's record i.
+
+        Raises:
+            ValueError: when logits of packed rows are asked for.
+        """
         self._see_bad_records(self._evaluated, inputs, step=self.state.global_step)
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        if not prediction_loss_only and "segments" in inputs:
+            raise ValueError(
+                "Logits of packed rows cannot be attributed to records. Use `evaluate` or `predict`, which make padded rows where "
+                "logits are asked for, or rows='padded'."
+            )
+        pairs, counted = len(inputs["scored"].lengths) // 2, self._counted(inputs)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        self._rows = None
+        if logits is None:
+            return loss, None, None
+        counts = self.accelerator.gather(torch.tensor([counted], device=self.accelerator.device)).tolist()
+        self._rows, self._loss_is_next = (pairs, counts), True
+        order = (
+            torch.arange(2 * pairs, device=logits.device).view(2, pairs).T.flatten()
+        )  # without rows that only hold a blank image
+        inputs["input_ids"] = inputs["input_ids"][order.to(inputs["input_ids"].device)]
+        return loss, logits[order], labels[order]
+
+    def _gather_rows(self, values: Any) -> Any:
+        """Gather a batch's losses, one a record, or rows, two a record, over all ranks: those that count, in record order.
+
+        transformers would take rows for records: of a last batch that is not full it leaves some out.
+        """
+        if self._rows is None:
+            return self.accelerator.gather(values)
+        pairs, counts = self._rows
+        if self._loss_is_next:
+            values, self._loss_is_next, each = values[:1].repeat(pairs), False, 1
+        else:
+            each = 2
+        places = [(rank * pairs + place) * each + row for rank, n in enumerate(counts) for place in range(n) for row in range(each)]
+        return recursively_apply(lambda tensor: tensor[places], self.accelerator.gather(values))
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Give the logits of a data set's rows.
+
+        Args:
+            test_dataset: preference records.
+            args: see transformers' `Trainer.predict`.
+            kwargs: likewise.
+
+        Returns:
+            predictions (2 x records, T, vocabulary), label_ids (2 x records, T), the input ids of the same rows, and metrics. Rows
+            2i and 2i + 1 are the chosen and the rejected completion of record i; bad records that were skipped have none.
+
+        Raises:
+            ValueError: when `dataloader_drop_last` would leave records out.
+        """
+        batch = self.args.eval_batch_size * self.accelerator.num_processes
+        if self.args.dataloader_drop_last and hasattr(test_dataset, "__len__") and len(test_dataset) % batch:
+            raise ValueError(
+                f"dataloader_drop_last=True would leave the last {len(test_dataset) % batch} of {len(test_dataset)} records "
+                f"without a prediction: batches of all ranks take {batch}. Set it to False."
+            )
+        return super().predict(test_dataset, *args, **kwargs)
 
     # --- Values that are not finite
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Keep the optimiser from a step that is not finite. (Under fp16 an overflow is the scaler's matter.)"""
+        """Keep the optimiser from a step that is not finite. (Under fp16 gradients that overflow are the scaler's matter.)"""
         norm = super()._get_grad_norm(model, grad_norm)
         if isinstance(norm, DTensor):  # FSDP2
             norm = norm.full_tensor()
-        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
-            self._guard.see_gradients(norm)
+        if not self.is_deepspeed_enabled:
+            scaled = self.accelerator.scaler is not None
+            if scaled:
+                self._scale_before = self.accelerator.scaler.get_scale()
+            else:
+                self._guard.see_gradients(norm)
             bad = self._guard.is_bad()
             optimizer: Any = self.optimizer
-            self._guard.gate(getattr(optimizer, "optimizer", optimizer), bad)
-            if self._shift is not None and self._shift_before is not None:  # delta belongs to the step too
-                for name, before in self._shift_before.items():
-                    buffer = self._shift.get_buffer(name)
-                    buffer.copy_(torch.where(bad, before, buffer))
+            self._guard.gate(getattr(optimizer, "optimizer", optimizer), bad, on_device=not scaled)
+            self._give_delta_back(bad)
         return norm
 
+    def _give_delta_back(self, skipped: Tensor) -> None:
+        """Put delta where it was before the step if the step is not applied: it belongs to the step too."""
+        if self._shift is not None and self._shift_before is not None:
+            for name, before in self._shift_before.items():
+                buffer = self._shift.get_buffer(name)
+                buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # fp16's scaler lowers its scale when it skips a step. accelerate does not see that of a fused optimizer.
+        scaler = self.accelerator.scaler
+        is_lower = scaler is not None and self._scale_before is not None and scaler.get_scale() < self._scale_before
+        if is_lower or self.accelerator.optimizer_step_was_skipped:
+            self._give_delta_back(torch.tensor(True))
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
             self._guard.check()
             self._settle_bad_records()
@@ -247,8 +411,12 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if not window:
             return {}
         tokens, pairs = window.pop("tokens")
+        if mode == "eval":
+            self._pairs_evaluated = int(pairs)
         tokens /= self._tp_size  # tensor-parallel ranks are given the same batch
         metrics = {name: total / count for name, (total, count) in window.items() if count}
+        if mode == "eval" and self._square_weight is not None:
+            metrics["loss"] += self._square_weight * metrics["loss/sft"]
         metrics["tokens_per_second"] = tokens / seconds
         metrics["pairs_per_second"] = pairs / seconds
         if mode == "train":
@@ -261,8 +429,17 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             metrics["num_tokens"] = self._total_train_tokens
         return metrics
 
+    @property
+    def _square_weight(self) -> float | None:
+        """The weight of an SFT term that is averaged by square roots: over a whole evaluation, not batch by batch."""
+        of_losses = zip(self.mixture.weights, self.mixture.losses, strict=True)
+        return next((weight for weight, loss in of_losses if isinstance(loss, SFT) and loss.average == "square"), None)
+
     def _over_ranks(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, reduction="sum") if self.accelerator.num_processes > 1 else values
+        if self.accelerator.num_processes == 1:
+            return values
+        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
+        return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the means over the pairs of this logging window and all ranks."""
@@ -276,9 +453,11 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             logs["train_loss"] = total / max(pairs, 1)
         super().log(logs, start_time)
 
-    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; every metric, the loss included, is the mean over pairs whatever the sizes of the batches."""
         self._evaluated = metric_key_prefix
+        self._pairs_evaluated, self._is_reference = 0, None
+        self.gather_function = self._gather_rows  # transformers puts its own back at the end
         if self._bad_records is not None:
             self._bad_records.seen_again(metric_key_prefix)
         with self._not_counted(), self._attention():
@@ -289,7 +468,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             if self._bad_records is not None:
                 metrics["bad_records"] = self._bad_records.count(metric_key_prefix)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        return output._replace(num_samples=self._pairs_evaluated)
 
     @contextlib.contextmanager
     def _not_counted(self) -> Iterator[None]:
@@ -349,20 +528,48 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         return super()._finalize_training(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         with self._not_counted():
             self._flush_references()
+            if self.args.should_save:
+                begin_checkpoint(folder)
+            self.accelerator.wait_for_everyone()  # no rank writes into a folder that still counts as complete
             state = self._state()
             if self.args.should_save:
-                folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
                 save_state(folder, state)
                 if self.args.sync_ref_model:
                     self.accelerator.unwrap_model(self.ref_model).save_pretrained(os.path.join(folder, REFERENCE))
-            super()._save_checkpoint(model, trial)
+            self.state.save_to_json = partial(finish_checkpoint, self.state)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                del self.state.save_to_json
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Let no rank's file be missing once rank 0 writes the last one."""
         super()._save_rng_state(output_dir)
+        flush_to_disk(output_dir)
         self.accelerator.wait_for_everyone()
+
+    def _load_callback_state(self) -> None:
+        """Callbacks that have a state (early stopping's patience) go on with it; their settings are this run's.
+
+        With `restore_callback_states_from_checkpoint`, transformers brings back their settings too.
+        """
+        states = self.state.stateful_callbacks
+        if self.args.restore_callback_states_from_checkpoint:
+            super()._load_callback_state()
+        stateful = [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
+        for callback in stateful:
+            name = type(callback).__name__
+            if name not in states:  # new in this run; transformers' saving expects an entry
+                states[name] = callback.state()
+            elif not self.args.restore_callback_states_from_checkpoint:
+                same = [other for other in stateful if type(other).__name__ == name]
+                saved = states[name] if isinstance(states[name], list) else [states[name]]
+                for state in saved[same.index(callback) :][:1]:
+                    for attribute, value in state.get("attributes", {}).items():
+                        setattr(callback, attribute, value)
 
     def _state(self) -> dict[str, Any]:
         shift = self._shift
@@ -403,8 +610,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._whole_run = state["whole_run"]
         if self._bad_records is not None and state.get("bad_records"):
             self._bad_records.restore(state["bad_records"])
-        if self.accelerator.process_index == 0:  # the sums are those of all ranks
-            self._meters["train"].restore(state["window"])
+        # The sums are those of all ranks, and one rank has them; the others have zeros, since all take part in the next reading.
+        self._meters["train"].restore(state["window"], share=float(self.accelerator.process_index == 0))
         shift = self._shift
         if shift is not None:
             shift.load_state_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()})

@@ -58,14 +58,21 @@ class Meter:
         sums = (over_ranks(self._sums) if over_ranks else self._sums).tolist()
         return {"seconds": self.seconds, "waited": self.waited, "sums": dict(zip(self._names, sums, strict=True))}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with a window that `state` gave; with several ranks, on one of them."""
+    def restore(self, state: Mapping[str, Any], share: float = 1.0) -> None:
+        """Go on with a window that `state` gave.
+
+        Args:
+            state: of all ranks.
+            share: of the sums that this rank takes, 1 on one rank and 0 on the others. All must have a window, or none: reading it
+                waits for every rank.
+        """
         self.clear()
         self.pause(-state["seconds"])
         self.waited = state["waited"]
         if state["sums"]:
             self._names = list(state["sums"])
             self._sums = torch.tensor(list(state["sums"].values()), dtype=torch.float64)
+            self._sums = self._sums if share else torch.zeros_like(self._sums)
 
     def read(self, over_ranks: OverRanks | None = None) -> dict[str, tuple[float, float]]:
         """Sum and count of everything added since the last read; then a fresh window begins.
@@ -104,6 +111,7 @@ def measured(
     *,
     beta: float,
     counted: int,
+    square_weight: float | None = None,
 ) -> dict[str, Fraction]:
     """Sums and counts of one micro-batch, by the names they are logged under.
 
@@ -115,10 +123,15 @@ def measured(
         inputs: the batch.
         beta: scale of the rewards.
         counted: how many pairs count. With none, `pairs` holds one for the shapes, and nothing is added, under the same names.
+        square_weight: weight of an SFT term whose average by square roots is to be the whole window's. It is left out of ``loss``,
+            and its sum is divided by the sum of the square roots.
     """
     count = len(pairs)
     result: dict[str, Fraction] = {"loss": (loss * count, count)}
     result |= {f"loss/{name}": (value * count, count) for name, value in terms.items()}
+    if square_weight is not None:  # the term is the sum of nll / sqrt(n) over the sum of sqrt(n), of this batch
+        roots = pairs.chosen_length.sqrt().sum()
+        result |= {"loss": ((loss - square_weight * terms["sft"]) * count, count), "loss/sft": (terms["sft"] * roots, roots)}
     if pairs.ref_chosen is not None:
         chosen, rejected = beta * pairs.chosen_logratio, beta * pairs.rejected_logratio
         result |= {

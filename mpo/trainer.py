@@ -297,6 +297,11 @@ class MPOTrainer(PairLoop):
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is not None and args.rows == "packed":
             raise ValueError(f"rows='packed' (or padding_free=True) is not possible here: {reason}. Use rows='auto'.")
+        if reason is not None and args.batching == "tokens":
+            raise ValueError(
+                f"batching='tokens' counts the prompt that completions share once, and rows must be padded here: {reason}. Use "
+                "batching='pairs'."
+            )
         return ("packed", None) if reason is None else ("padded", reason)
 
     def _open_references(self, fingerprint: Fingerprint) -> None:
@@ -328,7 +333,7 @@ class MPOTrainer(PairLoop):
             with self._attention():
                 fill(
                     self._references,
-                    self.get_eval_dataloader(dataset),
+                    self._whole_dataloader(dataset),
                     compute,
                     accelerator=self.accelerator,
                     name=name,
@@ -481,6 +486,8 @@ class MPOTrainer(PairLoop):
         if self._reference_is_base:  # a reference model of its own is gone by now, adapter or not
             base: Any = self.model
             compute = partial(self.compute_ref_log_probs, base, same_pictures=self._tower_is_shared)
+        elif self._policy_is_reference(self._references):
+            compute = partial(self.compute_ref_log_probs, self.model)
         sums = look_up(self._references, inputs, compute, self._on_any_rank)
         chosen, rejected = sums.to(inputs["input_ids"].device).chunk(2)
         return chosen, rejected
@@ -546,7 +553,8 @@ class MPOTrainer(PairLoop):
         loss = mixed.loss
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, beta=self.beta, counted=counted))
+        how = {"beta": self.beta, "counted": counted, "square_weight": self._square_weight if mode == "eval" else None}
+        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, **how))
         if mode == "train":
             self._guard.see_loss(self.state.global_step + 1, inputs.get("names", []), loss)
         if not return_outputs:

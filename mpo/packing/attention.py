@@ -2,8 +2,7 @@
 
     use_packed_attention(model)
     output = model(input_ids=..., position_ids=..., segments=batch.segments, use_cache=False)   # and pixel_values
-    with usual_attention(model):
-        model.generate(...)
+    model.generate(...)   # a forward without segments attends as before
 
 The segments travel as one keyword argument from the model's forward to its attention layers. On NVIDIA GPUs in bfloat16 or
 float16 each layer makes one call of a varlen kernel; anywhere else one call of PyTorch's attention per segment.
@@ -44,6 +43,7 @@ VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters 
 def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
     """Make the text model attend by segments from now on; a vision tower keeps its own attention.
 
+    A forward that is given no segments (`generate`, padded rows) attends as before, with the masks and cache that belong to it.
     It has to stay so until after the backward pass: gradient checkpointing computes the layers again there, and with another
     attention the gradients would be wrong.
 
@@ -65,8 +65,27 @@ def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
     assert text_model is not None
     name = text_model.config._attn_implementation
     if name not in BACKENDS.values():
+        if _attend_as_before not in text_model._forward_pre_hooks.values():
+            text_model.register_forward_pre_hook(_attend_as_before, with_kwargs=True)
+            text_model.register_forward_hook(_attend_by_segments_again, always_call=True)
         text_model.usual_attention = name  # on the module, so that copies of the model have it too
     text_model.set_attn_implementation(BACKENDS[backend])
+
+
+def _attend_as_before(text_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a forward without segments: transformers makes masks for the attention that the config names."""
+    config: Any = text_model.config
+    if kwargs.get("segments") is None and config._attn_implementation in BACKENDS.values():
+        text_model.packed_attention = config._attn_implementation
+        config._attn_implementation = text_model.usual_attention
+
+
+def _attend_by_segments_again(text_model: nn.Module, *args: Any) -> None:
+    """After such a forward, whether it came to its end or not."""
+    name = text_model.__dict__.pop("packed_attention", None)
+    if name is not None:
+        config: Any = text_model.config
+        config._attn_implementation = name
 
 
 def check_backend(backend: str) -> None:
@@ -165,8 +184,9 @@ def _attend(
     """
     if segments is None:
         raise ValueError(
-            "The text model attends by segments (use_packed_attention), but its forward got none. Pass `segments=`, or run "
-            "this call within `usual_attention(model)`."
+            "The text model attends by segments (use_packed_attention), but this layer got none: it was called by itself, or "
+            "computed again for a backward pass. Pass `segments=`, or run the forward and the backward pass within "
+            "`usual_attention(model)`."
         )
     if not torch.compiler.is_compiling():  # compiled code would ask again for every new length
         nodes = sum(queries for queries, _ in segments.lengths)

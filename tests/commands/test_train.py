@@ -145,6 +145,7 @@ def test_the_default_loss_is_mpo(pairs, tmp_path):
         ("trainer.global_batch_size=7", None),
         ("trainer.per_device_train_batch_size=2", "not a multiple"),
         ("trainer.gradient_accumulation_steps=2", "say the same thing"),
+        ("trainer.batching=tokens", "global_batch_size=[0-9]+ counts pairs.*gradient_accumulation_steps"),
         ("launch=fsdp2", "On CPUs use launch=ddp"),
         ("launch=zero3", "pip install deepspeed"),
         ("launch.processes=0", "from 1, or null"),
@@ -163,6 +164,9 @@ def test_refusals_before_anything_loads(arguments, override, message, monkeypatc
     else:
         with pytest.raises(ValueError, match=message):
             TrainJob.from_config(config)
+        if "batching" in override:
+            with pytest.raises(ValueError, match=message):
+                TrainJob.from_config({**config, "dry_run": True})
 
 
 @pytest.mark.parametrize(

@@ -349,17 +349,38 @@ def test_only_the_text_model_changes_and_can_change_back(processor, tmp_path):
         assert one.model.language_model.config._attn_implementation == BACKENDS["auto"]
 
 
-def test_generate(processor):
-    """The same tokens as before; without `usual_attention` it is refused, not wrong."""
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_forward_without_segments_attends_as_before(processor, attention, adapter):
+    """`generate` with a batch of left-padded prompts gives the same scores to the bit, and so does a forward of padded rows."""
     model = internvl(processor).eval()
-    prompt = torch.tensor([random_ids(0, 6), random_ids(1, 6)])
-    options = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
-    expected = model.generate(prompt, **options)
-    use_packed_attention(model)
+    if adapter:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    find_text_model(model).set_attn_implementation(attention)
+    prompts = [random_ids(0, 6), random_ids(1, 3), random_ids(2, 9)]
+    ids = torch.tensor([[0] * (9 - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (9 - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_scores": True, "eos_token_id": -1}
+
+    def results():
+        generated = model.generate(input_ids=ids, attention_mask=mask, **options)
+        with torch.no_grad():
+            rows = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return [generated.sequences, *generated.scores, rows]
+
+    expected = results()
+    alone = model.generate(input_ids=torch.tensor(prompts[1:2]), attention_mask=torch.ones(1, 3), **options)
+    assert torch.equal(alone.sequences[0, 3:], expected[0][1, 9:])  # padding is masked
+    for again in (1, 2):
+        use_packed_attention(model)
+        assert all(map(torch.equal, results(), expected)), again
+        assert find_text_model(model).config._attn_implementation == BACKENDS["auto"]
     with usual_attention(model):
-        assert torch.equal(model.generate(prompt, **options), expected)
-    with pytest.raises(ValueError, match="usual_attention"):
-        model.generate(prompt, **options)
+        assert all(map(torch.equal, results(), expected))
+        assert find_text_model(model).config._attn_implementation == attention
+    with pytest.raises(TypeError):
+        model(input_ids=ids, attention_mask=mask, use_cache=None, position_ids="none")
+    assert find_text_model(model).config._attn_implementation == BACKENDS["auto"]
 
 
 def test_wrong_segments_are_refused():
@@ -367,8 +388,11 @@ def test_wrong_segments_are_refused():
     use_packed_attention(model)
     group = (random_ids(1, 4), None, some_answers(1, 2))
     batch = concatenate([lay_out(group[0], group[2])])
-    with pytest.raises(ValueError, match="Pass `segments=`"):
-        model(input_ids=batch.input_ids)
+    with pytest.raises(ValueError, match="Pass `segments=`"):  # a layer by itself, not the model
+        layer = model.model.layers[0]
+        positions = torch.arange(batch.input_ids.shape[1]).unsqueeze(0)
+        hidden = model.get_input_embeddings()(batch.input_ids)
+        layer(hidden, position_ids=positions, position_embeddings=model.model.rotary_emb(hidden, positions))
     with pytest.raises(ValueError, match="Pass the segments of this batch"):
         model(input_ids=batch.input_ids[:, 1:], segments=batch.segments)
     with pytest.raises(ValueError, match="got 2 rows"):

@@ -38,11 +38,12 @@ def main(scenarios: Path) -> None:
     folder = scenarios.parent
     for name, settings in json.loads(scenarios.read_text()).items():
         unset_hf_deepspeed_config()  # the last scenario's
-        resumed = settings.pop("resume", None)
+        resumed, predicts = settings.pop("resume", None), settings.pop("predict", False)
         trainer = small_run(folder / name, **settings)
         trainer.train(resume_from_checkpoint=None if resumed is None else str(folder / resumed))
         metrics = trainer.evaluate() if settings.get("eval_pairs") else {}
         again = trainer.evaluate() if settings.get("eval_pairs") else {}
+        predicted = trainer.predict(trainer.eval_dataset).label_ids.tolist() if predicts else None
         shift = trainer.mixture.reward_shift
         weights = whole_weights(trainer)
         (folder / f"{name}-rank{dist.get_rank()}.json").write_text(
@@ -51,6 +52,8 @@ def main(scenarios: Path) -> None:
                     "delta": None if shift is None else shift.value.item(),
                     "rewards_seen": None if shift is None else shift.count.item(),
                     "evaluation": [metrics, again],
+                    "steps": trainer.state.global_step,
+                    "predicted": predicted,
                     "fingerprint": sum(value.double().sum().item() for value in (weights or {}).values()),
                     "sharded": sum(type(module).__name__.startswith("FSDP") for module in trainer.model.modules()),
                 }

@@ -17,6 +17,7 @@ CASES = {
     "half-written checkpoint": ({**RAGGED, "save_steps": 2}, "saving", 4),
     "workers": ({**RAGGED, "save_steps": 2, "dataloader_num_workers": 2}, "step", 5),
     "token budget": ({**RAGGED, "save_steps": 2, "batching": "tokens", "max_tokens_per_batch": 180}, "step", 3),
+    "stream with workers": ({**RAGGED, "save_steps": 2, "stream": True, "max_steps": 6, "dataloader_num_workers": 2}, "step", 5),
     "stream": ({**RAGGED, "save_steps": 2, "stream": True, "max_steps": 6}, "step", 5),
     "moving reference": ({**RAGGED, "save_steps": 2, "sync_ref_model": True, "ref_model_sync_steps": 1}, "step", 3),
     "evaluation between": ({**RAGGED, "save_steps": 2, "eval_pairs": 3, "eval_strategy": "steps", "eval_steps": 1}, "step", 3),

@@ -35,6 +35,8 @@ STREAM = {**STEP, "pairs": 13, "stream": True, "max_steps": 4, "optim": "sgd", "
 MIXED = {**STEP, "pairs": 9, "kind": "mixed", "optim": "sgd", "gradient_checkpointing": True}
 TEXT = {**MIXED, "kind": "tokenizer"}
 RESUMED = {**WITH_DELTA, "save_strategy": "steps", "save_steps": 3}
+DROPPED = {**WITH_DELTA, "eval_pairs": 10, "dataloader_drop_last": True, "save_strategy": "steps", "save_steps": 3}
+PREDICTED = {"pairs": 4, "kind": "mixed", "max_steps": 1, "eval_pairs": 5, "per_device_eval_batch_size": 1, "predict": True}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,9 @@ def two_ranks(tmp_path_factory) -> Path:
     scenarios |= {"pictures on some ranks": {**MIXED, **TWO_RANKS["2 x 2 x 2 ranks"]}}
     scenarios |= {"a tokenizer": {**TEXT, **TWO_RANKS["2 x 2 x 2 ranks"]}}
     scenarios |= {"resumed": {**RESUMED, "save_strategy": "no", "resume": "saved/checkpoint-3"}}
+    scenarios |= {"finished": {**RESUMED, "save_strategy": "no", "resume": "saved/checkpoint-4"}}
+    scenarios |= {"dropped": DROPPED, "dropped, resumed": {**DROPPED, "save_strategy": "no", "resume": "dropped/checkpoint-3"}}
+    scenarios |= {"predicted": PREDICTED, "predicted, stream": {**PREDICTED, "stream": True, "dataloader_num_workers": 2}}
     run_on_ranks(folder, scenarios)
     return folder
 
@@ -133,6 +138,41 @@ def test_a_run_goes_on_under_the_same_and_under_other_numbers_of_ranks(two_ranks
     assert end["delta"]["count"] == straight["delta"]["count"]
     for logs in zip(*([log["loss"] for log in run["logs"] if "loss" in log] for run in (straight, end)), strict=True):
         assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+
+
+def test_a_finished_run_is_resumed_by_all_ranks(two_ranks):
+    """Logged at step 3, ended at step 4: the open window is rank 0's after the resume, and all ranks read it."""
+    ranks = [json.loads((two_ranks / f"finished-rank{rank}.json").read_text()) for rank in (0, 1)]
+    saved, finished = (torch.load(two_ranks / f"{name}.pt") for name in ("saved", "finished"))
+    assert [rank["steps"] for rank in ranks] == [4, 4]
+    assert difference(saved["weights"], finished["weights"]) == 0
+    losses = [next(log["train_loss"] for log in run["logs"] if "train_loss" in log) for run in (saved, finished)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dropped", "dropped, resumed"])
+def test_with_drop_last_every_pair_that_is_computed_counts(two_ranks, tmp_path, name):
+    """Of 13 pairs, four at once on two ranks, 12 are left, nothing is repeated; of 10 to evaluate 8 are."""
+    ranks = [json.loads((two_ranks / f"{name}-rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0]["rewards_seen"] == ranks[1]["rewards_seen"] == 2 * 2 * 12
+    straight, end = (torch.load(two_ranks / f"{which}.pt") for which in ("dropped", name))
+    assert difference(straight, end) == 0
+    alone = one_process(tmp_path, {**DROPPED, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4})["trainer"]
+    metrics = alone.evaluate(alone.eval_dataset.select(range(8)))
+    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins", "eval_answer_tokens/chosen"):
+        assert ranks[0]["evaluation"][0][key] == pytest.approx(metrics[key], rel=1e-4), key
+
+
+@pytest.mark.parametrize("name", ["predicted", "predicted, stream"])
+def test_predictions_of_two_ranks_are_in_record_order(two_ranks, tmp_path, name):
+    """Five records on two ranks: the last batch has a repeated one. Every other record has no image: a blank one stands in."""
+    alone = small_run(tmp_path, **{name: value for name, value in PREDICTED.items() if name != "predict"})
+    expected = alone.predict(alone.eval_dataset).label_ids
+    for rank in (0, 1):
+        rows = json.loads((two_ranks / f"{name}-rank{rank}.json").read_text())["predicted"]
+        assert len(rows) == 10
+        for row, label in zip(rows, expected, strict=True):
+            assert [token for token in row if token >= 0][: len(label)] == [token for token in label if token >= 0][: len(row)]
 
 
 def test_streams_on_two_ranks(two_ranks, tmp_path):

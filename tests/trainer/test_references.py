@@ -150,8 +150,9 @@ def test_refusals(tmp_path, settings, message):
 
 
 def test_data_that_comes_later_is_refused(tmp_path):
-    """The reference of full fine-tuning is gone by then."""
-    trainer = small_run(tmp_path, **cached(tmp_path))
+    """The reference of full fine-tuning is gone by then: after the first step the policy is another."""
+    trainer = small_run(tmp_path, max_steps=1, **cached(tmp_path))
+    trainer.train()
     with pytest.raises(ValueError, match="must be given to the trainer as eval_dataset"):
         trainer.evaluate(picture_pairs(12).select([11]))
 

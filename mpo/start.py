@@ -4,11 +4,13 @@ Checked against TRL 1.16.0; of its inner functions it uses `create_model_from_pa
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from trl.trainer.utils import create_model_from_path, get_config_model_id
@@ -18,7 +20,7 @@ from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
 from mpo.models.strict import load_strictly
 from mpo.packing.attention import check_backend
-from mpo.reference.adapters import has_tuner_layers
+from mpo.reference.adapters import adapted, continued, has_tuner_layers
 from mpo.reference.fingerprint import Fingerprint, fingerprint
 
 
@@ -203,22 +205,57 @@ def _check_added_rows(model: Any) -> None:
         )
 
 
-def keep_trained_values(model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors of a model held in 4 or 8 bits, to be put back by `restore_trained_values`; else none.
+class Adapters:
+    """Puts the policy's adapters on, in the place of peft's `get_peft_model`, and keeps what they start from.
 
-    TRL makes them bfloat16. There a weight of 0.01 does not change by less than 2e-5, a step of AdamW at that learning rate, and
-    AdamW's second moment, in the weight's dtype, hardly ever falls; and an adapter that is trained further is rounded.
+    TRL would copy a given adapter by the name "default" into a second one, "ref", which initializes it anew.
+
+    Args:
+        given: a model that comes with adapters, or None where a fresh adapter is made.
+        optimizer: made by the user, or None.
+        fingerprint: of the reference, where its log-probs are cached and the policy is its reference.
+
+    Attributes:
+        start: what the reference needs, once the adapters are on; None for a run without.
+        reference: the reference's fingerprint, likewise.
+
+    Raises:
+        ValueError: for adapters that cannot be trained; see `mpo.reference.adapters`.
     """
-    if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
-        return {}
-    return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
 
+    def __init__(
+        self, given: PeftModel | None, *, optimizer: torch.optim.Optimizer | None, fingerprint: Callable[[Any], Fingerprint] | None
+    ) -> None:
+        self.given, self.optimizer, self._fingerprint = given, optimizer, fingerprint
+        self.start = None if given is None else continued(given)
+        self.reference: Fingerprint | None = None
+        self._trained: dict[str, Tensor] = {}
 
-def restore_trained_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Put back what `keep_trained_values` gave."""
-    parameters = dict(model.named_parameters())
-    for name, value in values.items():
-        parameters[name].data = value.to(parameters[name].device)
+    def put_on(self, base: Any, config: Any, **options: Any) -> PeftModel:
+        """Called by TRL with the arguments of `get_peft_model`."""
+        policy = self.given
+        if policy is None:
+            of_base = self._fingerprint(base) if self._fingerprint else None
+            policy, self.start = adapted(base, config, partial(get_peft_model, **options))
+            self.reference = of_base
+        check_trained(policy, self.optimizer)
+        assert self.start is not None
+        if self._fingerprint and self.start.adapters_on:
+            self.reference = self._fingerprint(policy)
+        if getattr(policy, "is_loaded_in_4bit", False) or getattr(policy, "is_loaded_in_8bit", False):
+            self._trained = {name: parameter.data for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        return policy
+
+    def unround(self, policy: nn.Module) -> None:
+        """Put back what is trained beside weights of 4 or 8 bits; TRL makes it bfloat16.
+
+        There a weight of 0.01 does not change by less than 2e-5, a step of AdamW at that learning rate, nor does its second moment in
+        the weight's dtype fall; and an adapter that is trained further is rounded.
+        """
+        parameters = dict(policy.named_parameters())
+        for name, value in self._trained.items():
+            parameters[name].data = value.to(parameters[name].device)
+        self._trained = {}
 
 
 def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fingerprint:

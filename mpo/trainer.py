@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
@@ -48,12 +47,12 @@ from mpo.packing.pictures import add_tile_order
 from mpo.packing.streams import EPOCH, FILLER
 from mpo.packing.templates import is_processor
 from mpo.packing.verify import compare, without_dropout
-from mpo.reference.adapters import AdapterStart, adapted, continued
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
 from mpo.reference.fingerprint import Fingerprint
 from mpo.reference.upkeep import DISAGREEMENT, DISAGREEMENT_16_BIT
 from mpo.start import (
+    Adapters,
     check_columns,
     check_leftovers,
     check_trained,
@@ -61,10 +60,8 @@ from mpo.start import (
     compute_dtype,
     fingerprint_of,
     frozen_copy,
-    keep_trained_values,
     load_by_name,
     load_processing_class,
-    restore_trained_values,
 )
 
 logger = logging.getLogger(__name__)
@@ -150,30 +147,15 @@ class MPOTrainer(PairLoop):
             if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
                 reference = fingerprint_of(ref_model, processing_class, args)
             self._unsharded_reference = ref_model
-            self._adapter_start: AdapterStart | None = None
-            trained_values: dict[str, Tensor] = {}
-            fresh = peft_config is not None
+            keyed = args.reference == "cached" and ref_model is None
+            adapters = Adapters(
+                model if is_peft_model(model) else None,
+                optimizer=optimizers[0],
+                fingerprint=partial(fingerprint_of, processing_class=processing_class, args=args) if keyed else None,
+            )
             if is_peft_model(model):
-                whole, model, peft_config = model, model.get_base_model(), model.active_peft_config
-
-            def with_adapters(base: Any, config: Any, **options: Any) -> PeftModel:
-                """Called by TRL where it puts a fresh adapter on a model: what comes with adapters already is taken as it is."""
-                nonlocal reference
-                cached = args.reference == "cached" and ref_model is None
-                if fresh:
-                    of_base = fingerprint_of(base, processing_class, args) if cached else None
-                    policy, start = adapted(base, config, partial(get_peft_model, **options))
-                    check_trained(policy, optimizers[0])
-                else:
-                    of_base, policy, start = None, whole, continued(whole)
-                if ref_model is None:
-                    self._adapter_start = start
-                    if cached:
-                        reference = fingerprint_of(policy, processing_class, args) if start.adapters_on else of_base
-                trained_values.update(keep_trained_values(policy))
-                return policy
-
-            undo.enter_context(_temporarily(dpo_trainer, get_peft_model=with_adapters))
+                model, peft_config = model.get_base_model(), next(iter(model.peft_config.values()))
+            undo.enter_context(_temporarily(dpo_trainer, get_peft_model=adapters.put_on))
             if hasattr(model.config, "vision_config") and not is_processor(processing_class):  # no rank's vision tower runs
                 undo.enter_context(_temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
             # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
@@ -194,7 +176,8 @@ class MPOTrainer(PairLoop):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        restore_trained_values(self.model, trained_values)
+        adapters.unround(self.model)
+        self._adapter_start = adapters.start if ref_model is None else None
         self._check_start_can_be_kept()
         check_fit(self.model, processing_class)
         if args.sync_ref_model and not args.mixture().needs_reference:
@@ -222,9 +205,10 @@ class MPOTrainer(PairLoop):
             )
         self._references: ReferenceCache | None = None
         if args.reference == "cached" and self.mixture.needs_reference:
+            reference = reference or adapters.reference
             assert reference is not None
             self._open_references(reference)
-            del ref_model, with_adapters  # the last but the trainer's own
+            del ref_model  # the last but the trainer's own
             self._give_up_reference()
 
     def _check_start_can_be_kept(self) -> None:

@@ -249,8 +249,8 @@ class Adapters:
     def unround(self, policy: nn.Module) -> None:
         """Put back what is trained beside weights of 4 or 8 bits; TRL makes it bfloat16.
 
-        There a weight of 0.01 does not change by less than 2e-5, a step of AdamW at that learning rate, nor does its second moment in
-        the weight's dtype fall; and an adapter that is trained further is rounded.
+        There a weight of 0.01 does not change by less than 2e-5, a step of AdamW at that rate, nor does AdamW's second moment, in
+        the weight's dtype, fall; and an adapter that is trained further is rounded.
         """
         parameters = dict(policy.named_parameters())
         for name, value in self._trained.items():

@@ -27,8 +27,9 @@ from mpo.data.sources import load_pairs
 from mpo.dry_run.checks import check_before_training
 from mpo.dry_run.settings import without_gpu
 from mpo.launch.place import KEYS, Place, find_place
-from mpo.models.loading import check_attention
+from mpo.models.loading import as_dtype, check_attention
 from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_parts, freeze_parts
+from mpo.models.strict import refuse_adapter
 from mpo.packing.attention import check_backend
 from mpo.samples.callback import WITH_EVALUATIONS, SampleAnswers, check_sampling
 from mpo.samples.prompts import first_prompts, load_prompts
@@ -152,6 +153,10 @@ class TrainJob:
         ):
             if value in (None, "???"):
                 raise ValueError(f"{where} is not set. Add {where}=... to the command.")
+        if job.model.get("name_or_path"):
+            refuse_adapter(job.model["name_or_path"])
+        if job.model.get("dtype") is not None:
+            job.model = {**job.model, "dtype": str(as_dtype(job.model["dtype"])).removeprefix("torch.")}
         job.checkpoint()
         job.check_packages(job.planned_arguments())
         return job

@@ -86,13 +86,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["sft", "dpo"], metavar="LOSS", help="of recipes/loss (default: sft dpo)")
     parser.add_argument("--seed", type=int, default=0, help="of the demo (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the demo's quick sizes: tries the path, says nothing about methods")
-    parser.add_argument("--output", type=Path, help="JSON (default: results/demo_control_DATE.json here)")
+    parser.add_argument("--output", type=Path, help="JSON (default: results/demo_control_cpu_DATE.json here)")
     options = parser.parse_args()
     found = run_control(options.demo, (quick_settings if options.quick else full_settings)(options.seed), options.methods)
     about: dict[str, Any] = {"date": date.today().isoformat(), "seed": options.seed, "quick": options.quick}
     about |= {"device": f"{platform.machine()} CPU", "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "transformers", "trl", "mpo-trainer")}
-    path = options.output or RESULTS / f"demo_control_{about['date']}.json"
+    path = options.output or RESULTS / f"demo_control_cpu_{about['date']}.json"
     path.write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1), f"\nwritten to {path}")
 

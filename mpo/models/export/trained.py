@@ -122,7 +122,11 @@ class Trained:
         assert self.adapter is not None
         carried = fit_rows(model, self.adapter, self.tensors, str(self.folder))
         self.adapter.base_model_name_or_path = self.weights  # peft looks there whether tokens were added
-        adapted = PeftModel(model, self.adapter)
+        try:
+            adapted = PeftModel(model, self.adapter)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            kind = self.adapter.peft_type.value
+            raise ValueError(f"peft cannot put the {kind} adapter in {self.folder} on {self.weights}: {error}") from error
         expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
         carried = [name for name in carried if name not in expected]
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items() if name not in carried}

@@ -58,7 +58,10 @@ def refuse_adapter(name_or_path: Any) -> None:
     Raises:
         ValueError: naming its base, and how to go on from it.
     """
-    found = find_adapter_config_file(str(name_or_path))
+    try:
+        found = find_adapter_config_file(str(name_or_path))
+    except OSError:  # no folder and no name on the Hub: whatever loads it says so
+        return
     if found is None:
         return
     base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")

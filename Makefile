@@ -1,4 +1,4 @@
-# make demo, make test: all that a fresh machine needs is Python >= 3.10, make and git.
+# make demo, make test: all that a fresh machine needs is Python >= 3.11, make and git.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1

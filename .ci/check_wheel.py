@@ -40,6 +40,8 @@ def main() -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"mpo"}, f"the wheel holds {top}"
+    about = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+    assert "\nRequires-Python: >=3.11\n" in about, "the wheel's Requires-Python is not that of TRL"
     for folder, inside in (("mpo", "mpo"), ("losses", "mpo/losses"), ("recipes", "mpo/recipes")):
         for path in (checkout / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".typed", ".html") or path.name == "py.typed":

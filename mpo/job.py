@@ -27,8 +27,9 @@ from mpo.data.sources import load_pairs
 from mpo.dry_run.checks import check_before_training
 from mpo.dry_run.settings import without_gpu
 from mpo.launch.place import KEYS, Place, find_place
-from mpo.models.loading import check_attention
-from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_parts, freeze_parts
+from mpo.models.loading import as_dtype, check_attention
+from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_adapter, check_parts, freeze_parts
+from mpo.models.strict import refuse_adapter
 from mpo.packing.attention import check_backend
 from mpo.samples.callback import WITH_EVALUATIONS, SampleAnswers, check_sampling
 from mpo.samples.prompts import first_prompts, load_prompts
@@ -152,6 +153,10 @@ class TrainJob:
         ):
             if value in (None, "???"):
                 raise ValueError(f"{where} is not set. Add {where}=... to the command.")
+        if job.model.get("name_or_path"):
+            refuse_adapter(job.model["name_or_path"])
+        if job.model.get("dtype") is not None:
+            job.model = {**job.model, "dtype": str(as_dtype(job.model["dtype"])).removeprefix("torch.")}
         job.checkpoint()
         job.check_packages(job.planned_arguments())
         return job
@@ -347,7 +352,9 @@ class TrainJob:
             settings["target_modules"] = adapted_layers(parts)
             if parts.get("projector") == "train":
                 settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), "multi_modal_projector"]
-        return LoraConfig(task_type="CAUSAL_LM", **settings)
+        adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
+        check_adapter(self.parts(), adapter)
+        return adapter
 
     def freeze(self, model: Any) -> None:
         """Freeze what the job does not train; adapters do that by themselves."""

@@ -18,7 +18,7 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 from mpo.config import MPOConfig
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
-from mpo.models.strict import load_strictly
+from mpo.models.strict import load_strictly, refuse_adapter
 from mpo.packing.attention import check_backend
 from mpo.reference.adapters import adapted, continued, has_tuner_layers
 from mpo.reference.fingerprint import Fingerprint, fingerprint
@@ -73,6 +73,8 @@ def load_processing_class(model: Any, args: MPOConfig) -> Any:
         ValueError: for a model that has none.
     """
     name = model if isinstance(model, str) else get_config_model_id(model.config)
+    if isinstance(model, str):
+        refuse_adapter(model)
     if not name:
         raise ValueError(
             "This model was built from a config, so its tokenizer or processor cannot be looked up by name. Pass it as "

@@ -4,10 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from support import picture
 
 ROOT = Path(__file__).parent.parent
@@ -78,3 +82,18 @@ def test_the_readmes_python_runs(files):
     scope = {name: torch.ones(1) for name in names}
     exec(losses, scope)
     assert scope["output"].loss.item() == pytest.approx(0.8318 - 1.0, abs=1e-4)
+
+
+def test_the_oldest_python_is_one_that_every_requirement_takes():
+    """TRL 1.16 needs 3.11: an older one would install and then fail."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    oldest = re.fullmatch(r">=(\d\.\d+)", project["project"]["requires-python"])[1]
+    for line in project["project"]["dependencies"]:
+        name = Requirement(line).name
+        asked = metadata(name)["Requires-Python"]
+        assert SpecifierSet(asked or "").contains(oldest), f"{name} needs Python {asked}"
+    assert project["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert project["tool"]["mypy"]["python_version"] == oldest
+    assert f"Programming Language :: Python :: {oldest}" in project["project"]["classifiers"]
+    for file in ("README.md", "Makefile"):
+        assert re.findall(r"Python >= (\d\.\d+)", (ROOT / file).read_text()) == [oldest]

@@ -13,7 +13,7 @@ COMMANDS = {
     "cache": "look into, check and clean up a folder of cached reference log-probs",
     "convert": "between the official form of a checkpoint and transformers'",
     "data": "check, look at, convert, mix, split and clean preference data",
-    "demo": "five to ten minutes: a small InternVL learns to read pictures, and MPO makes it better",
+    "demo": "five to ten minutes: a small InternVL learns to read images, then from its own right and wrong answers",
     "doctor": "what this machine has, and what keeps a run from starting on it, to paste into an issue",
     "export": "a trained model or adapter -> a folder to load and serve",
     "train": "train a model on pairs of answers, from a recipe",

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mpo.models.export.run import Export
 
-RESOLVED = "resolved.yaml"
-
 EXPLANATION = """\
 Takes the folder that `mpo train` (or MPOTrainer.save_model, or one of its checkpoints) left, and writes one that
 from_pretrained, vLLM and LMDeploy load: a LoRA adapter is merged into its base, weights are cast and cut into files,
@@ -53,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mpo.models.export.run import export
+    from mpo.models.export.trained import is_qlora
 
     done = export(
         args.source,
@@ -66,14 +65,6 @@ def run(args: argparse.Namespace) -> int:
     )
     print("\n".join(report(done, qlora=is_qlora(args.source))))
     return 0
-
-
-def is_qlora(source: Path) -> bool:
-    """Whether `mpo train` wrote down that this run, or the run of this checkpoint, held its base in 4 bits."""
-    from omegaconf import OmegaConf
-
-    path = next((path for path in (source / RESOLVED, source.parent / RESOLVED) if path.exists()), None)
-    return path is not None and OmegaConf.select(OmegaConf.load(path), "peft.kind") == "qlora"
 
 
 def report(done: Export, *, qlora: bool = False) -> list[str]:

@@ -15,7 +15,7 @@ from mpo.demo.figures import accuracy_figure, margin_figure, png_url, rewards_fi
 from mpo.demo.folder import DemoFolder
 from mpo.demo.page import STYLE
 from mpo.demo.settings import DemoSettings
-from mpo.demo.summary import percent
+from mpo.demo.summary import CONTROL, percent
 from mpo.preference_data.mmpr import read_lines
 
 SAMPLES = 12
@@ -54,7 +54,7 @@ def _opening(numbers: dict[str, Any], settings: DemoSettings) -> str:
 <p>Right answers to {after["total"]:,} questions about held-out handwriting, before and after Mixed Preference Optimization
 (MPO): {percent(before["correct"], before["total"])} and {percent(after["correct"], after["total"])} with 95 % Wilson intervals,
 a change of {100 * (share_after - share_before):+.1f} points. {paired["gained"]} questions were gained and {paired["lost"]} lost
-(exact McNemar test, p = {paired["p_value"]:.2g}).</p>
+(exact McNemar test, p = {paired["p_value"]:.2g}). {escape(CONTROL)}</p>
 <p>The model first saw {settings.worked_examples:,} worked examples made of {settings.worked_sources} handwritten digits. It then
 answered {settings.questions:,} further questions {settings.answers_per_question} times each. Of those questions only the final
 answer was known: it tells right from wrong answers, and {numbers["pair"]["pairs_total"]:,} pairs of a right and a wrong one

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mpo.models.fit import check_targets
-from mpo.models.loading import load_processor, official_folder
+from mpo.models.loading import as_dtype, load_processor, official_folder
 from mpo.models.official.checkpoint import open_official
 
 if TYPE_CHECKING:
@@ -48,15 +48,16 @@ def build_structure(job: TrainJob) -> Structure:
     return Structure(adapted(model, job), processor, str(name), False)
 
 
-def meta_model(config: Any, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
+def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_code: bool = False) -> Any:
     """A model on the meta device: all its tensors have a shape and a dtype, and no memory.
 
     Args:
         config: transformers' config of the checkpoint.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the config's.
+        dtype: as of `load_internvl`; ``"auto"`` is the config's.
         trust_remote_code: run code that comes with the checkpoint.
     """
-    chosen = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    asked = as_dtype(dtype)
+    chosen = (config.dtype or torch.float32) if asked == "auto" else asked
     loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     with torch.device("meta"):
         return loader.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)

@@ -46,13 +46,8 @@ def check_fit(model: Any, processing_class: Any) -> None:
     name = type(processing_class).__name__
     mend = "Load both from the same checkpoint (AutoProcessor.from_pretrained with the model's name)."
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    spare = getattr(processing_class, "video_token", None)  # its frames take its place before anything is tokenised
-    if rows is not None and any(number >= rows for token, number in tokenizer.get_vocab().items() if token != spare):
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows, so ids would point nowhere. {mend} "
-            "If tokens were added, call model.resize_token_embeddings(len(tokenizer))."
-        )
+    if missing := missing_rows(model, processing_class):
+        raise ValueError(f"{missing}. {mend} If tokens were added, call model.resize_token_embeddings(len(tokenizer)).")
     if not hasattr(processing_class, "image_processor"):
         return
     if not hasattr(config, "vision_config"):
@@ -73,6 +68,28 @@ def check_fit(model: Any, processing_class: Any) -> None:
     for what, (given, needed) in compared.items():
         if given is not None and needed is not None and given != needed:
             raise ValueError(f"{name} does not belong to this model: its {what} is {given}, the model's is {needed}. {mend}")
+
+
+def missing_rows(model: Any, processing_class: Any) -> str | None:
+    """Which ids of a tokenizer have no row in the model's embeddings or head, in words; None when all have one.
+
+    More rows than ids are normal: InternVL pads its vocabulary.
+
+    Args:
+        model: a transformers model, with or without adapters.
+        processing_class: its tokenizer or processor.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    spare = getattr(processing_class, "video_token", None)  # its frames take its place before anything is tokenised
+    last, token = max(((number, token) for token, number in tokenizer.get_vocab().items() if token != spare), default=(-1, ""))
+    for name, module in (("embedding", model.get_input_embeddings()), ("output head", model.get_output_embeddings())):
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.ndim == 2 and last >= len(weight):
+            return (
+                f"The tokenizer has {len(tokenizer)} tokens and the model's {name} {len(weight)} rows, so ids would point nowhere "
+                f"({token!r} has id {last})"
+            )
+    return None
 
 
 def check_targets(model: nn.Module, peft_config: Any) -> None:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -19,7 +19,7 @@ from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.config import is_official
-from mpo.models.strict import load_strictly
+from mpo.models.strict import load_strictly, refuse_adapter
 from mpo.models.tiles import TileImageProcessor
 
 
@@ -34,7 +34,7 @@ class LoadedModel:
 def load_model(
     name_or_path: str,
     *,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
     min_tiles: int | None = None,
     max_tiles: int | None = None,
@@ -47,7 +47,7 @@ def load_model(
     Args:
         name_or_path: a folder, or a name on the Hub such as ``OpenGVLab/InternVL3-1B-hf``. The official form of an InternVL
             (``OpenGVLab/InternVL3-1B``) is converted in memory, and its code is not run.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for what the checkpoint was saved in.
+        dtype: `torch.float32`, `torch.bfloat16`, `torch.float16` or its name, or ``"auto"`` for what the checkpoint was saved in.
         attn_implementation: as in `from_pretrained`.
         min_tiles: the fewest tiles a picture is cut into (a thumbnail comes on top of more than one).
         max_tiles: the most tiles; 12 in the official MPO recipes.
@@ -57,10 +57,10 @@ def load_model(
         quantization_config: as in `from_pretrained`.
 
     Raises:
-        ValueError: for an unknown dtype, a checkpoint whose tensors are not those of its config, or tiles for a processor that
-            does not cut pictures.
+        ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, or tiles for a
+            processor that does not cut pictures.
     """
-    options = {
+    options: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
@@ -72,7 +72,7 @@ def load_model(
     return LoadedModel(model, processor)
 
 
-def load_internvl(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
+def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
     """Load a model: an InternVL in either form, or whatever else transformers loads for text, with or without pictures.
 
     Args:
@@ -85,13 +85,11 @@ def load_internvl(name_or_path: str, *, dtype: str = "auto", trust_remote_code: 
         transformers' class for it, such as `InternVLForConditionalGeneration`.
 
     Raises:
-        ValueError: for an unknown dtype, flash-attention that is not installed, or a checkpoint whose tensors are not those of
-            its config, which are listed.
+        ValueError: for an unknown dtype, flash-attention that is not installed, an adapter, or a checkpoint whose tensors are
+            not those of its config, which are listed.
     """
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ValueError(f"model.dtype is auto, float32, bfloat16 or float16; got {dtype!r}.")
     given = {name: value for name, value in options.items() if value is not None}
-    given["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
+    given["dtype"] = as_dtype(dtype)
     check_attention(given.get("attn_implementation"))
     folder = official_folder(name_or_path)
     if folder is not None:
@@ -121,8 +119,8 @@ def load_processor(
         trust_remote_code: as of `load_model`.
 
     Raises:
-        ValueError: for a checkpoint without a tokenizer, a tokenizer without the picture tokens, or tiles for a processor that
-            does not cut pictures.
+        ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the picture tokens, or tiles for a
+            processor that does not cut pictures.
     """
     folder = official_folder(name_or_path)
     if folder is None:
@@ -137,8 +135,30 @@ def load_processor(
     return processor
 
 
+def as_dtype(dtype: Any) -> torch.dtype | Literal["auto"]:
+    """The dtype of a model's weights, from its name or as it is; ``"auto"`` stays.
+
+    >>> as_dtype("bfloat16"), as_dtype(torch.float16), as_dtype("torch.float32"), as_dtype("auto")
+    (torch.bfloat16, torch.float16, torch.float32, 'auto')
+
+    Raises:
+        ValueError: for what is none of these.
+    """
+    if dtype == "auto":
+        return "auto"
+    for known in (torch.float32, torch.bfloat16, torch.float16):
+        if dtype == known or dtype in (str(known), str(known).removeprefix("torch.")):
+            return known
+    raise ValueError(f"model.dtype is auto, float32, bfloat16 or float16, or one of torch's dtypes of these names; got {dtype!r}.")
+
+
 def official_folder(name_or_path: str) -> Path | None:
-    """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint of another form."""
+    """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint of another form.
+
+    Raises:
+        ValueError: for an adapter.
+    """
+    refuse_adapter(name_or_path)
     path = cached_file(name_or_path, "config.json")
     if path is None or not is_official(json.loads(Path(path).read_text())):
         return None

@@ -89,6 +89,32 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
         raise ValueError("train_parts freezes every part, so nothing would be trained. Train one.")
 
 
+def check_adapter(choices: Mapping[str, Any], adapter: Any) -> None:
+    """Refuse settings of an adapter that would train what a part's choice freezes.
+
+    Args:
+        choices: as of `check_parts`, with adapters; a part that is not named is frozen.
+        adapter: peft's configuration.
+
+    Raises:
+        ValueError: naming the setting and the parts.
+    """
+    frozen = [part for part in PARTS[:3] if choices.get(part, "freeze") == "freeze"]
+    if choices and frozen and getattr(adapter, "bias", "none") == "all":
+        raise ValueError(
+            f"peft.bias=all trains the biases of the whole model, and train_parts freezes {', '.join(frozen)}. Use "
+            "peft.bias=lora_only for those of adapted layers, or leave train_parts out."
+        )
+    tokens = getattr(adapter, "trainable_token_indices", None) or {}
+    named = [*(getattr(adapter, "modules_to_save", None) or []), *(tokens if isinstance(tokens, Mapping) else ["embed_tokens"])]
+    for name in named:
+        if choices.get(part_of(name)) == "freeze":
+            raise ValueError(
+                f"train_parts.{part_of(name)}=freeze, and peft trains {name} of it (modules_to_save or trainable_token_indices). "
+                "Leave one of the two out."
+            )
+
+
 def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
     """Freeze parts of a model, and the first layers of its vision tower, as `check_parts` has them; what is not named is trained.
 

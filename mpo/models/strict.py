@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.utils import find_adapter_config_file
 
 from mpo.models.official.expected import listing
 
@@ -23,9 +26,10 @@ def load_strictly(load: Callable[..., Any], name_or_path: str, *, mend: str | No
         the model.
 
     Raises:
-        ValueError: for a file that is missing or cut, or listing the tensors that are missing, too much, or of another shape. A
-            tied head that is left out and tensors that a model is known to drop are none of these.
+        ValueError: for an adapter, for a file that is missing or cut, or listing the tensors that are missing, too much, or of
+            another shape. A tied head that is left out and tensors that a model is known to drop are none of these.
     """
+    refuse_adapter(name_or_path)
     try:
         model, report = load(name_or_path, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True})
     except (OSError, SafetensorError) as error:
@@ -43,3 +47,27 @@ def load_strictly(load: Callable[..., Any], name_or_path: str, *, mend: str | No
             + f". {mend or 'Download the checkpoint again, all its files, or mend its config.json.'}"
         )
     return model
+
+
+def refuse_adapter(name_or_path: Any) -> None:
+    """Refuse an adapter where a model is expected; transformers would put it into its base as layers that no one trains or saves.
+
+    Args:
+        name_or_path: of a checkpoint; a folder with ``adapter_config.json`` holds an adapter.
+
+    Raises:
+        ValueError: naming its base, and how to go on from it.
+    """
+    try:
+        found = find_adapter_config_file(str(name_or_path))
+    except OSError:  # no folder and no name on the Hub: whatever loads it says so
+        return
+    if found is None:
+        return
+    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    raise ValueError(
+        f"{name_or_path} is an adapter of {base or 'a base that its adapter_config.json does not name'}, not a model. To start "
+        f"from the two as one model, merge them and give the new folder: mpo export {name_or_path} NEW_FOLDER. To go on training "
+        f"the adapter, pass MPOTrainer as model: PeftModel.from_pretrained(load_internvl({str(base or 'BASE')!r}), "
+        f"{str(name_or_path)!r}, is_trainable=True). For a tokenizer or processor alone give {base or 'the base'}."
+    )

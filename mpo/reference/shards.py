@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"format": FORMAT, "created": created, **asdict(fingerprint)}, indent=2)
     # Ranks that start together all write it; whichever comes last replaces the same content.
     _write_whole(text.encode(), lambda: folder / f"{META_FILE}.{secrets.token_hex(6)}.tmp", path)

@@ -423,7 +423,8 @@ def test_adapters_that_are_refused(adapter, tmp_path, change, dtype, message):
         ({"base_model_name_or_path": "None"}, "does not say which model .*--base"),
         ({"base_model_name_or_path": "/gone/model"}, "/gone/model, cannot be found.*--base"),
         ({"base_model_name_or_path": "nobody/no-such-model"}, "nobody/no-such-model, cannot be found.*--base"),
-        ({"peft_type": "IA3", "feedforward_modules": None}, "IA3 adapter; LoRA"),
+        ({"peft_type": "IA3", "feedforward_modules": None}, "cannot put the IA3 adapter in .*feedforward_modules"),
+        ({"peft_type": "PREFIX_TUNING"}, "is a PREFIX_TUNING adapter.*nothing can be merged"),
     ],
 )
 def test_adapters_without_a_base(base, adapter, tmp_path, changes, message):

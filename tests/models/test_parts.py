@@ -7,6 +7,7 @@ import torch
 from small_runs import small_run
 from support import TEXTS
 
+from mpo.job import TrainJob
 from mpo.models.learning_rates import split_groups
 from mpo.models.parts import adapted_layers, check_parts, freeze_parts, part_of
 from mpo.models.small import small_internvl, small_processor
@@ -63,6 +64,28 @@ def test_adapters_go_to_one_part(model, part):
     found = {name for name, module in model.named_modules() if pattern.fullmatch(name)}
     assert found and {part_of(name) for name in found} == {part}
     assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in found)
+
+
+@pytest.mark.parametrize(
+    "choices, settings, message",
+    [
+        ({"language": "lora"}, {"bias": "all"}, "peft.bias=all .* freezes vision, projector"),
+        (
+            {"language": "freeze", "vision": "lora"},
+            {"modules_to_save": ["embed_tokens"]},
+            "train_parts.language=freeze.*embed_tokens",
+        ),
+        ({"language": "freeze", "vision": "lora"}, {"trainable_token_indices": [3]}, "language=freeze.*embed_tokens"),
+        ({"language": "lora", "head": "freeze"}, {"trainable_token_indices": {"lm_head": [3]}}, "train_parts.head=freeze.*lm_head"),
+    ],
+)
+def test_what_is_frozen_is_not_trained_by_an_adapters_settings(choices, settings, message):
+    job = TrainJob(model={}, data={}, peft={"kind": "lora", **settings}, train_parts=choices)
+    with pytest.raises(ValueError, match=message):
+        job.adapter()
+    assert TrainJob(model={}, data={}, peft={"kind": "lora", **settings}).adapter() is not None
+    lora_only = TrainJob(model={}, data={}, peft={"kind": "lora", "bias": "lora_only"}, train_parts=choices)
+    assert lora_only.adapter().bias == "lora_only"
 
 
 def test_learning_rates(model):

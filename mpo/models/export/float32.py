@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 
@@ -17,16 +18,16 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     narrow: dict[nn.Module, list[Tensor]] = {}
 
     def widen(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        narrow[module] = [parameter.data for parameter in module.parameters(recurse=False)]
-        for parameter in module.parameters(recurse=False):
+        narrow[module] = [parameter.data for parameter in _own(module)]
+        for parameter in _own(module):
             parameter.data = _wide(parameter.data)
         return tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
 
     def restore(module: nn.Module, args: Any, output: Any) -> None:
-        for parameter, data in zip(module.parameters(recurse=False), narrow.pop(module), strict=True):
+        for parameter, data in zip(_own(module), narrow.pop(module), strict=True):
             parameter.data = data
 
-    owners = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+    owners = [module for module in model.modules() if next(iter(_own(module)), None) is not None]
     hooks = [module.register_forward_pre_hook(widen, with_kwargs=True) for module in owners]
     hooks += [module.register_forward_hook(restore, always_call=True) for module in owners]
     try:
@@ -34,6 +35,11 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a module computes with itself; an adapter's layer also reads those of what it adapts."""
+    return list(module.parameters(recurse=isinstance(module, BaseTunerLayer)))
 
 
 def _wide(value: Any) -> Any:

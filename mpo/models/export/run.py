@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoConfig
 
 from mpo.models.export.trained import Trained, merged, open_trained
 from mpo.models.export.trial import Comparison, Trial
+from mpo.models.fit import missing_rows
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import read_config
 from mpo.models.official.config import is_official, transformers_config
@@ -56,7 +58,7 @@ def export(
     *,
     base: str | None = None,
     form: Form = "transformers",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     shard_gb: float = 5.0,
     like: Path | None = None,
     check: bool = True,
@@ -77,7 +79,7 @@ def export(
         target: a new folder. It appears when it is whole and compared.
         base: name or path of the checkpoint it was trained from, in either form; by default what adapter_config.json says.
         form: ``"transformers"`` or ``"official"``.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: that of the checkpoint, or of the adapter's base.
+        dtype: as of `load_internvl`; ``"auto"`` is that of the checkpoint, or of the adapter's base.
         shard_gb: most gigabytes of a file.
         like: for the official form: a folder of it, whose config, tokenizer and Python files are copied; by default the base.
         check: load the folder again, put a question to both models and compare.
@@ -95,7 +97,14 @@ def export(
     original = _original(trained, like) if form == "official" else None
     processor = trained.processor()
     model = trained.load(dtype)
-    trial = Trial.of(model, processor) if check else None
+    if missing := missing_rows(model, processor):
+        raise ValueError(f"{trained.weights} cannot be exported with the tokenizer of {source}: {missing}. {_rows_hint(trained)}")
+    trial = Trial.of(model, processor, moves=not trained.residual) if check else None
+    if trial is not None and trial.moved == 0 and trained.moves_answers:
+        raise ValueError(
+            f"The adapter in {source} changes nothing: the export would be its base. Was the learning rate 0, or was another "
+            "folder meant?"
+        )
     model = merged(model, progress=progress)
     shard_bytes = int(shard_gb * 1e9)
     difference = None
@@ -119,6 +128,15 @@ def export(
         tensors = len(TensorFiles(partial).names())
     merged_into = None if trained.adapter is None else trained.weights
     return Export(target, form, name, tensors, len(files), size, merged_into, comparison, difference)
+
+
+def _rows_hint(trained: Trained) -> str:
+    if trained.adapter is None:
+        return "Call model.resize_token_embeddings(len(tokenizer)) before training, and train again."
+    return (
+        "Tokens were added, and what was trained of them is not in the adapter's folder. Give the resized base with --base if its "
+        "new rows were not trained, or train again with modules_to_save=['embed_tokens', 'lm_head'] in the adapter's config."
+    )
 
 
 def _check_names(folder: Path) -> None:

@@ -9,22 +9,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from omegaconf import OmegaConf
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 
+from mpo.models.export.rows import fit_rows, mark_untied, untie
 from mpo.models.fit import open_processor
-from mpo.models.loading import load_internvl, load_processor, official_folder
+from mpo.models.loading import as_dtype, load_internvl, load_processor, official_folder
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.expected import misfits
 from mpo.models.official.tensors import TensorFiles
 
 FACTORS = {"lora_B": "lora_A", "lora_embedding_A": "lora_embedding_B"}
 """The factor of an adapter that is zero at the start -> the other one."""
+
+RESOLVED = "resolved.yaml"
+
+RESIDUAL = ("pissa", "olora")
+"""Initialisations that take a part of the base's weights into the adapter, which peft computes again when the adapter is loaded."""
+
+NOT_COMPUTED_AGAIN = {
+    "pissa_niter": "its decomposition draws random numbers, so the base that is left beside the adapter is another each time. "
+    "Train with init_lora_weights='pissa'",
+    "corda": "its decomposition depends on data that is not in the folder. Convert it when saving "
+    "(save_pretrained with path_initial_model_for_weight_conversion)",
+    "lora_ga": "its start depends on gradients that are not in the folder. Convert it when saving "
+    "(save_pretrained with path_initial_model_for_weight_conversion)",
+    "loftq": "it was trained beside a base whose weights LoftQ had changed. Merge it in the process that trained it",
+}
+"""Initialisations that change the base so that loading cannot: the beginning of the name -> why, and what to do."""
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -44,7 +63,7 @@ class Trained:
     folder: Path
     weights: str
     base: str | None = None
-    adapter: LoraConfig | None = None
+    adapter: PeftConfig | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -68,7 +87,17 @@ class Trained:
             f"{self.folder} has no tokenizer or processor, so nothing could be asked. Give a checkpoint that has one with --base."
         )
 
-    def load(self, dtype: str) -> Any:
+    @property
+    def moves_answers(self) -> bool:
+        """Whether an adapter that was trained moves the answer to any question; of trained tokens a question may have none."""
+        return self.adapter is not None and self.adapter.peft_type not in (PeftType.LORA, PeftType.TRAINABLE_TOKENS)
+
+    @property
+    def residual(self) -> bool:
+        """Whether the adapter stands beside a part of the base, not all of it, and so moves nothing but that."""
+        return str(getattr(self.adapter, "init_lora_weights", None)).lower() in RESIDUAL
+
+    def load(self, dtype: str | torch.dtype) -> Any:
         """The trained model in eval mode; an adapter is on its base, not merged.
 
         Args:
@@ -77,27 +106,40 @@ class Trained:
         Raises:
             ValueError: for tensors that are missing, too many, of another shape, or not finite; they are named.
         """
-        model = load_internvl(self.weights, dtype=dtype)
+        chosen = as_dtype(dtype)
+        # What PiSSA and OLoRA take out of the base is that of its weights as they were trained, not of rounded ones.
+        model = load_internvl(self.weights, dtype="auto" if self.residual else chosen)
         if self.adapter is not None:
             model = self._adapt(model)
+            if chosen != "auto" and model.dtype != chosen:
+                cast_base(model, chosen)
         if (self.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
         check_finite(dict(model.named_parameters()), self.weights, model.dtype)
         return model.eval()
 
     def _adapt(self, model: Any) -> PeftModel:
-        untie(model, self.tensors)
         assert self.adapter is not None
+        carried = fit_rows(model, self.adapter, self.tensors, str(self.folder))
         self.adapter.base_model_name_or_path = self.weights  # peft looks there whether tokens were added
-        adapted = PeftModel(model, self.adapter)
+        try:
+            adapted = PeftModel(model, self.adapter)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            kind = self.adapter.peft_type.value
+            raise ValueError(f"peft cannot put the {kind} adapter in {self.folder} on {self.weights}: {error}") from error
         expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
-        problems = misfits({name: tuple(tensor.shape) for name, tensor in self.tensors.items()}, expected)
+        carried = [name for name in carried if name not in expected]
+        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items() if name not in carried}
+        problems = misfits(found, expected)
         if problems:
             raise ValueError(
                 f"The adapter in {self.folder} does not fit {self.weights}: {problems}. Give the checkpoint that it was trained on "
                 "with --base."
             )
-        set_peft_model_state_dict(adapted, self.tensors)
+        set_peft_model_state_dict(adapted, {name: self.tensors[name] for name in found})
+        for name in carried:
+            adapted.get_parameter(name).data.copy_(self.tensors[name])
+        untie(adapted)
         return adapted
 
 
@@ -116,8 +158,8 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
         raise ValueError(f"{folder} was not written to its end (trainer_state.json is missing or cut). Export an earlier one.")
     if not (folder / CONFIG_NAME).exists():
         if not (folder / "config.json").exists():
-            inside = sorted(path.parent.name for path in folder.glob(f"checkpoint-*/{CONFIG_NAME}"))
-            inside += sorted(path.parent.name for path in folder.glob("checkpoint-*/config.json"))
+            inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
+            inside += sorted(path.parent.name for path in folder.glob("*/config.json"))
             raise ValueError(
                 f"{folder} has no {CONFIG_NAME} and no config.json, so no model was saved there."
                 + (f" It holds {', '.join(inside)}: give one of these." if inside else "")
@@ -125,10 +167,15 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
         TensorFiles(folder)
         _refuse_quantised(json.loads((folder / "config.json").read_text()), str(folder))
         return Trained(folder, str(folder), base)
+    whole = sorted(path.name for path in folder.glob("model*.safetensors"))
+    if whole:
+        raise ValueError(
+            f"{folder} holds an adapter ({CONFIG_NAME}) and a whole model ({whole[0]}), of two runs. Move the one away that is not "
+            "meant."
+        )
     config = PeftConfig.from_pretrained(folder)
-    if config.peft_type != PeftType.LORA:
-        raise ValueError(f"{folder} is a {config.peft_type} adapter; LoRA is what can be merged here. Merge it with peft.")
-    tensors = _read_adapter(folder)
+    _check_mergeable(config, folder)
+    tensors = _read_adapter(folder, config)
     named = base or config.base_model_name_or_path
     _check_base(None if named == "None" else named, folder, given=base is not None)
     return Trained(folder, named, named, config, tensors)
@@ -138,35 +185,37 @@ def merged(model: Any, *, progress: bool = True) -> Any:
     """The model with its adapter merged into its weights, layer by layer; a model without adapters as it is.
 
     Raises:
-        ValueError: when merged weights are not finite; the layer is named.
+        ValueError: when merged weights are not finite, or peft cannot merge a layer; the layer is named.
     """
     if not isinstance(model, PeftModel):
         return model
     dtype = model.dtype
+    kind = model.active_peft_config.peft_type.value
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     try:
-        return model.merge_and_unload(progressbar=progress, safe_merge=True)
-    except ValueError as error:  # layers before this one are merged, and no longer a LoraLayer
-        names = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-        raise ValueError(f"{_short(names[0])}.weight is not finite once merged.{_range_hint(dtype)}") from error
+        whole: Any = model.merge_and_unload(progressbar=progress, safe_merge=True)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # NotImplementedError is a RuntimeError
+        # Layers before this one are merged, and no longer a tuner's.
+        layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+        name = _short(layers[0][0]) if layers else "?"
+        if "NaNs detected" in str(error):
+            raise ValueError(f"{name}.weight is not finite once merged.{_range_hint(dtype)}") from error
+        raise ValueError(
+            f"peft cannot merge the {kind} adapter of {name} into its weights ({error}). Serve the adapter beside its base instead."
+        ) from error
+    head = whole.get_output_embeddings()
+    if tied and head is not None and head.weight is not whole.get_input_embeddings().weight:  # one of them was trained alone
+        mark_untied(whole)
+    return whole
 
 
-def untie(model: Any, adapter: Mapping[str, Tensor]) -> None:
-    """Give the output head a matrix of its own where it shares one with the embeddings and an adapter changes one of the two.
-
-    Merged into the shared matrix the change would reach both.
-
-    Args:
-        model: before its adapter is put on.
-        adapter: the adapter's tensors, by their names on disk.
-    """
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is not embeddings.weight:
-        return
-    names = [name for name, module in model.named_modules() if module is head or module is embeddings]
-    if any(f".{name}." in tensor for name in names for tensor in adapter):
-        head.weight = nn.Parameter(head.weight.detach().clone())
-        model._weight_conversions = None  # private: names in its files are made anew; those it came with lack a head's
-        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+def cast_base(model: PeftModel, dtype: torch.dtype) -> None:
+    """Cast the weights under an adapter; the adapter's own keep their dtype."""
+    prefix = model.base_model.prefix
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and prefix not in name and "inv_freq" not in name:
+            tensor.data = tensor.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
@@ -189,7 +238,33 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype |
         )
 
 
-def _read_adapter(folder: Path) -> dict[str, Tensor]:
+def _check_mergeable(config: PeftConfig, folder: Path) -> None:
+    kind = config.peft_type.value if config.peft_type else "?"
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
+    merges = isinstance(tuner, type) and issubclass(tuner, BaseTuner) and config.peft_type not in (PeftType.POLY, PeftType.XLORA)
+    if not merges or getattr(config, "alora_invocation_tokens", None):
+        raise ValueError(
+            f"{folder} is {'an aLoRA' if merges else f'a {kind}'} adapter, which changes what is computed and not the weights, so "
+            "nothing can be merged. Serve it with peft beside its base."
+        )
+    init = str(getattr(config, "init_lora_weights", None)).lower()
+    for name, why in NOT_COMPUTED_AGAIN.items():
+        if init.startswith(name):
+            raise ValueError(f"The adapter in {folder} began with init_lora_weights={init!r}, and cannot be rebuilt: {why}.")
+    if init in RESIDUAL and is_qlora(folder):
+        raise ValueError(
+            f"The adapter in {folder} began with init_lora_weights={init!r} on a base in 4 bits ({RESOLVED}): what it took out of "
+            "that base is not what it takes out of the weights as they were before. Train QLoRA with init_lora_weights=true."
+        )
+
+
+def is_qlora(source: Path) -> bool:
+    """Whether `mpo train` wrote down that this run, or the run of this checkpoint, held its base in 4 bits."""
+    path = next((path for path in (source / RESOLVED, source.parent / RESOLVED) if path.exists()), None)
+    return path is not None and OmegaConf.select(OmegaConf.load(path), "peft.kind") == "qlora"
+
+
+def _read_adapter(folder: Path, config: PeftConfig) -> dict[str, Tensor]:
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.exists():
         raise ValueError(f"{folder} has {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}; adapters are read from safetensors alone.")
@@ -198,8 +273,12 @@ def _read_adapter(folder: Path) -> dict[str, Tensor]:
     except Exception as error:  # safetensors raises its own class, which is not exported
         raise ValueError(f"{path} cannot be read ({error}). Export an earlier checkpoint of the run.") from error
     check_finite(tensors, str(folder))
+    if config.peft_type != PeftType.LORA:  # others have no factor of their own that begins as zero
+        return tensors
     products = [(name, name.replace(zero, other)) for name in tensors for zero, other in FACTORS.items() if f".{zero}" in name]
-    if not any(bool(tensors[zero].any()) and other in tensors and bool(tensors[other].any()) for zero, other in products):
+    if products and not any(
+        bool(tensors[zero].any()) and other in tensors and bool(tensors[other].any()) for zero, other in products
+    ):
         raise ValueError(
             f"The adapter in {folder} is zero in all {len(products)} layers: it is as it was before training, and the export would "
             "be its base. Was the learning rate 0, or was another folder meant?"

@@ -38,7 +38,8 @@ class Comparison:
         difference: the largest difference of their logits, as a share of the largest logit.
         roundings: their root mean square difference, as a multiple of what rounding does to the trained model's; None in float32.
         rounding: the largest difference that rounding makes to the trained model's, as a share of the largest; None in float32.
-        moved: how far the adapter moves the base's logits, as a share of the largest; None for a whole model.
+        moved: how far the adapter moves the base's logits, as a share of the largest; None for a whole model, and where the base
+            was changed for the adapter (PiSSA, OLoRA).
         answers: of the trained and of the exported model, greedy.
     """
 
@@ -69,7 +70,7 @@ class Trial:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Any, processor: Any) -> "Trial":
+    def of(cls, model: Any, processor: Any, *, moves: bool = True) -> "Trial":
         """Ask the trained model.
 
         Besides the model, memory holds one layer in float32 and four times the logits: for 272 tokens and a vocabulary of
@@ -78,6 +79,7 @@ class Trial:
         Args:
             model: with its adapter, if it has one, not merged.
             processor: its processor or tokenizer.
+            moves: measure how far the adapter moves its base; without the adapter, the model is that base.
         """
         inputs = question(processor)
         tokens = answer(model, inputs)
@@ -86,7 +88,7 @@ class Trial:
         with in_float32(model) if half else nullcontext():
             exact = logits_of(model, inputs, tokens) if half else logits
             moved = None
-            if isinstance(model, PeftModel):
+            if moves and isinstance(model, PeftModel):
                 with model.disable_adapter():
                     moved = distance(logits_of(model, inputs, tokens), exact)
         return cls(inputs, tokens, logits, exact, moved)
@@ -146,6 +148,9 @@ def picture(side: int = 224) -> Image.Image:
 def answer(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """The greedy answer's tokens, (1, at most `NEW_TOKENS`)."""
     settings = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "use_cache": True}
+    image = getattr(model.config, "image_token_id", None)
+    if image is not None:  # it stands for pixels, of which an answer has none
+        settings["suppress_tokens"] = [image]
     whole: Tensor = model.generate(**inputs, **settings, max_new_tokens=NEW_TOKENS)
     return whole[:, inputs["input_ids"].shape[1] :]
 

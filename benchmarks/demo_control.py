@@ -1,0 +1,101 @@
+"""What `mpo demo` gains, and what plain SFT on the chosen completions gains from the same start: the control of the demo's claim.
+
+    python benchmarks/demo_control.py                        # the demo first, if its folder has none: half an hour on two cores
+    python benchmarks/demo_control.py --methods sft --seed 1 --demo runs/demo1
+
+Every method starts from the demo's warmed-up model and sees the demo's pairs in the same order, at the demo's learning rate and
+number of steps; only the loss differs. All answer the demo's held-out questions. An interrupted run continues where it was.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from mpo.demo.folder import DemoFolder
+from mpo.demo.run import run_demo
+from mpo.demo.settings import DemoSettings, full_settings, quick_settings
+from mpo.demo.stages import measure_after, train_mpo
+from mpo.preference_data.mmpr import read_lines
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class ControlFolder(DemoFolder):
+    """The demo's folder, with another method's model in the place of MPO's; ``method`` names a recipe of ``recipes/loss``."""
+
+    method: str
+
+    @property
+    def mpo(self) -> Path:
+        """The run folder of the method."""
+        return self.root / f"control_{self.method}"
+
+    def answers(self, when: str) -> Path:
+        """The demo's answers before training, the method's after it."""
+        return super().answers(when if when == "before" else f"control_{self.method}")
+
+
+def correct_of(folder: DemoFolder, when: str) -> list[bool]:
+    return [line["correct"] for line in read_lines(folder.answers(when))]
+
+
+def share(correct: Sequence[bool]) -> dict[str, float]:
+    """Percent right and its standard error, over the questions."""
+    p = sum(correct) / len(correct)
+    return {"percent": 100 * p, "standard_error": 100 * (p * (1 - p) / len(correct)) ** 0.5}
+
+
+def difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:
+    """Points that the second has more than the first on the same questions, with its standard error."""
+    each = [int(b) - int(a) for a, b in zip(first, second, strict=True)]
+    mean = sum(each) / len(each)
+    variance = sum((one - mean) ** 2 for one in each) / (len(each) - 1)
+    return {"points": 100 * mean, "standard_error": 100 * (variance / len(each)) ** 0.5}
+
+
+def run_control(root: Path, settings: DemoSettings, methods: Sequence[str]) -> dict[str, Any]:
+    """Run the demo where it is not done, then each method from its start."""
+    run_demo(root, settings)
+    right = {"warmed-up model": correct_of(DemoFolder(root), "before"), "mpo": correct_of(DemoFolder(root), "after")}
+    for method in methods:
+        folder = ControlFolder(root, method)
+        if not folder.answers("after").is_file():
+            set_seed(settings.seed)
+            train_mpo(folder, replace(settings, mpo_overrides=[*settings.mpo_overrides, f"loss={method}"]))
+            measure_after(folder, settings)
+        right[method] = correct_of(folder, "after")
+    less = {f"mpo less {name}": difference(correct, right["mpo"]) for name, correct in right.items() if name != "mpo"}
+    folders = {"mpo": DemoFolder(root), **{method: ControlFolder(root, method) for method in methods}}
+    steps = {name: json.loads(folder.mpo_log.read_text(encoding="utf-8"))["global_step"] for name, folder in folders.items()}
+    return {"steps": steps, "right": {name: share(correct) for name, correct in right.items()}, "differences": less}
+
+
+def main() -> None:
+    """Run what is not done yet, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="the demo's folder (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", default=["sft", "dpo"], metavar="LOSS", help="of recipes/loss (default: sft dpo)")
+    parser.add_argument("--seed", type=int, default=0, help="of the demo (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="the demo's quick sizes: tries the path, says nothing about methods")
+    parser.add_argument("--output", type=Path, help="JSON (default: results/demo_control_cpu_DATE.json here)")
+    options = parser.parse_args()
+    found = run_control(options.demo, (quick_settings if options.quick else full_settings)(options.seed), options.methods)
+    about: dict[str, Any] = {"date": date.today().isoformat(), "seed": options.seed, "quick": options.quick}
+    about |= {"device": f"{platform.machine()} CPU", "python": platform.python_version()}
+    about |= {name: version(name) for name in ("torch", "transformers", "trl", "mpo-trainer")}
+    path = options.output or RESULTS / f"demo_control_cpu_{about['date']}.json"
+    path.write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1), f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -229,7 +229,7 @@ def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> No
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     mine = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
     assert done.returncode == 0, "\n".join(mine)[-6000:] or done.stderr[-3000:]

@@ -152,6 +152,12 @@ def adapted(
         ValueError: for a method whose start is not the base model; it is named.
     """
     check_method(config, fresh=True)
+    init = str(getattr(config, "init_lora_weights", "")).lower()
+    if init in ("pissa", "olora") and (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
+        raise ValueError(
+            f"init_lora_weights={init!r} decomposes the base weights, and what is left of them would be quantized anew, so the "
+            "policy would not start at its base. Use True with a quantized base."
+        )
     before = {id(parameter): _checksum(parameter) for parameter in model.parameters()}
     with_adapter = wrap(model, config)
     check_head(with_adapter)

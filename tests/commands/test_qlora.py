@@ -90,6 +90,12 @@ def test_killed_and_run_again_it_ends_the_same(settings, tmp_path, capsys, recor
     assert deltas[0] == deltas[1] and deltas[0]["total"] != 0
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_initialization_that_decomposes_the_base_is_refused(settings, tmp_path, init):
+    with pytest.raises(ValueError, match=f"{init}.*quantized"):
+        run_train_job(job([*settings, f"++peft.init_lora_weights={init}"], tmp_path / "run"))
+
+
 def test_an_adapter_that_is_trained_further_starts_where_it_was(settings, tmp_path):
     """Its float32 values are not rounded on the way into the trainer, so that its reference is the folder's adapter, exactly."""
     asked = job(settings, tmp_path / "run")

@@ -256,7 +256,7 @@ def has_tuner_layers(model: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
-def _is_sharded(module: nn.Module) -> bool:
+def _is_sharded(module: Any) -> bool:
     """Whether what an FSDPModule shards itself, not the ones inside it, is sharded now rather than gathered."""
     return any(isinstance(parameter, DTensor) for parameter in _own_parameters(module))
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from mpo.data.images import open_picture
 from mpo.inference.sampler import Question
+from mpo.models.randomness import eval_mode
 from mpo.packing.pictures import process
 from mpo.packing.tiles import tile_limits
 
@@ -160,11 +161,6 @@ class LocalSampler:
 @contextmanager
 def _evaluating(model: PreTrainedModel, seed: int) -> Iterator[Any]:
     """Eval mode, no gradients, and random numbers of their own; yields a function that sets them to a place in the work."""
-    was_training = model.training
     cuda = [model.device] if model.device.type == "cuda" else []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
-            yield lambda place: torch.manual_seed(hash((seed, place)) & 0x7FFF_FFFF_FFFF_FFFF)
-    finally:
-        model.train(was_training)
+    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
+        yield lambda place: torch.manual_seed(hash((seed, place)) & 0x7FFF_FFFF_FFFF_FFFF)

@@ -12,6 +12,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from mpo.models.randomness import eval_mode
 from mpo.packing.encode import PairEncoder
 from mpo.packing.turns import Record, end_of_turn_token
 
@@ -141,12 +142,6 @@ def _answer(row: list[int], tokenizer: Any, ends: list[int]) -> Answer:
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """Eval mode, no gradients, and random numbers of its own; behind it every module and generator is as it was before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -75,8 +75,20 @@ class Shape:
     patch_size: int = 14
     scale: int = 1
 
-    def build(self, image_token_id: int) -> InternVLForConditionalGeneration:
-        """A model with random weights, on the default device."""
+    def build(
+        self, image_token_id: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> InternVLForConditionalGeneration:
+        """A model with random weights, which are drawn where and as they will be: on a GPU 8 billion take a second or two."""
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                return InternVLForConditionalGeneration(self.config(image_token_id))
+        finally:
+            torch.set_default_dtype(usual)
+
+    def config(self, image_token_id: int) -> InternVLConfig:
+        """The config of the model."""
         hidden, mlp, layers, heads = self.vision
         vision = InternVLVisionConfig(
             hidden_size=hidden,
@@ -96,9 +108,7 @@ class Shape:
             num_key_value_heads=self.kv_heads,
         )
         tokens = (self.image_size // self.patch_size) ** 2 // 4
-        return InternVLForConditionalGeneration(
-            InternVLConfig(vision_config=vision, text_config=text, image_token_id=image_token_id, image_seq_length=tokens)
-        )
+        return InternVLConfig(vision_config=vision, text_config=text, image_token_id=image_token_id, image_seq_length=tokens)
 
 
 SHAPES = {  # InternViT-300M with Qwen2.5-0.5B, -1.5B and -7B; "small": the 1B shape with a quarter of each size
@@ -176,7 +186,7 @@ def make_trainer(side: str, case: Case, shape: Shape, folder: str, device: str =
     """A trainer of one side, ready to step, and its batch on the device."""
     processor = processor_of(case, shape)
     torch.manual_seed(0)
-    model = shape.build(processor.image_token_id).to(getattr(torch, dtype)).to(device)
+    model = shape.build(processor.image_token_id, device, getattr(torch, dtype))
     if case.tower == "frozen":
         find_tower(model).requires_grad_(False)
     settings: dict[str, Any] = {
@@ -249,7 +259,10 @@ class Call:
 
 
 def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
-    """What one step of a trainer asks of its models, with a very small model in the place of the shape's."""
+    """What one step of a trainer asks of its models, with a very small model in the place of the shape's.
+
+    It is the second step: in the first, MPOTrainer also compares the policy with its reference, once in a run.
+    """
     stand_in = replace(shape, vision=(32, 32, 1, 1), text=(32, 32, 1, 2), kv_heads=1, vocabulary=512)
     calls: list[Call] = []
 
@@ -267,8 +280,10 @@ def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
             model.register_forward_pre_hook(before, with_kwargs=True)
             # Of the tower's first part: a shared tower returns without running it.
             find_tower(model).embeddings.register_forward_hook(encoded)
-        with torch.enable_grad():
-            trainer.compute_loss(trainer.model, batch)
+        for _ in range(2):
+            calls.clear()
+            with torch.enable_grad():
+                trainer.compute_loss(trainer.model, dict(batch))
     for call in calls:
         call.plays = call.tiles == 0
     return calls
@@ -284,8 +299,7 @@ def _flash_on_meta(query: Tensor, key: Tensor, value: Tensor, *args: Any, is_cau
 
 def meta_model(case: Case, shape: Shape, image_token_id: int, logged: tuple[str, ...] = LOGGED) -> Any:
     """A model of the shape on the meta device, prepared as both trainers prepare theirs."""
-    with torch.device("meta"):
-        model = shape.build(image_token_id)
+    model = shape.build(image_token_id, "meta")
 
     def placeholders(input_ids: Tensor, inputs_embeds: Tensor, **_: Any) -> Tensor:
         # The model's own also compares the number of picture tokens with that of features, which needs their values.
@@ -373,8 +387,9 @@ def count_directly(side: str, case: Case, shape: Shape) -> int:
     """FLOPs of a real step on the CPU, loss and backward, without a recording in between."""
     with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
         trainer, batch = make_trainer(side, case, shape, folder)
+        trainer.compute_loss(trainer.model, dict(batch))  # as in `record_calls`, the first step is not counted
         with FlopCounterMode(display=False) as counter:
-            trainer.compute_loss(trainer.model, batch).backward()
+            trainer.compute_loss(trainer.model, dict(batch)).backward()
     return counter.get_total_flops()
 
 
@@ -413,7 +428,8 @@ def synchronised_seconds(work: Callable[[], Any], device: str) -> float:
 
 def stepper(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
     """A whole training step: loss, gradients, clipping and AdamW. The batch is collated already, on both sides."""
-    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
+    # Fused, as is the Trainer's default: PyTorch's own on a GPU needs a second copy of the gradients.
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6, fused=True)
 
     def step() -> None:
         with trainer.accelerator.autocast():

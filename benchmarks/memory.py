@@ -29,6 +29,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from PIL import Image
 from step import Shape, adapter, quiet
+from torch import nn
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.dry_run.batch import BatchShape
@@ -49,7 +50,7 @@ SHAPES = {  # vision and text: hidden, MLP, layers, heads; key-value heads; voca
 
 @dataclass(frozen=True)
 class Case:
-    """A job. ``pairs`` of a micro-batch; ``answer`` tokens of each answer; ``tiles`` of a picture; ``weights``: their dtype."""
+    """A job. ``tune`` full, lora or qlora; ``pairs`` of a micro-batch; ``answer`` tokens of each; ``weights``: their dtype."""
 
     shape: str
     tune: str = "full"
@@ -118,11 +119,28 @@ def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
 def model_of(case: Case, shape: Shape, image_token_id: int, device: str) -> Any:
     """The policy as the trainer is given it."""
     torch.manual_seed(0)
-    with torch.device(device):
-        model = shape.build(image_token_id).to(getattr(torch, case.weights))
+    model = shape.build(image_token_id, device, getattr(torch, case.weights))
     if case.tower == "frozen":
         find_tower(model).requires_grad_(False)
+    if case.tune == "qlora" and device != "meta":
+        hold_in_four_bits(model)
     return model
+
+
+def hold_in_four_bits(model: Any) -> None:
+    """Quantize the matrices of the language model in place, as `mpo train peft=qlora` loads them."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    language_model = model.model.language_model
+    for name, old in [item for item in language_model.named_modules() if isinstance(item[1], nn.Linear)]:
+        kind: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
+        new = Linear4bit(
+            old.in_features, old.out_features, old.bias is not None, compute_dtype=torch.bfloat16, device="meta", **kind
+        )
+        new.weight = Params4bit(old.weight.data, requires_grad=False, module=new, **kind).to(old.weight.device)
+        new.bias = old.bias
+        language_model.set_submodule(name, new)
+    model.is_loaded_in_4bit = True  # what PEFT, TRL and MPOTrainer ask
 
 
 def arguments(case: Case, folder: str, **more: Any) -> MPOConfig:
@@ -145,20 +163,21 @@ def arguments(case: Case, folder: str, **more: Any) -> MPOConfig:
     return MPOConfig(folder, **{**settings, **more})
 
 
-def estimate(case: Case) -> dict[str, Any]:
-    """The estimate in MB: total, and by component."""
-    shape = SHAPES[case.shape]
+def estimate(case: Case, shape: Shape, *, gpu: bool = False) -> dict[str, Any]:
+    """The estimate in MB: total, with the margin of a GPU, and by component."""
     processor = processor_of(shape, case.tiles)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         batch = PairCollator(processor, layout="packed")(records(case, shape)[: case.pairs])
         model = model_of(case, shape, processor.image_token_id, "meta")
-        if case.tune == "lora":
+        if case.tune != "full":
             with torch.device("meta"):
                 model = get_peft_model(model, adapter())
-        found = estimate_memory(model, BatchShape.of(batch), arguments(case, folder), gpu=False, with_adapters=case.tune == "lora")
+        how = {"gpu": gpu, "four_bits": case.tune == "qlora", "with_adapters": case.tune != "full"}
+        found = estimate_memory(model, BatchShape.of(batch), arguments(case, folder), **how)
     parts = {component.name: component.size / 2**20 for component in (*found.fixed, *found.passing)}
     return {
         "total": found.step / 2**20,
+        "with margin": found.total / 2**20,
         "moment": found.peak_moment,
         "components": parts,
         "moments": {name: size / 2**20 for name, size in found.moments.items()},
@@ -166,19 +185,24 @@ def estimate(case: Case) -> dict[str, Any]:
     }
 
 
-def train(case: Case, shape: Shape) -> tuple[float, float]:
-    """Train; resident memory in MB before the model was built, and at the peak of training."""
+def train(case: Case, shape: Shape, device: str = "cpu") -> tuple[float, float]:
+    """Train; memory in MB before the model was built, and at the peak of training: resident, or what PyTorch has on the GPU."""
     processor = processor_of(shape, case.tiles)
     dataset = Dataset.from_list(records(case, shape))
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        before = resident()
+        before = resident() if device == "cpu" else torch.cuda.memory_allocated() / 2**20
         trainer = MPOTrainer(
-            model=model_of(case, shape, processor.image_token_id, "cpu"),
-            args=arguments(case, folder),
+            model=model_of(case, shape, processor.image_token_id, device),
+            args=arguments(case, folder, use_cpu=device == "cpu"),
             train_dataset=dataset,
             processing_class=processor,
-            peft_config=adapter() if case.tune == "lora" else None,
+            peft_config=adapter() if case.tune != "full" else None,
         )
+        if device != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            trainer.train()
+            return before, torch.cuda.max_memory_allocated() / 2**20
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: building does not count
         trainer.train()
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -226,7 +250,7 @@ def main() -> None:
     for case in CASES:
         if not all(word in str(case).split() for word in options.only):
             continue
-        found, measured = estimate(case), measure(case)
+        found, measured = estimate(case, SHAPES[case.shape]), measure(case)
         ratio = found["total"] / measured
         within = abs(ratio - 1) <= WITHIN
         result["cases"].append(

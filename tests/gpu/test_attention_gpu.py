@@ -38,28 +38,28 @@ def lone_row(seed):
 
 
 def attend(tensors, segments, dtype, backend):
-    """Output and gradients, float32."""
+    """Output and gradients, float64."""
     query, key, value = (tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors)
-    assert _varlen_fits(query) == (dtype != torch.float32)
+    assert _varlen_fits(query) == (dtype in (torch.bfloat16, torch.float16))
     scaling = query.shape[-1] ** -0.5
     output, _ = _attend(torch.nn.Identity(), query, key, value, None, scaling, segments=segments, backend=backend)
     weights = torch.randn(output.shape, generator=torch.Generator("cuda").manual_seed(9), device="cuda")
-    (output.float() * weights).sum().backward()
-    return [tensor.float() for tensor in (output.detach(), query.grad, key.grad, value.grad)]
+    (output.double() * weights).sum().backward()
+    return [tensor.double() for tensor in (output.detach(), query.grad, key.grad, value.grad)]
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("branching", [True, False])
 def test_varlen_equals_segments(heads, kv_heads, width, dtype, branching):
-    """Output and gradients err no more than twice what the path by segments errs against float32."""
+    """Output and gradients err no more than twice what the path by segments errs against float64."""
     batch = concatenate(branching_rows() if branching else [lone_row(1), lone_row(2)])
     segments, count = batch.segments.to("cuda"), batch.input_ids.shape[1]
     assert (segments.key_index is not None) == branching
     generator = torch.Generator("cuda").manual_seed(0)
     tensors = [torch.randn(1, n, count, width, generator=generator, device="cuda") for n in (heads, kv_heads, kv_heads)]
     tensors = [tensor.to(dtype).float() for tensor in tensors]  # the same inputs for all
-    exact = attend(tensors, segments, torch.float32, "segments")
+    exact = attend(tensors, segments, torch.float64, "segments")
     plain = attend(tensors, segments, dtype, "segments")
     varlen = attend(tensors, segments, dtype, "auto")
     for name, right, reference, found in zip(("output", "query", "key", "value"), exact, plain, varlen, strict=True):
@@ -77,7 +77,7 @@ def test_flash_attention_equals_segments(heads, kv_heads, width, backend, packag
     generator = torch.Generator("cuda").manual_seed(0)
     tensors = [torch.randn(1, n, count, width, generator=generator, device="cuda") for n in (heads, kv_heads, kv_heads)]
     tensors = [tensor.to(torch.bfloat16).float() for tensor in tensors]
-    exact = attend(tensors, segments, torch.float32, "segments")
+    exact = attend(tensors, segments, torch.float64, "segments")
     plain = attend(tensors, segments, torch.bfloat16, "segments")
     flash = attend(tensors, segments, torch.bfloat16, backend)
     for name, right, reference, found in zip(("output", "query", "key", "value"), exact, plain, flash, strict=True):

@@ -36,7 +36,6 @@ from mpo.models.drop_path import DropPath
 from mpo.models.fit import check_fit, check_targets
 from mpo.models.learning_rates import split_groups
 from mpo.models.liger import use_liger_layers
-from mpo.models.randomness import disable_dropout, eval_mode
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
@@ -44,6 +43,7 @@ from mpo.packing.fits import why_not
 from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
+from mpo.packing.randomness import disable_dropout, eval_mode
 from mpo.packing.streams import EPOCH, FILLER
 from mpo.packing.templates import is_processor
 from mpo.packing.verify import compare, without_dropout

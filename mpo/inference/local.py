@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from mpo.data.images import open_picture
 from mpo.inference.sampler import Question
-from mpo.models.randomness import eval_mode
 from mpo.packing.pictures import process
+from mpo.packing.randomness import eval_mode
 from mpo.packing.tiles import tile_limits
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpo.models.randomness import dropout_sites
+from mpo.packing.randomness import dropout_sites
 
 
 def compare(
@@ -47,7 +47,7 @@ def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
     (Not `model.eval()`, which would also turn gradient checkpointing off.)
 
     Args:
-        model: its dropout probabilities (`mpo.models.randomness.dropout_sites`) are set to 0.
+        model: its dropout probabilities (`mpo.packing.randomness.dropout_sites`) are set to 0.
         device: where it runs.
     """
     before = dropout_sites(model)

@@ -12,8 +12,8 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
-from mpo.models.randomness import eval_mode
 from mpo.packing.encode import PairEncoder
+from mpo.packing.randomness import eval_mode
 from mpo.packing.turns import Record, end_of_turn_token
 
 

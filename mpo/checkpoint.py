@@ -136,10 +136,13 @@ def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLik
             + (f"The newest complete one there is {newest}." if newest else "There is no complete one beside it.")
         )
     load_state(folder)
-    if not (Path(folder) / "scheduler.pt").exists() and not any(Path(folder).glob("global_step*")):  # DeepSpeed's place for it
+    # transformers would go on without any of these, and say nothing. DeepSpeed has its own place for the first two.
+    needed = ("rng_state*",) if any(Path(folder).glob("global_step*")) else ("optimizer*", "scheduler.pt", "rng_state*")
+    missing = [pattern for pattern in needed if not any(Path(folder).glob(pattern))]
+    if missing:
         raise ValueError(
-            f"{folder} has weights but no optimiser (it was saved with save_only_model=True), so the run cannot go on as it "
-            "was. Pass the folder as the model to begin a new run from its weights."
+            f"{folder} has weights but no {', '.join(missing)} (save_only_model=True writes none), so the run cannot go on as it "
+            "was. Resume from another checkpoint, or pass the folder as the model to begin a new run from its weights."
         )
     return folder
 

@@ -43,7 +43,7 @@ from mpo.packing.fits import why_not
 from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
-from mpo.packing.randomness import disable_dropout, eval_mode
+from mpo.packing.randomness import disable_dropout, eval_mode, trainable_in_4_bits
 from mpo.packing.streams import EPOCH, FILLER
 from mpo.packing.templates import is_processor
 from mpo.packing.verify import compare, without_dropout
@@ -353,7 +353,8 @@ class MPOTrainer(PairLoop):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; see `PairLoop.evaluation_loop`."""
         self._is_cast |= (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
-        return super().evaluation_loop(*args, **kwargs)
+        with trainable_in_4_bits(self.model):
+            return super().evaluation_loop(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see `PairLoop.train`.

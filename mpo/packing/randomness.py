@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -17,21 +18,30 @@ Site = tuple[nn.Module, str, float]
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Within it every module of `model` is in evaluation mode: no dropout, NEFTune noise or drop path. Then each is as before.
 
-    Layers of bitsandbytes, which are never random, are in training mode: on a CPU they would be packed for inference, for good.
-
     Args:
         model: may be wrapped, sharded or have adapters.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    for module, _ in modes:
-        if type(module).__module__.startswith("bitsandbytes"):
-            module.training = True
     try:
-        yield
+        with trainable_in_4_bits(model):
+            yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def trainable_in_4_bits(model: nn.Module) -> Iterator[None]:
+    """Within it a forward pass in evaluation mode does not pack layers of bitsandbytes for inference: on a CPU that is for good."""
+    layers: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    try:
+        for layer in layers:
+            layer.support_avx512bf16_for_cpu = False
+        yield
+    finally:
+        for layer in layers:
+            layer.support_avx512bf16_for_cpu = True
 
 
 def disable_dropout(model: nn.Module) -> None:

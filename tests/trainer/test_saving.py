@@ -136,6 +136,15 @@ def test_the_hubs_folder(tmp_path, monkeypatch):
     assert difference(uploaded[-1], weights(trainer.model)) == 0
 
 
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_lacks_a_file_is_refused(tmp_path, file):
+    """transformers would begin the optimizer, or the random numbers, anew."""
+    small_run(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / file).unlink()
+    with pytest.raises(ValueError, match=file.split(".")[0]):
+        small_run(tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_an_adapter_loads_on_its_base(tmp_path):
     trainer = small_run(tmp_path / "run", kind="lora", max_steps=3)
     base = small_run(tmp_path / "base").model

@@ -27,6 +27,8 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     Raises:
         ValueError: when a tensor is missing, left over or of another shape.
     """
+    if not (Path(folder) / "config.json").exists():  # transformers would build a model of a default config, of any size
+        raise ValueError(f"{folder} has no config.json, so no model was saved there. Resume from another checkpoint.")
     dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # float32 holds bfloat16 and float16 exactly
     mend = "Resume with the model this run started from."

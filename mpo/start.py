@@ -20,7 +20,7 @@ from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
 from mpo.models.strict import load_strictly, refuse_adapter
 from mpo.packing.attention import check_backend
-from mpo.reference.adapters import adapted, continued, has_tuner_layers
+from mpo.reference.adapters import adapted, continued, has_tuner_layers, identity
 from mpo.reference.fingerprint import Fingerprint, fingerprint
 
 
@@ -155,6 +155,21 @@ def check_leftovers(model: nn.Module) -> None:
         )
 
 
+def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
+    """Refuse a reference that has trained weights of the policy: it would move along.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    held = {parameter.data_ptr() for parameter in ref_model.parameters() if parameter.numel()}
+    shared = [name for name, p in model.named_parameters() if p.requires_grad and p.numel() and p.data_ptr() in held]
+    if shared:
+        raise ValueError(
+            f"ref_model shares {len(shared)} trained weights with the model ({shared[0]} and others), so it would change with it. "
+            "Pass a copy (copy.deepcopy), or leave ref_model out."
+        )
+
+
 def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Refuse a model of which nothing would be trained, or something that cannot be saved.
 
@@ -166,6 +181,11 @@ def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> 
         ValueError: when no parameter is trained; for an optimizer of another model; or rows that were added to the embeddings under
             an adapter.
     """
+    if any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters()):
+        raise ValueError(
+            "The model's 4-bit layers were packed for inference by a forward pass in evaluation mode on a CPU, and pass no "
+            "gradient on. Load the model again."
+        )
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if not trained:
         cause = (
@@ -220,6 +240,7 @@ class Adapters:
     Attributes:
         start: what the reference needs, once the adapters are on; None for a run without.
         reference: the reference's fingerprint, likewise.
+        identity: of the weights that are not trained (`mpo.reference.adapters.identity`), likewise.
 
     Raises:
         ValueError: for adapters that cannot be trained; see `mpo.reference.adapters`.
@@ -231,6 +252,7 @@ class Adapters:
         self.given, self.optimizer, self._fingerprint = given, optimizer, fingerprint
         self.start = None if given is None else continued(given)
         self.reference: Fingerprint | None = None
+        self.identity = None if given is None else identity(given, frozen=True)
         self._trained: dict[str, Tensor] = {}
 
     def put_on(self, base: Any, config: Any, **options: Any) -> PeftModel:
@@ -238,6 +260,7 @@ class Adapters:
         policy = self.given
         if policy is None:
             of_base = self._fingerprint(base) if self._fingerprint else None
+            self.identity = identity(base)
             policy, self.start = adapted(base, config, partial(get_peft_model, **options))
             self.reference = of_base
         check_trained(policy, self.optimizer)

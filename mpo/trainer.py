@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import dpo_trainer
 
+from mpo.checkpoint import load_state
 from mpo.config import MPOConfig
 from mpo.data.encoded import encoded_pictures
 from mpo.loop import PairLoop
@@ -47,12 +48,14 @@ from mpo.packing.randomness import disable_dropout, eval_mode, trainable_in_4_bi
 from mpo.packing.streams import EPOCH, FILLER
 from mpo.packing.templates import is_processor
 from mpo.packing.verify import compare, without_dropout
+from mpo.reference.adapters import identity
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
 from mpo.reference.fingerprint import Fingerprint
 from mpo.reference.upkeep import DISAGREEMENT, DISAGREEMENT_16_BIT
 from mpo.start import (
     Adapters,
+    check_apart,
     check_columns,
     check_leftovers,
     check_trained,
@@ -141,8 +144,12 @@ class MPOTrainer(PairLoop):
                 check_targets(model, peft_config)
             else:
                 check_trained(model, optimizers[0])
+                if ref_model is not None and ref_model is not model:
+                    check_apart(model, ref_model)
+            of_copy = None
             if starts_from_reference and not trains_adapter:
                 ref_model = frozen_copy(model)
+                of_copy = identity(ref_model)
             reference = None
             if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
                 reference = fingerprint_of(ref_model, processing_class, args)
@@ -178,6 +185,7 @@ class MPOTrainer(PairLoop):
             )
         adapters.unround(self.model)
         self._adapter_start = adapters.start if ref_model is None else None
+        self._start_identity = adapters.identity or of_copy
         self._check_start_can_be_kept()
         check_fit(self.model, processing_class)
         if args.sync_ref_model and not args.mixture().needs_reference:
@@ -381,7 +389,16 @@ class MPOTrainer(PairLoop):
             self._adapter_start.save(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"))
         super()._save_checkpoint(model, trial)
 
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "start": self._start_identity}
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        began = load_state(resume_from_checkpoint).get("start")
+        if began is not None and began != self._start_identity and self.accelerator.process_index == 0:
+            raise ValueError(
+                f"The run that wrote {resume_from_checkpoint} started from another model than the one passed here, so its "
+                "reference would be another. Pass the model that the run started from, not its checkpoint, and resume."
+            )
         if self._adapter_start is not None:
             changed = "the adapter's initialization changed the base by them" if self._adapter_start.base_changed else None
             cached = "the cached reference log-probs are of those here" if self._references is not None else None

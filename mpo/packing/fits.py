@@ -89,6 +89,8 @@ def _layer_trouble(text_model: PreTrainedModel) -> str | None:
         if len(attentions) != 1:
             return f"layer {number} has {len(attentions)} attention modules of the usual kind, not 1"
         attention = attentions[0]
+        if getattr(attention, "config", text_model.config) is not text_model.config:  # a layer that was copied (peft, upscaling)
+            return f"layer {number} has a config of its own, so it would keep its usual attention"
         if not getattr(attention, "is_causal", False):
             return f"layer {number} is not causal"
         if getattr(attention, "sliding_window", None):

@@ -8,6 +8,7 @@ weights (PiSSA, OLoRA), stays on, and everything trained has its start values. N
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,8 @@ START_FILE = "reference_start.safetensors"
 _METHODS = {
     PeftType.ADALORA: "its ranks are set by a schedule (update_and_allocate) that this training loop does not run; use LoRA",
     PeftType.XLORA: "it mixes finished adapters by a router instead of starting at the base; use LoRA",
+    PeftType.LILY: "its router averages over the batch, so a completion's value depends on what else is there; use LoRA",
+    PeftType.ADAPTION_PROMPT: "it works on some text models alone, and not with the fused output head; use LoRA",
     PeftType.POLY: "its forward needs task_ids, which preference records do not have; use LoRA",
 }
 _INITS = {
@@ -251,6 +254,17 @@ def check_head(model: PeftModel) -> None:
         )
 
 
+def identity(model: nn.Module, *, frozen: bool = False) -> str:
+    """A checksum of a model's weights, by which a resumed run knows whether it starts from the same.
+
+    Args:
+        model: before it is sharded.
+        frozen: of what is not trained alone.
+    """
+    checksums = [(name, _checksum(p)) for name, p in model.named_parameters() if not (frozen and p.requires_grad)]
+    return hashlib.blake2b(repr(checksums).encode(), digest_size=16).hexdigest()
+
+
 def has_tuner_layers(model: nn.Module) -> bool:
     """Whether adapters were put into a model."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
@@ -280,5 +294,6 @@ def _checksum(tensor: Tensor) -> Any:
         return tuple(data.shape)
     bits = data.contiguous().view(-1).view(torch.uint8)
     words = bits[: len(bits) // 8 * 8].view(torch.int64)
-    parts = [torch.hash_tensor(words)] if len(words) else []
-    return tuple(data.shape), *(int(part.view(torch.int64)) for part in parts), bits[len(words) * 8 :].tolist()
+    # Two words that are the same cancel out in the first; the second is a sum modulo 2^64.
+    parts = [torch.hash_tensor(words).view(torch.int64), words.sum()] if len(words) else []
+    return tuple(data.shape), *(int(part) for part in parts), bits[len(words) * 8 :].tolist()

@@ -106,6 +106,7 @@ def fingerprint(
     """
     base = _base_model(model)
     config = _plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
+    config["modules"] = _hash_settings(_module_settings(base))
     adapters = _adapter_settings(model)
     if adapters:
         config["adapters"] = adapters
@@ -174,6 +175,16 @@ def _reference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if name.endswith("inv_freq") and name.removesuffix("inv_freq") + "original_inv_freq" in tensors:
             continue  # dynamic rotary embeddings rewrite it with the length of what they see
         yield name.replace("_orig_mod.", ""), tensor
+
+
+def _module_settings(base: nn.Module) -> dict[str, Any]:
+    """The numbers that modules hold for their forward (epsilons, scales), which may differ from its config."""
+    settings = {}
+    for name, module in base.named_modules():
+        numbers = {key: value for key, value in vars(module).items() if isinstance(value, float) and "dropout" not in key}
+        if numbers and not isinstance(module, nn.Dropout):
+            settings[name.replace("_orig_mod.", "").replace("base_layer.", "")] = dict(sorted(numbers.items()))
+    return settings
 
 
 _OF_MODULES = {*vars(nn.Module()), "training"}

@@ -139,6 +139,13 @@ def test_a_tokenizer_alone(model, processor):
     assert both.differences(of(model, copy.deepcopy(processor.tokenizer))) == []
 
 
+def test_a_number_that_a_module_holds(model, processor, start):
+    """The config does not know of it."""
+    changed = copy.deepcopy(model)
+    next(module for module in changed.modules() if isinstance(module, torch.nn.LayerNorm)).eps *= 2
+    assert [part.split(" (")[0] for part in of(changed, processor).differences(start)] == ["model config"]
+
+
 # Adapters
 
 

@@ -9,6 +9,7 @@ from peft import (
     FourierFTConfig,
     HRAConfig,
     IA3Config,
+    LilyConfig,
     LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
@@ -235,6 +236,25 @@ def test_a_checkpoint_without_the_start_is_refused(tmp_path, processor):
         trainer_of(tmp_path, processor, base(processor), **settings).train(str(tmp_path / "run" / "checkpoint-2"))
 
 
+@pytest.mark.parametrize("kind", ["the checkpoint, full", "another base, LoRA", "another base, continued"])
+def test_a_run_resumed_from_another_start_is_refused(tmp_path, processor, kind):
+    """Its reference would silently be another one."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    settings |= {"peft_config": METHODS["LoRA"]} if kind.endswith("LoRA") else {}
+    first = random_start(processor, 1) if kind.endswith("continued") else base(processor)
+    trainer_of(tmp_path, processor, first, **settings).train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    if kind.endswith("full"):
+        second = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    else:
+        second = random_start(processor, 1) if kind.endswith("continued") else base(processor)
+        next(
+            parameter for parameter in second.parameters() if not (kind.endswith("continued") and parameter.requires_grad)
+        ).data += 1
+    with pytest.raises(ValueError, match="started from another model"):
+        trainer_of(tmp_path, processor, second, **settings).train(resume_from_checkpoint=str(checkpoint))
+
+
 def test_references_with_adapters_do_not_share_a_cache(tmp_path, processor):
     """Adapters put into the plain model that is passed as `ref_model`: two of them, and none."""
     references = [random_start(processor, seed).get_base_model() for seed in (1, 2)] + [base(processor)]
@@ -273,6 +293,7 @@ REFUSED_CONFIGS = {
     "PREFIX_TUNING": PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
     "PROMPT_TUNING": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
     "ADALORA": AdaLoraConfig(target_modules=TARGETS, total_step=10),
+    "LILY": LilyConfig(r=4, target_modules=TARGETS),
     "init_lora_weights=False": LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False),
     "init_ia3_weights=False": IA3Config(target_modules=TARGETS, feedforward_modules=[], init_ia3_weights=False),
     "init_weights=False": FourierFTConfig(n_frequency=20, target_modules=TARGETS),
@@ -369,3 +390,22 @@ def test_new_tokens_of_an_adapter(tmp_path, processor, config):
         trainer_of(tmp_path, processor, model, peft_config=METHODS[config])
     model.save_pretrained(tmp_path / "grown")
     trainer_of(tmp_path, processor, AutoModelForImageTextToText.from_pretrained(tmp_path / "grown"), peft_config=METHODS[config])
+
+
+def test_layers_that_were_copied_are_padded(tmp_path, processor):
+    """As peft's layer_replication and upscaling in depth do; they have configs of their own, which packed rows do not reach."""
+    model = base(processor)
+    layers = model.model.language_model.layers
+    layers[1] = copy.deepcopy(layers[1])
+    with pytest.raises(ValueError, match="config of its own"):
+        trainer_of(tmp_path, processor, model, rows="packed")
+
+
+@pytest.mark.parametrize("shared", ["all", "embeddings"])
+def test_a_reference_that_shares_weights_with_the_policy(tmp_path, processor, shared):
+    model = base(processor)
+    reference = copy.copy(model) if shared == "all" else copy.deepcopy(model)
+    if shared == "embeddings":
+        reference.set_input_embeddings(model.get_input_embeddings())
+    with pytest.raises(ValueError, match="shares .* trained weights"):
+        trainer_of(tmp_path, processor, model, ref_model=reference)

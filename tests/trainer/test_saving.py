@@ -136,7 +136,7 @@ def test_the_hubs_folder(tmp_path, monkeypatch):
     assert difference(uploaded[-1], weights(trainer.model)) == 0
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json"])
 def test_a_checkpoint_that_lacks_a_file_is_refused(tmp_path, file):
     """transformers would begin the optimizer, or the random numbers, anew."""
     small_run(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()

@@ -292,7 +292,10 @@ def _checksum(tensor: Tensor) -> Any:
     data = tensor.detach()
     if data.is_meta or data.numel() == 0 or isinstance(data, DTensor):
         return tuple(data.shape)
-    bits = data.contiguous().view(-1).view(torch.uint8)
+    data = data.contiguous()
+    if data.storage_offset() * data.element_size() % 8:  # words are read at multiples of 8 bytes alone
+        data = data.clone()
+    bits = data.view(-1).view(torch.uint8)
     words = bits[: len(bits) // 8 * 8].view(torch.int64)
     # Two words that are the same cancel out in the first; the second is a sum modulo 2^64.
     parts = [torch.hash_tensor(words).view(torch.int64), words.sum()] if len(words) else []

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py                               # all steps, at most 8 minutes; JSON into results/gpu_DATE/
     python benchmarks/gpu.py --steps 8B profile --minutes 4
-    python benchmarks/gpu.py --rehearse --out /tmp/gpu     # every path on a CPU, with tiny shapes: no number means anything
+    python benchmarks/gpu.py --rehearse --out runs/gpu     # every path on a CPU, with tiny shapes: no number means anything
     python benchmarks/gpu.py --wheels DIR                  # fetch what an offline machine with PyTorch and transformers lacks
 
 Steps run in the order of --steps, by default the most important first, each in a process of its own. At its limit, or at the end of

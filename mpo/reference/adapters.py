@@ -288,8 +288,10 @@ def _plain_name(name: str) -> str:
 
 
 def _checksum(tensor: Tensor) -> Any:
-    """A checksum of a tensor's bits, on its device."""
+    """A checksum of a tensor's bits, on its device where that has the operator."""
     data = tensor.detach()
+    if data.device.type not in ("cpu", "cuda", "meta"):
+        data = data.cpu()
     if data.is_meta or data.numel() == 0 or isinstance(data, DTensor):
         return tuple(data.shape)
     data = data.contiguous()

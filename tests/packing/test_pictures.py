@@ -118,7 +118,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tower_sees_each_distinct_tile_once(processor, internvl, tmp_path, monkeypatch, kind):
-    """Seven distinct tiles of seventeen, and the weights of padded rows. A trained tower sees the first batch once more: its start."""
+    """Seven distinct tiles of seventeen, and the weights of padded rows. A trained tower sees the first batch once more."""
     settings, passes = KINDS[kind]
     settings = dict(settings)
     if "peft_config" in settings:

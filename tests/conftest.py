@@ -1,10 +1,13 @@
 """Small real models, shared by all tests. Nothing is downloaded."""
 
+import functools
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import accelerate
 import pytest
 import torch
 from datasets import Dataset
@@ -16,6 +19,8 @@ from mpo.models.small import small_internvl, small_processor
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 torch.set_num_threads(1)  # tiny models lose time on more
+# Read again at every forward pass of a PeftModel, 4 ms each.
+accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +41,12 @@ def pairs_of_pictures() -> Dataset:
 @pytest.fixture(scope="session")
 def pairs_of_text() -> Dataset:
     return text_pairs(8)
+
+
+def pytest_collection_finish():
+    """Every `train()` collects garbage; what the imports hold is not looked through again each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

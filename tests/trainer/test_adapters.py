@@ -61,8 +61,14 @@ def processor():
     return small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
 
 
+MADE = {"records": picture_pairs(4)}
+"""What every test begins with, made once: the base model and the records."""
+
+
 def base(processor, attention_dropout=0.0):
-    model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+    if "model" not in MADE:
+        MADE["model"] = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+    model = copy.deepcopy(MADE["model"])
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = attention_dropout
@@ -83,7 +89,7 @@ def trainer_of(tmp_path, processor, model, callbacks=(), **settings) -> MPOTrain
         model=model,
         ref_model=ref_model,
         args=args,
-        train_dataset=picture_pairs(4),
+        train_dataset=MADE["records"],
         processing_class=processor,
         peft_config=copy.deepcopy(peft_config),
         callbacks=list(callbacks),
@@ -129,29 +135,38 @@ def moved_start(model):
     return model
 
 
-def adapted(tmp_path, processor, method, start):
+def adapted(tmp_path, processor, method, start, attention_dropout=0.0):
     """The model and the peft_config for the trainer, and the true reference."""
     if start == "fresh":
-        return base(processor, 0.2), METHODS[method], base(processor)
-    torch.manual_seed(1)
-    begun = get_peft_model(base(processor), copy.deepcopy(METHODS[method]))
-    moved_start(begun).save_pretrained(tmp_path / "begun")
-    policy = PeftModel.from_pretrained(base(processor), tmp_path / "begun", adapter_name="mine", is_trainable=True)
-    return policy, None, PeftModel.from_pretrained(base(processor), tmp_path / "begun")
+        return base(processor, attention_dropout), METHODS[method], base(processor)
+    folder = tmp_path / "begun"
+    if not folder.exists():
+        torch.manual_seed(1)
+        moved_start(get_peft_model(base(processor), copy.deepcopy(METHODS[method]))).save_pretrained(folder)
+    policy = PeftModel.from_pretrained(base(processor, attention_dropout), folder, adapter_name="mine", is_trainable=True)
+    return policy, None, PeftModel.from_pretrained(base(processor), folder)
 
 
+NOISES = {
+    "off": ({}, 0.0, "packed"),
+    "adapter": ({"disable_dropout": False}, 0.0, "packed"),
+    "attention, NEFTune": ({"disable_dropout": False, "neftune_noise_alpha": 5.0}, 0.2, "padded"),
+}
+"""Settings, dropout of the base model's attention, and the rows that follow from them."""
+
+
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("start", ["fresh", "continued"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_reference_is_the_start_and_the_folder_the_trained_model(tmp_path, processor, method, start, record_property):
-    """Under dropout of adapters, and of attention and NEFTune in padded rows; live and cached; six steps do not move it."""
-    model, peft_config, truth = adapted(tmp_path, processor, method, start)
+def test_the_reference_is_the_start_and_the_folder_the_trained_model(tmp_path, processor, method, start, noise, record_property):
+    """Live and cached; six steps do not move it; the folder is the trained model for plain peft."""
+    settings, attention_dropout, layout = NOISES[noise]
+    model, peft_config, truth = adapted(tmp_path, processor, method, start, attention_dropout)
     look = Reference()
-    settings = {"peft_config": peft_config, "disable_dropout": False}
-    settings |= {"neftune_noise_alpha": 5.0} if start == "fresh" else {}  # continued ones in packed rows
-    trainer = look.trainer = trainer_of(tmp_path, processor, model, [look], **settings)
+    trainer = look.trainer = trainer_of(tmp_path, processor, model, [look], peft_config=peft_config, **settings)
     expected = plain_sums(truth, trainer)
     assert (plain_sums(trainer.model, trainer) - expected).abs().max() < 2e-4
-    assert trainer.layout == ("padded" if start == "fresh" else "packed")
+    assert trainer.layout == layout
     trainer.train()
     assert len(look.sums) == 3
     for sums in look.sums:
@@ -166,8 +181,9 @@ def test_the_reference_is_the_start_and_the_folder_the_trained_model(tmp_path, p
     loaded = PeftModel.from_pretrained(base(processor), tmp_path / "run" / ("mine" if start == "continued" else ""))
     assert (plain_sums(loaded, trainer) - moved).abs().max() < 1e-3
 
-    model, peft_config, _ = adapted(tmp_path, processor, method, start)
-    cached = trainer_of(tmp_path, processor, model, reference="cached", reference_cache=str(tmp_path / "cache"), **settings)
+    model, peft_config, _ = adapted(tmp_path, processor, method, start, attention_dropout)
+    settings = {**settings, "reference": "cached", "reference_cache": str(tmp_path / "cache")}
+    cached = trainer_of(tmp_path, processor, model, peft_config=peft_config, **settings)
     cached.model.train()
     batch = cached.data_collator([cached.train_dataset[i] for i in range(4)])
     cached.compute_loss(cached.model, batch)

@@ -40,7 +40,7 @@ from mpo.models.liger import use_liger_layers
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
-from mpo.packing.fits import why_not
+from mpo.packing.fits import fixed_context, why_not
 from mpo.packing.layout import answer_sums, ld_weights
 from mpo.packing.picked import add_picking
 from mpo.packing.pictures import add_tile_order
@@ -209,6 +209,7 @@ class MPOTrainer(PairLoop):
             self.data_collator = replace(
                 data_collator,
                 layout=self.layout,
+                context=fixed_context(self.model),
                 blank_picture=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
             )
         self._references: ReferenceCache | None = None

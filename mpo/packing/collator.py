@@ -48,6 +48,7 @@ class PairCollator:
         on_bad_record: what to do with a record that cannot be put into a batch: ``"raise"`` the ValueError that says why, or
             ``"skip"`` it: a blank pair behind the others takes its place and does not count.
         augment_seed: of the JPEG augmentation (`mpo.data.augment`) of records that ask for it.
+        context: the longest prompt with one answer whose log-probs do not depend on the rest of the batch; see `PairEncoder`.
 
     Returns (from a call with P records):
         ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
@@ -77,6 +78,7 @@ class PairCollator:
     keep_records: Tensor | None = None
     on_bad_record: str = "raise"
     augment_seed: int = 0
+    context: int | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
         if self.layout not in LAYOUTS:
@@ -91,6 +93,7 @@ class PairCollator:
             self.tile_budget,
             same_picture=same_picture if self.layout == "packed" else None,
             augment_seed=self.augment_seed,
+            context=self.context and self.context // (self.pad_to_multiple_of or 1) * (self.pad_to_multiple_of or 1),
         )
         self.tokenizer = self._encode.tokenizer
 

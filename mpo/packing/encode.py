@@ -62,6 +62,8 @@ class PairEncoder:
         same_picture: whether two pictures are the same. Asked only of pictures under the same prompt text; None: prompts with
             pictures are never shared.
         augment_seed: as `seed` of `mpo.packing.tiles.jpeg_seed`.
+        context: longest prompt with one answer, in tokens, whose log-probs do not depend on the rest of its batch
+            (`mpo.packing.fits.fixed_context`); a longer one is refused.
     """
 
     processing_class: Any
@@ -71,6 +73,7 @@ class PairEncoder:
     tile_budget: str = "prompt"
     same_picture: Any = None
     augment_seed: int = 0
+    context: int | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
@@ -109,6 +112,8 @@ class PairEncoder:
                 encoded = EncodedPair(ids, chosen, rejected, prompt)
             if self.max_length is not None:
                 self._check_length(record, encoded, self.max_length)
+            if self.context is not None:
+                self._check_context(record, encoded, self.context)
             pairs.append(encoded)
         return pairs, pictures, order
 
@@ -188,6 +193,16 @@ class PairEncoder:
             extra = {name: torch.cat([value.new_zeros(len(start)), value]) for name, value in own.items()}
             encoded[place] = (start + ids[row][mask[row]].tolist(), extra)
         return encoded, pictures, order
+
+    def _check_context(self, record: Record, pair: EncodedPair, context: int) -> None:
+        longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
+        if min(longest, self.max_length or longest) > context:
+            raise ValueError(
+                f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} this model's rotary "
+                "embeddings (rope_type 'dynamic' or 'longrope') depend on the longest row of the batch, so a completion's log-prob "
+                f"would depend on the others there. Set max_length={context} or less, leave the record out, or give the model's "
+                "config a rope_type with fixed frequencies ('yarn', 'linear')."
+            )
 
     def _check_length(self, record: Record, pair: EncodedPair, max_length: int) -> None:
         longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))

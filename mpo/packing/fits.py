@@ -14,6 +14,23 @@ def find_text_model(model: nn.Module) -> PreTrainedModel | None:
     return decoder if isinstance(decoder, PreTrainedModel) else None
 
 
+def fixed_context(model: nn.Module) -> int | None:
+    """Tokens of a sequence up to which rotary frequencies are fixed; ``None`` where they always are.
+
+    Dynamic NTK and LongRoPE choose the frequencies of a whole batch by its largest position.
+    """
+    limits = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+            if not isinstance(kind, str) or not ("dynamic" in kind or kind == "longrope"):
+                continue
+            parameters = module.config.rope_parameters if layer_type is None else module.config.rope_parameters[layer_type]
+            original = parameters.get("original_max_position_embeddings") if kind == "longrope" else None
+            limits.append(int(original or module.original_max_seq_len))
+    return min(limits, default=None)
+
+
 def why_not(model: nn.Module) -> str | None:
     """Why a model cannot take rows in which answers share their prompt; ``None`` when it can.
 

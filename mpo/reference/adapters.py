@@ -56,6 +56,7 @@ class AdapterStart:
         wanted = set(names)
         self.adapters_on, self.base_changed = adapters_on, base_changed
         self.values = {name: p.detach().clone() for name, p in model.named_parameters() if name in wanted}
+        self._frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         self._local: dict[str, Tensor] = {}
 
     @contextlib.contextmanager
@@ -66,7 +67,17 @@ class AdapterStart:
 
         Args:
             model: without the wrappers of accelerate; may be sharded by FSDP2.
+
+        Raises:
+            ValueError: when a weight that was frozen at the start is trained now: there is no start value of it.
         """
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and _plain_name(name) in self._frozen:
+                raise ValueError(
+                    f"{name} was frozen when the trainer was made and requires_grad now, so training would change the reference, "
+                    "which reads it. Unfreeze it before (peft's modules_to_save trains whole modules), pass a ref_model, or use "
+                    "reference='cached'."
+                )
         with contextlib.nullcontext() if self.adapters_on else model.disable_adapter():
             if not self.values:
                 yield

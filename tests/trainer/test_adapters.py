@@ -378,6 +378,20 @@ def test_nothing_to_train(tmp_path, processor, checkpointing):
         trainer_of(tmp_path, processor, base(processor).requires_grad_(False), gradient_checkpointing=checkpointing)
 
 
+@pytest.mark.parametrize("start", ["fresh", "continued"])
+def test_a_base_weight_unfrozen_after_construction(tmp_path, processor, start):
+    """The reference reads it, and would change with it."""
+
+    class Unfreeze(TrainerCallback):
+        def on_train_begin(self, *rest, model, **kwargs):
+            model.get_output_embeddings().weight.requires_grad_(True)
+
+    model, peft_config, _ = adapted(tmp_path, processor, "LoRA", start)
+    trainer = trainer_of(tmp_path, processor, model, [Unfreeze()], peft_config=peft_config)
+    with pytest.raises(ValueError, match="lm_head.weight was frozen when the trainer was made"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("peft_config", [None, METHODS["LoRA"]])
 def test_an_optimizer_of_another_model(tmp_path, processor, peft_config):
     """With an adapter of the trainer's own, one of the base has nothing to train."""

@@ -10,8 +10,10 @@ import torch
 from datasets import Dataset, Features, Image, List
 from small_runs import difference, in_fork, record, small_run
 from support import TEXTS, perturbed, picture, picture_pairs, text_pairs
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 import mpo.trainer
+from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl, small_processor
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import default_folder
@@ -256,3 +258,57 @@ def test_killed_while_filling(tmp_path, batch, forwards, monkeypatch):
     live = small_run(tmp_path, pairs=32, warmup_steps=0)
     live.train()
     assert difference(live.model.state_dict(), trainer.model.state_dict()) < 2e-5
+
+
+ROPES = {
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 48,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "factor": 2.0,
+    },
+}
+
+
+def with_rope(kind):
+    config = Qwen2Config(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    config.update({"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": ROPES[kind]})
+    config.max_position_embeddings = 48 if kind == "dynamic" else 96
+    config.initializer_range = 0.5  # attention that depends on positions
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_frequencies_that_depend_on_the_batch_are_refused(tmp_path, kind):
+    """Beyond 48 tokens a short record's log-probs change with the longest row of its batch; up to there they do not."""
+    model = with_rope(kind)
+    short = torch.arange(1, 21)[None]
+    values = []
+    for width in (20, 48, 60):
+        rows = torch.zeros(2, width, dtype=torch.int64)
+        rows[0, :20], rows[1] = short, torch.arange(width) + 5
+        values.append(model(input_ids=rows).logits[0, :20].log_softmax(-1))
+    assert torch.allclose(values[0], values[1], atol=1e-4) and not torch.allclose(values[0], values[2], atol=1e-2)
+
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = processor.chat_template
+    for words, settings in ((1, {}), (60, {}), (60, {"max_length": 48}), (60, {"on_bad_record": "skip", "max_bad_fraction": 0.5})):
+        records = text_pairs(2).to_list()
+        records[1]["chosen"][0]["content"] = "yes " * words
+        args = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2, **settings}
+        trainer = MPOTrainer(
+            model=with_rope(kind),
+            args=MPOConfig(str(tmp_path / "run"), save_strategy="no", **args),
+            train_dataset=Dataset.from_list(records),
+            processing_class=tokenizer,
+        )
+        if words == 60 and not settings:
+            with pytest.raises(ValueError, match="beyond 48 .*max_length=48"):
+                trainer.train()
+            continue
+        trainer.train()

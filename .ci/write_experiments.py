@@ -132,10 +132,10 @@ def recipe(name: str, hardware: str, launch: str) -> str:
 
 
 def pairs(folder: Path) -> Path:
-    """One record of a picture of 12 tiles and a thumbnail, with two answers of about 300 tokens."""
-    from support import picture
+    """One record of an image of 12 tiles and a thumbnail, with two answers of about 300 tokens."""
+    from support import image
 
-    picture(0, 40, 30).save(folder / "large.png")
+    image(0, 40, 30).save(folder / "large.png")
     record = {"image": "large.png", "question": "What is it?", "chosen": "It is a cat. " * 60, "rejected": "It is a dog. " * 60}
     (folder / "pairs.jsonl").write_text(json.dumps(record))
     return folder / "pairs.jsonl"
@@ -180,7 +180,7 @@ def main(names: list[str]) -> None:
             machine = "one GPU" if gpus == 1 else f"{gpus} GPUs"
             fits = next((gb for gb in (24, 48, 80) if needs <= 0.95 * gb), None)
             assert fits is not None, (name, needs)
-            hardware = f"{machine} of {fits} GB ({needs:.0f} GiB each by dry run, one pair with a picture of 12 tiles at a time)"
+            hardware = f"{machine} of {fits} GB ({needs:.0f} GiB each by dry run, one pair with an image of 12 tiles at a time)"
             path.write_text(recipe(name, hardware, launch))
             print(f"{name:<32} {hardware}", flush=True)
 

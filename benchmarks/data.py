@@ -4,9 +4,9 @@
     python benchmarks/data.py --rounds 21
 
 Records lie in a `datasets.Dataset` as JPEG files, as in training. Timed are, for each side in turn and in one thread, the call of
-the collator on records that are read already, and reading with it (which decodes the pictures). TRL's side is the collator that its
-DPOTrainer makes for pictures, ours that of MPOTrainer for packed rows; both have the same processor, which cuts into tiles of 448
-pixels, and the same records. Counted are the pictures that went through the image processor.
+the collator on records that are read already, and reading with it (which decodes the images). TRL's side is the collator that its
+DPOTrainer makes for images, ours that of MPOTrainer for packed rows; both have the same processor, which cuts into tiles of 448
+pixels, and the same records. Counted are the images that went through the image processor.
 """
 
 import argparse
@@ -39,17 +39,17 @@ from mpo.packing.collator import PairCollator
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("trl", "mpo")
-WORDS = ["What does the picture show, and why do you think so? A temple with a roof of many colours, and a flower in front of it."]
+WORDS = ["What does the image show, and why do you think so? A temple with a roof of many colours, and a flower in front of it."]
 
 
 @dataclass(frozen=True)
 class Case:
-    """``tiles`` a picture may have; ``pairs`` of a batch, ``per_question`` of them of one question; ``pictures`` of a prompt."""
+    """``tiles`` an image may have; ``pairs`` of a batch, ``per_question`` of them of one question; ``images`` of a prompt."""
 
     tiles: int
     pairs: int = 4
     per_question: int = 1
-    pictures: int = 1
+    images: int = 1
     answer_words: int = 200
 
 
@@ -59,7 +59,7 @@ CASES = [
     Case(12),
     Case(6, per_question=4),
     Case(6, pairs=16, per_question=4),
-    Case(6, pictures=3),
+    Case(6, images=3),
 ]
 
 
@@ -81,11 +81,11 @@ def photographs(count: int) -> list[bytes]:
 def dataset_of(case: Case) -> Dataset:
     """A batch of records."""
     questions = case.pairs // case.per_question
-    files = photographs(questions * case.pictures)
+    files = photographs(questions * case.images)
     rows = []
     for number in range(case.pairs):
         question = number // case.per_question
-        own = files[question * case.pictures : (question + 1) * case.pictures]
+        own = files[question * case.images : (question + 1) * case.images]
         words = [WORDS[0].split()[(number + place) % 25] for place in range(case.answer_words)]
 
         def said(role: str, text: str) -> list[dict[str, str]]:
@@ -94,7 +94,7 @@ def dataset_of(case: Case) -> Dataset:
         rows.append(
             {
                 "images": [{"bytes": file, "path": None} for file in own],
-                "prompt": said("user", f"What does picture {question} show?"),
+                "prompt": said("user", f"What does image {question} show?"),
                 "chosen": said("assistant", " ".join(words)),
                 "rejected": said("assistant", f"It is {number}. " + " ".join(words[::-1])),
             }
@@ -102,8 +102,8 @@ def dataset_of(case: Case) -> Dataset:
     return Dataset.from_list(rows).cast_column("images", List(Image()))
 
 
-def pictures_processed(work: Callable[[], Any]) -> int:
-    """How many pictures go through the image processor."""
+def images_processed(work: Callable[[], Any]) -> int:
+    """How many images go through the image processor."""
     counted, call = [], GotOcr2ImageProcessor.__call__
 
     def counting(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ def pictures_processed(work: Callable[[], Any]) -> int:
 
 
 def fresh(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same pictures, with messages of their own: TRL's collator writes into them."""
+    """The same images, with messages of their own: TRL's collator writes into them."""
     return [{name: value if name == "images" else copy.deepcopy(value) for name, value in record.items()} for record in records]
 
 
@@ -134,10 +134,10 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     records = list(dataset)
     collators = {
         "trl": DataCollatorForVisionPreference(processor),
-        "mpo": PairCollator(processor, layout="packed", tile_budget="picture"),
+        "mpo": PairCollator(processor, layout="packed", tile_budget="image"),
     }
     batches = {side: collator(fresh(records)) for side, collator in collators.items()}
-    processed = {side: pictures_processed(partial(collator, fresh(records))) for side, collator in collators.items()}
+    processed = {side: images_processed(partial(collator, fresh(records))) for side, collator in collators.items()}
     alone: dict[str, list[float]] = {side: [] for side in SIDES}
     with_reading: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(rounds):
@@ -152,7 +152,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         "milliseconds_per_batch": {side: 1000 * value for side, value in medians.items()},
         "milliseconds_per_batch_with_reading": {side: 1000 * value for side, value in whole.items()},
         "pairs_per_second_with_reading": {side: case.pairs / value for side, value in whole.items()},
-        "pictures_processed": processed,
+        "images_processed": processed,
         "tiles_for_the_model": {side: len(batch["pixel_values"]) for side, batch in batches.items()},
         "tokens_for_the_model": {side: batch["input_ids"].numel() for side, batch in batches.items()},
         "TRL over ours": {"collating": medians["trl"] / medians["mpo"], "reading and collating": whole["trl"] / whole["mpo"]},
@@ -174,13 +174,13 @@ def main() -> None:
         "how": __doc__,
         "cases": [],
     }
-    print("tiles pictures pairs a question |  TRL ms ours ms ratio | pairs per second with reading")
+    print("tiles images pairs a question |  TRL ms ours ms ratio | pairs per second with reading")
     for case in CASES:
         found = measure(case, options.rounds)
         result["cases"].append(found)
         ms, speed, ratio = found["milliseconds_per_batch"], found["pairs_per_second_with_reading"], found["TRL over ours"]
         print(
-            f"{case.tiles:>5} {case.pictures:>8} {case.pairs:>5} {case.per_question:>10} | {ms['trl']:>7.0f} {ms['mpo']:>7.0f} "
+            f"{case.tiles:>5} {case.images:>8} {case.pairs:>5} {case.per_question:>10} | {ms['trl']:>7.0f} {ms['mpo']:>7.0f} "
             f"{ratio['collating']:>5.2f} | {speed['trl']:.1f} against {speed['mpo']:.1f}",
             flush=True,
         )

@@ -96,12 +96,12 @@ CASES = [
 
 
 def processor_of(shape: Shape, tiles: int) -> Any:
-    """A processor that cuts the records' pictures into so many tiles, thumbnail included."""
+    """A processor that cuts the records' images into so many tiles, thumbnail included."""
     return small_processor(["0 1"], image_size=shape.image_size, patch_size=shape.patch_size, max_patches=tiles - 1, vocab_size=300)
 
 
 def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
-    """Equally long pairs, each with a picture and a question of its own; a digit is a token."""
+    """Equally long pairs, each with an image and a question of its own; a digit is a token."""
     across, down = {7: (3, 2), 13: (4, 3)}[case.tiles]
     rng = np.random.default_rng(0)
     made = []

@@ -124,7 +124,7 @@ SHAPES = {  # InternViT-300M with Qwen2.5-0.5B, -1.5B and -7B; "small": the 1B s
 class Case:
     """What is trained.
 
-    ``tiles`` of the picture, thumbnail included; ``answer`` tokens, before the shape's scale; ``pairs`` of the one question;
+    ``tiles`` of the image, thumbnail included; ``answer`` tokens, before the shape's scale; ``pairs`` of the one question;
     ``tower`` frozen or trained; ``tune`` full or lora; ``checkpointing`` on both sides.
     """
 
@@ -144,7 +144,7 @@ def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
     """Pairs of one question. Digits are one token each, so lengths are exact; all answers differ from their first token on."""
     across, down = {1: (1, 1), 7: (3, 2), 13: (4, 3)}[case.tiles]
     size = 2 * shape.image_size  # large enough for all its tiles
-    picture = Image.effect_noise((across * size, down * size), 80).convert("RGB")
+    image = Image.effect_noise((across * size, down * size), 80).convert("RGB")
     if 2 * case.pairs > 10:
         raise ValueError(f"Answers differ in their first digit, so there are at most 5 pairs of a question; got {case.pairs}.")
 
@@ -156,7 +156,7 @@ def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
     question = said("user", ("0123456789" * 6)[: max(60 // shape.scale, 1)])
     return [
         {
-            "images": [picture],
+            "images": [image],
             "prompt": question,
             "chosen": said("assistant", answers[2 * number][:digits]),
             "rejected": said("assistant", answers[2 * number + 1][:digits]),
@@ -166,7 +166,7 @@ def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
 
 
 def processor_of(case: Case, shape: Shape) -> Any:
-    """A processor that cuts the picture into the case's tiles."""
+    """A processor that cuts the image into the case's tiles."""
     return small_processor(
         ["0 1"],
         image_size=shape.image_size,
@@ -302,7 +302,7 @@ def meta_model(case: Case, shape: Shape, image_token_id: int, logged: tuple[str,
     model = shape.build(image_token_id, "meta")
 
     def placeholders(input_ids: Tensor, inputs_embeds: Tensor, **_: Any) -> Tensor:
-        # The model's own also compares the number of picture tokens with that of features, which needs their values.
+        # The model's own also compares the number of image tokens with that of features, which needs their values.
         return (input_ids == image_token_id).unsqueeze(-1).expand_as(inputs_embeds)
 
     model.model.get_placeholder_mask = placeholders
@@ -579,7 +579,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--measure", nargs="+", default=["counted", "timed"], choices=("counted", "timed"))
     parser.add_argument("--all", action="store_true", help="count every combination of the settings (432)")
     parser.add_argument("--shapes", nargs="+", default=["1B", "2B", "8B"], choices=list(SHAPES), help="counted")
-    parser.add_argument("--tiles", nargs="+", type=int, default=[7], choices=(1, 7, 13), help="of the picture, with its thumbnail")
+    parser.add_argument("--tiles", nargs="+", type=int, default=[7], choices=(1, 7, 13), help="of the image, with its thumbnail")
     parser.add_argument("--answers", nargs="+", type=int, default=[300], help="tokens of each answer: 100, 300, 1000")
     parser.add_argument("--pairs", nargs="+", type=int, default=[1, 4], help="of one question, in one batch")
     parser.add_argument("--towers", nargs="+", default=["frozen"], choices=("frozen", "trained"))

@@ -1,10 +1,10 @@
 """`mpo data validate`: records a second, of text and with real photographs, without and with a model's processor.
 
     python benchmarks/validate.py                     # both sets, JSON into results/
-    python benchmarks/validate.py --texts 1000 --pictures 50 --workers 4
+    python benchmarks/validate.py --texts 1000 --images 50 --workers 4
 
 A file of records is written, the lengths of its texts drawn (seeded) as those of questions and answers are: log-normal, a median
-of 20 and of 80 words, at most 600. Those with pictures have a JPEG file each, cut out of scikit-learn's photographs, 640 to 1280
+of 20 and of 80 words, at most 600. Those with images have a JPEG file each, cut out of scikit-learn's photographs, 640 to 1280
 pixels wide, 600 of them different. Timed is the whole command, its start included, once each; what is checked is in
 `mpo data validate --help`. The processor is a small one saved to a folder: its rules are InternVL's, with tiles of 448 pixels and
 at most 12 of them, but its vocabulary is small. Few of these texts are so long that they must be encoded to know that they fit.
@@ -33,8 +33,8 @@ MEDIAN_WORDS = {"question": 20, "chosen": 80, "rejected": 80}
 MOST_WORDS = 600
 
 
-def records(count: int, pictures: bool, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Records of mpo's question form, all different; the pictures are called 0.jpg and so on."""
+def records(count: int, images: bool, seed: int = 0) -> Iterator[dict[str, str]]:
+    """Records of mpo's question form, all different; the images are called 0.jpg and so on."""
     rng = np.random.default_rng(seed)
     words = np.array(WORDS[0].split())
     for number in range(count):
@@ -42,18 +42,18 @@ def records(count: int, pictures: bool, seed: int = 0) -> Iterator[dict[str, str
         for name, median in MEDIAN_WORDS.items():
             length = int(np.clip(rng.lognormal(np.log(median), 0.8), 3, MOST_WORDS))
             record[name] = f"{number}: {' '.join(rng.choice(words, length))}."
-        yield {**record, "image": f"{number}.jpg"} if pictures else record
+        yield {**record, "image": f"{number}.jpg"} if images else record
 
 
-def write_source(folder: Path, count: int, pictures: bool) -> Path:
-    """A file of records in a folder, with their pictures beside it."""
+def write_source(folder: Path, count: int, images: bool) -> Path:
+    """A file of records in a folder, with their images beside it."""
     folder.mkdir()
-    if pictures:
+    if images:
         for number, content in enumerate(photographs(count)):
             (folder / f"{number}.jpg").write_bytes(content)
     path = folder / "pairs.jsonl"
     with path.open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records(count, pictures))
+        file.writelines(json.dumps(record) + "\n" for record in records(count, images))
     return path
 
 
@@ -77,7 +77,7 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=100_000, metavar="N", help="records of text (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=2_000, metavar="N", help="records with a picture (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2_000, metavar="N", help="records with an image (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON; default: benchmarks/results/validate_cpu_DATE.json")
     options = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         processor = Path(place) / "processor"
         small_processor(WORDS, image_size=448, patch_size=14, max_patches=12, vocab_size=300).save_pretrained(processor)
-        for kind, count in (("texts", options.texts), ("photographs", options.pictures)):
+        for kind, count in (("texts", options.texts), ("photographs", options.images)):
             path = write_source(Path(place) / kind, count, kind == "photographs")
             megabytes = sum(file.stat().st_size for file in path.parent.iterdir()) / 1e6
             for folder in (None, processor):

@@ -9,13 +9,13 @@ MODEL is a folder or a name on the Hub (OpenGVLab/InternVL3-1B-hf). A line of PA
 import sys
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 model, pairs, run_dir = sys.argv[1:]
 trainer = MPOTrainer(
     model=model,
     args=MPOConfig(run_dir, per_device_train_batch_size=2, report_to="none"),
-    train_dataset=load_pairs(pairs),
+    train_dataset=load_preferences(pairs),
 )
 trainer.train()
 trainer.save_model()

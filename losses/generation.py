@@ -6,14 +6,14 @@ from torch import Tensor
 
 from mpo.losses.pairs import PairLogps, PairLoss
 
-AVERAGES = ("answer", "token", "square")
+AVERAGES = ("completion", "token", "square")
 
 
 class SFT(PairLoss):
     """Negative log-likelihood of the chosen answer.
 
     Args:
-        average: ``"answer"``: -log pi(y_c|x) / |y_c| of each pair (arXiv 2411.10442, equation 8);
+        average: ``"completion"``: -log pi(y_c|x) / |y_c| of each pair (arXiv 2411.10442, equation 8);
             ``"token"``: the sum over the batch's chosen answers by the number of their tokens, every pair given that value (TRL);
             ``"square"``: -log pi(y_c|x) / sqrt(|y_c|), by the mean of sqrt(|y_c|) over the pairs of the optimiser step
             (InternVL 2.5, arXiv 2412.05271, section on loss re-weighting).
@@ -23,7 +23,7 @@ class SFT(PairLoss):
     needs_reference = False
     takes_divergence = True  # TRL allows one beside it; it reads no log-ratio
 
-    def __init__(self, average: str = "answer") -> None:
+    def __init__(self, average: str = "completion") -> None:
         super().__init__()
         if average not in AVERAGES:
             raise ValueError(f"sft_average is one of {', '.join(AVERAGES)}; got {average!r}.")

@@ -79,7 +79,7 @@ class Mixture(nn.Module):
         f_alpha_divergence_coef: float = 0.5,
         discopop_tau: float = 0.05,
         reward_shift: str = "running_mean",
-        sft_average: str = "answer",
+        sft_average: str = "completion",
     ) -> "Mixture":
         """Make a mixture from the arguments of TRL's DPOConfig.
 
@@ -129,7 +129,7 @@ class Mixture(nn.Module):
                 if not kind.takes_divergence:
                     raise ValueError(
                         f"f_divergence_type={f_divergence_type!r} does not fit {kind.name!r}: only differences of scores are free "
-                        "of the normaliser that the divergence leaves behind. Use 'reverse_kl'."
+                        "of the normaliser that the divergence leaves after. Use 'reverse_kl'."
                     )
             if names == ["sft"]:
                 raise ValueError(f"f_divergence_type={f_divergence_type!r} has no effect on sft alone. Leave it out.")

@@ -15,11 +15,11 @@ class BadRecords:
     """What the collators of all ranks could not use (`mpo.packing.skipping`), by data set.
 
     The list has a line of JSON a record: ``where`` and ``reason``, and of those listed here also ``data``, ``id``, ``key`` and
-    when. Lines of others (`mpo.data.load_pairs` lists what it could not read) stay in it.
+    when. Lines of others (`mpo.data.load_preferences` lists what it could not read) stay in it.
 
     >>> bad = BadRecords("run", most=0.5, writes=False)
-    >>> bad.see("train", 2, [{"id": "a", "where": "record 'a'", "reason": "no picture.", "key": "17"}], step=1)
-    >>> bad.see("train", 2, [{"id": "a", "where": "record 'a'", "reason": "no picture.", "key": "17"}], step=2)
+    >>> bad.see("train", 2, [{"id": "a", "where": "record 'a'", "reason": "no image.", "key": "17"}], step=1)
+    >>> bad.see("train", 2, [{"id": "a", "where": "record 'a'", "reason": "no image.", "key": "17"}], step=2)
     >>> bad.settle({"train": 4})
     >>> bad.count("train")
     1
@@ -104,7 +104,7 @@ class BadRecords:
         return {"seen": self._seen, "listed": list(self._listed.values())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as of a checkpoint; what was listed behind it will be met again."""
+        """Go on as of a checkpoint; what was listed after it will be met again."""
         self._forget()
         self._seen = dict(state["seen"])
         self._listed = {(entry["data"], entry["key"]): entry for entry in state["listed"]}
@@ -134,7 +134,7 @@ class BadRecords:
         first = [f"{entry['where']}: {entry['reason']}" for (name, _), entry in self._listed.items() if name == data][:3]
         raise ValueError(
             f"{bad} of the {seen} {data} records seen so far are bad, more than max_bad_fraction={self._most:g} allows. All are "
-            f"listed in {self.path}; the first: {' | '.join(first)} Mend them, leave them out of the data, or raise "
+            f"listed in {self.path}; the first: {' | '.join(first)} Fix them, leave them out of the data, or raise "
             "max_bad_fraction."
         )
 

@@ -31,8 +31,8 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
         raise ValueError(f"{folder} has no config.json, so no model was saved there. Resume from another checkpoint.")
     dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # float32 holds bfloat16 and float16 exactly
-    mend = "Resume with the model this run started from."
-    loaded = load_strictly(type(model).from_pretrained, str(folder), mend=mend, dtype=dtype)
+    fix = "Resume with the model this run started from."
+    loaded = load_strictly(type(model).from_pretrained, str(folder), fix=fix, dtype=dtype)
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 

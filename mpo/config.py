@@ -22,7 +22,7 @@ def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
 
 
 _CHOSEN = (
-    *("reward_shift", "sft_average", "answer_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
+    *("reward_shift", "sft_average", "completion_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
     *("on_bad_record", "truncation_mode"),
 )
 
@@ -52,10 +52,10 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         loss_weights: one weight per loss type.
         reward_shift: ``"running_mean"`` is BCO with delta, the running mean of past rewards, as the paper has it;
             ``"none"`` is BCO without, as TRL has it since 0.29.
-        sft_average: the SFT term is averaged over each answer's tokens (``"answer"``, the paper's equation 8), over all
+        sft_average: the SFT term is averaged over each answer's tokens (``"completion"``, the paper's equation 8), over all
             tokens of the micro-batch (``"token"``, TRL), or weighted by the square root of the length (``"square"``,
             InternVL 2.5).
-        rows: ``"packed"``: a prompt and all its answers are one row, the prompt and its pictures computed once, nothing padded
+        rows: ``"packed"``: a prompt and all its answers are one row, the prompt and its images computed once, nothing padded
             (same loss to rounding); ``"padded"``: a row for each answer; ``"auto"``: packed where the model allows it.
         packed_attention: see `mpo.packing.attention.use_packed_attention`.
         reference: ``"live"``: the reference model runs in every step; ``"cached"``: its log-probs are kept on disk, found by
@@ -65,10 +65,10 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             ``max_tokens_per_batch`` and ``max_tiles_per_batch``. The loss of a step is the mean over its pairs in any case.
         max_tokens_per_batch: see `batching`.
         max_tiles_per_batch: see `batching`.
-        group_same_prompt: up to this many pairs of one question share a batch and, in packed rows, their prompt and pictures there.
+        group_same_prompt: up to this many pairs of one question share a batch and, in packed rows, their prompt and images there.
         verify_first_batch: compare the first batch's packed rows with padded ones, once and without dropout, and log how far
             log-probs and gradients are apart.
-        on_bad_record: a record that cannot be used (a picture that does not decode, a prompt that is too long) stops the run
+        on_bad_record: a record that cannot be used (an image that does not decode, a prompt that is too long) stops the run
             (``"raise"``) or is left out, counted and listed in ``bad_records.jsonl`` of the run's folder (``"skip"``). It is never
             replaced by another.
         max_bad_fraction: the largest share of the records seen that ``"skip"`` leaves out before the run stops.
@@ -79,16 +79,16 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         vision_layer_decay: the tower's layers have this much less learning rate the further down they are
             (`mpo.models.learning_rates`).
         vision_drop_path: stochastic depth of the tower's last layer (`mpo.models.drop_path`); off in the reference.
-        answer_end: score an answer up to its end-of-turn token (``"end_of_turn"``), or everything that the chat template
-            puts behind the prompt (``"template"``, TRL).
-        tile_budget: several pictures of a prompt share the processor's most tiles (``"prompt"``, the official InternVL code), or
-            each may have them (``"picture"``, TRL).
+        completion_end: score an answer up to its end-of-turn token (``"end_of_turn"``), or everything that the chat template
+            puts after the prompt (``"template"``, TRL).
+        tile_budget: several images of a prompt share the processor's most tiles (``"prompt"``, the official InternVL code), or
+            each may have them (``"image"``, TRL).
 
-    With ``reward_shift="none"``, ``sft_average="token"``, ``answer_end="template"`` and ``tile_budget="picture"`` every loss is
+    With ``reward_shift="none"``, ``sft_average="token"``, ``completion_end="template"`` and ``tile_budget="image"`` every loss is
     TRL's.
 
     Other defaults that differ from TRL's: learning_rate 5e-6, one epoch, weight_decay 0.05, cosine schedule, 5 % warm-up,
-    max_length None (pictures take hundreds of tokens each), bf16 only where the hardware has it, logging_nan_inf_filter off (it
+    max_length None (images take hundreds of tokens each), bf16 only where the hardware has it, logging_nan_inf_filter off (it
     would log a NaN loss as 0).
 
     Raises:
@@ -106,16 +106,16 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         "running_mean", ("running_mean", "none"), "BCO's delta: the running mean of past rewards, or none (TRL's form)."
     )
     sft_average: str = _choice(
-        "answer", ("answer", "token", "square"), "Average the SFT term by answer (paper), token (TRL) or square root."
+        "completion", ("completion", "token", "square"), "Average the SFT term by completion (paper), token (TRL) or square root."
     )
-    answer_end: str = _choice(
+    completion_end: str = _choice(
         "end_of_turn",
         ("end_of_turn", "template"),
         "Score answers up to their end-of-turn token, or everything the chat template puts there (TRL's form).",
     )
 
     tile_budget: str = _choice(
-        "prompt", BUDGETS, "Several pictures of a prompt share the processor's most tiles, or each may have them (TRL's form)."
+        "prompt", BUDGETS, "Several images of a prompt share the processor's most tiles, or each may have them (TRL's form)."
     )
 
     rows: str = _choice(
@@ -142,7 +142,7 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         default=None, metadata={"help": "With batching=tokens: tokens on a device at once, prompts that pairs share counted once."}
     )
     max_tiles_per_batch: int | None = field(
-        default=None, metadata={"help": "With batching=tokens: picture tiles on a device at once; None: no limit."}
+        default=None, metadata={"help": "With batching=tokens: image tiles on a device at once; None: no limit."}
     )
     group_same_prompt: int = field(
         default=1, metadata={"help": "Put up to this many pairs of one question into one batch, where they share its prompt."}
@@ -170,12 +170,12 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
 
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Longest row in tokens; None: no limit. Answers are cut to it, pictures and prompts never."},
+        metadata={"help": "Longest row in tokens; None: no limit. Answers are cut to it, images and prompts never."},
     )
     learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the pairs."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule behind the warm-up."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule after the warm-up."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: a number of steps, or below 1 the share of all steps."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Log a loss that is not finite as the mean of the others. Hides divergence."}

@@ -89,7 +89,7 @@ class FiniteGuard:
         kind = "loss" if any(what == "loss" for s, what, _ in reports if s == step) else "gradient norm"
         names = [name for s, what, batch in reports if (s, what) == (step, kind) for name in batch]
         raise FloatingPointError(
-            f"The {kind} of step {step} is not finite. That step and those behind it were not applied, and nothing was saved. "
+            f"The {kind} of step {step} is not finite. That step and those after it were not applied, and nothing was saved. "
             f"Its records: {', '.join(names[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}. "
             "Look at these records first; else lower the learning rate, use bf16 or float32 in the place of fp16, or go on from "
             "an earlier checkpoint."

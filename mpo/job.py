@@ -23,7 +23,7 @@ from mpo.bad_records import FILE
 from mpo.checkpoint import latest_checkpoint
 from mpo.config import MPOConfig
 from mpo.data.mixing import read_mixture
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.dry_run.checks import check_before_training
 from mpo.dry_run.settings import without_gpu
 from mpo.launch.place import KEYS, Place, find_place
@@ -49,7 +49,7 @@ LOSS_FIELDS = (
     "discopop_tau",
     "reward_shift",
     "sft_average",
-    "answer_end",
+    "completion_end",
     "ld_alpha",
     "use_weighting",
 )
@@ -78,7 +78,7 @@ class TrainJob:
 
     Args:
         model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
-        data: arguments of `load_pairs`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for a data set to
+        data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for a data set to
             evaluate on. ``on_bad_record`` and ``max_bad_fraction`` hold for training too.
         loss: loss fields of `MPOConfig`.
         peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
@@ -130,7 +130,7 @@ class TrainJob:
                 raise ValueError(f"{group} is a group of keys, got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         target = job.loader()
         refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
-        refuse_unknown(job.data, [*inspect.signature(load_pairs).parameters, *DATA_NAMES, *EVALUATED], "data")
+        refuse_unknown(job.data, [*inspect.signature(load_preferences).parameters, *DATA_NAMES, *EVALUATED], "data")
         for name in ("eval_split", "eval_format"):
             if job.data.get(name) and not job.data.get("eval_path"):
                 raise ValueError(f"data.{name} is of the pairs in data.eval_path, which is not set.")
@@ -205,7 +205,7 @@ class TrainJob:
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"samples.count is how many prompts are answered, 0 for none; got {count!r}.")
         if given.get("image_root") and not given.get("path"):
-            raise ValueError("samples.image_root is of the pictures of samples.path, which is not set.")
+            raise ValueError("samples.image_root is of the images of samples.path, which is not set.")
         if given.get("every") == WITH_EVALUATIONS and self.trainer.get("eval_strategy", "no") == "no":
             raise ValueError(f"samples.every={WITH_EVALUATIONS} needs evaluations: set trainer.eval_strategy=steps, or a number.")
 
@@ -241,15 +241,15 @@ class TrainJob:
         return [SampleAnswers(records, **settings)]
 
     def train_data(self) -> dict[str, Any]:
-        """The arguments of `load_pairs` for the pairs to train on."""
+        """The arguments of `load_preferences` for the pairs to train on."""
         given = {key: value for key, value in self.data.items() if key not in DATA_NAMES and not key.startswith("eval_")}
         return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / FILE}
 
     def eval_data(self) -> dict[str, Any] | None:
         """The same for the pairs to evaluate on, or None: their own files, or what a mixture holds out."""
         if not self.data.get("eval_path"):
-            held_out = self.data.get("mix") and read_mixture(self.data["mix"]).get("held_out")
-            return {**self.train_data(), "split": "held_out", "limit": None} if held_out else None
+            eval_size = self.data.get("mix") and read_mixture(self.data["mix"]).get("eval_size")
+            return {**self.train_data(), "split": "eval", "limit": None} if eval_size else None
         shared = {key: self.train_data()[key] for key in EVALUATED_ALIKE if key in self.train_data()}
         own = {name.removeprefix("eval_"): self.data[name] for name in EVALUATED if self.data.get(name) is not None}
         return {**own, **shared}
@@ -408,9 +408,9 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
             job.save()
             if job.checkpoint() is None:  # what an earlier run in this folder left out is not of this one
                 (Path(job.run_dir) / FILE).unlink(missing_ok=True)
-    pairs = load_pairs(**job.train_data())
+    pairs = load_preferences(**job.train_data())
     evaluation = job.eval_data()
-    eval_pairs = load_pairs(**evaluation) if evaluation else None
+    eval_pairs = load_preferences(**evaluation) if evaluation else None
     samples = job.sampled(eval_pairs)
 
     load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}

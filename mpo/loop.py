@@ -39,7 +39,7 @@ from mpo.checkpoint import (
     save_state,
 )
 from mpo.config import MPOConfig
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.finite import FiniteGuard
 from mpo.losses import SFT, Mixture
 from mpo.losses.quality import RewardShift
@@ -119,7 +119,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         Where logits are asked for, rows are padded: those of packed rows could not be attributed to records.
         """
         if self._collator_is_ours:
-            dataset = encoded_pictures(dataset)
+            dataset = with_encoded_images(dataset)
         ranks = self.accelerator.num_processes
         if isinstance(dataset, IterableDataset):
             block = kwargs["batch_size"] * ranks
@@ -174,7 +174,11 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         args = self.args
         by_tokens = args.batching == "tokens"
         with self.accelerator.main_process_first():  # the others find its measurements in datasets' cache
-            rules: dict[str, Any] = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
+            rules: dict[str, Any] = {
+                "completion_end": args.completion_end,
+                "tile_budget": args.tile_budget,
+                "max_length": args.max_length,
+            }
             rules["on_bad_record"] = args.on_bad_record
             costs = measure(dataset, self.processing_class, **rules)
         sampler = PairBatchSampler(
@@ -207,7 +211,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         except Exception as error:
             raise RuntimeError(
                 f"The training data failed while the batches of step {self.state.global_step + 1} were read: "
-                f"{type(error).__name__}: {error}. Nothing was skipped; mend the data set and resume from the last checkpoint."
+                f"{type(error).__name__}: {error}. Nothing was skipped; fix the data set and resume from the last checkpoint."
             ) from error
         finally:
             self._meters["train"].wait(time.perf_counter() - start)
@@ -250,8 +254,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         """The pairs of an optimiser step, over its micro-batches and all ranks: what its loss is divided by."""
         if not batch_samples:
             return None
-        # This is asked before the batches are used: by then the data loader's end would be behind the first of them.
-        if self._sampler is None:  # whose fillers are marked
+        # This is asked before the batches are used: by then the data loader's end would be after the first of them.
+        if self._sampler is None:  # whose padding are marked
             batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
         chosen = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
         lengths = torch.cat(chosen).to(device).float()

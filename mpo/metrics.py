@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpo.losses import PairLogps
-from mpo.packing.layout import answer_sums
+from mpo.packing.layout import completion_sums
 
 Fraction = tuple[Tensor | float, Tensor | float]
 """A sum and what it is divided by: pairs, tokens."""
@@ -142,7 +142,7 @@ def measured(
         }
 
     def sums(values: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, rejected = answer_sums(values.detach().float(), inputs["scored"]).chunk(2)
+        chosen, rejected = completion_sums(values.detach().float(), inputs["scored"]).chunk(2)
         return chosen[:count].sum(), rejected[:count].sum()
 
     chosen_logits, rejected_logits = sums(outputs.mean_logits)
@@ -150,8 +150,8 @@ def measured(
     result |= {
         "logps/chosen": (pairs.chosen.sum(), count),
         "logps/rejected": (pairs.rejected.sum(), count),
-        "answer_tokens/chosen": (chosen_tokens, count),
-        "answer_tokens/rejected": (rejected_tokens, count),
+        "completion_tokens/chosen": (chosen_tokens, count),
+        "completion_tokens/rejected": (rejected_tokens, count),
         "logits/chosen": (chosen_logits, chosen_tokens),
         "logits/rejected": (rejected_logits, rejected_tokens),
         "mean_token_accuracy": (sums(outputs.is_top1)[0], chosen_tokens),
@@ -159,7 +159,7 @@ def measured(
         "tokens": (float(inputs["tokens"]), count),
     }
     if "is_cut" in inputs:
-        result["answers_cut"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
+        result["completions_cut"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
     if getattr(outputs, "aux_loss", None) is not None:
         result["aux_loss"] = (outputs.aux_loss * count, count)
     return result if counted else {name: (0.0, 0.0) for name in result}

@@ -58,7 +58,7 @@ def check_columns(dataset: Any, name: str) -> None:
     columns = getattr(dataset, "column_names", None) or []  # none: not known before a stream is read
     missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
     if missing:
-        hint = " Lines of MMPR are read with mpo.data.sources.load_pairs." if "question" in columns else ""
+        hint = " Lines of MMPR are read with mpo.data.sources.load_preferences." if "question" in columns else ""
         raise ValueError(
             f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. A preference record "
             f"needs 'chosen' and 'rejected', and 'prompt' unless both answers repeat it.{hint} "
@@ -295,7 +295,7 @@ def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fi
             "reference='live', or launch=zero2 or fsdp2."
         )
     return fingerprint(
-        reference, processing_class, compute_dtype=compute_dtype(reference, args), scoring={"answer_end": args.answer_end}
+        reference, processing_class, compute_dtype=compute_dtype(reference, args), scoring={"completion_end": args.completion_end}
     )
 
 

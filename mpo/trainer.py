@@ -27,7 +27,7 @@ from trl.trainer import dpo_trainer
 
 from mpo.checkpoint import load_state
 from mpo.config import MPOConfig
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.loop import PairLoop
 from mpo.losses import PairLogps
 from mpo.metrics import measured
@@ -41,11 +41,11 @@ from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.packing.collator import PairCollator, ScoredBatches
 from mpo.packing.fits import fixed_context, why_not
-from mpo.packing.layout import answer_sums, ld_weights
+from mpo.packing.images import add_tile_order
+from mpo.packing.layout import completion_sums, ld_weights
 from mpo.packing.picked import add_picking
-from mpo.packing.pictures import add_tile_order
 from mpo.packing.randomness import disable_dropout, eval_mode, trainable_in_4_bits
-from mpo.packing.streams import EPOCH, FILLER
+from mpo.packing.streams import EPOCH, PADDING
 from mpo.packing.templates import is_processor
 from mpo.packing.verify import compare, without_dropout
 from mpo.reference.adapters import identity
@@ -70,7 +70,18 @@ from mpo.start import (
 logger = logging.getLogger(__name__)
 
 
-_NOT_FOR_THE_MODEL = {"completion_mask", "scored", "is_cut", "tokens", "counted", "names", "answer_keys", "records", "kept", "bad"}
+_NOT_FOR_THE_MODEL = {
+    "completion_mask",
+    "scored",
+    "is_cut",
+    "tokens",
+    "counted",
+    "names",
+    "completion_keys",
+    "records",
+    "kept",
+    "bad",
+}
 
 
 class MPOTrainer(PairLoop):
@@ -126,8 +137,8 @@ class MPOTrainer(PairLoop):
             evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
             for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
                 check_columns(dataset, name)
-            train_dataset = encoded_pictures(train_dataset)  # TRL looks at the first record
-            encoded = {name: encoded_pictures(dataset) for name, dataset in evaluated.items()}
+            train_dataset = with_encoded_images(train_dataset)  # TRL looks at the first record
+            encoded = {name: with_encoded_images(dataset) for name, dataset in evaluated.items()}
             eval_dataset = encoded if isinstance(eval_dataset, dict) else encoded["eval_dataset"]
         data_collator = _collator(data_collator, processing_class, args)
         starts_from_reference = ref_model is None
@@ -210,7 +221,7 @@ class MPOTrainer(PairLoop):
                 data_collator,
                 layout=self.layout,
                 context=fixed_context(self.model),
-                blank_picture=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
+                blank_image=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
             )
         self._references: ReferenceCache | None = None
         if args.reference == "cached" and self.mixture.needs_reference:
@@ -331,7 +342,7 @@ class MPOTrainer(PairLoop):
                     accelerator=self.accelerator,
                     name=name,
                     dataset=dataset,
-                    settings=(args.max_length, args.truncation_mode, args.answer_end, args.tile_budget, args.ld_alpha),
+                    settings=(args.max_length, args.truncation_mode, args.completion_end, args.tile_budget, args.ld_alpha),
                     on_any_rank=self._on_any_rank,
                 )
 
@@ -422,7 +433,7 @@ class MPOTrainer(PairLoop):
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
             ours = ["id", "prompt_id", "prompt", "chosen", "rejected", "image", "images", "videos", "frames", "tiles", "augment"]
-            self._signature_columns = [*ours, "tools", "chat_template_kwargs", FILLER, EPOCH]
+            self._signature_columns = [*ours, "tools", "chat_template_kwargs", PADDING, EPOCH]
 
     # --- Log-probs
 
@@ -446,22 +457,22 @@ class MPOTrainer(PairLoop):
             head.unshard()
         return model(**of_model, **kwargs, use_cache=False, fused_lm_head=True)
 
-    def _answer_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
+    def _completion_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
         """Sums over the scored tokens of the chosen and the rejected answers, each of shape (pairs,), float32."""
         scored = inputs["scored"]
         weights = None if ld_alpha is None else ld_weights(scored, ld_alpha)
-        chosen, rejected = answer_sums(values, scored, weights).chunk(2)
+        chosen, rejected = completion_sums(values, scored, weights).chunk(2)
         return chosen, rejected
 
     def compute_ref_log_probs(
-        self, model: nn.Module, inputs: dict[str, Any], *, same_pictures: bool = False
+        self, model: nn.Module, inputs: dict[str, Any], *, same_images: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Log-prob sums of a batch under the reference.
 
         Args:
             model: the reference model, or the policy when its adapters are to be switched off for this.
             inputs: a batch of `PairCollator`, on the model's device.
-            same_pictures: the policy's last forward pass saw the same pictures, and a frozen tower need not see them again.
+            same_images: the policy's last forward pass saw the same images, and a frozen tower need not see them again.
 
         Returns:
             sums of the chosen and of the rejected answers, shape (pairs,), float32.
@@ -470,25 +481,25 @@ class MPOTrainer(PairLoop):
         if self.ref_model is None and self._adapter_start is not None:
             start = self._adapter_start.restored(self.accelerator.unwrap_model(self.model))
         checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        once = self._tower.playing() if self._tower is not None and same_pictures else contextlib.nullcontext()
+        once = self._tower.playing() if self._tower is not None and same_images else contextlib.nullcontext()
         with checkpointing_off, start, once:
             return self._evaluated_sums(model, inputs)
 
     def _evaluated_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Log-prob sums of a batch in evaluation mode, where nothing is random: a function of each record alone."""
         with torch.no_grad(), eval_mode(model), self.accelerator.autocast():
-            return self._answer_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
+            return self._completion_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
 
     def _reference_sums(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
         if not self.mixture.needs_reference:
             return None, None
         if self._references is None:
             reference: Any = self.model if self.ref_model is None else self.ref_model
-            return self.compute_ref_log_probs(reference, inputs, same_pictures=self._tower_is_shared)
+            return self.compute_ref_log_probs(reference, inputs, same_images=self._tower_is_shared)
         compute = None
         if self._reference_is_base:  # a reference model of its own is gone by now, adapter or not
             base: Any = self.model
-            compute = partial(self.compute_ref_log_probs, base, same_pictures=self._tower_is_shared)
+            compute = partial(self.compute_ref_log_probs, base, same_images=self._tower_is_shared)
         elif self._policy_is_reference(self._references):
             compute = partial(self.compute_ref_log_probs, self.model)
         sums = look_up(self._references, inputs, compute, self._on_any_rank)
@@ -496,13 +507,13 @@ class MPOTrainer(PairLoop):
         return chosen, rejected
 
     def _pairs(self, outputs: Any, inputs: dict[str, Any], mean_sqrt_tokens: Tensor | None) -> PairLogps:
-        chosen, rejected = self._answer_sums(outputs.log_probs, inputs, self.ld_alpha)
+        chosen, rejected = self._completion_sums(outputs.log_probs, inputs, self.ld_alpha)
         ref_chosen, ref_rejected = self._reference_sums(inputs)
         lengths = inputs["scored"].lengths
         chosen_tokens, rejected_tokens = lengths.chunk(2)
         weight = None
         if self.use_weighting:  # WPO, arXiv 2406.11827, equation 2
-            sums = torch.cat(self._answer_sums(outputs.log_probs - outputs.log_sum_sq_probs, inputs))
+            sums = torch.cat(self._completion_sums(outputs.log_probs - outputs.log_sum_sq_probs, inputs))
             chosen_weight, rejected_weight = (sums / lengths.clamp_min(1)).detach().exp().chunk(2)
             weight = chosen_weight * rejected_weight
         return PairLogps(
@@ -513,7 +524,7 @@ class MPOTrainer(PairLoop):
             chosen_tokens,
             rejected_tokens,
             weight,
-            sft_chosen=None if self.ld_alpha is None else self._answer_sums(outputs.log_probs, inputs)[0],
+            sft_chosen=None if self.ld_alpha is None else self._completion_sums(outputs.log_probs, inputs)[0],
             mean_sqrt_tokens=mean_sqrt_tokens,
         )
 
@@ -607,7 +618,7 @@ class MPOTrainer(PairLoop):
         whole = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
         with without_dropout(model, self.accelerator.device), whole:
             report = compare(
-                lambda batch: torch.cat(self._answer_sums(self._outputs(model, batch).log_probs, batch)),
+                lambda batch: torch.cat(self._completion_sums(self._outputs(model, batch).log_probs, batch)),
                 inputs,
                 padded,
                 [parameter for parameter in model.parameters() if parameter.requires_grad] if self._holds_whole_model() else [],
@@ -630,7 +641,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
             "reference='cached' finds log-probs by what our collator makes of a record, and this run has a data_collator "
             "of its own. Leave one of them out."
         )
-    for name in ("answer_end", "tile_budget", "packed_attention", "verify_first_batch") if users is not None else ():
+    for name in ("completion_end", "tile_budget", "packed_attention", "verify_first_batch") if users is not None else ():
         if getattr(args, name) != type(args).__dataclass_fields__[name].default:
             raise ValueError(
                 f"{name}={getattr(args, name)!r} is for our collator's batches, and this run has a data_collator of its own. Leave "
@@ -646,7 +657,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         processing_class,
         max_length=args.max_length,
         truncation_mode=args.truncation_mode,
-        answer_end=args.answer_end,
+        completion_end=args.completion_end,
         tile_budget=args.tile_budget,
         pad_to_multiple_of=args.pad_to_multiple_of,
         keys=args.reference == "cached",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from hypothesis import settings
-from support import TEXTS, picture_pairs, text_pairs
+from support import TEXTS, image_pairs, text_pairs
 
 from mpo.models.small import small_internvl, small_processor
 
@@ -34,8 +34,8 @@ def internvl(processor):
 
 
 @pytest.fixture(scope="session")
-def pairs_of_pictures() -> Dataset:
-    return picture_pairs(8)
+def pairs_of_images() -> Dataset:
+    return image_pairs(8)
 
 
 @pytest.fixture(scope="session")

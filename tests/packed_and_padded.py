@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from support import messages, perturbed, picture
+from support import make_image, messages, perturbed
 from torch.nn.functional import rms_norm
 from trl.trainer.utils import add_fused_lm_head
 
@@ -17,7 +17,7 @@ from mpo.losses import Mixture, PairLogps
 from mpo.models.small import small_internvl
 from mpo.packing.attention import packed_attention
 from mpo.packing.collator import PairCollator
-from mpo.packing.layout import answer_sums, concatenate, lay_out
+from mpo.packing.layout import completion_sums, concatenate, lay_out
 from mpo.packing.picked import Picked, add_picking, pick_scored
 from mpo.packing.turns import Answer
 
@@ -100,12 +100,12 @@ def _random_texts(draw, count):
     return texts
 
 
-def random_group(draw, answers, pictures=0, processor=None):
-    """A prompt of 1 to 11 tokens and its pictures. Every answer's last token is scored, of the others nine in ten."""
+def random_group(draw, answers, image_count=0, processor=None):
+    """A prompt of 1 to 11 tokens and its images. Every answer's last token is scored, of the others nine in ten."""
     ids, tiles = random_ids(draw.getrandbits(30), draw.randint(1, 11)), None
-    if pictures:
-        text = "<IMG_CONTEXT>\n" * pictures + " ".join(draw.choices(WORDS, k=len(ids)))
-        images = [picture(draw.getrandbits(30), width=draw.choice([32, 64])) for _ in range(pictures)]
+    if image_count:
+        text = "<IMG_CONTEXT>\n" * image_count + " ".join(draw.choices(WORDS, k=len(ids)))
+        images = [make_image(draw.getrandbits(30), width=draw.choice([32, 64])) for _ in range(image_count)]
         inputs = processor(text=text, images=images, return_tensors="pt")
         ids, tiles = inputs["input_ids"][0].tolist(), inputs["pixel_values"]
     texts = _random_texts(draw, answers)
@@ -120,15 +120,15 @@ def random_pairs(groups, draw):
 
 
 def random_records(draw, questions, plain_share=0.4):
-    """Pairs among 2 to 8 answers a question with 0 to 3 pictures, in messages or in plain text; most answers are in two pairs.
+    """Pairs among 2 to 8 answers a question with 0 to 3 images, in messages or in plain text; most answers are in two pairs.
 
-    An answer may begin like an earlier one, or go on behind it after another turn; in plain text it may be the token that
+    An answer may begin like an earlier one, or go on after it after another turn; in plain text it may be the token that
     ends it and nothing else.
     """
     records = []
     for number in range(questions):
         plain = draw.random() < plain_share
-        pictures = [picture(draw.getrandbits(30), width=draw.choice([32, 64])) for _ in range(draw.randint(0, 3))]
+        images = [make_image(draw.getrandbits(30), width=draw.choice([32, 64])) for _ in range(draw.randint(0, 3))]
         question = f"{number}: " + " ".join(draw.choices(WORDS, k=draw.randint(1, 8)))
         answers = [("",)] if plain else []
         for _ in range(draw.randint(2, 8) - len(answers)):
@@ -139,11 +139,11 @@ def random_records(draw, questions, plain_share=0.4):
         for place, chosen in enumerate(answers):
             rejected = answers[(place + draw.randint(1, len(answers) - 1)) % len(answers)]
             if plain:
-                record = {"prompt": "<IMG_CONTEXT>\n" * len(pictures) + question}
+                record = {"prompt": "<IMG_CONTEXT>\n" * len(images) + question}
                 record |= {"chosen": END.join(chosen) + END, "rejected": END.join(rejected) + END}
             else:
                 record = {"prompt": messages(question, "user"), "chosen": _turns(chosen), "rejected": _turns(rejected)}
-            records.append({**record, "images": pictures})
+            records.append({**record, "images": images})
     return records
 
 
@@ -209,11 +209,11 @@ def trained_sums(model, batch):
     """Log-prob sums of the 2P answers, shape (2P,), as a training run has them (`with_head`)."""
     names = ("input_ids", "attention_mask", "position_ids", "segments", "picked", "shift_labels", "pixel_values")
     inputs = {name: batch[name] for name in names if name in batch}
-    return answer_sums(model(**inputs, use_cache=False, fused_lm_head=True).log_probs, batch["scored"])
+    return completion_sums(model(**inputs, use_cache=False, fused_lm_head=True).log_probs, batch["scored"])
 
 
 def exact_sums(twin, padded, dtype=torch.float64):
-    """The same from padded rows in float64 by nothing of ours: all logits, masked. A model of `dtype` would round its pictures."""
+    """The same from padded rows in float64 by nothing of ours: all logits, masked. A model of `dtype` would round its images."""
     inputs = {name: padded[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in padded}
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype).double()

@@ -99,7 +99,7 @@ def config_of(name: str, image_token_id: int) -> InternVLConfig:
 
 
 def real_processor():
-    """Tiles, picture tokens and template as published; a vocabulary trained on the spot."""
+    """Tiles, image tokens and template as published; a vocabulary trained on the spot."""
     return small_processor(["What is it? It is a cat."], image_size=448, patch_size=14)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from support import TEXTS, mixed_pairs, picture, picture_pairs, text_pairs
+from support import TEXTS, image_pairs, make_image, mixed_pairs, text_pairs
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
 from mpo.samples.callback import SampleAnswers
@@ -43,27 +43,27 @@ def small_run(
     augment=False,
     **settings,
 ) -> MPOTrainer:
-    """A trainer of a tiny InternVL; `kind` is full, lora, text (no pictures), tokenizer (text with a tokenizer as processing class)
-    or mixed (every other record has a picture).
+    """A trainer of a tiny InternVL; `kind` is full, lora, text (no images), tokenizer (text with a tokenizer as processing class)
+    or mixed (every other record has an image).
 
-    The pictures at the places `bad` do not decode, in training and in evaluation; `augment` is of all records.
+    The images at the places `bad` do not decode, in training and in evaluation; `augment` is of all records.
     With `continued`, the model comes with an adapter that is trained further.
-    A `checkpoint` is loaded behind the configuration, as a job does it: ZeRO-3 then holds it in pieces from the start.
+    A `checkpoint` is loaded after the configuration, as a job does it: ZeRO-3 then holds it in pieces from the start.
     """
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     processor.tokenizer.chat_template = processor.chat_template
     model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
-    make = {"text": text_pairs, "tokenizer": text_pairs, "mixed": mixed_pairs}.get(kind, picture_pairs)
+    make = {"text": text_pairs, "tokenizer": text_pairs, "mixed": mixed_pairs}.get(kind, image_pairs)
     adapter = copy.deepcopy(LORA)
     adapter.lora_dropout = lora_dropout
     adapter.target_modules = lora_targets or adapter.target_modules
     adapter.bias = lora_bias
     dataset = make(pairs)
     dataset = dataset.add_column("id", [f"pair-{i}" for i in range(pairs)])
-    dataset = with_bad_pictures(dataset, bad) if bad else dataset
+    dataset = with_bad_images(dataset, bad) if bad else dataset
     dataset = dataset.add_column("augment", [True] * pairs) if augment else dataset
     evaluated = make(eval_pairs) if eval_pairs else None
-    evaluated = with_bad_pictures(evaluated, [place for place in bad if place < eval_pairs]) if evaluated and bad else evaluated
+    evaluated = with_bad_images(evaluated, [place for place in bad if place < eval_pairs]) if evaluated and bad else evaluated
     defaults = {
         "use_cpu": True,
         "bf16": False,
@@ -97,11 +97,11 @@ def small_run(
     )
 
 
-def with_bad_pictures(dataset: Dataset, places) -> Dataset:
-    """The same records, but the pictures at some places do not decode."""
-    rows = encoded_pictures(dataset).to_list()
+def with_bad_images(dataset: Dataset, places) -> Dataset:
+    """The same records, but the images at some places do not decode."""
+    rows = with_encoded_images(dataset).to_list()
     for place in places:
-        rows[place]["images"] = [{"bytes": b"no picture", "path": None}]
+        rows[place]["images"] = [{"bytes": b"no image", "path": None}]
     return Dataset.from_list(rows, features=dataset.features)
 
 
@@ -161,7 +161,7 @@ def write_job(folder: Path, pairs: int) -> list[str]:
     processor.save_pretrained(folder / "model")
     lines = []
     for index in range(pairs):
-        picture(index).save(folder / f"{index}.png")
+        make_image(index).save(folder / f"{index}.png")
         answers = {"chosen": f"It is {index}.", "rejected": "It is not that, I think."}
         lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))

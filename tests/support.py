@@ -1,4 +1,4 @@
-"""Pairs of text and of pictures for the tests."""
+"""Pairs of text and of images for the tests."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from PIL import Image
 TEXTS = [
     "What is the sum of the numbers? 2 plus 3 is 5. Final answer: 5",
     "Which number is the largest, and which is the smallest? Final answer: 9",
-    "The picture shows a cat on a chair, not a dog under a table.",
+    "The image shows a cat on a chair, not a dog under a table.",
 ]
 
 
@@ -16,7 +16,7 @@ def messages(text: str, role: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text}]
 
 
-def picture(seed: int, width: int = 64, height: int = 32) -> Image.Image:
+def make_image(seed: int, width: int = 64, height: int = 32) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
@@ -35,15 +35,15 @@ def text_pairs(count: int) -> Dataset:
     )
 
 
-def picture_pairs(count: int) -> Dataset:
-    """Pairs with one picture each, of one or two tiles."""
+def image_pairs(count: int) -> Dataset:
+    """Pairs with one image each, of one or two tiles."""
     rows = text_pairs(count).to_list()
-    return Dataset.from_list([{**row, "images": [picture(i, width=32 + 32 * (i % 2))]} for i, row in enumerate(rows)])
+    return Dataset.from_list([{**row, "images": [make_image(i, width=32 + 32 * (i % 2))]} for i, row in enumerate(rows)])
 
 
 def mixed_pairs(count: int) -> Dataset:
-    """Pairs with one picture and with none, in turn."""
-    rows = picture_pairs(count).to_list()
+    """Pairs with one image and with none, in turn."""
+    rows = image_pairs(count).to_list()
     return Dataset.from_list([{**row, "images": row["images"][: (i + 1) % 2]} for i, row in enumerate(rows)])
 
 
@@ -56,7 +56,7 @@ def perturbed(model: torch.nn.Module, scale: float = 0.05, seed: int = 1) -> tor
     return model
 
 
-def sum_answers(token_logps: torch.Tensor, scored: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
+def sum_completions(token_logps: torch.Tensor, scored: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
     """Sum the log-probs of each row's scored tokens, in float32.
 
     Args:
@@ -71,9 +71,9 @@ def sum_answers(token_logps: torch.Tensor, scored: torch.Tensor, ld_alpha: float
 
     >>> token_logps = torch.tensor([[0.0, -1.0, -2.0, -4.0], [0.0, -8.0, 0.0, 0.0]])
     >>> scored = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])
-    >>> sum_answers(token_logps, scored)
+    >>> sum_completions(token_logps, scored)
     tensor([-7., -8.])
-    >>> sum_answers(token_logps, scored, ld_alpha=0.5)
+    >>> sum_completions(token_logps, scored, ld_alpha=0.5)
     tensor([-4., -8.])
     """
     weights = scored.bool().float()

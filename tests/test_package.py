@@ -12,7 +12,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from support import picture
+from support import make_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +55,7 @@ def files(processor, internvl, tmp_path):
     """A small model and four pairs, as a user has them."""
     internvl.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    picture(0).save(tmp_path / "a.png")
+    make_image(0).save(tmp_path / "a.png")
     line = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
     (tmp_path / "pairs.jsonl").write_text("\n".join([json.dumps(line)] * 4))
     return tmp_path

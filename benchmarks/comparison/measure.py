@@ -10,7 +10,7 @@ from typing import Any
 from comparison.settings import Settings
 from comparison.task import PROMPTS, questions
 from mpo import MPOConfig, MPOTrainer
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.demo.stages import reads_digits
 from mpo.evaluation.accuracy import measure_accuracy
 from mpo.inference.local import LocalSampler
@@ -22,7 +22,7 @@ ANSWERS_AT_ONCE = 250
 
 def sampler(loaded: LoadedModel) -> LocalSampler:
     """Where a model's answers come from."""
-    return LocalSampler(loaded.model, loaded.processor, answers_per_batch=ANSWERS_AT_ONCE)
+    return LocalSampler(loaded.model, loaded.processor, completions_per_batch=ANSWERS_AT_ONCE)
 
 
 def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str, Any]]:
@@ -37,7 +37,7 @@ def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str
         For each form: `correct` (one 0 or 1 for each question), `unparsable` (answers in which no final answer is found; they are
         wrong), `tokens` (their mean length), `read` (answers whose first line names the digits).
     """
-    lines = read_lines(folder / "held_out.jsonl")
+    lines = read_lines(folder / "eval.jsonl")
     loaded = load_model(str(model), dtype="float32")
     measured = {}
     for form in PROMPTS:
@@ -68,7 +68,7 @@ def reward_margin(model: Path, folder: Path) -> float:
     Rewards are 0.1 (log pi - log ref) with the warmed-up model as the reference, whatever the model was trained with.
     """
     policy, reference = (load_model(str(path), dtype="float32") for path in (model, folder / "warm"))
-    pairs = load_pairs(folder / "held_out_pairs.jsonl", image_root=folder)
+    pairs = load_preferences(folder / "eval_pairs.jsonl", image_root=folder)
     with tempfile.TemporaryDirectory() as output:
         trainer = MPOTrainer(
             model=policy.model,

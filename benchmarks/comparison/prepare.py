@@ -12,7 +12,7 @@ from transformers import set_seed
 from comparison.measure import measure, sampler
 from comparison.settings import Settings
 from comparison.task import DIGITS, draw_lines, questions, reading_examples, worked_examples
-from mpo.demo.pictures import load_handwriting, split_sources
+from mpo.demo.images import load_handwriting, split_sources
 from mpo.demo.warmup import train_on_examples
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor
@@ -39,14 +39,14 @@ def prepare(folder: Path, seed: int, settings: Settings) -> None:
 
 def _paired(settings: Settings) -> dict[str, tuple[int, int]]:
     """Split -> (questions of it to sample answers to, pairs of each at most)."""
-    return {"questions": (settings.questions, settings.max_pairs), "held_out": (settings.margin_questions, 1)}
+    return {"questions": (settings.questions, settings.max_pairs), "eval": (settings.margin_questions, 1)}
 
 
 def _draw(folder: Path, seed: int, settings: Settings) -> None:
     handwriting = load_handwriting()
     rng = np.random.default_rng(seed)
     sources = split_sources(handwriting.labels, worked=settings.worked_sources, questions=settings.question_sources, rng=rng)
-    counts = {"worked": settings.pictures, "questions": settings.questions, "held_out": settings.held_out}
+    counts = {"worked": settings.images, "questions": settings.questions, "eval": settings.eval_questions}
     for split, count in counts.items():
         lines = draw_lines(split, count, root=folder, sources=sources[split], handwriting=handwriting, tile=settings.tile, rng=rng)
         write_lines(folder / f"{split}.jsonl", lines)

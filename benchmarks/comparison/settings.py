@@ -10,18 +10,18 @@ class Settings:
     """Every number of the comparison; fixed in `../methods.md` before it was run.
 
     Attributes:
-        pictures: pictures whose digits the warm-up learns to read.
+        images: images whose digits the warm-up learns to read.
         worked: those of them that also have worked examples; few, so that reasoning is the bottleneck.
         questions: questions whose answer alone is known, to sample answers to and to make pairs of.
-        held_out: questions to measure with.
+        eval_questions: questions to measure with.
         margin_questions: of these, questions whose sampled answers give the held-out pairs of the reward margin.
-        worked_sources: handwritten digits that the warm-up's pictures are made of; a multiple of ten.
+        worked_sources: handwritten digits that the warm-up's images are made of; a multiple of ten.
         question_sources: those of the questions; a multiple of ten. The rest of the 1,797 are held out.
         tile: width and height of a digit in pixels.
         hidden: width of the vision tower and the language model.
         layers: layers of each.
-        reading_epochs: how often the warm-up sees each picture to be read.
-        worked_epochs: how often it sees each worked example, behind that.
+        reading_epochs: how often the warm-up sees each image to be read.
+        worked_epochs: how often it sees each worked example, after that.
         warm_learning_rate: peak of the cosine of each.
         answers: sampled per question at temperature 1.
         max_pairs: kept per question.
@@ -30,10 +30,10 @@ class Settings:
         max_new_tokens: of an answer; worked examples have about 36.
     """
 
-    pictures: int = 3000
+    images: int = 3000
     worked: int = 800
     questions: int = 2000
-    held_out: int = 1000
+    eval_questions: int = 1000
     margin_questions: int = 300
     worked_sources: int = 1200
     question_sources: int = 300
@@ -51,10 +51,10 @@ class Settings:
 
 
 QUICK = Settings(
-    pictures=120,
+    images=120,
     worked=90,
     questions=48,
-    held_out=24,
+    eval_questions=24,
     margin_questions=24,
     hidden=64,
     layers=2,

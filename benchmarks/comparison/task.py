@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpo.demo.pictures import Handwriting, draw
+from mpo.demo.images import Handwriting, draw
 from mpo.demo.questions import QuestionKind
 from mpo.inference.sampler import Question
 
 DIGITS = 3
 READING = "What are the digits?"
 PROMPTS = {"direct": "Give the answer alone.", "reasoned": "Work it out step by step."}
-"""What is asked behind a question, by form of the answer."""
+"""What is asked after a question, by form of the answer."""
 
 
 def _sum(digits: Sequence[int]) -> tuple[str, str]:
@@ -44,12 +44,12 @@ KINDS = (
 def draw_lines(
     split: str, count: int, *, root: Path, sources: NDArray[np.int64], handwriting: Handwriting, tile: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Draws pictures into `root/split`, each with a question.
+    """Draws images into `root/split`, each with a question.
 
     Args:
         split: name of the folder, and of the ids.
-        count: pictures.
-        root: pictures are named relative to it.
+        count: images.
+        root: images are named relative to it.
         sources: handwritten digits to draw from.
         handwriting: all digits.
         tile: width and height of a digit in pixels.
@@ -90,7 +90,7 @@ def questions(lines: Sequence[dict[str, Any]], form: str, root: Path) -> list[Qu
 
 
 def reading_examples(lines: Sequence[dict[str, Any]], root: Path) -> list[dict[str, str]]:
-    """Examples of reading the digits of a picture.
+    """Examples of reading the digits of an image.
 
     Returns:
         `{"image", "question", "text"}`, the text being what the model is to write.

@@ -56,6 +56,6 @@ def user_errors(work: Callable[[], int], who: str = "") -> int:
     except (ValueError, FloatingPointError, *_NO_FILE) as error:
         if os.environ.get("MPO_TRACEBACK") or (isinstance(error, OSError) and error.filename is None):
             raise
-        message = f"{error.filename}: {error.strerror}. Put it back or mend its path." if isinstance(error, OSError) else error
+        message = f"{error.filename}: {error.strerror}. Put it back or fix its path." if isinstance(error, OSError) else error
         print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # --help needs no torch
 EXPLANATION = """\
 A run with reference=cached keeps the reference model's log-prob of every answer on disk, so that a second epoch,
 a resumed run, a sweep or a larger data set computes only what is new. Answers are found by their content: the
-model's weights, the chat template, the processor's settings, the pictures, the prompt and the answer itself.
+model's weights, the chat template, the processor's settings, the images, the prompt and the answer itself.
 Every model or set-up has its own sub-folder; DIR is the folder above them, or one of them.
 """
 

@@ -28,7 +28,7 @@ from mpo.commands.data_help import (
 )
 from mpo.visible import visible
 
-HELD_OUT_BY = ("both", "picture", "question")
+EVAL_BY = ("both", "image", "question")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--random", action="store_true", help="any, instead of the first ones")
     command.add_argument("--seed", type=int, default=0, help="of --random")
     command.add_argument("--id", action="append", metavar="ID", help="the records of this id; may be repeated")
-    command.add_argument("--html", type=Path, metavar="FILE", help="as a page with the pictures, instead of text")
+    command.add_argument("--html", type=Path, metavar="FILE", help="as a page with the images, instead of text")
 
     command = add(convert, "from any format to TRL's, MMPR's, Parquet or save_to_disk", CONVERT, CONVERT_EXAMPLES)
     _reads(command, split=True, workers=False)
@@ -84,7 +84,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "target", metavar="TARGET", type=Path, nargs="?", help="a new file or folder; without it only the table is printed"
     )
-    command.add_argument("held_out", metavar="EVAL", type=Path, nargs="?", help="another one, for what is held out")
+    command.add_argument("eval_file", metavar="EVAL", type=Path, nargs="?", help="another one, for what is held out")
     command.add_argument("--seed", type=int, help="in place of the mixture's")
     command.add_argument("--shuffle", action="store_true", help="in a random order rather than source after source")
     _writes(command)
@@ -92,9 +92,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     command = add(split, "a file to train on and one to evaluate on", SPLIT, SPLIT_EXAMPLES)
     _reads(command)
     command.add_argument("train", metavar="TRAIN", type=Path, help="a new file or folder")
-    command.add_argument("held_out", metavar="EVAL", type=Path, help="another one")
+    command.add_argument("eval_file", metavar="EVAL", type=Path, help="another one")
     command.add_argument(
-        "--held-out",
+        "--eval-size",
         dest="amount",
         type=float,
         default=0.01,
@@ -102,7 +102,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a share below 1, or a number of pairs (default: %(default)s)",
     )
     command.add_argument(
-        "--by", choices=HELD_OUT_BY, default="both", help="what must not be on both sides (default: question and picture)"
+        "--by", choices=EVAL_BY, default="both", help="what must not be on both sides (default: question and image)"
     )
     command.add_argument("--seed", type=int, default=0)
     _writes(command)
@@ -119,11 +119,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="least overlap of near duplicates' texts (default: %(default)s)",
     )
     command.add_argument(
-        "--picture-bits",
+        "--image-bits",
         type=int,
         default=3,
         metavar="N",
-        help="bits in which hashes of pictures that are compared may differ, 0 to 3 (default: %(default)s)",
+        help="bits in which hashes of images that are compared may differ, 0 to 3 (default: %(default)s)",
     )
     command.add_argument("--removed", type=Path, metavar="FILE", help="list of what was removed (default: TARGET.removed.jsonl)")
     _writes(command)
@@ -132,7 +132,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _reads(command: argparse.ArgumentParser, *, split: bool = False, workers: bool = True) -> None:
     command.add_argument("path", metavar="PATH", help="pairs: a file, a folder or a data set on the Hub")
     command.add_argument("--format", metavar="F", help="of the records (default: detected)")
-    command.add_argument("--image-root", metavar="DIR", help="what picture paths are relative to (default: the file's folder)")
+    command.add_argument("--image-root", metavar="DIR", help="what image paths are relative to (default: the file's folder)")
     if split:
         command.add_argument("--split", default="train", help="of a data set on the Hub (default: %(default)s)")
     if workers:
@@ -144,21 +144,21 @@ def _models(command: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME_OR_PATH", help="count tokens and tiles with its processor; its weights are not loaded"
     )
     command.add_argument(
-        "--max-tiles", type=int, metavar="N", help="most tiles of a prompt's pictures, with --model (model.max_tiles)"
+        "--max-tiles", type=int, metavar="N", help="most tiles of a prompt's images, with --model (model.max_tiles)"
     )
 
 
 def _writes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", choices=("trl", "mmpr", "parquet", "disk"), help="form (default: as TARGET is called)")
     command.add_argument(
-        "--pictures",
+        "--images",
         choices=("path", "copy", "bytes"),
         help="where they are, copied beside TARGET, or inside it (default: path in JSONL, else inside)",
     )
     command.add_argument(
         "--target-root",
         metavar="DIR",
-        help="what picture paths in a JSONL are to be relative to (default: the deepest folder that holds all)",
+        help="what image paths in a JSONL are to be relative to (default: the deepest folder that holds all)",
     )
 
 
@@ -234,11 +234,11 @@ def convert(args: argparse.Namespace) -> int:
     written = _write(pairs, args.target, args)
     if not args.check:
         return 0
-    from mpo.data.sources import load_pairs
+    from mpo.data.sources import load_preferences
     from mpo.data_tools.compare import first_difference
     from mpo.data_tools.write import not_kept
 
-    again = load_pairs(written.path, **({"image_root": written.image_root} if written.image_root else {}))
+    again = load_preferences(written.path, **({"image_root": written.image_root} if written.image_root else {}))
     dropped = not_kept(written)
     found = first_difference(_bare(pairs, dropped), _bare(again, dropped))
     if found is not None:
@@ -256,9 +256,9 @@ def mix(args: argparse.Namespace) -> int:
     settings = read_mixture(args.mixture)
     if args.seed is not None:
         settings["seed"] = args.seed
-    if args.target is not None and bool(settings.get("held_out")) != (args.held_out is not None):
-        found = settings.get("held_out")
-        raise ValueError(f"{args.mixture} says held_out={found}. Give an EVAL file exactly when there is something to hold out.")
+    if args.target is not None and bool(settings.get("eval_size")) != (args.eval_file is not None):
+        found = settings.get("eval_size")
+        raise ValueError(f"{args.mixture} says eval_size={found}. Give an EVAL file exactly when there is something to hold out.")
     mixture = make(**settings)
     _say(mixture.describe())
     if args.target is not None:
@@ -266,19 +266,19 @@ def mix(args: argparse.Namespace) -> int:
         if args.shuffle:
             train = train.select(np.random.default_rng(settings.get("seed", 0)).permutation(len(train)))
         _write(train, args.target, args)
-        if mixture.held_out is not None:
-            _write(mixture.held_out, args.held_out, args)
+        if mixture.eval is not None:
+            _write(mixture.eval, args.eval_file, args)
     return 0
 
 
 def split(args: argparse.Namespace) -> int:
-    from mpo.data.held_out import hold_out
+    from mpo.data.eval_part import split_eval
 
-    if args.train.exists() or args.held_out.exists():
-        raise ValueError(f"{args.train if args.train.exists() else args.held_out} is there already. Give a new name.")
+    if args.train.exists() or args.eval_file.exists():
+        raise ValueError(f"{args.train if args.train.exists() else args.eval_file} is there already. Give a new name.")
     pairs = _load(args)
-    parts = hold_out(pairs, args.amount, seed=args.seed, by=args.by, num_proc=_workers(args))
-    for part, target in zip(parts, (args.train, args.held_out), strict=True):
+    parts = split_eval(pairs, args.amount, seed=args.seed, by=args.by, num_proc=_workers(args))
+    for part, target in zip(parts, (args.train, args.eval_file), strict=True):
         _write(part, target, args)
     return 0
 
@@ -292,7 +292,7 @@ def dedupe(args: argparse.Namespace) -> int:
             raise ValueError(f"{path} is there already. Give a new name; nothing is overwritten.")
     pairs = _load(args)
     found = find_duplicates(
-        pairs, near=not args.exact, threshold=args.threshold, picture_bits=args.picture_bits, num_proc=_workers(args)
+        pairs, near=not args.exact, threshold=args.threshold, image_bits=args.image_bits, num_proc=_workers(args)
     )
     _write(without(pairs, found), args.target, args)
     ids = pairs.select_columns(["id"])[:]["id"] if "id" in pairs.column_names else [str(place) for place in range(len(pairs))]
@@ -317,13 +317,15 @@ def _say(text: str) -> None:
 
 def _load(args: argparse.Namespace) -> Any:
     from mpo.data.mixing import load_mixture, read_mixture, refuse_beside_mixture
-    from mpo.data.sources import is_mixture, load_pairs
+    from mpo.data.sources import is_mixture, load_preferences
 
     if is_mixture(args.path):
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root)
         return load_mixture(**read_mixture(args.path))
     given = {"format": args.format, "image_root": args.image_root, "split": getattr(args, "split", None)}
-    return load_pairs(args.path, num_proc=_workers(args), **{name: value for name, value in given.items() if value is not None})
+    return load_preferences(
+        args.path, num_proc=_workers(args), **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def _workers(args: argparse.Namespace) -> int:
@@ -354,7 +356,7 @@ def _not_opened(model: str, error: OSError) -> ValueError:
     if model.startswith(("/", ".", "~")):
         return ValueError(f"--model {model}: there is no such folder. Give a checkpoint's folder, or its name on the Hub.")
     return ValueError(
-        f"--model {model}: there is no such folder, and as a name on the Hub it cannot be loaded ({_first_line(error)}). Mend the "
+        f"--model {model}: there is no such folder, and as a name on the Hub it cannot be loaded ({_first_line(error)}). Fix the "
         "name; a model of the Hub needs the network, or a copy downloaded before."
     )
 
@@ -383,7 +385,7 @@ def _context(model: str) -> int | None:
 def _write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
     from mpo.data_tools.write import write_pairs
 
-    written = write_pairs(pairs, target, form=args.to, pictures=args.pictures, image_root=args.target_root)
+    written = write_pairs(pairs, target, form=args.to, images=args.images, image_root=args.target_root)
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
     _say(f"{written.path}: {written.pairs:,} pairs{root}")
     for column, count in written.lost.items():

@@ -11,14 +11,14 @@ EXPLANATION = """\
 A small InternVL is warmed up on a few worked examples, then learns from its own answers to many questions
 of which only the final answer is known:
 
-  1. draw pictures of real handwriting: worked examples, questions, and held-out ones that share no digit
+  1. draw images of real handwriting: worked examples, questions, and held-out ones that share no digit
   2. warm a new model up on the worked examples (supervised fine-tuning)
-  3. measure it on 1,000 held-out pictures
+  3. measure it on 1,000 held-out images
   4. sample several answers to each question, at temperature 1
   5. pair right with wrong answers by their line "Final answer: ..."
   6. train on the pairs with MPO: mpo train experiment=demo
   7. measure it again
-  8. write report.html: accuracy, every term of the loss, rewards, margin, delta, sample pictures
+  8. write report.html: accuracy, every term of the loss, rewards, margin, delta, sample images
 
 Nothing is downloaded. An interrupted demo goes on where it was when the same command is run again.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 EXPLANATION = """\
 Looks at packages (against the versions that mpo supports and was tested with), machine, GPUs, the attention kernel
 of packed rows, bitsandbytes, disk and hub, and takes one real training step of a tiny InternVL. The page is made to
-be pasted into an issue: no colours, no tokens, home folder and user name as ~. Lines with ! are problems, whose mends
+be pasted into an issue: no colours, no tokens, home folder and user name as ~. Lines with ! are problems, whose fixes
 stand at the end; those with * are worth knowing. Exit status 1 when there are problems.
 """
 

@@ -14,7 +14,7 @@ EXPLANATION = """\
 Takes the folder that `mpo train` (or MPOTrainer.save_model, or one of its checkpoints) left, and writes one that
 from_pretrained, vLLM and LMDeploy load: a LoRA adapter is merged into its base, weights are cast and cut into files,
 with config, tokenizer, processor and chat template. The folder is then loaded again, both models answer a question
-about a picture, and their logits are compared; only then it gets its name.
+about an image, and their logits are compared; only then it gets its name.
 
 A QLoRA adapter is merged into its base as it was before it was held in 4 bits, in the export's dtype. It was trained
 beside slightly different weights, so measure the export, not the run. Merging in bfloat16 rounds: a change smaller

@@ -1,7 +1,7 @@
 """InternVL 2.5's augmentation: each tile goes through JPEG once, at a random quality.
 
 Source: arXiv 2412.05271, section 4.2 (random JPEG compression, quality 75 to 100), and the official `build_transform`: quality is
-drawn uniformly for each tile that `dynamic_preprocess` has cut from the resized picture, its thumbnail among them, before the tile
+drawn uniformly for each tile that `dynamic_preprocess` has cut from the resized image, its thumbnail among them, before the tile
 is resized to its own size (which then changes nothing) and normalised.
 """
 
@@ -18,12 +18,12 @@ QUALITIES = range(75, 101)
 
 
 def compress_tiles(tiles: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The tiles of one picture, each through JPEG.
+    """The tiles of one image, each through JPEG.
 
     Args:
         tiles: shape (tiles, height, width, 3).
-        seed: of the draw. Beside it, the draw depends on the tiles themselves, so that a picture has the same noise wherever it
-            stands in an epoch, and other pictures have other noise.
+        seed: of the draw. Beside it, the draw depends on the tiles themselves, so that an image has the same noise wherever it
+            stands in an epoch, and other images have other noise.
 
     Returns:
         the same shape.

@@ -2,7 +2,7 @@
 
 What was converted lies in datasets' cache, under a key of the files (path, size, time of the last change) and of how they are read.
 It is written aside and renamed when it is whole; ranks that start together wait for the first. A line that was bad may be good
-since, when a picture was mended; such lines are read again before a conversion is.
+since, when an image was fixed; such lines are read again before a conversion is.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DONE = "info.json"
 
 @dataclass(frozen=True)
 class Reading:
-    """How lines are read: see `mpo.data.sources.load_pairs`."""
+    """How lines are read: see `mpo.data.sources.load_preferences`."""
 
     image_root: str
     format: str | None = None

@@ -1,4 +1,4 @@
-"""Picture columns stay encoded until a record is used, so that a picture that does not decode is that record's fault."""
+"""Image columns stay encoded until a record is used, so that an image that does not decode is that record's fault."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from datasets import Dataset, Features, IterableDataset, List
 from datasets import Image as ImageFeature
 from datasets.fingerprint import Hasher
 
-PICTURE_COLUMNS = ("images", "image")
+IMAGE_COLUMNS = ("images", "image")
 
 
-def encoded_pictures(dataset: Any) -> Any:
-    """The same records, whose pictures come as dicts with ``bytes`` or ``path`` rather than decoded by datasets.
+def with_encoded_images(dataset: Any) -> Any:
+    """The same records, whose images come as dicts with ``bytes`` or ``path`` rather than decoded by datasets.
 
     Nothing is copied. A data set of another kind, with a transform of the user's, or without known features is left as it is.
     """
@@ -22,7 +22,7 @@ def encoded_pictures(dataset: Any) -> Any:
         return dataset
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset  # the user's transform expects what datasets decodes
-    for name in PICTURE_COLUMNS:
+    for name in IMAGE_COLUMNS:
         feature = undecoded(features.get(name))
         if feature == features.get(name):
             continue

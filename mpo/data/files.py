@@ -109,7 +109,7 @@ def _of_file(path: Path, least_pieces: int) -> list[Piece]:
 
 
 def _of_lines(path: Path, least_pieces: int) -> list[Piece]:
-    """Cut a JSONL file behind line ends, and count its lines on the way, for errors to name."""
+    """Cut a JSONL file after line ends, and count its lines on the way, for errors to name."""
     size = path.stat().st_size
     step = max(1, min(max(PIECE, -(-size // MOST_PIECES)), size // least_pieces))
     pieces: list[Piece] = []

@@ -26,7 +26,7 @@ class Folders:
         self._asked: dict[str, int] = {}
         self._names: dict[str, set[str]] = {}
 
-    def __call__(self, path: str, kind: str = "picture") -> str:
+    def __call__(self, path: str, kind: str = "image") -> str:
         """The real path of a file; arguments and errors as of `inside`."""
         if not isinstance(path, str) or not path or path[0] in "/\\~" or ".." in path or ":" in path or "\0" in path:
             return inside(self._root, path, what=kind, setting=SETTING)

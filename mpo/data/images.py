@@ -1,4 +1,4 @@
-"""Pictures opened safely: inside their folder, decoded to the end, as RGB and upright, or refused by name."""
+"""Images opened safely: inside their folder, decoded to the end, as RGB and upright, or refused by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
-"""A picture with more pixels is refused before it is decoded: a file of a few kilobytes can claim gigabytes."""
+"""An image with more pixels is refused before it is decoded: a file of a few kilobytes can claim gigabytes."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
 """What Pillow is let try. Not EPS, for which it starts another program, nor formats without a magic number, which fit any bytes."""
 ORIENTATION = 0x0112  # of EXIF
@@ -27,14 +27,14 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 _KINDS[stat.S_IFBLK] = "a device"
 _OTHER_FILES = (
     (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg|<svg)", "an SVG drawing, which has no pixels. Convert it to PNG"),
-    (rb"\s*(<!doctype html|<html|<head|<body)", "an HTML page: its download went wrong. Get the picture again"),
-    (rb"version https://git-lfs", "a Git LFS pointer, not the picture. Run git lfs pull"),
-    (rb"....ftyp(heic|heix|mif1|msf1)", "a HEIC picture. Convert it to JPEG"),
+    (rb"\s*(<!doctype html|<html|<head|<body)", "an HTML page: its download went wrong. Get the image again"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the image. Run git lfs pull"),
+    (rb"....ftyp(heic|heix|mif1|msf1)", "a HEIC image. Convert it to JPEG"),
     (rb"%PDF", "a PDF file. Convert its pages to PNG"),
 )
 
 
-def inside(root: str | os.PathLike[str], path: Any, what: str = "picture", *, where: str = "", setting: str = "image_root") -> str:
+def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, where: str = "", setting: str = "image_root") -> str:
     """The real path of a file that a data file names, which must lie in a folder.
 
     Args:
@@ -62,9 +62,9 @@ def inside(root: str | os.PathLike[str], path: Any, what: str = "picture", *, wh
     except FileNotFoundError:
         raise ValueError(f"{name}: there is no {what} {path!r} in {root}. Set {setting} to where they are.") from None
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long, no permission
-        raise ValueError(f"{name} cannot be reached in {root} ({error}). Mend the path or leave the record out.") from error
+        raise ValueError(f"{name} cannot be reached in {root} ({error}). Fix the path or leave the record out.") from error
     if kind != stat.S_IFREG:
-        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a {what} file. Mend the path or leave the record out.")
+        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path or leave the record out.")
     return full
 
 
@@ -96,12 +96,12 @@ def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         raise ValueError(f"{where}: there is no such {what} file. Paths are relative to the current folder.") from None
     if kind != stat.S_IFREG:
-        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not a {what} file. Mend the path.")
+        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path.")
     return path
 
 
 def check_unmoved(path: str, where: str) -> None:
-    """Refuse a file of a record that has become a link, or lies behind one, since the record was read: it may lead out of its root.
+    """Refuse a file of a record that has become a link, or lies after one, since the record was read: it may lead out of its root.
 
     Args:
         path: the real one, as `inside` gave it.
@@ -118,37 +118,37 @@ def check_unmoved(path: str, where: str) -> None:
         )
 
 
-def open_picture(source: Any, *, where: str = "") -> Image.Image:
-    """Open a picture: decoded to its end, upright as its EXIF data say, RGB, transparent parts on white, the first frame of many.
+def open_image(source: Any, *, where: str = "") -> Image.Image:
+    """Open an image: decoded to its end, upright as its EXIF data say, RGB, transparent parts on white, the first frame of many.
 
     Args:
         source: a path, the bytes of a file, a dict of datasets' Image feature with ``bytes`` or ``path``, or a PIL image.
-        where: what errors call the picture; a path is put behind it.
+        where: what errors call the image; a path is put after it.
 
     Returns:
         an RGB image; `source` itself where it is one already. ``filename`` is the path, where there is one.
 
     Raises:
-        ValueError: for a file that is missing, cut short, damaged, no picture or not of `FORMATS`, for more than `MAX_PIXELS`, and
+        ValueError: for a file that is missing, cut short, damaged, no image or not of `FORMATS`, for more than `MAX_PIXELS`, and
             for pixels that have no defined white (32-bit and float).
     """
     if isinstance(source, Image.Image):
-        where = where or "the picture"
+        where = where or "the image"
         with _refusing(where):
             return _as_rgb(source, where)
     with _header(source, where) as (opened, name):
-        picture = _as_rgb(opened, name)
+        image = _as_rgb(opened, name)
         path = _path_of(source)
         if path:
-            picture.filename = path  # type: ignore[attr-defined]  # as Image.open has it
-        return picture
+            image.filename = path  # type: ignore[attr-defined]  # as Image.open has it
+        return image
 
 
-def picture_size(source: Any, *, where: str = "") -> tuple[int, int]:
-    """Height and width that `open_picture` will give, from the header alone.
+def image_size(source: Any, *, where: str = "") -> tuple[int, int]:
+    """Height and width that `open_image` will give, from the header alone.
 
     Raises:
-        ValueError: as `open_picture`, as far as the header tells.
+        ValueError: as `open_image`, as far as the header tells.
     """
     if isinstance(source, Image.Image):
         return _upright_size(source)
@@ -158,20 +158,20 @@ def picture_size(source: Any, *, where: str = "") -> tuple[int, int]:
 
 @contextmanager
 def _header(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
-    """The opened, not yet decoded picture, and what errors call it."""
+    """The opened, not yet decoded image, and what errors call it."""
     path = _path_of(source)
-    name = ": ".join(part for part in (where, path) if part) or "the picture"
+    name = ": ".join(part for part in (where, path) if part) or "the image"
     content = source.get("bytes") if isinstance(source, Mapping) else source
     if isinstance(content, (bytes, bytearray, memoryview)):
         stream: BinaryIO = BytesIO(content)
     elif path:
         try:
-            stream = open(regular_file(path, name, "picture"), "rb")  # noqa: SIM115
+            stream = open(regular_file(path, name, "image"), "rb")  # noqa: SIM115
         except OSError as error:
-            raise ValueError(f"{name}: this picture cannot be opened ({error.strerror}). Mend its permissions.") from error
+            raise ValueError(f"{name}: this image cannot be opened ({error.strerror}). Fix its permissions.") from error
     else:
         raise ValueError(
-            f"{name}: a picture is a path, the bytes of a file, a dict with 'bytes' or 'path', or a PIL image; got "
+            f"{name}: an image is a path, the bytes of a file, a dict with 'bytes' or 'path', or a PIL image; got "
             f"{'neither bytes nor path' if isinstance(source, Mapping) else type(source).__name__}."
         )
     with stream, _refusing(name), warnings.catch_warnings():
@@ -179,7 +179,7 @@ def _header(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
         head = stream.read(512)
         stream.seek(0)
         if not head:
-            raise ValueError(f"{name}: this file is empty. Get the picture again or leave the record out.")
+            raise ValueError(f"{name}: this file is empty. Get the image again or leave the record out.")
         for pattern, found in _OTHER_FILES:
             if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
                 raise ValueError(f"{name}: this file is {found}, or leave the record out.")
@@ -200,17 +200,17 @@ def _formats() -> list[str]:
 
 
 def check_pixels(size: tuple[int, int], name: str) -> None:
-    """Refuse a picture without pixels, or of more than `MAX_PIXELS`.
+    """Refuse an image without pixels, or of more than `MAX_PIXELS`.
 
     Raises:
         ValueError: with its size.
     """
     width, height = size
     if width < 1 or height < 1:
-        raise ValueError(f"{name}: a picture of {width} x {height} pixels has none. Leave the record out.")
+        raise ValueError(f"{name}: an image of {width} x {height} pixels has none. Leave the record out.")
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f"{name}: a picture of {width:,} x {height:,} pixels is beyond the {MAX_PIXELS:,} that are decoded. Make it smaller, "
+            f"{name}: an image of {width:,} x {height:,} pixels is beyond the {MAX_PIXELS:,} that are decoded. Make it smaller, "
             "leave the record out, or raise mpo.data.images.MAX_PIXELS."
         )
 
@@ -222,14 +222,14 @@ def _refusing(name: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise ValueError(f"{name}: this file is not a picture that Pillow can read. Mend it or leave the record out.") from None
+        raise ValueError(f"{name}: this file is not an image that Pillow can read. Fix it or leave the record out.") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: {error} Make the picture smaller or leave the record out.") from None
+        raise ValueError(f"{name}: {error} Make the image smaller or leave the record out.") from None
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise
         raise ValueError(
-            f"{name}: this picture is cut short or damaged ({type(error).__name__}: {error}). Mend it or leave the record out."
+            f"{name}: this image is cut short or damaged ({type(error).__name__}: {error}). Fix it or leave the record out."
         ) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
@@ -240,7 +240,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns these itself
     if image.format == "PNG" and "exif" not in image.info:
-        return 1  # Pillow would decode the picture in search of it
+        return 1  # Pillow would decode the image in search of it
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # EXIF data that make no sense say nothing
@@ -261,7 +261,7 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if orientation > 1:
         rgb = _turned(rgb, orientation)
     if rgb is not image:
-        rgb.info.clear()  # the orientation among it: opened again, the picture would turn again
+        rgb.info.clear()  # the orientation among it: opened again, the image would turn again
     return rgb
 
 

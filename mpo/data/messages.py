@@ -1,4 +1,4 @@
-"""Text or messages of any origin -> messages, checked, whose contents are parts, with pictures where their marks stand.
+"""Text or messages of any origin -> messages, checked, whose contents are parts, with images where their marks stand.
 
 A message is ``{"role", "content"}``, a part ``{"type": "text", "text": ...}`` or ``{"type": "image", "text": None}`` (``"video"``).
 """
@@ -16,8 +16,8 @@ NEEDED = "A pair needs a question, a chosen and a rejected answer."
 ROLES = ("system", "user", "assistant", "tool")
 PLACES = ("user", "tool")
 """Roles whose texts are cut at their marks: what is shown to the model. In the others, a mark is text or a mistake."""
-_MARKS = {"video": VIDEO_PLACEHOLDER, "image": IMAGE_PLACEHOLDER}  # in this order, so that in front pictures stand before videos
-_KINDS = {"video": "videos", "image": "pictures"}
+_MARKS = {"video": VIDEO_PLACEHOLDER, "image": IMAGE_PLACEHOLDER}  # in this order, so that in front images stand before videos
+_KINDS = {"video": "videos", "image": "images"}
 Message = dict[str, Any]
 
 
@@ -40,7 +40,7 @@ def answer_messages(value: str | list[Any], name: str) -> list[Message]:
     """An answer as messages: text alone, and the assistant's in the end.
 
     Raises:
-        BadRecord: for what is no answer, and one with a picture.
+        BadRecord: for what is no answer, and one with an image.
     """
     messages: list[Message]
     if isinstance(value, str):
@@ -56,7 +56,7 @@ def answer_messages(value: str | list[Any], name: str) -> list[Message]:
             raise BadRecord("", f"{name} ends with a message of role {messages[-1]['role']!r} instead of the assistant's.")
         messages = [{**message, "content": _parts(message["content"], name)} for message in messages]
         if any(part["type"] != "text" for message in messages for part in message["content"]):
-            raise BadRecord("", f"{name} has a picture, and pictures belong to the prompt.")
+            raise BadRecord("", f"{name} has an image, and images belong to the prompt.")
         by_assistant = [message for message in messages if message["role"] == "assistant"]
         texts = ("".join(part["text"] for part in message["content"]) for message in by_assistant)
         written = min(texts, key=lambda text: len(text.strip()))
@@ -68,16 +68,16 @@ def answer_messages(value: str | list[Any], name: str) -> list[Message]:
 def prompt_messages(
     value: str | list[Any], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str] | None = None
 ) -> list[Message]:
-    """A prompt as messages, with parts where its pictures stand: at their marks, or where there are no marks at all, in front.
+    """A prompt as messages, with parts where its images stand: at their marks, or where there are no marks at all, in front.
 
     Args:
-        value: text, or messages. Text beside parts that place all pictures already is left as it is.
+        value: text, or messages. Text beside parts that place all images already is left as it is.
         name: how errors call it.
         wanted: how many there are of each kind, ``image`` and ``video``.
-        elsewhere: other texts of the record, by their names, in which no picture can stand.
+        elsewhere: other texts of the record, by their names, in which no image can stand.
 
     Raises:
-        BadRecord: for what is no prompt, and marks that do not go with the pictures, or stand where no picture can.
+        BadRecord: for what is no prompt, and marks that do not go with the images, or stand where no image can.
     """
     given = [{"role": "user", "content": value}] if isinstance(value, str) else value
     messages = [_message(message, name) for message in given]
@@ -167,7 +167,7 @@ def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:
             parts.append(text_part(checked_text(part.get("text"), name)))
         elif kind in ("image", "video"):
             if any(part.get(key) is not None for key in (kind, "url", "path")):
-                raise BadRecord("", f"{name} holds a picture inside its messages. Put it into 'images', and leave its place here.")
+                raise BadRecord("", f"{name} holds an image inside its messages. Put it into 'images', and leave its place here.")
             parts.append({"type": kind, "text": None})
         else:
             raise BadRecord("", f"{name} has a part that is not text, image or video: {json_kind(part)} of type {kind!r}.")
@@ -189,8 +189,8 @@ def _check_marks(messages: list[Message], kind: str, placed: int, wanted: int, e
     if marks or placed or _strays(messages, kind, elsewhere):
         raise _misplaced(messages, kind, marks + placed, wanted, elsewhere)
     content = next(message["content"] for message in messages if message["role"] == "user")
-    behind = content.pop(0)["text"] if content and content[0]["type"] == "text" else ""
-    content.insert(0, text_part(_MARKS[kind] * wanted + behind))
+    after = content.pop(0)["text"] if content and content[0]["type"] == "text" else ""
+    content.insert(0, text_part(_MARKS[kind] * wanted + after))
 
 
 def _strays(messages: Sequence[Message], kind: str, elsewhere: Mapping[str, str]) -> list[str]:
@@ -218,7 +218,7 @@ def _turn(place: int, message: Message) -> str:
 
 
 def _cut(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """A part of text with marks -> parts; a line break behind a mark is left to the chat template."""
+    """A part of text with marks -> parts; a line break after a mark is left to the chat template."""
     if part["type"] != "text":
         return [part]
     if IMAGE_PLACEHOLDER not in part["text"] and VIDEO_PLACEHOLDER not in part["text"]:

@@ -1,4 +1,4 @@
-"""MMPR's ``meta.json``: many sources in one file, each with its annotations, pictures, and how often it is taken.
+"""MMPR's ``meta.json``: many sources in one file, each with its annotations, images, and how often it is taken.
 
 {"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
           "max_dynamic_patch": 6}, ...}
@@ -26,12 +26,12 @@ class SourceSpec:
 
     Attributes:
         name: what it is called.
-        root: the folder of its pictures.
+        root: the folder of its images.
         annotation: its JSONL file.
-        data_augment: whether its pictures are augmented in training.
+        data_augment: whether its images are augmented in training.
         repeat_time: how often its pairs are taken; below 1, a random part of them.
         length: how many lines the file has; None where it is not said.
-        max_tiles: most tiles of a picture (``max_dynamic_patch``); None: as the processor has it.
+        max_tiles: most tiles of an image (``max_dynamic_patch``); None: as the processor has it.
     """
 
     name: str
@@ -92,10 +92,10 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
 
     Args:
         path: the file.
-        base: the folder that its paths are relative to, and inside which every ``root`` is, also behind links. By default the
+        base: the folder that its paths are relative to, and inside which every ``root`` is, also after links. By default the
             first of these that has the annotations: the file's folder, the folder above it (MMPR's own files are written for that
             one), the current folder; a ``root`` may then be any folder (``..``, an absolute path), so that the file itself says
-            where its pictures have to stay. Give a base where it comes from somebody else.
+            where its images have to stay. Give a base where it comes from somebody else.
 
     Raises:
         ValueError: for a file that is no meta.json, entries without what they need or with values that make no sense, files that
@@ -123,7 +123,7 @@ def _refuse_outside(base: Path, spec: SourceSpec, where: str) -> None:
     root = spec.root.resolve()
     if not root.is_relative_to(base.resolve()):
         raise ValueError(
-            f"{where}: its 'root' is {root}, which lies outside data.image_root ({base}). Mend 'root', or set data.image_root to a "
+            f"{where}: its 'root' is {root}, which lies outside data.image_root ({base}). Fix 'root', or set data.image_root to a "
             "folder that holds it, if you trust the file."
         )
 

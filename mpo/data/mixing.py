@@ -12,8 +12,8 @@ from datasets import Dataset, IterableDataset, Value, concatenate_datasets, inte
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from mpo.data.encoded import encoded_pictures
-from mpo.data.held_out import By, choose_held_out
+from mpo.data.encoded import with_encoded_images
+from mpo.data.eval_part import By, choose_eval
 from mpo.data.mixture_file import (
     Sampling,
     Source,
@@ -24,7 +24,7 @@ from mpo.data.mixture_file import (
     weights_of,
 )
 from mpo.data.records import TILES
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 __all__ = ["Mixture", "load_mixture", "mix", "read_mixture", "refuse_beside_mixture", "stream_mixture"]
 
@@ -38,7 +38,7 @@ class Taken:
     name: str
     pairs: int
     taken: int
-    held_out: int
+    eval: int
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class Mixture:
     """What is trained on, source after source, and what is held out of it (None: nothing)."""
 
     train: Dataset
-    held_out: Dataset | None
+    eval: Dataset | None
     taken: tuple[Taken, ...]
 
     def describe(self) -> str:
         """A table: of every source its name, its pairs, how many are taken, and their share of the mixture."""
         total = sum(row.taken for row in self.taken)
-        rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.held_out for row in self.taken))]
+        rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))]
         cells = [("source", "pairs", "taken", "share", "held out")]
-        cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.held_out:,}") for r in rows]
-        columns = range(4 if self.held_out is None else 5)
+        cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.eval:,}") for r in rows]
+        columns = range(4 if self.eval is None else 5)
         widths = [max(len(row[column]) for row in cells) for column in columns]
         lines = []
         for row in cells:
@@ -75,8 +75,8 @@ def mix(
     seed: int = 0,
     sampling: Sampling | None = None,
     size: int | None = None,
-    held_out: float | int | None = None,
-    held_out_by: By = "both",
+    eval_size: float | int | None = None,
+    eval_by: By = "both",
 ) -> Mixture:
     """Make one data set of several sources; the same for the same sources, settings and seed, on every rank and in every resume.
 
@@ -87,20 +87,20 @@ def mix(
             of `size` in proportion to the square root of what repeat_time and cap make of a source. Default: by weight where
             sources have one, else by repeat_time. A source whose share is more than it has is repeated, whole times first.
         size: pairs of the mixture, for shares; by default as many as repeat_time would give.
-        held_out: a share or number of pairs of all sources together to keep out (`mpo.data.held_out.hold_out`), each there once.
-        held_out_by: as of `hold_out`.
+        eval_size: a share or number of pairs of all sources together to keep out (`mpo.data.eval_part.split_eval`), each there once.
+        eval_by: as of `split_eval`.
 
     Raises:
         ValueError: for sources or settings that make no sense, and columns that do not go together.
     """
     checked = check_sources(sources)
-    sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, held_out=held_out, held_out_by=held_out_by)
-    loaded = [dressed(source, load_pairs(**{"seed": seed, **source.load})) for source in checked]
+    sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
+    loaded = [dressed(source, load_preferences(**{"seed": seed, **source.load})) for source in checked]
     pairs = joined(checked, loaded)
     starts = np.cumsum([0, *map(len, loaded)])
     held = np.zeros(len(pairs), dtype=bool)
-    if held_out:
-        held = choose_held_out(pairs, held_out, seed=seed, by=held_out_by)
+    if eval_size:
+        held = choose_eval(pairs, eval_size, seed=seed, by=eval_by)
     left = [start + np.flatnonzero(~held[start:end]) for start, end in zip(starts[:-1], starts[1:], strict=True)]
     counts = amounts(checked, [len(rows) for rows in left], sampling, size)
     drawn = [rows[draw(len(rows), count, source.rng(seed))] for source, rows, count in zip(checked, left, counts, strict=True)]
@@ -116,7 +116,7 @@ def mix(
         raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source.")
     everything = len(order) == len(pairs) and bool((order == np.arange(len(pairs))).all())
     train = pairs if everything else pairs.select(order)
-    return Mixture(train, pairs.select(np.flatnonzero(held)) if held_out else None, taken)
+    return Mixture(train, pairs.select(np.flatnonzero(held)) if eval_size else None, taken)
 
 
 def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> IterableDataset:
@@ -138,7 +138,7 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> It
     weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
     streams = []
     for source in checked:
-        stream = load_pairs(**{**source.load, "streaming": True})
+        stream = load_preferences(**{**source.load, "streaming": True})
         streams.append(stream.map(_Dress(_columns(source)), features=stream.features) if _columns(source) else stream)
     probabilities = None if weights is None else list(np.array(weights) / sum(weights))
     return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
@@ -234,8 +234,8 @@ def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
                     f"The column {column!r} is {feature} in source {source.name!r} and {known} in {name!r}, so they are not one "
                     "data set. Bring one into the other's form with `mpo data convert`."
                 )
-    pictures = [str(pairs.features["images"]) for pairs in loaded if "images" in pairs.column_names]
-    alike = loaded if len(set(pictures)) < 2 else [encoded_pictures(pairs) for pairs in loaded]
+    images = [str(pairs.features["images"]) for pairs in loaded if "images" in pairs.column_names]
+    alike = loaded if len(set(images)) < 2 else [with_encoded_images(pairs) for pairs in loaded]
     return alike[0] if len(alike) == 1 else concatenate_datasets(list(alike))
 
 

@@ -1,13 +1,13 @@
 """What a mixture is made of, as it is written down: its sources, how much is taken of each, and files of both, checked.
 
-A source is a dict: the arguments of `load_pairs`, and
+A source is a dict: the arguments of `load_preferences`, and
 
     name          what the source is called; by default the name of its file
     repeat_time   how often its pairs are taken: 0.1 a random tenth of them, 2.5 all of them twice and a random half (default 1)
     weight        its share of the mixture, relative to the other weights, in place of repeat_time
     cap           at most so many pairs of it
-    tiles         how its pictures are cut: min, max, thumbnail; a record's own settings come first
-    augment       whether its pictures are augmented in training; a record's own setting comes first
+    tiles         how its images are cut: min, max, thumbnail; a record's own settings come first
+    augment       whether its images are augmented in training; a record's own setting comes first
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mpo.data.held_out import check_held_out
+from mpo.data.eval_part import check_eval
 from mpo.data.meta import is_meta, read_meta
 from mpo.data.pairs import did_you_mean
 from mpo.data.records import checked_tiles
-from mpo.data.sources import is_mixture, load_pairs
+from mpo.data.sources import is_mixture, load_preferences
 from mpo.data.video import checked_frames
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
 SAMPLINGS = ("repeat_time", "weight", "sqrt")
 OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
-"""Keys of a source that are not arguments of `load_pairs`, or not passed to it."""
-FILE_KEYS = ("sources", "seed", "sampling", "size", "held_out", "held_out_by")
+"""Keys of a source that are not arguments of `load_preferences`, or not passed to it."""
+FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source of a mixture, checked: see the head of this file. ``load`` holds the arguments of `load_pairs`."""
+    """One source of a mixture, checked: see the head of this file. ``load`` holds the arguments of `load_preferences`."""
 
     name: str
     load: dict[str, Any]
@@ -56,7 +56,7 @@ class Source:
         Raises:
             ValueError: for unknown keys, a source without a path, amounts that are none, and settings of another type.
         """
-        known = [*OWN, *(name for name in inspect.signature(load_pairs).parameters if name not in (*OWN, "streaming"))]
+        known = [*OWN, *(name for name in inspect.signature(load_preferences).parameters if name not in (*OWN, "streaming"))]
         if not isinstance(given, Mapping) or not isinstance(given.get("path"), (str, Path)) or not given["path"]:
             raise ValueError(f"A source of a mixture has a path, which is text (and may have {', '.join(known)}); got {given!r}.")
         given = {key: value for key, value in given.items() if value is not None}
@@ -115,8 +115,8 @@ def check_settings(
     seed: Any = 0,
     sampling: Any = None,
     size: Any = None,
-    held_out: Any = None,
-    held_out_by: Any = "both",
+    eval_size: Any = None,
+    eval_by: Any = "both",
 ) -> Sampling:
     """The sampling of a mixture, whose settings are checked; arguments as of `mix`.
 
@@ -131,8 +131,8 @@ def check_settings(
             f"size={size!r}: a size is a whole number of 1 or more and goes with sampling=weight or sqrt; repeat_time and cap give "
             "their own."
         )
-    if held_out is not None:
-        check_held_out(held_out, held_out_by)
+    if eval_size is not None:
+        check_eval(eval_size, eval_by)
     return chosen
 
 

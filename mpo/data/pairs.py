@@ -37,7 +37,7 @@ class FoundPair:
         prompt: text with ``<image>`` and ``<video>`` marks, or messages.
         chosen: the better answer, text or messages.
         rejected: the worse one.
-        images: one picture or several: paths, bytes, or dicts with ``bytes`` or ``path``; None: none.
+        images: one image or several: paths, bytes, or dicts with ``bytes`` or ``path``; None: none.
         videos: one path or several; None: none.
         system: text of a system message in front of the prompt.
         id: what the file calls the pair.
@@ -45,11 +45,11 @@ class FoundPair:
         source: what the file calls where the pair comes from.
         answer: the ground truth.
         margin: how much better the chosen answer is.
-        tiles: how the pictures are cut: ``min``, ``max``, ``thumbnail``.
+        tiles: how the images are cut: ``min``, ``max``, ``thumbnail``.
         frames: how many frames of each video: ``min``, ``max``.
-        augment: whether the pictures are augmented in training.
+        augment: whether the images are augmented in training.
         metadata: what else the line has.
-        cut: how many pairs of the line are left out behind this one.
+        cut: how many pairs of the line are left out after this one.
     """
 
     prompt: Any
@@ -70,8 +70,8 @@ class FoundPair:
     cut: int = 0
 
 
-def pictures(line: Mapping[str, Any]) -> Any:
-    """The pictures of a line, under whichever name it has them.
+def images(line: Mapping[str, Any]) -> Any:
+    """The images of a line, under whichever name it has them.
 
     Raises:
         BadRecord: for a line with both names.

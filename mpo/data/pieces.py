@@ -1,6 +1,6 @@
 """Parts of a source, each of which a process can read by itself, line by line.
 
-A line comes with where it stands (``file:line``), as a dict or as the BadRecord that it is. Damage that nothing can be read behind
+A line comes with where it stands (``file:line``), as a dict or as the BadRecord that it is. Damage that nothing can be read after
 is a ValueError with the name of the file. Tars: `mpo.data.tars`.
 """
 
@@ -102,7 +102,7 @@ class LinesPiece:
 class ArrayPiece:
     """A file that is one JSON array of objects. All of its text is in memory while it is read, but one object at a time.
 
-    Where it is no JSON, nothing behind can be told apart: the rest is one bad record.
+    Where it is no JSON, nothing after can be told apart: the rest is one bad record.
     """
 
     path: Path
@@ -123,7 +123,7 @@ class ArrayPiece:
             return found.end() if found else place
 
         number, counted = 1, 0
-        place = skip_blanks(skip_blanks(0) + 1)  # behind the bracket
+        place = skip_blanks(skip_blanks(0) + 1)  # after the bracket
         mark = text[place : place + 1]
         while mark != "]":
             number, counted = number + text.count("\n", counted, place), place
@@ -143,10 +143,10 @@ class ArrayPiece:
             if mark == ",":
                 place = skip_blanks(place + 1)
             elif mark != "]":
-                yield where, BadRecord(where, "not JSON behind this object: a comma or the end of the array is expected.")
+                yield where, BadRecord(where, "not JSON after this object: a comma or the end of the array is expected.")
                 return
         if text[place + 1 :].strip():
-            yield str(self.path), BadRecord(str(self.path), "there is more behind the end of the array.")
+            yield str(self.path), BadRecord(str(self.path), "there is more after the end of the array.")
 
     def _read(self) -> bytearray:
         text = bytearray()
@@ -183,7 +183,7 @@ class ParquetPiece:
 
 @dataclass(frozen=True)
 class DatasetPiece:
-    """Rows of a data set in Arrow's format, whose pictures stay encoded."""
+    """Rows of a data set in Arrow's format, whose images stay encoded."""
 
     dataset: Dataset
     name: str
@@ -222,7 +222,7 @@ def _row(row: Any, where: str) -> dict[str, Any] | BadRecord:
         return line
     except Exception as error:
         column = next((name for name in row.schema.names if not _is_readable(row, name)), "?")
-        return BadRecord(where, f"the value of column {column!r} cannot be read ({one_line(error)}). Mend it or leave the row out.")
+        return BadRecord(where, f"the value of column {column!r} cannot be read ({one_line(error)}). Fix it or leave the row out.")
 
 
 def _is_readable(row: Any, column: str) -> bool:

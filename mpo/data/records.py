@@ -1,20 +1,20 @@
-"""What a reader found -> a record, checked: everything that can be without decoding a picture.
+"""What a reader found -> a record, checked: everything that can be without decoding an image.
 
 A record is a row of a data set with the columns of `FEATURES`:
 
     id            of the pair; by default where it stands (``file:line``)
     source        what the pair comes from
-    prompt_id     the same for the pairs of one prompt with the same pictures
+    prompt_id     the same for the pairs of one prompt with the same images
     images        encoded: a path inside its root, or bytes
     videos        paths inside their root
-    prompt        messages, whose contents are parts: text, or ``{"type": "image"}`` (``"video"``) where a picture stands
+    prompt        messages, whose contents are parts: text, or ``{"type": "image"}`` (``"video"``) where an image stands
     chosen        messages
     rejected      messages
     answer        the ground truth
     margin        how much better the chosen answer is
-    tiles         how pictures are cut, see `mpo.packing.tiles`
+    tiles         how images are cut, see `mpo.packing.tiles`
     frames        the fewest and the most frames of a video, see `mpo.data.video`
-    augment       whether pictures are augmented in training
+    augment       whether images are augmented in training
     metadata      JSON of what else the line had
 """
 
@@ -41,7 +41,7 @@ from mpo.data.messages import (
     there,
     with_system,
 )
-from mpo.data.pairs import BadRecord, FoundPair, did_you_mean, json_kind, pictures
+from mpo.data.pairs import BadRecord, FoundPair, did_you_mean, images, json_kind
 from mpo.data.video import checked_frames
 
 __all__ = [
@@ -101,13 +101,13 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
     Args:
         line: the parsed line.
         where: how errors call it, such as ``pairs.jsonl:17``.
-        find: finds pictures and videos, such as a `mpo.data.folders.Folders`.
+        find: finds images and videos, such as a `mpo.data.folders.Folders`.
         format: the line's format; None: detected.
         source: name of the source, where the line has none.
 
     Raises:
         BadRecord: for anything that keeps the line from being a pair: fields that are missing, empty or of another type, equal
-            answers, files that are not there or not inside their root, marks that do not go with the pictures.
+            answers, files that are not there or not inside their root, marks that do not go with the images.
     """
     try:
         rows = Rows()
@@ -138,9 +138,9 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
     """Turn a line into a record without answers: ``id``, ``images`` and ``prompt``; answers are passed over.
 
     Args:
-        line: the parsed line: ``question`` or ``prompt``, and pictures as in any format.
+        line: the parsed line: ``question`` or ``prompt``, and images as in any format.
         where: how errors call it.
-        image_root: the folder that picture paths are relative to, and must stay inside.
+        image_root: the folder that image paths are relative to, and must stay inside.
 
     Raises:
         BadRecord: as of `to_records`.
@@ -148,7 +148,7 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
     field = "question" if "question" in line else "prompt"
     try:
         asked = there(line.get(field), repr(field), "A prompt needs a question.")
-        found = _pictures(pictures(line), Folders(image_root))
+        found = _images(images(line), Folders(image_root))
         return {
             "id": _name(line.get("id"), "'id'") or where,
             "images": found,
@@ -165,7 +165,7 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
     chosen, rejected = answer_messages(better, "'chosen'"), answer_messages(worse, "'rejected'")
     if chosen == rejected:
         raise BadRecord("", "'chosen' and 'rejected' are the same answer, so there is nothing to prefer.")
-    images = _pictures(pair.images, find)
+    images = _images(pair.images, find)
     videos = [find(_path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
     elsewhere = {
         "'chosen'": texts_of(chosen),
@@ -192,7 +192,7 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
     }
 
 
-# Pictures
+# Images
 
 
 def _listed(value: Any, kind: str) -> Sequence[Any]:
@@ -205,23 +205,23 @@ def _listed(value: Any, kind: str) -> Sequence[Any]:
     return value
 
 
-def _pictures(value: Any, find: Find) -> list[Row]:
-    given = _listed(value, "picture")
-    return [_picture(picture, f"picture {place + 1} of {len(given)}", find) for place, picture in enumerate(given)]
+def _images(value: Any, find: Find) -> list[Row]:
+    given = _listed(value, "image")
+    return [_image(image, f"image {place + 1} of {len(given)}", find) for place, image in enumerate(given)]
 
 
-def _picture(picture: Any, what: str, find: Find) -> Row:
-    path = picture if isinstance(picture, str) else None
-    if isinstance(picture, Mapping):
-        path, picture = picture.get("path"), picture.get("bytes")
-        picture = _path(path, what) if picture is None and path is not None else picture
-    if path is not None and picture is path:
-        return {"bytes": None, "path": find(checked_text(path, what), "picture")}
-    if not isinstance(picture, (bytes, bytearray)) or not picture:
-        found = json_kind(picture) if picture != b"" else "no bytes"
+def _image(image: Any, what: str, find: Find) -> Row:
+    path = image if isinstance(image, str) else None
+    if isinstance(image, Mapping):
+        path, image = image.get("path"), image.get("bytes")
+        image = _path(path, what) if image is None and path is not None else image
+    if path is not None and image is path:
+        return {"bytes": None, "path": find(checked_text(path, what), "image")}
+    if not isinstance(image, (bytes, bytearray)) or not image:
+        found = json_kind(image) if image != b"" else "no bytes"
         raise BadRecord("", f"{what} is {found} instead of a path, or the bytes of a file.")
     name = path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
-    return {"bytes": bytes(picture), "path": checked_text(name, what) if name else None}
+    return {"bytes": bytes(image), "path": checked_text(name, what) if name else None}
 
 
 def _path(value: Any, what: str) -> str:
@@ -231,7 +231,7 @@ def _path(value: Any, what: str) -> str:
 
 
 def _prompt_id(prompt: list[Row], pair: FoundPair) -> str:
-    """A hash of the messages and of how the file refers to the pictures, so that it is the same wherever they lie."""
+    """A hash of the messages and of how the file refers to the images, so that it is the same wherever they lie."""
     digest = hashlib.blake2b(digest_size=12)
     for message in prompt:
         digest.update(f"{message['role']}:{len(message['content'])};".encode())

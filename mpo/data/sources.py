@@ -1,4 +1,4 @@
-"""Files of pairs -> a `datasets.Dataset` of records whose pictures are opened when they are read, or a stream of them."""
+"""Files of pairs -> a `datasets.Dataset` of records whose images are opened when they are read, or a stream of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mpo.data.pieces import LinesPiece, Piece
 from mpo.data.records import FEATURES, FRAMES, TILES, checked_tiles, to_record
 from mpo.data.video import checked_frames
 
-__all__ = ["FEATURES", "folder_of", "is_mixture", "load_pairs", "read_jsonl"]
+__all__ = ["FEATURES", "folder_of", "is_mixture", "load_preferences", "read_jsonl"]
 
 logger = logging.getLogger(__name__)
 ON_BAD_RECORD = ("raise", "skip")
@@ -31,7 +31,7 @@ STREAM_PIECES = 64
 """A stream of one JSONL file is cut into so many pieces, for the workers and ranks that share it."""
 
 
-def load_pairs(
+def load_preferences(
     path: str | Path,
     *,
     format: str | None = None,
@@ -58,12 +58,12 @@ def load_pairs(
             folder of such files (`mpo.data.splits`) or of `save_to_disk`, the name of a data set on the Hub, the ``meta.json`` of
             MMPR, or a file that describes a mixture (`mpo.data.mixing.read_mixture`): YAML, or JSON with ``sources``.
         format: of the lines, see `mpo.data.formats`; None: each line's is detected.
-        image_root: the folder that picture paths are relative to and stay inside; by default that of the file. Of a ``meta.json``:
+        image_root: the folder that image paths are relative to and stay inside; by default that of the file. Of a ``meta.json``:
             the folder that its own paths are relative to, and its roots inside; without, it may name any folder of this machine.
-        split: the one to take, of a source that has several, else ``"train"``; of a mixture, ``"held_out"`` is what it holds out.
+        split: the one to take, of a source that has several, else ``"train"``; of a mixture, ``"eval"`` is what it holds out.
         limit: only the first so many pairs; of a mixture or ``meta.json``, so many evenly spread over it, of every source in
             proportion.
-        tiles: how pictures of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
+        tiles: how images of these pairs are cut, where it is not what the processor does: ``min``, ``max``, ``thumbnail``, each
             optional (`mpo.packing.tiles`). What a record says itself comes first.
         frames: of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`). What a record says
             itself comes first.
@@ -149,9 +149,9 @@ def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any
 
 
 def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any]) -> Dataset:
-    from mpo.data.mixing import mix, read_mixture  # it loads its sources by load_pairs
+    from mpo.data.mixing import mix, read_mixture  # it loads its sources by load_preferences
 
-    splits = ("train",) if is_meta(path) else ("train", "held_out")
+    splits = ("train",) if is_meta(path) else ("train", "eval")
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
     if is_meta(path):
@@ -163,10 +163,10 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
         described = read_mixture(path)
     sources = [_with_settings(source, settings) for source in described["sources"]]
     mixture = mix(**{"seed": seed, **described, "sources": sources})
-    if split == "held_out":
-        if mixture.held_out is None:
-            raise ValueError(f"{path} holds nothing out. Write held_out: 0.01 (a share, or a number of pairs) into it.")
-        return mixture.held_out
+    if split == "eval":
+        if mixture.eval is None:
+            raise ValueError(f"{path} holds nothing out. Write eval_size: 0.01 (a share, or a number of pairs) into it.")
+        return mixture.eval
     logger.info(f"{path}:\n{mixture.describe()}")
     return mixture.train
 
@@ -247,7 +247,7 @@ def _report(converted: Converted, path: str, listed: Path, most: float) -> None:
         f"{count:,} of {lines:,} records of {path} are bad and left out; {listed} says which and why. The first: {converted.bad[0]}"
     )
     if count > most * lines:
-        raise ValueError(f"{message} That is more than max_bad_fraction={most:g} allows. Mend them, or raise it.")
+        raise ValueError(f"{message} That is more than max_bad_fraction={most:g} allows. Fix them, or raise it.")
     logger.warning(message)
 
 

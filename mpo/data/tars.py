@@ -11,16 +11,16 @@ from typing import Any
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import DAMAGE, Line, one_line, parse_line
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 LARGEST_SAMPLE = 256 * 2**20
 """In bytes, unpacked: all members of a sample together, which are in memory at once."""
 
 
 @dataclass(frozen=True)
 class TarPiece:
-    """A tar of a WebDataset: members of one key are a sample, ``key.json`` its line, ``key.jpg`` or several its pictures.
+    """A tar of a WebDataset: members of one key are a sample, ``key.json`` its line, ``key.jpg`` or several its images.
 
-    A line may name its pictures, as their members are called; else they are all its pictures, in the tar's order.
+    A line may name its images, as their members are called; else they are all its images, in the tar's order.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class TarPiece:
                             sample.refuse(
                                 f"{self.path}:{member.name}",
                                 "its key was there before, and its sample read without it: the members of a sample stand one "
-                                "behind the other.",
+                                "after the other.",
                             )
                         seen.add(key)
                     sample.add(archive, member, self.path)
@@ -79,7 +79,7 @@ class _Sample:
         elif file is None:
             self.refuse(
                 where,
-                f"the members of its sample are more than {LARGEST_SAMPLE >> 20} MiB, and are read at once. Make its pictures "
+                f"the members of its sample are more than {LARGEST_SAMPLE >> 20} MiB, and are read at once. Make its images "
                 "smaller, or leave it out.",
             )
         else:
@@ -90,12 +90,12 @@ class _Sample:
         self.members.clear()
 
     def line(self, path: Path) -> Line:
-        """Where the sample stands, and its line with its pictures in it."""
+        """Where the sample stands, and its line with its images in it."""
         if self.bad is not None:
             return self.bad.where, self.bad
         where = f"{path}:{self.key}"
         try:
-            return where, _with_pictures(self.key, self.members)
+            return where, _with_images(self.key, self.members)
         except BadRecord as bad:
             return where, BadRecord(where, bad.reason)
 
@@ -106,28 +106,28 @@ def _key(name: str) -> str:
     return f"{folder}{slash}{file.partition('.')[0]}"
 
 
-def _with_pictures(key: str, members: dict[str, bytes]) -> dict[str, Any]:
+def _with_images(key: str, members: dict[str, bytes]) -> dict[str, Any]:
     texts = [name for name in members if name.lower().endswith(".json")]
     if len(texts) != 1:
         raise BadRecord("", f"a sample has one member {Path(key).name}.json with its line; this one has {sorted(members)}.")
     line = parse_line(members.pop(texts[0]))
     column = next((name for name in ("images", "image", "img_path") if line.get(name)), "images")
     found = _named(line.get(column), members) if line.get(column) else list(members)
-    others = [name for name in found if name.rpartition(".")[2].lower() not in PICTURES]
+    others = [name for name in found if name.rpartition(".")[2].lower() not in IMAGES]
     if others:
-        raise BadRecord("", f"the member {others[0]!r} is no picture of a known kind ({', '.join(PICTURES)}).")
+        raise BadRecord("", f"the member {others[0]!r} is no image of a known kind ({', '.join(IMAGES)}).")
     if found:
         line[column] = [{"bytes": members[name], "path": name} for name in found]
     return line
 
 
 def _named(given: Any, members: dict[str, bytes]) -> list[str]:
-    """The members that a line names as its pictures: by their names, with or without a folder, or by what stands behind the key."""
+    """The members that a line names as its images: by their names, with or without a folder, or by what stands after the key."""
     names = []
     for one in given if isinstance(given, list) else [given]:
         last = one.rpartition("/")[2] if isinstance(one, str) else None
         fitting = [name for name in members if last in (name, name.partition(".")[2])]
         if len(fitting) != 1:
-            raise BadRecord("", f"its picture {one!r} is no member of the sample, which has {sorted(members)}.")
+            raise BadRecord("", f"its image {one!r} is no member of the sample, which has {sorted(members)}.")
         names += fitting
     return names

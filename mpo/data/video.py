@@ -1,9 +1,9 @@
-"""Videos as pictures: some of their frames, evenly spread, in the places and under the names that InternVL gives them.
+"""Videos as images: some of their frames, evenly spread, in the places and under the names that InternVL gives them.
 
 A prompt's ``{"type": "video"}`` part becomes, as in the official MPO code, a line for each frame:
 
-    Frame1: <picture>
-    Frame2: <picture>
+    Frame1: <image>
+    Frame2: <image>
 
 Each frame is one tile. How many there are is known from the file's header; frames are decoded when the record is used. They are
 evenly spread in time: in a video whose frames are shown for different times, a frame that is shown long may stand there twice.
@@ -76,10 +76,10 @@ def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int]:
 
 
 def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """A record whose videos are frames among its pictures. One without videos is left as it is.
+    """A record whose videos are frames among its images. One without videos is left as it is.
 
     Args:
-        record: may have ``videos``, paths, with one ``{"type": "video"}`` part for each in the prompt's messages. Its pictures keep
+        record: may have ``videos``, paths, with one ``{"type": "video"}`` part for each in the prompt's messages. Its images keep
             their order, and have one tile each, as frames do. ``frames`` of a record: see `checked_frames`.
         where: what errors call the record.
 
@@ -92,8 +92,8 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     prompt = record.get("prompt")
     parts = [part for message in prompt for part in _parts(message)] if isinstance(prompt, list) else []
     places = [part.get("type") for part in parts if part.get("type") in ("image", "video")]
-    pictures = record.get("images") if record.get("images") is not None else record.get("image")
-    own = iter([] if pictures is None else list(pictures) if isinstance(pictures, (list, tuple)) else [pictures])
+    images = record.get("images") if record.get("images") is not None else record.get("image")
+    own = iter([] if images is None else list(images) if isinstance(images, (list, tuple)) else [images])
     if places.count("video") != len(paths):
         raise ValueError(
             f"{where}: the prompt has {places.count('video')} places for {len(paths)} videos. Give messages with one part "
@@ -110,8 +110,8 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         if kind == "video":
             in_order += next(videos)
         else:
-            in_order += [picture for picture in [next(own, None)] if picture is not None]
-    in_order += own  # more than there are places for: refused where pictures are counted
+            in_order += [image for image in [next(own, None)] if image is not None]
+    in_order += own  # more than there are places for: refused where images are counted
     counts = iter(map(len, frames))
     messages = [
         {**message, "content": [new for part in _parts(message) for new in _as_frames(part, counts)]}
@@ -136,7 +136,7 @@ def _as_frames(part: dict[str, Any], counts: Iterator[int]) -> list[dict[str, An
     if part.get("type") != "video":
         return [part]
     named = range(1, next(counts) + 1)
-    # The chat template puts a line break behind every picture.
+    # The chat template puts a line break after every image.
     return [new for i in named for new in ({"type": "text", "text": f"Frame{i}: "}, {"type": "image", "text": None})]
 
 
@@ -216,7 +216,7 @@ def _frames_at(container: Any, stream: Any, moments: Sequence[float], header: _H
                 break
         shown = current or following  # the first frame may begin late
         if shown is None or (following is None and moment > shown.time + _seconds(shown.duration, stream, each) + each):
-            raise ValueError(f"{path}: the video ends before its {moment:.1f} s; it is cut short. Mend it or leave the record out.")
+            raise ValueError(f"{path}: the video ends before its {moment:.1f} s; it is cut short. Fix it or leave the record out.")
         check_pixels((shown.width, shown.height), path)
         yield shown
 
@@ -226,10 +226,10 @@ def _seconds(duration: int | None, stream: Any, default: float) -> float:
 
 
 def _upright(frame: Any) -> Image.Image:
-    picture: Image.Image = frame.to_image()
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)  # leaves smaller ones as they are
+    image: Image.Image = frame.to_image()
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)  # leaves smaller ones as they are
     turned = getattr(frame, "rotation", 0)  # counterclockwise
-    return picture.rotate(turned, expand=True) if turned else picture
+    return image.rotate(turned, expand=True) if turned else image
 
 
 @lru_cache(maxsize=4096)
@@ -243,7 +243,7 @@ def _header(path: str) -> _Header:
         if frames < 1 or seconds <= 0:  # some containers do not say
             times = sorted(float(packet.pts * stream.time_base) for packet in container.demux(stream) if packet.pts is not None)
             if not times:
-                raise ValueError(f"{path}: this video has no frames. Mend it or leave the record out.")
+                raise ValueError(f"{path}: this video has no frames. Fix it or leave the record out.")
             each = (times[-1] - times[0]) / max(len(times) - 1, 1) or 1.0
             frames, start, seconds = len(times), times[0], each * len(times)
         return _Header(width, height, frames, start, seconds)
@@ -260,13 +260,13 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
             # By a Python file, so that FFmpeg itself opens nothing.
             with av.open(file, metadata_errors="ignore", options={"format_whitelist": CONTAINERS}) as container:
                 if not container.streams.video:
-                    raise ValueError(f"{path}: this file has no video stream. Mend it or leave the record out.")
+                    raise ValueError(f"{path}: this file has no video stream. Fix it or leave the record out.")
                 yield container, container.streams.video[0]
         except Exception as error:
             if isinstance(error, ValueError) and str(error).startswith(path):
                 raise
             raise ValueError(
-                f"{path}: this is no video that FFmpeg can read, or it is damaged ({type(error).__name__}: {error}). Mend it or "
+                f"{path}: this is no video that FFmpeg can read, or it is damaged ({type(error).__name__}: {error}). Fix it or "
                 "leave the record out."
             ) from error
 

@@ -33,7 +33,7 @@ _ANSWER_LINE = re.compile(r"answer\b.{0,20}[:：]|答案", re.IGNORECASE)
 def refusal(answer: str) -> str | None:
     """The words with which an answer refuses, or None.
 
-    >>> refusal("I'm sorry, but I can't see the picture.")
+    >>> refusal("I'm sorry, but I can't see the image.")
     "I'm sorry, but I"
     >>> refusal("The sign says sorry.")
     """

@@ -7,13 +7,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from mpo.data.held_out import encoded, key_of, picture_bytes
+from mpo.data.eval_part import encoded, image_bytes, key_of
 
 
 def first_difference(one: Dataset, other: Dataset) -> str | None:
     """The first thing in which records differ, or None. A column that is missing is the same as nulls.
 
-    Pictures are compared by their files' bytes, contents of messages by their text and pictures.
+    Images are compared by their files' bytes, contents of messages by their text and images.
     """
     if len(one) != len(other):
         return f"{len(one):,} pairs against {len(other):,}"
@@ -29,7 +29,7 @@ def first_difference(one: Dataset, other: Dataset) -> str | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         if value.keys() == {"bytes", "path"}:
-            return key_of(picture_bytes(value))
+            return key_of(image_bytes(value))
         return {key: plain for key, plain in ((key, _plain(one)) for key, one in value.items()) if plain is not None} or None
     if isinstance(value, list):
         return _joined([_plain(one) for one in value]) or None

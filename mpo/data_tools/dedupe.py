@@ -13,9 +13,9 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpo.data.held_out import content_text, encoded, key_of, picture_bytes, question_text, shown_keys, video_key
-from mpo.data.images import open_picture
-from mpo.data_tools.same_picture import glimpse, may_be_same, same_picture
+from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, question_text, shown_keys, video_key
+from mpo.data.images import open_image
+from mpo.data_tools.same_image import glimpse, may_be_same, same_image
 from mpo.data_tools.similar import (
     BANDS,
     BLOCKS,
@@ -53,36 +53,36 @@ def find_duplicates(
     *,
     near: bool = True,
     threshold: float = 0.9,
-    picture_bits: int = 3,
+    image_bits: int = 3,
     num_proc: int | None = None,
 ) -> list[Duplicate]:
     """Find pairs that are in a data set more than once; the first of each is the one to keep.
 
-    Exact: the same question, pictures (their files), chosen and rejected answer. Near: the question and both answers overlap by
-    `threshold`, case and punctuation aside, with the same numbers, and the pictures are the same, or copies of them that were
-    compressed again or made a little smaller (`mpo.data_tools.same_picture`).
+    Exact: the same question, images (their files), chosen and rejected answer. Near: the question and both answers overlap by
+    `threshold`, case and punctuation aside, with the same numbers, and the images are the same, or copies of them that were
+    compressed again or made a little smaller (`mpo.data_tools.same_image`).
 
     Args:
         pairs: records.
         near: whether to look for near duplicates too.
         threshold: the least Jaccard overlap of the n-grams of each of the three texts, above 0.5.
-        picture_bits: bits of 64 in which the difference hashes of pictures may differ for them to be compared, at most 3.
+        image_bits: bits of 64 in which the difference hashes of images may differ for them to be compared, at most 3.
         num_proc: processes to read the records with.
 
     Returns:
         the duplicates, by index.
 
     Raises:
-        ValueError: for a threshold or bits that similar pairs could not be found by, and for a picture that cannot be decoded.
+        ValueError: for a threshold or bits that similar pairs could not be found by, and for an image that cannot be decoded.
     """
     if not 0.5 < threshold <= 1:
         raise ValueError(f"threshold is an overlap above 0.5, at most 1; got {threshold}.")
-    if not 0 <= picture_bits < BLOCKS:
-        raise ValueError(f"picture_bits is from 0 to {BLOCKS - 1}; got {picture_bits}.")
+    if not 0 <= image_bits < BLOCKS:
+        raise ValueError(f"image_bits is from 0 to {BLOCKS - 1}; got {image_bits}.")
     marks = _marks(pairs, near, num_proc)
     duplicates = {one.index: one for one in _exact(np.asarray(marks.data.column("exact").to_numpy()))}
     if near:
-        for one in _near(pairs, marks, threshold, picture_bits, set(duplicates)):
+        for one in _near(pairs, marks, threshold, image_bits, set(duplicates)):
             duplicates[one.index] = one
     return [_settled(duplicates[index], duplicates) for index in sorted(duplicates)]
 
@@ -110,14 +110,14 @@ def texts(record: dict[str, Any]) -> tuple[str, str, str]:
     return question_text(record["prompt"]), chosen, rejected
 
 
-def pictures_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
-    """The pictures of a record, opened one by one.
+def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
+    """The images of a record, opened one by one.
 
     Raises:
         ValueError: for one that cannot be decoded, with the record and the file.
     """
-    for place, picture in enumerate(record.get("images") or (), start=1):
-        yield open_picture(picture, where=f"record {record.get('id')!r}, picture {place}")
+    for place, image in enumerate(record.get("images") or (), start=1):
+        yield open_image(image, where=f"record {record.get('id')!r}, image {place}")
 
 
 def _marks(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
@@ -130,12 +130,12 @@ def _marks(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
         ),
         new_fingerprint=Hasher.hash([bare._fingerprint, "duplicates", VERSION, near]),
         num_proc=num_proc,
-        desc="Reading texts and pictures",
+        desc="Reading texts and images",
     )
 
 
 class _Mark:
-    """The exact key of one record and, for near duplicates, the signature of its texts and the hashes of its pictures."""
+    """The exact key of one record and, for near duplicates, the signature of its texts and the hashes of its images."""
 
     def __init__(self, near: bool) -> None:
         self.near = near
@@ -151,7 +151,7 @@ class _Mark:
         if not self.near:
             return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
         # Of a video only the file is compared, whose key differs in many bits where it differs at all.
-        looks = [difference_hash(picture) for picture in pictures_of(record)]
+        looks = [difference_hash(image) for image in images_of(record)]
         looks += [video_key(video) for video in record.get("videos") or ()]
         figures = key_of("\0".join(" ".join(numbers(text)) for text in words))
         return {"exact": exact, "numbers": figures, "signature": signature(normalised(" ".join(words))), "looks": looks}
@@ -160,7 +160,7 @@ class _Mark:
 def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     for index in np.flatnonzero(first[inverse] != np.arange(len(keys))):
-        yield Duplicate(int(index), int(first[inverse[index]]), "the same question, pictures and answers")
+        yield Duplicate(int(index), int(first[inverse[index]]), "the same question, images and answers")
 
 
 def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set[int]) -> Iterator[Duplicate]:
@@ -170,7 +170,7 @@ def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set
     counts = np.array([len(own) for own in looks], dtype=np.uint64)
     same = _mixed(np.asarray(marks.data.column("numbers").to_numpy()).view(np.uint64), counts)
     bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images"])
-    same_pictures = _SamePictures(bare)
+    same_images = _SameImages(bare)
 
     @lru_cache(maxsize=4096)
     def read(index: int) -> list[tuple[NDArray[np.uint64], list[str]]]:
@@ -195,7 +195,7 @@ def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set
                         if int((signatures[other] == signatures[index]).sum()) < SIGNATURE * threshold - SLACK:
                             continue
                         reason = _alike(read(other), read(index), looks[other], looks[index], threshold, bits)
-                        if reason is not None and same_pictures(other, index):
+                        if reason is not None and same_images(other, index):
                             gone.add(index)
                             yield Duplicate(index, other, reason)
                             break
@@ -203,22 +203,22 @@ def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set
                         kept.append(index)
 
 
-class _SamePictures:
-    """Whether two records have the same pictures, seen by their pixels; called for those alone that are alike in all else."""
+class _SameImages:
+    """Whether two records have the same images, seen by their pixels; called for those alone that are alike in all else."""
 
     def __init__(self, bare: Dataset) -> None:
         self._bare = bare
-        self._glimpses = lru_cache(maxsize=4096)(lambda index: [glimpse(one) for one in pictures_of(bare[index])])
+        self._glimpses = lru_cache(maxsize=4096)(lambda index: [glimpse(one) for one in images_of(bare[index])])
 
     def __call__(self, one: int, other: int) -> bool:
         if not all(map(may_be_same, self._glimpses(one), self._glimpses(other))):
             return False
         first, second = self._bare[one], self._bare[other]
-        return _files(first) == _files(second) or all(map(same_picture, pictures_of(first), pictures_of(second)))
+        return _files(first) == _files(second) or all(map(same_image, images_of(first), images_of(second)))
 
 
 def _files(record: Mapping[str, Any]) -> list[int]:
-    return [key_of(picture_bytes(picture)) for picture in record.get("images") or ()]
+    return [key_of(image_bytes(image)) for image in record.get("images") or ()]
 
 
 def _mixed(key: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -244,5 +244,5 @@ def _alike(one: Any, other: Any, looks: list[int], other_looks: list[int], thres
     least = min(overlap(a[0], b[0]) for a, b in zip(one, other, strict=True))
     if least < threshold:
         return None
-    seen = ", pictures that look the same" if looks else ""
+    seen = ", images that look the same" if looks else ""
     return f"texts that overlap by {least:.0%} or more{seen}"

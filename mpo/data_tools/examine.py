@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, question_text, video_key
 from mpo.data.folders import Folders
-from mpo.data.held_out import asked_text, content_text, key_of, picture_bytes, question_text, video_key
-from mpo.data.images import open_picture
+from mpo.data.images import open_image
 from mpo.data.pairs import BadRecord
 from mpo.data.pieces import Piece
 from mpo.data.records import Row, Rows, rows_from
@@ -21,12 +21,12 @@ from mpo.data_tools.answers import refusal, unfinished
 from mpo.data_tools.findings import Finding, kind_of
 
 TINY = 10
-"""Pixels of a picture's shorter side below which it hardly shows anything."""
+"""Pixels of an image's shorter side below which it hardly shows anything."""
 ROOM = 256
 """Tokens that a chat template adds to the shortest conversation, at most."""
 _SIDES = ("prompt", "chosen", "rejected")
-MOST_PICTURES = 100_000
-"""Pictures and videos that a process remembers having decoded, each."""
+MOST_IMAGES = 100_000
+"""Images and videos that a process remembers having decoded, each."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source, and how its lines are read (`mpo.data.sources.load_pairs`): frames and tiles are its source's."""
+    """A piece of a source, and how its lines are read (`mpo.data.sources.load_preferences`): frames and tiles are its source's."""
 
     piece: Piece
     image_root: str
@@ -58,9 +58,9 @@ class Examined:
         lines: how many it has.
         findings: in its records, in order.
         where: of each of its N pairs.
-        pair: key of each pair's question, pictures, videos and answers, shape (N,).
-        prompt: key of what each pair asks (`mpo.data.held_out.asked_text`), pictures and videos, shape (N,).
-        pictures: keys of all its pairs' pictures and videos.
+        pair: key of each pair's question, images, videos and answers, shape (N,).
+        prompt: key of what each pair asks (`mpo.data.eval_part.asked_text`), images and videos, shape (N,).
+        images: keys of all its pairs' images and videos.
         owner: to which pair each of these belongs, from 0.
     """
 
@@ -69,16 +69,16 @@ class Examined:
     where: list[str]
     pair: NDArray[np.int64]
     prompt: NDArray[np.int64]
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     owner: NDArray[np.int64]
 
 
 @dataclass
 class Examiner:
-    """Examines the pieces of a source; a process has one, which remembers pictures."""
+    """Examines the pieces of a source; a process has one, which remembers images."""
 
     wanted: Wanted
-    _pictures: dict[str, tuple[int, str | None, tuple[int, int]]] = field(default_factory=dict)
+    _images: dict[str, tuple[int, str | None, tuple[int, int]]] = field(default_factory=dict)
     _videos: dict[tuple[str, int, int], tuple[int, str | None]] = field(default_factory=dict)
     _shapes: set[Any] = field(default_factory=set)
     _measure: Any = None
@@ -99,7 +99,7 @@ class Examiner:
         findings: list[Finding] = []
         where: list[str] = []
         keys: list[tuple[int, int]] = []
-        pictures: list[int] = []
+        images: list[int] = []
         owner: list[int] = []
         lines = 0
         places: list[str] = []
@@ -121,10 +121,10 @@ class Examiner:
                 for row in rows:
                     row["frames"] = row["frames"] or part.frames
                     row["tiles"] = row["tiles"] or part.tiles
-                    shown = [self._picture(picture) for picture in row["images"]]
+                    shown = [self._image(image) for image in row["images"]]
                     films = [self._video(path, checked_frames(row["frames"])) for path in row["videos"] or ()]
                     own = [key for key, _, _ in shown] + [key for key, _ in films]
-                    pictures += own
+                    images += own
                     owner += [len(where)] * len(own)
                     where.append(place)
                     keys.append(_keys(row, own))
@@ -135,7 +135,7 @@ class Examiner:
         except ValueError as error:
             findings.append(Finding("file damaged", str(getattr(piece, "path", getattr(piece, "name", ""))), str(error)))
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
-        return Examined(lines, findings, where, pair, prompt, np.array(pictures, dtype=np.int64), np.array(owner, dtype=np.int64))
+        return Examined(lines, findings, where, pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64))
 
     def _look_at(
         self, row: Row, where: str, shown: list[tuple[int, str | None, tuple[int, int]]], wrong_videos: list[str]
@@ -143,9 +143,9 @@ class Examiner:
         found = [Finding("video not decoded", where, wrong) for wrong in wrong_videos]
         for number, (_, wrong, size) in enumerate(shown, start=1):
             if wrong is not None:
-                found.append(Finding("picture not decoded", where, wrong))
+                found.append(Finding("image not decoded", where, wrong))
             elif min(size) < TINY:
-                found.append(Finding("tiny picture", where, f"picture {number} has {size[0]} x {size[1]} pixels"))
+                found.append(Finding("tiny image", where, f"image {number} has {size[0]} x {size[1]} pixels"))
         answers = [" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in _SIDES[1:]]
         if answers[0] == answers[1]:
             found.append(Finding("equal but for space", where, "'chosen' and 'rejected' differ in white space alone"))
@@ -208,34 +208,34 @@ class Examiner:
         limits = [limit for limit in (self.wanted.max_length, self.wanted.context) if limit is not None]
         return all(2 * (size["prompt"] + max(size["chosen"], size["rejected"])) + ROOM <= limit for limit in limits)
 
-    def _picture(self, picture: Row) -> tuple[int, str | None, tuple[int, int]]:
-        """Key, what is wrong with it, and size in pixels of a picture; one that is a file is opened once."""
-        path = picture["path"] if picture.get("bytes") is None else None
-        known = self._pictures.get(path) if path is not None else None
+    def _image(self, image: Row) -> tuple[int, str | None, tuple[int, int]]:
+        """Key, what is wrong with it, and size in pixels of an image; one that is a file is opened once."""
+        path = image["path"] if image.get("bytes") is None else None
+        known = self._images.get(path) if path is not None else None
         if known is not None:
             return known
         try:
-            data = picture_bytes(picture)
+            data = image_bytes(image)
         except OSError as error:
             return 0, f"{path}: cannot be read ({error})", (0, 0)
         wrong, size = None, (TINY, TINY)
         if not self.wanted.only_keys:
             try:
-                size = open_picture(data, where=path or picture.get("path") or "").size
+                size = open_image(data, where=path or image.get("path") or "").size
             except ValueError as error:
                 wrong, size = str(error), (0, 0)
         found = key_of(data), wrong, size
         if path is not None:
-            if len(self._pictures) >= MOST_PICTURES:
-                self._pictures.clear()
-            self._pictures[path] = found
+            if len(self._images) >= MOST_IMAGES:
+                self._images.clear()
+            self._images[path] = found
         return found
 
     def _video(self, path: str, limits: Mapping[str, int]) -> tuple[int, str | None]:
         """Key and what is wrong with a video, whose frames are decoded as training does; each is opened once."""
         name = path, limits["min"], limits["max"]
         if name not in self._videos:
-            if len(self._videos) >= MOST_PICTURES:
+            if len(self._videos) >= MOST_IMAGES:
                 self._videos.clear()
             key, wrong = 0, None
             try:
@@ -259,9 +259,9 @@ def _unused(rows: Rows, where: str) -> list[Finding]:
     return []
 
 
-def _keys(row: Row, pictures: list[int]) -> tuple[int, int]:
-    """Keys of a pair and of what it asks; ``pictures`` are those of its pictures and videos."""
-    pair = "\0".join([question_text(row["prompt"]), *map(str, pictures)])
-    asked = "\0".join([asked_text(row["prompt"]), *map(str, pictures)])
+def _keys(row: Row, images: list[int]) -> tuple[int, int]:
+    """Keys of a pair and of what it asks; ``images`` are those of its images and videos."""
+    pair = "\0".join([question_text(row["prompt"]), *map(str, images)])
+    asked = "\0".join([asked_text(row["prompt"]), *map(str, images)])
     answers = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
     return key_of("\0\0".join([pair, *answers])), key_of(asked)

@@ -12,9 +12,9 @@ PROBLEMS = (
     "no pair",
     "empty text",
     "equal answers",
-    "marks and pictures",
-    "picture not there",
-    "picture not decoded",
+    "marks and images",
+    "image not there",
+    "image not decoded",
     "video not decoded",
     "file damaged",
     "not encoded",
@@ -24,8 +24,8 @@ PROBLEMS = (
 """Findings that keep training from starting."""
 NOTES = (
     "cut by max_length",
-    "picture in eval too",
-    "tiny picture",
+    "image in eval too",
+    "tiny image",
     "duplicate",
     "equal but for space",
     "refusal",
@@ -38,11 +38,11 @@ NOTES = (
 _KINDS = (
     (r"is the same answer|are the same answer", "equal answers"),
     (r"\bis empty\b", "empty text"),
-    (r"^not JSON from here on|^not JSON behind|behind the end of the array", "file damaged"),
-    (r"marks for \d+ (?:pictures|videos)", "marks and pictures"),
+    (r"^not JSON from here on|^not JSON after|after the end of the array", "file damaged"),
+    (r"marks for \d+ (?:images|videos)", "marks and images"),
     (
-        r"there is no (?:picture|video)|lies outside|is an address|is a URL|not a (?:picture|video) file|cannot be reached",
-        "picture not there",
+        r"there is no (?:image|video)|lies outside|is an address|is a URL|not a (?:image|video) file|cannot be reached",
+        "image not there",
     ),
 )
 WIDEST = 100

@@ -11,23 +11,23 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from mpo.data.held_out import encoded
-from mpo.data_tools.dedupe import pictures_of, texts
+from mpo.data.eval_part import encoded
+from mpo.data_tools.dedupe import images_of, texts
 from mpo.data_tools.page import html_page, png_url
 from mpo.visible import visible
 
 LARGEST = 512
-"""Pixels of a picture's longer side on the page."""
+"""Pixels of an image's longer side on the page."""
 ABOUT = ("source", "videos", "prompt_id", "answer", "margin", "tiles", "frames", "augment", "metadata")
 
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:
-    """Records as text: their pictures by name and size, and with a processor the tokens that the model sees."""
+    """Records as text: their images by name and size, and with a processor the tokens that the model sees."""
     return "\n\n".join(_record_text(record, processor) for record in _records(pairs))
 
 
 def show_page(pairs: Dataset, title: str, processor: Any = None) -> str:
-    """Records as one self-contained HTML page, with their pictures."""
+    """Records as one self-contained HTML page, with their images."""
     articles = "\n".join(_article(record, processor) for record in _records(pairs))
     return html_page(title, articles)
 
@@ -39,8 +39,8 @@ def _records(pairs: Dataset) -> Any:
 def _record_text(record: Mapping[str, Any], processor: Any) -> str:
     lines = [f"record {record.get('id')!r}"]
     lines += [f"  {name}: {value}" for name, value in _about(record)]
-    for place, (opened, picture) in enumerate(zip(pictures_of(record), record.get("images") or (), strict=True), start=1):
-        lines.append(f"  picture {place}: {opened.width} x {opened.height}, {picture.get('path') or 'in the data'}")
+    for place, (opened, image) in enumerate(zip(images_of(record), record.get("images") or (), strict=True), start=1):
+        lines.append(f"  image {place}: {opened.width} x {opened.height}, {image.get('path') or 'in the data'}")
     for name, text in _as_seen(record, processor):
         lines += [f"  {name}", *(f"    {line}" for line in text.split("\n"))]
     return "\n".join(visible(line).rstrip() for line in lines)
@@ -48,12 +48,12 @@ def _record_text(record: Mapping[str, Any], processor: Any) -> str:
 
 def _article(record: Mapping[str, Any], processor: Any) -> str:
     about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in _about(record))
-    pictures = "".join(map(_img, pictures_of(record)))
+    images = "".join(map(_img, images_of(record)))
     seen = "".join(
         f'<h3 class="{name.split(",")[0]}">{escape(name)}</h3><pre>{escape(text)}</pre>'
         for name, text in _as_seen(record, processor)
     )
-    return f"<article><h2>{escape(str(record.get('id')))}</h2>{pictures}<dl>{about}</dl>{seen}</article>"
+    return f"<article><h2>{escape(str(record.get('id')))}</h2>{images}<dl>{about}</dl>{seen}</article>"
 
 
 def _about(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -66,8 +66,8 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
         return list(zip(("prompt", "chosen", "rejected"), texts(dict(record)), strict=True))
     from mpo.dry_run.record import show_record
 
-    as_trained = SimpleNamespace(max_length=None, truncation_mode="keep_start", answer_end="end_of_turn", tile_budget="prompt")
-    opened = list(pictures_of(record))
+    as_trained = SimpleNamespace(max_length=None, truncation_mode="keep_start", completion_end="end_of_turn", tile_budget="prompt")
+    opened = list(images_of(record))
     # Columns that are null in this record are not there for the encoder.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
     shown = show_record({**bare, "images": opened} if opened else bare, processor, as_trained)

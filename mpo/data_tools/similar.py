@@ -1,4 +1,4 @@
-"""Which texts and which pictures are nearly the same: minhash signatures of texts, difference hashes of pictures."""
+"""Which texts and which images are nearly the same: minhash signatures of texts, difference hashes of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BANDS, ROWS = 8, 4
 """A signature has BANDS x ROWS minima. Texts whose n-grams overlap by 0.9 (Jaccard) share a band in 9,998 of 10,000 cases."""
 SIGNATURE = BANDS * ROWS
 BLOCKS = 4
-"""Of 16 bits in a picture's 64: pictures that differ in fewer bits than there are blocks share a block."""
+"""Of 16 bits in an image's 64: images that differ in fewer bits than there are blocks share a block."""
 
 _RNG = np.random.default_rng(2411_10442)
 _FACTORS = _RNG.integers(1, 2**63, SIGNATURE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -69,13 +69,13 @@ def overlap(first: NDArray[Any], second: NDArray[Any]) -> float:
     return shared / max(len(first) + len(second) - shared, 1)
 
 
-def difference_hash(picture: Image.Image) -> int:
-    """64 bits, as a signed number: whether each of 8 x 8 places of the shrunken grey picture is brighter than its right neighbour.
+def difference_hash(image: Image.Image) -> int:
+    """64 bits, as a signed number: whether each of 8 x 8 places of the shrunken grey image is brighter than its right neighbour.
 
-    Nearly the same for a picture that was resized or compressed again, but also for drawings that differ in colour or small detail:
-    it says which pictures are worth comparing (`mpo.data_tools.same_picture`).
+    Nearly the same for an image that was resized or compressed again, but also for drawings that differ in colour or small detail:
+    it says which images are worth comparing (`mpo.data_tools.same_image`).
     """
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     bits = (grey[:, :-1] > grey[:, 1:]).reshape(-1)
     return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
 

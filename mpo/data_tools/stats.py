@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Value
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from mpo.data.held_out import content_keys, encoded
+from mpo.data.eval_part import content_keys, encoded
 from mpo.data_tools.dedupe import texts
 from mpo.data_tools.similar import normalised, overlap
 
@@ -25,17 +25,17 @@ class Stats:
 
     Attributes:
         source: of each pair, shape (N,).
-        prompts: how many distinct prompts (question and pictures) there are.
-        pictures: of each pair, shape (N,).
+        prompts: how many distinct prompts (question and images) there are.
+        images: of each pair, shape (N,).
         words: of ``question``, ``chosen`` and ``rejected``, each shape (N,).
         overlap: of the words of both answers, shared over all, shape (N,).
         tokens: of ``prompt``, ``chosen`` and ``rejected`` for a model, each shape (N,); empty without one.
-        tiles: of each pair's pictures, shape (N,); None without a model.
+        tiles: of each pair's images, shape (N,); None without a model.
     """
 
     source: NDArray[np.str_]
     prompts: int
-    pictures: Numbers
+    images: Numbers
     words: dict[str, Numbers]
     overlap: Numbers
     tokens: dict[str, Numbers]
@@ -57,7 +57,7 @@ class Stats:
         """Everything that there is one number a pair of, by its name."""
         found = {f"{name}, words": values for name, values in self.words.items()}
         found |= {f"{name}, tokens": values for name, values in self.tokens.items()}
-        found |= {f"chosen - rejected, {self.unit}": self.gap, "overlap of their words": self.overlap, "pictures": self.pictures}
+        found |= {f"chosen - rejected, {self.unit}": self.gap, "overlap of their words": self.overlap, "images": self.images}
         return found if self.tiles is None else {**found, "tiles": self.tiles}
 
     def by_source(self) -> list[tuple[str, NDArray[np.int64]]]:
@@ -79,7 +79,7 @@ def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None
         ValueError: for a record that cannot be encoded.
     """
     bare = encoded(pairs, ["prompt", "chosen", "rejected", "images"])
-    features = {**{name: Value("int32") for name in (*WORDS, "pictures")}, "overlap": Value("float32")}
+    features = {**{name: Value("int32") for name in (*WORDS, "images")}, "overlap": Value("float32")}
     found = bare.map(
         _count,
         remove_columns=bare.column_names,
@@ -98,13 +98,13 @@ def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None
     keys = content_keys(pairs, num_proc=num_proc)
     prompts = {
         (question, *own)
-        for question, own in zip(keys.data.column("question").to_pylist(), keys.data.column("pictures").to_pylist(), strict=True)
+        for question, own in zip(keys.data.column("question").to_pylist(), keys.data.column("images").to_pylist(), strict=True)
     }
     sources = pairs.select_columns(["source"])[:]["source"] if "source" in pairs.column_names else [None] * len(pairs)
     return Stats(
         source=np.array([name or "(no source)" for name in sources], dtype=str),
         prompts=len(prompts),
-        pictures=column["pictures"],
+        images=column["images"],
         words={name: column[name] for name in WORDS},
         overlap=column["overlap"],
         tokens=tokens,
@@ -116,16 +116,16 @@ def _count(record: dict[str, Any]) -> dict[str, Any]:
     written = texts(record)
     chosen, rejected = (np.unique(np.array(normalised(text).split() or [""])) for text in written[1:])
     words = {name: len(text.split()) for name, text in zip(WORDS, written, strict=True)}
-    return {**words, "pictures": len(record.get("images") or ()), "overlap": overlap(chosen, rejected)}
+    return {**words, "images": len(record.get("images") or ()), "overlap": overlap(chosen, rejected)}
 
 
 def stats_text(stats: Stats) -> str:
     """Statistics as tables for a terminal."""
     count = len(stats.source)
-    pictured = int((stats.pictures > 0).sum())
+    imaged = int((stats.images > 0).sum())
     head = (
-        f"{count:,} pairs of {stats.prompts:,} prompts ({count / max(stats.prompts, 1):.1f} pairs a prompt), {pictured:,} with "
-        f"pictures ({int(stats.pictures.sum()):,} pictures)"
+        f"{count:,} pairs of {stats.prompts:,} prompts ({count / max(stats.prompts, 1):.1f} pairs a prompt), {imaged:,} with "
+        f"images ({int(stats.images.sum()):,} images)"
     )
     rows: list[Sequence[str]] = [("", "mean", "least", "5 %", "median", "95 %", "most")]
     for name, values in stats.measures().items():

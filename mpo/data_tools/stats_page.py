@@ -36,9 +36,9 @@ def stats_page(stats: Stats, title: str) -> str:
         ("Length of prompts", _histogram(stats.tokens.get("prompt", stats.words["question"]), f"{stats.unit} of a prompt")),
     ]
     if stats.tiles is not None and stats.tiles.any():
-        figures.append(("Tiles", _histogram(stats.tiles, "tiles of a pair's pictures")))
-    elif stats.pictures.any():
-        figures.append(("Pictures", _histogram(stats.pictures, "pictures of a pair")))
+        figures.append(("Tiles", _histogram(stats.tiles, "tiles of a pair's images")))
+    elif stats.images.any():
+        figures.append(("Images", _histogram(stats.images, "images of a pair")))
     plots = "\n".join(
         f'<figure><img alt="{escape(name)}" src="{_as_url(figure)}"><figcaption>{escape(name)}</figcaption></figure>'
         for name, figure in figures

@@ -69,17 +69,17 @@ def validate(
     """Read every record of a source and check it.
 
     Args:
-        path: as of `mpo.data.sources.load_pairs`, as are the next four; or a file of a mixture (`mpo.data.mixing.read_mixture`),
+        path: as of `mpo.data.sources.load_preferences`, as are the next four; or a file of a mixture (`mpo.data.mixing.read_mixture`),
             all of whose sources are read once.
         format: of the records.
-        image_root: what picture paths are relative to.
+        image_root: what image paths are relative to.
         split: of a data set with several.
         frames: of each video, ``min`` and ``max``; a mixture's sources may have their own.
         processor: of the model to train, for lengths in tokens and tiles.
         max_length: most tokens of prompt and answer, with a processor.
         context: most tokens that the model takes, with a processor.
-        evaluation: another source, whose questions and pictures should not be in this one. Lines of it that are no pairs are found
-            too; its pictures are not decoded.
+        evaluation: another source, whose questions and images should not be in this one. Lines of it that are no pairs are found
+            too; its images are not decoded.
         output: file of the findings; one that is there is replaced.
         workers: processes.
 
@@ -123,7 +123,7 @@ def validate(
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
-    """A source in parts, or all sources of a mixture, each of them once; arguments as of `load_pairs`."""
+    """A source in parts, or all sources of a mixture, each of them once; arguments as of `load_preferences`."""
     path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
     inner = None
     if is_meta(path):
@@ -148,20 +148,18 @@ def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> It
     pair = np.concatenate([piece.pair for piece in examined])
     _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
     for index in np.flatnonzero(first[inverse] != np.arange(len(pair))):
-        yield Finding("duplicate", where[index], f"the same question, pictures and answers as {where[first[inverse[index]]]}")
+        yield Finding("duplicate", where[index], f"the same question, images and answers as {where[first[inverse[index]]]}")
     if not evaluated:
         return
     leaked = np.isin(np.concatenate([piece.prompt for piece in examined]), np.concatenate([piece.prompt for piece in evaluated]))
     for index in np.flatnonzero(leaked):
-        yield Finding("in eval too", where[index], "the same question with the same pictures is evaluated on")
+        yield Finding("in eval too", where[index], "the same question with the same images is evaluated on")
     starts = np.cumsum([0, *(len(piece.where) for piece in examined)])
     owner = np.concatenate([piece.owner + start for piece, start in zip(examined, starts[:-1], strict=True)])
-    shown = np.isin(np.concatenate([piece.pictures for piece in examined]), np.concatenate([piece.pictures for piece in evaluated]))
+    shown = np.isin(np.concatenate([piece.images for piece in examined]), np.concatenate([piece.images for piece in evaluated]))
     for index in np.unique(owner[shown]):
         if not leaked[index]:
-            yield Finding(
-                "picture in eval too", where[index], "one of its pictures or videos is evaluated on, with another question"
-            )
+            yield Finding("image in eval too", where[index], "one of its images or videos is evaluated on, with another question")
 
 
 _EXAMINER: Examiner | None = None

@@ -1,4 +1,4 @@
-"""Pairs of any source -> a file of one of the forms that `load_pairs` reads."""
+"""Pairs of any source -> a file of one of the forms that `load_preferences` reads."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from datasets import Dataset, List
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
 from mpo.data.formats import detect, mmpr
-from mpo.data.held_out import encoded, key_of, picture_bytes, video_key
 from mpo.data.pairs import BadRecord
 from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 FORMS = ("trl", "mmpr", "parquet", "disk")
 """TRL's columns as JSONL; MMPR's JSONL; TRL's columns as Parquet; a folder of `save_to_disk`."""
-PICTURES = ("path", "copy", "bytes")
-"""Pictures stay where they are; their files are copied beside the target; they are put into the target itself."""
+IMAGES = ("path", "copy", "bytes")
+"""Images stay where they are; their files are copied beside the target; they are put into the target itself."""
 ENDINGS = {".parquet": "parquet", ".jsonl": "trl", ".json": "trl", "": "disk"}
 """The form of a target by its ending; a number, as in ``pairs-v1.2``, is no ending."""
 ROW_GROUP = 256
-"""Records of a Parquet row group: pictures in it make them large."""
+"""Records of a Parquet row group: images in it make them large."""
 _IMAGES = List(ImageFeature())
 NOT_IN_MMPR = ("source", "margin", "tiles", "frames", "augment")
 """Columns without a place in MMPR's lines. (In MMPR, the last two stand in meta.json, for a whole file.)"""
@@ -58,7 +58,7 @@ def write_pairs(
     target: str | Path,
     *,
     form: str | None = None,
-    pictures: str | None = None,
+    images: str | None = None,
     image_root: str | Path | None = None,
 ) -> Written:
     """Write pairs; the target appears when it is whole.
@@ -67,8 +67,8 @@ def write_pairs(
         pairs: records.
         target: a file or folder that does not exist.
         form: of `FORMS`; by default as the target is called: ``.parquet``, ``.jsonl`` (``"trl"``), no ending ``"disk"``.
-        pictures: of `PICTURES`; by default ``"path"`` in JSONL, with copies of those that are no files, else ``"bytes"``.
-        image_root: the folder that a JSONL's picture paths are to be relative to; by default the deepest that holds all of them.
+        images: of `IMAGES`; by default ``"path"`` in JSONL, with copies of those that are no files, else ``"bytes"``.
+        image_root: the folder that a JSONL's image paths are to be relative to; by default the deepest that holds all of them.
 
     Raises:
         ValueError: for a target that is there, settings that do not go together, and records that the form cannot hold.
@@ -78,15 +78,15 @@ def write_pairs(
     if form not in FORMS:
         raise ValueError(f"Pairs are written as {', '.join(FORMS)}, not as {form!r}.")
     in_lines = form in ("trl", "mmpr")
-    pictures = pictures or ("path" if in_lines else "bytes")
-    if pictures not in PICTURES:
-        raise ValueError(f"Pictures are written as {', '.join(PICTURES)}, not as {pictures!r}.")
-    if form == "disk" and pictures != "bytes":
-        raise ValueError(f"save_to_disk puts pictures inside; pictures={pictures!r} cannot be had. Leave it out, or write Parquet.")
-    if in_lines and pictures == "bytes":
-        raise ValueError("A JSONL file holds paths of pictures, not pictures. Use pictures='copy', or write Parquet.")
-    if image_root is not None and (not in_lines or pictures == "copy"):
-        raise ValueError("image_root is for the paths in a JSONL whose pictures stay where they are; leave it out here.")
+    images = images or ("path" if in_lines else "bytes")
+    if images not in IMAGES:
+        raise ValueError(f"Images are written as {', '.join(IMAGES)}, not as {images!r}.")
+    if form == "disk" and images != "bytes":
+        raise ValueError(f"save_to_disk puts images inside; images={images!r} cannot be had. Leave it out, or write Parquet.")
+    if in_lines and images == "bytes":
+        raise ValueError("A JSONL file holds paths of images, not images. Use images='copy', or write Parquet.")
+    if image_root is not None and (not in_lines or images == "copy"):
+        raise ValueError("image_root is for the paths in a JSONL whose images stay where they are; leave it out here.")
     if target.exists():
         raise ValueError(f"{target} is there already. Give a new name; nothing is overwritten.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +94,9 @@ def write_pairs(
     try:
         root = None
         if in_lines:
-            root = _write_lines(pairs, aside, target, form, pictures, image_root)
+            root = _write_lines(pairs, aside, target, form, images, image_root)
         elif form == "parquet":
-            root = _write_parquet(pairs, aside, target, pictures)
+            root = _write_parquet(pairs, aside, target, images)
         else:
             pairs.save_to_disk(str(aside))
             root = _root(_videos(pairs))
@@ -128,12 +128,12 @@ def _filled(pairs: Dataset, column: str) -> int:
 # JSONL
 
 
-def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, pictures: str, image_root: Any) -> Path | None:
+def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, images: str, image_root: Any) -> Path | None:
     shown = [name for name in ("images", "videos") if name in pairs.column_names]
     places: list[dict[str, list[Path]]] = []
     for record in encoded(pairs, shown) if shown else ():
-        own = {"images": [_place(picture, target, pictures) for picture in record.get("images") or ()]}
-        own["videos"] = [_video_place(video, target, pictures) for video in record.get("videos") or ()]
+        own = {"images": [_place(image, target, images) for image in record.get("images") or ()]}
+        own["videos"] = [_video_place(video, target, images) for video in record.get("videos") or ()]
         places.append(own)
     root = _root((place for own in places for some in own.values() for place in some), image_root)
     to_line = trl_line if form == "trl" else mmpr_line
@@ -157,12 +157,12 @@ def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | Non
     outside = next((place for place in every if not place.is_relative_to(root)), None)
     if outside is not None:
         name = repr(str(outside))
-        raise ValueError(f"The picture {name} lies outside {root}. Give the folder that holds all of them, or pictures='copy'.")
+        raise ValueError(f"The image {name} lies outside {root}. Give the folder that holds all of them, or images='copy'.")
     return root
 
 
 def trl_line(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, its pictures as paths, as a line in TRL's columns."""
+    """A record, its images as paths, as a line in TRL's columns."""
     line = {name: value for name, value in record.items() if value not in (None, [])}
     for name in ("prompt", "chosen", "rejected"):
         if not isinstance(line[name], str):
@@ -171,10 +171,10 @@ def trl_line(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, its pictures as paths, as a line of MMPR; metadata stand in it as they did in their file, or else in ``metadata``.
+    """A record, its images as paths, as a line of MMPR; metadata stand in it as they did in their file, or else in ``metadata``.
 
     Raises:
-        ValueError: for a record with more turns than a question and an answer, or marks of pictures in its text.
+        ValueError: for a record with more turns than a question and an answer, or marks of images in its text.
     """
     line: dict[str, Any] = {"id": record.get("id")}
     for name, paths in (("image", record.get("images")), ("video", record.get("videos"))):
@@ -211,9 +211,9 @@ def _one_turn(record: Mapping[str, Any], side: str, role: str) -> str:
     for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
         if side == "prompt" and any(mark in part.get("text", "") for part in parts):
             raise ValueError(
-                f"Record {record.get('id')!r}: its text has {mark}, which marks a picture in MMPR's form. Use TRL's form."
+                f"Record {record.get('id')!r}: its text has {mark}, which marks an image in MMPR's form. Use TRL's form."
             )
-    # The line break behind a mark belongs to the mark: readers take one away.
+    # The line break after a mark belongs to the mark: readers take one away.
     return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>\n" for part in parts)
 
 
@@ -233,26 +233,26 @@ def _without_nulls(line: dict[str, Any]) -> dict[str, Any]:
     return tidy
 
 
-# Pictures
+# Images
 
 
-def _place(picture: Mapping[str, Any], target: Path, pictures: str) -> Path:
-    """Where the file of a picture is; a copy is made if it is asked for, or there is no file."""
-    if pictures == "path" and picture.get("bytes") is None:
-        return Path(picture["path"]).resolve()
-    data = picture_bytes(picture)
-    return _copied(lambda aside: aside.write_bytes(data), key_of(data), _suffix(picture, data), target)
+def _place(image: Mapping[str, Any], target: Path, images: str) -> Path:
+    """Where the file of an image is; a copy is made if it is asked for, or there is no file."""
+    if images == "path" and image.get("bytes") is None:
+        return Path(image["path"]).resolve()
+    data = image_bytes(image)
+    return _copied(lambda aside: aside.write_bytes(data), key_of(data), _suffix(image, data), target)
 
 
-def _video_place(video: str, target: Path, pictures: str) -> Path:
-    if pictures == "path":
+def _video_place(video: str, target: Path, images: str) -> Path:
+    if images == "path":
         return Path(video).resolve()
     return _copied(lambda aside: shutil.copyfile(video, aside), video_key(video), Path(video).suffix, target)
 
 
 def _copied(write: Callable[[Path], Any], key: int, suffix: str, target: Path) -> Path:
     """A file beside the target, called by its content."""
-    folder = target.with_name(f"{target.stem}_pictures").resolve()
+    folder = target.with_name(f"{target.stem}_images").resolve()
     copy = folder / f"{key % 2**64:016x}{suffix}"
     if not copy.exists():
         folder.mkdir(exist_ok=True)
@@ -262,22 +262,22 @@ def _copied(write: Callable[[Path], Any], key: int, suffix: str, target: Path) -
     return copy
 
 
-def _suffix(picture: Mapping[str, Any], data: bytes) -> str:
-    suffix = Path(picture.get("path") or "").suffix
+def _suffix(image: Mapping[str, Any], data: bytes) -> str:
+    suffix = Path(image.get("path") or "").suffix
     if suffix:
         return suffix
     with Image.open(BytesIO(data)) as opened:
         return f".{(opened.format or 'png').lower()}"
 
 
-def _put(picture: Mapping[str, Any], target: Path, pictures: str) -> dict[str, Any]:
-    """A picture as a table holds it: inside, copied, or where it is."""
-    if pictures == "copy":
-        return {"bytes": None, "path": str(_place(picture, target, pictures))}
-    if pictures == "path":
-        return dict(picture)
-    path = picture.get("path")
-    return {"bytes": picture_bytes(picture), "path": None if path is None else Path(path).name}
+def _put(image: Mapping[str, Any], target: Path, images: str) -> dict[str, Any]:
+    """An image as a table holds it: inside, copied, or where it is."""
+    if images == "copy":
+        return {"bytes": None, "path": str(_place(image, target, images))}
+    if images == "path":
+        return dict(image)
+    path = image.get("path")
+    return {"bytes": image_bytes(image), "path": None if path is None else Path(path).name}
 
 
 def _videos(pairs: Dataset) -> Iterable[Path]:
@@ -286,7 +286,7 @@ def _videos(pairs: Dataset) -> Iterable[Path]:
             yield from (Path(video) for video in record["videos"] or ())
 
 
-def _write_parquet(pairs: Dataset, aside: Path, target: Path, pictures: str) -> Path | None:
+def _write_parquet(pairs: Dataset, aside: Path, target: Path, images: str) -> Path | None:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -300,7 +300,7 @@ def _write_parquet(pairs: Dataset, aside: Path, target: Path, pictures: str) -> 
         for start in range(0, len(pairs), ROW_GROUP):
             rows = pairs[start : start + ROW_GROUP]
             if "images" in rows:
-                rows["images"] = [[_put(one, target, pictures) for one in own or ()] for own in rows["images"]]
+                rows["images"] = [[_put(one, target, images) for one in own or ()] for own in rows["images"]]
                 outside |= {Path(one["path"]) for own in rows["images"] for one in own if one["bytes"] is None}
             writer.write_table(pa.Table.from_pydict(rows, schema=schema))
     return _root(outside)

@@ -1,4 +1,4 @@
-"""Stage 1: pictures and questions."""
+"""Stage 1: images and questions."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mpo.demo.folder import DemoFolder
-from mpo.demo.pictures import SPLITS, Handwriting, draw, load_handwriting, split_sources
+from mpo.demo.images import SPLITS, Handwriting, draw, load_handwriting, split_sources
 from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
 from mpo.preference_data.mmpr import write_lines
 
 
 def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Draws the pictures of all splits and writes their lines.
+    """Draws the images of all splits and writes their lines.
 
-    Lines of `questions` hold the answer alone; those of `worked` also hold a worked example, and those of `held_out` the digits, so
+    Lines of `questions` hold the answer alone; those of `worked` also hold a worked example, and those of `eval` the digits, so
     that reading can be measured.
 
     Returns:
-        Pictures and sources per split.
+        Images and sources per split.
     """
     handwriting = load_handwriting()
     rng = np.random.default_rng(settings.seed)
     sources = split_sources(handwriting.labels, worked=settings.worked_sources, questions=settings.question_sources, rng=rng)
     assert_disjoint(sources)
-    counts = dict(zip(SPLITS, (settings.worked_examples, settings.questions, settings.held_out), strict=True))
+    counts = dict(zip(SPLITS, (settings.worked_examples, settings.questions, settings.eval_questions), strict=True))
     used: dict[str, list[int]] = {}
-    with tqdm(total=sum(counts.values()), desc="drawing", unit="picture") as bar:
+    with tqdm(total=sum(counts.values()), desc="drawing", unit="image") as bar:
         for split, count in counts.items():
             lines, used[split] = [], []
             (folder.data / split).mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     used = {split: sorted(set(drawn)) for split, drawn in used.items()}
     assert_disjoint(used)
     folder.sources.write_text(json.dumps(used) + "\n", encoding="utf-8")
-    return {"pictures": counts, "sources": {split: len(drawn) for split, drawn in used.items()}}
+    return {"images": counts, "sources": {split: len(drawn) for split, drawn in used.items()}}
 
 
 def assert_disjoint(sources: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def _make_line(
     settings: DemoSettings,
     rng: np.random.Generator,
 ) -> tuple[dict[str, Any], list[int]]:
-    drawn = rng.choice(sources, size=settings.digits_per_picture, replace=False).tolist()
+    drawn = rng.choice(sources, size=settings.digits_per_image, replace=False).tolist()
     digits: Sequence[int] = handwriting.labels[drawn].tolist()
     kind = list(KINDS.values())[number % len(KINDS)]
     line = {
@@ -78,6 +78,6 @@ def _make_line(
     }
     if split == "worked":
         line["worked_example"] = kind.worked_example(digits)
-    if split == "held_out":
+    if split == "eval":
         line["digits"] = digits
     return line, drawn

@@ -32,11 +32,11 @@ class DemoFolder:
 
     @property
     def data(self) -> Path:
-        """Pictures, and lines about them. Picture paths in all files of the demo are relative to this folder."""
+        """Images, and lines about them. Image paths in all files of the demo are relative to this folder."""
         return self.root / "data"
 
     def lines(self, split: str) -> Path:
-        """Lines of one split: `worked`, `questions` or `held_out`."""
+        """Lines of one split: `worked`, `questions` or `eval`."""
         return self.data / f"{split}.jsonl"
 
     @property
@@ -79,7 +79,7 @@ class DemoFolder:
         return self.root / "report.html"
 
     def question(self, line: dict[str, Any]) -> Question:
-        """The question of a line, with its picture."""
+        """The question of a line, with its image."""
         return Question(line["question"], (self.data / line["image"],))
 
     def read_progress(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class QuestionKind:
-    """One kind of question about the digits of a picture.
+    """One kind of question about the digits of an image.
 
     Attributes:
         name: short name, used in files and tables.
@@ -66,4 +66,4 @@ KINDS: dict[str, QuestionKind] = {
         QuestionKind("double", "What is twice each digit?", _double),
     )
 }
-"""Every kind of question, by name. Each answer depends on every digit, so that a misread picture seldom leads to a right one."""
+"""Every kind of question, by name. Each answer depends on every digit, so that a misread image seldom leads to a right one."""

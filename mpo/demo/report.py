@@ -64,7 +64,7 @@ were what MPO trained on. No handwritten digit is in more than one of the three 
 def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
     figures = [
         _figure(
-            "Accuracy on held-out pictures",
+            "Accuracy on held-out images",
             accuracy_figure(numbers["before"], numbers["after"]),
             "Greedy answers; whiskers are 95 % intervals. 'Digits read' asks only whether the first line names the digits.",
         ),
@@ -113,8 +113,8 @@ def _card(folder: DemoFolder, pair: dict[str, Any]) -> str:
 
 def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSettings) -> str:
     before, after, pair = numbers["before"], numbers["after"], numbers["pair"]
-    pictures, sources = numbers["data"]["pictures"], numbers["data"]["sources"]
-    data = [(name.replace("_", "-"), f"{pictures[name]:,} pictures of {sources[name]:,} digits") for name in pictures]
+    images, sources = numbers["data"]["images"], numbers["data"]["sources"]
+    data = [(name.replace("_", "-"), f"{images[name]:,} images of {sources[name]:,} digits") for name in images]
     pairing = [
         ("answers sampled", f"{numbers['sample']['answers']:,}"),
         *((f"of these {name.replace('_', ' ')}", f"{count:,}") for name, count in pair["responses"].items()),

@@ -37,13 +37,13 @@ class Stage:
 
 
 STAGES = (
-    Stage("data", "draw pictures of handwriting, and ask about them", make_dataset, "data/"),
+    Stage("data", "draw images of handwriting, and ask about them", make_dataset, "data/"),
     Stage("warm_up", "warm a new model up on the few worked examples", warm_up, "warm/"),
-    Stage("before", "measure it on held-out pictures", measure_before, "answers_before.jsonl"),
+    Stage("before", "measure it on held-out images", measure_before, "answers_before.jsonl"),
     Stage("sample", "sample its answers to the questions", sample, "samples.jsonl"),
     Stage("pair", "pair right with wrong answers", pair, "pairs.jsonl"),
     Stage("mpo", "train on the pairs with MPO", train_mpo, "mpo/"),
-    Stage("after", "measure on the same held-out pictures", measure_after, "answers_after.jsonl"),
+    Stage("after", "measure on the same held-out images", measure_after, "answers_after.jsonl"),
     Stage("report", "write the report", write_report, "report.html"),
 )
 

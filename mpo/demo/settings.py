@@ -17,9 +17,9 @@ class DemoSettings:
         question_sources: others that questions are made of; a multiple of ten. The rest of the 1,797 are held out.
         worked_examples: questions with a full worked answer.
         questions: questions of which only the answer is known.
-        held_out: questions to measure with.
-        digits_per_picture: digits side by side.
-        tile_size: pixels; a picture is `digits_per_picture` tiles wide and one tile high.
+        eval_questions: questions to measure with.
+        digits_per_image: digits side by side.
+        tile_size: pixels; an image is `digits_per_image` tiles wide and one tile high.
         patch_size: pixels of a vision-tower patch.
         hidden_size: width of language model and vision tower.
         layers: layers of each.
@@ -36,8 +36,8 @@ class DemoSettings:
     question_sources: int = 1000
     worked_examples: int = 400
     questions: int = 4000
-    held_out: int = 1000
-    digits_per_picture: int = 3
+    eval_questions: int = 1000
+    digits_per_image: int = 3
     tile_size: int = 32
     patch_size: int = 16
     hidden_size: int = 128

@@ -82,7 +82,7 @@ def measure_after(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 
 def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
-    lines = read_lines(folder.lines("held_out"))
+    lines = read_lines(folder.lines("eval"))
     accuracy = measure_accuracy(
         _sampler(model, f"measuring {when}"),
         [folder.question(line) for line in lines],
@@ -111,7 +111,7 @@ def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
 
 
 def reads_digits(response: str, digits: Sequence[int]) -> bool:
-    r"""Whether the first line of a response names the picture's digits.
+    r"""Whether the first line of a response names the image's digits.
 
     >>> reads_digits("The digits are 3 8 1\n...", [3, 8, 1])
     True
@@ -121,4 +121,4 @@ def reads_digits(response: str, digits: Sequence[int]) -> bool:
 
 def _sampler(model: Path, progress: str) -> LocalSampler:
     loaded = load_model(str(model), dtype="float32")
-    return LocalSampler(loaded.model, loaded.processor, answers_per_batch=ANSWERS_PER_BATCH, progress=progress)
+    return LocalSampler(loaded.model, loaded.processor, completions_per_batch=ANSWERS_PER_BATCH, progress=progress)

@@ -30,7 +30,7 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
         [line["question"] for line in lines] + [line["worked_example"] for line in lines],
         image_size=settings.tile_size,
         patch_size=settings.patch_size,
-        max_patches=settings.digits_per_picture,
+        max_patches=settings.digits_per_image,
     )
     model = small_internvl(
         processor,
@@ -70,7 +70,7 @@ def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, st
     Args:
         model: the model, which is changed.
         processor: its processor.
-        rows: `{"image", "question", "text"}`: the path of a picture, what is asked and what the model is to write.
+        rows: `{"image", "question", "text"}`: the path of an image, what is asked and what the model is to write.
         output: folder of the model, and of `train.log`.
         settings: of `SFTConfig`.
     """

@@ -35,7 +35,7 @@ def check(title: str, runs: Path) -> Section:
         runs: folder of runs.
     """
     found = chain.from_iterable(attempted("this check", partial(_run, place, runs)) for place in CHECKS[title])
-    return Section(title, tuple(replace(one, value=masked(one.value), mend=masked(one.mend)) for one in found))
+    return Section(title, tuple(replace(one, value=masked(one.value), fix=masked(one.fix)) for one in found))
 
 
 def _run(place: str, runs: Path) -> Iterable[Finding]:

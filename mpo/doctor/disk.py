@@ -23,7 +23,7 @@ def disk(runs: Path) -> Iterator[Finding]:
     yield from attempted("references", _references)
 
 
-def folder(name: str, path: Path, roomy: int, least: int, mend: str) -> Iterator[Finding]:
+def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Iterator[Finding]:
     """A folder that a run writes into.
 
     Args:
@@ -31,7 +31,7 @@ def folder(name: str, path: Path, roomy: int, least: int, mend: str) -> Iterator
         path: it need not be there yet.
         roomy: free bytes below which it is worth knowing.
         least: free bytes below which a run fails.
-        mend: moves it.
+        fix: moves it.
     """
     path = Path(os.path.abspath(path))
     there = next(parent for parent in (path, *path.parents) if parent.is_dir())
@@ -42,11 +42,11 @@ def folder(name: str, path: Path, roomy: int, least: int, mend: str) -> Iterator
         value += f", on a network ({kind})"
     reason = _unwritable(there)
     if reason is not None:
-        yield Finding(name, f"{value}, not writable ({reason})", "problem", mend)
+        yield Finding(name, f"{value}, not writable ({reason})", "problem", fix)
     elif usage.free < least:
-        yield Finding(name, f"{value}: full", "problem", mend)
+        yield Finding(name, f"{value}: full", "problem", fix)
     elif usage.free < roomy:
-        yield Finding(name, f"{value}: little", "note", mend)
+        yield Finding(name, f"{value}: little", "note", fix)
     else:
         yield Finding(name, f"{value}, writable")
 

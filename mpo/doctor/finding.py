@@ -11,7 +11,7 @@ from typing import Literal
 Status = Literal["ok", "note", "problem"]
 
 TRACEBACK = "MPO_TRACEBACK=1 mpo doctor"
-"""Shows what went wrong in full; the mend of what has no other."""
+"""Shows what went wrong in full; the fix of what has no other."""
 
 LONGEST = 160
 """Characters of an error in one line."""
@@ -24,14 +24,14 @@ class Finding:
     Args:
         name: of what was looked at.
         value: what was found.
-        status: ``note`` is worth knowing, ``problem`` must be mended before a run.
-        mend: the command that mends it.
+        status: ``note`` is worth knowing, ``problem`` must be fixed before a run.
+        fix: the command that fixes it.
     """
 
     name: str
     value: str
     status: Status = "ok"
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)

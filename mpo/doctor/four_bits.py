@@ -20,15 +20,15 @@ def four_bits() -> Iterator[Finding]:
     try:
         device, error = layer_error()
     except Exception as failure:
-        mend = f"pip install --upgrade --force-reinstall --no-deps bitsandbytes   (here is {there})"
-        yield Finding("4-bit layer", f"fails: {one_line(failure)}", "problem", mend)
+        fix = f"pip install --upgrade --force-reinstall --no-deps bitsandbytes   (here is {there})"
+        yield Finding("4-bit layer", f"fails: {one_line(failure)}", "problem", fix)
         return
     value = f"NF4 on {device}: forward and backward, {error:.0%} off the dense layer"
     if error < TOLERANCE:
         yield Finding("4-bit layer", value)
     else:
-        mend = "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
-        yield Finding("4-bit layer", f"{value}, which is too much", "problem", mend)
+        fix = "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
+        yield Finding("4-bit layer", f"{value}, which is too much", "problem", fix)
 
 
 def layer_error() -> tuple[str, float]:

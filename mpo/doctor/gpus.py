@@ -136,8 +136,8 @@ def _none(driver: str | None) -> Finding:
         reason = "PyTorch finds no device"
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error)
-    mend = f"install an NVIDIA driver for CUDA {torch.version.cuda} or newer (https://www.nvidia.com/drivers)"
-    return Finding("GPU", f"none: {there}, but {reason}", "problem", mend)
+    fix = f"install an NVIDIA driver for CUDA {torch.version.cuda} or newer (https://www.nvidia.com/drivers)"
+    return Finding("GPU", f"none: {there}, but {reason}", "problem", fix)
 
 
 def _collectives() -> Finding:

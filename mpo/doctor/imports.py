@@ -1,4 +1,4 @@
-"""Whether a package really imports, and the command that mends it when it does not."""
+"""Whether a package really imports, and the command that fixes it when it does not."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def failing_alike(error: BaseException) -> str | None:
     return None
 
 
-def mend_import(error: BaseException, package: str) -> str:
-    """The command that mends a failed import.
+def fix_import(error: BaseException, package: str) -> str:
+    """The command that fixes a failed import.
 
     Args:
         error: the error at the bottom.

@@ -13,7 +13,7 @@ from mpo.doctor.finding import Finding
 GIB = 2**30
 
 SHARED_MEMORY = 1 * GIB
-"""Less is little: a worker hands whole batches of picture tiles over in it. Docker gives 64 MiB unless asked."""
+"""Less is little: a worker hands whole batches of image tiles over in it. Docker gives 64 MiB unless asked."""
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -60,5 +60,5 @@ def _shared_memory() -> Finding:
     value = f"{size(usage.free)} free of {size(usage.total)}"
     if usage.free >= SHARED_MEMORY:
         return Finding("/dev/shm", value)
-    mend = "docker run --shm-size=16g ..., or mpo train ... trainer.dataloader_num_workers=0"
-    return Finding("/dev/shm", f"{value}: data workers die of a bus error when it is full", "note", mend)
+    fix = "docker run --shm-size=16g ..., or mpo train ... trainer.dataloader_num_workers=0"
+    return Finding("/dev/shm", f"{value}: data workers die of a bus error when it is full", "note", fix)

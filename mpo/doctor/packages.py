@@ -10,7 +10,7 @@ from importlib.metadata import metadata, version
 from packaging.specifiers import SpecifierSet
 
 from mpo.doctor.finding import Finding, attempted, one_line
-from mpo.doctor.imports import import_failure, mend_import
+from mpo.doctor.imports import fix_import, import_failure
 from mpo.doctor.versions import Supported, install_command, installed, judge, supported
 
 REQUIRED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "hydra-core", "pillow")
@@ -64,7 +64,7 @@ def _package(name: str, asked: Supported, purpose: str | None = None) -> Iterato
     found = judge(name, there, asked.versions, _build() if name == "torch" else "")
     failure = None if found.status == "problem" else import_failure(name)
     if failure is not None:
-        found = Finding(name, f"{there} does not import: {one_line(failure)}", "problem", mend_import(failure, name))
+        found = Finding(name, f"{there} does not import: {one_line(failure)}", "problem", fix_import(failure, name))
     yield found
 
 

@@ -11,14 +11,14 @@ from mpo.doctor.finding import Finding, Section
 
 MARKS = {"ok": " ", "note": "*", "problem": "!"}
 LONGEST = 120
-"""Characters of a line that a mend may still stand on."""
+"""Characters of a line that a fix may still stand on."""
 
 WIDTH = 14
 """Characters of the names' column: sections are printed one by one, as they are there."""
 
 
 def section_text(section: Section) -> str:
-    r"""A section; mends of problems are left to the end.
+    r"""A section; fixes of problems are left to the end.
 
     >>> print(section_text(Section("Machine", (Finding("CPU cores", "2"), Finding("disk", "full", "problem", "rm -r old")))))
     Machine
@@ -29,17 +29,17 @@ def section_text(section: Section) -> str:
 
 
 def summary(sections: Sequence[Section]) -> str:
-    """How many problems and notes there are, and what mends the problems."""
+    """How many problems and notes there are, and what fixes the problems."""
     found = [finding for section in sections for finding in section.findings]
     problems, notes = ([finding for finding in found if finding.status == status] for status in ("problem", "note"))
     known = f"{_count(len(notes), 'note')} (*)"
     if problems:
-        mends: dict[str, list[str]] = {}
+        fixes: dict[str, list[str]] = {}
         for finding in problems:
-            mends.setdefault(finding.mend, []).append(finding.name)
-        who = [names[0] + f" and {len(names) - 1} more" * (len(names) > 1) for names in mends.values()]
+            fixes.setdefault(finding.fix, []).append(finding.name)
+        who = [names[0] + f" and {len(names) - 1} more" * (len(names) > 1) for names in fixes.values()]
         width = max(WIDTH, *map(len, who))
-        lines = [f"    {names:<{width}}  {mend}" for names, mend in zip(who, mends, strict=True)]
+        lines = [f"    {names:<{width}}  {fix}" for names, fix in zip(who, fixes, strict=True)]
         return "\n".join([f"{_count(len(problems), 'problem')} (!), {known}. Before a run:", *lines])
     tried = any(section.title == STEP and all(finding.status == "ok" for finding in section.findings) for section in sections)
     return f"No problem, {known}: a run can start." if tried else f"No problem, {known}; whether a run can start was not tried."
@@ -54,10 +54,10 @@ def as_json(sections: Iterable[Section]) -> str:
 
 def _line(finding: Finding) -> str:
     line = f"  {MARKS[finding.status]} {finding.name:<{WIDTH}}  {finding.value}"
-    if not finding.mend or finding.status == "problem":
+    if not finding.fix or finding.status == "problem":
         return line
-    gap = " " if len(line) + len(finding.mend) + 4 <= LONGEST else "\n" + " " * (WIDTH + 6)
-    return f"{line}{gap}-> {finding.mend}"
+    gap = " " if len(line) + len(finding.fix) + 4 <= LONGEST else "\n" + " " * (WIDTH + 6)
+    return f"{line}{gap}-> {finding.fix}"
 
 
 def _count(number: int, what: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.doctor.finding import TRACEBACK, Finding, first_cause, one_line
-from mpo.doctor.imports import failing_alike, mend_import
+from mpo.doctor.imports import failing_alike, fix_import
 
 QUESTION = "What colour is this?"
 COLOURS = ("red", "green", "blue", "white")
@@ -32,7 +32,7 @@ def training_step() -> Iterator[Finding]:
         seconds = time.perf_counter() - began
     except Exception as error:
         traceback.print_exc()
-        yield Finding("one step", f"fails: {one_line(first_cause(error))}", "problem", _mend(first_cause(error)))
+        yield Finding("one step", f"fails: {one_line(first_cause(error))}", "problem", _fix(first_cause(error)))
         return
     about = f"a tiny InternVL on packed rows, {device} in {dtype}: loss {log['loss']:.2f}, {seconds:.1f} s"
     if all(math.isfinite(log[name]) for name in ("loss", "grad_norm")):
@@ -87,8 +87,8 @@ def _pairs() -> Any:
     return Dataset.from_list([pair(right, wrong) for right, wrong in zip(COLOURS, reversed(COLOURS), strict=True)])
 
 
-def _mend(error: BaseException) -> str:
-    known = next((mend for words, mend in MENDS.items() if words in str(error)), None)
+def _fix(error: BaseException) -> str:
+    known = next((fix for words, fix in MENDS.items() if words in str(error)), None)
     if known is None and (isinstance(error, ImportError) or failing_alike(error) is not None):
-        return mend_import(error, "mpo-trainer")
+        return fix_import(error, "mpo-trainer")
     return known or TRACEBACK

@@ -83,7 +83,7 @@ def judge(name: str, there: str, versions: SpecifierSet, extra: str = "") -> Fin
 
     >>> judge("transformers", "5.10.0", SpecifierSet(">=5.17"))  # doctest: +NORMALIZE_WHITESPACE
     Finding(name='transformers', value='5.10.0 is not supported (>=5.17, tested up to 5.24)', status='problem',
-            mend="pip install 'transformers>=5.17'")
+            fix="pip install 'transformers>=5.17'")
     """
     tested = TESTED.get(name)
     about = ", ".join([str(versions)] * bool(versions) + [f"tested up to {tested}"] * bool(tested))

@@ -83,7 +83,7 @@ def activations(
         return language.decoder_layer(layer, batch, precision, liger=liger)
 
     try:
-        # A picture's place in the embeddings is a byte a token; the embedding keeps its ids.
+        # An image's place in the embeddings is a byte a token; the embedding keeps its ids.
         shared = language.rotary(text.config, batch, precision) + 9 * batch.tokens
         stack = _stack(list(text.layers), layer_kept, batch.tokens * width * precision.stream, checkpointing, flows)
         forward, backward = language.working(text.layers[0], batch, precision)

@@ -23,7 +23,7 @@ def advise(job: TrainJob, model: Any, batch: BatchShape, args: Any, *, gpu: bool
     Args:
         job: as asked for.
         model: the policy on the meta device.
-        batch: its dearest micro-batch.
+        batch: its most expensive micro-batch.
         args: the job's `MPOConfig`.
         gpu: whether the run has a GPU.
         sharding: over ranks.

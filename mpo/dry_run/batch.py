@@ -13,7 +13,7 @@ class BatchShape:
 
     ``tokens``: computed by the language model (for padded rows, padding included). ``keys``: over all segments of packed rows, the
     keys that their queries attend to; equal to ``tokens`` where no prompt is shared. ``masks``: queries times keys of the segments
-    that need a mask, see `Segments.masks`. ``scored``: positions that meet the LM head. ``pixels``: values of the picture tensors.
+    that need a mask, see `Segments.masks`. ``scored``: positions that meet the LM head. ``pixels``: values of the image tensors.
     """
 
     tokens: int

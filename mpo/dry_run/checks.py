@@ -55,7 +55,7 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
         ValueError: as of `check_records`.
     """
     if not hasattr(processor, "_get_num_multimodal_tokens") and hasattr(processor, "image_processor"):
-        return  # nobody can say what a picture takes without encoding it
+        return  # nobody can say what an image takes without encoding it
     if not hasattr(pairs, "__len__"):
         return  # nor what a stream has in store
     records = sample(pairs, None if args.batching == "tokens" else most)
@@ -74,7 +74,7 @@ def name_of(records: Any, index: int) -> str:
 
 
 def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any) -> int | None:
-    """The most tiles a picture at which all of some records fit; None if not even one tile does."""
+    """The most tiles an image at which all of some records fit; None if not even one tile does."""
     image_processor = getattr(processor, "image_processor", None)
     if not hasattr(image_processor, "max_patches"):
         return None
@@ -84,7 +84,7 @@ def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any
         fewer.image_processor = copy.deepcopy(image_processor)
         fewer.image_processor.max_patches = tiles
         fewer.image_processor.min_patches = min(tiles, image_processor.min_patches)
-        costs = measure(some, fewer, answer_end=args.answer_end, tile_budget=args.tile_budget)
+        costs = measure(some, fewer, completion_end=args.completion_end, tile_budget=args.tile_budget)
         answers = np.maximum(costs.chosen, costs.rejected)
         if args.max_length is not None and limit == args.max_length:
             answers = np.minimum(answers, 1)
@@ -100,18 +100,18 @@ def _refuse(records: Any, costs: PairCosts, lengths: Any, limit: int, processor:
     over = over[np.argsort(-lengths[over], kind="stable")]
     worst = over[0]
     tiles = int(costs.tiles[worst])
-    pictured = tiles * int(getattr(processor, "image_seq_length", 0) or 0)
-    of_pictures = f", {pictured:,} of them of its {tiles} picture tiles" if pictured else ""
+    imaged = tiles * int(getattr(processor, "image_seq_length", 0) or 0)
+    of_images = f", {imaged:,} of them of its {tiles} image tiles" if imaged else ""
     needs = "prompt and one token of an answer" if prompt else "prompt and longer answer"
     message = (
         f"{len(over):,} of {len(records):,} records do not fit into {what} tokens. The longest is {name_of(records, int(worst))}: "
-        f"{needs} take {int(lengths[worst]):,} tokens{of_pictures}. "
+        f"{needs} take {int(lengths[worst]):,} tokens{of_images}. "
     )
-    fits = fitting_tiles(records, over, limit, processor, args) if pictured else None
+    fits = fitting_tiles(records, over, limit, processor, args) if imaged else None
     if fits is not None:
         raise ValueError(message + f"model.max_tiles={fits} makes them fit; or leave these records out.")
-    if pictured:
-        message += "Not even one tile a picture makes them fit. "
+    if imaged:
+        message += "Not even one tile an image makes them fit. "
     longer = f"Raise trainer.max_length to {int(lengths[worst]):,}, or leave" if prompt else "Shorten answers, or leave"
     raise ValueError(message + f"{longer} these records out.")
 

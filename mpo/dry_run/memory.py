@@ -76,7 +76,7 @@ def estimate_memory(
 
     Args:
         model: the policy; parameters may be on the meta device, in the dtype of the run, trained where ``requires_grad``.
-        batch: the dearest micro-batch.
+        batch: the most expensive micro-batch.
         args: the run's `MPOConfig`.
         gpu: whether the run will have one.
         sharding: over ranks; by default one process.
@@ -101,7 +101,7 @@ def estimate_memory(
         Component("weights", weights, weights_why),
         Component("reference model", reference, reference_why),
         Component("optimiser state", 0 if paged else int(state * sharding.share("optimiser")), _paged(state, state_why, paged)),
-        Component("the batch", 4 * batch.pixels + 40 * batch.tokens, "pictures as float32, token ids and positions"),
+        Component("the batch", 4 * batch.pixels + 40 * batch.tokens, "images as float32, token ids and positions"),
     ]
     if accumulates:
         fixed.append(Component("gradients", gradients, "kept over the micro-batches of a step"))
@@ -150,15 +150,15 @@ def _moments(
         return int(share * sum(trained_bytes(model, part) for part in parts))
 
     forwards = max(head.forward, *(part.forward for part in found.parts.values())) if reference else head.forward
-    behind = gradients("LM head", "language model", "adapters")
+    after = gradients("LM head", "language model", "adapters")
     late = _embedding_gradient(model)
     return {
         "vision tower, forward": vision.forward,
         "end of the forward pass": everything + cast + forwards,
         "LM head, backward": everything + cast_backward + head.backward,
         "language model, backward begins": everything + cast_backward + gradients("LM head") + language.backward,
-        "vision tower, backward begins": early + cast_vision + behind - (late if share else 0) + vision.backward,
-        "end of the backward pass": behind + gradients("vision tower", "projector") + (0 if share else late),
+        "vision tower, backward begins": early + cast_vision + after - (late if share else 0) + vision.backward,
+        "end of the backward pass": after + gradients("vision tower", "projector") + (0 if share else late),
     }
 
 

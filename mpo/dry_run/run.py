@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.dry_run.advice import advise
 from mpo.dry_run.build import build_structure
 from mpo.dry_run.checks import check_records, name_of
@@ -48,7 +48,7 @@ def dry_run(job: TrainJob) -> str:
     structure = build_structure(job)
     model, processor = structure.model, structure.processor
     check_fit(model, processor)
-    pairs = load_pairs(**{**job.train_data(), "streaming": False})
+    pairs = load_preferences(**{**job.train_data(), "streaming": False})
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)
@@ -58,10 +58,10 @@ def dry_run(job: TrainJob) -> str:
         model, work.batch, args, gpu=gpu, sharding=sharding, four_bits=kind == "qlora", with_adapters=kind != "none"
     )
     longest = np.argsort(-work.costs.tokens(), kind="stable")[:LONGEST]
-    dearest = ", ".join(name_of(records, index) for index in work.dearest[:LONGEST]) + (
-        ", ..." if len(work.dearest) > LONGEST else ""
+    most_expensive = ", ".join(name_of(records, index) for index in work.most_expensive[:LONGEST]) + (
+        ", ..." if len(work.most_expensive) > LONGEST else ""
     )
-    where = f"{'GPU' if gpu else 'CPU'}, {sharding}, dearest micro-batch: {dearest}"
+    where = f"{'GPU' if gpu else 'CPU'}, {sharding}, most_expensive micro-batch: {most_expensive}"
     built = "built for real: no config describes it" if structure.real else "on the meta device, no weights loaded"
     first = name_of(records, 0)
     return "\n\n".join(

@@ -19,14 +19,14 @@ def vision_layer(layer: nn.Module, patches: int, tiles: int, precision: Precisio
         2 inputs of products       b n d each
         attention                  4 b n d + 4 h n       queries, keys, values, output (also the projection's input), log-sum-exp
         2 layer scales             b n d each            what they multiply
-        MLP                        2 b n m               before and behind GELU
+        MLP                        2 b n m               before and after GELU
 
     that is 10 b n d + 2 b n m and a little. The 6B tower normalises queries and keys in float32 on top, and its norms are RMSNorms.
 
     Args:
         layer: an `InternVLVisionLayer`; parameters may be on the meta device.
         patches: rows of a tile, the class token included.
-        tiles: pictures' tiles, thumbnails included.
+        tiles: images' tiles, thumbnails included.
         precision: of the run.
     """
     rows = patches * tiles
@@ -57,7 +57,7 @@ def vision_layer(layer: nn.Module, patches: int, tiles: int, precision: Precisio
 def working(layer: nn.Module, patches: int, tiles: int, precision: Precision) -> tuple[int, int]:
     """Bytes that a layer needs at once and gives back: in a forward pass without gradients, and in a backward pass.
 
-    Forward: before and behind GELU, beside the stream and the normed input. Backward: two gradients of the MLP's width, three of
+    Forward: before and after GELU, beside the stream and the normed input. Backward: two gradients of the MLP's width, three of
     the stream's.
     """
     rows, width, inner = patches * tiles, layer.lambda_1.numel(), mlp_width(layer)
@@ -66,11 +66,11 @@ def working(layer: nn.Module, patches: int, tiles: int, precision: Precision) ->
 
 
 def projector(module: Any, tokens: int, precision: Precision) -> int:
-    """Bytes that the projector keeps: input and output of its norm, before and behind GELU.
+    """Bytes that the projector keeps: input and output of its norm, before and after GELU.
 
     Args:
         module: LayerNorm, linear, GELU, linear.
-        tokens: picture tokens.
+        tokens: image tokens.
         precision: of the run.
     """
     wide = module.layer_norm.weight.numel()

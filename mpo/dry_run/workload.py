@@ -20,14 +20,14 @@ from mpo.packing.sampler import PackingReport, PairBatchSampler
 class Workload:
     """A job's data, measured.
 
-    ``costs``: of ``records``, the measured ones, which are a sample if less than ``total``. ``dearest``: the records of the
+    ``costs``: of ``records``, the measured ones, which are a sample if less than ``total``. ``most expensive``: the records of the
     micro-batch that takes most memory; ``batch``: its sizes. ``packing``: how an epoch is planned, where it is.
     """
 
     total: int
     records: Any
     costs: PairCosts
-    dearest: list[int]
+    most_expensive: list[int]
     batch: BatchShape
     steps: int
     epochs: float
@@ -51,7 +51,7 @@ def sample(pairs: Any, limit: int | None) -> Any:
 def measure_records(records: Any, processor: Any, args: Any) -> PairCosts:
     """The costs of records as the run will encode them, uncut; large data are measured by several processes."""
     many = args.dataloader_num_workers if len(records) > 20_000 and args.dataloader_num_workers > 1 else None
-    rules = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record}
+    rules = {"completion_end": args.completion_end, "tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record}
     return measure(records, processor, **rules, num_proc=many)
 
 
@@ -93,15 +93,15 @@ def plan_workload(
         micro_batches = round(len(sampler) * scale)
     per_epoch = max(-(-micro_batches // args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
-    dearest = _dearest(cut, sampler, model, args, gpu)
-    rules = {"answer_end": args.answer_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
+    most_expensive = _most_expensive(cut, sampler, model, args, gpu)
+    rules = {"completion_end": args.completion_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
     collator = PairCollator(processor, layout=layout_of(model, args), **rules)
     return Workload(
         total=len(pairs),
         records=records,
         costs=costs,
-        dearest=dearest,
-        batch=BatchShape.of(collator([records[index] for index in dearest])),
+        most_expensive=most_expensive,
+        batch=BatchShape.of(collator([records[index] for index in most_expensive])),
         steps=steps,
         epochs=steps / per_epoch,
         micro_batches=micro_batches,
@@ -117,8 +117,8 @@ def layout_of(model: Any, args: Any) -> str:
     return "padded" if padded else "packed"
 
 
-def _dearest(costs: PairCosts, sampler: PairBatchSampler | None, model: Any, args: Any, gpu: bool) -> list[int]:
-    """The planned batch with most activations; where pairs are dealt at random, the dearest pairs together."""
+def _most_expensive(costs: PairCosts, sampler: PairBatchSampler | None, model: Any, args: Any, gpu: bool) -> list[int]:
+    """The planned batch with most activations; where pairs are dealt at random, the most expensive pairs together."""
     each = _bytes_of(costs, model, args, gpu)
     if sampler is None:
         return np.argsort(-each, kind="stable")[: args.per_device_train_batch_size].tolist()

@@ -10,9 +10,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from mpo.data.images import open_picture
+from mpo.data.images import open_image
 from mpo.inference.sampler import Question
-from mpo.packing.pictures import process
+from mpo.packing.images import process
 from mpo.packing.randomness import eval_mode
 from mpo.packing.tiles import tile_limits
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 class LocalSampler:
     """Answers questions with a transformers vision-language model, in left-padded batches.
 
-    For InternVL a prompt and its pictures are computed once, whatever the number of answers: its key-value cache is copied for
+    For InternVL a prompt and its images are computed once, whatever the number of answers: its key-value cache is copied for
     each of them. (`generate(num_return_sequences=n)` computes the prompt n times, and before transformers had
-    `mm_encoder_outputs` for InternVL it mixed up the tiles of pictures that have more than one.) Other models repeat the prompt.
+    `mm_encoder_outputs` for InternVL it mixed up the tiles of images that have more than one.) Other models repeat the prompt.
 
     Args:
         model: the model; it is used on the device it is on, and is put back into training mode if it was in it.
         processor: its processor.
-        answers_per_batch: the most answers that are generated at the same time.
+        completions_per_batch: the most answers that are generated at the same time.
         progress: what the progress bar is called; None for no bar.
-        tile_budget: whose the most tiles of a picture are, as of `MPOConfig`.
+        tile_budget: whose the most tiles of an image are, as of `MPOConfig`.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class LocalSampler:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         *,
-        answers_per_batch: int = 64,
+        completions_per_batch: int = 64,
         progress: str | None = None,
         tile_budget: str = "prompt",
     ) -> None:
-        if answers_per_batch < 1:
-            raise ValueError(f"answers_per_batch must be 1 or more, not {answers_per_batch}.")
+        if completions_per_batch < 1:
+            raise ValueError(f"completions_per_batch must be 1 or more, not {completions_per_batch}.")
         self.model = model
         self.processor = processor
-        self.answers_per_batch = answers_per_batch
+        self.completions_per_batch = completions_per_batch
         self.progress = progress
         self.tile_budget = tile_budget
 
@@ -73,7 +73,7 @@ class LocalSampler:
             temperature: 0 is greedy, 1 samples from the model's own distribution.
             max_new_tokens: the longest answer, in tokens.
             seed: of the sampling; the caller's random state is left as it was. Every batch draws from the seed and its own
-                place, so answers also depend on `answers_per_batch`.
+                place, so answers also depend on `completions_per_batch`.
             top_k: sample from the likeliest this many tokens; 0 is all of them.
             top_p: sample from the likeliest tokens that together have this probability.
 
@@ -81,7 +81,7 @@ class LocalSampler:
             For each question, in order, its `n` answers without special tokens.
 
         Raises:
-            ValueError: for arguments that make no sense, or a picture that cannot be opened.
+            ValueError: for arguments that make no sense, or an image that cannot be opened.
         """
         if n < 1 or temperature < 0 or max_new_tokens < 1:
             raise ValueError(
@@ -92,7 +92,7 @@ class LocalSampler:
         choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
         if temperature > 0:
             choice = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        questions_per_batch = max(1, self.answers_per_batch // n)
+        questions_per_batch = max(1, self.completions_per_batch // n)
         answers: list[list[str]] = []
         with (
             _evaluating(self.model, seed) as set_place,
@@ -120,18 +120,18 @@ class LocalSampler:
         return self.processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
 
     def _encode(self, questions: Sequence[Question]) -> Any:
-        prompts, pictures = [], []
+        prompts, images = [], []
         for question in questions:
             content = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.text}]
             turn = [{"role": "user", "content": content}]
             prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-            pictures.append([open_picture(image) for image in question.images])
+            images.append([open_image(image) for image in question.images])
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         options["add_special_tokens"] = False  # the chat template writes those that there are, as in training
-        if not any(pictures):
+        if not any(images):
             return self.processor(text=prompts, **options)
-        limits = [tile_limits({}, len(own), self.processor, "a question", budget=self.tile_budget) for own in pictures]
-        inputs, order = process(self.processor, text=prompts, images=pictures, limits=limits, **options)
+        limits = [tile_limits({}, len(own), self.processor, "a question", budget=self.tile_budget) for own in images]
+        inputs, order = process(self.processor, text=prompts, images=images, limits=limits, **options)
         if order is not None:
             inputs["pixel_values"] = inputs["pixel_values"][order]
         return inputs

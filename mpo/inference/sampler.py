@@ -1,4 +1,4 @@
-"""What every source of generated text can do: answer questions about pictures, several times each."""
+"""What every source of generated text can do: answer questions about images, several times each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, with the pictures it is about.
+    """A question, with the images it is about.
 
     Attributes:
         text: the question as the user would type it.
-        images: pictures or paths of picture files, in the order they are shown; they stand before the text.
+        images: images or paths of image files, in the order they are shown; they stand before the text.
     """
 
     text: str
@@ -49,6 +49,6 @@ class Sampler(Protocol):
             For each question, in order, its `n` answers without special tokens.
 
         Raises:
-            ValueError: for arguments that make no sense, or a picture that cannot be opened.
+            ValueError: for arguments that make no sense, or an image that cannot be opened.
         """
         ...

@@ -1,4 +1,4 @@
-"""Whether a processor belongs to a model: found before training, not by a wrong answer behind it."""
+"""Whether a processor belongs to a model: found before training, not by a wrong answer after it."""
 
 import re
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 from transformers import AutoProcessor
 
-PICTURE_TOKENS = ("start_image_token", "end_image_token", "image_token")
-"""What InternVL's processor calls the tokens that it writes for a picture: ``<img>``, ``</img>`` and ``<IMG_CONTEXT>``."""
+IMAGE_TOKENS = ("start_image_token", "end_image_token", "image_token")
+"""What InternVL's processor calls the tokens that it writes for an image: ``<img>``, ``</img>`` and ``<IMG_CONTEXT>``."""
 
 
 def open_processor(name_or_path: str, **options: Any) -> Any:
-    """`AutoProcessor.from_pretrained`, where a tokenizer that knows no picture tokens is refused with the mend.
+    """`AutoProcessor.from_pretrained`, where a tokenizer that knows no image tokens is refused with the fix.
 
     Args:
         name_or_path: of a checkpoint.
@@ -26,7 +26,7 @@ def open_processor(name_or_path: str, **options: Any) -> Any:
         if "image_token" not in str(error):
             raise
         raise ValueError(
-            f"The tokenizer of {name_or_path} has no picture tokens ({error}), so pictures cannot be put into a prompt. It needs "
+            f"The tokenizer of {name_or_path} has no image tokens ({error}), so images cannot be put into a prompt. It needs "
             "<img>, </img> and <IMG_CONTEXT>, and names for them in tokenizer_config.json (extra_special_tokens: "
             "start_image_token, end_image_token, context_image_token). Copy the tokenizer's files from the model's own checkpoint."
         ) from error
@@ -40,34 +40,34 @@ def check_fit(model: Any, processing_class: Any) -> None:
         processing_class: its tokenizer or processor.
 
     Raises:
-        ValueError: saying what does not fit: the vocabulary, the picture tokens, or how pictures are cut.
+        ValueError: saying what does not fit: the vocabulary, the image tokens, or how images are cut.
     """
     config = model.config
     name = type(processing_class).__name__
-    mend = "Load both from the same checkpoint (AutoProcessor.from_pretrained with the model's name)."
+    fix = "Load both from the same checkpoint (AutoProcessor.from_pretrained with the model's name)."
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if missing := missing_rows(model, processing_class):
-        raise ValueError(f"{missing}. {mend} If tokens were added, call model.resize_token_embeddings(len(tokenizer)).")
+        raise ValueError(f"{missing}. {fix} If tokens were added, call model.resize_token_embeddings(len(tokenizer)).")
     if not hasattr(processing_class, "image_processor"):
         return
     if not hasattr(config, "vision_config"):
         raise ValueError(
-            f"{type(model).__name__} has no vision tower, and {name} turns pictures into its input. Pass a vision-language model, "
+            f"{type(model).__name__} has no vision tower, and {name} turns images into its input. Pass a vision-language model, "
             "or for text alone the tokenizer as processing_class."
         )
-    _check_picture_tokens(processing_class, tokenizer, mend)
+    _check_image_tokens(processing_class, tokenizer, fix)
     vision_size = getattr(config.vision_config, "image_size", None)
     if isinstance(vision_size, (list, tuple)):
         vision_size = vision_size[0]
     size = processing_class.image_processor.size
     compared = {
-        "picture token id": (getattr(processing_class, "image_token_id", None), getattr(config, "image_token_id", None)),
+        "image token id": (getattr(processing_class, "image_token_id", None), getattr(config, "image_token_id", None)),
         "tokens per tile": (getattr(processing_class, "image_seq_length", None), getattr(config, "image_seq_length", None)),
         "tile size in pixels": (size.get("height") if hasattr(size, "get") else None, vision_size),
     }
     for what, (given, needed) in compared.items():
         if given is not None and needed is not None and given != needed:
-            raise ValueError(f"{name} does not belong to this model: its {what} is {given}, the model's is {needed}. {mend}")
+            raise ValueError(f"{name} does not belong to this model: its {what} is {given}, the model's is {needed}. {fix}")
 
 
 def missing_rows(model: Any, processing_class: Any) -> str | None:
@@ -120,15 +120,15 @@ def check_targets(model: nn.Module, peft_config: Any) -> None:
             )
 
 
-def _check_picture_tokens(processor: Any, tokenizer: Any, mend: str) -> None:
-    """Refuse a tokenizer that cuts a picture token into pieces: its pictures would be text."""
-    for name in PICTURE_TOKENS:
+def _check_image_tokens(processor: Any, tokenizer: Any, fix: str) -> None:
+    """Refuse a tokenizer that cuts an image token into pieces: its images would be text."""
+    for name in IMAGE_TOKENS:
         token = getattr(processor, name, None)
         if not isinstance(token, str):
             continue
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
             raise ValueError(
-                f"The tokenizer does not have the picture token {token}: it reads it as {len(ids)} tokens "
-                f"({', '.join(map(repr, tokenizer.convert_ids_to_tokens(ids)))}). {mend}"
+                f"The tokenizer does not have the image token {token}: it reads it as {len(ids)} tokens "
+                f"({', '.join(map(repr, tokenizer.convert_ids_to_tokens(ids)))}). {fix}"
             )

@@ -25,7 +25,7 @@ from mpo.models.tiles import TileImageProcessor
 
 @dataclass
 class LoadedModel:
-    """A model and what turns text and pictures into its inputs."""
+    """A model and what turns text and images into its inputs."""
 
     model: Any
     processor: Any
@@ -49,16 +49,16 @@ def load_model(
             (``OpenGVLab/InternVL3-1B``) is converted in memory, and its code is not run.
         dtype: `torch.float32`, `torch.bfloat16`, `torch.float16` or its name, or ``"auto"`` for what the checkpoint was saved in.
         attn_implementation: as in `from_pretrained`.
-        min_tiles: the fewest tiles a picture is cut into (a thumbnail comes on top of more than one).
+        min_tiles: the fewest tiles an image is cut into (a thumbnail comes on top of more than one).
         max_tiles: the most tiles; 12 in the official MPO recipes.
-        thumbnail: put the whole picture as one more tile behind several. All three default to what the checkpoint says, and a
+        thumbnail: put the whole image as one more tile after several. All three default to what the checkpoint says, and a
             record may have its own (`mpo.packing.tiles`).
         trust_remote_code: run code that comes with a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
 
     Raises:
         ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, or tiles for a
-            processor that does not cut pictures.
+            processor that does not cut images.
     """
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -73,7 +73,7 @@ def load_model(
 
 
 def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
-    """Load a model: an InternVL in either form, or whatever else transformers loads for text, with or without pictures.
+    """Load a model: an InternVL in either form, or whatever else transformers loads for text, with or without images.
 
     Args:
         name_or_path: as of `load_model`.
@@ -119,8 +119,8 @@ def load_processor(
         trust_remote_code: as of `load_model`.
 
     Raises:
-        ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the picture tokens, or tiles for a
-            processor that does not cut pictures.
+        ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tiles for a
+            processor that does not cut images.
     """
     folder = official_folder(name_or_path)
     if folder is None:
@@ -199,7 +199,7 @@ def _load_official(folder: Path, options: dict[str, Any]) -> Any:
 
 
 def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None, thumbnail: bool | None = None) -> None:
-    """Set how the processor cuts pictures; what is None stays as it is."""
+    """Set how the processor cuts images; what is None stays as it is."""
     image_processor: Any = getattr(processor, "image_processor", None)
     if type(image_processor) is GotOcr2ImageProcessor:
         image_processor = processor.image_processor = TileImageProcessor.of(image_processor)
@@ -207,13 +207,13 @@ def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None, thum
     given = {name: value for name, value in given.items() if value is not None}
     if any(not hasattr(image_processor, name) for name in given):
         raise ValueError(
-            f"{type(processor).__name__} does not cut pictures into tiles, so model.min_tiles, model.max_tiles and "
+            f"{type(processor).__name__} does not cut images into tiles, so model.min_tiles, model.max_tiles and "
             "model.thumbnail have no meaning here. Leave them out."
         )
     for name, value in given.items():
         setattr(image_processor, name, value)
     if given and not 1 <= image_processor.min_patches <= image_processor.max_patches:
         raise ValueError(
-            f"A picture is cut into 1 <= min_tiles <= max_tiles tiles; got min_tiles={image_processor.min_patches}, "
+            f"An image is cut into 1 <= min_tiles <= max_tiles tiles; got min_tiles={image_processor.min_patches}, "
             f"max_tiles={image_processor.max_patches}."
         )

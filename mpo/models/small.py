@@ -60,7 +60,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""InternVL's ChatML as its transformers checkpoints have it: no default system message, one placeholder per picture."""
+"""InternVL's ChatML as its transformers checkpoints have it: no default system message, one placeholder per image."""
 
 
 def small_processor(
@@ -80,10 +80,10 @@ def small_processor(
             tokens.
         image_size: height and width of one tile, in pixels.
         patch_size: height and width of one vision-tower patch, in pixels; `image_size` must be an even multiple of it.
-        max_patches: the most tiles a picture is cut into. A picture of more than one tile gets a thumbnail tile behind them,
+        max_patches: the most tiles an image is cut into. An image of more than one tile gets a thumbnail tile after them,
             always: transformers' image processor has no switch for that.
         vocab_size: at most this many tokens, at least 256 bytes and 13 special ones. Few texts give fewer.
-        crop_to_patches: False gives every picture one tile, squeezed to a square.
+        crop_to_patches: False gives every image one tile, squeezed to a square.
         eos_token: the tokenizer's end-of-sequence token. Published InternVLs have `<|im_end|>`; in some chat models it is not the
             token that ends a turn, which is worth a test.
 
@@ -105,7 +105,7 @@ def processor_around(
     """Builds an InternVL processor around a tokenizer that has InternVL's tokens; arguments as of `small_processor`."""
     image_seq_length = _tokens_per_tile(image_size, patch_size)
     if max_patches < 1:
-        raise ValueError(f"max_patches is the most tiles a picture may be cut into and must be 1 or more, not {max_patches}.")
+        raise ValueError(f"max_patches is the most tiles an image may be cut into and must be 1 or more, not {max_patches}.")
     pixels: dict[str, Any] = {
         "size": {"height": image_size, "width": image_size},
         "image_mean": IMAGENET_MEAN,
@@ -140,7 +140,7 @@ def small_internvl(
     """Builds a randomly initialised InternVL that fits a processor.
 
     Args:
-        processor: from `small_processor`, or any InternVL processor: vocabulary, picture token and tile size are taken from it.
+        processor: from `small_processor`, or any InternVL processor: vocabulary, image token and tile size are taken from it.
         text: the language model's architecture.
         hidden_size: width of the language model; its MLP is three times as wide.
         layers: layers of the language model.

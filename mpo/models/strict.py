@@ -13,13 +13,13 @@ from transformers.utils import find_adapter_config_file
 from mpo.models.official.expected import listing
 
 
-def load_strictly(load: Callable[..., Any], name_or_path: str, *, mend: str | None = None, **options: Any) -> Any:
+def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | None = None, **options: Any) -> Any:
     """Load a model as a whole, from tensors that are all its own.
 
     Args:
         load: `from_pretrained`, or a function that hands its arguments on to it.
         name_or_path: of a checkpoint.
-        mend: what to do about tensors that do not fit.
+        fix: what to do about tensors that do not fit.
         options: of `load`.
 
     Returns:
@@ -44,7 +44,7 @@ def load_strictly(load: Callable[..., Any], name_or_path: str, *, mend: str | No
         raise ValueError(
             f"The weights in {name_or_path} do not fit {type(model).__name__} as its config.json describes it: "
             + "; ".join(filter(None, problems))
-            + f". {mend or 'Download the checkpoint again, all its files, or mend its config.json.'}"
+            + f". {fix or 'Download the checkpoint again, all its files, or fix its config.json.'}"
         )
     return model
 

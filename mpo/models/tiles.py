@@ -1,4 +1,4 @@
-"""InternVL's image processor with a switch for the thumbnail that it puts behind a picture of several tiles."""
+"""InternVL's image processor with a switch for the thumbnail that it puts after an image of several tiles."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 
 
 class TileKwargs(GotOcr2ImageProcessorKwargs, total=False):  # type: ignore[misc, call-arg]
-    """Transformers' settings, and ``use_thumbnail``: put the whole picture, as one tile, behind its tiles if these are several."""
+    """Transformers' settings, and ``use_thumbnail``: put the whole image, as one tile, after its tiles if these are several."""
 
     use_thumbnail: bool
 
@@ -39,7 +39,7 @@ class TileImageProcessor(GotOcr2ImageProcessor):  # type: ignore[misc]
         return BatchFeature({"pixel_values": pixels, "num_patches": kept}, tensor_type=kwargs.get("return_tensors"))
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
-        """Tiles of a picture, its thumbnail included."""
+        """Tiles of an image, its thumbnail included."""
         tiles: int = super().get_number_of_image_patches(height, width, images_kwargs)
         use_thumbnail = (images_kwargs or {}).get("use_thumbnail", self.use_thumbnail)
         return tiles if use_thumbnail or tiles == 1 else tiles - 1

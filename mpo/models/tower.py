@@ -1,4 +1,4 @@
-"""A frozen vision tower sees each picture once: the reference takes what the policy's forward pass made of it."""
+"""A frozen vision tower sees each image once: the reference takes what the policy's forward pass made of it."""
 
 import contextlib
 from collections.abc import Iterator

@@ -106,7 +106,7 @@ def attends_by_segments(model: nn.Module) -> bool:
 
 @contextmanager
 def packed_attention(*models: nn.Module, backend: str = "auto") -> Iterator[None]:
-    """Within it the text models attend by segments; those that did so before go on behind it. See `use_packed_attention`."""
+    """Within it the text models attend by segments; those that did so before go on after it. See `use_packed_attention`."""
     switched = []
     for model in models:
         if not attends_by_segments(model):

@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batch b holds ``records[starts[b]:ends[b]]``, one behind the other. ``is_first``: whether a record starts a unit."""
+    """Batch b holds ``records[starts[b]:ends[b]]``, one after the other. ``is_first``: whether a record starts a unit."""
 
     records: Ints
     is_first: NDArray[np.bool_]
@@ -25,14 +25,14 @@ class Batches:
         return len(self.starts)
 
     def take(self, order: Ints) -> Batches:
-        """Some of the batches, in the order given, one behind the other."""
+        """Some of the batches, in the order given, one after the other."""
         sizes = (self.ends - self.starts)[order]
         places = ranges(self.starts[order], sizes)
         ends = np.cumsum(sizes)
         return Batches(self.records[places], self.is_first[places], ends - sizes, ends)
 
     def extended(self, alone: Ints) -> Batches:
-        """With batches of one record each behind them."""
+        """With batches of one record each after them."""
         places = len(self.records) + np.arange(len(alone))
         return Batches(
             np.append(self.records, alone),
@@ -43,7 +43,7 @@ class Batches:
 
 
 def split(batches: Batches, cost: Floats, record_costs: Floats, target: int) -> Batches:
-    """Split the dearest batches of two or more pairs in halves, until there are `target` batches or nothing is left to split."""
+    """Split the most expensive batches of two or more pairs in halves, until there are `target` batches or nothing is left to split."""
     missing = target - len(batches)
     if missing <= 0:
         return batches

@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from mpo.packing.encode import EncodedPair, PairEncoder
-from mpo.packing.keys import answer_key, picture_key, same_picture
+from mpo.packing.images import TileOrder
+from mpo.packing.keys import completion_key, image_key, same_image
 from mpo.packing.layout import Row, concatenate, lay_out, without_answers
 from mpo.packing.picked import Picked, pick_scored
-from mpo.packing.pictures import TileOrder
 from mpo.packing.skipping import BLANK_PAIR, sort_out
-from mpo.packing.streams import EPOCH, FILLER
+from mpo.packing.streams import EPOCH, PADDING
 from mpo.packing.templates import is_processor, probe
 from mpo.packing.tiles import AUGMENTED_AND_CACHED
 from mpo.packing.turns import Answer, Record, describe
@@ -25,37 +25,37 @@ _WHITE = Image.new("RGB", (32, 32), "white")
 
 @dataclass
 class PairCollator:
-    """Turns preference records in TRL's formats, with or without pictures, into one batch.
+    """Turns preference records in TRL's formats, with or without images, into one batch.
 
     Args:
-        processing_class: a tokenizer, or a processor when records have pictures.
+        processing_class: a tokenizer, or a processor when records have images.
         max_length: longest prompt with one answer, in tokens. Answers are cut to it; a prompt that leaves no token of an answer,
-            or picture tokens that would be cut, are refused. ``None``: no limit.
+            or image tokens that would be cut, are refused. ``None``: no limit.
         truncation_mode: which end to keep of what is too long, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
-        answer_end: ``"end_of_turn"`` scores an answer up to and including its end-of-turn token; ``"template"`` scores
-            everything the chat template puts behind the prompt, as TRL does.
-        tile_budget: whose the most tiles of a picture are, see `mpo.packing.tiles.tile_limits`.
+        completion_end: ``"end_of_turn"`` scores an answer up to and including its end-of-turn token; ``"template"`` scores
+            everything the chat template puts after the prompt, as TRL does.
+        tile_budget: whose the most tiles of an image are, see `mpo.packing.tiles.tile_limits`.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one answer. ``"packed"``: one row for each
-            distinct prompt with all its answers, rows one behind the other, nothing padded (`mpo.packing.layout`).
+            distinct prompt with all its answers, rows one after the other, nothing padded (`mpo.packing.layout`).
         keys: give each answer the key of its content (`mpo.packing.keys`).
         ld_alpha: then part of the key, with the length of the pair's shorter answer, since LD-DPO's sums depend on both.
-        blank_picture: put a row with a white picture and nothing to score into a batch that has no picture. A vision tower that is
+        blank_image: put a row with a white image and nothing to score into a batch that has no image. A vision tower that is
             trained on several ranks, or sharded over them, has to run on all of them in every step; a rank that leaves it out
-            makes the others wait for ever. (In a step without any picture AdamW then goes on with the tower's momentum.)
+            makes the others wait for ever. (In a step without any image AdamW then goes on with the tower's momentum.)
         keep_records: while this is not zero, put a batch's records into it too, under ``records``. In shared memory, so that data
             loader workers, which have copies of the collator, see it change.
         on_bad_record: what to do with a record that cannot be put into a batch: ``"raise"`` the ValueError that says why, or
-            ``"skip"`` it: a blank pair behind the others takes its place and does not count.
+            ``"skip"`` it: a blank pair after the others takes its place and does not count.
         augment_seed: of the JPEG augmentation (`mpo.data.augment`) of records that ask for it.
         context: the longest prompt with one answer whose log-probs do not depend on the rest of the batch; see `PairEncoder`.
 
     Returns (from a call with P records):
         ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
         (1, N) and ``segments``; ``picked``, ``shift_labels`` and ``scored`` (`mpo.packing.picked`), the 2P answers in order,
-        chosen first; the processor's picture tensors, in packed rows those of each distinct picture once, with ``tile_order``
-        (`mpo.packing.pictures`) where a picture stands in several prompts; ``is_cut`` of shape (2P,), whether max_length took
-        the end of an answer, when there is a max_length; ``answer_keys``, when asked for; ``tokens``, how many are computed,
+        chosen first; the processor's image tensors, in packed rows those of each distinct image once, with ``tile_order``
+        (`mpo.packing.images`) where an image stands in several prompts; ``is_cut`` of shape (2P,), whether max_length took
+        the end of an answer, when there is a max_length; ``completion_keys``, when asked for; ``tokens``, how many are computed,
         padding aside; ``names``, what errors call the records; ``counted``, when the last pairs only fill the batch up; of a batch
         with bad records ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the places of the others among the P.
 
@@ -68,13 +68,13 @@ class PairCollator:
     processing_class: Any
     max_length: int | None = None
     truncation_mode: str = "keep_start"
-    answer_end: str = "end_of_turn"
+    completion_end: str = "end_of_turn"
     tile_budget: str = "prompt"
     pad_to_multiple_of: int | None = None
     layout: str = "padded"
     keys: bool = False
     ld_alpha: float | None = None
-    blank_picture: bool = False
+    blank_image: bool = False
     keep_records: Tensor | None = None
     on_bad_record: str = "raise"
     augment_seed: int = 0
@@ -89,9 +89,9 @@ class PairCollator:
             self.processing_class,
             self.max_length,
             self.truncation_mode,
-            self.answer_end,
+            self.completion_end,
             self.tile_budget,
-            same_picture=same_picture if self.layout == "packed" else None,
+            same_image=same_image if self.layout == "packed" else None,
             augment_seed=self.augment_seed,
             context=self.context and self.context // (self.pad_to_multiple_of or 1) * (self.pad_to_multiple_of or 1),
         )
@@ -115,28 +115,28 @@ class PairCollator:
     def _collate(self, records: list[Record]) -> dict[str, Any]:
         if self.keys and any(EPOCH in record for record in records):
             raise ValueError(AUGMENTED_AND_CACHED)
-        pairs, pictures, order = self._encode(records)
+        pairs, pixels, order = self._encode(records)
         blank: list[EncodedPair] = []
-        if self.blank_picture and not pictures and is_processor(self.processing_class):  # a tokenizer's records have no images
-            blank, pictures, order = self._blank()
+        if self.blank_image and not pixels and is_processor(self.processing_class):  # a tokenizer's records have no images
+            blank, pixels, order = self._blank()
         if self.layout == "packed":
-            batch = self._pack(pairs, blank) | pictures
-            if order is not None and len(order) != len(pictures["pixel_values"]):
+            batch = self._pack(pairs, blank) | pixels
+            if order is not None and len(order) != len(pixels["pixel_values"]):
                 batch["tile_order"] = TileOrder(order)
         else:
-            if order is not None:  # tiles of one picture that several prompts have are repeated, as in TRL's rows
-                pictures["pixel_values"] = pictures["pixel_values"][order]
-            if not blank:  # every picture stands before both of its answers: once for the chosen rows, once for the rejected ones
-                pictures = {name: torch.cat([value, value]) for name, value in pictures.items()}
-            batch = self._pad(pairs, blank) | pictures
+            if order is not None:  # tiles of one image that several prompts have are repeated, as in TRL's rows
+                pixels["pixel_values"] = pixels["pixel_values"][order]
+            if not blank:  # every image stands before both of its answers: once for the chosen rows, once for the rejected ones
+                pixels = {name: torch.cat([value, value]) for name, value in pixels.items()}
+            batch = self._pad(pairs, blank) | pixels
         if self.max_length is not None:
             answers = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
             batch["is_cut"] = torch.tensor([len(pair.prompt_ids) + len(answer.ids) > self.max_length for pair, answer in answers])
         if self.keys:
-            batch["answer_keys"] = self._answer_keys(pairs)
+            batch["completion_keys"] = self._completion_keys(pairs)
         batch["names"] = [describe(record) for record in records]
-        if any(FILLER in record for record in records):
-            batch["counted"] = sum(FILLER not in record for record in records)
+        if any(PADDING in record for record in records):
+            batch["counted"] = sum(PADDING not in record for record in records)
         return batch
 
     def _blank(self) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
@@ -146,15 +146,15 @@ class PairCollator:
         if template is not None and template.parts:
             system = [{"role": "system", "content": "."}] if template.needs_system else []
             prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
-        ((ids, extra),), pictures, order = PairEncoder(self.processing_class).prompts([{"prompt": prompt, "images": [_WHITE]}])
+        ((ids, extra),), pixels, order = PairEncoder(self.processing_class).prompts([{"prompt": prompt, "images": [_WHITE]}])
         nothing = Answer([], [])
-        return [EncodedPair(ids, nothing, nothing, 0, [_WHITE], extra)], pictures, order
+        return [EncodedPair(ids, nothing, nothing, 0, [_WHITE], extra)], pixels, order
 
-    def _answer_keys(self, pairs: list[EncodedPair]) -> list[bytes]:
-        pictures: dict[int, bytes] = {}
+    def _completion_keys(self, pairs: list[EncodedPair]) -> list[bytes]:
+        image_keys: dict[int, bytes] = {}
         for image in (image for pair in pairs for image in pair.images):
-            if id(image) not in pictures:
-                pictures[id(image)] = picture_key(image)
+            if id(image) not in image_keys:
+                image_keys[id(image)] = image_key(image)
         keys = []
         for side in ("chosen", "rejected"):
             for pair in pairs:
@@ -165,8 +165,8 @@ class PairCollator:
                 if self.ld_alpha is not None:
                     shorter = min(sum(self._as_scored(pair, other)[1].scored) for other in (pair.chosen, pair.rejected))
                     marks += [-1, shorter, round(self.ld_alpha * 1e9)]
-                images = [pictures[id(image)] for image in pair.images]
-                keys.append(answer_key(images, prompt + marks, answer.ids, answer.scored))
+                images = [image_keys[id(image)] for image in pair.images]
+                keys.append(completion_key(images, prompt + marks, answer.ids, answer.scored))
         return keys
 
     def _as_scored(self, pair: EncodedPair, answer: Answer) -> tuple[list[int], Answer]:
@@ -185,7 +185,7 @@ class PairCollator:
         # Text may merge with its prompt's last token: what all pairs of a group have in common is their prompt.
         rows: list[Row] = []
         places = [0] * (2 * len(pairs))
-        # Picture tensors come in the order of their prompts; rows without pictures may stand anywhere.
+        # Image tensors come in the order of their prompts; rows without images may stand anywhere.
         for members in groups.values():
             prompt = min((pairs[number].prompt_ids for number in members), key=len)
             if any(pairs[number].extra for number in members):
@@ -196,8 +196,8 @@ class PairCollator:
                 )
             if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):
                 raise ValueError(
-                    f"A prompt ends in its picture ({prompt[-1]}), behind which answers cannot part. Put text or a chat template "
-                    "behind the picture, or use rows='padded'."
+                    f"A prompt ends in its image ({prompt[-1]}), after which answers cannot part. Put text or a chat template "
+                    "after the image, or use rows='padded'."
                 )
             limit = None if self.max_length is None else self.max_length - len(prompt)
             first = sum(len(row.answers) for row in rows)
@@ -271,7 +271,7 @@ class ScoredBatches:
 
 
 def _behind(prompt: list[int], own_prompt: list[int], answer: Answer, limit: int | None) -> Answer:
-    """An answer as it stands behind a prompt that may be a little shorter than its own."""
+    """An answer as it stands after a prompt that may be a little shorter than its own."""
     rest = own_prompt[len(prompt) :]
     ids, scored = rest + answer.ids, [False] * len(rest) + answer.scored
     return Answer(ids[:limit], scored[:limit])

@@ -1,6 +1,6 @@
 """Tokenizers' control tokens, such as <|im_end|> and <IMG_CONTEXT>, that are written out in a record's texts.
 
-A tokenizer takes them there for the real ones. Those that stand for pictures are counted against the pictures, so a record that has
+A tokenizer takes them there for the real ones. Those that stand for images are counted against the images, so a record that has
 them in its texts cannot be put into a batch; others train the model to write them.
 """
 
@@ -12,13 +12,13 @@ from typing import Any
 _SIDES = ("prompt", "chosen", "rejected")
 
 
-def check_texts(pair: Mapping[str, Any], pictures: int, processing_class: Any, where: str) -> None:
-    """Refuse a pair whose own texts hold a token that the processor puts in the place of a picture or a video.
+def check_texts(pair: Mapping[str, Any], images: int, processing_class: Any, where: str) -> None:
+    """Refuse a pair whose own texts hold a token that the processor puts in the place of an image or a video.
 
     Args:
         pair: ``prompt``, ``chosen`` and ``rejected``, as strings or messages. A prompt that is a string has no other way to say
-            where its pictures stand, and may hold the picture token once for each.
-        pictures: how many the pair has.
+            where its images stand, and may hold the image token once for each.
+        images: how many the pair has.
         processing_class: a processor, or a tokenizer, which counts none.
         where: what errors call the pair.
 
@@ -30,16 +30,16 @@ def check_texts(pair: Mapping[str, Any], pictures: int, processing_class: Any, w
     image, video = (getattr(processing_class, name, None) for name in ("image_token", "video_token"))
     for side in _SIDES:
         text = texts_of(pair[side])
-        placed = pictures if side == "prompt" and isinstance(pair[side], str) else 0
+        placed = images if side == "prompt" and isinstance(pair[side], str) else 0
         if image and text.count(image) > placed:
             _refuse(where, side, image)
-        if video and side == "prompt" and pictures and video in text:  # answers, and prompts of text, are not searched for it
+        if video and side == "prompt" and images and video in text:  # answers, and prompts of text, are not searched for it
             _refuse(where, side, video)
 
 
 def _refuse(where: str, side: str, token: str) -> None:
     raise ValueError(
-        f"{where}: the text of '{side}' holds {token!r}, which the processor takes for the place of a picture or video that is not "
+        f"{where}: the text of '{side}' holds {token!r}, which the processor takes for the place of an image or video that is not "
         "there. Take it out of the text, or leave the record out."
     )
 

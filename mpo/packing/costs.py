@@ -1,4 +1,4 @@
-"""What a record costs: tokens and picture tiles, measured without decoding a picture."""
+"""What a record costs: tokens and image tiles, measured without decoding an image."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpo.data.encoded import PICTURE_COLUMNS, encoded_pictures
-from mpo.data.images import picture_size
+from mpo.data.encoded import IMAGE_COLUMNS, with_encoded_images
+from mpo.data.images import image_size
 from mpo.data.video import Frame, frame_size, with_frames
 from mpo.packing.templates import is_processor
 from mpo.packing.tiles import tile_limits
@@ -25,7 +25,7 @@ from mpo.packing.turns import describe, encode_with_prompt, encoded_images, end_
 
 READ_COLUMNS = (
     *("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", "augment", "videos", "frames"),
-    *PICTURE_COLUMNS,
+    *IMAGE_COLUMNS,
 )
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
 FORMAT = 5
@@ -39,9 +39,9 @@ Limits = tuple[tuple[str, Any], ...]
 class PairCosts:
     """What N records cost, each array of shape (N,).
 
-    ``prompt``: tokens of the prompt, those of its pictures included. ``chosen``, ``rejected``: tokens of the answers, up to the
+    ``prompt``: tokens of the prompt, those of its images included. ``chosen``, ``rejected``: tokens of the answers, up to the
     last scored one. ``tiles``: what the vision tower encodes for the prompt. ``group``: the same number for the same prompt and
-    pictures.
+    images.
     """
 
     prompt: NDArray[np.int32]
@@ -100,27 +100,27 @@ def measure(
     dataset: Any,
     processing_class: Any,
     *,
-    answer_end: str = "end_of_turn",
+    completion_end: str = "end_of_turn",
     tile_budget: str = "prompt",
     max_length: int | None = None,
     on_bad_record: str = "raise",
     num_proc: int | None = None,
 ) -> PairCosts:
-    """Measure every record, as `PairCollator` will encode it; of pictures, only the headers are read.
+    """Measure every record, as `PairCollator` will encode it; of images, only the headers are read.
 
     The result is in datasets' cache: measured once for the same records, tokenizer, chat template and image processor settings.
 
     Args:
         dataset: preference records, a `datasets.Dataset`.
         processing_class: the tokenizer or processor of the run.
-        answer_end: as of `PairCollator`.
+        completion_end: as of `PairCollator`.
         tile_budget: as of `PairCollator`.
         max_length: as of `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements serve every `max_length`.
         on_bad_record: as of `PairCollator`; with ``"skip"``, a bad record costs what the pair in its place costs, next to nothing.
         num_proc: processes to measure with.
 
     Raises:
-        ValueError: for a stream, a processor that cannot say what a picture costs, or a record that cannot be encoded.
+        ValueError: for a stream, a processor that cannot say what an image costs, or a record that cannot be encoded.
     """
     if not isinstance(dataset, Dataset):
         what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
@@ -130,12 +130,12 @@ def measure(
         )
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
-    as_files = encoded_pictures(as_files)
-    settings = [FORMAT, answer_end, tile_budget, on_bad_record, *_settings(processing_class)]
+    as_files = with_encoded_images(as_files)
+    settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
     # Not the function's own hash: tokenizers change when they are used, and every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings])
     measured = as_files.map(
-        RecordMeasure(processing_class, answer_end, tile_budget, on_bad_record),
+        RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record),
         remove_columns=as_files.column_names,
         features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
         new_fingerprint=fingerprint,
@@ -146,13 +146,13 @@ def measure(
 
 
 class RecordMeasure:
-    """Measures one record, its pictures undecoded, in a dict of `MEASURED`; processes of datasets' `map` get a copy each."""
+    """Measures one record, its images undecoded, in a dict of `MEASURED`; processes of datasets' `map` get a copy each."""
 
-    def __init__(self, processing_class: Any, answer_end: str, tile_budget: str, on_bad_record: str) -> None:
+    def __init__(self, processing_class: Any, completion_end: str, tile_budget: str, on_bad_record: str) -> None:
         self.processing_class = processing_class
         self.tokenizer = processing_class.tokenizer if is_processor(processing_class) else processing_class
-        self.answer_end, self.tile_budget, self.on_bad_record = answer_end, tile_budget, on_bad_record
-        self.end_of_turn = end_of_turn_token(processing_class) if answer_end == "end_of_turn" else None
+        self.completion_end, self.tile_budget, self.on_bad_record = completion_end, tile_budget, on_bad_record
+        self.end_of_turn = end_of_turn_token(processing_class) if completion_end == "end_of_turn" else None
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
         """One record's costs, by their names."""
@@ -165,12 +165,12 @@ class RecordMeasure:
 
     def _costs(self, record: dict[str, Any]) -> dict[str, int]:
         record = with_frames(record, where=describe(record))
-        pictures = encoded_images(record)
-        stand_ins = [None if picture is None else _STAND_IN for picture in pictures]
-        record = {name: value for name, value in record.items() if name not in PICTURE_COLUMNS and value is not None}
-        pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.answer_end == "end_of_turn")
-        opened = is_opened(pair, self.answer_end)
-        sides = [with_eos(pieces, pair, self.tokenizer.eos_token, self.answer_end) for pieces in (pair.chosen, pair.rejected)]
+        images = encoded_images(record)
+        stand_ins = [None if image is None else _STAND_IN for image in images]
+        record = {name: value for name, value in record.items() if name not in IMAGE_COLUMNS and value is not None}
+        pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.completion_end == "end_of_turn")
+        opened = is_opened(pair, self.completion_end)
+        sides = [with_eos(pieces, pair, self.tokenizer.eos_token, self.completion_end) for pieces in (pair.chosen, pair.rejected)]
 
         @cache
         def tokenize(text: str) -> list[int]:
@@ -179,42 +179,42 @@ class RecordMeasure:
 
         prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn, describe(record))
         prompt, tiles = len(prompt_ids), 0
-        if pictures:
-            limits = tile_limits(record, len(pictures), self.processing_class, describe(record), budget=self.tile_budget)
-            added, tiles = self._of_pictures(pictures, limits, describe(record))
+        if images:
+            limits = tile_limits(record, len(images), self.processing_class, describe(record), budget=self.tile_budget)
+            added, tiles = self._of_images(images, limits, describe(record))
             prompt += added
-        group = _group(f"{pair.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", pictures)
+        group = _group(f"{pair.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", images)
         return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
 
-    def _of_pictures(self, pictures: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
+    def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
         """Tokens that come on top when a prompt's placeholders, of one token each, become image tokens; and tiles."""
-        rule = _picture_rule(self.processing_class)
+        rule = _image_rule(self.processing_class)
         tokens = tiles = 0
-        for place, picture in enumerate(pictures):
-            height, width = _size(picture, f"{where}: picture {place + 1} of {len(pictures)}")
-            picture_tokens, picture_tiles = rule(height, width, tuple(limits.items()))
-            tokens += picture_tokens - 1
-            tiles += picture_tiles
+        for place, image in enumerate(images):
+            height, width = _size(image, f"{where}: image {place + 1} of {len(images)}")
+            image_tokens, image_tiles = rule(height, width, tuple(limits.items()))
+            tokens += image_tokens - 1
+            tiles += image_tiles
         return tokens, tiles
 
 
 _STAND_IN = Image.new("RGB", (1, 1))
-"""What the chat template is given for each picture; it only places a token for it."""
+"""What the chat template is given for each image; it only places a token for it."""
 
 
 @lru_cache(maxsize=8)
-def _picture_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int, int]]:
-    """A function from a picture's height and width, in pixels, and its prompt's tile limits to its tokens and tiles."""
+def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int, int]]:
+    """A function from an image's height and width, in pixels, and its prompt's tile limits to its tokens and tiles."""
     if not is_processor(processing_class):
         raise ValueError(
-            "The records have pictures, but the processing class is a tokenizer. Pass the model's processor "
-            "(AutoProcessor.from_pretrained), or drop the picture column."
+            "The records have images, but the processing class is a tokenizer. Pass the model's processor "
+            "(AutoProcessor.from_pretrained), or drop the image column."
         )
     # Not public, but what transformers offers serving engines for just this: the rule of the processor's own image processor with
-    # the processor's own settings, and the tokens it writes around a picture. Checked with transformers 5.23.
+    # the processor's own settings, and the tokens it writes around an image. Checked with transformers 5.23.
     if not hasattr(processing_class, "_get_num_multimodal_tokens"):
         raise ValueError(
-            f"{type(processing_class).__name__} cannot say how many tokens a picture takes without encoding it. Use "
+            f"{type(processing_class).__name__} cannot say how many tokens an image takes without encoding it. Use "
             "batching='pairs'."
         )
 
@@ -236,22 +236,22 @@ def _picture_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[i
     return tokens_and_tiles
 
 
-def _size(picture: Any, where: str = "") -> tuple[int, int]:
-    """Height and width of a picture as it will be decoded, from its header."""
-    return frame_size(picture, where=where) if isinstance(picture, Frame) else picture_size(picture, where=where)
+def _size(image: Any, where: str = "") -> tuple[int, int]:
+    """Height and width of an image as it will be decoded, from its header."""
+    return frame_size(image, where=where) if isinstance(image, Frame) else image_size(image, where=where)
 
 
-def _group(prompt: str, pictures: list[Any]) -> int:
-    """A number for a prompt with its pictures: by their bytes, or by their paths where they are files."""
+def _group(prompt: str, images: list[Any]) -> int:
+    """A number for a prompt with its images: by their bytes, or by their paths where they are files."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8)
-    for picture in pictures:
-        if isinstance(picture, Mapping):
-            content = picture["bytes"] if picture.get("bytes") is not None else str(picture["path"]).encode()
-        elif isinstance(picture, Frame):
-            content = repr(picture).encode()
+    for image in images:
+        if isinstance(image, Mapping):
+            content = image["bytes"] if image.get("bytes") is not None else str(image["path"]).encode()
+        elif isinstance(image, Frame):
+            content = repr(image).encode()
         else:
-            content = picture.encode() if isinstance(picture, str) else picture.tobytes()
-        digest.update(b"\0picture\0" + hashlib.blake2b(content, digest_size=16).digest())
+            content = image.encode() if isinstance(image, str) else image.tobytes()
+        digest.update(b"\0image\0" + hashlib.blake2b(content, digest_size=16).digest())
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 

@@ -1,4 +1,4 @@
-"""Preference records -> token ids and picture tensors: each distinct picture is processed once, each text tokenised once."""
+"""Preference records -> token ids and image tensors: each distinct image is processed once, each text tokenised once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mpo.data.video import with_frames
 from mpo.packing.controls import added_start
+from mpo.packing.images import process
 from mpo.packing.keys import first_alike
-from mpo.packing.pictures import process
 from mpo.packing.templates import is_processor
 from mpo.packing.tiles import jpeg_seed, tile_limits
 from mpo.packing.turns import (
@@ -36,7 +36,7 @@ class EncodedPair:
     """Token ids of a prompt and its two answers.
 
     ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the number of the first pair of the batch
-    with the same prompt and the same pictures, which may be this one. ``limits``: how the pictures are cut, where it is not what
+    with the same prompt and the same images, which may be this one. ``limits``: how the images are cut, where it is not what
     the processor does anyway (`mpo.packing.tiles.tile_limits`).
     """
 
@@ -51,16 +51,16 @@ class EncodedPair:
 
 @dataclass
 class PairEncoder:
-    """Turns records into token ids and the processor's picture tensors.
+    """Turns records into token ids and the processor's image tensors.
 
     Args:
-        processing_class: a tokenizer, or a processor when records have pictures.
+        processing_class: a tokenizer, or a processor when records have images.
         max_length: longest prompt with one answer, in tokens; see `mpo.packing.collator.PairCollator`.
         truncation_mode: likewise.
-        answer_end: likewise.
+        completion_end: likewise.
         tile_budget: likewise.
-        same_picture: whether two pictures are the same. Asked only of pictures under the same prompt text; None: prompts with
-            pictures are never shared.
+        same_image: whether two images are the same. Asked only of images under the same prompt text; None: prompts with
+            images are never shared.
         augment_seed: as `seed` of `mpo.packing.tiles.jpeg_seed`.
         context: longest prompt with one answer, in tokens, whose log-probs do not depend on the rest of its batch
             (`mpo.packing.fits.fixed_context`); a longer one is refused.
@@ -69,36 +69,36 @@ class PairEncoder:
     processing_class: Any
     max_length: int | None = None
     truncation_mode: str = "keep_start"
-    answer_end: str = "end_of_turn"
+    completion_end: str = "end_of_turn"
     tile_budget: str = "prompt"
-    same_picture: Any = None
+    same_image: Any = None
     augment_seed: int = 0
     context: int | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
-        self._end_of_turn = end_of_turn_token(self.processing_class) if self.answer_end == "end_of_turn" else None
+        self._end_of_turn = end_of_turn_token(self.processing_class) if self.completion_end == "end_of_turn" else None
 
     def __call__(self, records: Sequence[Record]) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
         """Encode the records of a batch.
 
         Returns:
-            one `EncodedPair` each; the processor's picture tensors; and the order of tiles (`mpo.packing.pictures.process`), where
-            these are tiles: then those of each distinct picture are there once. Else those of each distinct prompt, in order.
+            one `EncodedPair` each; the processor's image tensors; and the order of tiles (`mpo.packing.images.process`), where
+            these are tiles: then those of each distinct image are there once. Else those of each distinct prompt, in order.
         """
         records = [with_frames(record, where=describe(record)) for record in records]
-        rendered = [render(record, self.processing_class, split_turns=self.answer_end == "end_of_turn") for record in records]
+        rendered = [render(record, self.processing_class, split_turns=self.completion_end == "end_of_turn") for record in records]
         limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
         prompts = self._distinct(rendered, limits)
-        with_pictures, pictures, order = self._encode_picture_prompts(rendered, prompts, limits)
+        with_images, pixels, order = self._encode_image_prompts(rendered, prompts, limits)
         tokenize = cache(self._tokenize)
         pairs = []
         for record, pair, prompt, limit in zip(records, rendered, prompts, limits, strict=True):
             own = partial(tokenize, special=self._is_opened(pair))
-            sides = [with_eos(side, pair, self.tokenizer.eos_token, self.answer_end) for side in (pair.chosen, pair.rejected)]
+            sides = [with_eos(side, pair, self.tokenizer.eos_token, self.completion_end) for side in (pair.chosen, pair.rejected)]
             ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, own, self._end_of_turn, describe(record))
-            if prompt in with_pictures:
-                shared, extra = with_pictures[prompt]
+            if prompt in with_images:
+                shared, extra = with_images[prompt]
                 left_out = own(pair.prompt)[len(ids) :]  # the end of the prompt, where an answer's tokens merge with it
                 kept = len(shared) - len(left_out)
                 if shared[kept:] != left_out:
@@ -115,62 +115,62 @@ class PairEncoder:
             if self.context is not None:
                 self._check_context(record, encoded, self.context)
             pairs.append(encoded)
-        return pairs, pictures, order
+        return pairs, pixels, order
 
     def prompts(self, records: Sequence[Record]) -> tuple[list[EncodedPrompt], dict[str, Tensor], Tensor | None]:
         """Encode prompts alone, whole, to be answered; returns and errors as of a call."""
         records = [with_frames(record, where=describe(record)) for record in records]
         rendered = [render_prompt(record, self.processing_class) for record in records]
         limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
-        with_pictures, pictures, order = self._encode_picture_prompts(rendered, list(range(len(records))), limits)
+        with_images, pixels, order = self._encode_image_prompts(rendered, list(range(len(records))), limits)
         encoded: list[EncodedPrompt] = []
         for place, (record, pair) in enumerate(zip(records, rendered, strict=True)):
-            ids, extra = with_pictures.get(place) or (self._tokenize(pair.prompt, special=self._is_opened(pair)), {})
+            ids, extra = with_images.get(place) or (self._tokenize(pair.prompt, special=self._is_opened(pair)), {})
             if not ids:
                 raise ValueError(f"{describe(record)}: its prompt is empty. Give it a prompt of one token or more.")
             encoded.append((ids, extra))
-        return encoded, pictures, order
+        return encoded, pixels, order
 
     def _tokenize(self, text: str, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
     def _is_opened(self, pair: RenderedPair) -> bool:
-        return is_opened(pair, self.answer_end)
+        return is_opened(pair, self.completion_end)
 
-    def _limits(self, record: Record, pictures: int) -> dict[str, Any]:
+    def _limits(self, record: Record, images: int) -> dict[str, Any]:
         name = describe(record)
         return {
-            **tile_limits(record, pictures, self.processing_class, name, budget=self.tile_budget),
-            **jpeg_seed(record, pictures, self.processing_class, name, seed=self.augment_seed),
+            **tile_limits(record, images, self.processing_class, name, budget=self.tile_budget),
+            **jpeg_seed(record, images, self.processing_class, name, seed=self.augment_seed),
         }
 
     def _distinct(self, rendered: list[RenderedPair], limits: list[dict[str, Any]]) -> list[int]:
-        """For each pair the first one with its prompt and pictures, cut alike."""
+        """For each pair the first one with its prompt and images, cut alike."""
         outlines = [
             (pair.prompt, len(pair.images), tuple(sorted(limit.items()))) for pair, limit in zip(rendered, limits, strict=True)
         ]
         return first_alike(outlines, lambda one, other: self._same_images(rendered[one].images, rendered[other].images))
 
     def _same_images(self, first: list[Any], second: list[Any]) -> bool:
-        if first and self.same_picture is None:
+        if first and self.same_image is None:
             return False
-        return all(self.same_picture(one, other) for one, other in zip(first, second, strict=True))
+        return all(self.same_image(one, other) for one, other in zip(first, second, strict=True))
 
-    def _encode_picture_prompts(
+    def _encode_image_prompts(
         self, rendered: list[RenderedPair], prompts: list[int], limits: list[dict[str, Any]]
     ) -> tuple[dict[int, EncodedPrompt], dict[str, Tensor], Tensor | None]:
-        """Run the processor once over all distinct prompts that have pictures.
+        """Run the processor once over all distinct prompts that have images.
 
         Returns:
-            ids and other per-token outputs by the prompt's number, the processor's picture tensors, and the order of tiles.
+            ids and other per-token outputs by the prompt's number, the processor's image tensors, and the order of tiles.
         """
         places = [prompt for prompt in dict.fromkeys(prompts) if rendered[prompt].images]
         if not places:
             return {}, {}, None
         if not is_processor(self.processing_class):
             raise ValueError(
-                "The records have pictures, but the processing class is a tokenizer. Pass the model's processor "
+                "The records have images, but the processing class is a tokenizer. Pass the model's processor "
                 "(AutoProcessor.from_pretrained) as `processing_class`, or drop the 'images' column."
             )
         processed, order = process(
@@ -185,14 +185,14 @@ class PairEncoder:
         )
         ids, mask = processed.pop("input_ids"), processed.pop("attention_mask").bool()
         per_token = {name: value for name, value in processed.items() if value.shape == ids.shape}
-        pictures = {name: value for name, value in processed.items() if name not in per_token}
+        pixels = {name: value for name, value in processed.items() if name not in per_token}
         encoded = {}
         for row, place in enumerate(places):
             start = added_start(self.tokenizer) if self._is_opened(rendered[place]) else []
             own = {name: value[row][mask[row]] for name, value in per_token.items()}
             extra = {name: torch.cat([value.new_zeros(len(start)), value]) for name, value in own.items()}
             encoded[place] = (start + ids[row][mask[row]].tolist(), extra)
-        return encoded, pictures, order
+        return encoded, pixels, order
 
     def _check_context(self, record: Record, pair: EncodedPair, context: int) -> None:
         longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
@@ -210,7 +210,7 @@ class PairEncoder:
             return
         if self.truncation_mode == "keep_start" and len(pair.prompt_ids) >= max_length:
             raise ValueError(
-                f"{describe(record)}: its prompt alone has {len(pair.prompt_ids)} tokens (picture tokens included), and "
+                f"{describe(record)}: its prompt alone has {len(pair.prompt_ids)} tokens (image tokens included), and "
                 f"max_length={max_length} leaves none for the answers. Raise max_length, set it to None, or leave the "
                 "record out."
             )
@@ -230,5 +230,5 @@ class PairEncoder:
         if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
             raise ValueError(
                 f"{describe(record)} has {longest} tokens and would be cut at its start by truncation_mode='keep_end' and "
-                f"max_length={max_length}: picture tokens stand there. Use 'keep_start' or raise max_length."
+                f"max_length={max_length}: image tokens stand there. Use 'keep_start' or raise max_length."
             )

@@ -59,7 +59,7 @@ def first_fit(
         tiles = None
     rows = np.arange(padded).reshape(-1, window)
     if rng is not None:
-        # The fill behind the last unit counts as smallest of all and comes last.
+        # The fill after the last unit counts as smallest of all and comes last.
         key = np.zeros(padded)
         key[:count] = -size * (1 - JITTER * rng.random(count))
         rows = np.take_along_axis(rows, np.argsort(key.reshape(rows.shape), axis=1, kind="stable"), axis=1)

@@ -57,7 +57,7 @@ def _wrapper_trouble(model: nn.Module, outer: PreTrainedModel, text_model: PreTr
             return f"{type(module).__name__} does not pass keyword arguments on to its layers"
     if outer.config is text_model.config:
         return None
-    # A picture model that makes masks or positions of its own needs them; one around a plain text model leaves both to it.
+    # An image model that makes masks or positions of its own needs them; one around a plain text model leaves both to it.
     for module in around:
         if module is text_model:
             continue

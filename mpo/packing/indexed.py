@@ -1,4 +1,4 @@
-"""Records by index, fillers among them marked."""
+"""Records by index, padding among them marked."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mpo.packing.streams import FILLER, in_epoch
+from mpo.packing.streams import PADDING, in_epoch
 
 if TYPE_CHECKING:
     from mpo.packing.sampler import PairBatchSampler
 
 
 class IndexedRecords(Dataset[dict[str, Any]]):
-    """A data set that gives record ``i`` for the index ``-1 - i`` too, marked as a filler.
+    """A data set that gives record ``i`` for the index ``-1 - i`` too, marked as padding.
 
     >>> IndexedRecords([{"id": "a"}, {"id": "b"}])[-2]
-    {'id': 'b', 'is_filler': True}
+    {'id': 'b', 'is_padding': True}
 
     Args:
         dataset: records by index.
@@ -45,7 +45,7 @@ class IndexedRecords(Dataset[dict[str, Any]]):
         records = many(places) if many else [self.dataset[place] for place in places]
         if self.epoch is not None:
             records = [in_epoch(record, int(self.epoch)) for record in records]
-        return [{**record, FILLER: True} if index < 0 else record for index, record in zip(indices, records, strict=True)]
+        return [{**record, PADDING: True} if index < 0 else record for index, record in zip(indices, records, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, and the data set if it wants to know."""

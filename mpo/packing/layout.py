@@ -9,7 +9,7 @@ they part, the last token they share stands once per branch, as `a` here, the la
     segments    queries [prompt chosen] over keys [prompt chosen]                       causal
                 queries [a rejected]    over keys [prompt minus last, a, rejected]      causal, aligned bottom-right
 
-An answer's last token predicts nothing and nothing attends to it, so it is left out unless another answer goes on behind it.
+An answer's last token predicts nothing and nothing attends to it, so it is left out unless another answer goes on after it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ IGNORED = -100
 """The label of a node that no answer scores."""
 
 Range = tuple[int, int]
-"""Consecutive nodes: the first, and the one behind the last."""
+"""Consecutive nodes: the first, and the one after the last."""
 
 
 class AnswerTokens(Protocol):
-    """The token ids behind a prompt, and which of them are scored (`mpo.packing.turns.Answer`)."""
+    """The token ids after a prompt, and which of them are scored (`mpo.packing.turns.Answer`)."""
 
     @property
     def ids(self) -> list[int]: ...  # noqa: D102
@@ -50,7 +50,7 @@ class Segment:
 class AnswerNodes:
     """Where an answer is predicted: `nodes[i]` predicts its token `i`, which counts if `scored[i]`.
 
-    Behind an empty prompt nothing predicts an answer's first token, as with shifted labels; `nodes` starts with the second.
+    After an empty prompt nothing predicts an answer's first token, as with shifted labels; `nodes` starts with the second.
     """
 
     nodes: list[int]
@@ -71,12 +71,12 @@ class Row:
 def lay_out(prompt: Sequence[int], answers: Sequence[AnswerTokens]) -> Row:
     """Lay a prompt and its answers out as one row.
 
-    The first answer goes on behind the prompt in the same segment, or a longer answer that begins with all of it. Equal
-    answers share all their nodes. A branch repeats the last token it shares, which with an answer right behind it is the last
-    of the prompt: this must not be a picture token, or the copy would ask for a picture of its own.
+    The first answer goes on after the prompt in the same segment, or a longer answer that begins with all of it. Equal
+    answers share all their nodes. A branch repeats the last token it shares, which with an answer right after it is the last
+    of the prompt: this must not be an image token, or the copy would ask for an image of its own.
 
     Args:
-        prompt: token ids, picture tokens included. May be empty (see `AnswerNodes`).
+        prompt: token ids, image tokens included. May be empty (see `AnswerNodes`).
         answers: any number of answers, at least one.
 
     Raises:
@@ -248,7 +248,7 @@ class ScoredTokens:
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Rows one behind the other, nothing padded. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
+    """Rows one after the other, nothing padded. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
 
     ``labelled`` (M,) int64: the nodes that have a label, ascending. As ``logits_to_keep`` it spares all others the LM head.
     """
@@ -262,7 +262,7 @@ class PackedRows:
 
 
 def concatenate(rows: Sequence[Row]) -> PackedRows:
-    """Put rows one behind the other. Answers are numbered through, row after row.
+    """Put rows one after the other. Answers are numbered through, row after row.
 
     Raises:
         ValueError: without a row.
@@ -307,7 +307,7 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
     )
 
 
-def answer_sums(node_logps: Tensor, scored: ScoredTokens, weights: Tensor | None = None) -> Tensor:
+def completion_sums(node_logps: Tensor, scored: ScoredTokens, weights: Tensor | None = None) -> Tensor:
     """Sum the log-probs of each answer's scored tokens.
 
     Args:
@@ -319,7 +319,7 @@ def answer_sums(node_logps: Tensor, scored: ScoredTokens, weights: Tensor | None
         shape (A,), float32.
 
     >>> scored = ScoredTokens(*map(torch.tensor, ([1, 2, 1], [0, 0, 1], [0, 1, 0], [2, 1])))  # both answers share node 1
-    >>> answer_sums(torch.tensor([[0.0, -1.0, -2.0]]), scored)
+    >>> completion_sums(torch.tensor([[0.0, -1.0, -2.0]]), scored)
     tensor([-3., -1.])
     """
     # Added up in float64, the sum is right to its last float32 digit in whatever order a GPU adds.
@@ -339,7 +339,7 @@ def ld_weights(scored: ScoredTokens, ld_alpha: float) -> Tensor:
         ld_alpha: in [0, 1].
 
     Returns:
-        shape (E,), float32, for `answer_sums`.
+        shape (E,), float32, for `completion_sums`.
     """
     shorter = torch.minimum(*scored.lengths.chunk(2)).repeat(2)
     return torch.where(scored.ordinal < shorter[scored.answer], 1.0, ld_alpha)

@@ -34,7 +34,7 @@ class Picked:
 def add_picking(backbone: nn.Module) -> None:
     """Let `backbone(..., picked=Picked)` return the hidden states of these positions alone, as shape (1, M, hidden).
 
-    The LM head behind it is then given (1, M) labels. The keyword goes no further than the backbone's own hooks, and without it
+    The LM head after it is then given (1, M) labels. The keyword goes no further than the backbone's own hooks, and without it
     nothing changes.
     """
     if getattr(backbone, "picks", False):

@@ -33,8 +33,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 
     transformers' Trainer takes a `BatchRebalanceSampler` as the data loader's batch sampler and does not shard it again; this is
     one by name alone. Every epoch has the same number of micro-batches, and every rank the same in every epoch, because the Trainer
-    counts them once. A filler, a pair that is computed but must not count, has the index ``-1 - i`` of a record ``i`` (see
-    `IndexedRecords`) and a batch of its own; there are fewer fillers than ranks, and none while a batch of two pairs can be split.
+    counts them once. A padding, a pair that is computed but must not count, has the index ``-1 - i`` of a record ``i`` (see
+    `IndexedRecords`) and a batch of its own; there are fewer padding than ranks, and none while a batch of two pairs can be split.
 
     Args:
         costs: what each record costs (`mpo.packing.costs.measure`), or just their number: with ``batching="pairs"`` ranks are
@@ -43,8 +43,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             ``max_tokens`` and ``max_tiles`` allow.
         pairs_per_batch: pairs of a micro-batch, for ``batching="pairs"``.
         max_tokens: tokens of a micro-batch, a prompt that pairs of a unit share counted once, for ``batching="tokens"``.
-        max_tiles: picture tiles of a micro-batch; None: no limit.
-        group_same_prompt: up to this many pairs of the same prompt and pictures form a unit that stays in one batch.
+        max_tiles: image tiles of a micro-batch; None: no limit.
+        group_same_prompt: up to this many pairs of the same prompt and images form a unit that stays in one batch.
         micro_batches_per_step: gradient accumulation steps. Needed for balancing and for ``drop_last``.
         world_size: ranks that are given different batches.
         rank: whose batches to give, from 0.
@@ -167,7 +167,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         fill = tokens[real] / self.max_tokens if self.max_tokens else None
         return PackingReport(
             batches=int(real.sum()),
-            fillers=int((~real).sum()),
+            padding=int((~real).sum()),
             steps=self.steps,
             pairs=int(pairs.sum()),
             tokens=int(tokens[real].sum()) if self.is_measured else None,
@@ -341,7 +341,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return cost
 
     def _unit_costs(self, records: Ints, starts: Ints, is_first: NDArray[np.bool_] | None = None) -> tuple[Ints, Ints, Floats]:
-        """Tokens, tiles and query-key pairs of runs of records; prompt and pictures count where `is_first`, by default once."""
+        """Tokens, tiles and query-key pairs of runs of records; prompt and images count where `is_first`, by default once."""
         costs = self.costs
         if is_first is None:
             is_first = np.zeros(len(records), dtype=bool)
@@ -366,13 +366,13 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 class PackingReport:
     """How an epoch is packed, over all ranks. As text, one line for a log.
 
-    ``fillers``: batches that only keep the ranks even. ``mean_fill``, ``min_fill``: tokens of a batch as a share of its budget.
-    ``pairs_per_batch``: least, mean, most. ``imbalance``: the dearest batch of a slot over the slot's mean, averaged over slots.
+    ``padding``: batches that only keep the ranks even. ``mean_fill``, ``min_fill``: tokens of a batch as a share of its budget.
+    ``pairs_per_batch``: least, mean, most. ``imbalance``: the most expensive batch of a slot over the slot's mean, averaged over slots.
     ``oversized``: records beyond a budget.
     """
 
     batches: int
-    fillers: int
+    padding: int
     steps: int
     pairs: int
     tokens: int | None
@@ -395,6 +395,6 @@ class PackingReport:
         parts.append(f"imbalance between ranks {self.imbalance:.3f}")
         if self.oversized:
             parts.append(f"{self.oversized:,} records beyond the budget, in batches of their own")
-        if self.fillers:
-            parts.append(f"{self.fillers} batches of a repeated pair that does not count")
+        if self.padding:
+            parts.append(f"{self.padding} batches of a repeated pair that does not count")
         return "; ".join(parts)

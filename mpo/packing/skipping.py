@@ -5,11 +5,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mpo.packing.streams import FILLER
+from mpo.packing.streams import PADDING
 from mpo.packing.turns import Record, describe, encoded_images
 
 ON_BAD_RECORD = ("raise", "skip")
-BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", FILLER: True}
+BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", PADDING: True}
 """Stands in a batch where a bad record would, so that the batch keeps its number of pairs; it does not count. A few tokens."""
 
 
@@ -29,7 +29,7 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
         try:
             collate([record])
         except ValueError as error:
-            if FILLER not in record:
+            if PADDING not in record:
                 bad.append(_noted(record, str(error)))
         else:
             kept.append(place)
@@ -38,11 +38,11 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
 
 def _noted(record: Record, error: str) -> dict[str, Any]:
     where = describe(record)
-    pictures = [
-        (picture.get("path"), zlib.crc32(picture.get("bytes") or b"")) if isinstance(picture, Mapping) else None
-        for picture in encoded_images(record)
+    images = [
+        (image.get("path"), zlib.crc32(image.get("bytes") or b"")) if isinstance(image, Mapping) else None
+        for image in encoded_images(record)
     ]
-    content = repr([*(record.get(name) for name in ("id", "prompt", "chosen", "rejected")), pictures])
+    content = repr([*(record.get(name) for name in ("id", "prompt", "chosen", "rejected")), images])
     return {
         "id": record.get("id"),
         "where": where,

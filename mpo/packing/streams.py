@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker  # private; checked with PyTorch 2.11 to 2.14
 
-FILLER = "is_filler"
+PADDING = "is_padding"
 """Key of a record that stands only to fill a batch up."""
 EPOCH = "epoch"
 """Key of a record that is to be augmented: which pass over the records it is in. Only training has it."""
@@ -67,7 +67,7 @@ class FilledStream(IterableDataset[dict[str, Any]]):
 
     Left to itself, accelerate would repeat records unmarked, and these pairs would count twice.
 
-    >>> [(r["id"], FILLER in r) for r in FilledStream([{"id": 1}, {"id": 2}, {"id": 3}], multiple=2)]
+    >>> [(r["id"], PADDING in r) for r in FilledStream([{"id": 1}, {"id": 2}, {"id": 3}], multiple=2)]
     [(1, False), (2, False), (3, False), (1, True)]
 
     Args:
@@ -93,7 +93,7 @@ class FilledStream(IterableDataset[dict[str, Any]]):
             seen += 1
             yield record
         for place in range(-seen % self._multiple if seen and self._fill else 0):
-            yield {**first[place % len(first)], FILLER: True}
+            yield {**first[place % len(first)], PADDING: True}
 
 
 def _of_this_worker(records: Iterable[dict[str, Any]], block: int) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from trl.data_utils import common_prefix_length, extract_prompt, prepare_multimodal_messages
 from trl.trainer.utils import remove_none_values
 
-from mpo.data.images import check_unmoved, open_picture
+from mpo.data.images import check_unmoved, open_image
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.packing.controls import check_texts
 from mpo.packing.templates import is_processor, probe
@@ -27,7 +27,7 @@ Tokenize = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Answer:
-    """The tokens behind the prompt; ``scored[i]`` says whether token ``i`` belongs to what the assistant wrote."""
+    """The tokens after the prompt; ``scored[i]`` says whether token ``i`` belongs to what the assistant wrote."""
 
     ids: list[int]
     scored: list[bool]
@@ -43,7 +43,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class RenderedPair:
-    """A record as text. ``images`` holds the pictures that the prompt has placeholders for, in order."""
+    """A record as text. ``images`` holds the images that the prompt has placeholders for, in order."""
 
     prompt: str
     chosen: list[Piece]
@@ -53,40 +53,40 @@ class RenderedPair:
 
 
 def record_images(record: Mapping[str, Any]) -> list[Any]:
-    """The pictures of a record: ``images``, or the one ``image``, or none, and frames of its videos; opened (`mpo.data.images`).
+    """The images of a record: ``images``, or the one ``image``, or none, and frames of its videos; opened (`mpo.data.images`).
 
     Arrays, tensors and None are left as they are.
 
     Raises:
-        ValueError: for a picture that cannot be opened, naming the record.
+        ValueError: for an image that cannot be opened, naming the record.
     """
     name = describe(record)
-    pictures = encoded_images(with_frames(record, where=name))
+    images = encoded_images(with_frames(record, where=name))
     places: dict[str, list[int]] = {}
-    if record.get("prompt_id") is not None:  # of load_pairs, whose paths are the real ones; others may have links
-        for path in {path for picture in pictures if (path := _file_of(picture)) is not None}:
+    if record.get("prompt_id") is not None:  # of load_preferences, whose paths are the real ones; others may have links
+        for path in {path for image in images if (path := _file_of(image)) is not None}:
             check_unmoved(path, name)
-    for place, picture in enumerate(pictures):
-        if isinstance(picture, Frame):
-            places.setdefault(picture.path, []).append(place)
-        elif picture is not None and not isinstance(picture, (np.ndarray, Tensor)):
-            pictures[place] = open_picture(picture, where=f"{name}: picture {place + 1} of {len(pictures)}")
+    for place, image in enumerate(images):
+        if isinstance(image, Frame):
+            places.setdefault(image.path, []).append(place)
+        elif image is not None and not isinstance(image, (np.ndarray, Tensor)):
+            images[place] = open_image(image, where=f"{name}: image {place + 1} of {len(images)}")
     for path, own in places.items():
-        frames = open_frames(path, [pictures[place] for place in own], where=name)
+        frames = open_frames(path, [images[place] for place in own], where=name)
         for place, frame in zip(own, frames, strict=True):
-            pictures[place] = frame
-    return pictures
+            images[place] = frame
+    return images
 
 
-def _file_of(picture: Any) -> str | None:
-    """The path that a record's picture or frame is read from, if it is one."""
-    if isinstance(picture, Mapping):
-        return picture.get("path") if picture.get("bytes") is None else None
-    return picture.path if isinstance(picture, Frame) else None
+def _file_of(image: Any) -> str | None:
+    """The path that a record's image or frame is read from, if it is one."""
+    if isinstance(image, Mapping):
+        return image.get("path") if image.get("bytes") is None else None
+    return image.path if isinstance(image, Frame) else None
 
 
 def encoded_images(record: Mapping[str, Any]) -> list[Any]:
-    """The pictures of a record as they stand in it."""
+    """The images of a record as they stand in it."""
     images = record.get("images")
     if images is None:
         images = record.get("image")
@@ -173,7 +173,7 @@ def _with_images(record: Record) -> tuple[Record, list[Any]]:
     images = record_images(record)
     for place, image in enumerate(images):
         if image is None:
-            raise ValueError(f"{describe(record)}: picture {place + 1} of {len(images)} is None. Give the picture or leave it out.")
+            raise ValueError(f"{describe(record)}: image {place + 1} of {len(images)} is None. Give the image or leave it out.")
     return record, images
 
 
@@ -424,17 +424,17 @@ def _one_by_one(prompt_ids: list[int], pieces: list[Piece], tokenize: Tokenize) 
     return ids, starts
 
 
-def is_opened(pair: RenderedPair, answer_end: str) -> bool:
+def is_opened(pair: RenderedPair, completion_end: str) -> bool:
     """Whether the tokenizer's own special tokens (BOS) go around a pair's text: a chat template writes those of a conversation.
 
-    TRL leaves them out beside images, and with ``answer_end="template"`` so do we.
+    TRL leaves them out beside images, and with ``completion_end="template"`` so do we.
     """
-    return not (pair.conversational or (answer_end == "template" and pair.images))
+    return not (pair.conversational or (completion_end == "template" and pair.images))
 
 
-def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, answer_end: str) -> list[Piece]:
+def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, completion_end: str) -> list[Piece]:
     """An answer of plain text with eos at its end, so that the model learns to stop. (TRL leaves it out beside images.)"""
-    if pair.conversational or eos is None or not is_opened(pair, answer_end) or pieces[-1].text.endswith(eos):
+    if pair.conversational or eos is None or not is_opened(pair, completion_end) or pieces[-1].text.endswith(eos):
         return pieces
     return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].scored)]
 
@@ -442,7 +442,7 @@ def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, answer_en
 def mark_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
     """Which tokens of an assistant turn are scored: all up to and including its last end-of-turn token.
 
-    >>> mark_turn([5, 6, 2, 9], end_of_turn=2)  # 9 is the newline that the template puts behind the turn
+    >>> mark_turn([5, 6, 2, 9], end_of_turn=2)  # 9 is the newline that the template puts after the turn
     [True, True, True, False]
     >>> mark_turn([5, 6], end_of_turn=2)  # no such token: to the end
     [True, True]
@@ -459,7 +459,7 @@ def _without_unscored_tail(answer: Answer) -> Answer:
 
 
 def end_of_turn_token(processing_class: Any) -> int | None:
-    """The id of the token that ends an assistant turn: the first special token the chat template puts behind one.
+    """The id of the token that ends an assistant turn: the first special token the chat template puts after one.
 
     It is `<|im_end|>` for InternVL, also where the tokenizer's eos differs. Without a chat template, or when the template
     puts no special token there, the tokenizer's eos.

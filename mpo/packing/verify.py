@@ -42,7 +42,7 @@ def compare(
 
 @contextmanager
 def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within it no module of `model` drops anything; behind it dropout and random states are what they were.
+    """Within it no module of `model` drops anything; after it dropout and random states are what they were.
 
     (Not `model.eval()`, which would also turn gradient checkpointing off.)
 

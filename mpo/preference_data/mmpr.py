@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from mpo.preference_data.pairing import Negative, Verdict, judge, pair_answers
+from mpo.preference_data.pairing import Negative, Verdict, judge, pair_completions
 
 
 @dataclass
@@ -62,7 +62,7 @@ def build_pairs(
     for question, texts in zip(questions, responses, strict=True):
         judged = [judge(text, question["answer"]) for text in texts]
         right = sum(response.verdict == "correct" for response in judged)
-        pairs = pair_answers(judged, max_pairs=max_pairs, rng=random.Random(f"{seed}/{question['id']}"))
+        pairs = pair_completions(judged, max_pairs=max_pairs, rng=random.Random(f"{seed}/{question['id']}"))
         report.questions += 1
         report.all_right += right == len(judged)
         report.all_wrong += right == 0

@@ -52,7 +52,7 @@ def judge(response: str, ground_truth: str) -> JudgedResponse:
     return JudgedResponse(response, parsed.answer, "correct" if is_correct(parsed.answer, ground_truth) else "wrong_answer")
 
 
-def pair_answers(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rng: random.Random) -> list[AnswerPair]:
+def pair_completions(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rng: random.Random) -> list[AnswerPair]:
     """Pairs every right response with every wrong one and keeps some at random.
 
     As in InternVL's reasoning data pipeline, a pair is left out when the right final answer is contained in the wrong one (`7` in

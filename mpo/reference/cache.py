@@ -79,9 +79,9 @@ class ReferenceCache:
 
     Example:
         >>> import tempfile
-        >>> from mpo.packing.keys import answer_key
+        >>> from mpo.packing.keys import completion_key
         >>> from mpo.reference.fingerprint import Fingerprint
-        >>> key = answer_key([], [1, 2], [3, 4], [True, True])
+        >>> key = completion_key([], [1, 2], [3, 4], [True, True])
         >>> with tempfile.TemporaryDirectory() as folder, ReferenceCache(folder, Fingerprint({"model weights": "0"})) as cache:
         ...     cache.get([key]).known.tolist()
         ...     cache.add([key], [-1.5], [2])
@@ -129,7 +129,7 @@ class ReferenceCache:
         self.close()
 
     def get(self, keys: Sequence[bytes]) -> Found:
-        """Look up answers by their keys (`mpo.packing.keys.answer_key`)."""
+        """Look up answers by their keys (`mpo.packing.keys.completion_key`)."""
         asked = key_array(keys)
         found = Found(np.zeros(len(keys), bool), np.full(len(keys), np.nan, np.float32), np.zeros(len(keys), np.int32))
         for block in self._blocks:

@@ -40,7 +40,7 @@ class ShareEveryEpoch(TrainerCallback):  # type: ignore[misc]
 
 
 def refuse_augmented(dataset: Any) -> None:
-    """Refuse training records whose pictures are other ones in every epoch. (Those of a stream are refused when they come.)
+    """Refuse training records whose images are other ones in every epoch. (Those of a stream are refused when they come.)
 
     Raises:
         ValueError: when a record's ``augment`` is true.
@@ -56,7 +56,7 @@ def look_up(
 
     Args:
         cache: of the reference.
-        batch: with ``answer_keys``. Pairs that only fill it up need not be known: theirs are 0 then.
+        batch: with ``completion_keys``. Pairs that only fill it up need not be known: theirs are 0 then.
         compute: for what the cache does not have yet; it is added. None: that is an error.
         on_any_rank: whether something is so on any rank. Weights that are sharded need all ranks for a forward pass, so that
             what one lacks all compute.
@@ -64,7 +64,7 @@ def look_up(
     Raises:
         ValueError: when an answer is missing and cannot be computed.
     """
-    found = cache.get(batch["answer_keys"])
+    found = cache.get(batch["completion_keys"])
     pairs = len(found.known) // 2
     missing = ~found.known & (np.arange(len(found.known)) % pairs < batch.get("counted", pairs))
     known, logps = not missing.any(), np.where(found.known, found.logps, np.float32(0))
@@ -74,14 +74,14 @@ def look_up(
         raise ValueError(
             f"The cache in {cache.folder} has not {int(missing.sum())} of this batch's {len(found.known)} answers "
             f"({batch['names'][0]} and others), and the reference that could give them is gone. Data that is evaluated later must "
-            "be given to the trainer as eval_dataset. If picture files were changed or the cache was pruned since the run began, "
+            "be given to the trainer as eval_dataset. If image files were changed or the cache was pruned since the run began, "
             "start the run again: it computes what is missing. If records change at random, use reference='live'."
         )
     # Kept in float32 by the cache too: what is used now is what a later epoch will find.
     sums = torch.cat(compute(batch)).float().cpu()
     if known:
         return torch.from_numpy(logps)
-    cache.add(batch["answer_keys"], sums, batch["scored"].lengths)
+    cache.add(batch["completion_keys"], sums, batch["scored"].lengths)
     return torch.where(torch.from_numpy(found.known), torch.from_numpy(logps), sums)
 
 
@@ -99,8 +99,8 @@ def fill(
     """Compute what a data set lacks in the cache, every rank its share.
 
     Killed, it goes on where it was. A data set that was gone through to its end, no record of it bad, leaves a mark, so that the
-    next run does not even read it. The mark does not hold when a picture file has changed since, and a bad record leaves none,
-    since it may be mended where nothing tells: then the next run reads the data, and computes what it lacks.
+    next run does not even read it. The mark does not hold when an image file has changed since, and a bad record leaves none,
+    since it may be fixed where nothing tells: then the next run reads the data, and computes what it lacks.
 
     Args:
         cache: of the reference.

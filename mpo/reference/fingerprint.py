@@ -1,7 +1,7 @@
 """Content keys: what a reference log-prob depends on, as short hashes of contents, never of names or paths.
 
-Two kinds. A `Fingerprint` stands for what all answers of a run share: the reference model and how text and pictures become its
-input. A key (`mpo.packing.keys.answer_key`) stands for one answer to one prompt with its pictures. Both together name one log-prob.
+Two kinds. A `Fingerprint` stands for what all answers of a run share: the reference model and how text and images become its
+input. A key (`mpo.packing.keys.completion_key`) stands for one answer to one prompt with its images. Both together name one log-prob.
 """
 
 import enum
@@ -98,7 +98,7 @@ def fingerprint(
         model: the reference model. Adapters in it, whether of a PeftModel or put into a plain model, are part of it.
         processing_class: a processor or tokenizer.
         compute_dtype: what the model computes in: autocast's dtype where that is on, else that of the weights.
-        scoring: settings that decide which tokens are scored, as plain values: ``answer_end``, ``max_length``,
+        scoring: settings that decide which tokens are scored, as plain values: ``completion_end``, ``max_length``,
             ``truncation_mode``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""By what a data set that was gone through to its end is known again: its records, and the picture and video files they name."""
+"""By what a data set that was gone through to its end is known again: its records, and the image and video files they name."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ def mark_name(dataset: Any, settings: Any) -> str | None:
     """Name of the mark of a data set under some settings; another one when a file that its records name has changed.
 
     Args:
-        dataset: of datasets. Its pictures may be paths, to files that are replaced under the same name.
+        dataset: of datasets. Its images may be paths, to files that are replaced under the same name.
         settings: whatever else decides the keys.
 
     Returns:
@@ -35,7 +35,7 @@ def mark_name(dataset: Any, settings: Any) -> str | None:
 
 
 def named_files(dataset: Dataset) -> set[str]:
-    """Paths in a data set's picture and video columns, and the names of pictures that are there as bytes. None is opened."""
+    """Paths in a data set's image and video columns, and the names of images that are there as bytes. None is opened."""
     paths: set[str] = set()
     columns = [name for name in FILE_COLUMNS if name in dataset.column_names]
     if columns:

@@ -114,10 +114,10 @@ def _ends(model: Any, processing_class: Any) -> list[int]:
 
 
 def _prompts(processing_class: Any, records: Sequence[Record], pad: int, tile_budget: str) -> dict[str, Tensor]:
-    """Left-padded prompts and their pictures."""
-    prompts, pictures, order = PairEncoder(processing_class, tile_budget=tile_budget).prompts(records)
+    """Left-padded prompts and their images."""
+    prompts, images, order = PairEncoder(processing_class, tile_budget=tile_budget).prompts(records)
     if order is not None:
-        pictures["pixel_values"] = pictures["pixel_values"][order]
+        images["pixel_values"] = images["pixel_values"][order]
     width = max(len(ids) for ids, _ in prompts)
 
     def padded(rows: list[list[int]], fill: int) -> Tensor:
@@ -129,7 +129,7 @@ def _prompts(processing_class: Any, records: Sequence[Record], pad: int, tile_bu
     }
     for name in {name for _, extra in prompts for name in extra}:
         inputs[name] = padded([extra[name].tolist() if name in extra else [0] * len(ids) for ids, extra in prompts], 0)
-    return inputs | pictures
+    return inputs | images
 
 
 def _answer(row: list[int], tokenizer: Any, ends: list[int]) -> Answer:
@@ -141,7 +141,7 @@ def _answer(row: list[int], tokenizer: Any, ends: list[int]) -> Answer:
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
-    """Eval mode, no gradients, and random numbers of its own; behind it every module and generator is as it was before."""
+    """Eval mode, no gradients, and random numbers of its own; after it every module and generator is as it was before."""
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from mpo.packing.turns import Record
 from mpo.samples.answers import Answer, generate_answers, summary
 from mpo.samples.journal import Journal
-from mpo.samples.prompts import checked_records, picture_names, prompt_text
+from mpo.samples.prompts import checked_records, image_names, prompt_text
 from mpo.samples.trackers import show_in_trackers
 
 WITH_EVALUATIONS = "evaluation"
@@ -20,7 +20,7 @@ WIDTH = 110  # of a line on the console, in characters
 
 
 class SampleAnswers(TrainerCallback):  # type: ignore[misc]
-    """Lets a model answer the same prompts before the first step, every so many steps, and behind the last.
+    """Lets a model answer the same prompts before the first step, every so many steps, and after the last.
 
     Answers go to ``samples.jsonl`` in the run folder, to the console and, as text or a table, to the trackers of ``report_to``; the
     trainer logs ``samples/length`` (tokens), ``samples/unfinished`` (the share of answers that did not end within
@@ -83,7 +83,7 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
         self._sample(args, state, control, when=in_training and self.every == WITH_EVALUATIONS)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        self._sample(args, state, control, when=control.should_training_stop)  # it was stopped early, behind the end of a step
+        self._sample(args, state, control, when=control.should_training_stop)  # it was stopped early, after the end of a step
 
     def _sample(self, args: Any, state: Any, control: Any, *, when: bool) -> None:
         if not when or state.global_step <= self._last:
@@ -124,7 +124,7 @@ class SampleAnswers(TrainerCallback):  # type: ignore[misc]
                 "step": step,
                 "id": str(record.get("id") or place),
                 "prompt": prompt_text(record),
-                "pictures": picture_names(record),
+                "images": image_names(record),
                 "answer": answer.text,
                 "tokens": answer.tokens,
                 "finished": answer.finished,
@@ -161,7 +161,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{repetition:.0%} of 4-grams repeated"
     ]
     for row in rows:
-        lines.append(_line(f"  {row['id']}  {' '.join([*row['pictures'], row['prompt']])}"))
+        lines.append(_line(f"  {row['id']}  {' '.join([*row['images'], row['prompt']])}"))
         end = "" if row["finished"] else ", cut"
         lines.append(_line(f"    {row['tokens']:>4} tokens{end}: {row['answer']}"))
     return "\n".join(lines)

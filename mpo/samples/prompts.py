@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Image, List
 
 from mpo.data.records import IMAGE_PLACEHOLDER, to_prompt
-from mpo.data.sources import load_pairs
-from mpo.packing.keys import picture_key
+from mpo.data.sources import load_preferences
+from mpo.packing.keys import image_key
 from mpo.packing.turns import Record, record_images
 
 _ENCODED = Image()
@@ -26,18 +26,18 @@ def load_prompts(
     """Load the first prompts of a file.
 
     Args:
-        path: a JSONL file whose lines have ``question`` (or ``prompt``) and, where there are pictures, ``image``; lines of pairs
-            will do. Or anything else that `load_pairs` takes.
+        path: a JSONL file whose lines have ``question`` (or ``prompt``) and, where there are images, ``image``; lines of pairs
+            will do. Or anything else that `load_preferences` takes.
         count: how many different prompts.
-        image_root: what picture paths are relative to; the file's own folder by default.
-        tiles: how their pictures are cut, as of `load_pairs`.
+        image_root: what image paths are relative to; the file's own folder by default.
+        tiles: how their images are cut, as of `load_preferences`.
 
     Raises:
         ValueError: for a file that does not exist or has no prompts, and for lines that are not prompts (as ``file:line``).
     """
     path = Path(path).expanduser()
     if path.suffix not in (".jsonl", ".json"):
-        return first_prompts(load_pairs(path, image_root=image_root, tiles=tiles), count)
+        return first_prompts(load_preferences(path, image_root=image_root, tiles=tiles), count)
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Set samples.path to a file of prompts.")
     found = first_prompts(_read_prompts(path, Path(image_root).expanduser() if image_root else path.parent), count)
@@ -71,20 +71,20 @@ def first_prompts(records: Iterable[Record], count: int) -> list[Record]:
     if features.get("images") == List(_ENCODED):  # what is decoded has forgotten its file
         encoded = records.cast_column("images", List(Image(decode=False)))  # type: ignore[attr-defined]
     for place, record in enumerate(islice(records, LOOK_AT * count)):
-        pictures = record_images(record)
-        key = (prompt_text(record), *map(picture_key, pictures))
+        images = record_images(record)
+        key = (prompt_text(record), *map(image_key, images))
         if key not in found:
-            found[key] = record if encoded is None else {**record, "images": _named(pictures, encoded[place]["images"] or [])}
+            found[key] = record if encoded is None else {**record, "images": _named(images, encoded[place]["images"] or [])}
         if len(found) == count:
             break
     return list(found.values())
 
 
-def _named(pictures: list[Any], encoded: list[Any]) -> list[Any]:
-    """Opened pictures that know the file they come from."""
-    for picture, source in zip(pictures, encoded, strict=True):
-        picture.filename = source["path"] or ""
-    return pictures
+def _named(images: list[Any], encoded: list[Any]) -> list[Any]:
+    """Opened images that know the file they come from."""
+    for image, source in zip(images, encoded, strict=True):
+        image.filename = source["path"] or ""
+    return images
 
 
 def prompt_text(record: Mapping[str, Any]) -> str:
@@ -108,18 +108,18 @@ def _content(content: Any) -> str:
     return "".join(IMAGE_PLACEHOLDER if part["type"] == "image" else str(part.get("text") or "") for part in content)
 
 
-def picture_names(record: Mapping[str, Any]) -> list[str]:
-    """What to call a record's pictures: their files' names, or their sizes where they come from no file."""
+def image_names(record: Mapping[str, Any]) -> list[str]:
+    """What to call a record's images: their files' names, or their sizes where they come from no file."""
     given = record["images"] if record.get("images") is not None else record.get("image")
-    pictures = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    return [_name(picture) for picture in pictures]
+    images = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    return [_name(image) for image in images]
 
 
-def _name(picture: Any) -> str:
-    if isinstance(picture, Mapping):
-        picture = picture.get("path")
-    path = picture if isinstance(picture, (str, Path)) else getattr(picture, "filename", "")
-    return Path(path).name if path else "x".join(map(str, getattr(picture, "size", ("?",))))
+def _name(image: Any) -> str:
+    if isinstance(image, Mapping):
+        image = image.get("path")
+    path = image if isinstance(image, (str, Path)) else getattr(image, "filename", "")
+    return Path(path).name if path else "x".join(map(str, getattr(image, "size", ("?",))))
 
 
 def checked_records(records: Iterable[Record]) -> list[Record]:

@@ -18,7 +18,7 @@ def test_what_is_written(tmp_path):
         str(PATH),
         "--texts",
         "40",
-        "--pictures",
+        "--images",
         "6",
         "--workers",
         "2",

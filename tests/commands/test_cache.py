@@ -17,7 +17,7 @@ from mpo.reference.shards import Answers, read_shard, shards, write_shard
 
 HERE = Fingerprint(
     {"model weights": "w", "compute dtype": "float32"},
-    {"image processor": {"image_processor": {"max_patches": 12}}, "scoring": {"answer_end": "end_of_turn"}},
+    {"image processor": {"image_processor": {"max_patches": 12}}, "scoring": {"completion_end": "end_of_turn"}},
     {"model": "InternVL", "name_or_path": "OpenGVLab/InternVL3-1B-hf", "chat_template": "{% for message in messages %}"},
 )
 
@@ -78,7 +78,7 @@ def test_inspect_says_whose_it_is_and_how_much(cache, run):
     for part in (
         "OpenGVLab/InternVL3-1B-hf",
         "max_patches=12",
-        "answer_end=end_of_turn",
+        "completion_end=end_of_turn",
         "for message in",
         "leftovers",
         "1, 0.0 KiB",

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from support import TEXTS, picture
+from support import TEXTS, make_image
 
 from mpo.commands import main
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.models.small import small_internvl, small_processor
 
 ACTIONS = ("validate", "stats", "show", "convert", "mix", "split", "dedupe")
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = []
     for index in range(10):
-        picture(index).save(tmp_path / f"{index}.png")
+        make_image(index).save(tmp_path / f"{index}.png")
         answers = {"chosen": f"It is {index}.", "rejected": "It is another one."}
         lines.append({"id": f"pair-{index}", "image": f"{index}.png", "question": f"What is number {index}?", **answers})
     lines += [{**lines[0], "id": "again-0"}, {**lines[1], "id": "again-1"}]
@@ -58,7 +58,7 @@ def test_validate(folder, run, model):
 
     (folder / "0.png").unlink()
     status, said = run("validate", "pairs.jsonl", "--output", "found.jsonl")
-    assert status == 1 and re.search(r"\n  ! picture not there +2  pairs.jsonl:1: ", said)
+    assert status == 1 and re.search(r"\n  ! image not there +2  pairs.jsonl:1: ", said)
     assert "Training may not start: 2 problems (!). All 3 findings: found.jsonl" in said  # and one duplicate is left
 
 
@@ -82,7 +82,7 @@ def test_stats(folder, run, model):
     assert (folder / "out" / "stats.html").read_text().startswith("<!doctype html>")
     asked = (["--model", model], ["--model", model, "--max-tiles", 1])
     tiles = [re.search(r"\ntiles +(\d+) ", run("stats", "pairs.jsonl", *words)[1]).group(1) for words in asked]
-    assert tiles == ["3", "1"]  # two of the picture and a thumbnail
+    assert tiles == ["3", "1"]  # two of the image and a thumbnail
 
 
 def test_show(folder, run, model):
@@ -114,24 +114,24 @@ def test_mix(folder, run):
     status, said = run("mix", "mixture.yaml")
     assert status == 0 and said.split("\n")[-2].split() == ["in", "all", "24", "9", "100.0%"]
     status, said = run("mix", "mixture.yaml", "mixed.parquet", "--shuffle")
-    mixed = load_pairs(folder / "mixed.parquet")
+    mixed = load_preferences(folder / "mixed.parquet")
     assert status == 0 and len(mixed) == 9
     assert [row["tiles"]["max"] for row in mixed if row["source"] == "pairs"] == [6] * 6
 
 
-def test_a_mixture_with_held_out_pairs(folder, run):
-    (folder / "mixture.yaml").write_text("sources:\n  - {path: pairs.jsonl}\nheld_out: 3\n")
+def test_a_mixture_with_eval_pairs(folder, run):
+    (folder / "mixture.yaml").write_text("sources:\n  - {path: pairs.jsonl}\neval_size: 3\n")
     status, said = run("mix", "mixture.yaml", "mixed.jsonl")
     assert status == 2 and "Give an EVAL file" in said
     assert run("mix", "mixture.yaml", "mixed.jsonl", "held.jsonl")[0] == 0
-    assert len(load_pairs(folder / "mixed.jsonl")) == 9 and len(load_pairs(folder / "held.jsonl")) == 3
+    assert len(load_preferences(folder / "mixed.jsonl")) == 9 and len(load_preferences(folder / "held.jsonl")) == 3
     assert run("validate", "mixed.jsonl", "--eval", "held.jsonl")[0] == 0
 
 
 def test_all_sources_of_a_mixture_and_of_a_meta_json(folder, run):
-    """Two sources, one of them in a folder of its own with its own pictures; and a bad line in it."""
+    """Two sources, one of them in a folder of its own with its own images; and a bad line in it."""
     (folder / "other").mkdir()
-    picture(20).save(folder / "other" / "x.png")
+    make_image(20).save(folder / "other" / "x.png")
     good = {"image": "x.png", "question": "Why?", "chosen": "So.", "rejected": "No."}
     (folder / "other" / "more.jsonl").write_text("\n".join(map(json.dumps, (good, {**good, "question": "When?"}))))
     (folder / "mixture.yaml").write_text("sources:\n  - {path: pairs.jsonl}\n  - {path: other/more.jsonl, repeat_time: 2}\n")
@@ -148,11 +148,11 @@ def test_all_sources_of_a_mixture_and_of_a_meta_json(folder, run):
         assert status == 2 and "whose sources have their own image_root" in said
     (folder / "other" / "x.png").unlink()
     status, said = run("validate", "meta.json", "--workers", 2)
-    assert status == 1 and re.search(r"picture not there +2 +\S*other/more.jsonl:1: ", said)
+    assert status == 1 and re.search(r"image not there +2 +\S*other/more.jsonl:1: ", said)
 
 
 def test_split(folder, run):
-    status, said = run("split", "pairs.jsonl", "train.jsonl", "eval.jsonl", "--held-out", 3, "--seed", 1)
+    status, said = run("split", "pairs.jsonl", "train.jsonl", "eval.jsonl", "--eval-size", 3, "--seed", 1)
     assert status == 0 and "eval.jsonl: 3 pairs" in said
     sides = [
         {line["id"] for line in map(json.loads, (folder / name).read_text().splitlines())} for name in ("train.jsonl", "eval.jsonl")
@@ -170,7 +170,7 @@ def test_dedupe(folder, run):
     assert status == 0 and "2 of 12 pairs left out: 2 exact duplicates, 0 near ones" in said
     removed = [json.loads(line) for line in (folder / "once.jsonl.removed.jsonl").read_text().splitlines()]
     assert [(line["id"], line["same_as"]) for line in removed] == [("again-0", "pair-0"), ("again-1", "pair-1")]
-    assert len(load_pairs(folder / "once.jsonl")) == 10
+    assert len(load_preferences(folder / "once.jsonl")) == 10
     assert (folder / "pairs.jsonl").read_bytes() == before
     assert run("dedupe", "pairs.jsonl", "once.jsonl")[0] == 2
 
@@ -184,11 +184,11 @@ def test_dedupe_writes_control_characters_out(folder, run):
     assert "\x1b" not in said and "1\\x1b[2J is 0\\x1b[2J again" in said
 
 
-def test_a_picture_that_is_gone_is_said_and_no_traceback(folder, run):
+def test_an_image_that_is_gone_is_said_and_no_traceback(folder, run):
     """It was there when the pairs were converted."""
-    load_pairs("pairs.jsonl")
+    load_preferences("pairs.jsonl")
     (folder / "3.png").unlink()
-    for words in (["convert", "pairs.jsonl", "a.jsonl", "--pictures", "copy"], ["convert", "pairs.jsonl", "a.parquet"]):
+    for words in (["convert", "pairs.jsonl", "a.jsonl", "--images", "copy"], ["convert", "pairs.jsonl", "a.parquet"]):
         status, said = run(*words)
         assert status == 2 and re.search(r"mpo: error: \S*3\.png: No such file or directory", said), said
     assert not list(folder.glob("a.*"))
@@ -218,7 +218,7 @@ def test_mistakes_are_said_in_one_line(folder, run):
         (["stats", "pairs.jsonl", "--format", "csv"], "format is one of"),
         (["stats", "pairs.jsonl", "--max-tiles", 2], "Give --model too"),
         (["validate", "pairs.jsonl", "--max-length", 2], "--max-length needs --model"),
-        (["split", "pairs.jsonl", "a", "b", "--held-out", 100], "held_out=100"),
+        (["split", "pairs.jsonl", "a", "b", "--eval-size", 100], "eval_size=100"),
         (["mix", "none.yaml"], "There is no file none.yaml"),
     ):
         status, said = run(*words)

@@ -25,7 +25,7 @@ def test_the_page_of_this_machine(tmp_path, capfd, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_broken_torchvision_is_found_with_its_mend_and_status_1(tmp_path, capfd, monkeypatch):
+def test_a_broken_torchvision_is_found_with_its_fix_and_status_1(tmp_path, capfd, monkeypatch):
     """A real file that fails as a torchvision for another torch does."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
@@ -35,7 +35,7 @@ def test_a_broken_torchvision_is_found_with_its_mend_and_status_1(tmp_path, capf
     found = {finding["name"]: finding for section in read["sections"] for finding in section["findings"]}
     for name in ("torchvision", "transformers", "trl", "one step"):
         assert found[name]["status"] == "problem" and "operator torchvision::nms does not exist" in found[name]["value"]
-        assert found[name]["mend"].startswith("pip install --force-reinstall --no-deps 'torchvision==0.")
+        assert found[name]["fix"].startswith("pip install --force-reinstall --no-deps 'torchvision==0.")
     assert found["torch"]["status"] == "ok" and "Traceback" not in json.dumps(read)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from official_checkpoints import write_official
-from support import picture
+from support import make_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mpo.commands import main
@@ -17,7 +17,7 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     lines = []
     for index in range(4):
-        picture(index).save(folder / f"{index}.png")
+        make_image(index).save(folder / f"{index}.png")
         answers = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
         lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
@@ -66,7 +66,7 @@ def test_a_run_is_served(run, official, tmp_path, capsys):
     sampler = LocalSampler(
         AutoModelForImageTextToText.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
     )
-    (answers,) = sampler.generate([Question("What is it?", images=(picture(0),))], temperature=0, max_new_tokens=4)
+    (answers,) = sampler.generate([Question("What is it?", images=(make_image(0),))], temperature=0, max_new_tokens=4)
     assert len(answers) == 1
 
 

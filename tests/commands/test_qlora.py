@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from small_runs import KillAt, difference, in_fork, write_job
-from support import picture_pairs
+from support import image_pairs
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.commands import main
@@ -67,7 +67,7 @@ def test_the_adapter_learns_and_the_base_does_not(settings, tmp_path):
 
     assert {value.dtype for name, value in trained.named_parameters() if "lora_" in name} == {torch.float32}
     reloaded = PeftModel.from_pretrained(fresh.model, tmp_path / "run").eval()
-    batch = PairCollator(fresh.processor, layout="padded")(picture_pairs(2).to_list())
+    batch = PairCollator(fresh.processor, layout="padded")(image_pairs(2).to_list())
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     with torch.no_grad():
         assert torch.equal(trained(**inputs).logits, reloaded(**inputs).logits)
@@ -76,7 +76,7 @@ def test_the_adapter_learns_and_the_base_does_not(settings, tmp_path):
 
 
 def test_killed_and_run_again_it_ends_the_same(settings, tmp_path, capsys, record_property):
-    """kill -9 behind the fifth of six steps; the same command goes on from the fourth."""
+    """kill -9 after the fifth of six steps; the same command goes on from the fourth."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert in_fork(lambda: run_train_job(job(settings, straight))) == 0
     assert in_fork(lambda: run_train_job(job(settings, killed), callbacks=[KillAt("step", 5)])) == -9
@@ -111,12 +111,12 @@ def test_an_adapter_that_is_trained_further_starts_where_it_was(settings, tmp_pa
         str(tmp_path / "on"), use_cpu=True, bf16=False, report_to="none", max_steps=2, learning_rate=1e-2, warmup_steps=0
     )
     args.per_device_train_batch_size = 2
-    trainer = MPOTrainer(model=policy, args=args, train_dataset=picture_pairs(4), processing_class=base.processor)
+    trainer = MPOTrainer(model=policy, args=args, train_dataset=image_pairs(4), processing_class=base.processor)
     saved = load_file(tmp_path / "begun" / "adapter_model.safetensors")
     held = get_peft_model_state_dict(trainer.model)
     assert held.keys() == saved.keys() and all(torch.equal(held[name], saved[name]) for name in saved)
-    batch = trainer.data_collator(picture_pairs(2).to_list())
-    trainer.evaluate(picture_pairs(2))  # on a CPU bitsandbytes would pack its layers for inference, and training would fail
+    batch = trainer.data_collator(image_pairs(2).to_list())
+    trainer.evaluate(image_pairs(2))  # on a CPU bitsandbytes would pack its layers for inference, and training would fail
     before = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
     trainer.train()
     assert not all(torch.equal(value, saved[name]) for name, value in get_peft_model_state_dict(trainer.model).items())

@@ -131,18 +131,18 @@ def test_samples_and_tensorboard_from_a_recipe(settings, tmp_path):
     asked = [f"samples.path={settings[0] / 'prompts.jsonl'}", "samples.every=1", "samples.max_new_tokens=3"]
     trained(settings, tmp_path, *asked, "trainer.report_to=tensorboard", "trainer.max_steps=2")
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    named = [(row["step"], row["id"], row["pictures"]) for row in rows]
+    named = [(row["step"], row["id"], row["images"]) for row in rows]
     other = f"{settings[0] / 'prompts.jsonl'}:2"
     assert named == [entry for step in range(3) for entry in ((step, "seen", ["0.png"]), (step, other, []))]
     assert list(tmp_path.glob("runs/*/events*"))
 
 
 def test_samples_of_the_evaluation_data(settings, tmp_path):
-    """With evaluation data the first of its prompts are asked, here all alike but for their pictures; without, nothing is."""
+    """With evaluation data the first of its prompts are asked, here all alike but for their images; without, nothing is."""
     data = [f"data.eval_path={settings[0] / 'pairs.jsonl'}", "samples.count=2", "samples.max_new_tokens=2"]
     trained(settings, tmp_path / "some", *data, "trainer.max_steps=1")
     rows = [json.loads(line) for line in (tmp_path / "some" / "samples.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["pictures"]) for row in rows] == [(0, ["0.png"]), (0, ["1.png"]), (1, ["0.png"]), (1, ["1.png"])]
+    assert [(row["step"], row["images"]) for row in rows] == [(0, ["0.png"]), (0, ["1.png"]), (1, ["0.png"]), (1, ["1.png"])]
     trained(settings, tmp_path / "none", "trainer.max_steps=1")
     assert not {"samples.jsonl", "runs"} & {path.name for path in (tmp_path / "none").iterdir()}
 
@@ -155,7 +155,7 @@ REFUSED = {
     "samples.every=0": "every so many steps",
     "samples.every=evaluation": "needs evaluations: set trainer.eval_strategy",
     "samples.count=-1": "samples.count is how many",
-    "samples.image_root=pictures": "samples.path, which is not set",
+    "samples.image_root=images": "samples.path, which is not set",
 }
 
 

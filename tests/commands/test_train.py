@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from official_checkpoints import write_official
 from omegaconf import OmegaConf
-from support import picture
+from support import make_image
 
 from mpo.commands import main
 from mpo.commands.train import GROUPS, settable
@@ -40,7 +40,7 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     lines = []
     for index in range(6):
-        picture(index).save(folder / f"{index}.png")
+        make_image(index).save(folder / f"{index}.png")
         answers = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
         lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))

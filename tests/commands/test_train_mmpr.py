@@ -5,10 +5,10 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 from small_runs import write_job
-from support import picture
+from support import make_image
 
 from mpo.commands import main
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 
 @pytest.fixture
@@ -19,12 +19,12 @@ def arguments(tmp_path):
 
 @pytest.fixture
 def meta(tmp_path):
-    """Two sources: four pairs about pictures, of which half are taken, and two of text, taken twice."""
+    """Two sources: four pairs about images, of which half are taken, and two of text, taken twice."""
     home = tmp_path / "MMPR-v1.2"
     for folder in ("annotations", "images/cats"):
         (home / folder).mkdir(parents=True)
     for number in range(4):
-        picture(number).save(home / "images" / "cats" / f"{number}.png")
+        make_image(number).save(home / "images" / "cats" / f"{number}.png")
     answers = {"chosen": "It is 5. Final answer: 5", "rejected": "It is not that, I think."}
     sources = {
         "cats_pairs_vqa_correctness_rules": [
@@ -89,10 +89,10 @@ def test_a_run_on_a_stream(arguments, tmp_path):
 
 
 def test_skipped_by_the_loader_and_in_training(arguments, tmp_path):
-    """A picture that is not there and one that does not decode: one list of both, begun anew by a run, not by its resumption."""
+    """An image that is not there and one that does not decode: one list of both, begun anew by a run, not by its resumption."""
     pairs, listed = tmp_path / "pairs.jsonl", tmp_path / "run" / "bad_records.jsonl"
     pairs.write_text(pairs.read_text() + '\n{"image": "none.png", "question": "?", "chosen": "A", "rejected": "B"}\n')
-    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "2.png").write_bytes(b"no image")
     listed.parent.mkdir()
     listed.write_text('{"where": "of an earlier run", "reason": "?"}\n')
     settings = ["data.on_bad_record=skip", "data.max_bad_fraction=0.4", "trainer.save_strategy=steps", "trainer.save_steps=3"]
@@ -100,7 +100,7 @@ def test_skipped_by_the_loader_and_in_training(arguments, tmp_path):
         assert main(["train", *arguments, f"data.path={pairs}", *settings, f"trainer.max_steps={steps}"]) == 0
         read, trained = map(json.loads, listed.read_text().splitlines())
         assert read["where"] == f"{pairs}:7" and "data" not in read
-        assert trained["data"] == "train" and "not a picture" in trained["reason"]
+        assert trained["data"] == "train" and "not an image" in trained["reason"]
 
 
 def test_skipping_is_set_with_the_data(arguments, tmp_path, capsys):
@@ -138,13 +138,13 @@ def test_data_keys_are_those_of_load_pairs(arguments, meta, capsys):
 
 @pytest.fixture
 def mixture(meta, tmp_path):
-    """The same sources as a mixture: pictures once and texts twice, a third of all held out to evaluate on."""
+    """The same sources as a mixture: images once and texts twice, a third of all held out to evaluate on."""
     folder = meta.parent
     (folder / "mixture.yaml").write_text(
         "sources:\n"
         "  - {path: annotations/cats_pairs_vqa_correctness_rules.jsonl, image_root: images/cats, tiles: {max: 2}}\n"
         "  - {path: annotations/text_pairs_vqa_format_rules.jsonl, repeat_time: 2}\n"
-        "held_out: 2\n"
+        "eval_size: 2\n"
     )
     return folder / "mixture.yaml"
 
@@ -155,9 +155,9 @@ def test_a_run_on_a_mixture(arguments, mixture, tmp_path):
     assert main(["train", *arguments, *settings]) == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert sum("eval_loss" in log for log in state["log_history"]) == 1
-    train, held_out = (load_pairs(mixture, split=split) for split in ("train", "held_out"))
-    assert len(held_out) == 2 and not set(train["prompt_id"]) & set(held_out["prompt_id"])
-    texts = sum("text" in source for source in held_out["source"])
+    train, eval_part = (load_preferences(mixture, split=split) for split in ("train", "eval"))
+    assert len(eval_part) == 2 and not set(train["prompt_id"]) & set(eval_part["prompt_id"])
+    texts = sum("text" in source for source in eval_part["source"])
     assert len(train) == (4 - (2 - texts)) + 2 * (2 - texts)
 
 

@@ -2,7 +2,7 @@
 
 import datasets
 import pytest
-from support import picture
+from support import make_image
 
 
 @pytest.fixture(autouse=True)
@@ -13,13 +13,13 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder with a.png and b.png, one more picture outside of it, and ways to get there."""
-    picture(2).save(tmp_path / "outside.png")
+def images(tmp_path):
+    """A folder with a.png and b.png, one more image outside of it, and ways to get there."""
+    make_image(2).save(tmp_path / "outside.png")
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b.png", "sub/c.png")):
-        picture(number).save(folder / name)
+        make_image(number).save(folder / name)
     (folder / "link.png").symlink_to(folder / "a.png")
     (folder / "link_out.png").symlink_to(tmp_path / "outside.png")
     (folder / "out").symlink_to(tmp_path)

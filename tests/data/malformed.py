@@ -1,7 +1,7 @@
 """Lines that are no pairs, for every format, and a part of the reason that each is refused for.
 
 Each format has a good line; every field of it is spoilt in the same ways, and what is particular to it is added by hand. Lines are
-the bytes of a file's line. Pictures lie in a folder as `conftest.pictures` makes it.
+the bytes of a file's line. Images lie in a folder as `conftest.images` makes it.
 """
 
 import copy
@@ -43,7 +43,7 @@ GOOD = {
         "images": ["a.png"],
     },
 }
-# Where each format has its texts (question, chosen, rejected: what errors call them), its pictures, its id.
+# Where each format has its texts (question, chosen, rejected: what errors call them), its images, its id.
 TEXTS = {
     "mmpr": {("question",): "the prompt", ("chosen",): "'chosen'", ("rejected",): "'rejected'"},
     "trl": {("prompt",): "the prompt", ("chosen",): "'chosen'", ("rejected",): "'rejected'"},
@@ -57,8 +57,8 @@ TEXTS = {
     "sharegpt": {("chosen",): "'chosen'", ("rejected",): "'rejected'"},
     "swift": {("rejected_response",): "'rejected'"},
 }
-PICTURES = {"mmpr": "image", "trl": "images", "rlaif_v": "image", "rlhf_v": "image", "vlfeedback": "img_path"}
-PICTURES |= {"sharegpt": "images", "swift": "images"}
+IMAGES = {"mmpr": "image", "trl": "images", "rlaif_v": "image", "rlhf_v": "image", "vlfeedback": "img_path"}
+IMAGES |= {"sharegpt": "images", "swift": "images"}
 IDS = {"mmpr": "id", "trl": "id", "rlaif_v": "idx", "rlhf_v": "idx", "sharegpt": "id", "swift": "id"}
 GONE = object()
 
@@ -103,21 +103,21 @@ SPOILT_TEXTS = {
     "no content": ([{"role": "assistant"}, {"role": "user"}], "{} has a message whose content is null"),
     "half a character": (f"A cat {HALF}", "{} has half a character (\\ud83d)"),
 }
-SPOILT_PICTURES = {
+SPOILT_IMAGES = {
     "a number": (5, "got a number"),
     "a boolean": (True, "got a boolean"),
-    "in a list, a number": ([5], "picture 1 of 1 is a number"),
-    "in a list, null": (["a.png", None], "picture 2 of 2 is null"),
-    "in a list, a list": ([["a.png"]], "picture 1 of 1 is a list"),
+    "in a list, a number": ([5], "image 1 of 1 is a number"),
+    "in a list, null": (["a.png", None], "image 2 of 2 is null"),
+    "in a list, a list": ([["a.png"]], "image 1 of 1 is a list"),
     "in a list, empty": ([""], "is no path"),
-    "no path and no bytes": ({"path": None, "bytes": None}, "picture 1 of 1 is null"),
-    "bytes that are text": ({"path": "a.png", "bytes": "iVBORw0KGgo="}, "picture 1 of 1 is text"),
-    "a path that is none": ({"path": 5, "bytes": None}, "picture 1 of 1 is a number instead of a path"),
-    "not there": ("d.png", "there is no picture 'd.png'"),
-    "in no folder": ("none/a.png", "there is no picture 'none/a.png'"),
+    "no path and no bytes": ({"path": None, "bytes": None}, "image 1 of 1 is null"),
+    "bytes that are text": ({"path": "a.png", "bytes": "iVBORw0KGgo="}, "image 1 of 1 is text"),
+    "a path that is none": ({"path": 5, "bytes": None}, "image 1 of 1 is a number instead of a path"),
+    "not there": ("d.png", "there is no image 'd.png'"),
+    "in no folder": ("none/a.png", "there is no image 'none/a.png'"),
     "outside": ("../outside.png", "lies outside"),
     "outside, the long way": ("sub/../../outside.png", "lies outside"),
-    "outside, behind a link": ("link_out.png", "lies outside"),
+    "outside, after a link": ("link_out.png", "lies outside"),
     "outside, in a linked folder": ("out/outside.png", "lies outside"),
     "absolute": ("/etc/hostname", "lies outside"),
     "a device": ("/dev/zero", "lies outside"),
@@ -161,8 +161,8 @@ def spoilt(format):
             if value is GONE and (path in (("question",), ("rejected_response",)) or (format, path) == ("trl", ("prompt",))):
                 reason = "no pair in any format"  # the field that a format is known by
             yield f"{'.'.join(map(str, path))}: {how}", changed(good, path, value), reason.format(called)
-    for how, (value, reason) in SPOILT_PICTURES.items():
-        yield f"{PICTURES[format]}: {how}", changed(good, (PICTURES[format],), value), reason
+    for how, (value, reason) in SPOILT_IMAGES.items():
+        yield f"{IMAGES[format]}: {how}", changed(good, (IMAGES[format],), value), reason
     for how, (value, reason) in SPOILT_IDS.items() if format in IDS else ():
         yield f"{IDS[format]}: {how}", changed(good, (IDS[format],), value), reason
 
@@ -172,9 +172,9 @@ def particular(format):
     good = GOOD[format]
     if format == "mmpr":
         yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
-        yield "two marks", {**good, "question": "<image><image>?"}, "2 <image> marks for 1 pictures"
-        yield "one mark for two", {**good, "image": ["a.png", "b.png"], "question": "<image>?"}, "1 <image> marks for 2 pictures"
-        yield "a mark and no picture", {**QUESTION, "question": "<image>?"}, "1 <image> marks for 0 pictures"
+        yield "two marks", {**good, "question": "<image><image>?"}, "2 <image> marks for 1 images"
+        yield "one mark for two", {**good, "image": ["a.png", "b.png"], "question": "<image>?"}, "1 <image> marks for 2 images"
+        yield "a mark and no image", {**QUESTION, "question": "<image>?"}, "1 <image> marks for 0 images"
         yield "a video's mark and no video", {**QUESTION, "question": "<video>?"}, "1 <video> marks for 0 videos"
         answer = {**good, "question": "?", "rejected": "An <image> of a dog."}
         yield "a mark in an answer", answer, "<image> in 'rejected' places nothing"
@@ -204,25 +204,25 @@ def particular(format):
         yield "the prompt repeated", {**good, "chosen": [_said("user", "?"), _said("assistant", "A")]}, "belongs into the prompt"
         yield "ends with the user", {**good, "chosen": [_said("assistant", "A"), _said("user", "?")]}, "instead of the assistant's"
         yield "no user", {**good, "prompt": [_said("system", "Be brief.")]}, "no message of the user"
-        yield "a picture in an answer", {**good, "chosen": [_said("assistant", [text, image])]}, "pictures belong to the prompt"
+        yield "an image in an answer", {**good, "chosen": [_said("assistant", [text, image])]}, "images belong to the prompt"
         yield "a part of another type", {**good, "chosen": [_said("assistant", [{"type": "audio"}])]}, "not text, image or video"
         yield "a part that is text", {**good, "chosen": [_said("assistant", ["A cat."])]}, "not text, image or video"
         yield "text without text", {**good, "chosen": [_said("assistant", [{"type": "text"}])]}, "null where text is expected"
         yield (
-            "a picture in its place",
+            "an image in its place",
             {**good, "prompt": [_said("user", [{"type": "image", "image": "a.png"}])]},
             "inside its messages",
         )
-        yield "two places", {**good, "prompt": [_said("user", [image, image, text])]}, "2 <image> marks for 1 pictures"
+        yield "two places", {**good, "prompt": [_said("user", [image, image, text])]}, "2 <image> marks for 1 images"
         asked = [_said("system", "You see <image>."), _said("user", "?")]
         yield "a mark in the system's turn", {**good, "prompt": asked}, "<image> in turn 1 (system) places nothing"
         asked = [_said("user", "Draw."), _said("assistant", "<image>"), _said("user", "<image>?")]
         yield "a mark in an earlier answer", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "in turn 2 (assistant)"
-        yield "which turn has a mark", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "2 pictures (in turn 3 (user))"
+        yield "which turn has a mark", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "2 images (in turn 3 (user))"
         asked = [_said("user", [{"type": "text", "text": "<image>, <image>"}])]
-        yield "two marks in a part", {**good, "prompt": asked}, "2 <image> marks for 1 pictures"
+        yield "two marks in a part", {**good, "prompt": asked}, "2 <image> marks for 1 images"
         asked = [_said("user", [image, text]), _said("assistant", "So?"), _said("user", "And <image>?")]
-        yield "a place and a mark", {**good, "prompt": asked}, "2 <image> marks for 1 pictures (in turn 1 (user), turn 3 (user))"
+        yield "a place and a mark", {**good, "prompt": asked}, "2 <image> marks for 1 images (in turn 1 (user), turn 3 (user))"
         asked = [_said("system", "Be brief."), _said("user", "?")]
         yield "system twice", {**good, "prompt": asked, "system": "Be long."}, "and another in the prompt"
         calls = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}]
@@ -243,7 +243,7 @@ def particular(format):
         yield "deep metadata", {**good, "metadata": DEEP}, "nested too deeply"
     if format == "rlaif_v":
         yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
-        yield "a mark for none", {**good, "image": None, "question": "<image>?"}, "1 <image> marks for 0 pictures"
+        yield "a mark for none", {**good, "image": None, "question": "<image>?"}, "1 <image> marks for 0 images"
         yield "another path", {**good, "image": None, "image_path": "../outside.png"}, "lies outside"
     if format == "rlhf_v":
         for value, reason in (
@@ -281,7 +281,7 @@ def particular(format):
             yield f"rating {value!r:.9}", line, "answer 1 of 'completions' has no number as its rating of 'Helpfulness'"
         line = changed(good, ("completions", 0, "annotations", "Visual Faithfulness"), GONE)
         yield "no rating", line, "rating of 'Visual Faithfulness'"
-        yield "two pictures", {**good, "image": "b.png"}, "both 'img_path' and 'image'"
+        yield "two images", {**good, "image": "b.png"}, "both 'img_path' and 'image'"
     if format == "sharegpt":
         for value, reason in ((None, "null"), (5, "a number"), ("a", "text"), ({}, "an object"), ([], "an empty one")):
             yield f"conversations {value!r}", {**good, "conversations": value}, f"got {reason}"
@@ -308,7 +308,7 @@ def particular(format):
         yield "tools", {**good, "tools": "[{}]"}, "'tools' is there"
         yield "sound", {**good, "audios": ["a.wav"]}, "'audios' is there"
         yield "both names", {**good, "messages": []}, "both 'conversations' and 'messages'"
-        yield "no picture for the mark", {**good, "images": []}, "1 <image> marks for 0 pictures"
+        yield "no image for the mark", {**good, "images": []}, "1 <image> marks for 0 images"
     if format == "swift":
         user, cat = good["messages"]
         for value, reason in ((None, "null"), (5, "a number"), ("a", "text"), ({}, "an object"), ([], "of 0"), ([user], "of 1")):
@@ -324,14 +324,14 @@ def particular(format):
         asked = [{**user, "content": "<image>Why?"}, {**cat, "content": "A dog."}]
         yield "another question", {**other, "rejected_messages": asked}, "differ from 'messages' before the answer"
         yield "no messages", {**other, "rejected_messages": []}, "'rejected_messages' is a list of at least two"
-        yield "other pictures", {**good, "rejected_images": ["b.png"]}, "both answers of a pair are about the same images"
+        yield "other images", {**good, "rejected_images": ["b.png"]}, "both answers of a pair are about the same images"
         yield "other videos", {**good, "rejected_videos": ["b.mp4"]}, "both answers of a pair are about the same videos"
-        yield "only other pictures", {**other, "rejected_images": ["a.png"]}, "'rejected' is missing"
+        yield "only other images", {**other, "rejected_images": ["a.png"]}, "'rejected' is missing"
         for name in ("tools", "objects", "audios", "rejected_tools", "rejected_audios"):
             yield name, {**good, name: ["x"]}, f"{name!r} is there"
         yield "a margin", {**good, "margin": "much"}, "instead of a finite number"
         yield "system", {**good, "system": ["a"]}, "'system' has a list"
-        yield "no picture for the mark", {**good, "images": None}, "1 <image> marks for 0 pictures"
+        yield "no image for the mark", {**good, "images": None}, "1 <image> marks for 0 images"
 
 
 def _said(role, content):

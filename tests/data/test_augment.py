@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from small_runs import difference, record, small_run
-from support import messages, picture
+from support import make_image, messages
 
 from mpo.data.augment import QUALITIES, compress, compress_tiles
 from mpo.models.tiles import TileImageProcessor
@@ -58,12 +58,12 @@ def test_what_a_draw_depends_on():
 # --- In the collator
 
 
-def row(*pictures, question="What is it?", **more) -> dict:
+def row(*images, question="What is it?", **more) -> dict:
     return {
         "prompt": messages(question, "user"),
         "chosen": messages("The sum is 5.", "assistant"),
         "rejected": messages("It is a dog.", "assistant"),
-        "images": list(pictures),
+        "images": list(images),
         **more,
     }
 
@@ -80,12 +80,12 @@ def as_bytes(processor, values: torch.Tensor) -> np.ndarray:
 
 def test_each_tile_goes_through_jpeg_once_and_is_then_normalised(processor):
     """Two tiles and the thumbnail: what the plain tiles are, through JPEG at the drawn quality, to the last bit."""
-    image = picture(0, 64, 32)
+    image = make_image(0, 64, 32)
     plain = pixels(processor, [row(image, augment=True)])
     found = pixels(processor, [row(image, augment=True, **{EPOCH: 3})], augment_seed=7)
     cut = as_bytes(processor, plain)
     assert cut.shape == (3, 32, 32, 3)
-    assert np.array_equal(np.concatenate([cut[0], cut[1]], axis=1), np.asarray(image))  # the picture fits its tiles
+    assert np.array_equal(np.concatenate([cut[0], cut[1]], axis=1), np.asarray(image))  # the image fits its tiles
     expected = compress_tiles(cut, (7, 3))
     mean, std = (torch.tensor(getattr(processor.image_processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
     normalised = (torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 255 - mean) / std
@@ -98,17 +98,17 @@ def test_each_tile_goes_through_jpeg_once_and_is_then_normalised(processor):
 
 def test_only_in_training_and_only_where_asked(processor):
     """A record of an evaluation has no epoch; `augment` may be false or missing."""
-    image = picture(0, 64, 32)
+    image = make_image(0, 64, 32)
     plain = pixels(processor, [row(image)])
     for other in (row(image, augment=True), row(image, augment=False, **{EPOCH: 0}), row(image, **{EPOCH: 0})):
         assert torch.equal(pixels(processor, [other]), plain)
-    both = pixels(processor, [row(image, augment=True, **{EPOCH: 0}), row(picture(1, 64, 32), question="Why?")])
-    assert not torch.equal(both[:3], plain) and torch.equal(both[3:], pixels(processor, [row(picture(1, 64, 32))]))
+    both = pixels(processor, [row(image, augment=True, **{EPOCH: 0}), row(make_image(1, 64, 32), question="Why?")])
+    assert not torch.equal(both[:3], plain) and torch.equal(both[3:], pixels(processor, [row(make_image(1, 64, 32))]))
 
 
-def test_a_picture_of_several_prompts_has_one_noise(processor):
-    """It is cut once then, and encoded once; a prompt that is not augmented has the picture as it is."""
-    image = picture(0, 64, 32)
+def test_an_image_of_several_prompts_has_one_noise(processor):
+    """It is cut once then, and encoded once; a prompt that is not augmented has the image as it is."""
+    image = make_image(0, 64, 32)
     asked = [row(image.copy(), question=text, augment=True, **{EPOCH: 0}) for text in ("What?", "Why?")]
     batch = PairCollator(processor, layout="packed")([*asked, row(image.copy(), question="What?")])
     assert batch["tile_order"].index.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5]
@@ -120,18 +120,18 @@ def test_a_picture_of_several_prompts_has_one_noise(processor):
 def test_our_image_processor_without_a_thumbnail(processor):
     ours = copy.copy(processor)
     ours.image_processor = TileImageProcessor.of(processor.image_processor)
-    record = row(picture(0, 64, 32), augment=True, tiles={"thumbnail": False}, **{EPOCH: 0})
+    record = row(make_image(0, 64, 32), augment=True, tiles={"thumbnail": False}, **{EPOCH: 0})
     found = pixels(ours, [record])
     assert len(found) == 2
-    assert torch.equal(found, pixels(processor, [row(picture(0, 64, 32), augment=True, **{EPOCH: 0})])[:2])
+    assert torch.equal(found, pixels(processor, [row(make_image(0, 64, 32), augment=True, **{EPOCH: 0})])[:2])
 
 
 def test_refusals(processor):
     cached = PairCollator(processor, layout="packed", keys=True)
-    with pytest.raises(ValueError, match="reference='cached' keeps log-probs by what pictures are"):
-        cached([row(picture(0), augment=True, **{EPOCH: 0})])
-    cached([row(picture(0), augment=True)])  # evaluated
-    with pytest.raises(ValueError, match="does not cut pictures into tiles. Drop the column 'augment'"):
+    with pytest.raises(ValueError, match="reference='cached' keeps log-probs by what images are"):
+        cached([row(make_image(0), augment=True, **{EPOCH: 0})])
+    cached([row(make_image(0), augment=True)])  # evaluated
+    with pytest.raises(ValueError, match="does not cut images into tiles. Drop the column 'augment'"):
         jpeg_seed({"augment": True, EPOCH: 0}, 1, processor.tokenizer, "a record", seed=0)
 
 
@@ -144,7 +144,7 @@ def test_records_know_the_epoch():
     records = IndexedRecords(rows, epoch=epoch)
     assert [record.get(EPOCH) for record in records.__getitems__([0, 1, 2])] == [4, None, None]
     epoch.fill_(5)
-    assert records[0][EPOCH] == 5 and records[-1][EPOCH] == 5  # a filler too
+    assert records[0][EPOCH] == 5 and records[-1][EPOCH] == 5  # padding too
     assert EPOCH not in IndexedRecords(rows)[0]
     passes = iter(RepeatedStream(rows))
     assert [next(passes).get(EPOCH) for _ in range(6)] == [0, None, None, 1, None, None]
@@ -207,5 +207,5 @@ def test_the_reference_sees_what_the_policy_sees(tmp_path):
 
 
 def test_cached_references_are_refused_before_they_are_computed(tmp_path):
-    with pytest.raises(ValueError, match="reference='cached' keeps log-probs by what pictures are"):
+    with pytest.raises(ValueError, match="reference='cached' keeps log-probs by what images are"):
         small_run(tmp_path, augment=True, reference="cached", reference_cache=str(tmp_path / "cache"))

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from mpo.data import files
 from mpo.data.files import open_files
 from mpo.data.pairs import BadRecord
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 
 def line(number, **more):
@@ -36,31 +36,31 @@ QUESTIONS = [f"What is {number}?" for number in range(7)]
 # Kinds of files
 
 
-def test_json_lines_and_gzip(pictures):
-    path = write(pictures / "pairs.jsonl", [line(number, image="a.png") for number in range(7)])
-    packed = pictures / "packed.jsonl.gz"
+def test_json_lines_and_gzip(images):
+    path = write(images / "pairs.jsonl", [line(number, image="a.png") for number in range(7)])
+    packed = images / "packed.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     for found in (path, packed):
-        pairs = load_pairs(found)
+        pairs = load_preferences(found)
         assert asked(pairs) == QUESTIONS
         assert pairs[3]["images"][0].size == (64, 32)
         assert pairs["id"][3] == f"{found}:4"
         assert set(pairs["source"]) == {found.name.partition(".")[0]}
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(ValueError, match="packed.jsonl.gz is damaged or cut short"):
-        load_pairs(packed)
+        load_preferences(packed)
 
 
 def test_a_mark_of_utf8_and_windows_line_ends(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(line(number)).encode() for number in range(7)) + b"\r\n\r\n")
-    assert asked(load_pairs(path)) == QUESTIONS
+    assert asked(load_preferences(path)) == QUESTIONS
 
 
 def test_line_separators_of_unicode_stay_in_their_text(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({**line(0), "chosen": "One\u2028two\x85three"}, ensure_ascii=False) + "\n" + json.dumps(line(1)))
-    pairs = load_pairs(path)
+    pairs = load_preferences(path)
     assert pairs[0]["chosen"][0]["content"][0]["text"] == "One\u2028two\x85three"
     assert len(pairs) == 2
 
@@ -70,11 +70,11 @@ def test_a_json_array(tmp_path, indent):
     """With where each object begins; as LLaMA-Factory's files are."""
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps([line(number) for number in range(7)], indent=indent))
-    pairs = load_pairs(path)
+    pairs = load_preferences(path)
     assert asked(pairs) == QUESTIONS
-    assert pairs["id"][1] == f"{path}:{7 if indent else 1}"  # an object takes five lines, behind the bracket's
+    assert pairs["id"][1] == f"{path}:{7 if indent else 1}"  # an object takes five lines, after the bracket's
     path.write_text(json.dumps(line(3)) + "\n" + json.dumps(line(4)))
-    assert asked(load_pairs(path)) == QUESTIONS[3:5]
+    assert asked(load_preferences(path)) == QUESTIONS[3:5]
 
 
 @pytest.mark.parametrize(
@@ -88,65 +88,67 @@ def test_a_json_array(tmp_path, indent):
         ("[{]", "pairs.json:1: not JSON from here on"),
         ("[", "pairs.json:1: not JSON from here on"),
         ("[" * 100_000, "pairs.json:1: not JSON from here on"),
-        ("[] x", "more behind the end of the array"),
+        ("[] x", "more after the end of the array"),
     ],
 )
 def test_arrays_that_are_none(tmp_path, text, reason):
     (tmp_path / "pairs.json").write_text(text)
     with pytest.raises(ValueError, match=reason):
-        load_pairs(tmp_path / "pairs.json")
+        load_preferences(tmp_path / "pairs.json")
 
 
-def test_parquet(pictures):
-    """Pictures as bytes, as paths, or as text; where a row stands; several files by a pattern."""
+def test_parquet(images):
+    """Images as bytes, as paths, or as text; where a row stands; several files by a pattern."""
     features = Features({"question": Value("string"), "chosen": Value("string"), "rejected": Value("string"), "image": Image()})
-    rows = [line(number, image={"bytes": (pictures / "a.png").read_bytes(), "path": None}) for number in range(4)]
-    Dataset.from_list(rows, features=features).to_parquet(pictures / "part-0.parquet")
-    Dataset.from_list([line(number, image="b.png") for number in range(4, 7)]).to_parquet(pictures / "part-1.parquet", batch_size=2)
-    pairs = load_pairs(f"{pictures}/part-*.parquet")
+    rows = [line(number, image={"bytes": (images / "a.png").read_bytes(), "path": None}) for number in range(4)]
+    Dataset.from_list(rows, features=features).to_parquet(images / "part-0.parquet")
+    Dataset.from_list([line(number, image="b.png") for number in range(4, 7)]).to_parquet(images / "part-1.parquet", batch_size=2)
+    pairs = load_preferences(f"{images}/part-*.parquet")
     assert asked(pairs) == QUESTIONS
     assert [row["images"][0].size for row in pairs] == [(64, 32)] * 7
-    assert pairs["id"][6] == f"{pictures}/part-1.parquet:3"
-    whole = (pictures / "part-0.parquet").read_bytes()
-    (pictures / "part-0.parquet").write_bytes(whole[: len(whole) // 2])
+    assert pairs["id"][6] == f"{images}/part-1.parquet:3"
+    whole = (images / "part-0.parquet").read_bytes()
+    (images / "part-0.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="part-0.parquet is no Parquet file, or is cut short"):
-        load_pairs(pictures / "part-0.parquet")
+        load_preferences(images / "part-0.parquet")
 
 
-def test_saved_folders_and_their_splits(pictures):
-    pairs = load_pairs(write(pictures / "pairs.jsonl", [line(number, image="a.png", answer_gt=str(number)) for number in range(7)]))
-    pairs.save_to_disk(pictures / "saved")
-    again = load_pairs(pictures / "saved")
+def test_saved_folders_and_their_splits(images):
+    pairs = load_preferences(
+        write(images / "pairs.jsonl", [line(number, image="a.png", answer_gt=str(number)) for number in range(7)])
+    )
+    pairs.save_to_disk(images / "saved")
+    again = load_preferences(images / "saved")
     assert again.column_names == pairs.column_names
     for name in pairs.column_names:
         if name != "images":
             assert again[name][:] == pairs[name][:]
     assert again[0]["images"][0].size == (64, 32)
-    DatasetDict({"train": pairs.select([0, 1]), "test": pairs.select([2])}).save_to_disk(pictures / "splits")
-    assert len(load_pairs(pictures / "splits")) == 2
-    assert asked(load_pairs(pictures / "splits", split="test")) == QUESTIONS[2:3]
+    DatasetDict({"train": pairs.select([0, 1]), "test": pairs.select([2])}).save_to_disk(images / "splits")
+    assert len(load_preferences(images / "splits")) == 2
+    assert asked(load_preferences(images / "splits", split="test")) == QUESTIONS[2:3]
     with pytest.raises(ValueError, match="no split 'validation'. Set data.split to one of train, test"):
-        load_pairs(pictures / "splits", split="validation")
+        load_preferences(images / "splits", split="validation")
     with pytest.raises(ValueError, match="no split 'validation'. Set data.split to one of train"):
-        load_pairs(pictures / "saved", split="validation")
+        load_preferences(images / "saved", split="validation")
 
 
 def test_a_saved_folder_reads_nothing_beside_it(tmp_path):
     """Its state.json names its files; `datasets` would follow ``..`` there."""
-    pairs = load_pairs(write(tmp_path / "pairs.jsonl", [line(0)]))
+    pairs = load_preferences(write(tmp_path / "pairs.jsonl", [line(0)]))
     for name in ("saved", "secret"):
         pairs.save_to_disk(tmp_path / name)
     state = json.loads((tmp_path / "saved" / "state.json").read_text())
     state["_data_files"] = [{"filename": "../secret/data-00000-of-00001.arrow"}]
     (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="saved names a file outside of it, .*secret"):
-        load_pairs(tmp_path / "saved")
+        load_preferences(tmp_path / "saved")
 
 
 def test_names_of_nothing(tmp_path):
     """Offline, a name on the Hub is said to be that; a file that is not there, and kinds that are not known."""
     with pytest.raises(ValueError, match="'somebody/pairs' is no file or folder of pairs, and could not be loaded as a data set"):
-        load_pairs("somebody/pairs")
+        load_preferences("somebody/pairs")
     (tmp_path / "pairs.csv").write_text("question,chosen")
     os.mkfifo(tmp_path / "pipe.jsonl")
     for name, reason in (
@@ -157,7 +159,7 @@ def test_names_of_nothing(tmp_path):
         ("pipe.jsonl", "is no ordinary file"),
     ):
         with pytest.raises(ValueError, match=reason):
-            load_pairs(tmp_path / name)
+            load_preferences(tmp_path / name)
 
 
 # Tars
@@ -176,43 +178,43 @@ def tar(path, members):
     return path
 
 
-def test_tars_of_a_webdataset(pictures):
-    """One picture or several of a sample, in its order or as its line names them; several shards by a pattern; gzip."""
-    one, two = (pictures / "a.png").read_bytes(), (pictures / "b.png").read_bytes()
-    tar(pictures / "shard-0.tar", [("000.jpg", one), ("000.json", line(0)), ("001.json", line(1)), ("001.png", two)])
+def test_tars_of_a_webdataset(images):
+    """One image or several of a sample, in its order or as its line names them; several shards by a pattern; gzip."""
+    one, two = (images / "a.png").read_bytes(), (images / "b.png").read_bytes()
+    tar(images / "shard-0.tar", [("000.jpg", one), ("000.json", line(0)), ("001.json", line(1)), ("001.png", two)])
     several = [("a/002.0.png", one), ("a/002.1.png", two), ("a/002.json", line(2)), ("a/003.json", line(3))]
     named = [("004.json", line(4, image=["004.second.png", "first.png"])), ("004.first.png", one), ("004.second.png", two)]
-    tar(pictures / "shard-1.tar.gz", several + named)
-    pairs = load_pairs(f"{pictures}/shard-*")
+    tar(images / "shard-1.tar.gz", several + named)
+    pairs = load_preferences(f"{images}/shard-*")
     assert asked(pairs) == QUESTIONS[:5]
     bare = pairs.cast_column("images", datasets.List(Image(decode=False)))
     assert [[image["bytes"] for image in row["images"]] for row in bare] == [[one], [two], [one, two], [], [two, one]]
-    assert pairs["id"][2] == f"{pictures}/shard-1.tar.gz:a/002"
+    assert pairs["id"][2] == f"{images}/shard-1.tar.gz:a/002"
 
 
-SAMPLE = [("0.json", line(0)), ("0.png", b"a picture")]
+SAMPLE = [("0.json", line(0)), ("0.png", b"an image")]
 
 
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
-        ([("0.png", b"a picture")], "a sample has one member 0.json"),
+        ([("0.png", b"an image")], "a sample has one member 0.json"),
         ([*SAMPLE, ("0.caption.json", line(0))], "a sample has one member 0.json"),
-        ([*SAMPLE, ("0.txt", b"a text")], "'0.txt' is no picture of a known kind"),
+        ([*SAMPLE, ("0.txt", b"a text")], "'0.txt' is no image of a known kind"),
         ([*SAMPLE, ("1.json", line(1)), ("0.jpg", b"another")], "its key was there before"),
         ([*SAMPLE, ("0.png", b"another")], "this member is there twice"),
         ([("0.json", line(0)), ("0.png", None)], "a link or a device"),
-        ([("0.json", b"{"), ("0.png", b"a picture")], "0: not JSON"),
+        ([("0.json", b"{"), ("0.png", b"an image")], "0: not JSON"),
         ([("0.json", b"[]")], "a JSON list"),
-        ([("0.json", line(0, image="1.png")), ("0.png", b"a picture")], "'1.png' is no member"),
-        ([("0.json", line(0, image=[5])), ("0.png", b"a picture")], "its picture 5 is no member"),
-        ([("0.json", line(0)), ("0.png", b"")], "picture 1 of 1 is no bytes"),
-        ([("0.json", line(0, question="<image><image>")), ("0.png", b"a picture")], "2 <image> marks for 1"),
+        ([("0.json", line(0, image="1.png")), ("0.png", b"an image")], "'1.png' is no member"),
+        ([("0.json", line(0, image=[5])), ("0.png", b"an image")], "its image 5 is no member"),
+        ([("0.json", line(0)), ("0.png", b"")], "image 1 of 1 is no bytes"),
+        ([("0.json", line(0, question="<image><image>")), ("0.png", b"an image")], "2 <image> marks for 1"),
     ],
 )
 def test_tars_that_are_wrong(tmp_path, members, reason):
     with pytest.raises(ValueError, match=reason) as error:
-        load_pairs(tar(tmp_path / "shard.tar", members))
+        load_preferences(tar(tmp_path / "shard.tar", members))
     assert "shard.tar:" in str(error.value)
 
 
@@ -220,10 +222,10 @@ def test_tars_that_are_cut_or_none(tmp_path):
     path = tar(tmp_path / "shard.tar", [("0.json", line(0)), ("0.png", b"x" * 5000)])
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="shard.tar is no tar, damaged or cut short"):
-        load_pairs(path)
+        load_preferences(path)
     path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match="shard.tar is no tar, damaged or cut short"):
-        load_pairs(path)
+        load_preferences(path)
 
 
 # Pieces
@@ -246,11 +248,11 @@ def test_pieces_have_all_lines_once_with_their_numbers(tmp_path, monkeypatch, st
 
 def test_several_processes_give_the_same(tmp_path, monkeypatch, own_cache):
     path = write(tmp_path / "pairs.jsonl", [line(number, id=number) for number in range(300)])
-    alone = load_pairs(path, num_proc=1)
+    alone = load_preferences(path, num_proc=1)
     monkeypatch.setattr(files, "PIECE", 4000)
     other = tmp_path / "other"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", other)
-    together = load_pairs(path, num_proc=2)
+    together = load_preferences(path, num_proc=2)
     assert len(list((other / "mpo_pairs").glob("*/*.arrow"))) > 3
     assert together.to_dict() == alone.to_dict()
 
@@ -260,7 +262,7 @@ def test_the_first_bad_record_of_several_processes(tmp_path, monkeypatch):
     lines[170] = {"question": "?"}
     monkeypatch.setattr(files, "PIECE", 4000)
     with pytest.raises(BadRecord, match="pairs.jsonl:171: 'chosen' is missing") as error:
-        load_pairs(write(tmp_path / "pairs.jsonl", lines), num_proc=2)
+        load_preferences(write(tmp_path / "pairs.jsonl", lines), num_proc=2)
     assert error.value.where == f"{tmp_path}/pairs.jsonl:171"
 
 
@@ -270,20 +272,20 @@ def test_the_first_bad_record_of_several_processes(tmp_path, monkeypatch):
 def test_a_file_is_converted_once(tmp_path, monkeypatch, own_cache):
     """Again after it changed, or when it is to be read in another way; not after a failure."""
     path = write(tmp_path / "pairs.jsonl", [line(number) for number in range(7)])
-    assert asked(load_pairs(path)) == QUESTIONS
+    assert asked(load_preferences(path)) == QUESTIONS
     with monkeypatch.context() as closed:
         closed.setattr("mpo.data.sources.open_files", None)  # opening it again would fail
-        again = load_pairs(path)
+        again = load_preferences(path)
         assert asked(again) == QUESTIONS
-        assert again._fingerprint == load_pairs(path)._fingerprint
+        assert again._fingerprint == load_preferences(path)._fingerprint
         with pytest.raises(TypeError):
-            load_pairs(path, source="another")
+            load_preferences(path, source="another")
     write(path, [line(5), line(6)])
-    assert asked(load_pairs(path)) == QUESTIONS[5:]
+    assert asked(load_preferences(path)) == QUESTIONS[5:]
     write(path, [line(5), {"question": "?"}])
     for _ in range(2):
         with pytest.raises(BadRecord, match="pairs.jsonl:2"):
-            load_pairs(path)
+            load_preferences(path)
     assert not list(own_cache.rglob("*.incomplete"))
 
 
@@ -298,20 +300,20 @@ def test_ranks_that_start_together_convert_once(tmp_path, own_cache):
 
 
 def _mapped_files(path):
-    pairs = load_pairs(path)
+    pairs = load_preferences(path)
     return len(pairs), tuple((file["filename"], os.stat(file["filename"]).st_ino) for file in pairs.cache_files)
 
 
 def test_pairs_are_mapped_not_held(tmp_path):
-    pairs = load_pairs(write(tmp_path / "pairs.jsonl", [line(number) for number in range(7)]))
+    pairs = load_preferences(write(tmp_path / "pairs.jsonl", [line(number) for number in range(7)]))
     assert [file["filename"].endswith(".arrow") for file in pairs.cache_files] == [True]
 
 
 def test_columns_that_no_record_has_are_left_out(tmp_path):
     always = ["id", "source", "prompt_id", "images", "prompt", "chosen", "rejected"]
-    pairs = load_pairs(write(tmp_path / "pairs.jsonl", [line(0), line(1)]))
+    pairs = load_preferences(write(tmp_path / "pairs.jsonl", [line(0), line(1)]))
     assert pairs.column_names == always
-    pairs = load_pairs(write(tmp_path / "more.jsonl", [line(0), line(1, answer_gt="one", kind="sum")]))
+    pairs = load_preferences(write(tmp_path / "more.jsonl", [line(0), line(1, answer_gt="one", kind="sum")]))
     assert pairs.column_names == [*always, "answer", "metadata"]
     assert pairs[0]["answer"] is None
     assert (pairs[1]["answer"], pairs[1]["metadata"]) == ("one", '{"kind": "sum"}')
@@ -319,11 +321,11 @@ def test_columns_that_no_record_has_are_left_out(tmp_path):
 
 def test_tiles_of_a_record_come_before_those_of_its_source(tmp_path):
     lines = [{"prompt": "?", "chosen": "A", "rejected": "B", **more} for more in ({}, {"tiles": {"max": 2}})]
-    pairs = load_pairs(write(tmp_path / "pairs.jsonl", lines), tiles={"max": 6})
+    pairs = load_preferences(write(tmp_path / "pairs.jsonl", lines), tiles={"max": 6})
     assert [tiles["max"] for tiles in pairs["tiles"]] == [6, 2]
     with pytest.raises(ValueError, match="no whole number of 1 or more"):
-        load_pairs(tmp_path / "pairs.jsonl", tiles={"max": 0})
-    assert [row["tiles"]["max"] for row in load_pairs(tmp_path / "pairs.jsonl", tiles={"max": 6}, streaming=True)] == [6, 2]
+        load_preferences(tmp_path / "pairs.jsonl", tiles={"max": 0})
+    assert [row["tiles"]["max"] for row in load_preferences(tmp_path / "pairs.jsonl", tiles={"max": 6}, streaming=True)] == [6, 2]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +347,7 @@ def test_tiles_of_a_record_come_before_those_of_its_source(tmp_path):
 )
 def test_settings_that_make_no_sense(tmp_path, settings, reason):
     with pytest.raises(ValueError, match=reason):
-        load_pairs(write(tmp_path / "pairs.jsonl", [line(0)]), **settings)
+        load_preferences(write(tmp_path / "pairs.jsonl", [line(0)]), **settings)
 
 
 # Bad records
@@ -359,30 +361,30 @@ def test_skipped_records_are_counted_and_listed(tmp_path, caplog):
     path, listed = write(tmp_path / "pairs.jsonl", lines), tmp_path / "run" / "bad_records.jsonl"
     for _ in range(2):
         caplog.clear()
-        pairs = load_pairs(path, on_bad_record="skip", max_bad_fraction=0.3, bad_records=listed)
+        pairs = load_preferences(path, on_bad_record="skip", max_bad_fraction=0.3, bad_records=listed)
         assert asked(pairs) == [QUESTIONS[number] for number in (0, 1, 3, 5, 6)]
         assert "2 of 7 records" in caplog.text
     found = [json.loads(text) for text in listed.read_text().splitlines()]
     assert [bad["where"] for bad in found] == [f"{path}:3", f"{path}:5"]
     assert found[0]["reason"].startswith("'chosen' is empty")
     with pytest.raises(ValueError, match="2 of 7 records.*more than max_bad_fraction=0.2 allows"):
-        load_pairs(path, on_bad_record="skip", max_bad_fraction=0.2, bad_records=listed)
+        load_preferences(path, on_bad_record="skip", max_bad_fraction=0.2, bad_records=listed)
     with pytest.raises(BadRecord, match="pairs.jsonl:3"):
-        load_pairs(path)
+        load_preferences(path)
 
 
-def test_a_mended_picture_is_no_longer_skipped(pictures, monkeypatch):
+def test_a_mended_image_is_no_longer_skipped(images, monkeypatch):
     """What was bad is looked at again; as long as it stays so, nothing is converted anew."""
     lines = [line(0, image="a.png"), line(1, image="late.png"), line(2)]
-    path = write(pictures / "pairs.jsonl", lines)
-    settings = {"on_bad_record": "skip", "max_bad_fraction": 1, "bad_records": pictures / "bad.jsonl"}
-    assert asked(load_pairs(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
+    path = write(images / "pairs.jsonl", lines)
+    settings = {"on_bad_record": "skip", "max_bad_fraction": 1, "bad_records": images / "bad.jsonl"}
+    assert asked(load_preferences(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
     with monkeypatch.context() as closed:
         closed.setattr("mpo.data.converted._write", None)  # converting again would fail
-        assert asked(load_pairs(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
-    (pictures / "late.png").write_bytes((pictures / "b.png").read_bytes())
+        assert asked(load_preferences(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
+    (images / "late.png").write_bytes((images / "b.png").read_bytes())
     for _ in range(2):
-        assert asked(load_pairs(path, **settings)) == QUESTIONS[:3]
+        assert asked(load_preferences(path, **settings)) == QUESTIONS[:3]
 
 
 def test_ratings_that_give_no_pair_are_counted(tmp_path, caplog):
@@ -399,38 +401,38 @@ def test_ratings_that_give_no_pair_are_counted(tmp_path, caplog):
     path = write(tmp_path / "rated.jsonl", [rated(3, 3, 3), rated(*range(8)), rated(1, 2)])
     for _ in range(2):  # converted, and found again
         caplog.clear()
-        assert len(load_pairs(path)) == 7
+        assert len(load_preferences(path)) == 7
         assert f"1 of 3 records of {path} give no pair" in caplog.text and f"22 pairs of {path} are left out" in caplog.text
 
 
 def test_nothing_but_bad_records(tmp_path):
     path = write(tmp_path / "pairs.jsonl", [{"question": "?"}])
     with pytest.raises(ValueError, match="has no pairs"):
-        load_pairs(path, on_bad_record="skip", max_bad_fraction=1, bad_records=tmp_path / "bad_records.jsonl")
+        load_preferences(path, on_bad_record="skip", max_bad_fraction=1, bad_records=tmp_path / "bad_records.jsonl")
 
 
 # Streams
 
 
-def test_a_stream_gives_what_loading_gives(pictures):
-    path = write(pictures / "pairs.jsonl", [line(number, image="a.png", answer_gt="a") for number in range(7)])
-    loaded, streamed = load_pairs(path), list(load_pairs(path, streaming=True))
+def test_a_stream_gives_what_loading_gives(images):
+    path = write(images / "pairs.jsonl", [line(number, image="a.png", answer_gt="a") for number in range(7)])
+    loaded, streamed = load_preferences(path), list(load_preferences(path, streaming=True))
     assert [{name: row[name] for name in loaded.column_names} for row in streamed] == list(loaded)
-    assert asked(load_pairs(path, streaming=True, limit=3)) == QUESTIONS[:3]
-    assert load_pairs(path, streaming=True).num_shards == 7
+    assert asked(load_preferences(path, streaming=True, limit=3)) == QUESTIONS[:3]
+    assert load_preferences(path, streaming=True).num_shards == 7
 
 
 def test_a_stream_goes_on_where_it_stood(tmp_path):
     path = write(tmp_path / "pairs.jsonl", [line(number) for number in range(200)])
-    whole = asked(load_pairs(path, streaming=True))
+    whole = asked(load_preferences(path, streaming=True))
     assert whole == [f"What is {number}?" for number in range(200)]
     for read in (1, 63, 199):
-        stream = load_pairs(path, streaming=True)
+        stream = load_preferences(path, streaming=True)
         records = iter(stream)
         for _ in range(read):
             next(records)
         state = json.loads(json.dumps(stream.state_dict()))
-        resumed = load_pairs(path, streaming=True)
+        resumed = load_preferences(path, streaming=True)
         resumed.load_state_dict(state)
         assert asked(resumed) == whole[read:]
 
@@ -440,8 +442,8 @@ def test_bad_records_of_a_stream(tmp_path):
     lines[2] = {"question": "?"}
     path, listed = write(tmp_path / "pairs.jsonl", lines), tmp_path / "bad_records.jsonl"
     with pytest.raises(BadRecord, match="pairs.jsonl:3"):
-        list(load_pairs(path, streaming=True))
-    stream = load_pairs(path, streaming=True, on_bad_record="skip", bad_records=listed)
+        list(load_preferences(path, streaming=True))
+    stream = load_preferences(path, streaming=True, on_bad_record="skip", bad_records=listed)
     for _ in range(2):
         assert asked(stream) == [QUESTIONS[number] for number in (0, 1, 3, 4, 5, 6)]
     assert [json.loads(text)["where"] for text in listed.read_text().splitlines()] == [f"{path}:3"]
@@ -452,8 +454,8 @@ def test_too_many_bad_records_of_a_stream(tmp_path):
     lines = [line(number) if number % 10 else {"question": "?"} for number in range(300)]
     path, settings = write(tmp_path / "pairs.jsonl", lines), {"streaming": True, "bad_records": tmp_path / "bad_records.jsonl"}
     with pytest.raises(ValueError, match="2 of the first 11 records .* max_bad_fraction=0.01 .*pairs.jsonl:11"):
-        list(load_pairs(path, on_bad_record="skip", **settings))
-    stream = load_pairs(path, on_bad_record="skip", max_bad_fraction=0.11, **settings)
+        list(load_preferences(path, on_bad_record="skip", **settings))
+    stream = load_preferences(path, on_bad_record="skip", max_bad_fraction=0.11, **settings)
     assert len(list(stream)) == len(list(stream)) == 270
     with pytest.raises(ValueError, match="of the first .* max_bad_fraction=0.09 allows"):
-        list(load_pairs(path, on_bad_record="skip", max_bad_fraction=0.09, **settings))
+        list(load_preferences(path, on_bad_record="skip", max_bad_fraction=0.09, **settings))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpo.data.pairs import BadRecord
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 PAIRS = [
     {"question": f"What is {number}? é", "chosen": "This.", "rejected": "That.", "answer_gt": str(number)} for number in range(3)
@@ -28,7 +28,7 @@ def tar(folder, ending):
     from data.test_files import tar as pack
 
     members = [
-        (f"{number}.{kind}", pair if kind == "json" else b"a picture")
+        (f"{number}.{kind}", pair if kind == "json" else b"an image")
         for number, pair in enumerate(PAIRS)
         for kind in ("json", "png")
     ]
@@ -77,7 +77,7 @@ def check(path, data):
     path.write_bytes(data)
     for how in ({}, {"on_bad_record": "skip", "max_bad_fraction": 1, "bad_records": path.parent / "bad_records.jsonl"}):
         try:
-            pairs = load_pairs(path, **how)
+            pairs = load_preferences(path, **how)
         except BadRecord as bad:
             assert bad.where.startswith(str(path))
         except ValueError as error:
@@ -102,8 +102,8 @@ def test_a_damaged_folder(tmp_path):
         for data in (b"", whole[: len(whole) // 2], b"{}"):
             file.write_bytes(data)
             try:
-                assert len(load_pairs(tmp_path / "saved")) == 1  # of its JSON, not all is needed
+                assert len(load_preferences(tmp_path / "saved")) == 1  # of its JSON, not all is needed
             except ValueError as error:
                 assert str(tmp_path / "saved") in str(error)
         file.write_bytes(whole)
-    assert len(load_pairs(tmp_path / "saved")) == 1
+    assert len(load_preferences(tmp_path / "saved")) == 1

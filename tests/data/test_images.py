@@ -1,4 +1,4 @@
-"""Pictures: decoded to known pixels, or refused by name. Every picture is made here."""
+"""Images: decoded to known pixels, or refused by name. Every image is made here."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from PIL import ImageFile, features
-from support import picture
+from support import make_image
 
 from mpo.data import images
-from mpo.data.encoded import encoded_pictures
-from mpo.data.images import inside, open_picture, picture_size
-from mpo.data.sources import load_pairs
+from mpo.data.encoded import with_encoded_images
+from mpo.data.images import image_size, inside, open_image
+from mpo.data.sources import load_preferences
 from mpo.packing.turns import record_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -38,7 +38,7 @@ def halves(mode: str = "RGB", left=RED, right=BLUE, size=(16, 8)) -> PILImage.Im
 
 
 def colours(content, *places) -> list[tuple[int, int, int]]:
-    opened = open_picture(content)
+    opened = open_image(content)
     assert opened.mode == "RGB" and type(opened) is PILImage.Image
     return [opened.getpixel(place) for place in places]
 
@@ -67,7 +67,7 @@ LOSSLESS = {
 def test_formats(format):
     content = encoded(halves(), format, **LOSSLESS[format])
     assert colours(content, LEFT, RIGHT) == [RED, BLUE]
-    assert picture_size(content) == (8, 16)
+    assert image_size(content) == (8, 16)
 
 
 @pytest.mark.parametrize(("format", "options"), [("JPEG", {"quality": 100, "subsampling": 0}), ("AVIF", {"quality": 100})])
@@ -83,9 +83,9 @@ def test_the_four_kinds_of_source(tmp_path):
     content = path.read_bytes()
     for source in (path, str(path), content, {"bytes": content, "path": None}, {"bytes": None, "path": str(path)}, halves()):
         assert colours(source, LEFT, RIGHT) == [RED, BLUE]
-    assert open_picture(str(path)).filename == str(path)
+    assert open_image(str(path)).filename == str(path)
     image = halves()
-    assert open_picture(image) is image
+    assert open_image(image) is image
 
 
 def test_a_wrong_extension(tmp_path):
@@ -121,7 +121,7 @@ def test_16_bits_with_a_transparent_colour(kind, channels):
     see_through = chunk(b"tRNS", struct.pack(f">{channels}H", *[4660] * channels))
     content = png(header, zlib.compress(row), before=see_through)
     with pytest.raises(ValueError, match="16 bits and a transparent colour"):
-        open_picture(content, where="the picture")
+        open_image(content, where="the image")
 
 
 def test_transparent_parts_are_white():
@@ -179,11 +179,11 @@ def test_turned_upright(format, orientation):
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
     content = encoded(stored, format, exif=exif, **options)
     assert near(colours(content, (3, 3), (20, 3), (3, 13)), [RED, BLUE, BLUE], by=6)
-    opened = open_picture(content)
-    assert (opened.height, opened.width) == picture_size(content) == (16, 24)
-    assert open_picture(opened).tobytes() == opened.tobytes()  # turned once
+    opened = open_image(content)
+    assert (opened.height, opened.width) == image_size(content) == (16, 24)
+    assert open_image(opened).tobytes() == opened.tobytes()  # turned once
     with PILImage.open(BytesIO(content)) as lazy:
-        assert open_picture(lazy).size == (24, 16)
+        assert open_image(lazy).size == (24, 16)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -220,7 +220,7 @@ def flipped(content: bytes, place: int) -> bytes:
 
 def malformed() -> dict[str, tuple[bytes, str]]:
     """Name -> a file, and what is said about it."""
-    big = picture(0, 64, 48)
+    big = make_image(0, 64, 48)
     whole = {
         "JPEG": encoded(big, "JPEG"),
         "progressive JPEG": encoded(big, "JPEG", progressive=True),
@@ -233,8 +233,8 @@ def malformed() -> dict[str, tuple[bytes, str]]:
         "PPM": encoded(big, "PPM"),
         "JPEG 2000": encoded(big, "JPEG2000"),
     }
-    cut = "cut short or damaged|not a picture|PDF"
-    corpus = {"nothing": (b"", "is empty"), "zeros": (bytes(1000), "not a picture"), "one byte": (b"\xff", "not a picture")}
+    cut = "cut short or damaged|not an image|PDF"
+    corpus = {"nothing": (b"", "is empty"), "zeros": (bytes(1000), "not an image"), "one byte": (b"\xff", "not an image")}
     for name, content in whole.items():
         for share in (0.02, 0.3, 0.9):
             corpus[f"{name}, {share:.0%} of it"] = (content[: int(len(content) * share)], cut)
@@ -243,20 +243,20 @@ def malformed() -> dict[str, tuple[bytes, str]]:
     corpus |= {
         "PNG of 30000 x 30000": (bomb(30_000, 30_000), "beyond|bomb"),
         "PNG of 2000000 x 100": (bomb(2_000_000, 100), "2,000,000 x 100 pixels is beyond|decompression bomb"),
-        "PNG of 0 x 5": (bomb(0, 5), "has none|cut short|not a picture"),
-        "PNG of 5 x 0": (bomb(5, 0), "has none|cut short|not a picture"),
+        "PNG of 0 x 5": (bomb(0, 5), "has none|cut short|not an image"),
+        "PNG of 5 x 0": (bomb(5, 0), "has none|cut short|not an image"),
         "PNG with too little data": (png(header, zlib.compress(bytes(10))), "cut short or damaged"),
         "PNG whose data are not compressed": (png(header, b"no zlib stream"), "cut short or damaged"),
-        "PNG of 7 bits": (png(struct.pack(">IIBBBBB", 4, 4, 7, 2, 0, 0, 0), b""), "cut short|not a picture"),
-        "PNG that is a header": (whole["PNG"][:33], "not a picture"),
+        "PNG of 7 bits": (png(struct.pack(">IIBBBBB", 4, 4, 7, 2, 0, 0, 0), b""), "cut short|not an image"),
+        "PNG that is a header": (whole["PNG"][:33], "not an image"),
         "PNG with a huge text": (
             b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**7))),
-            "cut short or damaged|not a picture",
+            "cut short or damaged|not an image",
         ),
-        "BMP of 0 x 0": (whole["BMP"][:18] + bytes(8) + whole["BMP"][26:], "has none|cut short|not a picture"),
+        "BMP of 0 x 0": (whole["BMP"][:18] + bytes(8) + whole["BMP"][26:], "has none|cut short|not an image"),
         "BMP of 60000 x 60000": (whole["BMP"][:18] + struct.pack("<ii", 60_000, 60_000) + whole["BMP"][26:], "beyond|bomb"),
         "GIF of 65535 x 65535": (whole["GIF"][:6] + b"\xff" * 4 + whole["GIF"][10:], "beyond|bomb"),
-        "PPM of 0 x 0": (b"P6 0 0 255 ", "has none|cut short|not a picture"),
+        "PPM of 0 x 0": (b"P6 0 0 255 ", "has none|cut short|not an image"),
         "PPM of 99999 x 99999": (b"P6 99999 99999 255 ", "beyond|bomb"),
         "TIFF of 32-bit integers": (encoded(PILImage.new("I", (4, 4), 7), "TIFF"), "32-bit integers"),
         "TIFF of floats": (encoded(PILImage.new("F", (4, 4), 0.5), "TIFF"), "floating-point"),
@@ -267,12 +267,12 @@ def malformed() -> dict[str, tuple[bytes, str]]:
         "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "Git LFS pointer"),
         "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
         "PDF": (b"%PDF-1.7\n", "PDF file"),
-        "EPS, which would start a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        "JSON": (b'{"image": "a.png"}', "not a picture"),
-        "a JPEG of two markers": (b"\xff\xd8\xff\xd9", "cut short|not a picture"),
-        "a RIFF that is no WebP": (b"RIFF\x24\0\0\0WAVEfmt ", "not a picture|cut short"),
-        "WebP of a header": (whole["WebP"][:30], "cut short|not a picture"),
-        "text": ("Bild".encode("utf-16"), "not a picture"),
+        "EPS, which would start a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        "JSON": (b'{"image": "a.png"}', "not an image"),
+        "a JPEG of two markers": (b"\xff\xd8\xff\xd9", "cut short|not an image"),
+        "a RIFF that is no WebP": (b"RIFF\x24\0\0\0WAVEfmt ", "not an image|cut short"),
+        "WebP of a header": (whole["WebP"][:30], "cut short|not an image"),
+        "text": ("Bild".encode("utf-16"), "not an image"),
     }
     return corpus
 
@@ -287,7 +287,7 @@ def test_the_corpus_is_large():
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: f"{case}: {CORPUS[case][1]}")
 def test_malformed(case):
     content, message = CORPUS[case]
-    with pytest.raises(ValueError, match=f"(?i)^record 'a': picture 1 of 1: .*({message})"):
+    with pytest.raises(ValueError, match=f"(?i)^record 'a': image 1 of 1: .*({message})"):
         record_images({"id": "a", "images": [{"bytes": content, "path": None}]})
 
 
@@ -295,27 +295,27 @@ def test_lenient_settings_of_others_change_nothing(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     content = CORPUS["JPEG, 30% of it"][0]
     with pytest.raises(ValueError, match="cut short"):
-        open_picture(content)
+        open_image(content)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_the_limit_is_ours_to_move(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"the picture: a picture of 16 x 8 pixels is beyond the 100 that .*MAX_PIXELS"):
-        open_picture(encoded(halves(), "PNG"))
+    with pytest.raises(ValueError, match=r"the image: an image of 16 x 8 pixels is beyond the 100 that .*MAX_PIXELS"):
+        open_image(encoded(halves(), "PNG"))
     with pytest.raises(ValueError, match="beyond the 100"):
-        open_picture(halves())
+        open_image(halves())
 
 
 @pytest.mark.parametrize("source", [None, 3, {}, {"bytes": None, "path": None}, [1], PILImage], ids=str)
-def test_what_is_no_picture(source):
-    with pytest.raises(ValueError, match="a picture is a path, the bytes of a file, a dict"):
-        open_picture(source)
+def test_what_is_no_image(source):
+    with pytest.raises(ValueError, match="an image is a path, the bytes of a file, a dict"):
+        open_image(source)
 
 
 def test_sizes_without_pixels():
     with pytest.raises(ValueError, match="0 x 5 pixels has none"):
-        open_picture(PILImage.new("RGB", (0, 5)))
+        open_image(PILImage.new("RGB", (0, 5)))
 
 
 def special_files(folder) -> dict[str, tuple[str, str]]:
@@ -325,25 +325,25 @@ def special_files(folder) -> dict[str, tuple[str, str]]:
         "pipe": (str(folder / "pipe"), "a pipe"),
         "folder": (str(folder / "folder"), "a folder"),
         "device": ("/dev/zero", "a device"),
-        "missing": (str(folder / "no.png"), "no such picture"),
+        "missing": (str(folder / "no.png"), "no such image"),
         "URL": ("https://example.org/a.png", "nothing is fetched"),
-        "zero byte": ("a\0b", "no such picture"),
-        "long": ("a" * 5000, "no such picture"),
+        "zero byte": ("a\0b", "no such image"),
+        "long": ("a" * 5000, "no such image"),
     }
 
 
 def test_files_that_are_none(tmp_path):
     for path, message in special_files(tmp_path).values():
         with pytest.raises(ValueError, match=message):
-            open_picture(path)
+            open_image(path)
         with pytest.raises(ValueError, match=message):
-            picture_size({"path": path, "bytes": None})
+            image_size({"path": path, "bytes": None})
 
 
 # --- Fuzzed
 
 WHOLE = [
-    encoded(picture(1, 40, 30), format, **options)
+    encoded(make_image(1, 40, 30), format, **options)
     for format, options in (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("GIF", {}), ("TIFF", {}))
 ]
 FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
@@ -351,9 +351,9 @@ FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 def opened_or_refused(content: bytes) -> None:
     try:
-        opened = open_picture(content)
+        opened = open_image(content)
     except ValueError as error:
-        assert str(error).startswith("the picture: ")
+        assert str(error).startswith("the image: ")
     else:
         assert opened.mode == "RGB" and opened.width * opened.height <= images.MAX_PIXELS
 
@@ -424,8 +424,8 @@ OUTSIDE = {
     "null": "lies outside",
     "/dev/zero": "lies outside",
     "loop.png": "cannot be reached",
-    "nowhere.png": "there is no picture",
-    "no.png": "there is no picture",
+    "nowhere.png": "there is no image",
+    "no.png": "there is no image",
     "a.png/b.png": "cannot be reached",
     "deep": "a folder",
     ".": "a folder",
@@ -443,7 +443,7 @@ OUTSIDE = {
 def test_paths_outside(root, path):
     with pytest.raises(ValueError, match=OUTSIDE[path]):
         inside(root, path.format(root=root))
-    with pytest.raises(ValueError, match=f"^pairs.jsonl:3: the picture .*{OUTSIDE[path]}"):
+    with pytest.raises(ValueError, match=f"^pairs.jsonl:3: the image .*{OUTSIDE[path]}"):
         inside(root, path.format(root=root), where="pairs.jsonl:3")
 
 
@@ -471,34 +471,34 @@ def test_columns_stay_encoded(tmp_path):
     halves().save(tmp_path / "a.png")
     rows = [{"id": "a", "images": [str(tmp_path / "a.png")], "image": None}, {"id": "b", "images": [], "image": None}]
     decoded = Dataset.from_list(rows).cast_column("images", List(Image()))
-    dataset = encoded_pictures(decoded)
+    dataset = with_encoded_images(decoded)
     expected = [{"bytes": None, "path": str(tmp_path / "a.png")}]
     assert dataset[0]["images"] == expected and dataset.select([1, 0])[1]["images"] == expected
     assert isinstance(decoded[0]["images"][0], PILImage.Image)  # the other is as it was
     assert dataset._fingerprint != decoded._fingerprint
-    assert dataset._fingerprint == encoded_pictures(decoded)._fingerprint
+    assert dataset._fingerprint == with_encoded_images(decoded)._fingerprint
     assert dataset.data.table.column("images").chunk(0).equals(decoded.data.table.column("images").chunk(0))
-    stream = encoded_pictures(decoded.to_iterable_dataset())
+    stream = with_encoded_images(decoded.to_iterable_dataset())
     assert next(iter(stream))["images"] == expected
     single = Dataset.from_dict({"image": [halves()]}, features=None).cast_column("image", Image())
-    assert set(encoded_pictures(single)[0]["image"]) == {"bytes", "path"}
+    assert set(with_encoded_images(single)[0]["image"]) == {"bytes", "path"}
 
 
 def test_what_a_transform_of_the_users_reads_is_decoded(tmp_path):
     halves().save(tmp_path / "a.png")
     dataset = Dataset.from_list([{"images": [str(tmp_path / "a.png")]}]).cast_column("images", List(Image()))
     dataset = dataset.with_transform(lambda rows: {"images": [[image.size for image in row] for row in rows["images"]]})
-    assert encoded_pictures(dataset)[0]["images"] == [(16, 8)]
+    assert with_encoded_images(dataset)[0]["images"] == [(16, 8)]
 
 
-def test_a_picture_that_became_a_link_is_not_followed(tmp_path):
+def test_an_image_that_became_a_link_is_not_followed(tmp_path):
     """Itself, or the folder that it lies in, after the data was read; a record of the user's own may hold links."""
     for folder in ("data/sub", "private"):
         (tmp_path / folder).mkdir(parents=True)
-        picture(1).save(tmp_path / folder / "a.png")
+        make_image(1).save(tmp_path / folder / "a.png")
     line = {"image": "sub/a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
     (tmp_path / "data" / "pairs.jsonl").write_text(json.dumps(line))
-    record = encoded_pictures(load_pairs(tmp_path / "data" / "pairs.jsonl"))[0]
+    record = with_encoded_images(load_preferences(tmp_path / "data" / "pairs.jsonl"))[0]
     assert len(record_images(record)) == 1
     inner = tmp_path / "data" / "sub"
     (inner / "a.png").unlink()

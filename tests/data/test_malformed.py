@@ -6,18 +6,18 @@ import pytest
 from data.malformed import GOOD, cases
 
 from mpo.data.formats import FORMATS
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_malformed_lines(format, pictures):
+def test_malformed_lines(format, images):
     malformed = cases(format)
     assert len(malformed) >= 60
     good = json.dumps(GOOD[format]).encode()
-    path = pictures / "pairs.jsonl"
+    path = images / "pairs.jsonl"
     path.write_bytes(b"\n".join([good, *(line for _, line, _ in malformed), good]))
-    listed = pictures / "bad_records.jsonl"
-    pairs = load_pairs(path, on_bad_record="skip", max_bad_fraction=1, bad_records=listed)
+    listed = images / "bad_records.jsonl"
+    pairs = load_preferences(path, on_bad_record="skip", max_bad_fraction=1, bad_records=listed)
     found = {bad["where"]: bad["reason"] for bad in map(json.loads, listed.read_text().splitlines())}
     wrong = {}
     for number, (name, _, reason) in enumerate(malformed, start=2):

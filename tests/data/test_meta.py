@@ -5,17 +5,17 @@ import json
 import pytest
 
 from mpo.data.meta import count_lines, is_meta, read_meta
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 
-def annotations(folder, name, count, picture=None):
+def annotations(folder, name, count, image=None):
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         {
             "question": f"What is {number}?",
             "chosen": f"It is {name}.",
             "rejected": "No idea.",
-            **({"image": picture} if picture else {}),
+            **({"image": image} if image else {}),
         }
         for number in range(count)
     ]
@@ -23,11 +23,11 @@ def annotations(folder, name, count, picture=None):
 
 
 @pytest.fixture
-def mmpr(tmp_path, pictures):
+def mmpr(tmp_path, images):
     """A folder as MMPR-v1.2 is unpacked, whose meta.json names it in every path."""
     home = tmp_path / "MMPR-v1.2"
     (home / "images").mkdir(parents=True)
-    (home / "images" / "cat").symlink_to(pictures)
+    (home / "images" / "cat").symlink_to(images)
     annotations(home / "annotations", "cat_correctness_rules", 10, "a.png")
     annotations(home / "annotations", "text_format_rules", 4)
     annotations(home / "annotations", "often", 3)
@@ -71,19 +71,19 @@ def test_read_meta(mmpr):
 
 def test_load_pairs_of_a_meta(mmpr):
     """Half of ten, four once, three twice; each with its source, tiles and augmentation; the same draw for a seed."""
-    pairs = load_pairs(mmpr, seed=3)
+    pairs = load_preferences(mmpr, seed=3)
     sources = pairs["source"][:]
     assert {name: sources.count(name) for name in sources} == {"cat_correctness_rules": 5, "text_format_rules": 4, "often": 6}
     cat, text = pairs[sources.index("cat_correctness_rules")], pairs[sources.index("text_format_rules")]
     assert (cat["tiles"], cat["augment"]) == ({"min": None, "max": 6, "thumbnail": None}, True)
     assert (text["tiles"], text["augment"], text["images"]) == (None, None, [])
     assert len(cat["images"]) == 1
-    assert load_pairs(mmpr, seed=3)["id"][:] == pairs["id"][:] != load_pairs(mmpr, seed=4)["id"][:]
-    assert len(load_pairs(mmpr, limit=7)) == 7
-    tiles = load_pairs(mmpr, tiles={"max": 12})["tiles"]
+    assert load_preferences(mmpr, seed=3)["id"][:] == pairs["id"][:] != load_preferences(mmpr, seed=4)["id"][:]
+    assert len(load_preferences(mmpr, limit=7)) == 7
+    tiles = load_preferences(mmpr, tiles={"max": 12})["tiles"]
     assert {one["max"] for one in tiles} == {6, 12}
     with pytest.raises(ValueError, match="a stream's pairs are not counted"):
-        load_pairs(mmpr, streaming=True)
+        load_preferences(mmpr, streaming=True)
 
 
 def test_paths_relative_to_a_given_folder(mmpr, tmp_path):
@@ -92,36 +92,36 @@ def test_paths_relative_to_a_given_folder(mmpr, tmp_path):
     elsewhere.write_bytes(mmpr.read_bytes())
     assert is_meta(elsewhere)
     with pytest.raises(ValueError, match="there is no annotation file; tried .*Set data.image_root"):
-        load_pairs(elsewhere)
-    assert len(load_pairs(elsewhere, image_root=tmp_path)) == 15
+        load_preferences(elsewhere)
+    assert len(load_preferences(elsewhere, image_root=tmp_path)) == 15
 
 
-def test_a_picture_outside_of_its_sources_root(mmpr):
+def test_an_image_outside_of_its_sources_root(mmpr):
     annotations(mmpr.parent / "annotations", "cat_correctness_rules", 10, "../outside.png")
     with pytest.raises(ValueError, match="cat_correctness_rules.jsonl:1: .*lies outside"):
-        load_pairs(mmpr)
+        load_preferences(mmpr)
 
 
 @pytest.mark.parametrize("root", ["..", "/", "MMPR-v1.2/images/link"])
 def test_a_root_outside_of_a_given_folder(mmpr, tmp_path, root):
-    """Without the folder, the file says itself where its pictures are; with it, no root leaves it."""
+    """Without the folder, the file says itself where its images are; with it, no root leaves it."""
     (mmpr.parent / "images" / "link").symlink_to("/")
     changed(mmpr, "text_format_rules", root=root)
-    assert len(load_pairs(mmpr)) == 4
+    assert len(load_preferences(mmpr)) == 4
     with pytest.raises(ValueError, match="source 'text_format_rules': its 'root' is .*, which lies outside data.image_root"):
-        load_pairs(mmpr, image_root=tmp_path)
-    assert len(load_pairs(changed(mmpr, "text_format_rules", root="MMPR-v1.2/images/.."), image_root=tmp_path)) == 4
+        load_preferences(mmpr, image_root=tmp_path)
+    assert len(load_preferences(changed(mmpr, "text_format_rules", root="MMPR-v1.2/images/.."), image_root=tmp_path)) == 4
 
 
 def test_blank_lines_at_the_end_do_not_count_as_length(mmpr):
     with (mmpr.parent / "annotations" / "text_format_rules.jsonl").open("a") as file:
         file.write("\n \n")
-    assert len(load_pairs(changed(mmpr, "text_format_rules"))) == 4
+    assert len(load_preferences(changed(mmpr, "text_format_rules"))) == 4
 
 
 def test_a_meta_has_no_splits(mmpr):
     with pytest.raises(ValueError, match="meta.json has no split 'validation'. Leave split out, or set it to 'train'"):
-        load_pairs(mmpr, split="validation")
+        load_preferences(mmpr, split="validation")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_files_that_are_no_meta(tmp_path, text, reason):
         read_meta(path)
     if text.startswith("{"):
         with pytest.raises(ValueError, match=reason):
-            load_pairs(path)
+            load_preferences(path)
     with pytest.raises(ValueError, match="There is no file"):
         read_meta(tmp_path / "none.json")
 
@@ -189,7 +189,7 @@ def test_lines_in_a_json_file_are_no_meta(tmp_path):
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps({"question": "?", "chosen": "A", "rejected": "B"}))
     assert not is_meta(path)
-    assert len(load_pairs(path)) == 1
+    assert len(load_preferences(path)) == 1
 
 
 def test_count_lines(tmp_path):

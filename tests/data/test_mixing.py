@@ -8,25 +8,25 @@ import pytest
 from datasets import Dataset, List
 from datasets import Image as ImageFeature
 from small_runs import small_run
-from support import picture
+from support import make_image
 from torch.utils.data import DataLoader
 
-from mpo.data.held_out import components, hold_out
+from mpo.data.eval_part import components, split_eval
 from mpo.data.mixing import amounts, draw, load_mixture, mix, read_mixture, shares, stream_mixture
 from mpo.data.mixture_file import check_sources
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 
-def write(path, count, *, name=None, pictures=0):
-    """`count` pairs; with `pictures`, pair i shows picture i % pictures."""
+def write(path, count, *, name=None, images=0):
+    """`count` pairs; with `images`, pair i shows image i % images."""
     name = name or path.stem
     lines = []
     for index in range(count):
         line = {"id": f"{name}-{index}", "question": f"{name}: what is {index}?", "chosen": f"It is {index}.", "rejected": "No."}
-        if pictures:
-            shown = path.parent / f"{index % pictures}.png"
+        if images:
+            shown = path.parent / f"{index % images}.png"
             if not shown.exists():
-                picture(index % pictures).save(shown)
+                make_image(index % images).save(shown)
             line["image"] = shown.name
         lines.append(json.dumps(line))
     path.write_text("\n".join(lines))
@@ -61,10 +61,10 @@ def test_a_limit_takes_of_all_sources(sources, tmp_path):
     """117 pairs: 23 of them are a fifth of each source, without one twice."""
     (tmp_path / "mixture.json").write_text(json.dumps({"sources": sources}))
     (tmp_path / "mixture.yaml").write_text((tmp_path / "mixture.json").read_text())
-    pairs = load_pairs(tmp_path / "mixture.yaml", limit=23)
+    pairs = load_preferences(tmp_path / "mixture.yaml", limit=23)
     assert by_source(pairs) == {"a": 20, "b": 2, "c": 1}
     assert len(set(pairs["id"])) == 23
-    assert len(load_pairs(tmp_path / "mixture.yaml", limit=1000)) == 117
+    assert len(load_preferences(tmp_path / "mixture.yaml", limit=1000)) == 117
 
 
 def test_a_source_of_which_nothing_is_taken_is_named(sources, caplog):
@@ -84,7 +84,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not(sources):
 
 def test_nothing_is_copied(sources):
     """What an Arrow table of a mixture refers to is the sources' own memory."""
-    loaded = load_pairs(sources[0]["path"])
+    loaded = load_preferences(sources[0]["path"])
     mixture = mix([{**sources[0], "repeat_time": 50}])
     assert len(mixture.train) == 5000
     assert mixture.train.data.num_rows == len(loaded)
@@ -180,12 +180,12 @@ def test_refusals_of_settings(sources):
         ({"size": "100", "sampling": "sqrt"}, "size='100': a size is a whole number"),
         ({"size": 10.5, "sampling": "sqrt"}, "size=10.5: a size is a whole number"),
         ({"seed": "x"}, "seed is a whole number of 0 or more; got 'x'"),
-        ({"held_out": "0.1"}, "held_out is a share between 0 and 1 or a whole number of pairs; got '0.1'"),
-        ({"held_out": [1]}, r"held_out is a share .*; got \[1\]"),
-        ({"held_out": True}, "held_out is a share .*; got True"),
-        ({"held_out": 1.5}, "held_out is a share .*; got 1.5"),
-        ({"held_out": 200}, "held_out=200 of 117 pairs is 200"),
-        ({"held_out": 0.001}, "is 0. Give a share"),
+        ({"eval_size": "0.1"}, "eval_size is a share between 0 and 1 or a whole number of pairs; got '0.1'"),
+        ({"eval_size": [1]}, r"eval_size is a share .*; got \[1\]"),
+        ({"eval_size": True}, "eval_size is a share .*; got True"),
+        ({"eval_size": 1.5}, "eval_size is a share .*; got 1.5"),
+        ({"eval_size": 200}, "eval_size=200 of 117 pairs is 200"),
+        ({"eval_size": 0.001}, "is 0. Give a share"),
     ):
         with pytest.raises(ValueError, match=message):
             mix(sources, **settings)
@@ -206,15 +206,15 @@ def test_amounts_by_weight_of_an_empty_source():
 # Held out
 
 
-def test_no_question_and_no_picture_is_on_both_sides(tmp_path):
-    """60 pairs over 20 pictures, each in three pairs; 6 held out are the pairs of two pictures."""
-    pairs = load_pairs(write(tmp_path / "p.jsonl", 60, pictures=20)).cast_column("images", List(ImageFeature(decode=False)))
-    train, held = hold_out(pairs, 6, seed=1)
+def test_no_question_and_no_image_is_on_both_sides(tmp_path):
+    """60 pairs over 20 images, each in three pairs; 6 held out are the pairs of two images."""
+    pairs = load_preferences(write(tmp_path / "p.jsonl", 60, images=20)).cast_column("images", List(ImageFeature(decode=False)))
+    train, held = split_eval(pairs, 6, seed=1)
     assert len(train) == 54 and len(held) == 6
     for column in (lambda row: row["images"][0]["path"], lambda row: row["prompt"][0]["content"][1]["text"]):
         assert not set(map(column, train)) & set(map(column, held))
-    assert hold_out(pairs, 0.1, seed=1)[1]["id"][:] == held["id"][:]
-    assert hold_out(pairs, 6, seed=2)[1]["id"][:] != held["id"][:]
+    assert split_eval(pairs, 0.1, seed=1)[1]["id"][:] == held["id"][:]
+    assert split_eval(pairs, 6, seed=2)[1]["id"][:] != held["id"][:]
 
 
 @pytest.mark.parametrize("other", [[{"role": "system", "content": "Be brief."}], []])
@@ -229,25 +229,25 @@ def test_a_question_is_what_the_user_asks(tmp_path, other):
     def questions(pairs):
         return {" ".join(row["prompt"][-1]["content"][0]["text"].split()) for row in pairs}
 
-    train, held = hold_out(load_pairs(tmp_path / "p.jsonl"), 10)
+    train, held = split_eval(load_preferences(tmp_path / "p.jsonl"), 10)
     assert len(held) == 10 and len(questions(held)) == 5 and not questions(held) & questions(train)
 
 
-def test_the_same_picture_in_two_files_is_one_picture(tmp_path):
-    """Pairs 0 and 1 have two copies of one picture, 2 another: one of three can only be the third."""
+def test_the_same_image_in_two_files_is_one_image(tmp_path):
+    """Pairs 0 and 1 have two copies of one image, 2 another: one of three can only be the third."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        picture(seed).save(tmp_path / f"{name}.png")
+        make_image(seed).save(tmp_path / f"{name}.png")
     lines = [
         {"id": name, "image": f"{name}.png", "question": f"{name}?", "chosen": "Yes.", "rejected": "No."}
         for name in ("a", "b", "c")
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for seed in range(5):
-        assert hold_out(load_pairs(tmp_path / "p.jsonl"), 1, seed=seed)[1]["id"][:] == ["c"]
+        assert split_eval(load_preferences(tmp_path / "p.jsonl"), 1, seed=seed)[1]["id"][:] == ["c"]
 
 
 def test_pairs_hang_together_through_others():
-    """0 - 1 by a picture, 1 - 2 by a question, 3 alone."""
+    """0 - 1 by an image, 1 - 2 by a question, 3 alone."""
     assert components([["p1", "q1"], ["p1", "q2"], ["p2", "q2"], ["p3", "q3"]]).tolist() == [0, 0, 0, 1]
     assert components([["a"], ["b"], ["c"], ["b", "c"], ["a", "c"]]).tolist() == [0] * 5
 
@@ -255,22 +255,22 @@ def test_pairs_hang_together_through_others():
 def test_a_question_of_all_pairs_cannot_be_split(tmp_path):
     lines = []
     for index in range(6):
-        picture(index).save(tmp_path / f"{index}.png")
+        make_image(index).save(tmp_path / f"{index}.png")
         lines.append({"image": f"{index}.png", "question": "Describe it.", "chosen": f"It is {index}.", "rejected": "No."})
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    pairs = load_pairs(tmp_path / "p.jsonl")
-    with pytest.raises(ValueError, match=r"the question '<image>Describe it.' is in 6 pairs.*by='picture'"):
-        hold_out(pairs, 2)
-    assert len(hold_out(pairs, 2, by="picture")[1]) == 2
+    pairs = load_preferences(tmp_path / "p.jsonl")
+    with pytest.raises(ValueError, match=r"the question '<image>Describe it.' is in 6 pairs.*by='image'"):
+        split_eval(pairs, 2)
+    assert len(split_eval(pairs, 2, by="image")[1]) == 2
 
 
 def test_a_mixture_holds_out_pairs_of_all_sources_once(sources):
     sources[1]["repeat_time"] = 3
-    mixture = mix(sources, held_out=12, seed=5)
-    assert len(mixture.held_out) == 12 and max(Counter(mixture.held_out["id"]).values()) == 1
-    assert not set(mixture.held_out["id"]) & set(mixture.train["id"])
-    held = Counter(mixture.held_out["source"])
-    assert {row.name: (row.pairs, row.held_out) for row in mixture.taken} == {
+    mixture = mix(sources, eval_size=12, seed=5)
+    assert len(mixture.eval) == 12 and max(Counter(mixture.eval["id"]).values()) == 1
+    assert not set(mixture.eval["id"]) & set(mixture.train["id"])
+    held = Counter(mixture.eval["source"])
+    assert {row.name: (row.pairs, row.eval) for row in mixture.taken} == {
         name: (count - held[name], held[name]) for name, count in (("a", 100), ("b", 10), ("c", 7))
     }
     assert "held out" in mixture.describe()
@@ -296,7 +296,7 @@ def test_patterns_and_nulls_in_a_mixture_file(sources, tmp_path, monkeypatch):
     path.write_text("sources:\n  - {path: shards/*.jsonl, name: shards}\n  - {path: ../c.jsonl}\nseed: null\nsize: null\n")
     monkeypatch.chdir(tmp_path)
     assert set(read_mixture("sub/mixture.yaml")) == {"sources"}
-    assert by_source(load_pairs("sub/mixture.yaml")) == {"shards": 7, "c": 7}
+    assert by_source(load_preferences("sub/mixture.yaml")) == {"shards": 7, "c": 7}
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_patterns_and_nulls_in_a_mixture_file(sources, tmp_path, monkeypatch):
     + [
         ("sources: [a.jsonl]", "mixture.yaml: A source of a mixture has a path.*got 'a.jsonl'"),
         ("sources: [{path: a, tiles: 12}]", "mixture.yaml: Source 'a': 'tiles' is an object"),
-        ("{sources: [{path: a}], held_out: yes}", "mixture.yaml: held_out is a share"),
+        ("{sources: [{path: a}], eval_size: yes}", "mixture.yaml: eval_size is a share"),
         ("{sources: [{path: a}], seed: x}", "mixture.yaml: seed is a whole number"),
     ],
 )
@@ -335,7 +335,7 @@ def stream(sources, **settings):
 def test_a_stream_follows_the_weights_and_reads_everything(sources):
     weighted = [{**source, "weight": weight} for source, weight in zip(sources, (8, 1, 1), strict=True)]
     rows = stream(weighted, seed=1)
-    assert {name for _, name in rows} == {row["id"] for source in sources for row in load_pairs(source["path"])}
+    assert {name for _, name in rows} == {row["id"] for source in sources for row in load_preferences(source["path"])}
     assert 0.7 < sum(source == "a" for source, _ in rows) / len(rows) < 0.9
     assert stream(weighted, seed=1) == rows != stream(weighted, seed=2)
 
@@ -397,7 +397,7 @@ def test_a_mixture_resumed_in_mid_epoch_delivers_what_an_uninterrupted_run_does(
 def test_a_mixture_of_different_columns(tmp_path):
     """A source that lacks columns has nulls there; one whose column is of another type is refused by name."""
     write(tmp_path / "a.jsonl", 2)
-    pairs = load_pairs(tmp_path / "a.jsonl")
+    pairs = load_preferences(tmp_path / "a.jsonl")
     other = Dataset.from_list([{**row, "margin": "much"} for row in pairs], features=None)
     from mpo.data.mixing import joined
 
@@ -426,4 +426,4 @@ def test_a_mixture_is_no_part_of_itself(tmp_path, names):
     for name, other in zip(names, names[1:] + names[0], strict=True):
         (tmp_path / f"{name}.yaml").write_text(f"sources: [{{path: {other}.yaml}}]\n")
     with pytest.raises(ValueError, match=rf"{names[-1]}\.yaml has .*a\.yaml as a source, of which it is a part itself"):
-        load_pairs(tmp_path / "a.yaml")
+        load_preferences(tmp_path / "a.yaml")

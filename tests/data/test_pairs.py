@@ -3,20 +3,20 @@
 import json
 
 import pytest
-from support import picture
+from support import make_image
 
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 GOOD = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    picture(0).save(tmp_path / "outside.png")
+    make_image(0).save(tmp_path / "outside.png")
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("a.png", "b.png"):
-        picture(0).save(folder / name)
+        make_image(0).save(folder / name)
     return folder
 
 
@@ -31,8 +31,8 @@ def parts(message) -> list[str]:
 
 
 def test_mmpr_lines(folder):
-    """One picture, several (placed by marks), none."""
-    pairs = load_pairs(
+    """One image, several (placed by marks), none."""
+    pairs = load_preferences(
         write(
             folder,
             GOOD,
@@ -57,21 +57,21 @@ def test_messages(folder):
         "chosen": [{"role": "assistant", "content": "A cat."}],
         "rejected": [{"role": "assistant", "content": "A dog."}],
     }
-    (row,) = load_pairs(write(folder, line))
+    (row,) = load_preferences(write(folder, line))
     assert [message["role"] for message in row["prompt"]] == ["system", "user"]
     assert parts(row["prompt"][1:]) == ["<image>", "What is it?"]
 
 
 def test_limit(folder):
-    assert len(load_pairs(write(folder, GOOD, GOOD, GOOD), limit=2)) == 2
+    assert len(load_preferences(write(folder, GOOD, GOOD, GOOD), limit=2)) == 2
 
 
 def test_parquet_and_saved_folders(folder):
-    pairs = load_pairs(write(folder, GOOD, GOOD))
+    pairs = load_preferences(write(folder, GOOD, GOOD))
     pairs.to_parquet(folder / "pairs.parquet")
     pairs.save_to_disk(folder / "saved")
     for path in ("pairs.parquet", "saved"):
-        loaded = load_pairs(folder / path)
+        loaded = load_preferences(folder / path)
         assert loaded[0]["chosen"] == pairs[0]["chosen"]
         assert loaded[0]["images"][0].size == (64, 32)
 
@@ -93,27 +93,27 @@ SILENT = [
         ({**GOOD, "chosen": ""}, "'chosen' is empty"),
         ({**GOOD, "chosen": SILENT}, "'chosen' is empty"),
         ({**GOOD, "rejected": GOOD["chosen"]}, "the same answer"),
-        ({**GOOD, "image": "missing.png"}, "no picture 'missing.png'"),
+        ({**GOOD, "image": "missing.png"}, "no image 'missing.png'"),
         ({**GOOD, "image": "../outside.png"}, "lies outside"),
-        ({**GOOD, "question": "<image><image>?"}, "2 <image> marks for 1 pictures"),
+        ({**GOOD, "question": "<image><image>?"}, "2 <image> marks for 1 images"),
     ],
 )
 def test_refusals_name_the_line(folder, line, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_pairs(write(folder, GOOD, line))
+        load_preferences(write(folder, GOOD, line))
     assert "pairs.jsonl:2" in str(error.value)
 
 
 def test_missing_and_empty_files(folder):
     with pytest.raises(ValueError, match="There is no file"):
-        load_pairs(folder / "nothing.jsonl")
+        load_preferences(folder / "nothing.jsonl")
     with pytest.raises(ValueError, match="has no pairs"):
-        load_pairs(write(folder, ""))
+        load_preferences(write(folder, ""))
 
 
 def test_tiles_of_a_source(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"question": "Why?", "chosen": "So.", "rejected": "No."}\n' * 2)
-    pairs = load_pairs(path, tiles={"min": None, "max": 6, "thumbnail": False})
+    pairs = load_preferences(path, tiles={"min": None, "max": 6, "thumbnail": False})
     assert pairs["tiles"][:] == [{"min": None, "max": 6, "thumbnail": False}] * 2
-    assert "tiles" not in load_pairs(path, tiles={"min": None, "max": None, "thumbnail": None}).column_names
+    assert "tiles" not in load_preferences(path, tiles={"min": None, "max": None, "thumbnail": None}).column_names

@@ -11,13 +11,13 @@ from datasets import Dataset
 
 from mpo.data import pieces, tars
 from mpo.data.pairs import BadRecord
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 
 def skipping(path):
     """The questions of a source's good records, and where and why the others are bad."""
     listed = path.parent / "listed.jsonl"
-    pairs = load_pairs(path, on_bad_record="skip", max_bad_fraction=1, bad_records=listed)
+    pairs = load_preferences(path, on_bad_record="skip", max_bad_fraction=1, bad_records=listed)
     bad = [json.loads(text) for text in listed.read_text().splitlines()]
     return asked(pairs.remove_columns("images")), [(entry["where"], entry["reason"]) for entry in bad]
 
@@ -25,7 +25,7 @@ def skipping(path):
 def refused(path, place, reason):
     """The first bad record of a source, when such are not skipped."""
     with pytest.raises(BadRecord, match=reason) as error:
-        load_pairs(path)
+        load_preferences(path)
     assert error.value.where == f"{path}{place}"
 
 
@@ -49,13 +49,13 @@ def test_a_line_that_is_too_long(tmp_path, monkeypatch, packed):
     [
         ('[\n%s,\n{"a": },\n%s]', 1, ":3", "not JSON from here on"),
         ("[\n%s,\n5,\n%s]", 2, ":3", "the array has a number"),
-        ("[\n%s\n%s]", 1, ":2", "not JSON behind this object: a comma"),
-        ("[\n%s,\n%s", 2, ":3", "not JSON behind this object: a comma"),
-        ("[\n%s,\n%s] x", 2, "", "there is more behind the end of the array"),
+        ("[\n%s\n%s]", 1, ":2", "not JSON after this object: a comma"),
+        ("[\n%s,\n%s", 2, ":3", "not JSON after this object: a comma"),
+        ("[\n%s,\n%s] x", 2, "", "there is more after the end of the array"),
     ],
 )
 def test_arrays_with_damage(tmp_path, text, good, place, reason):
-    """What comes before it is kept, and what comes behind where it can be told apart."""
+    """What comes before it is kept, and what comes after where it can be told apart."""
     path = tmp_path / "pairs.json"
     path.write_text(text % (json.dumps(line(0)), json.dumps(line(1))))
     refused(path, place, reason)
@@ -71,9 +71,9 @@ def test_arrays_that_are_too_large(tmp_path, monkeypatch, name):
     text = b"[" + b" " * (40 * 2**20) + json.dumps(line(0)).encode() + b"]"
     (tmp_path / name).write_bytes(gzip.compress(text, 1) if name.endswith("gz") else text)
     with pytest.raises(ValueError, match=f"{name} is one JSON array of more than 30 MiB, .*Write it as JSONL"):
-        load_pairs(tmp_path / name)
+        load_preferences(tmp_path / name)
     monkeypatch.setattr(pieces, "LARGEST_ARRAY", len(text))
-    assert asked(load_pairs(tmp_path / name)) == QUESTIONS[:1]
+    assert asked(load_preferences(tmp_path / name)) == QUESTIONS[:1]
 
 
 # Rows
@@ -119,7 +119,7 @@ def test_values_that_python_cannot_hold(tmp_path, kind, saved):
 def test_bad_samples_of_a_tar(tmp_path, monkeypatch, members, where, reason):
     """The whole sample is bad, not what is left of it; the others are read."""
     monkeypatch.setattr(tars, "LARGEST_SAMPLE", 1000)
-    path = tar(tmp_path / "shard.tar", [*SAMPLE, *members, ("2.json", line(2)), ("2.png", b"a picture")])
+    path = tar(tmp_path / "shard.tar", [*SAMPLE, *members, ("2.json", line(2)), ("2.png", b"an image")])
     refused(path, f":{where}", reason)
     good, bad = skipping(path)
     assert good == [QUESTIONS[0], *([QUESTIONS[1]] if where == "0.jpg" else []), QUESTIONS[2]]

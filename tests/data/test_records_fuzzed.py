@@ -68,7 +68,7 @@ VALUES = st.recursive(
 def folder(tmp_path_factory):
     """With a.png in it, which is not opened."""
     folder = tmp_path_factory.mktemp("fuzzed")
-    (folder / "a.png").write_bytes(b"a picture")
+    (folder / "a.png").write_bytes(b"an image")
     return folder
 
 

@@ -4,20 +4,20 @@ import json
 
 import pytest
 from data.test_files import QUESTIONS, asked, line, write
-from support import picture
+from support import make_image
 
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs*"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_file_has_no_splits(tmp_path, name, streaming):
     write(tmp_path / "pairs.jsonl", [line(0)])
-    assert asked(load_pairs(tmp_path / name, split="train", streaming=streaming)) == QUESTIONS[:1]
+    assert asked(load_preferences(tmp_path / name, split="train", streaming=streaming)) == QUESTIONS[:1]
     with pytest.raises(
         ValueError, match="has no splits, and split='validation' is asked for. Set data.path to the file of that split"
     ):
-        load_pairs(tmp_path / name, split="validation", streaming=streaming)
+        load_preferences(tmp_path / name, split="validation", streaming=streaming)
 
 
 @pytest.mark.parametrize("name", ["mixture.json", "mixture.yaml"])
@@ -25,14 +25,14 @@ def test_a_mixture_in_json_or_yaml(tmp_path, name):
     for number in range(3):
         write(tmp_path / f"{number}.jsonl", [line(number)] * 4)
     sources = [{"path": "0.jsonl"}, {"path": "1.jsonl", "repeat_time": 0.5}, {"path": "2.jsonl"}]
-    (tmp_path / name).write_text(json.dumps({"sources": sources, "held_out": 4, "held_out_by": "question"}))
-    train, held_out = (load_pairs(tmp_path / name, split=split) for split in ("train", "held_out"))
-    assert sorted(set(asked(train)) | set(asked(held_out))) == QUESTIONS[:3]
-    assert len(held_out) == 4
-    with pytest.raises(ValueError, match="has no split 'validation'. Leave split out, or set it to 'train' or 'held_out'"):
-        load_pairs(tmp_path / name, split="validation")
+    (tmp_path / name).write_text(json.dumps({"sources": sources, "eval_size": 4, "eval_by": "question"}))
+    train, eval_part = (load_preferences(tmp_path / name, split=split) for split in ("train", "eval"))
+    assert sorted(set(asked(train)) | set(asked(eval_part))) == QUESTIONS[:3]
+    assert len(eval_part) == 4
+    with pytest.raises(ValueError, match="has no split 'validation'. Leave split out, or set it to 'train' or 'eval_part'"):
+        load_preferences(tmp_path / name, split="validation")
     with pytest.raises(ValueError, match="have an image_root of their own"):
-        load_pairs(tmp_path / name, image_root=tmp_path)
+        load_preferences(tmp_path / name, image_root=tmp_path)
 
 
 def test_json_files_that_are_no_mixture(tmp_path):
@@ -40,20 +40,20 @@ def test_json_files_that_are_no_mixture(tmp_path):
     path = tmp_path / "pairs.json"
     for found in (line(0, sources=["the web"]), [line(0)], [line(0, sources=[{"path": "x"}])]):
         path.write_text(json.dumps(found))
-        assert asked(load_pairs(path)) == QUESTIONS[:1]
+        assert asked(load_preferences(path)) == QUESTIONS[:1]
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_link_to_the_pictures_that_leads_elsewhere_later(tmp_path, given):
-    """The same file of pairs, in the same place; its pictures are those of the folder that the link now leads to."""
+def test_a_link_to_the_images_that_leads_elsewhere_later(tmp_path, given):
+    """The same file of pairs, in the same place; its images are those of the folder that the link now leads to."""
     for number, name in enumerate(("old", "new")):
         (tmp_path / name).mkdir()
-        picture(number).save(tmp_path / name / "a.png")
+        make_image(number).save(tmp_path / name / "a.png")
         write(tmp_path / name / "pairs.jsonl", [line(0, image="a.png")])
     current = tmp_path / "current"
     path = tmp_path / "old" / "pairs.jsonl" if given else current / "pairs.jsonl"
     for number, name in enumerate(("old", "new")):
         current.unlink(missing_ok=True)
         current.symlink_to(tmp_path / name)
-        pairs = load_pairs(path, **({"image_root": current} if given else {}))
-        assert pairs[0]["images"][0].tobytes() == picture(number).tobytes()
+        pairs = load_preferences(path, **({"image_root": current} if given else {}))
+        assert pairs[0]["images"][0].tobytes() == make_image(number).tobytes()

@@ -7,7 +7,7 @@ import pytest
 from data.test_files import QUESTIONS, asked, line, tar, write
 from datasets import Dataset
 
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.data.splits import files_of_split
 
 
@@ -25,18 +25,18 @@ def test_a_data_set_as_it_lies_on_the_hub(tmp_path):
     for split, numbers in (("train", range(5)), ("test", range(5, 7))):
         rows = [line(number, day="2015-01-01") for number in numbers]
         Dataset.from_list(rows).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    pairs = load_pairs(folder)
+    pairs = load_preferences(folder)
     assert asked(pairs) == QUESTIONS[:5]
     assert pairs["id"][1] == f"{folder}/data/train-00000-of-00001.parquet:2"
     assert json.loads(pairs[0]["metadata"]) == {"day": "2015-01-01"}
-    assert asked(load_pairs(folder, split="test")) == QUESTIONS[5:]
-    assert asked(load_pairs(folder, streaming=True)) == QUESTIONS[:5]
-    assert asked(load_pairs(folder, split="train[:2]")) == QUESTIONS[:2]
-    assert asked(load_pairs(folder, split="train[20%:60%]")) == QUESTIONS[1:3]
+    assert asked(load_preferences(folder, split="test")) == QUESTIONS[5:]
+    assert asked(load_preferences(folder, streaming=True)) == QUESTIONS[:5]
+    assert asked(load_preferences(folder, split="train[:2]")) == QUESTIONS[:2]
+    assert asked(load_preferences(folder, split="train[20%:60%]")) == QUESTIONS[1:3]
     with pytest.raises(ValueError, match="could not be taken of the files in"):
-        load_pairs(folder, split="train[x]")
+        load_preferences(folder, split="train[x]")
     with pytest.raises(ValueError, match="has no split 'dev\\[:2\\]'|has no split 'dev'"):
-        load_pairs(folder, split="dev[:2]")
+        load_preferences(folder, split="dev[:2]")
 
 
 def test_a_readme_is_not_obeyed(tmp_path, monkeypatch):
@@ -49,10 +49,10 @@ def test_a_readme_is_not_obeyed(tmp_path, monkeypatch):
     for named in ("../secret.jsonl", "hf://datasets/somebody/pairs/a.jsonl", "http://127.0.0.1:9/a.jsonl"):
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {named}\n---\n")
         with pytest.raises(ValueError, match="given is no folder of pairs: .*A folder may have"):
-            load_pairs(folder)
+            load_preferences(folder)
     write(folder / "own.jsonl", [line(0), {"question": "?"}])
     with pytest.raises(ValueError, match="given/own.jsonl:2: 'chosen' is missing"):
-        load_pairs(folder)
+        load_preferences(folder)
 
 
 def test_names_that_tell_a_split(tmp_path):
@@ -78,13 +78,13 @@ def test_several_kinds_in_one_folder(tmp_path):
     """The same pairs twice, perhaps. Beside tars lies much that is no pair, and another split may be of another kind."""
     folder = made(tmp_path / "mixed", "a.jsonl", "a.parquet", "test.json")
     with pytest.raises(ValueError, match="files of several kinds, such as a.jsonl and a.parquet.*mixed/\\*.jsonl"):
-        load_pairs(folder)
+        load_preferences(folder)
     assert [file.name for file in files_of_split(folder, "test")] == ["test.json"]
     shards = made(tmp_path / "shards", "sizes.json")
     for number, name in enumerate(("0.tar", "1.tar", "test-0.tar")):
         tar(shards / name, [(f"{number}.json", line(number))])
-    assert asked(load_pairs(shards)) == QUESTIONS[:2]
-    assert asked(load_pairs(shards, split="test")) == QUESTIONS[2:3]
+    assert asked(load_preferences(shards)) == QUESTIONS[:2]
+    assert asked(load_preferences(shards, split="test")) == QUESTIONS[2:3]
 
 
 def test_links_in_a_folder(tmp_path):
@@ -93,16 +93,16 @@ def test_links_in_a_folder(tmp_path):
     folder = tmp_path / "links"
     folder.mkdir()
     (folder / "a.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
-    assert asked(load_pairs(folder)) == QUESTIONS[:1]
+    assert asked(load_preferences(folder)) == QUESTIONS[:1]
     (folder / "b.jsonl").symlink_to(tmp_path / "nothing.jsonl")
     with pytest.raises(ValueError, match="b.jsonl is no ordinary file"):
-        load_pairs(folder)
+        load_preferences(folder)
 
 
 def test_what_lies_beside_the_pairs_changes_nothing(tmp_path, monkeypatch):
     folder = made(tmp_path, "images/a.txt")
     write(folder / "pairs.jsonl", [line(0)])
-    load_pairs(folder)
+    load_preferences(folder)
     made(folder, "images/b.txt", "bad_records.jsonl")
     monkeypatch.setattr("mpo.data.converted._write", None)  # converting again would fail
-    assert asked(load_pairs(folder)) == QUESTIONS[:1]
+    assert asked(load_preferences(folder)) == QUESTIONS[:1]

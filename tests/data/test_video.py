@@ -10,9 +10,9 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import messages, picture
+from support import make_image, messages
 
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.data.video import Frame, frame_size, frames_of, index_of, open_frames, with_frames
 from mpo.packing.collator import PairCollator
 from mpo.packing.costs import measure
@@ -115,8 +115,8 @@ def test_the_prompt(film, processor):
     assert len(rendered.images) == 12
 
 
-def test_pictures_and_videos_keep_their_order(film):
-    one, two = picture(0), picture(1)
+def test_images_and_videos_keep_their_order(film):
+    one, two = make_image(0), make_image(1)
     parts = [{"type": kind, "text": None} for kind in ("image", "video", "image", "video")]
     expanded = with_frames(record(film, videos=2, images=[one, two], content=parts), where="x")
     assert expanded["images"][0] is one and expanded["images"][13] is two and len(expanded["images"]) == 26
@@ -240,10 +240,10 @@ def test_without_pyav(film, monkeypatch):
 )
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_source_says_how_many(film, processor, tmp_path, limits, count, streaming):
-    """As rows, and as they are measured; a second source of pictures in the same mixture has none."""
+    """As rows, and as they are measured; a second source of images in the same mixture has none."""
     path = tmp_path / "films.jsonl"
     path.write_text(json.dumps({"video": Path(film).name, "question": "<video>\nWhat?", "chosen": "Grey.", "rejected": "A cat."}))
-    pairs = load_pairs(path, image_root=Path(film).parent, frames=limits, streaming=streaming)
+    pairs = load_preferences(path, image_root=Path(film).parent, frames=limits, streaming=streaming)
     (row,) = list(pairs)
     assert len(with_frames(row, where="x")["images"]) == count
     if not streaming:
@@ -253,7 +253,7 @@ def test_a_source_says_how_many(film, processor, tmp_path, limits, count, stream
 def test_limits_that_make_no_sense(tmp_path):
     for limits, message in (({"min": 9, "max": 8}, "got min 9 and max 8"), ({"most": 3}, "min and max, each optional")):
         with pytest.raises(ValueError, match=message):
-            load_pairs(tmp_path / "films.jsonl", frames=limits)
+            load_preferences(tmp_path / "films.jsonl", frames=limits)
 
 
 @pytest.mark.parametrize(("size", "made"), [((2200, 550), (1920, 480)), ((400, 2000), (384, 1920)), ((1920, 1080), (1920, 1080))])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.data_tools.dedupe import find_duplicates, without
 
 QUESTION = "Look at the chart and say how many apples the shop sold in the second week of May, please."
@@ -31,7 +31,7 @@ def load(tmp_path):
             for place, change in enumerate(changes)
         ]
         (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-        return load_pairs(tmp_path / "pairs.jsonl")
+        return load_preferences(tmp_path / "pairs.jsonl")
 
     return load
 
@@ -47,7 +47,7 @@ def test_exact_duplicates(load):
 
 
 def test_near_duplicates(load):
-    """1: other case and marks, and the picture compressed again. 2: another picture. 3, 4: one number, one sign differ."""
+    """1: other case and marks, and the image compressed again. 2: another image. 3, 4: one number, one sign differ."""
     pairs = load(
         {},
         {"question": QUESTION.upper() + "!!", "image": "a.jpg"},
@@ -74,7 +74,7 @@ def test_the_threshold(load):
     assert found(pairs, threshold=0.8) == [(1, 0)]
 
 
-def test_texts_without_pictures_and_chains(load):
+def test_texts_without_images_and_chains(load):
     """2 is near 1 and exactly 3; all of them lead to record 0, which is kept."""
     none = {"image": None}
     pairs = load(
@@ -129,7 +129,7 @@ def test_drawings_that_differ_in_colour_label_or_bars_are_not_the_same(load, tmp
     assert found(load(*drawings, {"image": "copy.png", "question": f"{QUESTION}!"})) == [(9, 7)]
 
 
-def test_each_of_several_pictures_has_to_be_the_same(load):
+def test_each_of_several_images_has_to_be_the_same(load):
     pairs = load(
         {"image": ["a.png", "b.png"]},
         {"image": ["a.jpg", "b.png"]},
@@ -140,10 +140,10 @@ def test_each_of_several_pictures_has_to_be_the_same(load):
     assert found(pairs) == [(1, 0)]
 
 
-def test_a_picture_that_cannot_be_read_is_named_with_its_record(load, tmp_path):
+def test_an_image_that_cannot_be_read_is_named_with_its_record(load, tmp_path):
     pairs = load({}, {"id": "second\x1b", "image": "b.png"})
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"record 'second\\x1b', picture 1: \S*b\.png: this picture is cut short"):
+    with pytest.raises(ValueError, match=r"record 'second\\x1b', image 1: \S*b\.png: this image is cut short"):
         find_duplicates(pairs)
     (tmp_path / "b.png").unlink()
     with pytest.raises(ValueError, match=r"record 'second\\x1b': '\S*b\.png' cannot be read \(No such file"):
@@ -152,6 +152,6 @@ def test_a_picture_that_cannot_be_read_is_named_with_its_record(load, tmp_path):
 
 def test_refusals(load):
     pairs = load({})
-    for settings, message in (({"threshold": 0.3}, "overlap above 0.5"), ({"picture_bits": 4}, "from 0 to 3")):
+    for settings, message in (({"threshold": 0.3}, "overlap above 0.5"), ({"image_bits": 4}, "from 0 to 3")):
         with pytest.raises(ValueError, match=message):
             find_duplicates(pairs, **settings)

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from support import TEXTS, picture
+from support import TEXTS, make_image
 
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.data_tools.show import show_page, show_text
 from mpo.data_tools.stats import compute_stats, stats_text
 from mpo.data_tools.stats_page import stats_page
@@ -21,8 +21,8 @@ def processor():
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Two pairs of one prompt with a picture of two tiles and a thumbnail, and a text pair of another source."""
-    picture(0).save(tmp_path / "a.png")
+    """Two pairs of one prompt with an image of two tiles and a thumbnail, and a text pair of another source."""
+    make_image(0).save(tmp_path / "a.png")
     lines = [
         {"id": "1", "image": "a.png", "question": "What is it?", "chosen": "It is a cat.", "rejected": "A cat it is"},
         {"id": "2", "image": "a.png", "question": "What is it?", "chosen": "It is a cat.", "rejected": "No."},
@@ -35,7 +35,7 @@ def pairs(tmp_path):
         },
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return load_pairs(tmp_path / "pairs.jsonl")
+    return load_preferences(tmp_path / "pairs.jsonl")
 
 
 def test_words(pairs):
@@ -44,10 +44,10 @@ def test_words(pairs):
     assert stats.words["chosen"].tolist() == [4, 4, 4] and stats.words["rejected"].tolist() == [4, 1, 2]
     assert stats.gap.tolist() == [0, 3, 2] and stats.unit == "words"
     assert stats.overlap.tolist() == [1, 0, 0]
-    assert stats.prompts == 2 and stats.pictures.tolist() == [1, 1, 0]
+    assert stats.prompts == 2 and stats.images.tolist() == [1, 1, 0]
     assert [(name, places.tolist()) for name, places in stats.by_source()] == [("pairs", [0, 1]), ("s", [2])]
     text = stats_text(stats)
-    assert text.startswith("3 pairs of 2 prompts (1.5 pairs a prompt), 2 with pictures (2 pictures)")
+    assert text.startswith("3 pairs of 2 prompts (1.5 pairs a prompt), 2 with images (2 images)")
     assert re.search(r"chosen - rejected, words +1\.67 +0 ", text)
     assert re.search(r"\npairs +2 +66\.7% +4 +2\.50 +50% +0\.50", text)
 
@@ -71,22 +71,22 @@ def test_the_page_stands_alone(pairs, processor):
 
 def test_show_as_the_data_has_it(pairs):
     text = show_text(pairs)
-    assert "record '1'" in text and "picture 1: 64 x 32, " in text and "a.png" in text
+    assert "record '1'" in text and "image 1: 64 x 32, " in text and "a.png" in text
     assert "  prompt\n    <image>What is it?\n  chosen\n    It is a cat.\n  rejected\n    A cat it is" in text
 
 
 def test_what_a_terminal_would_obey_is_written_out(tmp_path):
     line = {"id": "1", "source": "a\x1b[2J", "question": "Tab\tand\r\nline", "chosen": "\x9b31mred", "rejected": "\u202edesrever"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(line))
-    text = show_text(load_pairs(tmp_path / "pairs.jsonl"))
+    text = show_text(load_preferences(tmp_path / "pairs.jsonl"))
     assert all(written in text for written in ("a\\u001b[2J", "Tab\tand\\r\n    line", "\\x9b31mred", "\\u202edesrever"))
     assert all(letter.isprintable() or letter in "\t\n" for letter in text)
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_with_its_record(pairs, processor, tmp_path):
+def test_an_image_that_cannot_be_decoded_is_named_with_its_record(pairs, processor, tmp_path):
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
     for shown in (lambda: show_text(pairs), lambda: show_page(pairs, "pairs"), lambda: show_page(pairs, "pairs", processor)):
-        with pytest.raises(ValueError, match=r"record '1', picture 1: \S*a\.png: this picture is cut short"):
+        with pytest.raises(ValueError, match=r"record '1', image 1: \S*a\.png: this image is cut short"):
             shown()
 
 

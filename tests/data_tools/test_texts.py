@@ -1,9 +1,9 @@
-"""Refusals, unfinished answers, near texts and pictures."""
+"""Refusals, unfinished answers, near texts and images."""
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import picture
+from support import make_image
 
 from mpo.data_tools.answers import refusal, unfinished
 from mpo.data_tools.similar import difference_hash, differing_bits, ngrams, normalised, overlap, signature
@@ -13,7 +13,7 @@ from mpo.data_tools.similar import difference_hash, differing_bits, ngrams, norm
     "answer",
     [
         "I'm sorry, but I can't help with that.",
-        "I am sorry, I cannot see the picture.",
+        "I am sorry, I cannot see the image.",
         "Unfortunately, I don\N{RIGHT SINGLE QUOTATION MARK}t have enough information about it.",
         "As an AI language model, I cannot view images.",
         "I cannot assist with this request.",
@@ -87,7 +87,7 @@ def test_ngrams_of_short_texts():
     assert overlap(ngrams("a"), ngrams("b")) == 0
 
 
-def test_difference_hash_knows_a_picture_again():
+def test_difference_hash_knows_an_image_again():
     """Resized and compressed it differs in at most 3 bits; another one in about half of 64."""
     rng = np.random.default_rng(0)
     one, other = (
@@ -97,7 +97,7 @@ def test_difference_hash_knows_a_picture_again():
     again = one.resize((180, 200)).quantize(64).convert("RGB")
     assert differing_bits(difference_hash(one), difference_hash(again)) <= 3
     assert differing_bits(difference_hash(one), difference_hash(other)) > 12
-    assert -(2**63) <= difference_hash(picture(0)) < 2**63
+    assert -(2**63) <= difference_hash(make_image(0)) < 2**63
 
 
 def test_difference_hash_by_hand():

@@ -6,11 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from support import TEXTS, picture
+from support import TEXTS, make_image
 
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.data.formats.vlfeedback import ASPECTS
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.data_tools.findings import NOTES, PROBLEMS
 from mpo.data_tools.validate import validate
 from mpo.models.small import small_processor
@@ -30,7 +30,7 @@ def check(tmp_path, monkeypatch):
     """Validates lines, and returns the report and the findings as the file has them."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("abc"):
-        picture(seed).save(tmp_path / f"{name}.png")
+        make_image(seed).save(tmp_path / f"{name}.png")
 
     def check(*lines, **settings):
         write(tmp_path / "pairs.jsonl", *lines)
@@ -75,9 +75,9 @@ def test_lines_that_are_no_pairs(check):
         ("no pair", 4),
         ("empty text", 5),
         ("equal answers", 6),
-        ("picture not there", 7),
-        ("picture not there", 8),
-        ("marks and pictures", 9),
+        ("image not there", 7),
+        ("image not there", 8),
+        ("marks and images", 9),
         ("no pair", 11),
     ]
     assert not report.may_start and report.pairs == 2 and report.lines == 11
@@ -85,9 +85,9 @@ def test_lines_that_are_no_pairs(check):
     assert "Training may not start: 9 problems" in report.text()
 
 
-def test_a_folder_in_a_pictures_place(check, tmp_path):
+def test_a_folder_in_an_images_place(check, tmp_path):
     (tmp_path / "folder").mkdir()
-    assert check(GOOD, {**GOOD, "image": "folder"})[1] == [("picture not there", 2)]
+    assert check(GOOD, {**GOOD, "image": "folder"})[1] == [("image not there", 2)]
 
 
 def test_ratings_that_give_no_pair_are_noted(check):
@@ -102,17 +102,17 @@ def test_ratings_that_give_no_pair_are_noted(check):
     assert report.may_start and report.pairs == 12
 
 
-def test_pictures_are_decoded_to_their_end(check, tmp_path):
+def test_images_are_decoded_to_their_end(check, tmp_path):
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (3, 50)).save(tmp_path / "thin.png")
     _, found = check(*({**GOOD, "question": name, "image": f"{name}.png"} for name in ("cut", "a", "text", "thin", "cut")))
     assert found == [
-        ("picture not decoded", 1),
-        ("picture not decoded", 3),
-        ("tiny picture", 4),
-        ("picture not decoded", 5),
+        ("image not decoded", 1),
+        ("image not decoded", 3),
+        ("tiny image", 4),
+        ("image not decoded", 5),
         ("duplicate", 5),
     ]
 
@@ -128,13 +128,13 @@ def test_answers_to_look_at(check):
 
 
 def test_duplicates(check):
-    """Line 3 repeats line 1. Line 2 has another picture; line 4 is in another order of answers."""
+    """Line 3 repeats line 1. Line 2 has another image; line 4 is in another order of answers."""
     report, found = check(GOOD, {**GOOD, "image": "b.png"}, GOOD, {**GOOD, "chosen": "A dog.", "rejected": "A cat."})
     assert found == [("duplicate", 3)] and report.may_start
     assert report.tally.examples["duplicate"].reason.endswith("pairs.jsonl:1")
 
 
-def test_the_same_picture_in_another_file_is_a_duplicate(check, tmp_path):
+def test_the_same_image_in_another_file_is_a_duplicate(check, tmp_path):
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     assert check(GOOD, {**GOOD, "image": "copy.png"})[1] == [("duplicate", 2)]
 
@@ -149,13 +149,13 @@ def test_leakage(check, tmp_path):
         {**TEXT, "question": "Why?", "chosen": "So."},
         evaluation=evaluation,
     )
-    assert found == [("in eval too", 1), ("in eval too", 4), ("picture in eval too", 2)]
+    assert found == [("in eval too", 1), ("in eval too", 4), ("image in eval too", 2)]
     assert not report.may_start
     assert check({**GOOD, "image": "b.png"}, evaluation=evaluation)[0].may_start
 
 
 def test_leakage_is_of_what_is_asked(check, tmp_path):
-    """The same question with other white space, and behind a system message; line 3 has the same words in an answer."""
+    """The same question with other white space, and after a system message; line 3 has the same words in an answer."""
     evaluation = write(tmp_path / "eval.jsonl", {**TEXT, "question": "What  is it? "}, {**TEXT, "question": "Why?"})
     chat = {"chosen": "So.", "rejected": "No."}
     _, found = check(
@@ -189,23 +189,23 @@ def test_answers_that_differ_in_white_space_alone(check):
     assert found == [("equal but for space", 1)] and report.may_start
 
 
-def test_pictures_beside_files_of_a_pattern(tmp_path):
+def test_images_beside_files_of_a_pattern(tmp_path):
     """As training finds them: in the folder that the pattern's fixed part names."""
     (tmp_path / "shards" / "one").mkdir(parents=True)
-    picture(0).save(tmp_path / "shards" / "a.png")
+    make_image(0).save(tmp_path / "shards" / "a.png")
     write(tmp_path / "shards" / "one" / "pairs.jsonl", GOOD)
     pattern = f"{tmp_path}/shards/*/pairs.jsonl"
-    assert len(load_pairs(pattern)) == 1
+    assert len(load_preferences(pattern)) == 1
     assert validate(pattern, output=tmp_path / "bad.jsonl").may_start
 
 
 def test_a_mixture_of_mixtures(tmp_path, processor):
     """Every pair of every source, once: of a meta.json, a JSON and a YAML of sources, with the tiles of each.
 
-    A picture of 64 x 32 has at most 4 tiles of 32 x 32, here 2 and a thumbnail, 4 tokens each; with tiles: {max: 1} it has one. So
+    An image of 64 x 32 has at most 4 tiles of 32 x 32, here 2 and a thumbnail, 4 tokens each; with tiles: {max: 1} it has one. So
     a limit between the two is too small for the source without tiles of its own alone.
     """
-    picture(0).save(tmp_path / "a.png")
+    make_image(0).save(tmp_path / "a.png")
     for name in ("meta", "json", "yaml"):
         write(tmp_path / f"{name}.jsonl", GOOD)
     meta = {"of meta": {"root": "", "annotation": "meta.jsonl", "max_dynamic_patch": 1}}
@@ -218,7 +218,7 @@ def test_a_mixture_of_mixtures(tmp_path, processor):
     def check(tiles):
         outer = {"sources": [{"path": "inner.json", "tiles": tiles}, {"path": "yaml.jsonl", "tiles": {"max": 1}}]}
         mixture.write_text(json.dumps(outer))
-        assert len(load_pairs(mixture)) == 3
+        assert len(load_preferences(mixture)) == 3
         report = validate(mixture, processor=processor, max_length=short + 4, context=8192, output=output)
         assert report.pairs == 3
         found = [json.loads(line) for line in output.read_text().splitlines()]
@@ -235,7 +235,7 @@ def measure(folder, processor, tiles):
     from mpo.packing.costs import RecordMeasure
 
     cost = RecordMeasure(processor, "end_of_turn", "prompt", "raise")(
-        encoded_pictures(load_pairs(folder / "json.jsonl", tiles=tiles))[0]
+        with_encoded_images(load_preferences(folder / "json.jsonl", tiles=tiles))[0]
     )
     return cost["prompt"] + max(cost["chosen"], cost["rejected"])
 
@@ -284,7 +284,7 @@ def test_a_prompt_that_ends_in_the_assistants_turn(check, processor):
     assert check(line, processor=processor, context=size - 1)[1] == [("too long", 1)]
 
 
-def test_pictures_tokens_in_texts(check, processor):
+def test_images_tokens_in_texts(check, processor):
     """Also in a text record that is surely short, and of a shape that was encoded before; a note is what becomes another token."""
     report, found = check(
         GOOD,
@@ -332,7 +332,7 @@ def test_two_videos_under_one_question_are_two_records(check, films, tmp_path):
     evaluation = write(tmp_path / "eval.jsonl", {**film("one.mp4"), "chosen": "Another."})
     asked = {**film("one.mp4"), "question": "<video>\nWhy?"}
     report, found = check(film("two.mp4"), asked, film("copy.mp4"), evaluation=evaluation)
-    assert found == [("in eval too", 3), ("picture in eval too", 2)]
+    assert found == [("in eval too", 3), ("image in eval too", 2)]
     assert check(film("two.mp4"), evaluation=evaluation)[0].may_start
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from data.malformed import GOOD
 from datasets import Dataset
-from support import picture
+from support import make_image
 
 from mpo.data.formats import FORMATS
 from mpo.data.records import FEATURES
-from mpo.data.sources import load_pairs
+from mpo.data.sources import load_preferences
 from mpo.data_tools.compare import first_difference
 from mpo.data_tools.write import not_kept, write_pairs
 
@@ -31,19 +31,19 @@ LINES = [
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "in").mkdir()
-    picture(0).save(tmp_path / "in" / "a.png")
-    picture(1).save(tmp_path / "b.jpg")
+    make_image(0).save(tmp_path / "in" / "a.png")
+    make_image(1).save(tmp_path / "b.jpg")
     (tmp_path / "mmpr.jsonl").write_text("\n".join(map(json.dumps, LINES)))
     return tmp_path
 
 
 @pytest.fixture
 def pairs(folder):
-    return load_pairs(folder / "mmpr.jsonl")
+    return load_preferences(folder / "mmpr.jsonl")
 
 
 def again(written):
-    return load_pairs(written.path, **({"image_root": written.image_root} if written.image_root else {}))
+    return load_preferences(written.path, **({"image_root": written.image_root} if written.image_root else {}))
 
 
 def without(written, *sets):
@@ -55,12 +55,12 @@ def without(written, *sets):
     ("target", "settings"),
     [
         ("out.jsonl", {}),
-        ("out.jsonl", {"pictures": "copy"}),
+        ("out.jsonl", {"images": "copy"}),
         ("out.jsonl", {"form": "mmpr"}),
-        ("out.jsonl", {"form": "mmpr", "pictures": "copy"}),
+        ("out.jsonl", {"form": "mmpr", "images": "copy"}),
         ("out.parquet", {}),
-        ("out.parquet", {"pictures": "path"}),
-        ("out.parquet", {"pictures": "copy"}),
+        ("out.parquet", {"images": "path"}),
+        ("out.parquet", {"images": "copy"}),
         ("saved", {}),
         ("new/folder/out.jsonl", {}),
     ],
@@ -77,8 +77,8 @@ def test_how_many_frames_stays(folder, target):
     """A source's own number of frames is its records' from then on, also where the reader asks for another."""
     (folder / "film.mp4").write_bytes(b"decoded when it is used")
     (folder / "films.jsonl").write_text(json.dumps({"video": "film.mp4", "question": "Why?", "chosen": "a", "rejected": "b"}))
-    written = write_pairs(load_pairs(folder / "films.jsonl", frames={"max": 4}), folder / target)
-    found = load_pairs(written.path, frames={"max": 16}, **({"image_root": folder} if written.image_root else {}))
+    written = write_pairs(load_preferences(folder / "films.jsonl", frames={"max": 4}), folder / target)
+    found = load_preferences(written.path, frames={"max": 16}, **({"image_root": folder} if written.image_root else {}))
     assert found[0]["frames"] == {"min": 4, "max": 4}
     assert "metadata" not in found.column_names
 
@@ -86,7 +86,7 @@ def test_how_many_frames_stays(folder, target):
 def test_frames_that_are_no_numbers_stay_what_they_are(folder):
     line = {"prompt": "Why?", "chosen": "a", "rejected": "b", "frames": ["1.png", "2.png"]}
     (folder / "other.jsonl").write_text(json.dumps(line))
-    assert json.loads(load_pairs(folder / "other.jsonl")[0]["metadata"]) == {"frames": ["1.png", "2.png"]}
+    assert json.loads(load_preferences(folder / "other.jsonl")[0]["metadata"]) == {"frames": ["1.png", "2.png"]}
 
 
 @pytest.mark.parametrize("target", ["out.jsonl", "out.mmpr.jsonl", "out.parquet", "saved"])
@@ -95,7 +95,7 @@ def test_every_format_in_every_form(folder, format, target):
     """A good line of each format, detected, and its record again from what it is written as."""
     line = json.dumps(GOOD[format]).replace("a.png", "in/a.png")
     (folder / "given.jsonl").write_text(line)
-    pairs = load_pairs(folder / "given.jsonl")
+    pairs = load_preferences(folder / "given.jsonl")
     written = write_pairs(pairs, folder / target, form="mmpr" if "mmpr" in target else None)
     assert first_difference(*without(written, pairs, again(written))) is None
 
@@ -119,7 +119,7 @@ def test_every_format_in_every_form(folder, format, target):
 def test_no_name_among_metadata_changes_how_a_line_of_mmpr_is_read(folder, metadata):
     given = {"id": "one", "images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "A dog.", "metadata": metadata}
     (folder / "in" / "given.jsonl").write_text(json.dumps(given))
-    pairs = load_pairs(folder / "in" / "given.jsonl")
+    pairs = load_preferences(folder / "in" / "given.jsonl")
     assert json.loads(pairs[0]["metadata"]) == metadata
     written = write_pairs(pairs, folder / "out.jsonl", form="mmpr")
     assert first_difference(*without(written, pairs, again(written))) is None
@@ -127,8 +127,8 @@ def test_no_name_among_metadata_changes_how_a_line_of_mmpr_is_read(folder, metad
 
 
 def test_mmpr_lines_come_back_as_they_were(pairs, folder):
-    """MMPR -> Parquet with the pictures inside -> MMPR: the same lines, but for where the pictures are."""
-    parquet = load_pairs(write_pairs(pairs, folder / "out.parquet").path)
+    """MMPR -> Parquet with the images inside -> MMPR: the same lines, but for where the images are."""
+    parquet = load_preferences(write_pairs(pairs, folder / "out.parquet").path)
     written = write_pairs(parquet, folder / "again.jsonl", form="mmpr")
     lines = [json.loads(line) for line in written.path.read_text("utf-8").rstrip("\n").split("\n")]
     for line, original in zip(lines, LINES, strict=True):
@@ -186,11 +186,11 @@ def test_everything_a_record_may_have_survives(folder):
     [
         ("mmpr.jsonl", {}, "is there already"),
         ("x.jsonl", {"form": "csv"}, "written as trl, mmpr, parquet, disk"),
-        ("x.jsonl", {"pictures": "bytes"}, "holds paths of pictures"),
-        ("x.jsonl", {"pictures": "links"}, "written as path, copy, bytes"),
+        ("x.jsonl", {"images": "bytes"}, "holds paths of images"),
+        ("x.jsonl", {"images": "links"}, "written as path, copy, bytes"),
         ("x.csv", {}, "nothing is written as .csv"),
         ("x.jsonl.gz", {}, "nothing is written as .gz"),
-        ("x", {"pictures": "path"}, "save_to_disk puts pictures inside"),
+        ("x", {"images": "path"}, "save_to_disk puts images inside"),
         ("x.parquet", {"image_root": "."}, "image_root is for the paths in a JSONL"),
     ],
 )
@@ -202,19 +202,19 @@ def test_refusals(pairs, folder, target, settings, message):
 
 
 def test_differences_are_found(pairs, folder):
-    """What the check of a conversion would say of a lost pair, a changed text, another picture, a lost column."""
+    """What the check of a conversion would say of a lost pair, a changed text, another image, a lost column."""
     assert first_difference(pairs, pairs) is None
     assert first_difference(pairs, pairs.select([0, 1])) == "3 pairs against 2"
     assert "column 'id'" in first_difference(pairs, pairs.select([0, 2, 1]))
-    picture(5).save(folder / "in" / "a.png")
+    make_image(5).save(folder / "in" / "a.png")
     other = write_pairs(pairs, folder / "other.parquet")
-    picture(0).save(folder / "in" / "a.png")
-    assert "column 'images'" in first_difference(pairs, load_pairs(other.path))
+    make_image(0).save(folder / "in" / "a.png")
+    assert "column 'images'" in first_difference(pairs, load_preferences(other.path))
     assert "column 'answer'" in first_difference(pairs, pairs.remove_columns(["answer"]))
 
 
 @pytest.mark.parametrize(
-    ("target", "settings"), [("v.jsonl", {}), ("v.jsonl", {"form": "mmpr", "pictures": "copy"}), ("v.parquet", {}), ("v", {})]
+    ("target", "settings"), [("v.jsonl", {}), ("v.jsonl", {"form": "mmpr", "images": "copy"}), ("v.parquet", {}), ("v", {})]
 )
 def test_videos(folder, target, settings):
     """A video is a file: its path goes along, relative to the folder that is said, or it is copied."""
@@ -228,7 +228,7 @@ def test_videos(folder, target, settings):
         "rejected": "Nothing.",
     }
     (folder / "videos.jsonl").write_text(json.dumps(line))
-    pairs = load_pairs(folder / "videos.jsonl")
+    pairs = load_preferences(folder / "videos.jsonl")
     written = write_pairs(pairs, folder / target, **settings)
     loaded = again(written)
     assert [path.read_bytes() for path in map(Path, loaded[0]["videos"])] == [b"not looked into"]

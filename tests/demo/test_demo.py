@@ -20,8 +20,8 @@ TINY = DemoSettings(
     question_sources=200,
     worked_examples=96,
     questions=60,
-    held_out=20,
-    digits_per_picture=2,
+    eval_questions=20,
+    digits_per_image=2,
     layers=2,
     warm_epochs=40,
     warm_learning_rate=2e-3,
@@ -83,7 +83,7 @@ class TestTinyDemo:
         assert [line["id"] for line in samples] == [line["id"] for line in questions]
         assert all(len(line["responses"]) == TINY.answers_per_question for line in samples)
 
-    def test_pairs_are_mmpr_lines_about_question_pictures(self, finished):
+    def test_pairs_are_mmpr_lines_about_question_images(self, finished):
         folder, progress = finished
         pairs = read_lines(folder.pairs)
         assert len(pairs) == progress["pair"]["numbers"]["pairs_total"] > 0
@@ -100,7 +100,7 @@ class TestTinyDemo:
         shown = min(12, len({pair["image"] for pair in read_lines(folder.pairs)}))
         assert page.count("<article>") == shown
         for number in (progress["before"]["numbers"]["correct"], progress["after"]["numbers"]["correct"]):
-            assert f"{100 * number / TINY.held_out:.1f} %" in page
+            assert f"{100 * number / TINY.eval_questions:.1f} %" in page
         for word in ("torch", "transformers", "trl", "seed", "McNemar"):
             assert word in page
 
@@ -140,7 +140,7 @@ class TestTinyDemo:
         assert re.search(r"before MPO +\d+\.\d %.*\n +after MPO +\d+\.\d %", summarize(progress))
 
     def test_interrupted_twice_it_ends_with_the_same_result(self, finished, tmp_path, monkeypatch):
-        """Cut off after sampling, then inside MPO training behind its second checkpoint; numbers and weights are as if never."""
+        """Cut off after sampling, then inside MPO training after its second checkpoint; numbers and weights are as if never."""
         whole, progress = finished
         folder = DemoFolder(tmp_path / "demo")
         stages = {stage.name: stage for stage in STAGES}

@@ -70,7 +70,7 @@ def test_a_driver_that_pytorch_cannot_use_is_a_problem(smi, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = next(gpus())
     assert found.status == "problem" and "580.82.07" in found.value and "RuntimeError" in found.value
-    assert found.mend.startswith(f"install an NVIDIA driver for CUDA {torch.version.cuda}")
+    assert found.fix.startswith(f"install an NVIDIA driver for CUDA {torch.version.cuda}")
 
 
 @no_gpu
@@ -79,7 +79,7 @@ def test_a_build_for_cpus_beside_a_driver_is_a_problem(smi, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
     found = next(gpus())
-    assert found.status == "problem" and found.mend == "pip install --force-reinstall torch torchvision"
+    assert found.status == "problem" and found.fix == "pip install --force-reinstall torch torchvision"
 
 
 @no_gpu
@@ -87,7 +87,7 @@ def test_hidden_gpus_are_named(smi, monkeypatch):
     smi()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = next(gpus())
-    assert found.status == "note" and found.mend == "unset CUDA_VISIBLE_DEVICES"
+    assert found.status == "note" and found.fix == "unset CUDA_VISIBLE_DEVICES"
 
 
 def test_gpus_that_are_alike_share_a_line(cuda, smi):
@@ -105,9 +105,9 @@ def test_a_gpu_in_use_and_one_without_bf16_are_notes(cuda, smi):
     smi()
     cuda(("NVIDIA H100", 80, 3, (9, 0)), ("Tesla T4", 16, 15, (7, 5)))
     found = {finding.name: finding for finding in gpus()}
-    assert found["GPU 0"].status == "note" and found["GPU 0"].mend == "nvidia-smi"
+    assert found["GPU 0"].status == "note" and found["GPU 0"].fix == "nvidia-smi"
     assert found["GPU 1"].status == "note" and "bf16: emulated" in found["GPU 1"].value
-    assert found["GPU 1"].mend == "mpo train ... trainer.bf16=false trainer.fp16=true"
+    assert found["GPU 1"].fix == "mpo train ... trainer.bf16=false trainer.fp16=true"
     assert len(kinds()) == 2
 
 

@@ -64,7 +64,7 @@ def test_a_hub_that_refuses(online, server):
     server.status = 403
     online(f"http://127.0.0.1:{server.server_port}")
     access = found()["access"]
-    assert access.status == "note" and "status 403" in access.value and "HF_ENDPOINT" in access.mend
+    assert access.status == "note" and "status 403" in access.value and "HF_ENDPOINT" in access.fix
 
 
 def test_a_hub_that_is_not_there_or_says_nothing(online):

@@ -50,7 +50,7 @@ def test_a_container_that_may_use_less_memory_says_so(tmp_path, monkeypatch):
 def test_dockers_64_mib_of_shared_memory_are_little(free):
     free(64 * 2**20)
     found = next(finding for finding in machine() if finding.name == "/dev/shm")
-    assert found.status == "note" and "64 MiB" in found.value and "--shm-size" in found.mend
+    assert found.status == "note" and "64 MiB" in found.value and "--shm-size" in found.fix
 
 
 def test_a_folder_with_room(tmp_path, free):
@@ -66,14 +66,14 @@ def test_a_folder_with_room(tmp_path, free):
 def test_a_disk_that_is_full_or_nearly(tmp_path, free, left, status, said):
     free(left)
     found = look(tmp_path)
-    assert (found.status, found.mend) == (status, MEND) and found.value.endswith(said)
+    assert (found.status, found.fix) == (status, MEND) and found.value.endswith(said)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a system without /proc")
 def test_a_folder_that_nobody_may_write_into(free):
     free(80 * GIB)
     found = look("/proc")
-    assert found.status == "problem" and "not writable (" in found.value and found.mend == MEND
+    assert found.status == "problem" and "not writable (" in found.value and found.fix == MEND
 
 
 def test_a_network_file_system_is_named(tmp_path, monkeypatch):
@@ -92,8 +92,8 @@ def test_the_three_folders_of_a_run(tmp_path, monkeypatch, free):
     assert found["runs"].value.startswith(f"{tmp_path / 'runs'}: ")
     assert found["references"].value.startswith(f"{tmp_path / 'cache' / 'references'}: ")
     free(0)
-    mends = [finding.mend for finding in disk(tmp_path)]
-    assert mends == [MEND, "export HF_HOME=/larger/disk/huggingface", "export MPO_CACHE=/larger/disk/mpo"]
+    fixes = [finding.fix for finding in disk(tmp_path)]
+    assert fixes == [MEND, "export HF_HOME=/larger/disk/huggingface", "export MPO_CACHE=/larger/disk/mpo"]
 
 
 def test_a_disk_that_cannot_be_asked_is_a_finding(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import importlib.metadata
 
 import pytest
 
-from mpo.doctor.imports import NAMES, import_failure, mend_import
+from mpo.doctor.imports import NAMES, fix_import, import_failure
 from mpo.doctor.packages import OPTIONAL, REQUIRED, optional, required
 
 
@@ -53,20 +53,20 @@ def test_what_a_run_needs_is_here_and_imports():
 def test_a_missing_package_is_a_problem_and_a_missing_option_is_not(versions):
     versions.update({"trl": None, "bitsandbytes": None, "liger-kernel": None, "flash-attn": None})
     trl = by_name(required())["trl"]
-    assert (trl.status, trl.value, trl.mend) == ("problem", "not installed", "pip install 'trl>=1.16'")
+    assert (trl.status, trl.value, trl.fix) == ("problem", "not installed", "pip install 'trl>=1.16'")
     options = by_name(optional())
     assert options["bitsandbytes"].status == "ok" and "QLoRA" in options["bitsandbytes"].value
-    assert options["bitsandbytes"].mend == "pip install 'mpo-trainer[qlora]'"
-    assert options["liger-kernel"].mend == "pip install 'mpo-trainer[liger]'"
-    assert options["flash-attn"].mend == "pip install --no-build-isolation 'mpo-trainer[flash]'"
+    assert options["bitsandbytes"].fix == "pip install 'mpo-trainer[qlora]'"
+    assert options["liger-kernel"].fix == "pip install 'mpo-trainer[liger]'"
+    assert options["flash-attn"].fix == "pip install --no-build-isolation 'mpo-trainer[flash]'"
 
 
 def test_too_old_and_newer_than_tested(versions):
     versions.update({"transformers": "5.16.2", "peft": "0.99.0", "bitsandbytes": "0.40.0"})
     found = {**by_name(required()), **by_name(optional())}
-    assert found["transformers"].status == "problem" and found["transformers"].mend == "pip install 'transformers>=5.17'"
+    assert found["transformers"].status == "problem" and found["transformers"].fix == "pip install 'transformers>=5.17'"
     assert found["peft"].status == "note" and "0.99.0 is newer than tested" in found["peft"].value
-    assert found["bitsandbytes"].status == "problem" and found["bitsandbytes"].mend == "pip install 'bitsandbytes>=0.46'"
+    assert found["bitsandbytes"].status == "problem" and found["bitsandbytes"].fix == "pip install 'bitsandbytes>=0.46'"
 
 
 def test_a_broken_torchvision_is_mended_by_the_one_that_belongs_to_this_torch(versions, broken):
@@ -77,7 +77,7 @@ def test_a_broken_torchvision_is_mended_by_the_one_that_belongs_to_this_torch(ve
     assert found.status == "problem" and found.value.endswith(
         "does not import: RuntimeError: operator torchvision::nms does not exist"
     )
-    assert found.mend == "pip install --force-reinstall --no-deps 'torchvision==0.26.*'"
+    assert found.fix == "pip install --force-reinstall --no-deps 'torchvision==0.26.*'"
 
 
 def test_a_package_that_torchvision_breaks_is_mended_by_torchvision(versions, broken):
@@ -86,7 +86,7 @@ def test_a_package_that_torchvision_breaks_is_mended_by_torchvision(versions, br
     inner = "    raise RuntimeError('operator torchvision::nms does not exist')"
     broken("trl", f"try:\n{inner}\nexcept RuntimeError as error:\n    raise ModuleNotFoundError('Could not import X') from error")
     found = by_name(required())["trl"]
-    assert "RuntimeError: operator torchvision::nms" in found.value and "torchvision==0.29.*" in found.mend
+    assert "RuntimeError: operator torchvision::nms" in found.value and "torchvision==0.29.*" in found.fix
 
 
 def test_what_breaks_others_is_mended_and_not_the_others(broken):
@@ -96,7 +96,7 @@ def test_what_breaks_others_is_mended_and_not_the_others(broken):
     version = importlib.metadata.version("bitsandbytes")
     for package in ("trl", "peft", "bitsandbytes"):
         assert found[package].status == "problem" and "libthing.so" in found[package].value
-        assert found[package].mend == f"pip install --force-reinstall --no-deps bitsandbytes=={version}"
+        assert found[package].fix == f"pip install --force-reinstall --no-deps bitsandbytes=={version}"
 
 
 def test_an_option_that_is_installed_must_import(versions, broken):
@@ -104,26 +104,26 @@ def test_an_option_that_is_installed_must_import(versions, broken):
     broken("flash-attn", "raise ImportError('flash_attn_2_cuda.so: undefined symbol:\\n _ZNK3c106SymInt')")
     found = by_name(optional())["flash-attn"]
     assert found.status == "problem" and "undefined symbol: _ZNK3c106SymInt" in found.value and "\n" not in found.value
-    assert "--force-reinstall --no-build-isolation" in found.mend
+    assert "--force-reinstall --no-build-isolation" in found.fix
 
 
 def test_what_a_broken_import_lacks_is_installed(versions, broken):
     versions["accelerate"] = None
     broken("peft", "raise ModuleNotFoundError(\"No module named 'accelerate'\", name='accelerate.utils')")
-    assert by_name(required())["peft"].mend == "pip install 'accelerate>=1.10'"
+    assert by_name(required())["peft"].fix == "pip install 'accelerate>=1.10'"
     error = ModuleNotFoundError("No module named 'some_thing'", name="some_thing.part")
-    assert mend_import(error, "peft") == "pip install some-thing"
+    assert fix_import(error, "peft") == "pip install some-thing"
 
 
 def test_two_packages_that_do_not_fit_are_upgraded_together():
     error = ImportError("cannot import name 'X' from 'transformers'", name="transformers")
-    assert mend_import(error, "trl") == "pip install --upgrade trl transformers"
+    assert fix_import(error, "trl") == "pip install --upgrade trl transformers"
 
 
 def test_any_other_damage_is_mended_by_the_same_version_again():
     version = importlib.metadata.version("datasets")
-    assert mend_import(SyntaxError("bad"), "datasets") == f"pip install --force-reinstall --no-deps datasets=={version}"
-    assert mend_import(OSError("libcudart.so"), "torch") == "pip install --force-reinstall torch torchvision"
+    assert fix_import(SyntaxError("bad"), "datasets") == f"pip install --force-reinstall --no-deps datasets=={version}"
+    assert fix_import(OSError("libcudart.so"), "torch") == "pip install --force-reinstall torch torchvision"
 
 
 def test_a_package_that_leaves_python_on_import_does_not_take_the_doctor_along(broken):

@@ -1,4 +1,4 @@
-"""The page: marks, mends and the last lines."""
+"""The page: marks, fixes and the last lines."""
 
 import json
 
@@ -28,12 +28,12 @@ def test_a_section():
     )
 
 
-def test_a_long_mend_stands_below():
+def test_a_long_fix_stands_below():
     lines = section_text(Section("Hub", (Finding("access", "x" * 60, "note", "y" * 60),))).splitlines()
     assert lines[2] == " " * 20 + "-> " + "y" * 60
 
 
-def test_each_mend_is_told_once_at_the_end():
+def test_each_fix_is_told_once_at_the_end():
     assert summary([ILL, FINE]) == (
         "3 problems (!), 1 note (*). Before a run:\n"
         "    torchvision and 1 more  pip install torchvision\n"
@@ -54,5 +54,5 @@ def test_json_is_the_same():
         "name": "trl",
         "value": "not installed",
         "status": "problem",
-        "mend": "pip install 'trl>=1.16'",
+        "fix": "pip install 'trl>=1.16'",
     }

@@ -6,7 +6,7 @@ import pytest
 
 from mpo.doctor.finding import TRACEBACK
 from mpo.doctor.four_bits import four_bits, layer_error
-from mpo.doctor.step import _mend, take_step, training_step
+from mpo.doctor.step import _fix, take_step, training_step
 
 
 def test_a_step_is_taken(tmp_path, monkeypatch):
@@ -17,17 +17,17 @@ def test_a_step_is_taken(tmp_path, monkeypatch):
     assert 4 < log["loss/sft"] < 8
     assert log["grad_norm"] > 0
     assert device.startswith(("cpu", "cuda", "mps", "xpu")) and dtype in ("float32", "bfloat16", "float16")
-    assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
+    assert list(tmp_path.iterdir()) == []  # it leaves nothing after
 
 
-def test_a_step_that_fails_is_one_line_with_its_mend(monkeypatch):
+def test_a_step_that_fails_is_one_line_with_its_fix(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
     (found,) = training_step()
-    assert found.status == "problem" and found.value.startswith("fails: FileNotFoundError") and found.mend == TRACEBACK
+    assert found.status == "problem" and found.value.startswith("fails: FileNotFoundError") and found.fix == TRACEBACK
 
 
 @pytest.mark.parametrize(
-    ("error", "mend"),
+    ("error", "fix"),
     [
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "nvidia-smi"),
         (RuntimeError("CUDA error: no kernel image is available"), "pip install --upgrade torch"),
@@ -36,8 +36,8 @@ def test_a_step_that_fails_is_one_line_with_its_mend(monkeypatch):
         (ZeroDivisionError("oops"), TRACEBACK),
     ],
 )
-def test_what_mends_a_step(error, mend):
-    assert _mend(error).startswith(mend)
+def test_what_mends_a_step(error, fix):
+    assert _fix(error).startswith(fix)
 
 
 def test_a_layer_in_four_bits_computes_and_is_off_by_what_four_bits_cost():
@@ -56,4 +56,4 @@ def test_a_layer_that_is_too_far_off_or_fails_is_a_problem(monkeypatch):
     assert found.status == "problem" and "too much" in found.value
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", lambda self, given: 1 / 0)
     (found,) = four_bits()
-    assert found.status == "problem" and "ZeroDivisionError" in found.value and "bitsandbytes" in found.mend
+    assert found.status == "problem" and "ZeroDivisionError" in found.value and "bitsandbytes" in found.fix

@@ -43,7 +43,7 @@ def test_old_is_a_problem_and_new_a_note(there, status, said, monkeypatch):
     monkeypatch.setattr("mpo.doctor.versions.TESTED", {"transformers": "5.24"})
     found = judge("transformers", there, SpecifierSet(">=5.17"))
     assert (found.status, found.value) == (status, said)
-    assert found.mend == ("pip install 'transformers>=5.17'" if status == "problem" else "")
+    assert found.fix == ("pip install 'transformers>=5.17'" if status == "problem" else "")
 
 
 def test_the_command_for_a_package_carries_its_bound_or_its_extra():

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support import TEXTS, messages, picture
+from support import TEXTS, make_image, messages
 from transformers import Qwen3MoeConfig
 from trl.trainer.utils import add_fused_lm_head
 
@@ -37,13 +37,13 @@ def batch_of(processor, layout="packed"):
         "prompt": messages("How many are there? " * 8, "user"),
         "chosen": messages("There are 5. " * 6, "assistant"),
         "rejected": messages("None at all " * 5, "assistant"),
-        "images": [picture(0, 128, 64)],
+        "images": [make_image(0, 128, 64)],
     }
     return PairCollator(processor, layout=layout)([record])
 
 
 def saved_bytes(model, batch, *, autocast=False, checkpointing=False):
-    """Bytes of all storages that a forward pass leaves with autograd, parameters and the batch's pictures aside."""
+    """Bytes of all storages that a forward pass leaves with autograd, parameters and the batch's images aside."""
     model.train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     add_picking(model.base_model)
@@ -137,7 +137,7 @@ def test_a_row_without_a_shared_prompt(small):
         "prompt": messages("What is it? " * 9, "user"),
         "chosen": messages("A cat on a chair", "assistant"),
         "rejected": messages("A dog", "assistant"),
-        "images": [picture(0)],
+        "images": [make_image(0)],
     }
     encoded = PairCollator(small, layout="packed")
     batch = encoded([record])

@@ -1,4 +1,4 @@
-"""What a dry run refuses, with the setting that mends it."""
+"""What a dry run refuses, with the setting that fixes it."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ import re
 
 import pytest
 from datasets import Dataset
-from support import TEXTS, messages, picture
+from support import TEXTS, make_image, messages
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,11 +20,11 @@ from mpo.packing.costs import measure
 def records(*sizes, chosen="A cat."):
     rows = [
         {
-            "id": f"picture-{place}",
+            "id": f"image-{place}",
             "prompt": messages("What is it?", "user"),
             "chosen": messages(chosen, "assistant"),
             "rejected": messages("A dog.", "assistant"),
-            "images": [picture(0, *size)],
+            "images": [make_image(0, *size)],
         }
         for place, size in enumerate(sizes)
     ]
@@ -47,7 +47,7 @@ def test_tiles_beyond_the_context(twelve_tiles):
     """The named setting is the largest that fits: with one tile more a record still does not."""
     dataset = records((64, 64), (256, 192))
     checked(dataset, twelve_tiles)
-    with pytest.raises(ValueError, match="record 'picture-1'.*208 of them of its 13 picture tiles.*model.max_tiles=") as refusal:
+    with pytest.raises(ValueError, match="record 'image-1'.*208 of them of its 13 image tiles.*model.max_tiles=") as refusal:
         checked(dataset, twelve_tiles, context=150)
     assert "1 of 2 records do not fit into the model's context of 150 tokens" in str(refusal.value)
     fits = int(re.search(r"max_tiles=(\d+)", str(refusal.value))[1])
@@ -67,7 +67,7 @@ def test_tiles_beyond_max_length(twelve_tiles):
 
 
 def test_what_is_skipped_is_not_refused(twelve_tiles):
-    """The 208 picture tokens of the second prompt are left out by max_length=150; beyond the context alone, they are refused."""
+    """The 208 image tokens of the second prompt are left out by max_length=150; beyond the context alone, they are refused."""
     dataset = records((64, 64), (256, 192))
     checked(dataset, twelve_tiles, context=150, max_length=150, on_bad_record="skip")
     tokens = int(measure(dataset.select([0]), twelve_tiles).tokens().max())
@@ -86,7 +86,7 @@ def test_not_even_one_tile_fits(twelve_tiles):
 
 
 def test_long_answers(twelve_tiles):
-    """Where no picture is to blame, no setting of tiles is named; cut to max_length, answers fit the context."""
+    """Where no image is to blame, no setting of tiles is named; cut to max_length, answers fit the context."""
     dataset = records((64, 64), chosen="A cat. " * 100).remove_columns("images")
     with pytest.raises(ValueError, match="Shorten answers, or leave these records out"):
         checked(dataset, twelve_tiles, context=150)
@@ -97,9 +97,9 @@ def test_a_batch_that_cannot_fit(twelve_tiles):
     dataset = records((64, 64), (256, 192))
     tokens = int(measure(dataset, twelve_tiles).tokens().max())
     checked(dataset, twelve_tiles, batching="tokens", max_tokens_per_batch=tokens)
-    with pytest.raises(ValueError, match=f"record 'picture-1' takes alone: {tokens} tokens.*at least {tokens}"):
+    with pytest.raises(ValueError, match=f"record 'image-1' takes alone: {tokens} tokens.*at least {tokens}"):
         checked(dataset, twelve_tiles, batching="tokens", max_tokens_per_batch=tokens - 1)
-    with pytest.raises(ValueError, match="less than the 13 tiles of record 'picture-1' alone. Set it to at least 13"):
+    with pytest.raises(ValueError, match="less than the 13 tiles of record 'image-1' alone. Set it to at least 13"):
         checked(dataset, twelve_tiles, batching="tokens", max_tokens_per_batch=tokens, max_tiles_per_batch=12)
 
 
@@ -109,7 +109,7 @@ def test_records_without_an_id_go_by_their_place():
 
 @pytest.fixture(scope="module")
 def plain_tokenizer():
-    """Bytes and the control tokens of a chat template, and none for pictures."""
+    """Bytes and the control tokens of a chat template, and none for images."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(bytes_)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -117,20 +117,20 @@ def plain_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def test_a_folder_whose_tokenizer_has_no_picture_tokens(processor, plain_tokenizer, tmp_path):
+def test_a_folder_whose_tokenizer_has_no_image_tokens(processor, plain_tokenizer, tmp_path):
     processor.save_pretrained(tmp_path)
     for file in tmp_path.glob("tokenizer*"):
         file.unlink()
     plain_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no picture tokens.*<IMG_CONTEXT>.*Copy the tokenizer's files"):
+    with pytest.raises(ValueError, match="has no image tokens.*<IMG_CONTEXT>.*Copy the tokenizer's files"):
         open_processor(str(tmp_path))
 
 
-def test_a_tokenizer_that_cuts_picture_tokens_into_pieces(processor, internvl, plain_tokenizer):
+def test_a_tokenizer_that_cuts_image_tokens_into_pieces(processor, internvl, plain_tokenizer):
     check_fit(internvl, processor)
     broken = copy.copy(processor)
     broken.tokenizer = plain_tokenizer
-    with pytest.raises(ValueError, match="does not have the picture token <img>: it reads it as 5 tokens.*Load both from the same"):
+    with pytest.raises(ValueError, match="does not have the image token <img>: it reads it as 5 tokens.*Load both from the same"):
         check_fit(internvl, broken)
 
 
@@ -138,4 +138,4 @@ def test_another_mistake_is_not_renamed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl"}))
     with pytest.raises((OSError, ValueError)) as error:
         open_processor(str(tmp_path))
-    assert "picture tokens" not in str(error.value)
+    assert "image tokens" not in str(error.value)

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from real_shapes import real_processor, write_checkpoint
-from support import picture
+from support import make_image
 
 from mpo.commands.train import settable
 from mpo.dry_run.run import dry_run
@@ -25,11 +25,11 @@ def processor():
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """One record of a picture of 12 tiles and a thumbnail, one of a single tile."""
+    """One record of an image of 12 tiles and a thumbnail, one of a single tile."""
     folder = tmp_path_factory.mktemp("pairs")
     lines = []
     for name, size in (("large", (40, 30)), ("small", (8, 8))):
-        picture(0, *size).save(folder / f"{name}.png")
+        make_image(0, *size).save(folder / f"{name}.png")
         answers = {"chosen": "It is a cat. " * 20, "rejected": "It is a dog, I think."}
         lines.append(json.dumps({"id": name, "image": f"{name}.png", "question": "What is it?", **answers}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from support import TEXTS, picture
+from support import TEXTS, make_image
 
 from mpo.commands import main
 from mpo.dry_run.page import histogram
@@ -22,11 +22,11 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Records a0 to a5, ever longer; pictures of 1 to 4 tiles."""
+    """Records a0 to a5, ever longer; images of 1 to 4 tiles."""
     folder = tmp_path_factory.mktemp("pairs")
     lines = []
     for index in range(6):
-        picture(index, 32 * (1 + index % 4)).save(folder / f"{index}.png")
+        make_image(index, 32 * (1 + index % 4)).save(folder / f"{index}.png")
         answers = {"chosen": f"It is {index}.", "rejected": "I do not know." + " Really." * index}
         lines.append(json.dumps({"id": f"a{index}", "image": f"{index}.png", "question": "What is it?", **answers}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
@@ -56,7 +56,7 @@ def test_the_page(page, tmp_path):
 
 
 def test_one_record_as_the_model_sees_it(page):
-    """One tile is four picture tokens; the answer's end of turn is scored, and the template's newline behind it is not there."""
+    """One tile is four image tokens; the answer's end of turn is scored, and the template's newline after it is not there."""
     record = page().split("As the model sees it")[1]
     assert "<img><IMG_CONTEXT> x 4</img>\n" in record
     assert "«It is 0.<|im_end|>»" in record

@@ -20,7 +20,7 @@ from packed_and_padded import (
     with_head,
 )
 from small_runs import small_run
-from support import perturbed, picture
+from support import make_image, perturbed
 
 from mpo.models.compiled import compile_layers
 from mpo.models.small import small_internvl
@@ -66,7 +66,7 @@ def test_generation_after_packed_training(processor, tmp_path):
     assert not torch.equal(trainer.model.lm_head.weight, start)
     fresh = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
     fresh.load_state_dict(trainer.model.state_dict())
-    inputs = processor(text="<IMG_CONTEXT>\nWhich number is it?", images=[picture(0)], return_tensors="pt").to(DEVICE)
+    inputs = processor(text="<IMG_CONTEXT>\nWhich number is it?", images=[make_image(0)], return_tensors="pt").to(DEVICE)
     said = [m.to(DEVICE).eval().generate(**inputs, do_sample=False, max_new_tokens=12) for m in (trainer.model, fresh)]
     assert torch.equal(*said)
 

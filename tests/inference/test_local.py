@@ -4,21 +4,21 @@ import copy
 
 import pytest
 import torch
-from support import picture
+from support import make_image
 from tokenizers.processors import TemplateProcessing
 
-from mpo.data.images import open_picture
+from mpo.data.images import open_image
 from mpo.inference.local import LocalSampler
 from mpo.inference.sampler import Question
 from mpo.models.export import trial
 from mpo.packing.encode import PairEncoder
 
 QUESTIONS = [
-    Question("What is the sum?", (picture(1, width=96),)),
-    Question("Which is the largest of all the numbers in this picture?", (picture(2, width=32),)),
+    Question("What is the sum?", (make_image(1, width=96),)),
+    Question("Which is the largest of all the numbers in this image?", (make_image(2, width=32),)),
     Question("What is 2 plus 3?"),
-    Question("Is the first picture like the second?", (picture(3, width=64), picture(4, width=32))),
-    Question("What is the sum?", (picture(5, width=64),)),
+    Question("Is the first image like the second?", (make_image(3, width=64), make_image(4, width=32))),
+    Question("What is the sum?", (make_image(5, width=64),)),
 ]
 
 
@@ -38,7 +38,7 @@ def test_every_question_gets_n_answers_in_order(lively, processor):
 
 
 def test_seed_decides_the_answers_and_leaves_the_random_state(lively, processor):
-    sampler = LocalSampler(lively, processor, answers_per_batch=4)
+    sampler = LocalSampler(lively, processor, completions_per_batch=4)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -48,17 +48,17 @@ def test_seed_decides_the_answers_and_leaves_the_random_state(lively, processor)
     assert first != other
 
 
-@pytest.mark.parametrize("answers_per_batch", [1, 2, 64])
-def test_greedy_answers_do_not_depend_on_the_batch(lively, processor, answers_per_batch):
+@pytest.mark.parametrize("completions_per_batch", [1, 2, 64])
+def test_greedy_answers_do_not_depend_on_the_batch(lively, processor, completions_per_batch):
     alone = [LocalSampler(lively, processor).generate([question], temperature=0, max_new_tokens=8)[0] for question in QUESTIONS]
-    sampler = LocalSampler(lively, processor, answers_per_batch=answers_per_batch)
+    sampler = LocalSampler(lively, processor, completions_per_batch=completions_per_batch)
     assert sampler.generate(QUESTIONS, temperature=0, max_new_tokens=8) == alone
 
 
 def test_shared_prompts_give_what_separate_prompts_give(lively, processor):
     """With top_k=1 sampling is greedy, so each of the n answers from one shared prompt is the greedy answer.
 
-    Pictures of several tiles are what `generate(num_return_sequences=n)` may mix up.
+    Images of several tiles are what `generate(num_return_sequences=n)` may mix up.
     """
     sampler = LocalSampler(lively, processor)
     greedy = sampler.generate(QUESTIONS, temperature=0, max_new_tokens=8)
@@ -70,7 +70,7 @@ def test_shared_prompts_give_what_separate_prompts_give(lively, processor):
 def test_sampling_follows_the_models_distribution(lively, processor):
     """4,000 first tokens of one question against the softmax of its logits: no frequency is 5 standard errors off."""
     question = QUESTIONS[0]
-    sampler = LocalSampler(lively, processor, answers_per_batch=4000)
+    sampler = LocalSampler(lively, processor, completions_per_batch=4000)
     inputs = sampler._encode([question])
     with torch.no_grad():
         expected = lively(**inputs).logits[0, -1].softmax(-1)
@@ -97,13 +97,13 @@ def test_arguments_without_sense_are_refused(internvl, processor, settings):
         LocalSampler(internvl, processor).generate(QUESTIONS, **settings)
 
 
-def test_pictures_that_cannot_be_opened_are_named(tmp_path):
+def test_images_that_cannot_be_opened_are_named(tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_text("no picture")
-    with pytest.raises(ValueError, match=r"missing\.png: there is no such picture"):
-        open_picture(tmp_path / "missing.png")
-    with pytest.raises(ValueError, match=r"broken\.png: this file is not a picture"):
-        open_picture(broken)
+    broken.write_text("no image")
+    with pytest.raises(ValueError, match=r"missing\.png: there is no such image"):
+        open_image(tmp_path / "missing.png")
+    with pytest.raises(ValueError, match=r"broken\.png: this file is not an image"):
+        open_image(broken)
 
 
 def test_no_questions_give_no_answers(internvl, processor):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 from small_runs import difference
-from support import picture
+from support import make_image
 
 from mpo.checkpoint import latest_checkpoint
 from mpo.models.small import small_internvl
@@ -25,7 +25,7 @@ def command(tmp_path_factory, processor):
     processor.save_pretrained(folder / "model")
     lines = []
     for index in range(8):
-        picture(index).save(folder / f"{index}.png")
+        make_image(index).save(folder / f"{index}.png")
         answers = {"chosen": f"It is {index}.", "rejected": "It is not that, I think."}
         lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))

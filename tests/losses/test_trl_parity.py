@@ -136,7 +136,7 @@ def test_the_comparison_is_not_empty(trl):
 
 
 def test_ld_alpha(trl):
-    """LD-DPO scales the tail behind the shorter answer's length; SFT still sees the whole chosen answer."""
+    """LD-DPO scales the tail after the shorter answer's length; SFT still sees the whole chosen answer."""
     trainer, batch = trl
     theirs = trl_loss(*trl, loss_types=["sigmoid", "sft"], loss_weights=[1.0, 1.0], use_weighting=False, ld_alpha=0.3)
     scored = batch["completion_mask"][:, 1:]

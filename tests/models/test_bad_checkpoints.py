@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from support import picture_pairs
+from support import image_pairs
 from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
 from mpo import MPOConfig, MPOTrainer
@@ -55,7 +55,7 @@ CHANGES = {
 
 def by_trainer(folder, processor, tmp_path, **settings):
     args = MPOConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, report_to="none")
-    MPOTrainer(model=str(folder), args=args, train_dataset=picture_pairs(2), processing_class=processor, **settings)
+    MPOTrainer(model=str(folder), args=args, train_dataset=image_pairs(2), processing_class=processor, **settings)
 
 
 @pytest.mark.parametrize("kind", CHANGES)

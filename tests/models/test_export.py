@@ -8,7 +8,7 @@ import torch
 from official_checkpoints import write_official
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from support import picture_pairs
+from support import image_pairs
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from mpo import MPOConfig, MPOTrainer
@@ -57,7 +57,7 @@ def train(folder, base, *, targets=QUERIES_AND_VALUES, full=False, rate=1e-2, qu
     trainer = MPOTrainer(
         model=loaded.model,
         args=args,
-        train_dataset=picture_pairs(4),
+        train_dataset=image_pairs(4),
         processing_class=loaded.processor,
         peft_config=None if full else adapter,
     )

@@ -88,7 +88,7 @@ def test_without_a_tokenizer_it_loads_as_a_model(tmp_path, monkeypatch):
     official = write_official(tmp_path / "official", "qwen2", tokenizer=False)
     with pytest.raises(ValueError, match="has no tokenizer"):
         load_internvl(str(official))
-    monkeypatch.setitem(__import__("mpo.models.official.checkpoint", fromlist=["x"]).PICTURE_TOKEN_IDS, "qwen2", 5)
+    monkeypatch.setitem(__import__("mpo.models.official.checkpoint", fromlist=["x"]).IMAGE_TOKEN_IDS, "qwen2", 5)
     assert load_internvl(str(official)).config.image_token_id == 5
     with pytest.raises(ValueError, match="has no tokenizer"):
         load_processor(str(official))
@@ -229,7 +229,7 @@ def write_sentencepiece(tmp_path, *, prefix, **more):
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_internlm2s_tokenizer(tmp_path, prefix):
-    """A SentencePiece model is read as it is, with the official tokenizer's additions behind it."""
+    """A SentencePiece model is read as it is, with the official tokenizer's additions after it."""
     folder, original = write_sentencepiece(tmp_path, prefix=prefix)
     count = original.get_piece_size()
     processor = load_processor(str(folder))

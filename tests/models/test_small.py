@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import TEXTS, picture
+from support import TEXTS, make_image
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -16,10 +16,10 @@ from mpo.models.small import small_internvl, small_processor
 
 
 def encode(processor, width=64):
-    """One question about one picture of `width` by 32 pixels."""
+    """One question about one image of `width` by 32 pixels."""
     content = [{"type": "image"}, {"type": "text", "text": "What is 12 plus 3?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-    return processor(text=[prompt], images=[[picture(0, width=width)]], return_tensors="pt")
+    return processor(text=[prompt], images=[[make_image(0, width=width)]], return_tensors="pt")
 
 
 def small(processor, **settings):
@@ -33,8 +33,8 @@ def test_processor_is_made_of_transformers_own_classes(processor):
     assert type(processor.tokenizer) is Qwen2Tokenizer
 
 
-def test_prompt_is_internvls_chatml_with_expanded_picture(processor):
-    """A 64 x 32 picture has two 32-pixel tiles and a thumbnail; a tile of 4 x 4 patches has 4 tokens: 12 in all."""
+def test_prompt_is_internvls_chatml_with_expanded_image(processor):
+    """A 64 x 32 image has two 32-pixel tiles and a thumbnail; a tile of 4 x 4 patches has 4 tokens: 12 in all."""
     inputs = encode(processor, width=64)
     assert inputs["pixel_values"].shape == (3, 3, 32, 32)
     assert processor.decode(inputs["input_ids"][0]) == (
@@ -42,7 +42,7 @@ def test_prompt_is_internvls_chatml_with_expanded_picture(processor):
     )
 
 
-def test_square_picture_has_one_tile_and_no_thumbnail(processor):
+def test_square_image_has_one_tile_and_no_thumbnail(processor):
     assert encode(processor, width=32)["pixel_values"].shape == (1, 3, 32, 32)
 
 
@@ -81,7 +81,7 @@ def test_every_text_family_computes_saves_and_loads(processor, tmp_path, family)
         torch.testing.assert_close(loaded(**loaded_inputs).logits, logits, rtol=0, atol=0)
 
 
-def test_pictures_matter(internvl, processor):
+def test_images_matter(internvl, processor):
     inputs = encode(processor)
     with torch.no_grad():
         seen = internvl(**inputs).logits

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from support import picture
+from support import make_image
 
 from mpo.models.smollm2 import load_smollm2_vl, smollm2_folder
 
@@ -31,8 +31,8 @@ def test_it_knows_something(smollm2):
     assert "Paris" in reply(smollm2.model, smollm2.processor, "What is the capital of France?")
 
 
-def test_it_takes_pictures(smollm2):
-    assert isinstance(reply(smollm2.model, smollm2.processor, "What is this?", [picture(0, 112, 56)]), str)
+def test_it_takes_images(smollm2):
+    assert isinstance(reply(smollm2.model, smollm2.processor, "What is this?", [make_image(0, 112, 56)]), str)
 
 
 def test_save_and_load(smollm2, tmp_path):

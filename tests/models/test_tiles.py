@@ -1,4 +1,4 @@
-"""How pictures are cut: the grids of the official code, for the processor that comes with every checkpoint we hand out."""
+"""How images are cut: the grids of the official code, for the processor that comes with every checkpoint we hand out."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def official(tmp_path_factory):
 @pytest.mark.parametrize("place, most", enumerate((6, 12, 24)))
 @pytest.mark.parametrize("size", GRIDS, ids="{0[0]}x{0[1]}".format)
 def test_golden_grids(official, size, place, most):
-    """A picture whose colour says where it is: every tile is where the grid has it, and a thumbnail is behind them."""
+    """An image whose colour says where it is: every tile is where the grid has it, and a thumbnail is after them."""
     processor = load_processor(str(official), max_tiles=most)
     columns, rows = GRIDS[size][place]
     width, height = size
@@ -59,7 +59,7 @@ def test_golden_grids(official, size, place, most):
 
 @pytest.mark.parametrize("thumbnail", [True, False])
 def test_thumbnail(official, tmp_path, thumbnail):
-    """Without it a picture of two tiles has two; the setting is saved, under the name of transformers' own processor."""
+    """Without it an image of two tiles has two; the setting is saved, under the name of transformers' own processor."""
     processor = load_processor(str(official), max_tiles=6, thumbnail=thumbnail)
     wide = Image.new("RGB", (896, 448))
     pixels = processor.image_processor(wide, return_tensors="pt")
@@ -80,7 +80,7 @@ def test_the_official_configs_thumbnail(official, tmp_path):
     assert load_processor(str(folder), thumbnail=True).image_processor.use_thumbnail
 
 
-def test_tokens_of_a_picture(official):
+def test_tokens_of_an_image(official):
     """256 tokens a tile, as published."""
     processor = load_processor(str(official), max_tiles=6)
     assert processor.image_seq_length == 256

@@ -9,7 +9,7 @@ import transformers
 from accelerate.utils import send_to_device
 from packed_and_padded import FAMILIES, SIZES, internvl, random_ids, text_model
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
-from support import picture
+from support import make_image
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 import mpo.packing.attention as attention
 from mpo.packing.attention import BACKENDS, use_packed_attention, usual_attention
 from mpo.packing.fits import find_text_model, why_not
-from mpo.packing.layout import answer_sums, concatenate, lay_out
+from mpo.packing.layout import completion_sums, concatenate, lay_out
 from mpo.packing.turns import Answer
 
 
-def some_answers(seed, count):
+def some_completions(seed, count):
     """Answers of different lengths; the third shares half of the first, the fourth is the first, the fifth has one token."""
     answers = [random_ids(seed + index, 5 + 7 * index % 11) for index in range(count)]
     if count > 2:
@@ -33,14 +33,14 @@ def some_answers(seed, count):
     return [Answer(ids, [index % 5 != 4 for index in range(len(ids))]) for ids in answers]
 
 
-def with_pictures(processor, seed, pictures, count):
-    """A prompt with pictures: token ids, tiles, answers."""
-    text = "<IMG_CONTEXT>\n" * pictures + "Which one?"
-    if not pictures:
-        return random_ids(seed, 9), None, some_answers(seed, count)
-    images = [picture(seed + index, width=32 + 32 * (index % 2)) for index in range(pictures)]
+def with_images(processor, seed, image_count, count):
+    """A prompt with images: token ids, tiles, answers."""
+    text = "<IMG_CONTEXT>\n" * image_count + "Which one?"
+    if not image_count:
+        return random_ids(seed, 9), None, some_completions(seed, count)
+    images = [make_image(seed + index, width=32 + 32 * (index % 2)) for index in range(image_count)]
     inputs = processor(text=text, images=images, return_tensors="pt")
-    return inputs["input_ids"][0].tolist(), inputs["pixel_values"], some_answers(seed, count)
+    return inputs["input_ids"][0].tolist(), inputs["pixel_values"], some_completions(seed, count)
 
 
 def token_logps(logits, labels):
@@ -49,27 +49,27 @@ def token_logps(logits, labels):
 
 
 def packed_sums(model, groups, batch=None):
-    """Log-prob sums of all answers from one packed row, (answers,); every picture goes in once."""
+    """Log-prob sums of all answers from one packed row, (answers,); every image goes in once."""
     batch = batch or concatenate([lay_out(prompt, answers) for prompt, _, answers in groups])
     tiles = [pixels for _, pixels, _ in groups if pixels is not None]
-    pictures = {"pixel_values": torch.cat(tiles)} if tiles else {}
+    images = {"pixel_values": torch.cat(tiles)} if tiles else {}
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "segments": batch.segments}
-    logits = model(**inputs, **pictures, use_cache=False).logits
-    return answer_sums(token_logps(logits, batch.shift_labels), batch.scored)
+    logits = model(**inputs, **images, use_cache=False).logits
+    return completion_sums(token_logps(logits, batch.shift_labels), batch.scored)
 
 
 def padded_sums(model, groups):
-    """The same from one padded row per answer, pictures repeated."""
+    """The same from one padded row per answer, images repeated."""
     rows = [(prompt + answer.ids, len(prompt), answer.scored) for prompt, _, answers in groups for answer in answers]
     tiles = [pixels for _, pixels, answers in groups for _ in answers if pixels is not None]
-    pictures = {"pixel_values": torch.cat(tiles)} if tiles else {}
+    images = {"pixel_values": torch.cat(tiles)} if tiles else {}
     width = max(len(ids) for ids, _, _ in rows)
     input_ids, mask, scored = (torch.zeros(len(rows), width, dtype=torch.int64) for _ in range(3))
     for row, (ids, prompt_length, flags) in enumerate(rows):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
         scored[row, prompt_length : len(ids)] = torch.tensor(flags, dtype=torch.int64)
-    logits = model(input_ids=input_ids, attention_mask=mask, **pictures, use_cache=False).logits
+    logits = model(input_ids=input_ids, attention_mask=mask, **images, use_cache=False).logits
     return (token_logps(logits[:, :-1], input_ids[:, 1:]).double() * scored[:, 1:]).sum(1).float()
 
 
@@ -99,15 +99,15 @@ def assert_same(model, groups):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("answers", [1, 2, 3, 4, 5])
-def test_pictures(processor, family, answers):
-    """Three prompts with one, two and no pictures in one row."""
-    groups = [with_pictures(processor, 10 * pictures, pictures, answers) for pictures in (1, 2, 0)]
+def test_images(processor, family, answers):
+    """Three prompts with one, two and no images in one row."""
+    groups = [with_images(processor, 10 * images, images, answers) for images in (1, 2, 0)]
     assert_same(internvl(processor, family), groups)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text(family):
-    groups = [(random_ids(seed, length), None, some_answers(seed, 5)) for seed, length in ((1, 20), (2, 3), (3, 1))]
+    groups = [(random_ids(seed, length), None, some_completions(seed, 5)) for seed, length in ((1, 20), (2, 3), (3, 1))]
     assert_same(text_model(family), groups)
 
 
@@ -119,7 +119,7 @@ def test_gradient_checkpointing(processor, family, reentrant):
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
         model.enable_input_require_grads()
-    assert_same(model, [with_pictures(processor, 0, 1, 3), with_pictures(processor, 5, 0, 2)])
+    assert_same(model, [with_images(processor, 0, 1, 3), with_images(processor, 5, 0, 2)])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -130,7 +130,7 @@ def test_lora(processor, checkpointing):
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    assert_same(model, [with_pictures(processor, 0, 1, 3)])
+    assert_same(model, [with_images(processor, 0, 1, 3)])
     frozen = [parameter for name, parameter in model.named_parameters() if "lora" not in name]
     assert all(parameter.grad is None for parameter in frozen)
 
@@ -147,7 +147,7 @@ def test_distributed_wrappers(processor, tmp_path, wrap):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = internvl(processor)
-        groups = [with_pictures(processor, 0, 1, 3)]
+        groups = [with_images(processor, 0, 1, 3)]
         expected = padded_sums(model, groups)
         norm = torch.stack([gradient.norm() for gradient in gradients(model, expected).values()]).norm()
         wrapped = wrap(model)
@@ -168,7 +168,7 @@ def float_norm(gradient):
 def test_half_precision(processor):
     """In bfloat16 packed rows err no more than twice what padded rows err against float32."""
     exact_model = internvl(processor)
-    groups = [with_pictures(processor, seed, 1, 4) for seed in range(4)]
+    groups = [with_images(processor, seed, 1, 4) for seed in range(4)]
     exact = padded_sums(exact_model, groups)
     model = copy.deepcopy(exact_model).to(torch.bfloat16)
     padded_error = (padded_sums(model, groups) - exact).norm()
@@ -180,7 +180,7 @@ def test_half_precision(processor):
 def test_autocast(family):
     """Float32 weights under autocast: rotary embeddings and norms leave queries in float32, values are bfloat16."""
     model = text_model(family)
-    groups = [(random_ids(seed, 20), None, some_answers(seed, 4)) for seed in range(4)]
+    groups = [(random_ids(seed, 20), None, some_completions(seed, 4)) for seed in range(4)]
     exact = padded_sums(model, groups)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         padded_error = (padded_sums(model, groups) - exact).norm()
@@ -191,13 +191,13 @@ def test_autocast(family):
 def test_only_labelled_nodes_need_the_head(processor):
     model = internvl(processor)
     use_packed_attention(model)
-    prompt, pixels, answers = with_pictures(processor, 0, 1, 5)
+    prompt, pixels, answers = with_images(processor, 0, 1, 5)
     batch = concatenate([lay_out(prompt, answers)])
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "segments": batch.segments}
     logits = model(**inputs, pixel_values=pixels, logits_to_keep=batch.labelled).logits
     assert logits.shape[1] == len(batch.labelled) < batch.input_ids.shape[1]
     logps = token_logps(logits, batch.shift_labels[:, batch.labelled])[0]
-    sums = answer_sums(torch.zeros(batch.input_ids.shape[1]).index_copy(0, batch.labelled, logps), batch.scored)
+    sums = completion_sums(torch.zeros(batch.input_ids.shape[1]).index_copy(0, batch.labelled, logps), batch.scored)
     torch.testing.assert_close(sums, packed_sums(model, [(prompt, pixels, answers)]), rtol=1e-6, atol=0)
 
 
@@ -209,7 +209,7 @@ def test_answers_do_not_see_each_other(processor):
     """Other tokens in one answer leave the other's log-prob as it is, to the bit; another prompt changes both."""
     model = internvl(processor).eval()
     use_packed_attention(model)
-    prompt, pixels, (chosen, rejected) = with_pictures(processor, 0, 1, 2)
+    prompt, pixels, (chosen, rejected) = with_images(processor, 0, 1, 2)
 
     def sums(prompt, chosen, rejected, pixels=pixels):
         with torch.no_grad():
@@ -226,7 +226,7 @@ def test_answers_do_not_see_each_other(processor):
 def test_prompts_do_not_see_each_other():
     model = text_model()
     use_packed_attention(model)
-    first, second = ((random_ids(seed, 8), None, some_answers(seed, 2)) for seed in (1, 2))
+    first, second = ((random_ids(seed, 8), None, some_completions(seed, 2)) for seed in (1, 2))
     other = (random_ids(3, 8), None, second[2])
     with torch.no_grad():
         assert torch.equal(packed_sums(model, [first, second])[:2], packed_sums(model, [first, other])[:2])
@@ -240,7 +240,7 @@ def test_usual_attention_does_not_fit_packed_rows(mask):
     of another text, and the rejected answer loses the prompt.
     """
     model = text_model()
-    prompt, _, (chosen, rejected) = group = (random_ids(1, 12), None, some_answers(1, 2))
+    prompt, _, (chosen, rejected) = group = (random_ids(1, 12), None, some_completions(1, 2))
 
     @torch.no_grad()
     def usual(prompt, chosen):
@@ -248,7 +248,7 @@ def test_usual_attention_does_not_fit_packed_rows(mask):
         attention_mask = torch.ones_like(batch.input_ids) if mask else None
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": attention_mask}
         logits = model(**inputs, use_cache=False).logits
-        return answer_sums(token_logps(logits, batch.shift_labels), batch.scored)
+        return completion_sums(token_logps(logits, batch.shift_labels), batch.scored)
 
     before = usual(prompt, chosen)
     assert not torch.allclose(before, padded_sums(model, [group]), rtol=1e-3)
@@ -262,7 +262,7 @@ def test_usual_attention_does_not_fit_packed_rows(mask):
 def test_varlen_call(monkeypatch, grouped_kernel):
     """The varlen kernel gets what it needs, with PyTorch 2.11's signature and later ones; a stand-in computes it here."""
     model = text_model()
-    groups = [(random_ids(seed, 6), None, some_answers(seed, 4)) for seed in (1, 2)]
+    groups = [(random_ids(seed, 6), None, some_completions(seed, 4)) for seed in (1, 2)]
     use_packed_attention(model)
     expected = packed_sums(model, groups)
     calls = []
@@ -299,7 +299,7 @@ def test_compiled_layers_are_not_compiled_again_and_again():
     torch._dynamo.reset()
     model = text_model()
     use_packed_attention(model)
-    groups = [[(random_ids(seed, 5 + 40 * seed), None, some_answers(seed, 1 + seed % 4))] for seed in range(10)]
+    groups = [[(random_ids(seed, 5 + 40 * seed), None, some_completions(seed, 1 + seed % 4))] for seed in range(10)]
     expected = [packed_sums(model, group) for group in groups]
     graphs = torch._dynamo.testing.CompileCounter()
     for layer in model.model.layers:
@@ -321,7 +321,7 @@ def test_compiled_layers_with_a_varlen_kernel_are_one_graph(monkeypatch):
     for layer in model.model.layers:
         layer.compile(backend=graphs, dynamic=True, fullgraph=True)
     for seed in range(10):
-        packed_sums(model, [(random_ids(seed, 5 + 60 * seed), None, some_answers(seed, 1 + seed % 4))])
+        packed_sums(model, [(random_ids(seed, 5 + 60 * seed), None, some_completions(seed, 1 + seed % 4))])
     assert graphs.frame_count <= 2
     torch._dynamo.reset()
 
@@ -386,7 +386,7 @@ def test_a_forward_without_segments_attends_as_before(processor, attention, adap
 def test_wrong_segments_are_refused():
     model = text_model()
     use_packed_attention(model)
-    group = (random_ids(1, 4), None, some_answers(1, 2))
+    group = (random_ids(1, 4), None, some_completions(1, 2))
     batch = concatenate([lay_out(group[0], group[2])])
     with pytest.raises(ValueError, match="Pass `segments=`"):  # a layer by itself, not the model
         layer = model.model.layers[0]
@@ -455,7 +455,7 @@ def test_models_that_do_not_fit(config, model, changes, reason):
         use_packed_attention(model)
 
 
-def test_picture_models_with_masks_or_positions_of_their_own():
+def test_image_models_with_masks_or_positions_of_their_own():
     vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64, "embed_dim": 32}
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     text = {**SIZES, "num_key_value_heads": 2, "rope_parameters": rope}

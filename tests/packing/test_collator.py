@@ -1,19 +1,19 @@
-"""Records to padded rows: literal tensors, the end of an answer, pictures, lengths."""
+"""Records to padded rows: literal tensors, the end of an answer, images, lengths."""
 
 import pytest
 import torch
 from datasets import Dataset
-from support import messages, picture
+from support import make_image, messages
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.packing.collator import PairCollator
 from mpo.packing.costs import RecordMeasure
 from mpo.packing.turns import end_of_turn_token
 
 WORDS = ["<pad>", "<eos>", "<user>", "<bot>", "<end>", "\n", "two", "plus", "is", "four", "five", "sure", "why"]
-# Like ChatML: a turn ends in <end>, and a newline stands behind it.
+# Like ChatML: a turn ends in <end>, and a newline stands after it.
 TEMPLATE = (
     "{% for m in messages %}{{ ('<user> ' if m['role'] == 'user' else '<bot> ') + m['content'] + ' <end> \n ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<bot> ' }}{% endif %}"
@@ -48,7 +48,7 @@ CHAT = {
 
 
 def test_rows_of_a_conversation(words):
-    """The answer ends with its <end>; the newline behind it is not there."""
+    """The answer ends with its <end>; the newline after it is not there."""
     batch = PairCollator(words)([CHAT])
     assert batch["input_ids"].tolist() == [
         as_ids("<user> two plus two <end> \n <bot> is four <end>", 10),  # chosen
@@ -62,8 +62,8 @@ def test_rows_of_a_conversation(words):
 
 
 def test_trls_end_of_the_answer(words):
-    """With answer_end="template" the newline is scored too."""
-    batch = PairCollator(words, answer_end="template")([CHAT])
+    """With completion_end="template" the newline is scored too."""
+    batch = PairCollator(words, completion_end="template")([CHAT])
     assert batch["input_ids"][0].tolist() == as_ids("<user> two plus two <end> \n <bot> is four <end> \n", 11)
     assert batch["completion_mask"].tolist() == [[0] * 7 + [1, 1, 1, 1], [0] * 7 + [1, 1, 1, 0]]
 
@@ -90,7 +90,7 @@ def test_implicit_prompt(words):
 
 
 def test_a_packed_row(words):
-    """The prompt once, both answers behind it without their last token, and the last token of the prompt once more between them."""
+    """The prompt once, both answers after it without their last token, and the last token of the prompt once more between them."""
     batch = PairCollator(words, layout="packed")([CHAT, {"prompt": "why ", "chosen": "sure ", "rejected": "is "}])
     first = "<user> two plus two <end> \n <bot> is four" + " <bot> five"  # a pair
     second = "why sure" + " why is"  # another: plain text, whose answers end in <eos>
@@ -127,7 +127,7 @@ def test_padding_to_a_multiple(words):
     [
         ({"prompt": "two", "rejected": "five"}, "has no 'chosen'"),
         ({"prompt": "two", "chosen": "five", "rejected": None}, "has no 'rejected'"),
-        ({**CHAT, "images": [picture(0)]}, "have pictures, but the processing class is a tokenizer"),
+        ({**CHAT, "images": [make_image(0)]}, "have images, but the processing class is a tokenizer"),
     ],
 )
 def test_refusals(words, record, message):
@@ -149,25 +149,25 @@ def test_end_of_turn_is_the_templates_not_the_tokenizers(words, processor):
     assert end_of_turn_token(processor) == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-# Pictures
+# Images
 
 
-def picture_record(index: int, pictures: int = 1) -> dict:
-    return {**CHAT, "images": [picture(index + i, width=64) for i in range(pictures)]}
+def image_record(index: int, images: int = 1) -> dict:
+    return {**CHAT, "images": [make_image(index + i, width=64) for i in range(images)]}
 
 
-def test_picture_tokens_and_tiles(processor):
-    """A picture of 64 x 32 is two tiles of 32 and a thumbnail, each of 4 tokens: 12 a picture. Tiles are there for both answers."""
-    batch = PairCollator(processor)([picture_record(0), picture_record(5, pictures=2)])
+def test_image_tokens_and_tiles(processor):
+    """An image of 64 x 32 is two tiles of 32 and a thumbnail, each of 4 tokens: 12 an image. Tiles are there for both answers."""
+    batch = PairCollator(processor)([image_record(0), image_record(5, images=2)])
     image_token = processor.image_token_id
     assert (batch["input_ids"] == image_token).sum(dim=1).tolist() == [12, 24, 12, 24]
     assert batch["pixel_values"].shape == (18, 3, 32, 32)
     assert torch.equal(batch["pixel_values"][:9], batch["pixel_values"][9:])
 
 
-def test_pictures_and_text_in_one_batch(processor, internvl):
-    """Records with and without pictures, in any order, give the log-probs they have alone."""
-    records = [CHAT, picture_record(0), CHAT, picture_record(3, pictures=2)]
+def test_images_and_text_in_one_batch(processor, internvl):
+    """Records with and without images, in any order, give the log-probs they have alone."""
+    records = [CHAT, image_record(0), CHAT, image_record(3, images=2)]
     collator = PairCollator(processor)
 
     def token_logps(batch):
@@ -181,7 +181,7 @@ def test_pictures_and_text_in_one_batch(processor, internvl):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_pictures_are_processed_once(processor, monkeypatch):
+def test_images_are_processed_once(processor, monkeypatch):
     calls = []
     original = type(processor.image_processor).__call__
     monkeypatch.setattr(
@@ -189,24 +189,24 @@ def test_pictures_are_processed_once(processor, monkeypatch):
         "__call__",
         lambda self, images, *a, **k: calls.append(len(images)) or original(self, images, *a, **k),
     )
-    PairCollator(processor)([picture_record(0), picture_record(1)])
+    PairCollator(processor)([image_record(0), image_record(1)])
     assert sum(calls) == 2
 
 
-def test_more_placeholders_than_pictures(processor):
+def test_more_placeholders_than_images(processor):
     prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "?"}]}]
     with pytest.raises(ValueError, match="does not match number of image placeholders"):
-        PairCollator(processor)([{**CHAT, "prompt": prompt, "images": [picture(0)]}])
+        PairCollator(processor)([{**CHAT, "prompt": prompt, "images": [make_image(0)]}])
 
 
-def test_keep_end_would_cut_pictures(processor):
-    with pytest.raises(ValueError, match="picture tokens stand there"):
-        PairCollator(processor, max_length=20, truncation_mode="keep_end")([picture_record(0)])
+def test_keep_end_would_cut_images(processor):
+    with pytest.raises(ValueError, match="image tokens stand there"):
+        PairCollator(processor, max_length=20, truncation_mode="keep_end")([image_record(0)])
 
 
-PICTURED = {
+IMAGED = {
     "id": "p",
-    "images": [picture(0)],
+    "images": [make_image(0)],
     "prompt": messages("What is it?", "user"),
     "chosen": messages("A cat.", "assistant"),
     "rejected": messages("A dog.", "assistant"),
@@ -223,17 +223,19 @@ PICTURED = {
         ({"prompt": "<IMG_CONTEXT>\n<IMG_CONTEXT>?", "chosen": "A", "rejected": "B"}, "'prompt' holds '<IMG_CONTEXT>'"),
     ],
 )
-def test_a_pictures_token_in_a_text(processor, change, found):
+def test_an_images_token_in_a_text(processor, change, found):
     """The collator and the measurement refuse it, by name; or leave it out."""
-    bad = {**PICTURED, **change}
+    bad = {**IMAGED, **change}
     with pytest.raises(ValueError, match=f"^record 'p': the text of {found}"):
         PairCollator(processor, layout="packed")([bad])
     encoded = (
-        {**bad, "images": encoded_pictures(Dataset.from_list([{"images": bad["images"]}]))[0]["images"]} if bad["images"] else bad
+        {**bad, "images": with_encoded_images(Dataset.from_list([{"images": bad["images"]}]))[0]["images"]}
+        if bad["images"]
+        else bad
     )
     with pytest.raises(ValueError, match=f"^record 'p': the text of {found}"):
         RecordMeasure(processor, "end_of_turn", "prompt", "raise")(encoded)
-    batch = PairCollator(processor, layout="packed", on_bad_record="skip")([PICTURED, bad])
+    batch = PairCollator(processor, layout="packed", on_bad_record="skip")([IMAGED, bad])
     assert batch["kept"] == [0] and [one["id"] for one in batch["bad"]] == ["p"] and found in batch["bad"][0]["reason"]
     assert (batch["input_ids"] == processor.image_token_id).sum() == len(batch["pixel_values"]) * processor.image_seq_length
 
@@ -241,12 +243,12 @@ def test_a_pictures_token_in_a_text(processor, change, found):
 @pytest.mark.parametrize(
     "change",
     [
-        {"prompt": "<IMG_CONTEXT>\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."},  # where a plain prompt's picture stands
+        {"prompt": "<IMG_CONTEXT>\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."},  # where a plain prompt's image stands
         {"chosen": messages("<img> or <video> or </img>", "assistant")},
         {"images": [], "prompt": messages("The <video> of HTML?", "user")},
     ],
 )
-def test_texts_that_leave_the_count_of_pictures_alone(processor, change):
-    batch = PairCollator(processor, layout="packed")([{**PICTURED, **change}])
+def test_texts_that_leave_the_count_of_images_alone(processor, change):
+    batch = PairCollator(processor, layout="packed")([{**IMAGED, **change}])
     tiles = len(batch.get("pixel_values", ()))
     assert (batch["input_ids"] == processor.image_token_id).sum() == tiles * processor.image_seq_length

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Image, List, load_dataset
 from PIL import Image as PILImage
-from support import TEXTS, messages, picture
+from support import TEXTS, make_image, messages
 
 import mpo.packing.costs as costs_module
 from mpo.models.small import small_processor
@@ -30,15 +30,15 @@ SIZES = [
 ]
 
 
-def records_with(pictures_of: list[list]) -> list[dict]:
+def records_with(images_of: list[list]) -> list[dict]:
     return [
         {
             "prompt": messages("How many? " + "More. " * (place % 3), "user"),
             "chosen": messages(f"There are {place}." + " Indeed." * (place % 4), "assistant"),
             "rejected": messages("None" + " at all" * (place % 3), "assistant"),
-            "images": pictures,
+            "images": images,
         }
-        for place, pictures in enumerate(pictures_of)
+        for place, images in enumerate(images_of)
     ]
 
 
@@ -60,13 +60,15 @@ def measured(dataset, processing_class, **settings) -> list[tuple[int, int, int,
     return list(zip(*(values.tolist() for values in costs.arrays()[:4]), strict=True))
 
 
-@pytest.mark.parametrize("answer_end", ["end_of_turn", "template"])
-def test_as_the_collator_counts(processor, answer_end):
-    """Records with no picture, one and two, of one tile and of several."""
+@pytest.mark.parametrize("completion_end", ["end_of_turn", "template"])
+def test_as_the_collator_counts(processor, completion_end):
+    """Records with no image, one and two, of one tile and of several."""
     dataset = Dataset.from_list(
-        records_with([[], [picture(0)], [picture(1, 32, 32), picture(2, 90, 30)], [], [picture(3, 32, 128)]])
+        records_with([[], [make_image(0)], [make_image(1, 32, 32), make_image(2, 90, 30)], [], [make_image(3, 32, 128)]])
     ).cast_column("images", List(Image()))
-    assert measured(dataset, processor, answer_end=answer_end) == collated(dataset, processor, answer_end=answer_end)
+    assert measured(dataset, processor, completion_end=completion_end) == collated(
+        dataset, processor, completion_end=completion_end
+    )
 
 
 def test_plain_text_as_the_collator_counts(processor):
@@ -80,12 +82,12 @@ def test_plain_text_as_the_collator_counts(processor):
 @pytest.mark.parametrize(("max_patches", "crop"), [(1, True), (4, True), (12, True), (12, False)])
 def test_tiles_of_many_sizes(max_patches, crop):
     processor = small_processor(TEXTS, max_patches=max_patches, crop_to_patches=crop)
-    dataset = Dataset.from_list(records_with([[picture(0, *size)] for size in SIZES]))
+    dataset = Dataset.from_list(records_with([[make_image(0, *size)] for size in SIZES]))
     assert measured(dataset, processor) == collated(dataset, processor)
 
 
-def test_no_picture_is_decoded(processor, monkeypatch):
-    dataset = Dataset.from_list(records_with([[picture(i, 70, 35)] for i in range(3)]))
+def test_no_image_is_decoded(processor, monkeypatch):
+    dataset = Dataset.from_list(records_with([[make_image(i, 70, 35)] for i in range(3)]))
 
     def refuse(*args, **kwargs):
         raise AssertionError("decoded")
@@ -97,14 +99,14 @@ def test_no_picture_is_decoded(processor, monkeypatch):
     assert len(measure(dataset, processor)) == 3
 
 
-def test_pictures_are_measured_upright(processor):
+def test_images_are_measured_upright(processor):
     """A photo of 96 x 32 pixels whose EXIF data say that the camera was held sideways is 32 x 96."""
     exif = PILImage.Exif()
     exif[0x0112] = 6
     records = records_with([[], []])
     for record, size in zip(records, [(128, 32), (64, 48)], strict=True):
         file = io.BytesIO()
-        picture(0, *size).save(file, format="JPEG", exif=exif)
+        make_image(0, *size).save(file, format="JPEG", exif=exif)
         record["images"] = [{"bytes": file.getvalue(), "path": None}]
         with PILImage.open(file) as opened:
             assert costs_module._size(record["images"][0]) == size  # height, width
@@ -114,8 +116,8 @@ def test_pictures_are_measured_upright(processor):
     assert measured(dataset, processor) == collated(dataset, processor)
 
 
-def test_group_is_prompt_and_pictures(processor):
-    records = records_with([[picture(0)], [picture(0)], [picture(1)], []])
+def test_group_is_prompt_and_images(processor):
+    records = records_with([[make_image(0)], [make_image(0)], [make_image(1)], []])
     for record in records:
         record["prompt"] = messages("How many?", "user")
     records.append({**records[3], "prompt": messages("How few?", "user")})
@@ -149,14 +151,14 @@ def test_a_second_run_measures_nothing(processor, tmp_path, monkeypatch):
     assert count == 0
     assert all(np.array_equal(*pair) for pair in zip(first.arrays(), again.arrays(), strict=True))
     assert run(max_length=20)[1] == 0
-    assert run(answer_end="template")[1] == 4
+    assert run(completion_end="template")[1] == 4
     assert run(small_processor(TEXTS, max_patches=2))[1] == 4
     assert run(processor.tokenizer)[1] == 4
 
 
 def test_measuring_in_processes(processor):
-    dataset = Dataset.from_list(records_with([[picture(0)], [], [picture(1, 90, 30)], []]))
-    alone, shared = measure(dataset, processor), measure(dataset, processor, num_proc=2, answer_end="end_of_turn")
+    dataset = Dataset.from_list(records_with([[make_image(0)], [], [make_image(1, 90, 30)], []]))
+    alone, shared = measure(dataset, processor), measure(dataset, processor, num_proc=2, completion_end="end_of_turn")
     assert all(np.array_equal(*pair) for pair in zip(alone.arrays(), shared.arrays(), strict=True))
 
 
@@ -176,21 +178,21 @@ def test_attention_by_hand():
 
 
 def test_refusals(processor):
-    dataset = Dataset.from_list(records_with([[picture(0)]]))
+    dataset = Dataset.from_list(records_with([[make_image(0)]]))
     with pytest.raises(ValueError, match="is a stream.*no plan: use batching='pairs'"):
         measure(dataset.to_iterable_dataset(), processor)
     with pytest.raises(ValueError, match="processing class is a tokenizer"):
         measure(dataset, processor.tokenizer)
     broken = records_with([[]])
-    broken[0] |= {"id": "b7", "images": [{"bytes": b"no picture", "path": None}]}
-    with pytest.raises(ValueError, match="record 'b7': picture 1 of 1: this file is not a picture"):
+    broken[0] |= {"id": "b7", "images": [{"bytes": b"no image", "path": None}]}
+    with pytest.raises(ValueError, match="record 'b7': image 1 of 1: this file is not an image"):
         measure(Dataset.from_list(broken).cast_column("images", List(Image())), processor)
     with pytest.raises(ValueError, match="one value per record"):
         PairCosts(*(np.zeros(n, dtype=np.int32) for n in (2, 2, 2, 2)), np.arange(3))
 
 
 def test_measured_records_are_packed(processor):
-    dataset = Dataset.from_list(records_with([[picture(i % 2, 64, 32)] if i % 3 else [] for i in range(12)]))
+    dataset = Dataset.from_list(records_with([[make_image(i % 2, 64, 32)] if i % 3 else [] for i in range(12)]))
     costs = measure(dataset, processor)
     budget = int(costs.tokens().max()) * 2
     sampler = PairBatchSampler(costs, batching="tokens", max_tokens=budget, group_same_prompt=2)

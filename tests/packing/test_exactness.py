@@ -36,7 +36,7 @@ from packed_and_padded import (
     text_model,
 )
 from peft import LoraConfig, get_peft_model
-from support import perturbed, picture
+from support import make_image, perturbed
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
@@ -59,10 +59,10 @@ def exact_model(processor, family):
 
 
 @lru_cache
-def prompt_of(processor, pictures):
-    """Ids and tiles of a prompt that has so many pictures before its text."""
-    images = [picture(seed, width=32 + 32 * (seed % 2)) for seed in range(pictures)]
-    inputs = processor(text="<IMG_CONTEXT>\n" * pictures, images=images, return_tensors="pt")
+def prompt_of(processor, image_count):
+    """Ids and tiles of a prompt that has so many images before its text."""
+    images = [make_image(seed, width=32 + 32 * (seed % 2)) for seed in range(image_count)]
+    inputs = processor(text="<IMG_CONTEXT>\n" * image_count, images=images, return_tensors="pt")
     return inputs["input_ids"][0].tolist(), inputs["pixel_values"]
 
 
@@ -86,8 +86,8 @@ groups = st.lists(
 
 def predicts(group):
     """Whether anything stands before some answer's token: an empty prompt predicts no first token."""
-    pictures, text, its_answers = group
-    return pictures or text or any(len(answer.ids) > 1 for answer in its_answers)
+    images, text, its_answers = group
+    return images or text or any(len(answer.ids) > 1 for answer in its_answers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,8 +99,8 @@ def test_in_float64_they_are_the_same(processor, family, drawn, seed):
     Float64 rounds by 1e-16, and a few hundred roundings are between the tokens and a gradient.
     """
     given_groups = []
-    for pictures, text, its_answers in drawn:
-        ids, tiles = prompt_of(processor, pictures) if pictures else ([], None)
+    for images, text, its_answers in drawn:
+        ids, tiles = prompt_of(processor, images) if images else ([], None)
         given_groups.append(Group(ids + text, tiles, its_answers))
     packed, padded = batches_of(given_groups, random_pairs(given_groups, random.Random(seed)))
     model = exact_model(processor, family)
@@ -192,7 +192,7 @@ def models(processor, family="qwen2", precision="float32", trained="full", check
             policy, LoraConfig(r=4, target_modules=rf"{where}.*\.(q_proj|v_proj)", init_lora_weights=False, lora_dropout=0.0)
         )
     both = Models(policy, reference, autocast=precision == "autocast")
-    if checkpointing is not None:  # behind the copies in float64, which need none
+    if checkpointing is not None:  # after the copies in float64, which need none
         policy.train()
         policy.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
         policy.enable_input_require_grads()
@@ -231,7 +231,7 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "precision", "trained", "checkpointing"), CASES)
 def test_random_batches(processor, family, precision, trained, checkpointing, record_property):
-    """Six batches of one to three prompts, with 1 to 8 answers and 0 to 3 pictures each; half of them of records."""
+    """Six batches of one to three prompts, with 1 to 8 answers and 0 to 3 images each; half of them of records."""
     both = models(processor, family, precision, trained, checkpointing)
     batches = (random_batches(processor, seed) for seed in range(6))
     check(both, batches, precision, record_property)
@@ -240,13 +240,13 @@ def test_random_batches(processor, family, precision, trained, checkpointing, re
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "precision"), [*[(family, "float32") for family in FAMILIES], ("qwen2", "bfloat16")])
 def test_every_shape(processor, family, precision, record_property):
-    """1 to 8 answers a prompt, each with 0 to 3 pictures."""
+    """1 to 8 answers a prompt, each with 0 to 3 images."""
 
     def batches():
         for count in range(1, 9):
-            for pictures in range(4):
-                draw = random.Random(10 * count + pictures)
-                groups = [random_group(draw, count, pictures, processor)]
+            for images in range(4):
+                draw = random.Random(10 * count + images)
+                groups = [random_group(draw, count, images, processor)]
                 yield batches_of(groups, random_pairs(groups, draw))
 
     check(models(processor, family, precision), batches(), precision, record_property)

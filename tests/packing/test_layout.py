@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import sum_answers
+from support import sum_completions
 
-from mpo.packing.layout import AnswerNodes, Segment, answer_sums, concatenate, lay_out, ld_weights
+from mpo.packing.layout import AnswerNodes, Segment, completion_sums, concatenate, lay_out, ld_weights
 from mpo.packing.turns import Answer
 
 # Tokens 1, 2, 3 are the prompt's; an answer's are two-digit numbers.
@@ -22,7 +22,7 @@ def answer(*ids, scored=None):
 
 
 def test_pair():
-    """The chosen answer goes on behind the prompt; the rejected one begins with a copy of the prompt's last token."""
+    """The chosen answer goes on after the prompt; the rejected one begins with a copy of the prompt's last token."""
     row = lay_out(PROMPT, [answer(11, 12, 13), answer(21, 22)])
     #                     prompt              | chosen | copy  rejected
     assert row.tokens == [1, 2, 3, 11, 12, 3, 21]
@@ -65,7 +65,7 @@ def test_equal_answers():
 
 
 def test_shared_halves():
-    """The second answer leaves the first behind 12, the third leaves the second behind 22; the last tokens shared stand again."""
+    """The second answer leaves the first after 12, the third leaves the second after 22; the last tokens shared stand again."""
     row = lay_out(PROMPT, [answer(11, 12, 13, 14), answer(11, 12, 21, 22, 23), answer(11, 12, 21, 22, 31)])
     #                     prompt   | first     | second          | third
     assert row.tokens == [1, 2, 3, 11, 12, 13, 12, 21, 22, 22]
@@ -109,10 +109,10 @@ def test_no_prompt_and_answers_that_begin_alike():
     assert row.answers == [AnswerNodes([0, 1], [True] * 2), AnswerNodes([0, 2], [True] * 2)]
 
 
-def test_pictures_and_text_alone():
-    """Picture tokens (9) stand once, whatever number of answers follows; a text without any is a row like others."""
+def test_images_and_text_alone():
+    """Image tokens (9) stand once, whatever number of answers follows; a text without any is a row like others."""
     batch = concatenate([lay_out([9, 9, 1], [answer(11), answer(21), answer(31, 32)]), lay_out([2], [answer(11), answer(21)])])
-    #                                  picture     copies  longest | text, copy
+    #                                  image     copies  longest | text, copy
     assert batch.input_ids.tolist() == [[9, 9, 1, 1, 1, 31, 2, 2]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 2, 2, 3, 0, 0]]
     assert batch.shift_labels.tolist() == [[IGNORED, IGNORED, 11, 21, 31, 32, 11, 21]]
@@ -143,7 +143,7 @@ def test_refusals():
 
 
 def test_batch():
-    """A pair, a text alone, and three answers, one behind the other; offsets everywhere, no padding."""
+    """A pair, a text alone, and three answers, one after the other; offsets everywhere, no padding."""
     rows = [
         lay_out([1, 2], [answer(11, 12), answer(21)]),  #  nodes 0 1 2 | 3
         lay_out([5], [answer(51, 52, scored=[False, True])]),  # nodes 4 5
@@ -194,19 +194,19 @@ def test_sums():
     logps = -(2.0 ** torch.arange(batch.input_ids.shape[1])).unsqueeze(0)
     logps[batch.shift_labels == IGNORED] = float("nan")
     logps.requires_grad_()
-    sums = answer_sums(logps, batch.scored)
+    sums = completion_sums(logps, batch.scored)
     assert sums.dtype == torch.float32
     assert sums.tolist() == [-2.0 - 4.0, -2.0 - 8.0, 0.0]  # nodes 1 2; 1 3; none
     sums.sum().backward()
     assert logps.grad.tolist() == [[0, 2, 1, 1, 0]]  # node 1 is in both answers
-    weighted = answer_sums(logps, batch.scored, torch.tensor([1.0, 0.5, 1.0, 0.0]))
+    weighted = completion_sums(logps, batch.scored, torch.tensor([1.0, 0.5, 1.0, 0.0]))
     assert weighted.tolist() == [-2.0 - 2.0, -2.0, 0.0]
 
 
 def test_sums_of_many_half_precision_terms():
     logps = torch.full((1, 4096), -1.0 - 2.0**-7, dtype=torch.bfloat16)
     scored = concatenate([lay_out([1], [answer(*range(4096))])]).scored
-    assert answer_sums(logps, scored).item() == -4096 * (1 + 2.0**-7)
+    assert completion_sums(logps, scored).item() == -4096 * (1 + 2.0**-7)
 
 
 @pytest.mark.parametrize("ld_alpha", [0.0, 0.3, 1.0])
@@ -216,13 +216,13 @@ def test_ld_weights_agree_with_padded_rows(ld_alpha):
     batch = concatenate([lay_out(PROMPT, answers)])
     logps = torch.randn(batch.input_ids.shape, generator=torch.Generator().manual_seed(0))
     pairs = batch.scored.select([0, 0, 1, 2])  # chosen, then rejected
-    packed = answer_sums(logps, pairs, ld_weights(pairs, ld_alpha))
+    packed = completion_sums(logps, pairs, ld_weights(pairs, ld_alpha))
     padded = torch.zeros(4, 4)
     for number, index in enumerate([0, 0, 1, 2]):
         nodes = concatenate([lay_out(PROMPT, answers)]).scored.select([index]).node
         padded[number, : len(nodes)] = logps[0, nodes]
     scored = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
-    torch.testing.assert_close(packed, sum_answers(padded, scored, ld_alpha))
+    torch.testing.assert_close(packed, sum_completions(padded, scored, ld_alpha))
 
 
 def test_travels_between_processes():
@@ -253,14 +253,14 @@ def test_fast():
 
 
 tokens = st.integers(0, 2)  # few different ones, so that answers share much
-some_answers = st.lists(
+some_completions = st.lists(
     st.lists(st.tuples(tokens, st.booleans()), max_size=6).map(lambda pairs: Answer([t for t, _ in pairs], [s for _, s in pairs])),
     min_size=1,
     max_size=8,
 )
 
 
-some_groups = st.tuples(st.lists(tokens, max_size=4), some_answers).filter(
+some_groups = st.tuples(st.lists(tokens, max_size=4), some_completions).filter(
     lambda group: any(len(group[0]) + len(given_answer.ids) > 1 for given_answer in group[1])
 )
 
@@ -269,7 +269,7 @@ some_groups = st.tuples(st.lists(tokens, max_size=4), some_answers).filter(
 def test_every_answer_sees_exactly_its_own_text(groups):
     """For each predicted token of each answer: the keys its node sees are the text before it, in order, at the right positions.
 
-    Behind an empty prompt an answer's first token is not predicted.
+    After an empty prompt an answer's first token is not predicted.
     """
     rows = [lay_out(prompt, answers) for prompt, answers in groups]
     batch = concatenate(rows)
@@ -295,7 +295,7 @@ def test_every_answer_sees_exactly_its_own_text(groups):
     assert all_scored == set(batch.scored.node.tolist())
 
 
-@given(st.lists(tokens, min_size=0, max_size=3), some_answers)
+@given(st.lists(tokens, min_size=0, max_size=3), some_completions)
 def test_no_node_twice(prompt, answers):
     """A row has as many nodes as there are different (text before, next token), and each is a query exactly once."""
     texts = [prompt + given_answer.ids for given_answer in answers]

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 from mpo.packing.costs import PairCosts
 from mpo.packing.indexed import IndexedRecords
 from mpo.packing.sampler import PairBatchSampler
-from mpo.packing.streams import FILLER
+from mpo.packing.streams import PADDING
 
 
 def costs_of(prompt, chosen, rejected, tiles=None, group=None) -> PairCosts:
@@ -29,7 +29,7 @@ def costs_of(prompt, chosen, rejected, tiles=None, group=None) -> PairCosts:
 
 
 def realistic(count: int, seed: int = 0) -> PairCosts:
-    """Pictures of 1 to 13 tiles of 256 tokens, a fifth without; answers of about 220 tokens; 1 to 6 pairs a question."""
+    """Images of 1 to 13 tiles of 256 tokens, a fifth without; answers of about 220 tokens; 1 to 6 pairs a question."""
     rng = np.random.default_rng(seed)
     questions = np.repeat(np.arange(count), rng.integers(1, 7, count))[:count]
     tiles = np.where(rng.random(count) < 0.2, 0, rng.choice([1, 3, 5, 7, 9, 11, 13], count))[questions]
@@ -87,10 +87,10 @@ def test_every_pair_counts_once_and_all_ranks_have_as_many_batches(plan, epoch):
     assert all(given_to)
     indices = list(chain.from_iterable(given_to))
     assert sorted(index for index in indices if index >= 0) == list(range(len(costs)))
-    fillers = [index for index in indices if index < 0]
-    assert all(0 <= -1 - index < len(costs) for index in fillers)
-    assert len(fillers) < settings["world_size"]
-    if fillers:  # only when no batch could be split instead, and each in a batch of its own
+    padding = [index for index in indices if index < 0]
+    assert all(0 <= -1 - index < len(costs) for index in padding)
+    assert len(padding) < settings["world_size"]
+    if padding:  # only when no batch could be split instead, and each in a batch of its own
         assert all(len(batch) == 1 for batch in given_to)
 
 
@@ -148,7 +148,7 @@ def test_many_windows_have_as_many_batches_in_every_epoch():
         assert len(list(sampler)) == len(sampler)
         report = sampler.report()
         assert report.pairs == 5000
-        assert report.fillers == 0
+        assert report.padding == 0
         assert report.mean_fill > 0.95
 
 
@@ -191,7 +191,7 @@ def test_a_last_batch_is_split_before_a_pair_is_repeated():
     # 10 pairs, two to a batch, are five batches; the third slot of two ranks lacks one.
     ranks = ranks_of(10, pairs_per_batch=2, world_size=2)
     assert sorted(len(batch) for rank in ranks for batch in rank) == [1, 1, 2, 2, 2, 2]
-    # Three pairs for eight ranks: five fillers.
+    # Three pairs for eight ranks: five padding.
     ranks = ranks_of(3, pairs_per_batch=2, world_size=8, micro_batches_per_step=4)
     assert sorted(batch[0] >= 0 for (batch,) in ranks) == [False] * 5 + [True] * 3
 
@@ -235,7 +235,7 @@ def random_dealing(costs, size, world_size, seed=0) -> float:
 
 
 def test_ranks_cost_nearly_the_same():
-    """Counted cost: with random dealing, the dearest rank of a slot costs 1.3 to 1.6 times the mean of the eight."""
+    """Counted cost: with random dealing, the most expensive rank of a slot costs 1.3 to 1.6 times the mean of the eight."""
     costs = realistic(8000)
     by_pairs = PairBatchSampler(costs, pairs_per_batch=4, world_size=8).report()
     at_random = random_dealing(costs, 4, 8)
@@ -333,7 +333,7 @@ class Squares(torch.utils.data.Dataset):
 
 
 def just_records(records):
-    return {"id": torch.tensor([record["id"] for record in records]), "filler": [FILLER in record for record in records]}
+    return {"id": torch.tensor([record["id"] for record in records]), "padding": [PADDING in record for record in records]}
 
 
 class PlannedTrainer(Trainer):
@@ -372,7 +372,7 @@ def test_a_trainer_takes_the_plan_as_its_batches(tmp_path):
 
 
 def test_resumed_epochs_of_many_ranks():
-    """A data loader as the Trainer leaves it behind `prepare` with two processes: the shard wrapper is there, switched off."""
+    """A data loader as the Trainer leaves it after `prepare` with two processes: the shard wrapper is there, switched off."""
     Accelerator(cpu=True)  # DataLoaderShard asks for its state
     plans = [PairBatchSampler(90, pairs_per_batch=4, world_size=2, rank=rank) for rank in range(2)]
     for plan in plans:
@@ -392,15 +392,15 @@ def test_resumed_epochs_of_many_ranks():
 
 def test_fillers_are_marked_and_come_through_workers():
     samplers = [PairBatchSampler(90, pairs_per_batch=1, world_size=8, rank=rank) for rank in range(8)]
-    ids, fillers = [], 0
+    ids, padding = [], 0
     for sampler in samplers:
         records = IndexedRecords(Squares(), sampler)
         workers = 2 if sampler.rank == 0 else 0
         for batch in DataLoader(records, batch_sampler=sampler, collate_fn=just_records, num_workers=workers):
-            ids += [i for i, filler in zip(batch["id"].tolist(), batch["filler"], strict=True) if not filler]
-            fillers += sum(batch["filler"])
+            ids += [i for i, padding in zip(batch["id"].tolist(), batch["padding"], strict=True) if not padding]
+            padding += sum(batch["padding"])
     assert sorted(ids) == list(range(90))
-    assert fillers == 6  # 90 pairs on 8 ranks are 12 slots of 8
+    assert padding == 6  # 90 pairs on 8 ranks are 12 slots of 8
 
 
 def test_workers_get_no_plan():

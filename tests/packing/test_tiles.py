@@ -1,8 +1,8 @@
-"""Tile limits: a budget for all pictures of a prompt, limits of a record, the thumbnail; by the collator and by the measurement."""
+"""Tile limits: a budget for all images of a prompt, limits of a record, the thumbnail; by the collator and by the measurement."""
 
 import pytest
 from datasets import Dataset, Image, List
-from support import TEXTS, messages, picture
+from support import TEXTS, make_image, messages
 
 from mpo.models.loading import set_tiles
 from mpo.models.small import small_processor
@@ -20,12 +20,12 @@ def twelve():
     return processor
 
 
-def record(pictures: int, **more) -> dict:
+def record(images: int, **more) -> dict:
     return {
         "prompt": messages("How many?", "user"),
         "chosen": messages("Three.", "assistant"),
         "rejected": messages("None.", "assistant"),
-        "images": [picture(number, *WIDE) for number in range(pictures)],
+        "images": [make_image(number, *WIDE) for number in range(images)],
         **more,
     }
 
@@ -38,7 +38,7 @@ def tiles(processor, records, layout="packed", **settings) -> int:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "shared"),
+    ("images", "shared"),
     [
         (1, 12 + 1),  # 12 // 1
         (2, 2 * (6 + 1)),  # 12 // 2
@@ -47,10 +47,10 @@ def tiles(processor, records, layout="packed", **settings) -> int:
         (13, 13),  # never less than one
     ],
 )
-def test_pictures_of_a_prompt_share_the_most_tiles(twelve, pictures, shared):
-    """A picture of twelve tiles side by side: each of N pictures has max(1, 12 // N), with a thumbnail if they are several."""
-    assert tiles(twelve, [record(pictures)]) == shared
-    assert tiles(twelve, [record(pictures)], tile_budget="picture") == 13 * pictures
+def test_images_of_a_prompt_share_the_most_tiles(twelve, images, shared):
+    """An image of twelve tiles side by side: each of N images has max(1, 12 // N), with a thumbnail if they are several."""
+    assert tiles(twelve, [record(images)]) == shared
+    assert tiles(twelve, [record(images)], tile_budget="image") == 13 * images
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_pictures_of_a_prompt_share_the_most_tiles(twelve, pictures, shared):
     [
         ({"max": 6}, 7),
         ({"max": 1}, 1),
-        ({"max": 24}, 13),  # the picture has twelve
+        ({"max": 24}, 13),  # the image has twelve
         ({"min": None, "max": 3, "thumbnail": None}, 4),  # columns of a table have nulls
         ({"thumbnail": False}, 12),
         ({"max": 4, "thumbnail": False}, 4),
@@ -85,11 +85,11 @@ def test_records_of_different_limits_in_one_batch(twelve):
         assert own.equal(padded["pixel_values"][start : start + len(own)])
         assert own.equal(padded["pixel_values"][half + start : half + start + len(own)])
         start += len(own)
-    # The first picture of the last record is that of the others, cut otherwise: nothing is shared.
+    # The first image of the last record is that of the others, cut otherwise: nothing is shared.
     assert "tile_order" not in together and together["pixel_values"].equal(padded["pixel_values"][:half])
 
 
-@pytest.mark.parametrize("budget", ["prompt", "picture"])
+@pytest.mark.parametrize("budget", ["prompt", "image"])
 def test_measured_as_collated(twelve, budget):
     """Planned batches need the tiles and tokens that the collator makes."""
     rows = [
@@ -110,7 +110,7 @@ def test_measured_as_collated(twelve, budget):
     assert len(set(costs.group.tolist())) == len(rows)
 
 
-def test_the_same_picture_cut_otherwise_is_another_prompt(twelve):
+def test_the_same_image_cut_otherwise_is_another_prompt(twelve):
     dataset = Dataset.from_list([record(1, tiles={"max": most}) for most in (3, 12)])
     assert len(set(measure(dataset, twelve).group.tolist())) == 2
     batch = PairCollator(twelve, layout="packed")(list(dataset))
@@ -133,6 +133,6 @@ def test_limits_that_make_no_sense(twelve, limits, message):
 def test_processors_that_cannot(processor):
     with pytest.raises(ValueError, match="mpo.models.loading.load_processor"):
         PairCollator(processor)([record(1, tiles={"thumbnail": False})])
-    with pytest.raises(ValueError, match="does not cut pictures. Drop the column 'tiles'"):
+    with pytest.raises(ValueError, match="does not cut images. Drop the column 'tiles'"):
         tile_limits({"tiles": {"max": 3}}, 1, object(), "record 'q1'")
     assert tile_limits({}, 2, object(), "record 'q1'") == {}

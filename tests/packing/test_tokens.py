@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from support import picture
+from support import make_image
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 from trl.data_utils import prepare_multimodal_messages
@@ -95,7 +95,7 @@ def check_every_path(record, processing_class):
 # A prompt that ends in the assistant's turn
 
 
-@pytest.mark.parametrize("images", [[], [picture(0)]])
+@pytest.mark.parametrize("images", [[], [make_image(0)]])
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_prompt_that_ends_in_the_assistants_turn_is_continued(processor, images, parts):
     """The same tokens as one message of both texts, cut where transformers' continue_final_message ends the prompt."""
@@ -205,12 +205,12 @@ def test_an_answer_has_the_tokens_of_the_whole_text(prefixed, layout):
         "several": {"chosen": [assistant("Yes."), user("Yes?"), assistant("Yes.")]},
         "continued": {"prompt": [user("What is it?"), assistant("Yes")], "chosen": [assistant("Yes")]},
     }[layout]
-    beside = encoded(pair(**columns, images=[picture(0, 32, 32)]), prefixed)
+    beside = encoded(pair(**columns, images=[make_image(0, 32, 32)]), prefixed)
     alone = encoded(pair(**columns), prefixed)
     assert beside[1:] == alone[1:]
     text = prefixed.apply_chat_template(prepare_multimodal_messages(pair(**columns)["prompt"]), tokenize=False)
     assert alone[1][:3] == ["[Y]", "[e]", "[s]"] and "▁Y" in prefixed.tokenizer.tokenize("Yes") and text
-    for record in (pair(**columns), pair(**columns, images=[picture(0, 32, 32)])):
+    for record in (pair(**columns), pair(**columns, images=[make_image(0, 32, 32)])):
         check_every_path(record, prefixed)
 
 
@@ -219,11 +219,11 @@ def test_what_merges_with_the_prompt_is_left_out_of_it(processor):
     columns = {"chosen": [assistant("\n\nYes.")]}
     whole = {
         "alone": encoded(pair(**columns), processor),
-        "beside": encoded(pair(**columns, images=[picture(0)]), processor),
+        "beside": encoded(pair(**columns, images=[make_image(0)]), processor),
     }
     assert whole["alone"][1:] == whole["beside"][1:]
     assert whole["alone"][0][-3:] == whole["beside"][0][-3:]
-    for images in ([], [picture(0)]):
+    for images in ([], [make_image(0)]):
         check_every_path(pair(**columns, images=images), processor)
 
 
@@ -232,12 +232,12 @@ def test_what_merges_with_the_prompt_is_left_out_of_it(processor):
 
 def test_bos_stands_once(prefixed):
     assert added_start(prefixed.tokenizer) == [1]
-    for record in (pair(), pair(images=[picture(0)])):
+    for record in (pair(), pair(images=[make_image(0)])):
         assert encoded(record, prefixed)[0].count("<s>") == 1
     plain = {"prompt": "<IMG_CONTEXT> What?", "chosen": " Yes", "rejected": " No"}
-    assert encoded({**plain, "images": [picture(0)]}, prefixed)[0][:2] == ["<s>", "<img>"]
+    assert encoded({**plain, "images": [make_image(0)]}, prefixed)[0][:2] == ["<s>", "<img>"]
     assert encoded({**plain, "prompt": "What?"}, prefixed)[0][0] == "<s>"
-    for images in ([], [picture(0)]):
+    for images in ([], [make_image(0)]):
         record = {**plain, "prompt": plain["prompt"] if images else "What?", "images": images}
         check_every_path(record, prefixed)
 
@@ -282,7 +282,7 @@ def test_contents_come_as_the_template_takes_them(processor, template, of, parts
     [
         (
             TEXT_ONLY,
-            {"images": [picture(0)]},
+            {"images": [make_image(0)]},
             "record 'p1' has images, and the chat template of InternVLProcessor takes text alone",
         ),
         ("{% for m in messages %}{{ m['role'] }}{% endfor %}", {}, "chat template of InternVLProcessor cannot render"),
@@ -320,8 +320,8 @@ def test_a_template_that_needs_a_system_message(processor):
     changed = with_template(processor, needs)
     assert end_of_turn_token(changed) == end_of_turn_token(processor)
     record = pair(prompt=[{"role": "system", "content": "Look."}, user("What is it?")])
-    batch = PairCollator(changed, blank_picture=True)([record])
-    assert torch.equal(batch["input_ids"][:2], PairCollator(processor, blank_picture=True)([record])["input_ids"][:2])
+    batch = PairCollator(changed, blank_image=True)([record])
+    assert torch.equal(batch["input_ids"][:2], PairCollator(processor, blank_image=True)([record])["input_ids"][:2])
 
 
 # Tools
@@ -380,5 +380,5 @@ def test_json_text_is_left_as_it_is(processor):
 def test_a_tokenizer_needs_no_blank_image(processor):
     tokenizer = with_template(processor.tokenizer, CHAT_TEMPLATE)
     for layout in ("padded", "packed"):
-        batch = PairCollator(tokenizer, layout=layout, blank_picture=True)([pair()])
+        batch = PairCollator(tokenizer, layout=layout, blank_image=True)([pair()])
         assert torch.equal(batch["input_ids"], PairCollator(tokenizer, layout=layout)([pair()])["input_ids"])

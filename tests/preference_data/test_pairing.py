@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpo.preference_data.mmpr import build_pairs, read_lines, write_lines
-from mpo.preference_data.pairing import judge, pair_answers
+from mpo.preference_data.pairing import judge, pair_completions
 
 
 def response(answer, reasoning="because"):
@@ -27,7 +27,7 @@ RESPONSES = st.lists(
 @given(responses=RESPONSES, truth=st.integers(0, 40).map(str), max_pairs=st.integers(1, 20), seed=st.integers())
 def test_pairs_are_what_they_say(responses, truth, max_pairs, seed):
     judged = [judge(text, truth) for text in responses]
-    pairs = pair_answers(judged, max_pairs=max_pairs, rng=random.Random(seed))
+    pairs = pair_completions(judged, max_pairs=max_pairs, rng=random.Random(seed))
     assert len(pairs) <= max_pairs
     assert len({(pair.chosen, pair.rejected) for pair in pairs}) == len(pairs)
     for pair in pairs:
@@ -44,43 +44,43 @@ def test_all_pairs_are_kept_when_there_is_room(responses, truth):
     judged = {text: judge(text, truth) for text in responses}.values()
     positives = [r for r in judged if r.verdict == "correct"]
     negatives = [r for r in judged if r.verdict != "correct" and (r.answer is None or truth not in r.answer)]
-    pairs = pair_answers(judged, max_pairs=1000, rng=random.Random(0))
+    pairs = pair_completions(judged, max_pairs=1000, rng=random.Random(0))
     assert len(pairs) == len(positives) * len(negatives)
 
 
 @given(responses=RESPONSES, seed=st.integers(0, 9))
 def test_the_seed_decides(responses, seed):
     judged = [judge(text, "7") for text in responses]
-    first, again = (pair_answers(judged, max_pairs=2, rng=random.Random(seed)) for _ in range(2))
+    first, again = (pair_completions(judged, max_pairs=2, rng=random.Random(seed)) for _ in range(2))
     assert first == again
 
 
 def test_an_empty_response_is_in_no_pair():
     judged = [judge(text, "7") for text in (response(7), "", " \n", "no format")]
-    assert [pair.rejected for pair in pair_answers(judged, rng=random.Random(0))] == ["no format"]
+    assert [pair.rejected for pair in pair_completions(judged, rng=random.Random(0))] == ["no format"]
 
 
 def test_right_answer_inside_the_wrong_one_is_no_pair():
     """`x = 7` and `17` contain `7`; `8` does not. Case does not matter."""
     judged = [judge(response(answer), "7") for answer in ("7", "x = 7", "17", "8")]
-    assert [pair.rejected for pair in pair_answers(judged, rng=random.Random(0))] == [response("8")]
+    assert [pair.rejected for pair in pair_completions(judged, rng=random.Random(0))] == [response("8")]
     judged = [judge(response(answer), "Cat") for answer in ("cat", "a CAT sleeps")]
-    assert pair_answers(judged, rng=random.Random(0)) == []
+    assert pair_completions(judged, rng=random.Random(0)) == []
 
 
 def test_at_least_one_pair_must_be_allowed():
     with pytest.raises(ValueError, match="max_pairs must be 1 or more"):
-        pair_answers([], max_pairs=0, rng=random.Random(0))
+        pair_completions([], max_pairs=0, rng=random.Random(0))
 
 
-QUESTION = {"id": "q1", "image": "pictures/1.png", "question": "What is the sum?", "answer": "7"}
+QUESTION = {"id": "q1", "image": "images/1.png", "question": "What is the sum?", "answer": "7"}
 
 
 def test_lines_have_mmprs_fields_and_tell_negatives_apart():
     lines, report = build_pairs([QUESTION], [[response("7"), response("8"), "neither"]])
     assert lines[0] == {
         "id": "q1/0",
-        "image": "pictures/1.png",
+        "image": "images/1.png",
         "question": "What is the sum?",
         "chosen": response("7"),
         "rejected": response("8"),

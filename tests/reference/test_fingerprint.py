@@ -8,14 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from support import TEXTS, perturbed, picture
+from support import TEXTS, make_image, perturbed
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mpo.models.small import small_internvl, small_processor
-from mpo.packing.keys import answer_key, picture_key
+from mpo.packing.keys import completion_key, image_key
 from mpo.reference.fingerprint import Fingerprint, fingerprint
 
-SCORING = {"answer_end": "end_of_turn", "max_length": None, "truncation_mode": "keep_start"}
+SCORING = {"completion_end": "end_of_turn", "max_length": None, "truncation_mode": "keep_start"}
 
 
 def of(model, processing, **changes) -> Fingerprint:
@@ -97,8 +97,8 @@ def test_the_tokenizer(model, processor, start):
 
 
 def test_how_answers_are_scored(model, processor, start):
-    difference = of(model, processor, answer_end="template", max_length=64).differences(start)
-    assert difference == ['scoring (answer_end "end_of_turn" -> "template", max_length null -> 64)']
+    difference = of(model, processor, completion_end="template", max_length=64).differences(start)
+    assert difference == ['scoring (completion_end "end_of_turn" -> "template", max_length null -> 64)']
 
 
 # What does not change it
@@ -127,7 +127,7 @@ def test_a_copy_in_another_mode_with_dropout_and_special_tokens_and_another_atte
 def test_having_been_used(model, processor, start):
     used_model, used = copy.deepcopy(model), copy.deepcopy(processor)
     inputs = used(
-        images=[picture(0)], text=["<IMG_CONTEXT>\nWhat?"], padding=True, truncation=True, max_length=99, return_tensors="pt"
+        images=[make_image(0)], text=["<IMG_CONTEXT>\nWhat?"], padding=True, truncation=True, max_length=99, return_tensors="pt"
     )
     with torch.no_grad():
         used_model(**inputs)
@@ -218,8 +218,8 @@ def test_sharded_weights_are_refused(processor, model):
 
 
 def test_a_setting_without_a_lasting_value_is_refused(processor, model):
-    with pytest.raises(ValueError, match="the scoring, answer_end"):
-        of(model, processor, answer_end=object())
+    with pytest.raises(ValueError, match="the scoring, completion_end"):
+        of(model, processor, completion_end=object())
 
 
 def test_tied_weights(processor, tmp_path):
@@ -251,66 +251,66 @@ def test_a_model_in_four_bits(processor, tmp_path):
     assert of(quantized, processor).differences(first) == ["model weights"]
 
 
-# Pictures and answers
+# Images and answers
 
 
-def test_one_pixel_changes_a_picture():
-    first, second = picture(0), picture(0)
-    assert picture_key(first) == picture_key(second) and len(picture_key(first)) == 16
+def test_one_pixel_changes_an_image():
+    first, second = make_image(0), make_image(0)
+    assert image_key(first) == image_key(second) and len(image_key(first)) == 16
     red, green, blue = second.getpixel((3, 4))
     second.putpixel((3, 4), (red, green, blue ^ 1))
-    assert picture_key(first) != picture_key(second)
+    assert image_key(first) != image_key(second)
 
 
-def test_the_same_bytes_in_another_shape_or_mode_are_another_picture():
-    pixels = picture(0, width=64, height=32)
+def test_the_same_bytes_in_another_shape_or_mode_are_another_image():
+    pixels = make_image(0, width=64, height=32)
     wide = Image.frombytes("RGB", (32, 64), pixels.tobytes())
     grey = Image.frombytes("L", (192, 32), pixels.tobytes())
-    assert len({picture_key(pixels), picture_key(wide), picture_key(grey)}) == 3
+    assert len({image_key(pixels), image_key(wide), image_key(grey)}) == 3
 
 
 def test_a_palette_counts():
-    first = picture(0).quantize(4)
+    first = make_image(0).quantize(4)
     second = first.copy()
     second.putpalette([255 - value for value in first.getpalette()])
     assert first.tobytes() == second.tobytes()
-    assert picture_key(first) != picture_key(second)
+    assert image_key(first) != image_key(second)
 
 
 def test_a_file_by_path_by_bytes_and_as_datasets_has_it(tmp_path):
-    path = tmp_path / "picture.png"
-    picture(0).save(path)
+    path = tmp_path / "image.png"
+    make_image(0).save(path)
     data = path.read_bytes()
     forms = [path, str(path), data, {"bytes": data, "path": None}, {"bytes": None, "path": str(path)}, {"bytes": data, "path": "x"}]
-    assert len({picture_key(form) for form in forms}) == 1
+    assert len({image_key(form) for form in forms}) == 1
     opened, loaded = Image.open(path), Image.open(io.BytesIO(data))
-    assert picture_key(opened) == picture_key(loaded) == picture_key(picture(0))
+    assert image_key(opened) == image_key(loaded) == image_key(make_image(0))
 
 
 def test_arrays():
-    pixels = np.asarray(picture(0))
-    assert picture_key(pixels) == picture_key(torch.from_numpy(pixels.copy()))
-    assert picture_key(pixels) != picture_key(pixels.transpose(1, 0, 2))
+    pixels = np.asarray(make_image(0))
+    assert image_key(pixels) == image_key(torch.from_numpy(pixels.copy()))
+    assert image_key(pixels) != image_key(pixels.transpose(1, 0, 2))
 
 
-@pytest.mark.parametrize("wrong", ["nowhere/picture.png", 3, None, {"path": None}])
-def test_what_is_no_picture_is_refused(wrong):
-    with pytest.raises(ValueError, match="picture"):
-        picture_key(wrong)
+@pytest.mark.parametrize("wrong", ["nowhere/image.png", 3, None, {"path": None}])
+def test_what_is_no_image_is_refused(wrong):
+    with pytest.raises(ValueError, match="image"):
+        image_key(wrong)
 
 
 def test_an_answer_s_key_holds_all_it_depends_on():
-    first, second = picture_key(picture(0)), picture_key(picture(1))
+    first, second = image_key(make_image(0)), image_key(make_image(1))
     keys = [
-        answer_key([first], [1, 2], [3, 4], [True, True]),
-        answer_key([second], [1, 2], [3, 4], [True, True]),
-        answer_key([first, second], [1, 2], [3, 4], [True, True]),
-        answer_key([second, first], [1, 2], [3, 4], [True, True]),
-        answer_key([], [1, 2], [3, 4], [True, True]),
-        answer_key([first], [1, 5], [3, 4], [True, True]),
-        answer_key([first], [1, 2], [3, 5], [True, True]),
-        answer_key([first], [1, 2], [3, 4], [True, False]),
-        answer_key([first], [1], [2, 3, 4], [False, True, True]),
+        completion_key([first], [1, 2], [3, 4], [True, True]),
+        completion_key([second], [1, 2], [3, 4], [True, True]),
+        completion_key([first, second], [1, 2], [3, 4], [True, True]),
+        completion_key([second, first], [1, 2], [3, 4], [True, True]),
+        completion_key([], [1, 2], [3, 4], [True, True]),
+        completion_key([first], [1, 5], [3, 4], [True, True]),
+        completion_key([first], [1, 2], [3, 5], [True, True]),
+        completion_key([first], [1, 2], [3, 4], [True, False]),
+        completion_key([first], [1], [2, 3, 4], [False, True, True]),
     ]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == answer_key([first], torch.tensor([1, 2]), np.array([3, 4]), [1, 1])
+    assert keys[0] == completion_key([first], torch.tensor([1, 2]), np.array([3, 4]), [1, 1])

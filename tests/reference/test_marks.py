@@ -4,9 +4,9 @@ import os
 
 import pytest
 from datasets import Dataset, Image, List
-from support import TEXTS, messages, picture
+from support import TEXTS, make_image, messages
 
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.models.loading import set_tiles
 from mpo.models.small import small_processor
 from mpo.packing.collator import PairCollator
@@ -23,7 +23,7 @@ FORMS = {
 def named(paths, form: str = "list") -> Dataset:
     column, cell, feature = FORMS[form]
     dataset = Dataset.from_list([{"prompt": str(number), column: cell(str(path))} for number, path in enumerate(paths)])
-    return dataset if feature is None else encoded_pictures(dataset.cast_column(column, feature))
+    return dataset if feature is None else with_encoded_images(dataset.cast_column(column, feature))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -61,16 +61,16 @@ def test_three_tiles_are_not_two_and_a_thumbnail(layout):
     """The same ids and other pixels. Limits that cut as the processor does change no key."""
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=3)
     set_tiles(processor, None, None)
-    collator = PairCollator(processor, layout=layout, keys=True, tile_budget="picture")
+    collator = PairCollator(processor, layout=layout, keys=True, tile_budget="image")
     answers = {"chosen": messages("Three.", "assistant"), "rejected": messages("None.", "assistant")}
-    record = {"prompt": messages("How many?", "user"), **answers, "images": [picture(0, 32 * 12, 32)]}
+    record = {"prompt": messages("How many?", "user"), **answers, "images": [make_image(0, 32 * 12, 32)]}
 
     def collated(**tiles):
         return collator([{**record, "tiles": tiles}])
 
     three, two = collated(max=3, thumbnail=False), collated(max=2, thumbnail=True)
     assert three["input_ids"].equal(two["input_ids"]) and not three["pixel_values"].equal(two["pixel_values"])
-    assert not set(three["answer_keys"]) & set(two["answer_keys"])
-    plain = collator([record])["answer_keys"]
-    assert plain == collated(thumbnail=True)["answer_keys"] == collated(max=3)["answer_keys"]
-    assert collated(max=2)["answer_keys"] == two["answer_keys"]
+    assert not set(three["completion_keys"]) & set(two["completion_keys"])
+    plain = collator([record])["completion_keys"]
+    assert plain == collated(thumbnail=True)["completion_keys"] == collated(max=3)["completion_keys"]
+    assert collated(max=2)["completion_keys"] == two["completion_keys"]

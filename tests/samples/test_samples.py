@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from small_runs import difference, record, run_on_ranks, small_run, whole_weights
-from support import messages, picture, picture_pairs, text_pairs
+from support import image_pairs, make_image, messages, text_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
@@ -18,11 +18,11 @@ from mpo.inference.sampler import Question
 from mpo.samples.answers import Answer, generate_answers, repeated_share, summary
 from mpo.samples.callback import SampleAnswers, page
 from mpo.samples.journal import Journal
-from mpo.samples.prompts import first_prompts, load_prompts, picture_names
+from mpo.samples.prompts import first_prompts, image_names, load_prompts
 
 QUESTIONS = [
-    ("What is 2 plus 3?", (picture(1, width=64),)),
-    ("Which of the two is the larger one?", (picture(2), picture(3, width=32))),
+    ("What is 2 plus 3?", (make_image(1, width=64),)),
+    ("Which of the two is the larger one?", (make_image(2), make_image(3, width=32))),
     ("What is 2 plus 3?", ()),
 ]
 RECORDS = [{"prompt": messages(text, "user"), "images": list(images)} for text, images in QUESTIONS]
@@ -123,16 +123,16 @@ def test_what_is_written(tmp_path, capsys):
     pairs = text_pairs(3).to_list()
     records = [
         {**pairs[0], "id": "first"},
-        {**pairs[1], "images": [picture(1)], "prompt": messages("See?", "user")},
+        {**pairs[1], "images": [make_image(1)], "prompt": messages("See?", "user")},
         {"prompt": "plain "},
     ]
     trainer = small_run(tmp_path, callbacks=[SampleAnswers(records, every=100, max_new_tokens=6)], max_steps=2)
     trainer.train()
     rows = rows_of(tmp_path)
     assert [(row["step"], row["id"]) for row in rows] == [(step, name) for step in (0, 2) for name in ("first", "1", "2")]
-    assert list(rows[0]) == ["step", "id", "prompt", "pictures", "answer", "tokens", "finished", "repetition"]
+    assert list(rows[0]) == ["step", "id", "prompt", "images", "answer", "tokens", "finished", "repetition"]
     assert [row["prompt"] for row in rows[:3]] == ["What is 0 plus 0?", "See?", "plain "]
-    assert [row["pictures"] for row in rows[:3]] == [[], ["64x32"], []]
+    assert [row["images"] for row in rows[:3]] == [[], ["64x32"], []]
     shown = capsys.readouterr().out
     assert "Samples at step 0: 6 tokens on average, 3 of 3 cut" in shown
     assert "first What is 0 plus 0?" in shown
@@ -141,7 +141,7 @@ def test_what_is_written(tmp_path, capsys):
 
 
 def test_the_console_shows_little_of_long_answers():
-    row = {"step": 7, "id": "a", "prompt": "x" * 500, "pictures": [], "answer": "one\n" * 500, "tokens": 9, "finished": False}
+    row = {"step": 7, "id": "a", "prompt": "x" * 500, "images": [], "answer": "one\n" * 500, "tokens": 9, "finished": False}
     lines = page([{**row, "repetition": 0.5}]).splitlines()
     assert lines[0] == "Samples at step 7: 9 tokens on average, 1 of 1 cut, 50% of 4-grams repeated"
     assert len(lines) == 3 and all(len(line) <= 110 for line in lines)
@@ -168,7 +168,7 @@ def test_learning_to_answer_is_seen(tmp_path):
 
 
 def test_a_resumed_run_goes_on_with_the_file(tmp_path):
-    """Killed behind step 5, its last checkpoint at 2: steps up to 2 are kept, later ones come again, once and the same."""
+    """Killed after step 5, its last checkpoint at 2: steps up to 2 are kept, later ones come again, once and the same."""
     settings = {"pairs": 12, "save_strategy": "steps", "save_steps": 2}
 
     def run(steps, **kwargs):
@@ -288,7 +288,7 @@ def test_prompts_of_a_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     records = load_prompts(path, count=2, tiles={"max": 2})
-    assert [(record["id"], picture_names(record)) for record in records] == [("one", ["a.png"]), (f"{path}:3", [])]
+    assert [(record["id"], image_names(record)) for record in records] == [("one", ["a.png"]), (f"{path}:3", [])]
     assert all(record["tiles"] == {"max": 2} for record in records)
     path.write_text('{"image": "a.png"}')
     with pytest.raises(ValueError, match=r"prompts.jsonl:1: 'prompt' is missing.* A prompt needs a question"):
@@ -301,7 +301,7 @@ def test_prompts_of_a_file(tmp_path):
 
 
 def test_a_question_of_many_pairs_is_asked_once():
-    pairs = picture_pairs(2)
+    pairs = image_pairs(2)
     several = pairs.select([0, 0, 0, 1])
     assert [record["prompt"] for record in first_prompts(several, 3)] == [pairs[0]["prompt"], pairs[1]["prompt"]]
 

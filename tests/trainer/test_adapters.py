@@ -22,7 +22,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from support import TEXTS, picture_pairs
+from support import TEXTS, image_pairs
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
@@ -61,7 +61,7 @@ def processor():
     return small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
 
 
-MADE = {"records": picture_pairs(4)}
+MADE = {"records": image_pairs(4)}
 """What every test begins with, made once: the base model and the records."""
 
 
@@ -187,7 +187,7 @@ def test_the_reference_is_the_start_and_the_folder_the_trained_model(tmp_path, p
     cached.model.train()
     batch = cached.data_collator([cached.train_dataset[i] for i in range(4)])
     cached.compute_loss(cached.model, batch)
-    found = cached._references.get(batch["answer_keys"])
+    found = cached._references.get(batch["completion_keys"])
     assert found.known.all() and (torch.from_numpy(found.logps) - expected).abs().max() < 2e-4
 
 
@@ -291,7 +291,7 @@ def test_wrong_cached_values_stop_the_run(tmp_path, processor):
     trainer = trainer_of(tmp_path, processor, base(processor), **settings)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     sums = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
-    trainer._references.add(batch["answer_keys"], sums + 0.5, batch["scored"].lengths)
+    trainer._references.add(batch["completion_keys"], sums + 0.5, batch["scored"].lengths)
     with pytest.raises(ValueError, match="must give the same log-probs.*mpo cache"):
         trainer.train()
 
@@ -401,7 +401,7 @@ def test_an_optimizer_of_another_model(tmp_path, processor, peft_config):
         MPOTrainer(
             model=model,
             args=MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
-            train_dataset=picture_pairs(2),
+            train_dataset=image_pairs(2),
             processing_class=processor,
             peft_config=peft_config,
             optimizers=(optimizer, None),

@@ -1,10 +1,10 @@
-"""What is wrong is refused with what, where and the mend, before it enters a step."""
+"""What is wrong is refused with what, where and the fix, before it enters a step."""
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from small_runs import small_run
-from support import TEXTS, messages, picture, picture_pairs, text_pairs
+from support import TEXTS, image_pairs, make_image, messages, text_pairs
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mpo import MPOConfig, MPOTrainer
@@ -28,8 +28,8 @@ def pair(**changes) -> dict:
     return {**text_pairs(3).to_list()[2], "id": "no-17", **changes}
 
 
-def picture_pair(**changes) -> dict:
-    return {**picture_pairs(1)[0], "id": "no-17", **changes}
+def image_pair(**changes) -> dict:
+    return {**image_pairs(1)[0], "id": "no-17", **changes}
 
 
 def with_placeholders(count: int) -> list:
@@ -38,17 +38,20 @@ def with_placeholders(count: int) -> list:
 
 RECORDS = {
     "missing column": ([{"prompt": "a", "chosen": "b"}], "train_dataset has no column 'rejected'; it has prompt, chosen"),
-    "columns of MMPR": ([{"question": "a", "good": "b", "bad": "c"}], "no column 'chosen' and no column 'rejected'.*load_pairs"),
+    "columns of MMPR": (
+        [{"question": "a", "good": "b", "bad": "c"}],
+        "no column 'chosen' and no column 'rejected'.*load_preferences",
+    ),
     "missing value": ([pair(), pair(rejected=None)], "record 'no-17' has no 'rejected'"),
     "empty chosen": ([pair(chosen=messages("", "assistant"))], "record 'no-17': 'chosen' is empty"),
     "empty rejected": ([pair(rejected=messages("  \n", "assistant"))], "record 'no-17': 'rejected' is empty"),
     "equal answers": ([pair(rejected=pair()["chosen"])], "record 'no-17': 'chosen' and 'rejected' are the same"),
-    "more placeholders than pictures": ([picture_pair(prompt=with_placeholders(2))], "record 'no-17'.*[Nn]umber of images"),
-    "fewer placeholders than pictures": (
-        [picture_pair(prompt=with_placeholders(1), images=[picture(1), picture(2)])],
+    "more placeholders than images": ([image_pair(prompt=with_placeholders(2))], "record 'no-17'.*[Nn]umber of images"),
+    "fewer placeholders than images": (
+        [image_pair(prompt=with_placeholders(1), images=[make_image(1), make_image(2)])],
         "record 'no-17'.*[Nn]umber of images",
     ),
-    "picture column without pictures": (
+    "image column without images": (
         [{**pair(prompt=with_placeholders(1)), "images": []}],
         "record 'no-17'.*[Nn]umber of images",
     ),
@@ -62,14 +65,14 @@ def test_records(tmp_path, processor, case):
         train(tmp_path, processor, records)
 
 
-def test_a_picture_that_is_none(tmp_path, processor):
-    with pytest.raises(ValueError, match="record 'no-17': picture 1 of 1 is None"):
-        PairCollator(processor)([picture_pair(images=[None])])
+def test_an_image_that_is_none(tmp_path, processor):
+    with pytest.raises(ValueError, match="record 'no-17': image 1 of 1 is None"):
+        PairCollator(processor)([image_pair(images=[None])])
 
 
 LENGTHS = {
     "prompt alone too long": (pair(), {"max_length": 20}, "record 'no-17': its prompt alone has"),
-    "picture tokens would be cut": (picture_pair(), {"max_length": 20}, "picture tokens included"),
+    "image tokens would be cut": (image_pair(), {"max_length": 20}, "image tokens included"),
 }
 
 
@@ -87,14 +90,14 @@ def test_answers_that_are_equal_once_cut(processor):
         PairCollator(processor, max_length=prompt_tokens + 2)([record])
 
 
-def test_pictures_for_a_text_model(tmp_path, processor):
+def test_images_for_a_text_model(tmp_path, processor):
     config = Qwen2Config(vocab_size=len(processor.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1)
     config.num_attention_heads = config.num_key_value_heads = 4
     model = Qwen2ForCausalLM(config)
     with pytest.raises(ValueError, match="Qwen2ForCausalLM has no vision tower"):
-        train(tmp_path, processor, [picture_pair()], model=model)
+        train(tmp_path, processor, [image_pair()], model=model)
     with pytest.raises(ValueError, match="vision"):
-        train(tmp_path, processor, [picture_pair()], model=model, processing_class=processor.tokenizer)
+        train(tmp_path, processor, [image_pair()], model=model, processing_class=processor.tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +108,14 @@ def test_pictures_for_a_text_model(tmp_path, processor):
 def test_the_processor_of_another_model(tmp_path, processor, other, message):
     foreign = small_processor(TEXTS, **{"image_size": 32, "patch_size": 8, "max_patches": 4, **other})
     with pytest.raises(ValueError, match=f"does not belong to this model: its {message}"):
-        train(tmp_path, processor, [picture_pair()], processing_class=foreign)
+        train(tmp_path, processor, [image_pair()], processing_class=foreign)
 
 
 def test_a_tokenizer_of_another_model(tmp_path, processor):
     model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
     model.resize_token_embeddings(len(processor.tokenizer) - 5)
     with pytest.raises(ValueError, match="ids would point nowhere.*resize_token_embeddings"):
-        train(tmp_path, processor, [picture_pair()], model=model)
+        train(tmp_path, processor, [image_pair()], model=model)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

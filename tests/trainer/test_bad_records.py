@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from small_runs import difference, record, run_on_ranks, small_run, with_bad_pictures
-from support import messages, picture, picture_pairs
+from small_runs import difference, record, run_on_ranks, small_run, with_bad_images
+from support import image_pairs, make_image, messages
 
 from mpo import MPOConfig
 from mpo.bad_records import BadRecords
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.packing.collator import PairCollator
 from mpo.packing.costs import measure
 
@@ -39,8 +39,8 @@ def names(entries) -> list[str]:
 
 
 def rows(count: int = 3, bad=(1,)) -> list[dict]:
-    named = picture_pairs(count).add_column("id", [f"pair-{i}" for i in range(count)])
-    return list(encoded_pictures(with_bad_pictures(named, bad)))
+    named = image_pairs(count).add_column("id", [f"pair-{i}" for i in range(count)])
+    return list(with_encoded_images(with_bad_images(named, bad)))
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -52,7 +52,7 @@ def test_a_blank_pair_takes_the_place(processor, layout):
     assert batch["names"][:2] == ["record 'pair-0'", "record 'pair-2'"]
     (entry,) = batch["bad"]
     assert entry["id"] == "pair-1" and entry["where"] == "record 'pair-1'"
-    assert entry["reason"].startswith("picture 1 of 1: this file is not a picture")
+    assert entry["reason"].startswith("image 1 of 1: this file is not an image")
     good = PairCollator(processor, layout=layout)([rows()[0], rows()[2]])
     assert torch.equal(batch["pixel_values"], good["pixel_values"])
     chosen, rejected = batch["scored"].lengths.chunk(2)
@@ -68,20 +68,20 @@ def test_a_batch_of_bad_records_alone(processor, layout):
 
 
 BAD = {
-    "picture": {"images": [{"bytes": b"x", "path": None}]},
+    "image": {"images": [{"bytes": b"x", "path": None}]},
     "no answer": {"rejected": messages(" ", "assistant")},
     "equal answers": {"chosen": messages("a", "assistant"), "rejected": messages("a", "assistant")},
     "too long": {"prompt": messages("What is it? " * 90, "user")},
     "None": {"images": [None]},
     "limits": {"tiles": {"min": 3, "max": 2}},
-    "places": {"images": [picture(0), picture(1)], "prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+    "places": {"images": [make_image(0), make_image(1)], "prompt": [{"role": "user", "content": [{"type": "image"}]}]},
     "video": {"videos": ["no.mp4"]},
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_what_is_skipped(processor, what):
-    good = {**picture_pairs(1)[0], "id": "good"}
+    good = {**image_pairs(1)[0], "id": "good"}
     settings = {"max_length": 200} if what == "too long" else {}
     with pytest.raises(ValueError, match="record 'bad'"):
         PairCollator(processor, **settings)([good, {**good, "id": "bad", **BAD[what]}])
@@ -90,14 +90,14 @@ def test_what_is_skipped(processor, what):
 
 
 def test_what_is_no_records_fault_is_not_skipped(processor):
-    """Without a picture token in the tokenizer's hands, no record is bad: the run is set up wrongly, and all would be."""
-    batch = PairCollator(processor.tokenizer, on_bad_record="skip")([picture_pairs(1)[0]])
+    """Without an image token in the tokenizer's hands, no record is bad: the run is set up wrongly, and all would be."""
+    batch = PairCollator(processor.tokenizer, on_bad_record="skip")([image_pairs(1)[0]])
     assert batch["counted"] == 0 and "is a tokenizer" in batch["bad"][0]["reason"]
 
 
-def test_answers_are_cut_and_pictures_never(processor):
-    """Where max_length falls into an answer it is cut there and counted; where it falls into the picture, the record is refused."""
-    row = picture_pairs(1)[0]
+def test_answers_are_cut_and_images_never(processor):
+    """Where max_length falls into an answer it is cut there and counted; where it falls into the image, the record is refused."""
+    row = image_pairs(1)[0]
     whole = PairCollator(processor)([row])
     prompt = int(whole["completion_mask"][0].argmax())
     batch = PairCollator(processor, max_length=prompt + 4)([row])
@@ -105,17 +105,17 @@ def test_answers_are_cut_and_pictures_never(processor):
     assert batch["input_ids"].shape[1] == prompt + 4
     image_token = processor.image_token_id
     assert (batch["input_ids"][0] == image_token).sum() == (whole["input_ids"][0] == image_token).sum()
-    with pytest.raises(ValueError, match="picture tokens included"):
+    with pytest.raises(ValueError, match="image tokens included"):
         PairCollator(processor, max_length=prompt - 2)([row])
 
 
 def test_measured_and_planned_as_next_to_nothing(processor):
-    dataset = with_bad_pictures(picture_pairs(3), [1])
-    with pytest.raises(ValueError, match="not a picture"):
+    dataset = with_bad_images(image_pairs(3), [1])
+    with pytest.raises(ValueError, match="not an image"):
         measure(dataset, processor)
     costs = measure(dataset, processor, on_bad_record="skip")
     assert costs.tokens()[1] == 3 and costs.tiles[1] == 0
-    assert costs.tokens()[[0, 2]].tolist() == measure(picture_pairs(3), processor).tokens()[[0, 2]].tolist()
+    assert costs.tokens()[[0, 2]].tolist() == measure(image_pairs(3), processor).tokens()[[0, 2]].tolist()
 
 
 # --- A run
@@ -123,12 +123,12 @@ def test_measured_and_planned_as_next_to_nothing(processor):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_by_default_it_stops_the_run(tmp_path, workers):
-    with pytest.raises(ValueError, match="record 'pair-3': picture 1 of 1: this file is not a picture"):
+    with pytest.raises(ValueError, match="record 'pair-3': image 1 of 1: this file is not an image"):
         small_run(tmp_path, bad=[3], dataloader_num_workers=workers).train()
 
 
-def test_a_picture_of_a_stream(tmp_path):
-    with pytest.raises(ValueError, match="record 'pair-3': picture 1 of 1: this file is not a picture"):
+def test_an_image_of_a_stream(tmp_path):
+    with pytest.raises(ValueError, match="record 'pair-3': image 1 of 1: this file is not an image"):
         small_run(tmp_path, bad=[3], stream=True, max_steps=4).train()
 
 
@@ -195,7 +195,7 @@ def test_evaluation(tmp_path):
     assert found["eval_loss"] == again["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert found["eval_bad_records"] == again["eval_bad_records"] == 1
     (entry,) = listed(tmp_path)
-    assert entry["data"] == "eval" and "not a picture" in entry["reason"]
+    assert entry["data"] == "eval" and "not an image" in entry["reason"]
 
 
 def test_too_many_stop_the_run_before_it_saves(tmp_path):
@@ -211,7 +211,7 @@ def test_too_many_stop_the_run_before_it_saves(tmp_path):
 
 def test_a_share_of_few_records_is_not_judged(tmp_path):
     bad = BadRecords(tmp_path, most=0.01, writes=True)
-    entry = {"id": "a", "where": "record 'a'", "reason": "no picture.", "key": "1"}
+    entry = {"id": "a", "where": "record 'a'", "reason": "no image.", "key": "1"}
     bad.see("train", 2, [entry], step=1)
     bad.settle({"train": 10_000})
     bad.see("train", 2, [{**entry, "key": "2"}], step=2)
@@ -226,16 +226,16 @@ def test_a_share_of_few_records_is_not_judged(tmp_path):
 
 def test_lines_of_others_stay(tmp_path):
     """What the loader listed, twice where two ranks said it; a new run and a resumed one drop or restore our own lines alone."""
-    path, theirs = tmp_path / "bad_records.jsonl", '{"where": "pairs.jsonl:3", "reason": "no picture."}'
+    path, theirs = tmp_path / "bad_records.jsonl", '{"where": "pairs.jsonl:3", "reason": "no image."}'
     path.write_text(f"{theirs}\n{theirs}\n")
     bad = BadRecords(tmp_path, most=0.5, writes=True)
     bad.clear()
-    bad.see("train", 9, [{"id": "a", "where": "record 'a'", "reason": "no picture.", "key": "1"}], step=1)
+    bad.see("train", 9, [{"id": "a", "where": "record 'a'", "reason": "no image.", "key": "1"}], step=1)
     bad.settle({"train": 9})
     state, whole = bad.state(), path.read_text()
     assert [entry["where"] for entry in listed(tmp_path)] == ["pairs.jsonl:3", "record 'a'"]
     assert [list(entry)[:2] for entry in listed(tmp_path)] == [["where", "reason"]] * 2
-    bad.see("train", 9, [{"id": "b", "where": "record 'b'", "reason": "no picture.", "key": "2"}], step=2)
+    bad.see("train", 9, [{"id": "b", "where": "record 'b'", "reason": "no image.", "key": "2"}], step=2)
     bad.settle({"train": 9})
     assert len(listed(tmp_path)) == 3
     resumed = BadRecords(tmp_path, most=0.5, writes=True)
@@ -246,7 +246,7 @@ def test_lines_of_others_stay(tmp_path):
 
 
 def test_resumed_nothing_is_counted_twice(tmp_path):
-    """Killed behind step 3 of 4 x 2, resumed from step 2: list, counts and weights are those of a run left alone."""
+    """Killed after step 3 of 4 x 2, resumed from step 2: list, counts and weights are those of a run left alone."""
     settings = {"bad": [0, 1, 6], "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, **SKIP}
     whole = small_run(tmp_path / "whole", **settings)
     whole.train()

@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import Dataset
 from small_runs import small_run, write_job
-from support import TEXTS, messages, picture, picture_pairs
+from support import TEXTS, image_pairs, make_image, messages
 
 from mpo import MPOConfig
 from mpo.dry_run.build import build_structure
@@ -64,7 +64,7 @@ def test_flash_attention_that_is_not_installed(tmp_path, version, package):
 def records(*widths):
     rows = {"prompt": messages("What is it?", "user"), "chosen": messages("A cat.", "assistant")}
     rows["rejected"] = messages("A dog.", "assistant")
-    return Dataset.from_list([{**rows, "id": f"wide-{width}", "images": [picture(0, width, 64)]} for width in widths])
+    return Dataset.from_list([{**rows, "id": f"wide-{width}", "images": [make_image(0, width, 64)]} for width in widths])
 
 
 def test_records_that_do_not_fit(tmp_path):
@@ -78,9 +78,7 @@ def test_records_that_do_not_fit(tmp_path):
 
     dataset = records(64, 512)
     start(dataset)
-    with pytest.raises(
-        ValueError, match="record 'wide-512'.*144 of them of its 9 picture tiles.*model.max_tiles=.* makes them fit"
-    ):
+    with pytest.raises(ValueError, match="record 'wide-512'.*144 of them of its 9 image tiles.*model.max_tiles=.* makes them fit"):
         start(dataset, context=150)
     with pytest.raises(ValueError, match="max_length=100.*model.max_tiles="):
         start(dataset, max_length=100)
@@ -97,21 +95,21 @@ def test_a_budget_that_does_not_hold_a_record_stops_the_trainer_before_a_step(tm
     assert trainer.state.global_step == 0
 
 
-def test_a_text_model_without_a_picture_is_measured_too(tmp_path, processor):
+def test_a_text_model_without_an_image_is_measured_too(tmp_path, processor):
     config = small_internvl(processor, max_position_embeddings=20).config
     args = MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
     with pytest.raises(ValueError, match="do not fit into the model's context of 20 tokens"):
-        check_before_training(picture_pairs(3).remove_columns("images"), processor.tokenizer, config, args)
+        check_before_training(image_pairs(3).remove_columns("images"), processor.tokenizer, config, args)
 
 
-def test_a_folder_whose_tokenizer_has_no_picture_tokens(tmp_path):
+def test_a_folder_whose_tokenizer_has_no_image_tokens(tmp_path):
     write_job(tmp_path, pairs=1)
     file = tmp_path / "model" / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     for name in ("start_image_token", "end_image_token", "context_image_token", "extra_special_tokens"):
         settings.pop(name, None)
     file.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="has no picture tokens.*Copy the tokenizer's files"):
+    with pytest.raises(ValueError, match="has no image tokens.*Copy the tokenizer's files"):
         load_model(str(tmp_path / "model"))
 
 

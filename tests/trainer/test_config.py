@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import picture_pairs
+from support import image_pairs
 from transformers import HfArgumentParser
 from trl import DPOConfig
 
@@ -20,7 +20,7 @@ def test_defaults_are_the_papers():
     assert repr(args.mixture()) == "Mixture(0.8 sigmoid + 0.2 bco_pair + 1 sft)"
     assert (args.beta, args.learning_rate, args.weight_decay, args.num_train_epochs) == (0.1, 5e-6, 0.05, 1)
     assert (args.lr_scheduler_type, args.warmup_steps, args.adam_beta1, args.adam_beta2) == ("cosine", 0.05, 0.9, 0.999)
-    assert (args.reward_shift, args.sft_average, args.answer_end, args.max_length) == (
+    assert (args.reward_shift, args.sft_average, args.completion_end, args.max_length) == (
         "running_mean",
         "answer",
         "end_of_turn",
@@ -51,7 +51,7 @@ def test_bf16_only_where_the_hardware_has_it():
         ({"label_smoothing": 0.1}, "has no effect"),
         ({"reward_shift": "ema"}, "reward_shift is one of 'running_mean', 'none'"),
         ({"sft_average": "tokens"}, "sft_average is one of"),
-        ({"answer_end": "eos"}, "answer_end is one of"),
+        ({"completion_end": "eos"}, "completion_end is one of"),
         ({"ld_alpha": 1.5}, "ld_alpha lies between 0 and 1"),
         ({"loss_type": ["aot"], "use_weighting": True}, "sort the batch"),
         ({"f_divergence_type": "js_divergence"}, "does not fit 'bco_pair'"),
@@ -111,6 +111,6 @@ def test_one_gpu_of_several_without_a_launcher(processor, internvl, tmp_path, mo
     """transformers would cut a batch over all GPUs with nn.DataParallel, which packed rows of one batch do not survive."""
     args = MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1, save_strategy="no")
     args._n_gpu = 2
-    trainer = MPOTrainer(model=internvl, args=args, train_dataset=picture_pairs(2), processing_class=processor)
+    trainer = MPOTrainer(model=internvl, args=args, train_dataset=image_pairs(2), processing_class=processor)
     assert trainer.args.n_gpu == 1 and "One of 2 GPUs is used" in caplog.text
     trainer.train()

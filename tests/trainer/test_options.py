@@ -15,7 +15,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl, small_processor
 from mpo.packing.collator import PairCollator
 
-TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "answer_end": "template", "tile_budget": "picture"}
+TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "completion_end": "template", "tile_budget": "image"}
 
 
 def log_of(tmp_path, **settings) -> dict:
@@ -50,13 +50,13 @@ def refused(message: str, **settings):
 def max_length(tmp_path):
     """Answers are cut, and the share of cut answers is logged."""
     whole, cut = log_of(tmp_path, kind="text"), log_of(tmp_path, kind="text", max_length=36)
-    assert cut["answer_tokens/chosen"] < whole["answer_tokens/chosen"]
-    assert 0 < cut["answers_cut"] <= 1
-    assert "answers_cut" not in whole
+    assert cut["completion_tokens/chosen"] < whole["completion_tokens/chosen"]
+    assert 0 < cut["completions_cut"] <= 1
+    assert "completions_cut" not in whole
 
 
 def truncation_mode(tmp_path):
-    """Text alone: keep_end keeps every answer and cuts prompts, as in TRL. Beside pictures it is refused."""
+    """Text alone: keep_end keeps every answer and cuts prompts, as in TRL. Beside images it is refused."""
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     processor.tokenizer.chat_template = processor.chat_template
     records = text_pairs(4).to_list()
@@ -99,7 +99,7 @@ def test_what_would_be_ignored_is_refused(tmp_path, settings, message):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"answer_end": "template"}, {"tile_budget": "picture"}, {"packed_attention": "segments"}, {"verify_first_batch": True}],
+    [{"completion_end": "template"}, {"tile_budget": "image"}, {"packed_attention": "segments"}, {"verify_first_batch": True}],
     ids=str,
 )
 def test_what_our_collator_does_is_refused_beside_another(tmp_path, setting):

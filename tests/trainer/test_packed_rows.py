@@ -1,4 +1,4 @@
-"""The trainer on packed rows: the loss, gradients and logs of padded rows, and every picture once."""
+"""The trainer on packed rows: the loss, gradients and logs of padded rows, and every image once."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from small_runs import LORA, difference
-from support import messages, perturbed, picture, picture_pairs, text_pairs
+from support import image_pairs, make_image, messages, perturbed, text_pairs
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl
@@ -14,15 +14,15 @@ from mpo.models.tower import find_tower
 
 
 def mixed_pairs(count: int) -> Dataset:
-    """Pairs of one question, pairs of text alone, several pictures, equal answers in two pairs."""
-    rows = picture_pairs(2).to_list()
+    """Pairs of one question, pairs of text alone, several images, equal answers in two pairs."""
+    rows = image_pairs(2).to_list()
     shared = [{**rows[0], "rejected": messages(f"It is {i}, I think.", "assistant")} for i in range(3)]
-    several = [{**rows[1], "images": [picture(5), picture(6, 96, 32)]}]
+    several = [{**rows[1], "images": [make_image(5), make_image(6, 96, 32)]}]
     text = [{**row, "images": []} for row in text_pairs(2).to_list()]
     return Dataset.from_list((shared + several + text)[:count])
 
 
-DATA = {"pictures": lambda: picture_pairs(6), "text": lambda: text_pairs(6), "mixed": lambda: mixed_pairs(6)}
+DATA = {"images": lambda: image_pairs(6), "text": lambda: text_pairs(6), "mixed": lambda: mixed_pairs(6)}
 
 
 def run(tmp_path, processor, model, dataset, *, ref_model=None, peft_config=None, freeze_tower=False, **settings):
@@ -107,7 +107,7 @@ def test_options(processor, internvl, tmp_path, option):
 
 
 def test_pairs_of_one_question_share_its_row(processor, internvl, tmp_path):
-    """Three pairs of one question with one chosen answer: one row, one picture, each answer once."""
+    """Three pairs of one question with one chosen answer: one row, one image, each answer once."""
     records = mixed_pairs(3).to_list()
     trainer = run(tmp_path, processor, internvl, Dataset.from_list(records), per_device_train_batch_size=3, max_steps=1)
     one, three = (trainer.data_collator(mixed_pairs(3).select(range(count))) for count in (1, 3))
@@ -118,11 +118,11 @@ def test_pairs_of_one_question_share_its_row(processor, internvl, tmp_path):
     assert three["tokens"] < prompt + distinct_answers + 3
 
 
-def test_the_same_question_about_another_picture_is_another_row(processor, internvl, tmp_path):
-    row = picture_pairs(1)[0]
-    records = [row, {**row, "images": [picture(99, 32, 32)]}]
+def test_the_same_question_about_another_image_is_another_row(processor, internvl, tmp_path):
+    row = image_pairs(1)[0]
+    records = [row, {**row, "images": [make_image(99, 32, 32)]}]
     trainer = run(tmp_path, processor, internvl, Dataset.from_list(records), max_steps=1)
-    batch = trainer.data_collator([row, {**row, "images": [picture(99, 32, 32)]}])
+    batch = trainer.data_collator([row, {**row, "images": [make_image(99, 32, 32)]}])
     assert len(batch["pixel_values"]) == 2 * len(trainer.data_collator([row])["pixel_values"])
 
 
@@ -130,7 +130,7 @@ def test_the_same_question_about_another_picture_is_another_row(processor, inter
     ("kind", "passes"),
     [("full", 3), ("frozen tower", 1), ("lora", 1), ("cached", 1), ("explicit reference", 2)],
 )
-def test_the_tower_sees_a_picture_once(processor, internvl, tmp_path, kind, passes, monkeypatch):
+def test_the_tower_sees_an_image_once(processor, internvl, tmp_path, kind, passes, monkeypatch):
     """Once per model, and once in all when it is frozen; TRL shows it four times. Counted in tiles.
 
     A tower that is trained sees the first batch once more, in evaluation mode: the check of the start.
@@ -149,9 +149,9 @@ def test_the_tower_sees_a_picture_once(processor, internvl, tmp_path, kind, pass
         {"reference": "cached", "reference_cache": str(tmp_path / "cache"), "freeze_tower": True} if kind == "cached" else {}
     )
     reference = perturbed(copy.deepcopy(internvl)) if kind == "explicit reference" else None
-    trainer = run(tmp_path, processor, internvl, picture_pairs(6), ref_model=reference, max_steps=1, **settings)
-    filling = 6 * len(trainer.data_collator([picture_pairs(1)[0]])["pixel_values"]) if kind == "cached" else 0
-    in_batch = len(trainer.data_collator(list(picture_pairs(6)))["pixel_values"])
+    trainer = run(tmp_path, processor, internvl, image_pairs(6), ref_model=reference, max_steps=1, **settings)
+    filling = 6 * len(trainer.data_collator([image_pairs(1)[0]])["pixel_values"]) if kind == "cached" else 0
+    in_batch = len(trainer.data_collator(list(image_pairs(6)))["pixel_values"])
     assert sum(tiles) == passes * in_batch + (in_batch if filling else 0)
 
 
@@ -160,12 +160,12 @@ def test_a_frozen_tower_keeps_no_graph(processor, internvl, tmp_path, checkpoint
     """Gradient checkpointing with adapters makes embeddings require gradients, those of a frozen tower too."""
     grads = []
     trainer = run(
-        tmp_path, processor, internvl, picture_pairs(6), peft_config=LORA, gradient_checkpointing=checkpointing, max_steps=1
+        tmp_path, processor, internvl, image_pairs(6), peft_config=LORA, gradient_checkpointing=checkpointing, max_steps=1
     )
     find_tower(trainer.model).register_forward_hook(
         lambda module, args, output: grads.append(output.last_hidden_state.requires_grad)
     )
-    batch = trainer._prepare_inputs(trainer.data_collator(list(picture_pairs(2))))
+    batch = trainer._prepare_inputs(trainer.data_collator(list(image_pairs(2))))
     trainer.model.train()
     trainer.compute_loss(trainer.model, batch).backward()
     assert set(grads) == {False}
@@ -177,7 +177,7 @@ def test_a_shared_tower_is_not_shared_with_a_later_trainer(processor, internvl, 
     args = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
     for _ in range(2):
         MPOTrainer(
-            model=internvl, args=MPOConfig(str(tmp_path), **args), train_dataset=picture_pairs(4), processing_class=processor
+            model=internvl, args=MPOConfig(str(tmp_path), **args), train_dataset=image_pairs(4), processing_class=processor
         ).train()
     twin = copy.deepcopy(internvl)
     pixels = torch.randn(1, 3, 32, 32)
@@ -188,7 +188,7 @@ def test_a_shared_tower_is_not_shared_with_a_later_trainer(processor, internvl, 
 
 
 def test_generate_works_behind_training(processor, internvl, tmp_path):
-    trainer = run(tmp_path, processor, internvl, picture_pairs(4), max_steps=1)
+    trainer = run(tmp_path, processor, internvl, image_pairs(4), max_steps=1)
     inputs = processor(text=["What is it?", "What is 1 plus 1, and why?"], return_tensors="pt", padding=True)
     assert trainer.model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
     trainer.save_model()

@@ -46,7 +46,7 @@ def two_ranks(tmp_path_factory) -> Path:
     scenarios = {f"{run}, {split}": {**RUNS[run], **TWO_RANKS[split]} for run in RUNS for split in TWO_RANKS}
     scenarios |= {"tokens": {**WITH_DELTA, "batching": "tokens", "max_tokens_per_batch": 200}}
     scenarios |= {"delta": WITH_DELTA, "stream": {**STREAM, **TWO_RANKS["2 x 2 x 2 ranks"]}, "saved": RESUMED}
-    scenarios |= {"pictures on some ranks": {**MIXED, **TWO_RANKS["2 x 2 x 2 ranks"]}}
+    scenarios |= {"images on some ranks": {**MIXED, **TWO_RANKS["2 x 2 x 2 ranks"]}}
     scenarios |= {"a tokenizer": {**TEXT, **TWO_RANKS["2 x 2 x 2 ranks"]}}
     scenarios |= {"resumed": {**RESUMED, "save_strategy": "no", "resume": "saved/checkpoint-3"}}
     scenarios |= {"finished": {**RESUMED, "save_strategy": "no", "resume": "saved/checkpoint-4"}}
@@ -75,10 +75,10 @@ def test_weights_do_not_depend_on_the_split(two_ranks, tmp_path, run, record_pro
         assert apart < 1e-6, split
 
 
-def test_a_rank_without_pictures_keeps_nobody_waiting(two_ranks, tmp_path):
+def test_a_rank_without_images_keeps_nobody_waiting(two_ranks, tmp_path):
     """With gradient checkpointing DDP looks for no unused parameters: a tower that does not run on a rank is an error or a hang."""
     end = one_process(tmp_path, {**MIXED, **SPLITS["4 x 2"]})
-    assert difference(torch.load(two_ranks / "pictures on some ranks.pt")["weights"], end["weights"]) < 1e-6
+    assert difference(torch.load(two_ranks / "images on some ranks.pt")["weights"], end["weights"]) < 1e-6
 
 
 def test_a_model_that_sees_is_trained_on_text_with_a_tokenizer(two_ranks, tmp_path):
@@ -111,7 +111,7 @@ def test_delta_is_the_mean_of_all_rewards_on_every_rank(two_ranks, tmp_path, nam
         k: v for k, v in again.items() if "second" not in k and "runtime" not in k
     }
     metrics = trainer.evaluate()
-    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins", "eval_answer_tokens/chosen"):
+    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins", "eval_completion_tokens/chosen"):
         assert first[key] == pytest.approx(metrics[key], rel=1e-4), key
 
 
@@ -120,7 +120,7 @@ def test_logs_are_means_over_all_ranks(two_ranks, tmp_path):
     mine = one_process(tmp_path, {**WITH_DELTA, "per_device_train_batch_size": 4})["trainer"].state.log_history
     assert len(logs) > 1
     for theirs, ours in zip(logs, mine, strict=False):
-        for key in ("loss", "loss/sft", "rewards/margins", "train_loss", "answer_tokens/rejected"):
+        for key in ("loss", "loss/sft", "rewards/margins", "train_loss", "completion_tokens/rejected"):
             if key in ours:
                 assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
 
@@ -159,7 +159,7 @@ def test_with_drop_last_every_pair_that_is_computed_counts(two_ranks, tmp_path, 
     assert difference(straight, end) == 0
     alone = one_process(tmp_path, {**DROPPED, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4})["trainer"]
     metrics = alone.evaluate(alone.eval_dataset.select(range(8)))
-    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins", "eval_answer_tokens/chosen"):
+    for key in ("eval_loss", "eval_loss/sft", "eval_rewards/margins", "eval_completion_tokens/chosen"):
         assert ranks[0]["evaluation"][0][key] == pytest.approx(metrics[key], rel=1e-4), key
 
 

@@ -9,7 +9,7 @@ import small_runs
 import torch
 from datasets import Dataset, Features, Image, List
 from small_runs import difference, in_fork, record, small_run
-from support import TEXTS, perturbed, picture, picture_pairs, text_pairs
+from support import TEXTS, image_pairs, make_image, perturbed, text_pairs
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 import mpo.trainer
@@ -156,7 +156,7 @@ def test_data_that_comes_later_is_refused(tmp_path):
     trainer = small_run(tmp_path, max_steps=1, **cached(tmp_path))
     trainer.train()
     with pytest.raises(ValueError, match="must be given to the trainer as eval_dataset"):
-        trainer.evaluate(picture_pairs(12).select([11]))
+        trainer.evaluate(image_pairs(12).select([11]))
 
 
 def test_adapters_do_not_stand_in_for_a_reference_of_its_own(tmp_path):
@@ -167,7 +167,7 @@ def test_adapters_do_not_stand_in_for_a_reference_of_its_own(tmp_path):
     trainer.train()
     known = len(trainer._references)
     with pytest.raises(ValueError, match="the reference that could give them is gone"):
-        trainer.evaluate(picture_pairs(12).select([11]))
+        trainer.evaluate(image_pairs(12).select([11]))
     assert len(trainer._references) == known == 16
 
 
@@ -175,11 +175,11 @@ TWO = {"per_device_eval_batch_size": 2}  # pairs that are computed at once
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """Eight picture files, which the training records of `small_run` name by their paths."""
+def images(tmp_path, monkeypatch):
+    """Eight image files, which the training records of `small_run` name by their paths."""
     paths = [tmp_path / f"{number}.png" for number in range(8)]
     for number, path in enumerate(paths):
-        picture(number).save(path)
+        make_image(number).save(path)
 
     def on_disk(count):
         files = [[{"path": str(path), "bytes": None}] for path in paths[:count]]
@@ -187,38 +187,38 @@ def pictures(tmp_path, monkeypatch):
         features = Features({**text_pairs(1).features, "images": List(Image())})
         return Dataset.from_list(rows, features=features)
 
-    monkeypatch.setattr(small_runs, "picture_pairs", on_disk)
+    monkeypatch.setattr(small_runs, "image_pairs", on_disk)
     return paths
 
 
-def test_a_replaced_picture_is_computed_before_training(tmp_path, pictures, forwards):
+def test_a_replaced_image_is_computed_before_training(tmp_path, images, forwards):
     """To datasets the data set is the same, since it holds a path."""
     small_run(tmp_path, **cached(tmp_path, **TWO)).train()
     small_run(tmp_path, **cached(tmp_path, **TWO)).train()
     assert sum(forwards) == 16
-    picture(20).save(pictures[3])
+    make_image(20).save(images[3])
     small_run(tmp_path, **cached(tmp_path, **TWO)).train()
     assert sum(forwards) == 20  # with the one beside it
 
 
-def test_a_mended_picture_is_computed_before_training(tmp_path, pictures, forwards):
-    """It was left out when the cache was filled. Mended without a trace, in size and time."""
-    whole, status = pictures[3].read_bytes(), pictures[3].stat()
-    pictures[3].write_bytes(bytes(len(whole)))
-    os.utime(pictures[3], ns=(status.st_atime_ns, status.st_mtime_ns))
+def test_a_mended_image_is_computed_before_training(tmp_path, images, forwards):
+    """It was left out when the cache was filled. Fixed without a trace, in size and time."""
+    whole, status = images[3].read_bytes(), images[3].stat()
+    images[3].write_bytes(bytes(len(whole)))
+    os.utime(images[3], ns=(status.st_atime_ns, status.st_mtime_ns))
     settings = cached(tmp_path, **TWO, on_bad_record="skip", max_bad_fraction=0.5)
     small_run(tmp_path, **settings).train()
     known = sum(forwards)
-    pictures[3].write_bytes(whole)
-    os.utime(pictures[3], ns=(status.st_atime_ns, status.st_mtime_ns))
+    images[3].write_bytes(whole)
+    os.utime(images[3], ns=(status.st_atime_ns, status.st_mtime_ns))
     small_run(tmp_path, **settings).train()
     assert sum(forwards) == known + 4
 
 
-def test_a_picture_that_changes_during_the_run(tmp_path, pictures, forwards):
+def test_an_image_that_changes_during_the_run(tmp_path, images, forwards):
     """What the error advises helps."""
     trainer = small_run(tmp_path, **cached(tmp_path, **TWO))
-    picture(20).save(pictures[3])
+    make_image(20).save(images[3])
     with pytest.raises(ValueError, match="start the run again: it computes what is missing"):
         trainer.train()
     small_run(tmp_path, **cached(tmp_path, **TWO)).train()
@@ -229,7 +229,7 @@ def test_adapters_take_streams_and_later_data(tmp_path):
     """The base model is there to ask."""
     trainer = small_run(tmp_path, kind="lora", stream=True, max_steps=2, **cached(tmp_path))
     trainer.train()
-    assert trainer.evaluate(picture_pairs(12).select([11]))["eval_loss"] > 0
+    assert trainer.evaluate(image_pairs(12).select([11]))["eval_loss"] > 0
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

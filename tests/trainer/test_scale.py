@@ -21,8 +21,8 @@ KINDS = {
     "full": {"pairs": 13},
     "one left": {"pairs": 9},
     "lora": {"pairs": 13, "kind": "lora", "lora_dropout": 0.0},
-    # One pair at a time: half of the ranks have no picture. Of twelve, every step has one somewhere (see test_sharded.py).
-    "pictures on some ranks": {"pairs": 12, "kind": "mixed", "gradient_checkpointing": True},
+    # One pair at a time: half of the ranks have no image. Of twelve, every step has one somewhere (see test_sharded.py).
+    "images on some ranks": {"pairs": 12, "kind": "mixed", "gradient_checkpointing": True},
 }
 ONE_BY_ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 CACHED = ("full", "lora")
@@ -56,7 +56,7 @@ def runs(tmp_path_factory) -> Path:
         {
             "full": settings("full", 4, **SAVED),
             "one left": settings("one left", 4),
-            "pictures on some ranks": settings("pictures on some ranks", 4, **ONE_BY_ONE),
+            "images on some ranks": settings("images on some ranks", 4, **ONE_BY_ONE),
             "lora, cached by 4": cached("lora", 4, folder / "cache4, lora"),
             **{f"{kind}, cache of 2 on 4": cached(kind, 4, folder / f"cache2, {kind}") for kind in CACHED},
             "2 to 4": settings("full", 4, resume="full on 2/checkpoint-3"),

@@ -1,4 +1,4 @@
-"""Weights sharded over ranks (FSDP2) train as one process does, whatever is trained and whichever rank has pictures."""
+"""Weights sharded over ranks (FSDP2) train as one process does, whatever is trained and whichever rank has images."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,11 @@ KINDS = {
     "lora": {"kind": "lora", "lora_dropout": 0.0},
     "biases": {"kind": "lora", "lora_dropout": 0.0, "lora_bias": "all"},
     "continued": {"kind": "lora", "lora_dropout": 0.0, "continued": True},
-    # Twelve pairs: every step has a picture somewhere. Without any, one process has no gradient for the tower and leaves it alone,
+    # Twelve pairs: every step has an image somewhere. Without any, one process has no gradient for the tower and leaves it alone,
     # and several have a zero gradient, with which AdamW goes on.
-    "pictures on some ranks": {"kind": "mixed", "pairs": 12},
-    "pictures on some ranks, padded": {"kind": "mixed", "pairs": 12, "rows": "padded", "gradient_checkpointing": True},
-    "no pictures": {"kind": "text"},
+    "images on some ranks": {"kind": "mixed", "pairs": 12},
+    "images on some ranks, padded": {"kind": "mixed", "pairs": 12, "rows": "padded", "gradient_checkpointing": True},
+    "no images": {"kind": "text"},
     "token budget": {"batching": "tokens", "max_tokens_per_batch": 200},
 }
 CACHED = ("full", "lora")

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, VeraConfig
-from support import perturbed, picture_pairs, text_pairs
+from support import image_pairs, perturbed, text_pairs
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
@@ -47,12 +47,12 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 
 def test_logs(processor, internvl, tmp_path):
-    trainer = build(tmp_path, internvl, processor, picture_pairs(8), eval_dataset=picture_pairs(3), eval_strategy="epoch")
+    trainer = build(tmp_path, internvl, processor, image_pairs(8), eval_dataset=image_pairs(3), eval_strategy="epoch")
     trainer.train()
     train, evaluation = trainer.state.log_history[0], next(log for log in trainer.state.log_history if "eval_loss" in log)
     names = {"loss", "loss/sigmoid", "loss/bco_pair", "loss/sft", "reward_shift"}
     names |= {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
-    names |= {"logps/chosen", "logps/rejected", "answer_tokens/chosen", "answer_tokens/rejected"}
+    names |= {"logps/chosen", "logps/rejected", "completion_tokens/chosen", "completion_tokens/rejected"}
     names |= {"tokens_per_second", "pairs_per_second"}
     assert names | {"data_wait"} <= set(train)
     assert 0 < train["data_wait"] < 1
@@ -64,7 +64,7 @@ def test_logs(processor, internvl, tmp_path):
 
 def test_step_zero_identity(processor, internvl, tmp_path, caplog):
     """A run starts as its own reference: L - L_g = 1.2 ln 2 = 0.831777, all rewards 0."""
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), max_steps=1)
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), max_steps=1)
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["loss"] - log["loss/sft"] == pytest.approx(0.831777, abs=1e-5)
@@ -73,7 +73,7 @@ def test_step_zero_identity(processor, internvl, tmp_path, caplog):
 
 
 def test_a_start_that_is_not_the_reference_stops_the_run(processor, internvl, tmp_path):
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), max_steps=1)
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), max_steps=1)
     perturbed(trainer.model, scale=1.0)
     with pytest.raises(ValueError, match="reference must give the same log-probs"):
         trainer.train()
@@ -83,7 +83,7 @@ def test_full_fine_tuning_keeps_a_copy_of_the_start(processor, internvl, tmp_pat
     """Also of a model changed in memory, whose name would lead to other weights."""
     perturbed(internvl)
     start = {name: value.clone() for name, value in internvl.state_dict().items()}
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), max_steps=3)
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), max_steps=3)
     trainer.train()
     assert all(torch.equal(value, start[name]) for name, value in trainer.ref_model.state_dict().items())
     assert not any(torch.equal(p, start[n]) for n, p in trainer.model.named_parameters() if "language_model" in n and p.dim() > 1)
@@ -100,7 +100,7 @@ def test_model_by_name(processor, internvl, tmp_path):
         args=MPOConfig(
             str(tmp_path / "run"), use_cpu=True, bf16=False, report_to="none", model_init_kwargs={"attn_implementation": "eager"}
         ),
-        train_dataset=picture_pairs(4),
+        train_dataset=image_pairs(4),
     )
     assert trainer.model.config._attn_implementation == "eager"
     for name, value in internvl.state_dict().items():
@@ -111,7 +111,7 @@ def test_model_by_name(processor, internvl, tmp_path):
 def test_lora_has_no_second_model(processor, internvl, tmp_path):
     """The reference is the model with the adapter off: rewards are 0 before the first update, and only the adapter moves."""
     base = {name: value.clone() for name, value in internvl.state_dict().items()}
-    trainer = build(tmp_path, internvl, processor, picture_pairs(8), peft_config=LORA, num_train_epochs=3)
+    trainer = build(tmp_path, internvl, processor, image_pairs(8), peft_config=LORA, num_train_epochs=3)
     assert trainer.ref_model is None
     trainer.train()
     first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
@@ -131,7 +131,7 @@ def test_lora_under_gradient_checkpointing(processor, internvl, tmp_path):
             tmp_path,
             copy.deepcopy(internvl),
             processor,
-            picture_pairs(4),
+            image_pairs(4),
             peft_config=LoraConfig(r=4, target_modules=LORA.target_modules),
             gradient_checkpointing=checkpointing,
             max_steps=1,
@@ -143,15 +143,15 @@ def test_lora_under_gradient_checkpointing(processor, internvl, tmp_path):
 
 
 def test_several_evaluation_sets(processor, internvl, tmp_path):
-    evaluation = {"pictures": picture_pairs(3), "text": text_pairs(2)}
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), eval_dataset=evaluation)
+    evaluation = {"images": image_pairs(3), "text": text_pairs(2)}
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), eval_dataset=evaluation)
     metrics = trainer.evaluate()
-    assert {"eval_pictures_loss/sft", "eval_text_loss/sft"} <= set(metrics)
-    assert metrics["eval_pictures_loss"] != metrics["eval_text_loss"]
+    assert {"eval_images_loss/sft", "eval_text_loss/sft"} <= set(metrics)
+    assert metrics["eval_images_loss"] != metrics["eval_text_loss"]
 
 
 def test_disable_dropout_spares_adapters(processor, internvl, tmp_path):
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), peft_config=LORA)
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), peft_config=LORA)
     rates = {m.p for n, m in trainer.model.named_modules() if "lora_dropout" in n and isinstance(m, torch.nn.Dropout)}
     assert rates == {0.1}
     assert trainer.args.disable_dropout
@@ -162,7 +162,7 @@ def test_disable_dropout_reaches_what_modules_hold_as_numbers(processor, internv
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.3
     trainer = build(
-        tmp_path, internvl, processor, picture_pairs(4), peft_config=VeraConfig(vera_dropout=0.2, target_modules=["q_proj"])
+        tmp_path, internvl, processor, image_pairs(4), peft_config=VeraConfig(vera_dropout=0.2, target_modules=["q_proj"])
     )
     assert {m.attention_dropout for m in trainer.model.modules() if hasattr(m, "attention_dropout")} == {0.0}
     assert {m.p for n, m in trainer.model.named_modules() if "vera_dropout" in n and isinstance(m, torch.nn.Dropout)} == {0.2}
@@ -171,7 +171,7 @@ def test_disable_dropout_reaches_what_modules_hold_as_numbers(processor, internv
 
 @pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])
 def test_weights_that_an_evaluation_has_rounded_are_not_trained(processor, internvl, tmp_path, name):
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), eval_dataset=picture_pairs(2), max_steps=1, **{name: True})
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), eval_dataset=image_pairs(2), max_steps=1, **{name: True})
     trainer.train()
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     trainer.evaluate()
@@ -183,7 +183,7 @@ def test_drop_path_of_an_earlier_trainer_is_gone(processor, internvl, tmp_path):
     """The same model object: once with 0.4, then with 0.2, then without."""
     counts = []
     for rate in (0.4, 0.2, 0.0):
-        trainer = build(tmp_path, internvl, processor, picture_pairs(4), vision_drop_path=rate)
+        trainer = build(tmp_path, internvl, processor, image_pairs(4), vision_drop_path=rate)
         counts.append(sum(len(module._forward_hooks) for module in trainer.model.model.vision_tower.modules()))
     assert counts[0] == counts[1] == counts[2] + 2
 
@@ -193,7 +193,7 @@ def test_noise_of_a_run_that_was_stopped_is_gone(processor, internvl, tmp_path):
         def on_step_end(self, *args, **kwargs):
             raise KeyboardInterrupt
 
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), neftune_noise_alpha=5.0, callbacks=[Stop()])
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), neftune_noise_alpha=5.0, callbacks=[Stop()])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert not internvl.get_input_embeddings()._forward_hooks
@@ -205,8 +205,8 @@ def test_a_reference_in_training_mode_is_evaluated(processor, internvl, tmp_path
     for module in reference.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), ref_model=reference, disable_dropout=False)
-    batch = trainer.data_collator(picture_pairs(2).to_list())
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), ref_model=reference, disable_dropout=False)
+    batch = trainer.data_collator(image_pairs(2).to_list())
     first, second = (trainer.compute_ref_log_probs(trainer.ref_model, batch)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert trainer.ref_model.training  # as it was
@@ -216,21 +216,21 @@ def test_a_pretrained_adapter_is_its_own_reference(processor, internvl, tmp_path
     from peft import get_peft_model
 
     adapted = perturbed(get_peft_model(internvl, LORA))
-    trainer = build(tmp_path, adapted, processor, picture_pairs(4), max_steps=2)
+    trainer = build(tmp_path, adapted, processor, image_pairs(4), max_steps=2)
     trainer.train()
     assert trainer.state.log_history[0]["rewards/chosen"] != 0  # its own dropout
     assert set(trainer.model.peft_config) == {"default"}
 
 
 def test_reference_free_losses_hold_no_reference(processor, internvl, tmp_path):
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), loss_type=["orpo", "sft"], max_steps=2)
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), loss_type=["orpo", "sft"], max_steps=2)
     assert trainer.ref_model is None
     trainer.train()
     assert trainer.state.log_history[0]["loss/orpo"] > 0
     assert "rewards/chosen" not in trainer.state.log_history[0]
 
 
-@pytest.mark.parametrize("sft_average", ["answer", "square"])
+@pytest.mark.parametrize("sft_average", ["completion", "square"])
 @pytest.mark.parametrize("pairs", [8, 7])
 def test_a_step_is_the_mean_over_its_pairs(processor, internvl, tmp_path, pairs, sft_average):
     """Eight (or seven) pairs at once, by fours, by threes and one by one give the same weights, though micro-batches are unequal.
@@ -295,7 +295,7 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize("kind", ["full", "lora", "text"])
 def test_resume_is_bitwise(processor, internvl, tmp_path, kind):
     """Weights, delta and logs of six steps are those of three steps and, in a new trainer, three more from the checkpoint."""
-    dataset = text_pairs(8) if kind == "text" else picture_pairs(8)
+    dataset = text_pairs(8) if kind == "text" else image_pairs(8)
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 3}
     settings |= {"peft_config": LORA if kind == "lora" else None}
     straight = build(tmp_path / "a", copy.deepcopy(internvl), processor, dataset, **settings)
@@ -329,8 +329,8 @@ def test_best_model_is_loaded_for_real(processor, internvl, tmp_path):
         tmp_path,
         internvl,
         processor,
-        picture_pairs(8),
-        eval_dataset=picture_pairs(4),
+        image_pairs(8),
+        eval_dataset=image_pairs(4),
         num_train_epochs=3,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -356,7 +356,7 @@ def test_a_checkpoint_of_another_model_is_refused(processor, internvl, tmp_path)
 def test_saved_model_loads_and_generates(processor, internvl, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    trainer = build(tmp_path, internvl, processor, picture_pairs(4), max_steps=1)
+    trainer = build(tmp_path, internvl, processor, image_pairs(4), max_steps=1)
     trainer.train()
     trainer.save_model()
     loaded, loaded_processor = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
@@ -366,7 +366,7 @@ def test_saved_model_loads_and_generates(processor, internvl, tmp_path):
 
 
 def test_streaming(processor, internvl, tmp_path):
-    trainer = build(tmp_path, internvl, processor, picture_pairs(8).to_iterable_dataset(), max_steps=3)
+    trainer = build(tmp_path, internvl, processor, image_pairs(8).to_iterable_dataset(), max_steps=3)
     trainer.train()
     assert trainer.state.global_step == 3
 

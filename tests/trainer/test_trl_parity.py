@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from support import messages, perturbed, picture, picture_pairs, text_pairs
+from support import image_pairs, make_image, messages, perturbed, text_pairs
 from trl import DPOConfig, DPOTrainer
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl
 
 PLAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False, "remove_unused_columns": True}
-TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "answer_end": "template", "tile_budget": "picture"}
+TRLS_FORM = {"reward_shift": "none", "sft_average": "token", "completion_end": "template", "tile_budget": "image"}
 
 
 def build(trainer, config, tmp_path, model, reference, dataset, processing_class, **settings):
@@ -48,16 +48,16 @@ def implicit_prompts(count: int):
     )
 
 
-def several_pictures(count: int):
-    rows = picture_pairs(count)
+def several_images(count: int):
+    rows = image_pairs(count)
     return rows.map(
-        lambda row, i: {"images": [picture(i), picture(i + 50, 128, 32)]}, with_indices=True, load_from_cache_file=False
+        lambda row, i: {"images": [make_image(i), make_image(i + 50, 128, 32)]}, with_indices=True, load_from_cache_file=False
     )
 
 
 DATASETS = {
-    "pictures": picture_pairs,
-    "several pictures": several_pictures,
+    "images": image_pairs,
+    "several images": several_images,
     "text": text_pairs,
     "plain text": plain_text,
     "implicit prompts": implicit_prompts,
@@ -77,7 +77,7 @@ def test_first_step(processor, internvl, tmp_path, data, loss):
 
 
 @pytest.mark.parametrize("option", [{"ld_alpha": 0.3}, {"use_weighting": True}, {"f_divergence_type": "js_divergence"}], ids=str)
-@pytest.mark.parametrize("data", ["pictures", "text"])
+@pytest.mark.parametrize("data", ["images", "text"])
 def test_options(processor, internvl, tmp_path, data, option):
     dataset = DATASETS[data](4)
     reference = perturbed(copy.deepcopy(internvl))
@@ -88,7 +88,7 @@ def test_options(processor, internvl, tmp_path, data, option):
 
 
 def test_ld_alpha_leaves_sft_whole(processor, internvl, tmp_path):
-    dataset = picture_pairs(4)
+    dataset = image_pairs(4)
     reference = perturbed(copy.deepcopy(internvl))
     common = {"loss_type": ["sigmoid", "sft"], "ld_alpha": 0.0}
     theirs = first_loss(build(DPOTrainer, DPOConfig, tmp_path, internvl, reference, dataset, processor, **common))
@@ -114,7 +114,7 @@ def test_the_papers_form_differs(processor, internvl, tmp_path):
     """Delta, the average by answer and the end of the answer each change the loss."""
     reference = perturbed(copy.deepcopy(internvl), scale=0.5)
     losses = [
-        first_loss(build(MPOTrainer, MPOConfig, tmp_path, internvl, reference, picture_pairs(4), processor, **form))
+        first_loss(build(MPOTrainer, MPOConfig, tmp_path, internvl, reference, image_pairs(4), processor, **form))
         for form in (TRLS_FORM, {**TRLS_FORM, "reward_shift": "running_mean"}, {**TRLS_FORM, "sft_average": "answer"}, {})
     ]
     assert len({round(loss, 7) for loss in losses}) == 4, losses
@@ -143,10 +143,10 @@ def test_collator_of_the_users(processor, internvl, tmp_path):
 
 
 def test_records_of_trl_conversations_keep_list_contents(processor, internvl, tmp_path):
-    """Prompts whose contents are lists of parts, with the picture between two texts."""
+    """Prompts whose contents are lists of parts, with the image between two texts."""
     rows = [
         {
-            "images": [picture(i)],
+            "images": [make_image(i)],
             "prompt": [{"role": "user", "content": [
                 {"type": "text", "text": "Look:"}, {"type": "image", "text": None}, {"type": "text", "text": "What is it?"}]}],
             "chosen": messages("A cat.", "assistant"),

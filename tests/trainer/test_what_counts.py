@@ -119,8 +119,8 @@ def test_persistent_workers_do_not_give_one_data_set_for_another(tmp_path):
     trainer = small_run(tmp_path, kind="text", eval_pairs=3, dataloader_num_workers=1, dataloader_persistent_workers=True)
     first = trainer.evaluate()
     other = trainer.evaluate(text_pairs(8).select(range(5, 8)))
-    assert first["eval_answer_tokens/chosen"] != other["eval_answer_tokens/chosen"]
-    assert trainer.evaluate()["eval_answer_tokens/chosen"] == first["eval_answer_tokens/chosen"]
+    assert first["eval_completion_tokens/chosen"] != other["eval_completion_tokens/chosen"]
+    assert trainer.evaluate()["eval_completion_tokens/chosen"] == first["eval_completion_tokens/chosen"]
 
 
 def test_the_evaluation_loss_does_not_depend_on_its_batches(tmp_path):
@@ -142,7 +142,7 @@ def test_the_evaluation_loss_does_not_depend_on_its_batches(tmp_path):
     sums = []
     for place in range(5):
         one = trainer.evaluate(trainer.eval_dataset.select([place]))
-        sums.append((-one["eval_logps/chosen"], one["eval_answer_tokens/chosen"]))
+        sums.append((-one["eval_logps/chosen"], one["eval_completion_tokens/chosen"]))
     expected = sum(nll / n**0.5 for nll, n in sums) / sum(n**0.5 for _, n in sums)
     assert found[0]["eval_loss/sft"] == pytest.approx(expected, rel=1e-5)
     terms = [found[0][f"eval_loss/{name}"] for name in ("sigmoid", "bco_pair", "sft")]

@@ -35,7 +35,7 @@ KINDS = {
     "lora": {"kind": "lora", "lora_dropout": 0.0},
     "frozen tower": {"frozen_tower": True},
     "checkpointing": {"gradient_checkpointing": True},
-    "pictures on some ranks": {"kind": "mixed", "pairs": 12},
+    "images on some ranks": {"kind": "mixed", "pairs": 12},
 }
 LOADED = ("full", "lora")
 RESUMED = [(stage, kind) for stage in (2, 3) for kind in ("full", "lora")]

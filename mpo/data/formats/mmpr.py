@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import FoundPair, one_of, pictures, refuse, refuse_two_prompts, rest
+from mpo.data.pairs import FoundPair, images, one_of, refuse, refuse_two_prompts, rest
 
 NAME = "mmpr"
 NEEDS = "question, chosen, rejected; image or video, where there is one"
@@ -35,7 +35,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         prompt=line.get("question"),
         chosen=line.get("chosen"),
         rejected=line.get("rejected"),
-        images=pictures(line),
+        images=images(line),
         videos=one_of(line, "video", "videos"),
         system=line.get("system"),
         id=line.get("id"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import BadRecord, FoundPair, json_kind, one_of, pictures, refuse, rest
+from mpo.data.pairs import BadRecord, FoundPair, images, json_kind, one_of, refuse, rest
 
 NAME = "sharegpt"
 NEEDS = "conversations (or messages), chosen, rejected; images or videos, where there are some"
@@ -46,7 +46,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         prompt=prompt,
         chosen=_answer(line, "chosen"),
         rejected=_answer(line, "rejected"),
-        images=pictures(line),
+        images=images(line),
         videos=one_of(line, "video", "videos"),
         system=line.get("system"),
         id=line.get("id"),

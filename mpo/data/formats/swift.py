@@ -1,6 +1,6 @@
 """ms-swift's RLHF data: ``messages``, whose last one is the chosen answer, and ``rejected_response`` or ``rejected_messages``.
 
-``rejected_images`` may be there if they are the same: a pair has one prompt, and one set of pictures.
+``rejected_images`` may be there if they are the same: a pair has one prompt, and one set of images.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import BadRecord, FoundPair, json_kind, one_of, pictures, refuse, rest
+from mpo.data.pairs import BadRecord, FoundPair, images, json_kind, one_of, refuse, rest
 
 NAME = "swift"
 NEEDS = (
@@ -53,7 +53,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        images=pictures(line),
+        images=images(line),
         videos=one_of(line, "video", "videos"),
         system=line.get("system"),
         id=line.get("id"),

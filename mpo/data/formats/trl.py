@@ -1,8 +1,8 @@
-"""TRL's preference formats: ``prompt``, ``chosen``, ``rejected`` as text or messages, pictures in ``images``.
+"""TRL's preference formats: ``prompt``, ``chosen``, ``rejected`` as text or messages, images in ``images``.
 
 Without ``prompt``, the answers begin with it, and what they have in common is the prompt: so are messages read, and text if the
 format is given. (Any two answers may begin alike, so a line that lost its question would look the same.) So are messages that begin
-with a ``prompt`` of text too (UltraFeedback's form). Rows that `load_pairs` made, and that were saved, are of this format as well
+with a ``prompt`` of text too (UltraFeedback's form). Rows that `load_preferences` made, and that were saved, are of this format as well
 and keep all that they have.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import OWN_DATA_SET, BadRecord, FoundPair, one_of, parse_json, pictures, refuse, rest
+from mpo.data.pairs import OWN_DATA_SET, BadRecord, FoundPair, images, one_of, parse_json, refuse, rest
 
 NAME = "trl"
 NEEDS = (
@@ -39,13 +39,13 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
     metadata = line.get("metadata")
     own = parse_json(metadata, "'metadata'") if isinstance(metadata, str) and metadata else metadata
     frames = line.get("frames")
-    used = _USED if isinstance(frames, Mapping) else [name for name in _USED if name != "frames"]  # others may mean pictures
+    used = _USED if isinstance(frames, Mapping) else [name for name in _USED if name != "frames"]  # others may mean images
     named: dict[str, Any] = {name: line.get(name) for name in _OWN}
     yield FoundPair(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        images=pictures(line),
+        images=images(line),
         videos=one_of(line, "video", "videos"),
         frames=frames if isinstance(frames, Mapping) else None,
         system=line.get("system"),
@@ -55,7 +55,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
 
 
 def _asks(conversation: Any, prompt: str) -> bool:
-    """Whether a conversation begins with the prompt as a user's turn, behind a system message or not."""
+    """Whether a conversation begins with the prompt as a user's turn, after a system message or not."""
     if not isinstance(conversation, list):
         return False
     turns = [turn for turn in conversation[:2] if isinstance(turn, Mapping) and turn.get("role") != "system"]

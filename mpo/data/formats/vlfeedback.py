@@ -39,7 +39,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         if ratings[one] != ratings[other] and texts[one] != texts[other]
     ]
     ranked.sort(key=lambda pair: -pair[0])
-    picture = one_of(line, "img_path", "image")
+    image = one_of(line, "img_path", "image")
     taken = ranked[:MOST_PAIRS]
     for place, (margin, better, worse) in enumerate(taken, start=1):
         models = {f"{side}_model": answers[at].get("model") for side, at in (("chosen", better), ("rejected", worse))}
@@ -47,7 +47,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
             prompt=line.get("prompt"),
             chosen=texts[better],
             rejected=texts[worse],
-            images=picture,
+            images=image,
             system=line.get("system"),
             id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
             margin=margin,

@@ -287,9 +287,9 @@ def _read_adapter(folder: Path, config: PeftConfig) -> dict[str, Tensor]:
 
 
 def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
-    mend = "" if given else " Give it with --base."
+    fix = "" if given else " Give it with --base."
     if name is None:
-        raise ValueError(f"{folder / CONFIG_NAME} does not say which model the adapter was trained on.{mend}")
+        raise ValueError(f"{folder / CONFIG_NAME} does not say which model the adapter was trained on.{fix}")
     if (Path(name) / CONFIG_NAME).exists():
         raise ValueError(f"The base {name} is an adapter itself. Export that one first, and give the result with --base.")
     try:
@@ -297,7 +297,7 @@ def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
     except (OSError, TypeError, ValueError) as error:  # TypeError: a folder without that file
         raise ValueError(
             f"The base of the adapter in {folder}, {name}, cannot be found: it is no folder with a config.json, and no name on the "
-            f"Hub that can be reached from here.{mend}"
+            f"Hub that can be reached from here.{fix}"
         ) from error
     _refuse_quantised(config, name)
 

@@ -1,4 +1,4 @@
-"""One question about a picture, put to the trained model and to what was written: how far apart are their answers?"""
+"""One question about an image, put to the trained model and to what was written: how far apart are their answers?"""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 from mpo.models.export.float32 import in_float32
 from mpo.models.loading import load_internvl, load_processor
 
-QUESTION = "What is shown in the picture?"
+QUESTION = "What is shown in the image?"
 NEW_TOKENS = 16
 
 TOLERANCE = 1e-4
@@ -55,9 +55,9 @@ class Trial:
     """What the trained model answered.
 
     Attributes:
-        inputs: the question and its picture, encoded; one row.
+        inputs: the question and its image, encoded; one row.
         tokens: of the answer, (1, N).
-        logits: behind every token of question and answer, (tokens, vocabulary), float32.
+        logits: after every token of question and answer, (tokens, vocabulary), float32.
         exact: the same in float32 arithmetic; of a model in float32 the same tensor.
         moved: as of `Comparison`.
     """
@@ -126,19 +126,19 @@ BUG = "That is a bug of the export: please report it, with both config.json and 
 
 
 def question(processor: Any) -> dict[str, Tensor]:
-    """The question as the model reads it, with a picture where the processor takes one; one row."""
+    """The question as the model reads it, with an image where the processor takes one; one row."""
     sees = hasattr(processor, "image_processor")
     content = [*([{"type": "image"}] if sees else []), {"type": "text", "text": QUESTION}]
     turn = [{"role": "user", "content": content if sees else QUESTION}]
     if getattr(processor, "chat_template", None) is None:
         return dict(processor(text=QUESTION, return_tensors="pt"))
     text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    images = {"images": [[picture()]]} if sees else {}
+    images = {"images": [[image()]]} if sees else {}
     return dict(processor(text=text, **images, add_special_tokens=False, return_tensors="pt"))  # the template has put them there
 
 
-def picture(side: int = 224) -> Image.Image:
-    """A picture of all colours: red grows to the right, green downwards, blue towards the middle."""
+def image(side: int = 224) -> Image.Image:
+    """An image of all colours: red grows to the right, green downwards, blue towards the middle."""
     ramp = torch.linspace(0, 255, side)
     red, green = ramp.expand(side, side), ramp.unsqueeze(1).expand(side, side)
     blue = 255 - (red - 127.5).abs() - (green - 127.5).abs()
@@ -156,7 +156,7 @@ def answer(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def logits_of(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> Tensor:
-    """Logits behind every token of question and answer, (tokens, vocabulary), float32; nothing is generated."""
+    """Logits after every token of question and answer, (tokens, vocabulary), float32; nothing is generated."""
     ids = inputs["input_ids"]
     beside = {name: value for name, value in inputs.items() if value.shape == ids.shape and name != "input_ids"}
     longer = {name: torch.cat([value, torch.full_like(tokens, name == "attention_mask")], dim=1) for name, value in beside.items()}

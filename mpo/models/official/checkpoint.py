@@ -16,7 +16,7 @@ from mpo.models.official.names import TensorNames
 from mpo.models.official.processor import load_tokenizer, official_processor
 from mpo.models.official.tensors import TensorFiles
 
-PICTURE_TOKEN_IDS = {"internlm2": 92_546, "qwen2": 151_667, "qwen3": 151_671, "qwen3_moe": 151_671}
+IMAGE_TOKEN_IDS = {"internlm2": 92_546, "qwen2": 151_667, "qwen3": 151_671, "qwen3_moe": 151_671}
 """Ids of ``<IMG_CONTEXT>`` in the published checkpoints, for folders without a tokenizer."""
 
 
@@ -83,7 +83,7 @@ def open_official(folder: Path) -> OfficialCheckpoint:
     end = None
     processor = None
     if tokenizer is None:
-        token = PICTURE_TOKEN_IDS.get(kind)
+        token = IMAGE_TOKEN_IDS.get(kind)
         if token is None or token >= official["llm_config"]["vocab_size"]:
             raise ValueError(
                 f"{folder} has no tokenizer, and which id <IMG_CONTEXT> has in its {kind} vocabulary is not known. Copy "

@@ -26,18 +26,18 @@ def official_logits(
         files: the official checkpoint's tensors.
         official: its config.json.
         config: transformers' config of it, for language models that transformers has.
-        input_ids: (1, N), with `image_token_id` where a picture's tokens belong.
+        input_ids: (1, N), with `image_token_id` where an image's tokens belong.
         pixel_values: (tiles, 3, height, width).
 
     Returns:
         (1, N, vocabulary), float32.
     """
-    pictures = _Weights(files, "vision_model.").tower(pixel_values, {**official["vision_config"]}, config)
-    pictures = _projector(_Weights(files, "mlp1."), pictures)
+    images = _Weights(files, "vision_model.").tower(pixel_values, {**official["vision_config"]}, config)
+    images = _projector(_Weights(files, "mlp1."), images)
     language = _Weights(files, "language_model.")
     name = "model.tok_embeddings.weight" if text_model(official) == "internlm2" else "model.embed_tokens.weight"
     embeddings = F.embedding(input_ids, language(name))
-    embeddings[input_ids == config.image_token_id] = pictures.flatten(0, 1)
+    embeddings[input_ids == config.image_token_id] = images.flatten(0, 1)
     if text_model(official) == "internlm2":
         return _internlm2(language, official["llm_config"], embeddings)
     weights = {name.removeprefix("language_model."): files[name] for name in files.names() if name.startswith("language_model.")}

@@ -1,4 +1,4 @@
-"""The processor of an official checkpoint: its tokenizer, its way to cut pictures, the chat template it was trained with."""
+"""The processor of an official checkpoint: its tokenizer, its way to cut images, the chat template it was trained with."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from mpo.models.small import CHAT_TEMPLATE, IMAGENET_MEAN, IMAGENET_STD
 from mpo.models.tiles import TileImageProcessor
 from mpo.packing.controls import added_start
 
-PICTURE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 
 OLD_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 NEW_SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -52,7 +52,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in an official checkpoint's folder, without running its code; None where there is none.
 
     Raises:
-        ValueError: when it lacks a picture token.
+        ValueError: when it lacks an image token.
     """
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
@@ -60,14 +60,14 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer is None:
         return None
     vocabulary = tokenizer.get_vocab()
-    lacking = [token for token in PICTURE_TOKENS.values() if token not in vocabulary]
+    lacking = [token for token in IMAGE_TOKENS.values() if token not in vocabulary]
     if lacking:
         raise ValueError(
-            f"The tokenizer in {folder} has no {', '.join(lacking)}, so pictures cannot be put into a prompt. Copy the tokenizer's "
+            f"The tokenizer in {folder} has no {', '.join(lacking)}, so images cannot be put into a prompt. Copy the tokenizer's "
             "files from the model's own checkpoint (added_tokens.json too)."
         )
     video = "<|video_pad|>" if "<|video_pad|>" in vocabulary else "<video>"
-    return _tokenizer(folder, settings, padding_side="left", extra_special_tokens={**PICTURE_TOKENS, "video_token": video})
+    return _tokenizer(folder, settings, padding_side="left", extra_special_tokens={**IMAGE_TOKENS, "video_token": video})
 
 
 def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A picture that stands in several prompts of a batch is cut once and encoded once, and nothing else changes."""
+"""An image that stands in several prompts of a batch is cut once and encoded once, and nothing else changes."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from small_runs import LORA
-from support import messages, perturbed, picture
+from support import make_image, messages, perturbed
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from mpo import MPOConfig, MPOTrainer
@@ -14,18 +14,18 @@ from mpo.models.tower import find_tower
 from mpo.packing.collator import PairCollator
 
 
-def record(question: str, *pictures) -> dict:
+def record(question: str, *images) -> dict:
     return {
         "prompt": messages(question, "user"),
         "chosen": messages("The sum is 5.", "assistant"),
         "rejected": messages("It is a dog.", "assistant"),
-        "images": list(pictures),
+        "images": list(images),
     }
 
 
 def records() -> list[dict]:
-    """Four prompts with six pictures, three of them distinct; equal ones are other objects. For tile_budget="picture"."""
-    one, two, three = picture(0), picture(1, 32, 32), picture(2)
+    """Four prompts with six images, three of them distinct; equal ones are other objects. For tile_budget="image"."""
+    one, two, three = make_image(0), make_image(1, 32, 32), make_image(2)
     return [
         record("What is it?", one),
         record("Which is the largest?", two, one.copy()),
@@ -37,7 +37,7 @@ def records() -> list[dict]:
 
 @pytest.fixture
 def cut(processor, monkeypatch):
-    """How many pictures the image processor was given."""
+    """How many images the image processor was given."""
     given, kind = [], type(processor.image_processor)
     original = kind.__call__
     monkeypatch.setattr(
@@ -46,8 +46,8 @@ def cut(processor, monkeypatch):
     return given
 
 
-def test_each_distinct_picture_is_cut_once(processor, cut):
-    batch = PairCollator(processor, layout="packed", tile_budget="picture")(records())
+def test_each_distinct_image_is_cut_once(processor, cut):
+    batch = PairCollator(processor, layout="packed", tile_budget="image")(records())
     assert sum(cut) == 3
     order = batch["tile_order"].index.tolist()
     # one and three: two tiles and a thumbnail
@@ -55,11 +55,11 @@ def test_each_distinct_picture_is_cut_once(processor, cut):
     assert order == [0, 1, 2] + [3] + [0, 1, 2] + [0, 1, 2] + [4, 5, 6] + [3]
 
 
-def test_padded_rows_have_every_picture(processor, cut):
+def test_padded_rows_have_every_image(processor, cut):
     """As TRL's: tiles of all prompts, for the chosen rows and then for the rejected ones."""
-    batch = PairCollator(processor, tile_budget="picture")(records())
+    batch = PairCollator(processor, tile_budget="image")(records())
     assert sum(cut) == 3 and "tile_order" not in batch
-    alone = [PairCollator(processor, tile_budget="picture")([one]).get("pixel_values") for one in records()]
+    alone = [PairCollator(processor, tile_budget="image")([one]).get("pixel_values") for one in records()]
     expected = torch.cat([pixels[: len(pixels) // 2] for pixels in alone if pixels is not None])
     assert torch.equal(batch["pixel_values"], torch.cat([expected, expected]))
 
@@ -68,15 +68,15 @@ def test_nothing_to_order_without_repeats(processor):
     assert "tile_order" not in PairCollator(processor, layout="packed")(records()[:1] + records()[3:])
 
 
-def test_pictures_that_look_alike_are_not_the_same(processor, cut):
-    other = picture(0)
+def test_images_that_look_alike_are_not_the_same(processor, cut):
+    other = make_image(0)
     other.putpixel((0, 0), (1, 2, 3))
-    batch = PairCollator(processor, layout="packed")([record("What is it?", picture(0)), record("What is it?", other)])
+    batch = PairCollator(processor, layout="packed")([record("What is it?", make_image(0)), record("What is it?", other)])
     assert sum(cut) == 2 and len(batch["pixel_values"]) == 6
 
 
-def test_a_picture_with_fewer_tiles_is_another(processor, cut):
-    """Pictures of one prompt share its four tiles, so the second prompt's picture may have two."""
+def test_an_image_with_fewer_tiles_is_another(processor, cut):
+    """Images of one prompt share its four tiles, so the second prompt's image may have two."""
     batch = PairCollator(processor, layout="packed")(records()[:2])
     assert sum(cut) == 3 and "tile_order" not in batch
 
@@ -91,7 +91,7 @@ def train(tmp_path, processor, model, *, rows="packed", freeze=False, **settings
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "max_steps": 2,
-        "tile_budget": "picture",
+        "tile_budget": "image",
     }
     peft_config = settings.pop("peft_config", None)
     trainer = MPOTrainer(

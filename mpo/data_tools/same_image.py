@@ -1,9 +1,9 @@
-"""Whether two pictures are one: the pixels compared, so that a copy made smaller or compressed again is known, and nothing else.
+"""Whether two images are one: the pixels compared, so that a copy made smaller or compressed again is known, and nothing else.
 
-Compression and resizing change a picture a little wherever it has detail. Another label, colour or bar changes it in one place, and
+Compression and resizing change an image a little wherever it has detail. Another label, colour or bar changes it in one place, and
 more than anywhere else, or changes how bright or coloured whole stretches are. Both are looked for, block by block.
 
-How the limits were chosen. Copies: 20 pictures (of scikit-image, scikit-learn and matplotlib: photographs, scans, pages of text)
+How the limits were chosen. Copies: 20 images (of scikit-image, scikit-learn and matplotlib: photographs, scans, pages of text)
 as JPEG of quality 75, 85 and 95, as WebP of quality 80, and at 0.8, 0.9 and 0.97 of their size by Lanczos, bicubic and bilinear
 filters, with and without JPEG after it: 380. Changed: drawings of 224 to 2,400 pixels of which one digit or letter of 8 to 16
 pixels, one bar's height (by 1 to 5 pixels) or one colour is another: 420; and 120 photographs with another label written on them.
@@ -28,7 +28,7 @@ from PIL import Image
 BLOCK = 8
 """Pixels of a block's side: as large as a small digit, and as JPEG's blocks."""
 LONGEST = 2048
-"""Pixels of the longer side that larger pictures are compared at; a label that is lost there is lost in a model's tiles too."""
+"""Pixels of the longer side that larger images are compared at; a label that is lost there is lost in a model's tiles too."""
 SMALLEST = 0.75
 """A copy has at least this share of the other's width and height: smaller ones lose small labels."""
 USUAL = 0.95
@@ -45,25 +45,25 @@ GLIMPSE_APART = 20
 """Levels of 255 by which a place of a glimpse may differ: the most of the copies above, those by box filters among them."""
 
 
-def glimpse(picture: Image.Image) -> NDArray[np.int16]:
-    """An RGB picture made very small, shape (GLIMPSE, GLIMPSE, 3): most pictures can be told apart by it, at little cost."""
-    return np.asarray(picture.resize((GLIMPSE, GLIMPSE), Image.Resampling.BOX), dtype=np.int16)
+def glimpse(image: Image.Image) -> NDArray[np.int16]:
+    """An RGB image made very small, shape (GLIMPSE, GLIMPSE, 3): most images can be told apart by it, at little cost."""
+    return np.asarray(image.resize((GLIMPSE, GLIMPSE), Image.Resampling.BOX), dtype=np.int16)
 
 
 def may_be_same(one: NDArray[np.int16], other: NDArray[np.int16]) -> bool:
-    """Whether two glimpses may be of the same picture."""
+    """Whether two glimpses may be of the same image."""
     return int(np.abs(one - other).max()) <= GLIMPSE_APART
 
 
-def same_picture(one: Image.Image, other: Image.Image) -> bool:
-    """Whether an RGB picture is another one, or a copy of it that was compressed again or made a little smaller."""
+def same_image(one: Image.Image, other: Image.Image) -> bool:
+    """Whether an RGB image is another one, or a copy of it that was compressed again or made a little smaller."""
     if not _same_shape(one.size, other.size):
         return False
     width, height = min(one.width, other.width), min(one.height, other.height)
     scale = min(LONGEST / max(width, height), 1)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     first, second = (
-        np.asarray(picture.resize(size, Image.Resampling.LANCZOS).convert("YCbCr"), dtype=np.uint8) for picture in (one, other)
+        np.asarray(image.resize(size, Image.Resampling.LANCZOS).convert("YCbCr"), dtype=np.uint8) for image in (one, other)
     )
     return all(_same_channel(first[..., channel], second[..., channel]) for channel in range(3))
 

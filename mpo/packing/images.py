@@ -1,4 +1,4 @@
-"""Each distinct picture of a batch is cut into tiles once, and its tiles go through the vision tower once."""
+"""Each distinct image of a batch is cut into tiles once, and its tiles go through the vision tower once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
 from mpo.data.augment import compress_tiles
-from mpo.packing.keys import first_alike, same_picture
+from mpo.packing.keys import first_alike, same_image
 from mpo.packing.tiles import cuts_tiles
 
 
@@ -37,25 +37,23 @@ class TileOrder:
 def process(
     processing_class: Any, *, text: list[str], images: list[list[Any]], limits: Sequence[Mapping[str, Any]], **kwargs: Any
 ) -> tuple[BatchFeature, Tensor | None]:
-    """Run a processor over prompts with pictures.
+    """Run a processor over prompts with images.
 
     Args:
         processing_class: a processor.
         text: of each prompt.
-        images: each prompt's pictures.
-        limits: of each prompt, keyword arguments for its pictures (`mpo.packing.tiles.tile_limits`); and ``jpeg_seed``, where
+        images: each prompt's images.
+        limits: of each prompt, keyword arguments for its images (`mpo.packing.tiles.tile_limits`); and ``jpeg_seed``, where
             its tiles are to be compressed (`mpo.data.augment`).
         kwargs: further arguments of the processor.
 
     Returns:
-        what the processor returns, with the tiles of each distinct picture once; and the place of each prompt's tiles among them,
-        shape (tiles of all prompts,). None for processors that do not cut pictures into tiles: theirs is left as it is.
+        what the processor returns, with the tiles of each distinct image once; and the place of each prompt's tiles among them,
+        shape (tiles of all prompts,). None for processors that do not cut images into tiles: theirs is left as it is.
     """
     if not cuts_tiles(processing_class):
         return processing_class(images=images, text=text, **kwargs), None
-    once = _OncePerPicture(
-        processing_class.image_processor, [limit for limit, own in zip(limits, images, strict=True) for _ in own]
-    )
+    once = _OncePerImage(processing_class.image_processor, [limit for limit, own in zip(limits, images, strict=True) for _ in own])
     processor = copy.copy(processing_class)
     processor.image_processor = once
     features = processor(images=images, text=text, **kwargs)
@@ -63,8 +61,8 @@ def process(
     return features, once.order
 
 
-class _OncePerPicture:
-    """Stands in a processor for its image processor: cuts each distinct picture once, under the limits of its prompt."""
+class _OncePerImage:
+    """Stands in a processor for its image processor: cuts each distinct image once, under the limits of its prompt."""
 
     tiles: Tensor
     order: Tensor
@@ -79,16 +77,16 @@ class _OncePerPicture:
         return getattr(self._image_processor, name)
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        pictures = make_flat_list_of_images(images)
-        outlines = [(_outline(picture), limit) for picture, limit in zip(pictures, self._limits, strict=True)]
-        firsts = first_alike(outlines, lambda one, other: same_picture(pictures[one], pictures[other]))
+        flat = make_flat_list_of_images(images)
+        outlines = [(_outline(image), limit) for image, limit in zip(flat, self._limits, strict=True)]
+        firsts = first_alike(outlines, lambda one, other: same_image(flat[one], flat[other]))
         counts: dict[int, int] = {}
         cut: dict[int, Tensor] = {}
         for limit in dict.fromkeys(self._limits):
             places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
             settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
             image_processor = _compressing(self._image_processor, settings.pop("jpeg_seed", None))
-            found = image_processor([pictures[place] for place in places], **settings)
+            found = image_processor([flat[place] for place in places], **settings)
             counts |= zip(places, map(int, found["num_patches"]), strict=True)
             cut |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
         begin: dict[int, int] = {}
@@ -108,7 +106,7 @@ def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:
         return image_processor
 
     def crop(images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Shape (pictures, tiles, 3, height, width), uint8, as `GotOcr2ImageProcessor.crop_image_to_patches`."""
+        """Shape (images, tiles, 3, height, width), uint8, as `GotOcr2ImageProcessor.crop_image_to_patches`."""
         tiles = image_processor.crop_image_to_patches(images, *args, **kwargs)
         arrays = tiles.permute(0, 1, 3, 4, 2).cpu().numpy()
         compressed = torch.from_numpy(np.stack([compress_tiles(own, seed) for own in arrays]))
@@ -119,9 +117,9 @@ def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:
     return twin
 
 
-def _outline(picture: Any) -> Any:
-    """What pictures that are the same have in common, known without a look at their pixels."""
-    return (picture.mode, picture.size) if isinstance(picture, Image.Image) else getattr(picture, "shape", None)
+def _outline(image: Any) -> Any:
+    """What images that are the same have in common, known without a look at their pixels."""
+    return (image.mode, image.size) if isinstance(image, Image.Image) else getattr(image, "shape", None)
 
 
 def add_tile_order(backbone: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of the demo: no handwritten digit is in two splits."""
+"""Images of the demo: no handwritten digit is in two splits."""
 
 import json
 
@@ -8,12 +8,12 @@ from PIL import Image
 
 from mpo.demo.dataset import assert_disjoint, make_dataset
 from mpo.demo.folder import DemoFolder
-from mpo.demo.pictures import Handwriting, draw, load_handwriting, split_sources
+from mpo.demo.images import Handwriting, draw, load_handwriting, split_sources
 from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
 from mpo.preference_data.mmpr import read_lines
 
-SMALL = DemoSettings(worked_sources=20, question_sources=200, worked_examples=12, questions=30, held_out=9)
+SMALL = DemoSettings(worked_sources=20, question_sources=200, worked_examples=12, questions=30, eval_questions=9)
 
 
 @pytest.fixture(scope="module")
@@ -44,27 +44,27 @@ def test_sources_must_divide_and_leave_some(worked, questions):
         split_sources(load_handwriting().labels, worked=worked, questions=questions, rng=np.random.default_rng(0))
 
 
-def test_written_pictures_share_no_source_either(folder):
+def test_written_images_share_no_source_either(folder):
     sources = json.loads(folder.sources.read_text())
-    assert set(sources) == {"worked", "questions", "held_out"}
+    assert set(sources) == {"worked", "questions", "eval"}
     assert_disjoint(sources)
 
 
 def test_lines_hold_what_the_setting_allows(folder):
     """Worked examples have reasoning; of questions only the answer is known; held-out lines add the digits, to measure reading."""
-    worked, questions, held_out = (read_lines(folder.lines(split)) for split in ("worked", "questions", "held_out"))
-    assert (len(worked), len(questions), len(held_out)) == (12, 30, 9)
+    worked, questions, eval_questions = (read_lines(folder.lines(split)) for split in ("worked", "questions", "eval"))
+    assert (len(worked), len(questions), len(eval_questions)) == (12, 30, 9)
     assert set(questions[0]) == {"id", "image", "question", "answer", "kind"}
     for line in worked:
         assert line["worked_example"].endswith(f"\nFinal answer: {line['answer']}")
-    for line in held_out:
+    for line in eval_questions:
         assert line["answer"] == KINDS[line["kind"]].answer(line["digits"])
 
 
-def test_pictures_are_three_tiles_wide(folder):
+def test_images_are_three_tiles_wide(folder):
     line = read_lines(folder.lines("questions"))[0]
-    with Image.open(folder.data / line["image"]) as picture:
-        assert (picture.size, picture.mode) == ((96, 32), "RGB")
+    with Image.open(folder.data / line["image"]) as image:
+        assert (image.size, image.mode) == ((96, 32), "RGB")
 
 
 def test_the_seed_decides_every_file(folder, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 
-from mpo.data_tools.same_picture import _block_means, _same_shape, glimpse, may_be_same, same_picture
+from mpo.data_tools.same_image import _block_means, _same_shape, glimpse, may_be_same, same_image
 
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -19,14 +19,14 @@ def photo():
         return opened.convert("RGB")
 
 
-def compressed(picture, quality, form="JPEG"):
+def compressed(image, quality, form="JPEG"):
     file = BytesIO()
-    picture.save(file, form, quality=quality)
+    image.save(file, form, quality=quality)
     return Image.open(BytesIO(file.getvalue())).convert("RGB")
 
 
-def smaller(picture, share, filter="bicubic"):
-    return picture.resize((round(picture.width * share), round(picture.height * share)), FILTERS[filter])
+def smaller(image, share, filter="bicubic"):
+    return image.resize((round(image.width * share), round(image.height * share)), FILTERS[filter])
 
 
 def drawing(label="13", bar=120, colour="blue", pixels=10):
@@ -41,8 +41,8 @@ def drawing(label="13", bar=120, colour="blue", pixels=10):
 
 def seen_the_same(one, other):
     """By the pixels; what they say is the same, glimpses must not tell apart."""
-    same = same_picture(one, other)
-    assert same == same_picture(other, one)
+    same = same_image(one, other)
+    assert same == same_image(other, one)
     assert may_be_same(glimpse(one), glimpse(other)) or not same
     return same
 
@@ -74,7 +74,7 @@ def test_changed_drawings(other):
 
 
 def test_everything_changed():
-    """All of a picture a little brighter, in another colour, and another noise: nothing stands out, and it is another picture."""
+    """All of an image a little brighter, in another colour, and another noise: nothing stands out, and it is another image."""
     noise = np.random.default_rng(0).integers(0, 200, (2, 96, 96, 3), dtype=np.uint8)
     one, other = map(Image.fromarray, noise)
     brighter, redder = Image.fromarray(noise[0] + np.uint8(4)), Image.fromarray(noise[0] + np.array([6, 0, 0], dtype=np.uint8))
@@ -92,7 +92,7 @@ def test_another_label_on_a_photograph(photo):
 
 
 def test_shapes():
-    """333 x 250 is 0.75 of 444 x 333.3; a third of the size is too small, a cut picture another."""
+    """333 x 250 is 0.75 of 444 x 333.3; a third of the size is too small, a cut image another."""
     assert _same_shape((444, 333), (333, 250)) and _same_shape((333, 250), (444, 333))
     assert not _same_shape((444, 333), (148, 111))
     assert not _same_shape((444, 333), (444, 330)) and not _same_shape((400, 300), (300, 400))

@@ -1,4 +1,4 @@
-"""Pictures of handwritten digits side by side, from sources that no two splits share."""
+"""Images of handwritten digits side by side, from sources that no two splits share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SPLITS = ("worked", "questions", "held_out")
+SPLITS = ("worked", "questions", "eval")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def split_sources(
             )
         dealt["worked"] += sources[:first].tolist()
         dealt["questions"] += sources[first:second].tolist()
-        dealt["held_out"] += sources[second:].tolist()
+        dealt["eval"] += sources[second:].tolist()
     return {name: np.array(sorted(sources)) for name, sources in dealt.items()}
 
 
@@ -76,7 +76,7 @@ def draw(handwriting: Handwriting, sources: Sequence[int], *, digit_size: int) -
         digit_size: width and height of each digit in pixels.
 
     Returns:
-        An RGB picture of `digit_size * len(sources)` by `digit_size` pixels.
+        An RGB image of `digit_size * len(sources)` by `digit_size` pixels.
     """
     ink = np.concatenate([handwriting.images[source] for source in sources], axis=1)
     paper = Image.fromarray((255 - ink * (255 / 16)).round().astype(np.uint8))

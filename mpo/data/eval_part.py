@@ -1,4 +1,4 @@
-"""Pairs held out for evaluation, with no question and no picture on both sides."""
+"""Pairs held out for evaluation, with no question and no image on both sides."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from mpo.data.encoded import encoded_pictures
+from mpo.data.encoded import with_encoded_images
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
-By = Literal["both", "picture", "question"]
-"""What keeps pairs on one side: the same question or picture, the same picture, the same question."""
+By = Literal["both", "image", "question"]
+"""What keeps pairs on one side: the same question or image, the same image, the same question."""
 
 
-def hold_out(
+def split_eval(
     pairs: Dataset, amount: float | int, *, seed: int = 0, by: By = "both", num_proc: int | None = None
 ) -> tuple[Dataset, Dataset]:
     """Split pairs into those to train on and those to evaluate on, neither copied.
@@ -29,9 +29,9 @@ def hold_out(
         pairs: records.
         amount: of pairs to hold out: a share below 1, or a number. What hangs together is never split, so there may be fewer.
         seed: of the choice.
-        by: which pairs hang together: those with the same question or the same picture (``"both"``, through other pairs too), or
+        by: which pairs hang together: those with the same question or the same image (``"both"``, through other pairs too), or
             by one of the two alone.
-        num_proc: processes that read pictures.
+        num_proc: processes that read images.
 
     Returns:
         the pairs to train on, and those held out, each in their order.
@@ -39,28 +39,28 @@ def hold_out(
     Raises:
         ValueError: for an amount that is none, or when nothing can be held out because too much hangs together.
     """
-    held = choose_held_out(pairs, amount, seed=seed, by=by, num_proc=num_proc)
+    held = choose_eval(pairs, amount, seed=seed, by=by, num_proc=num_proc)
     return pairs.select(np.flatnonzero(~held)), pairs.select(np.flatnonzero(held))
 
 
-def choose_held_out(
+def choose_eval(
     pairs: Dataset, amount: float | int, *, seed: int = 0, by: By = "both", num_proc: int | None = None
 ) -> NDArray[np.bool_]:
-    """Which pairs to hold out, shape (N,); arguments and errors as of `hold_out`."""
-    check_held_out(amount, by)
+    """Which pairs to hold out, shape (N,); arguments and errors as of `split_eval`."""
+    check_eval(amount, by)
     count = int(amount * len(pairs)) if 0 < amount < 1 else int(amount)
     if not 0 < count < len(pairs):
         raise ValueError(
-            f"held_out={amount} of {len(pairs):,} pairs is {count:,}. Give a share between 0 and 1 or a number of pairs, so that "
+            f"eval_size={amount} of {len(pairs):,} pairs is {count:,}. Give a share between 0 and 1 or a number of pairs, so that "
             "some are held out and some are left to train on."
         )
     keys = content_keys(pairs, num_proc=num_proc)
     questions = keys.data.column("question").to_pylist()
-    pictures = keys.data.column("pictures").to_pylist()
+    images = keys.data.column("images").to_pylist()
     linked: list[list[Hashable]] = []
-    for question, own in zip(questions, pictures, strict=True):
-        links: list[Hashable] = [("picture", key) for key in own] if by != "question" else []
-        if by != "picture" or not links:  # without a picture, the question is all there is to know a pair by
+    for question, own in zip(questions, images, strict=True):
+        links: list[Hashable] = [("image", key) for key in own] if by != "question" else []
+        if by != "image" or not links:  # without an image, the question is all there is to know a pair by
             links.append(("question", question))
         linked.append(links)
     part = components(linked)
@@ -77,45 +77,45 @@ def choose_held_out(
     return chosen
 
 
-def check_held_out(amount: Any, by: Any) -> None:
+def check_eval(amount: Any, by: Any) -> None:
     """Refuse what is no share or number of pairs, and nothing to hold them out by.
 
     Raises:
         ValueError: with what was expected.
     """
-    if by not in ("both", "picture", "question"):
-        raise ValueError(f"Pairs are held out by 'both', 'picture' or 'question', not {by!r}.")
+    if by not in ("both", "image", "question"):
+        raise ValueError(f"Pairs are held out by 'both', 'image' or 'question', not {by!r}.")
     is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
     if not is_number or not (0 < amount < 1 or (amount >= 0 and amount % 1 == 0)):
-        raise ValueError(f"held_out is a share between 0 and 1 or a whole number of pairs; got {amount!r}.")
+        raise ValueError(f"eval_size is a share between 0 and 1 or a whole number of pairs; got {amount!r}.")
 
 
 def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
-    """Keys of each record's question and of its pictures and videos: columns ``question`` and ``pictures`` (a list), int64.
+    """Keys of each record's question and of its images and videos: columns ``question`` and ``images`` (a list), int64.
 
-    Pictures are read and not decoded. The result is in datasets' cache: the same records are read once.
+    Images are read and not decoded. The result is in datasets' cache: the same records are read once.
     """
     bare = encoded(pairs, ["prompt", "images", "videos"])
     return bare.map(
         _keys,
         remove_columns=bare.column_names,
-        features=Features({"question": Value("int64"), "pictures": List(Value("int64"))}),
+        features=Features({"question": Value("int64"), "images": List(Value("int64"))}),
         new_fingerprint=Hasher.hash([bare._fingerprint, "content keys", 2]),
         num_proc=num_proc,
-        desc="Reading questions and pictures",
+        desc="Reading questions and images",
     )
 
 
 def encoded(pairs: Dataset, columns: Iterable[str]) -> Dataset:
-    """Some columns of records, those that there are, their pictures as dicts with ``bytes`` or ``path``."""
-    bare: Dataset = encoded_pictures(
+    """Some columns of records, those that there are, their images as dicts with ``bytes`` or ``path``."""
+    bare: Dataset = with_encoded_images(
         pairs.with_format(None).select_columns([name for name in columns if name in pairs.column_names])
     )
     return bare
 
 
 def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """A prompt as one text: pictures as marks, roles named where there are several turns.
+    """A prompt as one text: images as marks, roles named where there are several turns.
 
     >>> question_text([{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "A cat?"}]}])
     '<image>A cat?'
@@ -127,7 +127,7 @@ def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def asked_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """What makes two prompts the same question: the text of the user's turns, whatever its white space, pictures and other turns.
+    """What makes two prompts the same question: the text of the user's turns, whatever its white space, images and other turns.
 
     >>> asked_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image> A  cat? "}])
     'A cat?'
@@ -137,7 +137,7 @@ def asked_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def content_text(content: Any) -> str:
-    """A message's content as text, pictures as marks."""
+    """A message's content as text, images as marks."""
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text") or "") if part["type"] == "text" else f"<{part['type']}>" for part in content or ())
@@ -149,17 +149,15 @@ def key_of(content: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def picture_bytes(picture: Mapping[str, Any]) -> bytes:
-    """The file of an undecoded picture."""
-    data = picture.get("bytes")
-    return Path(picture["path"]).read_bytes() if data is None else bytes(data)
+def image_bytes(image: Mapping[str, Any]) -> bytes:
+    """The file of an undecoded image."""
+    data = image.get("bytes")
+    return Path(image["path"]).read_bytes() if data is None else bytes(data)
 
 
 def shown_keys(record: Mapping[str, Any]) -> list[int]:
-    """Keys of the undecoded pictures of a record, and of its videos."""
-    return [key_of(picture_bytes(one)) for one in record.get("images") or ()] + [
-        video_key(one) for one in record.get("videos") or ()
-    ]
+    """Keys of the undecoded images of a record, and of its videos."""
+    return [key_of(image_bytes(one)) for one in record.get("images") or ()] + [video_key(one) for one in record.get("videos") or ()]
 
 
 def video_key(path: str) -> int:
@@ -173,7 +171,7 @@ def video_key(path: str) -> int:
 
 
 def _keys(record: dict[str, Any]) -> dict[str, Any]:
-    return {"question": key_of(asked_text(record["prompt"])), "pictures": shown_keys(record)}
+    return {"question": key_of(asked_text(record["prompt"])), "images": shown_keys(record)}
 
 
 def components(linked: Sequence[Sequence[Hashable]]) -> NDArray[np.int64]:
@@ -202,10 +200,10 @@ def _too_large(pairs: Dataset, linked: Sequence[Sequence[Hashable]], sizes: Any,
     common, times = Counter(link for links in linked for link in links).most_common(1)[0]
     place = next(place for place, links in enumerate(linked) if common in links)
     kind: Callable[[Any], str] = lambda link: link[0]  # noqa: E731
-    what = f"the question {question_text(pairs[place]['prompt'])[:80]!r}" if kind(common) == "question" else "one picture"
-    other = " by='picture' looks at pictures alone." if by == "both" and kind(common) == "question" else ""
+    what = f"the question {question_text(pairs[place]['prompt'])[:80]!r}" if kind(common) == "question" else "one image"
+    other = " by='image' looks at images alone." if by == "both" and kind(common) == "question" else ""
     return (
-        f"{count:,} of {len(pairs):,} pairs cannot be held out: pairs with the same question or picture stay together, and the "
+        f"{count:,} of {len(pairs):,} pairs cannot be held out: pairs with the same question or image stay together, and the "
         f"smallest group of them has {int(sizes.min()):,} ({what} is in {times:,} pairs). Hold out more, or give a file of other "
         f"pairs to evaluate on.{other}"
     )

@@ -18,8 +18,8 @@ def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
     Args:
         record: a preference record.
         processor: of the run.
-        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``completion_end`` and ``tile_budget`` decide what is cut and
-            scored.
+        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``completion_end`` and ``tile_budget`` decide what is cut
+            and scored.
     """
     encode = PairEncoder(processor, args.max_length, args.truncation_mode, args.completion_end, args.tile_budget)
     (pair,), _, _ = encode([dict(record)])

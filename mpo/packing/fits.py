@@ -20,6 +20,7 @@ def fixed_context(model: nn.Module) -> int | None:
     Dynamic NTK and LongRoPE choose the frequencies of a whole batch by its largest position.
     """
     limits = []
+    module: Any
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:

@@ -367,7 +367,8 @@ class PackingReport:
     """How an epoch is packed, over all ranks. As text, one line for a log.
 
     ``padding``: batches that only keep the ranks even. ``mean_fill``, ``min_fill``: tokens of a batch as a share of its budget.
-    ``pairs_per_batch``: least, mean, most. ``imbalance``: the most expensive batch of a slot over the slot's mean, averaged over slots.
+    ``pairs_per_batch``: least, mean, most. ``imbalance``: the most expensive batch of a slot over the slot's mean, averaged over
+    slots.
     ``oversized``: records beyond a budget.
     """
 

@@ -133,9 +133,9 @@ def recipe(name: str, hardware: str, launch: str) -> str:
 
 def pairs(folder: Path) -> Path:
     """One record of an image of 12 tiles and a thumbnail, with two answers of about 300 tokens."""
-    from support import image
+    from support import make_image
 
-    image(0, 40, 30).save(folder / "large.png")
+    make_image(0, 40, 30).save(folder / "large.png")
     record = {"image": "large.png", "question": "What is it?", "chosen": "It is a cat. " * 60, "rejected": "It is a dog. " * 60}
     (folder / "pairs.jsonl").write_text(json.dumps(record))
     return folder / "pairs.jsonl"

@@ -39,7 +39,7 @@ from mpo.packing.collator import PairCollator
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("trl", "mpo")
-WORDS = ["What does the image show, and why do you think so? A temple with a roof of many colours, and a flower in front of it."]
+WORDS = ["What does the picture show, and why do you think so? A temple with a roof of many colours, and a flower in front of it."]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def dataset_of(case: Case) -> Dataset:
         rows.append(
             {
                 "images": [{"bytes": file, "path": None} for file in own],
-                "prompt": said("user", f"What does image {question} show?"),
+                "prompt": said("user", f"What does picture {question} show?"),
                 "chosen": said("assistant", " ".join(words)),
                 "rejected": said("assistant", f"It is {number}. " + " ".join(words[::-1])),
             }

@@ -129,7 +129,7 @@ class Mixture(nn.Module):
                 if not kind.takes_divergence:
                     raise ValueError(
                         f"f_divergence_type={f_divergence_type!r} does not fit {kind.name!r}: only differences of scores are free "
-                        "of the normaliser that the divergence leaves after. Use 'reverse_kl'."
+                        "of the normaliser that the divergence leaves. Use 'reverse_kl'."
                     )
             if names == ["sft"]:
                 raise ValueError(f"f_divergence_type={f_divergence_type!r} has no effect on sft alone. Leave it out.")

@@ -255,7 +255,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if not batch_samples:
             return None
         # This is asked before the batches are used: by then the data loader's end would be after the first of them.
-        if self._sampler is None:  # whose padding are marked
+        if self._sampler is None:  # it marks the records that pad
             batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
         chosen = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
         lengths = torch.cat(chosen).to(device).float()

@@ -48,7 +48,7 @@ def small_run(
 
     The images at the places `bad` do not decode, in training and in evaluation; `augment` is of all records.
     With `continued`, the model comes with an adapter that is trained further.
-    A `checkpoint` is loaded after the configuration, as a job does it: ZeRO-3 then holds it in pieces from the start.
+    A `checkpoint` is loaded after the configuration, as a job does it: ZeRO-3 then holds it sharded from the start.
     """
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     processor.tokenizer.chat_template = processor.chat_template

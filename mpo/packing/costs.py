@@ -251,7 +251,7 @@ def _group(prompt: str, images: list[Any]) -> int:
             content = repr(image).encode()
         else:
             content = image.encode() if isinstance(image, str) else image.tobytes()
-        digest.update(b"\0image\0" + hashlib.blake2b(content, digest_size=16).digest())
+        digest.update(b"\0picture\0" + hashlib.blake2b(content, digest_size=16).digest())
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 

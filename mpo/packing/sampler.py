@@ -33,8 +33,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 
     transformers' Trainer takes a `BatchRebalanceSampler` as the data loader's batch sampler and does not shard it again; this is
     one by name alone. Every epoch has the same number of micro-batches, and every rank the same in every epoch, because the Trainer
-    counts them once. A padding, a pair that is computed but must not count, has the index ``-1 - i`` of a record ``i`` (see
-    `IndexedRecords`) and a batch of its own; there are fewer padding than ranks, and none while a batch of two pairs can be split.
+    counts them once. A pair that only pads is computed but must not count: it has the index ``-1 - i`` of a record ``i`` (see
+    `IndexedRecords`) and a batch of its own; there are fewer of these than ranks, and none while a batch of two pairs can be split.
 
     Args:
         costs: what each record costs (`mpo.packing.costs.measure`), or just their number: with ``batching="pairs"`` ranks are

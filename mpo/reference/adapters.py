@@ -75,8 +75,8 @@ class AdapterStart:
             if parameter.requires_grad and _plain_name(name) in self._frozen:
                 raise ValueError(
                     f"{name} was frozen when the trainer was made and requires_grad now, so training would change the reference, "
-                    "which reads it. Unfreeze it before (peft's modules_to_save trains whole modules), pass a ref_model, or use "
-                    "reference='cached'."
+                    "which reads it. Unfreeze it before (peft's modules_to_save trains whole modules), or pass a "
+                    "ref_model."
                 )
         with contextlib.nullcontext() if self.adapters_on else model.disable_adapter():
             if not self.values:

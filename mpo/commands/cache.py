@@ -96,8 +96,8 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
+    from mpo.reference.maintenance import check_folder
     from mpo.reference.shards import cache_folders, read_fingerprint
-    from mpo.reference.upkeep import check_folder
 
     bad = 0
     for folder in cache_folders(args.folder):
@@ -114,8 +114,8 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def prune(args: argparse.Namespace) -> int:
+    from mpo.reference.maintenance import prune_folder
     from mpo.reference.shards import cache_folders, read_fingerprint
-    from mpo.reference.upkeep import prune_folder
 
     for folder in cache_folders(args.folder):
         done = prune_folder(folder, read_fingerprint(folder), dry_run=args.dry_run)

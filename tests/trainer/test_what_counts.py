@@ -94,7 +94,7 @@ def test_compute_metrics_gets_both_rows_of_every_record_in_order(tmp_path, kind,
 
 def test_predict_does_not_lose_records(tmp_path):
     trainer = small_run(tmp_path, kind="text", eval_pairs=5, per_device_eval_batch_size=2, dataloader_drop_last=True)
-    with pytest.raises(ValueError, match="dataloader_drop_last=True would leave the last 1 of 5"):
+    with pytest.raises(ValueError, match="dataloader_drop_last=True.* 1 of 5"):
         trainer.predict(trainer.eval_dataset)
     assert len(trainer.predict(trainer.eval_dataset.select(range(4))).predictions) == 8
 
@@ -293,11 +293,11 @@ def test_new_data_is_evaluated_while_the_policy_still_is_the_reference(tmp_path)
         assert metrics[name] == pytest.approx(live[name], rel=1e-6), name
     trainer.train()
     trainer.evaluate(new)  # known by now
-    with pytest.raises(ValueError, match="reference that could give them is gone"):
+    with pytest.raises(ValueError, match="reference model was released"):
         trainer.evaluate(text_pairs(16).select(range(12, 16)))
     changed = small_run(tmp_path / "changed", **cached)
     perturbed(changed.model)
-    with pytest.raises(ValueError, match="reference that could give them is gone"):
+    with pytest.raises(ValueError, match="reference model was released"):
         changed.evaluate(text_pairs(16).select(range(12, 16)))
 
 

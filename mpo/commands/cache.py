@@ -102,7 +102,7 @@ def verify(args: argparse.Namespace) -> int:
     bad = 0
     for folder in cache_folders(args.folder):
         check = check_folder(folder, read_fingerprint(folder))
-        print(f"{folder}: {check.answers:,} answers in {len(check.whole)} whole shards, {len(check.problems)} problems")
+        print(f"{folder}: {check.entries:,} answers in {len(check.whole)} whole shards, {len(check.problems)} problems")
         for problem in check.problems[:MOST_LINES]:
             print(f"  {problem}")
         if len(check.problems) > MOST_LINES:

@@ -207,7 +207,7 @@ def test_a_shard_that_is_merged_away_while_shards_are_read(tmp_path, monkeypatch
         if len(shards(cache.folder)) == 2:
             parts = [real(path, fingerprint) for path in shards(cache.folder)]
             old = shards(cache.folder)
-            reference.write_shard(cache.folder, reference.Answers.merged(parts), HERE)
+            reference.write_shard(cache.folder, reference.Entries.merged(parts), HERE)
             for path in old:
                 path.unlink()
         return real(path, fingerprint)
@@ -302,7 +302,7 @@ def test_a_shard_of_another_model_is_refused_by_name(cache, tmp_path):
     with ReferenceCache(tmp_path / "cache", other(model_weights="v")) as stranger:
         fill(stranger, [1])
     moved = shards(stranger.folder)[0].rename(cache.folder / shards(stranger.folder)[0].name)
-    with pytest.raises(ValueError, match="another model or set-up") as error:
+    with pytest.raises(ValueError, match="another model") as error:
         ReferenceCache(cache.folder, HERE)
     assert str(moved) in str(error.value)
 
@@ -320,7 +320,7 @@ def test_an_explicit_folder_of_another_set_up_is_refused_with_what_differs(cache
     there = Fingerprint({**HERE.parts, "image processor": "j"}, tiles)
     with pytest.raises(ValueError, match=r"image processor \(image_processor.max_patches 12 -> 6\)\. ") as error:
         ReferenceCache(cache.folder, there)
-    assert "model weights" not in str(error.value) and "Give the folder above it" in str(error.value)
+    assert "model weights" not in str(error.value) and "parent folder" in str(error.value)
     assert known(ReferenceCache(cache.folder, HERE), range(50)) == list(range(50))
 
 

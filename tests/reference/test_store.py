@@ -32,13 +32,13 @@ def key(number: int) -> bytes:
 
 
 def fill(cache: ReferenceCache, numbers) -> None:
-    """Answer i has log-prob -i / 8 over i + 1 tokens: exact in float32."""
+    """Entry i has log-prob -i / 8 over i + 1 tokens, exact in float32."""
     numbers = list(numbers)
     cache.add([key(i) for i in numbers], [-i / 8 for i in numbers], [i + 1 for i in numbers])
 
 
 def known(cache: ReferenceCache, numbers) -> list[int]:
-    """Which answers the cache has; those it has must be right."""
+    """Return which entries the cache has, after checking their values."""
     numbers = list(numbers)
     found = cache.get([key(i) for i in numbers])
     has = [i for i, there in zip(numbers, found.known, strict=True) if there]
@@ -175,7 +175,7 @@ def test_a_leftover_is_never_read(tmp_path):
 
 
 def test_processes_write_the_same_folder_at_once(tmp_path):
-    """They start on an empty root, so they make the folder and its meta.json at once too; half of the answers meet twice."""
+    """They start with an empty root, so they create the folder and its meta.json at once; half of the entries are added twice."""
     processes = [in_process(_write, tmp_path, rank, range(100 * rank, 100 * rank + 200)) for rank in range(3)]
     for process in processes:
         process.join()

@@ -69,8 +69,8 @@ def test_a_batch_of_bad_records_alone(processor, layout):
 
 BAD = {
     "image": {"images": [{"bytes": b"x", "path": None}]},
-    "no answer": {"rejected": messages(" ", "assistant")},
-    "equal answers": {"chosen": messages("a", "assistant"), "rejected": messages("a", "assistant")},
+    "no completion": {"rejected": messages(" ", "assistant")},
+    "equal completions": {"chosen": messages("a", "assistant"), "rejected": messages("a", "assistant")},
     "too long": {"prompt": messages("What is it? " * 90, "user")},
     "None": {"images": [None]},
     "limits": {"tiles": {"min": 3, "max": 2}},
@@ -96,7 +96,7 @@ def test_what_is_no_records_fault_is_not_skipped(processor):
 
 
 def test_answers_are_cut_and_images_never(processor):
-    """Where max_length falls into an answer it is cut there and counted; where it falls into the image, the record is refused."""
+    """A completion beyond max_length is truncated and counted. A record whose image goes beyond it is refused."""
     row = image_pairs(1)[0]
     whole = PairCollator(processor)([row])
     prompt = int(whole["completion_mask"][0].argmax())

@@ -48,15 +48,15 @@ def refused(message: str, **settings):
 
 
 def max_length(tmp_path):
-    """Answers are cut, and the share of cut answers is logged."""
-    whole, cut = log_of(tmp_path, kind="text"), log_of(tmp_path, kind="text", max_length=36)
-    assert cut["completion_tokens/chosen"] < whole["completion_tokens/chosen"]
-    assert 0 < cut["completions_truncated"] <= 1
-    assert "completions_truncated" not in whole
+    """Completions are truncated, and the fraction of truncated ones is logged."""
+    full, truncated = log_of(tmp_path, kind="text"), log_of(tmp_path, kind="text", max_length=36)
+    assert truncated["completion_tokens/chosen"] < full["completion_tokens/chosen"]
+    assert 0 < truncated["completions_truncated"] <= 1
+    assert "completions_truncated" not in full
 
 
 def truncation_mode(tmp_path):
-    """Text alone: keep_end keeps every answer and cuts prompts, as in TRL. Beside images it is refused."""
+    """Text only: keep_end keeps completions and truncates prompts, as in TRL. With images it is refused."""
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     processor.tokenizer.chat_template = processor.chat_template
     records = text_pairs(4).to_list()
@@ -119,7 +119,7 @@ def test_pairs_of_one_question_share_a_padded_batch_too(tmp_path):
     """So group_same_prompt is not refused there."""
     trainer = small_run(tmp_path, kind="text", pairs=8, rows="padded", group_same_prompt=2)
     doubled = trainer.train_dataset.to_list()
-    doubled = [{**row, "id": f"{row['id']}-{twin}"} for row in doubled for twin in (0, 1)]
+    doubled = [{**row, "id": f"{row['id']}-{number}"} for row in doubled for number in (0, 1)]
     trainer.train_dataset = Dataset.from_list(doubled)
     batches = [[str(name).rsplit("-", 1)[0] for name in batch["names"]] for batch in trainer.get_train_dataloader()]
     assert len(batches) == 8 and all(first == second for first, second in batches)

@@ -26,7 +26,7 @@ def cached(tmp_path, **settings):
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """Numbers of answers whose log-probs were computed under the reference."""
+    """Number of completions whose log-probs were computed under the reference."""
     from mpo.trainer import MPOTrainer
 
     counted, compute = [], MPOTrainer.compute_ref_log_probs
@@ -152,7 +152,7 @@ def test_refusals(tmp_path, settings, message):
 
 
 def test_data_that_comes_later_is_refused(tmp_path):
-    """The reference of full fine-tuning is gone by then: after the first step the policy is another."""
+    """The reference of full fine-tuning has been released, and after the first step the policy differs from it."""
     trainer = small_run(tmp_path, max_steps=1, **cached(tmp_path))
     trainer.train()
     with pytest.raises(ValueError, match="eval_dataset"):
@@ -160,7 +160,7 @@ def test_data_that_comes_later_is_refused(tmp_path):
 
 
 def test_adapters_do_not_stand_in_for_a_reference_of_its_own(tmp_path):
-    """It is gone by then, and the policy's base would give other numbers under its fingerprint."""
+    """It has been released, and the policy's base would give other values under its fingerprint."""
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     reference = perturbed(small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2))
     trainer = small_run(tmp_path, kind="lora", ref_model=reference, **cached(tmp_path))

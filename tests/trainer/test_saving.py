@@ -24,7 +24,7 @@ def loaded(folder) -> dict:
 
 
 def test_save_only_model(tmp_path):
-    """Its folders hold the weights; to resume from one is refused, since the optimiser is gone."""
+    """Its folders hold the weights; resuming from one is refused, since it lacks the optimizer."""
     trainer = small_run(tmp_path, save_strategy="steps", save_steps=4, save_only_model=True)
     trainer.train()
     assert difference(loaded(tmp_path / "checkpoint-4"), weights(trainer.model)) == 0
@@ -138,7 +138,7 @@ def test_the_hubs_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json"])
 def test_a_checkpoint_that_lacks_a_file_is_refused(tmp_path, file):
-    """transformers would begin the optimizer, or the random numbers, anew."""
+    """transformers would reset the optimizer or the random numbers."""
     small_run(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
     (tmp_path / "checkpoint-2" / file).unlink()
     with pytest.raises(ValueError, match=file.split(".")[0]):

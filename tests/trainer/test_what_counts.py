@@ -1,4 +1,4 @@
-"""What counts: every pair of a pass once, every row of an evaluation, delta of applied steps alone; and what cannot be right."""
+"""What counts: each pair of an epoch once, each row of an evaluation, delta of applied steps only; settings that cannot work."""
 
 import json
 import os
@@ -28,7 +28,7 @@ MARKER = "trainer_state.json"
 
 
 def shards(counts: list[int]) -> IterableDataset:
-    """A stream of shards with so many records each; record i asks for i + i."""
+    """A stream of shards with the given number of records each; record i asks for i + i."""
 
     def records(counts):
         for first, count in counts:
@@ -149,7 +149,7 @@ def test_the_evaluation_loss_does_not_depend_on_its_batches(tmp_path):
     assert found[0]["eval_loss"] == pytest.approx(0.8 * terms[0] + 0.2 * terms[1] + 0.5 * terms[2], rel=1e-5)
 
 
-# --- What cannot be right
+# --- Settings that cannot work
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_callback_can_generate_during_packed_training(tmp_path):
     assert torch.equal(completes.ids[1], completes.ids[2])
 
 
-# --- Runs that end, and go on
+# --- Runs that end and are resumed
 
 ENDED = {
     "max_steps within an epoch": ({"pairs": 8, "max_steps": 3}, 3),
@@ -361,7 +361,7 @@ def test_a_finished_run_takes_no_step_more(tmp_path, case):
     assert difference(weights, again.model.state_dict()) == 0
     assert again.mixture.reward_shift.count == trainer.mixture.reward_shift.count
     assert output.training_loss == pytest.approx(trainer.state.log_history[-1]["train_loss"], rel=1e-6)
-    if "max_steps" in settings:  # a longer run goes on
+    if "max_steps" in settings:  # a longer run continues
         more = small_run(tmp_path, **{**settings, "max_steps": steps + 1, "save_strategy": "no"})
         assert more.train(resume_from_checkpoint=True).global_step == steps + 1
 

@@ -54,7 +54,7 @@ def two_ranks(tmp_path_factory) -> Path:
     run_on_ranks(
         folder,
         {f"{kind}, {stage}": {**STEP, **TWO_RANKS, **zero(stage), **KINDS[kind]} for stage, kind in RUNS}
-        | {f"{kind}, loaded in pieces": {**run, **KINDS[kind]} for kind in LOADED}
+        | {f"{kind}, loaded sharded": {**run, **KINDS[kind]} for kind in LOADED}
         | {"full, official": {**run, "checkpoint": str(folder / "official")}}
         | {f"{kind}, {stage}, saved": {**STEP, **TWO_RANKS, **zero(stage), **KINDS[kind], **SAVED} for stage, kind in RESUMED}
         | {
@@ -73,7 +73,7 @@ def two_ranks(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [*((kind, str(stage)) for stage, kind in RUNS), *((kind, "loaded in pieces") for kind in LOADED), ("full", "official")],
+    [*((kind, str(stage)) for stage, kind in RUNS), *((kind, "loaded sharded") for kind in LOADED), ("full", "official")],
 )
 def test_weights_are_those_of_one_process(two_ranks, tmp_path, kind, how, record_property):
     trainer = small_run(tmp_path, **{**STEP, **ONE_PROCESS, **KINDS[kind]})

@@ -183,7 +183,9 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
 
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Maximum tokens of prompt and completion. Only completions are truncated. Default: no limit."},
+        metadata={
+            "help": "Maximum tokens of prompt and completion; completions are truncated (keep_end: prompts). Default: no limit."
+        },
     )
     learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training pairs."})

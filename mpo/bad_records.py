@@ -1,4 +1,4 @@
-"""The bad records of a run: each counted once, listed in its folder, and the run stopped when they are too many."""
+"""Bad records of a run: count each once, list them in the run's folder, and stop the run when there are too many."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,15 +7,15 @@ from typing import Any
 
 FILE = "bad_records.jsonl"
 MAX_BAD_FRACTION = 0.01
-JUDGED_FROM = 100
-"""Records: a share of fewer is taken of so many, or of the whole data set where that is smaller."""
+MIN_DENOMINATOR = 100
+"""Minimum denominator of the bad fraction, in records; a smaller data set's size takes its place."""
 
 
 class BadRecords:
-    """What the collators of all ranks could not use (`mpo.packing.skipping`), by data set.
+    """Collect the records that the collators of all ranks could not use (`mpo.packing.skipping`), by data set.
 
-    The list has a line of JSON a record: ``where`` and ``reason``, and of those listed here also ``data``, ``id``, ``key`` and
-    when. Lines of others (`mpo.data.load_preferences` lists what it could not read) stay in it.
+    They are listed as JSON lines with ``where`` and ``reason``, then ``data``, ``id``, ``key`` and when they were seen (``step``,
+    in training also ``epoch``). Lines without ``data`` and ``key``, such as those of `mpo.data.load_preferences`, stay in the file.
 
     >>> bad = BadRecords("run", most=0.5, writes=False)
     >>> bad.see("train", 2, [{"id": "a", "where": "record 'a'", "reason": "no image.", "key": "17"}], step=1)
@@ -25,10 +25,10 @@ class BadRecords:
     1
 
     Args:
-        folder: of the run; the list is ``bad_records.jsonl`` there.
-        most: the largest share of the records seen that may be bad.
+        folder: folder of the run; the list is its ``bad_records.jsonl``.
+        most: maximum fraction of the records seen that may be bad.
         writes: whether this process writes the list.
-        gather: gives every rank the items of all ranks; by default accelerate's.
+        gather: function that gives every rank the items of all ranks. Default: accelerate's.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class BadRecords:
     ) -> None:
         self.path = Path(folder) / FILE
         if gather is None:
-            from accelerate.utils import gather_object  # not at the top: those who only read data do without torch
+            from accelerate.utils import gather_object  # imported here, so that reading data does not import torch
 
             gather = gather_object
         self._most, self._writes, self._gather = most, writes, gather
@@ -49,30 +49,30 @@ class BadRecords:
         self._new_seen: dict[str, int] = {}
 
     def clear(self) -> None:
-        """Begin a run: forget the records of an earlier one."""
+        """Drop the records of an earlier run, in memory and in the file."""
         self._forget()
         self._rewrite()
 
     def see(self, data: str, seen: int, bad: Sequence[Mapping[str, Any]], **moment: Any) -> None:
-        """Note what a batch of this rank was made of.
+        """Count the records of a batch of this rank.
 
         Args:
-            data: which data set it is from.
-            seen: its records, those that only fill it up aside.
-            bad: those of them that could not be used, as of `mpo.packing.skipping.sort_out`.
-            moment: when; put into the list.
+            data: name of the batch's data set.
+            seen: number of its records, without padding.
+            bad: its bad records, as `mpo.packing.skipping.sort_out` returns them.
+            moment: when it was seen, for the list.
         """
         self._new_seen[data] = self._new_seen.get(data, 0) + seen
         self._new += [{"data": data, **entry, **moment} for entry in bad]
 
     def settle(self, sizes: Mapping[str, int | None]) -> None:
-        """Bring together what all ranks saw, write the list, and judge it; every rank must call it.
+        """Gather the counts of all ranks, write the list, and check the bad fraction. Every rank must call it.
 
         Args:
-            sizes: records of each data set; None or missing for a stream.
+            sizes: number of records of each data set; None or missing for a stream.
 
         Raises:
-            ValueError: on every rank, when more than the allowed share of the records seen are bad.
+            ValueError: on every rank, when more than the allowed fraction of the records seen is bad.
         """
         fresh: list[dict[str, Any]] = []
         for seen, new in self._gather([(self._new_seen, self._new)]):
@@ -84,57 +84,57 @@ class BadRecords:
                     self._listed[known] = entry
                     fresh.append(entry)
         self._new, self._new_seen = [], {}
-        if self._writes and fresh:  # added, not written anew: workers that read a stream may be adding lines too
+        if self._writes and fresh:  # append: workers that read a stream may append too
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(map(_line, fresh)))
         for data in self._seen:
-            self._judge(data, sizes.get(data))
+            self._check_fraction(data, sizes.get(data))
 
     def seen_again(self, data: str) -> None:
-        """A data set is gone through once more: its records count as seen once, its bad ones stay listed."""
+        """Reset the number of records seen, for another pass over a data set. Its bad records stay listed."""
         self._seen[data] = 0
 
     def count(self, data: str) -> int:
-        """Different bad records of a data set so far, over all ranks."""
+        """Return the number of distinct bad records of a data set so far, over all ranks."""
         return sum(of == data for of, _ in self._listed)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as plain values; call `settle` first."""
+        """Return plain values for a checkpoint. Call `settle` first."""
         return {"seen": self._seen, "listed": list(self._listed.values())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as of a checkpoint; what was listed after it will be met again."""
+        """Continue from a checkpoint. Records listed after it are dropped, since the run will see them again."""
         self._forget()
         self._seen = dict(state["seen"])
         self._listed = {(entry["data"], entry["key"]): entry for entry in state["listed"]}
         self._rewrite()
 
     def _rewrite(self) -> None:
-        """Bring the file in line with what is listed; before training, when nobody else adds to it."""
+        """Write the file anew from the list. Only before training, when no worker appends to it."""
         if not self._writes:
             return
         there = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
-        lines = [f"{line}\n" for line in dict.fromkeys(there) if not _is_own(line)]  # once, where several ranks added the same
+        lines = [f"{line}\n" for line in dict.fromkeys(there) if not _is_own(line)]  # without the copies of several ranks
         lines += map(_line, self._listed.values())
         if not lines:
             self.path.unlink(missing_ok=True)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(lines), encoding="utf-8")
-        aside.replace(self.path)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(self.path)
 
-    def _judge(self, data: str, size: int | None) -> None:
+    def _check_fraction(self, data: str, size: int | None) -> None:
         bad = self.count(data)
         seen = self._seen[data] if size is None else min(self._seen[data], size)
-        of = max(seen, JUDGED_FROM) if size is None else min(max(seen, JUDGED_FROM), size)
-        if bad <= self._most * of:
+        denominator = max(seen, MIN_DENOMINATOR) if size is None else min(max(seen, MIN_DENOMINATOR), size)
+        if bad <= self._most * denominator:
             return
         first = [f"{entry['where']}: {entry['reason']}" for (name, _), entry in self._listed.items() if name == data][:3]
         raise ValueError(
             f"{bad} of the {seen} {data} records seen so far are bad, more than max_bad_fraction={self._most:g} allows. All are "
-            f"listed in {self.path}; the first: {' | '.join(first)} Fix them, leave them out of the data, or raise "
+            f"listed in {self.path}; the first: {' | '.join(first)} Fix or remove these records, or raise "
             "max_bad_fraction."
         )
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beyond transformers' own, and how its weights are read back: strictly."""
+"""Write and read what a checkpoint holds beyond transformers' files, and load its weights strictly."""
 
 import json
 import os
@@ -15,20 +15,20 @@ from mpo.models.strict import load_strictly
 
 STATE_FILE = "mpo_state.json"
 MARKER = "trainer_state.json"
-"""The last file of a checkpoint: it is complete where this is."""
+"""Last file of a checkpoint: a folder that has it is complete."""
 
 
 def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Put the weights saved in `folder` into `model`, every one of them.
+    """Load all weights saved in `folder` into `model`.
 
-    transformers' Trainer loads the saved names as they stand and not strictly. Models whose names on disk differ from
-    those in memory (InternVL's `language_model.model.*`) then match nothing and go on with the weights they had.
+    transformers' Trainer loads the saved names unchanged and not strictly. For models whose names on disk differ from those in
+    memory (InternVL's `language_model.model.*`) it would load nothing and continue with the current weights.
 
     Raises:
-        ValueError: when a tensor is missing, left over or of another shape.
+        ValueError: for a missing or unexpected tensor, or one of another shape.
     """
-    if not (Path(folder) / "config.json").exists():  # transformers would build a model of a default config, of any size
-        raise ValueError(f"{folder} has no config.json, so no model was saved there. Resume from another checkpoint.")
+    if not (Path(folder) / "config.json").exists():  # transformers would build a model of a default config
+        raise ValueError(f"{folder} has no config.json, so it holds no model. Resume from another checkpoint.")
     dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # float32 holds bfloat16 and float16 exactly
     fix = "Resume with the model this run started from."
@@ -37,10 +37,10 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
 
 
 def check_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
-    """Check that the adapters saved in `folder` have exactly the tensors of `model`'s. peft itself takes what fits.
+    """Check that the adapters saved in `folder` have exactly the tensors of `model`'s. peft loads those that match.
 
     Raises:
-        ValueError: when a tensor is missing, left over or of another shape.
+        ValueError: for a missing or unexpected tensor, or one of another shape.
     """
     for name in model.peft_config:
         place = Path(folder) if name == "default" else Path(folder, name)
@@ -54,13 +54,14 @@ def check_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
         if found != expected:
             wrong = sorted(found.items() ^ expected.items())
             raise ValueError(
-                f"The adapter in {place} does not fit this run's: {wrong[:4]}{' ...' if len(wrong) > 4 else ''} are on one side "
-                "only. Resume with the adapter configuration (rank, target modules) that the run started with."
+                f"The adapter in {place} does not match this run's: only one of them has "
+                f"{wrong[:4]}{' ...' if len(wrong) > 4 else ''}. "
+                "Resume with the adapter configuration (rank, target modules) of the saved run."
             )
 
 
 def begin_checkpoint(folder: str | os.PathLike[str]) -> None:
-    """Make a folder that is about to be written not count as a checkpoint, on disk too. One that is written anew may hold one."""
+    """Make a folder incomplete, on disk too, before a checkpoint is written into it: it may hold an earlier one."""
     marker = Path(folder, MARKER)
     if marker.exists():
         marker.unlink()
@@ -68,25 +69,25 @@ def begin_checkpoint(folder: str | os.PathLike[str]) -> None:
 
 
 def finish_checkpoint(state: TrainerState, path: str | os.PathLike[str]) -> None:
-    """Write `state` as the marker of the checkpoint at `path`, after all else there is on disk, and itself to disk."""
+    """Write `state` to `path`, the last file of a checkpoint, once all other files are on disk, and flush it."""
     marker = Path(path)
     flush_to_disk(marker.parent)
-    aside = marker.with_suffix(".tmp")
-    type(state).save_to_json(state, str(aside))
-    _flush(aside)
-    aside.replace(marker)
+    temporary = marker.with_suffix(".tmp")
+    type(state).save_to_json(state, str(temporary))
+    _flush(temporary)
+    temporary.replace(marker)
     for folder in (marker.parent, marker.parent.parent):
         _flush(folder)
 
 
 def flush_to_disk(folder: str | os.PathLike[str]) -> None:
-    """Have the system write all files under a folder to disk, so that a power cut takes none of them away."""
+    """Flush all files under a folder to disk, so that they survive a power failure."""
     for place in (*Path(folder).rglob("*"), Path(folder)):
         _flush(place)
 
 
 def _flush(place: Path) -> None:
-    if os.name == "nt":  # opens no folders, and flushes no file that was opened for reading
+    if os.name == "nt":  # cannot open folders, nor flush a file opened for reading
         return
     descriptor = os.open(place, os.O_RDONLY)
     try:
@@ -96,63 +97,61 @@ def _flush(place: Path) -> None:
 
 
 def save_state(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write `state` into a checkpoint folder, aside first and renamed whole."""
+    """Write `state` into a checkpoint folder atomically."""
     path = Path(folder) / STATE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(state, indent=2))
-    aside.replace(path)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(state, indent=2))
+    temporary.replace(path)
 
 
 def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `save_state` wrote.
 
     Raises:
-        ValueError: when the folder has no such file: it is not a checkpoint of this trainer.
+        ValueError: when the folder is not a checkpoint of this trainer.
     """
     path = Path(folder) / STATE_FILE
     if not path.exists():
         raise ValueError(
             f"{folder} has no {STATE_FILE}, so it is not a checkpoint of MPOTrainer and its reward shift is unknown. "
-            "To start from its weights, pass the folder as the model instead of resuming from it."
+            "To train from its weights, pass the folder as the model instead of resuming from it."
         )
     state: dict[str, Any] = json.loads(path.read_text())
     return state
 
 
 def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLike[str] | None = None) -> str:
-    """The checkpoint to resume from: the one asked for, or the newest in `run_dir`.
+    """Return the checkpoint to resume from: `asked`, or the newest complete one in `run_dir`.
 
     Raises:
-        ValueError: when there is none, or it was not written to its end, or holds no optimiser.
+        ValueError: when there is none, or it is incomplete, or lacks the optimizer, scheduler or random states.
     """
     folder = latest_checkpoint(run_dir) if asked is None else str(asked)
     if folder is None:
-        raise ValueError(
-            f"There is no complete checkpoint in {run_dir} to resume from. Train without resume_from_checkpoint to start afresh."
-        )
+        raise ValueError(f"There is no complete checkpoint in {run_dir}. Leave resume_from_checkpoint out to begin a new run.")
     if not _is_complete(Path(folder)):
         newest = latest_checkpoint(Path(folder).parent)
         raise ValueError(
-            f"{folder} is not a checkpoint that was written to its end (trainer_state.json is missing or cut). "
-            + (f"The newest complete one there is {newest}." if newest else "There is no complete one beside it.")
+            f"{folder} is not a complete checkpoint (trainer_state.json is missing or damaged). "
+            + (f"The newest complete one is {newest}." if newest else "There is no complete one in its folder.")
         )
     load_state(folder)
-    # transformers would go on without any of these, and say nothing. DeepSpeed has its own place for the first two.
+    # transformers would silently continue without these. DeepSpeed keeps the first two in files of its own.
     needed = ("rng_state*",) if any(Path(folder).glob("global_step*")) else ("optimizer*", "scheduler.pt", "rng_state*")
     missing = [pattern for pattern in needed if not any(Path(folder).glob(pattern))]
     if missing:
         raise ValueError(
-            f"{folder} has weights but no {', '.join(missing)} (save_only_model=True writes none), so the run cannot go on as it "
-            "was. Resume from another checkpoint, or pass the folder as the model to begin a new run from its weights."
+            f"{folder} has weights but no {', '.join(missing)} (save_only_model=True writes none), so the run cannot be "
+            "continued. Resume from another checkpoint, or pass the folder as the model of a new run."
         )
     return folder
 
 
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint in `run_dir` that was written to its end, or None.
+    """Return the newest complete checkpoint in `run_dir`, or None.
 
-    `MARKER` is the last file of a checkpoint; a folder in which it is missing or cut was interrupted.
+    A folder whose `MARKER` is missing or damaged was interrupted.
     """
     folders = [folder for folder in Path(run_dir).glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()]
     newest_first = sorted(folders, key=lambda folder: int(folder.name.split("-")[-1]), reverse=True)

@@ -1,10 +1,11 @@
-"""The training loop: which pairs count, what is logged, and how a run stops and goes on.
+"""The training loop: which pairs count, what is logged, and how a run stops and resumes.
 
-This file and `mpo.trainer` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0
-and transformers 5.17.0 and 5.23.0; here: `DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`,
-`_get_grad_norm`, `_run_epoch`, `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_load_from_checkpoint`,
-`_load_best_model`, `_load_optimizer_and_scheduler`, `_load_callback_state`, `_save_checkpoint`, `_save_rng_state`,
-`_get_output_dir`, `_get_eval_sampler`; and that `evaluation_loop` gathers each batch's losses first, then its rows.
+Private names of TRL and transformers that this file uses, checked on TRL 1.16.0 and transformers 5.17.0, 5.23.0 and 5.24.0:
+`DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`, `_get_grad_norm`, `_run_epoch`,
+`_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_remove_unused_columns`, `_train_batch_size`,
+`_load_from_checkpoint`, `_load_best_model`, `_load_optimizer_and_scheduler`, `_load_callback_state`, `_save_checkpoint`,
+`_save_rng_state`, `_get_output_dir`, `_get_eval_sampler`. It also relies on `evaluation_loop` gathering each batch's losses first,
+then its rows. `mpo.trainer` says which other files use private names.
 """
 
 import contextlib
@@ -56,11 +57,11 @@ from mpo.start import fingerprint_of
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "reference"  # folder of a checkpoint, for a reference that moves
+REFERENCE = "reference"  # folder of a checkpoint, for a reference that sync_ref_model updates
 
 
 class PairLoop(DPOTrainer):  # type: ignore[misc]
-    """DPOTrainer's loop, with steps that are the mean over their pairs; `MPOTrainer` puts the loss in."""
+    """Run DPOTrainer's loop with steps that are the mean over their pairs. `MPOTrainer` adds the loss."""
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the pairs of the whole step
 
@@ -71,15 +72,15 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     layout: str
 
     def _start_loop(self) -> None:
-        """Set up what the loop keeps; called once accelerate is there.
+        """Set up the state of the loop, once the accelerator exists.
 
         Raises:
-            ValueError: for the router loss of a model that does not give it.
+            ValueError: for the router loss of a model that does not return router logits.
         """
         if self.aux_loss_enabled and self.model.config.model_type == "internvl":  # transformers 5.17 to 5.24
             raise ValueError(
-                f"router_aux_loss_coef={self.router_aux_loss_coef:g} (of the model's config, unless set) adds the router's loss, "
-                "and InternVL in transformers does not return its router's logits. Set router_aux_loss_coef=0."
+                f"router_aux_loss_coef={self.router_aux_loss_coef:g} (default: the model's config) adds the router loss, and "
+                "transformers' InternVL does not return router logits. Set router_aux_loss_coef=0."
             )
         self._meters = {"train": Meter(), "eval": Meter()}
         self._whole_run = [0.0, 0.0]  # sum of losses, number of pairs
@@ -87,11 +88,13 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._mean_sqrt_tokens: Tensor | None = None
         self._shift_before: dict[str, Tensor] | None = None
         self._scale_before: float | None = None
-        self._evaluated = "eval"  # the data set, by the prefix of its metrics
+        self._evaluated = "eval"  # prefix of the metrics of the data set in evaluation
         self._pairs_evaluated = 0
-        self._is_reference: bool | None = None  # whether the policy is, as of this evaluation
-        self._rows: tuple[int, list[int]] | None = None  # of the batch in evaluation: its pairs, and how many count on each rank
-        self._loss_is_next = False  # of what `evaluation_loop` gathers
+        self._is_reference: bool | None = None  # whether the policy is the reference, in this evaluation
+        self._rows: tuple[int, list[int]] | None = (
+            None  # batch in evaluation: number of pairs, and of those that count on each rank
+        )
+        self._loss_is_next = False  # whether `evaluation_loop` gathers losses next
         self._sampler: PairBatchSampler | None = None
         self._epoch = torch.zeros((), dtype=torch.int64)  # data loader workers read it
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -105,7 +108,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         return self.mixture.reward_shift
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
-        """How the models attend while they are trained and evaluated."""
+        """Set the models' attention for training and evaluation."""
         return contextlib.nullcontext()
 
     def _flush_references(self) -> None:
@@ -114,9 +117,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     # --- Batches
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Images stay encoded. Streams are repeated for training; for evaluation, every rank gets equally many batches.
+        """Keep images encoded and repeat training streams. In evaluation, give every rank the same number of batches.
 
-        Where logits are asked for, rows are padded: those of packed rows could not be attributed to records.
+        Rows are padded where logits are needed, since logits of packed rows cannot be attributed to records.
         """
         if self._collator_is_ours:
             dataset = with_encoded_images(dataset)
@@ -128,8 +131,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
         if kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1):
             if isinstance(dataset, IterableDataset):
-                raise ValueError("Streams have no plan: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
-            dataset = self._remove_unused_columns(dataset, description="training")  # or they would be decoded
+                raise ValueError("A stream cannot be planned: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
+            dataset = self._remove_unused_columns(dataset, description="training")  # otherwise they would be decoded
             self._sampler = self._plan(dataset)
             dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
         elif kwargs.get("is_training") and "augment" in (getattr(dataset, "column_names", None) or []):
@@ -137,8 +140,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if kwargs.get("is_training") and self._sampler is None and self.args.dataloader_drop_last and hasattr(dataset, "__len__"):
             if len(dataset) < (needed := kwargs["batch_size"] * ranks):
                 raise ValueError(
-                    f"dataloader_drop_last=True leaves nothing of {len(dataset)} records: one batch of all ranks takes {needed} "
-                    f"({kwargs['batch_size']} x {ranks}). Set it to False, or make batches smaller."
+                    f"dataloader_drop_last=True drops all {len(dataset)} records: one batch of all ranks takes {needed} "
+                    f"({kwargs['batch_size']} x {ranks}). Set it to False, or use smaller batches."
                 )
         collator = self.data_collator
         try:
@@ -151,14 +154,14 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As transformers', which with persistent workers would give every data set the loader of the first."""
+        """Return a data loader. With persistent workers transformers would return the first data set's for every data set."""
         if eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset:
             return super().get_eval_dataloader(eval_dataset)
-        how = {"description": "Evaluation", "batch_size": self.args.eval_batch_size, "sampler_fn": self._get_eval_sampler}
-        return self._get_dataloader(dataset=eval_dataset, **how)
+        options = {"description": "Evaluation", "batch_size": self.args.eval_batch_size, "sampler_fn": self._get_eval_sampler}
+        return self._get_dataloader(dataset=eval_dataset, **options)
 
     def _whole_dataloader(self, dataset: Any) -> Any:
-        """Batches of every record of a data set, whatever `dataloader_drop_last` says."""
+        """Return a data loader of all records of a data set, also with `dataloader_drop_last`."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return self.get_eval_dataloader(dataset)
@@ -166,14 +169,14 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             self.args.dataloader_drop_last = drop_last
 
     def _training_collator(self) -> Any:
-        """What makes the training data's batches; evaluation and the cache of references have `data_collator`."""
+        """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
         return self.data_collator
 
     def _plan(self, dataset: Any) -> PairBatchSampler:
-        """Which pairs share a batch, on all ranks."""
+        """Plan which pairs share a batch, on all ranks."""
         args = self.args
         by_tokens = args.batching == "tokens"
-        with self.accelerator.main_process_first():  # the others find its measurements in datasets' cache
+        with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
             rules: dict[str, Any] = {
                 "completion_end": args.completion_end,
                 "tile_budget": args.tile_budget,
@@ -207,17 +210,17 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 self._see_bad_records("train", batch, step=self.state.global_step + 1, epoch=int(self._epoch))
             return samples, pairs
         except ValueError:
-            raise  # a refusal that says what to do
+            raise  # its message says what to do
         except Exception as error:
             raise RuntimeError(
-                f"The training data failed while the batches of step {self.state.global_step + 1} were read: "
-                f"{type(error).__name__}: {error}. Nothing was skipped; fix the data set and resume from the last checkpoint."
+                f"Reading the batches of step {self.state.global_step + 1} from the training data failed: "
+                f"{type(error).__name__}: {error}. No record was skipped. Fix the data set and resume from the last checkpoint."
             ) from error
         finally:
             self._meters["train"].wait(time.perf_counter() - start)
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
-        """Tell the records, before an iterator over them is made, which epoch it is. A resumed run that had ended takes no step."""
+        """Set the epoch before the records are iterated. A resumed run that had ended takes no step."""
         stopped_early = kwargs["resume_from_checkpoint"] is not None and any(
             isinstance(callback, EarlyStoppingCallback)
             and callback.early_stopping_patience_counter >= callback.early_stopping_patience
@@ -230,32 +233,31 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _counted(self, batch: dict[str, Any]) -> int:
-        """How many of a batch's pairs count, the first ones; the rest only fill it up."""
-        if "kept" in batch:  # bad records were taken out: of the others, those count that stood where a record counts
+        """Return how many of a batch's pairs count: the first ones. The rest are padding."""
+        if "kept" in batch:  # bad records were removed: of the others, those in counting places count
             counting, kept = self._counting(batch), list(batch["kept"])
             return min(int(batch["counted"]), len([place for place in kept if place < counting]))
         return int(batch["counted"]) if "counted" in batch else self._counting(batch)
 
     def _counting(self, batch: dict[str, Any]) -> int:
-        """How many places of a batch hold records that count, the first ones; those after were repeated to fill it up."""
+        """Return how many places of a batch hold records that count: the first ones. The rest hold repeated records."""
         pairs = len(batch["scored"].lengths) // 2
         state = self.accelerator.gradient_state
         ranks = self.accelerator.num_processes
         if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
             return pairs
-        if self.args.dataloader_drop_last:  # what does not fill a batch of all ranks is left out, and nothing repeated
+        if self.args.dataloader_drop_last:  # the last incomplete batches are dropped, and nothing is repeated
             return pairs
-        # The last batches of all ranks together hold the rest, rank 0's first. (Not `state.remainder`: accelerate loses it in an
-        # epoch that is resumed.)
+        # The last batches of all ranks together hold the rest, rank 0's first. (`state.remainder` is lost in a resumed epoch.)
         rest = len(state.active_dataloader.dataset) % (pairs * ranks)
         return max(0, min(pairs, rest - int(self.accelerator.process_index) * pairs)) if rest else pairs
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
-        """The pairs of an optimiser step, over its micro-batches and all ranks: what its loss is divided by."""
+        """Return the pairs of an optimizer step over its micro-batches and all ranks, the denominator of its loss."""
         if not batch_samples:
             return None
-        # This is asked before the batches are used: by then the data loader's end would be after the first of them.
-        if self._sampler is None:  # it marks the records that pad
+        # Decided before the batches are used: later the data loader's end would be attributed to the first of them.
+        if self._sampler is None:  # otherwise padding pairs have their own flag
             batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
         chosen = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
         lengths = torch.cat(chosen).to(device).float()
@@ -274,15 +276,15 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             self._bad_records.see(data, batch.get("counted", len(batch["scored"].lengths) // 2) + len(bad), bad, **moment)
 
     def _settle_bad_records(self, data: str = "train", dataset: Any = None) -> None:
-        """List what all ranks left out, and stop if it is too much; every rank must call it."""
+        """List the bad records of all ranks, and stop the run if there are too many. Every rank must call it."""
         if self._bad_records is not None:
             dataset = self.train_dataset if data == "train" else dataset
             self._bad_records.settle({data: len(dataset) if hasattr(dataset, "__len__") else None})
 
     def _policy_is_reference(self, cache: ReferenceCache) -> bool:
-        """Whether the policy still is the reference of `cache`: before the first step, with the same weights and settings.
+        """Whether the policy still equals the reference of `cache`: before the first step, with the same weights and settings.
 
-        Decided by content, once an evaluation: weights may have been loaded or changed since the trainer was made.
+        Decided by content, once per evaluation: weights may have been loaded or changed since the trainer was made.
         """
         if self.model.training or self.state.global_step > 0 or not self._holds_whole_model() or is_peft_model(self.model):
             return False
@@ -300,23 +302,23 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
         Args:
             model: the policy.
-            inputs: a batch of the collator; its ``input_ids`` are brought into the order of the logits.
-            prediction_loss_only: give no logits.
+            inputs: a batch of the collator. Its ``input_ids`` are reordered as the logits are.
+            prediction_loss_only: return no logits.
             args: see transformers' `Trainer.prediction_step`.
             kwargs: likewise.
 
         Returns:
-            the loss, and where asked for logits (2P, T, vocabulary) and input ids (2P, T): rows 2i and 2i + 1 are the chosen and
-            the rejected completion of the batch's record i.
+            the loss, and unless `prediction_loss_only` logits (2P, T, vocabulary) and input ids (2P, T): rows 2i and 2i + 1 are the
+            chosen and the rejected completion of the batch's record i.
 
         Raises:
-            ValueError: when logits of packed rows are asked for.
+            ValueError: when logits of packed rows are needed.
         """
         self._see_bad_records(self._evaluated, inputs, step=self.state.global_step)
         if not prediction_loss_only and "segments" in inputs:
             raise ValueError(
-                "Logits of packed rows cannot be attributed to records. Use `evaluate` or `predict`, which make padded rows where "
-                "logits are asked for, or rows='padded'."
+                "Logits of packed rows cannot be attributed to records. Use `evaluate` or `predict`, which pad rows where logits "
+                "are needed, or rows='padded'."
             )
         pairs, counted = len(inputs["scored"].lengths) // 2, self._counted(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
@@ -332,9 +334,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         return loss, logits[order], labels[order]
 
     def _gather_rows(self, values: Any) -> Any:
-        """Gather a batch's losses, one a record, or rows, two a record, over all ranks: those that count, in record order.
+        """Gather a batch's losses (one per record) or rows (two per record) that count, over all ranks, in record order.
 
-        transformers would take rows for records: of a last batch that is not full it leaves some out.
+        transformers would count rows as records and drop some of an incomplete last batch.
         """
         if self._rows is None:
             return self.accelerator.gather(values)
@@ -347,7 +349,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         return recursively_apply(lambda tensor: tensor[places], self.accelerator.gather(values))
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Give the logits of a data set's rows.
+        """Return the logits of a data set's rows.
 
         Args:
             test_dataset: preference records.
@@ -359,20 +361,20 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             2i and 2i + 1 are the chosen and the rejected completion of record i; bad records that were skipped have none.
 
         Raises:
-            ValueError: when `dataloader_drop_last` would leave records out.
+            ValueError: when `dataloader_drop_last` would drop records.
         """
         batch = self.args.eval_batch_size * self.accelerator.num_processes
         if self.args.dataloader_drop_last and hasattr(test_dataset, "__len__") and len(test_dataset) % batch:
             raise ValueError(
-                f"dataloader_drop_last=True would leave the last {len(test_dataset) % batch} of {len(test_dataset)} records "
-                f"without a prediction: batches of all ranks take {batch}. Set it to False."
+                f"dataloader_drop_last=True would drop the last {len(test_dataset) % batch} of {len(test_dataset)} records: "
+                f"batches of all ranks take {batch}. Set it to False."
             )
         return super().predict(test_dataset, *args, **kwargs)
 
     # --- Values that are not finite
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Keep the optimiser from a step that is not finite. (Under fp16 gradients that overflow are the scaler's matter.)"""
+        """Keep the optimizer from a step that is not finite. (In fp16 the GradScaler handles overflowing gradients.)"""
         norm = super()._get_grad_norm(model, grad_norm)
         if isinstance(norm, DTensor):  # FSDP2
             norm = norm.full_tensor()
@@ -385,22 +387,22 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             bad = self._guard.is_bad()
             optimizer: Any = self.optimizer
             self._guard.gate(getattr(optimizer, "optimizer", optimizer), bad, on_device=not scaled)
-            self._give_delta_back(bad)
+            self._restore_delta(bad)
         return norm
 
-    def _give_delta_back(self, skipped: Tensor) -> None:
-        """Put delta where it was before the step if the step is not applied: it belongs to the step too."""
+    def _restore_delta(self, skipped: Tensor) -> None:
+        """Restore delta to its value before the step if the step is not applied."""
         if self._shift is not None and self._shift_before is not None:
             for name, before in self._shift_before.items():
                 buffer = self._shift.get_buffer(name)
                 buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        # fp16's scaler lowers its scale when it skips a step. accelerate does not see that of a fused optimizer.
+        # The GradScaler lowers its scale when it skips a step. With a fused optimizer accelerate does not notice.
         scaler = self.accelerator.scaler
         is_lower = scaler is not None and self._scale_before is not None and scaler.get_scale() < self._scale_before
         if is_lower or self.accelerator.optimizer_step_was_skipped:
-            self._give_delta_back(torch.tensor(True))
+            self._restore_delta(torch.tensor(True))
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
             self._guard.check()
             self._settle_bad_records()
@@ -417,14 +419,14 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         tokens, pairs = window.pop("tokens")
         if mode == "eval":
             self._pairs_evaluated = int(pairs)
-        tokens /= self._tp_size  # tensor-parallel ranks are given the same batch
+        tokens /= self._tp_size  # tensor-parallel ranks get the same batch
         metrics = {name: total / count for name, (total, count) in window.items() if count}
         if mode == "eval" and self._square_weight is not None:
             metrics["loss"] += self._square_weight * metrics["loss/sft"]
         metrics["tokens_per_second"] = tokens / seconds
         metrics["pairs_per_second"] = pairs / seconds
         if mode == "train":
-            metrics["data_wait"] = waited / seconds  # of rank 0; a GPU may still have been busy
+            metrics["data_wait"] = waited / seconds  # rank 0's; the GPU may still have been busy
         if self._shift is not None:
             metrics["reward_shift"] = self._shift.value.item()
         if mode == "train":
@@ -435,7 +437,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     @property
     def _square_weight(self) -> float | None:
-        """The weight of an SFT term that is averaged by square roots: over a whole evaluation, not batch by batch."""
+        """Return the weight of an SFT term averaged by square roots, whose average is that of a whole evaluation."""
         of_losses = zip(self.mixture.weights, self.mixture.losses, strict=True)
         return next((weight for weight, loss in of_losses if isinstance(loss, SFT) and loss.average == "square"), None)
 
@@ -446,7 +448,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the means over the pairs of this logging window and all ranks."""
+        """Log, with the means over the pairs of this logging window and all ranks."""
         if "loss" in logs:  # a training window, not an evaluation
             logs = {**logs, **self._read_meter("train")}
             if self._bad_records is not None:
@@ -458,10 +460,10 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; every metric, the loss included, is the mean over pairs whatever the sizes of the batches."""
+        """Evaluate. Every metric, including the loss, is the mean over pairs, independent of batch sizes."""
         self._evaluated = metric_key_prefix
         self._pairs_evaluated, self._is_reference = 0, None
-        self.gather_function = self._gather_rows  # transformers puts its own back at the end
+        self.gather_function = self._gather_rows  # transformers restores its own at the end
         if self._bad_records is not None:
             self._bad_records.seen_again(metric_key_prefix)
         with self._not_counted(), self._attention():
@@ -476,7 +478,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _not_counted(self) -> Iterator[None]:
-        """Keep the time spent in here out of the training speed."""
+        """Exclude the time spent in the context from the training speed."""
         start = time.perf_counter()
         try:
             yield
@@ -485,26 +487,26 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[tuple[nn.Module, bool]]:
-        """Within it the policy can `generate`; gives it, and whether all ranks must take part since its weights are in pieces."""
+        """Let the policy `generate` in the context; yields it, and whether its weights are sharded and all ranks must take part."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        in_pieces = self.accelerator.num_processes > 1 and (not self._holds_whole_model() or self._tp_size > 1)
-        plain = torch.compiler.set_stance("force_eager")  # or every length of a cache might be compiled
+        sharded = self.accelerator.num_processes > 1 and (not self._holds_whole_model() or self._tp_size > 1)
+        plain = torch.compiler.set_stance("force_eager")  # otherwise every length of the KV cache might be compiled
         with self._not_counted(), usual_attention(model), self.accelerator.autocast(), plain:
-            yield model, in_pieces
+            yield model, sharded
 
     # --- Training and checkpoints
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train.
+        """Train the policy.
 
         Args:
-            resume_from_checkpoint: True to go on from the newest checkpoint in ``output_dir`` that was written to its end, or
-                the folder of a checkpoint.
+            resume_from_checkpoint: True to resume from the newest complete checkpoint in ``output_dir``, or the folder of a
+                checkpoint.
             args: see transformers' `Trainer.train`.
             kwargs: likewise.
 
         Returns:
-            steps, metrics and the loss: the mean over all pairs of the run, those before a resume included.
+            steps, metrics and the loss: the mean over all pairs of the run, including those before it was resumed.
 
         Raises:
             ValueError: when there is no complete checkpoint to resume from, or it belongs to another run.
@@ -537,7 +539,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             self._flush_references()
             if self.args.should_save:
                 begin_checkpoint(folder)
-            self.accelerator.wait_for_everyone()  # no rank writes into a folder that still counts as complete
+            self.accelerator.wait_for_everyone()  # no rank may write into a folder that counts as complete
             state = self._state()
             if self.args.should_save:
                 save_state(folder, state)
@@ -550,15 +552,15 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 del self.state.save_to_json
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Let no rank's file be missing once rank 0 writes the last one."""
+        """Wait for the files of all ranks before rank 0 writes the last one."""
         super()._save_rng_state(output_dir)
         flush_to_disk(output_dir)
         self.accelerator.wait_for_everyone()
 
     def _load_callback_state(self) -> None:
-        """Callbacks that have a state (early stopping's patience) go on with it; their settings are this run's.
+        """Restore the state of callbacks (early stopping's patience), with this run's settings.
 
-        With `restore_callback_states_from_checkpoint`, transformers brings back their settings too.
+        With `restore_callback_states_from_checkpoint`, transformers restores their settings too.
         """
         states = self.state.stateful_callbacks
         if self.args.restore_callback_states_from_checkpoint:
@@ -587,7 +589,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         }
 
     def _order(self) -> dict[str, Any]:
-        """What decides which pairs a step gets."""
+        """Return what determines which pairs a step gets."""
         sized = hasattr(self.train_dataset, "__len__")
         return {
             "pairs in the data set": len(self.train_dataset) if sized else None,
@@ -606,15 +608,15 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 before = state["order"][name]
                 if before != now:
                     raise ValueError(
-                        f"The run that wrote {checkpoint} had {name} = {before}; this one has {now}, so it would go on with "
-                        "other pairs than those still to come. Resume with the same, set ignore_data_skip=True to go "
-                        "on from the data's start, or pass the folder as the model to begin a new run from its weights."
+                        f"The run that wrote {checkpoint} had {name} = {before} and this one has {now}, so the remaining "
+                        "pairs would not be those of that run. Resume with the same value, set ignore_data_skip=True to "
+                        "continue from the beginning of the data, or pass the folder as the model to a new run."
                     )
         self._total_train_tokens = state["num_tokens"]
         self._whole_run = state["whole_run"]
         if self._bad_records is not None and state.get("bad_records"):
             self._bad_records.restore(state["bad_records"])
-        # The sums are those of all ranks, and one rank has them; the others have zeros, since all take part in the next reading.
+        # Rank 0 gets the sums of all ranks, the others zeros, since all take part in the next reading.
         self._meters["train"].restore(state["window"], share=float(self.accelerator.process_index == 0))
         shift = self._shift
         if shift is not None:
@@ -640,13 +642,13 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             super()._load_best_model()
 
     def _holds_whole_model(self) -> bool:
-        """Whether this process holds all weights itself, not a shard of them."""
+        """Whether this process holds all weights, not a shard of them."""
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     # --- Model card
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model card: TRL's, with the loss, its weights, the data and this library's version."""
+        """Write TRL's model card, with the loss, its weights, the data and this library's version."""
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir, "README.md")
         if self.is_world_process_zero() and path.exists():

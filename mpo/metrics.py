@@ -1,4 +1,4 @@
-"""What is logged: sums of a micro-batch, added up over a window on the device and read with one host transfer."""
+"""Logged metrics: sums of micro-batches, added up over a logging window on the device and read with one transfer."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,13 +11,13 @@ from mpo.losses import PairLogps
 from mpo.packing.layout import completion_sums
 
 Fraction = tuple[Tensor | float, Tensor | float]
-"""A sum and what it is divided by: pairs, tokens."""
+"""A sum and its denominator: a number of pairs or tokens."""
 OverRanks = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks."""
 
 
 class Meter:
-    """Adds up fractions until they are read.
+    """Add up fractions until they are read.
 
     >>> meter = Meter()
     >>> meter.add({"loss": (torch.tensor(6.0), 2)})
@@ -32,7 +32,7 @@ class Meter:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything added, and start the clock."""
+        """Drop everything added, and restart the clock."""
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._started = time.perf_counter()
@@ -52,19 +52,19 @@ class Meter:
             self._sums = self._sums.to(sums.device) + sums
 
     def state(self, over_ranks: OverRanks | None = None) -> dict[str, Any]:
-        """The window as it stands, over all ranks, as plain numbers for a checkpoint; every rank must call it."""
+        """Return the current window over all ranks as plain numbers, for a checkpoint. Every rank must call it."""
         if self._sums is None:
             return {"seconds": self.seconds, "waited": self.waited, "sums": {}}
         sums = (over_ranks(self._sums) if over_ranks else self._sums).tolist()
         return {"seconds": self.seconds, "waited": self.waited, "sums": dict(zip(self._names, sums, strict=True))}
 
     def restore(self, state: Mapping[str, Any], share: float = 1.0) -> None:
-        """Go on with a window that `state` gave.
+        """Continue with a window that `state` returned.
 
         Args:
-            state: of all ranks.
-            share: of the sums that this rank takes, 1 on one rank and 0 on the others. All must have a window, or none: reading it
-                waits for every rank.
+            state: the window of all ranks.
+            share: factor of the sums on this rank: 1 on one rank and 0 on the others. All ranks must have a window, or none, since
+                reading it waits for every rank.
         """
         self.clear()
         self.pause(-state["seconds"])
@@ -75,10 +75,10 @@ class Meter:
             self._sums = self._sums if share else torch.zeros_like(self._sums)
 
     def read(self, over_ranks: OverRanks | None = None) -> dict[str, tuple[float, float]]:
-        """Sum and count of everything added since the last read; then a fresh window begins.
+        """Return sum and count of everything added since the last read, and open a new window.
 
         Args:
-            over_ranks: sums a tensor over all ranks.
+            over_ranks: function that sums a tensor over all ranks.
         """
         if self._sums is None:
             self.clear()
@@ -90,15 +90,15 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Time since the window began, without pauses."""
+        """Seconds since the window was opened, without pauses."""
         return time.perf_counter() - self._started
 
     def wait(self, seconds: float) -> None:
-        """Count time that was spent waiting for data, as part of the window."""
+        """Add time that was spent waiting for data. It stays part of the window."""
         self.waited += seconds
 
     def pause(self, seconds: float) -> None:
-        """Do not count time spent on something else, such as evaluating or saving."""
+        """Exclude time spent on something else, such as evaluating or saving."""
         self._started += seconds
 
 
@@ -113,17 +113,17 @@ def measured(
     counted: int,
     square_weight: float | None = None,
 ) -> dict[str, Fraction]:
-    """Sums and counts of one micro-batch, by the names they are logged under.
+    """Compute sums and counts of one micro-batch, by the names they are logged under.
 
     Args:
         loss: the mean over `pairs`, shape ().
-        terms: the same of each term, unweighted.
+        terms: the mean of each term of the loss, unweighted.
         pairs: log-probs of the pairs that count.
-        outputs: of TRL's fused head, each of shape (1, scored positions).
+        outputs: values of TRL's fused head, each of shape (1, labelled positions).
         inputs: the batch.
         beta: scale of the rewards.
-        counted: how many pairs count. With none, `pairs` holds one for the shapes, and nothing is added, under the same names.
-        square_weight: weight of an SFT term whose average by square roots is to be the whole window's. It is left out of ``loss``,
+        counted: number of pairs that count. With 0, `pairs` holds one pair for its shapes, and all sums are 0.
+        square_weight: weight of an SFT term that is averaged by square roots over the whole window. It is left out of ``loss``,
             and its sum is divided by the sum of the square roots.
     """
     count = len(pairs)
@@ -159,7 +159,7 @@ def measured(
         "tokens": (float(inputs["tokens"]), count),
     }
     if "is_cut" in inputs:
-        result["completions_cut"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
+        result["completions_truncated"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
     if getattr(outputs, "aux_loss", None) is not None:
         result["aux_loss"] = (outputs.aux_loss * count, count)
     return result if counted else {name: (0.0, 0.0) for name in result}

@@ -1,4 +1,4 @@
-"""What a model card says about an MPO run, beside what TRL writes into it."""
+"""Extend TRL's model card with the loss, the data and the version of this library."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -20,18 +20,18 @@ PAPER = {
         "}"
     ),
 }
-"""What TRL's part of the card cites."""
+"""Citation in TRL's part of the card."""
 
-MARK = "### Framework versions\n\n"
+SECTION = "### Framework versions\n\n"
 
 
 def extend_card(card: str, mixture: Mixture, settings: Mapping[str, Any], pairs: int | None) -> str:
-    """Put the loss, the data and this library's version into a card that TRL wrote.
+    """Add the loss, the data and this library's version to a card that TRL wrote.
 
     Args:
         card: Markdown, with TRL's section of framework versions.
-        mixture: the loss that was trained.
-        settings: name and value of what else to tell, such as beta.
+        mixture: the loss of the training.
+        settings: further settings by name, such as beta.
         pairs: number of training pairs; None when it is not known (streams).
     """
     rows = [f"| `{name}` | {weight:g} |" for weight, name in zip(mixture.weights, mixture.names, strict=True)]
@@ -39,5 +39,5 @@ def extend_card(card: str, mixture: Mixture, settings: Mapping[str, Any], pairs:
     loss = "\n".join(["The loss is a weighted sum:", "", "| term | weight |", "|---|---|", *rows, "", *told, "", ""])
     card = card.replace('model="None"', 'model="path/of/this/folder"', 1)  # not on the hub
     card = card.replace("is a fine-tuned version of [None](https://huggingface.co/None)", "is fine-tuned", 1)  # built from a config
-    card = card.replace(MARK, f"{loss}{MARK}- mpo-trainer: {version('mpo-trainer')}\n", 1)
+    card = card.replace(SECTION, f"{loss}{SECTION}- mpo-trainer: {version('mpo-trainer')}\n", 1)
     return card.replace("It has been trained using [TRL]", "It has been trained with `mpo-trainer`, on [TRL]", 1)

@@ -1,6 +1,7 @@
-"""What a run starts from: configuration, records, processor, model, and the copy of it that stays as its reference.
+"""What a run starts from: configuration, records, processor, model, and the frozen copy that is its reference.
 
-Checked against TRL 1.16.0; of its inner functions it uses `create_model_from_path` and `get_config_model_id`.
+Undocumented names of other libraries, checked on TRL 1.16.0 and transformers 5.24.0: `trl.trainer.utils.create_model_from_path`
+and `get_config_model_id`; `PreTrainedModel._from_config`, `PretrainedConfig._name_or_path`; accelerate's `_hf_hook`.
 """
 
 import copy
@@ -25,24 +26,24 @@ from mpo.reference.fingerprint import Fingerprint, fingerprint
 
 
 def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
-    """The run's configuration, or a default one named after the model.
+    """Return the run's configuration, or a default one named after the model.
 
     Raises:
-        ValueError: for another class, fields that do not go with a model that is loaded already, or an attention kernel that is
-            not installed.
+        ValueError: for another class, model_init_kwargs beside a model that is loaded already, or an attention kernel that is not
+            installed.
     """
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         args = MPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-MPO")
     if not isinstance(args, MPOConfig):
         raise ValueError(
-            f"MPOTrainer takes an MPOConfig, got {type(args).__name__}. MPOConfig has the same fields: replace the name "
+            f"MPOTrainer needs an MPOConfig, got {type(args).__name__}. MPOConfig has the same fields: replace the name "
             "(and pass loss_type to keep a loss other than MPO)."
         )
     if args.model_init_kwargs is not None and not isinstance(model, str):
         raise ValueError(
-            "model_init_kwargs say how to load a model, and this one is loaded already. Pass them where you load it, or "
-            "pass its name."
+            "model_init_kwargs has no effect on a model that is loaded already. Pass its values where you load the model, or pass "
+            "the model's name."
         )
     if args.rows != "padded":
         check_backend(args.packed_attention)
@@ -50,34 +51,34 @@ def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
 
 
 def check_columns(dataset: Any, name: str) -> None:
-    """Refuse a data set without answers.
+    """Refuse a data set without chosen or rejected completions.
 
     Raises:
         ValueError: naming the missing columns.
     """
-    columns = getattr(dataset, "column_names", None) or []  # none: not known before a stream is read
+    columns = getattr(dataset, "column_names", None) or []  # None: not known before a stream is read
     missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
     if missing:
-        hint = " Lines of MMPR are read with mpo.data.sources.load_preferences." if "question" in columns else ""
+        hint = " Load MMPR files with mpo.data.sources.load_preferences." if "question" in columns else ""
         raise ValueError(
             f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. A preference record "
-            f"needs 'chosen' and 'rejected', and 'prompt' unless both answers repeat it.{hint} "
-            "(Rename others with dataset.rename_column.)"
+            f"needs 'chosen' and 'rejected', and 'prompt' unless both contain it.{hint} "
+            "(dataset.rename_column renames other columns.)"
         )
 
 
 def load_processing_class(model: Any, args: MPOConfig) -> Any:
-    """The processor or tokenizer of a model, by its name.
+    """Load the processor or tokenizer of a model, by its name.
 
     Raises:
-        ValueError: for a model that has none.
+        ValueError: for a model without a name.
     """
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     if isinstance(model, str):
         refuse_adapter(model)
     if not name:
         raise ValueError(
-            "This model was built from a config, so its tokenizer or processor cannot be looked up by name. Pass it as "
+            "The model was built from a config, so its tokenizer or processor cannot be found by name. Pass it as "
             "`processing_class`."
         )
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
@@ -85,26 +86,28 @@ def load_processing_class(model: Any, args: MPOConfig) -> Any:
 
 
 def load_by_name(name: str, args: MPOConfig, quantization_config: Any, *, whole: bool) -> PreTrainedModel:
-    """Load a model as TRL would, but strictly.
+    """Load a model as TRL does, but strictly.
 
     Args:
-        name: of a checkpoint, or its folder.
+        name: name or folder of a checkpoint.
         args: the run's configuration.
-        quantization_config: as of `MPOTrainer`.
-        whole: the model is trained as a whole, without adapters.
+        quantization_config: the argument of `MPOTrainer`.
+        whole: whether the model is trained without adapters.
 
     Raises:
-        ValueError: for a checkpoint whose tensors are not those of its config, and for weights of 4 bits that cannot be trained.
+        ValueError: for a checkpoint whose tensors do not match its config, and for quantized weights without an adapter.
     """
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if quantization_config is not None:
         if whole:
             raise ValueError(
-                "A quantized model cannot be trained as a whole. Pass a `peft_config` to train an adapter on it (QLoRA), or drop "
-                "`quantization_config`."
+                "quantization_config without peft_config: quantized weights cannot be trained. Pass a peft_config to train an "
+                "adapter on them (QLoRA), or leave quantization_config out."
             )
         if "quantization_config" in kwargs:
-            raise ValueError("quantization_config is in args.model_init_kwargs too. Pass it once, to the trainer.")
+            raise ValueError(
+                "quantization_config is passed twice, to the trainer and in args.model_init_kwargs. Pass it to the trainer alone."
+            )
         kwargs["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         kwargs["device_map"] = None  # each rank holds the model on its own device
@@ -113,50 +116,50 @@ def load_by_name(name: str, args: MPOConfig, quantization_config: Any, *, whole:
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` as it is now, in eval mode and without gradients; of one in pieces (ZeRO-3), in pieces too."""
-    twin: PreTrainedModel = _copy_of_pieces(model) if _in_pieces(model) else copy.deepcopy(model)
-    for module in twin.modules():
+    """Copy `model` in its current state, in eval mode and without gradients. The copy of a sharded model (ZeRO-3) is sharded."""
+    frozen: PreTrainedModel = _sharded_copy(model) if _is_sharded(model) else copy.deepcopy(model)
+    for module in frozen.modules():
         if not hasattr(module, "_hf_hook"):
-            # A forward that an earlier trainer put on the instance would still run the original.
+            # A forward that an earlier trainer set on the instance would run the original's.
             module.__dict__.pop("forward", None)
-    return twin.eval().requires_grad_(False)
+    return frozen.eval().requires_grad_(False)
 
 
-def _in_pieces(model: nn.Module) -> bool:
-    """Whether DeepSpeed has shared out the weights already, as it does with ZeRO-3 while they are loaded."""
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether DeepSpeed has sharded the weights already, as ZeRO-3 does while they are loaded."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
-def _copy_of_pieces(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same config, in pieces from its making on (DeepSpeed ZeRO-3), and the weights gathered one by one."""
+def _sharded_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model of the same config, sharded from the beginning (ZeRO-3), and copy the weights, gathered one by one."""
     import deepspeed
 
-    twin: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    clone: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
     with torch.no_grad():
-        for source, target in zip(model.parameters(), twin.parameters(), strict=True):
-            with deepspeed.zero.GatheredParameters([source, target], modifier_rank=0):  # whose change all ranks then have
+        for source, target in zip(model.parameters(), clone.parameters(), strict=True):
+            with deepspeed.zero.GatheredParameters([source, target], modifier_rank=0):  # broadcasts rank 0's change
                 if torch.distributed.get_rank() == 0:
                     target.copy_(source)
-        for source, target in zip(model.buffers(), twin.buffers(), strict=True):
+        for source, target in zip(model.buffers(), clone.buffers(), strict=True):
             target.copy_(source)
-    return twin
+    return clone
 
 
 def check_leftovers(model: nn.Module) -> None:
-    """Refuse adapter layers in a model that is not a PeftModel: plain transformers would neither save nor load them.
+    """Refuse adapter layers in a model that is not a PeftModel: transformers would neither save nor load them.
 
     Raises:
-        ValueError: saying how they may have got there.
+        ValueError: with possible causes.
     """
     if not is_peft_model(model) and has_tuner_layers(model):
         raise ValueError(
-            f"This {type(model).__name__} has adapter layers in it, put there by an earlier get_peft_model or trainer, or by "
-            "loading an adapter's folder as a model. Load the model again, take them out with unload(), or pass the PeftModel."
+            f"This {type(model).__name__} has adapter layers and is not a PeftModel. An earlier get_peft_model or trainer added "
+            "them, or an adapter's folder was loaded as a model. Load the model again, call unload(), or pass the PeftModel."
         )
 
 
 def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
-    """Refuse a reference that has trained weights of the policy: it would move along.
+    """Refuse a reference that shares trained weights with the policy: it would change during training.
 
     Raises:
         ValueError: naming one of them.
@@ -171,20 +174,20 @@ def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
 
 
 def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Refuse a model of which nothing would be trained, or something that cannot be saved.
+    """Refuse a model without trained parameters, or whose training result could not be saved.
 
     Args:
-        model: as it will be trained.
-        optimizer: made by the user, or None.
+        model: the model, with its adapters.
+        optimizer: optimizer of the user, or None.
 
     Raises:
-        ValueError: when no parameter is trained; for an optimizer of another model; or rows that were added to the embeddings under
-            an adapter.
+        ValueError: when no parameter is trained, for an optimizer of another model, or for rows added to the embeddings beside an
+            adapter.
     """
     if any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters()):
         raise ValueError(
-            "The model's 4-bit layers were packed for inference by a forward pass in evaluation mode on a CPU, and pass no "
-            "gradient on. Load the model again."
+            "The model's 4-bit layers were packed for inference by a forward pass in evaluation mode on a CPU, so they pass no "
+            "gradients. Load the model again."
         )
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if not trained:
@@ -193,21 +196,21 @@ def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> 
             if is_peft_model(model)
             else "all of its parameters are frozen: call requires_grad_(True) on those to train, or pass a peft_config"
         )
-        raise ValueError(f"Nothing of this {type(model).__name__} would be trained; {cause}.")
+        raise ValueError(f"{type(model).__name__} has no trained parameters: {cause}.")
     if optimizer is not None:
         given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         missing = len(given - {id(parameter) for parameter in model.parameters()})
         if missing or not given & trained:
             raise ValueError(
-                f"Of the optimizer's {len(given)} parameters {missing} are not of this model and {len(given & trained)} are "
-                "trained. Make the optimizer from the model that is passed (a peft_config adds parameters: pass a PeftModel)."
+                f"The optimizer has {len(given)} parameters: {missing} do not belong to this model and {len(given & trained)} are "
+                "trained. Make it from the model that is passed (with peft_config, which adds parameters, pass a PeftModel)."
             )
     if is_peft_model(model):
         _check_added_rows(model)
 
 
 def _check_added_rows(model: Any) -> None:
-    """Refuse embeddings with more or fewer rows than their checkpoint: an adapter's folder does not hold these."""
+    """Refuse embeddings with more or fewer rows than in their checkpoint: an adapter's folder does not hold the difference."""
     base = model.get_base_model()
     name = str(getattr(base.config, "_name_or_path", "") or "")
     rows = getattr(base.get_input_embeddings(), "num_embeddings", None)
@@ -216,31 +219,31 @@ def _check_added_rows(model: Any) -> None:
     try:
         folder = official_folder(name)
         config = AutoConfig.from_pretrained(name, local_files_only=True) if folder is None else open_official(folder).config
-    except (OSError, ValueError):  # the name is no checkpoint, or one with code of its own: nothing to compare with
+    except (OSError, ValueError):  # no checkpoint, or one with custom code: nothing to compare with
         return
     saved = getattr(config.get_text_config(), "vocab_size", rows)
     if saved != rows:
         raise ValueError(
-            f"The model has {rows} rows of embeddings and its checkpoint {name} has {saved}. An adapter's folder does not hold "
-            "the difference, so what is trained could not be loaded. Save the resized model with its tokenizer (save_pretrained), "
-            "load it from there, and train the adapter on that."
+            f"The model's embeddings have {rows} rows, those of its checkpoint {name} have {saved}. An adapter's folder does not "
+            "hold the difference, so the trained adapter could not be loaded. Save the resized model and its tokenizer with "
+            "save_pretrained, load it from there, and train the adapter on it."
         )
 
 
 class Adapters:
-    """Puts the policy's adapters on, in the place of peft's `get_peft_model`, and keeps what they start from.
+    """Add the policy's adapters in place of peft's `get_peft_model`, and keep their start values.
 
-    TRL would copy a given adapter by the name "default" into a second one, "ref", which initializes it anew.
+    TRL would copy an existing adapter named "default" into a second one, "ref", which initializes it anew.
 
     Args:
-        given: a model that comes with adapters, or None where a fresh adapter is made.
-        optimizer: made by the user, or None.
-        fingerprint: of the reference, where its log-probs are cached and the policy is its reference.
+        given: a model with adapters, or None for a fresh adapter.
+        optimizer: optimizer of the user, or None.
+        fingerprint: function that identifies a reference, for cached log-probs when the policy is its own reference; else None.
 
     Attributes:
-        start: what the reference needs, once the adapters are on; None for a run without.
-        reference: the reference's fingerprint, likewise.
-        identity: of the weights that are not trained (`mpo.reference.adapters.identity`), likewise.
+        start: start values that the reference needs, once the adapters are added. None without adapters.
+        reference: fingerprint of the reference, or None.
+        identity: checksum of the weights that are not trained (`mpo.reference.adapters.identity`), or None.
 
     Raises:
         ValueError: for adapters that cannot be trained; see `mpo.reference.adapters`.
@@ -256,13 +259,13 @@ class Adapters:
         self._trained: dict[str, Tensor] = {}
 
     def put_on(self, base: Any, config: Any, **options: Any) -> PeftModel:
-        """Called by TRL with the arguments of `get_peft_model`."""
+        """Add the adapters. TRL calls it with the arguments of `get_peft_model`."""
         policy = self.given
         if policy is None:
-            of_base = self._fingerprint(base) if self._fingerprint else None
+            base_fingerprint = self._fingerprint(base) if self._fingerprint else None
             self.identity = identity(base)
             policy, self.start = adapted(base, config, partial(get_peft_model, **options))
-            self.reference = of_base
+            self.reference = base_fingerprint
         check_trained(policy, self.optimizer)
         assert self.start is not None
         if self._fingerprint and self.start.adapters_on:
@@ -272,10 +275,10 @@ class Adapters:
         return policy
 
     def unround(self, policy: nn.Module) -> None:
-        """Put back what is trained beside weights of 4 or 8 bits; TRL makes it bfloat16.
+        """Restore the dtype of the weights that are trained beside 4-bit or 8-bit weights, which TRL casts to bfloat16.
 
-        There a weight of 0.01 does not change by less than 2e-5, a step of AdamW at that rate, nor does AdamW's second moment, in
-        the weight's dtype, fall; and an adapter that is trained further is rounded.
+        In bfloat16 a weight of 0.01 does not change by less than 2e-5, the size of an AdamW step, AdamW's second moment, in the
+        weight's dtype, does not fall, and an adapter that is trained further is rounded.
         """
         parameters = dict(policy.named_parameters())
         for name, value in self._trained.items():
@@ -284,14 +287,14 @@ class Adapters:
 
 
 def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fingerprint:
-    """Identify a reference by its weights, in the precision it computes in, and all that decides its log-probs.
+    """Identify a reference by its weights, its compute dtype and everything else that determines its log-probs.
 
     Raises:
-        ValueError: for weights in pieces.
+        ValueError: for sharded weights.
     """
-    if _in_pieces(reference):
+    if _is_sharded(reference):
         raise ValueError(
-            "reference='cached' knows a reference by its weights, and ZeRO-3 holds them in pieces from the start. Use "
+            "reference='cached' identifies a reference by its weights, and ZeRO-3 shards them while they are loaded. Use "
             "reference='live', or launch=zero2 or fsdp2."
         )
     return fingerprint(
@@ -300,6 +303,6 @@ def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fi
 
 
 def compute_dtype(model: Any, args: MPOConfig) -> torch.dtype:
-    """What a model computes in: autocast's dtype, or that of its weights."""
+    """Return the dtype a model computes in: autocast's, or that of its weights."""
     dtype: torch.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
     return dtype

@@ -1,10 +1,16 @@
 """MPOTrainer: TRL's DPOTrainer with the loss of `mpo.losses`.
 
-This file and `mpo.loop` are the only ones that use names private to TRL and transformers. They were checked against TRL 1.16.0 and
-transformers 5.17.0 and 5.23.0; here: `trl.trainer.dpo_trainer.get_peft_model`, `DPOTrainer._prepare_dataset`,
-`_set_signature_columns_if_needed`, `aux_loss_enabled`, `ld_alpha`, `use_weighting`,
-`disable_gradient_checkpointing`, `Accelerator._models`, `TrainingArguments._n_gpu`,
-`Trainer.neftune_hook_handle`.
+Private and undocumented names of other libraries that this file uses, checked on TRL 1.16.0 and transformers 5.24.0 (most of them
+on 5.17.0 and 5.23.0 before): `trl.trainer.dpo_trainer.get_peft_model`, `trl.models.utils.disable_gradient_checkpointing`;
+`DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `_signature_columns`, `_tag_names`, `_name`, `_paper`,
+`aux_loss_enabled`, `ld_alpha`, `use_weighting`; `Trainer._save_checkpoint`, `_load_from_checkpoint`, `_get_output_dir`,
+`_prepare_inputs`, `neftune_hook_handle`; `TrainingArguments._n_gpu`; `Accelerator._models`.
+
+`mpo.loop` lists those of the training loop. Other files use a few: `mpo.start` (loading and copying a model), `mpo.doctor.step`
+(`_n_gpu`), `mpo.models.export.rows` (`_weight_conversions`), `mpo.models.loading` (`_name_or_path`), `mpo.models.tiles`
+(`_preprocess`), `mpo.packing.attention` (`_attn_implementation`), `mpo.packing.costs` (`_get_num_multimodal_tokens`),
+`mpo.packing.fits` (`_can_set_attn_implementation`), `mpo.packing.turns` (helpers of `trl.data_utils`) and
+`mpo.reference.fingerprint` (`_name_or_path`).
 """
 
 import contextlib
@@ -52,7 +58,7 @@ from mpo.reference.adapters import identity
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
 from mpo.reference.fingerprint import Fingerprint
-from mpo.reference.upkeep import DISAGREEMENT, DISAGREEMENT_16_BIT
+from mpo.reference.maintenance import DISAGREEMENT, DISAGREEMENT_16_BIT
 from mpo.start import (
     Adapters,
     check_apart,
@@ -85,18 +91,18 @@ _NOT_FOR_THE_MODEL = {
 
 
 class MPOTrainer(PairLoop):
-    """Trains a model with Mixed Preference Optimization (arXiv 2411.10442), or with any mixture of preference losses.
+    """Train a model with Mixed Preference Optimization (arXiv 2411.10442), or with any mixture of preference losses.
 
-    It takes what TRL's `DPOTrainer` takes and can stand in its place; only the configuration is an `MPOConfig`. What differs:
+    It takes the arguments of TRL's `DPOTrainer` and can replace it; the configuration is an `MPOConfig`. Differences from TRL:
 
     * The loss of an optimiser step is the mean over its pairs, however they are split over micro-batches and ranks.
-    * The reference of a full fine-tuning run is a copy of the model as it was handed over, not a reload by its name.
-    * No pair counts twice: what accelerate repeats to give every rank an equal number of batches counts nothing.
-    * A run that was killed goes on bitwise as if it had not been: the reward shift delta of BCO and the logging window are part
-      of every checkpoint, weights are restored strictly, and a half-written checkpoint is never resumed from.
+    * The reference of a full fine-tuning run is a copy of the model that was passed, not a reload by its name.
+    * No pair counts twice: pairs that accelerate repeats to give every rank an equal number of batches do not count.
+    * A resumed run is bitwise equal to one that was not interrupted: every checkpoint holds the reward shift delta of BCO and the
+      logging window, weights are restored strictly, and an incomplete checkpoint is never resumed from.
     * A loss or gradient that is not finite stops the run at the next logging or saving step, before anything is saved.
     * Each term of the loss is logged under its own name: ``loss/sigmoid``, ``loss/bco_pair``, ``loss/sft``; and ``data_wait``, the
-      share of the time that steps waited for their batches.
+      fraction of the time that steps waited for their batches.
     * ``disable_dropout`` leaves the dropout of adapters on.
 
     Example:
@@ -127,8 +133,10 @@ class MPOTrainer(PairLoop):
         peft_config: Any = None,
     ) -> None:
         args = checked_arguments(args, model)
-        if args.n_gpu > 1:  # transformers would cut each batch over all GPUs in threads (nn.DataParallel)
-            logger.warning(f"One of {args.n_gpu} GPUs is used. Start the script with torchrun or accelerate launch to use all.")
+        if args.n_gpu > 1:  # transformers would split each batch over all GPUs (nn.DataParallel)
+            logger.warning(
+                f"Training uses 1 of {args.n_gpu} GPUs. Start the script with torchrun or accelerate launch to use all of them."
+            )
             args._n_gpu = 1
         if processing_class is None:
             processing_class = load_processing_class(model, args)
@@ -143,9 +151,9 @@ class MPOTrainer(PairLoop):
         data_collator = _collator(data_collator, processing_class, args)
         starts_from_reference = ref_model is None
         with contextlib.ExitStack() as undo:
-            # What a fully trained policy starts from is kept before anything changes it.
+            # The reference is copied before anything changes the model.
             if peft_config is not None and not isinstance(model, str) and is_peft_model(model):
-                raise ValueError("The model comes with adapters, and peft_config would add others. Pass one of them.")
+                raise ValueError("The model has adapters already, and peft_config would add others. Pass one of the two.")
             trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
             if isinstance(model, str):
                 model, quantization_config = load_by_name(model, args, quantization_config, whole=not trains_adapter), None
@@ -157,12 +165,12 @@ class MPOTrainer(PairLoop):
                 check_trained(model, optimizers[0])
                 if ref_model is not None and ref_model is not model:
                     check_apart(model, ref_model)
-            of_copy = None
+            copy_identity = None
             if starts_from_reference and not trains_adapter:
                 ref_model = frozen_copy(model)
-                of_copy = identity(ref_model)
+                copy_identity = identity(ref_model)
             reference = None
-            if args.reference == "cached" and ref_model is not None:  # before it is given to accelerate, which may shard it
+            if args.reference == "cached" and ref_model is not None:  # before accelerate may shard it
                 reference = fingerprint_of(ref_model, processing_class, args)
             self._unsharded_reference = ref_model
             keyed = args.reference == "cached" and ref_model is None
@@ -174,11 +182,11 @@ class MPOTrainer(PairLoop):
             if is_peft_model(model):
                 model, peft_config = model.get_base_model(), next(iter(model.peft_config.values()))
             undo.enter_context(_temporarily(dpo_trainer, get_peft_model=adapters.put_on))
-            if hasattr(model.config, "vision_config") and not is_processor(processing_class):  # no rank's vision tower runs
+            if hasattr(model.config, "vision_config") and not is_processor(processing_class):  # the vision tower never runs
                 undo.enter_context(_temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
-            # TRL's way to disable dropout would reach into adapters; caching and packing are done here.
+            # TRL's disable_dropout would include adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
-            if args.torch_compile:  # layers alone are compiled, below
+            if args.torch_compile:  # single layers are compiled below
                 undo.enter_context(_temporarily(args, torch_compile_backend="no"))
             super().__init__(
                 model=model,
@@ -196,11 +204,13 @@ class MPOTrainer(PairLoop):
             )
         adapters.unround(self.model)
         self._adapter_start = adapters.start if ref_model is None else None
-        self._start_identity = adapters.identity or of_copy
+        self._start_identity = adapters.identity or copy_identity
         self._check_start_can_be_kept()
         check_fit(self.model, processing_class)
         if args.sync_ref_model and not args.mixture().needs_reference:
-            raise ValueError(f"sync_ref_model has no effect: none of the losses {args.loss_type} has a reference. Leave it out.")
+            raise ValueError(
+                f"sync_ref_model=True has no effect: none of the losses {args.loss_type} uses a reference. Leave it out."
+            )
         self.ref_model: PreTrainedModel | None
         self.mixture = args.mixture().to(self.accelerator.device)
         if not self.mixture.needs_reference:
@@ -212,8 +222,8 @@ class MPOTrainer(PairLoop):
         self.layout, reason = self._choose_layout(compute_metrics)
         if reason is not None:
             unused = {"verify_first_batch": args.verify_first_batch, "packed_attention": args.packed_attention != "auto"}
-            lost = "".join(f" {name} has no effect on them." for name, is_set in unused.items() if is_set)
-            logger.warning(f"Rows are padded: {reason}.{lost}")
+            ignored = "".join(f" {name} has no effect on them." for name, is_set in unused.items() if is_set)
+            logger.warning(f"Rows are padded: {reason}.{ignored}")
         self._unverified = torch.tensor(args.verify_first_batch and self.layout == "packed")
         self._unverified.share_memory_()  # type: ignore[no-untyped-call]  # data loader workers read it
         if self._collator_is_ours:
@@ -228,29 +238,29 @@ class MPOTrainer(PairLoop):
             reference = reference or adapters.reference
             assert reference is not None
             self._open_references(reference)
-            del ref_model  # the last but the trainer's own
-            self._give_up_reference()
+            del ref_model  # then the trainer's is the last one
+            self._release_reference()
 
     def _check_start_can_be_kept(self) -> None:
-        """Refuse shardings that an adapter's start values cannot be put back into."""
+        """Refuse a sharding in which an adapter's start values cannot be restored."""
         start, plugin = self._adapter_start, self.args.deepspeed_plugin
         if start is None or not start.values:
             return
         if (plugin is not None and plugin.zero_stage == 3) or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
             raise ValueError(
                 "The reference of an adapter that is trained further, of biases, and of PiSSA or OLoRA is the model with its start "
-                "values, which cannot be put back into weights sharded by ZeRO-3 or FSDP version 1. Use launch=fsdp2, zero2 or ddp."
+                "values, which cannot be restored in weights sharded by ZeRO-3 or FSDP version 1. Use launch=fsdp2, zero2 or ddp."
             )
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Shard the reference layer by layer under FSDP2; TRL would shard it as one piece and gather all of it at every use."""
+        """Shard the reference layer by layer under FSDP2. TRL would shard it as one unit and gather all of it for every forward."""
         super().create_accelerator_and_postprocess()
         reference, self._unsharded_reference = self._unsharded_reference, None
         if reference is not None and self.is_fsdp_enabled and self.accelerator.is_fsdp2:
             fsdp2_prepare_model(self.accelerator, reference)
 
     def _prepare_models(self, starts_from_reference: bool) -> None:
-        """Dropout off outside of adapters, heads that score picked positions alone, switches, and one vision tower for both."""
+        """Prepare both models: dropout outside adapters off, logits at needed positions only, kernels, a shared vision tower."""
         for model in (self.model, self.ref_model):
             if model is not None:
                 if self.args.disable_dropout:
@@ -258,11 +268,11 @@ class MPOTrainer(PairLoop):
                 backbone = _base(self.accelerator.unwrap_model(model)).base_model
                 add_picking(backbone)
                 add_tile_order(backbone)
-                if self.args.use_liger_kernel:  # the Trainer would forget the reference
+                if self.args.use_liger_kernel:  # the Trainer would do so for the policy alone
                     use_liger_layers(model, self.args.liger_kernel_config)
                 if self.args.torch_compile:
                     compile_layers(model, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
-        # The tower of a reference that is the policy's own start sees what the policy's tower sees.
+        # A reference that is a copy of the policy can share its vision tower's output.
         DropPath.remove_from(self.model)
         self._drop_path = DropPath(self.model, self.args.vision_drop_path) if self.args.vision_drop_path else None
         self._tower_is_shared = starts_from_reference
@@ -272,29 +282,32 @@ class MPOTrainer(PairLoop):
             self._tower = SharedTower(self.model, reference if starts_from_reference and reference is not None else self.model)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """An optimiser whose groups have one learning rate each."""
+        """Create the optimizer, with a parameter group for each learning rate."""
         rates, decay = self.args.learning_rates(), self.args.vision_layer_decay
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if rates or decay != 1.0:
             if not fresh:
-                raise ValueError("Learning rates of parts would be ignored by an optimizer made outside. Give it groups.")
+                raise ValueError(
+                    "vision_learning_rate, its siblings and vision_layer_decay would be ignored: an optimizer was passed. Set "
+                    "the rates in its parameter groups."
+                )
             whole = self.model if model is None else model
             split_groups(optimizer, whole, rate=self.args.learning_rate, rates=rates, vision_layer_decay=decay)
         return optimizer
 
     def _choose_layout(self, compute_metrics: Any) -> tuple[str, str | None]:
-        """Packed rows where they fit, else padded ones and why."""
+        """Choose packed rows, or padded rows and the reason why packed ones are not possible."""
         args: MPOConfig = self.args
         if args.rows == "padded":
             return "padded", None
         models = [model for model in (self.model, self.ref_model) if model is not None]
         reasons = (
-            "the data_collator is not ours" if not self._collator_is_ours else None,
+            "the run has a data_collator of its own" if not self._collator_is_ours else None,
             "compute_metrics reads the logits of padded rows" if compute_metrics is not None else None,
-            "truncation_mode='keep_end' cuts prompts" if args.truncation_mode == "keep_end" and args.max_length else None,
-            f"pad_to_multiple_of={args.pad_to_multiple_of} was asked for" if args.pad_to_multiple_of else None,
-            "the router's loss counts every token of every answer's prompt" if self.aux_loss_enabled else None,
+            "truncation_mode='keep_end' truncates prompts" if args.truncation_mode == "keep_end" and args.max_length else None,
+            f"pad_to_multiple_of={args.pad_to_multiple_of} is set" if args.pad_to_multiple_of else None,
+            "the router loss counts the prompt's tokens once per completion" if self.aux_loss_enabled else None,
             "neftune_noise_alpha scales its noise by the length of a row" if args.neftune_noise_alpha else None,
             *(why_not(model) for model in models),
         )
@@ -309,7 +322,7 @@ class MPOTrainer(PairLoop):
         return ("packed", None) if reason is None else ("padded", reason)
 
     def _open_references(self, fingerprint: Fingerprint) -> None:
-        """Open the cache of reference log-probs; a reference model fills it now and is given up."""
+        """Open the cache of reference log-probs. A reference model of its own fills it now and is released."""
         refuse_augmented(self.train_dataset)
         self._references = ReferenceCache(
             self.args.reference_cache or default_folder(),
@@ -317,7 +330,7 @@ class MPOTrainer(PairLoop):
             rank=self.accelerator.process_index,
         )
         self._reference_is_base = self.ref_model is None
-        if self.ref_model is None:  # adapters are switched off for whatever is not there yet
+        if self.ref_model is None:  # the base model computes what is missing
             self.add_callback(ShareEveryEpoch(self._references, self.accelerator))
             return
         args, ref_model = self.args, self.ref_model
@@ -331,8 +344,8 @@ class MPOTrainer(PairLoop):
                 continue
             if not hasattr(dataset, "__len__"):
                 raise ValueError(
-                    f"reference='cached' computes the reference's log-probs of the {name} data before training, and a stream "
-                    "has no end. Use reference='live', or an adapter."
+                    f"reference='cached' computes the reference's log-probs of the {name} data before training, and a stream has "
+                    "no length. Use reference='live', or an adapter."
                 )
             with self._attention():
                 fill(
@@ -346,15 +359,15 @@ class MPOTrainer(PairLoop):
                     on_any_rank=self._on_any_rank,
                 )
 
-    def _give_up_reference(self) -> None:
+    def _release_reference(self) -> None:
         """Free the memory of a reference model whose log-probs are all in the cache."""
         if self.ref_model is None:
-            return  # adapters are switched off for whatever is not there yet
+            return  # the base model computes what is missing
         self.accelerator._models = [model for model in self.accelerator._models if model is not self.ref_model]
         self.ref_model = None
         if self._tower is not None:
             self._tower = SharedTower(self.model, self.model)
-        gc.collect()  # the fused head's forward, kept on the model, is a circle
+        gc.collect()  # the fused head's forward, kept on the model, is a reference cycle
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -385,12 +398,12 @@ class MPOTrainer(PairLoop):
         if self._is_cast:
             name = "bf16_full_eval" if self.args.bf16_full_eval else "fp16_full_eval"
             raise ValueError(
-                f"{name}=True has cast the model's weights to 16 bits when it was evaluated, and training would go on from the "
-                f"rounded ones. Make a new trainer from the model as it was, or leave {name} out."
+                f"{name}=True rounded the model's weights to 16 bits in an evaluation, and training would continue from the "
+                f"rounded weights. Make a new trainer from the original model, or leave {name} out."
             )
         try:
             return super().train(*args, **kwargs)
-        finally:  # of a run that was stopped, too: it would go on in the next trainer of this model
+        finally:  # after an error too, or the noise would remain in the next trainer of this model
             if (noise := getattr(self, "neftune_hook_handle", None)) is not None:
                 noise.remove()
 
@@ -405,26 +418,28 @@ class MPOTrainer(PairLoop):
         return {**super()._state(), "start": self._start_identity}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        began = load_state(resume_from_checkpoint).get("start")
-        if began is not None and began != self._start_identity and self.accelerator.process_index == 0:
+        saved_identity = load_state(resume_from_checkpoint).get("start")
+        if saved_identity is not None and saved_identity != self._start_identity and self.accelerator.process_index == 0:
             raise ValueError(
-                f"The run that wrote {resume_from_checkpoint} started from another model than the one passed here, so its "
-                "reference would be another. Pass the model that the run started from, not its checkpoint, and resume."
+                f"The run that wrote {resume_from_checkpoint} started from another model than the one passed here, so the "
+                "references differ. Pass the model that the run started from, not its checkpoint, and resume."
             )
         if self._adapter_start is not None:
-            changed = "the adapter's initialization changed the base by them" if self._adapter_start.base_changed else None
-            cached = "the cached reference log-probs are of those here" if self._references is not None else None
+            changed = (
+                "the adapter's initialization changed the base weights with them" if self._adapter_start.base_changed else None
+            )
+            cached = "the cached reference log-probs belong to the values here" if self._references is not None else None
             self._adapter_start.restore(resume_from_checkpoint, fixed=changed or cached)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # --- Batches
 
     def _training_collator(self) -> Any:
-        """With the records of its batches until `verify_first_batch` has seen some."""
+        """Keep the records in the batches until `verify_first_batch` has compared one."""
         return replace(self.data_collator, keep_records=self._unverified) if self._unverified.item() else self.data_collator
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        """Leave records as they are, since our collator reads them. A collator of the user's gets TRL's columns."""
+        """Leave records as they are for this library's collator. A user's collator gets TRL's columns."""
         if self._collator_is_ours:
             return dataset
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -439,26 +454,26 @@ class MPOTrainer(PairLoop):
 
     @contextlib.contextmanager
     def _attention(self) -> Iterator[None]:
-        """Within it the models attend by segments, if rows are packed. (`generate` needs their usual attention.)"""
+        """Let the models attend by segments within the context, if rows are packed. (`generate` needs their usual attention.)"""
         models = [model for model in (self.model, self.ref_model) if model is not None] if self.layout == "packed" else []
         with packed_attention(*models, backend=self.args.packed_attention):
             yield
 
     def _outputs(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        """Run `model` on a batch; its fused head gives what is asked of it at each scored position, shape (1, M)."""
+        """Run `model` on a batch. Its fused head returns values at each labelled position, shape (1, M)."""
         if "segments" in inputs and not attends_by_segments(model):
-            # Asked for outside of training and evaluation, whose attention is set. A backward pass may follow: it stays on.
+            # Called outside of training and evaluation. It stays on, since a backward pass may follow.
             use_packed_attention(model, self.args.packed_attention)
-        of_model = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
         head = _base(self.accelerator.unwrap_model(model)).get_output_embeddings()
         if isinstance(head, FSDPModule):
-            # The fused head reads its weight without calling the module, so nothing else gathers it. TRL gathers a sharded one
-            # itself (`full_tensor`), and then each rank's gradient stays its own instead of the mean over ranks.
+            # The fused head reads its weight without calling the module, so FSDP2 does not gather it. TRL gathers a sharded weight
+            # with `full_tensor`, and then each rank keeps its own gradient instead of the mean over ranks.
             head.unshard()
-        return model(**of_model, **kwargs, use_cache=False, fused_lm_head=True)
+        return model(**model_inputs, **kwargs, use_cache=False, fused_lm_head=True)
 
     def _completion_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
-        """Sums over the scored tokens of the chosen and the rejected answers, each of shape (pairs,), float32."""
+        """Sums over the labelled tokens of the chosen and the rejected completions, each of shape (pairs,), float32."""
         scored = inputs["scored"]
         weights = None if ld_alpha is None else ld_weights(scored, ld_alpha)
         chosen, rejected = completion_sums(values, scored, weights).chunk(2)
@@ -467,15 +482,15 @@ class MPOTrainer(PairLoop):
     def compute_ref_log_probs(
         self, model: nn.Module, inputs: dict[str, Any], *, same_images: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Log-prob sums of a batch under the reference.
+        """Compute the log-prob sums of a batch under the reference.
 
         Args:
-            model: the reference model, or the policy when its adapters are to be switched off for this.
+            model: the reference model, or the policy, whose adapters are then switched off.
             inputs: a batch of `PairCollator`, on the model's device.
-            same_images: the policy's last forward pass saw the same images, and a frozen tower need not see them again.
+            same_images: the policy's last forward pass had the same images, so a frozen tower's output can be reused.
 
         Returns:
-            sums of the chosen and of the rejected answers, shape (pairs,), float32.
+            sums of the chosen and of the rejected completions, each of shape (pairs,), float32.
         """
         start: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.ref_model is None and self._adapter_start is not None:
@@ -486,7 +501,7 @@ class MPOTrainer(PairLoop):
             return self._evaluated_sums(model, inputs)
 
     def _evaluated_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Log-prob sums of a batch in evaluation mode, where nothing is random: a function of each record alone."""
+        """Compute log-prob sums in evaluation mode, without randomness: each depends on its record alone."""
         with torch.no_grad(), eval_mode(model), self.accelerator.autocast():
             return self._completion_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
 
@@ -497,7 +512,7 @@ class MPOTrainer(PairLoop):
             reference: Any = self.model if self.ref_model is None else self.ref_model
             return self.compute_ref_log_probs(reference, inputs, same_images=self._tower_is_shared)
         compute = None
-        if self._reference_is_base:  # a reference model of its own is gone by now, adapter or not
+        if self._reference_is_base:  # a separate reference model has been released by now
             base: Any = self.model
             compute = partial(self.compute_ref_log_probs, base, same_images=self._tower_is_shared)
         elif self._policy_is_reference(self._references):
@@ -537,13 +552,13 @@ class MPOTrainer(PairLoop):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """The loss of a micro-batch: its pairs' sum over the pairs of the whole step (in training), or their mean.
+        """Compute the loss of a micro-batch: in training its sum divided by the pairs of the whole step, otherwise its mean.
 
         Args:
             model: the policy.
             inputs: a batch of `PairCollator`.
-            return_outputs: return the model's outputs (with logits, from a second forward) too.
-            num_items_in_batch: pairs of the optimiser step over all micro-batches and ranks.
+            return_outputs: also return the model's outputs (with logits, from a second forward pass).
+            num_items_in_batch: number of pairs of the optimizer step, over all micro-batches and ranks.
         """
         mode = "train" if self.model.training else "eval"
         records = inputs.pop("records", None)
@@ -554,31 +569,31 @@ class MPOTrainer(PairLoop):
         outputs = self._outputs(model, inputs, **kwargs)
         step_wide = mode == "train" and num_items_in_batch is not None
         counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", _pairs_in(inputs))
-        start = self._own_start(inputs) if mode == "train" and self._start_is_unchecked else None
+        start = self._evaluate_start(inputs) if mode == "train" and self._start_is_unchecked else None
         pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
         if start is not None:
             self._check_start(start, inputs, pairs, counted)
         self.mixture.train(mode == "train" and counted > 0)
         mixed = self.mixture(pairs)
         if mode == "train" and not counted and self._shift is not None:
-            self._shift.train()(pairs.chosen[:0])  # nothing to add, but the other ranks wait for it
-        # Gradients are averaged over ranks, so a rank's share of the step's mean counts once per rank.
-        share = counted * self.accelerator.num_processes / num_items_in_batch if step_wide else 1.0
+            self._shift.train()(pairs.chosen[:0])  # nothing to add, but all ranks must take part
+        # Gradients are averaged over ranks, so each rank's part of the step's mean is multiplied by their number.
+        factor = counted * self.accelerator.num_processes / num_items_in_batch if step_wide else 1.0
         loss = mixed.loss
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        how = {"beta": self.beta, "counted": counted, "square_weight": self._square_weight if mode == "eval" else None}
-        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, **how))
+        options = {"beta": self.beta, "counted": counted, "square_weight": self._square_weight if mode == "eval" else None}
+        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, **options))
         if mode == "train":
             self._guard.see_loss(self.state.global_step + 1, inputs.get("names", []), loss)
         if not return_outputs:
-            return loss * share
+            return loss * factor
         with torch.no_grad():
-            of_model = {n: value for n, value in inputs.items() if n not in {*_NOT_FOR_THE_MODEL, "picked", "shift_labels"}}
-            return loss * share, model(**of_model, use_cache=False)
+            model_inputs = {n: value for n, value in inputs.items() if n not in {*_NOT_FOR_THE_MODEL, "picked", "shift_labels"}}
+            return loss * factor, model(**model_inputs, use_cache=False)
 
-    def _own_start(self, inputs: dict[str, Any]) -> Tensor | None:
-        """Log-prob sums of the first batch under the policy in evaluation mode, shape (2, pairs); None for a run that goes on."""
+    def _evaluate_start(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Compute the first batch's log-prob sums under the policy, shape (2, pairs); None for a resumed run."""
         self._start_is_unchecked = False
         if self.state.global_step > 0:
             return None
@@ -587,36 +602,36 @@ class MPOTrainer(PairLoop):
             return torch.stack(self._evaluated_sums(self.model, inputs))
 
     def _check_start(self, start: Tensor, inputs: dict[str, Any], pairs: PairLogps, counted: int) -> None:
-        """Stop a fresh run that does not start at its own reference: there L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2, for all ranks."""
+        """Refuse a new run whose policy is not its reference, on any rank. At the start L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2."""
         assert pairs.ref_chosen is not None and pairs.ref_rejected is not None
-        apart = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
+        difference = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
         tokens = torch.stack([half[:counted] for half in inputs["scored"].lengths.chunk(2)]).clamp_min(1)
         dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
         rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
-        wrong = ~(apart <= rounding * tokens.sqrt())  # NaN is the guard's matter
-        wrong &= apart.isfinite()
+        wrong = ~(difference <= rounding * tokens.sqrt())  # NaN is left to FiniteGuard
+        wrong &= difference.isfinite()
         if not self._over_ranks(wrong.sum().float()):
             return
-        worst = int(torch.where(wrong, apart, 0).max(dim=0).values.argmax()) if counted else 0
+        worst = int(torch.where(wrong, difference, 0).max(dim=0).values.argmax()) if counted else 0
         largest = (
-            f"{apart.max().item():.3g} nats at {inputs.get('names', range(counted))[worst]}"
+            f"{difference.max().item():.3g} nats at {inputs.get('names', range(counted))[worst]}"
             if wrong.any()
             else "another rank has the record"
         )
         cache = "" if self._references is None else f" or wrong values in {self._references.folder} (mpo cache verify, prune)"
         raise ValueError(
-            "Before the first step the policy in evaluation mode and its reference must give the same log-probs, and they differ: "
+            "Before the first step the policy in evaluation mode and its reference must give the same log-probs, but they differ: "
             f"{largest}. Causes: an adapter whose method does not start at the base model{cache}, or weights that changed after "
-            "the trainer was made. Fix the start, or pass the reference that is meant as ref_model."
+            "the trainer was made. Fix that, or pass the intended reference as ref_model."
         )
 
     def _compare_with_padded_rows(self, records: list[Any], inputs: dict[str, Any]) -> None:
-        """`verify_first_batch`: the same records in padded rows, under the model's usual attention."""
+        """Compare with the same records in padded rows, under the model's usual attention (`verify_first_batch`)."""
         collator = replace(self.data_collator, layout="padded", keys=False)
         padded = self._prepare_inputs({name: _on(value, self.accelerator.device) for name, value in collator(records).items()})
         model = self.accelerator.unwrap_model(self.model)
-        whole = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
-        with without_dropout(model, self.accelerator.device), whole:
+        no_drop_path = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
+        with without_dropout(model, self.accelerator.device), no_drop_path:
             report = compare(
                 lambda batch: torch.cat(self._completion_sums(self._outputs(model, batch).log_probs, batch)),
                 inputs,
@@ -624,31 +639,31 @@ class MPOTrainer(PairLoop):
                 [parameter for parameter in model.parameters() if parameter.requires_grad] if self._holds_whole_model() else [],
                 usual=lambda: usual_attention(model),
             )
-        torch.clear_autocast_cache()  # weights that were cast here belong to a graph that is gone
+        torch.clear_autocast_cache()  # weights cast here belong to a freed graph
         logger.warning(report)
 
 
 def _base(model: nn.Module) -> Any:
-    """The model inside adapters."""
+    """Return the model inside adapters."""
     wrapped: Any = model
     return wrapped.get_base_model() if is_peft_model(model) else model
 
 
 def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
-    """Our collator, or the user's with what the loss needs beside its batches."""
+    """Build this library's collator, or wrap the user's to add what the loss needs."""
     if users is not None and args.reference == "cached":
         raise ValueError(
-            "reference='cached' finds log-probs by what our collator makes of a record, and this run has a data_collator "
-            "of its own. Leave one of them out."
+            "reference='cached' needs the keys of mpo's PairCollator, and this run has a data_collator of its own. Leave one of "
+            "them out."
         )
     for name in ("completion_end", "tile_budget", "packed_attention", "verify_first_batch") if users is not None else ():
         if getattr(args, name) != type(args).__dataclass_fields__[name].default:
             raise ValueError(
-                f"{name}={getattr(args, name)!r} is for our collator's batches, and this run has a data_collator of its own. Leave "
-                "one of them out."
+                f"{name}={getattr(args, name)!r} needs mpo's PairCollator, and this run has a data_collator of its own. Leave one "
+                "of them out."
             )
     if users is not None and args.on_bad_record == "skip":
-        raise ValueError("on_bad_record='skip' is for our collator, and this run has a data_collator of its own. Use 'raise'.")
+        raise ValueError("on_bad_record='skip' needs mpo's PairCollator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
         return ScoredBatches(users)
     if args.pad_token is not None:

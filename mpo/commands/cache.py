@@ -96,13 +96,13 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
+    from mpo.reference.maintenance import check_folder
     from mpo.reference.shards import cache_folders, read_fingerprint
-    from mpo.reference.upkeep import check_folder
 
     bad = 0
     for folder in cache_folders(args.folder):
         check = check_folder(folder, read_fingerprint(folder))
-        print(f"{folder}: {check.answers:,} answers in {len(check.whole)} whole shards, {len(check.problems)} problems")
+        print(f"{folder}: {check.entries:,} answers in {len(check.whole)} whole shards, {len(check.problems)} problems")
         for problem in check.problems[:MOST_LINES]:
             print(f"  {problem}")
         if len(check.problems) > MOST_LINES:
@@ -114,8 +114,8 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def prune(args: argparse.Namespace) -> int:
+    from mpo.reference.maintenance import prune_folder
     from mpo.reference.shards import cache_folders, read_fingerprint
-    from mpo.reference.upkeep import prune_folder
 
     for folder in cache_folders(args.folder):
         done = prune_folder(folder, read_fingerprint(folder), dry_run=args.dry_run)

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from mpo.bad_records import JUDGED_FROM, MAX_BAD_FRACTION
+from mpo.bad_records import MAX_BAD_FRACTION, MIN_DENOMINATOR
 from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
 from mpo.data.formats import check_format
@@ -297,7 +297,7 @@ class _Stream:
     def _judge(self, last: BadRecord) -> None:
         """Refuse too many bad records among all that this process has read of the stream, each counted once."""
         lines, bad = (sum(counts) for counts in zip(*self._read.values(), strict=True))
-        if bad > self._most * max(lines, JUDGED_FROM):
+        if bad > self._most * max(lines, MIN_DENOMINATOR):
             raise ValueError(
                 f"{bad:,} of the first {lines:,} records that were read of this stream are bad, which is more than "
                 f"max_bad_fraction={self._most:g} allows; {self._listed} lists them. The last: {last}"

@@ -51,7 +51,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         shuffle: a new order every epoch. False keeps the order of the records as far as packing allows.
         seed: of the order.
         drop_last: leave out the batches that do not fill an optimiser step on all ranks.
-        allow_oversized: give a record that alone exceeds a budget a batch of its own, rather than refuse it.
+        allow_oversized: put a record that exceeds a budget alone into a batch of its own. False: raise an error for it. For
+            ``batching="tokens"`` only. MPOTrainer never sets it: there such a record is an error.
         window: units among which a batch's units are sought.
         attention_cost: cost of one query-key pair of the language model, in costs of a token through its layers; about
             2 x layers x width / parameters of the layers (3e-5 for 7B, 1e-4 for 0.5B).

@@ -1,1 +1,1 @@
-"""Where reference log-probs come from when they are not computed anew: a cache on disk."""
+"""Reference log-probs of a run: start values of adapters, and a cache on disk."""

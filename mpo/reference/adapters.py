@@ -1,8 +1,9 @@
-"""The reference of a run with adapters: the model in training, with the values from before its first step.
+"""The reference of a run with adapters: the trained model, with the values from before its first step.
 
-A fresh adapter begins at its base, so the reference is the base: adapters are switched off, and what is trained outside of them
-(biases with ``bias="all"``) has its start values. An adapter that is trained further, or whose initialization changes the base
-weights (PiSSA, OLoRA), stays on, and everything trained has its start values. Neither depends on an adapter's method or name.
+A fresh adapter computes the same as its base, so the reference is the base: adapters are disabled, and parameters trained outside
+of them (biases with ``bias="all"``) have their start values. An adapter that is trained further, or whose initialization changes
+the base weights (PiSSA, OLoRA), stays enabled, and all trained parameters have their start values. Neither case depends on the
+adapter's method or name.
 """
 
 from __future__ import annotations
@@ -25,31 +26,31 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 START_FILE = "reference_start.safetensors"
-"""File of a checkpoint: the start values that the reference needs."""
+"""File of a checkpoint with the start values that the reference needs."""
 
 _METHODS = {
     PeftType.ADALORA: "its ranks are set by a schedule (update_and_allocate) that this training loop does not run; use LoRA",
-    PeftType.XLORA: "it mixes finished adapters by a router instead of starting at the base; use LoRA",
-    PeftType.LILY: "its router averages over the batch, so a completion's value depends on what else is there; use LoRA",
-    PeftType.ADAPTION_PROMPT: "it works on some text models alone, and not with the fused output head; use LoRA",
+    PeftType.XLORA: "it mixes trained adapters by a router, so it does not start at the base; use LoRA",
+    PeftType.LILY: "its router averages over the batch, so a completion's log-prob depends on the others; use LoRA",
+    PeftType.ADAPTION_PROMPT: "it supports some text models only, and not the fused output head; use LoRA",
     PeftType.POLY: "its forward needs task_ids, which preference records do not have; use LoRA",
 }
 _INITS = {
-    "loftq": "it replaces the base by a quantized copy that the adapter's folder does not hold; use True, or peft=qlora",
-    "eva": "it is computed from data (peft.initialize_lora_eva_weights); make the PeftModel so and pass it as the model",
-    "corda": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use 'pissa' or True",
-    "lora_ga": "it is computed from data and changes the base, so the adapter's folder does not fit its base; use 'pissa' or True",
+    "loftq": "it replaces the base by a quantized copy that its folder lacks; use True, or peft=qlora",
+    "eva": "it is computed from data (peft.initialize_lora_eva_weights); make the PeftModel with it and pass that as the model",
+    "corda": "it is computed from data and changes the base, so its folder does not match the base; use 'pissa' or True",
+    "lora_ga": "it is computed from data and changes the base, so its folder does not match the base; use 'pissa' or True",
 }
 
 
 class AdapterStart:
-    """Start values of what a run with adapters trains, and how to compute with them.
+    """Keep the start values of what a run with adapters trains, and compute with them.
 
     Args:
-        model: with its adapters, before training and before it is sharded.
-        names: of the trained parameters that the reference reads.
-        adapters_on: the reference has the adapters, with their start values; otherwise they are switched off.
-        base_changed: the adapter's initialization changed the base weights (PiSSA, OLoRA).
+        model: the model with its adapters, before training and before it is sharded.
+        names: names of the trained parameters that the reference reads.
+        adapters_on: whether the reference has the adapters, with their start values; otherwise they are disabled.
+        base_changed: whether the adapter's initialization changed the base weights (PiSSA, OLoRA).
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], *, adapters_on: bool, base_changed: bool = False) -> None:
@@ -61,15 +62,15 @@ class AdapterStart:
 
     @contextlib.contextmanager
     def restored(self, model: PeftModel) -> Iterator[None]:
-        """Within it `model` computes as at the start; afterwards it is as before, bit by bit.
+        """Restore the start values of `model` within the context; afterwards it is bitwise as before.
 
-        A graph of an earlier forward pass stays valid: the values that its backward pass needs are back by then.
+        The graph of an earlier forward pass remains valid, since its values are back before the backward pass.
 
         Args:
-            model: without the wrappers of accelerate; may be sharded by FSDP2.
+            model: the model without accelerate's wrappers; may be sharded by FSDP2.
 
         Raises:
-            ValueError: when a weight that was frozen at the start is trained now: there is no start value of it.
+            ValueError: when a weight that was frozen at the start is trained now, since it has no start value.
         """
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and _plain_name(name) in self._frozen:
@@ -82,7 +83,7 @@ class AdapterStart:
             if not self.values:
                 yield
                 return
-            # What is gathered stays so: a backward pass may need it. What is not may be afterwards, with the other values.
+            # Gathered modules stay gathered for a backward pass. The others may be gathered in here, with start values.
             sharded = [module for module in model.modules() if isinstance(module, FSDPModule) and _is_sharded(module)]
             self._exchange(model)
             try:
@@ -94,7 +95,7 @@ class AdapterStart:
 
     def _exchange(self, model: PeftModel) -> None:
         """Exchange the values in the model with those held here."""
-        torch.clear_autocast_cache()  # it may hold 16-bit copies of the values that are about to change
+        torch.clear_autocast_cache()  # it may hold 16-bit copies of the values that change
         parameters = {_plain_name(name): parameter.data for name, parameter in model.named_parameters()}
         for name in self.values:
             whole = parameters[name]
@@ -105,7 +106,7 @@ class AdapterStart:
             held.copy_(now)
 
     def _held(self, name: str, whole: Tensor, data: Tensor) -> Tensor:
-        """This rank's part of a start value, on the parameter's device and in its dtype."""
+        """Return this rank's shard of a start value, on the parameter's device and in its dtype."""
         held = self._local.get(name)
         if held is None or (held.shape, held.device, held.dtype) != (data.shape, data.device, data.dtype):
             held = self.values[name].to(device=data.device, dtype=data.dtype)
@@ -123,14 +124,14 @@ class AdapterStart:
             save_file({name: value.contiguous().cpu() for name, value in self.values.items()}, Path(folder, START_FILE))
 
     def restore(self, folder: str | os.PathLike[str], *, fixed: str | None = None) -> None:
-        """Take the start values of the run that wrote a checkpoint.
+        """Load the start values of the run that wrote a checkpoint.
 
         Args:
-            folder: of the checkpoint.
-            fixed: why values that differ from those here cannot be taken, or None.
+            folder: folder of the checkpoint.
+            fixed: why other values than the current ones cannot be loaded, or None.
 
         Raises:
-            ValueError: when the checkpoint has none, or of other parameters, or other values that cannot be taken.
+            ValueError: when the checkpoint has none, or those of other parameters, or values that cannot be loaded.
         """
         if not self.values:
             return
@@ -155,15 +156,15 @@ class AdapterStart:
 def adapted(
     model: nn.Module, config: PeftConfig, wrap: Callable[[nn.Module, PeftConfig], PeftModel]
 ) -> tuple[PeftModel, AdapterStart]:
-    """Put a fresh adapter on a model, and tell what its reference needs.
+    """Add a fresh adapter to a model, and return the start values that its reference needs.
 
     Args:
-        model: without adapters.
-        config: of the adapter.
-        wrap: peft's `get_peft_model`, or what calls it.
+        model: model without adapters.
+        config: configuration of the adapter.
+        wrap: peft's `get_peft_model`, or a function that calls it.
 
     Raises:
-        ValueError: for a method whose start is not the base model; it is named.
+        ValueError: for a method that does not start at the base model, by name.
     """
     check_method(config, fresh=True)
     init = str(getattr(config, "init_lora_weights", "")).lower()
@@ -186,10 +187,10 @@ def adapted(
 
 
 def continued(model: PeftModel) -> AdapterStart:
-    """What the reference needs of a model that comes with adapters: it as it is now.
+    """Return the start values that the reference of a model with adapters needs: the current ones.
 
     Raises:
-        ValueError: for adapters that cannot be trained further, or whose start would be another one; they are named.
+        ValueError: for adapters that cannot be trained further, or that start elsewhere, by name.
     """
     if isinstance(model, PeftMixedModel):
         raise ValueError("A PeftMixedModel cannot be saved. Pass a PeftModel.")
@@ -208,14 +209,14 @@ def continued(model: PeftModel) -> AdapterStart:
 
 
 def check_method(config: PeftConfig, *, fresh: bool) -> None:
-    """Refuse adapters that have no exact reference or no folder that gives the trained model.
+    """Refuse adapters without an exact reference, or whose folder does not give the trained model.
 
     Args:
-        config: of the adapter.
-        fresh: it is made now, rather than trained further.
+        config: configuration of the adapter.
+        fresh: whether the adapter is new, rather than trained further.
 
     Raises:
-        ValueError: naming the method or the initialization, and what to use.
+        ValueError: with the method or initialization, and what to use.
     """
     method = getattr(config.peft_type, "value", config.peft_type)
     if config.peft_type in _METHODS:
@@ -258,19 +259,19 @@ def check_head(model: PeftModel) -> None:
     if isinstance(head, BaseTunerLayer):
         tied = any(getattr(config, "ensure_weight_tying", False) for config in model.peft_config.values())
         setting = "ensure_weight_tying=True puts the embeddings' adapter on" if tied else "target_modules puts an adapter on"
-        cure = "Leave it out" if tied else "Take the head out of target_modules"
+        fix = "Leave it out" if tied else "Take the head out of target_modules"
         raise ValueError(
-            f"{setting} the output head, and the loss reads the head's weight without it. {cure}; modules_to_save=['lm_head'] "
+            f"{setting} the output head, and the loss reads the head's weight without it. {fix}; modules_to_save=['lm_head'] "
             "trains the head as a whole."
         )
 
 
 def identity(model: nn.Module, *, frozen: bool = False) -> str:
-    """A checksum of a model's weights, by which a resumed run knows whether it starts from the same.
+    """Return a checksum of a model's weights, by which a resumed run checks that it starts from the same.
 
     Args:
-        model: before it is sharded.
-        frozen: of what is not trained alone.
+        model: the model before it is sharded.
+        frozen: include only weights that are not trained.
     """
     checksums = [(name, _checksum(p)) for name, p in model.named_parameters() if not (frozen and p.requires_grad)]
     return hashlib.blake2b(repr(checksums).encode(), digest_size=16).hexdigest()

@@ -15,32 +15,32 @@ from transformers import TrainerCallback
 
 from mpo.packing.tiles import AUGMENTED_AND_CACHED
 from mpo.reference.cache import ReferenceCache
-from mpo.reference.marks import mark_name
+from mpo.reference.finished import finished_name
 
 Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
-"""Log-prob sums of a batch's chosen and rejected answers under the reference, each of shape (pairs,)."""
+"""Compute the log-prob sums of a batch's chosen and rejected completions under the reference, each of shape (pairs,)."""
 
 
 def default_folder() -> Path:
-    """Where reference log-probs are kept unless a run says otherwise; ``MPO_CACHE`` moves it."""
+    """Return the default folder of reference log-probs, which the environment variable ``MPO_CACHE`` changes."""
     return Path(os.environ.get("MPO_CACHE", Path.home() / ".cache" / "mpo")) / "references"
 
 
 class ShareEveryEpoch(TrainerCallback):  # type: ignore[misc]
-    """Before each epoch, every rank reads what the others have added: shuffled, their records come to it."""
+    """Read what other ranks have added before each epoch, since shuffling gives every rank their records."""
 
     def __init__(self, cache: ReferenceCache, accelerator: Accelerator) -> None:
         self.cache, self.accelerator = cache, accelerator
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Called by the trainer, on all ranks."""
+        """Flush and read the cache. The trainer calls it on all ranks."""
         self.cache.flush()
         self.accelerator.wait_for_everyone()
         self.cache.refresh()
 
 
 def refuse_augmented(dataset: Any) -> None:
-    """Refuse training records whose images are other ones in every epoch. (Those of a stream are refused when they come.)
+    """Refuse training records whose images change every epoch. (Those of a stream are refused when they are read.)
 
     Raises:
         ValueError: when a record's ``augment`` is true.
@@ -52,17 +52,17 @@ def refuse_augmented(dataset: Any) -> None:
 def look_up(
     cache: ReferenceCache, batch: dict[str, Any], compute: Compute | None, on_any_rank: Callable[[bool], bool] = bool
 ) -> Tensor:
-    """Log-prob sums of a batch's answers, chosen first, shape (2 pairs,), float32, on the CPU.
+    """Look up the log-prob sums of a batch's completions, chosen first, shape (2 pairs,), float32, on the CPU.
 
     Args:
-        cache: of the reference.
-        batch: with ``completion_keys``. Pairs that only fill it up need not be known: theirs are 0 then.
-        compute: for what the cache does not have yet; it is added. None: that is an error.
-        on_any_rank: whether something is so on any rank. Weights that are sharded need all ranks for a forward pass, so that
-            what one lacks all compute.
+        cache: cache of the reference.
+        batch: batch with ``completion_keys``. Padding pairs need not be in the cache; their sums are then 0.
+        compute: computes what the cache does not have, which is then added. None: raise an error.
+        on_any_rank: tells whether a value is true on any rank. A forward pass of sharded weights needs all ranks, so all of them
+            compute when one of them has to.
 
     Raises:
-        ValueError: when an answer is missing and cannot be computed.
+        ValueError: when a completion is missing and cannot be computed.
     """
     found = cache.get(batch["completion_keys"])
     pairs = len(found.known) // 2
@@ -72,12 +72,12 @@ def look_up(
         return torch.from_numpy(logps)
     if compute is None:
         raise ValueError(
-            f"The cache in {cache.folder} has not {int(missing.sum())} of this batch's {len(found.known)} answers "
-            f"({batch['names'][0]} and others), and the reference that could give them is gone. Data that is evaluated later must "
-            "be given to the trainer as eval_dataset. If image files were changed or the cache was pruned since the run began, "
-            "start the run again: it computes what is missing. If records change at random, use reference='live'."
+            f"The cache in {cache.folder} lacks {int(missing.sum())} of this batch's {len(found.known)} completions "
+            f"({batch['names'][0]} and others), and the reference model was released. Pass data for later evaluations to the "
+            "trainer as eval_dataset. If image files changed or the cache was pruned since the start of the run, run again: what "
+            "is missing is then computed. If records change at random, use reference='live'."
         )
-    # Kept in float32 by the cache too: what is used now is what a later epoch will find.
+    # float32, as the cache keeps it, so that a later epoch finds the same values.
     sums = torch.cat(compute(batch)).float().cpu()
     if known:
         return torch.from_numpy(logps)
@@ -96,27 +96,27 @@ def fill(
     settings: Any,
     on_any_rank: Callable[[bool], bool] = bool,
 ) -> None:
-    """Compute what a data set lacks in the cache, every rank its share.
+    """Compute what the cache lacks of a data set, each rank a part of it.
 
-    Killed, it goes on where it was. A data set that was gone through to its end, no record of it bad, leaves a mark, so that the
-    next run does not even read it. The mark does not hold when an image file has changed since, and a bad record leaves none,
-    since it may be fixed where nothing tells: then the next run reads the data, and computes what it lacks.
+    After an interruption it continues where it stopped. A complete pass without bad records writes a finished file, with which the
+    next run does not read the data. It does not apply once an image file has changed. A bad record prevents it, since the record
+    may be fixed later without a trace: the next run then reads the data, and computes what is missing.
 
     Args:
-        cache: of the reference.
-        batches: of the whole data set, this rank's.
-        compute: for what the cache does not have.
-        accelerator: whose ranks fill it.
-        name: of the data set, for the progress bar.
-        dataset: see `mpo.reference.marks.mark_name`.
-        settings: of the collator, which decide the keys.
+        cache: cache of the reference.
+        batches: this rank's batches of the whole data set.
+        compute: computes what the cache does not have.
+        accelerator: accelerator of the ranks that fill it.
+        name: name of the data set, for the progress bar.
+        dataset: see `mpo.reference.finished.finished_name`.
+        settings: settings of the collator that determine the keys.
         on_any_rank: see `look_up`.
     """
-    # Before anything is computed: a file that changes meanwhile is another one to the next run.
-    name_of_mark = mark_name(dataset, settings) if accelerator.is_main_process else None
-    mark = cache.folder / name_of_mark if name_of_mark is not None else None
-    is_full = [mark is not None and mark.exists() and mark.read_text() == str(len(cache))]
-    if broadcast_object_list(is_full)[0]:  # all ranks go on alike
+    # Named before anything is computed: a file that changes meanwhile then gives the next run another name.
+    file_name = finished_name(dataset, settings) if accelerator.is_main_process else None
+    finished = cache.folder / file_name if file_name is not None else None
+    is_full = [finished is not None and finished.exists() and finished.read_text() == str(len(cache))]
+    if broadcast_object_list(is_full)[0]:  # all ranks decide alike
         return
     bad = 0
     bar = tqdm(batches, desc=f"Reference log-probs, {name} data", unit="batch", disable=not accelerator.is_local_main_process)
@@ -127,5 +127,5 @@ def fill(
     accelerator.wait_for_everyone()
     cache.refresh()
     any_bad = bool(accelerator.reduce(torch.tensor(bad, device=accelerator.device)) > 0)
-    if mark is not None and not any_bad:
-        mark.write_text(str(len(cache)))
+    if finished is not None and not any_bad:
+        finished.write_text(str(len(cache)))

@@ -1,8 +1,7 @@
-"""Content keys: what a reference log-prob depends on, as short hashes of contents, never of names or paths.
+"""Fingerprint of a reference: short hashes of what its log-probs depend on, of contents and never of names or paths.
 
-Two kinds. A `Fingerprint` stands for what all answers of a run share: the reference model and how text and images become its
-input. A key (`mpo.packing.keys.completion_key`) stands for one answer to one prompt with its images. Both together name one
-log-prob.
+A `Fingerprint` stands for what all log-probs of a run share: the reference model and how text and images become its input. A key
+(`mpo.packing.keys.completion_key`) stands for one completion of one prompt with its images. Together they identify a log-prob.
 """
 
 import enum
@@ -27,21 +26,21 @@ from torch import Tensor, nn
 from mpo.packing.keys import KEY_BYTES
 
 FORMAT = "2"
-"""Raised when the same model would be given other log-probs, so that a cache of an earlier version is not read. 2: always in
-evaluation mode, with the values from before training."""
+"""Increased when the same model gets other log-probs, so that a cache of an earlier version is not read. 2: always in evaluation
+mode, with the values from before training."""
 _CHUNK_BYTES = 64 * 2**20
 _NOT_IN_FORWARD = {
-    # Where a model was found and who wrote it.
+    # Origin of a model.
     *("transformers_version", "architectures", "auto_map", "processor_class", "name_or_path", "peft_version"),
-    # The weights say their dtype themselves; what the model computes in is a part of its own.
+    # The weights' hash includes their dtype; the compute dtype is a part of its own.
     *("dtype", "torch_dtype"),
-    # What a forward returns besides logits, classification heads, generation (a trainer may set the special tokens).
+    # Other outputs than logits, classification heads, generation (a trainer may set the special tokens).
     *("output_hidden_states", "output_attentions", "output_router_logits", "return_dict", "use_cache", "id2label", "label2id"),
     *("problem_type", "is_encoder_decoder", "bos_token_id", "eos_token_id", "pad_token_id", "chunk_size_feed_forward"),
     *("initializer_range", "initializer_factor"),
-    # Of an adapter: where its base was.
+    # Origin of an adapter's base.
     *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"),
-    # Of a processor: what a call may override anyway, and parts that have their own hash.
+    # Of a processor: arguments that a call may override, and parts that have their own hash.
     *("return_tensors", "device", "use_fast", "tokenizer", "chat_template", "special_tokens_map_file", "tokenizer_file"),
 }
 _DROPOUT = ("dropout", "drop_path", "layerdrop")  # off in a reference
@@ -49,12 +48,12 @@ _DROPOUT = ("dropout", "drop_path", "layerdrop")  # off in a reference
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What all answers of a cache share, by named part.
+    """What all log-probs of a cache share, by named part.
 
     Args:
-        parts: part -> hash, in hex (``compute dtype``: its name). Two fingerprints are the same when these are.
-        settings: part -> the settings that its hash was taken from, for parts that are settings. Only to say what differs.
-        about: where it came from, for people. Never compared.
+        parts: part -> hash, in hex (``compute dtype``: its name). Two fingerprints are equal if their parts are.
+        settings: part -> the settings that were hashed, for parts that are settings. Only used to report differences.
+        about: origin, for information. Never compared.
     """
 
     parts: Mapping[str, str]
@@ -63,11 +62,11 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """One hash of all parts, 32 hex digits."""
+        """Return one hash of all parts, 32 hex digits."""
         return _hash_settings(dict(self.parts))
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """What differs from `other`, part by part; settings by name, as ``other's value -> this one's``.
+        """Return the parts that differ from `other`; settings by name, as ``other's value -> this one's``.
 
         >>> here, there = Fingerprint({"weights": "a", "scoring": "b"}), Fingerprint({"weights": "a", "scoring": "c"})
         >>> here.differences(there), here.differences(here)
@@ -89,21 +88,21 @@ class Fingerprint:
 def fingerprint(
     model: nn.Module, processing_class: Any, *, compute_dtype: torch.dtype | str, scoring: Mapping[str, Any] | None = None
 ) -> Fingerprint:
-    """Fingerprint of a reference model and of how records become its input.
+    """Compute the fingerprint of a reference model and of how records become its input.
 
-    Take it before the model is sharded (FSDP, ZeRO-3), and before its first forward: bitsandbytes rounds the scales of 4-bit layers
-    for good when they first run on a CPU. It does not depend on where the model lies or came from, nor on dropout,
-    on train or eval mode or on the attention implementation (which changes the last bits only).
+    Compute it before the model is sharded (FSDP, ZeRO-3), and before its first forward pass: bitsandbytes permanently rounds the
+    scales of 4-bit layers when they first run on a CPU. It does not depend on the model's device or origin, nor on dropout, on
+    train or eval mode, or on the attention implementation (which changes the last bits only).
 
     Args:
-        model: the reference model. Adapters in it, whether of a PeftModel or put into a plain model, are part of it.
+        model: the reference model, including its adapters, those of a PeftModel or those put into a plain model.
         processing_class: a processor or tokenizer.
-        compute_dtype: what the model computes in: autocast's dtype where that is on, else that of the weights.
-        scoring: settings that decide which tokens are scored, as plain values: ``completion_end``, ``max_length``,
+        compute_dtype: dtype the model computes in: autocast's if enabled, else that of the weights.
+        scoring: settings that determine which tokens are labelled, as plain values: ``completion_end``, ``max_length``,
             ``truncation_mode``.
 
     Raises:
-        ValueError: when weights are sharded or not loaded, or a setting has no plain value.
+        ValueError: when weights are sharded or not loaded, or a setting is not a plain value.
     """
     base = _base_model(model)
     config = _plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
@@ -160,26 +159,26 @@ def _hash_tensor(tensor: Tensor) -> str:
 
 
 def _reference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of all that the reference's forward reads, those of adapters included."""
+    """Yield names and tensors of everything that the reference's forward reads, including adapters."""
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "placements") or (hasattr(parameter, "ds_id") and parameter.numel() == 0):
             raise ValueError(
-                f"The weights are sharded ({name}). Take the fingerprint before the model is prepared for FSDP or ZeRO-3."
+                f"The weights are sharded ({name}). Compute the fingerprint before the model is prepared for FSDP or ZeRO-3."
             )
         if parameter.device.type == "meta":
             raise ValueError(f"The weight {name} is not loaded (it is on the meta device). Load the model without offloading.")
-    # The state dict also holds what quantized layers (bitsandbytes) keep beside their weights: scales and code books.
-    # Buffers outside of it (rotary frequencies) are rebuilt at loading, yet a cast to bfloat16 and back ruins them for good.
+    # The state dict also holds the scales and code books of quantized layers (bitsandbytes). Buffers outside of it (rotary
+    # frequencies) are rebuilt at loading, but a cast to bfloat16 and back changes them permanently.
     tensors = dict(model.named_buffers())
     tensors.update((name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor))
     for name, tensor in tensors.items():
         if name.endswith("inv_freq") and name.removesuffix("inv_freq") + "original_inv_freq" in tensors:
-            continue  # dynamic rotary embeddings rewrite it with the length of what they see
+            continue  # dynamic rotary embeddings change it with the length of their input
         yield name.replace("_orig_mod.", ""), tensor
 
 
 def _module_settings(base: nn.Module) -> dict[str, Any]:
-    """The numbers that modules hold for their forward (epsilons, scales), which may differ from its config."""
+    """Return the numbers that modules use in their forward (epsilons, scales), which may differ from the config."""
     settings = {}
     for name, module in base.named_modules():
         numbers = {key: value for key, value in vars(module).items() if isinstance(value, float) and "dropout" not in key}
@@ -192,7 +191,7 @@ _OF_MODULES = {*vars(nn.Module()), "training"}
 
 
 def _adapter_settings(model: nn.Module) -> dict[str, Any]:
-    """What adapters are set to besides their tensors: scales, which of them are active, switched off or merged."""
+    """Return the settings of adapters besides their tensors: scales, and which are active, disabled or merged."""
 
     def plain(value: Any) -> Any:
         return _hash_tensor(value) if isinstance(value, Tensor) else type(value).__name__
@@ -213,7 +212,7 @@ def _hash_tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        # State that the last call left there.
+        # Settings that the last call left there.
         settings["content"] = {name: value for name, value in content.items() if name not in ("padding", "truncation")}
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +228,7 @@ def _chat_template(processing_class: Any) -> Any:
 
 
 def _image_settings(processing_class: Any) -> dict[str, Any]:
-    """Everything a processor is set to besides its tokenizer; empty for a tokenizer."""
+    """Return the settings of a processor without its tokenizer; empty for a tokenizer."""
     if not hasattr(processing_class, "tokenizer"):
         return {}
     image_processor = getattr(processing_class, "image_processor", None)
@@ -242,7 +241,7 @@ def _image_settings(processing_class: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """As JSON would read it back, without what has no effect (see `_NOT_IN_FORWARD`) and without None."""
+    """Return plain JSON values, without None and without what has no effect (see `_NOT_IN_FORWARD`)."""
     if isinstance(value, Mapping):
         kept = {str(getattr(name, "value", name)): item for name, item in value.items() if item is not None}
         return {
@@ -262,7 +261,7 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, (torch.dtype, os.PathLike, AddedToken)):
         return str(value)
-    raise ValueError(f"{where}: {value!r} ({type(value).__name__}) is not a plain value, so it has no hash that lasts.")
+    raise ValueError(f"{where}: {value!r} ({type(value).__name__}) must be a plain value, since others have no stable hash.")
 
 
 def _hash_settings(settings: Any) -> str:

@@ -13,7 +13,7 @@ import pytest
 from mpo.commands import main
 from mpo.reference.cache import ReferenceCache
 from mpo.reference.fingerprint import Fingerprint
-from mpo.reference.shards import Answers, read_shard, shards, write_shard
+from mpo.reference.shards import Entries, read_shard, shards, write_shard
 
 HERE = Fingerprint(
     {"model weights": "w", "compute dtype": "float32"},
@@ -26,9 +26,9 @@ def key(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def answers(values: dict[int, float], tokens: int = 4) -> Answers:
+def answers(values: dict[int, float], tokens: int = 4) -> Entries:
     keys = np.frombuffer(b"".join(key(number) for number in values), "S16")
-    return Answers(keys, np.array(list(values.values()), np.float32), np.full(len(values), tokens, np.int32))
+    return Entries(keys, np.array(list(values.values()), np.float32), np.full(len(values), tokens, np.int32))
 
 
 def write(cache: ReferenceCache, values: dict[int, float], tokens: int = 4):
@@ -111,7 +111,7 @@ def test_verify_lists_all_that_is_wrong_and_changes_nothing(cache, run):
         "log-prob -inf",
         "-1.5 over 4",
         "over 5",
-        "cut or not Parquet",
+        "not Parquet",
         "another",
     ):
         assert reason in said, said
@@ -159,7 +159,7 @@ def test_prune_leaves_alone_what_is_not_its_own(cache, run):
     status, said = run("prune", cache.folder)
     after = content(cache.folder)
     assert status == 0 and strangers.items() <= after.items() and foreign.name in after
-    assert "leave train.parquet" in said and f"leave {foreign.name}" in said
+    assert "keep train.parquet" in said and f"keep {foreign.name}" in said
 
 
 def test_prune_leaves_a_young_leftover_which_may_be_on_its_way(cache, run):
@@ -172,7 +172,7 @@ def test_prune_leaves_out_answers_that_cannot_be_right(cache, run):
     write(cache, {4: float("nan"), 5: 0.5, 6: -1.0})
     write(cache, {0: -1.5})  # one of the two is wrong, and nothing says which
     status, said = run("prune", cache.folder)
-    assert status == 0 and "leave out 3 answers" in said
+    assert status == 0 and "drop 3 entries" in said
     assert list(values_in(cache)) == [1, 2, 3, 6]
     assert run("verify", cache.folder)[0] == 0
 
@@ -212,7 +212,7 @@ def test_a_folder_that_is_no_cache_is_refused(tmp_path, run):
     for folder, reason in ((tmp_path, "has no meta.json"), (tmp_path / "nowhere", "is not a folder")):
         for action in ("inspect", "verify", "prune"):
             status, said = run(action, folder)
-            assert status == 2 and reason in said and "Give the folder" in said
+            assert status == 2 and reason in said and "reference_cache" in said
 
 
 @pytest.mark.parametrize("words", [[], ["inspect"], ["verify"], ["prune"]])

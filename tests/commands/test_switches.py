@@ -150,7 +150,7 @@ def test_samples_of_the_evaluation_data(settings, tmp_path):
 REFUSED = {
     "trainer.report_to=tensorbord": "no tracker 'tensorbord' .* Did you mean 'tensorboard'",
     "trainer.activation_offloading=true": "this run has no GPU",
-    "trainer.use_liger_kernel=true": "Triton kernels on a GPU, and this run has none",
+    "trainer.use_liger_kernel=true": "use_liger_kernel=True.*no GPU",
     "samples.evry=1": "Did you mean 'every'",
     "samples.every=0": "every so many steps",
     "samples.every=evaluation": "needs evaluations: set trainer.eval_strategy",

@@ -22,19 +22,19 @@ def ids(seed, count):
     return torch.randint(3, 250, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def answer(tokens):
+def completion(tokens):
     return Answer(tokens, [True] * len(tokens))
 
 
 def branching_rows():
-    """Branches of one query and of hundreds, an answer that shares half of another, and a row without branches."""
+    """Branches of one query and of hundreds, a completion that shares half of another, and a row without branches."""
     first = ids(0, 300)
-    answers = [answer(first), answer(first[:150] + ids(1, 140)), answer(ids(2, 1)), answer(ids(3, 77))]
-    return [lay_out(ids(4, 700), answers), lay_out(ids(5, 3), [answer(ids(6, 40)), answer(ids(7, 500))]), lone_row(8)]
+    completions = [completion(first), completion(first[:150] + ids(1, 140)), completion(ids(2, 1)), completion(ids(3, 77))]
+    return [lay_out(ids(4, 700), completions), lay_out(ids(5, 3), [completion(ids(6, 40)), completion(ids(7, 500))]), lone_row(8)]
 
 
 def lone_row(seed):
-    return lay_out(ids(seed, 33), [answer(ids(seed + 1, 20))])
+    return lay_out(ids(seed, 33), [completion(ids(seed + 1, 20))])
 
 
 def attend(tensors, segments, dtype, backend):
@@ -109,13 +109,13 @@ def test_whole_model(processor, text):
     """Logits of a bfloat16 model, packed, err no more than twice what separate rows err against float32."""
     exact_model = perturbed(small_internvl(processor, text=text, hidden_size=128, heads=4), scale=0.05).cuda()
     model = copy.deepcopy(exact_model).to(torch.bfloat16)
-    prompt, answers = ids(0, 200), [answer(ids(1, 60)), answer(ids(2, 90))]
-    batch = concatenate([lay_out(prompt, answers)])
+    prompt, completions = ids(0, 200), [completion(ids(1, 60)), completion(ids(2, 90))]
+    batch = concatenate([lay_out(prompt, completions)])
     use_packed_attention(model)
     with torch.no_grad():
         inputs = {"input_ids": batch.input_ids.cuda(), "position_ids": batch.position_ids.cuda()}
         packed = model(**inputs, segments=batch.segments.to("cuda"), use_cache=False).logits[0].float()
-        for number, one in enumerate(answers):
+        for number, one in enumerate(completions):
             nodes = batch.scored.select([number]).node.cuda()
             row = torch.tensor([prompt + one.ids], device="cuda")
             exact = exact_model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]

@@ -78,7 +78,7 @@ def test_compiled_layers_err_no_more_than_others():
     plain, exact = copy.deepcopy(compiled), in_float64(compiled)
     compile_layers(compiled)
     draw = random.Random(0)
-    groups = [random_group(draw, answers) for answers in (3, 8)]
+    groups = [random_group(draw, completions) for completions in (3, 8)]
     batch = on_device(batches_of(groups, random_pairs(groups, draw))[0])
     found = []
     for one in map(with_head, (exact, plain, compiled)):

@@ -251,7 +251,7 @@ def test_a_model_in_four_bits(processor, tmp_path):
     assert of(quantized, processor).differences(first) == ["model weights"]
 
 
-# Images and answers
+# Images and completions
 
 
 def test_one_pixel_changes_an_image():

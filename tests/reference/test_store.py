@@ -32,13 +32,13 @@ def key(number: int) -> bytes:
 
 
 def fill(cache: ReferenceCache, numbers) -> None:
-    """Answer i has log-prob -i / 8 over i + 1 tokens: exact in float32."""
+    """Entry i has log-prob -i / 8 over i + 1 tokens, exact in float32."""
     numbers = list(numbers)
     cache.add([key(i) for i in numbers], [-i / 8 for i in numbers], [i + 1 for i in numbers])
 
 
 def known(cache: ReferenceCache, numbers) -> list[int]:
-    """Which answers the cache has; those it has must be right."""
+    """Return which entries the cache has, after checking their values."""
     numbers = list(numbers)
     found = cache.get([key(i) for i in numbers])
     has = [i for i, there in zip(numbers, found.known, strict=True) if there]
@@ -175,7 +175,7 @@ def test_a_leftover_is_never_read(tmp_path):
 
 
 def test_processes_write_the_same_folder_at_once(tmp_path):
-    """They start on an empty root, so they make the folder and its meta.json at once too; half of the answers meet twice."""
+    """They start with an empty root, so they create the folder and its meta.json at once; half of the entries are added twice."""
     processes = [in_process(_write, tmp_path, rank, range(100 * rank, 100 * rank + 200)) for rank in range(3)]
     for process in processes:
         process.join()
@@ -207,7 +207,7 @@ def test_a_shard_that_is_merged_away_while_shards_are_read(tmp_path, monkeypatch
         if len(shards(cache.folder)) == 2:
             parts = [real(path, fingerprint) for path in shards(cache.folder)]
             old = shards(cache.folder)
-            reference.write_shard(cache.folder, reference.Answers.merged(parts), HERE)
+            reference.write_shard(cache.folder, reference.Entries.merged(parts), HERE)
             for path in old:
                 path.unlink()
         return real(path, fingerprint)
@@ -302,7 +302,7 @@ def test_a_shard_of_another_model_is_refused_by_name(cache, tmp_path):
     with ReferenceCache(tmp_path / "cache", other(model_weights="v")) as stranger:
         fill(stranger, [1])
     moved = shards(stranger.folder)[0].rename(cache.folder / shards(stranger.folder)[0].name)
-    with pytest.raises(ValueError, match="another model or set-up") as error:
+    with pytest.raises(ValueError, match="another model") as error:
         ReferenceCache(cache.folder, HERE)
     assert str(moved) in str(error.value)
 
@@ -320,7 +320,7 @@ def test_an_explicit_folder_of_another_set_up_is_refused_with_what_differs(cache
     there = Fingerprint({**HERE.parts, "image processor": "j"}, tiles)
     with pytest.raises(ValueError, match=r"image processor \(image_processor.max_patches 12 -> 6\)\. ") as error:
         ReferenceCache(cache.folder, there)
-    assert "model weights" not in str(error.value) and "Give the folder above it" in str(error.value)
+    assert "model weights" not in str(error.value) and "parent folder" in str(error.value)
     assert known(ReferenceCache(cache.folder, HERE), range(50)) == list(range(50))
 
 

@@ -355,7 +355,7 @@ PASSED = {
     "is_trainable=True": lambda model: model.requires_grad_(False),
     "unmerge_adapter": lambda model: model.merge_adapter(),
     "delete_adapter\\('ref'\\)": lambda model: model.add_adapter("ref", copy.deepcopy(METHODS["LoRA"])),
-    "Nothing of this": lambda model: model.base_model.disable_adapter_layers(),
+    "no trained parameters": lambda model: model.base_model.disable_adapter_layers(),
 }
 
 
@@ -366,7 +366,7 @@ def test_refused_models_with_adapters(tmp_path, processor, named):
 
 
 def test_adapters_come_from_one_place(tmp_path, processor):
-    with pytest.raises(ValueError, match="peft_config would add others"):
+    with pytest.raises(ValueError, match="peft_config"):
         trainer_of(tmp_path, processor, with_adapter(processor, METHODS["LoRA"]), peft_config=METHODS["LoRA"])
 
 
@@ -375,13 +375,13 @@ def test_a_notebook_cell_run_twice(tmp_path, processor, again):
     """The first trainer has put its adapters into the model object; a full run would train 16 of its 82 tensors."""
     model = base(processor)
     trainer_of(tmp_path, processor, model, peft_config=METHODS["LoRA"])
-    with pytest.raises(ValueError, match="has adapter layers in it"):
+    with pytest.raises(ValueError, match="InternVLForConditionalGeneration has adapter layers"):
         trainer_of(tmp_path, processor, model, peft_config=METHODS["LoRA"] if again == "LoRA" else None)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_nothing_to_train(tmp_path, processor, checkpointing):
-    with pytest.raises(ValueError, match="Nothing of this InternVLForConditionalGeneration would be trained"):
+    with pytest.raises(ValueError, match="InternVLForConditionalGeneration has no trained parameters"):
         trainer_of(tmp_path, processor, base(processor).requires_grad_(False), gradient_checkpointing=checkpointing)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong is refused with what, where and the fix, before it enters a step."""
+"""Bad data raises an error with the reason, the record and the fix, before it enters a step."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ RECORDS = {
     "missing value": ([pair(), pair(rejected=None)], "record 'no-17' has no 'rejected'"),
     "empty chosen": ([pair(chosen=messages("", "assistant"))], "record 'no-17': 'chosen' is empty"),
     "empty rejected": ([pair(rejected=messages("  \n", "assistant"))], "record 'no-17': 'rejected' is empty"),
-    "equal answers": ([pair(rejected=pair()["chosen"])], "record 'no-17': 'chosen' and 'rejected' are the same"),
+    "equal completions": ([pair(rejected=pair()["chosen"])], "record 'no-17': 'chosen' and 'rejected' are the same"),
     "more placeholders than images": ([image_pair(prompt=with_placeholders(2))], "record 'no-17'.*[Nn]umber of images"),
     "fewer placeholders than images": (
         [image_pair(prompt=with_placeholders(1), images=[make_image(1), make_image(2)])],
@@ -72,7 +72,7 @@ def test_an_image_that_is_none(tmp_path, processor):
 
 LENGTHS = {
     "prompt alone too long": (pair(), {"max_length": 20}, "record 'no-17': its prompt alone has"),
-    "image tokens would be cut": (image_pair(), {"max_length": 20}, "image tokens included"),
+    "image tokens would be truncated": (image_pair(), {"max_length": 20}, "image tokens included"),
 }
 
 
@@ -83,7 +83,7 @@ def test_lengths(tmp_path, processor, case):
         train(tmp_path, processor, [record], **settings)
 
 
-def test_answers_that_are_equal_once_cut(processor):
+def test_completions_that_are_equal_once_truncated(processor):
     record = pair(chosen=messages("The answer is 2.", "assistant"), rejected=messages("The answer is 9, not 2.", "assistant"))
     prompt_tokens = int(PairCollator(processor)([record])["completion_mask"][0].argmax())
     with pytest.raises(ValueError, match="record 'no-17': cut to max_length=.*, 'chosen' and 'rejected' are the same"):
@@ -125,7 +125,7 @@ def test_a_generator_that_raises(tmp_path, processor, workers):
         raise OSError("the disk is gone")
 
     stream = IterableDataset.from_generator(records)
-    with pytest.raises(RuntimeError, match=r"(?s)failed while the batches of step \d were read.*the disk is gone"):
+    with pytest.raises(RuntimeError, match=r"(?s)step \d .*the disk is gone"):
         train(tmp_path, processor, stream, max_steps=5, per_device_train_batch_size=4, dataloader_num_workers=workers)
 
 

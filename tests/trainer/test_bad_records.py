@@ -69,8 +69,8 @@ def test_a_batch_of_bad_records_alone(processor, layout):
 
 BAD = {
     "image": {"images": [{"bytes": b"x", "path": None}]},
-    "no answer": {"rejected": messages(" ", "assistant")},
-    "equal answers": {"chosen": messages("a", "assistant"), "rejected": messages("a", "assistant")},
+    "no completion": {"rejected": messages(" ", "assistant")},
+    "equal completions": {"chosen": messages("a", "assistant"), "rejected": messages("a", "assistant")},
     "too long": {"prompt": messages("What is it? " * 90, "user")},
     "None": {"images": [None]},
     "limits": {"tiles": {"min": 3, "max": 2}},
@@ -96,7 +96,7 @@ def test_what_is_no_records_fault_is_not_skipped(processor):
 
 
 def test_answers_are_cut_and_images_never(processor):
-    """Where max_length falls into an answer it is cut there and counted; where it falls into the image, the record is refused."""
+    """A completion beyond max_length is truncated and counted. A record whose image goes beyond it is refused."""
     row = image_pairs(1)[0]
     whole = PairCollator(processor)([row])
     prompt = int(whole["completion_mask"][0].argmax())
@@ -170,7 +170,7 @@ def test_a_step_without_a_good_record_changes_nothing(tmp_path):
     """Its gradients are zero; weight decay, which knows no records, is off here."""
     trainer = small_run(tmp_path, pairs=2, bad=[0, 1], weight_decay=0.0, **{**ONE_STEP, **SKIP, "max_bad_fraction": 0.99})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    with pytest.raises(ValueError, match="2 of the 2 train records seen so far are bad"):
+    with pytest.raises(ValueError, match="2 of the 2 train records"):
         trainer.train()
     assert difference(before, dict(trainer.model.state_dict())) == 0.0
 
@@ -336,10 +336,10 @@ def test_on_two_ranks(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"on_bad_record": "replace"}, "on_bad_record is one of 'raise', 'skip'"),
+        ({"on_bad_record": "replace"}, "on_bad_record.*'raise', 'skip'.*'replace'"),
         ({"max_bad_fraction": 0.1}, "needs on_bad_record='skip'"),
-        ({"on_bad_record": "skip", "max_bad_fraction": 1.0}, "from 0 to below 1"),
-        ({"on_bad_record": "skip", "max_bad_fraction": -0.1}, "from 0 to below 1"),
+        ({"on_bad_record": "skip", "max_bad_fraction": 1.0}, "max_bad_fraction.*1.0"),
+        ({"on_bad_record": "skip", "max_bad_fraction": -0.1}, "max_bad_fraction.*-0.1"),
     ],
 )
 def test_settings(tmp_path, settings, message):

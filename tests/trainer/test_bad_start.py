@@ -1,4 +1,4 @@
-"""What cannot work is refused where a run begins, before its first step, with what to do about it."""
+"""Settings that cannot work raise an error before the first step, with what to do."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def job(folder, **changes) -> TrainJob:
     ids=["one", "one of two", "pattern"],
 )
 def test_an_adapter_without_layers(tmp_path, targets, named):
-    """The answer lists what InternVL's linear layers are called: those of its tower, projector, language model and head."""
+    """The message lists the names of InternVL's linear layers: those of its tower, projector, language model and head."""
     message = f"target_modules={named} matches no layer of InternVLForConditionalGeneration.*fc1, fc2.*linear_1.*lm_head.*q_proj"
     with pytest.raises(ValueError, match=message):
         small_run(tmp_path, kind="lora", lora_targets=targets)

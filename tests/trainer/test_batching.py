@@ -92,6 +92,6 @@ def test_a_record_beyond_the_budget(tmp_path):
 
 
 def test_streams_have_no_plan(tmp_path):
-    with pytest.raises(ValueError, match="Streams have no plan"):
+    with pytest.raises(ValueError, match="batching='pairs' and group_same_prompt=1"):
         small_run(tmp_path, stream=True, max_steps=2, group_same_prompt=2).train()
     assert torch.get_num_threads() == 1

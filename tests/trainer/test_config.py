@@ -49,11 +49,11 @@ def test_bf16_only_where_the_hardware_has_it():
         ({"loss_type": "bco"}, "Did you mean 'bco_pair'"),
         ({"loss_weights": [1.0]}, "1 numbers for the 3 losses"),
         ({"label_smoothing": 0.1}, "has no effect"),
-        ({"reward_shift": "ema"}, "reward_shift is one of 'running_mean', 'none'"),
-        ({"sft_average": "tokens"}, "sft_average is one of"),
-        ({"completion_end": "eos"}, "completion_end is one of"),
-        ({"ld_alpha": 1.5}, "ld_alpha lies between 0 and 1"),
-        ({"loss_type": ["aot"], "use_weighting": True}, "sort the batch"),
+        ({"reward_shift": "ema"}, "reward_shift.*'running_mean'.*'ema'"),
+        ({"sft_average": "tokens"}, "sft_average.*'tokens'"),
+        ({"completion_end": "eos"}, "completion_end.*'eos'"),
+        ({"ld_alpha": 1.5}, "ld_alpha.*1.5"),
+        ({"loss_type": ["aot"], "use_weighting": True}, "use_weighting.*aot"),
         ({"f_divergence_type": "js_divergence"}, "does not fit 'bco_pair'"),
     ],
 )
@@ -69,7 +69,7 @@ def test_command_line():
 
 
 def test_a_dpo_config_is_refused(internvl, processor, pairs_of_text):
-    with pytest.raises(ValueError, match="takes an MPOConfig, got DPOConfig"):
+    with pytest.raises(ValueError, match="MPOConfig, got DPOConfig"):
         MPOTrainer(
             internvl,
             args=DPOConfig("out", use_cpu=True, bf16=False, report_to="none"),
@@ -86,7 +86,7 @@ def test_a_config_built_model_needs_its_processor(internvl, pairs_of_text):
 def test_a_quantized_model_needs_an_adapter(internvl, processor, pairs_of_text, tmp_path):
     from transformers import BitsAndBytesConfig
 
-    with pytest.raises(ValueError, match="cannot be trained as a whole.*peft_config"):
+    with pytest.raises(ValueError, match="quantization_config.*peft_config"):
         MPOTrainer(
             str(tmp_path),
             args=config(),
@@ -97,7 +97,7 @@ def test_a_quantized_model_needs_an_adapter(internvl, processor, pairs_of_text, 
 
 
 def test_emulated_bf16_is_not_chosen(tmp_path, monkeypatch):
-    """PyTorch says that a T4 has bfloat16, and emulates it."""
+    """PyTorch reports bfloat16 on a T4 and emulates it."""
     monkeypatch.setattr("mpo.config.is_torch_bf16_gpu_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for native in (False, True):
@@ -108,9 +108,9 @@ def test_emulated_bf16_is_not_chosen(tmp_path, monkeypatch):
 
 
 def test_one_gpu_of_several_without_a_launcher(processor, internvl, tmp_path, monkeypatch, caplog):
-    """transformers would cut a batch over all GPUs with nn.DataParallel, which packed rows of one batch do not survive."""
+    """transformers would split a batch over all GPUs with nn.DataParallel, which breaks packed rows."""
     args = MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1, save_strategy="no")
     args._n_gpu = 2
     trainer = MPOTrainer(model=internvl, args=args, train_dataset=image_pairs(2), processing_class=processor)
-    assert trainer.args.n_gpu == 1 and "One of 2 GPUs is used" in caplog.text
+    assert trainer.args.n_gpu == 1 and "1 of 2 GPUs" in caplog.text
     trainer.train()

@@ -45,7 +45,7 @@ def test_no_reads_between_logging_steps(tmp_path):
     counter.watch(trainer.model), counter.watch(trainer.ref_model)
     with counter:
         trainer.train()
-    assert len(by_step.steps.pop(1)) <= 1  # whether the run starts as its own reference is looked at once
+    assert len(by_step.steps.pop(1)) <= 1  # the check that policy and reference are equal runs once
     assert by_step.steps == {2: [], 3: [], 4: []}
     assert trainer.state.log_history[0]["loss"] > 0
 

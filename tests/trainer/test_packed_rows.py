@@ -14,7 +14,7 @@ from mpo.models.tower import find_tower
 
 
 def mixed_pairs(count: int) -> Dataset:
-    """Pairs of one question, pairs of text alone, several images, equal answers in two pairs."""
+    """Pairs with one prompt, text-only pairs, several images, equal completions in two pairs."""
     rows = image_pairs(2).to_list()
     shared = [{**rows[0], "rejected": messages(f"It is {i}, I think.", "assistant")} for i in range(3)]
     several = [{**rows[1], "images": [make_image(5), make_image(6, 96, 32)]}]
@@ -107,15 +107,15 @@ def test_options(processor, internvl, tmp_path, option):
 
 
 def test_pairs_of_one_question_share_its_row(processor, internvl, tmp_path):
-    """Three pairs of one question with one chosen answer: one row, one image, each answer once."""
+    """Three pairs with one prompt and one chosen completion: one row, one image, each completion once."""
     records = mixed_pairs(3).to_list()
     trainer = run(tmp_path, processor, internvl, Dataset.from_list(records), per_device_train_batch_size=3, max_steps=1)
     one, three = (trainer.data_collator(mixed_pairs(3).select(range(count))) for count in (1, 3))
     assert one["pixel_values"].shape == three["pixel_values"].shape
     assert len(three["scored"].lengths) == 6
     prompt = one["tokens"] - int(one["scored"].lengths.sum())
-    distinct_answers = int(three["scored"].lengths[[0, 3, 4, 5]].sum())
-    assert three["tokens"] < prompt + distinct_answers + 3
+    distinct_tokens = int(three["scored"].lengths[[0, 3, 4, 5]].sum())
+    assert three["tokens"] < prompt + distinct_tokens + 3
 
 
 def test_the_same_question_about_another_image_is_another_row(processor, internvl, tmp_path):
@@ -179,12 +179,12 @@ def test_a_shared_tower_is_not_shared_with_a_later_trainer(processor, internvl, 
         MPOTrainer(
             model=internvl, args=MPOConfig(str(tmp_path), **args), train_dataset=image_pairs(4), processing_class=processor
         ).train()
-    twin = copy.deepcopy(internvl)
+    copied = copy.deepcopy(internvl)
     pixels = torch.randn(1, 3, 32, 32)
     before = find_tower(internvl)(pixels).last_hidden_state
     perturbed(find_tower(internvl), scale=1.0)
     assert not torch.allclose(find_tower(internvl)(pixels).last_hidden_state, before)
-    assert twin is not internvl
+    assert copied is not internvl
 
 
 def test_generate_works_behind_training(processor, internvl, tmp_path):

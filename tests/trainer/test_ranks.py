@@ -102,7 +102,7 @@ def test_delta_is_the_mean_of_all_rewards_on_every_rank(two_ranks, tmp_path, nam
     assert ranks[0]["delta"] == ranks[1]["delta"] != 0
     assert ranks[0]["rewards_seen"] == 2 * 2 * 13  # two rewards a pair, two epochs: none twice
     assert ranks[0]["fingerprint"] == ranks[1]["fingerprint"]
-    # One process sees micro-batches of four where two ranks see two each: the same order of updates.
+    # One process has micro-batches of four, two ranks have two each: the same order of updates.
     settings = {**WITH_DELTA, "per_device_train_batch_size": 4}
     trainer = one_process(tmp_path, settings)["trainer"]
     assert ranks[0]["delta"] == pytest.approx(trainer.mixture.reward_shift.value.item(), rel=1e-4)
@@ -165,7 +165,7 @@ def test_with_drop_last_every_pair_that_is_computed_counts(two_ranks, tmp_path, 
 
 @pytest.mark.parametrize("name", ["predicted", "predicted, stream"])
 def test_predictions_of_two_ranks_are_in_record_order(two_ranks, tmp_path, name):
-    """Five records on two ranks: the last batch has a repeated one. Every other record has no image: a blank one stands in."""
+    """Five records on two ranks: the last batch has a repeated one. Every second record has no image and gets a blank one."""
     alone = small_run(tmp_path, **{name: value for name, value in PREDICTED.items() if name != "predict"})
     expected = alone.predict(alone.eval_dataset).label_ids
     for rank in (0, 1):

@@ -24,7 +24,7 @@ def loaded(folder) -> dict:
 
 
 def test_save_only_model(tmp_path):
-    """Its folders hold the weights; to resume from one is refused, since the optimiser is gone."""
+    """Its folders hold the weights; resuming from one is refused, since it lacks the optimizer."""
     trainer = small_run(tmp_path, save_strategy="steps", save_steps=4, save_only_model=True)
     trainer.train()
     assert difference(loaded(tmp_path / "checkpoint-4"), weights(trainer.model)) == 0
@@ -74,7 +74,7 @@ def test_adapters_are_restored_strictly(tmp_path, change):
     else:
         tensors[name] = tensors[name][:2].clone()
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="does not fit this run's.*lora_A"):
+    with pytest.raises(ValueError, match="lora_A"):
         small_run(tmp_path, kind="lora").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -95,7 +95,7 @@ def test_mixed_dtypes_come_back_exactly(tmp_path):
 def test_a_half_written_checkpoint_is_refused(tmp_path):
     small_run(tmp_path, save_strategy="steps", save_steps=2).train()
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
-    with pytest.raises(ValueError, match=r"checkpoint-4 is not a checkpoint that was written to its end.*checkpoint-2"):
+    with pytest.raises(ValueError, match="checkpoint-4.*checkpoint-2"):
         small_run(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     with pytest.raises(ValueError, match="no complete checkpoint"):
         small_run(tmp_path / "empty").train(resume_from_checkpoint=True)
@@ -138,7 +138,7 @@ def test_the_hubs_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json"])
 def test_a_checkpoint_that_lacks_a_file_is_refused(tmp_path, file):
-    """transformers would begin the optimizer, or the random numbers, anew."""
+    """transformers would reset the optimizer or the random numbers."""
     small_run(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
     (tmp_path / "checkpoint-2" / file).unlink()
     with pytest.raises(ValueError, match=file.split(".")[0]):

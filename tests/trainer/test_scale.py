@@ -39,7 +39,7 @@ def cached(kind: str, ranks: int, folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Results of two processes, then four, then two, in which each goes on from what the one before left."""
+    """Results of two processes, then four, then two, each of which resumes from the one before."""
     folder = tmp_path_factory.mktemp("scale")
     run_on_ranks(
         folder,
@@ -107,7 +107,7 @@ def test_the_end_is_that_of_one_process(runs, tmp_path, name, kind, ranks, recor
 
 @pytest.mark.parametrize(("kind", "ranks"), [("full", 2), ("lora", 2), ("lora", 4)])
 def test_processes_fill_one_cache(runs, kind, ranks):
-    """Thirteen pairs have 26 answers. What fills up the last batches of an epoch to 16 pairs may be there twice, nothing else."""
+    """Thirteen pairs have 26 completions. Only those that pad the last batches of an epoch to 16 pairs may be there twice."""
     (folder,) = (runs / f"cache{ranks}, {kind}").iterdir()
     keys = [key for shard in folder.glob("*.parquet") for key in pq.read_table(shard)["key"].to_pylist()]
     assert len(set(keys)) == 26

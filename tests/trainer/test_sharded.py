@@ -22,7 +22,7 @@ KINDS = {
     "biases": {"kind": "lora", "lora_dropout": 0.0, "lora_bias": "all"},
     "continued": {"kind": "lora", "lora_dropout": 0.0, "continued": True},
     # Twelve pairs: every step has an image somewhere. Without any, one process has no gradient for the tower and leaves it alone,
-    # and several have a zero gradient, with which AdamW goes on.
+    # and several have a zero gradient, with which AdamW continues.
     "images on some ranks": {"kind": "mixed", "pairs": 12},
     "images on some ranks, padded": {"kind": "mixed", "pairs": 12, "rows": "padded", "gradient_checkpointing": True},
     "no images": {"kind": "text"},

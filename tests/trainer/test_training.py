@@ -398,8 +398,8 @@ def test_compute_metrics_gets_logits(processor, internvl, tmp_path):
 def test_frozen_copy_does_not_run_the_original(processor, internvl, tmp_path):
     """A model that an earlier trainer patched is copied without its patch."""
     build(tmp_path, internvl, processor, text_pairs(4))
-    twin = frozen_copy(internvl)
+    copied = frozen_copy(internvl)
     inputs = processor(text="What is it?", return_tensors="pt")
-    before = twin(**inputs).logits
+    before = copied(**inputs).logits
     perturbed(internvl, scale=1.0)
-    assert torch.equal(twin(**inputs).logits, before)
+    assert torch.equal(copied(**inputs).logits, before)

@@ -111,7 +111,7 @@ def test_a_tokenizer_and_a_text_model(processor, tmp_path):
 
 
 def test_the_papers_form_differs(processor, internvl, tmp_path):
-    """Delta, the average by answer and the end of the answer each change the loss."""
+    """Delta, the average per completion and the end of the completion each change the loss."""
     reference = perturbed(copy.deepcopy(internvl), scale=0.5)
     losses = [
         first_loss(build(MPOTrainer, MPOConfig, tmp_path, internvl, reference, image_pairs(4), processor, **form))

@@ -15,7 +15,7 @@ def reports(caplog) -> list[str]:
 
 
 def apart(report: str) -> tuple[float, float]:
-    """Log-probs in nats, gradients as a share of their norm."""
+    """Log-probs in nats, gradients relative to their norm."""
     return float(report.split("differ by at most ")[1].split()[0]), float(report.split("gradients by ")[1].split()[0])
 
 

@@ -1,4 +1,4 @@
-"""What a data set is known again by: its records, and the files they name as these are now."""
+"""A data set is identified by its records and by the current state of the files they name."""
 
 import os
 
@@ -10,7 +10,7 @@ from mpo.data.encoded import with_encoded_images
 from mpo.models.loading import set_tiles
 from mpo.models.small import small_processor
 from mpo.packing.collator import PairCollator
-from mpo.reference.marks import mark_name, named_files
+from mpo.reference.finished import finished_name, named_files
 
 FORMS = {
     "list": ("images", lambda path: [{"path": path, "bytes": None}], List(Image())),
@@ -33,15 +33,15 @@ def test_a_file_replaced_under_its_name(tmp_path, form):
         path.write_bytes(b"one")
     dataset = named(paths, form)
     assert named_files(dataset) == {str(path) for path in paths}
-    before = mark_name(dataset, "s")
-    assert mark_name(dataset, "s") == before != mark_name(dataset, "t")
+    before = finished_name(dataset, "s")
+    assert finished_name(dataset, "s") == before != finished_name(dataset, "t")
     paths[1].write_bytes(b"two!")
-    longer = mark_name(dataset, "s")
+    longer = finished_name(dataset, "s")
     os.utime(paths[1], ns=(1, 1))
-    older = mark_name(dataset, "s")
+    older = finished_name(dataset, "s")
     paths[1].unlink()
-    gone = mark_name(dataset, "s")
-    assert len({before, longer, older, gone}) == 4
+    missing = finished_name(dataset, "s")
+    assert len({before, longer, older, missing}) == 4
 
 
 def test_files_of_chosen_records_alone_and_none(tmp_path):
@@ -51,19 +51,19 @@ def test_files_of_chosen_records_alone_and_none(tmp_path):
     assert named_files(empty) == set() == named_files(dataset.remove_columns("images"))
 
 
-def test_what_cannot_be_known_again():
-    assert mark_name([{"prompt": "a"}], "s") is None
-    assert mark_name(Dataset.from_list([{"prompt": "a"}]).with_transform(lambda rows: rows), "s") is None
+def test_what_cannot_be_identified():
+    assert finished_name([{"prompt": "a"}], "s") is None
+    assert finished_name(Dataset.from_list([{"prompt": "a"}]).with_transform(lambda rows: rows), "s") is None
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_three_tiles_are_not_two_and_a_thumbnail(layout):
-    """The same ids and other pixels. Limits that cut as the processor does change no key."""
+    """Same ids, different pixels. Limits that split as the processor does change no key."""
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=3)
     set_tiles(processor, None, None)
     collator = PairCollator(processor, layout=layout, keys=True, tile_budget="image")
-    answers = {"chosen": messages("Three.", "assistant"), "rejected": messages("None.", "assistant")}
-    record = {"prompt": messages("How many?", "user"), **answers, "images": [make_image(0, 32 * 12, 32)]}
+    completions = {"chosen": messages("Three.", "assistant"), "rejected": messages("None.", "assistant")}
+    record = {"prompt": messages("How many?", "user"), **completions, "images": [make_image(0, 32 * 12, 32)]}
 
     def collated(**tiles):
         return collator([{**record, "tiles": tiles}])

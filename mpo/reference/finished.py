@@ -1,4 +1,4 @@
-"""By what a data set that was gone through to its end is known again: its records, and the image and video files they name."""
+"""Name the file that says a data set is in the cache completely, after its records and the image and video files they name."""
 
 import hashlib
 import os
@@ -11,31 +11,31 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 FILE_COLUMNS = ("images", "image", "videos")
-_THREADS = 32  # a network file system answers many questions at once
+_THREADS = 32  # a network file system answers many requests at once
 
 
-def mark_name(dataset: Any, settings: Any) -> str | None:
-    """Name of the mark of a data set under some settings; another one when a file that its records name has changed.
+def finished_name(dataset: Any, settings: Any) -> str | None:
+    """Name the finished file of a data set under some settings. The name changes when a file that its records name changes.
 
     Args:
-        dataset: of datasets. Its images may be paths, to files that are replaced under the same name.
-        settings: whatever else decides the keys.
+        dataset: a `datasets.Dataset`. Its images may be paths, whose files may be replaced under the same name.
+        settings: everything else that determines the keys.
 
     Returns:
-        None when what a record holds cannot be known from this: not of datasets, or with a transform of the user's.
+        None when the records cannot be identified: another class, or a data set with a transform of the user's.
     """
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return None
     hasher = hashlib.sha256(repr((dataset._fingerprint, len(dataset), settings)).encode())
     paths = sorted(named_files(dataset))
     with ThreadPoolExecutor(_THREADS) as pool:
-        for looks in pool.map(_looks, [paths[start::_THREADS] for start in range(_THREADS)]):
-            hasher.update(repr(looks).encode("utf-8", "surrogatepass"))
+        for states in pool.map(_file_states, [paths[start::_THREADS] for start in range(_THREADS)]):
+            hasher.update(repr(states).encode("utf-8", "surrogatepass"))
     return f"filled-{hasher.hexdigest()[:16]}"
 
 
 def named_files(dataset: Dataset) -> set[str]:
-    """Paths in a data set's image and video columns, and the names of images that are there as bytes. None is opened."""
+    """Return the paths in a data set's image and video columns, and the names of images held as bytes. Open no file."""
     paths: set[str] = set()
     columns = [name for name in FILE_COLUMNS if name in dataset.column_names]
     if columns:
@@ -54,14 +54,14 @@ def _paths(values: Any) -> Iterable[str]:
     return filter(None, pc.unique(values).to_pylist()) if is_text else ()
 
 
-def _looks(paths: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Each file's size in bytes and when it was written, in nanoseconds; -1 where there is none."""
-    looks = []
+def _file_states(paths: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return each file's size in bytes and modification time in nanoseconds; -1 for a missing file."""
+    states = []
     for path in paths:
         try:
             status = os.stat(path)
         except (OSError, ValueError):
-            looks.append((path, -1, -1))
+            states.append((path, -1, -1))
         else:
-            looks.append((path, status.st_size, status.st_mtime_ns))
-    return looks
+            states.append((path, status.st_size, status.st_mtime_ns))
+    return states

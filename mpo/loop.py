@@ -51,7 +51,7 @@ from mpo.packing.indexed import IndexedRecords
 from mpo.packing.sampler import PairBatchSampler
 from mpo.packing.streams import FilledStream, RepeatedStream
 from mpo.reference.cache import ReferenceCache
-from mpo.samples.callback import SampleAnswers
+from mpo.samples.callback import SampleResponses
 from mpo.start import fingerprint_of
 
 logger = logging.getLogger(__name__)
@@ -519,7 +519,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if self._bad_records is not None and not resume_from_checkpoint:
             self._bad_records.clear()
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, SampleAnswers):
+            if isinstance(callback, SampleResponses):
                 callback.trainer = self
         with self._attention():
             output = super().train(resume_from_checkpoint, *args, **kwargs)

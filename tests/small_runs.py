@@ -18,7 +18,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.data.encoded import with_encoded_images
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
-from mpo.samples.callback import SampleAnswers
+from mpo.samples.callback import SampleResponses
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
 
@@ -77,7 +77,7 @@ def small_run(
     }
     args = MPOConfig(str(folder), **{**defaults, **settings})
     if samples is not None:
-        callbacks = [*callbacks, SampleAnswers(mixed_pairs(2), **samples)]
+        callbacks = [*callbacks, SampleResponses(mixed_pairs(2), **samples)]
     if checkpoint is not None:
         model = load_internvl(str(checkpoint))
     model.model.vision_tower.requires_grad_(not frozen_tower)

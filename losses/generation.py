@@ -14,7 +14,8 @@ class SFT(PairLoss):
 
     Args:
         average: ``"completion"``: -log pi(y_c|x) / |y_c| of each pair (arXiv 2411.10442, equation 8);
-            ``"token"``: the sum over the batch's chosen completions by the number of their tokens, every pair given that value (TRL);
+            ``"token"``: the sum over the batch's chosen completions by the number of their tokens, every pair given that value
+            (TRL);
             ``"square"``: -log pi(y_c|x) / sqrt(|y_c|), by the mean of sqrt(|y_c|) over the pairs of the optimiser step
             (InternVL 2.5, arXiv 2412.05271, section on loss re-weighting).
     """

@@ -114,13 +114,13 @@ def random_group(draw, completions, image_count=0, processor=None):
 
 
 def random_pairs(groups, draw):
-    """Every completion is the chosen one of a pair, and any completion of any prompt the rejected one: rows are indifferent to it."""
+    """Every completion is the chosen one of a pair, and any completion of any prompt the rejected one."""
     count = sum(len(group.completions) for group in groups)
     return [(place, draw.randrange(count)) for place in range(count)]
 
 
 def random_records(draw, questions, plain_share=0.4):
-    """Pairs among 2 to 8 completions a question with 0 to 3 images, in messages or in plain text; most completions are in two pairs.
+    """Pairs among 2 to 8 completions a question with 0 to 3 images, in messages or plain text; most completions are in two pairs.
 
     A completion may begin like an earlier one, or go on after it after another turn; in plain text it may be the token that
     ends it and nothing else.

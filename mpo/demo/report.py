@@ -52,8 +52,8 @@ def _opening(numbers: dict[str, Any], settings: DemoSettings) -> str:
 <h1>A small InternVL learns from its own responses</h1>
 <p class='result'><span>{100 * share_before:.1f} %</span> &rarr; <strong>{100 * share_after:.1f} %</strong></p>
 <p>Correct responses to {after["total"]:,} evaluation questions about unseen handwriting, before and after Mixed Preference
-Optimization (MPO): {percent(before["correct"], before["total"])} and {percent(after["correct"], after["total"])} with 95 % Wilson intervals,
-a change of {100 * (share_after - share_before):+.1f} points. {paired["gained"]} questions were gained and {paired["lost"]} lost
+Optimization (MPO): {percent(before["correct"], before["total"])} and {percent(after["correct"], after["total"])} with 95 % Wilson
+intervals, a change of {100 * (share_after - share_before):+.1f} points. {paired["gained"]} questions were gained and {paired["lost"]} lost
 (exact McNemar test, p = {paired["p_value"]:.2g}). {escape(CONTROL)}</p>
 <p>The model first saw {settings.worked_examples:,} worked examples made of {settings.worked_sources} handwritten digits. It then
 sampled {settings.responses_per_question} responses to each of {settings.questions:,} further questions. Of those questions only the

@@ -29,8 +29,8 @@ class PairCollator:
 
     Args:
         processing_class: a tokenizer, or a processor when records have images.
-        max_length: longest prompt with one completion, in tokens. Completions are cut to it; a prompt that leaves no token of a completion,
-            or image tokens that would be cut, are refused. ``None``: no limit.
+        max_length: longest prompt with one completion, in tokens. Completions are cut to it; a prompt that leaves no token of a
+            completion, or image tokens that would be cut, are refused. ``None``: no limit.
         truncation_mode: which end to keep of what is too long, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
         completion_end: ``"end_of_turn"`` scores a completion up to and including its end-of-turn token; ``"template"`` scores
             everything the chat template puts after the prompt, as TRL does.
@@ -52,12 +52,13 @@ class PairCollator:
 
     Returns (from a call with P records):
         ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
-        (1, N) and ``segments``; ``positions_to_keep``, ``shift_labels`` and ``labelled`` (`mpo.packing.logits_to_keep`), the 2P completions in order,
-        chosen first; the processor's image tensors, in packed rows those of each distinct image once, with ``tile_order``
-        (`mpo.packing.images`) where an image stands in several prompts; ``is_truncated`` of shape (2P,), whether max_length took
-        the end of a completion, when there is a max_length; ``completion_keys``, when asked for; ``tokens``, how many are computed,
-        padding aside; ``names``, what errors call the records; ``counted``, when the last pairs only fill the batch up; of a batch
-        with bad records ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the places of the others among the P.
+        (1, N) and ``segments``; ``positions_to_keep``, ``shift_labels`` and ``labelled`` (`mpo.packing.logits_to_keep`), the 2P
+        completions in order, chosen first; the processor's image tensors, in packed rows those of each distinct image once, with
+        ``tile_order`` (`mpo.packing.images`) where an image stands in several prompts; ``is_truncated`` of shape (2P,), whether
+        max_length took the end of a completion, when there is a max_length; ``completion_keys``, when asked for; ``tokens``, how
+        many are computed, padding aside; ``names``, what errors call the records; ``counted``, when the last pairs only fill the
+        batch up; of a batch with bad records ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the places of the others among
+        the P.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP

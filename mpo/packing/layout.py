@@ -96,7 +96,8 @@ def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> R
     for number, completion in enumerate(completions):
         if len(completion.ids) != len(completion.loss_mask):
             raise ValueError(
-                f"Completion {number} has {len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`. Give one flag per token."
+                f"Completion {number} has {len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`. "
+                "Give one flag per token."
             )
     texts = [[*prompt, *completion.ids] for completion in completions]
     tokens: list[int] = []
@@ -209,7 +210,8 @@ class LabelledTokens:
     """The E labelled tokens of A completions, completion after completion. A node that completions share is there once for each.
 
     ``node`` (E,) int64: the node that predicts the token, in the concatenated row. ``completion`` (E,) int64: whose token it is.
-    ``ordinal`` (E,) int64: its place among the completion's labelled tokens, from 0. ``lengths`` (A,) int64: labelled tokens per completion.
+    ``ordinal`` (E,) int64: its place among the completion's labelled tokens, from 0. ``lengths`` (A,) int64: labelled tokens per
+    completion.
     """
 
     node: Tensor
@@ -250,7 +252,8 @@ class LabelledTokens:
 class PackedRows:
     """Rows one after the other, nothing padded. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
 
-    ``labelled_positions`` (M,) int64: the nodes that have a label, ascending. As ``logits_to_keep`` it spares all others the LM head.
+    ``labelled_positions`` (M,) int64: the nodes that have a label, ascending. As ``logits_to_keep`` it spares all others the LM
+    head.
     """
 
     input_ids: Tensor
@@ -335,7 +338,8 @@ def ld_weights(labelled: LabelledTokens, ld_alpha: float) -> Tensor:
     """LD-DPO's weights (arXiv 2409.06411): tokens beyond the length of the shorter completion of their pair count `ld_alpha`.
 
     Args:
-        labelled: the tokens of 2P completions, the chosen ones, then the rejected ones in the same order (see `LabelledTokens.select`).
+        labelled: the tokens of 2P completions, the chosen ones, then the rejected ones in the same order (see
+            `LabelledTokens.select`).
         ld_alpha: in [0, 1].
 
     Returns:

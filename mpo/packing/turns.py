@@ -230,19 +230,20 @@ class _Chat:
         self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
 
     def completed(self, completion: list[Any], side: str) -> tuple[list[Any], list[Any]]:
-        """All messages with a completion's, and those of the prompt that stand before the first one the completion has a part in."""
+        """All messages with a completion's, and those of the prompt before the first one the completion has a part in."""
         completion = self._as_taken(completion, side)
         for place, message in enumerate(completion):
             if message["role"] == "assistant" and _is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
         if completion[0]["role"] not in ("assistant", "tool"):
             raise ValueError(
-                f"{self.where}: '{side}' begins with a message of the {completion[0]['role']}: what is asked belongs into the prompt."
+                f"{self.where}: '{side}' begins with a message of the {completion[0]['role']}: what is "
+                "asked belongs into the prompt."
             )
         if completion[-1]["role"] != "assistant":
             raise ValueError(
-                f"{self.where}: '{side}' ends with a message of role {completion[-1]['role']!r} instead of the assistant's. Leave out "
-                "what comes after the assistant's last message."
+                f"{self.where}: '{side}' ends with a message of role {completion[-1]['role']!r} instead of the "
+                "assistant's. Leave out what comes after the assistant's last message."
             )
         if completion[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
             return [*self.prompt, *completion], self.prompt
@@ -265,8 +266,9 @@ class _Chat:
         last = _text_of(self.prompt[-1]).strip()
         if last and last not in text and last in self.opening(self.continues):
             raise ValueError(
-                f"{self.where}: the chat template renders the prompt's last message differently once a completion follows, so where "
-                "the completion begins cannot be told. Use a template that renders it the same, or end the prompt in a user's message."
+                f"{self.where}: the chat template renders the prompt's last message differently once a completion follows, so "
+                "where the completion begins cannot be told. Use a template that renders it the same, or end the prompt "
+                "in a user's message."
             )
 
     def text(self, messages: list[Any], **how: bool) -> str:

@@ -90,7 +90,7 @@ def test_implicit_prompt(words):
 
 
 def test_a_packed_row(words):
-    """The prompt once, both completions after it without their last token, and the last token of the prompt once more between them."""
+    """The prompt once, both completions after it without their last token, the prompt's last token once more between them."""
     batch = PairCollator(words, layout="packed")([CHAT, {"prompt": "why ", "chosen": "sure ", "rejected": "is "}])
     first = "<user> two plus two <end> \n <bot> is four" + " <bot> five"  # a pair
     second = "why sure" + " why is"  # another: plain text, whose completions end in <eos>
@@ -157,7 +157,7 @@ def image_record(index: int, images: int = 1) -> dict:
 
 
 def test_image_tokens_and_tiles(processor):
-    """An image of 64 x 32 is two tiles of 32 and a thumbnail, each of 4 tokens: 12 an image. Tiles are there for both completions."""
+    """An image of 64 x 32 is two tiles of 32 and a thumbnail, each of 4 tokens: 12 an image. Both completions have tiles."""
     batch = PairCollator(processor)([image_record(0), image_record(5, images=2)])
     image_token = processor.image_token_id
     assert (batch["input_ids"] == image_token).sum(dim=1).tolist() == [12, 24, 12, 24]

@@ -5,9 +5,9 @@ float32, bfloat16 and autocast both are compared with padded rows in float64 (of
 and whatever they give may err by norm at most twice what padded rows err. One batch alone would leave that to chance, for the
 gradient of a bias is one small vector; norms are over all batches of a case.
 
-Log-probs in float32 are held to 2 units in the last place (ulp) of the completion's sum. A single token's log-prob is the exception:
-it has a whole network's rounding in one number, and padded rows themselves are up to 5 ulp from float64 there. It may be further
-than 2 ulp from padded rows, but not more than 2 ulp further from float64 than they get at worst.
+Log-probs in float32 are held to 2 units in the last place (ulp) of the completion's sum. A single token's log-prob is the
+exception: it has a whole network's rounding in one number, and padded rows themselves are up to 5 ulp from float64 there. It may be
+further than 2 ulp from padded rows, but not more than 2 ulp further from float64 than they get at worst.
 """
 
 import copy

@@ -78,8 +78,8 @@ class TrainJob:
 
     Args:
         model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
-        data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for a data set to
-            evaluate on. ``on_bad_record`` and ``max_bad_fraction`` hold for training too.
+        data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for a data set
+            to evaluate on. ``on_bad_record`` and ``max_bad_fraction`` hold for training too.
         loss: loss fields of `MPOConfig`.
         peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
         trainer: other fields of `MPOConfig`, and ``global_batch_size``.

@@ -238,7 +238,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     def _counting(self, batch: dict[str, Any]) -> int:
         """How many places of a batch hold records that count, the first ones; those after were repeated to fill it up."""
-        pairs = len(batch["scored"].lengths) // 2
+        pairs = len(batch["labelled"].lengths) // 2
         state = self.accelerator.gradient_state
         ranks = self.accelerator.num_processes
         if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
@@ -257,7 +257,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         # This is asked before the batches are used: by then the data loader's end would be after the first of them.
         if self._sampler is None:  # whose padding are marked
             batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
-        chosen = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
+        chosen = [batch["labelled"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
         lengths = torch.cat(chosen).to(device).float()
         shift = self._shift
         self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
@@ -271,7 +271,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     def _see_bad_records(self, data: str, batch: dict[str, Any], **moment: Any) -> None:
         if self._bad_records is not None:
             bad = batch.get("bad", [])
-            self._bad_records.see(data, batch.get("counted", len(batch["scored"].lengths) // 2) + len(bad), bad, **moment)
+            self._bad_records.see(data, batch.get("counted", len(batch["labelled"].lengths) // 2) + len(bad), bad, **moment)
 
     def _settle_bad_records(self, data: str = "train", dataset: Any = None) -> None:
         """List what all ranks left out, and stop if it is too much; every rank must call it."""
@@ -318,7 +318,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 "Logits of packed rows cannot be attributed to records. Use `evaluate` or `predict`, which make padded rows where "
                 "logits are asked for, or rows='padded'."
             )
-        pairs, counted = len(inputs["scored"].lengths) // 2, self._counted(inputs)
+        pairs, counted = len(inputs["labelled"].lengths) // 2, self._counted(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         self._rows = None
         if logits is None:

@@ -39,11 +39,11 @@ from mpo.models.learning_rates import split_groups
 from mpo.models.liger import use_liger_layers
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
-from mpo.packing.collator import PairCollator, ScoredBatches
+from mpo.packing.collator import LabelledBatches, PairCollator
 from mpo.packing.fits import fixed_context, why_not
 from mpo.packing.images import add_tile_order
 from mpo.packing.layout import completion_sums, ld_weights
-from mpo.packing.picked import add_picking
+from mpo.packing.logits_to_keep import add_logits_to_keep
 from mpo.packing.randomness import disable_dropout, eval_mode, trainable_in_4_bits
 from mpo.packing.streams import EPOCH, PADDING
 from mpo.packing.templates import is_processor
@@ -72,8 +72,8 @@ logger = logging.getLogger(__name__)
 
 _NOT_FOR_THE_MODEL = {
     "completion_mask",
-    "scored",
-    "is_cut",
+    "labelled",
+    "is_truncated",
     "tokens",
     "counted",
     "names",
@@ -250,13 +250,13 @@ class MPOTrainer(PairLoop):
             fsdp2_prepare_model(self.accelerator, reference)
 
     def _prepare_models(self, starts_from_reference: bool) -> None:
-        """Dropout off outside of adapters, heads that score picked positions alone, switches, and one vision tower for both."""
+        """Dropout off outside of adapters, logits at labelled positions alone, switches, and one vision tower for both."""
         for model in (self.model, self.ref_model):
             if model is not None:
                 if self.args.disable_dropout:
                     disable_dropout(model)
                 backbone = _base(self.accelerator.unwrap_model(model)).base_model
-                add_picking(backbone)
+                add_logits_to_keep(backbone)
                 add_tile_order(backbone)
                 if self.args.use_liger_kernel:  # the Trainer would forget the reference
                     use_liger_layers(model, self.args.liger_kernel_config)
@@ -445,7 +445,7 @@ class MPOTrainer(PairLoop):
             yield
 
     def _outputs(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        """Run `model` on a batch; its fused head gives what is asked of it at each scored position, shape (1, M)."""
+        """Run `model` on a batch; its fused head gives what is asked of it at each labelled position, shape (1, M)."""
         if "segments" in inputs and not attends_by_segments(model):
             # Asked for outside of training and evaluation, whose attention is set. A backward pass may follow: it stays on.
             use_packed_attention(model, self.args.packed_attention)
@@ -458,10 +458,10 @@ class MPOTrainer(PairLoop):
         return model(**of_model, **kwargs, use_cache=False, fused_lm_head=True)
 
     def _completion_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
-        """Sums over the scored tokens of the chosen and the rejected answers, each of shape (pairs,), float32."""
-        scored = inputs["scored"]
-        weights = None if ld_alpha is None else ld_weights(scored, ld_alpha)
-        chosen, rejected = completion_sums(values, scored, weights).chunk(2)
+        """Sums over the labelled tokens of the chosen and the rejected answers, each of shape (pairs,), float32."""
+        labelled = inputs["labelled"]
+        weights = None if ld_alpha is None else ld_weights(labelled, ld_alpha)
+        chosen, rejected = completion_sums(values, labelled, weights).chunk(2)
         return chosen, rejected
 
     def compute_ref_log_probs(
@@ -509,7 +509,7 @@ class MPOTrainer(PairLoop):
     def _pairs(self, outputs: Any, inputs: dict[str, Any], mean_sqrt_tokens: Tensor | None) -> PairLogps:
         chosen, rejected = self._completion_sums(outputs.log_probs, inputs, self.ld_alpha)
         ref_chosen, ref_rejected = self._reference_sums(inputs)
-        lengths = inputs["scored"].lengths
+        lengths = inputs["labelled"].lengths
         chosen_tokens, rejected_tokens = lengths.chunk(2)
         weight = None
         if self.use_weighting:  # WPO, arXiv 2406.11827, equation 2
@@ -574,7 +574,8 @@ class MPOTrainer(PairLoop):
         if not return_outputs:
             return loss * share
         with torch.no_grad():
-            of_model = {n: value for n, value in inputs.items() if n not in {*_NOT_FOR_THE_MODEL, "picked", "shift_labels"}}
+            not_for_it = {*_NOT_FOR_THE_MODEL, "positions_to_keep", "shift_labels"}
+            of_model = {n: value for n, value in inputs.items() if n not in not_for_it}
             return loss * share, model(**of_model, use_cache=False)
 
     def _own_start(self, inputs: dict[str, Any]) -> Tensor | None:
@@ -590,7 +591,7 @@ class MPOTrainer(PairLoop):
         """Stop a fresh run that does not start at its own reference: there L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2, for all ranks."""
         assert pairs.ref_chosen is not None and pairs.ref_rejected is not None
         apart = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
-        tokens = torch.stack([half[:counted] for half in inputs["scored"].lengths.chunk(2)]).clamp_min(1)
+        tokens = torch.stack([half[:counted] for half in inputs["labelled"].lengths.chunk(2)]).clamp_min(1)
         dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
         rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
         wrong = ~(apart <= rounding * tokens.sqrt())  # NaN is the guard's matter
@@ -650,7 +651,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
     if users is not None and args.on_bad_record == "skip":
         raise ValueError("on_bad_record='skip' is for our collator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
-        return ScoredBatches(users)
+        return LabelledBatches(users)
     if args.pad_token is not None:
         getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
     return PairCollator(
@@ -668,7 +669,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
 
 
 def _pairs_in(batch: dict[str, Any]) -> int:
-    return len(batch["scored"].lengths) // 2
+    return len(batch["labelled"].lengths) // 2
 
 
 def _on(value: Any, device: torch.device) -> Any:

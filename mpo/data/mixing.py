@@ -87,7 +87,8 @@ def mix(
             of `size` in proportion to the square root of what repeat_time and cap make of a source. Default: by weight where
             sources have one, else by repeat_time. A source whose share is more than it has is repeated, whole times first.
         size: pairs of the mixture, for shares; by default as many as repeat_time would give.
-        eval_size: a share or number of pairs of all sources together to keep out (`mpo.data.eval_part.split_eval`), each there once.
+        eval_size: a share or number of pairs of all sources together to keep out (`mpo.data.eval_part.split_eval`), each there
+            once.
         eval_by: as of `split_eval`.
 
     Raises:

@@ -69,8 +69,8 @@ def validate(
     """Read every record of a source and check it.
 
     Args:
-        path: as of `mpo.data.sources.load_preferences`, as are the next four; or a file of a mixture (`mpo.data.mixing.read_mixture`),
-            all of whose sources are read once.
+        path: as of `mpo.data.sources.load_preferences`, as are the next four; or a file of a mixture
+            (`mpo.data.mixing.read_mixture`), all of whose sources are read once.
         format: of the records.
         image_root: what image paths are relative to.
         split: of a data set with several.

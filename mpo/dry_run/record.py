@@ -18,8 +18,8 @@ def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
     Args:
         record: a preference record.
         processor: of the run.
-        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``completion_end`` and ``tile_budget`` decide what is cut and
-            scored.
+        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``completion_end`` and ``tile_budget`` decide what is cut
+            and scored.
     """
     encode = PairEncoder(processor, args.max_length, args.truncation_mode, args.completion_end, args.tile_budget)
     (pair,), _, _ = encode([dict(record)])
@@ -28,7 +28,7 @@ def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
     lines = [f"prompt, {len(pair.prompt_ids):,} tokens", _indented(decoded(pair.prompt_ids, None, encode.tokenizer, image))]
     for side in ("chosen", "rejected"):
         answer = getattr(pair, side)
-        ids, scored = answer.ids[:kept], answer.scored[:kept]
+        ids, scored = answer.ids[:kept], answer.loss_mask[:kept]
         cut = f", cut from {len(answer.ids):,} by max_length" if len(ids) < len(answer.ids) else ""
         lines += [
             f"{side}, {len(ids):,} tokens{cut}, {sum(scored):,} scored (between {OPEN} and {CLOSE})",

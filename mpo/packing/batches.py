@@ -43,7 +43,7 @@ class Batches:
 
 
 def split(batches: Batches, cost: Floats, record_costs: Floats, target: int) -> Batches:
-    """Split the most expensive batches of two or more pairs in halves, until there are `target` batches or nothing is left to split."""
+    """Halve the most expensive batches of two or more pairs until there are `target` batches or nothing is left to split."""
     missing = target - len(batches)
     if missing <= 0:
         return batches

@@ -20,6 +20,7 @@ def fixed_context(model: nn.Module) -> int | None:
     Dynamic NTK and LongRoPE choose the frequencies of a whole batch by its largest position.
     """
     limits = []
+    module: Any
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
@@ -32,7 +33,7 @@ def fixed_context(model: nn.Module) -> int | None:
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why a model cannot take rows in which answers share their prompt; ``None`` when it can.
+    """Why a model cannot take rows in which completions share their prompt; ``None`` when it can.
 
     Decides by what the model is made of, not by its name, and against it where that leaves a doubt.
     """

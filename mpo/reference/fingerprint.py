@@ -1,7 +1,8 @@
 """Content keys: what a reference log-prob depends on, as short hashes of contents, never of names or paths.
 
 Two kinds. A `Fingerprint` stands for what all answers of a run share: the reference model and how text and images become its
-input. A key (`mpo.packing.keys.completion_key`) stands for one answer to one prompt with its images. Both together name one log-prob.
+input. A key (`mpo.packing.keys.completion_key`) stands for one answer to one prompt with its images. Both together name one
+log-prob.
 """
 
 import enum

@@ -2,8 +2,8 @@
 
 Without ``prompt``, the answers begin with it, and what they have in common is the prompt: so are messages read, and text if the
 format is given. (Any two answers may begin alike, so a line that lost its question would look the same.) So are messages that begin
-with a ``prompt`` of text too (UltraFeedback's form). Rows that `load_preferences` made, and that were saved, are of this format as well
-and keep all that they have.
+with a ``prompt`` of text too (UltraFeedback's form). Rows that `load_preferences` made, and that were saved, are of this format as
+well and keep all that they have.
 """
 
 from __future__ import annotations

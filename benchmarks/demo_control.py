@@ -39,13 +39,13 @@ class ControlFolder(DemoFolder):
         """The run folder of the method."""
         return self.root / f"control_{self.method}"
 
-    def answers(self, when: str) -> Path:
-        """The demo's answers before training, the method's after it."""
-        return super().answers(when if when == "before" else f"control_{self.method}")
+    def responses(self, when: str) -> Path:
+        """The demo's responses before training, the method's after it."""
+        return super().responses(when if when == "before" else f"control_{self.method}")
 
 
 def correct_of(folder: DemoFolder, when: str) -> list[bool]:
-    return [line["correct"] for line in read_lines(folder.answers(when))]
+    return [line["correct"] for line in read_lines(folder.responses(when))]
 
 
 def share(correct: Sequence[bool]) -> dict[str, float]:
@@ -68,7 +68,7 @@ def run_control(root: Path, settings: DemoSettings, methods: Sequence[str]) -> d
     right = {"warmed-up model": correct_of(DemoFolder(root), "before"), "mpo": correct_of(DemoFolder(root), "after")}
     for method in methods:
         folder = ControlFolder(root, method)
-        if not folder.answers("after").is_file():
+        if not folder.responses("after").is_file():
             set_seed(settings.seed)
             train_mpo(folder, replace(settings, mpo_overrides=[*settings.mpo_overrides, f"loss={method}"]))
             measure_after(folder, settings)

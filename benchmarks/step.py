@@ -52,7 +52,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_processor
 from mpo.models.tower import SharedTower, find_tower
 from mpo.packing.attention import use_packed_attention
-from mpo.packing.picked import add_picking, pick_scored
+from mpo.packing.logits_to_keep import add_logits_to_keep, label_padded_rows
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("trl", "live", "cached")
@@ -309,7 +309,7 @@ def meta_model(case: Case, shape: Shape, image_token_id: int, logged: tuple[str,
     if case.tower == "frozen":
         find_tower(model).requires_grad_(False)
     add_fused_lm_head(model, outputs=logged)
-    add_picking(model.base_model)
+    add_logits_to_keep(model.base_model)
     return model
 
 
@@ -317,7 +317,7 @@ def _for_meta(inputs: dict[str, Any]) -> dict[str, Any]:
     inputs = dict(inputs)
     labels = inputs.pop("labels", None)
     if labels is not None:  # which positions have a label is a value, and meta tensors have none: say which
-        inputs |= {n: v for n, v in pick_scored(inputs["input_ids"], labels != -100).items() if n != "scored"}
+        inputs |= {n: v for n, v in label_padded_rows(inputs["input_ids"], labels != -100).items() if n != "labelled"}
         del inputs["attention_mask"]  # reading it takes values too; masked and whole attention count the same
     return {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
 

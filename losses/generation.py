@@ -1,4 +1,4 @@
-"""Writing the chosen answer, L_g."""
+"""Writing the chosen completion, L_g."""
 
 from typing import Literal
 
@@ -10,11 +10,12 @@ AVERAGES = ("completion", "token", "square")
 
 
 class SFT(PairLoss):
-    """Negative log-likelihood of the chosen answer.
+    """Negative log-likelihood of the chosen completion.
 
     Args:
         average: ``"completion"``: -log pi(y_c|x) / |y_c| of each pair (arXiv 2411.10442, equation 8);
-            ``"token"``: the sum over the batch's chosen answers by the number of their tokens, every pair given that value (TRL);
+            ``"token"``: the sum over the batch's chosen completions by the number of their tokens, every pair given that value
+            (TRL);
             ``"square"``: -log pi(y_c|x) / sqrt(|y_c|), by the mean of sqrt(|y_c|) over the pairs of the optimiser step
             (InternVL 2.5, arXiv 2412.05271, section on loss re-weighting).
     """

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)  # == of tensors has no single truth value
 class PairLogps:
-    """Log-probabilities of pairs of answers, all of shape (pairs,).
+    """Log-probabilities of pairs of completions, all of shape (pairs,).
 
     Args:
-        chosen: log pi(y_c|x), summed over the tokens of the chosen answer; float32 (or float64).
+        chosen: log pi(y_c|x), summed over the tokens of the chosen completion; float32 (or float64).
         rejected: log pi(y_r|x), likewise.
         ref_chosen: log pi_0(y_c|x), under the reference; None where no loss needs one.
         ref_rejected: log pi_0(y_r|x), likewise.
         chosen_tokens: |y_c|, the number of summed tokens.
         rejected_tokens: |y_r|, likewise.
         weight: multiplies each pair's loss in a `Mixture` (WPO, arXiv 2406.11827); None: all 1.
-        sft_chosen: log pi(y_c|x) over the whole answer, where `chosen` counts its tail less (LD-DPO); None: `chosen`.
+        sft_chosen: log pi(y_c|x) over the whole completion, where `chosen` counts its tail less (LD-DPO); None: `chosen`.
         mean_sqrt_tokens: scalar, the mean of sqrt(|y_c|) over the pairs of the whole optimiser step, for
             `SFT(average="square")`; None: over these pairs.
 
@@ -62,7 +62,7 @@ class PairLogps:
             if dtype not in (torch.float32, torch.float64):
                 raise ValueError(
                     f"PairLogps.chosen must be float32 (or float64), got {dtype}. Sum token log-probs in float32: lower "
-                    "precision loses whole units of a long answer's log-prob."
+                    "precision loses whole units of a long completion's log-prob."
                 )
             if value.dtype != dtype:
                 expected = str(dtype).removeprefix("torch.")
@@ -89,7 +89,7 @@ class PairLogps:
 
     @property
     def reference(self) -> tuple[Tensor, Tensor]:
-        """The reference's log-probs of the chosen and the rejected answers.
+        """The reference's log-probs of the chosen and the rejected completions.
 
         Raises:
             ValueError: when there are none.
@@ -110,7 +110,7 @@ class PairLogps:
 
     @property
     def chosen_length(self) -> Tensor:
-        """|y_c| in the dtype of the log-probs, shape (pairs,); 1 for an answer that truncation left no token, whose sum is 0."""
+        """|y_c| in the dtype of the log-probs, shape (pairs,); 1 for a completion that truncation left no token, whose sum is 0."""
         return self.chosen_tokens.clamp(min=1).to(self.chosen.dtype)
 
     @property

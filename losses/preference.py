@@ -1,4 +1,4 @@
-"""Relative preference, L_p: the chosen answer against the rejected one.
+"""Relative preference, L_p: the chosen completion against the rejected one.
 
 Symbols: u_c = log pi(y_c|x) - log pi_0(y_c|x) and u_r likewise are the log-ratios of policy and reference; s = f(u) their scores
 under an f-divergence (s = u by default); m = beta (s_c - s_r) the margin; sigma the logistic function; eps the label smoothing.
@@ -87,7 +87,7 @@ class RobustDPO(_SmoothedMargin):
 
 
 class EXO(_SmoothedMargin):
-    """Efficient Exact Optimization with two answers: KL(p || q), arXiv 2402.00856, equation 16.
+    """Efficient Exact Optimization with two completions: KL(p || q), arXiv 2402.00856, equation 16.
 
     p = (sigma(m), sigma(-m)) is the policy's preference and q = (1-eps, eps) the label's; eps > 0, in the paper 1e-3.
     """

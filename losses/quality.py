@@ -1,4 +1,4 @@
-"""Absolute quality, L_q: each answer by itself, good or bad.
+"""Absolute quality, L_q: each completion by itself, good or bad.
 
 Symbols: r_c = beta (log pi(y_c|x) - log pi_0(y_c|x)) and r_r likewise are the rewards; delta is the reward shift.
 """

@@ -31,7 +31,7 @@ from mpo.models.loading import as_dtype, check_attention
 from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_adapter, check_parts, freeze_parts
 from mpo.models.strict import refuse_adapter
 from mpo.packing.attention import check_backend
-from mpo.samples.callback import WITH_EVALUATIONS, SampleAnswers, check_sampling
+from mpo.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
 from mpo.samples.prompts import first_prompts, load_prompts
 from mpo.trainer import MPOTrainer
 
@@ -92,7 +92,7 @@ class TrainJob:
         lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
         drop_path: stochastic depth of the vision tower (`mpo.models.drop_path`).
         samples: prompts that the model answers while it is trained (`mpo.samples`): ``path`` and ``image_root`` of a file, else the
-            first ``count`` of the evaluation data, and arguments of `SampleAnswers`. Without either, or None: none.
+            first ``count`` of the evaluation data, and arguments of `SampleResponses`. Without either, or None: none.
         dry_run: describe the run instead of running it (`mpo.dry_run`).
         dry_run_gpu_gb: memory of the GPU that the run is meant for, in GiB; None: this machine's.
         dry_run_records: measure at most so many records, taken evenly; None: all.
@@ -227,7 +227,7 @@ class TrainJob:
         for setting, package in needed:
             raise ValueError(f"trainer.{setting} needs a package that is not installed: pip install {package}.")
 
-    def sampled(self, eval_pairs: Any) -> list[SampleAnswers]:
+    def sampled(self, eval_pairs: Any) -> list[SampleResponses]:
         """The callback that samples answers, or none."""
         settings = {name: value for name, value in (self.samples or {}).items() if name not in ("path", "image_root", "count")}
         given = self.samples or {"count": 0}
@@ -238,7 +238,7 @@ class TrainJob:
             records = load_prompts(path, image_root=given.get("image_root"), count=count, tiles=self.data.get("tiles"))
         else:
             records = first_prompts(eval_pairs, count)
-        return [SampleAnswers(records, **settings)]
+        return [SampleResponses(records, **settings)]
 
     def train_data(self) -> dict[str, Any]:
         """The arguments of `load_preferences` for the pairs to train on."""

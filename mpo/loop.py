@@ -52,7 +52,7 @@ from mpo.packing.indexed import IndexedRecords
 from mpo.packing.sampler import PairBatchSampler
 from mpo.packing.streams import FilledStream, RepeatedStream
 from mpo.reference.cache import ReferenceCache
-from mpo.samples.callback import SampleAnswers
+from mpo.samples.callback import SampleResponses
 from mpo.start import fingerprint_of
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     def _counting(self, batch: dict[str, Any]) -> int:
         """Return how many places of a batch hold records that count: the first ones. The rest hold repeated records."""
-        pairs = len(batch["scored"].lengths) // 2
+        pairs = len(batch["labelled"].lengths) // 2
         state = self.accelerator.gradient_state
         ranks = self.accelerator.num_processes
         if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
@@ -259,7 +259,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         # Decided before the batches are used: later the data loader's end would be attributed to the first of them.
         if self._sampler is None:  # otherwise padding pairs have their own flag
             batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
-        chosen = [batch["scored"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
+        chosen = [batch["labelled"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
         lengths = torch.cat(chosen).to(device).float()
         shift = self._shift
         self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
@@ -273,7 +273,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
     def _see_bad_records(self, data: str, batch: dict[str, Any], **moment: Any) -> None:
         if self._bad_records is not None:
             bad = batch.get("bad", [])
-            self._bad_records.see(data, batch.get("counted", len(batch["scored"].lengths) // 2) + len(bad), bad, **moment)
+            self._bad_records.see(data, batch.get("counted", len(batch["labelled"].lengths) // 2) + len(bad), bad, **moment)
 
     def _settle_bad_records(self, data: str = "train", dataset: Any = None) -> None:
         """List the bad records of all ranks, and stop the run if there are too many. Every rank must call it."""
@@ -320,7 +320,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
                 "Logits of packed rows cannot be attributed to records. Use `evaluate` or `predict`, which pad rows where logits "
                 "are needed, or rows='padded'."
             )
-        pairs, counted = len(inputs["scored"].lengths) // 2, self._counted(inputs)
+        pairs, counted = len(inputs["labelled"].lengths) // 2, self._counted(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         self._rows = None
         if logits is None:
@@ -521,7 +521,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         if self._bad_records is not None and not resume_from_checkpoint:
             self._bad_records.clear()
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, SampleAnswers):
+            if isinstance(callback, SampleResponses):
                 callback.trainer = self
         with self._attention():
             output = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -142,7 +142,7 @@ def measured(
         }
 
     def sums(values: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, rejected = completion_sums(values.detach().float(), inputs["scored"]).chunk(2)
+        chosen, rejected = completion_sums(values.detach().float(), inputs["labelled"]).chunk(2)
         return chosen[:count].sum(), rejected[:count].sum()
 
     chosen_logits, rejected_logits = sums(outputs.mean_logits)
@@ -158,8 +158,8 @@ def measured(
         "entropy": (sum(sums(outputs.entropy)), chosen_tokens + rejected_tokens),
         "tokens": (float(inputs["tokens"]), count),
     }
-    if "is_cut" in inputs:
-        result["completions_truncated"] = (sum(half[:count].sum() for half in inputs["is_cut"].chunk(2)), 2 * count)
+    if "is_truncated" in inputs:
+        result["completions_truncated"] = (sum(half[:count].sum() for half in inputs["is_truncated"].chunk(2)), 2 * count)
     if getattr(outputs, "aux_loss", None) is not None:
         result["aux_loss"] = (outputs.aux_loss * count, count)
     return result if counted else {name: (0.0, 0.0) for name in result}

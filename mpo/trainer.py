@@ -45,11 +45,11 @@ from mpo.models.learning_rates import split_groups
 from mpo.models.liger import use_liger_layers
 from mpo.models.tower import SharedTower, can_share
 from mpo.packing.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
-from mpo.packing.collator import PairCollator, ScoredBatches
+from mpo.packing.collator import LabelledBatches, PairCollator
 from mpo.packing.fits import fixed_context, why_not
 from mpo.packing.images import add_tile_order
 from mpo.packing.layout import completion_sums, ld_weights
-from mpo.packing.picked import add_picking
+from mpo.packing.logits_to_keep import add_logits_to_keep
 from mpo.packing.randomness import disable_dropout, eval_mode, trainable_in_4_bits
 from mpo.packing.streams import EPOCH, PADDING
 from mpo.packing.templates import is_processor
@@ -78,8 +78,8 @@ logger = logging.getLogger(__name__)
 
 _NOT_FOR_THE_MODEL = {
     "completion_mask",
-    "scored",
-    "is_cut",
+    "labelled",
+    "is_truncated",
     "tokens",
     "counted",
     "names",
@@ -266,7 +266,7 @@ class MPOTrainer(PairLoop):
                 if self.args.disable_dropout:
                     disable_dropout(model)
                 backbone = _base(self.accelerator.unwrap_model(model)).base_model
-                add_picking(backbone)
+                add_logits_to_keep(backbone)
                 add_tile_order(backbone)
                 if self.args.use_liger_kernel:  # the Trainer would do so for the policy alone
                     use_liger_layers(model, self.args.liger_kernel_config)
@@ -474,9 +474,9 @@ class MPOTrainer(PairLoop):
 
     def _completion_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
         """Sums over the labelled tokens of the chosen and the rejected completions, each of shape (pairs,), float32."""
-        scored = inputs["scored"]
-        weights = None if ld_alpha is None else ld_weights(scored, ld_alpha)
-        chosen, rejected = completion_sums(values, scored, weights).chunk(2)
+        labelled = inputs["labelled"]
+        weights = None if ld_alpha is None else ld_weights(labelled, ld_alpha)
+        chosen, rejected = completion_sums(values, labelled, weights).chunk(2)
         return chosen, rejected
 
     def compute_ref_log_probs(
@@ -524,7 +524,7 @@ class MPOTrainer(PairLoop):
     def _pairs(self, outputs: Any, inputs: dict[str, Any], mean_sqrt_tokens: Tensor | None) -> PairLogps:
         chosen, rejected = self._completion_sums(outputs.log_probs, inputs, self.ld_alpha)
         ref_chosen, ref_rejected = self._reference_sums(inputs)
-        lengths = inputs["scored"].lengths
+        lengths = inputs["labelled"].lengths
         chosen_tokens, rejected_tokens = lengths.chunk(2)
         weight = None
         if self.use_weighting:  # WPO, arXiv 2406.11827, equation 2
@@ -589,7 +589,8 @@ class MPOTrainer(PairLoop):
         if not return_outputs:
             return loss * factor
         with torch.no_grad():
-            model_inputs = {n: value for n, value in inputs.items() if n not in {*_NOT_FOR_THE_MODEL, "picked", "shift_labels"}}
+            not_for_the_model = {*_NOT_FOR_THE_MODEL, "positions_to_keep", "shift_labels"}
+            model_inputs = {name: value for name, value in inputs.items() if name not in not_for_the_model}
             return loss * factor, model(**model_inputs, use_cache=False)
 
     def _evaluate_start(self, inputs: dict[str, Any]) -> Tensor | None:
@@ -605,7 +606,7 @@ class MPOTrainer(PairLoop):
         """Refuse a new run whose policy is not its reference, on any rank. At the start L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2."""
         assert pairs.ref_chosen is not None and pairs.ref_rejected is not None
         difference = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
-        tokens = torch.stack([half[:counted] for half in inputs["scored"].lengths.chunk(2)]).clamp_min(1)
+        tokens = torch.stack([half[:counted] for half in inputs["labelled"].lengths.chunk(2)]).clamp_min(1)
         dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
         rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
         wrong = ~(difference <= rounding * tokens.sqrt())  # NaN is left to FiniteGuard
@@ -665,7 +666,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
     if users is not None and args.on_bad_record == "skip":
         raise ValueError("on_bad_record='skip' needs mpo's PairCollator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
-        return ScoredBatches(users)
+        return LabelledBatches(users)
     if args.pad_token is not None:
         getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
     return PairCollator(
@@ -683,7 +684,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
 
 
 def _pairs_in(batch: dict[str, Any]) -> int:
-    return len(batch["scored"].lengths) // 2
+    return len(batch["labelled"].lengths) // 2
 
 
 def _on(value: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Small real models, shared by all tests. Nothing is downloaded."""
+"""Small models, shared by all tests, without downloads."""
 
 import functools
 import gc
@@ -18,8 +18,8 @@ from mpo.models.small import small_internvl, small_processor
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
-torch.set_num_threads(1)  # tiny models lose time on more
-# Read again at every forward pass of a PeftModel, 4 ms each.
+torch.set_num_threads(1)  # tiny models are slower with more threads
+# A PeftModel calls it in every forward pass, 4 ms each.
 accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
 
 
@@ -44,13 +44,13 @@ def pairs_of_text() -> Dataset:
 
 
 def pytest_collection_finish():
-    """Every `train()` collects garbage; what the imports hold is not looked through again each time."""
+    """Freeze the objects of the imports: every `train()` collects garbage."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
-    """A table of the differences that tests measured between runs that must be equal."""
+    """Print the measured differences between runs that must be equal."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
     largest = {}
     for what, value in (value for report in reports for name, value in report.user_properties if name == "difference"):

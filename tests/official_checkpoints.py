@@ -1,4 +1,4 @@
-"""Tiny checkpoints in the official form, written tensor by tensor from the definition of InternVLChatModel."""
+"""Tiny checkpoints in the official format, written tensor by tensor from the definition of InternVLChatModel."""
 
 import json
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""The same answers in packed and in padded rows: random ones, small models for them, and what a model makes of both.
+"""The same completions in packed and in padded rows: random ones, small models for them, and what a model makes of both.
 
 A batch is what `PairCollator` gives. `batches_of` makes one from token ids, for what no record can say.
 """
 
 import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
@@ -18,8 +18,8 @@ from mpo.models.small import small_internvl
 from mpo.packing.attention import packed_attention
 from mpo.packing.collator import PairCollator
 from mpo.packing.layout import completion_sums, concatenate, lay_out
-from mpo.packing.picked import Picked, add_picking, pick_scored
-from mpo.packing.turns import Answer
+from mpo.packing.logits_to_keep import LogitsToKeep, add_logits_to_keep, label_padded_rows
+from mpo.packing.turns import Completion
 
 FAMILIES = ["qwen2", "qwen3", "llama"]
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
@@ -69,20 +69,20 @@ def with_head(model):
     """The model with the head of a training run: TRL's fused one, at picked positions alone."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     add_fused_lm_head(inner)
-    add_picking(inner.base_model)
+    add_logits_to_keep(inner.base_model)
     return model
 
 
-# Random prompts and answers
+# Random prompts and completions
 
 
 @dataclass
 class Group:
-    """Token ids of a prompt, its tiles or None, and its answers."""
+    """Token ids of a prompt, its tiles or None, and its completions."""
 
     prompt: list[int]
     tiles: torch.Tensor | None
-    answers: list[Answer]
+    completions: list[Completion]
 
 
 def random_ids(seed, count):
@@ -90,7 +90,7 @@ def random_ids(seed, count):
 
 
 def _random_texts(draw, count):
-    """Answers of 1 to 14 tokens, or with an earlier one before them; some are an earlier one, or its start."""
+    """Completions of 1 to 14 tokens, or with an earlier one before them; some are an earlier one, or its start."""
     texts = []
     for _ in range(count):
         new = random_ids(draw.getrandbits(30), draw.choice([1, draw.randint(1, 14)]))
@@ -100,29 +100,29 @@ def _random_texts(draw, count):
     return texts
 
 
-def random_group(draw, answers, image_count=0, processor=None):
-    """A prompt of 1 to 11 tokens and its images. Every answer's last token is scored, of the others nine in ten."""
+def random_group(draw, completions, image_count=0, processor=None):
+    """A prompt of 1 to 11 tokens and its images. Every completion's last token is labelled, of the others nine in ten."""
     ids, tiles = random_ids(draw.getrandbits(30), draw.randint(1, 11)), None
     if image_count:
         text = "<IMG_CONTEXT>\n" * image_count + " ".join(draw.choices(WORDS, k=len(ids)))
         images = [make_image(draw.getrandbits(30), width=draw.choice([32, 64])) for _ in range(image_count)]
         inputs = processor(text=text, images=images, return_tensors="pt")
         ids, tiles = inputs["input_ids"][0].tolist(), inputs["pixel_values"]
-    texts = _random_texts(draw, answers)
-    scored = [[draw.random() < 0.9 for _ in text[1:]] + [True] for text in texts]
-    return Group(ids, tiles, [Answer(*both) for both in zip(texts, scored, strict=True)])
+    texts = _random_texts(draw, completions)
+    loss_masks = [[draw.random() < 0.9 for _ in text[1:]] + [True] for text in texts]
+    return Group(ids, tiles, [Completion(*both) for both in zip(texts, loss_masks, strict=True)])
 
 
 def random_pairs(groups, draw):
-    """Every answer is the chosen one of a pair, and any answer of any prompt the rejected one: rows are indifferent to it."""
-    count = sum(len(group.answers) for group in groups)
+    """Every completion is the chosen one of a pair, and any completion of any prompt the rejected one."""
+    count = sum(len(group.completions) for group in groups)
     return [(place, draw.randrange(count)) for place in range(count)]
 
 
 def random_records(draw, questions, plain_share=0.4):
-    """Pairs among 2 to 8 answers a question with 0 to 3 images, in messages or in plain text; most answers are in two pairs.
+    """Pairs among 2 to 8 completions a question with 0 to 3 images, in messages or plain text; most completions are in two pairs.
 
-    An answer may begin like an earlier one, or go on after it after another turn; in plain text it may be the token that
+    A completion may begin like an earlier one, or go on after it after another turn; in plain text it may be the token that
     ends it and nothing else.
     """
     records = []
@@ -130,14 +130,14 @@ def random_records(draw, questions, plain_share=0.4):
         plain = draw.random() < plain_share
         images = [make_image(draw.getrandbits(30), width=draw.choice([32, 64])) for _ in range(draw.randint(0, 3))]
         question = f"{number}: " + " ".join(draw.choices(WORDS, k=draw.randint(1, 8)))
-        answers = [("",)] if plain else []
-        for _ in range(draw.randint(2, 8) - len(answers)):
+        completions = [("",)] if plain else []
+        for _ in range(draw.randint(2, 8) - len(completions)):
             new = " ".join(draw.choices(WORDS, k=draw.randint(1, 9)))
-            earlier = draw.choice(answers) if answers else (new,)
-            answer = draw.choice([(new,), (new,), (*earlier[:-1], earlier[-1][:8] + new), (*earlier, "why?", new)])
-            answers.append(answer if answer not in answers else (new, "so?", f"so {len(answers)}"))
-        for place, chosen in enumerate(answers):
-            rejected = answers[(place + draw.randint(1, len(answers) - 1)) % len(answers)]
+            earlier = draw.choice(completions) if completions else (new,)
+            completion = draw.choice([(new,), (new,), (*earlier[:-1], earlier[-1][:8] + new), (*earlier, "why?", new)])
+            completions.append(completion if completion not in completions else (new, "so?", f"so {len(completions)}"))
+        for place, chosen in enumerate(completions):
+            rejected = completions[(place + draw.randint(1, len(completions) - 1)) % len(completions)]
             if plain:
                 record = {"prompt": "<IMG_CONTEXT>\n" * len(images) + question}
                 record |= {"chosen": END.join(chosen) + END, "rejected": END.join(rejected) + END}
@@ -160,32 +160,32 @@ def collated(processor, records):
 
 
 def batches_of(groups, pairs):
-    """The packed and the padded batch of pairs of answers, which are numbered through, group after group.
+    """The packed and the padded batch of pairs of completions, which are numbered through, group after group.
 
     As `PairCollator` makes them: of padded rows the chosen ones stand first, each with the tiles of its prompt.
     """
     order = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-    rows = concatenate([lay_out(group.prompt, group.answers) for group in groups])
-    scored = rows.scored.select(order)
+    rows = concatenate([lay_out(group.prompt, group.completions) for group in groups])
+    labelled = rows.labelled.select(order)
     packed = {
         "input_ids": rows.input_ids,
         "position_ids": rows.position_ids,
         "segments": rows.segments,
-        "picked": Picked(rows.labelled, rows.input_ids.size(1)),
-        "shift_labels": rows.shift_labels[:, rows.labelled],
-        "scored": type(scored)(torch.searchsorted(rows.labelled, scored.node), scored.answer, scored.ordinal, scored.lengths),
+        "positions_to_keep": LogitsToKeep(rows.labelled_positions, rows.input_ids.size(1)),
+        "shift_labels": rows.shift_labels[:, rows.labelled_positions],
+        "labelled": replace(labelled, node=torch.searchsorted(rows.labelled_positions, labelled.node)),
     }
-    texts = [(group, answer) for group in groups for answer in group.answers]
+    texts = [(group, completion) for group in groups for completion in group.completions]
     texts = [texts[place] for place in order]
-    shape = len(texts), max(len(group.prompt) + len(answer.ids) for group, answer in texts)
+    shape = len(texts), max(len(group.prompt) + len(completion.ids) for group, completion in texts)
     input_ids, attention_mask, completion_mask = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-    for row, (group, answer) in enumerate(texts):
-        begin, end = len(group.prompt), len(group.prompt) + len(answer.ids)
-        input_ids[row, :end] = torch.tensor(group.prompt + answer.ids)
+    for row, (group, completion) in enumerate(texts):
+        begin, end = len(group.prompt), len(group.prompt) + len(completion.ids)
+        input_ids[row, :end] = torch.tensor(group.prompt + completion.ids)
         attention_mask[row, :end] = 1
-        completion_mask[row, begin:end] = torch.tensor(answer.scored)
+        completion_mask[row, begin:end] = torch.tensor(completion.loss_mask)
     padded = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
-    padded |= pick_scored(input_ids, completion_mask)
+    padded |= label_padded_rows(input_ids, completion_mask)
     for batch, of_groups in ((packed, groups), (padded, [group for group, _ in texts])):
         tiles = [group.tiles for group in of_groups if group.tiles is not None]
         batch |= {"pixel_values": torch.cat(tiles)} if tiles else {}
@@ -206,10 +206,10 @@ def random_batches(processor, seed):
 
 
 def trained_sums(model, batch):
-    """Log-prob sums of the 2P answers, shape (2P,), as a training run has them (`with_head`)."""
-    names = ("input_ids", "attention_mask", "position_ids", "segments", "picked", "shift_labels", "pixel_values")
+    """Log-prob sums of the 2P completions, shape (2P,), as a training run has them (`with_head`)."""
+    names = ("input_ids", "attention_mask", "position_ids", "segments", "positions_to_keep", "shift_labels", "pixel_values")
     inputs = {name: batch[name] for name in names if name in batch}
-    return completion_sums(model(**inputs, use_cache=False, fused_lm_head=True).log_probs, batch["scored"])
+    return completion_sums(model(**inputs, use_cache=False, fused_lm_head=True).log_probs, batch["labelled"])
 
 
 def exact_sums(twin, padded, dtype=torch.float64):
@@ -264,7 +264,7 @@ class Models:
         dtype = self.trained[1].dtype
         with torch.no_grad():
             reference_sums = exact_sums(reference, padded, dtype)
-        return first, second, backward(policy, exact_sums(policy, padded, dtype), reference_sums, padded["scored"].lengths)
+        return first, second, backward(policy, exact_sums(policy, padded, dtype), reference_sums, padded["labelled"].lengths)
 
     def _result(self, batch):
         policy, reference = self.trained
@@ -272,4 +272,4 @@ class Models:
             with torch.no_grad():
                 reference_sums = trained_sums(reference, batch)
             sums = trained_sums(policy, batch)
-        return backward(policy, sums, reference_sums, batch["scored"].lengths)
+        return backward(policy, sums, reference_sums, batch["labelled"].lengths)

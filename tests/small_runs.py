@@ -1,4 +1,4 @@
-"""The same small training job for every test, to be interrupted, split over ranks, and compared."""
+"""The same small training job for every test, to be interrupted, run on several ranks, and compared."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.data.encoded import with_encoded_images
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
-from mpo.samples.callback import SampleAnswers
+from mpo.samples.callback import SampleResponses
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
 
@@ -46,7 +46,7 @@ def small_run(
     """A trainer of a tiny InternVL; `kind` is full, lora, text (no images), tokenizer (text with a tokenizer as processing class)
     or mixed (every other record has an image).
 
-    The images at the places `bad` do not decode, in training and in evaluation; `augment` is of all records.
+    The images at the indices `bad` do not decode, in training and in evaluation; `augment` applies to all records.
     With `continued`, the model comes with an adapter that is trained further.
     A `checkpoint` is loaded after the configuration, as a job does it: ZeRO-3 then holds it sharded from the start.
     """
@@ -77,13 +77,13 @@ def small_run(
     }
     args = MPOConfig(str(folder), **{**defaults, **settings})
     if samples is not None:
-        callbacks = [*callbacks, SampleAnswers(mixed_pairs(2), **samples)]
+        callbacks = [*callbacks, SampleResponses(mixed_pairs(2), **samples)]
     if checkpoint is not None:
         model = load_internvl(str(checkpoint))
     model.model.vision_tower.requires_grad_(not frozen_tower)
     if continued:
         torch.manual_seed(5)
-        adapter.init_lora_weights = False  # it begins elsewhere than the base, as a trained one does
+        adapter.init_lora_weights = False  # it differs from the base, as a trained adapter does
         model = get_peft_model(model, adapter)
     return MPOTrainer(
         model=model,
@@ -98,7 +98,7 @@ def small_run(
 
 
 def with_bad_images(dataset: Dataset, places) -> Dataset:
-    """The same records, but the images at some places do not decode."""
+    """The same records, but the images at some indices do not decode."""
     rows = with_encoded_images(dataset).to_list()
     for place in places:
         rows[place]["images"] = [{"bytes": b"no image", "path": None}]
@@ -106,7 +106,7 @@ def with_bad_images(dataset: Dataset, places) -> Dataset:
 
 
 def record(trainer, path) -> None:
-    """Write what a run ended with: weights, optimiser, delta, logs. Every rank calls it."""
+    """Save the end state of a run: weights, optimizer, delta, logs. Every rank calls it."""
     shift = trainer.mixture.reward_shift
     logs = [{name: value for name, value in log.items() if not _is_time(name)} for log in trainer.state.log_history]
     weights = whole_weights(trainer)
@@ -162,8 +162,8 @@ def write_job(folder: Path, pairs: int) -> list[str]:
     lines = []
     for index in range(pairs):
         make_image(index).save(folder / f"{index}.png")
-        answers = {"chosen": f"It is {index}.", "rejected": "It is not that, I think."}
-        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
+        completions = {"chosen": f"It is {index}.", "rejected": "It is not that, I think."}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     settings = ["use_cpu=true", "dataloader_num_workers=0", "global_batch_size=4", "learning_rate=1e-3", "warmup_steps=0"]
     return [
@@ -195,7 +195,7 @@ def kill_while_saving(step: int) -> None:
 
     def deadly(value, path, *args, **kwargs):
         if f"checkpoint-{step}{os.sep}" in str(path):
-            Path(path).write_bytes(b"cut")
+            Path(path).write_bytes(b"truncated")
             os.kill(os.getpid(), signal.SIGKILL)
         return save(value, path, *args, **kwargs)
 

@@ -8,7 +8,7 @@ from PIL import Image
 TEXTS = [
     "What is the sum of the numbers? 2 plus 3 is 5. Final answer: 5",
     "Which number is the largest, and which is the smallest? Final answer: 9",
-    "The picture shows a cat on a chair, not a dog under a table.",  # seeds and tolerances hang on these very words
+    "The picture shows a cat on a chair, not a dog under a table.",  # seeds and tolerances depend on this text
 ]
 
 
@@ -22,7 +22,7 @@ def make_image(seed: int, width: int = 64, height: int = 32) -> Image.Image:
 
 
 def text_pairs(count: int) -> Dataset:
-    """Pairs with answers of different lengths."""
+    """Pairs with completions of different lengths."""
     return Dataset.from_list(
         [
             {
@@ -56,27 +56,27 @@ def perturbed(model: torch.nn.Module, scale: float = 0.05, seed: int = 1) -> tor
     return model
 
 
-def sum_completions(token_logps: torch.Tensor, scored: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
-    """Sum the log-probs of each row's scored tokens, in float32.
+def sum_completions(token_logps: torch.Tensor, loss_mask: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
+    """Sum the log-probs of each row's labelled tokens, in float32.
 
     Args:
         token_logps: shape (rows, tokens), the log-prob of each token given those before it.
-        scored: shape (rows, tokens), nonzero where a token belongs to the answer. Rows are the chosen answers, then the
-            rejected ones, in the same order.
-        ld_alpha: LD-DPO's alpha in [0, 1] (arXiv 2409.06411): tokens beyond the length of the shorter answer of a pair
-            count with this weight. ``None``: all count fully.
+        loss_mask: shape (rows, tokens), nonzero where a token belongs to the completion. Rows are the chosen completions, then
+            the rejected ones, in the same order.
+        ld_alpha: LD-DPO's alpha in [0, 1] (arXiv 2409.06411): tokens beyond the length of the shorter completion of a pair
+            have this weight. ``None``: all have weight 1.
 
     Returns:
         shape (rows,), float32.
 
     >>> token_logps = torch.tensor([[0.0, -1.0, -2.0, -4.0], [0.0, -8.0, 0.0, 0.0]])
-    >>> scored = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])
-    >>> sum_completions(token_logps, scored)
+    >>> loss_mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])
+    >>> sum_completions(token_logps, loss_mask)
     tensor([-7., -8.])
-    >>> sum_completions(token_logps, scored, ld_alpha=0.5)
+    >>> sum_completions(token_logps, loss_mask, ld_alpha=0.5)
     tensor([-4., -8.])
     """
-    weights = scored.bool().float()
+    weights = loss_mask.bool().float()
     if ld_alpha is not None:
         position = weights.cumsum(dim=1)
         chosen_lengths, rejected_lengths = weights.sum(dim=1).chunk(2)

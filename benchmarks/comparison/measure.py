@@ -13,16 +13,16 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.data.sources import load_preferences
 from mpo.demo.stages import reads_digits
 from mpo.evaluation.accuracy import measure_accuracy
-from mpo.inference.local import LocalSampler
+from mpo.inference.local import LocalGenerator
 from mpo.models.loading import LoadedModel, load_model
 from mpo.preference_data.mmpr import read_lines
 
-ANSWERS_AT_ONCE = 250
+RESPONSES_PER_BATCH = 250
 
 
-def sampler(loaded: LoadedModel) -> LocalSampler:
-    """Where a model's answers come from."""
-    return LocalSampler(loaded.model, loaded.processor, completions_per_batch=ANSWERS_AT_ONCE)
+def generator_of(loaded: LoadedModel) -> LocalGenerator:
+    """A generator of responses with a model."""
+    return LocalGenerator(loaded.model, loaded.processor, responses_per_batch=RESPONSES_PER_BATCH)
 
 
 def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str, Any]]:
@@ -42,9 +42,9 @@ def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str
     measured = {}
     for form in PROMPTS:
         found = measure_accuracy(
-            sampler(loaded),
+            generator_of(loaded),
             questions(lines, form, folder),
-            [line["answer"] for line in lines],
+            [line["ground_truth"] for line in lines],
             max_new_tokens=settings.max_new_tokens,
         )
         measured[form] = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from comparison.measure import measure, sampler
+from comparison.measure import generator_of, measure
 from comparison.settings import Settings
 from comparison.task import DIGITS, draw_lines, questions, reading_examples, worked_examples
 from mpo.demo.images import load_handwriting, split_sources
@@ -97,8 +97,8 @@ def _pair(folder: Path, split: str, limits: tuple[int, int], seed: int, settings
     count, max_pairs = limits
     lines = read_lines(folder / f"{split}.jsonl")[:count]
     loaded = load_model(str(folder / "warm"), dtype="float32")
-    responses = sampler(loaded).generate(
-        questions(lines, "reasoned", folder), n=settings.answers, max_new_tokens=settings.max_new_tokens, seed=seed
+    responses = generator_of(loaded).generate(
+        questions(lines, "reasoned", folder), n=settings.responses, max_new_tokens=settings.max_new_tokens, seed=seed
     )
     pairs, report = build_pairs(lines, responses, max_pairs=max_pairs, seed=seed)
     write_lines(folder / f"{split}_pairs.jsonl", pairs)

@@ -23,7 +23,7 @@ class Settings:
         reading_epochs: how often the warm-up sees each image to be read.
         worked_epochs: how often it sees each worked example, after that.
         warm_learning_rate: peak of the cosine of each.
-        answers: sampled per question at temperature 1.
+        responses: responses sampled per question, at temperature 1.
         max_pairs: kept per question.
         steps: of every method.
         batch: pairs or examples per step of every method, and of the warm-up.
@@ -43,7 +43,7 @@ class Settings:
     reading_epochs: int = 5
     worked_epochs: int = 10
     warm_learning_rate: float = 1e-3
-    answers: int = 8
+    responses: int = 8
     max_pairs: int = 4
     steps: int = 150
     batch: int = 32

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpo.demo.images import Handwriting, draw
 from mpo.demo.questions import QuestionKind
-from mpo.inference.sampler import Question
+from mpo.inference.generator import Question
 
 DIGITS = 3
 READING = "What are the digits?"
@@ -56,7 +56,7 @@ def draw_lines(
         rng: where everything comes from.
 
     Returns:
-        Lines `{"id", "image", "question", "answer", "worked_example", "digits"}`; the question asks for reasoning.
+        Lines `{"id", "image", "question", "ground_truth", "worked_example", "digits"}`; the question asks for reasoning.
     """
     (root / split).mkdir(parents=True, exist_ok=True)
     lines = []
@@ -71,7 +71,7 @@ def draw_lines(
                 "id": f"{split}-{number:05d}",
                 "image": image,
                 "question": asked(kind.text, "reasoned"),
-                "answer": kind.answer(digits),
+                "ground_truth": kind.ground_truth(digits),
                 "worked_example": kind.worked_example(digits),
                 "digits": digits,
             }
@@ -105,5 +105,5 @@ def worked_examples(lines: Sequence[dict[str, Any]], root: Path) -> list[dict[st
     return [
         {"image": str(root / line["image"]), "question": asked(line["question"], form), "text": text}
         for line in lines
-        for form, text in (("direct", f"Answer: {line['answer']}"), ("reasoned", line["worked_example"]))
+        for form, text in (("direct", f"Answer: {line['ground_truth']}"), ("reasoned", line["worked_example"]))
     ]

@@ -86,7 +86,7 @@ def report(done: Export, *, qlora: bool = False) -> list[str]:
             lines.append(f"The adapter moves the base's logits by {found.moved:.1e} of the largest.")
         if found.moved is not None and found.rounding is not None and found.moved < found.rounding:
             lines.append(f"Rounding to {done.dtype} does more ({found.rounding:.1e}): --dtype float32 keeps what was learned.")
-        first, second = found.answers
+        first, second = found.responses
         lines.append(f"Both answer: {first!r}" if first == second else f"Trained, it answers {first!r}; exported, {second!r}.")
     if done.official_difference is not None:
         lines.append(f"Logits of both forms agree to {done.official_difference:.1e} of the largest one (float32).")

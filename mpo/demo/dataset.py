@@ -18,13 +18,13 @@ from mpo.preference_data.mmpr import write_lines
 
 
 def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Draws the images of all splits and writes their lines.
+    """Draw the images of all splits and write their questions.
 
-    Lines of `questions` hold the answer alone; those of `worked` also hold a worked example, and those of `eval` the digits, so
-    that reading can be measured.
+    Every line holds the ground truth; lines of `worked` also hold a worked example, and lines of `eval` the digits, to measure
+    reading.
 
     Returns:
-        Images and sources per split.
+        the numbers of images and sources per split.
     """
     handwriting = load_handwriting()
     rng = np.random.default_rng(settings.seed)
@@ -50,7 +50,7 @@ def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 
 def assert_disjoint(sources: dict[str, Any]) -> None:
-    """Makes sure that no handwritten digit is in two splits."""
+    """Check that no handwritten digit is in two splits."""
     seen: set[int] = set()
     for split, indices in sources.items():
         shared = seen.intersection(map(int, indices))
@@ -73,7 +73,7 @@ def _make_line(
         "id": f"{split}-{number:05d}",
         "image": f"{split}/{number:05d}.png",
         "question": kind.text,
-        "answer": kind.answer(digits),
+        "ground_truth": kind.ground_truth(digits),
         "kind": kind.name,
     }
     if split == "worked":

@@ -18,7 +18,7 @@ BEFORE, AFTER, THIRD, GREY = "#9aa5b1", "#2563a8", "#c2571a", "#52606d"
 
 
 def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Bars of held-out accuracy before and after, with 95 % intervals: all questions, each kind, and reading alone.
+    """Bars of evaluation accuracy before and after, with 95 % intervals: all questions, each kind, and reading alone.
 
     Args:
         before: numbers of the stage `before`.
@@ -46,7 +46,7 @@ def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
             axes.annotate(f"{share:.0f}", (place, share + high), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
     axes.set_xticks(range(len(groups)), [group[0] for group in groups])
     axes.set_ylim(0, 108)
-    axes.set_ylabel("right, %")
+    axes.set_ylabel("correct, %")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, frameon=False)
     return _as_url(figure)
 
@@ -68,7 +68,7 @@ def terms_figure(log: Sequence[Mapping[str, float]]) -> str:
 
 
 def rewards_figure(log: Sequence[Mapping[str, float]]) -> str:
-    """Rewards of chosen and rejected answers, and the reward shift delta between them."""
+    """Rewards of chosen and rejected completions, and the reward shift delta between them."""
     figure, axes = _figure()
     _line(axes, log, "rewards/chosen", "reward of chosen", AFTER)
     _line(axes, log, "rewards/rejected", "reward of rejected", THIRD)
@@ -79,7 +79,7 @@ def rewards_figure(log: Sequence[Mapping[str, float]]) -> str:
 
 
 def margin_figure(log: Sequence[Mapping[str, float]]) -> str:
-    """Reward margin, and the share of pairs whose chosen answer has the higher reward."""
+    """Reward margin, and the fraction of pairs whose chosen completion has the higher reward."""
     figure, axes = _figure()
     _line(axes, log, "rewards/margins", "margin (left)", AFTER)
     axes.axhline(0, color="#cbd2d9", lw=0.8, zorder=0)
@@ -113,5 +113,5 @@ def _as_url(figure: Figure) -> str:
 
 
 def png_url(png: bytes) -> str:
-    """A PNG as a data URL, to stand in a page itself."""
+    """A PNG as a data URL, to embed in a page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

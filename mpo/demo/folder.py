@@ -1,4 +1,4 @@
-"""Where the demo keeps things."""
+"""The layout of the demo's output folder."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpo.inference.sampler import Question
+from mpo.inference.generator import Question
 
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """The output folder and what lies where in it.
+    """The paths in the output folder.
 
     Attributes:
-        root: the folder.
+        root: the output folder.
     """
 
     root: Path
 
     @property
     def settings(self) -> Path:
-        """The settings the folder was made with."""
+        """The settings of this demo."""
         return self.root / "settings.json"
 
     @property
     def progress(self) -> Path:
-        """Which stages are finished, their time and their numbers."""
+        """The finished stages, their times and their numbers."""
         return self.root / "progress.json"
 
     @property
     def data(self) -> Path:
-        """Images, and lines about them. Image paths in all files of the demo are relative to this folder."""
+        """Images and questions. Image paths in all files of the demo are relative to this folder."""
         return self.root / "data"
 
     def lines(self, split: str) -> Path:
-        """Lines of one split: `worked`, `questions` or `eval`."""
+        """The questions of one split: `worked`, `questions` or `eval`."""
         return self.data / f"{split}.jsonl"
 
     @property
     def sources(self) -> Path:
-        """Which handwritten digits are in which split."""
+        """The handwritten digits of each split."""
         return self.data / "sources.json"
 
     @property
     def warm(self) -> Path:
-        """The warmed-up model, where MPO starts and what it is held against."""
+        """The warmed-up model: MPO's initial policy and its reference."""
         return self.root / "warm"
 
-    def answers(self, when: str) -> Path:
-        """Answers to the held-out questions, `before` or `after` MPO."""
-        return self.root / f"answers_{when}.jsonl"
+    def responses(self, when: str) -> Path:
+        """Responses to the evaluation questions, `before` or `after` MPO."""
+        return self.root / f"responses_{when}.jsonl"
 
     @property
     def samples(self) -> Path:
-        """Answers sampled to the questions."""
+        """Responses sampled for the questions."""
         return self.root / "samples.jsonl"
 
     @property
     def pairs(self) -> Path:
-        """Preference pairs in MMPR's form."""
+        """Preference pairs in MMPR's format."""
         return self.root / "pairs.jsonl"
 
     @property
@@ -70,12 +70,12 @@ class DemoFolder:
 
     @property
     def mpo_log(self) -> Path:
-        """What MPO training logged."""
+        """The log of MPO training."""
         return self.mpo / "trainer_state.json"
 
     @property
     def report(self) -> Path:
-        """The page that shows everything."""
+        """The report of the results."""
         return self.root / "report.html"
 
     def question(self, line: dict[str, Any]) -> Question:
@@ -83,13 +83,13 @@ class DemoFolder:
         return Question(line["question"], (self.data / line["image"],))
 
     def read_progress(self) -> dict[str, Any]:
-        """Stages by name; empty at the start."""
+        """Stages by name; empty for a new folder."""
         if not self.progress.is_file():
             return {}
         return dict(json.loads(self.progress.read_text(encoding="utf-8")))
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        """Saves the stages, whole or not at all."""
+        """Write the stages atomically."""
         unfinished = self.progress.with_name(self.progress.name + ".unfinished")
         unfinished.write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(self.progress)

@@ -1,4 +1,4 @@
-"""Images of handwritten digits side by side, from sources that no two splits share."""
+"""Images of handwritten digits side by side, with disjoint sources in every split."""
 
 from __future__ import annotations
 
@@ -36,43 +36,45 @@ def load_handwriting() -> Handwriting:
 def split_sources(
     labels: NDArray[np.int64], *, worked: int, questions: int, rng: np.random.Generator
 ) -> dict[str, NDArray[np.int64]]:
-    """Deals every source digit to exactly one split, each digit equally often as far as the numbers go.
+    """Assign every source digit to exactly one split, with each digit equally often in `worked` and `questions`.
 
     Args:
         labels: shape `(sources,)`, 0 to 9.
         worked: sources for the worked examples; a multiple of ten.
-        questions: sources for the questions; a multiple of ten. The rest is held out.
-        rng: where the shuffling comes from.
+        questions: sources for the questions; a multiple of ten. The rest is for evaluation.
+        rng: random generator of the shuffling.
 
     Returns:
         Source indices by split name, sorted.
 
     Raises:
-        ValueError: when a split cannot have its share of every digit, or nothing would be held out.
+        ValueError: for numbers that are not multiples of ten, or that leave no source for evaluation.
     """
     if worked % 10 or questions % 10:
-        raise ValueError(f"Sources are dealt evenly over ten digits: {worked} and {questions} must be multiples of ten.")
-    dealt: dict[str, list[int]] = {name: [] for name in SPLITS}
+        raise ValueError(
+            f"Sources are split evenly over ten digits: expected multiples of ten, got worked={worked}, questions={questions}."
+        )
+    assigned: dict[str, list[int]] = {name: [] for name in SPLITS}
     for digit in range(10):
         sources = rng.permutation(np.flatnonzero(labels == digit))
         first, second = worked // 10, (worked + questions) // 10
         if second >= len(sources):
             raise ValueError(
-                f"{second} sources of the digit {digit} asked for, but there are {len(sources)} and some must be held out: "
-                "ask for fewer worked or question sources."
+                f"worked={worked}, questions={questions} need {second} sources of the digit {digit}; there are {len(sources)}, "
+                "and some must remain for evaluation. Set fewer worked or question sources."
             )
-        dealt["worked"] += sources[:first].tolist()
-        dealt["questions"] += sources[first:second].tolist()
-        dealt["eval"] += sources[second:].tolist()
-    return {name: np.array(sorted(sources)) for name, sources in dealt.items()}
+        assigned["worked"] += sources[:first].tolist()
+        assigned["questions"] += sources[first:second].tolist()
+        assigned["eval"] += sources[second:].tolist()
+    return {name: np.array(sorted(sources)) for name, sources in assigned.items()}
 
 
 def draw(handwriting: Handwriting, sources: Sequence[int], *, digit_size: int) -> Image.Image:
-    """Puts digits side by side, black ink on white paper.
+    """Draw digits side by side, black ink on white paper.
 
     Args:
-        handwriting: where the digits come from.
-        sources: which digits, from left to right.
+        handwriting: the scanned digits.
+        sources: indices of the digits, from left to right.
         digit_size: width and height of each digit in pixels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Keeps trainers' printed logs out of the terminal and in a file."""
+"""Redirect the trainers' printed logs to a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def logs_to(path: Path) -> Iterator[None]:
-    """Appends what is printed to a file. Progress bars and warnings go to stderr and stay visible.
+    """Append everything printed to stdout to a file. Progress bars and warnings go to stderr and stay visible.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):

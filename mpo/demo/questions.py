@@ -1,4 +1,4 @@
-"""The questions of the demo and how each is worked out, step by step."""
+"""The questions of the demo and their worked solutions."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ class QuestionKind:
     Attributes:
         name: short name, used in files and tables.
         text: the question as the model reads it.
-        work: digits -> (the steps in words, the answer).
+        work: digits -> (the steps as text, the ground truth).
     """
 
     name: str
     text: str
     work: Callable[[Sequence[int]], tuple[str, str]]
 
-    def answer(self, digits: Sequence[int]) -> str:
+    def ground_truth(self, digits: Sequence[int]) -> str:
         """The ground truth for digits read from left to right.
 
-        >>> KINDS["sum"].answer([3, 8, 1])
+        >>> KINDS["sum"].ground_truth([3, 8, 1])
         '12'
         """
         return self.work(digits)[1]
 
     def worked_example(self, digits: Sequence[int]) -> str:
-        """The reasoning a worked example shows, in three lines, the last of which states the final answer.
+        """A worked example in three lines: the digits, the steps, the final answer.
 
         >>> print(KINDS["sum"].worked_example([3, 8, 1]))
         The digits are 3 8 1
         3 + 8 = 11 , 11 + 1 = 12
         Final answer: 12
         """
-        steps, answer = self.work(digits)
-        return f"The digits are {' '.join(map(str, digits))}\n{steps}\nFinal answer: {answer}"
+        steps, ground_truth = self.work(digits)
+        return f"The digits are {' '.join(map(str, digits))}\n{steps}\nFinal answer: {ground_truth}"
 
 
 def _sum(digits: Sequence[int]) -> tuple[str, str]:
@@ -66,4 +66,7 @@ KINDS: dict[str, QuestionKind] = {
         QuestionKind("double", "What is twice each digit?", _double),
     )
 }
-"""Every kind of question, by name. Each answer depends on every digit, so that a misread image seldom leads to a right one."""
+"""Every kind of question, by name.
+
+Each ground truth depends on every digit, so that a misread image rarely leads to a correct final answer.
+"""

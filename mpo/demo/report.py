@@ -1,4 +1,4 @@
-"""Stage 8: one page that shows what happened, complete in itself."""
+"""Stage 8: a self-contained HTML report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLES = 12
 
 
 def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Writes `report.html` from what the other stages left.
+    """Write `report.html` from the results of the other stages.
 
     Returns:
         The size of the page in bytes.
@@ -49,24 +49,25 @@ def _opening(numbers: dict[str, Any], settings: DemoSettings) -> str:
     before, after, paired = numbers["before"], numbers["after"], numbers["after"]["paired"]
     share_before, share_after = (n["correct"] / n["total"] for n in (before, after))
     return f"""
-<h1>A small InternVL learns from its own answers</h1>
+<h1>A small InternVL learns from its own responses</h1>
 <p class='result'><span>{100 * share_before:.1f} %</span> &rarr; <strong>{100 * share_after:.1f} %</strong></p>
-<p>Right answers to {after["total"]:,} questions about held-out handwriting, before and after Mixed Preference Optimization
-(MPO): {percent(before["correct"], before["total"])} and {percent(after["correct"], after["total"])} with 95 % Wilson intervals,
-a change of {100 * (share_after - share_before):+.1f} points. {paired["gained"]} questions were gained and {paired["lost"]} lost
-(exact McNemar test, p = {paired["p_value"]:.2g}). {escape(CONTROL)}</p>
+<p>Correct responses to {after["total"]:,} evaluation questions about unseen handwriting, before and after Mixed Preference
+Optimization (MPO): {percent(before["correct"], before["total"])} and {percent(after["correct"], after["total"])} with 95 %
+Wilson intervals, a change of {100 * (share_after - share_before):+.1f} points. {paired["gained"]} questions were gained and
+{paired["lost"]} lost (exact McNemar test, p = {paired["p_value"]:.2g}). {escape(CONTROL)}</p>
 <p>The model first saw {settings.worked_examples:,} worked examples made of {settings.worked_sources} handwritten digits. It then
-answered {settings.questions:,} further questions {settings.answers_per_question} times each. Of those questions only the final
-answer was known: it tells right from wrong answers, and {numbers["pair"]["pairs_total"]:,} pairs of a right and a wrong one
-were what MPO trained on. No handwritten digit is in more than one of the three sets.</p>"""
+sampled {settings.responses_per_question} responses to each of {settings.questions:,} further questions. Of those questions only the
+ground truth was known: it tells correct from incorrect responses, and MPO trained on
+{numbers["pair"]["pairs_total"]:,} pairs of a correct and an incorrect one. No handwritten digit is in more than one of
+the three sets.</p>"""
 
 
 def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
     figures = [
         _figure(
-            "Accuracy on held-out images",
+            "Accuracy on evaluation images",
             accuracy_figure(numbers["before"], numbers["after"]),
-            "Greedy answers; whiskers are 95 % intervals. 'Digits read' asks only whether the first line names the digits.",
+            "Greedy responses; error bars are 95 % intervals. 'Digits read' asks only whether the first line names the digits.",
         ),
         _figure("Terms of the loss", terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
         _figure(
@@ -78,7 +79,7 @@ def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
         _figure(
             "Margin",
             margin_figure(log),
-            "Reward of the chosen minus reward of the rejected answer, and the share of pairs in which it is above zero.",
+            "Reward of the chosen minus reward of the rejected completion, and the fraction of pairs in which it is above zero.",
         ),
     ]
     return f"<section class='figures'>{''.join(figures)}</section>"
@@ -97,8 +98,8 @@ def _samples(folder: DemoFolder, settings: DemoSettings) -> str:
     one_each = list({pair["image"]: pair for pair in pairs}.values())[:SAMPLES]
     return f"""
 <h2>{len(one_each)} of the pairs it was trained on</h2>
-<p>Both answers are the model's own. The final answer, in brackets, is all that was known. A chosen answer reached it, though
-sometimes by wrong reading or reasoning: only the final answer is checked.</p>
+<p>Both completions are the model's own responses. The ground truth, in brackets, is all that was known. The chosen response
+reached it, though sometimes by wrong reading or reasoning: only the final answer is checked.</p>
 <section class='cards'>{"".join(_card(folder, pair) for pair in one_each)}</section>"""
 
 
@@ -116,16 +117,16 @@ def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSetti
     images, sources = numbers["data"]["images"], numbers["data"]["sources"]
     data = [(name.replace("_", "-"), f"{images[name]:,} images of {sources[name]:,} digits") for name in images]
     pairing = [
-        ("answers sampled", f"{numbers['sample']['answers']:,}"),
+        ("responses sampled", f"{numbers['sample']['responses']:,}"),
         *((f"of these {name.replace('_', ' ')}", f"{count:,}") for name, count in pair["responses"].items()),
-        ("questions answered always right", f"{pair['all_right']:,}"),
-        ("questions answered always wrong", f"{pair['all_wrong']:,}"),
+        ("questions with only correct responses", f"{pair['all_right']:,}"),
+        ("questions with only incorrect responses", f"{pair['all_wrong']:,}"),
         ("questions with pairs", f"{pair['paired']:,}"),
         *((f"pairs, {name.replace('_', ' ')}", f"{count:,}") for name, count in pair["pairs"].items()),
     ]
     measured = [
-        ("right before", percent(before["correct"], before["total"])),
-        ("right after", percent(after["correct"], after["total"])),
+        ("correct before", percent(before["correct"], before["total"])),
+        ("correct after", percent(after["correct"], after["total"])),
         ("digits read before", percent(before["read"], before["total"])),
         ("digits read after", percent(after["read"], after["total"])),
         ("without a final answer, before / after", f"{before['unparsable']} / {after['unparsable']}"),
@@ -138,14 +139,14 @@ def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSetti
         ("seed", str(settings.seed)),
     ]
     times = [(name.replace("_", " "), f"{stage['seconds']:.0f} s") for name, stage in stages.items() if stage["done"]]
-    times.append(("together", f"{sum(stage['seconds'] for stage in stages.values()) / 60:.1f} min"))
+    times.append(("total", f"{sum(stage['seconds'] for stage in stages.values()) / 60:.1f} min"))
     software = [(name, version(name)) for name in ("mpo-trainer", "torch", "transformers", "trl")]
     software += [("python", platform.python_version()), ("machine", f"{platform.machine()}, {os.cpu_count()} CPU cores")]
     tables = (
         ("Data", data),
         ("Model", model),
         ("Pairs", pairing),
-        ("Held-out questions", measured),
+        ("Evaluation questions", measured),
         ("Time", times),
         ("Software", software),
     )

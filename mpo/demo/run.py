@@ -1,4 +1,4 @@
-"""The stages of the demo, one after the other, each only once."""
+"""Run the stages of the demo in order, each once."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mpo.demo.warmup import warm_up
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """A stage of the demo.
 
     Attributes:
-        name: under which its time and numbers are kept in `progress.json`.
-        title: what it does, in a few words.
-        run: does it; returns its numbers. An interrupted stage is run again and may use what lies in the folder.
-        made: what it makes, relative to the output folder.
+        name: key of its time and numbers in `progress.json`.
+        title: what it does, as printed.
+        run: runs the stage and returns its numbers. An interrupted stage is run again and may use its files in the folder.
+        made: its main output, relative to the output folder.
     """
 
     name: str
@@ -37,30 +37,30 @@ class Stage:
 
 
 STAGES = (
-    Stage("data", "draw images of handwriting, and ask about them", make_dataset, "data/"),
+    Stage("data", "draw images of handwriting, with questions", make_dataset, "data/"),
     Stage("warm_up", "warm a new model up on the few worked examples", warm_up, "warm/"),
-    Stage("before", "measure it on held-out images", measure_before, "answers_before.jsonl"),
-    Stage("sample", "sample its answers to the questions", sample, "samples.jsonl"),
-    Stage("pair", "pair right with wrong answers", pair, "pairs.jsonl"),
+    Stage("before", "measure it on evaluation images", measure_before, "responses_before.jsonl"),
+    Stage("sample", "sample responses to the questions", sample, "samples.jsonl"),
+    Stage("pair", "pair correct with incorrect responses", pair, "pairs.jsonl"),
     Stage("mpo", "train on the pairs with MPO", train_mpo, "mpo/"),
-    Stage("after", "measure on the same held-out images", measure_after, "answers_after.jsonl"),
+    Stage("after", "measure on the same evaluation images", measure_after, "responses_after.jsonl"),
     Stage("report", "write the report", write_report, "report.html"),
 )
 
 
 def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False) -> dict[str, Any]:
-    """Runs the stages that are not finished yet.
+    """Run the stages that are not finished yet.
 
     Args:
-        output_dir: where everything goes. A folder with an interrupted run of the same settings is gone on with.
-        settings: how large the demo is.
-        restart: throw away what an earlier run left in the folder.
+        output_dir: the output folder. An interrupted demo with the same settings is resumed.
+        settings: the sizes of the demo.
+        restart: delete an earlier demo in the folder.
 
     Returns:
         For each stage, by name: `seconds` it took and its `numbers`.
 
     Raises:
-        ValueError: when the folder holds a run of other settings, or something that is no demo.
+        ValueError: when the folder holds a demo with other settings, or anything else.
     """
     folder = DemoFolder(output_dir)
     _prepare(folder, settings, restart)
@@ -69,7 +69,7 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
         entry = progress.setdefault(stage.name, {"seconds": 0.0, "done": False})
         heading = f"[{number}/{len(STAGES)}] {stage.title}"
         if entry["done"]:
-            print(f"{heading}: done before, in {entry['seconds']:.0f} s -> {folder.root / stage.made}")
+            print(f"{heading}: already done, in {entry['seconds']:.0f} s -> {folder.root / stage.made}")
             continue
         print(heading, flush=True)
         set_seed(settings.seed)
@@ -87,13 +87,13 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
 def _prepare(folder: DemoFolder, settings: DemoSettings, restart: bool) -> None:
     if folder.root.exists() and any(folder.root.iterdir()):
         if not folder.settings.is_file():
-            raise ValueError(f"{folder.root} is not empty and holds no demo. Choose another --output-dir.")
+            raise ValueError(f"--output-dir={folder.root} is not empty and holds no demo. Choose another folder.")
         if restart:
             shutil.rmtree(folder.root)
         elif DemoSettings.read(folder.settings) != settings:
             raise ValueError(
-                f"{folder.root} holds a demo of another seed or size (see {folder.settings}). Add --restart to throw it away, or "
-                "choose another --output-dir."
+                f"--output-dir={folder.root} holds a demo of another seed or size (see {folder.settings}). Add --restart to delete "
+                "it, or choose another folder."
             )
     folder.root.mkdir(parents=True, exist_ok=True)
     settings.write(folder.settings)

@@ -16,52 +16,52 @@ from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
 from mpo.evaluation.accuracy import measure_accuracy
 from mpo.evaluation.intervals import compare_paired
-from mpo.inference.local import LocalSampler
+from mpo.inference.local import LocalGenerator
 from mpo.job import TrainJob, run_train_job
 from mpo.models.loading import load_model
 from mpo.preference_data.mmpr import build_pairs, read_lines, write_lines
 
 MAX_NEW_TOKENS = 64
-"""Tokens of the longest answer; worked examples have about 35."""
+"""Tokens of the longest response; worked examples have about 35."""
 
-ANSWERS_PER_BATCH = 400
+RESPONSES_PER_BATCH = 400
 
 
 def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Answers the held-out questions with the warmed-up model."""
+    """Measure the warmed-up model on the evaluation questions."""
     return _measure(folder, folder.warm, "before")
 
 
 def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Samples several answers to each question from the warmed-up model, at temperature 1."""
+    """Sample several responses to each question from the warmed-up model, at temperature 1."""
     lines = read_lines(folder.lines("questions"))
-    responses = _sampler(folder.warm, "sampling").generate(
+    responses = _generator(folder.warm, "sampling").generate(
         [folder.question(line) for line in lines],
-        n=settings.answers_per_question,
+        n=settings.responses_per_question,
         temperature=1.0,
         max_new_tokens=MAX_NEW_TOKENS,
         seed=settings.seed,
     )
     write_lines(folder.samples, ({"id": line["id"], "responses": texts} for line, texts in zip(lines, responses, strict=True)))
-    return {"answers": sum(map(len, responses))}
+    return {"responses": sum(map(len, responses))}
 
 
 def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Pairs right with wrong answers by their final answer."""
+    """Pair correct with incorrect responses, judged by their final answer."""
     lines = read_lines(folder.lines("questions"))
     responses = [sampled["responses"] for sampled in read_lines(folder.samples)]
     pairs, report = build_pairs(lines, responses, max_pairs=settings.max_pairs, seed=settings.seed)
     if not pairs:
         raise ValueError(
-            f"No question got both a right and a wrong answer: of {report.questions} questions, {report.all_right} have only right "
-            f"ones and {report.all_wrong} only wrong ones. Take another --seed."
+            f"No question has both a correct and an incorrect response: of {report.questions} questions, {report.all_right} have "
+            f"only correct and {report.all_wrong} only incorrect ones. Choose another --seed."
         )
     write_lines(folder.pairs, pairs)
     return {"pairs_total": len(pairs), **asdict(report)}
 
 
 def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Trains the warmed-up model on the pairs: `mpo train experiment=demo`. Goes on from the newest checkpoint."""
+    """Train the warmed-up model on the pairs with `mpo train experiment=demo`. Resumes from the newest checkpoint."""
     with initialize_config_module("mpo.recipes", version_base="1.3"):
         config = compose("train", overrides=["experiment=demo", *settings.mpo_overrides])
     config.run_dir = str(folder.mpo)
@@ -75,23 +75,23 @@ def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 
 def measure_after(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Answers the held-out questions with the trained model, and compares with before."""
+    """Measure the trained model on the evaluation questions and compare with before."""
     numbers = _measure(folder, folder.mpo, "after")
-    before, after = ([line["correct"] for line in read_lines(folder.answers(when))] for when in ("before", "after"))
+    before, after = ([line["correct"] for line in read_lines(folder.responses(when))] for when in ("before", "after"))
     return {**numbers, "paired": asdict(compare_paired(before, after))}
 
 
 def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
     lines = read_lines(folder.lines("eval"))
     accuracy = measure_accuracy(
-        _sampler(model, f"measuring {when}"),
+        _generator(model, f"measuring {when}"),
         [folder.question(line) for line in lines],
-        [line["answer"] for line in lines],
+        [line["ground_truth"] for line in lines],
         max_new_tokens=MAX_NEW_TOKENS,
     )
     read = [reads_digits(text, line["digits"]) for text, line in zip(accuracy.responses, lines, strict=True)]
     write_lines(
-        folder.answers(when),
+        folder.responses(when),
         (
             {"id": line["id"], "response": text, "correct": correct}
             for line, text, correct in zip(lines, accuracy.responses, accuracy.correct, strict=True)
@@ -119,6 +119,6 @@ def reads_digits(response: str, digits: Sequence[int]) -> bool:
     return response.split("\n", 1)[0] == KINDS["sum"].worked_example(digits).split("\n", 1)[0]
 
 
-def _sampler(model: Path, progress: str) -> LocalSampler:
+def _generator(model: Path, progress: str) -> LocalGenerator:
     loaded = load_model(str(model), dtype="float32")
-    return LocalSampler(loaded.model, loaded.processor, completions_per_batch=ANSWERS_PER_BATCH, progress=progress)
+    return LocalGenerator(loaded.model, loaded.processor, responses_per_batch=RESPONSES_PER_BATCH, progress=progress)

@@ -1,4 +1,4 @@
-"""What the demo found, in a few lines of text."""
+"""Summarize the demo's result as text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from mpo.evaluation.intervals import wilson_interval
 
 CONTROL = (
-    "The start is not the control. At full size and seed 0, plain SFT on the chosen completions reached 51.8 % from this start "
-    "with the same pairs, steps and rate, and MPO 49.6 % (standard error 1.6 points each): benchmarks/demo_control.py."
+    "The warmed-up model is not the control. At full size and seed 0, plain SFT on the chosen completions reached 51.8 % from "
+    "the same model with the same pairs, steps and rate, and MPO 49.6 % (standard error 1.6 points each): "
+    "benchmarks/demo_control.py."
 )
-"""What else would have raised the demo's accuracy; measured on one seed, as its result file says."""
+"""The accuracy of a control, SFT; measured on one seed, as its result file says."""
 
 
 def percent(successes: int, trials: int) -> str:
-    """A share with its 95 % interval.
+    """A proportion in percent with its 95 % interval.
 
     >>> percent(50, 100)
     '50.0 % (40.4 to 59.6)'
@@ -25,17 +26,17 @@ def percent(successes: int, trials: int) -> str:
 
 
 def summarize(progress: dict[str, Any]) -> str:
-    """Accuracy before and after, and whether the change is more than chance.
+    """Accuracy before and after, with intervals and the p-value of the change.
 
     Args:
-        progress: what `mpo.demo.run.run_demo` returns.
+        progress: the result of `mpo.demo.run.run_demo`.
     """
     before, after = progress["before"]["numbers"], progress["after"]["numbers"]
     paired = after["paired"]
     seconds = sum(stage["seconds"] for stage in progress.values())
     return "\n".join(
         [
-            f"Held-out accuracy, {after['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
+            f"Evaluation accuracy, {after['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
             f"  before MPO  {percent(before['correct'], before['total'])}",
             f"  after MPO   {percent(after['correct'], after['total'])}",
             f"  {paired['gained']} questions gained, {paired['lost']} lost, p = {paired['p_value']:.2g} (exact McNemar test)",

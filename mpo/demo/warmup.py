@@ -1,4 +1,4 @@
-"""Stage 2: a fresh model learns from the worked examples."""
+"""Stage 2: train a new model on the worked examples."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FEATURES = Features({"images": List(Image()), "prompt": _MESSAGES, "completion"
 
 
 def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Builds the model and trains it on the worked examples with TRL's SFTTrainer.
+    """Build the model and train it on the worked examples with TRL's SFTTrainer.
 
     Returns:
-        Parameters, tokens, steps and the last loss.
+        the numbers of parameters, tokens and steps, and the last loss.
     """
     lines = read_lines(folder.lines("worked"))
     processor = small_processor(
@@ -38,7 +38,7 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
         layers=settings.layers,
         vision_hidden_size=settings.hidden_size,
         vision_layers=settings.layers,
-        # A tower of few layers, from scratch, learns faster when its branches count from the start.
+        # A small tower trained from scratch learns faster with a large initial layer scale.
         layer_scale_init_value=1.0,
         seed=settings.seed,
     )
@@ -65,14 +65,14 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 
 def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, str]], output: Path, **settings: Any) -> SFTTrainer:
-    """Trains a model to write texts with TRL's SFTTrainer, on the CPU in float32, and saves it with its processor.
+    """Train a model with TRL's SFTTrainer, on the CPU in float32, and save it with its processor.
 
     Args:
-        model: the model, which is changed.
+        model: the model, trained in place.
         processor: its processor.
-        rows: `{"image", "question", "text"}`: the path of an image, what is asked and what the model is to write.
+        rows: `{"image", "question", "text"}`: the path of an image, the question and the completion.
         output: folder of the model, and of `train.log`.
-        settings: of `SFTConfig`.
+        settings: further arguments of `SFTConfig`.
     """
     conversations = [
         {

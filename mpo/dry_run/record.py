@@ -28,7 +28,7 @@ def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
     lines = [f"prompt, {len(pair.prompt_ids):,} tokens", _indented(decoded(pair.prompt_ids, None, encode.tokenizer, image))]
     for side in ("chosen", "rejected"):
         answer = getattr(pair, side)
-        ids, scored = answer.ids[:kept], answer.scored[:kept]
+        ids, scored = answer.ids[:kept], answer.loss_mask[:kept]
         cut = f", cut from {len(answer.ids):,} by max_length" if len(ids) < len(answer.ids) else ""
         lines += [
             f"{side}, {len(ids):,} tokens{cut}, {sum(scored):,} scored (between {OPEN} and {CLOSE})",

@@ -1,1 +1,1 @@
-"""Evaluation: how often answers are right, and how sure that is."""
+"""Evaluation: accuracy and its confidence intervals."""

@@ -1,4 +1,4 @@
-"""Accuracy of answers that reason first."""
+"""Accuracy of responses that reason before their final answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpo.evaluation.intervals import wilson_interval
-from mpo.inference.sampler import Question, Sampler
+from mpo.inference.generator import Generator, Question
 from mpo.preference_data.verify import is_correct
 
 _FINAL_ANSWER = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
@@ -15,12 +15,12 @@ _FINAL_ANSWER = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a model answered, and how often it was right.
+    """The responses of a model, and how many are correct.
 
     Attributes:
-        responses: the whole response to each question.
-        correct: whether it was right, for each question.
-        unparsable: responses without a final answer; they count as wrong.
+        responses: the full response to each question.
+        correct: whether its final answer is correct, for each question.
+        unparsable: responses without a final answer; they count as incorrect.
     """
 
     responses: list[str]
@@ -29,7 +29,7 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Right answers among all, 0 to 1."""
+        """The fraction of correct responses, 0 to 1."""
         return sum(self.correct) / len(self.correct)
 
     @property
@@ -41,7 +41,8 @@ class Accuracy:
 def extract_answer(response: str) -> str | None:
     r"""The final answer, by the rule of InternVL's evaluation with chain of thought: what follows `Final answer:` or `Answer:`.
 
-    It is laxer than `mpo.preference_data.answers.parse_response`, which decides what may serve as an example. The last one counts.
+    The last match counts. The rule is laxer than that of `mpo.preference_data.answers.parse_response`, which selects training
+    examples.
 
     >>> extract_answer("3 + 4 = 7\nanswer: 7"), extract_answer("seven")
     ('7', None)
@@ -51,22 +52,25 @@ def extract_answer(response: str) -> str | None:
 
 
 def measure_accuracy(
-    sampler: Sampler, questions: Sequence[Question], ground_truths: Sequence[str], *, max_new_tokens: int = 1024
+    generator: Generator, questions: Sequence[Question], ground_truths: Sequence[str], *, max_new_tokens: int = 1024
 ) -> Accuracy:
-    """Answers questions greedily and compares with the ground truth.
+    """Respond to questions greedily and compare the final answers with the ground truth.
 
     Args:
-        sampler: the model.
+        generator: the model.
         questions: what to ask; at least one.
-        ground_truths: the right answers, in the same order.
+        ground_truths: the known answers, in the same order.
         max_new_tokens: the longest response, in tokens.
 
     Raises:
-        ValueError: when there are no questions, or not as many ground truths.
+        ValueError: when there are no questions, or the numbers of questions and ground truths differ.
     """
     if not questions or len(questions) != len(ground_truths):
-        raise ValueError(f"{len(questions)} questions and {len(ground_truths)} ground truths: one each, at least one question.")
-    responses = [answers[0] for answers in sampler.generate(questions, temperature=0.0, max_new_tokens=max_new_tokens)]
+        raise ValueError(
+            f"Expected one ground truth per question and at least one question; got {len(questions)} questions and "
+            f"{len(ground_truths)} ground truths."
+        )
+    responses = [sampled[0] for sampled in generator.generate(questions, temperature=0.0, max_new_tokens=max_new_tokens)]
     answers = [extract_answer(response) for response in responses]
     correct = [answer is not None and is_correct(answer, known) for answer, known in zip(answers, ground_truths, strict=True)]
     return Accuracy(responses, correct, unparsable=answers.count(None))

@@ -1,4 +1,4 @@
-"""How sure a measured share is, and a change of it."""
+"""Confidence intervals of a proportion and of its change."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 
 
 def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Confidence interval of a share (E. B. Wilson, 1927).
+    """Confidence interval of a proportion (E. B. Wilson, 1927).
 
     Args:
-        successes: how many of the trials succeeded.
-        trials: how many there were.
+        successes: number of successful trials.
+        trials: number of trials.
         z: quantile of the normal distribution; the default gives 95 %.
 
     Returns:
         Lower and upper bound, between 0 and 1.
 
     Raises:
-        ValueError: without trials, or when successes are not among them.
+        ValueError: for less than one trial, or successes outside 0 to `trials`.
 
     >>> low, high = wilson_interval(50, 100)
     >>> round(low, 3), round(high, 3)
     (0.404, 0.596)
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes of {trials} trials: there must be a trial, and successes from 0 to all of them.")
+        raise ValueError(f"Expected trials >= 1 and 0 <= successes <= trials; got successes={successes}, trials={trials}.")
     share = successes / trials
     spread = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / spread
@@ -39,12 +39,12 @@ def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> tupl
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two measurements on the same questions.
+    """The comparison of two measurements on the same questions.
 
     Attributes:
         gained: questions wrong before and right after.
         lost: questions right before and wrong after.
-        p_value: how likely a split of the changed questions at least this uneven is when gaining and losing are equally likely.
+        p_value: probability of a split of the changed questions at least this uneven when gains and losses are equally likely.
     """
 
     gained: int
@@ -53,20 +53,20 @@ class PairedComparison:
 
 
 def compare_paired(before: Sequence[bool], after: Sequence[bool]) -> PairedComparison:
-    """Exact McNemar test (Q. McNemar, 1947): are more questions gained than chance would?
+    """Exact McNemar test (Q. McNemar, 1947): are gains and losses more uneven than by chance?
 
     Args:
         before: for each question, whether it was right before.
         after: the same questions, in the same order, after.
 
     Raises:
-        ValueError: when they are not equally many.
+        ValueError: when the lengths differ.
 
     >>> compare_paired([True, False, False, False], [True, True, True, True])
     PairedComparison(gained=3, lost=0, p_value=0.25)
     """
     if len(before) != len(after):
-        raise ValueError(f"{len(before)} results before and {len(after)} after: they must be of the same questions.")
+        raise ValueError(f"Expected results of the same questions; got {len(before)} results before and {len(after)} after.")
     gained = sum(b < a for b, a in zip(before, after, strict=True))
     lost = sum(b > a for b, a in zip(before, after, strict=True))
     changed = gained + lost

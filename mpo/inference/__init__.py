@@ -1,1 +1,1 @@
-"""Inference: where generated text comes from. Import from the files below; this package loads nothing by itself."""
+"""Inference: text generation. Import from the files below; this package loads nothing by itself."""

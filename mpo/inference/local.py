@@ -1,4 +1,4 @@
-"""Sampling from a transformers model in this process."""
+"""Generate text with a transformers model in this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from mpo.data.images import open_image
-from mpo.inference.sampler import Question
+from mpo.inference.generator import Question
 from mpo.packing.images import process
 from mpo.packing.randomness import eval_mode
 from mpo.packing.tiles import tile_limits
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 
-class LocalSampler:
-    """Answers questions with a transformers vision-language model, in left-padded batches.
+class LocalGenerator:
+    """Sample responses from a transformers vision-language model, in left-padded batches.
 
-    For InternVL a prompt and its images are computed once, whatever the number of answers: its key-value cache is copied for
-    each of them. (`generate(num_return_sequences=n)` computes the prompt n times, and before transformers had
-    `mm_encoder_outputs` for InternVL it mixed up the tiles of images that have more than one.) Other models repeat the prompt.
+    For InternVL a prompt and its images are computed once, whatever the number of responses: its key-value cache is copied
+    for each of them. (`generate(num_return_sequences=n)` computes the prompt n times, and before transformers had
+    `mm_encoder_outputs` for InternVL it mixed up the tiles of images with several tiles.) Other models repeat the prompt.
 
     Args:
-        model: the model; it is used on the device it is on, and is put back into training mode if it was in it.
+        model: the model. It stays on its device, and its training mode is restored.
         processor: its processor.
-        completions_per_batch: the most answers that are generated at the same time.
-        progress: what the progress bar is called; None for no bar.
-        tile_budget: whose the most tiles of an image are, as of `MPOConfig`.
+        responses_per_batch: the largest number of responses generated in one batch.
+        progress: label of the progress bar; None for no bar.
+        tile_budget: whether the tile limit applies per prompt or per image, as in `MPOConfig`.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class LocalSampler:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         *,
-        completions_per_batch: int = 64,
+        responses_per_batch: int = 64,
         progress: str | None = None,
         tile_budget: str = "prompt",
     ) -> None:
-        if completions_per_batch < 1:
-            raise ValueError(f"completions_per_batch must be 1 or more, not {completions_per_batch}.")
+        if responses_per_batch < 1:
+            raise ValueError(f"responses_per_batch must be 1 or more, not {responses_per_batch}.")
         self.model = model
         self.processor = processor
-        self.completions_per_batch = completions_per_batch
+        self.responses_per_batch = responses_per_batch
         self.progress = progress
         self.tile_budget = tile_budget
 
@@ -65,54 +65,55 @@ class LocalSampler:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> list[list[str]]:
-        """Answers every question `n` times; see `mpo.inference.sampler.Sampler`.
+        """Sample `n` responses to every question; see `mpo.inference.generator.Generator`.
 
         Args:
             questions: what to ask.
-            n: answers per question; greedy answers are all the same, so a temperature of 0 takes one.
+            n: responses per question; must be 1 at temperature 0, where all would be the same.
             temperature: 0 is greedy, 1 samples from the model's own distribution.
-            max_new_tokens: the longest answer, in tokens.
-            seed: of the sampling; the caller's random state is left as it was. Every batch draws from the seed and its own
-                place, so answers also depend on `completions_per_batch`.
-            top_k: sample from the likeliest this many tokens; 0 is all of them.
-            top_p: sample from the likeliest tokens that together have this probability.
+            max_new_tokens: the longest response, in tokens.
+            seed: random seed of the sampling; the caller's random state is restored. Every batch draws from the seed and its
+                own position, so responses also depend on `responses_per_batch`.
+            top_k: sample from the `top_k` most likely tokens; 0 for all.
+            top_p: sample from the smallest set of most likely tokens with this total probability.
 
         Returns:
-            For each question, in order, its `n` answers without special tokens.
+            For each question, in order, its `n` responses without special tokens.
 
         Raises:
-            ValueError: for arguments that make no sense, or an image that cannot be opened.
+            ValueError: for invalid arguments, or an image that cannot be opened.
         """
         if n < 1 or temperature < 0 or max_new_tokens < 1:
             raise ValueError(
-                f"n and max_new_tokens must be 1 or more and temperature 0 or more, not {n}, {max_new_tokens} and {temperature}."
+                f"n and max_new_tokens must be 1 or more and temperature 0 or more; got n={n}, max_new_tokens={max_new_tokens}, "
+                f"temperature={temperature}."
             )
         if temperature == 0 and n > 1:
-            raise ValueError(f"temperature=0 gives the same answer {n} times: take n=1, or a temperature above 0.")
-        choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+            raise ValueError(f"temperature=0 gives the same response {n} times, with n={n}. Set n=1, or a temperature above 0.")
+        decoding = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
         if temperature > 0:
-            choice = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        questions_per_batch = max(1, self.completions_per_batch // n)
-        answers: list[list[str]] = []
+            decoding = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        questions_per_batch = max(1, self.responses_per_batch // n)
+        responses: list[list[str]] = []
         with (
-            _evaluating(self.model, seed) as set_place,
+            _evaluating(self.model, seed) as seed_batch,
             tqdm(total=len(questions), desc=self.progress, disable=self.progress is None, unit="question") as bar,
         ):
-            for start in range(0, len(questions), questions_per_batch):
-                batch = questions[start : start + questions_per_batch]
-                set_place(start)
-                texts = self._answer(batch, n, max_new_tokens=max_new_tokens, **choice)
-                answers += [texts[i : i + n] for i in range(0, len(texts), n)]
+            for first in range(0, len(questions), questions_per_batch):
+                batch = questions[first : first + questions_per_batch]
+                seed_batch(first)
+                texts = self._respond(batch, n, max_new_tokens=max_new_tokens, **decoding)
+                responses += [texts[i : i + n] for i in range(0, len(texts), n)]
                 bar.update(len(batch))
-        return answers
+        return responses
 
-    def _answer(self, questions: Sequence[Question], n: int, **settings: Any) -> list[str]:
+    def _respond(self, questions: Sequence[Question], n: int, **settings: Any) -> list[str]:
         shared = n > 1 and self.model.config.model_type == "internvl"
         if not shared:
             questions = [question for question in questions for _ in range(n)]
         inputs = self._encode(questions).to(self.model.device)
         if shared:
-            prompts = self._read_prompts(inputs, n)
+            prompts = self._prefill(inputs, n)
         else:
             prompts = {"input_ids": inputs.pop("input_ids"), **inputs}
         generated = self.model.generate(**prompts, **settings)
@@ -127,7 +128,7 @@ class LocalSampler:
             prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
             images.append([open_image(image) for image in question.images])
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        options["add_special_tokens"] = False  # the chat template writes those that there are, as in training
+        options["add_special_tokens"] = False  # the chat template writes them, as in training
         if not any(images):
             return self.processor(text=prompts, **options)
         limits = [tile_limits({}, len(own), self.processor, "a question", budget=self.tile_budget) for own in images]
@@ -136,8 +137,8 @@ class LocalSampler:
             inputs["pixel_values"] = inputs["pixel_values"][order]
         return inputs
 
-    def _read_prompts(self, inputs: dict[str, torch.Tensor], n: int) -> dict[str, Any]:
-        """Computes all prompts but for their last tokens, once, and repeats what `generate` goes on from."""
+    def _prefill(self, inputs: dict[str, torch.Tensor], n: int) -> dict[str, Any]:
+        """Compute each prompt without its last token once, and repeat the inputs and the cache `n` times for `generate`."""
         mask = inputs["attention_mask"]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config.get_text_config())
@@ -160,7 +161,7 @@ class LocalSampler:
 
 @contextmanager
 def _evaluating(model: PreTrainedModel, seed: int) -> Iterator[Any]:
-    """Eval mode, no gradients, and random numbers of their own; yields a function that sets them to a place in the work."""
+    """Eval mode, no gradients, a forked random state; yields a function that seeds it for the batch at a position."""
     cuda = [model.device] if model.device.type == "cuda" else []
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
-        yield lambda place: torch.manual_seed(hash((seed, place)) & 0x7FFF_FFFF_FFFF_FFFF)
+        yield lambda position: torch.manual_seed(hash((seed, position)) & 0x7FFF_FFFF_FFFF_FFFF)

@@ -1,4 +1,4 @@
-"""Models: InternVL of any size. Import from the files below; this package loads nothing until it is used.
+"""InternVL models of any size. Importing this package loads no submodule.
 
 >>> import mpo.models
 >>> mpo.models.__all__

@@ -1,6 +1,6 @@
-"""`torch_compile`: the layers of language model and vision tower are compiled, each kind once, for rows of any length.
+"""`torch_compile`: compile the layers of language model and vision tower, each class once, for rows of any length.
 
-A model compiled as a whole would be compiled anew for nearly every batch: packed rows differ in more than their length.
+A model compiled as a whole would be recompiled for nearly every batch: packed rows differ in more than their length.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | 
     """Compile the layers of a model in place; weights, names and hooks stay as they are.
 
     Args:
-        model: may have adapters, or be in pieces.
-        backend: of `torch.compile`; None: its default.
-        mode: likewise.
+        model: may have adapters or be sharded.
+        backend: passed to `torch.compile`; None for its default.
+        mode: passed to `torch.compile`; None for its default.
 
     Raises:
-        ValueError: for a model without a stack of layers.
+        ValueError: for a model without a known stack of layers.
     """
     layers = [layer for stack in _stacks(model) for layer in stack]
     if not layers:
-        raise ValueError(f"torch_compile compiles a model layer by layer, and {type(model).__name__} has no layers known here.")
+        raise ValueError(
+            f"torch_compile compiles a model layer by layer; no known layers found in {type(model).__name__}. Leave torch_compile "
+            "out."
+        )
     options: dict[str, Any] = {"dynamic": True, **({"backend": backend} if backend else {}), **({"mode": mode} if mode else {})}
     for layer in layers:
         layer.compile(**options)

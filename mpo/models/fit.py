@@ -1,4 +1,4 @@
-"""Whether a processor belongs to a model: found before training, not by a wrong answer after it."""
+"""Check before training that processor, adapter and model fit together."""
 
 import re
 from typing import Any
@@ -7,18 +7,18 @@ from torch import nn
 from transformers import AutoProcessor
 
 IMAGE_TOKENS = ("start_image_token", "end_image_token", "image_token")
-"""What InternVL's processor calls the tokens that it writes for an image: ``<img>``, ``</img>`` and ``<IMG_CONTEXT>``."""
+"""The names in InternVL's processor of the tokens for an image: ``<img>``, ``</img>`` and ``<IMG_CONTEXT>``."""
 
 
 def open_processor(name_or_path: str, **options: Any) -> Any:
-    """`AutoProcessor.from_pretrained`, where a tokenizer that knows no image tokens is refused with the fix.
+    """`AutoProcessor.from_pretrained`, with a clear error for a tokenizer without image tokens.
 
     Args:
-        name_or_path: of a checkpoint.
-        options: of `from_pretrained`.
+        name_or_path: name or path of a checkpoint.
+        options: arguments of `from_pretrained`.
 
     Raises:
-        ValueError: for such a tokenizer.
+        ValueError: for a tokenizer without image tokens.
     """
     try:
         return AutoProcessor.from_pretrained(name_or_path, **options)
@@ -26,21 +26,21 @@ def open_processor(name_or_path: str, **options: Any) -> Any:
         if "image_token" not in str(error):
             raise
         raise ValueError(
-            f"The tokenizer of {name_or_path} has no image tokens ({error}), so images cannot be put into a prompt. It needs "
+            f"The tokenizer of {name_or_path} has no image tokens ({error}), so prompts cannot contain images. It needs "
             "<img>, </img> and <IMG_CONTEXT>, and names for them in tokenizer_config.json (extra_special_tokens: "
             "start_image_token, end_image_token, context_image_token). Copy the tokenizer's files from the model's own checkpoint."
         ) from error
 
 
 def check_fit(model: Any, processing_class: Any) -> None:
-    """Check that a tokenizer or processor can feed a model.
+    """Check that a tokenizer or processor fits a model.
 
     Args:
         model: a transformers model, with or without adapters.
         processing_class: its tokenizer or processor.
 
     Raises:
-        ValueError: saying what does not fit: the vocabulary, the image tokens, or how images are cut.
+        ValueError: naming the mismatch: vocabulary, image tokens, or the size of tiles.
     """
     config = model.config
     name = type(processing_class).__name__
@@ -52,8 +52,8 @@ def check_fit(model: Any, processing_class: Any) -> None:
         return
     if not hasattr(config, "vision_config"):
         raise ValueError(
-            f"{type(model).__name__} has no vision tower, and {name} turns images into its input. Pass a vision-language model, "
-            "or for text alone the tokenizer as processing_class."
+            f"{type(model).__name__} has no vision tower, but {name} processes images. Pass a vision-language model, "
+            "or for text only the tokenizer as processing_class."
         )
     _check_image_tokens(processing_class, tokenizer, fix)
     vision_size = getattr(config.vision_config, "image_size", None)
@@ -71,36 +71,36 @@ def check_fit(model: Any, processing_class: Any) -> None:
 
 
 def missing_rows(model: Any, processing_class: Any) -> str | None:
-    """Which ids of a tokenizer have no row in the model's embeddings or head, in words; None when all have one.
+    """Describe token ids without a row in the model's embeddings or head; None when there are none.
 
-    More rows than ids are normal: InternVL pads its vocabulary.
+    More rows than ids are allowed: InternVL pads its vocabulary.
 
     Args:
         model: a transformers model, with or without adapters.
         processing_class: its tokenizer or processor.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    spare = getattr(processing_class, "video_token", None)  # its frames take its place before anything is tokenised
+    spare = getattr(processing_class, "video_token", None)  # replaced by its frames before tokenization
     last, token = max(((number, token) for token, number in tokenizer.get_vocab().items() if token != spare), default=(-1, ""))
     for name, module in (("embedding", model.get_input_embeddings()), ("output head", model.get_output_embeddings())):
         weight = getattr(module, "weight", None)
         if weight is not None and weight.ndim == 2 and last >= len(weight):
             return (
-                f"The tokenizer has {len(tokenizer)} tokens and the model's {name} {len(weight)} rows, so ids would point nowhere "
+                f"The tokenizer has {len(tokenizer)} tokens and the model's {name} {len(weight)} rows, too few for all ids "
                 f"({token!r} has id {last})"
             )
     return None
 
 
 def check_targets(model: nn.Module, peft_config: Any) -> None:
-    """Check that an adapter finds the layers it is meant for; peft is content when one of several names is right.
+    """Check that every target of an adapter matches a layer; peft requires only one match.
 
     Args:
-        model: without adapters.
-        peft_config: of peft.
+        model: a model without adapters.
+        peft_config: the peft config.
 
     Raises:
-        ValueError: naming what matches nothing, and the layers that there are.
+        ValueError: naming the target without a match, and the model's layers.
     """
     targets = getattr(peft_config, "target_modules", None)
     if not targets or targets == "all-linear":
@@ -114,14 +114,14 @@ def check_targets(model: nn.Module, peft_config: Any) -> None:
         if not found:
             linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
             raise ValueError(
-                f"target_modules={target!r} matches no layer of {type(model).__name__}, so no adapter would be put there. Give the "
-                "last words of layers' names, or one regular expression over whole names; its linear layers end in "
+                f"target_modules={target!r} matches no layer of {type(model).__name__}, so no adapter would be added. Give the "
+                "last parts of layer names, or one regular expression over full names; its linear layers end in "
                 f"{', '.join(linear)}."
             )
 
 
 def _check_image_tokens(processor: Any, tokenizer: Any, fix: str) -> None:
-    """Refuse a tokenizer that cuts an image token into pieces: its images would be text."""
+    """Refuse a tokenizer that splits an image token into several tokens."""
     for name in IMAGE_TOKENS:
         token = getattr(processor, name, None)
         if not isinstance(token, str):
@@ -129,6 +129,6 @@ def _check_image_tokens(processor: Any, tokenizer: Any, fix: str) -> None:
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
             raise ValueError(
-                f"The tokenizer does not have the image token {token}: it reads it as {len(ids)} tokens "
+                f"The tokenizer does not have the image token {token}: it encodes it as {len(ids)} tokens "
                 f"({', '.join(map(repr, tokenizer.convert_ids_to_tokens(ids)))}). {fix}"
             )

@@ -1,4 +1,4 @@
-"""One learning rate per part, and less of it for the lower layers of the vision tower."""
+"""Learning rates per part of the model, with layer-wise decay in the vision tower."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def learning_rate_of(name: str, *, rate: float, rates: Mapping[str, float], visi
     """The learning rate of a parameter.
 
     With decay d, layer i of L in the vision tower has d^(L - i) of the tower's rate, its embeddings d^(L + 1): layer-wise decay as
-    in BEiT (arXiv 2106.08254), with the projector in the place of its head.
+    in BEiT (arXiv 2106.08254), with the projector in place of its head.
 
     Args:
-        name: of the parameter.
-        rate: of parts that have none of their own.
+        name: name of the parameter.
+        rate: learning rate of parts without their own.
         rates: part -> learning rate.
-        vision_layer_decay: d, 1 for none.
+        vision_layer_decay: d; 1 for no decay.
         vision_layers: L.
 
     >>> options = {"rate": 1e-5, "rates": {"vision": 1e-6}, "vision_layer_decay": 0.5, "vision_layers": 2}
@@ -38,26 +38,28 @@ def learning_rate_of(name: str, *, rate: float, rates: Mapping[str, float], visi
 def split_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module, *, rate: float, rates: Mapping[str, float], vision_layer_decay: float
 ) -> None:
-    """Split a fresh optimiser's groups so that each has one learning rate; everything else of a group is kept.
+    """Split a new optimizer's parameter groups by learning rate; other settings of a group are kept.
 
     Args:
-        optimizer: without state.
-        model: whose parameters it has.
-        rate: as of `learning_rate_of`, as the rest.
-        rates: part -> learning rate.
-        vision_layer_decay: see there.
+        optimizer: an optimizer without state.
+        model: the model whose parameters it has.
+        rate: as in `learning_rate_of`.
+        rates: as in `learning_rate_of`.
+        vision_layer_decay: as in `learning_rate_of`.
 
     Raises:
-        ValueError: for a part with a rate of its own of which nothing is trained.
+        ValueError: for a learning rate of a part that is not trained.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers = 1 + max((number for name in names.values() if (number := vision_depth(name)) is not None), default=-1)
     trained = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     for part in rates:
         if part not in trained:
-            raise ValueError(f"{part}_learning_rate={rates[part]} would have no effect: nothing of that part is trained.")
+            raise ValueError(
+                f"{part}_learning_rate={rates[part]} has no effect: that part is frozen. Leave it out, or train the part."
+            )
     if vision_layer_decay != 1 and "vision" not in trained:
-        raise ValueError("vision_layer_decay would have no effect: nothing of the vision tower is trained.")
+        raise ValueError(f"vision_layer_decay={vision_layer_decay} has no effect: the vision tower is frozen. Leave it out.")
     groups = []
     for group in optimizer.param_groups:
         by_rate: dict[float, list[nn.Parameter]] = {}

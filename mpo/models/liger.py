@@ -1,6 +1,6 @@
-"""`use_liger_kernel`: RMSNorm, LayerNorm, rotary positions and SwiGLU as Liger's Triton kernels (arXiv 2410.10989).
+"""`use_liger_kernel`: Liger's Triton kernels for RMSNorm, LayerNorm, rotary positions and SwiGLU (arXiv 2410.10989).
 
-They work token by token, so packed rows are rows like any other to them. The loss stays TRL's fused LM head.
+They work token by token, so packing does not affect them. The loss remains TRL's fused LM head.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mpo.packing.fits import find_text_model
 
 
 def use_liger_layers(model: nn.Module, kernels: dict[str, bool] | None = None) -> None:
-    """Put Liger's kernels into a model's layers, in place.
+    """Replace a model's layers with Liger's kernels, in place.
 
     Args:
-        model: may have adapters.
-        kernels: which to use, ``liger_kernel_config``: ``rope``, ``rms_norm``, ``layer_norm``, ``swiglu``; None: all.
+        model: the model, with or without adapters.
+        kernels: the kernels to use (``liger_kernel_config``): ``rope``, ``rms_norm``, ``layer_norm``, ``swiglu``; None for all.
 
     Raises:
-        ValueError: for a model that Liger does not know, which it would leave as it is without a word.
+        ValueError: for a model that Liger does not support, which it would silently leave unchanged.
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # type: ignore[import-not-found, unused-ignore]
 
@@ -31,5 +31,5 @@ def use_liger_layers(model: nn.Module, kernels: dict[str, bool] | None = None) -
         config: Any = None if part is None else part.config
         kind = getattr(config, "model_type", None)
         if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-            raise ValueError(f"use_liger_kernel: Liger has no kernels for models of type {kind!r}. Leave it out.")
+            raise ValueError(f"use_liger_kernel=True: Liger has no kernels for models of type {kind!r}. Leave it out.")
     apply_liger_kernel(model, {**(kernels or {}), "fused_linear_cross_entropy": False})

@@ -1,4 +1,4 @@
-"""A checkpoint by name or path -> the model and its processor."""
+"""Load a model and its processor from a checkpoint, by name or path."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from mpo.models.tiles import TileImageProcessor
 
 @dataclass
 class LoadedModel:
-    """A model and what turns text and images into its inputs."""
+    """A model and its processor, or tokenizer."""
 
     model: Any
     processor: Any
@@ -45,20 +45,20 @@ def load_model(
     """Load a checkpoint with its processor (or its tokenizer, for a text model).
 
     Args:
-        name_or_path: a folder, or a name on the Hub such as ``OpenGVLab/InternVL3-1B-hf``. The official form of an InternVL
-            (``OpenGVLab/InternVL3-1B``) is converted in memory, and its code is not run.
-        dtype: `torch.float32`, `torch.bfloat16`, `torch.float16` or its name, or ``"auto"`` for what the checkpoint was saved in.
+        name_or_path: a folder, or a name on the Hub such as ``OpenGVLab/InternVL3-1B-hf``. An InternVL in the official format
+            (``OpenGVLab/InternVL3-1B``) is converted in memory, without running its code.
+        dtype: `torch.float32`, `torch.bfloat16`, `torch.float16` or its name, or ``"auto"`` for that of the checkpoint.
         attn_implementation: as in `from_pretrained`.
-        min_tiles: the fewest tiles an image is cut into (a thumbnail comes on top of more than one).
-        max_tiles: the most tiles; 12 in the official MPO recipes.
-        thumbnail: put the whole image as one more tile after several. All three default to what the checkpoint says, and a
-            record may have its own (`mpo.packing.tiles`).
-        trust_remote_code: run code that comes with a checkpoint that is not an InternVL.
+        min_tiles: the smallest number of tiles per image, without the thumbnail.
+        max_tiles: the largest number of tiles per image; 12 in the official MPO recipes.
+        thumbnail: append the whole image as a thumbnail tile when there are several tiles. All three default to the
+            checkpoint's settings; a record may override them (`mpo.packing.tiles`).
+        trust_remote_code: run the code of a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
 
     Raises:
-        ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, or tiles for a
-            processor that does not cut images.
+        ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, or tile
+            settings for a processor without tiling.
     """
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -73,13 +73,13 @@ def load_model(
 
 
 def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
-    """Load a model: an InternVL in either form, or whatever else transformers loads for text, with or without images.
+    """Load a model: an InternVL in either format, or any other text or image-text model of transformers.
 
     Args:
-        name_or_path: as of `load_model`.
-        dtype: as of `load_model`.
-        trust_remote_code: as of `load_model`.
-        options: further arguments of `from_pretrained`; None leaves one out.
+        name_or_path: as in `load_model`.
+        dtype: as in `load_model`.
+        trust_remote_code: as in `load_model`.
+        options: further arguments of `from_pretrained`; those that are None are ignored.
 
     Returns:
         transformers' class for it, such as `InternVLForConditionalGeneration`.
@@ -94,7 +94,7 @@ def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust
     folder = official_folder(name_or_path)
     if folder is not None:
         model = _load_official(folder, given)
-        model.name_or_path = str(name_or_path)  # an adapter's config names its base by this
+        model.name_or_path = str(name_or_path)  # an adapter's config names its base by it
         return model
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
@@ -109,18 +109,18 @@ def load_processor(
     thumbnail: bool | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Load the processor of a checkpoint of either form, or the tokenizer of a text model.
+    """Load the processor of a checkpoint in either format, or the tokenizer of a text model.
 
     Args:
-        name_or_path: as of `load_model`.
-        min_tiles: as of `load_model`.
-        max_tiles: as of `load_model`.
-        thumbnail: as of `load_model`.
-        trust_remote_code: as of `load_model`.
+        name_or_path: as in `load_model`.
+        min_tiles: as in `load_model`.
+        max_tiles: as in `load_model`.
+        thumbnail: as in `load_model`.
+        trust_remote_code: as in `load_model`.
 
     Raises:
-        ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tiles for a
-            processor that does not cut images.
+        ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tile
+            settings for a processor without tiling.
     """
     folder = official_folder(name_or_path)
     if folder is None:
@@ -129,31 +129,32 @@ def load_processor(
         processor = open_official(folder).processor
         if processor is None:
             raise ValueError(
-                f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and its companions from the original checkpoint."
+                f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and the other tokenizer files from the original "
+                "checkpoint."
             )
     set_tiles(processor, min_tiles, max_tiles, thumbnail)
     return processor
 
 
 def as_dtype(dtype: Any) -> torch.dtype | Literal["auto"]:
-    """The dtype of a model's weights, from its name or as it is; ``"auto"`` stays.
+    """Convert the name of a dtype to the dtype; a dtype and ``"auto"`` are returned unchanged.
 
     >>> as_dtype("bfloat16"), as_dtype(torch.float16), as_dtype("torch.float32"), as_dtype("auto")
     (torch.bfloat16, torch.float16, torch.float32, 'auto')
 
     Raises:
-        ValueError: for what is none of these.
+        ValueError: for anything else.
     """
     if dtype == "auto":
         return "auto"
     for known in (torch.float32, torch.bfloat16, torch.float16):
         if dtype == known or dtype in (str(known), str(known).removeprefix("torch.")):
             return known
-    raise ValueError(f"model.dtype is auto, float32, bfloat16 or float16, or one of torch's dtypes of these names; got {dtype!r}.")
+    raise ValueError(f"Expected model.dtype to be auto, float32, bfloat16 or float16, or such a torch.dtype; got {dtype!r}.")
 
 
 def official_folder(name_or_path: str) -> Path | None:
-    """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint of another form.
+    """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint in another format.
 
     Raises:
         ValueError: for an adapter.
@@ -174,14 +175,14 @@ def check_attention(name: str | None) -> None:
     """Refuse flash-attention where it is not installed.
 
     Raises:
-        ValueError: saying what to install, and what does without.
+        ValueError: saying what to install or to use instead.
     """
     installed = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     if name in installed and not installed[name]():
         raise ValueError(
-            f"model.attn_implementation={name} needs flash-attention and a GPU that it runs on, and they are not here. Install it "
-            "(pip install 'mpo-trainer[flash]' is 2), or leave it at null: sdpa needs nothing, and packed rows have kernels of "
-            "their own (trainer.packed_attention)."
+            f"model.attn_implementation={name} needs flash-attention and a supported GPU, which are not available. Install "
+            "flash-attention 2 with pip install 'mpo-trainer[flash]', or leave it at null: sdpa needs no package, and packed rows "
+            "have their own kernels (trainer.packed_attention)."
         )
 
 
@@ -199,7 +200,7 @@ def _load_official(folder: Path, options: dict[str, Any]) -> Any:
 
 
 def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None, thumbnail: bool | None = None) -> None:
-    """Set how the processor cuts images; what is None stays as it is."""
+    """Set how the processor splits images into tiles; settings that are None are unchanged."""
     image_processor: Any = getattr(processor, "image_processor", None)
     if type(image_processor) is GotOcr2ImageProcessor:
         image_processor = processor.image_processor = TileImageProcessor.of(image_processor)
@@ -207,13 +208,13 @@ def set_tiles(processor: Any, min_tiles: int | None, max_tiles: int | None, thum
     given = {name: value for name, value in given.items() if value is not None}
     if any(not hasattr(image_processor, name) for name in given):
         raise ValueError(
-            f"{type(processor).__name__} does not cut images into tiles, so model.min_tiles, model.max_tiles and "
-            "model.thumbnail have no meaning here. Leave them out."
+            f"{type(processor).__name__} does not split images into tiles, so model.min_tiles, model.max_tiles and "
+            "model.thumbnail have no effect. Leave them out."
         )
     for name, value in given.items():
         setattr(image_processor, name, value)
     if given and not 1 <= image_processor.min_patches <= image_processor.max_patches:
         raise ValueError(
-            f"An image is cut into 1 <= min_tiles <= max_tiles tiles; got min_tiles={image_processor.min_patches}, "
+            f"Expected 1 <= min_tiles <= max_tiles; got min_tiles={image_processor.min_patches}, "
             f"max_tiles={image_processor.max_patches}."
         )

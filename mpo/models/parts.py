@@ -1,4 +1,4 @@
-"""The parts of a vision-language model, and which of them a run trains: all of it, adapters in it, or nothing of it."""
+"""The parts of a vision-language model, and whether each is trained, adapted with LoRA, or frozen."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ LINEAR = {
     "projector": ("linear_1", "linear_2"),
     "language": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
-"""The linear layers that LoRA adapts in each part, as the official InternVL code does in tower and language model."""
+"""The linear layers that LoRA adapts in each part; those of tower and language model as in the official InternVL code."""
 
 
 PROJECTIONS = rf"^(?!.*vision_tower).*\.({'|'.join(LINEAR['language'])})$"
-"""Every projection outside the vision tower, of text models too: where adapters go when nothing is said."""
+"""Every projection outside the vision tower, also of text models: the default target of adapters."""
 
 
 def base_model(model: nn.Module) -> Any:
-    """The transformers model inside adapters."""
+    """The transformers model, without adapters or other wrappers."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
 def part_of(name: str) -> str:
-    """The part of a parameter, by its name; that of an adapter is the part it adapts.
+    """The part that a parameter belongs to, by its name; an adapter belongs to the part it adapts.
 
     >>> part_of("model.vision_tower.embeddings.cls_token"), part_of("model.multi_modal_projector.linear_1.bias")
     ('vision', 'projector')
@@ -44,7 +44,7 @@ def part_of(name: str) -> str:
 
 
 def vision_depth(name: str) -> int | None:
-    """The number of the vision tower's layer that a parameter belongs to; None for its embeddings and other parts.
+    """The index of the vision tower's layer that a parameter belongs to; None for its embeddings and other parts.
 
     >>> vision_depth("model.vision_tower.encoder.layer.11.lambda_1"), vision_depth("model.vision_tower.embeddings.cls_token")
     (11, None)
@@ -54,47 +54,48 @@ def vision_depth(name: str) -> int | None:
 
 
 def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
-    """Refuse choices that cannot be made.
+    """Check the choices of ``train_parts``.
 
     Args:
-        choices: part -> ``"train"``, ``"freeze"``, ``"lora"``, or for the vision tower the number of its last layers to train.
+        choices: part -> ``"train"``, ``"freeze"``, ``"lora"``, or for the vision tower the number of last layers to train.
         adapters: whether the run has adapters.
 
     Raises:
-        ValueError: naming the part and what it can be.
+        ValueError: naming the part and its allowed choices.
     """
     for part, choice in choices.items():
         if part not in PARTS:
-            raise ValueError(f"There is no part {part!r} in train_parts. It has: {', '.join(PARTS)}.")
+            raise ValueError(f"Expected parts among {', '.join(PARTS)} in train_parts; got {part!r}.")
         layers = isinstance(choice, int) and not isinstance(choice, bool)
         if layers and part == "vision" and choice >= 1 and not adapters:
             continue
         if choice not in ("train", "freeze", "lora") or layers:
             raise ValueError(
-                f"train_parts.{part} is train, freeze or lora (vision also: how many of its last layers to train, without "
-                f"adapters); got {choice!r}."
+                f"Expected train_parts.{part} to be train, freeze or lora (for vision without adapters also the number of last "
+                f"layers to train); got train_parts.{part}={choice!r}."
             )
         if choice == "lora" and part == "head":
             raise ValueError(
-                "train_parts.head=lora: the loss reads the head's weight itself, past any adapter. Freeze it, or take peft=none."
+                "train_parts.head=lora has no effect: the loss reads the head's weight directly, not its adapter. Freeze the head, "
+                "or set peft=none."
             )
         if choice == "lora" and not adapters:
             raise ValueError(f"train_parts.{part}=lora needs adapters. Add peft=lora or peft=qlora.")
         if choice == "train" and adapters and part != "projector":
             raise ValueError(
-                f"train_parts.{part}=train would keep a second copy of that part beside the adapters. Only the projector is small "
-                f"enough for it; use lora or freeze."
+                f"train_parts.{part}=train would keep a second copy of that part besides the adapters, which only the projector "
+                f"is small enough for. Use lora or freeze."
             )
     if choices and set(PARTS) <= choices.keys() and all(choices[part] == "freeze" for part in PARTS):
-        raise ValueError("train_parts freezes every part, so nothing would be trained. Train one.")
+        raise ValueError("train_parts freezes every part, so nothing would be trained. Set one to train or lora.")
 
 
 def check_adapter(choices: Mapping[str, Any], adapter: Any) -> None:
-    """Refuse settings of an adapter that would train what a part's choice freezes.
+    """Check that an adapter's settings do not train a frozen part.
 
     Args:
-        choices: as of `check_parts`, with adapters; a part that is not named is frozen.
-        adapter: peft's configuration.
+        choices: as in `check_parts`, with adapters; parts that are not named are frozen.
+        adapter: the peft config.
 
     Raises:
         ValueError: naming the setting and the parts.
@@ -102,34 +103,34 @@ def check_adapter(choices: Mapping[str, Any], adapter: Any) -> None:
     frozen = [part for part in PARTS[:3] if choices.get(part, "freeze") == "freeze"]
     if choices and frozen and getattr(adapter, "bias", "none") == "all":
         raise ValueError(
-            f"peft.bias=all trains the biases of the whole model, and train_parts freezes {', '.join(frozen)}. Use "
-            "peft.bias=lora_only for those of adapted layers, or leave train_parts out."
+            f"peft.bias=all trains the biases of the whole model, but train_parts freezes {', '.join(frozen)}. Use "
+            "peft.bias=lora_only to train those of adapted layers, or leave train_parts out."
         )
     tokens = getattr(adapter, "trainable_token_indices", None) or {}
     named = [*(getattr(adapter, "modules_to_save", None) or []), *(tokens if isinstance(tokens, Mapping) else ["embed_tokens"])]
     for name in named:
         if choices.get(part_of(name)) == "freeze":
             raise ValueError(
-                f"train_parts.{part_of(name)}=freeze, and peft trains {name} of it (modules_to_save or trainable_token_indices). "
+                f"train_parts.{part_of(name)}=freeze, but peft trains its {name} (modules_to_save or trainable_token_indices). "
                 "Leave one of the two out."
             )
 
 
 def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
-    """Freeze parts of a model, and the first layers of its vision tower, as `check_parts` has them; what is not named is trained.
+    """Freeze parts of a model, and the first layers of its vision tower, by the choices of `check_parts`; the rest is trained.
 
     Raises:
-        ValueError: for a part that the model does not have, or more layers than its tower has.
+        ValueError: for a part that the model does not have, or more layers than in its tower.
     """
     names = {part_of(name) for name, _ in model.named_parameters()}
     for part in choices:
         if part not in names:
-            why = " (its head is its input embeddings, which belong to language)" if part == "head" else ""
+            why = " (its head is tied to the input embeddings, part of language)" if part == "head" else ""
             raise ValueError(f"train_parts.{part}: {type(model).__name__} has no such part{why}. Leave it out.")
     depth = 1 + max((number for name, _ in model.named_parameters() if (number := vision_depth(name)) is not None), default=-1)
     last = choices.get("vision")
     if isinstance(last, int) and last > depth:
-        raise ValueError(f"train_parts.vision={last}: the vision tower has {depth} layers.")
+        raise ValueError(f"train_parts.vision={last} is more than the {depth} layers of the vision tower.")
     for name, parameter in model.named_parameters():
         choice = choices.get(part_of(name), "train")
         if isinstance(choice, int):
@@ -140,7 +141,7 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
 
 
 def adapted_layers(choices: Mapping[str, Any]) -> str:
-    """The regular expression, over module names, of the layers that adapters go to: those of parts chosen as ``"lora"``.
+    """A regular expression over module names that matches the layers to adapt: those of parts with the choice ``"lora"``.
 
     >>> bool(re.fullmatch(adapted_layers({"vision": "lora"}), "model.vision_tower.encoder.layer.0.mlp.fc1"))
     True

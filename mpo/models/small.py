@@ -1,8 +1,8 @@
-"""Small InternVL models with a tokenizer of their own, built in a second without any download.
+"""Build small InternVL models with their own tokenizer, in a second and without downloads.
 
-Every part is transformers' own class: `InternVLForConditionalGeneration`, `InternVLProcessor`, the GOT-OCR2 image processor with
+Every part is a transformers class: `InternVLForConditionalGeneration`, `InternVLProcessor`, the GOT-OCR2 image processor with
 its dynamic tiling, the InternVL video processor and a Qwen2-style tokenizer. Only the sizes, the vocabulary and the weights differ
-from a published checkpoint, so whatever runs on these models runs on the published ones.
+from a published checkpoint, so code that runs on these models runs on the published ones.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""InternVL's ChatML as its transformers checkpoints have it: no default system message, one placeholder per image."""
+"""InternVL's ChatML as in its transformers checkpoints: no default system message, one placeholder per image."""
 
 
 def small_processor(
@@ -73,25 +73,24 @@ def small_processor(
     crop_to_patches: bool = True,
     eos_token: str = "<|im_end|>",
 ) -> InternVLProcessor:
-    """Builds an InternVL processor whose tokenizer is trained on the spot.
+    """Build an InternVL processor with a tokenizer trained on given texts.
 
     Args:
-        texts: what the byte-pair merges are learned from; everything else still tokenizes, down to bytes. Digits stay single
-            tokens.
+        texts: training texts of the byte-pair merges; other texts fall back to bytes. Digits are single tokens.
         image_size: height and width of one tile, in pixels.
         patch_size: height and width of one vision-tower patch, in pixels; `image_size` must be an even multiple of it.
-        max_patches: the most tiles an image is cut into. An image of more than one tile gets a thumbnail tile after them,
-            always: transformers' image processor has no switch for that.
-        vocab_size: at most this many tokens, at least 256 bytes and 13 special ones. Few texts give fewer.
-        crop_to_patches: False gives every image one tile, squeezed to a square.
+        max_patches: the largest number of tiles per image. An image with more than one tile always gets a thumbnail tile after
+            them: transformers' image processor has no setting for it.
+        vocab_size: the largest number of tokens, at least 256 bytes and 13 special tokens. Few texts give fewer.
+        crop_to_patches: whether to split images into tiles; if False, every image is resized to one square tile.
         eos_token: the tokenizer's end-of-sequence token. Published InternVLs have `<|im_end|>`; in some chat models it is not the
-            token that ends a turn, which is worth a test.
+            token that ends a turn.
 
     Returns:
-        A processor that `save_pretrained` and `AutoProcessor.from_pretrained` carry to disk and back.
+        A processor that `save_pretrained` and `AutoProcessor.from_pretrained` save and load.
 
     Raises:
-        ValueError: for sizes that do not divide, or a vocabulary without room for the bytes.
+        ValueError: for sizes that do not divide, or a vocabulary smaller than the bytes and special tokens.
     """
     tokenizer = _train_tokenizer(texts, vocab_size=vocab_size, eos_token=eos_token)
     return processor_around(
@@ -102,10 +101,10 @@ def small_processor(
 def processor_around(
     tokenizer: Any, *, image_size: int, patch_size: int, max_patches: int = 12, crop_to_patches: bool = True
 ) -> InternVLProcessor:
-    """Builds an InternVL processor around a tokenizer that has InternVL's tokens; arguments as of `small_processor`."""
+    """Build an InternVL processor around a tokenizer that has InternVL's tokens; arguments as in `small_processor`."""
     image_seq_length = _tokens_per_tile(image_size, patch_size)
     if max_patches < 1:
-        raise ValueError(f"max_patches is the most tiles an image may be cut into and must be 1 or more, not {max_patches}.")
+        raise ValueError(f"max_patches, the largest number of tiles per image, must be 1 or more; got max_patches={max_patches}.")
     pixels: dict[str, Any] = {
         "size": {"height": image_size, "width": image_size},
         "image_mean": IMAGENET_MEAN,
@@ -137,7 +136,7 @@ def small_internvl(
     layer_scale_init_value: float = 0.1,
     seed: int = 0,
 ) -> InternVLForConditionalGeneration:
-    """Builds a randomly initialised InternVL that fits a processor.
+    """Build a randomly initialized InternVL that fits a processor.
 
     Args:
         processor: from `small_processor`, or any InternVL processor: vocabulary, image token and tile size are taken from it.
@@ -153,16 +152,16 @@ def small_internvl(
         max_position_embeddings: the longest sequence, in tokens.
         tie_word_embeddings: one matrix for input embeddings and output head. Published InternVLs up to 3.0 have two.
         layer_scale_init_value: initial scale of the vision tower's residual branches.
-        seed: of the initial weights. The caller's random state is left as it was.
+        seed: random seed of the initial weights. The caller's random state is restored.
 
     Returns:
         The model in float32 and eval mode. `generate` stops at `<|im_end|>`.
 
     Raises:
-        ValueError: for an unknown family, or sizes that do not fit together or not the processor.
+        ValueError: for an unknown family, or sizes that do not fit each other or the processor.
     """
     if text not in ("qwen2", "qwen3", "llama"):
-        raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama', not {text!r}.")
+        raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
     tokenizer = processor.tokenizer
     tile = processor.image_processor.size["height"] if image_size is None else image_size
     patch = _patch_size_of(tile, processor.image_seq_length) if patch_size is None else patch_size
@@ -226,11 +225,11 @@ def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, eos_token: str) -
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(special):
         raise ValueError(
-            f"vocab_size must be at least {len(alphabet) + len(special)} (256 bytes and {len(special)} special tokens), not "
-            f"{vocab_size}."
+            f"vocab_size must be at least {len(alphabet) + len(special)} (256 bytes and {len(special)} special tokens); got "
+            f"vocab_size={vocab_size}."
         )
     if eos_token not in special:
-        raise ValueError(f"eos_token must be one of {', '.join(special)}, not {eos_token!r}.")
+        raise ValueError(f"eos_token must be one of {', '.join(special)}; got eos_token={eos_token!r}.")
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

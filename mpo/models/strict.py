@@ -1,4 +1,4 @@
-"""A checkpoint has the tensors of its model, or it is refused: transformers warns and draws what is missing at random."""
+"""Refuse checkpoints whose tensors differ from the model's; transformers only warns and initializes missing ones at random."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from mpo.models.official.expected import listing
 
 
 def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | None = None, **options: Any) -> Any:
-    """Load a model as a whole, from tensors that are all its own.
+    """Load a model, and refuse missing, unexpected or differently shaped tensors.
 
     Args:
-        load: `from_pretrained`, or a function that hands its arguments on to it.
-        name_or_path: of a checkpoint.
-        fix: what to do about tensors that do not fit.
-        options: of `load`.
+        load: `from_pretrained`, or a function that passes its arguments to it.
+        name_or_path: name or path of a checkpoint.
+        fix: the remedy to name in the error message.
+        options: arguments of `load`.
 
     Returns:
         the model.
 
     Raises:
-        ValueError: for an adapter, for a file that is missing or cut, or listing the tensors that are missing, too much, or of
-            another shape. A tied head that is left out and tensors that a model is known to drop are none of these.
+        ValueError: for an adapter, for a missing or truncated file, or listing the missing, unexpected and differently shaped
+            tensors. A missing tied head and tensors that a model is known to ignore are allowed.
     """
     refuse_adapter(name_or_path)
     try:
         model, report = load(name_or_path, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True})
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"A file of {name_or_path} is missing or cannot be read ({error}). Download it again.") from error
+        raise ValueError(
+            f"A file of {name_or_path} is missing or cannot be read ({error}). Download the checkpoint again."
+        ) from error
     differing = [f"{name}: {tuple(found)}, expected {tuple(expected)}" for name, found, expected in report["mismatched_keys"]]
     problems = [
         listing("missing", sorted(report["missing_keys"])),
@@ -50,24 +52,24 @@ def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | Non
 
 
 def refuse_adapter(name_or_path: Any) -> None:
-    """Refuse an adapter where a model is expected; transformers would put it into its base as layers that no one trains or saves.
+    """Refuse an adapter where a model is expected; transformers would load it into its base, neither trained nor saved.
 
     Args:
-        name_or_path: of a checkpoint; a folder with ``adapter_config.json`` holds an adapter.
+        name_or_path: name or path of a checkpoint; a folder with ``adapter_config.json`` holds an adapter.
 
     Raises:
-        ValueError: naming its base, and how to go on from it.
+        ValueError: naming its base, and how to merge it or continue its training.
     """
     try:
         found = find_adapter_config_file(str(name_or_path))
-    except OSError:  # no folder and no name on the Hub: whatever loads it says so
+    except OSError:  # neither a folder nor a name on the Hub: the loader reports it
         return
     if found is None:
         return
     base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
     raise ValueError(
-        f"{name_or_path} is an adapter of {base or 'a base that its adapter_config.json does not name'}, not a model. To start "
-        f"from the two as one model, merge them and give the new folder: mpo export {name_or_path} NEW_FOLDER. To go on training "
+        f"{name_or_path} is an adapter of {base or 'a base that its adapter_config.json does not name'}, not a model. To train "
+        f"the two as one model, merge them and give the new folder: mpo export {name_or_path} NEW_FOLDER. To continue training "
         f"the adapter, pass MPOTrainer as model: PeftModel.from_pretrained(load_internvl({str(base or 'BASE')!r}), "
         f"{str(name_or_path)!r}, is_trainable=True). For a tokenizer or processor alone give {base or 'the base'}."
     )

@@ -1,4 +1,4 @@
-"""InternVL's image processor with a switch for the thumbnail that it puts after an image of several tiles."""
+"""InternVL's image processor with a setting for the thumbnail tile of images with several tiles."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 
 
 class TileKwargs(GotOcr2ImageProcessorKwargs, total=False):  # type: ignore[misc, call-arg]
-    """Transformers' settings, and ``use_thumbnail``: put the whole image, as one tile, after its tiles if these are several."""
+    """Transformers' settings, and ``use_thumbnail``: append the whole image as a thumbnail tile if it has several tiles."""
 
     use_thumbnail: bool
 
@@ -16,7 +16,7 @@ class TileKwargs(GotOcr2ImageProcessorKwargs, total=False):  # type: ignore[misc
 class TileImageProcessor(GotOcr2ImageProcessor):  # type: ignore[misc]
     """`GotOcr2ImageProcessor`, which always makes a thumbnail, with ``use_thumbnail`` (official InternVL's name for it).
 
-    It is saved as transformers' own, with the setting beside it: other software loads it, and makes a thumbnail.
+    It is saved under the name of transformers' class with this additional setting; other software loads it with thumbnails.
     """
 
     valid_kwargs = TileKwargs
@@ -24,7 +24,7 @@ class TileImageProcessor(GotOcr2ImageProcessor):  # type: ignore[misc]
 
     @classmethod
     def of(cls, image_processor: GotOcr2ImageProcessor) -> "TileImageProcessor":
-        """One with the settings of another."""
+        """Create a processor with the settings of another."""
         settings = {name: value for name, value in image_processor.to_dict().items() if name != "image_processor_type"}
         return cls(**settings)
 
@@ -34,12 +34,12 @@ class TileImageProcessor(GotOcr2ImageProcessor):  # type: ignore[misc]
             return made
         counts = [int(count) for count in made["num_patches"]]
         kept = [count - (count > 1) for count in counts]  # a thumbnail is the last tile
-        cut = zip(torch.stack(list(made["pixel_values"])).split_with_sizes(counts), kept, strict=True)
-        pixels = torch.cat([tiles[:count] for tiles, count in cut])
+        split = zip(torch.stack(list(made["pixel_values"])).split_with_sizes(counts), kept, strict=True)
+        pixels = torch.cat([tiles[:count] for tiles, count in split])
         return BatchFeature({"pixel_values": pixels, "num_patches": kept}, tensor_type=kwargs.get("return_tensors"))
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
-        """Tiles of an image, its thumbnail included."""
+        """The number of tiles of an image, with its thumbnail."""
         tiles: int = super().get_number_of_image_patches(height, width, images_kwargs)
         use_thumbnail = (images_kwargs or {}).get("use_thumbnail", self.use_thumbnail)
         return tiles if use_thumbnail or tiles == 1 else tiles - 1

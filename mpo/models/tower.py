@@ -1,4 +1,4 @@
-"""A frozen vision tower sees each image once: the reference takes what the policy's forward pass made of it."""
+"""Run a frozen vision tower once per image: the reference reuses the output of the policy's forward pass."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from torch import nn
 
 
 def find_tower(model: nn.Module) -> nn.Module | None:
-    """The vision tower of a vision-language model, wrapped or not; None where there is none."""
+    """The vision tower of a vision-language model, wrapped or not; None if there is none."""
     return next((module for name, module in model.named_modules() if name.split(".")[-1] == "vision_tower"), None)
 
 
 class SharedTower:
-    """Records the output of one model's tower and plays it back in the place of another's.
+    """Record the output of one model's tower and replay it in place of another's.
 
     Args:
-        policy: whose tower runs. It must be frozen and draw nothing at random (see `can_share`).
-        reference: whose tower does not run; may be the same model with its adapters off.
+        policy: the model whose tower runs; it must be frozen and deterministic (see `can_share`).
+        reference: the model whose tower does not run; may be the same model with its adapters disabled.
     """
 
     def __init__(self, policy: nn.Module, reference: nn.Module) -> None:
@@ -28,22 +28,22 @@ class SharedTower:
             self._wrap(tower)
 
     def _wrap(self, tower: nn.Module) -> None:
-        forward = getattr(tower.forward, "unshared", tower.forward)  # an earlier trainer's sharing ends here
+        forward = getattr(tower.forward, "unshared", tower.forward)  # undo the sharing of an earlier trainer
 
         def once(*args: Any, **kwargs: Any) -> Any:
             if self._playing:
                 assert self._output is not None, "the policy's forward pass comes first"
                 return self._output
-            with torch.no_grad():  # a hook that makes inputs require gradients would keep the frozen tower's activations
+            with torch.no_grad():  # a hook that makes inputs require gradients would keep activations
                 self._output = forward(*args, **kwargs)
             return self._output
 
         once.unshared = forward  # type: ignore[attr-defined]
-        tower.forward = once  # type: ignore[method-assign]  # modules and hooks stay as they are, which FSDP and ZeRO need
+        tower.forward = once  # type: ignore[method-assign]  # FSDP and ZeRO need modules and hooks unchanged
 
     @contextlib.contextmanager
     def playing(self, *, keep: bool = False) -> Iterator[None]:
-        """Within it towers return what was recorded last; afterwards that is forgotten, unless it is to be kept for a next time."""
+        """Replay the last recorded output; on exit it is dropped, unless `keep`."""
         self._playing = True
         try:
             yield
@@ -53,7 +53,7 @@ class SharedTower:
 
 
 def can_share(model: nn.Module) -> bool:
-    """Whether a model has a vision tower that is frozen and gives the same output every time."""
+    """Whether a model has a vision tower that is frozen and deterministic."""
     tower = find_tower(model)
     if tower is None or any(parameter.requires_grad for parameter in tower.parameters()):
         return False

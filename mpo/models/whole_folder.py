@@ -1,4 +1,4 @@
-"""A folder that appears under its name only when it is whole."""
+"""Write a folder that appears under its name only when complete."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,27 +7,27 @@ from pathlib import Path
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuse a target that holds something.
+    """Refuse a target that exists and is not empty.
 
     Raises:
         ValueError: for a file, or a folder that is not empty.
     """
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        raise ValueError(f"{target} is already there. Remove it, or give another folder.")
+        raise ValueError(f"{target} already exists. Remove it, or give another folder.")
 
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` to write into, which takes its name at the end; after an error it is left for a look.
+    """Yield a new folder next to `target` that is renamed to it at the end; after an error it is kept for inspection.
 
     Args:
-        target: a folder that is empty or not there.
+        target: an empty or nonexistent folder.
 
     Yields:
-        the folder, ``TARGET.partial``; what an earlier attempt left in it is gone.
+        the folder, ``TARGET.partial``, emptied of an earlier attempt.
 
     Raises:
-        ValueError: as of `refuse_existing`.
+        ValueError: as in `refuse_existing`.
     """
     refuse_existing(target)
     partial = target.with_name(target.name + ".partial")

@@ -1,4 +1,4 @@
-"""Attention for rows in which answers share their prompt (see `mpo.packing.layout`).
+"""Attention for rows in which completions share their prompt (see `mpo.packing.layout`).
 
     use_packed_attention(model)
     output = model(input_ids=..., position_ids=..., segments=batch.segments, use_cache=False)   # and pixel_values
@@ -59,7 +59,7 @@ def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}.")
     reason = why_not(model)
     if reason is not None:
-        raise ValueError(f"Answers cannot share their prompt in this model: {reason}. Use padded rows.")
+        raise ValueError(f"Completions cannot share their prompt in this model: {reason}. Use padded rows.")
     check_backend(backend)
     text_model = find_text_model(model)
     assert text_model is not None

@@ -1,7 +1,7 @@
-"""Records -> one batch: packed rows in which answers share their prompt, or padded rows of a prompt and one answer each."""
+"""Records -> one batch: packed rows in which completions share their prompt, or padded rows of a prompt and one completion each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 from mpo.packing.encode import EncodedPair, PairEncoder
 from mpo.packing.images import TileOrder
 from mpo.packing.keys import completion_key, image_key, same_image
-from mpo.packing.layout import Row, concatenate, lay_out, without_answers
-from mpo.packing.picked import Picked, pick_scored
+from mpo.packing.layout import Row, concatenate, lay_out, prompt_alone
+from mpo.packing.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.packing.skipping import BLANK_PAIR, sort_out
 from mpo.packing.streams import EPOCH, PADDING
 from mpo.packing.templates import is_processor, probe
 from mpo.packing.tiles import AUGMENTED_AND_CACHED
-from mpo.packing.turns import Answer, Record, describe
+from mpo.packing.turns import Completion, Record, describe
 
 LAYOUTS = ("packed", "padded")
 _WHITE = Image.new("RGB", (32, 32), "white")
@@ -29,17 +29,17 @@ class PairCollator:
 
     Args:
         processing_class: a tokenizer, or a processor when records have images.
-        max_length: longest prompt with one answer, in tokens. Answers are cut to it; a prompt that leaves no token of an answer,
-            or image tokens that would be cut, are refused. ``None``: no limit.
+        max_length: longest prompt with one completion, in tokens. Completions are cut to it; a prompt that leaves no token of a
+            completion, or image tokens that would be cut, are refused. ``None``: no limit.
         truncation_mode: which end to keep of what is too long, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
-        completion_end: ``"end_of_turn"`` scores an answer up to and including its end-of-turn token; ``"template"`` scores
+        completion_end: ``"end_of_turn"`` scores a completion up to and including its end-of-turn token; ``"template"`` scores
             everything the chat template puts after the prompt, as TRL does.
         tile_budget: whose the most tiles of an image are, see `mpo.packing.tiles.tile_limits`.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
-        layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one answer. ``"packed"``: one row for each
-            distinct prompt with all its answers, rows one after the other, nothing padded (`mpo.packing.layout`).
-        keys: give each answer the key of its content (`mpo.packing.keys`).
-        ld_alpha: then part of the key, with the length of the pair's shorter answer, since LD-DPO's sums depend on both.
+        layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one completion. ``"packed"``: one row for each
+            distinct prompt with all its completions, rows one after the other, nothing padded (`mpo.packing.layout`).
+        keys: give each completion the key of its content (`mpo.packing.keys`).
+        ld_alpha: then part of the key, with the length of the pair's shorter completion, since LD-DPO's sums depend on both.
         blank_image: put a row with a white image and nothing to score into a batch that has no image. A vision tower that is
             trained on several ranks, or sharded over them, has to run on all of them in every step; a rank that leaves it out
             makes the others wait for ever. (In a step without any image AdamW then goes on with the tower's momentum.)
@@ -48,16 +48,17 @@ class PairCollator:
         on_bad_record: what to do with a record that cannot be put into a batch: ``"raise"`` the ValueError that says why, or
             ``"skip"`` it: a blank pair after the others takes its place and does not count.
         augment_seed: of the JPEG augmentation (`mpo.data.augment`) of records that ask for it.
-        context: the longest prompt with one answer whose log-probs do not depend on the rest of the batch; see `PairEncoder`.
+        context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `PairEncoder`.
 
     Returns (from a call with P records):
         ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
-        (1, N) and ``segments``; ``picked``, ``shift_labels`` and ``scored`` (`mpo.packing.picked`), the 2P answers in order,
-        chosen first; the processor's image tensors, in packed rows those of each distinct image once, with ``tile_order``
-        (`mpo.packing.images`) where an image stands in several prompts; ``is_cut`` of shape (2P,), whether max_length took
-        the end of an answer, when there is a max_length; ``completion_keys``, when asked for; ``tokens``, how many are computed,
-        padding aside; ``names``, what errors call the records; ``counted``, when the last pairs only fill the batch up; of a batch
-        with bad records ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the places of the others among the P.
+        (1, N) and ``segments``; ``positions_to_keep``, ``shift_labels`` and ``labelled`` (`mpo.packing.logits_to_keep`), the 2P
+        completions in order, chosen first; the processor's image tensors, in packed rows those of each distinct image once, with
+        ``tile_order`` (`mpo.packing.images`) where an image stands in several prompts; ``is_truncated`` of shape (2P,), whether
+        max_length took the end of a completion, when there is a max_length; ``completion_keys``, when asked for; ``tokens``, how
+        many are computed, padding aside; ``names``, what errors call the records; ``counted``, when the last pairs only fill the
+        batch up; of a batch with bad records ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the places of the others among
+        the P.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -84,7 +85,7 @@ class PairCollator:
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}.")
         if self.layout == "packed" and self.truncation_mode == "keep_end" and self.max_length is not None:
-            raise ValueError("truncation_mode='keep_end' cuts prompts, which answers share in packed rows. Use 'keep_start'.")
+            raise ValueError("truncation_mode='keep_end' cuts prompts, which completions share in packed rows. Use 'keep_start'.")
         self._encode = PairEncoder(
             self.processing_class,
             self.max_length,
@@ -126,12 +127,14 @@ class PairCollator:
         else:
             if order is not None:  # tiles of one image that several prompts have are repeated, as in TRL's rows
                 pixels["pixel_values"] = pixels["pixel_values"][order]
-            if not blank:  # every image stands before both of its answers: once for the chosen rows, once for the rejected ones
+            if not blank:  # every image stands before both of its completions: once for the chosen rows, once for the rejected ones
                 pixels = {name: torch.cat([value, value]) for name, value in pixels.items()}
             batch = self._pad(pairs, blank) | pixels
         if self.max_length is not None:
-            answers = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
-            batch["is_cut"] = torch.tensor([len(pair.prompt_ids) + len(answer.ids) > self.max_length for pair, answer in answers])
+            completions = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+            batch["is_truncated"] = torch.tensor(
+                [len(pair.prompt_ids) + len(completion.ids) > self.max_length for pair, completion in completions]
+            )
         if self.keys:
             batch["completion_keys"] = self._completion_keys(pairs)
         batch["names"] = [describe(record) for record in records]
@@ -147,7 +150,7 @@ class PairCollator:
             system = [{"role": "system", "content": "."}] if template.needs_system else []
             prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
         ((ids, extra),), pixels, order = PairEncoder(self.processing_class).prompts([{"prompt": prompt, "images": [_WHITE]}])
-        nothing = Answer([], [])
+        nothing = Completion([], [])
         return [EncodedPair(ids, nothing, nothing, 0, [_WHITE], extra)], pixels, order
 
     def _completion_keys(self, pairs: list[EncodedPair]) -> list[bytes]:
@@ -158,25 +161,25 @@ class PairCollator:
         keys = []
         for side in ("chosen", "rejected"):
             for pair in pairs:
-                prompt, answer = self._as_scored(pair, getattr(pair, side))
+                prompt, completion = self._truncated(pair, getattr(pair, side))
                 marks = []  # no token has a negative id
                 if "use_thumbnail" in pair.limits:  # three tiles, or two and a thumbnail: the same ids. (A count has one grid.)
                     marks += [-2, int(pair.limits["use_thumbnail"])]
                 if self.ld_alpha is not None:
-                    shorter = min(sum(self._as_scored(pair, other)[1].scored) for other in (pair.chosen, pair.rejected))
+                    shorter = min(sum(self._truncated(pair, other)[1].loss_mask) for other in (pair.chosen, pair.rejected))
                     marks += [-1, shorter, round(self.ld_alpha * 1e9)]
                 images = [image_keys[id(image)] for image in pair.images]
-                keys.append(completion_key(images, prompt + marks, answer.ids, answer.scored))
+                keys.append(completion_key(images, prompt + marks, completion.ids, completion.loss_mask))
         return keys
 
-    def _as_scored(self, pair: EncodedPair, answer: Answer) -> tuple[list[int], Answer]:
-        """Prompt and answer as max_length leaves them."""
+    def _truncated(self, pair: EncodedPair, completion: Completion) -> tuple[list[int], Completion]:
+        """Prompt and completion as max_length leaves them."""
         if self.max_length is None:
-            return pair.prompt_ids, answer
+            return pair.prompt_ids, completion
         if self.truncation_mode == "keep_end":
-            return pair.prompt_ids[-(self.max_length - len(answer.ids)) :], answer
+            return pair.prompt_ids[-(self.max_length - len(completion.ids)) :], completion
         kept = self.max_length - len(pair.prompt_ids)
-        return pair.prompt_ids, Answer(answer.ids[:kept], answer.scored[:kept])
+        return pair.prompt_ids, Completion(completion.ids[:kept], completion.loss_mask[:kept])
 
     def _pack(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
         groups: dict[int, list[int]] = {}
@@ -191,32 +194,32 @@ class PairCollator:
             if any(pairs[number].extra for number in members):
                 names = ", ".join(pairs[members[0]].extra)
                 raise ValueError(
-                    f"{type(self.processing_class).__name__} gives {names} for each token beside its id, which answers cannot "
+                    f"{type(self.processing_class).__name__} gives {names} for each token beside its id, which completions cannot "
                     "share. Use rows='padded'."
                 )
             if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):
                 raise ValueError(
-                    f"A prompt ends in its image ({prompt[-1]}), after which answers cannot part. Put text or a chat template "
+                    f"A prompt ends in its image ({prompt[-1]}), after which completions cannot part. Put text or a chat template "
                     "after the image, or use rows='padded'."
                 )
             limit = None if self.max_length is None else self.max_length - len(prompt)
-            first = sum(len(row.answers) for row in rows)
-            answers: list[Answer] = []
+            first = sum(len(row.completions) for row in rows)
+            completions: list[Completion] = []
             for number in members:
-                for offset, answer in ((0, pairs[number].chosen), (len(pairs), pairs[number].rejected)):
-                    places[number + offset] = first + len(answers)
-                    answers.append(_behind(prompt, pairs[number].prompt_ids, answer, limit))
-            rows.append(lay_out(prompt, answers))
+                for offset, completion in ((0, pairs[number].chosen), (len(pairs), pairs[number].rejected)):
+                    places[number + offset] = first + len(completions)
+                    completions.append(_after_prompt(prompt, pairs[number].prompt_ids, completion, limit))
+            rows.append(lay_out(prompt, completions))
         tokens = sum(len(row.tokens) for row in rows)
-        packed = concatenate(rows + [without_answers(pair.prompt_ids) for pair in blank])
-        scored = packed.scored.select(places)
+        packed = concatenate(rows + [prompt_alone(pair.prompt_ids) for pair in blank])
+        labelled = packed.labelled.select(places)
         return {
             "input_ids": packed.input_ids,
             "position_ids": packed.position_ids,
             "segments": packed.segments,
-            "picked": Picked(packed.labelled, packed.input_ids.size(1)),
-            "shift_labels": packed.shift_labels[:, packed.labelled],
-            "scored": type(scored)(torch.searchsorted(packed.labelled, scored.node), scored.answer, scored.ordinal, scored.lengths),
+            "positions_to_keep": LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1)),
+            "shift_labels": packed.shift_labels[:, packed.labelled_positions],
+            "labelled": replace(labelled, node=torch.searchsorted(packed.labelled_positions, labelled.node)),
             "tokens": tokens,
         }
 
@@ -226,8 +229,8 @@ class PairCollator:
         if self.max_length is not None:
             keep_end = self.truncation_mode == "keep_end"
             cut = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
-        ids = [(pair.prompt_ids + answer.ids)[cut] for pair, answer in rows]
-        scored = [([False] * len(pair.prompt_ids) + answer.scored)[cut] for pair, answer in rows]
+        ids = [(pair.prompt_ids + completion.ids)[cut] for pair, completion in rows]
+        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[cut] for pair, completion in rows]
         tokens = sum(map(len, ids))
         ids += [pair.prompt_ids for pair in blank]
         length = max(map(len, ids))
@@ -241,17 +244,17 @@ class PairCollator:
         batch: dict[str, Any] = {
             "input_ids": padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token),
             "attention_mask": padded([[1] * len(row) for row in ids], 0),
-            "completion_mask": padded(scored, 0),
+            "completion_mask": padded(loss_masks, 0),
         }
         heads = [pair for pair, _ in rows] + blank
         for name in {name for pair in heads for name in pair.extra}:
             values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
             batch[name] = padded([(row + [0] * length)[cut][:length] for row in values], 0)
-        return {**batch, **pick_scored(batch["input_ids"][: len(rows)], batch["completion_mask"]), "tokens": tokens}
+        return {**batch, **label_padded_rows(batch["input_ids"][: len(rows)], batch["completion_mask"]), "tokens": tokens}
 
 
 @dataclass
-class ScoredBatches:
+class LabelledBatches:
     """A collator of the user's, whose padded rows in TRL's form it makes known to the LM head.
 
     Args:
@@ -265,13 +268,13 @@ class ScoredBatches:
         batch = dict(self.collator(records))
         return {
             **batch,
-            **pick_scored(batch["input_ids"], batch["completion_mask"]),
+            **label_padded_rows(batch["input_ids"], batch["completion_mask"]),
             "tokens": int(batch["attention_mask"].sum()),
         }
 
 
-def _behind(prompt: list[int], own_prompt: list[int], answer: Answer, limit: int | None) -> Answer:
-    """An answer as it stands after a prompt that may be a little shorter than its own."""
+def _after_prompt(prompt: list[int], own_prompt: list[int], completion: Completion, limit: int | None) -> Completion:
+    """A completion as it stands after a prompt that may be a little shorter than its own."""
     rest = own_prompt[len(prompt) :]
-    ids, scored = rest + answer.ids, [False] * len(rest) + answer.scored
-    return Answer(ids[:limit], scored[:limit])
+    ids, loss_mask = rest + completion.ids, [False] * len(rest) + completion.loss_mask
+    return Completion(ids[:limit], loss_mask[:limit])

@@ -33,7 +33,7 @@ def check_texts(pair: Mapping[str, Any], images: int, processing_class: Any, whe
         placed = images if side == "prompt" and isinstance(pair[side], str) else 0
         if image and text.count(image) > placed:
             _refuse(where, side, image)
-        if video and side == "prompt" and images and video in text:  # answers, and prompts of text, are not searched for it
+        if video and side == "prompt" and images and video in text:  # completions, and prompts of text, are not searched for it
             _refuse(where, side, video)
 
 

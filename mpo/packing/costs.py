@@ -39,7 +39,7 @@ Limits = tuple[tuple[str, Any], ...]
 class PairCosts:
     """What N records cost, each array of shape (N,).
 
-    ``prompt``: tokens of the prompt, those of its images included. ``chosen``, ``rejected``: tokens of the answers, up to the
+    ``prompt``: tokens of the prompt, those of its images included. ``chosen``, ``rejected``: tokens of the completions, up to the
     last scored one. ``tiles``: what the vision tower encodes for the prompt. ``group``: the same number for the same prompt and
     images.
     """
@@ -71,20 +71,20 @@ class PairCosts:
     def tokens(self) -> NDArray[np.int64]:
         """Tokens of each record's row, the prompt once, shape (N,).
 
-        An upper bound: answers that begin alike, or stand in several pairs of a row, are laid out once.
+        An upper bound: completions that begin alike, or stand in several pairs of a row, are laid out once.
         """
         return self.prompt.astype(np.int64) + self.chosen + self.rejected
 
     def attention(self) -> NDArray[np.float64]:
-        """Query-key pairs of each record's row: the prompt on itself, each answer on the prompt and itself, shape (N,)."""
+        """Query-key pairs of each record's row: the prompt on itself, each completion on the prompt and itself, shape (N,)."""
         prompt, chosen, rejected = (values.astype(np.float64) for values in (self.prompt, self.chosen, self.rejected))
         pairs: NDArray[np.float64] = prompt**2 / 2 + chosen * (prompt + chosen / 2) + rejected * (prompt + rejected / 2)
         return pairs
 
     def cut(self, max_length: int | None, *, skip: bool = False) -> PairCosts:
-        """The costs when answers are cut so that prompt and answer have at most `max_length` tokens.
+        """The costs when completions are cut so that prompt and completion have at most `max_length` tokens.
 
-        With `skip`, a record whose prompt leaves no token of an answer costs what the pair in its place costs, next to nothing.
+        With `skip`, a record whose prompt leaves no token of a completion costs what the pair in its place costs, next to nothing.
         """
         if max_length is None:
             return self

@@ -15,7 +15,7 @@ from mpo.packing.keys import first_alike
 from mpo.packing.templates import is_processor
 from mpo.packing.tiles import jpeg_seed, tile_limits
 from mpo.packing.turns import (
-    Answer,
+    Completion,
     Record,
     RenderedPair,
     describe,
@@ -33,7 +33,7 @@ EncodedPrompt = tuple[list[int], dict[str, Tensor]]
 
 @dataclass
 class EncodedPair:
-    """Token ids of a prompt and its two answers.
+    """Token ids of a prompt and its two completions.
 
     ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the number of the first pair of the batch
     with the same prompt and the same images, which may be this one. ``limits``: how the images are cut, where it is not what
@@ -41,8 +41,8 @@ class EncodedPair:
     """
 
     prompt_ids: list[int]
-    chosen: Answer
-    rejected: Answer
+    chosen: Completion
+    rejected: Completion
     prompt: int
     images: list[Any] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
@@ -55,14 +55,14 @@ class PairEncoder:
 
     Args:
         processing_class: a tokenizer, or a processor when records have images.
-        max_length: longest prompt with one answer, in tokens; see `mpo.packing.collator.PairCollator`.
+        max_length: longest prompt with one completion, in tokens; see `mpo.packing.collator.PairCollator`.
         truncation_mode: likewise.
         completion_end: likewise.
         tile_budget: likewise.
         same_image: whether two images are the same. Asked only of images under the same prompt text; None: prompts with
             images are never shared.
         augment_seed: as `seed` of `mpo.packing.tiles.jpeg_seed`.
-        context: longest prompt with one answer, in tokens, whose log-probs do not depend on the rest of its batch
+        context: longest prompt with one completion, in tokens, whose log-probs do not depend on the rest of its batch
             (`mpo.packing.fits.fixed_context`); a longer one is refused.
     """
 
@@ -99,12 +99,12 @@ class PairEncoder:
             ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, own, self._end_of_turn, describe(record))
             if prompt in with_images:
                 shared, extra = with_images[prompt]
-                left_out = own(pair.prompt)[len(ids) :]  # the end of the prompt, where an answer's tokens merge with it
+                left_out = own(pair.prompt)[len(ids) :]  # the end of the prompt, where a completion's tokens merge with it
                 kept = len(shared) - len(left_out)
                 if shared[kept:] != left_out:
                     raise ValueError(
-                        f"{describe(record)}: its answers merge with what {type(self.processing_class).__name__} writes for an "
-                        "image. Put text between the image and the answers."
+                        f"{describe(record)}: its completions merge with what {type(self.processing_class).__name__} writes for an "
+                        "image. Put text between the image and the completions."
                     )
                 extra = {name: value[:kept] for name, value in extra.items()}
                 encoded = EncodedPair(shared[:kept], chosen, rejected, prompt, pair.images, extra, limit)
@@ -211,7 +211,7 @@ class PairEncoder:
         if self.truncation_mode == "keep_start" and len(pair.prompt_ids) >= max_length:
             raise ValueError(
                 f"{describe(record)}: its prompt alone has {len(pair.prompt_ids)} tokens (image tokens included), and "
-                f"max_length={max_length} leaves none for the answers. Raise max_length, set it to None, or leave the "
+                f"max_length={max_length} leaves none for the completions. Raise max_length, set it to None, or leave the "
                 "record out."
             )
         if self.truncation_mode == "keep_start":
@@ -223,7 +223,7 @@ class PairEncoder:
                 )
         elif max(len(pair.chosen.ids), len(pair.rejected.ids)) >= max_length:
             raise ValueError(
-                f"{describe(record)}: an answer alone has {max(len(pair.chosen.ids), len(pair.rejected.ids))} tokens, and "
+                f"{describe(record)}: a completion alone has {max(len(pair.chosen.ids), len(pair.rejected.ids))} tokens, and "
                 f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
                 "to None, or leave the record out."
             )

@@ -33,7 +33,7 @@ def fixed_context(model: nn.Module) -> int | None:
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why a model cannot take rows in which answers share their prompt; ``None`` when it can.
+    """Why a model cannot take rows in which completions share their prompt; ``None`` when it can.
 
     Decides by what the model is made of, not by its name, and against it where that leaves a doubt.
     """

@@ -16,7 +16,7 @@ from transformers.image_utils import make_flat_list_of_images
 
 from mpo.data.augment import compress_tiles
 from mpo.packing.keys import first_alike, same_image
-from mpo.packing.tiles import cuts_tiles
+from mpo.packing.tiles import splits_into_tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def process(
         what the processor returns, with the tiles of each distinct image once; and the place of each prompt's tiles among them,
         shape (tiles of all prompts,). None for processors that do not cut images into tiles: theirs is left as it is.
     """
-    if not cuts_tiles(processing_class):
+    if not splits_into_tiles(processing_class):
         return processing_class(images=images, text=text, **kwargs), None
     once = _OncePerImage(processing_class.image_processor, [limit for limit, own in zip(limits, images, strict=True) for _ in own])
     processor = copy.copy(processing_class)

@@ -1,4 +1,4 @@
-"""Keys of contents: of an image, and of an answer to a prompt with its images."""
+"""Keys of contents: of an image, and of a completion to a prompt with its images."""
 
 import hashlib
 import json
@@ -77,25 +77,27 @@ def first_alike(outlines: Sequence[Hashable], same: Callable[[int, int], bool]) 
     return firsts
 
 
-def completion_key(images: Sequence[bytes], prompt_ids: Iterable[int], answer_ids: Iterable[int], scored: Iterable[bool]) -> bytes:
-    """Key of one answer, 16 bytes.
+def completion_key(
+    images: Sequence[bytes], prompt_ids: Iterable[int], completion_ids: Iterable[int], loss_mask: Iterable[bool]
+) -> bytes:
+    """Key of one completion, 16 bytes.
 
     Args:
         images: keys of the prompt's images, in order (see `image_key`).
-        prompt_ids: token ids before the answer, image tokens included; after them marks, which are no ids, of what else
+        prompt_ids: token ids before the completion, image tokens included; after them marks, which are no ids, of what else
             decides the sum (`mpo.packing.collator`).
-        answer_ids: the answer's token ids.
-        scored: which of them are in the sum; as many as `answer_ids`.
+        completion_ids: the completion's token ids.
+        loss_mask: which of them are in the sum; as many as `completion_ids`.
 
     >>> completion_key([], [1, 2], [3], [True]) == completion_key([], [1], [2, 3], [False, True])
     False
     """
-    prompt, answer = (np.asarray(list(ids), dtype="<i8") for ids in (prompt_ids, answer_ids))
-    mask = np.asarray(list(scored), dtype=bool)
-    assert mask.shape == answer.shape, (mask.shape, answer.shape)
+    prompt, completion = (np.asarray(list(ids), dtype="<i8") for ids in (prompt_ids, completion_ids))
+    mask = np.asarray(list(loss_mask), dtype=bool)
+    assert mask.shape == completion.shape, (mask.shape, completion.shape)
     hasher = hashlib.blake2b(digest_size=KEY_BYTES)
-    # The lengths come first: without them, tokens could move from the prompt to the answer unnoticed.
-    hasher.update(np.asarray([len(images), len(prompt), len(answer)], dtype="<i8").tobytes())
-    for data in (*images, prompt.tobytes(), answer.tobytes(), mask.tobytes()):
+    # The lengths come first: without them, tokens could move from the prompt to the completion unnoticed.
+    hasher.update(np.asarray([len(images), len(prompt), len(completion)], dtype="<i8").tobytes())
+    for data in (*images, prompt.tobytes(), completion.tobytes(), mask.tobytes()):
         hasher.update(data)
     return hasher.digest()

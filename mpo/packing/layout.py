@@ -1,15 +1,15 @@
-"""A prompt and its answers as one row of tokens: positions, labels, who attends to whom, and sums per answer.
+"""A prompt and its completions as one row of tokens: positions, labels, who attends to whom, and sums per completion.
 
-The row is a trie. A node is a token together with the token it has to predict. Answers share a node while both agree; where
+The row is a trie. A node is a token together with the token it has to predict. Completions share a node while both agree; where
 they part, the last token they share stands once per branch, as `a` here, the last token of the prompt:
 
-    tokens      [ prompt            | chosen         | a   rejected      ]     without each answer's last token
+    tokens      [ prompt            | chosen         | a   rejected      ]     without each completion's last token
     positions     0 ... P-1           P ... P+C-2      P-1 P ... P+R-2
     labels        -100 ... c_0        c_1 ...          r_0 r_1 ...             what each node predicts
     segments    queries [prompt chosen] over keys [prompt chosen]                       causal
                 queries [a rejected]    over keys [prompt minus last, a, rejected]      causal, aligned bottom-right
 
-An answer's last token predicts nothing and nothing attends to it, so it is left out unless another answer goes on after it.
+A completion's last token predicts nothing and nothing attends to it, so it is left out unless another completion goes on after it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""The label of a node that no answer scores."""
+"""The label of a node that no completion scores."""
 
 Range = tuple[int, int]
 """Consecutive nodes: the first, and the one after the last."""
 
 
-class AnswerTokens(Protocol):
-    """The token ids after a prompt, and which of them are scored (`mpo.packing.turns.Answer`)."""
+class CompletionTokens(Protocol):
+    """The token ids after a prompt, and which of them are scored (`mpo.packing.turns.Completion`)."""
 
     @property
     def ids(self) -> list[int]: ...  # noqa: D102
     @property
-    def scored(self) -> list[bool]: ...  # noqa: D102
+    def loss_mask(self) -> list[bool]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -47,65 +47,66 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class AnswerNodes:
-    """Where an answer is predicted: `nodes[i]` predicts its token `i`, which counts if `scored[i]`.
+class CompletionNodes:
+    """Where a completion is predicted: `nodes[i]` predicts its token `i`, which counts if `loss_mask[i]`.
 
-    After an empty prompt nothing predicts an answer's first token, as with shifted labels; `nodes` starts with the second.
+    After an empty prompt nothing predicts a completion's first token, as with shifted labels; `nodes` starts with the second.
     """
 
     nodes: list[int]
-    scored: list[bool]
+    loss_mask: list[bool]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and its answers. Every node is in exactly one segment; segments are in the order of the row."""
+    """A prompt and its completions. Every node is in exactly one segment; segments are in the order of the row."""
 
     tokens: list[int]
     positions: list[int]
     labels: list[int]
     segments: list[Segment]
-    answers: list[AnswerNodes]
+    completions: list[CompletionNodes]
 
 
-def lay_out(prompt: Sequence[int], answers: Sequence[AnswerTokens]) -> Row:
-    """Lay a prompt and its answers out as one row.
+def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> Row:
+    """Lay a prompt and its completions out as one row.
 
-    The first answer goes on after the prompt in the same segment, or a longer answer that begins with all of it. Equal
-    answers share all their nodes. A branch repeats the last token it shares, which with an answer right after it is the last
+    The first completion goes on after the prompt in the same segment, or a longer completion that begins with all of it. Equal
+    completions share all their nodes. A branch repeats the last token it shares, which with a completion right after it is the last
     of the prompt: this must not be an image token, or the copy would ask for an image of its own.
 
     Args:
-        prompt: token ids, image tokens included. May be empty (see `AnswerNodes`).
-        answers: any number of answers, at least one.
+        prompt: token ids, image tokens included. May be empty (see `CompletionNodes`).
+        completions: any number of completions, at least one.
 
     Raises:
-        ValueError: without an answer, when an answer has not one flag per token, or when there is nothing to predict.
+        ValueError: without a completion, when a completion has not one flag per token, or when there is nothing to predict.
 
-    >>> from types import SimpleNamespace as Answer
-    >>> row = lay_out([1, 2], [Answer(ids=[3, 4], scored=[True] * 2), Answer(ids=[5, 6, 7], scored=[True] * 3)])
+    >>> from types import SimpleNamespace as Completion
+    >>> row = lay_out([1, 2], [Completion(ids=[3, 4], loss_mask=[True] * 2), Completion(ids=[5, 6, 7], loss_mask=[True] * 3)])
     >>> row.tokens, row.positions, row.labels
     ([1, 2, 3, 2, 5, 6], [0, 1, 2, 1, 2, 3], [-100, 3, 4, 5, 6, 7])
     >>> row.segments[1]
     Segment(queries=(3, 6), ancestors=((0, 1),))
-    >>> [answer.nodes for answer in row.answers]
+    >>> [completion.nodes for completion in row.completions]
     [[1, 2], [3, 4, 5]]
     """
-    if not answers:
-        raise ValueError("A row needs at least one answer.")
-    for number, answer in enumerate(answers):
-        if len(answer.ids) != len(answer.scored):
+    if not completions:
+        raise ValueError("A row needs at least one completion.")
+    for number, completion in enumerate(completions):
+        if len(completion.ids) != len(completion.loss_mask):
             raise ValueError(
-                f"Answer {number} has {len(answer.ids)} tokens but {len(answer.scored)} flags in `scored`. Give one flag per token."
+                f"Completion {number} has {len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`. "
+                "Give one flag per token."
             )
-    texts = [[*prompt, *answer.ids] for answer in answers]
+    texts = [[*prompt, *completion.ids] for completion in completions]
     tokens: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
-    paths: list[tuple[Range, ...]] = [()] * len(answers)
+    paths: list[tuple[Range, ...]] = [()] * len(completions)
 
     def place(group: list[int], ancestors: tuple[Range, ...], depth: int, agreed: int) -> None:
-        """Lay out answers that share `ancestors` (the nodes above `depth`) and agree on their first `agreed` tokens."""
+        """Lay out completions that share `ancestors` (the nodes above `depth`) and agree on their first `agreed` tokens."""
         stem = texts[group[0]]
         for index in group:  # one that goes on where the stem ends is the stem
             if len(texts[index]) > len(stem) and texts[index][: len(stem)] == stem:
@@ -132,26 +133,26 @@ def lay_out(prompt: Sequence[int], answers: Sequence[AnswerTokens]) -> Row:
             fork = max(common - 1, 0)  # where the last token they share with the stem stands; the branch repeats it
             place(members, above(fork), fork, common + 1)
 
-    place(list(range(len(answers))), (), 0, len(prompt))
+    place(list(range(len(completions))), (), 0, len(prompt))
     if not tokens:
-        raise ValueError("There is nothing to predict: prompt and answers together have less than two tokens.")
+        raise ValueError("There is nothing to predict: prompt and completions together have less than two tokens.")
     labels = [IGNORED] * len(tokens)
     unpredicted = 0 if prompt else 1  # the first token of all has nothing before it
     placed = []
-    for answer, path in zip(answers, paths, strict=True):
+    for completion, path in zip(completions, paths, strict=True):
         nodes = list(chain.from_iterable(range(*part) for part in path))[max(len(prompt) - 1, 0) :]
-        ids, scored = answer.ids[unpredicted:], answer.scored[unpredicted:]
-        for node, token, counts in zip(nodes, ids, scored, strict=True):
+        ids, loss_mask = completion.ids[unpredicted:], completion.loss_mask[unpredicted:]
+        for node, token, counts in zip(nodes, ids, loss_mask, strict=True):
             if counts:
                 labels[node] = token
-        placed.append(AnswerNodes(nodes, list(scored)))
+        placed.append(CompletionNodes(nodes, list(loss_mask)))
     return Row(tokens, positions, labels, segments, placed)
 
 
-def without_answers(prompt: Sequence[int]) -> Row:
-    """A row in which nothing is scored.
+def prompt_alone(prompt: Sequence[int]) -> Row:
+    """A row in which nothing is labelled.
 
-    >>> without_answers([1, 2, 3]).labels
+    >>> prompt_alone([1, 2, 3]).labels
     [-100, -100, -100]
     """
     tokens = list(prompt)
@@ -205,64 +206,66 @@ class Segments:
 
 
 @dataclass(frozen=True, eq=False)
-class ScoredTokens:
-    """The E scored tokens of A answers, answer after answer. A node that answers share is there once for each.
+class LabelledTokens:
+    """The E labelled tokens of A completions, completion after completion. A node that completions share is there once for each.
 
-    ``node`` (E,) int64: the node that predicts the token, in the concatenated row. ``answer`` (E,) int64: whose token it is.
-    ``ordinal`` (E,) int64: its place among the answer's scored tokens, from 0. ``lengths`` (A,) int64: scored tokens per answer.
+    ``node`` (E,) int64: the node that predicts the token, in the concatenated row. ``completion`` (E,) int64: whose token it is.
+    ``ordinal`` (E,) int64: its place among the completion's labelled tokens, from 0. ``lengths`` (A,) int64: labelled tokens per
+    completion.
     """
 
     node: Tensor
-    answer: Tensor
+    completion: Tensor
     ordinal: Tensor
     lengths: Tensor
 
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> ScoredTokens:
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LabelledTokens:
         """A copy on a device; accelerate and the Trainer call this."""
-        return ScoredTokens(*(tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors()))
+        return LabelledTokens(*(tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors()))
 
-    def pin_memory(self) -> ScoredTokens:
+    def pin_memory(self) -> LabelledTokens:
         """A copy in pinned memory; data loaders call this."""
-        return ScoredTokens(*(tensor.pin_memory() for tensor in self._tensors()))
+        return LabelledTokens(*(tensor.pin_memory() for tensor in self._tensors()))
 
-    def select(self, answers: Sequence[int]) -> ScoredTokens:
-        """The tokens of some answers, in the order given; an answer may come more than once.
+    def select(self, completions: Sequence[int]) -> LabelledTokens:
+        """The tokens of some completions, in the order given; a completion may come more than once.
 
-        For whatever differs between the pairs that an answer is in, as LD-DPO's weights do. Meant for the collator: on a GPU it
+        For whatever differs between the pairs that a completion is in, as LD-DPO's weights do. Meant for the collator: on a GPU it
         would wait for the device.
 
-        >>> tokens = ScoredTokens(*map(torch.tensor, ([4, 5, 8], [0, 0, 1], [0, 1, 0], [2, 1])))
+        >>> tokens = LabelledTokens(*map(torch.tensor, ([4, 5, 8], [0, 0, 1], [0, 1, 0], [2, 1])))
         >>> tokens.select([1, 0, 1]).node
         tensor([8, 4, 5, 8])
         """
-        chosen = torch.tensor(answers, dtype=torch.int64)
+        chosen = torch.tensor(completions, dtype=torch.int64)
         lengths = self.lengths[chosen]
-        answer = torch.repeat_interleave(torch.arange(len(answers)), lengths)
-        ordinal = torch.arange(len(answer)) - (lengths.cumsum(0) - lengths)[answer]
+        completion = torch.repeat_interleave(torch.arange(len(completions)), lengths)
+        ordinal = torch.arange(len(completion)) - (lengths.cumsum(0) - lengths)[completion]
         begin = (self.lengths.cumsum(0) - self.lengths)[chosen]
-        return ScoredTokens(self.node[begin[answer] + ordinal], answer, ordinal, lengths)
+        return LabelledTokens(self.node[begin[completion] + ordinal], completion, ordinal, lengths)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.node, self.answer, self.ordinal, self.lengths
+        return self.node, self.completion, self.ordinal, self.lengths
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """Rows one after the other, nothing padded. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
 
-    ``labelled`` (M,) int64: the nodes that have a label, ascending. As ``logits_to_keep`` it spares all others the LM head.
+    ``labelled_positions`` (M,) int64: the nodes that have a label, ascending. As ``logits_to_keep`` it spares all others the LM
+    head.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     shift_labels: Tensor
-    labelled: Tensor
+    labelled_positions: Tensor
     segments: Segments
-    scored: ScoredTokens
+    labelled: LabelledTokens
 
 
 def concatenate(rows: Sequence[Row]) -> PackedRows:
-    """Put rows one after the other. Answers are numbered through, row after row.
+    """Put rows one after the other. Completions are numbered through, row after row.
 
     Raises:
         ValueError: without a row.
@@ -272,17 +275,17 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
     keys: list[Tensor] = []
     lengths: list[tuple[int, int]] = []
     nodes: list[int] = []
-    scored_lengths: list[int] = []
+    labelled_lengths: list[int] = []
     offset = 0
     for row in rows:
         for segment in row.segments:
             parts = [torch.arange(begin + offset, end + offset) for begin, end in (*segment.ancestors, segment.queries)]
             keys += parts
             lengths.append((len(parts[-1]), sum(map(len, parts))))
-        for answer in row.answers:
-            scored = [node + offset for node, counts in zip(answer.nodes, answer.scored, strict=True) if counts]
-            nodes += scored
-            scored_lengths.append(len(scored))
+        for completion in row.completions:
+            labelled = [node + offset for node, counts in zip(completion.nodes, completion.loss_mask, strict=True) if counts]
+            nodes += labelled
+            labelled_lengths.append(len(labelled))
         offset += len(row.tokens)
     alone = all(queries == keys_ for queries, keys_ in lengths)
     segments = Segments(
@@ -293,56 +296,57 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
         max_k=_bucket(max(keys_ for _, keys_ in lengths)),
         lengths=tuple(lengths),
     )
-    count = torch.tensor(scored_lengths, dtype=torch.int64)
-    answer_of = torch.repeat_interleave(torch.arange(len(scored_lengths)), count)
-    ordinal = torch.arange(len(nodes)) - (count.cumsum(0) - count)[answer_of]
+    count = torch.tensor(labelled_lengths, dtype=torch.int64)
+    completion_of = torch.repeat_interleave(torch.arange(len(labelled_lengths)), count)
+    ordinal = torch.arange(len(nodes)) - (count.cumsum(0) - count)[completion_of]
     shift_labels = _joined([row.labels for row in rows])
     return PackedRows(
         input_ids=_joined([row.tokens for row in rows]),
         position_ids=_joined([row.positions for row in rows]),
         shift_labels=shift_labels,
-        labelled=(shift_labels[0] != IGNORED).nonzero()[:, 0],
+        labelled_positions=(shift_labels[0] != IGNORED).nonzero()[:, 0],
         segments=segments,
-        scored=ScoredTokens(torch.tensor(nodes, dtype=torch.int64), answer_of, ordinal, count),
+        labelled=LabelledTokens(torch.tensor(nodes, dtype=torch.int64), completion_of, ordinal, count),
     )
 
 
-def completion_sums(node_logps: Tensor, scored: ScoredTokens, weights: Tensor | None = None) -> Tensor:
-    """Sum the log-probs of each answer's scored tokens.
+def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tensor | None = None) -> Tensor:
+    """Sum the log-probs of each completion's labelled tokens.
 
     Args:
         node_logps: shape (1, N) or (N,), the log-prob of each node's label; what unscored nodes hold is never read.
-        scored: the batch's scored tokens, E of A answers, on the same device.
+        labelled: the batch's labelled tokens, E of A completions, on the same device.
         weights: shape (E,), what each token counts; all count fully by default.
 
     Returns:
         shape (A,), float32.
 
-    >>> scored = ScoredTokens(*map(torch.tensor, ([1, 2, 1], [0, 0, 1], [0, 1, 0], [2, 1])))  # both answers share node 1
-    >>> completion_sums(torch.tensor([[0.0, -1.0, -2.0]]), scored)
+    >>> labelled = LabelledTokens(*map(torch.tensor, ([1, 2, 1], [0, 0, 1], [0, 1, 0], [2, 1])))  # both completions share node 1
+    >>> completion_sums(torch.tensor([[0.0, -1.0, -2.0]]), labelled)
     tensor([-3., -1.])
     """
     # Added up in float64, the sum is right to its last float32 digit in whatever order a GPU adds.
     precise = torch.float32 if node_logps.device.type == "mps" else torch.float64
-    values = node_logps.reshape(-1)[scored.node].to(precise)
+    values = node_logps.reshape(-1)[labelled.node].to(precise)
     if weights is not None:
         values = values * weights
-    sums = torch.zeros(scored.lengths.shape, dtype=precise, device=values.device)
-    return sums.index_add(0, scored.answer, values).float()
+    sums = torch.zeros(labelled.lengths.shape, dtype=precise, device=values.device)
+    return sums.index_add(0, labelled.completion, values).float()
 
 
-def ld_weights(scored: ScoredTokens, ld_alpha: float) -> Tensor:
-    """LD-DPO's weights (arXiv 2409.06411): tokens beyond the length of the shorter answer of their pair count `ld_alpha`.
+def ld_weights(labelled: LabelledTokens, ld_alpha: float) -> Tensor:
+    """LD-DPO's weights (arXiv 2409.06411): tokens beyond the length of the shorter completion of their pair count `ld_alpha`.
 
     Args:
-        scored: the tokens of 2P answers, the chosen ones, then the rejected ones in the same order (see `ScoredTokens.select`).
+        labelled: the tokens of 2P completions, the chosen ones, then the rejected ones in the same order (see
+            `LabelledTokens.select`).
         ld_alpha: in [0, 1].
 
     Returns:
         shape (E,), float32, for `completion_sums`.
     """
-    shorter = torch.minimum(*scored.lengths.chunk(2)).repeat(2)
-    return torch.where(scored.ordinal < shorter[scored.answer], 1.0, ld_alpha)
+    shorter = torch.minimum(*labelled.lengths.chunk(2)).repeat(2)
+    return torch.where(labelled.ordinal < shorter[labelled.completion], 1.0, ld_alpha)
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int], known: int) -> int:

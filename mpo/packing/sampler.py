@@ -201,7 +201,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
                 f"{len(found)} of {len(tokens)} records do not fit a batch of max_tokens={self.max_tokens}, "
                 f"max_tiles={self.max_tiles} even alone: {', '.join(str(index) for index in found[:5])}"
                 f"{', ...' if len(found) > 5 else ''}. The longest of them is record {worst} with {tokens[worst]} tokens and "
-                f"{tiles[worst]} tiles. Raise the budget, cut answers with max_length, leave the records out, or give each a "
+                f"{tiles[worst]} tiles. Raise the budget, cut completions with max_length, leave the records out, or give each a "
                 "batch of its own with allow_oversized=True."
             )
         return found
@@ -277,18 +277,18 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             return starts
         tokens, tiles, _ = self._unit_costs(records, starts)
         ends = np.append(starts[1:], len(records))
-        answers = self.costs.chosen + self.costs.rejected
+        completions = self.costs.chosen + self.costs.rejected
         more: list[int] = []
         for unit in np.flatnonzero((tokens > self.max_tokens) & (ends - starts > 1)):
             total = 0
             for place in range(starts[unit], ends[unit]):
                 record = records[place]
-                total += int(answers[record])
+                total += int(completions[record])
                 if place == starts[unit]:
                     total += int(self.costs.prompt[record])
                 elif total > self.max_tokens:
                     more.append(place)
-                    total = int(answers[record] + self.costs.prompt[record])
+                    total = int(completions[record] + self.costs.prompt[record])
         return np.sort(np.concatenate([starts, np.array(more, dtype=np.int64)]))
 
     def _arrange(self, batches: Batches, epoch: int) -> Batches:

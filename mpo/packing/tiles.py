@@ -18,7 +18,7 @@ AUGMENTED_AND_CACHED = (
 )
 
 
-def cuts_tiles(processing_class: Any) -> bool:
+def splits_into_tiles(processing_class: Any) -> bool:
     """Whether a processor cuts images as InternVL's does."""
     return isinstance(processing_class, InternVLProcessor)
 
@@ -45,7 +45,7 @@ def tile_limits(
     own = {name: value for name, value in (record.get("tiles") or {}).items() if value is not None}
     if not images:
         return {}
-    if not cuts_tiles(processing_class):
+    if not splits_into_tiles(processing_class):
         if own:
             raise ValueError(
                 f"{where} says how its images are cut into tiles, and {type(processing_class).__name__} does not cut images. "
@@ -91,7 +91,7 @@ def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, whe
     """
     if not images or not record.get("augment") or EPOCH not in record:
         return {}
-    if not cuts_tiles(processing_class):
+    if not splits_into_tiles(processing_class):
         raise ValueError(
             f"{where} is to be augmented, tile by tile, and {type(processing_class).__name__} does not cut images into tiles. "
             "Drop the column 'augment'."

@@ -1,7 +1,7 @@
-"""From one record to token ids: where the prompt ends, and which tokens of an answer are scored.
+"""From one record to token ids: where the prompt ends, and which tokens of a completion are scored.
 
 A record is a dict in one of TRL's preference formats: ``prompt``, ``chosen`` and ``rejected`` as plain strings or as lists of
-messages; ``prompt`` may be missing when both answers repeat it; ``images`` (or ``image``) and ``videos`` are optional.
+messages; ``prompt`` may be missing when both completions repeat it; ``images`` (or ``image``) and ``videos`` are optional.
 """
 
 import json
@@ -26,19 +26,19 @@ Tokenize = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The tokens after the prompt; ``scored[i]`` says whether token ``i`` belongs to what the assistant wrote."""
+class Completion:
+    """The tokens after the prompt; ``loss_mask[i]`` says whether token ``i`` belongs to what the assistant wrote."""
 
     ids: list[int]
-    scored: list[bool]
+    loss_mask: list[bool]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an answer's rendered text."""
+    """A stretch of a completion's rendered text."""
 
     text: str
-    scored: bool
+    labelled: bool
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
         if record.get(column) is None:
             raise ValueError(
                 f"{where} has no '{column}'. A preference record needs 'chosen' and 'rejected' "
-                f"(and 'prompt' unless both answers repeat it); this one has {sorted(record)}."
+                f"(and 'prompt' unless both completions repeat it); this one has {sorted(record)}."
             )
-    _check_answers(record)
+    _check_completions(record)
     record, images = _with_images(record)
     pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
     if "prompt" not in pair:
@@ -136,20 +136,20 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
         texts = [key for key, is_list in kinds.items() if not is_list]
         raise ValueError(f"{where}: {' and '.join(texts)} are text and the rest messages. Give all of them as one or the other.")
     if not kinds["prompt"]:
-        answers = {key: [Piece(pair[key], scored=True)] for key in ("chosen", "rejected")}
-        return RenderedPair(pair["prompt"], answers["chosen"], answers["rejected"], images, conversational=False)
+        completions = {key: [Piece(pair[key], labelled=True)] for key in ("chosen", "rejected")}
+        return RenderedPair(pair["prompt"], completions["chosen"], completions["rejected"], images, conversational=False)
 
     chat = _Chat(record, pair["prompt"], images, processing_class, where)
     sides = {side: chat.completed(pair[side], side) for side in ("chosen", "rejected")}
     whole = {side: chat.text(messages) for side, (messages, _) in sides.items()}
-    # Templates may open an answer otherwise than they render it (DeepSeek-R1's <think>): what all have in common is the prompt.
+    # Templates may open a completion otherwise than they render it (DeepSeek-R1's <think>): what all have in common is the prompt.
     continued = any(given is not chat.prompt for _, given in sides.values())
     prompt = os.path.commonprefix([chat.opening(continued), *whole.values()])
     chat.check_prompt(prompt)
 
     def pieces(side: str) -> list[Piece]:
         if len(pair[side]) == 1 or not split_turns:
-            return [Piece(whole[side][len(prompt) :], scored=True)]
+            return [Piece(whole[side][len(prompt) :], labelled=True)]
         messages, given = sides[side]
         return _turns(chat, given, messages[len(given) :], prompt)
 
@@ -177,13 +177,13 @@ def _with_images(record: Record) -> tuple[Record, list[Any]]:
     return record, images
 
 
-def _check_answers(record: Mapping[str, Any]) -> None:
+def _check_completions(record: Mapping[str, Any]) -> None:
     where = describe(record)
     for side in ("chosen", "rejected"):
-        answer = record[side]
-        messages = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+        completion = record[side]
+        messages = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
         if not messages or _is_empty(messages[-1]):
-            raise ValueError(f"{where}: '{side}' is empty. Give the answer its text or leave the record out.")
+            raise ValueError(f"{where}: '{side}' is empty. Give the completion its text or leave the record out.")
     if record["chosen"] == record["rejected"]:
         raise ValueError(f"{where}: 'chosen' and 'rejected' are the same, so there is nothing to prefer. Leave the record out.")
 
@@ -206,7 +206,7 @@ class _Chat:
     """The conversation of one record, as its chat template takes it.
 
     Attributes:
-        prompt: its messages; an empty one of the assistant at the end is left out, since an answer opens just so.
+        prompt: its messages; an empty one of the assistant at the end is left out, since a completion opens just so.
         continues: the prompt ends in a message of the assistant, which a completion's first message goes on with.
     """
 
@@ -224,33 +224,36 @@ class _Chat:
         if self.prompt and self.prompt[-1]["role"] == "assistant" and _is_empty(self.prompt[-1]):
             self.prompt = self.prompt[:-1]
         if not self.prompt:
-            raise ValueError(f"{where}: its prompt has no message. Give it what the answers answer, or leave the record out.")
+            raise ValueError(
+                f"{where}: its prompt has no message. Give it what the completions completion, or leave the record out."
+            )
         self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
 
-    def completed(self, answer: list[Any], side: str) -> tuple[list[Any], list[Any]]:
-        """All messages with an answer's, and those of the prompt that stand before the first one the answer has a part in."""
-        answer = self._as_taken(answer, side)
-        for place, message in enumerate(answer):
+    def completed(self, completion: list[Any], side: str) -> tuple[list[Any], list[Any]]:
+        """All messages with a completion's, and those of the prompt before the first one the completion has a part in."""
+        completion = self._as_taken(completion, side)
+        for place, message in enumerate(completion):
             if message["role"] == "assistant" and _is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
-        if answer[0]["role"] not in ("assistant", "tool"):
+        if completion[0]["role"] not in ("assistant", "tool"):
             raise ValueError(
-                f"{self.where}: '{side}' begins with a message of the {answer[0]['role']}: what is asked belongs into the prompt."
+                f"{self.where}: '{side}' begins with a message of the {completion[0]['role']}: what is "
+                "asked belongs into the prompt."
             )
-        if answer[-1]["role"] != "assistant":
+        if completion[-1]["role"] != "assistant":
             raise ValueError(
-                f"{self.where}: '{side}' ends with a message of role {answer[-1]['role']!r} instead of the assistant's. Leave out "
-                "what comes after the assistant's last message."
+                f"{self.where}: '{side}' ends with a message of role {completion[-1]['role']!r} instead of the "
+                "assistant's. Leave out what comes after the assistant's last message."
             )
-        if answer[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
-            return [*self.prompt, *answer], self.prompt
+        if completion[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
+            return [*self.prompt, *completion], self.prompt
         if not self.continues:
             raise ValueError(
                 f"{self.where}: its prompt ends in a tool call, and '{side}' begins with a message of the assistant. Put the "
                 "tool's result between them."
             )
         before = self.prompt[:-1]
-        return [*before, _joined(self.prompt[-1], answer[0], f"{self.where}: '{side}'"), *answer[1:]], before
+        return [*before, _joined(self.prompt[-1], completion[0], f"{self.where}: '{side}'"), *completion[1:]], before
 
     def opening(self, continued: bool) -> str:
         """The prompt's text, up to where the assistant goes on."""
@@ -259,12 +262,13 @@ class _Chat:
         return self.text(self.prompt, add_generation_prompt=self.prompt[-1]["role"] != "assistant")
 
     def check_prompt(self, text: str) -> None:
-        """Refuse a template that renders the prompt's last message otherwise once an answer follows: it would be scored."""
+        """Refuse a template that renders the prompt's last message otherwise once a completion follows: it would be scored."""
         last = _text_of(self.prompt[-1]).strip()
         if last and last not in text and last in self.opening(self.continues):
             raise ValueError(
-                f"{self.where}: the chat template renders the prompt's last message differently once an answer follows, so where "
-                "the answer begins cannot be told. Use a template that renders it the same, or end the prompt in a user's message."
+                f"{self.where}: the chat template renders the prompt's last message differently once a completion follows, so "
+                "where the completion begins cannot be told. Use a template that renders it the same, or end the prompt "
+                "in a user's message."
             )
 
     def text(self, messages: list[Any], **how: bool) -> str:
@@ -343,75 +347,75 @@ def _unpadded(value: Any) -> Any:
     return remove_none_values(value) if isinstance(value, (list, Mapping)) else value
 
 
-def _turns(chat: _Chat, prompt: list[Any], answer: list[Any], prompt_text: str) -> list[Piece]:
-    """Cut an answer of several messages into pieces; only what the assistant wrote is scored."""
+def _turns(chat: _Chat, prompt: list[Any], completion: list[Any], prompt_text: str) -> list[Piece]:
+    """Cut a completion of several messages into pieces; only what the assistant wrote is scored."""
     pieces = []
     done = prompt_text
 
-    def extend(scored: bool, upto: int, generation_prompt: bool = False) -> None:
+    def extend(labelled: bool, upto: int, generation_prompt: bool = False) -> None:
         nonlocal done
-        text = chat.text(prompt + answer[:upto], add_generation_prompt=generation_prompt)
+        text = chat.text(prompt + completion[:upto], add_generation_prompt=generation_prompt)
         if generation_prompt:  # as of the prompt: up to where the turn that follows begins otherwise
-            text = os.path.commonprefix([text, chat.text(prompt + answer[: upto + 1])])
+            text = os.path.commonprefix([text, chat.text(prompt + completion[: upto + 1])])
         if not text.startswith(done):
             raise ValueError(
                 f"{chat.where}: the chat template renders earlier turns differently once later ones follow, so the turns of "
-                "an answer of several messages cannot be told apart. Keep only its last assistant message as the "
-                "answer and put the others into the prompt."
+                "a completion of several messages cannot be told apart. Keep only its last assistant message as the "
+                "completion and put the others into the prompt."
             )
-        pieces.append(Piece(text[len(done) :], scored))
+        pieces.append(Piece(text[len(done) :], labelled))
         done = text
 
-    for index, message in enumerate(answer):
+    for index, message in enumerate(completion):
         by_assistant = message["role"] == "assistant"
         if by_assistant and index > 0:
-            extend(scored=False, upto=index, generation_prompt=True)
-        extend(scored=by_assistant, upto=index + 1)
+            extend(labelled=False, upto=index, generation_prompt=True)
+        extend(labelled=by_assistant, upto=index + 1)
     return pieces
 
 
 def encode_with_prompt(
-    prompt: str, answers: Sequence[list[Piece]], tokenize: Tokenize, end_of_turn: int | None, where: str = "a record"
-) -> tuple[list[int], list[Answer]]:
-    """Tokenize prompt and answer as one text, as TRL does without images: tokens may merge across the boundary.
+    prompt: str, completions: Sequence[list[Piece]], tokenize: Tokenize, end_of_turn: int | None, where: str = "a record"
+) -> tuple[list[int], list[Completion]]:
+    """Tokenize prompt and completion as one text, as TRL does without images: tokens may merge across the boundary.
 
     A piece on its own could get other tokens than in its place: SentencePiece puts a space in front of what begins a text.
 
     Args:
         prompt: rendered, with one placeholder for each image.
-        answers: the pieces of each answer.
+        completions: the pieces of each completion.
         tokenize: from a text to its ids.
-        end_of_turn: of `mark_turn`.
+        end_of_turn: of `label_turn`.
         where: what errors call the record.
 
     Returns:
-        the prompt's ids up to where the tokenized prompt and all tokenized rows agree, and the answers after them.
+        the prompt's ids up to where the tokenized prompt and all tokenized rows agree, and the completions after them.
 
     Raises:
-        ValueError: for an empty prompt, since nothing would predict an answer's first token.
+        ValueError: for an empty prompt, since nothing would predict a completion's first token.
     """
     prompt_ids = tokenize(prompt)
     if not prompt_ids:
         raise ValueError(f"{where}: its prompt is empty. Give it a prompt of one token or more.")
     rows: list[tuple[list[int], list[int]]] = []
-    for pieces in answers:
+    for pieces in completions:
         texts = [prompt]
         for piece in pieces:
             texts.append(texts[-1] + piece.text)
         ids = tokenize(texts[-1])
         rows.append((ids, [common_prefix_length(tokenize(text), ids) for text in texts[:-1]] + [len(ids)]))
     length = min(len(prompt_ids), *(starts[0] for _, starts in rows))
-    if not length:  # the whole prompt merges with an answer, whose first token nothing would predict: one after the other then
+    if not length:  # the whole prompt merges with a completion, whose first token nothing would predict: one after the other then
         length = len(prompt_ids)
-        rows = [_one_by_one(prompt_ids, pieces, tokenize) for pieces in answers]
+        rows = [_one_by_one(prompt_ids, pieces, tokenize) for pieces in completions]
     found = []
-    for (ids, starts), pieces in zip(rows, answers, strict=True):
-        scored: list[bool] = []
+    for (ids, starts), pieces in zip(rows, completions, strict=True):
+        loss_mask: list[bool] = []
         starts[0] = length
         for number, piece in enumerate(pieces):
-            own = ids[max(starts[number], length + len(scored)) : starts[number + 1]]
-            scored += mark_turn(own, end_of_turn) if piece.scored else [False] * len(own)
-        found.append(_without_unscored_tail(Answer(ids[length:], scored)))
+            own = ids[max(starts[number], length + len(loss_mask)) : starts[number + 1]]
+            loss_mask += label_turn(own, end_of_turn) if piece.labelled else [False] * len(own)
+        found.append(_without_unlabelled_tail(Completion(ids[length:], loss_mask)))
     return prompt_ids[:length], found
 
 
@@ -433,18 +437,18 @@ def is_opened(pair: RenderedPair, completion_end: str) -> bool:
 
 
 def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, completion_end: str) -> list[Piece]:
-    """An answer of plain text with eos at its end, so that the model learns to stop. (TRL leaves it out beside images.)"""
+    """A completion of plain text with eos at its end, so that the model learns to stop. (TRL leaves it out beside images.)"""
     if pair.conversational or eos is None or not is_opened(pair, completion_end) or pieces[-1].text.endswith(eos):
         return pieces
-    return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].scored)]
+    return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].labelled)]
 
 
-def mark_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
+def label_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
     """Which tokens of an assistant turn are scored: all up to and including its last end-of-turn token.
 
-    >>> mark_turn([5, 6, 2, 9], end_of_turn=2)  # 9 is the newline that the template puts after the turn
+    >>> label_turn([5, 6, 2, 9], end_of_turn=2)  # 9 is the newline that the template puts after the turn
     [True, True, True, False]
-    >>> mark_turn([5, 6], end_of_turn=2)  # no such token: to the end
+    >>> label_turn([5, 6], end_of_turn=2)  # no such token: to the end
     [True, True]
     """
     if end_of_turn is None or end_of_turn not in ids:
@@ -453,9 +457,9 @@ def mark_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
     return [position <= last for position in range(len(ids))]
 
 
-def _without_unscored_tail(answer: Answer) -> Answer:
-    length = max((i + 1 for i, scored in enumerate(answer.scored) if scored), default=0)
-    return Answer(answer.ids[:length], answer.scored[:length])
+def _without_unlabelled_tail(completion: Completion) -> Completion:
+    length = max((i + 1 for i, counts in enumerate(completion.loss_mask) if counts), default=0)
+    return Completion(completion.ids[:length], completion.loss_mask[:length])
 
 
 def end_of_turn_token(processing_class: Any) -> int | None:

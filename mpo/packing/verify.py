@@ -20,7 +20,7 @@ def compare(
     """Say how far log-prob sums and gradients of packed rows are from those of padded rows.
 
     Args:
-        sums: a batch's log-prob sums per answer, shape (2 pairs,), under a model that attends by segments.
+        sums: a batch's log-prob sums per completion, shape (2 pairs,), under a model that attends by segments.
         packed: the batch in packed rows.
         padded: the same records in padded rows.
         parameters: whose gradients (of the mean of the sums) are compared; may be empty. They take their own memory twice.
@@ -30,7 +30,7 @@ def compare(
     with usual():
         second, second_gradients = _with_gradients(sums, padded, parameters)
     lines = [
-        f"verify_first_batch: log-probs of {len(first)} answers in packed and in padded rows differ by at most "
+        f"verify_first_batch: log-probs of {len(first)} completions in packed and in padded rows differ by at most "
         f"{(first - second).abs().max():.2e} (sums of up to {second.abs().max():.1f}; "
         f"{((first - second).abs() / second.abs().clamp_min(1e-6)).max():.1e} relative)"
     ]

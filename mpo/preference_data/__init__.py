@@ -1,1 +1,1 @@
-"""Preference data: sampled answers -> right and wrong -> pairs, as MMPR was made (arXiv 2411.10442)."""
+"""Preference data: sample responses, judge them, pair correct with incorrect ones, as for MMPR (arXiv 2411.10442)."""

@@ -1,16 +1,16 @@
-"""Finding the final answer in a response that reasons first."""
+"""Parse the final answer of a response that reasons first."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 TRIGGERS = ("Final answer:", "Final Answer:", "答案:", "答案：")
-"""What announces the final answer."""
+"""The phrases that introduce the final answer."""
 
 
 @dataclass(frozen=True)
 class ParsedResponse:
-    """A response taken apart.
+    """A response, split into rationale and final answer.
 
     Attributes:
         rationale: the reasoning before the final answer, without surrounding white space.
@@ -22,16 +22,16 @@ class ParsedResponse:
 
 
 def parse_response(response: str) -> ParsedResponse | None:
-    r"""Takes apart a response that ends in a line `Final answer: ...`.
+    r"""Parse a response that ends in a line `Final answer: ...`.
 
     The rules are those of the `en` prompt in InternVL's reasoning data pipeline (`utils/accuracy_reward.py`): one trigger, once or
     twice, of which the last counts; at least two line breaks; reasoning before the trigger; one line after it.
 
     Args:
-        response: the whole text a model wrote.
+        response: the full text of the response.
 
     Returns:
-        The parts, or None when the response is not of this form. In pairing, None makes it a wrong-format negative.
+        The parts, or None for a response of another format, which pairing treats as a wrong-format negative.
 
     >>> parse_response("The digits are 3 4\n3 + 4 = 7\nFinal answer: 7")
     ParsedResponse(rationale='The digits are 3 4\n3 + 4 = 7', answer='7')

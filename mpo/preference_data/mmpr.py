@@ -14,15 +14,15 @@ from mpo.preference_data.pairing import Negative, Verdict, judge, pair_completio
 
 @dataclass
 class PairingReport:
-    """What became of the questions.
+    """Counts of questions, responses and pairs.
 
     Attributes:
-        questions: how many there were.
-        responses: responses by verdict: `correct`, `wrong_answer`, `wrong_format`.
-        all_right: questions without a wrong response, which give no pair.
-        all_wrong: questions without a right response, which give no pair.
-        paired: questions with at least one pair. The remaining ones had pairs, but all were left out.
-        pairs: pairs by what is wrong with their rejected answer.
+        questions: number of questions.
+        responses: number of responses by verdict: `correct`, `wrong_answer`, `wrong_format`.
+        all_right: questions with only correct responses, which give no pair.
+        all_wrong: questions with only incorrect responses, which give no pair.
+        paired: questions with at least one pair. Every pair of the remaining questions was excluded.
+        pairs: number of pairs by the kind of their rejected response.
     """
 
     questions: int = 0
@@ -40,27 +40,27 @@ def build_pairs(
     max_pairs: int = 15,
     seed: int = 0,
 ) -> tuple[list[dict[str, Any]], PairingReport]:
-    """Judges sampled responses and pairs right with wrong ones.
+    """Judge sampled responses and pair correct with incorrect ones.
 
     Args:
-        questions: lines `{"id", "image", "question", "answer"}`; `answer` is the ground truth.
-        responses: for each question, in order, the whole responses that were sampled.
-        max_pairs: at most so many pairs per question.
-        seed: of their choice. It does not depend on the other questions.
+        questions: lines `{"id", "image", "question", "ground_truth"}`.
+        responses: for each question, in order, the full sampled responses.
+        max_pairs: the largest number of pairs per question.
+        seed: random seed of their selection, which does not depend on the other questions.
 
     Returns:
-        Lines `{"id", "image", "question", "chosen", "rejected", "answer_gt", "rejected_meta"}` as in MMPR, and what became of the
-        questions. `rejected_meta` tells negatives of wrong answer from those of wrong format.
+        Lines `{"id", "image", "question", "chosen", "rejected", "answer_gt", "rejected_meta"}` as in MMPR, and the counts.
+        `rejected_meta` holds the kind of the rejected response: wrong answer or wrong format.
 
     Raises:
-        ValueError: when there are not as many lists of responses as questions.
+        ValueError: when the numbers of questions and lists of responses differ.
     """
     if len(questions) != len(responses):
-        raise ValueError(f"{len(questions)} questions, but responses for {len(responses)}: they must belong together one by one.")
+        raise ValueError(f"Expected one list of responses per question; got {len(questions)} questions and {len(responses)} lists.")
     lines: list[dict[str, Any]] = []
     report = PairingReport()
     for question, texts in zip(questions, responses, strict=True):
-        judged = [judge(text, question["answer"]) for text in texts]
+        judged = [judge(text, question["ground_truth"]) for text in texts]
         right = sum(response.verdict == "correct" for response in judged)
         pairs = pair_completions(judged, max_pairs=max_pairs, rng=random.Random(f"{seed}/{question['id']}"))
         report.questions += 1
@@ -78,7 +78,7 @@ def build_pairs(
                 "question": question["question"],
                 "chosen": pair.chosen,
                 "rejected": pair.rejected,
-                "answer_gt": question["answer"],
+                "answer_gt": question["ground_truth"],
                 "rejected_meta": {"negative": pair.negative},
             }
             for number, pair in enumerate(pairs)
@@ -87,7 +87,7 @@ def build_pairs(
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON lines beside the file and moves them into its place, so that it is whole or not there."""
+    """Write a JSONL file atomically: into a temporary file that then replaces it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
@@ -97,6 +97,6 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines."""
+    """Read a JSONL file."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]

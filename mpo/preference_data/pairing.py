@@ -1,4 +1,4 @@
-"""Right and wrong answers to one question -> pairs."""
+"""Judge the responses to one question and pair correct with incorrect ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Verdict = Literal["correct", "wrong_answer", "wrong_format"]
 
 @dataclass(frozen=True)
 class JudgedResponse:
-    """A response and what became of it.
+    """A response and its verdict.
 
     Attributes:
-        text: the whole response.
-        answer: its final answer; None when it has none in the expected form.
-        verdict: `wrong_format` is a response without a final answer, whatever its reasoning says.
+        text: the full response.
+        answer: its final answer; None when it has none in the expected format.
+        verdict: `wrong_format` for a response without a final answer, whatever its reasoning.
     """
 
     text: str
@@ -30,13 +30,13 @@ class JudgedResponse:
 
 
 @dataclass(frozen=True)
-class AnswerPair:
-    """A better and a worse answer to the same question.
+class CompletionPair:
+    """A chosen and a rejected completion for the same question.
 
     Attributes:
-        chosen: the whole right response.
-        rejected: the whole wrong response.
-        negative: what is wrong with it.
+        chosen: the full correct response.
+        rejected: the full incorrect response.
+        negative: the kind of the rejected response.
     """
 
     chosen: str
@@ -45,38 +45,37 @@ class AnswerPair:
 
 
 def judge(response: str, ground_truth: str) -> JudgedResponse:
-    """Compares a response's final answer with the ground truth."""
+    """Compare a response's final answer with the ground truth."""
     parsed = parse_response(response)
     if parsed is None:
         return JudgedResponse(response, None, "wrong_format")
     return JudgedResponse(response, parsed.answer, "correct" if is_correct(parsed.answer, ground_truth) else "wrong_answer")
 
 
-def pair_completions(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rng: random.Random) -> list[AnswerPair]:
-    """Pairs every right response with every wrong one and keeps some at random.
+def pair_completions(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rng: random.Random) -> list[CompletionPair]:
+    """Pair every correct response with every incorrect one and keep some at random.
 
-    As in InternVL's reasoning data pipeline, a pair is left out when the right final answer is contained in the wrong one (`7` in
-    `x = 7`): such an answer may be right but for its form. Repeated responses count once, and empty ones, which say nothing to
-    learn from, not at all.
+    As in InternVL's reasoning data pipeline, a pair is excluded when the correct final answer is contained in the incorrect one
+    (`7` in `x = 7`), which may differ in its format alone. Repeated responses count once, empty ones not at all.
 
     Args:
         responses: the judged responses to one question.
-        max_pairs: keep at most so many; 15 in MMPR.
-        rng: picks them.
+        max_pairs: the largest number of pairs; 15 in MMPR.
+        rng: random generator that selects them.
 
     Returns:
-        The pairs, in the order of their responses. Empty when all responses are right, or all are wrong.
+        The pairs, in the order of their responses. Empty when all responses are correct, or all are incorrect.
 
     Raises:
         ValueError: when `max_pairs` is below 1.
     """
     if max_pairs < 1:
-        raise ValueError(f"max_pairs must be 1 or more, not {max_pairs}.")
+        raise ValueError(f"max_pairs must be 1 or more; got max_pairs={max_pairs}.")
     distinct = list({response.text: response for response in responses if response.text.strip()}.values())
     positives = [response for response in distinct if response.verdict == "correct"]
     negatives = [response for response in distinct if response.verdict != "correct"]
     pairs = [
-        AnswerPair(positive.text, negative.text, "wrong_format" if negative.answer is None else "wrong_answer")
+        CompletionPair(positive.text, negative.text, "wrong_format" if negative.answer is None else "wrong_answer")
         for positive in positives
         for negative in negatives
         if not _contains(negative.answer, positive.answer)

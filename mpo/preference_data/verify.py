@@ -1,4 +1,4 @@
-"""Is a final answer right?"""
+"""Compare a final answer with the ground truth."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from decimal import Decimal, InvalidOperation
 
 
 def is_correct(answer: str, ground_truth: str) -> bool:
-    """Whether an answer says the same as the ground truth.
+    """Whether a final answer equals the ground truth.
 
-    It does when both are the same text but for case, white space and a full stop at the end, or the same number.
+    Both must be the same number, or the same text except for case, white space and a final full stop.
 
     Args:
         answer: a final answer, as parsed from a response.
-        ground_truth: what is known to be right.
+        ground_truth: the known answer.
 
     >>> is_correct("Twelve.", "twelve"), is_correct("12.0", "12"), is_correct("1,200", "1200"), is_correct("12", "120")
     (True, True, True, False)
     """
-    said, known = _plain(answer), _plain(ground_truth)
-    if said == known:
+    given, known = _plain(answer), _plain(ground_truth)
+    if given == known:
         return True
-    said_number, known_number = _number(said), _number(known)
-    return said_number is not None and said_number == known_number
+    given_number, known_number = _number(given), _number(known)
+    return given_number is not None and given_number == known_number
 
 
 def _plain(text: str) -> str:

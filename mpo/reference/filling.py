@@ -81,7 +81,7 @@ def look_up(
     sums = torch.cat(compute(batch)).float().cpu()
     if known:
         return torch.from_numpy(logps)
-    cache.add(batch["completion_keys"], sums, batch["scored"].lengths)
+    cache.add(batch["completion_keys"], sums, batch["labelled"].lengths)
     return torch.where(torch.from_numpy(found.known), torch.from_numpy(logps), sums)
 
 

@@ -1,1 +1,1 @@
-"""What a model in training answers to the same few prompts, again and again: one that degenerates is seen at once."""
+"""Sample responses to a few fixed prompts during training, so that a degenerating model is noticed early."""

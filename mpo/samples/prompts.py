@@ -1,4 +1,4 @@
-"""Files of prompts, or of pairs -> the few records that are asked during training."""
+"""Load the prompts that are sampled during training, from a file of prompts or of pairs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mpo.packing.keys import image_key
 from mpo.packing.turns import Record, record_images
 
 _ENCODED = Image()
-LOOK_AT = 100
-"""At most so many records are looked at for each prompt that is wanted."""
+MAX_RECORDS_PER_PROMPT = 100
+"""The largest number of records that are read per requested prompt."""
 
 
 def load_prompts(
@@ -27,19 +27,19 @@ def load_prompts(
 
     Args:
         path: a JSONL file whose lines have ``question`` (or ``prompt``) and, where there are images, ``image``; lines of pairs
-            will do. Or anything else that `load_preferences` takes.
-        count: how many different prompts.
-        image_root: what image paths are relative to; the file's own folder by default.
-        tiles: how their images are cut, as of `load_preferences`.
+            are accepted too. Or any other source that `load_preferences` takes.
+        count: number of different prompts.
+        image_root: the folder that image paths are relative to; by default the file's own.
+        tiles: how their images are split into tiles, as in `load_preferences`.
 
     Raises:
-        ValueError: for a file that does not exist or has no prompts, and for lines that are not prompts (as ``file:line``).
+        ValueError: for a file that does not exist or has no prompts, and for lines that are not prompts (named as ``file:line``).
     """
     path = Path(path).expanduser()
     if path.suffix not in (".jsonl", ".json"):
         return first_prompts(load_preferences(path, image_root=image_root, tiles=tiles), count)
     if not path.is_file():
-        raise ValueError(f"There is no file {path}. Set samples.path to a file of prompts.")
+        raise ValueError(f"samples.path={path}: there is no such file. Set it to a file of prompts.")
     found = first_prompts(_read_prompts(path, Path(image_root).expanduser() if image_root else path.parent), count)
     if not found:
         raise ValueError(f"{path} has no prompts.")
@@ -55,22 +55,22 @@ def _read_prompts(path: Path, image_root: Path) -> Iterator[Record]:
             try:
                 line = json.loads(text)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error.msg}). A file of prompts holds one JSON object a line.") from error
+                raise ValueError(f"{where}: not JSON ({error.msg}). Expected one JSON object per line.") from error
             if not isinstance(line, dict):
-                raise ValueError(f"{where}: a JSON {type(line).__name__} instead of an object with 'question' and 'image'.")
+                raise ValueError(f"{where}: expected an object with 'question' and 'image', got a JSON {type(line).__name__}.")
             record = to_prompt(line, where=where, image_root=image_root)
             encoded = [_ENCODED.encode_example(image) for image in record["images"]]
             yield {**record, "images": _named([_ENCODED.decode_example(image) for image in encoded], encoded)}
 
 
 def first_prompts(records: Iterable[Record], count: int) -> list[Record]:
-    """The first `count` records that ask different things: a question of many pairs is asked once."""
+    """The first `count` records with different prompts: a question of many pairs is taken once."""
     found: dict[Any, Record] = {}
     features = getattr(records, "features", None) or {}
     encoded: Any = None
-    if features.get("images") == List(_ENCODED):  # what is decoded has forgotten its file
+    if features.get("images") == List(_ENCODED):  # decoded images do not know their file
         encoded = records.cast_column("images", List(Image(decode=False)))  # type: ignore[attr-defined]
-    for place, record in enumerate(islice(records, LOOK_AT * count)):
+    for place, record in enumerate(islice(records, MAX_RECORDS_PER_PROMPT * count)):
         images = record_images(record)
         key = (prompt_text(record), *map(image_key, images))
         if key not in found:
@@ -81,14 +81,14 @@ def first_prompts(records: Iterable[Record], count: int) -> list[Record]:
 
 
 def _named(images: list[Any], encoded: list[Any]) -> list[Any]:
-    """Opened images that know the file they come from."""
+    """Set the file name of decoded images."""
     for image, source in zip(images, encoded, strict=True):
         image.filename = source["path"] or ""
     return images
 
 
 def prompt_text(record: Mapping[str, Any]) -> str:
-    """A prompt for people to read; the roles are named where there are several turns.
+    """A prompt as readable text; several turns are shown with their roles.
 
     >>> prompt_text({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A cat?"}]}]})
     '<image>A cat?'
@@ -109,7 +109,7 @@ def _content(content: Any) -> str:
 
 
 def image_names(record: Mapping[str, Any]) -> list[str]:
-    """What to call a record's images: their files' names, or their sizes where they come from no file."""
+    """Names of a record's images: their file names, or their sizes for images without a file."""
     given = record["images"] if record.get("images") is not None else record.get("image")
     images = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     return [_name(image) for image in images]
@@ -123,15 +123,15 @@ def _name(image: Any) -> str:
 
 
 def checked_records(records: Iterable[Record]) -> list[Record]:
-    """The records that a user gives, as a list.
+    """The given records as a list, checked.
 
     Raises:
         ValueError: when there are none, or one has no prompt.
     """
     checked = list(records)
     if not checked:
-        raise ValueError("There are no records to sample answers for. Give at least one with a 'prompt'.")
+        raise ValueError("There are no records to sample responses for. Give at least one with a 'prompt'.")
     for place, record in enumerate(checked):
         if not record.get("prompt"):
-            raise ValueError(f"Record {place} to sample answers for has no 'prompt'; it has {sorted(record)}.")
+            raise ValueError(f"Record {place} has no 'prompt' to sample a response for; its keys are {sorted(record)}.")
     return checked

@@ -1,4 +1,4 @@
-"""Sampled answers as text or tables in the trackers of a run (`report_to`); their numbers go there through the trainer's log.
+"""Show sampled responses as text or tables in the trackers of a run (`report_to`); their numbers are logged by the trainer.
 
 Checked against transformers 5.24: `TensorBoardCallback.tb_writer`, and that its callbacks for wandb, trackio and swanlab log to the
 run that is open in the process.
@@ -17,12 +17,12 @@ NAME = "samples"
 
 
 def show_in_trackers(callbacks: Iterable[TrainerCallback], step: int, rows: Rows) -> None:
-    """Send a step's answers to each tracker among a trainer's callbacks.
+    """Send a step's responses to each tracker among a trainer's callbacks.
 
     Args:
-        callbacks: of the trainer.
+        callbacks: the trainer's callbacks.
         step: optimiser step.
-        rows: one answer each, all with the same keys.
+        rows: one per response, all with the same keys.
     """
     for callback in callbacks:
         for kind, show in _SHOW.items():
@@ -31,10 +31,10 @@ def show_in_trackers(callbacks: Iterable[TrainerCallback], step: int, rows: Rows
 
 
 def markdown(rows: Rows) -> str:
-    r"""Rows as a Markdown table.
+    r"""Format rows as a Markdown table.
 
-    >>> print(markdown([{"id": "a", "answer": "one|two"}]))
-    | id | answer |
+    >>> print(markdown([{"id": "a", "response": "one|two"}]))
+    | id | response |
     |---|---|
     | a | one\|two |
     """
@@ -73,7 +73,7 @@ def _trackio(callback: Any, step: int, rows: Rows) -> None:
 def _swanlab(callback: Any, step: int, rows: Rows) -> None:
     import swanlab  # type: ignore[import-not-found, unused-ignore]
 
-    swanlab.log({NAME: [swanlab.Text(row["answer"], caption=str(row["id"])) for row in rows]}, step=step)
+    swanlab.log({NAME: [swanlab.Text(row["response"], caption=str(row["id"])) for row in rows]}, step=step)
 
 
 def _plain(value: Any) -> Any:

@@ -22,11 +22,11 @@ def test_numbers_by_hand():
 
 
 def test_a_methods_files_lie_beside_the_demos(tmp_path):
-    """Start, pairs and data are the demo's; model, log and answers are the method's own."""
+    """Warmed-up model, pairs and data are the demo's; model, log and responses are the method's own."""
     demo, control = DemoFolder(tmp_path), ControlFolder(tmp_path, "sft")
     assert (control.warm, control.pairs, control.data) == (demo.warm, demo.pairs, demo.data)
-    assert control.answers("before") == demo.answers("before")
+    assert control.responses("before") == demo.responses("before")
     assert len({demo.mpo, control.mpo, ControlFolder(tmp_path, "dpo").mpo}) == 3
-    write_lines(demo.answers("after"), [{"correct": True}])
-    write_lines(control.answers("after"), [{"correct": False}])
+    write_lines(demo.responses("after"), [{"correct": True}])
+    write_lines(control.responses("after"), [{"correct": False}])
     assert (correct_of(demo, "after"), correct_of(control, "after")) == ([True], [False])

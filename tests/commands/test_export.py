@@ -8,8 +8,8 @@ from support import make_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mpo.commands import main
-from mpo.inference.local import LocalSampler
-from mpo.inference.sampler import Question
+from mpo.inference.generator import Question
+from mpo.inference.local import LocalGenerator
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_run_is_served(run, official, tmp_path, capsys):
     assert "its logits differ from the trained model's by" in said and "The adapter moves the base's logits by" in said
     assert "Both answer: " in said
     assert f"vllm serve {tmp_path / 'out'}" in said
-    sampler = LocalSampler(
+    sampler = LocalGenerator(
         AutoModelForImageTextToText.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
     )
     (answers,) = sampler.generate([Question("What is it?", images=(make_image(0),))], temperature=0, max_new_tokens=4)

@@ -1,4 +1,4 @@
-"""The demo end to end, small: every stage, the report, and going on after an interruption."""
+"""The demo end to end, small: every stage, the report, and resuming after an interruption."""
 
 import json
 import re
@@ -25,7 +25,7 @@ TINY = DemoSettings(
     layers=2,
     warm_epochs=40,
     warm_learning_rate=2e-3,
-    answers_per_question=6,
+    responses_per_question=6,
     mpo_overrides=[
         "trainer.max_steps=4",
         "trainer.save_steps=1",
@@ -59,7 +59,7 @@ def test_help_tells_the_stages(capsys):
 def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("")
     assert main(["demo", "--output-dir", str(tmp_path), "--restart"]) == 2
-    assert "holds no demo" in capsys.readouterr().err
+    assert f"--output-dir={tmp_path}" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -81,7 +81,7 @@ class TestTinyDemo:
         folder, _ = finished
         questions, samples = read_lines(folder.lines("questions")), read_lines(folder.samples)
         assert [line["id"] for line in samples] == [line["id"] for line in questions]
-        assert all(len(line["responses"]) == TINY.answers_per_question for line in samples)
+        assert all(len(line["responses"]) == TINY.responses_per_question for line in samples)
 
     def test_pairs_are_mmpr_lines_about_question_images(self, finished):
         folder, progress = finished
@@ -140,15 +140,15 @@ class TestTinyDemo:
         assert re.search(r"before MPO +\d+\.\d %.*\n +after MPO +\d+\.\d %", summarize(progress))
 
     def test_interrupted_twice_it_ends_with_the_same_result(self, finished, tmp_path, monkeypatch):
-        """Cut off after sampling, then inside MPO training after its second checkpoint; numbers and weights are as if never."""
+        """Interrupted after sampling, then inside MPO training after its second checkpoint; numbers and weights are as if never."""
         whole, progress = finished
         folder = DemoFolder(tmp_path / "demo")
         stages = {stage.name: stage for stage in STAGES}
 
-        def cut_off(*_):
+        def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(run, "STAGES", (*STAGES[:4], run.Stage("pair", "", cut_off, "")))
+        monkeypatch.setattr(run, "STAGES", (*STAGES[:4], run.Stage("pair", "", interrupt, "")))
         with pytest.raises(KeyboardInterrupt):
             run_demo(folder.root, TINY)
 
@@ -157,12 +157,12 @@ class TestTinyDemo:
 
         step = MPOTrainer.training_step
 
-        def cut_off_at_step_2(trainer, *args, **kwargs):
+        def interrupt_at_step_2(trainer, *args, **kwargs):
             if trainer.state.global_step == 2:
                 raise KeyboardInterrupt
             return step(trainer, *args, **kwargs)
 
-        monkeypatch.setattr(MPOTrainer, "training_step", cut_off_at_step_2)
+        monkeypatch.setattr(MPOTrainer, "training_step", interrupt_at_step_2)
         with pytest.raises(KeyboardInterrupt):
             run_demo(folder.root, TINY)
         assert not folder.read_progress()["mpo"]["done"]
@@ -174,7 +174,7 @@ class TestTinyDemo:
             name: stage["numbers"] for name, stage in progress.items() if name != "report"
         }
         assert list(stages) == list(resumed)
-        for file in ("samples.jsonl", "pairs.jsonl", "answers_after.jsonl", "mpo/model.safetensors"):
+        for file in ("samples.jsonl", "pairs.jsonl", "responses_after.jsonl", "mpo/model.safetensors"):
             assert (folder.root / file).read_bytes() == (whole.root / file).read_bytes()
 
 

@@ -11,14 +11,14 @@ DIGITS = st.lists(st.integers(0, 9), min_size=2, max_size=4)
 
 
 @pytest.mark.parametrize(
-    ("kind", "answer"),
+    ("kind", "ground_truth"),
     [("sum", "12"), ("order", "1 3 8"), ("double", "6 16 2")],
 )
-def test_answers_by_hand(kind, answer):
-    assert KINDS[kind].answer([3, 8, 1]) == answer
+def test_ground_truths_by_hand(kind, ground_truth):
+    assert KINDS[kind].ground_truth([3, 8, 1]) == ground_truth
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(digits=DIGITS)
 def test_worked_examples_are_judged_correct(kind, digits):
-    assert judge(KINDS[kind].worked_example(digits), KINDS[kind].answer(digits)).verdict == "correct"
+    assert judge(KINDS[kind].worked_example(digits), KINDS[kind].ground_truth(digits)).verdict == "correct"

@@ -17,9 +17,9 @@ from mpo.models.tower import SharedTower, find_tower
 from mpo.packing.attention import use_packed_attention
 from mpo.packing.collator import PairCollator
 from mpo.packing.layout import concatenate, lay_out
-from mpo.packing.picked import Picked, add_picking
+from mpo.packing.logits_to_keep import LogitsToKeep, add_logits_to_keep
 
-NOT_FOR_THE_MODEL = {"completion_mask", "scored", "is_cut", "tokens", "counted", "names", "records"}
+NOT_FOR_THE_MODEL = {"completion_mask", "labelled", "is_truncated", "tokens", "counted", "names", "records"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def saved_bytes(model, batch, *, autocast=False, checkpointing=False):
     """Bytes of all storages that a forward pass leaves with autograd, parameters and the batch's images aside."""
     model.train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-    add_picking(model.base_model)
+    add_logits_to_keep(model.base_model)
     use_packed_attention(model)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -145,7 +145,8 @@ def test_a_row_without_a_shared_prompt(small):
     prompt = encoded._encode([record])[0][0]
     rows = concatenate([lay_out(prompt.prompt_ids, [prompt.chosen])])
     batch |= {name: getattr(rows, name) for name in ("input_ids", "position_ids", "segments")}
-    batch |= {"picked": Picked(rows.labelled, rows.input_ids.size(1)), "shift_labels": rows.shift_labels[:, rows.labelled]}
+    positions = rows.labelled_positions
+    batch |= {"positions_to_keep": LogitsToKeep(positions, rows.input_ids.size(1)), "shift_labels": rows.shift_labels[:, positions]}
     assert batch["segments"].key_index is None
     model = build(small)
     assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.02)

@@ -1,13 +1,13 @@
-"""Accuracy of answers that reason first."""
+"""Accuracy of responses that reason before their final answer."""
 
 import pytest
 
 from mpo.evaluation.accuracy import extract_answer, measure_accuracy
-from mpo.inference.sampler import Question
+from mpo.inference.generator import Question
 
 
 class Parrot:
-    """A sampler that says what it was told, and keeps how it was asked."""
+    """A generator that returns given responses and keeps its settings."""
 
     def __init__(self, *responses):
         self.responses = responses
@@ -33,7 +33,7 @@ def test_extraction(response, answer):
 
 
 def test_right_wrong_and_unparsable():
-    """Of four responses two are right, one is wrong, one has no answer: 50 %, one unparsable."""
+    """Of four responses two are right, one is wrong, one has no final answer: 50 %, one unparsable."""
     parrot = Parrot("Final answer: 1", "Final answer: 2.0", "Final answer: 4", "hm")
     accuracy = measure_accuracy(parrot, [Question("?")] * 4, ["1", "2", "3", "4"], max_new_tokens=9)
     assert accuracy.correct == [True, True, False, False]
@@ -45,5 +45,5 @@ def test_right_wrong_and_unparsable():
 
 @pytest.mark.parametrize(("questions", "truths"), [([], []), ([Question("?")], [])])
 def test_one_ground_truth_per_question(questions, truths):
-    with pytest.raises(ValueError, match="one each, at least one question"):
+    with pytest.raises(ValueError, match=f"{len(questions)} questions and 0 ground truths"):
         measure_accuracy(Parrot(), questions, truths)

@@ -9,7 +9,7 @@ from support import perturbed
 from mpo.models.small import small_internvl
 from mpo.packing.attention import _attend, _varlen_fits, use_packed_attention, usual_attention
 from mpo.packing.layout import concatenate, lay_out
-from mpo.packing.turns import Answer
+from mpo.packing.turns import Completion
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs an NVIDIA GPU, Ampere or newer"
@@ -23,7 +23,7 @@ def ids(seed, count):
 
 
 def completion(tokens):
-    return Answer(tokens, [True] * len(tokens))
+    return Completion(tokens, [True] * len(tokens))
 
 
 def branching_rows():
@@ -116,7 +116,7 @@ def test_whole_model(processor, text):
         inputs = {"input_ids": batch.input_ids.cuda(), "position_ids": batch.position_ids.cuda()}
         packed = model(**inputs, segments=batch.segments.to("cuda"), use_cache=False).logits[0].float()
         for number, one in enumerate(completions):
-            nodes = batch.scored.select([number]).node.cuda()
+            nodes = batch.labelled.select([number]).node.cuda()
             row = torch.tensor([prompt + one.ids], device="cuda")
             exact = exact_model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
             with usual_attention(model):

@@ -1,4 +1,4 @@
-"""Sampling from a model in this process."""
+"""Text generation with a model in this process."""
 
 import copy
 
@@ -8,8 +8,8 @@ from support import make_image
 from tokenizers.processors import TemplateProcessing
 
 from mpo.data.images import open_image
-from mpo.inference.local import LocalSampler
-from mpo.inference.sampler import Question
+from mpo.inference.generator import Question
+from mpo.inference.local import LocalGenerator
 from mpo.models.export import trial
 from mpo.packing.encode import PairEncoder
 
@@ -31,83 +31,84 @@ def lively(internvl):
     return internvl
 
 
-def test_every_question_gets_n_answers_in_order(lively, processor):
-    answers = LocalSampler(lively, processor).generate(QUESTIONS, n=3, max_new_tokens=6)
-    assert [len(texts) for texts in answers] == [3] * len(QUESTIONS)
-    assert all(isinstance(text, str) for texts in answers for text in texts)
+def test_every_question_gets_n_responses_in_order(lively, processor):
+    responses = LocalGenerator(lively, processor).generate(QUESTIONS, n=3, max_new_tokens=6)
+    assert [len(texts) for texts in responses] == [3] * len(QUESTIONS)
+    assert all(isinstance(text, str) for texts in responses for text in texts)
 
 
-def test_seed_decides_the_answers_and_leaves_the_random_state(lively, processor):
-    sampler = LocalSampler(lively, processor, completions_per_batch=4)
+def test_seed_decides_the_responses_and_leaves_the_random_state(lively, processor):
+    generator = LocalGenerator(lively, processor, responses_per_batch=4)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    first, again, other = (sampler.generate(QUESTIONS, n=2, max_new_tokens=8, seed=seed) for seed in (7, 7, 8))
+    first, again, other = (generator.generate(QUESTIONS, n=2, max_new_tokens=8, seed=seed) for seed in (7, 7, 8))
     assert torch.equal(torch.rand(1), expected)
     assert first == again
     assert first != other
 
 
-@pytest.mark.parametrize("completions_per_batch", [1, 2, 64])
-def test_greedy_answers_do_not_depend_on_the_batch(lively, processor, completions_per_batch):
-    alone = [LocalSampler(lively, processor).generate([question], temperature=0, max_new_tokens=8)[0] for question in QUESTIONS]
-    sampler = LocalSampler(lively, processor, completions_per_batch=completions_per_batch)
-    assert sampler.generate(QUESTIONS, temperature=0, max_new_tokens=8) == alone
+@pytest.mark.parametrize("responses_per_batch", [1, 2, 64])
+def test_greedy_responses_do_not_depend_on_the_batch(lively, processor, responses_per_batch):
+    alone = [LocalGenerator(lively, processor).generate([question], temperature=0, max_new_tokens=8)[0] for question in QUESTIONS]
+    generator = LocalGenerator(lively, processor, responses_per_batch=responses_per_batch)
+    assert generator.generate(QUESTIONS, temperature=0, max_new_tokens=8) == alone
 
 
 def test_shared_prompts_give_what_separate_prompts_give(lively, processor):
-    """With top_k=1 sampling is greedy, so each of the n answers from one shared prompt is the greedy answer.
+    """With top_k=1 sampling is greedy, so each of the n responses from one shared prompt is the greedy response.
 
     Images of several tiles are what `generate(num_return_sequences=n)` may mix up.
     """
-    sampler = LocalSampler(lively, processor)
-    greedy = sampler.generate(QUESTIONS, temperature=0, max_new_tokens=8)
-    shared = sampler.generate(QUESTIONS, n=3, temperature=1.0, top_k=1, max_new_tokens=8)
+    generator = LocalGenerator(lively, processor)
+    greedy = generator.generate(QUESTIONS, temperature=0, max_new_tokens=8)
+    shared = generator.generate(QUESTIONS, n=3, temperature=1.0, top_k=1, max_new_tokens=8)
     assert shared == [texts * 3 for texts in greedy]
-    assert len({texts[0] for texts in greedy}) > 1  # the model does look at its question
+    assert len({texts[0] for texts in greedy}) > 1  # the response depends on the question
 
 
 def test_sampling_follows_the_models_distribution(lively, processor):
     """4,000 first tokens of one question against the softmax of its logits: no frequency is 5 standard errors off."""
     question = QUESTIONS[0]
-    sampler = LocalSampler(lively, processor, completions_per_batch=4000)
-    inputs = sampler._encode([question])
+    generator = LocalGenerator(lively, processor, responses_per_batch=4000)
+    inputs = generator._encode([question])
     with torch.no_grad():
         expected = lively(**inputs).logits[0, -1].softmax(-1)
-    answers = sampler.generate([question], n=4000, max_new_tokens=1)[0]
+    responses = generator.generate([question], n=4000, max_new_tokens=1)[0]
     likeliest = expected.argmax()
     text = processor.tokenizer.decode(likeliest, skip_special_tokens=True)
     same_text = [i for i in range(len(processor.tokenizer)) if processor.tokenizer.decode(i, skip_special_tokens=True) == text]
     share = expected[same_text].sum().item()
     error = (share * (1 - share) / 4000) ** 0.5
-    assert abs(answers.count(text) / 4000 - share) < 5 * error
+    assert abs(responses.count(text) / 4000 - share) < 5 * error
 
 
 def test_training_mode_comes_back(lively, processor):
     lively.train()
-    LocalSampler(lively, processor).generate(QUESTIONS[:1], max_new_tokens=1)
+    LocalGenerator(lively, processor).generate(QUESTIONS[:1], max_new_tokens=1)
     assert lively.training
 
 
 @pytest.mark.parametrize(
     "settings", [{"n": 0}, {"temperature": -1.0}, {"max_new_tokens": 0}, {"n": 2, "temperature": 0.0}], ids=lambda s: "-".join(s)
 )
-def test_arguments_without_sense_are_refused(internvl, processor, settings):
-    with pytest.raises(ValueError, match="n"):
-        LocalSampler(internvl, processor).generate(QUESTIONS, **settings)
+def test_invalid_arguments_are_refused(internvl, processor, settings):
+    name, value = list(settings.items())[-1]
+    with pytest.raises(ValueError, match=f"{name}={value:g}"):
+        LocalGenerator(internvl, processor).generate(QUESTIONS, **settings)
 
 
 def test_images_that_cannot_be_opened_are_named(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
-    with pytest.raises(ValueError, match=r"missing\.png: there is no such image"):
+    with pytest.raises(ValueError, match=r"missing\.png"):
         open_image(tmp_path / "missing.png")
-    with pytest.raises(ValueError, match=r"broken\.png: this file is not an image"):
+    with pytest.raises(ValueError, match=r"broken\.png"):
         open_image(broken)
 
 
-def test_no_questions_give_no_answers(internvl, processor):
-    assert LocalSampler(internvl, processor).generate([], n=4) == []
+def test_no_questions_give_no_responses(internvl, processor):
+    assert LocalGenerator(internvl, processor).generate([], n=4) == []
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def with_bos(processor):
 def test_bos_stands_once(internvl, with_bos, questions):
     """Prompts are those of training, token by token; padding is left of them."""
     assert with_bos.tokenizer("a")["input_ids"][0] == with_bos.tokenizer.bos_token_id
-    inputs = LocalSampler(internvl, with_bos)._encode(questions)
+    inputs = LocalGenerator(internvl, with_bos)._encode(questions)
     records = [{"prompt": [{"role": "user", "content": one.text}], "images": list(one.images)} for one in questions]
     prompts, _, _ = PairEncoder(with_bos).prompts(records)
     mask = inputs["attention_mask"].bool()

@@ -32,7 +32,7 @@ def test_swapping_chosen_and_rejected(logps):
 
 @given(four_logps, st.floats(-50, 50))
 def test_dpo_sees_differences_only(logps, shift):
-    """Adding a number to both answers' log-probs leaves DPO as it is."""
+    """Adding a number to both completions' log-probs leaves DPO as it is."""
     chosen, rejected, ref_chosen, ref_rejected = logps
     moved = (chosen + shift, rejected + shift, ref_chosen, ref_rejected)
     assert DPO(0.1)(pairs_of([moved])).item() == pytest.approx(DPO(0.1)(pairs_of([logps])).item(), abs=1e-9)
@@ -40,7 +40,7 @@ def test_dpo_sees_differences_only(logps, shift):
 
 @given(four_logps)
 def test_swap_within_bco_mirrors_rewards(logps):
-    """Without shift, L_q(r_c, r_r) = L_q(-r_r, -r_c): swap the answers and turn policy and reference about."""
+    """Without shift, L_q(r_c, r_r) = L_q(-r_r, -r_c): swap the completions and turn policy and reference about."""
     chosen, rejected, ref_chosen, ref_rejected = logps
     loss = Mixture.from_trl("bco_pair", reward_shift="none")
     mirrored = (ref_rejected, ref_chosen, rejected, chosen)

@@ -50,22 +50,22 @@ def trl(processor, tmp_path_factory):
 
 def pair_logps(trainer, batch, weighted=False) -> PairLogps:
     """Sums of token log-probs from plain logits, and WPO's weights from their definition."""
-    scored = batch["completion_mask"][:, 1:].float()
+    loss_mask = batch["completion_mask"][:, 1:].float()
     sums, policy = [], None
     for model in (trainer.model, trainer.ref_model):
         with torch.no_grad():
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
         logps = logits.log_softmax(-1)
         tokens = logps.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
-        sums += list((tokens * scored).sum(1).chunk(2))
+        sums += list((tokens * loss_mask).sum(1).chunk(2))
         policy = policy or (logps, tokens)
     weight = None
     if weighted:
         logps, tokens = policy
-        aligned = ((tokens - logps.exp().square().sum(-1).log()) * scored).sum(1) / scored.sum(1)
+        aligned = ((tokens - logps.exp().square().sum(-1).log()) * loss_mask).sum(1) / loss_mask.sum(1)
         chosen, rejected = aligned.exp().chunk(2)
         weight = chosen * rejected
-    chosen_tokens, rejected_tokens = scored.sum(1).chunk(2)
+    chosen_tokens, rejected_tokens = loss_mask.sum(1).chunk(2)
     return PairLogps(*sums, chosen_tokens, rejected_tokens, weight)
 
 
@@ -136,13 +136,13 @@ def test_the_comparison_is_not_empty(trl):
 
 
 def test_ld_alpha(trl):
-    """LD-DPO scales the tail after the shorter answer's length; SFT still sees the whole chosen answer."""
+    """LD-DPO scales the tail after the shorter completion's length; SFT still sees the whole chosen completion."""
     trainer, batch = trl
     theirs = trl_loss(*trl, loss_types=["sigmoid", "sft"], loss_weights=[1.0, 1.0], use_weighting=False, ld_alpha=0.3)
-    scored = batch["completion_mask"][:, 1:]
-    position, lengths = scored.cumsum(1), scored.sum(1)
+    loss_mask = batch["completion_mask"][:, 1:]
+    position, lengths = loss_mask.cumsum(1), loss_mask.sum(1)
     shared = torch.minimum(*lengths.chunk(2)).repeat(2)[:, None]
-    factor = scored * torch.where(position <= shared, 1.0, 0.3)
+    factor = loss_mask * torch.where(position <= shared, 1.0, 0.3)
     labels = batch["input_ids"][:, 1:, None]
     with torch.no_grad():
         policy, reference = (
@@ -150,6 +150,6 @@ def test_ld_alpha(trl):
             for model in (trainer.model, trainer.ref_model)
         )
     sums = [part for logps in (policy, reference) for part in (logps.squeeze(-1) * factor).sum(1).chunk(2)]
-    pairs = PairLogps(*sums, *lengths.chunk(2), sft_chosen=(policy.squeeze(-1) * scored).sum(1).chunk(2)[0])
-    assert (factor != scored).any()
+    pairs = PairLogps(*sums, *lengths.chunk(2), sft_chosen=(policy.squeeze(-1) * loss_mask).sum(1).chunk(2)[0])
+    assert (factor != loss_mask).any()
     assert ours(pairs, ["sigmoid", "sft"]) == pytest.approx(theirs, rel=1e-6)

@@ -129,7 +129,7 @@ def test_aot_unpaired_sorts_chosen_against_rejected():
     ],
 )
 def test_sft_averages(average, expected):
-    """Answers of log-prob -10 with 4 tokens and -9 with 9 tokens."""
+    """Completions of log-prob -10 with 4 tokens and -9 with 9 tokens."""
     fields = {name: values * 2 for name, values in ONE_PAIR.items()} | {"chosen": [-10.0, -9.0], "chosen_tokens": [4.0, 9.0]}
     assert SFT(average)(pairs_of(**fields)).tolist() == pytest.approx(expected)
 
@@ -141,8 +141,8 @@ def test_sft_square_over_a_whole_step():
     assert SFT("square")(pairs).item() == pytest.approx(1.0)
 
 
-def test_sft_reads_the_whole_answer_where_ld_dpo_scales_its_tail():
-    """`chosen` is -7 after scaling, the answer's log-prob -10 over 4 tokens: 2.5."""
+def test_sft_reads_the_whole_completion_where_ld_dpo_scales_its_tail():
+    """`chosen` is -7 after scaling, the completion's log-prob -10 over 4 tokens: 2.5."""
     pairs = PairLogps(**{**vars(pairs_of(**ONE_PAIR)), "chosen": torch.tensor([-7.0]), "sft_chosen": torch.tensor([-10.0])})
     assert SFT()(pairs).item() == pytest.approx(2.5)
 

@@ -1,4 +1,4 @@
-"""A checkpoint whose tensors are not those of its config is refused with their names, by every way to a model."""
+"""A checkpoint whose tensors differ from its config is refused with their names, however the model is loaded."""
 
 import json
 
@@ -42,14 +42,14 @@ def add(tensors):
     tensors["language_model.model.layers.2.mlp.up_proj.weight"] = torch.zeros(2, 2)
 
 
-def cut(tensors):
+def shrink(tensors):
     tensors[QUERIES] = tensors[QUERIES][:8].clone()
 
 
 CHANGES = {
     "missing": (drop, r"7 tensors missing \(model.language_model.layers.1.self_attn.q_proj.weight, model.multi_modal_projector"),
-    "too much": (add, r"1 tensor not of this model \(.*layers.2.mlp.up_proj.weight\)"),
-    "cut": (cut, r"1 tensor of another shape \(.*layers.1.self_attn.q_proj.weight: \(8, 32\), expected \(32, 32\)\)"),
+    "unexpected": (add, r"1 tensor not of this model \(.*layers.2.mlp.up_proj.weight\)"),
+    "shrunk": (shrink, r"1 tensor of another shape \(.*layers.1.self_attn.q_proj.weight: \(8, 32\), expected \(32, 32\)\)"),
 }
 
 
@@ -59,17 +59,17 @@ def by_trainer(folder, processor, tmp_path, **settings):
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_every_way_to_a_model_refuses_it(folder, processor, tmp_path, kind):
+def test_every_loader_refuses_it(folder, processor, tmp_path, kind):
     edit, message = CHANGES[kind]
     change(folder, edit)
-    refused = rf"do not fit InternVLForConditionalGeneration as its config.json describes it: {message}.*Download"
+    refused = rf"model do not fit InternVLForConditionalGeneration .*{message}"
     with pytest.raises(ValueError, match=refused):
         load_model(str(folder))
     with pytest.raises(ValueError, match=refused):
         by_trainer(folder, processor, tmp_path)
     with pytest.raises(ValueError, match=refused):
         by_trainer(folder, processor, tmp_path, peft_config=LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match=rf"{message}.*Resume with the model this run started from"):
+    with pytest.raises(ValueError, match=message):
         load_weights(small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2), folder)
 
 
@@ -125,12 +125,12 @@ def test_several_files(folder):
     loaded = load_internvl(str(folder))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     sorted(folder.glob("model-*.safetensors"))[1].unlink()
-    with pytest.raises(ValueError, match="A file of .* is missing.*model-00002-of"):
+    with pytest.raises(ValueError, match=rf"{folder}.*model-00002-of"):
         load_internvl(str(folder))
 
 
-def test_a_file_that_was_cut(folder):
+def test_a_truncated_file(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="A file of .* is missing or cannot be read .*Download it again"):
+    with pytest.raises(ValueError, match=str(folder)):
         load_internvl(str(folder))

@@ -1,4 +1,4 @@
-"""Stochastic depth of the vision tower: what it does to a layer, and where it is off."""
+"""Stochastic depth of the vision tower: its effect on a layer, and where it is off."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def model():
 
 
 def test_branches_are_dropped_tile_by_tile(model):
-    """The last of three layers at rate 0.5: a tile's branch is gone or doubled; the first layer's rate is 0."""
+    """The last of three layers at rate 0.5: a tile's branch is dropped or doubled; the first layer's rate is 0."""
     DropPath(model, 0.5)
     first, _, last = model.train().model.vision_tower.encoder.layer
     tiles = torch.randn(64, 17, 32)
@@ -26,14 +26,14 @@ def test_branches_are_dropped_tile_by_tile(model):
         assert torch.equal(branch(last), whole)
         model.train()
         dropped = branch(last)
-        gone = [not tile.any() for tile in dropped]
-        assert 10 < sum(gone) < 54
-        assert all(g or torch.allclose(d, 2 * w, atol=1e-6) for g, d, w in zip(gone, dropped, whole, strict=True))
+        zero = [not tile.any() for tile in dropped]
+        assert 10 < sum(zero) < 54
+        assert all(g or torch.allclose(d, 2 * w, atol=1e-6) for g, d, w in zip(zero, dropped, whole, strict=True))
         assert torch.equal(branch(first), branch(first))
 
 
 def test_rates_grow_with_depth(model):
-    """0, 0.2 and 0.4 for three layers; over many tiles the share that is dropped is close."""
+    """0, 0.2 and 0.4 for three layers; over many tiles the dropped fraction is close."""
     DropPath(model.train(), 0.4)
     tiles = torch.randn(4000, 1, 32)
     shares = [(layer.mlp(tiles).flatten(1) == 0).all(1).float().mean().item() for layer in model.model.vision_tower.encoder.layer]
@@ -53,7 +53,7 @@ def test_it_can_be_switched_off_and_removed(model):
 
 @pytest.mark.parametrize("rows", ["packed", "padded"])
 def test_a_run(tmp_path, rows):
-    """The policy's start is another than the reference's, evaluation is not, and the run can be repeated."""
+    """Policy and reference differ in training but not in evaluation, and the run is reproducible."""
     settings = {"rows": rows, "eval_pairs": 2, "vision_drop_path": 0.5, "max_steps": 2, "learning_rate": 0.0}
     ends = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The official form of checkpoints: loaded in memory, converted there and back, refused where it does not fit."""
+"""The official format of checkpoints: loaded in memory, converted in both directions, refused where it does not fit."""
 
 import json
 import re
@@ -86,11 +86,11 @@ def test_many_shards(tmp_path):
 
 def test_without_a_tokenizer_it_loads_as_a_model(tmp_path, monkeypatch):
     official = write_official(tmp_path / "official", "qwen2", tokenizer=False)
-    with pytest.raises(ValueError, match="has no tokenizer"):
+    with pytest.raises(ValueError, match=f"{official} has no tokenizer"):
         load_internvl(str(official))
     monkeypatch.setitem(__import__("mpo.models.official.checkpoint", fromlist=["x"]).IMAGE_TOKEN_IDS, "qwen2", 5)
     assert load_internvl(str(official)).config.image_token_id == 5
-    with pytest.raises(ValueError, match="has no tokenizer"):
+    with pytest.raises(ValueError, match=f"{official} has no tokenizer"):
         load_processor(str(official))
 
 
@@ -117,15 +117,15 @@ def test_chat_template(tmp_path, template, expected):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(ps_version="v1"), "ps_version is 'v1'"),
+        (lambda c: c.update(ps_version="v1"), "ps_version='v1'"),
         (lambda c: c["llm_config"].update(architectures=["Phi3ForCausalLM"], model_type="phi3"), "Phi3ForCausalLM.*InternLM2"),
-        (lambda c: c["llm_config"].update(num_hidden_layers=1), r"tensors not of this model \(language_model.model.layers.1"),
-        (lambda c: c["llm_config"].update(num_hidden_layers=3), r"tensors missing \(language_model.model.layers.2"),
+        (lambda c: c["llm_config"].update(num_hidden_layers=1), r"\(language_model.model.layers.1"),
+        (lambda c: c["llm_config"].update(num_hidden_layers=3), r"missing \(language_model.model.layers.2"),
         (
             lambda c: c["llm_config"].update(intermediate_size=40),
-            r"of another shape .*: \(32, 48\), expected \(32, 40\)",
+            r": \(32, 48\), expected \(32, 40\)",
         ),
-        (lambda c: c.update(template="vicuna_v1.1"), "conversation template 'vicuna_v1.1' is not known"),
+        (lambda c: c.update(template="vicuna_v1.1"), "template='vicuna_v1.1'"),
     ],
 )
 def test_refusals(tmp_path, change, message):
@@ -145,20 +145,20 @@ def test_refusals(tmp_path, change, message):
 def test_a_pickle_is_not_read(tmp_path):
     official = write_official(tmp_path / "official", "qwen2")
     (official / "model.safetensors").rename(official / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle.*safetensors files alone"):
+    with pytest.raises(ValueError, match=r"pytorch_model.bin"):
         load_model(str(official))
 
 
-def test_a_cut_file(tmp_path):
+def test_a_truncated_file(tmp_path):
     official = write_official(tmp_path / "official", "qwen2")
     whole = (official / "model.safetensors").read_bytes()
     (official / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cannot be read.*Download it again"):
+    with pytest.raises(ValueError, match=str(official / "model.safetensors")):
         load_model(str(official))
 
 
 def test_a_model_made_here_gets_an_official_config(tmp_path, capsys):
-    """Without the original config one is made, and the checkpoint it makes loads."""
+    """Without the original config one is created, and the converted checkpoint loads."""
     official = write_official(tmp_path / "official", "qwen3", large=True)
     convert(official, tmp_path / "ours", compare=False, progress=False)
     (tmp_path / "ours" / "official_config.json").unlink()
@@ -175,7 +175,7 @@ def test_like(tmp_path):
     convert(official, tmp_path / "ours", compare=False, progress=False)
     convert(tmp_path / "ours", tmp_path / "back", like=official, compare=False, progress=False)
     assert (tmp_path / "back" / "modeling_internvl_chat.py").exists()
-    with pytest.raises(ValueError, match="already there"):
+    with pytest.raises(ValueError, match=str(tmp_path / "back")):
         convert(tmp_path / "ours", tmp_path / "back", progress=False)
 
 
@@ -254,7 +254,7 @@ PAIR = {
 
 
 def official_tokens(processor, original, bos, tiles):
-    """As InternLM2Tokenizer makes them of the conversation's text: SentencePiece reads what stands between special tokens."""
+    """As InternLM2Tokenizer makes them of the conversation's text: SentencePiece encodes the text between special tokens."""
     image = "<img>" + "<IMG_CONTEXT>" * 4 * tiles + "</img>\n" if tiles else ""
     text = (
         f"<|im_start|>system\n{OLD_SYSTEM}<|im_end|><|im_start|>user\n{image}What is 7 and 9?<|im_end|>"
@@ -286,16 +286,16 @@ def test_internlm2s_conversations_have_the_official_tokens(tmp_path, prefix, add
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "Qwen2Tokenizer", None])
-def test_what_the_tokenizer_puts_in_front_is_trained_with(tmp_path, family, bos, name):
-    """The official code reads the conversation's text as the tokenizer does it unasked: Llama-3's tokenizer.json adds BOS."""
+def test_the_tokenizers_default_special_tokens_are_trained_with(tmp_path, family, bos, name):
+    """The official code tokenizes with the tokenizer's default special tokens: Llama-3's tokenizer.json adds BOS."""
     folder = write_official(tmp_path / "official", family, template="internlm2-chat")
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<|endoftext|>"}
     settings.pop("tokenizer_class", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | ({"tokenizer_class": name} if name else {})))
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     if bos:
-        start = [("<|endoftext|>", backend.token_to_id("<|endoftext|>"))]
-        backend.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=start)
+        special = [("<|endoftext|>", backend.token_to_id("<|endoftext|>"))]
+        backend.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=special)
         backend.save(str(folder / "tokenizer.json"))
     text = (
         f"<|im_start|>system\n{OLD_SYSTEM}<|im_end|><|im_start|>user\nWhat is 7 and 9?<|im_end|>"

@@ -1,4 +1,4 @@
-"""Parts of a model: frozen, with adapters, with a learning rate of their own."""
+"""Parts of a model: frozen, with adapters, with their own learning rate."""
 
 import re
 
@@ -38,14 +38,14 @@ def test_the_last_layers_of_the_tower(model):
 @pytest.mark.parametrize(
     "choices, adapters, message",
     [
-        ({"tower": "freeze"}, False, "no part 'tower' .*vision, projector, language, head"),
-        ({"vision": "frozen"}, False, "train_parts.vision is train, freeze or lora .*got 'frozen'"),
-        ({"language": 2}, False, "train_parts.language is train, freeze or lora"),
-        ({"vision": 0}, False, "got 0"),
-        ({"vision": "lora"}, False, "needs adapters"),
-        ({"language": "train"}, True, "second copy"),
-        ({"head": "lora"}, True, "past any adapter"),
-        ({"vision": "freeze", "projector": "freeze", "language": "freeze", "head": "freeze"}, False, "nothing would be trained"),
+        ({"tower": "freeze"}, False, "vision, projector, language, head.*'tower'"),
+        ({"vision": "frozen"}, False, "train_parts.vision='frozen'"),
+        ({"language": 2}, False, "train_parts.language=2"),
+        ({"vision": 0}, False, "train_parts.vision=0"),
+        ({"vision": "lora"}, False, "train_parts.vision=lora"),
+        ({"language": "train"}, True, "train_parts.language=train"),
+        ({"head": "lora"}, True, "train_parts.head=lora"),
+        ({"vision": "freeze", "projector": "freeze", "language": "freeze", "head": "freeze"}, False, "train_parts freezes"),
     ],
 )
 def test_refusals(choices, adapters, message):
@@ -54,7 +54,7 @@ def test_refusals(choices, adapters, message):
 
 
 def test_more_layers_than_there_are(model):
-    with pytest.raises(ValueError, match="the vision tower has 3 layers"):
+    with pytest.raises(ValueError, match="train_parts.vision=4 .*3 layers"):
         freeze_parts(model, {"vision": 4})
 
 
@@ -103,7 +103,7 @@ def test_learning_rates(model):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_run_with_learning_rates_of_parts(tmp_path, kind):
-    """With a rate of 0 the language model stays where it is, and what has none of its own moves."""
+    """With a rate of 0 the language model does not change, and parts without their own rate do."""
     trainer = small_run(tmp_path, kind=kind, language_learning_rate=0.0, weight_decay=0.0, warmup_steps=0)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     if kind == "lora":  # adapters are in the language model alone

@@ -45,7 +45,7 @@ def test_save_and_load(smollm2, tmp_path):
     assert "Paris" in reply(loaded, AutoProcessor.from_pretrained(tmp_path), "What is the capital of France?")
 
 
-def test_text_only_training_prefers_the_chosen_answer(smollm2, tmp_path):
+def test_text_only_training_prefers_the_chosen_completion(smollm2, tmp_path):
     """Three steps of LoRA on one question raise the margin from 0."""
     from datasets import Dataset
     from peft import LoraConfig

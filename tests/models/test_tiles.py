@@ -1,4 +1,4 @@
-"""How images are cut: the grids of the official code, for the processor that comes with every checkpoint we hand out."""
+"""Tiling of images: the grids of the official code, for the processors of loaded checkpoints."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def official(tmp_path_factory):
 @pytest.mark.parametrize("place, most", enumerate((6, 12, 24)))
 @pytest.mark.parametrize("size", GRIDS, ids="{0[0]}x{0[1]}".format)
 def test_golden_grids(official, size, place, most):
-    """An image whose colour says where it is: every tile is where the grid has it, and a thumbnail is after them."""
+    """An image whose colour encodes the position: every tile is at its place in the grid, followed by a thumbnail."""
     processor = load_processor(str(official), max_tiles=most)
     columns, rows = GRIDS[size][place]
     width, height = size

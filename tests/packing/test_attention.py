@@ -1,4 +1,4 @@
-"""Packed rows against padded rows on real models: log-probs, gradients, what each answer sees, and which models fit."""
+"""Packed rows against padded rows on real models: log-probs, gradients, what each completion sees, and which models fit."""
 
 import copy
 import json
@@ -18,23 +18,23 @@ import mpo.packing.attention as attention
 from mpo.packing.attention import BACKENDS, use_packed_attention, usual_attention
 from mpo.packing.fits import find_text_model, why_not
 from mpo.packing.layout import completion_sums, concatenate, lay_out
-from mpo.packing.turns import Answer
+from mpo.packing.turns import Completion
 
 
 def some_completions(seed, count):
-    """Answers of different lengths; the third shares half of the first, the fourth is the first, the fifth has one token."""
-    answers = [random_ids(seed + index, 5 + 7 * index % 11) for index in range(count)]
+    """Completions of different lengths; the third shares half of the first, the fourth is the first, the fifth has one token."""
+    completions = [random_ids(seed + index, 5 + 7 * index % 11) for index in range(count)]
     if count > 2:
-        answers[2] = answers[0][:3] + random_ids(seed + 50, 4)
+        completions[2] = completions[0][:3] + random_ids(seed + 50, 4)
     if count > 3:
-        answers[3] = answers[0]
+        completions[3] = completions[0]
     if count > 4:
-        answers[4] = answers[4][:1]
-    return [Answer(ids, [index % 5 != 4 for index in range(len(ids))]) for ids in answers]
+        completions[4] = completions[4][:1]
+    return [Completion(ids, [index % 5 != 4 for index in range(len(ids))]) for ids in completions]
 
 
 def with_images(processor, seed, image_count, count):
-    """A prompt with images: token ids, tiles, answers."""
+    """A prompt with images: token ids, tiles, completions."""
     text = "<IMG_CONTEXT>\n" * image_count + "Which one?"
     if not image_count:
         return random_ids(seed, 9), None, some_completions(seed, count)
@@ -49,32 +49,36 @@ def token_logps(logits, labels):
 
 
 def packed_sums(model, groups, batch=None):
-    """Log-prob sums of all answers from one packed row, (answers,); every image goes in once."""
-    batch = batch or concatenate([lay_out(prompt, answers) for prompt, _, answers in groups])
+    """Log-prob sums of all completions from one packed row, (completions,); every image goes in once."""
+    batch = batch or concatenate([lay_out(prompt, completions) for prompt, _, completions in groups])
     tiles = [pixels for _, pixels, _ in groups if pixels is not None]
     images = {"pixel_values": torch.cat(tiles)} if tiles else {}
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "segments": batch.segments}
     logits = model(**inputs, **images, use_cache=False).logits
-    return completion_sums(token_logps(logits, batch.shift_labels), batch.scored)
+    return completion_sums(token_logps(logits, batch.shift_labels), batch.labelled)
 
 
 def padded_sums(model, groups):
-    """The same from one padded row per answer, images repeated."""
-    rows = [(prompt + answer.ids, len(prompt), answer.scored) for prompt, _, answers in groups for answer in answers]
-    tiles = [pixels for _, pixels, answers in groups for _ in answers if pixels is not None]
+    """The same from one padded row per completion, images repeated."""
+    rows = [
+        (prompt + completion.ids, len(prompt), completion.loss_mask)
+        for prompt, _, completions in groups
+        for completion in completions
+    ]
+    tiles = [pixels for _, pixels, completions in groups for _ in completions if pixels is not None]
     images = {"pixel_values": torch.cat(tiles)} if tiles else {}
     width = max(len(ids) for ids, _, _ in rows)
-    input_ids, mask, scored = (torch.zeros(len(rows), width, dtype=torch.int64) for _ in range(3))
+    input_ids, mask, loss_mask = (torch.zeros(len(rows), width, dtype=torch.int64) for _ in range(3))
     for row, (ids, prompt_length, flags) in enumerate(rows):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
-        scored[row, prompt_length : len(ids)] = torch.tensor(flags, dtype=torch.int64)
+        loss_mask[row, prompt_length : len(ids)] = torch.tensor(flags, dtype=torch.int64)
     logits = model(input_ids=input_ids, attention_mask=mask, **images, use_cache=False).logits
-    return (token_logps(logits[:, :-1], input_ids[:, 1:]).double() * scored[:, 1:]).sum(1).float()
+    return (token_logps(logits[:, :-1], input_ids[:, 1:]).double() * loss_mask[:, 1:]).sum(1).float()
 
 
 def gradients(model, sums):
-    """Of a loss in which every answer counts differently."""
+    """Of a loss in which every completion counts differently."""
     model.zero_grad()
     (sums * torch.linspace(-1, 1.5, len(sums))).sum().backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -98,10 +102,10 @@ def assert_same(model, groups):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("answers", [1, 2, 3, 4, 5])
-def test_images(processor, family, answers):
+@pytest.mark.parametrize("completions", [1, 2, 3, 4, 5])
+def test_images(processor, family, completions):
     """Three prompts with one, two and no images in one row."""
-    groups = [with_images(processor, 10 * images, images, answers) for images in (1, 2, 0)]
+    groups = [with_images(processor, 10 * images, images, completions) for images in (1, 2, 0)]
     assert_same(internvl(processor, family), groups)
 
 
@@ -191,22 +195,22 @@ def test_autocast(family):
 def test_only_labelled_nodes_need_the_head(processor):
     model = internvl(processor)
     use_packed_attention(model)
-    prompt, pixels, answers = with_images(processor, 0, 1, 5)
-    batch = concatenate([lay_out(prompt, answers)])
+    prompt, pixels, completions = with_images(processor, 0, 1, 5)
+    batch = concatenate([lay_out(prompt, completions)])
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "segments": batch.segments}
-    logits = model(**inputs, pixel_values=pixels, logits_to_keep=batch.labelled).logits
-    assert logits.shape[1] == len(batch.labelled) < batch.input_ids.shape[1]
-    logps = token_logps(logits, batch.shift_labels[:, batch.labelled])[0]
-    sums = completion_sums(torch.zeros(batch.input_ids.shape[1]).index_copy(0, batch.labelled, logps), batch.scored)
-    torch.testing.assert_close(sums, packed_sums(model, [(prompt, pixels, answers)]), rtol=1e-6, atol=0)
+    logits = model(**inputs, pixel_values=pixels, logits_to_keep=batch.labelled_positions).logits
+    assert logits.shape[1] == len(batch.labelled_positions) < batch.input_ids.shape[1]
+    logps = token_logps(logits, batch.shift_labels[:, batch.labelled_positions])[0]
+    sums = completion_sums(torch.zeros(batch.input_ids.shape[1]).index_copy(0, batch.labelled_positions, logps), batch.labelled)
+    torch.testing.assert_close(sums, packed_sums(model, [(prompt, pixels, completions)]), rtol=1e-6, atol=0)
 
 
-def changed(answer, by=1):
-    return Answer([(token + by) % 250 + 3 for token in answer.ids], answer.scored)
+def changed(completion, by=1):
+    return Completion([(token + by) % 250 + 3 for token in completion.ids], completion.loss_mask)
 
 
-def test_answers_do_not_see_each_other(processor):
-    """Other tokens in one answer leave the other's log-prob as it is, to the bit; another prompt changes both."""
+def test_completions_do_not_see_each_other(processor):
+    """Other tokens in one completion leave the other's log-prob as it is, to the bit; another prompt changes both."""
     model = internvl(processor).eval()
     use_packed_attention(model)
     prompt, pixels, (chosen, rejected) = with_images(processor, 0, 1, 2)
@@ -236,8 +240,8 @@ def test_prompts_do_not_see_each_other():
 def test_usual_attention_does_not_fit_packed_rows(mask):
     """Why this module exists: on the same row, PyTorch's attention leaks or cuts, and says nothing.
 
-    With a mask of ones the rejected answer sees the chosen one; without, transformers takes the copy's position for the start
-    of another text, and the rejected answer loses the prompt.
+    With a mask of ones the rejected completion sees the chosen one; without, transformers takes the copy's position for the start
+    of another text, and the rejected completion loses the prompt.
     """
     model = text_model()
     prompt, _, (chosen, rejected) = group = (random_ids(1, 12), None, some_completions(1, 2))
@@ -248,7 +252,7 @@ def test_usual_attention_does_not_fit_packed_rows(mask):
         attention_mask = torch.ones_like(batch.input_ids) if mask else None
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": attention_mask}
         logits = model(**inputs, use_cache=False).logits
-        return completion_sums(token_logps(logits, batch.shift_labels), batch.scored)
+        return completion_sums(token_logps(logits, batch.shift_labels), batch.labelled)
 
     before = usual(prompt, chosen)
     assert not torch.allclose(before, padded_sums(model, [group]), rtol=1e-3)
@@ -404,7 +408,7 @@ def test_wrong_segments_are_refused():
 
 def test_segments_move_with_the_batch():
     """Accelerate moves what has `to`; nothing is copied that is in place already."""
-    segments = concatenate([lay_out([1, 2], [Answer([3], [True]), Answer([4], [True])])]).segments
+    segments = concatenate([lay_out([1, 2], [Completion([3], [True]), Completion([4], [True])])]).segments
     moved = send_to_device({"segments": segments}, "meta")["segments"]
     assert {moved.cu_seqlens_q.device.type, moved.cu_seqlens_k.device.type, moved.key_index.device.type} == {"meta"}
     assert send_to_device({"segments": segments}, torch.device("cpu"))["segments"] is segments

@@ -1,4 +1,4 @@
-"""Records to padded rows: literal tensors, the end of an answer, images, lengths."""
+"""Records to padded rows: literal tensors, the end of a completion, images, lengths."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ CHAT = {
 
 
 def test_rows_of_a_conversation(words):
-    """The answer ends with its <end>; the newline after it is not there."""
+    """The completion ends with its <end>; the newline after it is not there."""
     batch = PairCollator(words)([CHAT])
     assert batch["input_ids"].tolist() == [
         as_ids("<user> two plus two <end> \n <bot> is four <end>", 10),  # chosen
@@ -61,7 +61,7 @@ def test_rows_of_a_conversation(words):
     assert batch["attention_mask"].tolist() == [[1] * 10, [1] * 9 + [0]]
 
 
-def test_trls_end_of_the_answer(words):
+def test_trls_end_of_the_completion(words):
     """With completion_end="template" the newline is scored too."""
     batch = PairCollator(words, completion_end="template")([CHAT])
     assert batch["input_ids"][0].tolist() == as_ids("<user> two plus two <end> \n <bot> is four <end> \n", 11)
@@ -69,9 +69,9 @@ def test_trls_end_of_the_answer(words):
 
 
 def test_only_the_assistants_turns_are_scored(words):
-    """An answer of three messages: the user's turn between and the header of the second reply are context."""
-    answer = messages("sure", "assistant") + messages("why", "user") + messages("is four", "assistant")
-    batch = PairCollator(words)([{**CHAT, "chosen": answer}])
+    """A completion of three messages: the user's turn between and the header of the second reply are context."""
+    completion = messages("sure", "assistant") + messages("why", "user") + messages("is four", "assistant")
+    batch = PairCollator(words)([{**CHAT, "chosen": completion}])
     row = "<user> two plus two <end> \n <bot> sure <end> \n <user> why <end> \n <bot> is four <end>"
     assert batch["input_ids"][0].tolist() == as_ids(row, 18)
     #                                           sure <end> \n user why end \n bot is four end
@@ -90,23 +90,23 @@ def test_implicit_prompt(words):
 
 
 def test_a_packed_row(words):
-    """The prompt once, both answers after it without their last token, and the last token of the prompt once more between them."""
+    """The prompt once, both completions after it without their last token, the prompt's last token once more between them."""
     batch = PairCollator(words, layout="packed")([CHAT, {"prompt": "why ", "chosen": "sure ", "rejected": "is "}])
     first = "<user> two plus two <end> \n <bot> is four" + " <bot> five"  # a pair
-    second = "why sure" + " why is"  # another: plain text, whose answers end in <eos>
+    second = "why sure" + " why is"  # another: plain text, whose completions end in <eos>
     assert batch["input_ids"].tolist() == [as_ids(f"{first} {second}", 15)]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8] + [6, 7] + [0, 1] + [0, 1]]
     picked = [6, 7, 8] + [9, 10] + [11, 12] + [13, 14]  # <bot> predicts "is", "is" predicts "four", "four" predicts <end>; ...
-    assert batch["picked"].index.tolist() == picked
+    assert batch["positions_to_keep"].index.tolist() == picked
     assert batch["shift_labels"].tolist() == [as_ids("is four <end> five <end> sure <eos> is <eos>", 9)]
     assert batch["segments"].lengths == ((9, 9), (2, 8), (2, 2), (2, 2))  # the rejected one: no last prompt token
     assert batch["segments"].key_index.tolist() == [*range(9), *range(6), 9, 10, 11, 12, 13, 14]
-    assert batch["scored"].lengths.tolist() == [3, 2, 2, 2]  # chosen, chosen, rejected, rejected
-    assert batch["scored"].node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the picked
+    assert batch["labelled"].lengths.tolist() == [3, 2, 2, 2]  # chosen, chosen, rejected, rejected
+    assert batch["labelled"].node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the picked
 
 
-def test_max_length_cuts_answers(words):
-    """Nine tokens: the chosen answer loses its <end>."""
+def test_max_length_cuts_completions(words):
+    """Nine tokens: the chosen completion loses its <end>."""
     batch = PairCollator(words, max_length=9)([CHAT])
     assert batch["input_ids"][0].tolist() == as_ids("<user> two plus two <end> \n <bot> is four", 9)
     kept_end = PairCollator(words, max_length=9, truncation_mode="keep_end")([CHAT])
@@ -135,8 +135,8 @@ def test_refusals(words, record, message):
         PairCollator(words)([record])
 
 
-def test_an_empty_answer_is_refused():
-    """Without a token that could end it, an empty answer has nothing to score."""
+def test_an_empty_completion_is_refused():
+    """Without a token that could end it, an empty completion has nothing to score."""
     tokenizer = Tokenizer(models.WordLevel(ID))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
@@ -157,7 +157,7 @@ def image_record(index: int, images: int = 1) -> dict:
 
 
 def test_image_tokens_and_tiles(processor):
-    """An image of 64 x 32 is two tiles of 32 and a thumbnail, each of 4 tokens: 12 an image. Tiles are there for both answers."""
+    """An image of 64 x 32 is two tiles of 32 and a thumbnail, each of 4 tokens: 12 an image. Both completions have tiles."""
     batch = PairCollator(processor)([image_record(0), image_record(5, images=2)])
     image_token = processor.image_token_id
     assert (batch["input_ids"] == image_token).sum(dim=1).tolist() == [12, 24, 12, 24]

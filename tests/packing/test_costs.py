@@ -47,9 +47,9 @@ def collated(records, processing_class, **settings) -> list[tuple[int, int, int,
     found = []
     for record in records:
         batch = PairCollator(processing_class, **settings)([record])
-        mask, scored = batch["attention_mask"].bool(), batch["completion_mask"].bool()
-        assert mask.shape == scored.shape
-        chosen, rejected = (int(row.sum()) for row in scored)
+        mask, loss_mask = batch["attention_mask"].bool(), batch["completion_mask"].bool()
+        assert mask.shape == loss_mask.shape
+        chosen, rejected = (int(row.sum()) for row in loss_mask)
         tiles = len(batch["pixel_values"]) // 2 if "pixel_values" in batch else 0
         found.append((int(mask[0].sum()) - chosen, chosen, rejected, tiles))
     return found
@@ -162,7 +162,7 @@ def test_measuring_in_processes(processor):
     assert all(np.array_equal(*pair) for pair in zip(alone.arrays(), shared.arrays(), strict=True))
 
 
-def test_answers_are_cut():
+def test_completions_are_cut():
     costs = PairCosts(*(np.array(values, dtype=np.int32) for values in ([10, 30], [5, 5], [9, 1], [0, 0])), np.arange(2))
     cut = costs.cut(17)
     assert cut.chosen.tolist() == [5, 0]
@@ -171,7 +171,7 @@ def test_answers_are_cut():
 
 
 def test_attention_by_hand():
-    """Prompt of 4, answers of 2 and 6: 4*4/2 + 2*(4+1) + 6*(4+3) = 8 + 10 + 42."""
+    """Prompt of 4, completions of 2 and 6: 4*4/2 + 2*(4+1) + 6*(4+3) = 8 + 10 + 42."""
     costs = PairCosts(*(np.array([value], dtype=np.int32) for value in (4, 2, 6, 0)), np.arange(1))
     assert costs.attention().tolist() == [60]
     assert costs.tokens().tolist() == [12]

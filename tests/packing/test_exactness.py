@@ -5,9 +5,9 @@ float32, bfloat16 and autocast both are compared with padded rows in float64 (of
 and whatever they give may err by norm at most twice what padded rows err. One batch alone would leave that to chance, for the
 gradient of a bias is one small vector; norms are over all batches of a case.
 
-Log-probs in float32 are held to 2 units in the last place (ulp) of the answer's sum. A single token's log-prob is the exception:
-it has a whole network's rounding in one number, and padded rows themselves are up to 5 ulp from float64 there. It may be further
-than 2 ulp from padded rows, but not more than 2 ulp further from float64 than they get at worst.
+Log-probs in float32 are held to 2 units in the last place (ulp) of the completion's sum. A single token's log-prob is the
+exception: it has a whole network's rounding in one number, and padded rows themselves are up to 5 ulp from float64 there. It may be
+further than 2 ulp from padded rows, but not more than 2 ulp further from float64 than they get at worst.
 """
 
 import copy
@@ -41,7 +41,7 @@ from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.packing.attention import packed_attention
-from mpo.packing.turns import Answer
+from mpo.packing.turns import Completion
 
 HALF_ULP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float64: 2.0**-53}
 """How much of a number's size is lost, at most, when it is rounded once."""
@@ -67,48 +67,50 @@ def prompt_of(processor, image_count):
 
 
 def exact_packed_sums(twin, packed):
-    """`exact_sums` of packed rows: all logits, and each answer's positions picked from them."""
+    """`exact_sums` of packed rows: all logits, and each completion's positions picked from them."""
     names = ("input_ids", "position_ids", "segments", "pixel_values")
     logits = twin(**{name: packed[name] for name in names if name in packed}, use_cache=False).logits[0]
-    logps = logits.log_softmax(-1)[packed["picked"].index].gather(-1, packed["shift_labels"][0, :, None])[:, 0]
-    scored = packed["scored"]
-    return torch.zeros(len(scored.lengths), dtype=logps.dtype).index_add(0, scored.answer, logps[scored.node])
+    logps = logits.log_softmax(-1)[packed["positions_to_keep"].index].gather(-1, packed["shift_labels"][0, :, None])[:, 0]
+    labelled = packed["labelled"]
+    return torch.zeros(len(labelled.lengths), dtype=logps.dtype).index_add(0, labelled.completion, logps[labelled.node])
 
 
-tokens = st.integers(3, 5)  # few different ones, so that answers share much
-answers = st.lists(st.tuples(tokens, st.booleans()), min_size=1, max_size=6).map(
-    lambda pairs: Answer([token for token, _ in pairs], [scores for _, scores in pairs[1:]] + [True])
+tokens = st.integers(3, 5)  # few different ones, so that completions share much
+completions = st.lists(st.tuples(tokens, st.booleans()), min_size=1, max_size=6).map(
+    lambda pairs: Completion([token for token, _ in pairs], [scores for _, scores in pairs[1:]] + [True])
 )
 groups = st.lists(
-    st.tuples(st.integers(0, 3), st.lists(tokens, max_size=4), st.lists(answers, min_size=1, max_size=8)), min_size=1, max_size=3
+    st.tuples(st.integers(0, 3), st.lists(tokens, max_size=4), st.lists(completions, min_size=1, max_size=8)),
+    min_size=1,
+    max_size=3,
 )
 
 
 def predicts(group):
-    """Whether anything stands before some answer's token: an empty prompt predicts no first token."""
-    images, text, its_answers = group
-    return images or text or any(len(answer.ids) > 1 for answer in its_answers)
+    """Whether anything stands before some completion's token: an empty prompt predicts no first token."""
+    images, text, its_completions = group
+    return images or text or any(len(completion.ids) > 1 for completion in its_completions)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=30, derandomize=True)
 @given(groups.filter(lambda drawn: all(map(predicts, drawn))), st.integers(0, 1000))
 def test_in_float64_they_are_the_same(processor, family, drawn, seed):
-    """Sums and gradients to 1e-12: for no text before the answers too, for answers of one token, equal and nested ones.
+    """Sums and gradients to 1e-12: for no text before the completions too, for completions of one token, equal and nested ones.
 
     Float64 rounds by 1e-16, and a few hundred roundings are between the tokens and a gradient.
     """
     given_groups = []
-    for images, text, its_answers in drawn:
+    for images, text, its_completions in drawn:
         ids, tiles = prompt_of(processor, images) if images else ([], None)
-        given_groups.append(Group(ids + text, tiles, its_answers))
+        given_groups.append(Group(ids + text, tiles, its_completions))
     packed, padded = batches_of(given_groups, random_pairs(given_groups, random.Random(seed)))
     model = exact_model(processor, family)
     with packed_attention(model):
         found = exact_packed_sums(model, packed)
     expected = exact_sums(model, padded)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    weights = torch.linspace(-1, 1.5, len(expected), dtype=torch.float64)  # every answer counts differently
+    weights = torch.linspace(-1, 1.5, len(expected), dtype=torch.float64)  # every completion counts differently
     with packed_attention(model):
         mine = torch.autograd.grad(found @ weights, list(model.parameters()), allow_unused=True)
     theirs = torch.autograd.grad(expected @ weights, list(model.parameters()), allow_unused=True)
@@ -159,8 +161,8 @@ class Ulps:
     """How far log-prob sums are from each other, in units of the last place of a float32 of their size."""
 
     def __init__(self):
-        self.apart = 0.0  # of answers of two and more scored tokens
-        self.single = [0.0, 0.0]  # of answers of one: how far packed and padded rows are from float64, if more than 2 ulp apart
+        self.apart = 0.0  # of completions of two and more labelled tokens
+        self.single = [0.0, 0.0]  # of completions of one: how far packed and padded rows are from float64, if more than 2 ulp apart
 
     def add(self, packed, padded, exact, lengths):
         size = exact.float().abs()
@@ -204,7 +206,7 @@ def check(both, batches, precision, record_property):
     for packed, padded in batches:
         results = both.results(packed, padded)
         errors.add_results(*results)
-        ulps.add(*(result.sums for result in results), packed["scored"].lengths)
+        ulps.add(*(result.sums for result in results), packed["labelled"].lengths)
     if precision == "float32":
         record_property("difference", ("ulp between the log-probs of packed and padded rows", ulps.apart))
         assert ulps.apart <= 2
@@ -231,7 +233,7 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "precision", "trained", "checkpointing"), CASES)
 def test_random_batches(processor, family, precision, trained, checkpointing, record_property):
-    """Six batches of one to three prompts, with 1 to 8 answers and 0 to 3 images each; half of them of records."""
+    """Six batches of one to three prompts, with 1 to 8 completions and 0 to 3 images each; half of them of records."""
     both = models(processor, family, precision, trained, checkpointing)
     batches = (random_batches(processor, seed) for seed in range(6))
     check(both, batches, precision, record_property)
@@ -240,7 +242,7 @@ def test_random_batches(processor, family, precision, trained, checkpointing, re
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "precision"), [*[(family, "float32") for family in FAMILIES], ("qwen2", "bfloat16")])
 def test_every_shape(processor, family, precision, record_property):
-    """1 to 8 answers a prompt, each with 0 to 3 images."""
+    """1 to 8 completions a prompt, each with 0 to 3 images."""
 
     def batches():
         for count in range(1, 9):

@@ -29,13 +29,13 @@ def costs_of(prompt, chosen, rejected, tiles=None, group=None) -> PairCosts:
 
 
 def realistic(count: int, seed: int = 0) -> PairCosts:
-    """Images of 1 to 13 tiles of 256 tokens, a fifth without; answers of about 220 tokens; 1 to 6 pairs a question."""
+    """Images of 1 to 13 tiles of 256 tokens, a fifth without; completions of about 220 tokens; 1 to 6 pairs a question."""
     rng = np.random.default_rng(seed)
     questions = np.repeat(np.arange(count), rng.integers(1, 7, count))[:count]
     tiles = np.where(rng.random(count) < 0.2, 0, rng.choice([1, 3, 5, 7, 9, 11, 13], count))[questions]
     prompt = tiles * 256 + (rng.lognormal(4, 0.6, count) + 20).astype(int)[questions]
-    answers = np.clip(rng.lognormal(5.4, 0.7, (2, count)), 5, 1500)
-    return costs_of(prompt, answers[0], answers[1], tiles, questions)
+    completions = np.clip(rng.lognormal(5.4, 0.7, (2, count)), 5, 1500)
+    return costs_of(prompt, completions[0], completions[1], tiles, questions)
 
 
 def ranks_of(costs, **settings) -> list[list[list[int]]]:

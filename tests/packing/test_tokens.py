@@ -68,13 +68,15 @@ def pair(**columns):
 
 
 def encoded(record, processing_class, **settings):
-    """Tokens of the prompt and of both answers as text, with the scored ones in brackets."""
+    """Tokens of the prompt and of both completions as text, with the scored ones in brackets."""
     encoder = PairEncoder(processing_class, **settings)
     (found,), _, _ = encoder([record])
     tokens = encoder.tokenizer.convert_ids_to_tokens
 
-    def marked(answer):
-        return [f"[{token}]" if scored else token for token, scored in zip(tokens(answer.ids), answer.scored, strict=True)]
+    def marked(completion):
+        return [
+            f"[{token}]" if counts else token for token, counts in zip(tokens(completion.ids), completion.loss_mask, strict=True)
+        ]
 
     return tokens(found.prompt_ids), marked(found.chosen), marked(found.rejected)
 
@@ -88,7 +90,7 @@ def check_every_path(record, processing_class):
     padded = PairCollator(processing_class)([record])
     packed = PairCollator(processing_class, layout="packed")([record])
     labels = [padded["input_ids"][row][padded["completion_mask"][row].bool()].tolist() for row in (0, 1)]
-    of_packed = packed["shift_labels"][0][packed["scored"].node].tolist()
+    of_packed = packed["shift_labels"][0][packed["labelled"].node].tolist()
     assert of_packed == labels[0] + labels[1]
 
 
@@ -116,15 +118,15 @@ def test_a_prompt_that_ends_in_the_assistants_turn_is_continued(processor, image
 
 
 def test_it_is_continued_in_several_messages(processor):
-    answer = [assistant("5."), user("Why?"), assistant("So.")]
-    prompt, chosen, rejected = encoded(pair(prompt=[user("What?"), assistant("It is ")], chosen=answer), processor)
+    completion = [assistant("5."), user("Why?"), assistant("So.")]
+    prompt, chosen, rejected = encoded(pair(prompt=[user("What?"), assistant("It is ")], chosen=completion), processor)
     text = "".join(token[1:-1] if token[0] == "[" else token for token in chosen)
     assert text == "5.<|im_end|>Ċ<|im_start|>userĊWhy?<|im_end|>Ċ<|im_start|>assistantĊSo.<|im_end|>"
     assert "".join(token[1:-1] for token in chosen if token[0] == "[") == "5.<|im_end|>So.<|im_end|>"
     assert "".join(rejected) == "".join(f"[{token}]" for token in processor.tokenizer.tokenize("No.<|im_end|>"))
 
 
-def test_an_empty_turn_at_its_end_is_the_answers_opening(processor):
+def test_an_empty_turn_at_its_end_is_the_completions_opening(processor):
     assert encoded(pair(prompt=[user("What is it?"), assistant("")]), processor) == encoded(pair(), processor)
 
 
@@ -136,7 +138,7 @@ def test_samples_continue_it_too(processor):
 
 
 def test_samples_ask_with_the_whole_prompt(processor):
-    """In training a token may hold the prompt's end and the answer's start; a model that is asked has the prompt alone."""
+    """In training a token may hold the prompt's end and the completion's start; a model that is asked has the prompt alone."""
     ((ids, _),) = PairEncoder(processor).prompts([{"prompt": "The sum is num"}])[0]
     assert ids == processor.tokenizer("The sum is num")["input_ids"]
 
@@ -198,7 +200,7 @@ def test_they_have_a_header_of_their_own(processor, columns):
 
 
 @pytest.mark.parametrize("layout", ["one message", "several", "continued"])
-def test_an_answer_has_the_tokens_of_the_whole_text(prefixed, layout):
+def test_a_completion_has_the_tokens_of_the_whole_text(prefixed, layout):
     """A text on its own begins with ▁, and "▁Y" is one token: after the header's line break it is "Y", beside images too."""
     columns = {
         "one message": {},
@@ -307,7 +309,7 @@ def test_templates_that_cannot_be_used(processor, template, columns, message):
 
 
 def test_a_template_whose_generation_prompt_says_more(processor):
-    """As DeepSeek-R1's, which opens a <think> that answers do not have: a turn begins where both renderings agree."""
+    """As DeepSeek-R1's, which opens a <think> that completions do not have: a turn begins where both renderings agree."""
     opens = with_template(processor, CHAT_TEMPLATE.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}"))
     assert opens.chat_template != processor.chat_template
     for chosen in ([assistant("Yes.")], [assistant("Yes."), user("Why?"), assistant("So.")]):

@@ -1,4 +1,4 @@
-"""Pairs of right and wrong responses."""
+"""Pairs of correct and incorrect responses."""
 
 import json
 import random
@@ -40,7 +40,7 @@ def test_pairs_are_what_they_say(responses, truth, max_pairs, seed):
 
 @given(responses=RESPONSES, truth=st.integers(0, 40).map(str))
 def test_all_pairs_are_kept_when_there_is_room(responses, truth):
-    """The number is known: distinct right ones times distinct wrong ones, less those that contain the right answer."""
+    """Their number: distinct correct ones times distinct incorrect ones, without those that contain the correct final answer."""
     judged = {text: judge(text, truth) for text in responses}.values()
     positives = [r for r in judged if r.verdict == "correct"]
     negatives = [r for r in judged if r.verdict != "correct" and (r.answer is None or truth not in r.answer)]
@@ -69,11 +69,11 @@ def test_right_answer_inside_the_wrong_one_is_no_pair():
 
 
 def test_at_least_one_pair_must_be_allowed():
-    with pytest.raises(ValueError, match="max_pairs must be 1 or more"):
+    with pytest.raises(ValueError, match="max_pairs=0"):
         pair_completions([], max_pairs=0, rng=random.Random(0))
 
 
-QUESTION = {"id": "q1", "image": "images/1.png", "question": "What is the sum?", "answer": "7"}
+QUESTION = {"id": "q1", "image": "images/1.png", "question": "What is the sum?", "ground_truth": "7"}
 
 
 def test_lines_have_mmprs_fields_and_tell_negatives_apart():
@@ -111,7 +111,7 @@ def test_a_questions_pairs_do_not_depend_on_other_questions():
 
 
 def test_counts_must_match():
-    with pytest.raises(ValueError, match="1 questions, but responses for 0"):
+    with pytest.raises(ValueError, match="1 questions and 0 lists"):
         build_pairs([QUESTION], [])
 
 

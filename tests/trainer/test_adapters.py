@@ -298,7 +298,7 @@ def test_wrong_cached_values_stop_the_run(tmp_path, processor):
     trainer = trainer_of(tmp_path, processor, base(processor), **settings)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     sums = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
-    trainer._references.add(batch["completion_keys"], sums + 0.5, batch["scored"].lengths)
+    trainer._references.add(batch["completion_keys"], sums + 0.5, batch["labelled"].lengths)
     with pytest.raises(ValueError, match="must give the same log-probs.*mpo cache"):
         trainer.train()
 

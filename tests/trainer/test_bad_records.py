@@ -48,22 +48,22 @@ def test_a_blank_pair_takes_the_place(processor, layout):
     """Of three records the second is bad: the others come first, in order, and the third pair does not count."""
     batch = PairCollator(processor, layout=layout, on_bad_record="skip")(rows())
     assert batch["kept"] == [0, 2] and batch["counted"] == 2
-    assert len(batch["scored"].lengths) == 6
+    assert len(batch["labelled"].lengths) == 6
     assert batch["names"][:2] == ["record 'pair-0'", "record 'pair-2'"]
     (entry,) = batch["bad"]
     assert entry["id"] == "pair-1" and entry["where"] == "record 'pair-1'"
     assert entry["reason"].startswith("image 1 of 1: this file is not an image")
     good = PairCollator(processor, layout=layout)([rows()[0], rows()[2]])
     assert torch.equal(batch["pixel_values"], good["pixel_values"])
-    chosen, rejected = batch["scored"].lengths.chunk(2)
-    assert torch.cat([chosen[:2], rejected[:2]]).tolist() == good["scored"].lengths.tolist()
+    chosen, rejected = batch["labelled"].lengths.chunk(2)
+    assert torch.cat([chosen[:2], rejected[:2]]).tolist() == good["labelled"].lengths.tolist()
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_batch_of_bad_records_alone(processor, layout):
     batch = PairCollator(processor, layout=layout, on_bad_record="skip")(rows(bad=(0, 1, 2)))
     assert batch["counted"] == 0 and batch["kept"] == [] and len(batch["bad"]) == 3
-    assert len(batch["scored"].lengths) == 6 and (batch["scored"].lengths > 0).all()
+    assert len(batch["labelled"].lengths) == 6 and (batch["labelled"].lengths > 0).all()
     assert "pixel_values" not in batch
 
 
@@ -101,7 +101,7 @@ def test_answers_are_cut_and_images_never(processor):
     whole = PairCollator(processor)([row])
     prompt = int(whole["completion_mask"][0].argmax())
     batch = PairCollator(processor, max_length=prompt + 4)([row])
-    assert batch["is_cut"].tolist() == [True, True]
+    assert batch["is_truncated"].tolist() == [True, True]
     assert batch["input_ids"].shape[1] == prompt + 4
     image_token = processor.image_token_id
     assert (batch["input_ids"][0] == image_token).sum() == (whole["input_ids"][0] == image_token).sum()

@@ -1,4 +1,4 @@
-"""A model of low precision, computing in float32 without being held in it."""
+"""Run a low-precision model in float32 without storing it in float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Let every module compute with float32 copies of its weights, made for as long as it runs.
+    """Run every module with temporary float32 copies of its weights.
 
-    The logits are those of ``model.float()``; in memory is the model as it was, and one layer more.
+    The logits are those of ``model.float()``; the extra memory is that of one layer.
     """
     narrow: dict[nn.Module, list[Tensor]] = {}
 
@@ -38,7 +38,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a module computes with itself; an adapter's layer also reads those of what it adapts."""
+    """The parameters that a module's own forward uses; an adapter layer also reads those of its base layer."""
     return list(module.parameters(recurse=isinstance(module, BaseTunerLayer)))
 
 

@@ -1,4 +1,4 @@
-"""Rows of embeddings and output head: those that an adapter's folder carries, and a matrix that the two share."""
+"""Fit and untie the rows of embeddings and output head for an adapter."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +13,20 @@ PREFIX = "base_model.model."
 
 
 def fit_rows(model: Any, adapter: PeftConfig, tensors: Mapping[str, Tensor], where: str) -> list[str]:
-    """Give a base as many rows as the adapter was trained with, where its folder has them.
+    """Resize a base's embeddings and head to the rows that the adapter was trained with, if its folder has them.
 
     Args:
-        model: the base, before its adapter is put on.
-        adapter: its config.
-        tensors: of the adapter, by their names on disk; embeddings and head are among them when peft saved them
+        model: the base, without its adapter.
+        adapter: config of the adapter.
+        tensors: tensors of the adapter, by their names on disk; with embeddings and head if peft saved them
             (``save_embedding_layers``, ``modules_to_save``).
-        where: they come from.
+        where: their origin, for messages.
 
     Returns:
-        the names, in `tensors`, of whole matrices of embeddings and head.
+        the names in `tensors` of complete embedding and head matrices.
 
     Raises:
-        ValueError: when a row that the base does not have is in neither the folder's matrices nor among its trained tokens.
+        ValueError: when a row missing from the base is neither in the folder's matrices nor among its trained tokens.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
@@ -39,18 +39,21 @@ def fit_rows(model: Any, adapter: PeftConfig, tensors: Mapping[str, Tensor], whe
     before = len(embeddings.weight)
     sizes = {len(tensors[name]) for name in whole} or {max(before, *(index + 1 for own in tokens.values() for index in own), 0)}
     if len(sizes) > 1:
-        raise ValueError(f"The embeddings and the output head in {where} differ in their rows: {sorted(sizes)}.")
+        raise ValueError(
+            f"The embeddings and the output head in {where} differ in their number of rows: {sorted(sizes)}. Expected the same "
+            "number; save the adapter again."
+        )
     rows = sizes.pop()
-    held = set(whole.values())
+    complete = set(whole.values())
     copied = getattr(adapter, "modules_to_save", None) and not getattr(adapter, "ensure_weight_tying", False)
-    if tied and held and not copied:  # one matrix, so what is known of it is known of both
-        held = {embeddings, head}
+    if tied and complete and not copied:  # tied: one matrix serves both
+        complete = {embeddings, head}
     for name, module in (("embeddings", embeddings), ("output head", head)):
-        if module is None or module in held or tokens.get(module, set()) >= set(range(before, rows)):
+        if module is None or module in complete or tokens.get(module, set()) >= set(range(before, rows)):
             continue
         raise ValueError(
-            f"The adapter in {where} was trained with {rows} rows of the {name}, the base has {before}, and the folder does not "
-            "have the others. Train again with modules_to_save=['embed_tokens', 'lm_head'] in the adapter's config, or give the "
+            f"The adapter in {where} was trained with {rows} rows of the {name}, the base has {before}, and the folder lacks "
+            "the new rows. Train again with modules_to_save=['embed_tokens', 'lm_head'] in the adapter's config, or give the "
             "resized base with --base."
         )
     if rows != before:
@@ -59,7 +62,7 @@ def fit_rows(model: Any, adapter: PeftConfig, tensors: Mapping[str, Tensor], whe
 
 
 def _trained_tokens(adapter: PeftConfig, places: Mapping[str, Any]) -> dict[Any, set[int]]:
-    """Which rows an adapter replaces one by one, of each module; a list without a module's name is of the embeddings."""
+    """The rows that an adapter trains, by module; a list without module names refers to the embeddings."""
     indices = getattr(adapter, "trainable_token_indices", None) or getattr(adapter, "token_indices", None) or {}
     named = indices if isinstance(indices, dict) else {"embed_tokens": indices}
     return {
@@ -69,10 +72,10 @@ def _trained_tokens(adapter: PeftConfig, places: Mapping[str, Any]) -> dict[Any,
 
 
 def untie(model: Any) -> None:
-    """Give the output head a matrix of its own where it shares one with the embeddings and an adapter is on one of the two.
+    """Untie the output head from the embeddings if an adapter is on one of the two.
 
-    Merged into the shared matrix the change would reach both. What peft trains in a matrix of its own (``modules_to_save``) or for
-    both at once (``trainable_token_indices``), it merges right by itself.
+    Merged into the tied matrix, the update would change both. peft itself merges correctly what it trains in a separate matrix
+    (``modules_to_save``) or for both at once (``trainable_token_indices``).
 
     Args:
         model: a `PeftModel`.
@@ -91,8 +94,8 @@ def untie(model: Any) -> None:
 
 
 def mark_untied(model: Any) -> None:
-    """Let a model be saved with an output head of its own."""
-    model._weight_conversions = None  # private: names in its files are made anew; those it came with lack a head's
+    """Configure a model to be saved with an untied output head."""
+    model._weight_conversions = None  # private: recompute the names on disk; those it was loaded with lack the head
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 

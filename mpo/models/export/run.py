@@ -1,4 +1,4 @@
-"""Export: merge, cast, write, load what was written, compare."""
+"""Export a trained checkpoint: merge, cast, write, load again, compare."""
 
 import copy
 import gc
@@ -27,18 +27,19 @@ Form = Literal["transformers", "official"]
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        folder: of it.
-        form: of it.
-        dtype: of its weights, such as ``"bfloat16"``.
-        tensors: how many.
-        files: of weights.
-        bytes: of these.
-        base: name or path of what an adapter was merged into; None for a whole model.
-        comparison: with the trained model; None: not compared.
-        official_difference: the largest difference of logits between both forms, of the largest one; None: not compared.
+        folder: the exported folder.
+        form: its format.
+        dtype: dtype of its weights, such as ``"bfloat16"``.
+        tensors: number of tensors.
+        files: number of weight files.
+        bytes: their total size.
+        base: name or path of the base that an adapter was merged into; None for a full model.
+        comparison: comparison with the trained model; None if not compared.
+        official_difference: the largest difference of logits between both formats, relative to the largest logit; None if not
+            compared.
     """
 
     folder: Path
@@ -64,35 +65,36 @@ def export(
     check: bool = True,
     progress: bool = True,
 ) -> Export:
-    """Export a trained checkpoint as a folder to be loaded and served.
+    """Export a trained checkpoint to a folder for loading and serving.
 
-    An adapter is merged in the export dtype: base + scaling * B A, computed in float32 and rounded. That of a QLoRA run is merged
-    into the base as it was before quantisation: the adapter was trained on weights that 4 bits had moved, so the export is not
-    what was trained but that adapter on better weights, and is compared as such.
+    An adapter is merged in the export dtype: base + scaling * B A, computed in float32 and rounded. The adapter of a
+    QLoRA run is merged into the unquantised base: the result is not the model that was trained, on weights rounded to 4 bits, but
+    the same adapter on more precise weights, and is compared as such.
 
-    Peak memory: the model once in the export dtype, one layer in float32, and a file of weights; the trained model is gone before
-    the exported one is loaded. The official form is compared as `convert` does, in float32, where memory allows; on disk it takes
-    twice its size while it is written.
+    Peak memory: the model once in the export dtype, one layer in float32, and one weight file; the trained model is freed before
+    the exported one is loaded. The official format is compared as by `convert`, in float32, if memory allows; writing it needs
+    twice its size on disk.
 
     Args:
-        source: folder that `mpo train`, `MPOTrainer.save_model` or a checkpoint of a run left.
-        target: a new folder. It appears when it is whole and compared.
-        base: name or path of the checkpoint it was trained from, in either form; by default what adapter_config.json says.
+        source: folder written by `mpo train` or `MPOTrainer.save_model`, or a checkpoint of a run.
+        target: a new folder. It appears only when complete and compared.
+        base: name or path of the checkpoint it was trained from, in either format; by default that of adapter_config.json.
         form: ``"transformers"`` or ``"official"``.
-        dtype: as of `load_internvl`; ``"auto"`` is that of the checkpoint, or of the adapter's base.
-        shard_gb: most gigabytes of a file.
-        like: for the official form: a folder of it, whose config, tokenizer and Python files are copied; by default the base.
-        check: load the folder again, put a question to both models and compare.
-        progress: show bars.
+        dtype: as in `load_internvl`; ``"auto"`` for that of the checkpoint, or of the adapter's base.
+        shard_gb: the largest size of a weight file, in gigabytes.
+        like: for the official format: an official folder whose config, tokenizer and Python files are copied; by default the base.
+        check: load the folder again and compare the logits of both models on a question.
+        progress: show progress bars.
 
     Raises:
-        ValueError: for what cannot be exported, before anything is written; or for a result that is not what was trained.
+        ValueError: for a source that cannot be exported, before anything is written; for a result that differs from the trained
+            model.
     """
     refuse_existing(target)
     if shard_gb <= 0:
-        raise ValueError(f"--shard-gb is the size of a file in gigabytes, more than 0; got {shard_gb:g}.")
+        raise ValueError(f"Expected a file size in gigabytes above 0; got --shard-gb={shard_gb:g}.")
     if like is not None and form != "official":
-        raise ValueError("--like is for the official form: add --format official.")
+        raise ValueError(f"--like={like} needs the official format. Add --format official.")
     trained = open_trained(source, base=base)
     original = _original(trained, like) if form == "official" else None
     processor = trained.processor()
@@ -100,10 +102,10 @@ def export(
     if missing := missing_rows(model, processor):
         raise ValueError(f"{trained.weights} cannot be exported with the tokenizer of {source}: {missing}. {_rows_hint(trained)}")
     trial = Trial.of(model, processor, moves=not trained.residual) if check else None
-    if trial is not None and trial.moved == 0 and trained.moves_answers:
+    if trial is not None and trial.moved == 0 and trained.must_change_logits:
         raise ValueError(
-            f"The adapter in {source} changes nothing: the export would be its base. Was the learning rate 0, or was another "
-            "folder meant?"
+            f"The adapter in {source} does not change the base's logits, so the export would be the base. Check the learning rate "
+            "and the folder."
         )
     model = merged(model, progress=progress)
     shard_bytes = int(shard_gb * 1e9)
@@ -114,7 +116,7 @@ def export(
         processor.save_pretrained(ours)
         name = str(model.dtype).removeprefix("torch.")
         del model
-        gc.collect()  # peft's layers and what they adapt refer to each other
+        gc.collect()  # peft's layers and their base layers are reference cycles
         _check_names(ours)
         comparison = None if trial is None else trial.compare(ours)
         if original is not None:
@@ -134,13 +136,13 @@ def _rows_hint(trained: Trained) -> str:
     if trained.adapter is None:
         return "Call model.resize_token_embeddings(len(tokenizer)) before training, and train again."
     return (
-        "Tokens were added, and what was trained of them is not in the adapter's folder. Give the resized base with --base if its "
+        "Tokens were added, and their trained rows are not in the adapter's folder. Give the resized base with --base if its "
         "new rows were not trained, or train again with modules_to_save=['embed_tokens', 'lm_head'] in the adapter's config."
     )
 
 
 def _check_names(folder: Path) -> None:
-    """Check that an InternVL's files have the names that other software reads, which loading them here does not."""
+    """Check that an InternVL's files have the standard tensor names, which loading them does not check."""
     config = AutoConfig.from_pretrained(folder)
     if config.model_type == "internvl":
         files = TensorFiles(folder)
@@ -148,14 +150,14 @@ def _check_names(folder: Path) -> None:
 
 
 def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path | None]:
-    """The official config of a checkpoint, and the folder of the official form that it comes from, if there is one.
+    """The official config of a checkpoint, and the official folder that it comes from, if any.
 
     Raises:
-        ValueError: when it has none, or `like` has another model's.
+        ValueError: when there is none, or `like` is of another model.
     """
     config, folder = _official_config(trained, like)
     if trained.config.model_type != "internvl":
-        raise ValueError(f"The official form is that of InternVL; {trained.weights} is a {trained.config.model_type}.")
+        raise ValueError(f"The official format exists for InternVL alone; {trained.weights} is a {trained.config.model_type}.")
     fitting = copy.deepcopy(config)
     fitting["llm_config"]["vocab_size"] = trained.config.text_config.vocab_size
     described = transformers_config(fitting, image_token_id=trained.config.image_token_id)
@@ -167,7 +169,7 @@ def _official_config(trained: Trained, like: Path | None) -> tuple[dict[str, Any
     if like is not None:
         config = read_config(like)
         if not is_official(config):
-            raise ValueError(f"{like} is not an InternVLChatModel; --like takes a folder of the official form.")
+            raise ValueError(f"--like={like} is not an InternVLChatModel. Give a folder in the official format.")
         return config, like
     for place in filter(None, (trained.weights, trained.base)):
         folder = official_folder(place)
@@ -176,7 +178,7 @@ def _official_config(trained: Trained, like: Path | None) -> tuple[dict[str, Any
         if (Path(place) / ORIGINAL).exists():
             return json.loads((Path(place) / ORIGINAL).read_text()), None
     raise ValueError(
-        f"The official form needs the official config.json, which {trained.weights} does not have. Give a folder of the official "
-        "checkpoint with --like; its weights may be left out: hf download OpenGVLab/InternVL3-8B --exclude '*.safetensors' "
+        f"The official format needs the official config.json, which {trained.weights} does not have. Give a folder of the official "
+        "checkpoint with --like, with or without its weights: hf download OpenGVLab/InternVL3-8B --exclude '*.safetensors' "
         "--local-dir DIR."
     )

@@ -1,4 +1,4 @@
-"""What a run left: a whole model, or an adapter on a base; read strictly, and merged."""
+"""Open a trained checkpoint, a full model or an adapter, check it strictly, and merge it."""
 
 import json
 import re
@@ -27,23 +27,23 @@ from mpo.models.official.expected import misfits
 from mpo.models.official.tensors import TensorFiles
 
 FACTORS = {"lora_B": "lora_A", "lora_embedding_A": "lora_embedding_B"}
-"""The factor of an adapter that is zero at the start -> the other one."""
+"""The LoRA factor that is initialized to zero -> the other factor."""
 
 RESOLVED = "resolved.yaml"
 
 RESIDUAL = ("pissa", "olora")
-"""Initialisations that take a part of the base's weights into the adapter, which peft computes again when the adapter is loaded."""
+"""Initializations that move a part of the base's weights into the adapter; peft recomputes it when the adapter is loaded."""
 
-NOT_COMPUTED_AGAIN = {
-    "pissa_niter": "its decomposition draws random numbers, so the base that is left beside the adapter is another each time. "
+NOT_REPRODUCIBLE = {
+    "pissa_niter": "its decomposition draws random numbers, so the remaining base differs each time. "
     "Train with init_lora_weights='pissa'",
-    "corda": "its decomposition depends on data that is not in the folder. Convert it when saving "
+    "corda": "it depends on data that is not in the folder. Convert it when saving "
     "(save_pretrained with path_initial_model_for_weight_conversion)",
-    "lora_ga": "its start depends on gradients that are not in the folder. Convert it when saving "
+    "lora_ga": "it depends on gradients that are not in the folder. Convert it when saving "
     "(save_pretrained with path_initial_model_for_weight_conversion)",
-    "loftq": "it was trained beside a base whose weights LoftQ had changed. Merge it in the process that trained it",
+    "loftq": "it was trained on a base that LoftQ had changed. Merge it in the training process",
 }
-"""Initialisations that change the base so that loading cannot: the beginning of the name -> why, and what to do."""
+"""Initializations that change the base and cannot be reproduced at loading: prefix of the name -> reason and remedy."""
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -53,11 +53,11 @@ class Trained:
     """A trained checkpoint, opened but not loaded.
 
     Attributes:
-        folder: of the checkpoint.
-        weights: name or path of the checkpoint that the model is loaded from: the folder itself, or the adapter's base.
-        base: name or path of what it was trained from, as far as it is known.
-        adapter: its config; None for a whole model.
-        tensors: of the adapter, by their names on disk.
+        folder: folder of the checkpoint.
+        weights: name or path that the model is loaded from: the folder itself, or the adapter's base.
+        base: name or path of the checkpoint that it was trained from, if known.
+        adapter: config of the adapter; None for a full model.
+        tensors: tensors of the adapter, by their names on disk.
     """
 
     folder: Path
@@ -68,12 +68,12 @@ class Trained:
 
     @cached_property
     def config(self) -> Any:
-        """The model's config, as transformers has it."""
+        """The model's config in transformers' format."""
         official = official_folder(self.weights)
         return AutoConfig.from_pretrained(self.weights) if official is None else open_official(official).config
 
     def processor(self) -> Any:
-        """The processor or tokenizer: the run's own, else that of what it was trained from.
+        """The processor or tokenizer of the run, or else of the checkpoint that it was trained from.
 
         Raises:
             ValueError: when neither has one.
@@ -81,33 +81,31 @@ class Trained:
         for place in filter(None, (str(self.folder), self.weights, self.base)):
             if Path(place).is_dir() and not any((Path(place) / name).exists() for name in PROCESSOR_FILES):
                 continue
-            adapter = (Path(place) / CONFIG_NAME).exists()  # its folder has no config.json that would tell the form
+            adapter = (Path(place) / CONFIG_NAME).exists()  # no config.json, so the format is unknown
             return open_processor(place) if adapter else load_processor(place)
-        raise ValueError(
-            f"{self.folder} has no tokenizer or processor, so nothing could be asked. Give a checkpoint that has one with --base."
-        )
+        raise ValueError(f"{self.folder} has no tokenizer or processor. Give a checkpoint that has one with --base.")
 
     @property
-    def moves_answers(self) -> bool:
-        """Whether an adapter that was trained moves the answer to any question; of trained tokens a question may have none."""
+    def must_change_logits(self) -> bool:
+        """Whether a trained adapter changes the logits for every prompt; trained token rows may not occur in a prompt."""
         return self.adapter is not None and self.adapter.peft_type not in (PeftType.LORA, PeftType.TRAINABLE_TOKENS)
 
     @property
     def residual(self) -> bool:
-        """Whether the adapter stands beside a part of the base, not all of it, and so moves nothing but that."""
+        """Whether the adapter was initialized with a part of the base's weights, so that the base alone is incomplete."""
         return str(getattr(self.adapter, "init_lora_weights", None)).lower() in RESIDUAL
 
     def load(self, dtype: str | torch.dtype) -> Any:
-        """The trained model in eval mode; an adapter is on its base, not merged.
+        """Load the trained model in eval mode, with an unmerged adapter.
 
         Args:
-            dtype: as of `load_internvl`; that of the base, for an adapter. Adapters stay float32, as peft holds them.
+            dtype: as in `load_internvl`; for an adapter, the dtype of its base. Adapters stay float32, as in peft.
 
         Raises:
-            ValueError: for tensors that are missing, too many, of another shape, or not finite; they are named.
+            ValueError: naming tensors that are missing, unexpected, of another shape, or not finite.
         """
         chosen = as_dtype(dtype)
-        # What PiSSA and OLoRA take out of the base is that of its weights as they were trained, not of rounded ones.
+        # PiSSA and OLoRA decompose the weights in the dtype of training, not rounded ones.
         model = load_internvl(self.weights, dtype="auto" if self.residual else chosen)
         if self.adapter is not None:
             model = self._adapt(model)
@@ -121,12 +119,12 @@ class Trained:
     def _adapt(self, model: Any) -> PeftModel:
         assert self.adapter is not None
         carried = fit_rows(model, self.adapter, self.tensors, str(self.folder))
-        self.adapter.base_model_name_or_path = self.weights  # peft looks there whether tokens were added
+        self.adapter.base_model_name_or_path = self.weights  # peft checks there for added tokens
         try:
             adapted = PeftModel(model, self.adapter)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             kind = self.adapter.peft_type.value
-            raise ValueError(f"peft cannot put the {kind} adapter in {self.folder} on {self.weights}: {error}") from error
+            raise ValueError(f"peft cannot load the {kind} adapter in {self.folder} on {self.weights}: {error}") from error
         expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
         carried = [name for name in carried if name not in expected]
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items() if name not in carried}
@@ -144,25 +142,25 @@ class Trained:
 
 
 def open_trained(folder: Path, *, base: str | None = None) -> Trained:
-    """Open what `mpo train`, `MPOTrainer.save_model` or a checkpoint of a run left. No model is loaded.
+    """Open a folder written by `mpo train` or `MPOTrainer.save_model`, or a checkpoint of a run, without loading the model.
 
     Args:
-        folder: of the checkpoint.
-        base: name or path of the checkpoint it was trained from, when its adapter_config.json does not say or is wrong.
+        folder: folder of the checkpoint.
+        base: name or path of the checkpoint it was trained from, if its adapter_config.json does not name it or is wrong.
 
     Raises:
-        ValueError: for a folder that is no whole checkpoint, an adapter that learned nothing or is not finite, or a base that
-            cannot be found or is not the real weights.
+        ValueError: for an incomplete checkpoint, an adapter that is zero or not finite, or a base that cannot be found or is
+            quantised.
     """
     if re.fullmatch(r"checkpoint-\d+", folder.name) and not _reads(folder / "trainer_state.json"):
-        raise ValueError(f"{folder} was not written to its end (trainer_state.json is missing or cut). Export an earlier one.")
+        raise ValueError(f"{folder} is incomplete (trainer_state.json is missing or truncated). Export an earlier checkpoint.")
     if not (folder / CONFIG_NAME).exists():
         if not (folder / "config.json").exists():
             inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
             inside += sorted(path.parent.name for path in folder.glob("*/config.json"))
             raise ValueError(
-                f"{folder} has no {CONFIG_NAME} and no config.json, so no model was saved there."
-                + (f" It holds {', '.join(inside)}: give one of these." if inside else "")
+                f"Expected {CONFIG_NAME} or config.json in {folder}, and found neither."
+                + (f" Give one of its folders: {', '.join(inside)}." if inside else "")
             )
         TensorFiles(folder)
         _refuse_quantised(json.loads((folder / "config.json").read_text()), str(folder))
@@ -170,8 +168,7 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
     whole = sorted(path.name for path in folder.glob("model*.safetensors"))
     if whole:
         raise ValueError(
-            f"{folder} holds an adapter ({CONFIG_NAME}) and a whole model ({whole[0]}), of two runs. Move the one away that is not "
-            "meant."
+            f"{folder} holds both an adapter ({CONFIG_NAME}) and a full model ({whole[0]}), from two runs. Move one of them away."
         )
     config = PeftConfig.from_pretrained(folder)
     _check_mergeable(config, folder)
@@ -182,10 +179,10 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
 
 
 def merged(model: Any, *, progress: bool = True) -> Any:
-    """The model with its adapter merged into its weights, layer by layer; a model without adapters as it is.
+    """Merge the adapter into the model's weights, layer by layer; a model without adapters is returned unchanged.
 
     Raises:
-        ValueError: when merged weights are not finite, or peft cannot merge a layer; the layer is named.
+        ValueError: naming the layer whose merged weights are not finite, or that peft cannot merge.
     """
     if not isinstance(model, PeftModel):
         return model
@@ -195,22 +192,22 @@ def merged(model: Any, *, progress: bool = True) -> Any:
     try:
         whole: Any = model.merge_and_unload(progressbar=progress, safe_merge=True)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # NotImplementedError is a RuntimeError
-        # Layers before this one are merged, and no longer a tuner's.
+        # Layers before this one are already merged and unwrapped.
         layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
         name = _short(layers[0][0]) if layers else "?"
         if "NaNs detected" in str(error):
-            raise ValueError(f"{name}.weight is not finite once merged.{_range_hint(dtype)}") from error
+            raise ValueError(f"{name}.weight is not finite after merging.{_range_hint(dtype)}") from error
         raise ValueError(
-            f"peft cannot merge the {kind} adapter of {name} into its weights ({error}). Serve the adapter beside its base instead."
+            f"peft cannot merge the {kind} adapter of {name} into its weights ({error}). Serve the adapter with its base instead."
         ) from error
     head = whole.get_output_embeddings()
-    if tied and head is not None and head.weight is not whole.get_input_embeddings().weight:  # one of them was trained alone
+    if tied and head is not None and head.weight is not whole.get_input_embeddings().weight:  # only one of the two was trained
         mark_untied(whole)
     return whole
 
 
 def cast_base(model: PeftModel, dtype: torch.dtype) -> None:
-    """Cast the weights under an adapter; the adapter's own keep their dtype."""
+    """Cast the base weights under an adapter; the adapter keeps its dtype."""
     prefix = model.base_model.prefix
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and prefix not in name and "inv_freq" not in name:
@@ -222,12 +219,12 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype |
     """Refuse weights that are not finite.
 
     Args:
-        tensors: by name.
-        where: they come from.
-        dtype: they were cast to.
+        tensors: tensors by name.
+        where: their origin, for the message.
+        dtype: the dtype that they were cast to, if any.
 
     Raises:
-        ValueError: naming them.
+        ValueError: naming the tensors.
     """
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
@@ -244,22 +241,24 @@ def _check_mergeable(config: PeftConfig, folder: Path) -> None:
     merges = isinstance(tuner, type) and issubclass(tuner, BaseTuner) and config.peft_type not in (PeftType.POLY, PeftType.XLORA)
     if not merges or getattr(config, "alora_invocation_tokens", None):
         raise ValueError(
-            f"{folder} is {'an aLoRA' if merges else f'a {kind}'} adapter, which changes what is computed and not the weights, so "
-            "nothing can be merged. Serve it with peft beside its base."
+            f"{folder} is {'an aLoRA' if merges else f'a {kind}'} adapter. It changes the computation and not the weights, so "
+            "it cannot be merged. Serve it with peft and its base."
         )
     init = str(getattr(config, "init_lora_weights", None)).lower()
-    for name, why in NOT_COMPUTED_AGAIN.items():
+    for name, why in NOT_REPRODUCIBLE.items():
         if init.startswith(name):
-            raise ValueError(f"The adapter in {folder} began with init_lora_weights={init!r}, and cannot be rebuilt: {why}.")
+            raise ValueError(
+                f"The adapter in {folder} was initialized with init_lora_weights={init!r}, which cannot be reproduced: {why}."
+            )
     if init in RESIDUAL and is_qlora(folder):
         raise ValueError(
-            f"The adapter in {folder} began with init_lora_weights={init!r} on a base in 4 bits ({RESOLVED}): what it took out of "
-            "that base is not what it takes out of the weights as they were before. Train QLoRA with init_lora_weights=true."
+            f"The adapter in {folder} was initialized with init_lora_weights={init!r} on a 4-bit base ({RESOLVED}), whose "
+            "decomposition differs from that of the unquantised base. Train QLoRA with init_lora_weights=true."
         )
 
 
 def is_qlora(source: Path) -> bool:
-    """Whether `mpo train` wrote down that this run, or the run of this checkpoint, held its base in 4 bits."""
+    """Whether this run, or the run of this checkpoint, was a QLoRA run of `mpo train`."""
     path = next((path for path in (source / RESOLVED, source.parent / RESOLVED) if path.exists()), None)
     return path is not None and OmegaConf.select(OmegaConf.load(path), "peft.kind") == "qlora"
 
@@ -267,21 +266,23 @@ def is_qlora(source: Path) -> bool:
 def _read_adapter(folder: Path, config: PeftConfig) -> dict[str, Tensor]:
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.exists():
-        raise ValueError(f"{folder} has {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}; adapters are read from safetensors alone.")
+        raise ValueError(
+            f"{folder} has {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}; adapters are read from safetensors files only."
+        )
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors raises its own class, which is not exported
         raise ValueError(f"{path} cannot be read ({error}). Export an earlier checkpoint of the run.") from error
     check_finite(tensors, str(folder))
-    if config.peft_type != PeftType.LORA:  # others have no factor of their own that begins as zero
+    if config.peft_type != PeftType.LORA:  # other types have no factor initialized to zero
         return tensors
     products = [(name, name.replace(zero, other)) for name in tensors for zero, other in FACTORS.items() if f".{zero}" in name]
     if products and not any(
         bool(tensors[zero].any()) and other in tensors and bool(tensors[other].any()) for zero, other in products
     ):
         raise ValueError(
-            f"The adapter in {folder} is zero in all {len(products)} layers: it is as it was before training, and the export would "
-            "be its base. Was the learning rate 0, or was another folder meant?"
+            f"The adapter in {folder} is zero in all {len(products)} layers, as before training, so the export would be the "
+            "base. Check the learning rate and the folder."
         )
     return tensors
 
@@ -289,15 +290,15 @@ def _read_adapter(folder: Path, config: PeftConfig) -> dict[str, Tensor]:
 def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
     fix = "" if given else " Give it with --base."
     if name is None:
-        raise ValueError(f"{folder / CONFIG_NAME} does not say which model the adapter was trained on.{fix}")
+        raise ValueError(f"{folder / CONFIG_NAME} does not name the model that the adapter was trained on.{fix}")
     if (Path(name) / CONFIG_NAME).exists():
-        raise ValueError(f"The base {name} is an adapter itself. Export that one first, and give the result with --base.")
+        raise ValueError(f"The base {name} is an adapter itself. Export it first, and give the result with --base.")
     try:
         config = json.loads(Path(cached_file(name, "config.json")).read_text())
     except (OSError, TypeError, ValueError) as error:  # TypeError: a folder without that file
         raise ValueError(
-            f"The base of the adapter in {folder}, {name}, cannot be found: it is no folder with a config.json, and no name on the "
-            f"Hub that can be reached from here.{fix}"
+            f"The base of the adapter in {folder}, {name}, cannot be found: it is neither a folder with a config.json nor a "
+            f"reachable name on the Hub.{fix}"
         ) from error
     _refuse_quantised(config, name)
 
@@ -306,8 +307,8 @@ def _refuse_quantised(config: Mapping[str, Any], name: str) -> None:
     quantised = config.get("quantization_config")
     if quantised:
         raise ValueError(
-            f"The weights of {name} are quantised ({quantised.get('quant_method', 'see its config.json')}), and nothing can be "
-            "merged into those. Give the checkpoint that they were made from with --base."
+            f"The weights of {name} are quantised ({quantised.get('quant_method', 'see its config.json')}), and adapters cannot "
+            "be merged into them. Give the unquantised checkpoint with --base."
         )
 
 
@@ -324,4 +325,4 @@ def _short(name: str) -> str:
 
 
 def _range_hint(dtype: torch.dtype | None) -> str:
-    return " float16 ends at 65504; --dtype bfloat16 has float32's range." if dtype == torch.float16 else ""
+    return " float16 ends at 65504; use --dtype bfloat16, which has float32's range." if dtype == torch.float16 else ""

@@ -1,4 +1,4 @@
-"""One question about an image, put to the trained model and to what was written: how far apart are their answers?"""
+"""Compare the exported model with the trained one on a question about an image."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ QUESTION = "What is shown in the image?"
 NEW_TOKENS = 16
 
 TOLERANCE = 1e-4
-"""Logits in float32 may differ by this share of the largest one."""
+"""The largest allowed difference of float32 logits, relative to the largest logit."""
 
 ROUNDINGS = 4
-"""Logits in half precision may differ by so many times what rounding does to those of the trained model alone.
+"""The largest allowed difference of half-precision logits, as a multiple of the rounding error of the trained model's.
 
 All are root mean squares. Let p be how far the trained model's logits are from those it has in float32 arithmetic: the error of
 its roundings. A linear layer with an adapter rounds its output once; merged it rounds its output and its weights, each by up to
@@ -32,34 +32,34 @@ allowed.
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the exported model's answer differs from the trained one's.
+    """The difference between the exported and the trained model.
 
     Attributes:
-        difference: the largest difference of their logits, as a share of the largest logit.
-        roundings: their root mean square difference, as a multiple of what rounding does to the trained model's; None in float32.
-        rounding: the largest difference that rounding makes to the trained model's, as a share of the largest; None in float32.
-        moved: how far the adapter moves the base's logits, as a share of the largest; None for a whole model, and where the base
-            was changed for the adapter (PiSSA, OLoRA).
-        answers: of the trained and of the exported model, greedy.
+        difference: the largest difference of their logits, relative to the largest logit.
+        roundings: their root mean square difference, as a multiple of the trained model's rounding error; None in float32.
+        rounding: the largest rounding error of the trained model's logits, relative to the largest logit; None in float32.
+        moved: the largest change of the base's logits by the adapter, relative to the largest logit; None for a full model, and
+            for adapters initialized with a part of the base (PiSSA, OLoRA).
+        responses: greedy responses of the trained and of the exported model.
     """
 
     difference: float
     roundings: float | None
     rounding: float | None
     moved: float | None
-    answers: tuple[str, str]
+    responses: tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the trained model answered.
+    """A question and the trained model's response to it.
 
     Attributes:
         inputs: the question and its image, encoded; one row.
-        tokens: of the answer, (1, N).
-        logits: after every token of question and answer, (tokens, vocabulary), float32.
-        exact: the same in float32 arithmetic; of a model in float32 the same tensor.
-        moved: as of `Comparison`.
+        tokens: tokens of the response, (1, N).
+        logits: logits after every token of question and response, (tokens, vocabulary), float32.
+        exact: the logits computed in float32; for a float32 model the same tensor.
+        moved: as in `Comparison`.
     """
 
     inputs: dict[str, Tensor]
@@ -71,18 +71,18 @@ class Trial:
     @classmethod
     @torch.no_grad()
     def of(cls, model: Any, processor: Any, *, moves: bool = True) -> "Trial":
-        """Ask the trained model.
+        """Generate the trained model's response.
 
-        Besides the model, memory holds one layer in float32 and four times the logits: for 272 tokens and a vocabulary of
-        150,000 0.7 GB.
+        Memory besides the model: one layer in float32 and four copies of the logits, 0.7 GB for 272 tokens and a vocabulary of
+        150,000.
 
         Args:
-            model: with its adapter, if it has one, not merged.
+            model: the trained model, with its unmerged adapter, if any.
             processor: its processor or tokenizer.
-            moves: measure how far the adapter moves its base; without the adapter, the model is that base.
+            moves: measure the change by the adapter; only valid if the model without its adapter is the base.
         """
         inputs = question(processor)
-        tokens = answer(model, inputs)
+        tokens = respond(model, inputs)
         logits = logits_of(model, inputs, tokens)
         half = model.dtype != torch.float32
         with in_float32(model) if half else nullcontext():
@@ -95,15 +95,15 @@ class Trial:
 
     @torch.no_grad()
     def compare(self, folder: Path) -> Comparison:
-        """Load a folder of transformers' form, ask the same, and compare.
+        """Load a folder in transformers' format and compare its logits for the same question.
 
         Raises:
-            ValueError: when its processor encodes the question otherwise, or its logits differ by more than allowed.
+            ValueError: when its processor encodes the question differently, or its logits differ by more than allowed.
         """
         processor = load_processor(str(folder))
         inputs = question(processor)
         if inputs.keys() != self.inputs.keys() or any(not torch.equal(inputs[name], self.inputs[name]) for name in inputs):
-            raise ValueError(f"The processor in {folder} encodes a question otherwise than the run's. {BUG}")
+            raise ValueError(f"The processor in {folder} encodes a question differently from the run's. {BUG}")
         model = load_internvl(str(folder)).eval()
         logits = logits_of(model, inputs, self.tokens)
         difference, apart = distance(logits, self.logits), rms(logits - self.logits)
@@ -112,51 +112,51 @@ class Trial:
             roundings = apart / rms(self.logits - self.exact) if apart else 0.0
             rounding = distance(self.logits, self.exact)
         if not (difference <= TOLERANCE if roundings is None else roundings <= ROUNDINGS):
-            how = f"{TOLERANCE:.0e}" if roundings is None else f"{ROUNDINGS} times what rounding does, not {roundings:.1f} times,"
+            how = f"{TOLERANCE:.0e}" if roundings is None else f"{ROUNDINGS} times the rounding error, not {roundings:.1f} times,"
             raise ValueError(
-                f"The logits of what was written to {folder} differ from the trained model's by {difference:.1e} of the largest; "
+                f"The logits of the model in {folder} differ from the trained model's by {difference:.1e} of the largest; "
                 f"{how} is allowed. {BUG}"
             )
         tokenizer = getattr(processor, "tokenizer", processor)
-        answers = [tokenizer.decode(row[0], skip_special_tokens=True) for row in (self.tokens, answer(model, inputs))]
-        return Comparison(difference, roundings, rounding, self.moved, (answers[0], answers[1]))
+        responses = [tokenizer.decode(row[0], skip_special_tokens=True) for row in (self.tokens, respond(model, inputs))]
+        return Comparison(difference, roundings, rounding, self.moved, (responses[0], responses[1]))
 
 
-BUG = "That is a bug of the export: please report it, with both config.json and adapter_config.json."
+BUG = "This is a bug in the export. Report it with both config.json and adapter_config.json."
 
 
 def question(processor: Any) -> dict[str, Tensor]:
-    """The question as the model reads it, with an image where the processor takes one; one row."""
-    sees = hasattr(processor, "image_processor")
-    content = [*([{"type": "image"}] if sees else []), {"type": "text", "text": QUESTION}]
-    turn = [{"role": "user", "content": content if sees else QUESTION}]
+    """The encoded question, with an image if the processor takes images; one row."""
+    multimodal = hasattr(processor, "image_processor")
+    content = [*([{"type": "image"}] if multimodal else []), {"type": "text", "text": QUESTION}]
+    turn = [{"role": "user", "content": content if multimodal else QUESTION}]
     if getattr(processor, "chat_template", None) is None:
         return dict(processor(text=QUESTION, return_tensors="pt"))
     text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    images = {"images": [[image()]]} if sees else {}
-    return dict(processor(text=text, **images, add_special_tokens=False, return_tensors="pt"))  # the template has put them there
+    images = {"images": [[image()]]} if multimodal else {}
+    return dict(processor(text=text, **images, add_special_tokens=False, return_tensors="pt"))  # the template writes them
 
 
 def image(side: int = 224) -> Image.Image:
-    """An image of all colours: red grows to the right, green downwards, blue towards the middle."""
+    """A test image: red grows to the right, green downwards, blue towards the middle."""
     ramp = torch.linspace(0, 255, side)
     red, green = ramp.expand(side, side), ramp.unsqueeze(1).expand(side, side)
     blue = 255 - (red - 127.5).abs() - (green - 127.5).abs()
     return Image.fromarray(torch.stack([red, green, blue], dim=-1).to(torch.uint8).numpy())
 
 
-def answer(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """The greedy answer's tokens, (1, at most `NEW_TOKENS`)."""
+def respond(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Tokens of the greedy response, (1, at most `NEW_TOKENS`)."""
     settings = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "use_cache": True}
     image = getattr(model.config, "image_token_id", None)
-    if image is not None:  # it stands for pixels, of which an answer has none
+    if image is not None:  # it needs pixel values, which a response does not have
         settings["suppress_tokens"] = [image]
     whole: Tensor = model.generate(**inputs, **settings, max_new_tokens=NEW_TOKENS)
     return whole[:, inputs["input_ids"].shape[1] :]
 
 
 def logits_of(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> Tensor:
-    """Logits after every token of question and answer, (tokens, vocabulary), float32; nothing is generated."""
+    """Logits after every token of question and response, (tokens, vocabulary), float32, in one forward pass."""
     ids = inputs["input_ids"]
     beside = {name: value for name, value in inputs.items() if value.shape == ids.shape and name != "input_ids"}
     longer = {name: torch.cat([value, torch.full_like(tokens, name == "attention_mask")], dim=1) for name, value in beside.items()}
@@ -165,10 +165,10 @@ def logits_of(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> Tensor:
 
 
 def distance(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest of the expected logits."""
+    """The largest difference, relative to the largest expected logit."""
     return float((logits - expected).abs().max() / expected.abs().max())
 
 
 def rms(difference: Tensor) -> float:
-    """The root mean square."""
+    """The root mean square of a tensor."""
     return float(difference.square().mean().sqrt())

@@ -1,1 +1,1 @@
-"""The official form of InternVL checkpoints (`InternVLChatModel`): names, configs, tokenizers, conversion both ways."""
+"""The official format of InternVL checkpoints (`InternVLChatModel`): names, configs, tokenizers, conversion in both directions."""

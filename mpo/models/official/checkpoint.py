@@ -1,4 +1,4 @@
-"""An official checkpoint's folder, opened: its config, its tokenizer, its tensors under either name."""
+"""Open the folder of an official checkpoint: its config, its tokenizer, its tensors under either name."""
 
 import json
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ IMAGE_TOKEN_IDS = {"internlm2": 92_546, "qwen2": 151_667, "qwen3": 151_671, "qwe
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """What is in the folder.
+    """The contents of the folder.
 
     Attributes:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         official: its config.json.
         config: transformers' config of the same model.
-        generation_config: what ends generation.
-        processor: None for a folder without a tokenizer.
+        generation_config: with the tokens that end generation.
+        processor: the processor; None for a folder without a tokenizer.
         files: its tensors.
-        names: of its tensors.
+        names: the names of its tensors in both formats.
     """
 
     folder: Path
@@ -43,15 +43,15 @@ class OfficialCheckpoint:
     names: TensorNames
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name in transformers' files and tensor, one after the other."""
+        """Iterate over names on disk in transformers' format and tensors."""
         for name in self._kept():
-            yield from zip(self.names.ours(name), self.names.cut(name, self.files[name]), strict=True)
+            yield from zip(self.names.ours(name), self.names.split(name, self.files[name]), strict=True)
 
     def shapes(self) -> dict[str, Shape]:
-        """Names in transformers' files and shapes; no tensor is read."""
+        """Names on disk in transformers' format and shapes; no tensor is read."""
         found: dict[str, Shape] = {}
         for name in self._kept():
-            tensors = self.names.cut(name, torch.empty(self.files.shape(name), device="meta"))
+            tensors = self.names.split(name, torch.empty(self.files.shape(name), device="meta"))
             found |= {ours: tuple(tensor.shape) for ours, tensor in zip(self.names.ours(name), tensors, strict=True)}
         return found
 
@@ -59,25 +59,27 @@ class OfficialCheckpoint:
         """Check that its tensors are those of its config.
 
         Raises:
-            ValueError: listing those that are not.
+            ValueError: listing those that differ.
         """
         check_shapes(self.shapes(), expected_shapes(self.config), str(self.folder))
 
     def _kept(self) -> list[str]:
-        """All tensors, but for an output head that the config ties to the embeddings: it is the same matrix."""
+        """All tensors except a tied output head, which is the same matrix as the embeddings."""
         head = "language_model.lm_head.weight"
         return [name for name in self.files.names() if not (name == head and self.config.tie_word_embeddings)]
 
 
 def open_official(folder: Path) -> OfficialCheckpoint:
-    """Open an official checkpoint's folder. Nothing that comes with it is run, and no tensor is read.
+    """Open the folder of an official checkpoint, without running its code or reading tensors.
 
     Raises:
-        ValueError: for what cannot be loaded, saying why.
+        ValueError: for a checkpoint that cannot be loaded, saying why.
     """
     official = read_config(folder)
     if not is_official(official):
-        raise ValueError(f"{folder} is not an InternVLChatModel: its config.json says {official.get('model_type')!r}.")
+        raise ValueError(
+            f"{folder} is not an InternVLChatModel: expected model_type='internvl_chat', got {official.get('model_type')!r}."
+        )
     kind = text_model(official)
     tokenizer = load_tokenizer(folder)
     end = None
@@ -86,8 +88,8 @@ def open_official(folder: Path) -> OfficialCheckpoint:
         token = IMAGE_TOKEN_IDS.get(kind)
         if token is None or token >= official["llm_config"]["vocab_size"]:
             raise ValueError(
-                f"{folder} has no tokenizer, and which id <IMG_CONTEXT> has in its {kind} vocabulary is not known. Copy "
-                "tokenizer_config.json and its companions from the original checkpoint."
+                f"{folder} has no tokenizer, and the id of <IMG_CONTEXT> in its {kind} vocabulary is unknown. Copy "
+                "tokenizer_config.json and the other tokenizer files from the original checkpoint."
             )
     else:
         token, end = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tokenizer.get_vocab().get("<|im_end|>")
@@ -101,13 +103,13 @@ def open_official(folder: Path) -> OfficialCheckpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint's folder.
+    """Read config.json of a checkpoint's folder.
 
     Raises:
         ValueError: when there is none.
     """
     path = folder / "config.json"
     if not path.exists():
-        raise ValueError(f"{folder} has no config.json, so it is not a checkpoint. Give the folder that holds it.")
+        raise ValueError(f"Expected a checkpoint in {folder}, and found no config.json. Give the folder that contains it.")
     found: dict[str, Any] = json.loads(path.read_text())
     return found

@@ -1,4 +1,4 @@
-"""config.json of the official form -> transformers' config, and back."""
+"""Convert config.json of the official format to transformers' config, and back."""
 
 import copy
 import inspect
@@ -28,7 +28,7 @@ CLASSES = {
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 
-# What InternVisionConfig takes where config.json is silent: the 6B tower's.
+# Defaults of InternVisionConfig for keys missing from config.json: the 6B tower's.
 VISION_DEFAULTS: dict[str, Any] = {
     "hidden_size": 3200,
     "intermediate_size": 12_800,
@@ -52,7 +52,7 @@ def text_model(official: Mapping[str, Any]) -> str:
     """The language model of an official checkpoint: a key of `TEXT_MODELS`.
 
     Raises:
-        ValueError: for one that cannot be loaded, saying which can.
+        ValueError: for a language model that is not supported, naming those that are.
     """
     llm = official["llm_config"]
     names = [CLASSES.get(name) for name in llm.get("architectures") or []]
@@ -60,11 +60,13 @@ def text_model(official: Mapping[str, Any]) -> str:
     if found not in TEXT_MODELS:
         raise ValueError(
             f"The language model of this checkpoint is {' or '.join(llm.get('architectures') or [str(found)])}, which transformers "
-            "has not as part of InternVL. Those with InternLM2, Llama, Qwen2, Qwen2.5 and Qwen3 (dense or MoE) load: InternVL2, "
-            "2.5, 3 and 3.5 but for InternVL2-4B (Phi-3) and InternVL3.5-GPT-OSS."
+            "does not support in InternVL. Use one with InternLM2, Llama, Qwen2, Qwen2.5 or Qwen3 (dense or MoE): InternVL2, 2.5, "
+            "3 and 3.5, except InternVL2-4B (Phi-3) and InternVL3.5-GPT-OSS."
         )
     if found == "internlm3" and (llm.get("bias") or llm.get("qkv_bias")):
-        raise ValueError("This InternLM3 has biases, which the Llama that it would be loaded as has not.")
+        raise ValueError(
+            "This InternLM3 has biases (bias or qkv_bias), which transformers' Llama, its replacement, does not support."
+        )
     return str(found)
 
 
@@ -78,28 +80,27 @@ def tensor_names(official: Mapping[str, Any]) -> TensorNames:
 
 
 def transformers_config(official: Mapping[str, Any], *, image_token_id: int, eos_token_id: int | None = None) -> InternVLConfig:
-    """The config of the model that transformers makes of an official checkpoint.
+    """The transformers config of an official checkpoint.
 
     Args:
         official: its config.json.
-        image_token_id: of ``<IMG_CONTEXT>``.
-        eos_token_id: of the token that ends a turn; by default what the language model's config says.
+        image_token_id: id of ``<IMG_CONTEXT>``.
+        eos_token_id: id of the token that ends a turn; by default that of the language model's config.
 
     Raises:
-        ValueError: for a language model or a pixel shuffle that transformers does not have.
+        ValueError: for a language model or a pixel shuffle that transformers does not support.
     """
     version = official.get("ps_version", "v1")
     if version != "v2":
         raise ValueError(
-            f"ps_version is {version!r}: this checkpoint shuffles pixels in another order than transformers does, which is v2's. "
-            "InternVL2 and later are v2."
+            f"Expected ps_version='v2', the pixel shuffle of transformers; got ps_version={version!r}. Use InternVL2 or later."
         )
-    llm = copy.deepcopy(official["llm_config"])  # transformers' config classes write into what they are given
+    llm = copy.deepcopy(official["llm_config"])  # transformers' config classes modify their arguments
     vision = {**VISION_DEFAULTS, **official["vision_config"]}
     kind = text_model(official)
     text_class = CONFIG_MAPPING[TEXT_MODELS[kind]]
     taken = {*inspect.signature(text_class.__init__).parameters, "rope_theta", "rope_scaling"}
-    tied = bool(llm.get("tie_word_embeddings")) and kind.startswith("qwen3")  # the older ones are saved and trained untied
+    tied = bool(llm.get("tie_word_embeddings")) and kind.startswith("qwen3")  # older ones are saved and trained untied
     text = {name: value for name, value in llm.items() if name in taken and value is not None and name not in ("self", "dtype")}
     text |= {"tie_word_embeddings": tied, "use_cache": True}
     if kind in ("internlm2", "internlm3"):
@@ -129,13 +130,14 @@ def transformers_config(official: Mapping[str, Any], *, image_token_id: int, eos
 
 
 def official_config(config: InternVLConfig) -> dict[str, Any]:
-    """config.json of the official form for a model that was not converted from it, as InternVL2.5's and later ones are."""
+    """Create an official config.json like InternVL2.5's, for a model that was not converted from the official format."""
     vision: Any = config.vision_config
     text: Any = config.text_config
     kind = next((name for name, ours in TEXT_MODELS.items() if name == ours == text.model_type), None)
     if kind is None:
         raise ValueError(
-            f"The official form has no {text.model_type} language model; it has {', '.join(sorted(set(TEXT_MODELS.values())))}."
+            f"The official format does not support the language model {text.model_type}; it supports "
+            f"{', '.join(sorted(set(TEXT_MODELS.values())))}."
         )
     rope = dict(text.rope_parameters)
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")}

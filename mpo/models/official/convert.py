@@ -1,4 +1,4 @@
-"""A checkpoint's folder of one form -> a folder of the other, tensor by tensor."""
+"""Convert a checkpoint between the official and transformers' format, tensor by tensor."""
 
 import json
 import shutil
@@ -20,17 +20,17 @@ from mpo.models.official.tensors import TensorFiles, write_shards
 from mpo.models.whole_folder import written_whole
 
 ORIGINAL = "official_config.json"
-"""The official config.json, kept beside a converted checkpoint: transformers' config has no place for all that it says."""
+"""The official config.json, kept in a converted checkpoint: transformers' config lacks some of its keys."""
 
 TOLERANCE = 1e-4
-"""Logits of both forms may differ by this share of the largest one; both are computed in float32."""
+"""The largest allowed difference of the logits of both formats in float32, relative to the largest logit."""
 
 TOKENIZER_FILES = ("*token*", "vocab.json", "merges.txt", "generation_config.json")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written: where, how many tensors, and the largest difference of logits (None: not compared)."""
+    """The result of a conversion; ``difference`` is the largest difference of logits, None if not compared."""
 
     folder: Path
     form: Literal["official", "transformers"]
@@ -47,21 +47,21 @@ def convert(
     compare: bool | None = None,
     progress: bool = True,
 ) -> Conversion:
-    """Convert a checkpoint to the form that it is not in.
+    """Convert a checkpoint to the other format.
 
-    Every tensor's name and shape is checked against the config, before anything is written; tensors keep their dtype and every
-    bit. A folder appears under its name only when it is whole.
+    Names and shapes of all tensors are checked against the config before anything is written; tensors are copied bit by bit. The
+    target folder appears only when it is complete.
 
     Args:
-        source: folder of an InternVLChatModel, or one that transformers' InternVL loads.
+        source: folder of an InternVLChatModel, or of transformers' InternVL.
         target: a new folder.
-        like: for the official form: a folder of it, whose config, tokenizer and Python files are copied.
-        shard_gb: most gigabytes of a file. No more than this is in memory at once.
-        compare: compare the logits of both forms on a random input; by default where memory allows.
-        progress: show a bar.
+        like: for the official format: an official folder whose config, tokenizer and Python files are copied.
+        shard_gb: the largest size of a weight file in gigabytes, and of the tensors in memory.
+        compare: compare the logits of both formats on a random input; by default if memory allows.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: for what cannot be converted, or logits that differ.
+        ValueError: for a checkpoint that cannot be converted, or logits that differ.
     """
     form: Literal["official", "transformers"] = "transformers" if is_official(read_config(source)) else "official"
     write = _to_transformers if form == "transformers" else to_official
@@ -74,7 +74,7 @@ def convert(
 
 def _to_transformers(source: Path, target: Path, like: Path | None, shard_bytes: int, progress: bool) -> int:
     if like is not None:
-        raise ValueError("--like is for conversions to the official form; this one is to transformers'.")
+        raise ValueError(f"--like={like} is for conversion to the official format, and this is to transformers'. Leave it out.")
     checkpoint = open_official(source)
     checkpoint.check()
     shapes = checkpoint.shapes()
@@ -90,17 +90,17 @@ def _to_transformers(source: Path, target: Path, like: Path | None, shard_bytes:
 
 
 def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int, progress: bool) -> int:
-    """Write the official form of a checkpoint, unchecked.
+    """Write a checkpoint in the official format, without comparing it.
 
     Args:
-        source: a folder of transformers' form.
-        target: an existing, empty one.
-        like: as of `convert`.
-        shard_bytes: of a file.
-        progress: show a bar.
+        source: a folder in transformers' format.
+        target: an existing, empty folder.
+        like: as in `convert`.
+        shard_bytes: the largest size of a weight file.
+        progress: show a progress bar.
 
     Returns:
-        how many tensors were written.
+        the number of tensors written.
     """
     config = InternVLConfig.from_pretrained(source)
     files = TensorFiles(source)
@@ -122,21 +122,21 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
 
 
 def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dict[str, Any]:
-    """The official config.json: of `like`, of the checkpoint this one was converted from, or made from its config."""
+    """The official config.json: of `like`, of the checkpoint that this one was converted from, or created from its config."""
     if like is not None:
         official = read_config(like)
         if not is_official(official):
-            raise ValueError(f"{like} is not an InternVLChatModel; --like takes a folder of the official form.")
+            raise ValueError(f"--like={like} is not an InternVLChatModel. Give a folder in the official format.")
     elif (source / ORIGINAL).exists():
         official = json.loads((source / ORIGINAL).read_text())
     else:
         official = official_config(config)
     text: Any = config.text_config
     llm = official["llm_config"]
-    if llm["vocab_size"] != text.vocab_size:  # tokens were added since
+    if llm["vocab_size"] != text.vocab_size:  # tokens were added
         llm["vocab_size"] = text.vocab_size
     read = transformers_config(official, image_token_id=config.image_token_id)
-    if read.tie_word_embeddings and not config.tie_word_embeddings:  # the head was trained apart
+    if read.tie_word_embeddings and not config.tie_word_embeddings:  # the head was trained untied
         official["tie_word_embeddings"] = llm["tie_word_embeddings"] = False
     if config.dtype is not None and read.dtype != config.dtype:  # it was cast
         name = str(config.dtype).removeprefix("torch.")
@@ -150,35 +150,35 @@ def _shown(tensors: Iterator[tuple[str, Tensor]], count: int, progress: bool) ->
 
 
 def checked_difference(official: Path, ours: Path, compare: bool | None) -> float | None:
-    """`largest_difference` of two folders, refused above `TOLERANCE`.
+    """`largest_difference` of two folders, checked against `TOLERANCE`.
 
     Args:
-        official: a folder of the official form.
-        ours: one of transformers'.
-        compare: False: do not; None: where memory allows.
+        official: a folder in the official format.
+        ours: a folder in transformers' format.
+        compare: whether to compare; None to compare if memory allows.
 
     Returns:
-        None when they were not compared.
+        the difference; None if not compared.
 
     Raises:
         ValueError: for logits that differ.
     """
-    size = 4 * sum(path.stat().st_size for path in ours.glob("*.safetensors"))  # two models as float32, of bfloat16 files
+    size = 4 * sum(path.stat().st_size for path in ours.glob("*.safetensors"))  # two float32 models from bfloat16 files
     if not (compare or (compare is None and size < _free_memory())):
         return None
     difference = largest_difference(official, ours)
     if difference > TOLERANCE:
         raise ValueError(
-            f"The logits of {official} and {ours} differ by {difference:.1e} of the largest. That is a bug of the conversion: "
-            "please report it, with the checkpoint's config.json."
+            f"The logits of {official} and {ours} differ by {difference:.1e} of the largest. This is a bug in the conversion. "
+            "Report it with the checkpoint's config.json."
         )
     return difference
 
 
 def largest_difference(official: Path, ours: Path) -> float:
-    """The largest difference of logits between a folder of the official form and one of transformers', of the largest logit.
+    """The largest difference of logits between a folder in the official and one in transformers' format, relative to the largest.
 
-    One random tile and some random tokens, in float32.
+    The input is a random tile and random tokens, in float32.
     """
     model: Any = InternVLForConditionalGeneration.from_pretrained(ours, dtype=torch.float32).eval()
     config: Any = model.config

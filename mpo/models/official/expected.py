@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint of a config has, with their shapes."""
+"""The expected tensors of a config and their shapes."""
 
 from collections.abc import Mapping
 
@@ -10,8 +10,8 @@ Shape = tuple[int, ...]
 
 
 def expected_shapes(config: InternVLConfig) -> dict[str, Shape]:
-    """Names and shapes in transformers' files for a model of this config; nothing is allocated."""
-    with torch.device("meta"), set_zero3_state():  # or its parts would be shared out when the run has ZeRO-3
+    """Names on disk in transformers' format and shapes for a model of this config; nothing is allocated."""
+    with torch.device("meta"), set_zero3_state():  # or ZeRO-3 would shard the parameters
         model = InternVLForConditionalGeneration(config)
     shapes: dict[str, Shape] = {}
     for name, tensor in model.state_dict().items():
@@ -22,18 +22,18 @@ def expected_shapes(config: InternVLConfig) -> dict[str, Shape]:
 
 
 def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
-    """Check that a checkpoint has the tensors of its config, no others, in their shapes.
+    """Check that a checkpoint has exactly the tensors of its config, with their shapes.
 
     Raises:
-        ValueError: listing what is missing, too much, or of another shape.
+        ValueError: listing missing, unexpected and differently shaped tensors.
     """
     problems = misfits(found, expected)
     if problems:
-        raise ValueError(f"{where} and its config.json do not fit: {problems}.")
+        raise ValueError(f"{where} does not match its config.json: {problems}.")
 
 
 def misfits(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
-    """Which tensors are missing, too much, or of another shape, in words; empty when they are as expected."""
+    """Describe missing, unexpected and differently shaped tensors; empty when there are none."""
     differing = [name for name in sorted(found.keys() & expected) if found[name] != expected[name]]
     problems = [
         listing("missing", sorted(expected.keys() - found.keys())),
@@ -44,7 +44,7 @@ def misfits(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
 
 
 def listing(what: str, names: list[str], most: int = 8) -> str:
-    """How many tensors, what is wrong with them, and the first names; empty without any."""
+    """Describe the number of tensors, their problem and the first names; empty without names."""
     if not names:
         return ""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -59,7 +59,7 @@ def _on_disk(name: str) -> str:
 
 
 def _experts(name: str, shape: Shape) -> dict[str, Shape]:
-    """In memory the experts of a layer are one tensor, on disk each has its own."""
+    """The experts of a layer: one tensor in memory, one per expert on disk."""
     if name.endswith(".experts.gate_up_proj"):
         stem, half = name.removesuffix("gate_up_proj"), (shape[1] // 2, shape[2])
         return {f"{stem}{expert}.{part}_proj.weight": half for expert in range(shape[0]) for part in ("gate", "up")}

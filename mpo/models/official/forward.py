@@ -1,7 +1,7 @@
-"""What an official checkpoint computes, from its own tensors under their own names: the other side of every conversion's check.
+"""Reference forward pass of an official checkpoint, from its tensors under their official names, to check conversions.
 
-Written from the definition of InternVLChatModel, in float32, without a line in common with the table of names: a tensor that was
-taken for another, or cut in the wrong place, gives other logits.
+Written from the definition of InternVLChatModel, in float32, independent of the table of names: a tensor that was confused with
+another, or split in the wrong place, gives other logits.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ def official_logits(
     Args:
         files: the official checkpoint's tensors.
         official: its config.json.
-        config: transformers' config of it, for language models that transformers has.
-        input_ids: (1, N), with `image_token_id` where an image's tokens belong.
+        config: transformers' config of it, for language models that transformers supports.
+        input_ids: (1, N), with `image_token_id` at the positions of image tokens.
         pixel_values: (tiles, 3, height, width).
 
     Returns:

@@ -1,7 +1,7 @@
-"""Names and layouts of tensors: the official form's and those that transformers writes.
+"""Map names and layouts of tensors between the official format and transformers'.
 
-Two tensors differ in more than their name. The official vision tower has queries, keys and values in one matrix, one third below
-the other; InternLM2 has them in one matrix too, for each key-value head its query heads, its keys and its values.
+Two tensors also differ in layout. The official vision tower stacks queries, keys and values in one matrix, a third each; InternLM2
+interleaves them in one matrix, for each key-value head its query heads, its key and its value.
 """
 
 import re
@@ -46,12 +46,12 @@ OTHER_LANGUAGE = (("{rest}", "{rest}"),)
 
 
 class TensorNames:
-    """Translates names, and cuts or joins the tensors they belong to.
+    """Map tensor names between both formats, and split or join their tensors.
 
     Args:
-        internlm2: whether the official form's language model is InternLM2, which transformers has as a Llama.
-        heads: query heads of the language model; needed for InternLM2 alone, as the next.
-        key_value_heads: its key-value heads.
+        internlm2: whether the official language model is InternLM2, which transformers loads as a Llama.
+        heads: number of query heads of the language model; used for InternLM2 only.
+        key_value_heads: number of key-value heads; used for InternLM2 only.
     """
 
     def __init__(self, *, internlm2: bool = False, heads: int = 1, key_value_heads: int = 1) -> None:
@@ -68,7 +68,7 @@ class TensorNames:
         self._from_ours = [(_pattern(name), official) for official, *ours in rows for name in ours]
 
     def ours(self, official: str) -> list[str]:
-        """What an official tensor is called in transformers' files: one name, or those of queries, keys and values.
+        """The names on disk in transformers' format of an official tensor: one, or those of queries, keys and values.
 
         Raises:
             ValueError: for a name that InternVLChatModel does not have.
@@ -79,7 +79,7 @@ class TensorNames:
         raise ValueError(f"An InternVLChatModel has no tensor {official!r}.")
 
     def official(self, ours: str) -> str:
-        """What a tensor of transformers' files, or the one that it is a part of, is called in the official form.
+        """The official name of a tensor of transformers' format, or of the tensor that it is a part of.
 
         Raises:
             ValueError: for a name that transformers' InternVL does not have.
@@ -89,8 +89,8 @@ class TensorNames:
                 return name.format(**match.groupdict())
         raise ValueError(f"transformers' InternVL has no tensor {ours!r}.")
 
-    def cut(self, official: str, tensor: Tensor) -> list[Tensor]:
-        """An official tensor -> transformers' tensors, in the order of `ours`."""
+    def split(self, official: str, tensor: Tensor) -> list[Tensor]:
+        """Split an official tensor into transformers' tensors, in the order of `ours`."""
         if ".attn.qkv." in official:
             return list(tensor.chunk(3))
         if ".attention.wqkv." in official:
@@ -100,11 +100,12 @@ class TensorNames:
         return [tensor]
 
     def join(self, official: str, tensors: Sequence[Tensor]) -> Tensor:
-        """The inverse of `cut`."""
+        """The inverse of `split`."""
         if ".attn.qkv." in official:
             return torch.cat(list(tensors))
         if ".attention.wqkv." in official:
-            query, key, value = (tensor.unflatten(0, (self.key_value_heads, -1)) for tensor in tensors)  # type: ignore[no-untyped-call]
+            by_head = (tensor.unflatten(0, (self.key_value_heads, -1)) for tensor in tensors)  # type: ignore[no-untyped-call]
+            query, key, value = by_head
             return torch.cat([query, key, value], dim=1).flatten(0, 1)
         (tensor,) = tensors
         return tensor

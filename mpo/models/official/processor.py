@@ -1,4 +1,4 @@
-"""The processor of an official checkpoint: its tokenizer, its way to cut images, the chat template it was trained with."""
+"""The processor of an official checkpoint: its tokenizer, its tiling of images, the chat template of its training."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ TEMPLATES = {
     "internlm2-chat": ("<|im_end|>", OLD_SYSTEM),
     "internvl2_5": ("<|im_end|>\n", NEW_SYSTEM),
 }
-"""What ends a turn, and the system message where a conversation has none, of each conversation template that can be trained."""
+"""The end of a turn and the default system message of each supported conversation template."""
 
 
 def chat_template(name: str, *, bos: str = "") -> str:
@@ -35,21 +35,21 @@ def chat_template(name: str, *, bos: str = "") -> str:
 
     Args:
         name: ``template`` in config.json.
-        bos: what a conversation begins with: what the tokenizer puts in front of it in the official code, such as ``<s>``
-            (InternLM2) or ``<|begin_of_text|>`` (Llama-3); nothing for Qwen's.
+        bos: tokens before a conversation, as the tokenizer adds them in the official code, such as ``<s>`` (InternLM2) or
+            ``<|begin_of_text|>`` (Llama-3); empty for Qwen.
 
     Raises:
-        ValueError: for one that is not known.
+        ValueError: for an unknown template.
     """
     if name not in TEMPLATES:
-        raise ValueError(f"The conversation template {name!r} is not known; these are: {', '.join(TEMPLATES)}.")
+        raise ValueError(f"Expected a conversation template among {', '.join(TEMPLATES)}; got template={name!r}.")
     end, system = TEMPLATES[name]
     default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n" + system + end + "' }}{% endif %}"
     return ("{{ '" + bos + "' }}" if bos else "") + default + CHAT_TEMPLATE.replace("<|im_end|>\n", end)
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in an official checkpoint's folder, without running its code; None where there is none.
+    """Load the tokenizer of an official checkpoint, without running its code; None if there is none.
 
     Raises:
         ValueError: when it lacks an image token.
@@ -63,7 +63,7 @@ def load_tokenizer(folder: Path) -> Any:
     lacking = [token for token in IMAGE_TOKENS.values() if token not in vocabulary]
     if lacking:
         raise ValueError(
-            f"The tokenizer in {folder} has no {', '.join(lacking)}, so images cannot be put into a prompt. Copy the tokenizer's "
+            f"The tokenizer in {folder} has no {', '.join(lacking)}, so prompts cannot contain images. Copy the tokenizer's "
             "files from the model's own checkpoint (added_tokens.json too)."
         )
     video = "<|video_pad|>" if "<|video_pad|>" in vocabulary else "<video>"
@@ -77,7 +77,7 @@ def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     given = {name: settings[name] for name in names if settings.get(name)}
     options |= {name: value["content"] if isinstance(value, Mapping) else value for name, value in given.items()}
-    # Defaults of InternLM2Tokenizer and InternLM3Tokenizer, fast or not, whatever tokenizer.json does.
+    # Defaults of InternLM2Tokenizer and InternLM3Tokenizer, fast or slow, regardless of tokenizer.json.
     options |= {"add_bos_token": settings.get("add_bos_token", True), "add_eos_token": settings.get("add_eos_token", False)}
     if (folder / "tokenizer.json").exists():
         return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
@@ -90,11 +90,11 @@ def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any
 def official_processor(tokenizer: Any, official: Mapping[str, Any]) -> InternVLProcessor:
     """The processor for an official checkpoint.
 
-    The official code tokenizes a rendered conversation as the tokenizer does it unasked, so its template begins with what the
-    tokenizer puts in front.
+    The official code tokenizes a rendered conversation with the tokenizer's default special tokens, so the template starts with
+    them.
 
     Args:
-        tokenizer: of `load_tokenizer`.
+        tokenizer: from `load_tokenizer`.
         official: config.json of the checkpoint.
     """
     side = official.get("force_image_size") or official["vision_config"]["image_size"]

@@ -1,4 +1,4 @@
-"""InternLM2's tokenizer.model as a fast tokenizer; its own class is code that comes with the checkpoint, which is not run."""
+"""Load InternLM2's tokenizer.model as a fast tokenizer, without running the tokenizer code of the checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +8,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 
 def read_sentencepiece(path: Path, added: Mapping[str, Mapping[str, Any]]) -> Tokenizer:
-    """Read a SentencePiece model of the byte-pair kind.
+    """Read a SentencePiece model of type BPE.
 
     Args:
-        path: of tokenizer.model.
+        path: path of tokenizer.model.
         added: ``added_tokens_decoder`` of tokenizer_config.json: id -> content and flags. Those within the vocabulary replace the
-            piece of that id.
+            piece with that id.
 
     Raises:
-        ValueError: when the sentencepiece package is missing, or the model is of another kind.
+        ValueError: when the sentencepiece package is missing, or the model is of another type.
     """
     try:
         from sentencepiece import sentencepiece_model_pb2
@@ -25,7 +25,9 @@ def read_sentencepiece(path: Path, added: Mapping[str, Mapping[str, Any]]) -> To
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(path.read_bytes())
     if proto.trainer_spec.model_type != 2:
-        raise ValueError(f"{path} is not a byte-pair model, which InternLM2's is.")
+        raise ValueError(
+            f"Expected a SentencePiece model of type BPE (2), as InternLM2's; {path} has type {proto.trainer_spec.model_type}."
+        )
     pieces = [piece.piece for piece in proto.pieces]
     pieces[:3] = ["<unk>", "<s>", "</s>"]
     for number, token in added.items():
@@ -48,7 +50,7 @@ def read_sentencepiece(path: Path, added: Mapping[str, Mapping[str, Any]]) -> To
 
 
 def _merges(pieces: list[str]) -> list[tuple[str, str]]:
-    """Pairs in the order in which they are joined: that of the pieces that they make."""
+    """Merges in the order of the pieces that they create."""
     rank = {piece: number for number, piece in enumerate(pieces)}
     merges = []
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""The tensors of a folder of safetensors files: read one at a time, written shard by shard."""
+"""Read the tensors of safetensors files one at a time, and write them shard by shard."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,10 +17,10 @@ class TensorFiles:
     """Tensors by name, from the safetensors files of a checkpoint's folder.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
 
     Raises:
-        ValueError: when the folder has no weights in this format, or its index names a file or a tensor that is not there.
+        ValueError: when the folder has no safetensors files, or its index names a missing file or tensor.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,15 +33,15 @@ class TensorFiles:
         else:
             other = sorted(path.name for path in folder.glob("*.bin"))
             what = f" {other[0]} is a pickle, which can run code when it is read." if other else ""
-            raise ValueError(f"{folder} has no {SINGLE} and no {INDEX}.{what} Weights are read from safetensors files alone.")
-        absent = sorted({name for name in where.values() if not (folder / name).exists()})
-        if absent:
-            raise ValueError(f"{index} names {', '.join(absent)}, not in that folder. Download the checkpoint again.")
+            raise ValueError(f"{folder} has no {SINGLE} and no {INDEX}.{what} Weights are read from safetensors files only.")
+        missing = sorted({name for name in where.values() if not (folder / name).exists()})
+        if missing:
+            raise ValueError(f"{index} names {', '.join(missing)}, missing from the folder. Download the checkpoint again.")
         self._files = {name: self._open(name) for name in sorted(set(where.values()))}
         kept = {name: set(file.keys()) for name, file in self._files.items()}
-        lost = sorted(name for name, file in where.items() if name not in kept[file])
-        if lost:
-            raise ValueError(f"{index} names tensors that its files do not have: {', '.join(lost[:5])}. Download it again.")
+        unknown = sorted(name for name, file in where.items() if name not in kept[file])
+        if unknown:
+            raise ValueError(f"{index} names tensors that its files do not have: {', '.join(unknown[:5])}. Download it again.")
         self._where = where
 
     def _open(self, name: str) -> Any:
@@ -64,12 +64,12 @@ class TensorFiles:
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_bytes: int) -> None:
-    """Write tensors as they come, in files of at most `shard_bytes` (a larger tensor has one for itself), with an index.
+    """Write tensors in order into files of at most `shard_bytes` (or one larger tensor), with an index.
 
     Args:
-        folder: an existing one.
-        tensors: names and tensors; no more than a shard of them is in memory at once.
-        shard_bytes: of a file.
+        folder: an existing folder.
+        tensors: names and tensors; at most one shard is in memory at once.
+        shard_bytes: the largest size of a file.
     """
     places: list[list[str]] = []
     total = 0

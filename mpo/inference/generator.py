@@ -1,4 +1,4 @@
-"""What every source of generated text can do: answer questions about images, several times each."""
+"""The interface of text generators: sample responses to questions about images."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Question:
 
     Attributes:
         text: the question as the user would type it.
-        images: images or paths of image files, in the order they are shown; they stand before the text.
+        images: images or paths of image files, in the order they are shown; they come before the text.
     """
 
     text: str
     images: tuple[str | Path | Image, ...] = ()
 
 
-class Sampler(Protocol):
-    """A model, wherever it runs, that answers questions."""
+class Generator(Protocol):
+    """A model that responds to questions, in this process or behind a server."""
 
     def generate(
         self,
@@ -36,19 +36,19 @@ class Sampler(Protocol):
         max_new_tokens: int = 1024,
         seed: int = 0,
     ) -> list[list[str]]:
-        """Answers every question `n` times.
+        """Sample `n` responses to every question.
 
         Args:
             questions: what to ask.
-            n: answers per question.
+            n: responses per question.
             temperature: 0 is greedy, 1 samples from the model's own distribution.
-            max_new_tokens: the longest answer, in tokens; a longer one is cut.
-            seed: of the sampling. The same questions, arguments and seed give the same answers.
+            max_new_tokens: the longest response, in tokens; a longer one is truncated.
+            seed: random seed of the sampling. The same questions, arguments and seed give the same responses.
 
         Returns:
-            For each question, in order, its `n` answers without special tokens.
+            For each question, in order, its `n` responses without special tokens.
 
         Raises:
-            ValueError: for arguments that make no sense, or an image that cannot be opened.
+            ValueError: for invalid arguments, or an image that cannot be opened.
         """
         ...

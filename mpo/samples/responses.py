@@ -1,4 +1,4 @@
-"""A model in training answers a few prompts, and is then exactly as it was."""
+"""Generate responses from a model in training, without changing its state."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mpo.packing.turns import Record, end_of_turn_token
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An answer, its end left out, and what tells whether the model still works.
+class Response:
+    """A sampled response without its end token, and measures of degeneration.
 
     Attributes:
-        text: special tokens included, since a good answer has none.
-        tokens: how many, the one that ends it included.
-        finished: it ended by itself, not at the limit.
-        repetition: the share of its 4-grams that stood before in it (`repeated_share`).
+        text: with special tokens, which a good response does not contain.
+        tokens: number of tokens, with the end token.
+        finished: whether it ended before the token limit.
+        repetition: the fraction of its 4-grams that occur earlier in it (`repeated_fraction`).
     """
 
     text: str
@@ -34,7 +34,7 @@ class Answer:
     repetition: float
 
 
-def generate_answers(
+def generate_responses(
     model: Any,
     processing_class: Any,
     records: Sequence[Record],
@@ -44,35 +44,36 @@ def generate_answers(
     seed: int = 0,
     tile_budget: str = "prompt",
     synced: bool = False,
-) -> list[Answer]:
-    """Answer the prompts of some records, as one batch; the prompts' tokens are those of training.
+) -> list[Response]:
+    """Generate a response to the prompt of each record, as one batch; prompts are tokenized as in training.
 
-    Random numbers, training mode and weights are left as they were.
+    Random state, training mode and weights are unchanged.
 
     Args:
         model: on its device, with its usual attention.
         processing_class: its processor, or tokenizer.
-        records: what to ask; ``prompt``, ``images``, as in training. Answers, where they are there, are not looked at.
-        max_new_tokens: the longest answer, in tokens.
-        temperature: 0 is greedy. Penalties and limits on what may come next, which a checkpoint may ask for, are left out: they
-            would hide what a model has learned to repeat.
-        seed: of the sampling.
-        tile_budget: as of `MPOConfig`.
-        synced: the weights are in pieces on several ranks, all of which call this with the same arguments.
+        records: with ``prompt`` and ``images`` as in training. Their completions are ignored.
+        max_new_tokens: the longest response, in tokens.
+        temperature: 0 is greedy. Repetition penalties of the checkpoint's generation config are disabled: they would hide
+            what the model has learned to repeat.
+        seed: random seed of the sampling.
+        tile_budget: as in `MPOConfig`.
+        synced: the weights are sharded over several ranks, all of which call this with the same arguments.
     """
     ends = _ends(model, processing_class)
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     inputs = _prompts(processing_class, records, pad, tile_budget)
-    choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    decoding: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature > 0:
-        choice = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        decoding = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     if isinstance(model, FSDPModule) and is_peft_model(model):
-        register_fsdp_forward_method(model, "generate")  # type: ignore[arg-type]  # or what stands outside of the layers would stay in pieces
-    with _undisturbed(model, seed):
+        # Without it, weights outside the layers would stay sharded.
+        register_fsdp_forward_method(model, "generate")  # type: ignore[arg-type]
+    with _isolated(model, seed):
         rows = model.generate(
             **{name: value.to(model.device) for name, value in inputs.items()},
-            **choice,
+            **decoding,
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=pad,
@@ -81,33 +82,33 @@ def generate_answers(
             use_cache=True,
             synced_gpus=synced,
         )
-    return [_answer(row, tokenizer, ends) for row in rows[:, inputs["input_ids"].shape[1] :].tolist()]
+    return [_response(row, tokenizer, ends) for row in rows[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
-def repeated_share(tokens: Sequence[int], size: int = 4) -> float:
-    """The share of n-grams of `size` tokens that stood before in the same text; 0 for a text too short to have any.
+def repeated_fraction(tokens: Sequence[int], size: int = 4) -> float:
+    """The fraction of n-grams of `size` tokens that occur earlier in the same text; 0 for a text shorter than `size`.
 
-    >>> repeated_share([7, 7, 7, 7, 7, 7, 7, 7])  # five 4-grams, all alike
+    >>> repeated_fraction([7, 7, 7, 7, 7, 7, 7, 7])  # five equal 4-grams
     0.8
-    >>> repeated_share([1, 2, 3, 4, 1, 2, 3, 5])
+    >>> repeated_fraction([1, 2, 3, 4, 1, 2, 3, 5])
     0.0
     """
     grams = [tuple(tokens[place : place + size]) for place in range(len(tokens) - size + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def summary(answers: Sequence[Answer]) -> dict[str, float]:
-    """What is logged of some answers: mean length in tokens, the share that did not end by itself, and mean repetition."""
-    count = len(answers)
+def summary(responses: Sequence[Response]) -> dict[str, float]:
+    """The logged numbers of some responses: mean length in tokens, fraction of truncated ones, and mean repetition."""
+    count = len(responses)
     return {
-        "samples/length": sum(answer.tokens for answer in answers) / count,
-        "samples/unfinished": sum(not answer.finished for answer in answers) / count,
-        "samples/repetition": sum(answer.repetition for answer in answers) / count,
+        "samples/length": sum(response.tokens for response in responses) / count,
+        "samples/unfinished": sum(not response.finished for response in responses) / count,
+        "samples/repetition": sum(response.repetition for response in responses) / count,
     }
 
 
 def _ends(model: Any, processing_class: Any) -> list[int]:
-    """Tokens that end an answer: the one that ends it in training first, then those of the checkpoint."""
+    """Tokens that end a response: the end-of-turn token of training first, then those of the checkpoint."""
     of_checkpoint = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = of_checkpoint if isinstance(of_checkpoint, list) else [of_checkpoint]
     return [int(end) for end in dict.fromkeys([end_of_turn_token(processing_class), *several]) if end is not None]
@@ -132,16 +133,16 @@ def _prompts(processing_class: Any, records: Sequence[Record], pad: int, tile_bu
     return inputs | images
 
 
-def _answer(row: list[int], tokenizer: Any, ends: list[int]) -> Answer:
+def _response(row: list[int], tokenizer: Any, ends: list[int]) -> Response:
     end = next((place for place, token in enumerate(row) if token in ends), None)
     ids = row[:end]
     tokens = len(ids) if end is None else end + 1
-    return Answer(tokenizer.decode(ids, skip_special_tokens=False), tokens, end is not None, repeated_share(ids))
+    return Response(tokenizer.decode(ids, skip_special_tokens=False), tokens, end is not None, repeated_fraction(ids))
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
-    """Eval mode, no gradients, and random numbers of its own; after it every module and generator is as it was before."""
+def _isolated(model: nn.Module, seed: int) -> Iterator[None]:
+    """Eval mode, no gradients and a forked random state; all are restored on exit."""
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

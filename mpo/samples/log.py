@@ -1,4 +1,4 @@
-"""``samples.jsonl``: the sampled answers of a run, one a line."""
+"""``samples.jsonl``: a JSONL log of the sampled responses of a run, one per line."""
 
 import json
 import os
@@ -9,34 +9,34 @@ from typing import Any
 FILE = "samples.jsonl"
 
 
-class Journal:
-    """Writes sampled answers, each step once, however often the run is interrupted.
+class SampleLog:
+    """Write sampled responses, each step once, however often the run is interrupted.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder) / FILE
 
-    def begin(self, step: int) -> None:
-        """Keep what was written up to `step`, from which training goes on; later steps will come again. At 0 nothing is kept."""
+    def resume(self, step: int) -> None:
+        """Drop the lines of steps after `step`, from which training resumes and which it will write again; at 0, drop all."""
         if not self.path.exists():
             return
         kept = [] if step == 0 else [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        aside = self.path.with_name(f"{FILE}.new")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        aside.replace(self.path)
+        new = self.path.with_name(f"{FILE}.new")
+        new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        new.replace(self.path)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append the answers of a step; each row has its ``step``."""
+        """Append the responses of a step; each row has its ``step``."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _step(line: str) -> float:
-    """The step of a line; beyond all steps for one that was cut when the machine went down."""
+    """The step of a line; infinity for a line truncated by a crash."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -29,7 +29,7 @@ def test_a_mixture_in_json_or_yaml(tmp_path, name):
     train, eval_part = (load_preferences(tmp_path / name, split=split) for split in ("train", "eval"))
     assert sorted(set(asked(train)) | set(asked(eval_part))) == QUESTIONS[:3]
     assert len(eval_part) == 4
-    with pytest.raises(ValueError, match="has no split 'validation'. Leave split out, or set it to 'train' or 'eval_part'"):
+    with pytest.raises(ValueError, match="has no split 'validation'. Leave split out, or set it to 'train' or 'eval'"):
         load_preferences(tmp_path / name, split="validation")
     with pytest.raises(ValueError, match="have an image_root of their own"):
         load_preferences(tmp_path / name, image_root=tmp_path)

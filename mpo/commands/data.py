@@ -1,4 +1,4 @@
-"""`mpo data`: look into preference data, check it, bring it into other forms."""
+"""`mpo data`: inspect, validate and convert preference data."""
 
 from __future__ import annotations
 
@@ -48,117 +48,133 @@ def configure(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(action=action)
         return command
 
-    command = add(validate, "check everything; the exit status says whether training may start", VALIDATE, VALIDATE_EXAMPLES)
+    command = add(
+        validate, "validate a data set before training; the exit status is 1 if it has problems", VALIDATE, VALIDATE_EXAMPLES
+    )
     _reads(command, split=True)
     _models(command)
-    command.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer (trainer.max_length)")
-    command.add_argument("--min-frames", type=int, metavar="N", help="fewest frames of a video (data.frames.min)")
-    command.add_argument("--max-frames", type=int, metavar="N", help="most frames of a video (data.frames.max)")
-    command.add_argument("--eval", metavar="PATH", help="pairs that are evaluated on, in the same format")
     command.add_argument(
-        "--output", type=Path, default=Path("bad_records.jsonl"), metavar="FILE", help="findings go here (default: %(default)s)"
+        "--max-length", type=int, metavar="N", help="maximum number of tokens of prompt and completion (trainer.max_length)"
+    )
+    command.add_argument("--min-frames", type=int, metavar="N", help="minimum number of frames of a video (data.frames.min)")
+    command.add_argument("--max-frames", type=int, metavar="N", help="maximum number of frames of a video (data.frames.max)")
+    command.add_argument("--eval", metavar="PATH", help="evaluation data set, in the same format; checked for leakage")
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("bad_records.jsonl"),
+        metavar="FILE",
+        help="file to write the findings to (default: %(default)s)",
     )
 
-    command = add(stats, "lengths, tiles, length gaps, word overlap", STATS, STATS_EXAMPLES)
+    command = add(stats, "print statistics: lengths, tiles, length gaps, word overlap", STATS, STATS_EXAMPLES)
     _reads(command, split=True)
     _models(command)
-    command.add_argument("--html", type=Path, metavar="FILE", help="also as one page with plots")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write an HTML page with plots")
 
-    command = add(show, "a few records as the model sees them", SHOW, SHOW_EXAMPLES)
+    command = add(show, "print a few records as the model sees them", SHOW, SHOW_EXAMPLES)
     _reads(command, split=True, workers=False)
     _models(command)
-    command.add_argument("--count", type=int, default=3, metavar="N", help="how many (default: %(default)s)")
-    command.add_argument("--random", action="store_true", help="any, instead of the first ones")
-    command.add_argument("--seed", type=int, default=0, help="of --random")
-    command.add_argument("--id", action="append", metavar="ID", help="the records of this id; may be repeated")
-    command.add_argument("--html", type=Path, metavar="FILE", help="as a page with the images, instead of text")
+    command.add_argument("--count", type=int, default=3, metavar="N", help="number of records to show (default: %(default)s)")
+    command.add_argument("--random", action="store_true", help="choose the records at random instead of taking the first ones")
+    command.add_argument("--seed", type=int, default=0, help="random seed of --random (default: %(default)s)")
+    command.add_argument("--id", action="append", metavar="ID", help="show the records with this id; may be given several times")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with the images instead of printing text")
 
-    command = add(convert, "from any format to TRL's, MMPR's, Parquet or save_to_disk", CONVERT, CONVERT_EXAMPLES)
+    command = add(convert, "convert a data set to TRL's or MMPR's JSONL, Parquet or save_to_disk", CONVERT, CONVERT_EXAMPLES)
     _reads(command, split=True, workers=False)
-    command.add_argument("target", metavar="TARGET", type=Path, help="a new file or folder")
+    command.add_argument("target", metavar="TARGET", type=Path, help="new file or folder to write")
     _writes(command)
-    command.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="read the target again and compare")
-
-    command = add(mix, "several sources as one file", MIX, MIX_EXAMPLES)
-    command.add_argument("mixture", metavar="MIXTURE", type=Path, help="YAML or JSON, see above")
     command.add_argument(
-        "target", metavar="TARGET", type=Path, nargs="?", help="a new file or folder; without it only the table is printed"
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the target again and compare it with the source (default: yes)",
     )
-    command.add_argument("eval_file", metavar="EVAL", type=Path, nargs="?", help="another one, for what is held out")
-    command.add_argument("--seed", type=int, help="in place of the mixture's")
-    command.add_argument("--shuffle", action="store_true", help="in a random order rather than source after source")
+
+    command = add(mix, "write a mixture of several sources as one data set", MIX, MIX_EXAMPLES)
+    command.add_argument("mixture", metavar="MIXTURE", type=Path, help="YAML or JSON file that describes the mixture, see above")
+    command.add_argument(
+        "target", metavar="TARGET", type=Path, nargs="?", help="new file or folder to write; without it only the table is printed"
+    )
+    command.add_argument("eval_file", metavar="EVAL", type=Path, nargs="?", help="new file or folder for the eval part (eval_size)")
+    command.add_argument("--seed", type=int, help="random seed that replaces the mixture's")
+    command.add_argument("--shuffle", action="store_true", help="shuffle the pairs instead of writing source after source")
     _writes(command)
 
-    command = add(split, "a file to train on and one to evaluate on", SPLIT, SPLIT_EXAMPLES)
+    command = add(split, "split a data set into a training and an evaluation part", SPLIT, SPLIT_EXAMPLES)
     _reads(command)
-    command.add_argument("train", metavar="TRAIN", type=Path, help="a new file or folder")
-    command.add_argument("eval_file", metavar="EVAL", type=Path, help="another one")
+    command.add_argument("train", metavar="TRAIN", type=Path, help="new file or folder for the training part")
+    command.add_argument("eval_file", metavar="EVAL", type=Path, help="new file or folder for the evaluation part")
     command.add_argument(
         "--eval-size",
         dest="amount",
         type=float,
         default=0.01,
         metavar="N",
-        help="a share below 1, or a number of pairs (default: %(default)s)",
+        help="size of the evaluation part: a fraction below 1 or a number of pairs (default: %(default)s)",
     )
     command.add_argument(
-        "--by", choices=EVAL_BY, default="both", help="what must not be on both sides (default: question and image)"
+        "--by",
+        choices=EVAL_BY,
+        default="both",
+        help="what the two parts must not share: questions, images, or both (default: %(default)s)",
     )
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="random seed of the split (default: %(default)s)")
     _writes(command)
 
-    command = add(dedupe, "without what is there twice, exactly or nearly", DEDUPE, DEDUPE_EXAMPLES)
+    command = add(dedupe, "remove exact and near duplicates", DEDUPE, DEDUPE_EXAMPLES)
     _reads(command)
-    command.add_argument("target", metavar="TARGET", type=Path, help="a new file or folder")
-    command.add_argument("--exact", action="store_true", help="exact duplicates only")
+    command.add_argument("target", metavar="TARGET", type=Path, help="new file or folder to write")
+    command.add_argument("--exact", action="store_true", help="remove exact duplicates only")
     command.add_argument(
         "--threshold",
         type=float,
         default=0.9,
-        metavar="SHARE",
-        help="least overlap of near duplicates' texts (default: %(default)s)",
+        metavar="FRACTION",
+        help="minimum overlap of the texts of near duplicates (default: %(default)s)",
     )
     command.add_argument(
         "--image-bits",
         type=int,
         default=3,
         metavar="N",
-        help="bits in which hashes of images that are compared may differ, 0 to 3 (default: %(default)s)",
+        help="maximum number of differing hash bits for two images to be compared, 0 to 3 (default: %(default)s)",
     )
-    command.add_argument("--removed", type=Path, metavar="FILE", help="list of what was removed (default: TARGET.removed.jsonl)")
+    command.add_argument(
+        "--removed", type=Path, metavar="FILE", help="file to list the removed pairs in (default: TARGET.removed.jsonl)"
+    )
     _writes(command)
 
 
 def _reads(command: argparse.ArgumentParser, *, split: bool = False, workers: bool = True) -> None:
-    command.add_argument("path", metavar="PATH", help="pairs: a file, a folder or a data set on the Hub")
-    command.add_argument("--format", metavar="F", help="of the records (default: detected)")
-    command.add_argument("--image-root", metavar="DIR", help="what image paths are relative to (default: the file's folder)")
+    command.add_argument("path", metavar="PATH", help="preference data set: a file, a folder, or a data set on the Hub")
+    command.add_argument("--format", metavar="F", help="format of the records (default: detected)")
+    command.add_argument("--image-root", metavar="DIR", help="folder that image paths are relative to (default: the file's folder)")
     if split:
-        command.add_argument("--split", default="train", help="of a data set on the Hub (default: %(default)s)")
+        command.add_argument("--split", default="train", help="split of a folder or a data set on the Hub (default: %(default)s)")
     if workers:
-        command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU core)")
+        command.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one per CPU core)")
 
 
 def _models(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", metavar="NAME_OR_PATH", help="count tokens and tiles with its processor; its weights are not loaded"
+        "--model", metavar="NAME_OR_PATH", help="count tokens and tiles with this model's processor; weights are not loaded"
     )
-    command.add_argument(
-        "--max-tiles", type=int, metavar="N", help="most tiles of a prompt's images, with --model (model.max_tiles)"
-    )
+    command.add_argument("--max-tiles", type=int, metavar="N", help="tile limit per prompt, with --model (model.max_tiles)")
 
 
 def _writes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--to", choices=("trl", "mmpr", "parquet", "disk"), help="form (default: as TARGET is called)")
+    command.add_argument("--to", choices=("trl", "mmpr", "parquet", "disk"), help="output form (default: by the name of TARGET)")
     command.add_argument(
         "--images",
         choices=("path", "copy", "bytes"),
-        help="where they are, copied beside TARGET, or inside it (default: path in JSONL, else inside)",
+        help="how to store images: by path, as copies next to TARGET, or as bytes inside it (default: path for JSONL, else bytes)",
     )
     command.add_argument(
         "--target-root",
         metavar="DIR",
-        help="what image paths in a JSONL are to be relative to (default: the deepest folder that holds all)",
+        help="folder that image paths in a JSONL file are relative to (default: their deepest common folder)",
     )
 
 
@@ -242,7 +258,7 @@ def convert(args: argparse.Namespace) -> int:
     dropped = not_kept(written)
     found = first_difference(_bare(pairs, dropped), _bare(again, dropped))
     if found is not None:
-        raise ValueError(f"{written.path} is not what was converted: {found}. It was kept to look at; please report this.")
+        raise ValueError(f"{written.path} differs from {args.path}: {found}. The file was kept; please report this.")
     _say(f"Read again: {len(again):,} pairs, the same as in {args.path}.")
     return 0
 
@@ -258,7 +274,7 @@ def mix(args: argparse.Namespace) -> int:
         settings["seed"] = args.seed
     if args.target is not None and bool(settings.get("eval_size")) != (args.eval_file is not None):
         found = settings.get("eval_size")
-        raise ValueError(f"{args.mixture} says eval_size={found}. Give an EVAL file exactly when there is something to hold out.")
+        raise ValueError(f"{args.mixture} has eval_size={found}. Give an EVAL file if eval_size is set, and none otherwise.")
     mixture = make(**settings)
     _say(mixture.describe())
     if args.target is not None:
@@ -275,7 +291,7 @@ def split(args: argparse.Namespace) -> int:
     from mpo.data.eval_part import split_eval
 
     if args.train.exists() or args.eval_file.exists():
-        raise ValueError(f"{args.train if args.train.exists() else args.eval_file} is there already. Give a new name.")
+        raise ValueError(f"{args.train if args.train.exists() else args.eval_file} already exists. Give a new name.")
     pairs = _load(args)
     parts = split_eval(pairs, args.amount, seed=args.seed, by=args.by, num_proc=_workers(args))
     for part, target in zip(parts, (args.train, args.eval_file), strict=True):
@@ -289,7 +305,7 @@ def dedupe(args: argparse.Namespace) -> int:
     removed = args.removed or args.target.with_name(f"{args.target.name}.removed.jsonl")
     for path in (args.target, removed):
         if path.exists():
-            raise ValueError(f"{path} is there already. Give a new name; nothing is overwritten.")
+            raise ValueError(f"{path} already exists. Give a new name; nothing is overwritten.")
     pairs = _load(args)
     found = find_duplicates(
         pairs, near=not args.exact, threshold=args.threshold, image_bits=args.image_bits, num_proc=_workers(args)
@@ -300,18 +316,18 @@ def dedupe(args: argparse.Namespace) -> int:
     _write_text(removed, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     exact = sum(one.reason.startswith("the same") for one in found)
     _say(
-        f"{len(found):,} of {len(pairs):,} pairs left out: {exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
+        f"Removed {len(found):,} of {len(pairs):,} pairs: {exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
     )
     for line in lines[:5]:
-        _say(f"  {line['id']} is {line['same_as']} again: {line['reason']}")
+        _say(f"  {line['id']} duplicates {line['same_as']}: {line['reason']}")
     return 0
 
 
-# What they share
+# Shared by the actions
 
 
 def _say(text: str) -> None:
-    """Print what may have the texts and names of others in it."""
+    """Print text that may contain foreign names and texts, whose control characters are escaped."""
     print(visible(text))
 
 
@@ -333,14 +349,14 @@ def _workers(args: argparse.Namespace) -> int:
 
     asked = getattr(args, "workers", None)
     if asked is not None and asked < 1:
-        raise ValueError(f"--workers is 1 or more, got {asked}.")
+        raise ValueError(f"--workers must be at least 1, got {asked}.")
     return asked or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else asked or os.cpu_count() or 1
 
 
 def _processor(args: argparse.Namespace) -> Any:
     if not args.model:
         if args.max_tiles is not None:
-            raise ValueError("--max-tiles is about a model's tiles. Give --model too.")
+            raise ValueError("--max-tiles needs a model. Give --model too.")
         return None
     from mpo.models.loading import load_processor
 
@@ -356,8 +372,8 @@ def _not_opened(model: str, error: OSError) -> ValueError:
     if model.startswith(("/", ".", "~")):
         return ValueError(f"--model {model}: there is no such folder. Give a checkpoint's folder, or its name on the Hub.")
     return ValueError(
-        f"--model {model}: there is no such folder, and as a name on the Hub it cannot be loaded ({_first_line(error)}). Fix the "
-        "name; a model of the Hub needs the network, or a copy downloaded before."
+        f"--model {model}: there is no such folder, and loading it from the Hub failed ({_first_line(error)}). Fix the name; a "
+        "model on the Hub needs network access or a copy in the cache."
     )
 
 
@@ -366,7 +382,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _context(model: str) -> int | None:
-    """The most tokens that a model takes, if it has a config that says; a folder of a processor alone has none."""
+    """Context length of a model in tokens; None if its config does not state it, or for a folder with a processor alone."""
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         return None
     from transformers import AutoConfig
@@ -389,7 +405,7 @@ def _write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
     _say(f"{written.path}: {written.pairs:,} pairs{root}")
     for column, count in written.lost.items():
-        _say(f"  MMPR's lines have no place for {column!r}, which {count:,} records have; TRL's form keeps it")
+        _say(f"  {column!r} of {count:,} records was dropped: MMPR's form has no field for it; TRL's form keeps it")
     return written
 
 

@@ -1,30 +1,30 @@
-"""What `mpo data --help` and the help of its actions say."""
+"""Help texts of `mpo data` and its actions."""
 
 EXPLANATION = """\
-Preference data before it is trained on. PATH is whatever data.path of `mpo train` may be: a JSONL, Parquet or tar
-file, a folder of save_to_disk, a data set on the Hub, MMPR's meta.json, in any format that mpo reads (detected;
---format says it); or the YAML of a mixture (see mix). Nothing is edited in place: results are written to new files.
+Inspect, validate, convert and split preference data. PATH is anything that data.path of `mpo train` accepts: a JSONL,
+Parquet or tar file, a folder of save_to_disk, a data set on the Hub, MMPR's meta.json, or the YAML of a mixture (see
+mix). The format is detected; --format sets it. Nothing is edited in place: results are written to new files.
 """
 
 EXAMPLES = """\
 examples
-  mpo data validate pairs.jsonl --model OpenGVLab/InternVL3-1B-hf    may training start? if not, why not
+  mpo data validate pairs.jsonl --model OpenGVLab/InternVL3-1B-hf    find what would stop training
   mpo data stats pairs.jsonl --html stats.html                       lengths, gaps, overlap, by source
   mpo data show pairs.jsonl --model OpenGVLab/InternVL3-1B-hf        three records as the model sees them
-  mpo data convert pairs.jsonl pairs.parquet                         images inside, for TRL or the Hub
-  mpo data dedupe pairs.jsonl once.jsonl                             without exact and near duplicates
-  mpo data split once.jsonl train.jsonl eval.jsonl --eval-size 0.01   no question or image on both sides
-  mpo data mix mixture.yaml mixed.parquet                            several sources as one file
+  mpo data convert pairs.jsonl pairs.parquet                         Parquet with the images inside
+  mpo data dedupe pairs.jsonl unique.jsonl                           without exact and near duplicates
+  mpo data split unique.jsonl train.jsonl eval.jsonl --eval-size 0.01  no shared question or image
+  mpo data mix mixture.yaml mixed.parquet                            several sources as one data set
 """
 
 VALIDATE = """\
-Read every record as training would, in parallel, and look for what keeps it from training: lines that are no pairs,
-images and videos that are missing or cannot be decoded, marks without images, empty or equal answers, records
-beyond --max-length or the model's context, image tokens written in texts, questions that --eval has too (of the same
-images), lines of --eval that are no pairs. Reported but no obstacle: exact duplicates, images that --eval has too,
-answers that refuse or stop half-way, two that differ in white space alone, with --model other control tokens in texts
-(<|im_end|>), which become real ones. Every finding goes to --output with its file and line. Exit status 0: training
-may start. 1: it may not.
+Validate a data set before training: read every record as training would, in parallel. Problems, which stop training:
+lines that are not pairs, images and videos that are missing or cannot be decoded, placeholders that do not match the
+images, empty or equal completions, records longer than --max-length or the model's context, image tokens written in
+texts, questions that --eval has too (with the same images), lines of --eval that are not pairs. Notes, which do not:
+exact duplicates, images that --eval has too, completions that refuse or look unfinished, completions that differ in
+white space alone and, with --model, other control tokens written in texts (<|im_end|>), which become real ones. Every
+finding is written to --output with its file and line. Exit status: 0 without problems, 1 with problems.
 """
 VALIDATE_EXAMPLES = """\
 examples
@@ -33,9 +33,9 @@ examples
   mpo data validate train.jsonl --eval eval.jsonl && mpo train data.path=train.jsonl data.eval_path=eval.jsonl
 """
 STATS = """\
-Count: words of questions and answers (and with --model tokens and tiles), how much longer chosen answers are than
-rejected ones, how many words both share, for all pairs and by source. A chosen answer that is mostly the longer one
-teaches length; answers that share nearly no words teach little else than style.
+Print statistics for all pairs and by source: words of questions and completions (with --model also tokens and tiles),
+how much longer chosen completions are than rejected ones, and how many words both share. If most chosen completions
+are the longer ones, the model learns length; if the two share almost no words, it learns little but style.
 """
 STATS_EXAMPLES = """\
 examples
@@ -43,52 +43,53 @@ examples
   mpo data stats pairs.jsonl --model OpenGVLab/InternVL3-1B-hf --html stats.html --workers 8
 """
 SHOW = """\
-Show a few records. With --model as the model sees them: the rendered prompt with its image tokens, and the answers
-with what is scored between angle quotation marks.
+Print a few records. With --model, as the model sees them: the rendered prompt with its image tokens, and the
+completions with the tokens of the loss between angle quotation marks.
 """
 SHOW_EXAMPLES = """\
 examples
   mpo data show pairs.jsonl                                          the first three
-  mpo data show pairs.jsonl --count 10 --random --seed 1             any ten
+  mpo data show pairs.jsonl --count 10 --random --seed 1             ten at random
   mpo data show pairs.jsonl --id m3cot-17 --model OpenGVLab/InternVL3-1B-hf
   mpo data show pairs.jsonl --count 50 --html look.html              with the images, in a browser
 """
 CONVERT = """\
-Write pairs in another form. The target's name says which: .jsonl is TRL's columns (--to mmpr for MMPR's lines),
-.parquet TRL's columns with the images inside, one without ending a folder of save_to_disk. The target is read again
-and compared, record by record, image by image; what the form has no place for is named. In MMPR's lines, what else
-a record has stands as it did in its file, or in one object, metadata, where its names would mean something else.
+Convert a data set to another form. The name of the target decides which: .jsonl has TRL's columns (--to mmpr: MMPR's
+fields), .parquet has TRL's columns with the images inside, a name without an ending is a folder of save_to_disk. The
+target is read again and compared, record by record and image by image. Columns that the form cannot hold are named.
+MMPR's lines keep other fields of a record at the top level as in its file, or in one object `metadata` where their
+names would mean something else.
 """
 CONVERT_EXAMPLES = """\
 examples
   mpo data convert mmpr/annotations/m3cot.jsonl m3cot.parquet --image-root mmpr/images
-  mpo data convert m3cot.parquet m3cot.jsonl --to mmpr               its images become files in m3cot_images/
-  mpo data convert pairs.jsonl portable.jsonl --images copy        with a copy of every image beside it
+  mpo data convert m3cot.parquet m3cot.jsonl --to mmpr             images become files in m3cot_images/
+  mpo data convert pairs.jsonl portable.jsonl --images copy        with a copy of every image next to it
 """
 MIX = """\
-Write a mixture of several sources as one file, as training with data.mix=MIXTURE would draw it, and print how much
-of each source is in it. MIXTURE is MMPR's meta.json, or YAML or JSON. Paths (and patterns, *.jsonl) are looked for
-beside it first:
+Write a mixture of several sources as one data set, as training with data.mix=MIXTURE would draw it, and print how many
+pairs of each source it has. MIXTURE is MMPR's meta.json, or a YAML or JSON file. Paths and patterns (*.jsonl) are
+relative to its folder if they exist there:
 
   sources:
     - {path: m3cot.jsonl, image_root: images/m3cot, repeat_time: 2}
     - {path: charts.jsonl, image_root: images/charts, repeat_time: 0.1, cap: 5000, tiles: {max: 12}}
-  sampling: null     # repeat_time; weight: shares by weight; sqrt: shares by the square root of the number of pairs
-  size: null         # pairs in all, for shares
-  eval_size: null     # a share or number of pairs to keep out, none of whose questions or images is in the mixture
+  sampling: null     # null: weight if sources have one, else repeat_time; sqrt: by the square root of the sizes
+  size: null         # number of pairs in all, with sampling weight or sqrt
+  eval_size: null    # size of the eval part: a fraction or a number of pairs; shares no question or image with the rest
   seed: 0
 """
 MIX_EXAMPLES = """\
 examples
   mpo data mix mixture.yaml                      only print the table
   mpo data mix mixture.yaml mixed.parquet
-  mpo data mix mixture.yaml mixed.parquet eval.parquet     with eval_size in it
-  mpo data mix MMPR-v1.2/meta.json                         what each of its sources gives
+  mpo data mix mixture.yaml mixed.parquet eval.parquet     if the mixture has an eval_size
+  mpo data mix MMPR-v1.2/meta.json                         pairs of each source of MMPR
 """
 SPLIT = """\
-Split pairs into a file to train on and one to evaluate on, such that no question and no image is in both: pairs
-that share one, directly or through others, stay together. A question of very many pairs (Describe this image.)
-ties all of these together; --by image then looks at images alone.
+Split a data set into a training and an evaluation part that share no question and no image. Pairs that share one,
+directly or through other pairs, are a connected component and stay in one part. A question that many pairs have
+(Describe this image.) connects all of them; --by image then compares images alone.
 """
 SPLIT_EXAMPLES = """\
 examples
@@ -96,17 +97,17 @@ examples
   mpo data split pairs.jsonl train.parquet eval.parquet --eval-size 500 --by image --seed 3
 """
 DEDUPE = """\
-Write pairs without those that are there before. Exact: the same question, images and answers. Near (unless
---exact): all three texts overlap by --threshold in their 5-letter sequences, case and punctuation aside, with the same
-numbers and signs, and the images are the same: file by file, or pixel by pixel but for what JPEG or WebP compression
-or making an image smaller (to three quarters at least, in proportion) changes everywhere. Another colour, label or bar
-is another image; a copy of a drawing often counts as one too, and is then kept. Images are compared where their
-64-bit difference hashes are nearly equal. The first of each is kept; REMOVED lists every one that is not, with what it
-repeats and why.
+Remove duplicate pairs; the first pair of each group is kept. Exact duplicates have the same question, images and
+completions. Near duplicates (unless --exact) have texts whose 5-character sequences overlap by --threshold, case and
+punctuation aside, with the same numbers and signs, and the same images: equal files, or pixels that differ only by
+JPEG or WebP compression or by downscaling (to at least three quarters of the size, in proportion). An image with
+another colour, label or bar is a different image. A copy of a drawing is often not recognised, and is then kept. Images
+are compared if their 64-bit difference hashes are nearly equal. REMOVED lists every removed pair, the pair that it
+repeats, and the reason.
 """
 DEDUPE_EXAMPLES = """\
 examples
-  mpo data dedupe pairs.jsonl once.jsonl
-  mpo data dedupe pairs.jsonl once.parquet --exact
-  mpo data dedupe pairs.jsonl once.jsonl --threshold 0.8 --removed gone.jsonl
+  mpo data dedupe pairs.jsonl unique.jsonl
+  mpo data dedupe pairs.jsonl unique.parquet --exact
+  mpo data dedupe pairs.jsonl unique.jsonl --threshold 0.8 --removed duplicates.jsonl
 """

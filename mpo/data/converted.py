@@ -29,16 +29,16 @@ from tqdm.auto import tqdm
 
 from mpo.data.folders import Folders
 from mpo.data.pairs import BadRecord
-from mpo.data.pieces import Piece
 from mpo.data.records import FEATURES, OPTIONAL, Row, Rows, rows_from
+from mpo.data.shards import Shard
 
-VERSION = 5
+VERSION = 6
 """Raised when the same files would give other records, so that nothing of an earlier version is taken from the cache."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 * 2**20
-PROCESSES_FROM = 32 * 2**20
-"""Size of the pieces together (bytes, or rows of a table times 1000) from which several processes are worth their start."""
-MOST_PROCESSES = 16
+PARALLEL_FROM_BYTES = 32 * 2**20
+"""Size of the shards together (bytes, or rows of a table times 1000) from which several processes are worth their start."""
+MAX_PROCESSES = 16
 _DONE = "info.json"
 
 
@@ -51,13 +51,13 @@ class Reading:
     source: str | None = None
     skip: bool = False
 
-    def lines(self, piece: Piece) -> Iterator[Rows | BadRecord]:
-        """The records of each line of a piece, or why it has none.
+    def lines(self, shard: Shard) -> Iterator[Rows | BadRecord]:
+        """The records of each line of a shard, or why it has none.
 
         Raises:
             BadRecord: for a line without, unless such lines are skipped.
         """
-        for rows in rows_from(piece.lines(), Folders(self.image_root), self.format, self.source):
+        for rows in rows_from(shard.lines(), Folders(self.image_root), self.format, self.source):
             if isinstance(rows, BadRecord) and not self.skip:
                 raise rows
             yield rows
@@ -67,21 +67,21 @@ class Reading:
 class Converted:
     """What was made of a source: its pairs, the bad records left out, in order, and how many lines there were in all.
 
-    ``empty`` is how many good lines give no pair, and ``cut`` how many pairs are left out of lines that would give more.
+    ``empty`` is how many good lines give no pair, and ``dropped`` how many pairs are dropped of lines that would give more.
     """
 
     pairs: Dataset | None
     bad: list[BadRecord]
     lines: int
     empty: int
-    cut: int
+    dropped: int
 
 
-def convert(pieces: Callable[[], Sequence[Piece]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
-    """Convert the pieces of a source, or open what was made of them before.
+def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
+    """Convert the shards of a source, or open what was made of them before.
 
     Args:
-        pieces: gives the pieces, in order; called when there is something to convert.
+        shards: gives the shards, in order; called when there is something to convert.
         reading: how to read them.
         key: what decides the result beside `reading`, as JSON can hold it: the files and when they changed.
         name: what progress and the cache call it.
@@ -96,12 +96,12 @@ def convert(pieces: Callable[[], Sequence[Piece]], reading: Reading, key: Any, *
     folder.parent.mkdir(parents=True, exist_ok=True)
     asked = time.time()
     with FileLock(f"{folder}.lock"):
-        if not _is_true(folder, pieces, reading, asked):
+        if not _is_true(folder, shards, reading, asked):
             aside = folder.with_name(f"{folder.name}.incomplete")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             try:
-                found = pieces()
+                found = shards()
                 _write(found, reading, aside, name, _processes(found, num_proc))
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
@@ -110,7 +110,7 @@ def convert(pieces: Callable[[], Sequence[Piece]], reading: Reading, key: Any, *
     return _open(folder)
 
 
-def _is_true(folder: Path, pieces: Callable[[], Sequence[Piece]], reading: Reading, asked: float) -> bool:
+def _is_true(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Reading, asked: float) -> bool:
     """Whether a conversion is there, and its bad lines are what they were; or were when another rank looked, after `asked`."""
     done = folder / _DONE
     if not done.is_file():
@@ -118,14 +118,14 @@ def _is_true(folder: Path, pieces: Callable[[], Sequence[Piece]], reading: Readi
     parts = json.loads(done.read_text())["parts"]
     if not any(part["bad"] for part in parts) or done.stat().st_mtime >= asked:
         return True
-    found = pieces()
+    found = shards()
     if len(found) != len(parts):
         return False
-    for piece, part in zip(found, parts, strict=True):
+    for shard, part in zip(found, parts, strict=True):
         if not part["bad"]:
             continue
         before = {bad.where: bad.reason for bad in _bad_of(folder, part)}
-        lines = ((where, line) for where, line in piece.lines() if where in before)
+        lines = ((where, line) for where, line in shard.lines() if where in before)
         now = rows_from(lines, Folders(reading.image_root), reading.format, reading.source)
         if any(not isinstance(rows, BadRecord) or before.get(rows.where) != rows.reason for rows in now):
             return False
@@ -142,40 +142,40 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[-80:]
 
 
-def _processes(pieces: Sequence[Piece], asked: int | None) -> int:
+def _processes(shards: Sequence[Shard], asked: int | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    size = sum(piece.size for piece in pieces)
-    count = asked or (min(cores, MOST_PROCESSES) if size >= PROCESSES_FROM else 1)
-    return max(1, min(count, len(pieces)))
+    size = sum(shard.size for shard in shards)
+    count = asked or (min(cores, MAX_PROCESSES) if size >= PARALLEL_FROM_BYTES else 1)
+    return max(1, min(count, len(shards)))
 
 
-def _write(pieces: Sequence[Piece], reading: Reading, folder: Path, name: str, processes: int) -> None:
+def _write(shards: Sequence[Shard], reading: Reading, folder: Path, name: str, processes: int) -> None:
     parts: dict[int, dict[str, Any]] = {}
-    total = sum(piece.size for piece in pieces)
-    with tqdm(total=total, desc=f"Reading {name}", unit="", unit_scale=True, disable=total < PROCESSES_FROM // 8) as bar:
+    total = sum(shard.size for shard in shards)
+    with tqdm(total=total, desc=f"Reading {name}", unit="", unit_scale=True, disable=total < PARALLEL_FROM_BYTES // 8) as bar:
         if processes == 1:
-            for number, piece in enumerate(pieces):
-                parts[number] = _write_piece(piece, reading, str(folder / f"{number:05d}"))
-                bar.update(piece.size)
+            for number, shard in enumerate(shards):
+                parts[number] = _write_shard(shard, reading, str(folder / f"{number:05d}"))
+                bar.update(shard.size)
         else:
-            _in_processes(pieces, reading, folder, processes, parts, bar)
+            _in_processes(shards, reading, folder, processes, parts, bar)
     info = {
-        "parts": [{"file": f"{number:05d}.arrow", **parts[number]} for number in range(len(pieces))],
+        "parts": [{"file": f"{number:05d}.arrow", **parts[number]} for number in range(len(shards))],
         "columns": sorted({column for part in parts.values() for column in part.pop("columns")}),
     }
     (folder / _DONE).write_text(json.dumps(info))
 
 
 def _in_processes(
-    pieces: Sequence[Piece], reading: Reading, folder: Path, processes: int, parts: dict[int, dict[str, Any]], bar: Any
+    shards: Sequence[Shard], reading: Reading, folder: Path, processes: int, parts: dict[int, dict[str, Any]], bar: Any
 ) -> None:
-    waiting = iter(enumerate(pieces))
+    waiting = iter(enumerate(shards))
     running: dict[Future[dict[str, Any]], int] = {}
     pool = ProcessPoolExecutor(processes)
     try:
         while True:
-            for number, piece in waiting:
-                running[pool.submit(_write_piece, piece, reading, str(folder / f"{number:05d}"))] = number
+            for number, shard in waiting:
+                running[pool.submit(_write_shard, shard, reading, str(folder / f"{number:05d}"))] = number
                 if len(running) >= 2 * processes:
                     break
             if not running:
@@ -184,16 +184,16 @@ def _in_processes(
             for future in sorted(done, key=running.__getitem__):
                 number = running.pop(future)
                 parts[number] = future.result()
-                bar.update(pieces[number].size)
+                bar.update(shards[number].size)
     except BrokenProcessPool:
         raise RuntimeError("A process that read the data was killed, perhaps for want of memory. Set data.num_proc=1.") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _write_piece(piece: Piece, reading: Reading, stem: str) -> dict[str, Any]:
-    """Write a piece's records to ``stem.arrow`` and its bad ones to ``stem.bad``; returns what ``info.json`` says of it."""
-    lines, pairs, bad, empty, cut = 0, 0, 0, 0, 0
+def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
+    """Write a shard's records to ``stem.arrow`` and its bad ones to ``stem.bad``; returns what ``info.json`` says of it."""
+    lines, pairs, bad, empty, dropped = 0, 0, 0, 0, 0
     columns: set[str] = set()
     with (
         _no_garbage_collection(),
@@ -203,14 +203,14 @@ def _write_piece(piece: Piece, reading: Reading, stem: str) -> dict[str, Any]:
     ):
         rows: list[Row] = []
         size = 0
-        for found in reading.lines(piece):
+        for found in reading.lines(shard):
             lines += 1
             if isinstance(found, BadRecord):
                 bad += 1
                 list_of_bad.write(json.dumps({"where": found.where, "reason": found.reason}) + "\n")
                 continue
             empty += not found
-            cut += found.cut
+            dropped += found.dropped
             rows += found
             size += sum(len(image["bytes"] or b"") for row in found for image in row["images"])
             if len(rows) >= BATCH_ROWS or size >= BATCH_BYTES:
@@ -220,7 +220,7 @@ def _write_piece(piece: Piece, reading: Reading, stem: str) -> dict[str, Any]:
         pairs += len(rows)
         if rows:
             _write_batch(writer, rows, columns)
-    return {"lines": lines, "pairs": pairs, "bad": bad, "empty": empty, "cut": cut, "columns": sorted(columns)}
+    return {"lines": lines, "pairs": pairs, "bad": bad, "empty": empty, "dropped": dropped, "columns": sorted(columns)}
 
 
 @contextmanager
@@ -248,9 +248,9 @@ def _open(folder: Path) -> Converted:
         if part["bad"]:
             bad += _bad_of(folder, part)
     files = [str(folder / part["file"]) for part in info["parts"] if part["pairs"]]
-    lines, empty, cut = (sum(part[count] for part in info["parts"]) for count in ("lines", "empty", "cut"))
+    lines, empty, dropped = (sum(part[count] for part in info["parts"]) for count in ("lines", "empty", "dropped"))
     if not files:
-        return Converted(None, bad, lines, empty, cut)
+        return Converted(None, bad, lines, empty, dropped)
     parts = [Dataset.from_file(file, info=DatasetInfo(features=FEATURES)) for file in files]
     pairs = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    return Converted(pairs.remove_columns([name for name in OPTIONAL if name not in info["columns"]]), bad, lines, empty, cut)
+    return Converted(pairs.remove_columns([name for name in OPTIONAL if name not in info["columns"]]), bad, lines, empty, dropped)

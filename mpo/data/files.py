@@ -1,4 +1,4 @@
-"""A path or a name on the Hub -> the pieces of its files (`mpo.data.pieces`)."""
+"""A path or a name on the Hub -> the shards of its files (`mpo.data.shards`)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from mpo.data.pieces import DAMAGE, ROWS, ArrayPiece, DatasetPiece, LinesPiece, ParquetPiece, Piece, one_line, opened
+from mpo.data.shards import DAMAGE, ROWS, ArrayShard, DatasetShard, LinesShard, ParquetShard, Shard, one_line, opened
 from mpo.data.splits import KNOWN, LINES, TARS, files_of_split
-from mpo.data.tars import TarPiece
+from mpo.data.tars import TarShard
 
-__all__ = ["KNOWN", "Piece", "files_of", "open_files"]
+__all__ = ["KNOWN", "Shard", "files_of", "open_files"]
 
-PIECE = 16 * 2**20
+SHARD_BYTES = 16 * 2**20
 """Bytes of a JSONL file that are read in one go, about."""
-MOST_PIECES = 256
+MAX_SHARDS = 256
 _SLICE = re.compile(r"\[[^\]]*\]$")
 """Of a split, as `datasets` writes it: ``train[:100]``, ``train[10%:20%]``."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def open_files(path: str | Path, split: str = "train", *, least_pieces: int = 1) -> list[Piece]:
-    """The pieces of a source, in order.
+def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -> list[Shard]:
+    """The shards of a source, in order.
 
     Args:
         path: a file: JSONL (also compressed with gzip), a JSON array, Parquet, a tar of a WebDataset; several of them by a pattern
@@ -35,7 +35,7 @@ def open_files(path: str | Path, split: str = "train", *, least_pieces: int = 1)
             the Hub. Of a folder on this machine, nothing is fetched and no file beside it is read, whatever its files say.
         split: which one to take, where there are several; else ``"train"``. Of a folder of files and a data set on the Hub, also a
             slice of one, ``"train[:100]"``.
-        least_pieces: cut a JSONL file into at least so many, if it has the lines.
+        min_shards: cut a JSONL file into at least so many, if it has the lines.
 
     Raises:
         ValueError: when there is no such file, its kind is not known, or it has no such split.
@@ -52,7 +52,7 @@ def open_files(path: str | Path, split: str = "train", *, least_pieces: int = 1)
         return _of_dataset(_sliced(found, text, split), text)
     if not found:
         raise ValueError(f"There is no file that fits {text}. Set data.path to a file of pairs.")
-    return [piece for one in found for piece in _of_file(one, least_pieces)]
+    return [shard for one in found for shard in _of_file(one, min_shards)]
 
 
 def files_of(path: str | Path, split: str = "train") -> list[Path]:
@@ -92,34 +92,34 @@ def _is_saved(folder: Path) -> bool:
 # Kinds of files
 
 
-def _of_file(path: Path, least_pieces: int) -> list[Piece]:
+def _of_file(path: Path, min_shards: int) -> list[Shard]:
     name = path.name.lower()
     if name.endswith(".parquet"):
         return _of_parquet(path)
     if name.endswith(TARS):
-        return [TarPiece(path)]
+        return [TarShard(path)]
     if name.endswith((".gz", ".json")) and name.endswith(KNOWN):
         if not name.endswith(LINES) and _is_array(path):
-            return [ArrayPiece(path)]
+            return [ArrayShard(path)]
         if name.endswith(".gz"):
-            return [LinesPiece(path, 0, None, 1)]
+            return [LinesShard(path, 0, None, 1)]
     elif not name.endswith(LINES):
         raise ValueError(f"{path} is of no kind that is known. Pairs are read from files that end in {', '.join(KNOWN)}.")
-    return _of_lines(path, least_pieces)
+    return _of_lines(path, min_shards)
 
 
-def _of_lines(path: Path, least_pieces: int) -> list[Piece]:
+def _of_lines(path: Path, min_shards: int) -> list[Shard]:
     """Cut a JSONL file after line ends, and count its lines on the way, for errors to name."""
     size = path.stat().st_size
-    step = max(1, min(max(PIECE, -(-size // MOST_PIECES)), size // least_pieces))
-    pieces: list[Piece] = []
+    step = max(1, min(max(SHARD_BYTES, -(-size // MAX_SHARDS)), size // min_shards))
+    shards: list[Shard] = []
     start, line = 0, 1
     with path.open("rb") as file:
         while start < size:
             lines, end = _count_lines(file, start, step)
-            pieces.append(LinesPiece(path, start, end, line))
+            shards.append(LinesShard(path, start, end, line))
             start, line = end, line + lines
-    return pieces
+    return shards
 
 
 def _count_lines(file: BinaryIO, start: int, step: int) -> tuple[int, int]:
@@ -152,18 +152,18 @@ def _is_array(path: Path) -> bool:
     return start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-def _of_parquet(path: Path) -> list[Piece]:
+def _of_parquet(path: Path) -> list[Shard]:
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no Parquet file, or is cut short ({one_line(error)}).") from error
-    pieces: list[Piece] = []
+    shards: list[Shard] = []
     first = 1
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
-        pieces.append(ParquetPiece(path, group, first, rows))
+        shards.append(ParquetShard(path, group, first, rows))
         first += rows
-    return pieces
+    return shards
 
 
 def _from_disk(path: Path, split: str) -> Dataset:
@@ -203,7 +203,7 @@ def _from_hub(name: str, split: str) -> Dataset:
         ) from error
 
 
-def _of_dataset(dataset: Dataset, name: str) -> list[Piece]:
-    step = max(ROWS, -(-len(dataset) // MOST_PIECES))
+def _of_dataset(dataset: Dataset, name: str) -> list[Shard]:
+    step = max(ROWS, -(-len(dataset) // MAX_SHARDS))
     bare = dataset.with_format("arrow")
-    return [DatasetPiece(bare, name, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]
+    return [DatasetShard(bare, name, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]

@@ -16,7 +16,10 @@ NEEDED = "A pair needs a question, a chosen and a rejected answer."
 ROLES = ("system", "user", "assistant", "tool")
 PLACES = ("user", "tool")
 """Roles whose texts are cut at their marks: what is shown to the model. In the others, a mark is text or a mistake."""
-_MARKS = {"video": VIDEO_PLACEHOLDER, "image": IMAGE_PLACEHOLDER}  # in this order, so that in front images stand before videos
+_PLACEHOLDERS = {
+    "video": VIDEO_PLACEHOLDER,
+    "image": IMAGE_PLACEHOLDER,
+}  # in this order, so that in front images stand before videos
 _KINDS = {"video": "videos", "image": "images"}
 Message = dict[str, Any]
 
@@ -36,7 +39,7 @@ def there(value: Any, name: str, needed: str = NEEDED) -> Any:
     return value
 
 
-def answer_messages(value: str | list[Any], name: str) -> list[Message]:
+def completion_messages(value: str | list[Any], name: str) -> list[Message]:
     """An answer as messages: text alone, and the assistant's in the end.
 
     Raises:
@@ -86,14 +89,14 @@ def prompt_messages(
     written = "".join(one["content"] for one in messages if one["role"] in PLACES and isinstance(one["content"], str))
     for message in messages:
         message["content"] = _parts(message["content"], name)
-    placed = {kind: sum(part["type"] == kind for one in messages for part in one["content"]) for kind in _MARKS}
-    all_placed = any(placed.values()) and placed == wanted and not any(mark in written for mark in _MARKS.values())
+    placed = {kind: sum(part["type"] == kind for one in messages for part in one["content"]) for kind in _PLACEHOLDERS}
+    all_placed = any(placed.values()) and placed == wanted and not any(mark in written for mark in _PLACEHOLDERS.values())
     if not all_placed:
-        for kind in _MARKS:
-            _check_marks(messages, kind, placed[kind], wanted[kind], elsewhere or {})
+        for kind in _PLACEHOLDERS:
+            _check_placeholders(messages, kind, placed[kind], wanted[kind], elsewhere or {})
         for message in messages:
             if message["role"] in PLACES:
-                message["content"] = [piece for part in message["content"] for piece in _cut(part)]
+                message["content"] = [segment for part in message["content"] for segment in _split_text(part)]
     if not any(part["type"] != "text" or part["text"].strip() for message in messages for part in message["content"]):
         raise BadRecord("", f"{name} is empty. {NEEDED}")
     return messages
@@ -177,34 +180,36 @@ def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:
 # Marks
 
 
-def _marks(message: Message, kind: str) -> int:
-    return sum(part["text"].count(_MARKS[kind]) for part in message["content"] if part["type"] == "text")
+def _count_placeholders(message: Message, kind: str) -> int:
+    return sum(part["text"].count(_PLACEHOLDERS[kind]) for part in message["content"] if part["type"] == "text")
 
 
-def _check_marks(messages: list[Message], kind: str, placed: int, wanted: int, elsewhere: Mapping[str, str]) -> None:
+def _check_placeholders(messages: list[Message], kind: str, placed: int, wanted: int, elsewhere: Mapping[str, str]) -> None:
     """Refuse marks of one kind that do not go with what is there; where there are none at all, put them in front."""
-    marks = sum(_marks(message, kind) for message in messages if message["role"] in PLACES)
+    marks = sum(_count_placeholders(message, kind) for message in messages if message["role"] in PLACES)
     if marks + placed == wanted:
         return
     if marks or placed or _strays(messages, kind, elsewhere):
         raise _misplaced(messages, kind, marks + placed, wanted, elsewhere)
     content = next(message["content"] for message in messages if message["role"] == "user")
     after = content.pop(0)["text"] if content and content[0]["type"] == "text" else ""
-    content.insert(0, text_part(_MARKS[kind] * wanted + after))
+    content.insert(0, text_part(_PLACEHOLDERS[kind] * wanted + after))
 
 
 def _strays(messages: Sequence[Message], kind: str, elsewhere: Mapping[str, str]) -> list[str]:
     """The names of all texts with a mark where nothing can stand."""
-    turns = [_turn(place, one) for place, one in enumerate(messages) if one["role"] not in PLACES and _marks(one, kind)]
-    return turns + [name for name, text in elsewhere.items() if _MARKS[kind] in text]
+    turns = [
+        _turn(place, one) for place, one in enumerate(messages) if one["role"] not in PLACES and _count_placeholders(one, kind)
+    ]
+    return turns + [name for name, text in elsewhere.items() if _PLACEHOLDERS[kind] in text]
 
 
 def _misplaced(messages: Sequence[Message], kind: str, found: int, wanted: int, elsewhere: Mapping[str, str]) -> BadRecord:
-    mark, what = _MARKS[kind], _KINDS[kind]
+    mark, what = _PLACEHOLDERS[kind], _KINDS[kind]
     marked = [
         _turn(place, one)
         for place, one in enumerate(messages)
-        if (one["role"] in PLACES and _marks(one, kind)) or any(part["type"] == kind for part in one["content"])
+        if (one["role"] in PLACES and _count_placeholders(one, kind)) or any(part["type"] == kind for part in one["content"])
     ]
     turns = f" (in {', '.join(marked)})" if marked and len(messages) > 1 else ""
     reason = f"the {'prompt' if len(messages) > 1 else 'question'} has {found} {mark} marks for {wanted} {what}{turns}. "
@@ -217,21 +222,21 @@ def _turn(place: int, message: Message) -> str:
     return f"turn {place + 1} ({message['role']})"
 
 
-def _cut(part: dict[str, Any]) -> list[dict[str, Any]]:
+def _split_text(part: dict[str, Any]) -> list[dict[str, Any]]:
     """A part of text with marks -> parts; a line break after a mark is left to the chat template."""
     if part["type"] != "text":
         return [part]
     if IMAGE_PLACEHOLDER not in part["text"] and VIDEO_PLACEHOLDER not in part["text"]:
         return [part] if part["text"] else []
     parts: list[dict[str, Any]] = []
-    for number, stretch in enumerate(part["text"].split(VIDEO_PLACEHOLDER)):
+    for number, between in enumerate(part["text"].split(VIDEO_PLACEHOLDER)):
         if number:
             parts.append({"type": "video", "text": None})
-        for place, piece in enumerate(stretch.split(IMAGE_PLACEHOLDER)):
+        for place, segment in enumerate(between.split(IMAGE_PLACEHOLDER)):
             if place:
                 parts.append({"type": "image", "text": None})
             if parts and parts[-1]["type"] != "text":
-                piece = piece.removeprefix("\n")
-            if piece:
-                parts.append(text_part(piece))
+                segment = segment.removeprefix("\n")
+            if segment:
+                parts.append(text_part(segment))
     return parts

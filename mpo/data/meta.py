@@ -16,7 +16,7 @@ from typing import Any
 
 from mpo.data.pairs import BadRecord, json_kind, parse_json
 
-LARGEST = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Bytes; the largest of MMPR has 46 kB."""
 
 
@@ -68,7 +68,7 @@ def is_meta(path: str | Path) -> bool:
 def one_object(path: str | Path) -> dict[str, Any]:
     """The one object that a ``.json`` file holds; an empty one of any other file, such as an array or lines of objects.
 
-    An array is told by its first bytes, and a file larger than `LARGEST` not opened.
+    An array is told by its first bytes, and a file larger than `MAX_BYTES` not opened.
     """
     path = Path(path)
     if not _may_be_object(path):
@@ -81,7 +81,7 @@ def one_object(path: str | Path) -> dict[str, Any]:
 
 
 def _may_be_object(path: Path) -> bool:
-    if not path.name.lower().endswith(".json") or not path.is_file() or path.stat().st_size > LARGEST:
+    if not path.name.lower().endswith(".json") or not path.is_file() or path.stat().st_size > MAX_BYTES:
         return False
     with path.open("rb") as file:
         return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"

@@ -12,7 +12,7 @@ OWN_DATA_SET = (
     "Load the file with datasets.load_dataset and pass that to MPOTrainer, which reads TRL's columns and leaves out the None that "
     "Arrow fills calls and tools up with."
 )
-LONGEST_REASON = 2000
+MAX_REASON_LENGTH = 2000
 """In characters: what a file holds may be of any length, and part of the reason."""
 
 
@@ -20,7 +20,7 @@ class BadRecord(ValueError):
     """A line that is no pair: where it stands (``file:line``), and the reason."""
 
     def __init__(self, where: str, reason: str) -> None:
-        reason = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 3] + "..."
+        reason = reason if len(reason) <= MAX_REASON_LENGTH else reason[: MAX_REASON_LENGTH - 3] + "..."
         super().__init__(f"{where}: {reason}" if where else reason)
         self.where = where
         self.reason = reason
@@ -43,13 +43,13 @@ class FoundPair:
         id: what the file calls the pair.
         prompt_id: what the file calls its prompt, which other pairs may have too.
         source: what the file calls where the pair comes from.
-        answer: the ground truth.
+        ground_truth: the known answer.
         margin: how much better the chosen answer is.
         tiles: how the images are cut: ``min``, ``max``, ``thumbnail``.
         frames: how many frames of each video: ``min``, ``max``.
         augment: whether the images are augmented in training.
         metadata: what else the line has.
-        cut: how many pairs of the line are left out after this one.
+        dropped: how many pairs of the line are dropped after this one.
     """
 
     prompt: Any
@@ -61,13 +61,13 @@ class FoundPair:
     id: Any = None
     prompt_id: Any = None
     source: Any = None
-    answer: Any = None
+    ground_truth: Any = None
     margin: Any = None
     tiles: Any = None
     frames: Any = None
     augment: Any = None
     metadata: Any = field(default_factory=dict)
-    cut: int = 0
+    dropped: int = 0
 
 
 def images(line: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ A record is a row of a data set with the columns of `FEATURES`:
     prompt        messages, whose contents are parts: text, or ``{"type": "image"}`` (``"video"``) where an image stands
     chosen        messages
     rejected      messages
-    answer        the ground truth
+    ground_truth  the known answer
     margin        how much better the chosen answer is
     tiles         how images are cut, see `mpo.packing.tiles`
     frames        the fewest and the most frames of a video, see `mpo.data.video`
@@ -34,8 +34,8 @@ from mpo.data.formats import read_line
 from mpo.data.messages import (
     IMAGE_PLACEHOLDER,
     VIDEO_PLACEHOLDER,
-    answer_messages,
     checked_text,
+    completion_messages,
     prompt_messages,
     texts_of,
     there,
@@ -73,7 +73,7 @@ FEATURES = Features(
         "prompt": _MESSAGES,
         "chosen": _MESSAGES,
         "rejected": _MESSAGES,
-        "answer": Value("string"),
+        "ground_truth": Value("string"),
         "margin": Value("float32"),
         "tiles": TILES,
         "frames": FRAMES,
@@ -81,7 +81,7 @@ FEATURES = Features(
         "metadata": Value("string"),
     }
 )
-OPTIONAL = ("videos", "answer", "margin", "tiles", "frames", "augment", "metadata")
+OPTIONAL = ("videos", "ground_truth", "margin", "tiles", "frames", "augment", "metadata")
 """Columns that a data set leaves out when no record has anything there."""
 
 Find = Callable[[str, str], str]
@@ -90,9 +90,9 @@ Row = dict[str, Any]
 
 
 class Rows(list[Row]):
-    """The records of one line; ``cut`` is how many pairs the line would give beside them."""
+    """The records of one line; ``dropped`` counts the pairs of the line that are not among them."""
 
-    cut: int = 0
+    dropped: int = 0
 
 
 def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str | None = None, source: str | None = None) -> Rows:
@@ -113,7 +113,7 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
         rows = Rows()
         for pair in read_line(line, format):
             rows.append(_row(pair, where, find, source))
-            rows.cut += pair.cut
+            rows.dropped += pair.dropped
     except BadRecord as bad:
         raise BadRecord(where, bad.reason) from None
     except ValueError as error:
@@ -162,7 +162,7 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
 
 def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
     asked, better, worse = there(pair.prompt, "the prompt"), there(pair.chosen, "'chosen'"), there(pair.rejected, "'rejected'")
-    chosen, rejected = answer_messages(better, "'chosen'"), answer_messages(worse, "'rejected'")
+    chosen, rejected = completion_messages(better, "'chosen'"), completion_messages(worse, "'rejected'")
     if chosen == rejected:
         raise BadRecord("", "'chosen' and 'rejected' are the same answer, so there is nothing to prefer.")
     images = _images(pair.images, find)
@@ -183,7 +183,7 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "answer": _ground_truth(pair.answer),
+        "ground_truth": _ground_truth(pair.ground_truth),
         "margin": _number(pair.margin, "'margin'"),
         "tiles": _tiles(pair.tiles),
         "frames": _frames(pair.frames),
@@ -261,7 +261,7 @@ def _name(value: Any, field: str) -> str | None:
 def _ground_truth(value: Any) -> str | None:
     if value is None:
         return None
-    return checked_text(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False), "the answer")
+    return checked_text(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False), "the ground truth")
 
 
 def _number(value: Any, field: str) -> float | None:

@@ -15,11 +15,11 @@ from mpo.bad_records import MAX_BAD_FRACTION, MIN_DENOMINATOR
 from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
 from mpo.data.formats import check_format
-from mpo.data.formats.vlfeedback import MOST_PAIRS
+from mpo.data.formats.vlfeedback import MAX_PAIRS
 from mpo.data.meta import is_meta, one_object, read_meta
 from mpo.data.pairs import BadRecord
-from mpo.data.pieces import LinesPiece, Piece
 from mpo.data.records import FEATURES, FRAMES, TILES, checked_tiles, to_record
+from mpo.data.shards import LinesShard, Shard
 from mpo.data.video import checked_frames
 
 __all__ = ["FEATURES", "folder_of", "is_mixture", "load_preferences", "read_jsonl"]
@@ -27,8 +27,8 @@ __all__ = ["FEATURES", "folder_of", "is_mixture", "load_preferences", "read_json
 logger = logging.getLogger(__name__)
 ON_BAD_RECORD = ("raise", "skip")
 MIXTURES = (".yaml", ".yml")
-STREAM_PIECES = 64
-"""A stream of one JSONL file is cut into so many pieces, for the workers and ranks that share it."""
+STREAM_SHARDS = 64
+"""A stream of one JSONL file is cut into so many shards, for the workers and ranks that share it."""
 
 
 def load_preferences(
@@ -107,8 +107,8 @@ def load_preferences(
     bad_file = Path(bad_records) if bad_records else Path("bad_records.jsonl")
     if streaming:
         stream = _Stream(reading, {"tiles": own_tiles, "frames": own_frames}, bad_file, max_bad_fraction)
-        pieces = open_files(path, split, least_pieces=STREAM_PIECES)
-        records = IterableDataset.from_generator(stream, features=FEATURES, gen_kwargs={"pieces": pieces})
+        shards = open_files(path, split, min_shards=STREAM_SHARDS)
+        records = IterableDataset.from_generator(stream, features=FEATURES, gen_kwargs={"shards": shards})
         return records if limit is None else records.take(limit)
     key, opened = _key(path, split)
     converted = convert(lambda: opened or open_files(path, split), reading, key, name=_stem(path), num_proc=num_proc)
@@ -142,7 +142,7 @@ def is_mixture(path: str | Path) -> bool:
 
 def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any]] = to_record) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file, one by one, each made by `to_row`; empty lines are passed over."""
-    for where, line in LinesPiece(path, 0, None, 1).lines():
+    for where, line in LinesShard(path, 0, None, 1).lines():
         if isinstance(line, BadRecord):
             raise line
         yield to_row(line, where=where, image_root=image_root)
@@ -194,14 +194,14 @@ def _stem(path: str) -> str:
     return name.partition(".")[0] or name
 
 
-def _key(path: str, split: str) -> tuple[Any, list[Piece]]:
-    """What a source is now; and its pieces, if they had to be opened to know that."""
+def _key(path: str, split: str) -> tuple[Any, list[Shard]]:
+    """What a source is now; and its shards, if they had to be opened to know that."""
     if files := files_of(path, split):
         names = [(os.path.abspath(file), os.path.realpath(file)) for file in files]  # a link may lead elsewhere later
         stats = [file.stat() for file in files]
         return [[*name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)] + [split], []
-    pieces = open_files(path, split)  # of the Hub: datasets knows them by their fingerprint
-    return [path, split, [getattr(getattr(piece, "dataset", None), "_fingerprint", None) for piece in pieces[:1]]], pieces
+    shards = open_files(path, split)  # of the Hub: datasets knows them by their fingerprint
+    return [path, split, [getattr(getattr(shard, "dataset", None), "_fingerprint", None) for shard in shards[:1]]], shards
 
 
 def _first(pairs: Dataset, limit: int | None) -> Dataset:
@@ -258,8 +258,10 @@ def _report_unused(converted: Converted, path: str) -> None:
             f"{converted.empty:,} of {converted.lines:,} records of {path} give no pair: no two of their answers differ in rating "
             "and text."
         )
-    if converted.cut:
-        logger.warning(f"{converted.cut:,} pairs of {path} are left out: a prompt gives the {MOST_PAIRS} with the largest margins.")
+    if converted.dropped:
+        logger.warning(
+            f"{converted.dropped:,} pairs of {path} are left out: a prompt gives the {MAX_PAIRS} with the largest margins."
+        )
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:
@@ -273,16 +275,16 @@ def _append(path: Path, lines: Sequence[str]) -> None:
 
 
 class _Stream:
-    """Generates the records of some pieces of a source."""
+    """Generates the records of some shards of a source."""
 
     def __init__(self, reading: Reading, own: dict[str, Any], listed: Path, most: float) -> None:
         self._reading, self._own, self._listed, self._most = reading, own, listed, most
-        self._read: dict[str, tuple[int, int]] = {}  # of each piece, its lines so far and the bad ones; datasets asks one by one
+        self._read: dict[str, tuple[int, int]] = {}  # of each shard, its lines so far and the bad ones; datasets asks one by one
 
-    def __call__(self, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
-        for piece in pieces:
-            name, lines, bad = repr(piece), 0, 0
-            for found in self._reading.lines(piece):
+    def __call__(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            name, lines, bad = repr(shard), 0, 0
+            for found in self._reading.lines(shard):
                 lines += 1
                 if isinstance(found, BadRecord):
                     bad += 1

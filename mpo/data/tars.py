@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from mpo.data.pairs import BadRecord
-from mpo.data.pieces import DAMAGE, Line, one_line, parse_line
+from mpo.data.shards import DAMAGE, Line, one_line, parse_line
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
-LARGEST_SAMPLE = 256 * 2**20
+MAX_SAMPLE_BYTES = 256 * 2**20
 """In bytes, unpacked: all members of a sample together, which are in memory at once."""
 
 
 @dataclass(frozen=True)
-class TarPiece:
+class TarShard:
     """A tar of a WebDataset: members of one key are a sample, ``key.json`` its line, ``key.jpg`` or several its images.
 
     A line may name its images, as their members are called; else they are all its images, in the tar's order.
@@ -71,7 +71,7 @@ class _Sample:
         if self.bad is not None:
             return
         self.size += member.size
-        file = archive.extractfile(member) if member.isreg() and self.size <= LARGEST_SAMPLE else None
+        file = archive.extractfile(member) if member.isreg() and self.size <= MAX_SAMPLE_BYTES else None
         if not member.isreg():
             self.refuse(where, "a link or a device in the tar. Pack the files themselves.")
         elif name in self.members:
@@ -79,7 +79,7 @@ class _Sample:
         elif file is None:
             self.refuse(
                 where,
-                f"the members of its sample are more than {LARGEST_SAMPLE >> 20} MiB, and are read at once. Make its images "
+                f"the members of its sample are more than {MAX_SAMPLE_BYTES >> 20} MiB, and are read at once. Make its images "
                 "smaller, or leave it out.",
             )
         else:

@@ -28,7 +28,7 @@ FRAMES_PER_SECOND = 1.0
 """Frames of a video, if that lies between the least and the most. (The official code draws their number, between the same.)"""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif"
 """What FFmpeg is let try: no playlists, which name other files and addresses."""
-LONGEST_SIDE = 1920
+MAX_SIDE = 1920
 """In pixels, of a frame: larger ones are made smaller as they are decoded, since all frames of a video are in memory together.
 
 Full HD stays as it is, and nothing of a larger one is lost for its one tile, whose sides are 448 pixels in InternVL.
@@ -173,7 +173,7 @@ def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[
         where: what errors call it.
 
     Returns:
-        RGB images, upright, in the order asked for, with sides of at most `LONGEST_SIDE`.
+        RGB images, upright, in the order asked for, with sides of at most `MAX_SIDE`.
 
     Raises:
         ValueError: for a video that is missing, cut short or damaged.
@@ -227,7 +227,7 @@ def _seconds(duration: int | None, stream: Any, default: float) -> float:
 
 def _upright(frame: Any) -> Image.Image:
     image: Image.Image = frame.to_image()
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)  # leaves smaller ones as they are
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)  # leaves smaller ones as they are
     turned = getattr(frame, "rotation", 0)  # counterclockwise
     return image.rotate(turned, expand=True) if turned else image
 

@@ -33,7 +33,7 @@ from mpo.data_tools.similar import (
 VERSION = 2
 """Raised when the same records would get other signatures, so that none of an earlier version comes from the cache."""
 
-MOST_COMPARED = 64
+MAX_COMPARED = 64
 """Of a group of records that may be alike, each is compared with at most so many before it."""
 SLACK = 12
 """Minima of SIGNATURE by which an overlap may be underestimated before it is counted: more than six standard deviations."""
@@ -79,10 +79,10 @@ def find_duplicates(
         raise ValueError(f"threshold is an overlap above 0.5, at most 1; got {threshold}.")
     if not 0 <= image_bits < BLOCKS:
         raise ValueError(f"image_bits is from 0 to {BLOCKS - 1}; got {image_bits}.")
-    marks = _marks(pairs, near, num_proc)
-    duplicates = {one.index: one for one in _exact(np.asarray(marks.data.column("exact").to_numpy()))}
+    hashes = _signatures(pairs, near, num_proc)
+    duplicates = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
     if near:
-        for one in _near(pairs, marks, threshold, image_bits, set(duplicates)):
+        for one in _near(pairs, hashes, threshold, image_bits, set(duplicates)):
             duplicates[one.index] = one
     return [_settled(duplicates[index], duplicates) for index in sorted(duplicates)]
 
@@ -120,10 +120,10 @@ def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
         yield open_image(image, where=f"record {record.get('id')!r}, image {place}")
 
 
-def _marks(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
+def _signatures(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
     bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images", "videos"])
     return bare.map(
-        _Mark(near),
+        _Signature(near),
         remove_columns=bare.column_names,
         features=Features(
             {"exact": Value("int64"), "numbers": Value("int64"), "signature": List(Value("uint32")), "looks": List(Value("int64"))}
@@ -134,7 +134,7 @@ def _marks(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
     )
 
 
-class _Mark:
+class _Signature:
     """The exact key of one record and, for near duplicates, the signature of its texts and the hashes of its images."""
 
     def __init__(self, near: bool) -> None:
@@ -163,12 +163,12 @@ def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
         yield Duplicate(int(index), int(first[inverse[index]]), "the same question, images and answers")
 
 
-def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set[int]) -> Iterator[Duplicate]:
-    signatures = np.stack(marks.with_format("numpy")[:]["signature"]).astype(np.uint64).reshape(-1, SIGNATURE)
-    looks = marks.data.column("looks").to_pylist()
+def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, gone: set[int]) -> Iterator[Duplicate]:
+    signatures = np.stack(hashes.with_format("numpy")[:]["signature"]).astype(np.uint64).reshape(-1, SIGNATURE)
+    looks = hashes.data.column("looks").to_pylist()
     first_look = np.array([own[0] if own else 0 for own in looks], dtype=np.int64).view(np.uint64)
     counts = np.array([len(own) for own in looks], dtype=np.uint64)
-    same = _mixed(np.asarray(marks.data.column("numbers").to_numpy()).view(np.uint64), counts)
+    same = _mixed(np.asarray(hashes.data.column("numbers").to_numpy()).view(np.uint64), counts)
     bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images"])
     same_images = _SameImages(bare)
 
@@ -188,7 +188,7 @@ def _near(pairs: Dataset, marks: Dataset, threshold: float, bits: int, gone: set
                 for index in group:
                     if index in gone:
                         continue
-                    for other in kept[-MOST_COMPARED:]:
+                    for other in kept[-MAX_COMPARED:]:
                         if (other, index) in tried:
                             continue
                         tried.add((other, index))

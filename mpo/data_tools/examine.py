@@ -1,4 +1,4 @@
-"""One piece of a source, examined: what is found in its records, and keys to find the same records again."""
+"""One shard of a source, examined: what is found in its records, and keys to find the same records again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, qu
 from mpo.data.folders import Folders
 from mpo.data.images import open_image
 from mpo.data.pairs import BadRecord
-from mpo.data.pieces import Piece
 from mpo.data.records import Row, Rows, rows_from
+from mpo.data.shards import Shard
 from mpo.data.video import checked_frames, frames_of, open_frames
-from mpo.data_tools.answers import refusal, unfinished
+from mpo.data_tools.completions import refusal, unfinished
 from mpo.data_tools.findings import Finding, kind_of
 
 TINY = 10
@@ -25,7 +25,7 @@ TINY = 10
 ROOM = 256
 """Tokens that a chat template adds to the shortest conversation, at most."""
 _SIDES = ("prompt", "chosen", "rejected")
-MOST_IMAGES = 100_000
+MAX_CACHED = 100_000
 """Images and videos that a process remembers having decoded, each."""
 
 
@@ -41,9 +41,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source, and how its lines are read (`mpo.data.sources.load_preferences`): frames and tiles are its source's."""
+    """A shard of a source, and how its lines are read (`mpo.data.sources.load_preferences`): frames and tiles are its source's."""
 
-    piece: Piece
+    shard: Shard
     image_root: str
     format: str | None = None
     frames: Mapping[str, int] | None = None
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """What is known of one piece.
+    """What is known of one shard.
 
     Attributes:
         lines: how many it has.
@@ -75,7 +75,7 @@ class Examined:
 
 @dataclass
 class Examiner:
-    """Examines the pieces of a source; a process has one, which remembers images."""
+    """Examines the shards of a source; a process has one, which remembers images."""
 
     wanted: Wanted
     _images: dict[str, tuple[int, str | None, tuple[int, int]]] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Examiner:
 
     def __call__(self, part: Part) -> Examined:
         """Examine a part of a source."""
-        piece = part.piece
+        shard = part.shard
         findings: list[Finding] = []
         where: list[str] = []
         keys: list[tuple[int, int]] = []
@@ -105,7 +105,7 @@ class Examiner:
         places: list[str] = []
 
         def parsed() -> Any:
-            for place, line in piece.lines():
+            for place, line in shard.lines():
                 places.append(place)
                 yield place, line
 
@@ -130,10 +130,10 @@ class Examiner:
                     keys.append(_keys(row, own))
                     if not self.wanted.only_keys:
                         findings += self._look_at(row, place, shown, [wrong for _, wrong in films if wrong is not None])
-        except BadRecord as bad:  # the rest of the piece cannot be told
+        except BadRecord as bad:  # the rest of the shard cannot be told
             findings.append(Finding("file damaged", bad.where, bad.reason))
         except ValueError as error:
-            findings.append(Finding("file damaged", str(getattr(piece, "path", getattr(piece, "name", ""))), str(error)))
+            findings.append(Finding("file damaged", str(getattr(shard, "path", getattr(shard, "name", ""))), str(error)))
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         return Examined(lines, findings, where, pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64))
 
@@ -226,7 +226,7 @@ class Examiner:
                 wrong, size = str(error), (0, 0)
         found = key_of(data), wrong, size
         if path is not None:
-            if len(self._images) >= MOST_IMAGES:
+            if len(self._images) >= MAX_CACHED:
                 self._images.clear()
             self._images[path] = found
         return found
@@ -235,7 +235,7 @@ class Examiner:
         """Key and what is wrong with a video, whose frames are decoded as training does; each is opened once."""
         name = path, limits["min"], limits["max"]
         if name not in self._videos:
-            if len(self._videos) >= MOST_IMAGES:
+            if len(self._videos) >= MAX_CACHED:
                 self._videos.clear()
             key, wrong = 0, None
             try:
@@ -254,8 +254,8 @@ def _unused(rows: Rows, where: str) -> list[Finding]:
     """What a line has that makes no pairs."""
     if not rows:
         return [Finding("gives no pair", where, "no two of its answers differ in rating and text")]
-    if rows.cut:
-        return [Finding("pairs left out", where, f"{rows.cut} more than the {len(rows)} with the largest margins")]
+    if rows.dropped:
+        return [Finding("pairs left out", where, f"{rows.dropped} more than the {len(rows)} with the largest margins")]
     return []
 
 

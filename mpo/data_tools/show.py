@@ -16,9 +16,9 @@ from mpo.data_tools.dedupe import images_of, texts
 from mpo.data_tools.page import html_page, png_url
 from mpo.visible import visible
 
-LARGEST = 512
+THUMBNAIL_SIDE = 512
 """Pixels of an image's longer side on the page."""
-ABOUT = ("source", "videos", "prompt_id", "answer", "margin", "tiles", "frames", "augment", "metadata")
+ABOUT = ("source", "videos", "prompt_id", "ground_truth", "margin", "tiles", "frames", "augment", "metadata")
 
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:
@@ -82,7 +82,7 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
 
 def _img(opened: Image.Image) -> str:
     size = f"{opened.width} x {opened.height}"
-    opened.thumbnail((LARGEST, LARGEST))
+    opened.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     png = BytesIO()
     opened.save(png, format="PNG")
     return f'<img title="{size}" alt="{size}" src="{png_url(png.getvalue())}">'

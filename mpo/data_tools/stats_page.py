@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CHOSEN, REJECTED, GREY = "#2563a8", "#c2571a", "#9aa5b1"
-MOST_SOURCES = 20
+MAX_SOURCES = 20
 """Sources in the plot of length gaps; the largest."""
 
 
@@ -60,7 +60,7 @@ def _lengths(stats: Stats) -> Figure:
 
 
 def _gaps(stats: Stats) -> Figure:
-    groups = stats.by_source()[:MOST_SOURCES]
+    groups = stats.by_source()[:MAX_SOURCES]
     figure, axes = _figure(height=max(3.2, 0.32 * len(groups) + 1.2))
     boxes = axes.boxplot([stats.gap[places] for _, places in groups], orientation="horizontal", showfliers=False, patch_artist=True)
     for box in boxes["boxes"]:

@@ -21,7 +21,7 @@ from mpo.data.video import checked_frames
 from mpo.data_tools.examine import Examined, Examiner, Part, Wanted
 from mpo.data_tools.findings import Finding, Tally, findings_table
 
-PIECES_A_WORKER = 8
+SHARDS_PER_WORKER = 8
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,21 @@ def validate(
     try:
         with aside.open("w", encoding="utf-8") as file:
             tally = Tally(file)
-            for piece in _each(parts, wanted, workers, f"Checking {path}"):
-                lines += piece.lines
-                tally.add(piece.findings)
-                piece.findings.clear()
-                examined.append(piece)
-            for piece in evaluated:
-                tally.add(piece.findings)
-            if evaluation is not None and not any(piece.where for piece in evaluated):
+            for shard in _each(parts, wanted, workers, f"Checking {path}"):
+                lines += shard.lines
+                tally.add(shard.findings)
+                shard.findings.clear()
+                examined.append(shard)
+            for shard in evaluated:
+                tally.add(shard.findings)
+            if evaluation is not None and not any(shard.where for shard in evaluated):
                 tally.add([Finding("no pair", str(evaluation), "the file to evaluate on has no pairs")])
             tally.add(_over_all(examined, evaluated))
             tally.file = None
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)
-    return Report(str(path), lines, sum(len(piece.where) for piece in examined), tally, output)
+    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output)
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
@@ -135,28 +135,28 @@ def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
         shared = {name: source.get(name) for name in ("format", "frames", "tiles")}
         own = [{**one.load, **({"tiles": one.tiles} if one.tiles else {})} for one in check_sources(inner)]
         return [part for one in own for part in _parts({**shared, **one}, workers)]
-    pieces = open_files(path, source.get("split") or "train", least_pieces=workers * PIECES_A_WORKER if workers > 1 else 1)
+    shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    return [Part(piece, root, source.get("format"), source.get("frames"), source.get("tiles")) for piece in pieces]
+    return [Part(shard, root, source.get("format"), source.get("frames"), source.get("tiles")) for shard in shards]
 
 
 def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:
     """What is only seen across records: duplicates, and what the evaluation has too."""
-    where = [place for piece in examined for place in piece.where]
+    where = [place for shard in examined for place in shard.where]
     if not where:
         return
-    pair = np.concatenate([piece.pair for piece in examined])
+    pair = np.concatenate([shard.pair for shard in examined])
     _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
     for index in np.flatnonzero(first[inverse] != np.arange(len(pair))):
         yield Finding("duplicate", where[index], f"the same question, images and answers as {where[first[inverse[index]]]}")
     if not evaluated:
         return
-    leaked = np.isin(np.concatenate([piece.prompt for piece in examined]), np.concatenate([piece.prompt for piece in evaluated]))
+    leaked = np.isin(np.concatenate([shard.prompt for shard in examined]), np.concatenate([shard.prompt for shard in evaluated]))
     for index in np.flatnonzero(leaked):
         yield Finding("in eval too", where[index], "the same question with the same images is evaluated on")
-    starts = np.cumsum([0, *(len(piece.where) for piece in examined)])
-    owner = np.concatenate([piece.owner + start for piece, start in zip(examined, starts[:-1], strict=True)])
-    shown = np.isin(np.concatenate([piece.images for piece in examined]), np.concatenate([piece.images for piece in evaluated]))
+    starts = np.cumsum([0, *(len(shard.where) for shard in examined)])
+    owner = np.concatenate([shard.owner + start for shard, start in zip(examined, starts[:-1], strict=True)])
+    shown = np.isin(np.concatenate([shard.images for shard in examined]), np.concatenate([shard.images for shard in evaluated]))
     for index in np.unique(owner[shown]):
         if not leaked[index]:
             yield Finding("image in eval too", where[index], "one of its images or videos is evaluated on, with another question")
@@ -167,14 +167,14 @@ _EXAMINER: Examiner | None = None
 
 def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> Iterator[Examined]:
     """Every part examined, in order."""
-    total = sum(part.piece.size for part in parts)
+    total = sum(part.shard.size for part in parts)
     workers = min(workers, len(parts))
     with tqdm(total=total, desc=title, unit="", unit_scale=True, disable=None) as bar:
         if workers <= 1:
             examiner = Examiner(wanted)
             for part in parts:
                 yield examiner(part)
-                bar.update(part.piece.size)
+                bar.update(part.shard.size)
             return
         # Every process counts for itself; the threads of tokenizers would only get in the way of the others.
         before = os.environ.get("TOKENIZERS_PARALLELISM")
@@ -183,7 +183,7 @@ def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> It
             with ProcessPoolExecutor(workers, initializer=_start, initargs=(wanted,)) as pool:
                 for part, examined in zip(parts, pool.map(_examine, parts), strict=True):
                     yield examined
-                    bar.update(part.piece.size)
+                    bar.update(part.shard.size)
         finally:
             os.environ.pop("TOKENIZERS_PARALLELISM")
             if before is not None:

@@ -183,7 +183,7 @@ def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
     line["question"] = _one_turn(record, "prompt", "user")
     line["chosen"] = _one_turn(record, "chosen", "assistant")
     line["rejected"] = _one_turn(record, "rejected", "assistant")
-    line["answer_gt"] = record.get("answer")
+    line["answer_gt"] = record.get("ground_truth")
     line = _without_nulls(line)
     metadata = json.loads(record.get("metadata") or "{}")
     flat = {**line, **metadata}

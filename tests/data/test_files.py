@@ -228,28 +228,28 @@ def test_tars_that_are_cut_or_none(tmp_path):
         load_preferences(path)
 
 
-# Pieces
+# Shards
 
 
 @pytest.mark.parametrize("step", [1, 50, 200, 10_000])
-def test_pieces_have_all_lines_once_with_their_numbers(tmp_path, monkeypatch, step):
+def test_shards_have_all_lines_once_with_their_numbers(tmp_path, monkeypatch, step):
     """However a file is cut; the last line has no end, some are empty."""
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n" + "\n".join(json.dumps(line(number)) + "\n" * (number % 3) for number in range(20)).rstrip("\n"))
     numbers = [number for number, text in enumerate(path.read_text().split("\n"), start=1) if text]
-    monkeypatch.setattr(files, "PIECE", step)
+    monkeypatch.setattr(files, "SHARD_BYTES", step)
     cut = open_files(path)
     assert (len(cut) == 1) == (step == 10_000)
-    found = [one for piece in cut for one in piece.lines()]
+    found = [one for shard in cut for one in shard.lines()]
     assert [where for where, _ in found] == [f"{path}:{number}" for number in numbers]
     assert [text["question"] for _, text in found] == [f"What is {number}?" for number in range(20)]
-    assert sum(piece.size for piece in cut) == path.stat().st_size
+    assert sum(shard.size for shard in cut) == path.stat().st_size
 
 
 def test_several_processes_give_the_same(tmp_path, monkeypatch, own_cache):
     path = write(tmp_path / "pairs.jsonl", [line(number, id=number) for number in range(300)])
     alone = load_preferences(path, num_proc=1)
-    monkeypatch.setattr(files, "PIECE", 4000)
+    monkeypatch.setattr(files, "SHARD_BYTES", 4000)
     other = tmp_path / "other"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", other)
     together = load_preferences(path, num_proc=2)
@@ -260,7 +260,7 @@ def test_several_processes_give_the_same(tmp_path, monkeypatch, own_cache):
 def test_the_first_bad_record_of_several_processes(tmp_path, monkeypatch):
     lines = [line(number) for number in range(300)]
     lines[170] = {"question": "?"}
-    monkeypatch.setattr(files, "PIECE", 4000)
+    monkeypatch.setattr(files, "SHARD_BYTES", 4000)
     with pytest.raises(BadRecord, match="pairs.jsonl:171: 'chosen' is missing") as error:
         load_preferences(write(tmp_path / "pairs.jsonl", lines), num_proc=2)
     assert error.value.where == f"{tmp_path}/pairs.jsonl:171"
@@ -314,9 +314,9 @@ def test_columns_that_no_record_has_are_left_out(tmp_path):
     pairs = load_preferences(write(tmp_path / "pairs.jsonl", [line(0), line(1)]))
     assert pairs.column_names == always
     pairs = load_preferences(write(tmp_path / "more.jsonl", [line(0), line(1, answer_gt="one", kind="sum")]))
-    assert pairs.column_names == [*always, "answer", "metadata"]
-    assert pairs[0]["answer"] is None
-    assert (pairs[1]["answer"], pairs[1]["metadata"]) == ("one", '{"kind": "sum"}')
+    assert pairs.column_names == [*always, "ground_truth", "metadata"]
+    assert pairs[0]["ground_truth"] is None
+    assert (pairs[1]["ground_truth"], pairs[1]["metadata"]) == ("one", '{"kind": "sum"}')
 
 
 def test_tiles_of_a_record_come_before_those_of_its_source(tmp_path):
@@ -450,7 +450,7 @@ def test_bad_records_of_a_stream(tmp_path):
 
 
 def test_too_many_bad_records_of_a_stream(tmp_path):
-    """Every 10th of 300 lines in 64 pieces of 4 or 5: at the 2nd, 2 of 100 are more than 1 %; 30 of 300 are 10 %, each epoch."""
+    """Every 10th of 300 lines in 64 shards of 4 or 5: at the 2nd, 2 of 100 are more than 1 %; 30 of 300 are 10 %, each epoch."""
     lines = [line(number) if number % 10 else {"question": "?"} for number in range(300)]
     path, settings = write(tmp_path / "pairs.jsonl", lines), {"streaming": True, "bad_records": tmp_path / "bad_records.jsonl"}
     with pytest.raises(ValueError, match="2 of the first 11 records .* max_bad_fraction=0.01 .*pairs.jsonl:11"):

@@ -45,7 +45,7 @@ def test_mmpr_with_a_checked_answer(images):
     assert paths(row, images) == ["sub/c.png"]
     assert shown(row["prompt"]) == [("user", "<image>What is it?\nAnswer the question.")]
     assert shown(row["chosen"]) == [("assistant", line["chosen"])]
-    assert (row["answer"], row["id"], row["source"]) == ("cat", "pairs.jsonl:3", "pairs")
+    assert (row["ground_truth"], row["id"], row["source"]) == ("cat", "pairs.jsonl:3", "pairs")
     assert json.loads(row["metadata"]) == {"chosen_meta": {"score": 1.0}, "rejected_meta": {"score": 0.0}}
 
 
@@ -195,7 +195,7 @@ def test_a_record_read_again_is_the_same(images):
         **PLAIN,
         "images": ["a.png"],
         "margin": 0.5,
-        "answer": "cat",
+        "ground_truth": "cat",
         "tiles": {"max": 6},
         "augment": True,
         "metadata": {"a": [1]},
@@ -203,6 +203,14 @@ def test_a_record_read_again_is_the_same(images):
     row = only({**line, "source": "ours", "prompt_id": "p"}, images)
     assert (row["source"], row["prompt_id"], row["tiles"]) == ("ours", "p", {"min": None, "max": 6, "thumbnail": None})
     assert only(row, images) == row
+
+
+def test_ground_truth_under_its_other_name(images):
+    """A foreign file's `answer` is the known answer, unless the line has a `ground_truth`."""
+    row = only({**PLAIN, "answer": "cat"}, images)
+    assert (row["ground_truth"], row["metadata"]) == ("cat", None)
+    row = only({**PLAIN, "answer": "A cat.", "ground_truth": "cat"}, images)
+    assert (row["ground_truth"], row["metadata"]) == ("cat", '{"answer": "A cat."}')
 
 
 # RLAIF-V and RLHF-V
@@ -301,7 +309,7 @@ def test_vlfeedback_makes_no_pair_of_equals(images):
     rows = to_records({**line, "completions": many}, where="x:1", find=Folders(images))
     assert [round(row["margin"] * 3) for row in rows] == [7, 6, 6, 5, 5, 5]
     assert [row["id"] for row in rows] == [f"x:1#{number}" for number in range(1, 7)]
-    assert rows.cut == 28 - 6
+    assert rows.dropped == 28 - 6
 
 
 # LLaMA-Factory and ms-swift

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from support import make_image
 
-from mpo.data_tools.answers import refusal, unfinished
+from mpo.data_tools.completions import refusal, unfinished
 from mpo.data_tools.similar import difference_hash, differing_bits, ngrams, normalised, overlap, signature
 
 

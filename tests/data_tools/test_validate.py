@@ -356,7 +356,7 @@ def test_frames_of_a_video_count(check, films, processor):
 
 
 def test_many_processes_find_what_one_finds(check, tmp_path):
-    """300 lines of which every seventh is bad, every eleventh unfinished; in 16 pieces and in one."""
+    """300 lines of which every seventh is bad, every eleventh unfinished; in 16 shards and in one."""
     lines = []
     for index in range(300):
         line = {**GOOD, "question": f"What is {index % 297}?", "image": f"{'abc'[index % 3]}.png"}

@@ -167,7 +167,7 @@ def test_everything_a_record_may_have_survives(folder):
         ],
         "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "Red."}]}],
         "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "Blue."}]}],
-        "answer": "red",
+        "ground_truth": "red",
         "margin": 0.25,
         "tiles": {"min": None, "max": 6, "thumbnail": False},
         "augment": True,
@@ -210,7 +210,7 @@ def test_differences_are_found(pairs, folder):
     other = write_pairs(pairs, folder / "other.parquet")
     make_image(0).save(folder / "in" / "a.png")
     assert "column 'images'" in first_difference(pairs, load_preferences(other.path))
-    assert "column 'answer'" in first_difference(pairs, pairs.remove_columns(["answer"]))
+    assert "column 'ground_truth'" in first_difference(pairs, pairs.remove_columns(["ground_truth"]))
 
 
 @pytest.mark.parametrize(

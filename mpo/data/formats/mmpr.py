@@ -39,7 +39,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         videos=one_of(line, "video", "videos"),
         system=line.get("system"),
         id=line.get("id"),
-        answer=line.get("answer_gt"),
+        ground_truth=line.get("answer_gt"),
         metadata=_metadata(line),
     )
 

@@ -18,7 +18,7 @@ NEEDS = (
     "prompt, chosen, rejected as text or messages; images, where there are some; or no prompt, and messages (text with format=trl) "
     "that begin with it"
 )
-_OWN = ("id", "prompt_id", "source", "answer", "margin", "tiles", "augment")
+_OWN = ("id", "prompt_id", "source", "ground_truth", "margin", "tiles", "augment")
 _USED = (*_OWN, "prompt", "chosen", "rejected", "image", "images", "video", "videos", "frames", "system", "metadata")
 _CANNOT = f"records have no place for it. {OWN_DATA_SET.rstrip('.')}"
 
@@ -41,6 +41,8 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
     frames = line.get("frames")
     used = _USED if isinstance(frames, Mapping) else [name for name in _USED if name != "frames"]  # others may mean images
     named: dict[str, Any] = {name: line.get(name) for name in _OWN}
+    if named["ground_truth"] is None:  # other files call it ``answer``
+        named["ground_truth"], used = line.get("answer"), [*used, "answer"]
     yield FoundPair(
         prompt=prompt,
         chosen=chosen,

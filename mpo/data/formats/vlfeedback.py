@@ -1,7 +1,7 @@
 """VLFeedback: the answers of several models to a prompt, each rated in three aspects -> pairs, with a margin.
 
 An answer's rating is the mean over the aspects; of two answers the one with the higher rating is chosen, and the margin is the
-difference. Two with the same rating, or the same text, make no pair; lines without a pair, and pairs beyond `MOST_PAIRS`, are
+difference. Two with the same rating, or the same text, make no pair; lines without a pair, and pairs beyond `MAX_PAIRS`, are
 counted and told. (Silkie, arXiv 2312.10665.)
 """
 
@@ -17,9 +17,9 @@ from mpo.data.pairs import BadRecord, FoundPair, json_kind, one_of, rest
 NAME = "vlfeedback"
 NEEDS = "prompt, completions (each with response and annotations), img_path or image"
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
-MOST_PAIRS = 6
+MAX_PAIRS = 6
 """Of a prompt: all of four answers. Of more answers, those pairs with the largest margins."""
-MOST_ANSWERS = 64
+MAX_RESPONSES = 64
 _USED = ("prompt", "completions", "img_path", "image", "system", "id", "models")
 
 
@@ -40,7 +40,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
     ]
     ranked.sort(key=lambda pair: -pair[0])
     image = one_of(line, "img_path", "image")
-    taken = ranked[:MOST_PAIRS]
+    taken = ranked[:MAX_PAIRS]
     for place, (margin, better, worse) in enumerate(taken, start=1):
         models = {f"{side}_model": answers[at].get("model") for side, at in (("chosen", better), ("rejected", worse))}
         yield FoundPair(
@@ -52,7 +52,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
             id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
             margin=margin,
             metadata={**rest(line, _USED), **models, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},
-            cut=len(ranked) - len(taken) if place == len(taken) else 0,
+            dropped=len(ranked) - len(taken) if place == len(taken) else 0,
         )
 
 
@@ -66,8 +66,8 @@ def _answers(completions: Any) -> list[Mapping[str, Any]]:
         completions = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     if not isinstance(completions, list) or not all(isinstance(answer, Mapping) for answer in completions):
         raise BadRecord("", f"'completions' is a list of answers, each an object; got {json_kind(completions)}.")
-    if not 2 <= len(completions) <= MOST_ANSWERS:
-        raise BadRecord("", f"'completions' has {len(completions)} answers, and pairs are made of 2 to {MOST_ANSWERS}.")
+    if not 2 <= len(completions) <= MAX_RESPONSES:
+        raise BadRecord("", f"'completions' has {len(completions)} answers, and pairs are made of 2 to {MAX_RESPONSES}.")
     return completions
 
 

@@ -9,7 +9,7 @@ import pytest
 from data.test_files import QUESTIONS, SAMPLE, asked, line, tar
 from datasets import Dataset
 
-from mpo.data import pieces, tars
+from mpo.data import shards, tars
 from mpo.data.pairs import BadRecord
 from mpo.data.sources import load_preferences
 
@@ -34,7 +34,7 @@ def refused(path, place, reason):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_line_that_is_too_long(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(pieces, "LONGEST_LINE", 500)
+    monkeypatch.setattr(shards, "MAX_LINE_BYTES", 500)
     path = tmp_path / ("pairs.jsonl.gz" if packed else "pairs.jsonl")
     text = "".join(f"{one}\n" for one in (json.dumps(line(0)), "x" * 5000, json.dumps(line(1)), "x" * 500, "y" * 501)).encode()
     path.write_bytes(gzip.compress(text) if packed else text)
@@ -67,12 +67,12 @@ def test_arrays_with_damage(tmp_path, text, good, place, reason):
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.json.gz"])
 def test_arrays_that_are_too_large(tmp_path, monkeypatch, name):
     """Unpacked, they are counted: 40 MB of blanks are 40 kB."""
-    monkeypatch.setattr(pieces, "LARGEST_ARRAY", 30 * 2**20)
+    monkeypatch.setattr(shards, "MAX_ARRAY_BYTES", 30 * 2**20)
     text = b"[" + b" " * (40 * 2**20) + json.dumps(line(0)).encode() + b"]"
     (tmp_path / name).write_bytes(gzip.compress(text, 1) if name.endswith("gz") else text)
     with pytest.raises(ValueError, match=f"{name} is one JSON array of more than 30 MiB, .*Write it as JSONL"):
         load_preferences(tmp_path / name)
-    monkeypatch.setattr(pieces, "LARGEST_ARRAY", len(text))
+    monkeypatch.setattr(shards, "MAX_ARRAY_BYTES", len(text))
     assert asked(load_preferences(tmp_path / name)) == QUESTIONS[:1]
 
 
@@ -118,7 +118,7 @@ def test_values_that_python_cannot_hold(tmp_path, kind, saved):
 )
 def test_bad_samples_of_a_tar(tmp_path, monkeypatch, members, where, reason):
     """The whole sample is bad, not what is left of it; the others are read."""
-    monkeypatch.setattr(tars, "LARGEST_SAMPLE", 1000)
+    monkeypatch.setattr(tars, "MAX_SAMPLE_BYTES", 1000)
     path = tar(tmp_path / "shard.tar", [*SAMPLE, *members, ("2.json", line(2)), ("2.png", b"an image")])
     refused(path, f":{where}", reason)
     good, bad = skipping(path)

@@ -22,9 +22,9 @@ from datasets import Dataset
 from mpo.data.pairs import BadRecord, json_kind, parse_json
 
 DAMAGE = (OSError, EOFError, zlib.error)  # what reading a file, compressed or not, may raise
-LONGEST_LINE = 64 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
 """In bytes. No line of a pair is as long: it is a file of something else."""
-LARGEST_ARRAY = 2**30
+MAX_ARRAY_BYTES = 2**30
 """In bytes, unpacked: a JSON array is read whole, and a compressed file of a few megabytes may hold any number of gigabytes."""
 ROWS = 256
 """Rows of a table that are turned into lines at once."""
@@ -34,19 +34,19 @@ _QUOTED = [(name, f'"{name}"'.encode()) for name in _NAMES]
 Line = tuple[str, "dict[str, Any] | BadRecord"]
 
 
-class Piece(Protocol):
+class Shard(Protocol):
     """Part of a source."""
 
     @property
     def size(self) -> int:
-        """In bytes, about, or in rows; the same for all pieces of a source."""
+        """In bytes, about, or in rows; the same for all shards of a source."""
 
     def lines(self) -> Iterator[Line]:
         """Where each line stands, and what it is."""
 
 
 @dataclass(frozen=True)
-class LinesPiece:
+class LinesShard:
     """The lines of a JSONL file from byte `start` to `end` (None: its end); the first of them has the number `first`."""
 
     path: Path
@@ -63,15 +63,15 @@ class LinesPiece:
         with opened(self.path) as file:
             file.seek(place)
             while self.end is None or place < self.end:
-                text = self._read(file, LONGEST_LINE + 1)
+                text = self._read(file, MAX_LINE_BYTES + 1)
                 if not text:
                     return
                 number += 1
                 place += len(text)
                 where = f"{self.path}:{number}"
-                if len(text) > LONGEST_LINE:
+                if len(text) > MAX_LINE_BYTES:
                     place += self._rest_of_line(file, text)
-                    reason = f"a line of more than {LONGEST_LINE >> 20} MiB. A pair file holds one JSON object a line."
+                    reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. A pair file holds one JSON object a line."
                     yield where, BadRecord(where, reason)
                     continue
                 if number == 1:
@@ -99,7 +99,7 @@ class LinesPiece:
 
 
 @dataclass(frozen=True)
-class ArrayPiece:
+class ArrayShard:
     """A file that is one JSON array of objects. All of its text is in memory while it is read, but one object at a time.
 
     Where it is no JSON, nothing after can be told apart: the rest is one bad record.
@@ -153,16 +153,16 @@ class ArrayPiece:
         with opened(self.path) as file:
             while block := file.read(2**24):
                 text += block
-                if len(text) > LARGEST_ARRAY:
+                if len(text) > MAX_ARRAY_BYTES:
                     raise ValueError(
-                        f"{self.path} is one JSON array of more than {LARGEST_ARRAY >> 20:,} MiB, which is read whole. Write it as "
+                        f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read whole. Write it as "
                         "JSONL, an object a line, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
                     )
         return text
 
 
 @dataclass(frozen=True)
-class ParquetPiece:
+class ParquetShard:
     """A row group of a Parquet file; its first row has the number `first`."""
 
     path: Path
@@ -182,7 +182,7 @@ class ParquetPiece:
 
 
 @dataclass(frozen=True)
-class DatasetPiece:
+class DatasetShard:
     """Rows of a data set in Arrow's format, whose images stay encoded."""
 
     dataset: Dataset

@@ -100,7 +100,8 @@ def recipe(name: str, hardware: str, launch: str) -> str:
         f"# {checkpoint}, {METHODS[method]}: {family.source}.",
         *(
             [
-                "# Batch size, length and warm-up are those of the official script, which trains all weights; learning rate and rank",
+                "# Batch size, length and warm-up are those of the official script, which trains all weights; "
+                "learning rate and rank",
                 f"# of the adapter are our choice (all weights: {float(family.learning_rate):.0e}). "
                 "Vision tower and projector are frozen.",
             ]

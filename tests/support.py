@@ -8,7 +8,7 @@ from PIL import Image
 TEXTS = [
     "What is the sum of the numbers? 2 plus 3 is 5. Final answer: 5",
     "Which number is the largest, and which is the smallest? Final answer: 9",
-    "The image shows a cat on a chair, not a dog under a table.",
+    "The picture shows a cat on a chair, not a dog under a table.",  # seeds and tolerances hang on these very words
 ]
 
 

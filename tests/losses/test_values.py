@@ -123,7 +123,7 @@ def test_aot_unpaired_sorts_chosen_against_rejected():
 @pytest.mark.parametrize(
     ("average", "expected"),
     [
-        ("answer", [2.5, 1.0]),  # 10/4 and 9/9
+        ("completion", [2.5, 1.0]),  # 10/4 and 9/9
         ("token", [19 / 13, 19 / 13]),  # 19 over 13 tokens, for every pair
         ("square", [2.0, 1.2]),  # 10/2 and 9/3, over the mean of 2 and 3; their mean is (5 + 3) / (2 + 3)
     ],

@@ -22,7 +22,7 @@ def test_defaults_are_the_papers():
     assert (args.lr_scheduler_type, args.warmup_steps, args.adam_beta1, args.adam_beta2) == ("cosine", 0.05, 0.9, 0.999)
     assert (args.reward_shift, args.sft_average, args.completion_end, args.max_length) == (
         "running_mean",
-        "answer",
+        "completion",
         "end_of_turn",
         None,
     )

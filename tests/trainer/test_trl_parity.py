@@ -115,7 +115,7 @@ def test_the_papers_form_differs(processor, internvl, tmp_path):
     reference = perturbed(copy.deepcopy(internvl), scale=0.5)
     losses = [
         first_loss(build(MPOTrainer, MPOConfig, tmp_path, internvl, reference, image_pairs(4), processor, **form))
-        for form in (TRLS_FORM, {**TRLS_FORM, "reward_shift": "running_mean"}, {**TRLS_FORM, "sft_average": "answer"}, {})
+        for form in (TRLS_FORM, {**TRLS_FORM, "reward_shift": "running_mean"}, {**TRLS_FORM, "sft_average": "completion"}, {})
     ]
     assert len({round(loss, 7) for loss in losses}) == 4, losses
 

@@ -1,10 +1,10 @@
-"""Write recipes/experiment/internvl*.yaml, one per published MPO run and way to train, with its memory by dry run.
+"""Write recipes/experiment/internvl*.yaml, one per published MPO run and training method, with its memory estimated by a dry run.
 
     .venv/bin/python .ci/write_experiments.py           write the files
-    .venv/bin/python .ci/write_experiments.py NAME ...  only these
+    .venv/bin/python .ci/write_experiments.py NAME ...  write only these
 
 The runs are those of the official scripts (OpenGVLab/InternVL: shell/internvl2.0_mpo, internvl2.5_mpo, internvl3.0/mpo and
-internvl_chat_gpt_oss/shell/internvl3_5_qwen3); learning rates of adapters are ours.
+internvl_chat_gpt_oss/shell/internvl3_5_qwen3); learning rates of adapters are our choice.
 """
 
 import json
@@ -23,7 +23,7 @@ GPUS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Family:
-    """What the runs of one InternVL have in common."""
+    """Settings shared by the runs of one InternVL generation."""
 
     sizes: tuple[str, ...]
     checkpoint: str
@@ -33,15 +33,15 @@ class Family:
     adapter_rate: str
 
     def batch(self, size: str) -> int:
-        """Pairs an optimiser step."""
+        """Return the pairs per optimizer step."""
         return 512 if size in ("38B", "78B") and "3_5" not in self.checkpoint else 256
 
     def length(self, size: str) -> int:
-        """Tokens of the longest record."""
+        """Return the maximum length of a record in tokens."""
         return 8192 if self.max_length == 12288 and size in ("38B", "78B") else self.max_length
 
     def drop_path(self, size: str) -> float:
-        """Of the vision tower: 0.1 for the one of 300M, 0.4 for the one of 6B."""
+        """Return the drop path rate of the vision tower: 0.1 for the 300M tower, 0.4 for the 6B tower."""
         if size in ("26B", "38B", "78B", "241B-A28B"):
             return 0.4
         return 0.0 if "3_5" in self.checkpoint and size in ("1B", "2B", "4B") else 0.1
@@ -74,48 +74,52 @@ FAMILIES = {
         "2.0e-5",
     ),
 }
-WAYS = {"": "all weights", "_lora": "LoRA", "_qlora": "QLoRA"}
+METHODS = {"": "all weights", "_lora": "LoRA", "_qlora": "QLoRA"}
+FLOAT32 = "master weights; in bfloat16, updates of this size would be rounded away. Autocast computes in bfloat16"
+ROUTER = "  router_aux_loss_coef: 0.0  # output_router_logits is false in the published config, so there is no router loss"
 
 
 def experiments() -> dict[str, tuple[Family, str, str]]:
-    """Name of the file -> family, size, way."""
+    """Map the name of each file to its family, size and training method."""
     return {
-        f"{name}_{size.lower().replace('-', '_')}{way}": (family, size, way)
+        f"{name}_{size.lower().replace('-', '_')}{method}": (family, size, method)
         for name, family in FAMILIES.items()
         for size in family.sizes
-        for way in WAYS
-        # bitsandbytes holds linear layers in 4 bits; the experts are one tensor a layer and would stay as they are.
-        if not (way == "_qlora" and "-A" in size)
+        for method in METHODS
+        # bitsandbytes quantizes linear layers; the experts of a layer are one tensor, which it would leave in bfloat16.
+        if not (method == "_qlora" and "-A" in size)
     }
 
 
 def recipe(name: str, hardware: str, launch: str) -> str:
-    """The text of one file."""
-    family, size, way = experiments()[name]
+    """Return the text of one file."""
+    family, size, method = experiments()[name]
     checkpoint = family.checkpoint.format(size)
     head = [
         "# @package _global_",
-        f"# {checkpoint}, {WAYS[way]}: {family.source}.",
+        f"# {checkpoint}, {METHODS[method]}: {family.source}.",
         *(
             [
-                "# Batch, length and warm-up are those of the official script, which trains all weights; learning rate and rank",
-                f"# of the adapters are ours (all weights: {float(family.learning_rate):.0e}). Vision and projector stay frozen.",
+                "# Batch size, length and warm-up are those of the official script, which trains all weights; "
+                "learning rate and rank",
+                f"# of the adapter are our choice (all weights: {float(family.learning_rate):.0e}). "
+                "Vision tower and projector are frozen.",
             ]
-            if way
-            else ["# Learning rate, batch, length, warm-up and drop path are those of the official script."]
+            if method
+            else ["# Learning rate, batch size, length, warm-up and drop path are those of the official script."]
         ),
         f"# Command:  mpo train experiment={name} data.path=pairs.jsonl",
         f"# Hardware: {hardware}. Not yet run.",
     ]
     overrides = []
-    if way:
-        overrides.append(f"  - override /peft: {way[1:]}")
+    if method:
+        overrides.append(f"  - override /peft: {method[1:]}")
     if launch != "ddp":
         overrides.append(f"  - override /launch: {launch}")
     if overrides:
         head += ["defaults:", *overrides, ""]
-    drop_path = 0.0 if way else family.drop_path(size)
-    dtype = "bfloat16" if way else "float32  # bfloat16 would round steps of this learning rate away; the GPU computes in it"
+    drop_path = 0.0 if method else family.drop_path(size)
+    dtype = "bfloat16" if method else f"float32  # {FLOAT32}"
     head += [
         *([f"drop_path: {drop_path}"] if drop_path else []),
         "model:",
@@ -123,16 +127,17 @@ def recipe(name: str, hardware: str, launch: str) -> str:
         f"  dtype: {dtype}",
         "  max_tiles: 12",
         "trainer:",
-        f"  learning_rate: {family.adapter_rate if way else family.learning_rate}",
+        f"  learning_rate: {family.adapter_rate if method else family.learning_rate}",
         "  warmup_steps: 0.03",
         f"  global_batch_size: {family.batch(size)}",
         f"  max_length: {family.length(size)}",
+        *([ROUTER] if "-A" in size else []),
     ]
     return "\n".join(head) + "\n"
 
 
 def pairs(folder: Path) -> Path:
-    """One record of an image of 12 tiles and a thumbnail, with two answers of about 300 tokens."""
+    """Write one record with an image of 12 tiles and a thumbnail and two completions of about 300 tokens."""
     from support import make_image
 
     make_image(0, 40, 30).save(folder / "large.png")
@@ -142,29 +147,29 @@ def pairs(folder: Path) -> Path:
 
 
 def peak(config: dict, ranks: int) -> float:
-    """GiB a rank, by dry run."""
+    """Estimate the GiB per rank with a dry run."""
     from mpo.dry_run.run import dry_run
     from mpo.job import TrainJob
 
-    page = dry_run(TrainJob.from_config({**config, "launch": {"processes": ranks}}))
+    page = dry_run(TrainJob.from_config({**config, "launch": {"nproc_per_node": ranks}}))
     found = re.search(r"peak ([\d.]+) ([KMGT]iB)", page)
     return float(found[1]) * {"MiB": 1 / 1024, "GiB": 1.0, "TiB": 1024.0}[found[2]]
 
 
 def main(names: list[str]) -> None:
-    """Write the files of these experiments, or of all."""
+    """Write the files of the named experiments, or of all."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
     from real_shapes import real_processor, write_checkpoint
 
     processor = real_processor()
-    place = HERE / "recipes" / "experiment"
+    target = HERE / "recipes" / "experiment"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = pairs(folder)
         for name in names or experiments():
-            family, size, way = experiments()[name]
-            path = place / f"{name}.yaml"
+            family, size, method = experiments()[name]
+            path = target / f"{name}.yaml"
             model = write_checkpoint(family.checkpoint.format(size), folder / name, processor)
             for gpus in GPUS:
                 launch = "ddp" if gpus == 1 else "fsdp2"
@@ -175,12 +180,12 @@ def main(names: list[str]) -> None:
                 config.pop("hydra", None)
                 config["model"]["name_or_path"] = str(model)
                 needs = peak(config, gpus)
-                if needs <= 0.95 * GPU_GB or way == "_qlora":  # QLoRA is not run in pieces
+                if needs <= 0.95 * GPU_GB or method == "_qlora":  # QLoRA is not run sharded
                     break
             machine = "one GPU" if gpus == 1 else f"{gpus} GPUs"
             fits = next((gb for gb in (24, 48, 80) if needs <= 0.95 * gb), None)
             assert fits is not None, (name, needs)
-            hardware = f"{machine} of {fits} GB ({needs:.0f} GiB each by dry run, one pair with an image of 12 tiles at a time)"
+            hardware = f"{machine} of {fits} GB (estimate: {needs:.0f} GiB per GPU, one pair with an image of 12 tiles at a time)"
             path.write_text(recipe(name, hardware, launch))
             print(f"{name:<32} {hardware}", flush=True)
 

@@ -53,12 +53,12 @@ LOSS_FIELDS = (
     "ld_alpha",
     "use_weighting",
 )
-DATA_NAMES = ("meta", "mix")  # what data groups call their path
-SKIPPING = ("on_bad_record", "max_bad_fraction")  # of reading and of training alike
-EVALUATED_ALIKE = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc")
-EVALUATED = ("eval_path", "eval_image_root", "eval_split", "eval_format")
-SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that mean something on the ranks alone
-# Fields of MPOConfig that the configuration has a place of its own for.
+DATA_NAMES = ("meta", "mix")  # names that data groups give to their path
+SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both reading and training
+SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc")
+EVAL_KEYS = ("eval_path", "eval_image_root", "eval_split", "eval_format")
+SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that only ranks can apply
+# Fields of MPOConfig that the configuration sets under another key.
 ELSEWHERE = {
     "output_dir": "run_dir",
     "resume_from_checkpoint": "resume",
@@ -74,28 +74,28 @@ ELSEWHERE = {
 
 @dataclass
 class TrainJob:
-    """What `mpo train` is asked to do. Fields are the keys and groups of ``recipes/train.yaml``.
+    """A training job. Fields are the keys and groups of ``recipes/train.yaml``.
 
     Args:
         model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
-        data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for a data set
-            to evaluate on. ``on_bad_record`` and ``max_bad_fraction`` hold for training too.
+        data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for the
+            evaluation data. ``on_bad_record`` and ``max_bad_fraction`` apply to training too.
         loss: loss fields of `MPOConfig`.
         peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
         trainer: other fields of `MPOConfig`, and ``global_batch_size``.
-        launch: ranks and machines (`mpo.launch.place`).
-        run_dir: folder of the run.
+        launch: nodes and ranks (`mpo.launch.place`).
+        run_dir: output folder of the run.
         resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
-        seed: of everything drawn.
-        train_parts: part of the model -> train, freeze, lora, or for ``vision`` how many of its last layers to train
-            (`mpo.models.parts`); None: all of it, or where ``peft`` puts its adapters.
+        seed: random seed.
+        train_parts: part of the model -> train, freeze, lora, or for ``vision`` the number of last layers to train
+            (`mpo.models.parts`); None: train all parts, or follow ``peft``.
         lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
-        drop_path: stochastic depth of the vision tower (`mpo.models.drop_path`).
-        samples: prompts that the model answers while it is trained (`mpo.samples`): ``path`` and ``image_root`` of a file, else the
-            first ``count`` of the evaluation data, and arguments of `SampleResponses`. Without either, or None: none.
+        drop_path: drop path rate of the vision tower (`mpo.models.drop_path`).
+        samples: prompts to sample responses to during training (`mpo.samples`): ``path`` and ``image_root`` of a file, or else the
+            first ``count`` prompts of the evaluation data, and arguments of `SampleResponses`. None: no sampling.
         dry_run: describe the run instead of running it (`mpo.dry_run`).
-        dry_run_gpu_gb: memory of the GPU that the run is meant for, in GiB; None: this machine's.
-        dry_run_records: measure at most so many records, taken evenly; None: all.
+        dry_run_gpu_gb: memory of the GPU to plan for, in GiB; None: the GPU of this machine.
+        dry_run_records: maximum number of records to measure, evenly spaced; None: all.
     """
 
     model: dict[str, Any]
@@ -117,28 +117,27 @@ class TrainJob:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TrainJob":
-        """Check a composed configuration, all of it, without loading anything large.
+        """Check a composed configuration without loading model or data.
 
         Raises:
-            ValueError: for keys that do not exist (with the nearest that does), missing values, and combinations that
-                cannot work.
+            ValueError: for unknown keys (names the closest match), missing values, and invalid combinations.
         """
         refuse_unknown(config, [f.name for f in fields(cls)], "the configuration")
         job = cls(**config)
         for group in ("model", "data", "loss", "peft", "trainer", "launch"):
             if not isinstance(getattr(job, group), dict):
-                raise ValueError(f"{group} is a group of keys, got {getattr(job, group)!r}. Choose one with {group}=NAME.")
+                raise ValueError(f"{group} must be a group of keys; got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         target = job.loader()
         refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
-        refuse_unknown(job.data, [*inspect.signature(load_preferences).parameters, *DATA_NAMES, *EVALUATED], "data")
+        refuse_unknown(job.data, [*inspect.signature(load_preferences).parameters, *DATA_NAMES, *EVAL_KEYS], "data")
         for name in ("eval_split", "eval_format"):
             if job.data.get(name) and not job.data.get("eval_path"):
-                raise ValueError(f"data.{name} is of the pairs in data.eval_path, which is not set.")
+                raise ValueError(f"data.{name} needs data.eval_path, which is not set. Set it or remove data.{name}.")
         refuse_unknown(job.loss, LOSS_FIELDS, "loss")
         config_fields = [f.name for f in fields(MPOConfig) if f.init]
         for name, place in ELSEWHERE.items():
             if name in job.trainer:
-                raise ValueError(f"trainer.{name} is set as {place} here.")
+                raise ValueError(f"trainer.{name} cannot be set. Set {place} instead.")
         refuse_unknown(job.trainer, ["global_batch_size", *config_fields], "trainer")
         refuse_unknown(job.launch, KEYS, "launch")
         job.check_sharding()
@@ -162,23 +161,23 @@ class TrainJob:
         return job
 
     def loader(self) -> Any:
-        """The function that loads the model."""
+        """Import the function that loads the model."""
         try:
             return get_method(self.model["_target_"])
         except KeyError:
-            raise ValueError("model has no _target_: the function that loads it. Choose a model with model=NAME.") from None
+            raise ValueError("model._target_ (the function that loads it) is not set. Choose a model with model=NAME.") from None
         except ImportError as error:
             raise ValueError(f"model._target_ cannot be imported: {error}") from error
 
     def check_peft(self) -> None:
-        """Refuse adapters that cannot be made."""
+        """Refuse invalid adapter settings."""
         kind = self.peft.get("kind")
         if kind not in PEFT_KINDS:
-            raise ValueError(f"peft.kind is one of {', '.join(PEFT_KINDS)}; got {kind!r}.{nearest(str(kind), PEFT_KINDS)}")
+            raise ValueError(f"peft.kind must be one of {', '.join(PEFT_KINDS)}; got {kind!r}.{nearest(str(kind), PEFT_KINDS)}")
         settings = [key for key in self.peft if key != "kind"]
         if kind == "none":
             if settings:
-                raise ValueError(f"peft=none trains all weights; peft.{settings[0]} needs peft=lora or peft=qlora.")
+                raise ValueError(f"peft.{settings[0]} needs peft=lora or peft=qlora; peft=none trains without an adapter.")
             return
         from peft import LoraConfig
 
@@ -189,46 +188,46 @@ class TrainJob:
             except ImportError:
                 raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
             if "quantization_config" not in inspect.signature(self.loader()).parameters:
-                raise ValueError(f"peft=qlora needs a model that can be loaded in 4 bits; {self.model['_target_']} cannot.")
+                raise ValueError(f"peft=qlora needs a model loader with quantization_config; {self.model['_target_']} has none.")
         if self.parts() and self.peft.get("target_modules"):
             raise ValueError(
-                "train_parts and peft.target_modules both say where adapters go. Name parts, or give target_modules alone "
-                "(peft.modules_to_save for what is trained as a whole)."
+                "train_parts and peft.target_modules both select the adapted layers. Set only one of them (with target_modules, "
+                "peft.modules_to_save selects the modules to train in full)."
             )
 
     def check_samples(self) -> None:
-        """Refuse sampling that cannot be done."""
+        """Refuse invalid sampling settings."""
         given = self.samples or {}
         refuse_unknown(given, SAMPLES, "samples")
         check_sampling(given.get("every", 100), given.get("max_new_tokens", 256), given.get("temperature", 0.0))
         count = given.get("count", 4)
         if not isinstance(count, int) or count < 0:
-            raise ValueError(f"samples.count is how many prompts are answered, 0 for none; got {count!r}.")
+            raise ValueError(f"samples.count, the number of prompts to sample, must be an integer >= 0; got {count!r}.")
         if given.get("image_root") and not given.get("path"):
-            raise ValueError("samples.image_root is of the images of samples.path, which is not set.")
+            raise ValueError("samples.image_root needs samples.path, which is not set. Set it or remove samples.image_root.")
         if given.get("every") == WITH_EVALUATIONS and self.trainer.get("eval_strategy", "no") == "no":
-            raise ValueError(f"samples.every={WITH_EVALUATIONS} needs evaluations: set trainer.eval_strategy=steps, or a number.")
+            raise ValueError(f"samples.every={WITH_EVALUATIONS} needs evaluations. Set trainer.eval_strategy=steps, or a number.")
 
     def check_packages(self, args: MPOConfig) -> None:
-        """Refuse what needs a package that is not there."""
+        """Refuse settings that need a package that is not installed."""
         for name in args.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
-                raise ValueError(f"There is no tracker {name!r} for trainer.report_to.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+                raise ValueError(f"Unknown tracker {name!r} in trainer.report_to.{nearest(name, INTEGRATION_TO_CALLBACK)}")
         if self.dry_run:
             return
         check_backend(args.packed_attention)
         check_attention(self.model.get("attn_implementation"))
-        there = get_available_reporting_integrations()
-        needed = [(f"report_to={name}", name) for name in args.report_to if name in TRACKERS and name not in there]
+        available = get_available_reporting_integrations()
+        needed = [(f"report_to={name}", name) for name in args.report_to if name in TRACKERS and name not in available]
         if re.search("8bit|bnb|paged", args.optim) and not is_bitsandbytes_available():
             needed.append((f"optim={OptimizerNames(args.optim).value}", "bitsandbytes"))
         if args.use_liger_kernel and not is_liger_kernel_available():
             needed.append(("use_liger_kernel", "liger-kernel"))
         for setting, package in needed:
-            raise ValueError(f"trainer.{setting} needs a package that is not installed: pip install {package}.")
+            raise ValueError(f"trainer.{setting} needs {package}, which is not installed: pip install {package}.")
 
     def sampled(self, eval_pairs: Any) -> list[SampleResponses]:
-        """The callback that samples answers, or none."""
+        """Return the callback that samples responses, if any."""
         settings = {name: value for name, value in (self.samples or {}).items() if name not in ("path", "image_root", "count")}
         given = self.samples or {"count": 0}
         path, count = given.get("path"), given.get("count", 4)
@@ -241,74 +240,74 @@ class TrainJob:
         return [SampleResponses(records, **settings)]
 
     def train_data(self) -> dict[str, Any]:
-        """The arguments of `load_preferences` for the pairs to train on."""
+        """Return the arguments of `load_preferences` for the training data."""
         given = {key: value for key, value in self.data.items() if key not in DATA_NAMES and not key.startswith("eval_")}
         return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / FILE}
 
     def eval_data(self) -> dict[str, Any] | None:
-        """The same for the pairs to evaluate on, or None: their own files, or what a mixture holds out."""
+        """Return the arguments for the evaluation data (``data.eval_path``, or the evaluation split of a mixture), or None."""
         if not self.data.get("eval_path"):
             eval_size = self.data.get("mix") and read_mixture(self.data["mix"]).get("eval_size")
             return {**self.train_data(), "split": "eval", "limit": None} if eval_size else None
-        shared = {key: self.train_data()[key] for key in EVALUATED_ALIKE if key in self.train_data()}
-        own = {name.removeprefix("eval_"): self.data[name] for name in EVALUATED if self.data.get(name) is not None}
+        shared = {key: self.train_data()[key] for key in SHARED_WITH_EVAL if key in self.train_data()}
+        own = {name.removeprefix("eval_"): self.data[name] for name in EVAL_KEYS if self.data.get(name) is not None}
         return {**own, **shared}
 
     def parts(self) -> dict[str, Any]:
-        """What becomes of each part of the model that the job names."""
+        """Return the choices of ``train_parts`` that are set."""
         return {part: choice for part, choice in (self.train_parts or {}).items() if choice is not None}
 
     def newest_checkpoint(self) -> str | None:
-        """The newest checkpoint in the run folder that was written to its end, if any."""
+        """Return the newest complete checkpoint in the run folder, if any."""
         return latest_checkpoint(self.run_dir)
 
     def checkpoint(self) -> str | None:
-        """The checkpoint to go on from, if any."""
+        """Return the checkpoint to resume from, if any."""
         newest = self.newest_checkpoint()
         if self.resume == "auto":
             return newest
         if self.resume == "never":
             if newest is not None:
                 raise ValueError(
-                    f"resume=never, but {self.run_dir} holds {Path(newest).name} of an earlier run. Use resume=auto to go on "
-                    "from it, or another run_dir."
+                    f"resume=never, but {self.run_dir} holds {Path(newest).name} of an earlier run. Set resume=auto to resume "
+                    "from it, or choose another run_dir."
                 )
             return None
         if not (Path(self.resume) / "trainer_state.json").is_file():
-            raise ValueError(f"resume is auto, never or the path of a checkpoint; {self.resume!r} is none of these.")
+            raise ValueError(f"resume must be auto, never or the path of a checkpoint; got {self.resume!r}.")
         return str(self.resume)
 
     def place(self) -> Place:
-        """This process among the ranks of the job."""
+        """Find the position of this process among the ranks of the job."""
         return find_place(self.launch, os.environ, 0 if self.trainer.get("use_cpu") else torch.cuda.device_count())
 
     def needs_ranks(self) -> bool:
-        """Whether this process must start others for the job, being none of its ranks."""
+        """Whether this process must launch the ranks of the job."""
         place = self.place()
         sharded = bool(self.trainer.get("fsdp") or self.trainer.get("deepspeed"))
         return not place.is_rank and (place.world_size > 1 or sharded)
 
     def check_sharding(self) -> None:
-        """Refuse ways to share out a model that this machine does not have."""
+        """Refuse sharding that this machine does not support."""
         fsdp, deepspeed = self.trainer.get("fsdp"), self.trainer.get("deepspeed")
         if fsdp and deepspeed:
-            raise ValueError("trainer.fsdp and trainer.deepspeed both share out the model. Choose launch=fsdp2 or launch=zero3.")
+            raise ValueError("trainer.fsdp and trainer.deepspeed both shard the model. Choose launch=fsdp2 or launch=zero3.")
         if self.dry_run or not (fsdp or deepspeed):
             return
         if deepspeed and not is_deepspeed_available():
-            raise ValueError("launch=zero1 to zero3 need DeepSpeed: pip install deepspeed. launch=fsdp2 needs nothing more.")
+            raise ValueError("launch=zero1, zero2 and zero3 need DeepSpeed: pip install deepspeed. launch=fsdp2 does not.")
         if self.trainer.get("use_cpu") or not torch.cuda.is_available():
             raise ValueError(
-                "launch=fsdp2 and launch=zero1 to zero3 share a model out over GPUs, and this run has none. On CPUs use launch=ddp "
-                "(and dry_run=true describes any run)."
+                "launch=fsdp2, zero1, zero2 and zero3 shard the model over GPUs, and this run has no GPU. On CPUs use launch=ddp. "
+                "dry_run=true works without a GPU."
             )
 
     def arguments(self) -> MPOConfig:
-        """The trainer's configuration, on a rank."""
+        """Build the trainer's configuration on a rank."""
         return self._arguments(self.trainer)
 
     def planned_arguments(self) -> MPOConfig:
-        """The trainer's configuration as far as it can be made before the ranks are started, or for a dry run."""
+        """Build the trainer's configuration without sharding, before the ranks are started or for a dry run."""
         here = {name: value for name, value in self.trainer.items() if name not in SHARDING}
         return self._arguments(without_gpu(here) if self.dry_run else here)
 
@@ -318,21 +317,21 @@ class TrainJob:
         if total is not None:
             if given.get("batching") == "tokens":
                 raise ValueError(
-                    f"trainer.global_batch_size={total} counts pairs, and trainer.batching=tokens puts as many into a micro-batch "
-                    "as fit. Set trainer.global_batch_size=null, and trainer.gradient_accumulation_steps to the micro-batches of a "
-                    "step."
+                    f"trainer.global_batch_size={total} is a number of pairs, but with trainer.batching=tokens the number of pairs "
+                    "in a micro-batch varies. Set trainer.global_batch_size=null, and trainer.gradient_accumulation_steps to the "
+                    "number of micro-batches in a step."
                 )
             default = MPOConfig.__dataclass_fields__["per_device_train_batch_size"].default
             pairs, ranks = given.get("per_device_train_batch_size", default), self.place().world_size
             if total % (pairs * ranks) or total < pairs * ranks:
                 raise ValueError(
-                    f"trainer.global_batch_size={total} is not a multiple of the {pairs * ranks} pairs that are trained at once "
-                    f"(per_device_train_batch_size={pairs} x {ranks} processes)."
+                    f"trainer.global_batch_size={total} is not a multiple of {pairs * ranks} "
+                    f"(trainer.per_device_train_batch_size={pairs} x {ranks} ranks). Change one of them."
                 )
             if "gradient_accumulation_steps" in given:
                 raise ValueError(
-                    "trainer.global_batch_size and trainer.gradient_accumulation_steps say the same thing. Set the first to "
-                    "null to use the second."
+                    "trainer.gradient_accumulation_steps cannot be set together with trainer.global_batch_size, which determines "
+                    "it. Set trainer.global_batch_size=null to use it."
                 )
             given["gradient_accumulation_steps"] = total // (pairs * ranks)
         rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
@@ -341,7 +340,7 @@ class TrainJob:
         return MPOConfig(**own, **self.loss, **given)
 
     def adapter(self) -> Any:
-        """Peft's configuration of the adapter, or None."""
+        """Build peft's `LoraConfig`; None without an adapter."""
         if self.peft["kind"] == "none":
             return None
         from peft import LoraConfig
@@ -357,12 +356,12 @@ class TrainJob:
         return adapter
 
     def freeze(self, model: Any) -> None:
-        """Freeze what the job does not train; adapters do that by themselves."""
+        """Freeze the parts that are not trained. With an adapter, peft freezes the base model."""
         if self.peft["kind"] == "none" and (parts := self.parts()):
             freeze_parts(model, parts)
 
     def quantization(self) -> Any:
-        """How to hold the base model in 4 bits for QLoRA (arXiv 2305.14314), or None."""
+        """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs."""
         if self.peft["kind"] != "qlora":
             return None
         from transformers import BitsAndBytesConfig
@@ -379,34 +378,34 @@ class TrainJob:
         """Write ``resolved.yaml`` into the run folder."""
         path = Path(self.run_dir) / RESOLVED
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{RESOLVED}.{socket.gethostname()}.{os.getpid()}")  # launchers of several machines write it
-        OmegaConf.save(OmegaConf.create(asdict(self)), aside)
-        aside.replace(path)
+        temporary = path.with_name(f"{RESOLVED}.{socket.gethostname()}.{os.getpid()}")  # the launcher of every node writes it
+        OmegaConf.save(OmegaConf.create(asdict(self)), temporary)
+        temporary.replace(path)
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TrainJob":
-        """Read what `save` wrote."""
+        """Read a job written by `save`."""
         return cls.from_config(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
 
 
 def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> MPOTrainer:
     """Train, and save the model with its processor in the run folder.
 
-    An interrupted job that is run again goes on from its newest whole checkpoint (``resume="auto"``).
+    An interrupted job that is run again resumes from its newest complete checkpoint (``resume="auto"``).
 
     Args:
-        job: what to do.
-        callbacks: more of transformers' callbacks.
+        job: a checked job.
+        callbacks: additional transformers callbacks.
 
     Returns:
-        the trainer, after training; ``trainer.state.log_history`` has everything that was logged.
+        the trainer, after training; ``trainer.state.log_history`` has all logged values.
     """
-    args = job.arguments()  # first: it joins the ranks, and tells the loading of models how they are shared out
+    args = job.arguments()  # first: it joins the process group, and tells from_pretrained how models are sharded
     with args.main_process_first(local=False, desc="the run folder"):
         if args.process_index == 0:
             job.save()
-            if job.checkpoint() is None:  # what an earlier run in this folder left out is not of this one
+            if job.checkpoint() is None:  # the list of bad records is an earlier run's
                 (Path(job.run_dir) / FILE).unlink(missing_ok=True)
     pairs = load_preferences(**job.train_data())
     evaluation = job.eval_data()
@@ -435,17 +434,17 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise a ValueError for the first key that does not exist, with the nearest one that does."""
+    """Raise a ValueError for the first unknown key, with its closest match."""
     known = list(known)
     for key in given:
         if key not in known:
-            raise ValueError(f"There is no {key!r} in {where}.{nearest(key, known)}")
+            raise ValueError(f"Unknown key {key!r} in {where}.{nearest(key, known)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest valid name, or all of them when they are few."""
+    """Suggest the closest valid name, or list all names if there are few."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
-    return f" It has: {', '.join(known)}." if len(known) <= 20 else ""
+    return f" Valid names: {', '.join(known)}." if len(known) <= 20 else ""

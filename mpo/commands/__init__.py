@@ -1,4 +1,4 @@
-"""The `mpo` command. One file per command; each only reads its configuration and calls the rooms above."""
+"""The `mpo` command. One file per command; each parses its arguments and calls the rest of the package."""
 
 import argparse
 import os
@@ -10,13 +10,13 @@ from importlib.metadata import version
 from mpo.visible import visible
 
 COMMANDS = {
-    "cache": "look into, check and clean up a folder of cached reference log-probs",
-    "convert": "between the official form of a checkpoint and transformers'",
-    "data": "check, look at, convert, mix, split and clean preference data",
-    "demo": "five to ten minutes: a small InternVL learns to read images, then from its own right and wrong answers",
-    "doctor": "what this machine has, and what keeps a run from starting on it, to paste into an issue",
-    "export": "a trained model or adapter -> a folder to load and serve",
-    "train": "train a model on pairs of answers, from a recipe",
+    "cache": "Inspect, verify and prune cached reference log-probs",
+    "convert": "Convert a checkpoint between the official format and transformers'",
+    "data": "Validate, inspect, convert, mix, split and deduplicate preference data",
+    "demo": "Run the demo: train a small InternVL with MPO on its own responses (five to ten minutes, no GPU)",
+    "doctor": "Check the environment and print a report to paste into an issue",
+    "export": "Export a trained model",
+    "train": "Train with a recipe",
 }
 
 
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"mpo-trainer {version('mpo-trainer')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    asked = next((word for word in arguments if not word.startswith("-")), None)
+    selected = next((word for word in arguments if not word.startswith("-")), None)
     for name, help in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-        if name == asked:
+        command = commands.add_parser(name, help=help, description=f"{help}.")
+        if name == selected:
             module = import_module(f"mpo.commands.{name}")
             module.configure(command)
             command.set_defaults(run=module.run)
@@ -47,15 +47,17 @@ _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 
 
 def user_errors(work: Callable[[], int], who: str = "") -> int:
-    """Run `work` and print a user's mistake as one message instead of a traceback (MPO_TRACEBACK=1 shows it).
+    """Run `work`. Print a user's error as one message instead of a traceback (MPO_TRACEBACK=1 shows the traceback).
 
-    A file that is gone or cannot be read is such a mistake.
+    A missing or unreadable file counts as a user's error.
     """
     try:
         return work()
     except (ValueError, FloatingPointError, *_NO_FILE) as error:
         if os.environ.get("MPO_TRACEBACK") or (isinstance(error, OSError) and error.filename is None):
             raise
-        message = f"{error.filename}: {error.strerror}. Put it back or fix its path." if isinstance(error, OSError) else error
+        message: object = error
+        if isinstance(error, OSError):
+            message = f"{error.filename}: {error.strerror}. Check that the file exists and that its path is correct."
         print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""`mpo cache`: look into a folder of cached reference log-probs, check it, clean it up."""
+"""`mpo cache`: inspect, verify and prune cached reference log-probs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ import argparse
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # --help needs no torch
-    pass
+from typing import Any
 
 EXPLANATION = """\
-A run with reference=cached keeps the reference model's log-prob of every answer on disk, so that a second epoch,
-a resumed run, a sweep or a larger data set computes only what is new. Answers are found by their content: the
-model's weights, the chat template, the processor's settings, the images, the prompt and the answer itself.
-Every model or set-up has its own sub-folder; DIR is the folder above them, or one of them.
+Inspect, verify and prune cached reference log-probs.
+
+With reference=cached the reference model's log-prob of every completion is stored on disk, so that a second epoch, a
+resumed run, a sweep or a larger data set computes only new ones. The cache key is the content: the model's weights,
+the chat template, the processor's settings, the images, the prompt and the completion. Each combination of model and
+settings has a sub-folder. DIR is the folder that contains them, or one of them.
 """
 
 EXAMPLES = """\
 examples
-  mpo cache inspect runs/reference           whose answers these are, how many, how large
-  mpo cache verify runs/reference            read and check everything; exit status 1 when something is wrong
-  mpo cache prune --dry-run runs/reference   say what a clean-up would do
-  mpo cache prune runs/reference             remove leftovers and damaged shards, merge small shards
+  mpo cache inspect runs/reference           show the model, settings, number of completions and size
+  mpo cache verify runs/reference            read and check every shard; exit status 1 on a problem
+  mpo cache prune --dry-run runs/reference   show what prune would change
+  mpo cache prune runs/reference             remove temporary files and damaged shards, merge small shards
 """
 
-INSPECT = "Say which model and set-up each folder belongs to, how many answers it has, its size, age and leftovers."
+INSPECT = "Show the model and settings, the number of completions, the size, the age and the temporary files of each folder."
 VERIFY = """\
-Read every shard and check: that it is whole (checksum), that it belongs to this folder, that log-probs are finite
-and not positive, that answers stored twice agree. Changes nothing. Exit status 1 when something is wrong.
+Read every shard and check its checksum and its fingerprint, that log-probs are finite and not positive, and that
+completions stored twice agree. Changes nothing. The exit status is 1 if there are problems.
 """
 PRUNE = """\
-Clean up: remove what killed runs left half-written, remove damaged shards, leave out answers that cannot be right
-(verify lists them), merge small shards into one. Files that mpo did not write are never touched, nor are shards of
-another set-up. What is removed is computed again by the next run that needs it. Runs may go on meanwhile.
+Remove temporary files of killed runs, damaged shards and invalid log-probs (verify lists them), and merge small
+shards. Shards with other settings and files not written by mpo are never touched. Removed entries are computed again
+by the next run that needs them. Training runs can continue meanwhile.
 """
 
 MOST_LINES = 100
@@ -46,14 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, action, help, explanation in (
-        ("inspect", inspect, "what a cache holds, and whose", INSPECT),
-        ("verify", verify, "read all of it and check it", VERIFY),
-        ("prune", prune, "remove leftovers and damaged shards, merge small ones", PRUNE),
+        ("inspect", inspect, "Show the contents of a cache", INSPECT),
+        ("verify", verify, "Check every shard of a cache", VERIFY),
+        ("prune", prune, "Remove temporary files and damaged shards, merge small shards", PRUNE),
     ):
         command = actions.add_parser(name, help=help, description=explanation, formatter_class=argparse.RawDescriptionHelpFormatter)
-        command.add_argument("folder", metavar="DIR", type=Path, help="the cache's folder, or one sub-folder of it")
+        command.add_argument("folder", metavar="DIR", type=Path, help="folder of the cache, or one of its sub-folders")
         if name == "prune":
-            command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+            command.add_argument("--dry-run", action="store_true", help="show the changes without making them")
         command.set_defaults(action=action)
 
 
@@ -73,21 +72,21 @@ def inspect(args: argparse.Namespace) -> int:
         files = shards(folder)
         rows = [_rows(path) for path in files]
         times = [datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M") for path in files]
-        unread = f" (and {rows.count(None)} unreadable: see mpo cache verify)" if None in rows else ""
-        left = leftovers(folder)
+        unreadable = f" (and {rows.count(None)} unreadable: run mpo cache verify)" if None in rows else ""
+        temporary = leftovers(folder)
         template = fingerprint.about.get("chat_template")
         _table(
             folder,
             {
-                "answers": f"{sum(count or 0 for count in rows):,}",
-                "shards": f"{len(files)}{unread}, {_size(files)}",
+                "completions": f"{sum(count or 0 for count in rows):,}",
+                "shards": f"{len(files)}{unreadable}, {_size(files)}",
                 "written": f"{min(times)} to {max(times)}" if times else "nothing yet",
-                "leftovers": f"{len(left)}, {_size(left)} (mpo cache prune removes them)" if left else "none",
+                "temporary files": f"{len(temporary)}, {_size(temporary)} (removed by mpo cache prune)" if temporary else "none",
                 "model": " ".join(str(fingerprint.about.get(name, "")) for name in ("model", "name_or_path")).strip(),
-                "reference": "the base model with its adapter 'ref'" if fingerprint.about.get("reference_adapter") else "the model",
+                "reference": "the base model with adapter 'ref'" if fingerprint.about.get("reference_adapter") else "the model",
                 "chat template": "none" if template is None else _short(template),
                 "image processor": _short(_flat(fingerprint.settings.get("image processor", {}).get("image_processor", {}))),
-                "scoring": _short(_flat(fingerprint.settings.get("scoring", {}))),
+                "labelled tokens": _short(_flat(fingerprint.settings.get("scoring", {}))),
                 "fingerprint": fingerprint.digest,
                 **{f"  {part}": value for part, value in fingerprint.parts.items()},
             },
@@ -102,14 +101,14 @@ def verify(args: argparse.Namespace) -> int:
     bad = 0
     for folder in cache_folders(args.folder):
         check = check_folder(folder, read_fingerprint(folder))
-        print(f"{folder}: {check.entries:,} answers in {len(check.whole)} whole shards, {len(check.problems)} problems")
+        print(f"{folder}: {check.entries:,} entries in {len(check.whole)} intact shards, {len(check.problems)} problems")
         for problem in check.problems[:MOST_LINES]:
             print(f"  {problem}")
         if len(check.problems) > MOST_LINES:
             print(f"  ... and {len(check.problems) - MOST_LINES:,} more")
         bad += len(check.problems)
     if bad:
-        print(f"`mpo cache prune {args.folder}` removes what is damaged or wrong; it is then computed again.")
+        print(f"Run `mpo cache prune {args.folder}` to remove damaged and invalid entries; the next run computes them again.")
     return int(bad > 0)
 
 

@@ -1,20 +1,23 @@
-"""`mpo convert`: between the official form of a checkpoint and transformers'."""
+"""`mpo convert`: convert a checkpoint between the official format and transformers'."""
 
 import argparse
 from pathlib import Path
 
 EXPLANATION = """\
-InternVL checkpoints come in two forms: the official one (InternVLChatModel, OpenGVLab/InternVL3-8B), which runs code
-that comes with it, and transformers' (OpenGVLab/InternVL3-8B-hf). This command writes the one that SOURCE is not.
-Language models: InternLM2 (as a Llama), Llama, Qwen2 and Qwen2.5, Qwen3 dense and MoE; both vision towers. Tensors
-are checked by name and shape, keep every bit, and go through memory one shard at a time. `mpo train` and
-mpo.models.load_internvl take the official form as it is; converting once saves them the work.
+Convert an InternVL checkpoint between the official format and transformers'.
+
+The official format (InternVLChatModel, OpenGVLab/InternVL3-8B) needs the Python code that comes with it;
+transformers' format (OpenGVLab/InternVL3-8B-hf) does not. SOURCE is detected and written in the other format.
+Supported language models: InternLM2 (as Llama), Llama, Qwen2 and Qwen2.5, Qwen3 dense and MoE, with both vision
+towers. Names and shapes of tensors are checked, their values are preserved bit for bit, and one shard is in memory
+at a time. `mpo train` and mpo.models.load_internvl also read the official format directly; converting it once saves
+the conversion at every load.
 """
 
 EXAMPLES = """\
 examples
-  mpo convert InternVL2_5-8B InternVL2_5-8B-hf            to transformers' form
-  mpo convert runs/first/final back --like InternVL2_5-8B   to the official form, with that checkpoint's Python files
+  mpo convert InternVL2_5-8B InternVL2_5-8B-hf            to transformers' format
+  mpo convert runs/first/final back --like InternVL2_5-8B   to the official format, with that checkpoint's Python files
 """
 
 
@@ -22,15 +25,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = EXPLANATION
     parser.epilog = EXAMPLES
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="the checkpoint's folder")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="a new folder")
-    parser.add_argument("--like", metavar="DIR", type=Path, help="an official checkpoint, for config, tokenizer and code")
-    parser.add_argument("--shard-gb", metavar="GB", type=float, default=5.0, help="size of a file of weights (default 5)")
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="folder of the checkpoint")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="folder to create")
+    parser.add_argument("--like", metavar="DIR", type=Path, help="official checkpoint to take config, tokenizer and code from")
+    parser.add_argument("--shard-gb", metavar="GB", type=float, default=5.0, help="maximum size of a weight shard (default: 5)")
     parser.add_argument(
         "--compare",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="compute logits with both forms and compare them (default: where memory allows)",
+        help="compare the logits of both formats (default: if memory allows)",
     )
 
 
@@ -39,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
     done = convert(args.source, args.target, like=args.like, shard_gb=args.shard_gb, compare=args.compare)
     whose = "the official" if done.form == "official" else "transformers'"
-    print(f"{done.folder}: {done.tensors} tensors in {whose} form")
+    print(f"{done.folder}: {done.tensors} tensors in {whose} format")
     if done.difference is None:
-        print("Names, shapes and dtypes agree; logits were not compared (--compare does, and needs the model twice in memory).")
+        print("Names, shapes and dtypes agree. Logits were not compared: --compare needs memory for two copies of the model.")
     else:
-        print(f"Logits of both forms agree to {done.difference:.1e} of the largest one (random input, float32).")
+        print(f"Logits of both formats agree to {done.difference:.1e} of the largest logit (random input, float32).")
     if done.form == "official" and not any(done.folder.glob("modeling_*.py")):
-        print("Its Python files are not there; --like DIR copies those of the checkpoint it came from.")
+        print("The model's Python files are missing. Use --like DIR to copy them from the original checkpoint.")
     return 0

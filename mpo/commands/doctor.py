@@ -1,21 +1,23 @@
-"""`mpo doctor`: what this machine has, and what keeps a run from starting on it."""
+"""`mpo doctor`: check the environment for training."""
 
 import argparse
 from pathlib import Path
 
 EXPLANATION = """\
-Looks at packages (against the versions that mpo supports and was tested with), machine, GPUs, the attention kernel
-of packed rows, bitsandbytes, disk and hub, and takes one real training step of a tiny InternVL. The page is made to
-be pasted into an issue: no colours, no tokens, home folder and user name as ~. Lines with ! are problems, whose fixes
-stand at the end; those with * are worth knowing. Exit status 1 when there are problems.
+Check the environment and print a report to paste into an issue.
+
+The report covers packages (against the supported and tested versions), system, GPUs, the attention kernel for packed
+rows, bitsandbytes, disks and the Hugging Face Hub, and runs one training step of a tiny InternVL. It contains no
+colours and no tokens, and shows home folder and user name as ~. Lines marked ! are problems; the commands that fix
+them are listed at the end. Lines marked * are notes. The exit status is 1 if there are problems.
 """
 
 EXAMPLES = """\
 examples
-  mpo doctor                       everything
-  mpo doctor --dir /data/runs      runs will go there
-  mpo doctor --no-step --json      no training step; for programs
-  MPO_TRACEBACK=1 mpo doctor       with the tracebacks of what failed
+  mpo doctor                       all checks
+  mpo doctor --dir /data/runs      check the disk that runs will be written to
+  mpo doctor --no-step --json      no training step, output as JSON
+  MPO_TRACEBACK=1 mpo doctor       with the tracebacks of failed checks
 """
 
 
@@ -23,9 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = EXPLANATION
     parser.epilog = EXAMPLES
-    parser.add_argument("--dir", type=Path, default=Path("."), metavar="DIR", help="where runs go (default: this folder)")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--no-step", action="store_true", help="without the training step")
+    parser.add_argument("--dir", type=Path, default=Path("."), metavar="DIR", help="folder of runs (default: current folder)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--no-step", action="store_true", help="skip the training step")
 
 
 def run(args: argparse.Namespace) -> int:

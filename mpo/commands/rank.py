@@ -1,4 +1,4 @@
-"""What every rank of a started job runs: `python -m mpo.commands.rank runs/first/resolved.yaml`. Not for people."""
+"""Run one rank of a job: `python -m mpo.commands.rank runs/first/resolved.yaml`. Started by `mpo train`, not by users."""
 
 import os
 import sys

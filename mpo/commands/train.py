@@ -1,4 +1,4 @@
-"""`mpo train`: compose a recipe once, check all of it, and run the job."""
+"""`mpo train`: compose and check a recipe, then run the job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run `mpo train` with Hydra's command line; returns the exit status."""
+    """Run `mpo train` with Hydra's command line and return the exit status."""
     before = sys.argv
     sys.argv = ["mpo train", *map(settable, arguments)]
     try:
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def settable(argument: str) -> str:
-    """Let `key=value` set any key, so that Hydra leaves the checking of names to us and `trainer.` takes every field.
+    """Rewrite `key=value` to `++key=value`: any field of `trainer` can be set, and unknown keys are refused by mpo, not Hydra.
 
     >>> settable("trainer.adam_beta2=0.95"), settable("loss=dpo"), settable("-m"), settable("hydra.verbose=true")
     ('++trainer.adam_beta2=0.95', 'loss=dpo', '-m', 'hydra.verbose=true')
@@ -66,21 +66,21 @@ def _train(config: DictConfig) -> int:
         print(dry_run(job))
         return 0
     place = job.place()
-    if not named and (place.is_rank or place.machines > 1):
+    if not named and (place.is_rank or place.nnodes > 1):
         raise ValueError(
-            "run_dir is named after the time, and processes that start by themselves would not agree on it. Name one, on a disk "
-            "that all machines see: run_dir=..."
+            "The default run_dir contains the time, which differs between ranks started by another launcher. Set run_dir=... to a "
+            "folder that all nodes can access."
         )
-    if place.is_rank or place.machine_rank == 0:
+    if place.is_rank or place.node_rank == 0:
         resumed = job.checkpoint()
-        print(f"mpo train: {'going on from ' + resumed if resumed else 'run folder ' + job.run_dir}")
+        print(f"mpo train: {'resuming from ' + resumed if resumed else 'writing to ' + job.run_dir}")
     if job.needs_ranks():
         return _train_on_ranks(job, place)
     os.environ.update(place.environment)
-    if not place.is_rank:  # transformers would spread each batch over all GPUs in threads
+    if not place.is_rank:  # transformers would use DataParallel over all visible GPUs
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     run_train_job(job)
-    print(f"mpo train: done. The trained model is in {job.run_dir}")
+    print(f"mpo train: done. The trained model was saved to {job.run_dir}")
     return 0
 
 
@@ -90,13 +90,13 @@ def _train_on_ranks(job: TrainJob, place: Place) -> int:
     try:
         status = start_ranks(place, "mpo.commands.rank", [str(job.save())])
     except RuntimeError as error:
-        whole = job.newest_checkpoint()
+        newest = job.newest_checkpoint()
         print(
             f"mpo: error: {error} "
-            + (f"The same command goes on from {whole}." if whole else "There is no whole checkpoint to go on from yet."),
+            + (f"Run the same command to resume from {newest}." if newest else "No checkpoint has been saved yet."),
             file=sys.stderr,
         )
         return 1
-    if status == 0 and place.machine_rank == 0:
-        print(f"mpo train: done. The trained model is in {job.run_dir}")
+    if status == 0 and place.node_rank == 0:
+        print(f"mpo train: done. The trained model was saved to {job.run_dir}")
     return status

@@ -155,8 +155,8 @@ class ArrayShard:
                 text += block
                 if len(text) > MAX_ARRAY_BYTES:
                     raise ValueError(
-                        f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read whole. Write it as "
-                        "JSONL, an object a line, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
+                        f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read whole. Write it "
+                        "as JSONL, an object a line, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
                     )
         return text
 

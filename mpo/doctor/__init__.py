@@ -1,5 +1,5 @@
-"""What `mpo doctor` looks at: packages, machine, GPUs, disk, hub, and one real training step.
+"""The checks of `mpo doctor`: packages, system, GPUs, disk, Hub, and one real training step.
 
-A check yields findings (`finding.py`) and knows nothing of pages; `checks.py` lists them; `examine.py` runs them in a Python of
-their own, which may crash; `page.py` writes what was found.
+A check yields findings (`finding.py`). `checks.py` lists the checks, `examine.py` runs them in a separate process, which may crash,
+and `page.py` formats the report.
 """

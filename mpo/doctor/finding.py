@@ -1,4 +1,4 @@
-"""What a check finds, and how it fails: always as one more finding."""
+"""The findings of a check. A check that fails is also reported as a finding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 Status = Literal["ok", "note", "problem"]
 
 TRACEBACK = "MPO_TRACEBACK=1 mpo doctor"
-"""Shows what went wrong in full; the fix of what has no other."""
+"""Shows the traceback; the fix of problems without a specific one."""
 
 LONGEST = 160
 """Characters of an error in one line."""
@@ -22,10 +22,10 @@ class Finding:
     """One line of the page.
 
     Args:
-        name: of what was looked at.
-        value: what was found.
+        name: subject of the check.
+        value: result of the check.
         status: ``note`` is worth knowing, ``problem`` must be fixed before a run.
-        fix: the command that fixes it.
+        fix: command that fixes the problem.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, and whether a token is there. The token itself is never shown."""
+"""Check that the Hugging Face Hub responds and whether a token is set. The token itself is never shown."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from mpo.doctor.finding import Finding, one_line
 
 SECONDS = 2.0
-"""To wait for the hub."""
+"""Timeout of a request to the Hub."""
 
-MEND = "export HF_ENDPOINT=https://MIRROR, or HTTPS_PROXY=http://PROXY, or with all files at hand HF_HUB_OFFLINE=1"
+FIX = "export HF_ENDPOINT=https://MIRROR, or HTTPS_PROXY=http://PROXY, or with all files at hand HF_HUB_OFFLINE=1"
 
 
 def hub() -> Iterator[Finding]:
@@ -41,7 +41,7 @@ def _access(endpoint: str) -> Finding:
     asking.join(2 * SECONDS)
     answer = answers[0] if answers else TimeoutError("its name was not found in time")
     if isinstance(answer, BaseException):
-        return Finding("access", f"{endpoint} does not answer ({one_line(answer)})", "note", MEND)
+        return Finding("access", f"{endpoint} does not answer ({one_line(answer)})", "note", FIX)
     if answer >= 400:
-        return Finding("access", f"{endpoint} answers with status {answer}", "note", MEND)
+        return Finding("access", f"{endpoint} answers with status {answer}", "note", FIX)
     return Finding("access", f"{endpoint} answers")

@@ -13,7 +13,7 @@ from mpo.doctor.finding import Finding
 GIB = 2**30
 
 SHARED_MEMORY = 1 * GIB
-"""Less is little: a worker hands whole batches of image tiles over in it. Docker gives 64 MiB unless asked."""
+"""Below this, warn: data workers pass whole batches of image tiles through it. Docker gives 64 MiB unless asked."""
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 

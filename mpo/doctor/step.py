@@ -16,12 +16,12 @@ from mpo.doctor.imports import failing_alike, fix_import
 QUESTION = "What colour is this?"
 COLOURS = ("red", "green", "blue", "white")
 
-MENDS = {
+FIXES = {
     "out of memory": "nvidia-smi   (shows which process holds the memory; end it, or choose a GPU: export CUDA_VISIBLE_DEVICES=1)",
     "no kernel image": "pip install --upgrade torch torchvision   (this build is not for this GPU)",
     "No space left": "export TMPDIR=/larger/disk",
 }
-"""By what an error says."""
+"""Commands by a part of the error message."""
 
 
 def training_step() -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def _pairs() -> Any:
 
 
 def _fix(error: BaseException) -> str:
-    known = next((fix for words, fix in MENDS.items() if words in str(error)), None)
+    known = next((fix for words, fix in FIXES.items() if words in str(error)), None)
     if known is None and (isinstance(error, ImportError) or failing_alike(error) is not None):
         return fix_import(error, "mpo-trainer")
     return known or TRACEBACK

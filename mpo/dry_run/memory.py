@@ -198,7 +198,7 @@ def _reference(model: nn.Module, args: Any, sharding: Sharding, with_adapters: b
 
 
 def _gathered(model: nn.Module, sharding: Sharding, precision: Precision) -> int:
-    """Weights that are whole for a while although each rank holds a piece: the layer in use and the next, and what is in no layer.
+    """Weights that are whole for a while although each rank holds a shard: the layer in use and the next, and what is in no layer.
 
     FSDP2 wraps every layer; what is in none (embeddings, head, projector) belongs to the root, which is kept whole. DeepSpeed
     gathers up to ``stage3_max_live_parameters``, 1e9 by default.

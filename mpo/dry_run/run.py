@@ -61,7 +61,7 @@ def dry_run(job: TrainJob) -> str:
     most_expensive = ", ".join(name_of(records, index) for index in work.most_expensive[:LONGEST]) + (
         ", ..." if len(work.most_expensive) > LONGEST else ""
     )
-    where = f"{'GPU' if gpu else 'CPU'}, {sharding}, most_expensive micro-batch: {most_expensive}"
+    where = f"{'GPU' if gpu else 'CPU'}, {sharding}, most expensive micro-batch: {most_expensive}"
     built = "built for real: no config describes it" if structure.real else "on the meta device, no weights loaded"
     first = name_of(records, 0)
     return "\n\n".join(

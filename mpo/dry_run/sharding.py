@@ -16,8 +16,8 @@ KINDS = {
     "zero2": ("gradients", "optimiser"),
     "zero3": ("weights", "gradients", "optimiser", "reference"),
 }
-"""What each way of running holds in pieces. ZeRO: arXiv 1910.02054, section 5; FSDP: arXiv 2304.11277. Our references are sharded
-with the policy under FSDP2, and under ZeRO-3 TRL loads theirs in pieces."""
+"""What each strategy shards. ZeRO: arXiv 1910.02054, section 5; FSDP: arXiv 2304.11277. The reference model is sharded with the
+policy under FSDP2, and by TRL under ZeRO-3."""
 
 
 @dataclass(frozen=True)

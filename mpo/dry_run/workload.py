@@ -20,7 +20,7 @@ from mpo.packing.sampler import PackingReport, PairBatchSampler
 class Workload:
     """A job's data, measured.
 
-    ``costs``: of ``records``, the measured ones, which are a sample if less than ``total``. ``most expensive``: the records of the
+    ``costs``: of ``records``, the measured ones, which are a sample if less than ``total``. ``most_expensive``: the records of the
     micro-batch that takes most memory; ``batch``: its sizes. ``packing``: how an epoch is planned, where it is.
     """
 

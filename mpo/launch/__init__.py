@@ -1,1 +1,1 @@
-"""On which machines and processes a job runs, and how they are started."""
+"""The nodes and ranks of a job, and how its ranks are started."""

@@ -1,4 +1,4 @@
-"""Start the ranks of a job on this machine and wait for them: torchrun, with its errors in one sentence."""
+"""Start the ranks of a job on this node with torchrun, and report a failure in one sentence."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch.distributed.run import parse_args, run
 
 from mpo.launch.place import Place
 
-USER_ERROR = 2  # what a rank ends with that has told the user what is wrong
+USER_ERROR = 2  # exit status of a rank that has reported a user's error
 
 
 def start_ranks(place: Place, module: str, arguments: Sequence[str]) -> int:
-    """Run a module on every rank of this machine until all are done, or one fails: then the others are stopped.
+    """Run a module on every rank of this node. When one rank fails, the others are stopped.
 
     Args:
-        place: how many, and where they meet.
+        place: number of ranks, and their rendezvous.
         module: run as ``python -m module``.
-        arguments: of the module.
+        arguments: command-line arguments of the module.
 
     Returns:
-        0; 2 when a rank has reported a user's error; 128 + N when this process was asked to stop by signal N.
+        0; 2 when a rank has reported a user's error; 128 + N when signal N stopped this process.
 
     Raises:
-        RuntimeError: when a rank failed otherwise: which, and how.
+        RuntimeError: when a rank failed for another reason; names the rank and its exit status.
     """
     where = (
         ["--standalone"]
-        if place.machines == 1
+        if place.nnodes == 1
         else [
-            f"--nnodes={place.machines}",
-            f"--node-rank={place.machine_rank}",
-            f"--master-addr={place.main_address}",
-            f"--master-port={place.main_port}",
+            f"--nnodes={place.nnodes}",
+            f"--node-rank={place.node_rank}",
+            f"--master-addr={place.master_addr}",
+            f"--master-port={place.master_port}",
         ]
     )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // place.processes, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells a failure in forty lines; we do in two
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // place.nproc_per_node, 1)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # prints forty lines per failure
     try:
-        run(parse_args([*where, f"--nproc-per-node={place.processes}", "--module", module, *arguments]))
+        run(parse_args([*where, f"--nproc-per-node={place.nproc_per_node}", "--module", module, *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode == USER_ERROR:
@@ -57,15 +57,15 @@ def start_ranks(place: Place, module: str, arguments: Sequence[str]) -> int:
 
 
 def ending(exitcode: int) -> str:
-    """How a process ended, in words.
+    """Describe an exit status.
 
     >>> ending(-9)
-    'was killed by SIGKILL (the usual sender is a kernel that is out of memory)'
+    'was killed by SIGKILL (usually by the kernel: out of memory)'
     >>> ending(1)
-    'failed (exit status 1, its error is above)'
+    'failed (exit status 1; see its error above)'
     """
     if exitcode >= 0:
-        return f"failed (exit status {exitcode}, its error is above)"
+        return f"failed (exit status {exitcode}; see its error above)"
     name = signal.Signals(-exitcode).name
-    hints = {"SIGKILL": " (the usual sender is a kernel that is out of memory)", "SIGABRT": " (often a collective that timed out)"}
+    hints = {"SIGKILL": " (usually by the kernel: out of memory)", "SIGABRT": " (often a collective that timed out)"}
     return f"was killed by {name}{hints.get(name, '')}"

@@ -80,17 +80,17 @@ def test_inspect_says_whose_it_is_and_how_much(cache, run):
         "max_patches=12",
         "completion_end=end_of_turn",
         "for message in",
-        "leftovers",
+        "temporary files",
         "1, 0.0 KiB",
     ):
         assert part in said, said
-    assert re.search(r"answers +5\n", said) and re.search(r"shards +3, ", said)
+    assert re.search(r"completions +5\n", said) and re.search(r"shards +3, ", said)
     assert "Other" in said and "nothing yet" in said
 
 
 def test_verify_is_content_with_a_whole_cache(cache, run):
     status, said = run("verify", cache.folder.parent)
-    assert status == 0 and "4 answers in 3 whole shards, 0 problems" in said
+    assert status == 0 and "4 completions in 3 intact shards, 0 problems" in said
 
 
 def test_verify_lists_all_that_is_wrong_and_changes_nothing(cache, run):

@@ -76,12 +76,12 @@ def test_the_adapter_learns_and_the_base_does_not(settings, tmp_path):
 
 
 def test_killed_and_run_again_it_ends_the_same(settings, tmp_path, capsys, record_property):
-    """kill -9 after the fifth of six steps; the same command goes on from the fourth."""
+    """kill -9 after the fifth of six steps; the same command resumes from the fourth."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert in_fork(lambda: run_train_job(job(settings, straight))) == 0
     assert in_fork(lambda: run_train_job(job(settings, killed), callbacks=[KillAt("step", 5)])) == -9
     assert main(["train", *settings, f"run_dir={killed}"]) == 0
-    assert f"going on from {killed / 'checkpoint-4'}" in capsys.readouterr().out
+    assert f"resuming from {killed / 'checkpoint-4'}" in capsys.readouterr().out
     ends = [load_file(folder / "adapter_model.safetensors") for folder in (straight, killed)]
     record_property("difference", ("QLoRA, killed and resumed", difference(*ends)))
     assert difference(*ends) == 0

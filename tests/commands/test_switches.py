@@ -121,7 +121,7 @@ def test_liger_takes_layers_of_both_models_and_leaves_the_loss(processor):
             assert "liger" in module.forward.__func__.__module__, module
         assert type(model).forward is before and "forward" not in model.__dict__
         model.config.text_config.model_type = "something"
-        with pytest.raises(ValueError, match="no kernels for models of type 'something'"):
+        with pytest.raises(ValueError, match="'something'"):
             use_liger_layers(model)
 
     assert in_fork(work) == 0
@@ -148,14 +148,14 @@ def test_samples_of_the_evaluation_data(settings, tmp_path):
 
 
 REFUSED = {
-    "trainer.report_to=tensorbord": "no tracker 'tensorbord' .* Did you mean 'tensorboard'",
-    "trainer.activation_offloading=true": "this run has no GPU",
-    "trainer.use_liger_kernel=true": "use_liger_kernel=True.*no GPU",
+    "trainer.report_to=tensorbord": "'tensorbord' in trainer.report_to.* 'tensorboard'",
+    "trainer.activation_offloading=true": "activation_offloading",
+    "trainer.use_liger_kernel=true": "use_liger_kernel",
     "samples.evry=1": "Did you mean 'every'",
-    "samples.every=0": "every so many steps",
-    "samples.every=evaluation": "needs evaluations: set trainer.eval_strategy",
-    "samples.count=-1": "samples.count is how many",
-    "samples.image_root=images": "samples.path, which is not set",
+    "samples.every=0": "every=0",
+    "samples.every=evaluation": "samples.every=evaluation .*trainer.eval_strategy",
+    "samples.count=-1": "samples.count.* got -1",
+    "samples.image_root=images": "samples.image_root .*samples.path",
 }
 
 
@@ -173,13 +173,13 @@ def test_trackers_that_are_not_installed(settings, tmp_path, tracker):
     if tracker in get_available_reporting_integrations():
         TrainJob.from_config(composed(words))
     else:
-        with pytest.raises(ValueError, match=f"report_to={tracker} needs a package .* pip install {tracker}"):
+        with pytest.raises(ValueError, match=f"report_to={tracker} .* pip install {tracker}"):
             TrainJob.from_config(composed(words))
 
 
 def test_bitsandbytes_that_is_not_installed(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("mpo.job.is_bitsandbytes_available", lambda: False)
     words = [*settings[1], "model.name_or_path=/nowhere", f"run_dir={tmp_path}", "trainer.optim=paged_adamw_8bit"]
-    with pytest.raises(ValueError, match="optim=paged_adamw_8bit needs a package .* pip install bitsandbytes"):
+    with pytest.raises(ValueError, match="optim=paged_adamw_8bit .* pip install bitsandbytes"):
         TrainJob.from_config(composed(words))
     TrainJob.from_config(composed([*words, "dry_run=true"]))  # the run is elsewhere

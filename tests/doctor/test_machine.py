@@ -12,7 +12,7 @@ from mpo.doctor.disk import disk, file_system, folder
 from mpo.doctor.machine import GIB, machine
 
 Usage = namedtuple("Usage", "total used free")
-MEND = "mpo train ... run_dir=/larger/disk/runs"
+FIX = "mpo train ... run_dir=/larger/disk/runs"
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def free(monkeypatch):
 
 
 def look(path):
-    (found,) = folder("runs", path, 50 * GIB, GIB, MEND)
+    (found,) = folder("runs", path, 50 * GIB, GIB, FIX)
     return found
 
 
@@ -66,14 +66,14 @@ def test_a_folder_with_room(tmp_path, free):
 def test_a_disk_that_is_full_or_nearly(tmp_path, free, left, status, said):
     free(left)
     found = look(tmp_path)
-    assert (found.status, found.fix) == (status, MEND) and found.value.endswith(said)
+    assert (found.status, found.fix) == (status, FIX) and found.value.endswith(said)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a system without /proc")
 def test_a_folder_that_nobody_may_write_into(free):
     free(80 * GIB)
     found = look("/proc")
-    assert found.status == "problem" and "not writable (" in found.value and found.fix == MEND
+    assert found.status == "problem" and "not writable (" in found.value and found.fix == FIX
 
 
 def test_a_network_file_system_is_named(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_the_three_folders_of_a_run(tmp_path, monkeypatch, free):
     assert found["references"].value.startswith(f"{tmp_path / 'cache' / 'references'}: ")
     free(0)
     fixes = [finding.fix for finding in disk(tmp_path)]
-    assert fixes == [MEND, "export HF_HOME=/larger/disk/huggingface", "export MPO_CACHE=/larger/disk/mpo"]
+    assert fixes == [FIX, "export HF_HOME=/larger/disk/huggingface", "export MPO_CACHE=/larger/disk/mpo"]
 
 
 def test_a_disk_that_cannot_be_asked_is_a_finding(tmp_path, monkeypatch):

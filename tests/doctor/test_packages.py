@@ -69,7 +69,7 @@ def test_too_old_and_newer_than_tested(versions):
     assert found["bitsandbytes"].status == "problem" and found["bitsandbytes"].fix == "pip install 'bitsandbytes>=0.46'"
 
 
-def test_a_broken_torchvision_is_mended_by_the_one_that_belongs_to_this_torch(versions, broken):
+def test_a_broken_torchvision_is_fixed_by_the_one_that_belongs_to_this_torch(versions, broken):
     """torchvision 0.(15 + x) belongs to torch 2.x: 0.26 to 2.11."""
     versions["torch"] = "2.11.0+cu128"
     broken("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
@@ -80,7 +80,7 @@ def test_a_broken_torchvision_is_mended_by_the_one_that_belongs_to_this_torch(ve
     assert found.fix == "pip install --force-reinstall --no-deps 'torchvision==0.26.*'"
 
 
-def test_a_package_that_torchvision_breaks_is_mended_by_torchvision(versions, broken):
+def test_a_package_that_torchvision_breaks_is_fixed_by_torchvision(versions, broken):
     """As transformers wraps it: the error at the bottom is what is said."""
     versions["torch"] = "2.14.1"
     inner = "    raise RuntimeError('operator torchvision::nms does not exist')"
@@ -89,7 +89,7 @@ def test_a_package_that_torchvision_breaks_is_mended_by_torchvision(versions, br
     assert "RuntimeError: operator torchvision::nms" in found.value and "torchvision==0.29.*" in found.fix
 
 
-def test_what_breaks_others_is_mended_and_not_the_others(broken):
+def test_what_breaks_others_is_fixed_and_not_the_others(broken):
     for package in ("peft", "trl", "bitsandbytes"):
         broken(package, "raise OSError('libthing.so: cannot open shared object file')")
     found = {**by_name(required()), **by_name(optional())}
@@ -120,7 +120,7 @@ def test_two_packages_that_do_not_fit_are_upgraded_together():
     assert fix_import(error, "trl") == "pip install --upgrade trl transformers"
 
 
-def test_any_other_damage_is_mended_by_the_same_version_again():
+def test_any_other_damage_is_fixed_by_the_same_version_again():
     version = importlib.metadata.version("datasets")
     assert fix_import(SyntaxError("bad"), "datasets") == f"pip install --force-reinstall --no-deps datasets=={version}"
     assert fix_import(OSError("libcudart.so"), "torch") == "pip install --force-reinstall torch torchvision"

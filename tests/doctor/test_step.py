@@ -36,7 +36,7 @@ def test_a_step_that_fails_is_one_line_with_its_fix(monkeypatch):
         (ZeroDivisionError("oops"), TRACEBACK),
     ],
 )
-def test_what_mends_a_step(error, fix):
+def test_what_fixes_a_step(error, fix):
     assert _fix(error).startswith(fix)
 
 

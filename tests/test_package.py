@@ -84,6 +84,19 @@ def test_the_readmes_python_runs(files):
     assert scope["output"].loss.item() == pytest.approx(0.8318 - 1.0, abs=1e-4)
 
 
+def test_the_readme_names_every_file_and_folder():
+    """The tree under Layout: the top level and mpo/, which are what a newcomer sees first."""
+    layout = (ROOT / "README.md").read_text().split("## Layout")[1]
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    parts = [file.split("/") for file in files]
+    names = {first + "/" * bool(rest) for first, *rest in parts} | {
+        second + "/" * bool(rest) for first, second, *rest in (part for part in parts if len(part) > 1) if first == "mpo"
+    }
+    if not files:
+        pytest.skip("not a git checkout")
+    assert not [name for name in sorted(names) if not re.search(rf"(^|\s){re.escape(name)}(\s|;|$)", layout, flags=re.MULTILINE)]
+
+
 def test_the_oldest_python_is_one_that_every_requirement_takes():
     """TRL 1.16 needs 3.11: an older one would install and then fail."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -36,7 +36,7 @@ def test_a_cast_leaves_delta_on_its_device(cast):
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
 def test_pair_weights_and_sorted_batches_exclude_each_other(name):
-    with pytest.raises(ValueError, match=f"no meaning for {name}"):
+    with pytest.raises(ValueError, match=f"PairLogps.weight.*{name}"):
         Mixture.from_trl(["sigmoid", name])(PairLogps(**GOOD, weight=torch.ones(2)))
     assert not AOT.takes_weight
 
@@ -72,7 +72,7 @@ def test_pairs_can_be_compared():
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("inf"), float("nan"), "0.1", True])
 def test_beta_is_a_positive_finite_number(beta):
-    with pytest.raises(ValueError, match="beta must be above 0 and finite"):
+    with pytest.raises(ValueError, match="beta must be above 0"):
         DPO(beta)
 
 

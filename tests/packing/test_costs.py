@@ -179,7 +179,7 @@ def test_attention_by_hand():
 
 def test_refusals(processor):
     dataset = Dataset.from_list(records_with([[make_image(0)]]))
-    with pytest.raises(ValueError, match="is a stream.*no plan: use batching='pairs'"):
+    with pytest.raises(ValueError, match="IterableDataset.*batching='pairs'"):
         measure(dataset.to_iterable_dataset(), processor)
     with pytest.raises(ValueError, match="processing class is a tokenizer"):
         measure(dataset, processor.tokenizer)

@@ -133,6 +133,6 @@ def test_limits_that_make_no_sense(twelve, limits, message):
 def test_processors_that_cannot(processor):
     with pytest.raises(ValueError, match="mpo.models.loading.load_processor"):
         PairCollator(processor)([record(1, tiles={"thumbnail": False})])
-    with pytest.raises(ValueError, match="does not cut images. Drop the column 'tiles'"):
+    with pytest.raises(ValueError, match="record 'q1' sets 'tiles'"):
         tile_limits({"tiles": {"max": 3}}, 1, object(), "record 'q1'")
     assert tile_limits({}, 2, object(), "record 'q1'") == {}

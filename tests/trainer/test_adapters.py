@@ -434,7 +434,7 @@ def test_layers_that_were_copied_are_padded(tmp_path, processor):
     model = base(processor)
     layers = model.model.language_model.layers
     layers[1] = copy.deepcopy(layers[1])
-    with pytest.raises(ValueError, match="config of its own"):
+    with pytest.raises(ValueError, match="layer 1 has its own config"):
         trainer_of(tmp_path, processor, model, rows="packed")
 
 

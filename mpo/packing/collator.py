@@ -161,14 +161,14 @@ class PairCollator:
         for side in ("chosen", "rejected"):
             for pair in pairs:
                 prompt, completion = self._truncated(pair, getattr(pair, side))
-                marks = []  # no token has a negative id
+                settings = []  # behind a negative number, which is no token's id
                 if "use_thumbnail" in pair.limits:  # the same ids: three tiles, or two and a thumbnail. (A count has one grid.)
-                    marks += [-2, int(pair.limits["use_thumbnail"])]
+                    settings += [-2, int(pair.limits["use_thumbnail"])]
                 if self.ld_alpha is not None:
                     shorter = min(sum(self._truncated(pair, other)[1].loss_mask) for other in (pair.chosen, pair.rejected))
-                    marks += [-1, shorter, round(self.ld_alpha * 1e9)]
+                    settings += [-1, shorter, round(self.ld_alpha * 1e9)]
                 images = [image_keys[id(image)] for image in pair.images]
-                keys.append(completion_key(images, prompt + marks, completion.ids, completion.loss_mask))
+                keys.append(completion_key(images, prompt + settings, completion.ids, completion.loss_mask))
         return keys
 
     def _truncated(self, pair: EncodedPair, completion: Completion) -> tuple[list[int], Completion]:
@@ -224,12 +224,12 @@ class PairCollator:
 
     def _pad(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
         rows = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
-        cut = slice(None)
+        kept = slice(None)
         if self.max_length is not None:
             keep_end = self.truncation_mode == "keep_end"
-            cut = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
-        ids = [(pair.prompt_ids + completion.ids)[cut] for pair, completion in rows]
-        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[cut] for pair, completion in rows]
+            kept = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
+        ids = [(pair.prompt_ids + completion.ids)[kept] for pair, completion in rows]
+        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[kept] for pair, completion in rows]
         tokens = sum(map(len, ids))
         ids += [pair.prompt_ids for pair in blank]
         length = max(map(len, ids))
@@ -248,7 +248,7 @@ class PairCollator:
         heads = [pair for pair, _ in rows] + blank
         for name in {name for pair in heads for name in pair.extra}:
             values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
-            batch[name] = padded([(row + [0] * length)[cut][:length] for row in values], 0)
+            batch[name] = padded([(row + [0] * length)[kept][:length] for row in values], 0)
         return {**batch, **label_padded_rows(batch["input_ids"][: len(rows)], batch["completion_mask"]), "tokens": tokens}
 
 

@@ -86,7 +86,7 @@ def _config_trouble(config: Any) -> str | None:
         ("sliding_window", "attends in a sliding window"),
         ("attention_chunk_size", "attends in chunks"),
         ("attn_logit_softcapping", "caps its attention logits"),
-        ("kv_lora_rank", "has values and keys of different widths"),
+        ("kv_lora_rank", "has values of another width than its keys"),
         ("attention_dropout", "has attention dropout"),
     ):
         value = getattr(config, name, None)

@@ -81,20 +81,20 @@ class _OncePerImage:
         outlines = [(_outline(image), limit) for image, limit in zip(flat, self._limits, strict=True)]
         firsts = first_alike(outlines, lambda one, other: same_image(flat[one], flat[other]))
         counts: dict[int, int] = {}
-        cut: dict[int, Tensor] = {}
+        tiles: dict[int, Tensor] = {}
         for limit in dict.fromkeys(self._limits):
             places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
             settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
             image_processor = _compressing(self._image_processor, settings.pop("jpeg_seed", None))
             found = image_processor([flat[place] for place in places], **settings)
             counts |= zip(places, map(int, found["num_patches"]), strict=True)
-            cut |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
+            tiles |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
         begin: dict[int, int] = {}
         end = 0
         for place in sorted(counts):
             begin[place], end = end, end + counts[place]
         whole = found["pixel_values"] if len(found["pixel_values"]) == end else None  # one call: in order, no copy needed
-        self.tiles = torch.cat([cut[place] for place in sorted(cut)]) if whole is None else whole
+        self.tiles = torch.cat([tiles[place] for place in sorted(tiles)]) if whole is None else whole
         self.order = torch.cat([torch.arange(begin[first], begin[first] + counts[first]) for first in firsts])
         # The processor would only copy the pixels, so it gets none.
         return BatchFeature({"pixel_values": torch.empty(len(self.order), 0), "num_patches": [counts[first] for first in firsts]})
@@ -112,9 +112,9 @@ def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:
         compressed = torch.from_numpy(np.stack([compress_tiles(own, seed) for own in arrays]))
         return compressed.permute(0, 1, 4, 2, 3).contiguous().to(tiles.device)
 
-    twin = copy.copy(image_processor)
-    twin.crop_image_to_patches = crop
-    return twin
+    compressing = copy.copy(image_processor)
+    compressing.crop_image_to_patches = crop
+    return compressing
 
 
 def _outline(image: Any) -> Any:

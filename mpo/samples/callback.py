@@ -90,7 +90,7 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
             return
         self._last = state.global_step
         numbers: list[dict[str, float] | None] = [None]
-        with self.trainer.answering() as (model, sharded):
+        with self.trainer.generating() as (model, sharded):
             if sharded or state.is_world_process_zero:
                 responses = self._responses(args, model, sharded)
                 numbers = [summary(responses)]

@@ -53,7 +53,7 @@ def test_weights_multiply_the_values(name):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("chosen", torch.zeros(2, dtype=torch.float64), r"rejected must be float64, as `chosen` is, got torch.float32"),
+        ("chosen", torch.zeros(2, dtype=torch.float64), r"rejected must be float64.*got torch.float32"),
         ("ref_chosen", torch.zeros(2, device="meta"), r"ref_chosen must be on cpu"),
         ("chosen_tokens", torch.ones(2, dtype=torch.bool), r"chosen_tokens must be numbers of tokens"),
         ("mean_sqrt_tokens", torch.ones(2), r"mean_sqrt_tokens must have shape \(\), a scalar"),
@@ -78,7 +78,7 @@ def test_beta_is_a_positive_finite_number(beta):
 
 @pytest.mark.parametrize("weighted", [[("1", DPO())], [(None, DPO())], [(DPO(), 1.0)], [(1.0, torch.nn.Linear(1, 1))]])
 def test_a_mixture_takes_numbers_and_losses(weighted):
-    with pytest.raises(ValueError, match="takes \\(weight, loss\\)"):
+    with pytest.raises(ValueError, match="\\(weight, loss\\)"):
         Mixture(weighted)
 
 

@@ -447,7 +447,7 @@ UNFIT = [
     ("MambaConfig", "MambaForCausalLM", {}, ""),
     ("Qwen3NextConfig", "Qwen3NextForCausalLM", {"head_dim": 16}, "linear_attention"),
     ("T5Config", "T5ForConditionalGeneration", {"d_model": 32, "d_kv": 8, "d_ff": 32}, "encoder-decoder"),
-    ("DeepseekV3Config", "DeepseekV3ForCausalLM", {"n_routed_experts": 8}, "kv_lora_rank"),
+    ("DeepseekV3Config", "DeepseekV3ForCausalLM", {"n_routed_experts": 8}, "another width"),
 ]
 
 

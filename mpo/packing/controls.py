@@ -39,7 +39,7 @@ def check_texts(pair: Mapping[str, Any], images: int, processing_class: Any, whe
 
 def _refuse(where: str, side: str, token: str) -> None:
     raise ValueError(
-        f"{where}: the text of '{side}' contains {token!r}, which the processor reads as the placeholder of an image or video that "
+        f"{where}: the text of '{side}' holds {token!r}, which the processor reads as the placeholder of an image or video that "
         "the record does not have. Remove it from the text, or leave the record out."
     )
 

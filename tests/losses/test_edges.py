@@ -1,4 +1,4 @@
-"""Where a plain implementation goes wrong: overflow, casts, devices, and settings that mean nothing."""
+"""Edge cases that a naive implementation gets wrong: overflow, casts, devices, and settings without effect."""
 
 import pytest
 import torch

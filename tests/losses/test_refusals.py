@@ -1,4 +1,4 @@
-"""What the losses refuse, and what the message says."""
+"""Arguments that the losses refuse, and their error messages."""
 
 import pytest
 import torch

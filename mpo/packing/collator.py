@@ -80,7 +80,7 @@ class PairCollator:
     augment_seed: int = 0
     context: int | None = None
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"Expected layout to be one of {', '.join(LAYOUTS)}; got layout={self.layout!r}.")
         if self.layout == "packed" and self.truncation_mode == "keep_end" and self.max_length is not None:
@@ -161,7 +161,7 @@ class PairCollator:
         for side in ("chosen", "rejected"):
             for pair in pairs:
                 prompt, completion = self._truncated(pair, getattr(pair, side))
-                settings = []  # behind a negative number, which is no token's id
+                settings = []  # each after a negative number, which is no token's id
                 if "use_thumbnail" in pair.limits:  # the same ids: three tiles, or two and a thumbnail. (A count has one grid.)
                     settings += [-2, int(pair.limits["use_thumbnail"])]
                 if self.ld_alpha is not None:

@@ -75,7 +75,7 @@ class PairEncoder:
     augment_seed: int = 0
     context: int | None = None
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
         self._end_of_turn = end_of_turn_token(self.processing_class) if self.completion_end == "end_of_turn" else None
 

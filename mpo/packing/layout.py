@@ -325,7 +325,7 @@ def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tenso
     >>> completion_sums(torch.tensor([[0.0, -1.0, -2.0]]), labelled)
     tensor([-3., -1.])
     """
-    # Accumulated in float64, the sum is exact in float32 for any order in which a GPU adds.
+    # Accumulated in float64, so that the float32 sum does not depend on the order in which a GPU adds.
     precise = torch.float32 if node_logps.device.type == "mps" else torch.float64
     values = node_logps.reshape(-1)[labelled.node].to(precise)
     if weights is not None:

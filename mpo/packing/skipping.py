@@ -30,13 +30,13 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
             collate([record])
         except ValueError as error:
             if PADDING not in record:
-                bad.append(_noted(record, str(error)))
+                bad.append(_entry(record, str(error)))
         else:
             kept.append(place)
     return kept, bad
 
 
-def _noted(record: Record, error: str) -> dict[str, Any]:
+def _entry(record: Record, error: str) -> dict[str, Any]:
     where = describe(record)
     images = [
         (image.get("path"), zlib.crc32(image.get("bytes") or b"")) if isinstance(image, Mapping) else None

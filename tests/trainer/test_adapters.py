@@ -375,13 +375,13 @@ def test_a_notebook_cell_run_twice(tmp_path, processor, again):
     """The first trainer has put its adapters into the model object; a full run would train 16 of its 82 tensors."""
     model = base(processor)
     trainer_of(tmp_path, processor, model, peft_config=METHODS["LoRA"])
-    with pytest.raises(ValueError, match="InternVLForConditionalGeneration has adapter layers"):
+    with pytest.raises(ValueError, match="InternVLForConditionalGeneration .*PeftModel"):
         trainer_of(tmp_path, processor, model, peft_config=METHODS["LoRA"] if again == "LoRA" else None)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_nothing_to_train(tmp_path, processor, checkpointing):
-    with pytest.raises(ValueError, match="InternVLForConditionalGeneration has no trained parameters"):
+    with pytest.raises(ValueError, match="InternVLForConditionalGeneration .*trained parameters"):
         trainer_of(tmp_path, processor, base(processor).requires_grad_(False), gradient_checkpointing=checkpointing)
 
 

@@ -107,14 +107,14 @@ def test_images_for_a_text_model(tmp_path, processor):
 )
 def test_the_processor_of_another_model(tmp_path, processor, other, message):
     foreign = small_processor(TEXTS, **{"image_size": 32, "patch_size": 8, "max_patches": 4, **other})
-    with pytest.raises(ValueError, match=f"does not belong to this model: its {message}"):
+    with pytest.raises(ValueError, match=message):
         train(tmp_path, processor, [image_pair()], processing_class=foreign)
 
 
 def test_a_tokenizer_of_another_model(tmp_path, processor):
     model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
     model.resize_token_embeddings(len(processor.tokenizer) - 5)
-    with pytest.raises(ValueError, match="tokens and .* rows.*resize_token_embeddings"):
+    with pytest.raises(ValueError, match="resize_token_embeddings"):
         train(tmp_path, processor, [image_pair()], model=model)
 
 

@@ -69,7 +69,7 @@ def test_command_line():
 
 
 def test_a_dpo_config_is_refused(internvl, processor, pairs_of_text):
-    with pytest.raises(ValueError, match="MPOConfig, got DPOConfig"):
+    with pytest.raises(ValueError, match="MPOConfig.*DPOConfig"):
         MPOTrainer(
             internvl,
             args=DPOConfig("out", use_cpu=True, bf16=False, report_to="none"),

@@ -1,6 +1,6 @@
-"""Check the built wheel: what is in it, and that it works without the checkout.
+"""Check the built wheel: its files, and that it works without the checkout.
 
-The wheel is unpacked into an empty folder beside a copy of some of the tests, where the editable install is not active.
+The wheel is unpacked into an empty folder with a copy of some of the tests, where the editable install is not active.
 """
 
 import os

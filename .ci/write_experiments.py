@@ -182,10 +182,10 @@ def main(names: list[str]) -> None:
                 needs = peak(config, gpus)
                 if needs <= 0.95 * GPU_GB or method == "_qlora":  # QLoRA is not run sharded
                     break
-            machine = "one GPU" if gpus == 1 else f"{gpus} GPUs"
+            devices = "one GPU" if gpus == 1 else f"{gpus} GPUs"
             fits = next((gb for gb in (24, 48, 80) if needs <= 0.95 * gb), None)
             assert fits is not None, (name, needs)
-            hardware = f"{machine} of {fits} GB (estimate: {needs:.0f} GiB per GPU, one pair with an image of 12 tiles at a time)"
+            hardware = f"{devices} of {fits} GB (estimate: {needs:.0f} GiB per GPU, one pair with an image of 12 tiles at a time)"
             path.write_text(recipe(name, hardware, launch))
             print(f"{name:<32} {hardware}", flush=True)
 

@@ -1,12 +1,12 @@
-"""The collator alone, ours against TRL's: records with real photographs -> one batch.
+"""Compare the collators of this library and TRL: seconds to turn records with real photographs into one batch.
 
     python benchmarks/data.py                 # all cases, JSON into results/
     python benchmarks/data.py --rounds 21
 
-Records lie in a `datasets.Dataset` as JPEG files, as in training. Timed are, for each side in turn and in one thread, the call of
-the collator on records that are read already, and reading with it (which decodes the images). TRL's side is the collator that its
-DPOTrainer makes for images, ours that of MPOTrainer for packed rows; both have the same processor, which cuts into tiles of 448
-pixels, and the same records. Counted are the images that went through the image processor.
+Records are in a `datasets.Dataset` with JPEG files, as in training. For both sides in turn and in one thread, two times are
+measured: the call of the collator on records in memory, and that call with reading the records (which decodes the images). TRL's
+side is the collator that its DPOTrainer creates for images, ours that of MPOTrainer for packed rows; both use the same processor,
+with tiles of 448 pixels, and the same records. The images that go through the image processor are counted.
 """
 
 import argparse
@@ -44,7 +44,7 @@ WORDS = ["What does the picture show, and why do you think so? A temple with a r
 
 @dataclass(frozen=True)
 class Case:
-    """``tiles`` an image may have; ``pairs`` of a batch, ``per_question`` of them of one question; ``images`` of a prompt."""
+    """``tiles``: tile limit per image; ``pairs`` per batch, ``per_question`` of them with one question; ``images`` per prompt."""
 
     tiles: int
     pairs: int = 4
@@ -64,7 +64,7 @@ CASES = [
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEG files cut out of scikit-learn's two photographs, all different, 640 to 1280 pixels wide."""
+    """Different JPEG crops of scikit-learn's two photographs, 640 to 1280 pixels wide."""
     wholes = [PILImage.fromarray(pixels) for pixels in load_sample_images().images]
     files = []
     for number in range(count):
@@ -79,7 +79,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def dataset_of(case: Case) -> Dataset:
-    """A batch of records."""
+    """The records of a batch."""
     questions = case.pairs // case.per_question
     files = photographs(questions * case.images)
     rows = []
@@ -103,7 +103,7 @@ def dataset_of(case: Case) -> Dataset:
 
 
 def images_processed(work: Callable[[], Any]) -> int:
-    """How many images go through the image processor."""
+    """Count the images that go through the image processor."""
     counted, call = [], GotOcr2ImageProcessor.__call__
 
     def counting(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,19 +116,19 @@ def images_processed(work: Callable[[], Any]) -> int:
 
 
 def fresh(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same images, with messages of their own: TRL's collator writes into them."""
+    """Copy the messages of records, not their images: TRL's collator modifies messages."""
     return [{name: value if name == "images" else copy.deepcopy(value) for name, value in record.items()} for record in records]
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Seconds that `work` takes."""
+    """Measure the seconds that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Medians of both sides, in turn."""
+    """Measure both sides in turn; medians."""
     processor = small_processor(WORDS, image_size=448, patch_size=14, max_patches=case.tiles, vocab_size=300)
     dataset = dataset_of(case)
     records = list(dataset)
@@ -162,8 +162,8 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11, help="timed rounds of each side (default 11)")
-    parser.add_argument("--output", type=Path, help="JSON; default: benchmarks/results/data_cpu_DATE.json")
+    parser.add_argument("--rounds", type=int, default=11, help="number of timed rounds per side (default 11)")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: benchmarks/results/data_cpu_DATE.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {

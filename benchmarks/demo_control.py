@@ -1,10 +1,10 @@
-"""What `mpo demo` gains, and what plain SFT on the chosen completions gains from the same start: the control of the demo's claim.
+"""Compare the gain of `mpo demo` with that of plain SFT on the chosen completions, from the same model: the demo's control.
 
-    python benchmarks/demo_control.py                        # the demo first, if its folder has none: half an hour on two cores
+    python benchmarks/demo_control.py                        # runs the demo first if needed: half an hour on two cores
     python benchmarks/demo_control.py --methods sft --seed 1 --demo runs/demo1
 
-Every method starts from the demo's warmed-up model and sees the demo's pairs in the same order, at the demo's learning rate and
-number of steps; only the loss differs. All answer the demo's held-out questions. An interrupted run continues where it was.
+Every method starts from the demo's warmed-up model and trains on the demo's pairs in the same order, at the demo's learning rate
+and number of steps; only the loss differs. All are evaluated on the demo's evaluation questions. An interrupted run continues.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class ControlFolder(DemoFolder):
-    """The demo's folder, with another method's model in the place of MPO's; ``method`` names a recipe of ``recipes/loss``."""
+    """The demo's folder, with the model of another method instead of MPO's; ``method`` names a recipe of ``recipes/loss``."""
 
     method: str
 
@@ -40,7 +40,7 @@ class ControlFolder(DemoFolder):
         return self.root / f"control_{self.method}"
 
     def responses(self, when: str) -> Path:
-        """The demo's responses before training, the method's after it."""
+        """The demo's responses before training, and the method's responses after training."""
         return super().responses(when if when == "before" else f"control_{self.method}")
 
 
@@ -49,13 +49,13 @@ def correct_of(folder: DemoFolder, when: str) -> list[bool]:
 
 
 def share(correct: Sequence[bool]) -> dict[str, float]:
-    """Percent right and its standard error, over the questions."""
+    """Percentage of right responses and its standard error, over the questions."""
     p = sum(correct) / len(correct)
     return {"percent": 100 * p, "standard_error": 100 * (p * (1 - p) / len(correct)) ** 0.5}
 
 
 def difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:
-    """Points that the second has more than the first on the same questions, with its standard error."""
+    """Difference in points, second minus first, on the same questions, with its standard error."""
     each = [int(b) - int(a) for a, b in zip(first, second, strict=True)]
     mean = sum(each) / len(each)
     variance = sum((one - mean) ** 2 for one in each) / (len(each) - 1)
@@ -63,7 +63,7 @@ def difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float
 
 
 def run_control(root: Path, settings: DemoSettings, methods: Sequence[str]) -> dict[str, Any]:
-    """Run the demo where it is not done, then each method from its start."""
+    """Run the demo if it is not done, then each method from the demo's warmed-up model."""
     run_demo(root, settings)
     right = {"warmed-up model": correct_of(DemoFolder(root), "before"), "mpo": correct_of(DemoFolder(root), "after")}
     for method in methods:
@@ -80,13 +80,15 @@ def run_control(root: Path, settings: DemoSettings, methods: Sequence[str]) -> d
 
 
 def main() -> None:
-    """Run what is not done yet, and write JSON."""
+    """Run what is missing, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="the demo's folder (default: %(default)s)")
-    parser.add_argument("--methods", nargs="+", default=["sft", "dpo"], metavar="LOSS", help="of recipes/loss (default: sft dpo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the demo (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="the demo's quick sizes: tries the path, says nothing about methods")
-    parser.add_argument("--output", type=Path, help="JSON (default: results/demo_control_cpu_DATE.json here)")
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of the demo (default: %(default)s)")
+    parser.add_argument(
+        "--methods", nargs="+", default=["sft", "dpo"], metavar="LOSS", help="recipes in recipes/loss (default: sft dpo)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the demo (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="use the demo's quick sizes, to test the script only")
+    parser.add_argument("--output", type=Path, help="JSON file to write (default: results/demo_control_cpu_DATE.json here)")
     options = parser.parse_args()
     found = run_control(options.demo, (quick_settings if options.quick else full_settings)(options.seed), options.methods)
     about: dict[str, Any] = {"date": date.today().isoformat(), "seed": options.seed, "quick": options.quick}

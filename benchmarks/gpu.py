@@ -1,23 +1,23 @@
-"""All that has to be measured on a GPU, in one command of a few minutes: tests, speed against TRL, memory, a profile.
+"""Run all measurements on a GPU in one command of a few minutes: tests, speed compared with TRL, memory, a profile.
 
     python benchmarks/gpu.py                               # all steps, at most 8 minutes; JSON into results/gpu_DATE/
     python benchmarks/gpu.py --steps 8B profile --minutes 4
-    python benchmarks/gpu.py --rehearse --out runs/gpu     # every path on a CPU, with tiny shapes: no number means anything
-    python benchmarks/gpu.py --wheels DIR                  # fetch what an offline machine with PyTorch and transformers lacks
+    python benchmarks/gpu.py --rehearse --out runs/gpu     # test the script on a CPU, with tiny shapes; numbers are meaningless
+    python benchmarks/gpu.py --wheels DIR                  # download wheels for an offline computer with PyTorch and transformers
 
-Steps run in the order of --steps, by default the most important first, each in a process of its own. At its limit, or at the end of
---minutes, a step is ended and the next one runs; what is over then is skipped. Each has a JSON file that is written anew with every
-result, so being stopped at any moment loses nothing. gpu.json has them all, gpu.md the tables.
+Steps run in the order of --steps, by default the most important first, each in its own process. At its time limit, a step is
+stopped and the next one runs; at the end of --minutes the rest is skipped. Each step has a JSON file that is rewritten with every
+result, so stopping at any time loses nothing. gpu.json has all results, gpu.md the tables.
 
 tests     tests/gpu: kernels against float64, packed against padded rows, generation after training, compiled layers.
 8B        seconds of a step of TRL's DPOTrainer and of MPOTrainer, live and cached references: LoRA and full, 1 and 4 pairs of a
-          question with 7 tiles and completions of 300 tokens, random weights in bfloat16 (benchmarks/step.py). A case that does not
-          fit for one side is measured again, for all, with gradient checkpointing.
+          question with 7 tiles and completions of 300 tokens, random weights in bfloat16 (benchmarks/step.py). A case that is out
+          of memory on one side is measured again on all sides, with gradient checkpointing.
 memory    peak of training against the estimate of `mpo train ... dry_run=true` (benchmarks/memory.py); QLoRA needs bitsandbytes.
-profile   one 8B step: the 15 most expensive kernels, time between kernels, where the host waits.
+profile   one 8B step: the 15 most expensive kernels, time between kernels, waits of the host.
 small     as 8B, for 2B and 1B.
 
-What is counted, and as what: benchmarks/gpu_report.py. FLOPs are those of results/step_counted_gpu_*.json, which step.py counted.
+The metrics are defined in benchmarks/gpu_report.py. FLOPs are those of results/step_counted_gpu_*.json, counted by step.py.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from typing import IO, Any
 from gpu_report import RESULTS, case_key, counted, goals, page, read_trace, speeds
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDES = ("trl", "live", "cached")  # TRL first: it takes the most memory
-WHEELS = (  # name, version, why; what they need themselves comes with PyTorch, transformers and peft
-    ("trl", "1.16.0", "what is compared with, and the base class"),
+SIDES = ("trl", "live", "cached")  # TRL first: it needs the most memory
+WHEELS = (  # name, version, reason; their own dependencies come with PyTorch, transformers and peft
+    ("trl", "1.16.0", "compared with, and the base class"),
     ("datasets", "5.2.0", "TRL, records"),
     ("dill", "0.4.1", "datasets"),
     ("multiprocess", "0.70.19", "datasets"),
@@ -61,22 +61,22 @@ WHEELS_MB = 50
 
 
 class Result:
-    """The JSON file of a step. It is replaced as a whole, so whoever reads it, at any moment, finds a whole one."""
+    """The JSON file of a step. It is replaced atomically, so that it is complete at any time."""
 
     def __init__(self, path: Path, *, rehearse: bool) -> None:
         self.path, self.rehearse = path, rehearse
 
     def save(self, **values: Any) -> None:
-        """Add values, and write."""
+        """Add values, and write the file."""
         write(self.path, {**json.loads(self.path.read_text()), **values})
 
     @property
     def device(self) -> str:
-        """Where the step computes."""
+        """Device of the step."""
         return "cpu" if self.rehearse else "cuda"
 
     def shape(self, name: str) -> Any:
-        """Sizes of a model, by the name of its shape."""
+        """Sizes of a model, by the name of its shape; tiny ones in a rehearsal."""
         from step import SHAPES
 
         return SHAPES["tiny" if self.rehearse else name]
@@ -84,7 +84,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Step:
-    """``limit``: seconds. A hidden one is for rehearsals, and imports nothing."""
+    """A step. ``limit``: in seconds. A hidden step is for rehearsals, and imports nothing."""
 
     what: str
     run: Callable[[Result], None]
@@ -96,7 +96,7 @@ class Step:
 
 
 def run_tests(result: Result) -> None:
-    """Run tests/gpu; outcomes by test, and what failing ones said."""
+    """Run tests/gpu; save the outcome of each test, and the messages of failures."""
     import pytest
 
     outcomes: dict[str, str] = {}
@@ -116,17 +116,17 @@ def run_tests(result: Result) -> None:
 
 
 def time_8b(result: Result) -> None:
-    """The cases that the goals are about."""
+    """Measure the cases of the goals."""
     time_cases(result, [("8B", "lora", 1, False), ("8B", "full", 1, False), ("8B", "lora", 4, False), ("8B", "full", 4, True)])
 
 
 def time_small(result: Result) -> None:
-    """The other shapes."""
+    """Measure the other shapes."""
     time_cases(result, [(shape, tune, pairs, False) for pairs in (1, 4) for tune in ("full", "lora") for shape in ("2B", "1B")])
 
 
 def time_cases(result: Result, settings: list[tuple[str, str, int, bool]]) -> None:
-    """Measure all sides of the cases: shape, tune, pairs of a question, gradient checkpointing."""
+    """Measure all sides of cases: shape, tune, pairs per question, gradient checkpointing."""
     from step import Case
 
     measured: list[dict[str, Any]] = []
@@ -138,7 +138,7 @@ def time_cases(result: Result, settings: list[tuple[str, str, int, bool]]) -> No
 
 
 def time_sides(result: Result, case: Any, measured: list[dict[str, Any]]) -> bool:
-    """Measure a case's sides; False when it does not fit for TRL, and then for none of them."""
+    """Measure the sides of a case; False when TRL runs out of memory, after which no side is measured."""
     import torch
 
     sides: dict[str, dict[str, Any]] = {}
@@ -150,7 +150,7 @@ def time_sides(result: Result, case: Any, measured: list[dict[str, Any]]) -> boo
             sides[side] = time_side(result, side, case)
         except torch.OutOfMemoryError as error:
             sides[side] = {"out_of_memory": str(error)[:300]}
-        release_memory()  # outside of the handler, which holds the frames of the error
+        release_memory()  # outside of the handler, which keeps the frames of the error
         result.save(cases=measured)
         found = sides[side].get("median_s")
         progress(f"{case_key(asdict(case))}, {side}: " + ("out of memory" if found is None else f"{found:.3f} s a step"))
@@ -160,7 +160,7 @@ def time_sides(result: Result, case: Any, measured: list[dict[str, Any]]) -> boo
 
 
 def time_side(result: Result, side: str, case: Any) -> dict[str, Any]:
-    """Seconds of whole steps of one side, after two that warm up, and its peak memory."""
+    """Measure the seconds of full steps of one side, after two warm-up steps, and its peak memory."""
     import step
     import torch
 
@@ -178,7 +178,7 @@ def time_side(result: Result, side: str, case: Any) -> dict[str, Any]:
 
 
 def matrix_rate(device: str) -> float:
-    """TFLOP/s of a square matrix product in bfloat16 on random numbers, the mean of 20."""
+    """Measure the TFLOP/s of a square matrix product in bfloat16 on random numbers, the mean of 20."""
     import torch
     from step import synchronised_seconds
 
@@ -194,7 +194,7 @@ def matrix_rate(device: str) -> float:
 
 
 def memory_cases(rehearse: bool) -> list[Any]:
-    """Training runs whose memory is compared."""
+    """The training runs of which memory is compared."""
     from memory import Case
 
     lora = Case("8B", "lora", "frozen", weights="bfloat16", autocast=True, answer=20 if rehearse else 300)
@@ -210,7 +210,7 @@ def memory_cases(rehearse: bool) -> list[Any]:
 
 
 def compare_memory(result: Result) -> None:
-    """Peaks of training runs against the estimates of the same runs, in MB."""
+    """Compare the peaks of training runs with their estimates, in MB."""
     import memory
     import torch
 
@@ -250,7 +250,7 @@ def profile_step(result: Result) -> None:
 
 
 def sleep(result: Result) -> None:
-    """Have a first result, and never come to an end."""
+    """Save a first result, and never end."""
     result.save(pid=os.getpid(), first=1)
     while True:
         time.sleep(60)
@@ -269,7 +269,7 @@ STEPS = {
 
 
 def release_memory() -> None:
-    """Give back what the last case held."""
+    """Free the memory of the last case."""
     import torch
 
     gc.collect()
@@ -277,17 +277,17 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-# --- Running them
+# --- Running steps
 
 
 def run_steps(names: list[str], out: Path, deadline: float, *, rehearse: bool) -> Iterator[None]:
-    """Run steps in turn; yields after each. While one runs, the process of the next imports what it needs.
+    """Run steps in turn; yields after each. While one runs, the process of the next one imports its libraries.
 
     Args:
-        names: of `STEPS`.
+        names: names in `STEPS`.
         out: folder of the results.
-        deadline: in the seconds of `time.monotonic`.
-        rehearse: on a CPU, with tiny shapes.
+        deadline: as `time.monotonic`, in seconds.
+        rehearse: run on a CPU, with tiny shapes.
     """
     ready = launch(names[0], out, rehearse)
     for name, following in zip(names, [*names[1:], None], strict=True):
@@ -319,7 +319,7 @@ def run_steps(names: list[str], out: Path, deadline: float, *, rehearse: bool) -
 
 
 def launch(name: str, out: Path, rehearse: bool) -> tuple[subprocess.Popen[str], IO[str]]:
-    """Start the process of a step, with its log: it imports, and waits for the word. It ends with this one, however that ends."""
+    """Start the process of a step, with its log: it imports, then waits for input. It is killed when this process ends."""
 
     def bound() -> None:
         os.setpgrp()
@@ -333,9 +333,9 @@ def launch(name: str, out: Path, rehearse: bool) -> tuple[subprocess.Popen[str],
 
 
 def be_step(name: str, out: Path, rehearse: bool) -> None:
-    """What the process of a step does."""
+    """Run a step in its process."""
     if not STEPS[name].hidden:
-        importlib.import_module("memory")  # with it come PyTorch, transformers, TRL, mpo, step.py
+        importlib.import_module("memory")  # imports PyTorch, transformers, TRL, mpo, step.py
     if not sys.stdin.readline():
         return
     result = Result(out / f"{name}.json", rehearse=rehearse)
@@ -347,7 +347,7 @@ def be_step(name: str, out: Path, rehearse: bool) -> None:
 
 
 def summarise(names: list[str], out: Path, about: dict[str, Any]) -> str:
-    """Write gpu.json and gpu.md from what there is so far, and return the latter's text."""
+    """Write gpu.json and gpu.md from the results so far, and return the text of gpu.md."""
     steps = {name: json.loads((out / f"{name}.json").read_text()) for name in names if (out / f"{name}.json").exists()}
     rows: list[dict[str, Any]] = []
     reached: dict[str, bool] = {}
@@ -356,7 +356,7 @@ def summarise(names: list[str], out: Path, about: dict[str, Any]) -> str:
         rows += [row for step in steps.values() if "matrix_tflops" in step for row in speeds(step, counted())]
         reached |= goals(rows)
         text += page(steps, rows, reached)
-    except Exception:  # what was measured matters more than its table
+    except Exception:  # measurements matter more than their table
         text += traceback.format_exc()
     write(out / "gpu.json", {**about, "speeds": rows, "goals": reached, "steps": steps})
     (out / "gpu.md").write_text(text)
@@ -364,22 +364,22 @@ def summarise(names: list[str], out: Path, about: dict[str, Any]) -> str:
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """Replace a JSON file at once."""
+    """Replace a JSON file atomically."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(values, indent=1) + "\n")
     new.replace(path)
 
 
-START = float(os.environ.get("GPU_BENCHMARK_START", time.monotonic()))  # of the whole run, in the processes of steps too
+START = float(os.environ.get("GPU_BENCHMARK_START", time.monotonic()))  # start of the whole run, also in the processes of steps
 
 
 def progress(text: str) -> None:
-    """A line of what happens, with the seconds since the run began."""
+    """Print a line of progress, with the seconds since the start of the run."""
     print(f"[{time.monotonic() - START:5.0f} s] {text}", flush=True)
 
 
-def machine(rehearse: bool) -> dict[str, Any]:
-    """What is measured, with what; asks nvidia-smi, since this process leaves the GPU alone."""
+def environment(rehearse: bool) -> dict[str, Any]:
+    """Describe device and versions, with nvidia-smi, since this process does not use the GPU."""
     versions = {}
     for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "mpo-trainer"):
         try:
@@ -395,10 +395,10 @@ def machine(rehearse: bool) -> dict[str, Any]:
 
 
 def fetch_wheels(folder: Path, python: str) -> None:
-    """Download WHEELS for Linux on x86-64, list their sizes, and refuse more than WHEELS_MB in all."""
+    """Download WHEELS for Linux on x86-64, list their sizes, and refuse a total of more than WHEELS_MB."""
     folder.mkdir(parents=True, exist_ok=True)
     if list(folder.glob("*.whl")):
-        raise SystemExit(f"{folder} has wheels already: two versions of one package cannot be installed together. Empty it.")
+        raise SystemExit(f"{folder} already has wheels, and two versions of a package cannot be installed together. Empty it.")
     platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)] + ["--platform=manylinux2014_x86_64"]
     target = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp", *platforms]
     sizes = {}
@@ -407,29 +407,29 @@ def fetch_wheels(folder: Path, python: str) -> None:
         subprocess.run([sys.executable, "-m", "pip", *how, "--quiet", "--no-deps", f"{name}=={release}"], check=True)
         sizes[name] = sum(path.stat().st_size for path in folder.glob("*.whl")) / 1e6 - sum(sizes.values())
         print(f"{sizes[name]:6.2f} MB  {name} {release}: {why}", flush=True)
-    print(f"{sum(sizes.values()):6.2f} MB  in all, at most {WHEELS_MB}")
+    print(f"{sum(sizes.values()):6.2f} MB  in total, at most {WHEELS_MB}")
     if sum(sizes.values()) > WHEELS_MB:
-        raise SystemExit("That is too much. Leave bitsandbytes out: QLoRA is then not measured.")
+        raise SystemExit(f"The wheels exceed {WHEELS_MB} MB. Remove bitsandbytes from WHEELS: QLoRA is then not measured.")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     usual = [name for name, step in STEPS.items() if not step.hidden]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", nargs="+", default=usual, metavar="STEP", help=f"in this order; default: {' '.join(usual)}")
     parser.add_argument(
-        "--minutes", type=float, default=8, help="for everything (default 8); steps that no time is left for are skipped"
+        "--steps", nargs="+", default=usual, metavar="STEP", help=f"steps to run, in order; default: {' '.join(usual)}"
     )
+    parser.add_argument("--minutes", type=float, default=8, help="total time limit (default 8); steps after it are skipped")
     parser.add_argument("--out", type=Path, help="folder of the results; default: benchmarks/results/gpu_DATE")
-    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny shapes in the place of all others")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="download wheels for an offline machine, and do nothing else")
-    parser.add_argument("--python", default="3.12", help="of the offline machine (default 3.12)")
+    parser.add_argument("--rehearse", action="store_true", help="test the script on a CPU, with tiny shapes")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="download wheels for an offline computer, and exit")
+    parser.add_argument("--python", default="3.12", help="Python version of the offline computer (default 3.12)")
     parser.add_argument("--as-step", help=argparse.SUPPRESS)
     options = parser.parse_args()
     allowed = STEPS if options.rehearse else usual
     unknown = [name for name in options.steps if name not in allowed]
     if unknown or len(set(options.steps)) < len(options.steps):
-        parser.error(f"--steps takes each of {', '.join(usual)} at most once; got {' '.join(options.steps)}")
+        parser.error(f"Expected each of {', '.join(usual)} at most once in --steps; got {' '.join(options.steps)}")
     options.out = options.out or RESULTS / f"gpu_{date.today().isoformat()}"
     return options
 
@@ -444,7 +444,7 @@ def main() -> None:
         fetch_wheels(options.wheels, options.python)
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    about = machine(options.rehearse)
+    about = environment(options.rehearse)
     for _ in run_steps(options.steps, options.out, START + 60 * options.minutes, rehearse=options.rehearse):
         text = summarise(options.steps, options.out, about)
     print("\n" + text)

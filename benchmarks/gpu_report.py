@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measured: speeds beside the FLOPs that step.py counted, a profile by kernel, and the tables."""
+"""Report the results of benchmarks/gpu.py: speeds with the FLOPs counted by step.py, a profile by kernel, and tables."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-MFU, RATIO = 0.45, 0.1  # goals at 8B: MFU of our sides, at least; time ratios are within this of the FLOP ratios
+MFU, RATIO = 0.45, 0.1  # goals at 8B: smallest MFU of our sides; largest deviation of time ratios from FLOP ratios
 
 
 # --- Speeds
 
 
 def case_key(case: dict[str, Any]) -> str:
-    """A case in words."""
+    """The name of a case."""
     return f"{case['shape']} {case['tune']} {case['pairs']}" + " checkpointing" * case["checkpointing"]
 
 
 def counted() -> dict[str, dict[str, Any]]:
-    """FLOPs and tokens per pair of each side, by case."""
+    """Read the FLOPs and tokens per pair of each side, by case."""
     newest = max(RESULTS.glob("step_counted_gpu_*.json"))
     return {case_key(found["case"]): found["per_pair"] for found in json.loads(newest.read_text())["counted"]}
 
 
 def speeds(step: dict[str, Any], counts: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row for each side that a step timed.
+    """Yield a row for each side that a step timed.
 
-    Useful tokens: the prompt once for all its completions, each completion once, as packed rows have them; the same for all sides.
-    MFU: FLOPs of the loss and its gradients as that side computes them (with the vision tower; what packed rows or a frozen tower
-    share, once; nothing that checkpointing computes again) a second, over the rate of a matrix product in the same process.
+    Useful tokens: the prompt once for all its completions, each completion once, as in packed rows; the same for all sides.
+    MFU: FLOPs per second of the loss and its gradients as that side computes them (with the vision tower; shared computations of
+    packed rows or a frozen tower once; without recomputation by checkpointing), over the rate of a matrix product in the same
+    process.
 
     Args:
         step: the JSON of a step.
-        counts: of `counted`.
+        counts: from `counted`.
     """
     for found in step.get("cases", []):
         case, sides = found["case"], found["sides"]
@@ -58,7 +59,7 @@ def speeds(step: dict[str, Any], counts: dict[str, dict[str, Any]]) -> Iterator[
 
 
 def goals(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """Which goals are reached."""
+    """Check which goals are reached."""
     found = {}
     for row in (row for row in rows if row["case"].startswith("8B") and "time_ratio" in row):
         what, off = f"{row['case']}, {row['side']}: ", row["time_ratio"] / row["flop_ratio"] - 1
@@ -71,10 +72,10 @@ def goals(rows: list[dict[str, Any]]) -> dict[str, bool]:
 
 
 def read_trace(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a Chrome trace of torch.profiler says of the device and of the host's waits. Without a GPU, operators are its kernels.
+    """Summarise a Chrome trace of torch.profiler: the device and the host's waits. Without a GPU, operators count as kernels.
 
     Args:
-        events: complete ones (``"ph": "X"``) have ``ts`` and ``dur`` in microseconds.
+        events: events of the trace; complete ones (``"ph": "X"``) have ``ts`` and ``dur`` in microseconds.
     """
     events = [event for event in events if event.get("ph") == "X"]
     kernels = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
@@ -106,7 +107,7 @@ def read_trace(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def totals(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Time and number of events by name, the longest first."""
+    """Sum up time and number of events by name, the longest first."""
     by_name: dict[str, list[float]] = defaultdict(list)
     for event in events:
         by_name[event["name"]].append(event["dur"] / 1000)
@@ -118,22 +119,22 @@ def totals(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> list[str]:
-    """A table in Markdown."""
+    """Format a Markdown table."""
     return ["", *("| " + " | ".join(map(str, row)) + " |" for row in (columns, ["---"] * len(columns), *rows))]
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """For a table; empty without a value."""
+    """Format a number for a table; empty without a value."""
     return "" if value is None else f"{value:,.{digits}f}"
 
 
 def page(steps: dict[str, dict[str, Any]], rows: list[dict[str, Any]], reached: dict[str, bool]) -> str:
-    """The tables of all steps so far.
+    """Format the tables of all steps so far.
 
     Args:
-        steps: their JSON, by name.
-        rows: of `speeds`.
-        reached: of `goals`.
+        steps: the JSON of steps, by name.
+        rows: from `speeds`.
+        reached: from `goals`.
     """
     states = [[name, step["state"], step.get("why", ""), number(step.get("seconds"))] for name, step in steps.items()]
     lines = table(["step", "state", "why", "seconds"], states)

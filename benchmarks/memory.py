@@ -1,12 +1,12 @@
-"""The memory estimate of `mpo train ... dry_run=true` against the measured peak, for training jobs of 20 to 150 M parameters.
+"""Compare the memory estimate of `mpo train ... dry_run=true` with the measured peak, for training jobs of 20 to 150 M parameters.
 
     python benchmarks/memory.py                 # all cases, JSON into results/
-    python benchmarks/memory.py --only lora     # those with this word in their name
+    python benchmarks/memory.py --only lora     # cases with this word in their name
 
-Each case trains a few steps with MPOTrainer in a process of its own. Measured is the peak of that process's resident memory while
-it trains, less what it had before the model was built; a very small run before that has loaded every library and started every
-thread. glibc's malloc is set to return freed memory (MALLOC_MMAP_THRESHOLD_), so that resident is what is allocated. The estimate
-is that of the same configuration, from the model on the meta device.
+Each case trains a few steps with MPOTrainer in its own process. The measurement is the peak of that process's resident memory
+during training, minus the memory before the model was built; a very small run before that loads every library and starts every
+thread. glibc's malloc is set to return freed memory (MALLOC_MMAP_THRESHOLD_), so that resident memory is allocated memory. The
+estimate is that of the same configuration, from the model on the meta device.
 """
 
 import argparse
@@ -50,7 +50,7 @@ SHAPES = {  # vision and text: hidden, MLP, layers, heads; key-value heads; voca
 
 @dataclass(frozen=True)
 class Case:
-    """A job. ``tune`` full, lora or qlora; ``pairs`` of a micro-batch; ``answer`` tokens of each; ``weights``: their dtype."""
+    """A job. ``tune``: full, lora or qlora; ``pairs`` per micro-batch; ``answer``: tokens per completion; ``weights``: dtype."""
 
     shape: str
     tune: str = "full"
@@ -96,28 +96,28 @@ CASES = [
 
 
 def processor_of(shape: Shape, tiles: int) -> Any:
-    """A processor that cuts the records' images into so many tiles, thumbnail included."""
+    """A processor that splits the records' images into `tiles` tiles, thumbnail included."""
     return small_processor(["0 1"], image_size=shape.image_size, patch_size=shape.patch_size, max_patches=tiles - 1, vocab_size=300)
 
 
 def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
-    """Equally long pairs, each with an image and a question of its own; a digit is a token."""
+    """Pairs of the same length, each with its own image and question; a digit is a token."""
     across, down = {7: (3, 2), 13: (4, 3)}[case.tiles]
     rng = np.random.default_rng(0)
     made = []
     for number in range(case.pairs * case.accumulation * 2):
         noise = rng.integers(0, 256, (down * shape.image_size, across * shape.image_size, 3), dtype=np.uint8)
         question = f"{number:02d}" + "0123456789" * 6
-        answers = {side: f"{first}" + "1234567890" * (case.answer // 10) for side, first in (("chosen", 3), ("rejected", 4))}
+        completions = {side: f"{first}" + "1234567890" * (case.answer // 10) for side, first in (("chosen", 3), ("rejected", 4))}
         made.append(
             {"images": [Image.fromarray(noise)], "prompt": [{"role": "user", "content": question}]}
-            | {side: [{"role": "assistant", "content": text[: case.answer - 1]}] for side, text in answers.items()}
+            | {side: [{"role": "assistant", "content": text[: case.answer - 1]}] for side, text in completions.items()}
         )
     return made
 
 
 def model_of(case: Case, shape: Shape, image_token_id: int, device: str) -> Any:
-    """The policy as the trainer is given it."""
+    """The policy that is passed to the trainer."""
     torch.manual_seed(0)
     model = shape.build(image_token_id, device, getattr(torch, case.weights))
     if case.tower == "frozen":
@@ -140,11 +140,11 @@ def hold_in_four_bits(model: Any) -> None:
         new.weight = Params4bit(old.weight.data, requires_grad=False, module=new, **kind).to(old.weight.device)
         new.bias = old.bias
         language_model.set_submodule(name, new)
-    model.is_loaded_in_4bit = True  # what PEFT, TRL and MPOTrainer ask
+    model.is_loaded_in_4bit = True  # read by PEFT, TRL and MPOTrainer
 
 
 def arguments(case: Case, folder: str, **more: Any) -> MPOConfig:
-    """The trainer's configuration."""
+    """The configuration of the trainer."""
     settings: dict[str, Any] = {
         "use_cpu": True,
         "bf16": case.autocast,
@@ -164,7 +164,7 @@ def arguments(case: Case, folder: str, **more: Any) -> MPOConfig:
 
 
 def estimate(case: Case, shape: Shape, *, gpu: bool = False) -> dict[str, Any]:
-    """The estimate in MB: total, with the margin of a GPU, and by component."""
+    """The estimate in MB: in total, with the margin of a GPU, and by component."""
     processor = processor_of(shape, case.tiles)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         batch = PairCollator(processor, layout="packed")(records(case, shape)[: case.pairs])
@@ -186,7 +186,7 @@ def estimate(case: Case, shape: Shape, *, gpu: bool = False) -> dict[str, Any]:
 
 
 def train(case: Case, shape: Shape, device: str = "cpu") -> tuple[float, float]:
-    """Train; memory in MB before the model was built, and at the peak of training: resident, or what PyTorch has on the GPU."""
+    """Train; return memory in MB before the model was built and at the peak: resident, or PyTorch's on a GPU."""
     processor = processor_of(shape, case.tiles)
     dataset = Dataset.from_list(records(case, shape))
     with quiet(), tempfile.TemporaryDirectory() as folder:
@@ -227,8 +227,8 @@ def measure(case: Case) -> float:
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], help="cases with these words in their name")
-    parser.add_argument("--output", type=Path, help="JSON; default: benchmarks/results/memory_cpu_DATE.json")
+    parser.add_argument("--only", nargs="+", default=[], help="run only cases with these words in their name")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: benchmarks/results/memory_cpu_DATE.json")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

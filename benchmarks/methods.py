@@ -1,12 +1,12 @@
-"""Does MPO do what its paper says? Eight methods from the same warmed-up models, at equal steps and equal batch.
+"""Test the claims of the MPO paper: eight methods from the same warmed-up models, with equal steps and batch size.
 
     python benchmarks/methods.py                      # everything, an hour or two on two cores; JSON and plot into results/
-    python benchmarks/methods.py --seeds 1 --quick    # the same path in a minute, with nothing learned
-    python benchmarks/methods.py --list               # the jobs, and which of them are done
+    python benchmarks/methods.py --seeds 1 --quick    # a test of the script in a minute, with nothing learned
+    python benchmarks/methods.py --list               # list the jobs that are done
 
-Task, sizes, metric and what would confirm or refute each claim were written down before the run: methods.md. Every job (one method,
-one learning rate, one seed) takes minutes and leaves one JSON file in the work folder: stop at any time and run the same command
-again. Seed 0 chooses each method's learning rate by reasoned accuracy and counts for nothing else; seeds 1 to N are reported.
+Task, sizes, metric and the criteria for each claim were fixed before the run: methods.md. Every job (one method, one learning rate,
+one seed) takes minutes and writes one JSON file to the work folder: stop at any time and run the same command again. Seed 0 is only
+used to choose each method's learning rate by reasoned accuracy; seeds 1 to N are reported.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # two jobs of two threads would take each other's cores
+os.environ["OMP_NUM_THREADS"] = "1"  # two jobs of two threads each would compete for cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -38,12 +38,12 @@ CHOOSING = 0
 
 
 def folder_of(work: Path, seed: int) -> Path:
-    """Where everything of a seed lies."""
+    """The folder of a seed."""
     return work / f"seed_{seed}"
 
 
 def run_all(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], workers: int, title: str) -> None:
-    """Run calls in processes of one thread each, with a progress bar; the first failure stops all."""
+    """Run calls in processes of one thread each, with a progress bar; stop all at the first failure."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(calls), desc=title, unit="job") as bar:
         futures = [pool.submit(call, *arguments) for call, arguments in calls]
@@ -57,7 +57,7 @@ def run_all(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], worker
 
 
 def quietly(call: Callable[..., None], *arguments: Any) -> None:
-    """Run a call in a worker with everything it prints in a log file of the seed, so that the progress bar stays readable."""
+    """Run a call in a worker, with its output in a log file of the seed, so that the progress bar stays readable."""
     folder: Path = arguments[0]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:
@@ -67,7 +67,7 @@ def quietly(call: Callable[..., None], *arguments: Any) -> None:
 
 
 def chosen_rate(work: Path, method: str) -> float:
-    """The learning rate with the highest reasoned accuracy on seed 0; the lowest of equal ones."""
+    """The learning rate with the highest reasoned accuracy on seed 0; the lowest in case of ties."""
     return max(LEARNING_RATES, key=lambda rate: sum(_read(folder_of(work, CHOOSING), method, rate)["reasoned"]["correct"]))
 
 
@@ -82,18 +82,20 @@ def jobs_of(work: Path, seed: int, rates: dict[str, Sequence[float]], settings: 
 
 
 def main() -> None:
-    """Run what is not done yet, then write JSON, table and plot."""
+    """Run what is missing, then write JSON, table and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds to report, besides seed 0 (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the path, says nothing about methods")
+    parser.add_argument("--quick", action="store_true", help="use tiny sizes, to test the script only")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread (default: %(default)s)")
-    parser.add_argument("--prepare-only", action="store_true", help="draw data and warm models up, and show their numbers")
-    parser.add_argument("--list", action="store_true", help="show which jobs are done")
+    parser.add_argument("--prepare-only", action="store_true", help="generate data and warm models up, and show their numbers")
+    parser.add_argument("--list", action="store_true", help="list the jobs that are done")
     parser.add_argument("--work", type=Path, help="folder of models and jobs (default: runs/methods or runs/methods_quick)")
-    parser.add_argument("--output", type=Path, help="JSON, with the plot beside it (default: results/methods_cpu_DATE.json here)")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file to write, and its plot (default: results/methods_cpu_DATE.json here)"
+    )
     options = parser.parse_args()
     if options.seeds < 1 or options.workers < 1:
-        parser.error("--seeds and --workers are 1 or more.")
+        parser.error(f"--seeds and --workers must be 1 or more; got {options.seeds} and {options.workers}.")
     settings = QUICK if options.quick else Settings()
     work = (options.work or Path("runs") / ("methods_quick" if options.quick else "methods")).absolute()
     _same_settings(work, settings)

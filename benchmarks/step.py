@@ -1,18 +1,17 @@
-"""One training step, ours against TRL's DPOTrainer: FLOPs, tiles encoded, tokens computed, time and peak memory.
+"""Compare a training step with TRL's DPOTrainer: FLOPs, encoded tiles, computed tokens, time and peak memory.
 
     python benchmarks/step.py                          # the default set: counted on the full shapes, timed on a small one
     python benchmarks/step.py --measure counted --all  # every combination of the settings below
     python benchmarks/step.py --measure timed --timed-shape 1B --device cuda --dtype bfloat16
 
-Counted: both trainers compute the loss of the same records with a very small model, and each call they make to it is recorded:
-which inputs, with or without gradients, with or without adapters. The calls are then executed again, forward and backward, by a
-model of the full shape on the meta device, which runs every operator without its memory, under torch's FlopCounterMode. A
-multiplication and an addition are two FLOPs; attention counts as a flash kernel does (2 matrix products forward, 5 backward),
-masked and causal alike, whole; element-wise work and the optimiser count nothing. TRL's LM head counts answer positions alone,
-as on a GPU.
+Counted: both trainers compute the loss of the same records with a very small model, and each of their calls to it is recorded: its
+inputs, with or without gradients, with or without adapters. The calls are then executed again, forward and backward, by a model of
+the full shape on the meta device, which runs every operator without its memory, under torch's FlopCounterMode. A multiplication and
+an addition are two FLOPs; attention counts as in a flash kernel (2 matrix products forward, 5 backward), in full with any mask;
+element-wise operations and the optimiser are not counted. TRL's LM head is counted for labelled positions only, as on a GPU.
 
-Timed: real trainers on random weights, steps in turn, medians; each side's peak memory in a process of its own. On a CPU TRL's LM
-head scores every position. For the times it is given its GPU head, which skips those without a label; memory is compared with both.
+Timed: real trainers with random weights, alternating steps, medians; peak memory of each side in its own process. On a CPU TRL's LM
+head computes every position. For times it uses its GPU head, which skips unlabelled positions; memory is compared with both.
 """
 
 import argparse
@@ -57,14 +56,14 @@ from mpo.packing.logits_to_keep import add_logits_to_keep, label_padded_rows
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("trl", "live", "cached")
 PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "language_model": "text model"}
-LOGGED = ("log_probs", "entropy", "mean_logits", "is_top1")  # what both trainers ask of the head of the policy
+LOGGED = ("log_probs", "entropy", "mean_logits", "is_top1")  # outputs of the policy's head that both trainers use
 
 
 @dataclass(frozen=True)
 class Shape:
     """Sizes of an InternVL; vision and text are (hidden, MLP, layers, heads).
 
-    ``scale`` divides the tokens of the question and of the answers, so that a smaller shape keeps the proportions.
+    ``scale`` divides the tokens of question and completions, so that a smaller shape keeps the proportions.
     """
 
     vision: tuple[int, int, int, int]
@@ -78,7 +77,7 @@ class Shape:
     def build(
         self, image_token_id: int, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> InternVLForConditionalGeneration:
-        """A model with random weights, which are drawn where and as they will be: on a GPU 8 billion take a second or two."""
+        """A model with random weights, drawn on the target device in the target dtype: on a GPU 8 billion take a second or two."""
         usual = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
@@ -122,10 +121,10 @@ SHAPES = {  # InternViT-300M with Qwen2.5-0.5B, -1.5B and -7B; "small": the 1B s
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained.
+    """The settings of a step.
 
-    ``tiles`` of the image, thumbnail included; ``answer`` tokens, before the shape's scale; ``pairs`` of the one question;
-    ``tower`` frozen or trained; ``tune`` full or lora; ``checkpointing`` on both sides.
+    ``tiles``: of the image, thumbnail included; ``answer``: tokens per completion, before the shape's scale; ``pairs`` of one
+    question; ``tower``: frozen or trained; ``tune``: full or lora; ``checkpointing`` on both sides.
     """
 
     shape: str
@@ -141,32 +140,32 @@ class Case:
 
 
 def records(case: Case, shape: Shape) -> list[dict[str, Any]]:
-    """Pairs of one question. Digits are one token each, so lengths are exact; all answers differ from their first token on."""
+    """Pairs of one question. Digits are one token each, so lengths are exact; completions differ in their first token."""
     across, down = {1: (1, 1), 7: (3, 2), 13: (4, 3)}[case.tiles]
     size = 2 * shape.image_size  # large enough for all its tiles
     image = Image.effect_noise((across * size, down * size), 80).convert("RGB")
     if 2 * case.pairs > 10:
-        raise ValueError(f"Answers differ in their first digit, so there are at most 5 pairs of a question; got {case.pairs}.")
+        raise ValueError(f"Expected at most 5 pairs, since completions differ in their first digit; got pairs={case.pairs}.")
 
     def said(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
-    digits = case.answer // shape.scale - 1  # the end of turn is the last token of an answer
-    answers = [f"{number}" + "1234567890" * (digits // 10 + 1) for number in range(2 * case.pairs)]
+    digits = case.answer // shape.scale - 1  # the last token of a completion is the end of turn
+    completions = [f"{number}" + "1234567890" * (digits // 10 + 1) for number in range(2 * case.pairs)]
     question = said("user", ("0123456789" * 6)[: max(60 // shape.scale, 1)])
     return [
         {
             "images": [image],
             "prompt": question,
-            "chosen": said("assistant", answers[2 * number][:digits]),
-            "rejected": said("assistant", answers[2 * number + 1][:digits]),
+            "chosen": said("assistant", completions[2 * number][:digits]),
+            "rejected": said("assistant", completions[2 * number + 1][:digits]),
         }
         for number in range(case.pairs)
     ]
 
 
 def processor_of(case: Case, shape: Shape) -> Any:
-    """A processor that cuts the image into the case's tiles."""
+    """A processor that splits the image into the case's number of tiles."""
     return small_processor(
         ["0 1"],
         image_size=shape.image_size,
@@ -178,12 +177,12 @@ def processor_of(case: Case, shape: Shape) -> Any:
 
 
 def adapter() -> LoraConfig:
-    """LoRA on all matrices of the language model."""
+    """LoRA for all matrices of the language model."""
     return LoraConfig(r=16, lora_alpha=32, target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", task_type="CAUSAL_LM")
 
 
 def make_trainer(side: str, case: Case, shape: Shape, folder: str, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Any]:
-    """A trainer of one side, ready to step, and its batch on the device."""
+    """Create the trainer of one side, ready for a step, and its batch on the device."""
     processor = processor_of(case, shape)
     torch.manual_seed(0)
     model = shape.build(processor.image_token_id, device, getattr(torch, dtype))
@@ -209,7 +208,7 @@ def make_trainer(side: str, case: Case, shape: Shape, folder: str, device: str =
     lora = case.tune == "lora"
     trainer = trainer_class(
         model=model,
-        # TRL would look the reference up by the model's name.
+        # TRL would load the reference by the model's name.
         ref_model=copy.deepcopy(model).requires_grad_(False).eval() if side == "trl" and not lora else None,
         args=config_class(folder, **settings),
         train_dataset=Dataset.from_list(rows),
@@ -227,14 +226,14 @@ def make_trainer(side: str, case: Case, shape: Shape, folder: str, device: str =
 
 @contextlib.contextmanager
 def head_as_on_gpus() -> Iterator[None]:
-    """TRL's head skips positions without a label on GPUs and not elsewhere; within this it does everywhere."""
+    """Make TRL's head skip unlabelled positions on every device; by default it does so on GPUs only."""
     with mock.patch("trl.trainer.utils._use_triton", lambda device: True):
         yield
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of models that are built and thrown away."""
+    """Suppress warnings about temporary models."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -250,7 +249,7 @@ def quiet() -> Iterator[None]:
 
 @dataclass
 class Call:
-    """One call that a trainer made to a model: ``tiles`` that its vision tower encoded, ``plays`` when it was given them."""
+    """A trainer's call to a model. ``tiles``: encoded by its vision tower; ``plays``: whether their features were replayed."""
 
     role: str
     inputs: dict[str, Any]
@@ -259,7 +258,7 @@ class Call:
 
 
 def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
-    """What one step of a trainer asks of its models, with a very small model in the place of the shape's.
+    """Record the calls of one step of a trainer to its models, with a very small model instead of the shape's.
 
     It is the second step: in the first, MPOTrainer also compares the policy with its reference, once in a run.
     """
@@ -278,7 +277,7 @@ def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
         models = [trainer.model] + ([trainer.ref_model] if trainer.ref_model is not None else [])
         for model in models:
             model.register_forward_pre_hook(before, with_kwargs=True)
-            # Of the tower's first part: a shared tower returns without running it.
+            # Hooks on the first part of the tower: a shared tower returns without running it.
             find_tower(model).embeddings.register_forward_hook(encoded)
         for _ in range(2):
             calls.clear()
@@ -290,7 +289,7 @@ def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
 
 
 def _flash_on_meta(query: Tensor, key: Tensor, value: Tensor, *args: Any, is_causal: bool = False, **kwargs: Any) -> Tensor:
-    """Attention of the meta device as a flash kernel, in the place of one that materialises its weights."""
+    """Attention on the meta device as in a flash kernel, instead of one that materialises its weights."""
     group = query.size(1) // key.size(1)
     if group > 1:
         key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
@@ -298,11 +297,11 @@ def _flash_on_meta(query: Tensor, key: Tensor, value: Tensor, *args: Any, is_cau
 
 
 def meta_model(case: Case, shape: Shape, image_token_id: int, logged: tuple[str, ...] = LOGGED) -> Any:
-    """A model of the shape on the meta device, prepared as both trainers prepare theirs."""
+    """Create a model of the shape on the meta device, prepared as in both trainers."""
     model = shape.build(image_token_id, "meta")
 
     def placeholders(input_ids: Tensor, inputs_embeds: Tensor, **_: Any) -> Tensor:
-        # The model's own also compares the number of image tokens with that of features, which needs their values.
+        # The model's own method also compares the number of image tokens with that of features, which needs their values.
         return (input_ids == image_token_id).unsqueeze(-1).expand_as(inputs_embeds)
 
     model.model.get_placeholder_mask = placeholders
@@ -316,14 +315,14 @@ def meta_model(case: Case, shape: Shape, image_token_id: int, logged: tuple[str,
 def _for_meta(inputs: dict[str, Any]) -> dict[str, Any]:
     inputs = dict(inputs)
     labels = inputs.pop("labels", None)
-    if labels is not None:  # which positions have a label is a value, and meta tensors have none: say which
+    if labels is not None:  # labelled positions depend on values, which meta tensors do not have
         inputs |= {n: v for n, v in label_padded_rows(inputs["input_ids"], labels != -100).items() if n != "labelled"}
-        del inputs["attention_mask"]  # reading it takes values too; masked and whole attention count the same
+        del inputs["attention_mask"]  # also read by value; attention counts the same with a mask
     return {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
 
 
 def count_calls(calls: list[Call], case: Case, shape: Shape, image_token_id: int) -> dict[str, dict[str, int]]:
-    """FLOPs of recorded calls by role and part of the model, executed by a model of the shape on the meta device."""
+    """Count the FLOPs of recorded calls, by role and part of the model, with a model of the shape on the meta device."""
     policy = meta_model(case, shape, image_token_id)
     if case.tune == "lora":
         with torch.device("meta"):
@@ -346,8 +345,8 @@ def count_calls(calls: list[Call], case: Case, shape: Shape, image_token_id: int
     patched = (
         mock.patch("torch.nn.functional.scaled_dot_product_attention", _flash_on_meta),
         mock.patch("mpo.packing.attention.scaled_dot_product_attention", _flash_on_meta),
-        mock.patch("torch.is_autocast_enabled", lambda device_type=None: False),  # knows no meta device
-        # Whether positions start anew inside a row is read from their values; in TRL's rows they do not.
+        mock.patch("torch.is_autocast_enabled", lambda device_type=None: False),  # does not support the meta device
+        # Whether positions restart inside a row is read from their values; in TRL's rows they do not.
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None),
     )
     for call in calls:
@@ -368,7 +367,7 @@ def count_calls(calls: list[Call], case: Case, shape: Shape, image_token_id: int
                 output = model(**inputs)
                 if call.role == "policy":
                     output.log_probs.sum().backward()
-        # The counter puts some of a backward pass under the wrong module, so the policy has a sum alone.
+        # The counter attributes parts of a backward pass to the wrong module, so the policy has a total only.
         counts[call.role] = {"whole": counter.get_total_flops()} if call.role == "policy" else _by_part(counter)
     return counts
 
@@ -384,7 +383,7 @@ def _by_part(counter: FlopCounterMode) -> dict[str, int]:
 
 
 def count_directly(side: str, case: Case, shape: Shape) -> int:
-    """FLOPs of a real step on the CPU, loss and backward, without a recording in between."""
+    """Count the FLOPs of a real step on the CPU, loss and backward, without recording calls."""
     with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
         trainer, batch = make_trainer(side, case, shape, folder)
         trainer.compute_loss(trainer.model, dict(batch))  # as in `record_calls`, the first step is not counted
@@ -394,7 +393,7 @@ def count_directly(side: str, case: Case, shape: Shape) -> int:
 
 
 def count(case: Case, shape: Shape | None = None, sides: tuple[str, ...] = SIDES) -> dict[str, Any]:
-    """FLOPs and tokens of one step of each side, per pair, and TRL's over ours."""
+    """Count FLOPs and tokens of one step of each side, per pair, and the ratio of TRL's to ours."""
     shape = shape or SHAPES[case.shape]
     image_token_id = processor_of(case, shape).image_token_id
     result: dict[str, Any] = {"case": asdict(case), "per_pair": {}, "TRL over": {}}
@@ -416,7 +415,7 @@ def count(case: Case, shape: Shape | None = None, sides: tuple[str, ...] = SIDES
 
 
 def synchronised_seconds(work: Callable[[], Any], device: str) -> float:
-    """Seconds that `work` takes on the device."""
+    """Measure the seconds that `work` takes on the device."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -427,8 +426,8 @@ def synchronised_seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def stepper(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
-    """A whole training step: loss, gradients, clipping and AdamW. The batch is collated already, on both sides."""
-    # Fused, as is the Trainer's default: PyTorch's own on a GPU needs a second copy of the gradients.
+    """Return a full training step: loss, gradients, clipping and AdamW, on a collated batch."""
+    # Fused, as in the Trainer: PyTorch's default on a GPU needs a second copy of the gradients.
     optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6, fused=True)
 
     def step() -> None:
@@ -443,7 +442,7 @@ def stepper(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
 
 
 def timed(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Pairs per second of each side, steps in turn; peak memory of each in its own process."""
+    """Measure pairs per second of each side, in alternating steps, and peak memory of each in its own process."""
     shape = SHAPES[case.shape]
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
@@ -475,7 +474,7 @@ def timed(case: Case, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_in_own_process(side: str, case: Case, options: argparse.Namespace, *, as_on_gpus: bool) -> dict[str, float]:
-    """Peak memory of a side, from a fresh process that runs that side alone."""
+    """Measure the peak memory of a side in a new process that runs only this side."""
     command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", side, "--case", json.dumps(asdict(case))]
     command += ["--device", options.device, "--dtype", options.dtype, *["--head-as-on-gpus"] * as_on_gpus]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -484,10 +483,10 @@ def measure_in_own_process(side: str, case: Case, options: argparse.Namespace, *
 
 
 def memory_of(side: str, case: Case, device: str, dtype: str, as_on_gpus: bool) -> dict[str, float]:
-    """Memory of this process over three steps, in MB, without what Python and the libraries hold.
+    """Measure the memory of this process over three steps, in MB, without that of Python and the libraries.
 
-    ``peak``: models, optimiser, gradients and activations. ``of_steps``: what steps add to what stood before the first one
-    (activations, gradients, optimiser state).
+    ``peak``: models, optimiser, gradients and activations. ``of_steps``: increase since before the first step (activations,
+    gradients, optimiser state).
     """
     on_gpu = device == "cuda"
     head = head_as_on_gpus() if as_on_gpus else contextlib.nullcontext()
@@ -501,7 +500,7 @@ def memory_of(side: str, case: Case, device: str, dtype: str, as_on_gpus: bool) 
     with tempfile.TemporaryDirectory() as folder, quiet(), head:
         step = stepper(*make_trainer(side, case, SHAPES[case.shape], folder, device, dtype))
         if not on_gpu:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what building and filling the cache freed does not count
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory freed by building and filling the cache does not count
         before = now()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -519,7 +518,7 @@ def memory_of(side: str, case: Case, device: str, dtype: str, as_on_gpus: bool) 
 
 # --- Targets, table, command line
 
-TARGETS = {  # 6+1 tiles, 300-token answers, tower frozen, full: TRL's FLOPs over ours, at least
+TARGETS = {  # 6+1 tiles, 300-token completions, frozen tower, full: smallest ratio of TRL's FLOPs to ours
     ("1B", 1): {"live": 2.3, "cached": 2.7},
     ("8B", 1): {"live": 1.75, "cached": 2.1},
     ("1B", 4): {"live": 5.5},
@@ -529,22 +528,22 @@ FASTER, MEMORY = 1.8, 0.6  # pairs per second over TRL's, at least; peak memory 
 
 
 def targets_of(case: Case) -> dict[str, float]:
-    """FLOP targets of a case, by side."""
+    """The FLOP targets of a case, by side."""
     at_settings = (case.tiles, case.answer, case.tower, case.tune) == (7, 300, "frozen", "full")
     return TARGETS.get((case.shape, case.pairs), {}) if at_settings else {}
 
 
 def judged(value: float, goal: float, at_most: bool = False) -> dict[str, Any]:
-    """A measurement against its target."""
+    """Compare a measurement with its target."""
     return {"value": value, "target": goal, "reached": value <= goal if at_most else value >= goal}
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
-    """Cases to count."""
+    """The cases to count."""
     every = {
         "shapes": ["1B", "2B", "8B"],
         "tiles": [1, 7, 13],
-        "answers": [100, 300, 1000],
+        "completions": [100, 300, 1000],
         "pairs": [1, 4],
         "towers": ["frozen", "trained"],
         "tune": ["full", "lora"],
@@ -552,18 +551,18 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
     }
     axes = [every[name] if options.all else getattr(options, name) for name in every]
     made = []
-    for shape, tiles, answer, pairs, tower, tune, checkpointing in itertools.product(*axes):
-        made.append(Case(shape, tiles, answer, pairs, tower, tune, checkpointing == "on"))
+    for shape, tiles, completion, pairs, tower, tune, checkpointing in itertools.product(*axes):
+        made.append(Case(shape, tiles, completion, pairs, tower, tune, checkpointing == "on"))
     return made
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_counted(result: dict[str, Any]) -> None:
-    """A line of the table."""
+    """Print a line of the table."""
     case, over, goals = result["case"], result["TRL over"], result["targets"]
     verdict = ", ".join(f"{s} {g['target']} {'reached' if g['reached'] else 'NOT REACHED'}" for s, g in goals.items())
     print(
@@ -574,23 +573,29 @@ def print_counted(result: dict[str, Any]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="+", default=["counted", "timed"], choices=("counted", "timed"))
     parser.add_argument("--all", action="store_true", help="count every combination of the settings (432)")
-    parser.add_argument("--shapes", nargs="+", default=["1B", "2B", "8B"], choices=list(SHAPES), help="counted")
-    parser.add_argument("--tiles", nargs="+", type=int, default=[7], choices=(1, 7, 13), help="of the image, with its thumbnail")
-    parser.add_argument("--answers", nargs="+", type=int, default=[300], help="tokens of each answer: 100, 300, 1000")
-    parser.add_argument("--pairs", nargs="+", type=int, default=[1, 4], help="of one question, in one batch")
+    parser.add_argument("--shapes", nargs="+", default=["1B", "2B", "8B"], choices=list(SHAPES), help="shapes to count")
+    parser.add_argument(
+        "--tiles", nargs="+", type=int, default=[7], choices=(1, 7, 13), help="tiles of the image, with its thumbnail"
+    )
+    parser.add_argument("--completions", nargs="+", type=int, default=[300], help="tokens each: 100, 300, 1000")
+    parser.add_argument("--pairs", nargs="+", type=int, default=[1, 4], help="pairs of one question, in one batch")
     parser.add_argument("--towers", nargs="+", default=["frozen"], choices=("frozen", "trained"))
     parser.add_argument("--tune", nargs="+", default=["full"], choices=("full", "lora"))
-    parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=("off", "on"), help="of gradients, both sides")
-    parser.add_argument("--timed-shape", default="small", choices=list(SHAPES), help="timed, at the settings of the targets")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of timing")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of timing")
-    parser.add_argument("--steps", type=int, default=7, help="timed steps of each side")
-    parser.add_argument("--warmup", type=int, default=2, help="steps of each side left out before them")
-    parser.add_argument("--output", type=Path, help="JSON; default: benchmarks/results/step_DEVICE_DATE.json")
+    parser.add_argument(
+        "--checkpointing", nargs="+", default=["off", "on"], choices=("off", "on"), help="gradient checkpointing on both sides"
+    )
+    parser.add_argument(
+        "--timed-shape", default="small", choices=list(SHAPES), help="shape to time, with the settings of the targets"
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="device of timing")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of timing")
+    parser.add_argument("--steps", type=int, default=7, help="number of timed steps per side")
+    parser.add_argument("--warmup", type=int, default=2, help="number of untimed steps per side before them")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: benchmarks/results/step_DEVICE_DATE.json")
     parser.add_argument("--head-as-on-gpus", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
@@ -618,9 +623,9 @@ def main() -> None:
         "timed": [],
     }
     if "counted" in options.measure:
-        print("TRL's FLOPs per pair over ours; ckpt: gradient checkpointing on both sides")
+        print("TRL's FLOPs per pair over ours; tokens: of a completion; ckpt: gradient checkpointing on both sides")
         print(
-            f"{'shape':>5} {'tiles':>5} {'answer':>6} {'pairs':>5} {'tower':>7} {'tune':>4} {'ckpt':>5} {'live':>8} {'cached':>10}"
+            f"{'shape':>5} {'tiles':>5} {'tokens':>6} {'pairs':>5} {'tower':>7} {'tune':>4} {'ckpt':>5} {'live':>8} {'cached':>10}"
         )
         for case in cases_of(options):
             counted = count(case)

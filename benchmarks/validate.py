@@ -1,13 +1,13 @@
-"""`mpo data validate`: records a second, of text and with real photographs, without and with a model's processor.
+"""Measure the speed of `mpo data validate` in records per second: text and real photographs, without and with a processor.
 
     python benchmarks/validate.py                     # both sets, JSON into results/
     python benchmarks/validate.py --texts 1000 --images 50 --workers 4
 
-A file of records is written, the lengths of its texts drawn (seeded) as those of questions and answers are: log-normal, a median
-of 20 and of 80 words, at most 600. Those with images have a JPEG file each, cut out of scikit-learn's photographs, 640 to 1280
-pixels wide, 600 of them different. Timed is the whole command, its start included, once each; what is checked is in
-`mpo data validate --help`. The processor is a small one saved to a folder: its rules are InternVL's, with tiles of 448 pixels and
-at most 12 of them, but its vocabulary is small. Few of these texts are so long that they must be encoded to know that they fit.
+The script writes a file of records. The lengths of questions and completions are drawn (seeded) from log-normal distributions with
+medians of 20 and 80 words, at most 600. Records with images have a JPEG crop of scikit-learn's photographs each, 640 to 1280 pixels
+wide, 600 of them different. The whole command is timed once per case, with its startup; its checks are listed in
+`mpo data validate --help`. The processor is a small one saved to a folder: its rules are InternVL's, with at most 12 tiles of 448
+pixels, but its vocabulary is small. Few of these texts are long enough to need encoding to check their length.
 """
 
 import argparse
@@ -34,7 +34,7 @@ MOST_WORDS = 600
 
 
 def records(count: int, images: bool, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Records of mpo's question form, all different; the images are called 0.jpg and so on."""
+    """Different records with a question each; their images are 0.jpg, 1.jpg and so on."""
     rng = np.random.default_rng(seed)
     words = np.array(WORDS[0].split())
     for number in range(count):
@@ -46,7 +46,7 @@ def records(count: int, images: bool, seed: int = 0) -> Iterator[dict[str, str]]
 
 
 def write_source(folder: Path, count: int, images: bool) -> Path:
-    """A file of records in a folder, with their images beside it."""
+    """Write a file of records to a folder, with their images."""
     folder.mkdir()
     if images:
         for number, content in enumerate(photographs(count)):
@@ -58,10 +58,10 @@ def write_source(folder: Path, count: int, images: bool) -> Path:
 
 
 def measure(path: Path, count: int, workers: int, processor: Path | None) -> dict[str, Any]:
-    """Run the command on a file of so many records and take its time.
+    """Time the command on a file of `count` records.
 
     Raises:
-        RuntimeError: when it finds what keeps training from starting, or another number of records.
+        RuntimeError: when it reports an error, or another number of records.
     """
     command = [sys.executable, "-m", "mpo", "data", "validate", path.name, "--workers", str(workers)]
     command += ["--model", str(processor), "--max-length", "8192"] if processor else []
@@ -77,9 +77,11 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=100_000, metavar="N", help="records of text (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=2_000, metavar="N", help="records with an image (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON; default: benchmarks/results/validate_cpu_DATE.json")
+    parser.add_argument(
+        "--images", type=int, default=2_000, metavar="N", help="number of records with an image (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="number of processes (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: benchmarks/results/validate_cpu_DATE.json")
     options = parser.parse_args()
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/validate.py", *sys.argv[1:]]),

@@ -1,4 +1,4 @@
-"""MPO in ten lines, as for TRL's DPOTrainer.
+"""Train with MPO in ten lines, as with TRL's DPOTrainer.
 
     python examples/train_mpo.py MODEL PAIRS.jsonl RUN_DIR
 

@@ -1,4 +1,4 @@
-"""Preference losses as pure functions of log-probabilities. Imports torch alone; knows no model, batch or configuration.
+"""Preference losses as pure functions of log-probabilities. Depends on torch only, not on a model, batch or configuration.
 
 >>> import torch
 >>> from mpo.losses import Mixture, PairLogps

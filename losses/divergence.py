@@ -8,19 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-_LARGEST_EXPONENT = 80.0  # exp of more leaves float32
+_LARGEST_EXPONENT = 80.0  # exp of a larger one overflows float32
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Scores a log-ratio u = log pi/pi_0 by f'(pi/pi_0); the losses that use it read differences of scores.
+    """Map a log-ratio u = log pi/pi_0 to the score f'(pi/pi_0); losses with a divergence use differences of scores.
 
     reverse_kl: u (DPO itself). forward_kl: 1 - e^-u. js_divergence: log 2 + log sigmoid(u).
     alpha_divergence: (e^((alpha-1) u) - 1) / (alpha - 1), which is u for alpha = 1.
 
     Args:
         kind: one of `DIVERGENCES`.
-        alpha: of the alpha divergence.
+        alpha: parameter of the alpha divergence.
 
     >>> Divergence()(torch.tensor([0.5]))
     tensor([0.5000])
@@ -31,12 +31,12 @@ class Divergence:
 
     def __post_init__(self) -> None:
         if self.kind not in DIVERGENCES:
-            raise ValueError(f"f_divergence_type is one of {', '.join(DIVERGENCES)}; got {self.kind!r}.")
+            raise ValueError(f"Expected f_divergence_type among {', '.join(DIVERGENCES)}; got {self.kind!r}.")
         if not math.isfinite(self.alpha):
-            raise ValueError(f"f_alpha_divergence_coef must be finite, got {self.alpha}.")
+            raise ValueError(f"f_alpha_divergence_coef must be finite; got {self.alpha}.")
 
     def __call__(self, logratio: Tensor) -> Tensor:
-        """Score log-ratios, shape kept."""
+        """Scores of log-ratios, of the same shape."""
         if self.kind == "forward_kl":
             return 1 - torch.exp(-logratio)
         if self.kind == "js_divergence":

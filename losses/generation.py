@@ -1,8 +1,9 @@
-"""Writing the chosen completion, L_g."""
+"""The generation loss L_g: the likelihood of the chosen completion."""
 
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from mpo.losses.pairs import PairLogps, PairLoss
 
@@ -14,25 +15,25 @@ class SFT(PairLoss):
 
     Args:
         average: ``"completion"``: -log pi(y_c|x) / |y_c| of each pair (arXiv 2411.10442, equation 8);
-            ``"token"``: the sum over the batch's chosen completions by the number of their tokens, every pair given that value
-            (TRL);
-            ``"square"``: -log pi(y_c|x) / sqrt(|y_c|), by the mean of sqrt(|y_c|) over the pairs of the optimiser step
+            ``"token"``: the sum over the batch's chosen completions divided by the number of their tokens, the same value for
+            every pair (TRL);
+            ``"square"``: -log pi(y_c|x) / sqrt(|y_c|), divided by the mean of sqrt(|y_c|) over the pairs of the optimiser step
             (InternVL 2.5, arXiv 2412.05271, section on loss re-weighting).
     """
 
     name = "sft"
     needs_reference = False
-    takes_divergence = True  # TRL allows one beside it; it reads no log-ratio
+    takes_divergence = True  # TRL allows one, which has no effect on SFT
 
     def __init__(self, average: str = "completion") -> None:
         super().__init__()
         if average not in AVERAGES:
-            raise ValueError(f"sft_average is one of {', '.join(AVERAGES)}; got {average!r}.")
+            raise ValueError(f"Expected sft_average among {', '.join(AVERAGES)}; got {average!r}.")
         self.average = average
         self.scope: Literal["pair", "batch"] = "batch" if average == "token" else "pair"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         nll, tokens = -pairs.whole_chosen, pairs.chosen_length
         if self.average == "token":
             return (nll.sum() / tokens.sum()).expand(len(pairs))

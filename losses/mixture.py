@@ -1,4 +1,4 @@
-"""Mixture: a weighted sum of losses, and a report of every term."""
+"""Mixture: a weighted sum of losses that reports every term."""
 
 import difflib
 import math
@@ -17,7 +17,7 @@ from mpo.losses.quality import BCO, RewardShift
 
 @dataclass(frozen=True)
 class MixtureOutput:
-    """What a mixture gives.
+    """The result of a mixture.
 
     Attributes:
         loss: scalar, the weighted sum of the terms.
@@ -46,24 +46,24 @@ class Mixture(nn.Module):
         weighted_losses: weights and losses.
 
     Raises:
-        ValueError: for no losses, a loss named twice, and weights that are negative, not finite or all zero.
+        ValueError: for no losses, two losses of the same name, and weights that are negative, not finite or all zero.
     """
 
     def __init__(self, weighted_losses: Sequence[tuple[float, PairLoss]]) -> None:
         super().__init__()
         if not weighted_losses:
-            raise ValueError("A mixture needs at least one loss.")
+            raise ValueError("A mixture needs at least one loss; got none.")
         for weight, loss in weighted_losses:
             if not isinstance(weight, (int, float)) or not isinstance(loss, PairLoss):
-                raise ValueError(f"A mixture takes (weight, loss) with a number and a PairLoss, got ({weight!r}, {loss!r}).")
+                raise ValueError(f"Expected (weight, loss) with a number and a PairLoss; got ({weight!r}, {loss!r}).")
         self.weights = [float(weight) for weight, _ in weighted_losses]
         self.losses = nn.ModuleList([loss for _, loss in weighted_losses])
         names = self.names
         for name, weight in zip(names, self.weights, strict=True):
             if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"The weight of {name!r} must be 0 or more and finite, got {weight}.")
+                raise ValueError(f"The weight of {name!r} must be 0 or more and finite; got {weight}.")
             if names.count(name) > 1:
-                raise ValueError(f"The loss {name!r} is in the mixture twice. Add up its weights.")
+                raise ValueError(f"The loss {name!r} is in the mixture twice. Give it once, with the sum of the weights.")
         if not any(self.weights):
             raise ValueError(f"All weights are 0, so there is nothing to train: {', '.join(names)}.")
 
@@ -81,27 +81,27 @@ class Mixture(nn.Module):
         reward_shift: str = "running_mean",
         sft_average: str = "completion",
     ) -> "Mixture":
-        """Make a mixture from the arguments of TRL's DPOConfig.
+        """Create a mixture from the arguments of TRL's DPOConfig.
 
         Args:
             loss_type: names, see `LOSSES`.
-            loss_weights: one each; default 1.0.
-            beta: of every loss that has it.
-            label_smoothing: of every loss that has it.
-            f_divergence_type: of every loss that reads differences of scores.
+            loss_weights: one weight per loss; 1.0 each by default.
+            beta: beta of all losses with this parameter.
+            label_smoothing: label smoothing of all losses with this parameter.
+            f_divergence_type: divergence of all losses that use differences of scores.
             f_alpha_divergence_coef: alpha of the alpha divergence.
-            discopop_tau: of DiscoPOP.
-            reward_shift: of BCO.
-            sft_average: of SFT.
+            discopop_tau: tau of DiscoPOP.
+            reward_shift: reward shift of BCO.
+            sft_average: average of SFT.
 
         Raises:
-            ValueError: for unknown names (with the nearest valid one), weights of the wrong number, and settings that no loss in
-                the mixture has.
+            ValueError: for unknown names (with the closest valid one), a wrong number of weights, and settings that have no effect
+                on the mixture's losses.
         """
         names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
         weights = [1.0] * len(names) if loss_weights is None else list(loss_weights)
         if len(weights) != len(names):
-            raise ValueError(f"loss_weights has {len(weights)} numbers for the {len(names)} losses {names}. Give one each.")
+            raise ValueError(f"loss_weights has {len(weights)} numbers for the {len(names)} losses {names}. Give one per loss.")
         settings = _Settings(
             beta=beta,
             label_smoothing=label_smoothing,
@@ -112,11 +112,11 @@ class Mixture(nn.Module):
         )
         for name in names:
             if name not in LOSSES:
-                # By class name too: 'dpo' is DPO, which TRL calls sigmoid, and not cdpo.
+                # Also by class name: 'dpo' means DPO, which TRL calls sigmoid, and not cdpo.
                 spelled = {kind.__name__.lower(): known for known, (kind, _) in LOSSES.items()} | {known: known for known in LOSSES}
                 close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
                 hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
-                raise ValueError(f"There is no loss {name!r}.{hint} There are: {', '.join(LOSSES)}.")
+                raise ValueError(f"Unknown loss {name!r}.{hint} Use one of {', '.join(LOSSES)}.")
         kinds = [LOSSES[name][0] for name in names]
         if label_smoothing and not any(kind.takes_label_smoothing for kind in kinds):
             having = [name for name, (kind, _) in LOSSES.items() if kind.takes_label_smoothing]
@@ -128,8 +128,8 @@ class Mixture(nn.Module):
             for kind in kinds:
                 if not kind.takes_divergence:
                     raise ValueError(
-                        f"f_divergence_type={f_divergence_type!r} does not fit {kind.name!r}: only differences of scores are free "
-                        "of the normaliser that the divergence leaves. Use 'reverse_kl'."
+                        f"f_divergence_type={f_divergence_type!r} is not defined for {kind.name!r}: the divergence's normaliser "
+                        "cancels only in differences of scores. Use 'reverse_kl'."
                     )
             if names == ["sft"]:
                 raise ValueError(f"f_divergence_type={f_divergence_type!r} has no effect on sft alone. Leave it out.")
@@ -154,18 +154,18 @@ class Mixture(nn.Module):
 
     @property
     def reward_shift(self) -> RewardShift | None:
-        """BCO's delta, if it is in the mixture and has one."""
+        """BCO's delta; None without BCO or without a shift."""
         return next((loss.shift for loss in self._all() if isinstance(loss, BCO)), None)
 
     def forward(self, pairs: PairLogps) -> MixtureOutput:
         """Evaluate all losses on the pairs; see `MixtureOutput`.
 
         Raises:
-            ValueError: for pairs with weights when a loss sorts the batch, which parts its values from their pairs.
+            ValueError: for pairs with weights when a loss sorts the batch, so that its values no longer belong to pairs.
         """
         sorting = [loss.name for loss in self._all() if not loss.takes_weight]
         if pairs.weight is not None and sorting:
-            raise ValueError(f"PairLogps.weight has no meaning for {', '.join(sorting)}, which sorts the batch. Leave one out.")
+            raise ValueError(f"PairLogps.weight is undefined for {', '.join(sorting)}, which sorts the batch. Leave one out.")
         per_pair = torch.zeros_like(pairs.chosen)
         terms = {}
         for weight, loss in zip(self.weights, self._all(), strict=True):
@@ -210,4 +210,4 @@ LOSSES: dict[str, tuple[type[PairLoss], Callable[[_Settings], PairLoss]]] = {
     "cdpo": (preference.CDPO, lambda s: preference.CDPO(s.beta, s.label_smoothing, s.divergence)),
     "orpo": (preference.ORPO, lambda s: preference.ORPO(s.beta)),
 }
-"""Every loss by name, and how it is made. The first fifteen are TRL's."""
+"""Constructors of all losses, by name. The first fifteen are TRL's."""

@@ -1,4 +1,4 @@
-"""PairLogps, what every loss reads; and PairLoss, what every loss is."""
+"""PairLogps, the input of every loss, and PairLoss, the base class of every loss."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -15,17 +15,17 @@ class PairLogps:
     Args:
         chosen: log pi(y_c|x), summed over the tokens of the chosen completion; float32 (or float64).
         rejected: log pi(y_r|x), likewise.
-        ref_chosen: log pi_0(y_c|x), under the reference; None where no loss needs one.
+        ref_chosen: log pi_0(y_c|x), under the reference; None if no loss needs one.
         ref_rejected: log pi_0(y_r|x), likewise.
         chosen_tokens: |y_c|, the number of summed tokens.
         rejected_tokens: |y_r|, likewise.
-        weight: multiplies each pair's loss in a `Mixture` (WPO, arXiv 2406.11827); None: all 1.
-        sft_chosen: log pi(y_c|x) over the whole completion, where `chosen` counts its tail less (LD-DPO); None: `chosen`.
+        weight: factor of each pair's loss in a `Mixture` (WPO, arXiv 2406.11827); None: all 1.
+        sft_chosen: log pi(y_c|x) with all tokens at weight 1, if `chosen` has other weights (LD-DPO); None: `chosen`.
         mean_sqrt_tokens: scalar, the mean of sqrt(|y_c|) over the pairs of the whole optimiser step, for
             `SFT(average="square")`; None: over these pairs.
 
     Raises:
-        ValueError: naming the field, when it is not a tensor, not of shape (pairs,), or not of the common dtype.
+        ValueError: naming a field that is not a tensor, not of shape (pairs,), or not of the common dtype.
     """
 
     chosen: Tensor
@@ -44,40 +44,40 @@ class PairLogps:
             if value is None and "None" in str(field.type):
                 continue
             if not isinstance(value, Tensor):
-                raise ValueError(f"PairLogps.{field.name} must be a tensor, got {type(value).__name__}.")
+                raise ValueError(f"PairLogps.{field.name} must be a tensor; got {type(value).__name__}.")
             scalar = field.name == "mean_sqrt_tokens"
             shape = () if scalar else (len(self),)
             if value.shape != shape:
                 reason = "a scalar" if scalar else "one value per pair"
-                raise ValueError(f"PairLogps.{field.name} must have shape {shape}, {reason}, got {tuple(value.shape)}.")
+                raise ValueError(f"PairLogps.{field.name} must have shape {shape}, {reason}; got {tuple(value.shape)}.")
             if value.device != self.chosen.device:
                 raise ValueError(
-                    f"PairLogps.{field.name} must be on {self.chosen.device}, where `chosen` is, got {value.device}. Move it there."
+                    f"PairLogps.{field.name} must be on {self.chosen.device}, as `chosen`; got {value.device}. Move it there."
                 )
             if field.name in ("chosen_tokens", "rejected_tokens"):
                 if value.dtype == torch.bool or value.is_complex():
-                    raise ValueError(f"PairLogps.{field.name} must be numbers of tokens, got {value.dtype}. Sum masks over tokens.")
+                    raise ValueError(f"PairLogps.{field.name} must be numbers of tokens; got {value.dtype}. Sum masks over tokens.")
                 continue
             dtype = self.chosen.dtype
             if dtype not in (torch.float32, torch.float64):
                 raise ValueError(
-                    f"PairLogps.chosen must be float32 (or float64), got {dtype}. Sum token log-probs in float32: lower "
-                    "precision loses whole units of a long completion's log-prob."
+                    f"PairLogps.chosen must be float32 (or float64); got {dtype}. Sum token log-probs in float32: in lower "
+                    "precision the rounding error of a long completion's log-prob can exceed 1."
                 )
             if value.dtype != dtype:
                 expected = str(dtype).removeprefix("torch.")
-                raise ValueError(f"PairLogps.{field.name} must be {expected}, as `chosen` is, got {value.dtype}. Convert one.")
+                raise ValueError(f"PairLogps.{field.name} must be {expected}, as `chosen`; got {value.dtype}. Convert one.")
         if (self.ref_chosen is None) != (self.ref_rejected is None):
             missing = "ref_chosen" if self.ref_chosen is None else "ref_rejected"
             raise ValueError(f"PairLogps.{missing} is missing: give both reference log-probs or neither.")
 
     def __len__(self) -> int:
         if not isinstance(self.chosen, Tensor) or self.chosen.dim() != 1 or self.chosen.numel() == 0:
-            raise ValueError(f"PairLogps.chosen must be a tensor of shape (pairs,) with at least one pair, got {self.chosen!r}.")
+            raise ValueError(f"PairLogps.chosen must be a tensor of shape (pairs,) with at least one pair; got {self.chosen!r}.")
         return self.chosen.numel()
 
     def first(self, count: int) -> "PairLogps":
-        """The first `count` pairs alone."""
+        """Select the first `count` pairs."""
         return replace(
             self,
             **{
@@ -110,7 +110,7 @@ class PairLogps:
 
     @property
     def chosen_length(self) -> Tensor:
-        """|y_c| in the dtype of the log-probs, shape (pairs,); 1 for a completion that truncation left no token, whose sum is 0."""
+        """|y_c| in the dtype of the log-probs, shape (pairs,); 1 for a completion truncated to no tokens, whose sum is 0."""
         return self.chosen_tokens.clamp(min=1).to(self.chosen.dtype)
 
     @property
@@ -120,20 +120,20 @@ class PairLogps:
 
     @property
     def whole_chosen(self) -> Tensor:
-        """Log pi(y_c|x) with every token counted fully, shape (pairs,)."""
+        """Log pi(y_c|x) with all tokens at weight 1, shape (pairs,)."""
         return self.chosen if self.sft_chosen is None else self.sft_chosen
 
 
 class PairLoss(nn.Module):
-    """A loss of pairs. Called on a `PairLogps` it returns one value per pair, shape (pairs,); their mean is the loss.
+    """Base class of losses. Called on a `PairLogps` it returns one value per pair, shape (pairs,); their mean is the loss.
 
     Attributes:
-        name: TRL's name, where TRL has the loss.
-        needs_reference: whether it reads reference log-probs.
-        scope: ``"pair"`` when a pair's value depends on that pair alone; ``"batch"`` when the definition sorts or averages
-            over the batch, so that the loss of a split batch is another.
-        takes_weight: whether its values belong to their pairs, so that `PairLogps.weight` can multiply them.
-        takes_label_smoothing: whether it has such a parameter.
+        name: TRL's name, if TRL has the loss.
+        needs_reference: whether it uses reference log-probs.
+        scope: ``"pair"`` if a pair's value depends on that pair only; ``"batch"`` if the definition sorts or averages over the
+            batch, so that splitting the batch changes the loss.
+        takes_weight: whether each value belongs to one pair, so that `PairLogps.weight` can multiply it.
+        takes_label_smoothing: whether it has a label smoothing parameter.
     """
 
     name: ClassVar[str]
@@ -144,17 +144,17 @@ class PairLoss(nn.Module):
     scope: Literal["pair", "batch"] = "pair"
 
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
+        """Compute the loss of each pair, shape (pairs,)."""
         raise AssertionError("a loss defines forward")
 
     def extra_repr(self) -> str:
-        """Hyper-parameters, for printing."""
+        """Format the hyper-parameters for `repr`."""
         plain = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
         return ", ".join(f"{name}={value!r}" for name, value in plain.items() if not name.startswith("_") and name != "training")
 
 
 def positive(name: str, value: float) -> float:
-    """Check a parameter that must be above zero."""
+    """Return a parameter, after checking that it is above zero and finite."""
     if isinstance(value, (bool, str)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite, got {value!r}.")
+        raise ValueError(f"{name} must be above 0 and finite; got {value!r}.")
     return value

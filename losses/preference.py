@@ -1,4 +1,4 @@
-"""Relative preference, L_p: the chosen completion against the rejected one.
+"""Preference losses L_p: the chosen completion relative to the rejected one.
 
 Symbols: u_c = log pi(y_c|x) - log pi_0(y_c|x) and u_r likewise are the log-ratios of policy and reference; s = f(u) their scores
 under an f-divergence (s = u by default); m = beta (s_c - s_r) the margin; sigma the logistic function; eps the label smoothing.
@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from mpo.losses.divergence import Divergence
 from mpo.losses.pairs import PairLogps, PairLoss, positive
@@ -32,7 +33,7 @@ class _Margin(PairLoss):
 
 
 class _SmoothedMargin(_Margin):
-    """A loss of the margin with label smoothing eps: the share of pairs whose label is taken to be flipped."""
+    """A loss of the margin with label smoothing eps: the assumed fraction of pairs with a flipped label."""
 
     takes_label_smoothing = True
     smoothing_range = "[0, 0.5)"
@@ -47,8 +48,8 @@ class DPO(_Margin):
 
     name = "sigmoid"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         return -F.logsigmoid(self.margin(pairs))
 
 
@@ -57,8 +58,8 @@ class Hinge(_Margin):
 
     name = "hinge"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         return torch.relu(1 - self.margin(pairs))
 
 
@@ -70,8 +71,8 @@ class CDPO(_SmoothedMargin):
 
     name = "cdpo"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         return _smoothed(self.margin(pairs), self.label_smoothing)
 
 
@@ -80,8 +81,8 @@ class RobustDPO(_SmoothedMargin):
 
     name = "robust"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         margin, eps = self.margin(pairs), self.label_smoothing
         return (eps * F.logsigmoid(-margin) - (1 - eps) * F.logsigmoid(margin)) / (1 - 2 * eps)
 
@@ -98,8 +99,8 @@ class EXO(_SmoothedMargin):
     def __init__(self, beta: float = 0.1, label_smoothing: float = 1e-3, divergence: Divergence = REVERSE_KL) -> None:
         super().__init__(beta, label_smoothing, divergence)
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         margin, eps = self.margin(pairs), self.label_smoothing
         log_p_chosen, log_p_rejected = F.logsigmoid(margin), F.logsigmoid(-margin)
         return margin.sigmoid() * (log_p_chosen - math.log1p(-eps)) + (-margin).sigmoid() * (log_p_rejected - math.log(eps))
@@ -117,10 +118,10 @@ class DiscoPOP(_Margin):
         super().__init__(beta, divergence)
         self.tau = positive("discopop_tau", tau)
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         margin = self.margin(pairs)
-        # w e^-m as one exponential: by themselves w is 0 and e^-m infinite far below 0, and 0 * inf is NaN.
+        # w e^-m as one exponential: for very negative m, w is 0 and e^-m infinite, and 0 * inf is NaN.
         exponential = torch.exp(F.logsigmoid(margin / self.tau) - margin)
         return exponential - (-margin / self.tau).sigmoid() * F.logsigmoid(margin)
 
@@ -137,13 +138,13 @@ class _PerToken(_Margin):
 class IPO(_PerToken):
     """Identity Preference Optimization: (s_c/|y_c| - s_r/|y_r| - 1/(2 beta))^2. arXiv 2310.12036, equation 17.
 
-    Log-ratios are averaged over tokens, as its authors' results have it.
+    Log-ratios are averaged over tokens, as in its authors' experiments.
     """
 
     name = "ipo"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         return (self.per_token_difference(pairs) - 1 / (2 * self.beta)).square()
 
 
@@ -152,20 +153,20 @@ class SigmoidNorm(_PerToken):
 
     name = "sigmoid_norm"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         return -F.logsigmoid(self.beta * self.per_token_difference(pairs))
 
 
 class _Rewards(PairLoss):
-    """A loss of the two rewards r = beta u, not only of their difference; so no f-divergence fits it."""
+    """A loss of both rewards r = beta u, not only of their difference, so it is not defined for other f-divergences."""
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
         self.beta = positive("beta", beta)
 
     def rewards(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        """r_c and r_r, each of shape (pairs,)."""
+        """The rewards r_c and r_r, each of shape (pairs,)."""
         return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
 
 
@@ -174,8 +175,8 @@ class NCA(_Rewards):
 
     name = "nca_pair"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         chosen, rejected = self.rewards(pairs)
         return -F.logsigmoid(chosen) - 0.5 * (F.logsigmoid(-chosen) + F.logsigmoid(-rejected))
 
@@ -185,8 +186,8 @@ class SPPO(_Rewards):
 
     name = "sppo_hard"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         target = 1 / (2 * self.beta)
         return (pairs.chosen_logratio - target).square() + (pairs.rejected_logratio + target).square()
 
@@ -196,8 +197,8 @@ class APOZero(_Rewards):
 
     name = "apo_zero"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         chosen, rejected = self.rewards(pairs)
         return (-chosen).sigmoid() + rejected.sigmoid()
 
@@ -207,14 +208,17 @@ class APODown(_Rewards):
 
     name = "apo_down"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         chosen, rejected = self.rewards(pairs)
         return chosen.sigmoid() + (rejected - chosen).sigmoid()
 
 
 class _Sorted(PairLoss):
-    """Smoothed DPO on the difference of two sorted samples (optimal transport in one dimension). arXiv 2406.05882."""
+    """Smoothed DPO on the difference of two sorted samples (optimal transport in one dimension). arXiv 2406.05882.
+
+    Values are by rank, not by pair.
+    """
 
     scope = "batch"
     takes_label_smoothing = True
@@ -227,7 +231,7 @@ class _Sorted(PairLoss):
         self.label_smoothing = _smoothing(self, label_smoothing)
 
     def of_sorted(self, upper: Tensor, lower: Tensor) -> Tensor:
-        """Shape (pairs,): by rank, no longer by pair."""
+        """Loss of the sorted samples, by rank, shape (pairs,)."""
         return _smoothed(self.beta * (upper.sort().values - lower.sort().values), self.label_smoothing)
 
 
@@ -236,8 +240,8 @@ class AOT(_Sorted):
 
     name = "aot"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values by rank, shape (pairs,)."""
         ref_chosen, ref_rejected = pairs.reference
         return self.of_sorted(pairs.chosen - pairs.rejected, ref_chosen - ref_rejected)
 
@@ -247,8 +251,8 @@ class AOTUnpaired(_Sorted):
 
     name = "aot_unpaired"
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values by rank, shape (pairs,)."""
         return self.of_sorted(pairs.chosen_logratio, pairs.rejected_logratio)
 
 
@@ -265,14 +269,14 @@ class ORPO(PairLoss):
         super().__init__()
         self.beta = positive("beta", beta)
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,)."""
         chosen = _log_odds(pairs.chosen / pairs.chosen_length)
         return -self.beta * F.logsigmoid(chosen - _log_odds(pairs.rejected / pairs.rejected_length))
 
 
 def _log_odds(logp: Tensor) -> Tensor:
-    # 1 - e^logp underflows where the model is certain; the clamp keeps it finite.
+    # 1 - e^logp is 0 where the model is certain; the clamp keeps its logarithm finite.
     return logp - torch.log(-torch.expm1(logp.clamp(max=-1e-7)))
 
 
@@ -283,5 +287,5 @@ def _smoothed(margin: Tensor, eps: float) -> Tensor:
 def _smoothing(loss: PairLoss, eps: float) -> float:
     allowed = getattr(loss, "smoothing_range")  # noqa: B009
     if not 0 <= eps < 0.5 or (eps == 0 and allowed.startswith("(")):
-        raise ValueError(f"label_smoothing of {loss.name!r} lies in {allowed}, got {eps}.")
+        raise ValueError(f"label_smoothing of {loss.name!r} must be in {allowed}; got {eps}.")
     return eps

@@ -1,4 +1,4 @@
-"""Absolute quality, L_q: each completion by itself, good or bad.
+"""Quality loss L_q: classify each completion on its own as good or bad.
 
 Symbols: r_c = beta (log pi(y_c|x) - log pi_0(y_c|x)) and r_r likewise are the rewards; delta is the reward shift.
 """
@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mpo.losses.pairs import PairLogps, PairLoss, positive
 
@@ -14,11 +15,11 @@ REWARD_SHIFTS = ("running_mean", "none")
 
 
 class RewardShift(nn.Module):
-    """delta: the mean of all rewards seen in training so far, those in hand included; 0 before the first.
+    """delta: the mean of all rewards seen in training so far, including the current ones; 0 before the first.
 
     A cumulative mean over the detached rewards of every pair (r_c and r_r alike) on every rank, as in the official trainer of
-    arXiv 2411.10442, but weighted by pairs. It is one number on all ranks. Sum and count are float64 buffers, so `state_dict`
-    carries delta exactly. Only training moves it, and then every rank must call it equally often.
+    arXiv 2411.10442, but weighted by pairs. It is the same on all ranks. Sum and count are float64 buffers, so `state_dict`
+    stores delta exactly. It is updated in training mode only, where every rank must call it equally often.
 
     >>> shift = RewardShift()
     >>> [shift(torch.tensor([reward])).item() for reward in (1.0, 3.0, 5.0)]
@@ -37,11 +38,11 @@ class RewardShift(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """delta, a float64 scalar."""
+        """The current delta, a float64 scalar."""
         return self.total / self.count.clamp(min=1)
 
     def forward(self, rewards: Tensor) -> Tensor:
-        """Take in rewards (any shape; in training mode only) and return delta in their dtype."""
+        """Return delta in the dtype of the rewards (any shape), in training mode after adding them to the mean."""
         if self.training:
             seen = rewards.detach().to(self.total.dtype)
             update = torch.stack([seen.sum(), torch.ones_like(seen).sum()])
@@ -52,8 +53,8 @@ class RewardShift(nn.Module):
         return self.value.to(rewards.dtype)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        """Move to a device, but keep float64: `.to(bfloat16)` or `.half()` would lose delta."""
-        device = fn(torch.zeros((), device=self.total.device)).device  # a cast alone leaves it where it is
+        """Move to a device, but keep float64: `.to(bfloat16)` or `.half()` would round delta."""
+        device = fn(torch.zeros((), device=self.total.device)).device  # the same device for a cast
         dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         self.total, self.count = self.total.to(device, dtype), self.count.to(device, dtype)
         return self
@@ -74,12 +75,13 @@ class BCO(PairLoss):
     def __init__(self, beta: float = 0.1, reward_shift: str = "running_mean") -> None:
         super().__init__()
         if reward_shift not in REWARD_SHIFTS:
-            raise ValueError(f"reward_shift is one of {', '.join(REWARD_SHIFTS)}; got {reward_shift!r}.")
+            raise ValueError(f"Expected reward_shift among {', '.join(REWARD_SHIFTS)}; got {reward_shift!r}.")
         self.beta = positive("beta", beta)
         self.shift = RewardShift() if reward_shift == "running_mean" else None
 
+    @override
     def forward(self, pairs: PairLogps) -> Tensor:
-        """Values of the pairs, shape (pairs,). In training mode, moves delta first."""
+        """Compute the loss of each pair, shape (pairs,); in training mode, delta is updated first."""
         chosen, rejected = self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
         delta = 0.0 if self.shift is None else self.shift(torch.cat([chosen, rejected]))
         return -F.logsigmoid(chosen - delta) - F.logsigmoid(delta - rejected)

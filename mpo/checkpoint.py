@@ -129,7 +129,7 @@ def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLik
     """
     folder = latest_checkpoint(run_dir) if asked is None else str(asked)
     if folder is None:
-        raise ValueError(f"There is no complete checkpoint in {run_dir}. Leave resume_from_checkpoint out to begin a new run.")
+        raise ValueError(f"There is no complete checkpoint in {run_dir}. Leave resume_from_checkpoint out to start a new run.")
     if not _is_complete(Path(folder)):
         newest = latest_checkpoint(Path(folder).parent)
         raise ValueError(

@@ -197,7 +197,7 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         metadata={"help": "Replace a loss that is not finite by the mean of the others in the logs. This hides divergence."},
     )
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         if self.loss_type is None:
             self.loss_type = list(MPO_LOSS_TYPE)
             if self.loss_weights is None:

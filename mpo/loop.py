@@ -486,8 +486,8 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             self._meters["train"].pause(time.perf_counter() - start)
 
     @contextlib.contextmanager
-    def answering(self) -> Iterator[tuple[nn.Module, bool]]:
-        """Let the policy `generate` in the context; yields it, and whether its weights are sharded and all ranks must take part."""
+    def generating(self) -> Iterator[tuple[nn.Module, bool]]:
+        """Prepare the policy for `generate`; yields it, and whether its weights are sharded, so that all ranks must call it."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         sharded = self.accelerator.num_processes > 1 and (not self._holds_whole_model() or self._tp_size > 1)
         plain = torch.compiler.set_stance("force_eager")  # otherwise every length of the KV cache might be compiled

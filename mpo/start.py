@@ -233,7 +233,7 @@ def _check_added_rows(model: Any) -> None:
 class Adapters:
     """Add the policy's adapters in place of peft's `get_peft_model`, and keep their start values.
 
-    TRL would copy an existing adapter named "default" into a second one, "ref", which initializes it anew.
+    TRL would copy an existing adapter named "default" into a second one, "ref", which would be initialized again.
 
     Args:
         given: a model with adapters, or None for a fresh adapter.

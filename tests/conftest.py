@@ -16,8 +16,8 @@ from support import TEXTS, image_pairs, text_pairs
 
 from mpo.models.small import small_internvl, small_processor
 
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
+settings.register_profile("any host", deadline=None)
+settings.load_profile("any host")
 torch.set_num_threads(1)  # tiny models are slower with more threads
 # A PeftModel calls it in every forward pass, 4 ms each.
 accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)

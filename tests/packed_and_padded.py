@@ -58,15 +58,15 @@ def in_bfloat16(model):
 
 def in_float64(model):
     """A copy that computes in float64 throughout; transformers' own RMS norms go through float32."""
-    twin = copy.deepcopy(model).double()
-    for module in twin.modules():
+    exact = copy.deepcopy(model).double()
+    for module in exact.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = lambda x, norm=module: rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
-    return twin
+    return exact
 
 
 def with_head(model):
-    """The model with the head of a training run: TRL's fused one, at picked positions alone."""
+    """The model with the head of a training run: TRL's fused one, at the kept positions only."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     add_fused_lm_head(inner)
     add_logits_to_keep(inner.base_model)
@@ -162,7 +162,7 @@ def collated(processor, records):
 def batches_of(groups, pairs):
     """The packed and the padded batch of pairs of completions, which are numbered through, group after group.
 
-    As `PairCollator` makes them: of padded rows the chosen ones stand first, each with the tiles of its prompt.
+    As `PairCollator` makes them: of padded rows the chosen ones come first, each with the tiles of its prompt.
     """
     order = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
     rows = concatenate([lay_out(group.prompt, group.completions) for group in groups])
@@ -212,12 +212,12 @@ def trained_sums(model, batch):
     return completion_sums(model(**inputs, use_cache=False, fused_lm_head=True).log_probs, batch["labelled"])
 
 
-def exact_sums(twin, padded, dtype=torch.float64):
+def exact_sums(exact, padded, dtype=torch.float64):
     """The same from padded rows in float64 by nothing of ours: all logits, masked. A model of `dtype` would round its images."""
     inputs = {name: padded[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in padded}
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype).double()
-    logps = twin(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
+    logps = exact(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
     assert logps.dtype == torch.float64
     return (logps.gather(-1, padded["input_ids"][:, 1:, None])[..., 0] * padded["completion_mask"][:, 1:].bool()).sum(1)
 

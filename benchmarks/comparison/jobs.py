@@ -1,4 +1,4 @@
-"""One method, one learning rate, one seed: a job of minutes, which leaves one JSON file."""
+"""A job: train and measure one method with one learning rate and one seed, in minutes, and write one JSON file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mpo.models.loading import load_model
 
 @dataclass(frozen=True)
 class Method:
-    """One method.
+    """A training method.
 
     Attributes:
-        title: what it is called.
-        loss: overrides of `mpo train` that choose its loss; None trains on the worked examples of the warm-up instead of pairs.
-        paper: direct and reasoned accuracy in the paper's Table 6 (M3CoT), where it is there.
+        title: its name in tables.
+        loss: overrides of `mpo train` for its loss; None to train on the worked examples of the warm-up instead of pairs.
+        paper: direct and reasoned accuracy in the paper's Table 6 (M3CoT), if listed there.
     """
 
     title: str
@@ -50,12 +50,12 @@ LEARNING_RATES = (5e-5, 2e-4, 8e-4)
 
 
 def result_path(folder: Path, method: str, rate: float) -> Path:
-    """Where a job of a seed's folder leaves its numbers."""
+    """The JSON file of a job in a seed's folder."""
     return folder / "jobs" / f"{method}_{rate:.0e}.json"
 
 
 def run_job(folder: Path, method: str, rate: float, seed: int, settings: Settings) -> None:
-    """Train the warmed-up model of a seed with a method and measure it, unless that was done before."""
+    """Train the warmed-up model of a seed with a method and measure it, unless its result exists."""
     path = result_path(folder, method, rate)
     if path.is_file():
         return

@@ -1,4 +1,4 @@
-"""What is measured of a model: answers in both forms, and the reward margin on held-out pairs."""
+"""Measure a model: responses in both forms, and the reward margin on evaluation pairs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ RESPONSES_PER_BATCH = 250
 
 
 def generator_of(loaded: LoadedModel) -> LocalGenerator:
-    """A generator of responses with a model."""
+    """A generator for a loaded model."""
     return LocalGenerator(loaded.model, loaded.processor, responses_per_batch=RESPONSES_PER_BATCH)
 
 
 def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Answer the held-out questions greedily, in each form of `PROMPTS`.
+    """Generate greedy responses to the evaluation questions, in each form of `PROMPTS`.
 
     Args:
-        model: its folder.
-        folder: of the seed.
-        settings: sizes.
+        model: folder of the model.
+        folder: folder of the seed.
+        settings: sizes of the comparison.
 
     Returns:
-        For each form: `correct` (one 0 or 1 for each question), `unparsable` (answers in which no final answer is found; they are
-        wrong), `tokens` (their mean length), `read` (answers whose first line names the digits).
+        For each form: `correct` (0 or 1 per question), `unparsable` (number of responses without a final answer; they count as
+        wrong), `tokens` (their mean length), `read` (number of responses whose first line names the digits).
     """
     lines = read_lines(folder / "eval.jsonl")
     loaded = load_model(str(model), dtype="float32")
@@ -63,9 +63,9 @@ def _mean_tokens(loaded: LoadedModel, responses: Sequence[str]) -> float:
 
 
 def reward_margin(model: Path, folder: Path) -> float:
-    """Mean reward of the chosen answer less that of the rejected one, on pairs of held-out questions.
+    """Mean difference of the rewards of chosen and rejected completions, on pairs of evaluation questions.
 
-    Rewards are 0.1 (log pi - log ref) with the warmed-up model as the reference, whatever the model was trained with.
+    Rewards are 0.1 (log pi - log ref) with the warmed-up model as the reference, for every method.
     """
     policy, reference = (load_model(str(path), dtype="float32") for path in (model, folder / "warm"))
     pairs = load_preferences(folder / "eval_pairs.jsonl", image_root=folder)

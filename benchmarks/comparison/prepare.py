@@ -1,4 +1,4 @@
-"""What all methods of a seed start from: the data, a warmed-up model, its numbers, and pairs of its own answers."""
+"""Prepare what all methods of a seed share: the data, a warmed-up model, its numbers, and pairs of its own responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DONE = "prepared.json"
 
 
 def prepare(folder: Path, seed: int, settings: Settings) -> None:
-    """Make everything that the methods of a seed share, unless it is there; `prepared.json` is written last."""
+    """Prepare everything that the methods of a seed share, unless it exists; `prepared.json` is written last."""
     if (folder / DONE).is_file():
         return
     set_seed(seed)
@@ -38,7 +38,7 @@ def prepare(folder: Path, seed: int, settings: Settings) -> None:
 
 
 def _paired(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Split -> (questions of it to sample answers to, pairs of each at most)."""
+    """Split -> (number of its questions to sample responses to, largest number of pairs per question)."""
     return {"questions": (settings.questions, settings.max_pairs), "eval": (settings.margin_questions, 1)}
 
 
@@ -53,7 +53,7 @@ def _draw(folder: Path, seed: int, settings: Settings) -> None:
 
 
 def _warm_up(folder: Path, seed: int, settings: Settings) -> None:
-    """A fresh model learns to read, then to answer; saved in two folders."""
+    """Train a new model to read digits, then on worked examples; both are saved."""
     reading, worked = reading_rows(folder, settings), worked_rows(folder, settings)
     processor = small_processor(
         [text for row in reading + worked for text in (row["question"], row["text"])],
@@ -84,7 +84,7 @@ def _warm_up(folder: Path, seed: int, settings: Settings) -> None:
 
 
 def reading_rows(folder: Path, settings: Settings) -> list[dict[str, str]]:
-    """The warm-up's examples of reading."""
+    """The warm-up's reading examples."""
     return reading_examples(read_lines(folder / "worked.jsonl"), folder)
 
 

@@ -1,4 +1,4 @@
-"""The numbers of all jobs -> a summary with paired intervals, a table and a plot."""
+"""Summarize the numbers of all jobs: paired intervals, a table and a plot."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> dict[str
     """Mean difference of two methods over the same seeds, with Student's 95 % interval.
 
     Args:
-        first: a number for each seed.
-        second: the same of the other method, in the same order.
+        first: one number per seed.
+        second: the numbers of the other method, in the same order.
 
     Returns:
         `mean`, `low` and `high`; without bounds for a single seed.
@@ -46,16 +46,16 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> dict[str
 def summarize(
     before: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[Mapping[str, Any]]], rates: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Per method its means over seeds and its paired differences.
+    """Means over seeds and paired differences of each method.
 
     Args:
-        before: what the warmed-up model of each seed measured.
-        runs: for each method, what its job of each seed measured, in the same order.
-        rates: each method's learning rate.
+        before: measurements of the warmed-up model of each seed.
+        runs: for each method, the measurements of its job of each seed, in the same order.
+        rates: learning rate of each method.
 
     Returns:
-        `methods`: name -> per form `accuracy` (one for each seed), `unparsable` (share), `tokens`; `gain` (reasoned less direct
-        accuracy), `margin`, `learning_rate`, `against_mpo` (paired intervals, per form). `claims`: what `../methods.md` asks for.
+        `methods`: name -> per form `accuracy` (one per seed), `unparsable` (fraction), `tokens`; `gain` (reasoned minus direct
+        accuracy), `margin`, `learning_rate`, `against_mpo` (paired intervals, per form). `claims`: those of `../methods.md`.
     """
     everything = {"warm_up": [{**found, "margin": 0.0} for found in before], **runs}
     methods: dict[str, Any] = {}
@@ -98,7 +98,7 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[st
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The summary as a Markdown table, beside the paper's Table 6."""
+    """Format the summary as a Markdown table, with the paper's Table 6."""
     lines = [
         "| method | lr | direct, % | reasoned, % | less MPO, points | unparsable, % | tokens | margin | paper: direct | reasoned |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -124,14 +124,14 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def points(interval: Mapping[str, float | None]) -> str:
-    """An interval in percentage points."""
+    """Format an interval in percentage points."""
     mean, low, high = interval["mean"], interval["low"], interval["high"]
     assert mean is not None
     return f"{100 * mean:+.1f}" + ("" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})")
 
 
 def plot(summary: Mapping[str, Any], path: Path) -> None:
-    """Direct and reasoned accuracy of every method, a dot for each seed and a line for their mean."""
+    """Plot direct and reasoned accuracy of every method, a dot per seed and a line for their mean."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     all_axes = figure.subplots(1, len(PROMPTS), sharey=True)
     names = list(summary["methods"])[::-1]
@@ -142,7 +142,7 @@ def plot(summary: Mapping[str, Any], path: Path) -> None:
             axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5, ms=4)
             axes.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color=colour, lw=2)
         axes.axvline(100 * np.mean(summary["methods"][AGAINST][form]["accuracy"]), color="#2563a8", lw=0.8, ls=":", zorder=0)
-        axes.set_title(f"{form} answers", fontsize=10)
+        axes.set_title(f"{form} responses", fontsize=10)
         axes.set_xlabel("right, %")
         axes.spines[["top", "right"]].set_visible(False)
     titles = {name: method.title for name, method in METHODS.items()}

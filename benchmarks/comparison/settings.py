@@ -1,4 +1,4 @@
-"""How large the comparison is."""
+"""Sizes of the comparison."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """Every number of the comparison; fixed in `../methods.md` before it was run.
+    """All sizes of the comparison; fixed in `../methods.md` before it was run.
 
     Attributes:
-        images: images whose digits the warm-up learns to read.
-        worked: those of them that also have worked examples; few, so that reasoning is the bottleneck.
-        questions: questions whose answer alone is known, to sample answers to and to make pairs of.
-        eval_questions: questions to measure with.
-        margin_questions: of these, questions whose sampled answers give the held-out pairs of the reward margin.
-        worked_sources: handwritten digits that the warm-up's images are made of; a multiple of ten.
-        question_sources: those of the questions; a multiple of ten. The rest of the 1,797 are held out.
+        images: number of images whose digits the warm-up learns to read.
+        worked: number of these that also have worked examples; few, so that reasoning is the bottleneck.
+        questions: number of questions with a ground truth only, for which responses are sampled and paired.
+        eval_questions: number of evaluation questions.
+        margin_questions: number of these whose sampled responses give the evaluation pairs of the reward margin.
+        worked_sources: number of handwritten digits in the warm-up's images; a multiple of ten.
+        question_sources: number of those in the questions; a multiple of ten. The rest of the 1,797 are for evaluation.
         tile: width and height of a digit in pixels.
         hidden: width of the vision tower and the language model.
         layers: layers of each.
-        reading_epochs: how often the warm-up sees each image to be read.
-        worked_epochs: how often it sees each worked example, after that.
-        warm_learning_rate: peak of the cosine of each.
+        reading_epochs: epochs of the warm-up over the reading examples.
+        worked_epochs: epochs over the worked examples, after that.
+        warm_learning_rate: peak learning rate of each, with a cosine schedule.
         responses: responses sampled per question, at temperature 1.
-        max_pairs: kept per question.
-        steps: of every method.
+        max_pairs: largest number of pairs per question.
+        steps: training steps of every method.
         batch: pairs or examples per step of every method, and of the warm-up.
-        max_new_tokens: of an answer; worked examples have about 36.
+        max_new_tokens: the longest response, in tokens; worked examples have about 36.
     """
 
     images: int = 3000
@@ -64,4 +64,4 @@ QUICK = Settings(
     steps=2,
     batch=4,
 )
-"""Every part is real; the model learns the form of an answer and guesses."""
+"""Runs every part; the model learns the format of a response and guesses."""

@@ -1,4 +1,4 @@
-"""The task: several steps with three handwritten digits."""
+"""The task: calculations of several steps with three handwritten digits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpo.inference.generator import Question
 DIGITS = 3
 READING = "What are the digits?"
 PROMPTS = {"direct": "Give the answer alone.", "reasoned": "Work it out step by step."}
-"""What is asked after a question, by form of the answer."""
+"""The instruction after a question, by form of the response."""
 
 
 def _sum(digits: Sequence[int]) -> tuple[str, str]:
@@ -44,16 +44,16 @@ KINDS = (
 def draw_lines(
     split: str, count: int, *, root: Path, sources: NDArray[np.int64], handwriting: Handwriting, tile: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Draws images into `root/split`, each with a question.
+    """Draw images into `root/split`, each with a question.
 
     Args:
-        split: name of the folder, and of the ids.
-        count: images.
-        root: images are named relative to it.
+        split: name of the folder, and prefix of the ids.
+        count: number of images.
+        root: folder that image paths are relative to.
         sources: handwritten digits to draw from.
         handwriting: all digits.
         tile: width and height of a digit in pixels.
-        rng: where everything comes from.
+        rng: random number generator.
 
     Returns:
         Lines `{"id", "image", "question", "ground_truth", "worked_example", "digits"}`; the question asks for reasoning.
@@ -80,12 +80,12 @@ def draw_lines(
 
 
 def asked(question: str, form: str) -> str:
-    """A question, and in which form it is to be answered: one of `PROMPTS`."""
+    """A question with the instruction of a form, one of `PROMPTS`."""
     return f"{question.splitlines()[0]}\n{PROMPTS[form]}"
 
 
 def questions(lines: Sequence[dict[str, Any]], form: str, root: Path) -> list[Question]:
-    """The questions of lines, to be answered in one of the forms of `PROMPTS`."""
+    """The questions of lines, with the instruction of one of the forms of `PROMPTS`."""
     return [Question(asked(line["question"], form), (root / line["image"],)) for line in lines]
 
 
@@ -93,7 +93,7 @@ def reading_examples(lines: Sequence[dict[str, Any]], root: Path) -> list[dict[s
     """Examples of reading the digits of an image.
 
     Returns:
-        `{"image", "question", "text"}`, the text being what the model is to write.
+        `{"image", "question", "text"}`; the text is the model's target.
     """
     return [
         {"image": str(root / line["image"]), "question": READING, "text": line["worked_example"].split("\n")[0]} for line in lines
@@ -101,7 +101,7 @@ def reading_examples(lines: Sequence[dict[str, Any]], root: Path) -> list[dict[s
 
 
 def worked_examples(lines: Sequence[dict[str, Any]], root: Path) -> list[dict[str, str]]:
-    """Examples of answering a question, in both forms; the same keys."""
+    """Examples of responses to a question, in both forms; the same keys."""
     return [
         {"image": str(root / line["image"]), "question": asked(line["question"], form), "text": text}
         for line in lines

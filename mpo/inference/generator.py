@@ -25,7 +25,7 @@ class Question:
 
 
 class Generator(Protocol):
-    """A model that responds to questions, in this process or behind a server."""
+    """A model that responds to questions, in this process or on a server."""
 
     def generate(
         self,

@@ -1,1 +1,1 @@
-"""How pairs become batches of tokens. Knows tensors and records, not trainers."""
+"""Turn preference pairs into batches of tokens. Works on tensors and records, independent of the trainer."""

@@ -4,8 +4,8 @@
     output = model(input_ids=..., position_ids=..., segments=batch.segments, use_cache=False)   # and pixel_values
     model.generate(...)   # a forward without segments attends as before
 
-The segments travel as one keyword argument from the model's forward to its attention layers. On NVIDIA GPUs in bfloat16 or
-float16 each layer makes one call of a varlen kernel; anywhere else one call of PyTorch's attention per segment.
+The segments are passed as one keyword argument from the model's forward to its attention layers. On NVIDIA GPUs in bfloat16 or
+float16 each layer calls a varlen kernel once; everywhere else it calls PyTorch's attention once per segment.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ BACKENDS = {
     "flash_attn_2": "shared_prefix_fa2",
     "flash_attn_3": "shared_prefix_fa3",
 }
-"""What `use_packed_attention` takes, and how transformers knows it."""
+"""The backends of `use_packed_attention`, and their names in transformers' AttentionInterface."""
 
 
 VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from PyTorch 2.12 on
 
 
 def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
-    """Make the text model attend by segments from now on; a vision tower keeps its own attention.
+    """Make the text model attend by segments; the attention of a vision tower does not change.
 
-    A forward that is given no segments (`generate`, padded rows) attends as before, with the masks and cache that belong to it.
-    It has to stay so until after the backward pass: gradient checkpointing computes the layers again there, and with another
-    attention the gradients would be wrong.
+    A forward without segments (`generate`, padded rows) uses the model's usual attention, with its masks and cache. Keep that
+    attention until after the backward pass: gradient checkpointing recomputes the layers there, and with another attention the
+    gradients would be wrong.
 
     Args:
-        model: a model that `why_not` has nothing against; may be wrapped (PEFT, DDP).
-        backend: ``"auto"``; ``"segments"``, PyTorch's attention on one segment after the other on every device; or
+        model: a model that `why_not` accepts; may be wrapped (PEFT, DDP).
+        backend: ``"auto"``; ``"segments"``, PyTorch's attention on one segment at a time on every device; or
             ``"flash_attn_2"``, ``"flash_attn_3"``.
 
     Raises:
-        ValueError: for an unknown backend, one that is not installed, or a model it does not fit.
+        ValueError: for an unknown backend, one that is not installed, or an unsupported model.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}.")
@@ -68,12 +68,12 @@ def use_packed_attention(model: nn.Module, backend: str = "auto") -> None:
         if _attend_as_before not in text_model._forward_pre_hooks.values():
             text_model.register_forward_pre_hook(_attend_as_before, with_kwargs=True)
             text_model.register_forward_hook(_attend_by_segments_again, always_call=True)
-        text_model.usual_attention = name  # on the module, so that copies of the model have it too
+        text_model.usual_attention = name  # an attribute of the module, so that copies of the model have it too
     text_model.set_attn_implementation(BACKENDS[backend])
 
 
 def _attend_as_before(text_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before a forward without segments: transformers makes masks for the attention that the config names."""
+    """Before a forward without segments, restore the usual attention in the config: transformers makes the masks for it."""
     config: Any = text_model.config
     if kwargs.get("segments") is None and config._attn_implementation in BACKENDS.values():
         text_model.packed_attention = config._attn_implementation
@@ -81,7 +81,7 @@ def _attend_as_before(text_model: nn.Module, args: tuple[Any, ...], kwargs: dict
 
 
 def _attend_by_segments_again(text_model: nn.Module, *args: Any) -> None:
-    """After such a forward, whether it came to its end or not."""
+    """After such a forward, also when it raised, attend by segments again."""
     name = text_model.__dict__.pop("packed_attention", None)
     if name is not None:
         config: Any = text_model.config
@@ -106,7 +106,7 @@ def attends_by_segments(model: nn.Module) -> bool:
 
 @contextmanager
 def packed_attention(*models: nn.Module, backend: str = "auto") -> Iterator[None]:
-    """Within it the text models attend by segments; those that did so before go on after it. See `use_packed_attention`."""
+    """Make the text models attend by segments inside the context; on exit, restore their state. See `use_packed_attention`."""
     switched = []
     for model in models:
         if not attends_by_segments(model):
@@ -122,7 +122,7 @@ def packed_attention(*models: nn.Module, backend: str = "auto") -> Iterator[None
 
 @contextmanager
 def usual_attention(model: nn.Module) -> Iterator[None]:
-    """Within it the model attends as it did before `use_packed_attention`: for `generate` and padded rows."""
+    """Restore the attention from before `use_packed_attention` inside the context: for `generate` and padded rows."""
     text_model = find_text_model(model)
     name = None if text_model is None else text_model.config._attn_implementation
     if text_model is None or name not in BACKENDS.values():
@@ -136,12 +136,12 @@ def usual_attention(model: nn.Module) -> Iterator[None]:
 
 
 def kernel_for(device: torch.device | str, dtype: torch.dtype, head_dim: int = 128) -> str:
-    """Which kernel ``backend="auto"`` takes for packed rows, and why, in words.
+    """Describe the kernel that ``backend="auto"`` uses for packed rows, and why.
 
     Args:
-        device: of the model.
-        dtype: that attention computes in.
-        head_dim: channels of a head; 64 to 128 in published InternVLs.
+        device: device of the model.
+        dtype: dtype of the attention.
+        head_dim: channels per head; 64 to 128 in published InternVLs.
 
     >>> kernel_for("cpu", torch.bfloat16)
     "PyTorch's attention, one call per segment (its varlen kernel needs an NVIDIA GPU)"
@@ -165,42 +165,42 @@ def _attend(
     backend: str,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers' attention layers call.
+    """Compute attention by segments; called by transformers' attention layers.
 
     Args:
         module: the attention layer.
         query: shape (1, heads, N, head_dim).
         key: shape (1, key-value heads, N, head_dim).
         value: shape (1, key-value heads, N, head_dim).
-        attention_mask: transformers builds none for this attention.
-        scaling: of the logits.
+        attention_mask: unused; transformers builds none for this attention.
+        scaling: scale of the logits.
         dropout: must be 0.
-        segments: of the batch, as given to the model's forward.
-        backend: see `use_packed_attention`.
-        kwargs: what else the layer says; must not change the attention.
+        segments: the batch's segments, as passed to the model's forward.
+        backend: as in `use_packed_attention`.
+        kwargs: the layer's other arguments; they must not change the attention.
 
     Returns:
         shape (1, N, heads, head_dim), and no attention weights.
     """
     if segments is None:
         raise ValueError(
-            "The text model attends by segments (use_packed_attention), but this layer got none: it was called by itself, or "
-            "computed again for a backward pass. Pass `segments=`, or run the forward and the backward pass within "
+            "The text model attends by segments (use_packed_attention), but this layer got none: it was called on its own, or "
+            "recomputed for a backward pass. Pass `segments=`, or run the forward and the backward pass inside "
             "`usual_attention(model)`."
         )
-    if not torch.compiler.is_compiling():  # compiled code would ask again for every new length
+    if not torch.compiler.is_compiling():  # a compiled check would recompile for every new length
         nodes = sum(queries for queries, _ in segments.lengths)
         if query.shape[0] != 1 or query.shape[2] != nodes or key.shape[2] != nodes:
             raise ValueError(
-                f"The segments are those of 1 row of {nodes} tokens, but the layer got {query.shape[0]} rows with "
+                f"Expected 1 row of {nodes} tokens, as in the segments; the layer got {query.shape[0]} rows with "
                 f"{query.shape[2]} queries and {key.shape[2]} keys. Pass the segments of this batch, and no cache."
             )
     changed = sorted(name for name in ("softcap", "s_aux", "sliding_window", "position_bias") if kwargs.get(name) is not None)
     if dropout or changed or attention_mask is not None:
         what = ["dropout"] * bool(dropout) + changed + ["attention_mask"] * (attention_mask is not None)
-        raise ValueError(f"{type(module).__name__} wants {', '.join(what)}, which attention by segments does not do.")
+        raise ValueError(f"{type(module).__name__} uses {', '.join(what)}, which attention by segments does not support.")
 
-    # Autocast does not know varlen kernels, and rotary embeddings or norms may have left queries and keys in float32.
+    # Autocast does not cover varlen kernels, and rotary embeddings or norms may have left queries and keys in float32.
     kind = query.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else value.dtype
@@ -221,9 +221,9 @@ for _backend, _name in BACKENDS.items():
 
 
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    """PyTorch's attention on one segment after the other; queries (N, heads, head_dim), keys and values (K, ...)."""
+    """Apply PyTorch's attention to one segment at a time; queries (N, heads, head_dim), keys and values (K, ...)."""
     group = query.shape[1] // key.shape[1]
-    shared = query.device.type == "cpu"  # with a mask, on GPUs only PyTorch's slowest kernel takes enable_gqa
+    shared = query.device.type == "cpu"  # on GPUs, only PyTorch's slowest kernel supports a mask with enable_gqa
     if group > 1 and not shared:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     sizes_q, sizes_k = [queries for queries, _ in segments.lengths], [keys for _, keys in segments.lengths]
@@ -239,23 +239,23 @@ def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
     return torch.cat(outputs)
 
 
-# Not compiled: its loop would be compiled anew for every number and length of segments.
+# Not compiled: the loop would be recompiled for every number and length of segments.
 _by_segment_uncompiled: Callable[..., Tensor] = torch.compiler.disable(_by_segment)  # type: ignore[no-untyped-call]
 
 
 def _varlen_fits(query: Tensor) -> bool:
-    """Whether PyTorch's varlen kernel takes these queries, shape (N, heads, head_dim)."""
+    """Whether PyTorch's varlen kernel supports these queries, shape (N, heads, head_dim)."""
     return _against_varlen(query) is None
 
 
 def _against_varlen(query: Tensor) -> str | None:
-    """What PyTorch's varlen kernel lacks for these queries; None: nothing."""
+    """The requirement of PyTorch's varlen kernel that these queries do not meet; None when they meet all."""
     if not query.is_cuda:
         return "an NVIDIA GPU"
     if query.dtype not in (torch.bfloat16, torch.float16):
         return "bfloat16 or float16"
     if query.shape[-1] % 8 or query.shape[-1] > 256:
-        return "heads of 8, 16, 24 ... 256 channels"
+        return "heads of 8, 16, 24, ..., 256 channels"
     return None if _has_varlen(query.device.index) else "an NVIDIA GPU from Ampere on"
 
 
@@ -266,11 +266,11 @@ def _has_varlen(device: int) -> bool:
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    """One call of PyTorch's varlen kernel; shapes as in `_by_segment`.
+    """Call PyTorch's varlen kernel once; shapes as in `_by_segment`.
 
     A window of (-1, 0) is causal from the bottom-right corner, but only with FlashAttention: cuDNN aligns packed segments at
-    the top left. PyTorch knows, and takes cuDNN for causal segments only when both offsets are one and the same tensor; here
-    they never are.
+    the top left. PyTorch therefore uses cuDNN for causal segments only when both offsets are the same tensor; here they never
+    are.
     """
     options: dict[str, Any] = {}
     group = query.shape[1] // key.shape[1]
@@ -295,7 +295,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, backend: str) -> Tensor:
-    """One call of the flash-attn package's varlen kernel; shapes as in `_by_segment`."""
+    """Call the flash-attn package's varlen kernel once; shapes as in `_by_segment`."""
     output = _flash_attention(backend)(
         query,
         key,
@@ -319,7 +319,7 @@ _INSTALL = {
 
 @lru_cache
 def _flash_attention(backend: str) -> Callable[..., Any]:
-    """The varlen function of the flash-attn package.
+    """Import the varlen function of the flash-attn package.
 
     Raises:
         ValueError: when it is not installed.
@@ -330,6 +330,6 @@ def _flash_attention(backend: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"packed_attention={backend!r} needs the package {package}, which cannot be imported here ({error}). Install it "
-            f"({_INSTALL[package]}), or leave packed_attention at 'auto': PyTorch brings a varlen kernel of its own."
+            f"({_INSTALL[package]}), or leave packed_attention at 'auto': PyTorch has its own varlen kernel."
         ) from error
     return function

@@ -1,4 +1,4 @@
-"""Batches of records as arrays: which records each holds, and how batches are reordered and split."""
+"""Batches of records as arrays: the records of each batch, and how batches are reordered and split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batch b holds ``records[starts[b]:ends[b]]``, one after the other. ``is_first``: whether a record starts a unit."""
+    """Batch b holds ``records[starts[b]:ends[b]]``, in order. ``is_first``: whether a record is the first of a unit."""
 
     records: Ints
     is_first: NDArray[np.bool_]
@@ -25,14 +25,14 @@ class Batches:
         return len(self.starts)
 
     def take(self, order: Ints) -> Batches:
-        """Some of the batches, in the order given, one after the other."""
+        """Select batches, in the given order."""
         sizes = (self.ends - self.starts)[order]
         places = ranges(self.starts[order], sizes)
         ends = np.cumsum(sizes)
         return Batches(self.records[places], self.is_first[places], ends - sizes, ends)
 
     def extended(self, alone: Ints) -> Batches:
-        """With batches of one record each after them."""
+        """Append batches of one record each."""
         places = len(self.records) + np.arange(len(alone))
         return Batches(
             np.append(self.records, alone),
@@ -43,7 +43,7 @@ class Batches:
 
 
 def split(batches: Batches, cost: Floats, record_costs: Floats, target: int) -> Batches:
-    """Halve the most expensive batches of two or more pairs until there are `target` batches or nothing is left to split."""
+    """Halve the most expensive batches of two or more pairs until there are `target` batches or none can be split."""
     missing = target - len(batches)
     if missing <= 0:
         return batches
@@ -68,13 +68,13 @@ def split(batches: Batches, cost: Floats, record_costs: Floats, target: int) -> 
 
 
 def take_units(records: Ints, starts: Ints, sizes: Ints, order: Ints) -> tuple[Ints, Ints]:
-    """The records of units in another order, and where the units start."""
+    """Reorder units: their records in the new order, and the offset of each unit."""
     sizes = sizes[order]
     return records[ranges(starts[order], sizes)], np.cumsum(sizes) - sizes
 
 
 def ranges(starts: Ints, sizes: Ints) -> Ints:
-    """Concatenated ranges of indices.
+    """Concatenate ranges of indices.
 
     >>> ranges(np.array([7, 2]), np.array([2, 3])).tolist()
     [7, 8, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""Records -> one batch: packed rows in which completions share their prompt, or padded rows of a prompt and one completion each."""
+"""Collate records into one batch: packed rows in which completions share their prompt, or padded rows with one completion each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,40 +25,39 @@ _WHITE = Image.new("RGB", (32, 32), "white")
 
 @dataclass
 class PairCollator:
-    """Turns preference records in TRL's formats, with or without images, into one batch.
+    """Collate preference records in TRL's formats, with or without images, into one batch.
 
     Args:
         processing_class: a tokenizer, or a processor when records have images.
-        max_length: longest prompt with one completion, in tokens. Completions are cut to it; a prompt that leaves no token of a
-            completion, or image tokens that would be cut, are refused. ``None``: no limit.
-        truncation_mode: which end to keep of what is too long, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
-        completion_end: ``"end_of_turn"`` scores a completion up to and including its end-of-turn token; ``"template"`` scores
+        max_length: the longest prompt with one completion, in tokens. Longer completions are truncated; a prompt that leaves no
+            token for a completion, or image tokens that would be truncated, are errors. ``None``: no limit.
+        truncation_mode: which end of a longer sequence to keep, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
+        completion_end: ``"end_of_turn"`` labels a completion up to and including its end-of-turn token; ``"template"`` labels
             everything the chat template puts after the prompt, as TRL does.
-        tile_budget: whose the most tiles of an image are, see `mpo.packing.tiles.tile_limits`.
+        tile_budget: whether the tile limit applies per prompt or per image, see `mpo.packing.tiles.tile_limits`.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one completion. ``"packed"``: one row for each
-            distinct prompt with all its completions, rows one after the other, nothing padded (`mpo.packing.layout`).
-        keys: give each completion the key of its content (`mpo.packing.keys`).
-        ld_alpha: then part of the key, with the length of the pair's shorter completion, since LD-DPO's sums depend on both.
-        blank_image: put a row with a white image and nothing to score into a batch that has no image. A vision tower that is
-            trained on several ranks, or sharded over them, has to run on all of them in every step; a rank that leaves it out
-            makes the others wait for ever. (In a step without any image AdamW then goes on with the tower's momentum.)
-        keep_records: while this is not zero, put a batch's records into it too, under ``records``. In shared memory, so that data
+            distinct prompt with all its completions, concatenated without padding (`mpo.packing.layout`).
+        keys: add the key of each completion's content (`mpo.packing.keys`).
+        ld_alpha: part of these keys, with the length of the pair's shorter completion, since LD-DPO's sums depend on both.
+        blank_image: add an unlabelled row with a white image to a batch that has no image. A vision tower that is trained on
+            several ranks, or sharded over them, has to run on all of them in every step; without it on one rank, the others
+            wait forever. (In a step without any image AdamW then applies the tower's momentum.)
+        keep_records: while this is not zero, add the records to the batch, as ``records``. In shared memory, so that data
             loader workers, which have copies of the collator, see it change.
-        on_bad_record: what to do with a record that cannot be put into a batch: ``"raise"`` the ValueError that says why, or
-            ``"skip"`` it: a blank pair after the others takes its place and does not count.
-        augment_seed: of the JPEG augmentation (`mpo.data.augment`) of records that ask for it.
+        on_bad_record: for a record that cannot be collated: ``"raise"`` the ValueError that says why, or ``"skip"`` it: a blank
+            pair at the end of the batch replaces it and does not count.
+        augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
         context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `PairEncoder`.
 
     Returns (from a call with P records):
-        ``input_ids`` and, of padded rows, ``attention_mask`` and ``completion_mask`` (2P, T); of packed ones ``position_ids``
+        ``input_ids``; for padded rows ``attention_mask`` and ``completion_mask`` (2P, T); for packed rows ``position_ids``
         (1, N) and ``segments``; ``positions_to_keep``, ``shift_labels`` and ``labelled`` (`mpo.packing.logits_to_keep`), the 2P
-        completions in order, chosen first; the processor's image tensors, in packed rows those of each distinct image once, with
-        ``tile_order`` (`mpo.packing.images`) where an image stands in several prompts; ``is_truncated`` of shape (2P,), whether
-        max_length took the end of a completion, when there is a max_length; ``completion_keys``, when asked for; ``tokens``, how
-        many are computed, padding aside; ``names``, what errors call the records; ``counted``, when the last pairs only fill the
-        batch up; of a batch with bad records ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the places of the others among
-        the P.
+        completions in order, chosen first; the processor's image tensors, in packed rows once per distinct image, with
+        ``tile_order`` (`mpo.packing.images`) if several prompts have the same image; with a max_length, ``is_truncated`` of
+        shape (2P,), whether a completion was truncated; with `keys`, ``completion_keys``; ``tokens``, the number of tokens
+        without padding; ``names``, the records' names in error messages; ``counted``, the number of pairs before padding pairs;
+        with bad records, ``bad`` (`mpo.packing.skipping.sort_out`) and ``kept``, the indices of the others among the P.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
@@ -81,11 +80,11 @@ class PairCollator:
     augment_seed: int = 0
     context: int | None = None
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
-            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}.")
+            raise ValueError(f"Expected layout to be one of {', '.join(LAYOUTS)}; got layout={self.layout!r}.")
         if self.layout == "packed" and self.truncation_mode == "keep_end" and self.max_length is not None:
-            raise ValueError("truncation_mode='keep_end' cuts prompts, which completions share in packed rows. Use 'keep_start'.")
+            raise ValueError("truncation_mode='keep_end' truncates prompts, which are shared in packed rows. Use 'keep_start'.")
         self._encode = PairEncoder(
             self.processing_class,
             self.max_length,
@@ -125,9 +124,9 @@ class PairCollator:
             if order is not None and len(order) != len(pixels["pixel_values"]):
                 batch["tile_order"] = TileOrder(order)
         else:
-            if order is not None:  # tiles of one image that several prompts have are repeated, as in TRL's rows
+            if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
                 pixels["pixel_values"] = pixels["pixel_values"][order]
-            if not blank:  # every image stands before both of its completions: once for the chosen rows, once for the rejected ones
+            if not blank:  # an image belongs to both completions: once for the chosen rows, once for the rejected ones
                 pixels = {name: torch.cat([value, value]) for name, value in pixels.items()}
             batch = self._pad(pairs, blank) | pixels
         if self.max_length is not None:
@@ -162,18 +161,18 @@ class PairCollator:
         for side in ("chosen", "rejected"):
             for pair in pairs:
                 prompt, completion = self._truncated(pair, getattr(pair, side))
-                marks = []  # no token has a negative id
-                if "use_thumbnail" in pair.limits:  # three tiles, or two and a thumbnail: the same ids. (A count has one grid.)
-                    marks += [-2, int(pair.limits["use_thumbnail"])]
+                settings = []  # each after a negative number, which is no token's id
+                if "use_thumbnail" in pair.limits:  # the same ids: three tiles, or two and a thumbnail. (A count has one grid.)
+                    settings += [-2, int(pair.limits["use_thumbnail"])]
                 if self.ld_alpha is not None:
                     shorter = min(sum(self._truncated(pair, other)[1].loss_mask) for other in (pair.chosen, pair.rejected))
-                    marks += [-1, shorter, round(self.ld_alpha * 1e9)]
+                    settings += [-1, shorter, round(self.ld_alpha * 1e9)]
                 images = [image_keys[id(image)] for image in pair.images]
-                keys.append(completion_key(images, prompt + marks, completion.ids, completion.loss_mask))
+                keys.append(completion_key(images, prompt + settings, completion.ids, completion.loss_mask))
         return keys
 
     def _truncated(self, pair: EncodedPair, completion: Completion) -> tuple[list[int], Completion]:
-        """Prompt and completion as max_length leaves them."""
+        """Prompt and completion, truncated to max_length."""
         if self.max_length is None:
             return pair.prompt_ids, completion
         if self.truncation_mode == "keep_end":
@@ -185,22 +184,22 @@ class PairCollator:
         groups: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):
             groups.setdefault(pair.prompt, []).append(number)
-        # Text may merge with its prompt's last token: what all pairs of a group have in common is their prompt.
+        # Text may merge with its prompt's last token, so the prompt of a group is the common prefix of its pairs.
         rows: list[Row] = []
         places = [0] * (2 * len(pairs))
-        # Image tensors come in the order of their prompts; rows without images may stand anywhere.
+        # Image tensors are in the order of their prompts; rows without images may be anywhere.
         for members in groups.values():
             prompt = min((pairs[number].prompt_ids for number in members), key=len)
             if any(pairs[number].extra for number in members):
                 names = ", ".join(pairs[members[0]].extra)
                 raise ValueError(
-                    f"{type(self.processing_class).__name__} gives {names} for each token beside its id, which completions cannot "
+                    f"{type(self.processing_class).__name__} gives {names} per token besides the ids, which completions cannot "
                     "share. Use rows='padded'."
                 )
             if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):
                 raise ValueError(
-                    f"A prompt ends in its image ({prompt[-1]}), after which completions cannot part. Put text or a chat template "
-                    "after the image, or use rows='padded'."
+                    f"A prompt ends in an image token ({prompt[-1]}), after which completions cannot branch. Put text or a chat "
+                    "template after the image, or use rows='padded'."
                 )
             limit = None if self.max_length is None else self.max_length - len(prompt)
             first = sum(len(row.completions) for row in rows)
@@ -225,12 +224,12 @@ class PairCollator:
 
     def _pad(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
         rows = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
-        cut = slice(None)
+        kept = slice(None)
         if self.max_length is not None:
             keep_end = self.truncation_mode == "keep_end"
-            cut = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
-        ids = [(pair.prompt_ids + completion.ids)[cut] for pair, completion in rows]
-        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[cut] for pair, completion in rows]
+            kept = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
+        ids = [(pair.prompt_ids + completion.ids)[kept] for pair, completion in rows]
+        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[kept] for pair, completion in rows]
         tokens = sum(map(len, ids))
         ids += [pair.prompt_ids for pair in blank]
         length = max(map(len, ids))
@@ -249,16 +248,16 @@ class PairCollator:
         heads = [pair for pair, _ in rows] + blank
         for name in {name for pair in heads for name in pair.extra}:
             values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
-            batch[name] = padded([(row + [0] * length)[cut][:length] for row in values], 0)
+            batch[name] = padded([(row + [0] * length)[kept][:length] for row in values], 0)
         return {**batch, **label_padded_rows(batch["input_ids"][: len(rows)], batch["completion_mask"]), "tokens": tokens}
 
 
 @dataclass
 class LabelledBatches:
-    """A collator of the user's, whose padded rows in TRL's form it makes known to the LM head.
+    """Wrap a user's collator of padded rows in TRL's format: add the labels for the LM head.
 
     Args:
-        collator: gives ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (2P, T), chosen rows first.
+        collator: returns ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (2P, T), chosen rows first.
     """
 
     collator: Any
@@ -274,7 +273,7 @@ class LabelledBatches:
 
 
 def _after_prompt(prompt: list[int], own_prompt: list[int], completion: Completion, limit: int | None) -> Completion:
-    """A completion as it stands after a prompt that may be a little shorter than its own."""
+    """A completion after a prompt that may be a little shorter than its own."""
     rest = own_prompt[len(prompt) :]
     ids, loss_mask = rest + completion.ids, [False] * len(rest) + completion.loss_mask
     return Completion(ids[:limit], loss_mask[:limit])

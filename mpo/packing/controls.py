@@ -1,7 +1,7 @@
-"""Tokenizers' control tokens, such as <|im_end|> and <IMG_CONTEXT>, that are written out in a record's texts.
+"""Find tokenizers' control tokens, such as <|im_end|> and <IMG_CONTEXT>, in the text of a record.
 
-A tokenizer takes them there for the real ones. Those that stand for images are counted against the images, so a record that has
-them in its texts cannot be put into a batch; others train the model to write them.
+A tokenizer encodes them as control tokens. Image placeholders have to match the number of images, so a record with one in its
+text cannot be collated; other control tokens train the model to write them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ _SIDES = ("prompt", "chosen", "rejected")
 
 
 def check_texts(pair: Mapping[str, Any], images: int, processing_class: Any, where: str) -> None:
-    """Refuse a pair whose own texts hold a token that the processor puts in the place of an image or a video.
+    """Refuse a pair whose text contains a placeholder of the processor for an image or a video.
 
     Args:
-        pair: ``prompt``, ``chosen`` and ``rejected``, as strings or messages. A prompt that is a string has no other way to say
-            where its images stand, and may hold the image token once for each.
-        images: how many the pair has.
-        processing_class: a processor, or a tokenizer, which counts none.
-        where: what errors call the pair.
+        pair: ``prompt``, ``chosen`` and ``rejected``, as strings or messages. A prompt that is a string places its images with
+            the image token, and may contain it once per image.
+        images: number of images of the pair.
+        processing_class: a processor, or a tokenizer, which has no placeholders.
+        where: the pair's name in error messages.
 
     Raises:
         ValueError: naming the pair and the token.
@@ -33,19 +33,19 @@ def check_texts(pair: Mapping[str, Any], images: int, processing_class: Any, whe
         placed = images if side == "prompt" and isinstance(pair[side], str) else 0
         if image and text.count(image) > placed:
             _refuse(where, side, image)
-        if video and side == "prompt" and images and video in text:  # completions, and prompts of text, are not searched for it
+        if video and side == "prompt" and images and video in text:  # not replaced in completions and in prompts without images
             _refuse(where, side, video)
 
 
 def _refuse(where: str, side: str, token: str) -> None:
     raise ValueError(
-        f"{where}: the text of '{side}' holds {token!r}, which the processor takes for the place of an image or video that is not "
-        "there. Take it out of the text, or leave the record out."
+        f"{where}: the text of '{side}' holds {token!r}, which the processor reads as the placeholder of an image or video that "
+        "the record does not have. Remove it from the text, or leave the record out."
     )
 
 
 def texts_of(content: Any) -> str:
-    r"""All that is text in a string or in messages, their tool calls included; texts that will stand side by side do here too.
+    r"""All text of a string or of messages, with their tool calls; adjacent texts stay adjacent.
 
     >>> texts_of([{"role": "user", "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "cat?"}]}])
     'user\nA cat?\n'
@@ -68,14 +68,14 @@ def _texts(content: Any) -> Iterator[str]:
 
 
 def control_tokens(processing_class: Any) -> list[str]:
-    """A tokenizer's control tokens, as they would stand in a text; the longest first."""
+    """A tokenizer's control tokens as text, the longest first."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
 
 
 def added_start(tokenizer: Any) -> list[int]:
-    """The ids that a tokenizer puts in front of a text unasked, such as that of BOS; none for most."""
+    """The ids that a tokenizer adds before a text by default, such as BOS; empty for most."""
     with_added, alone = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     if not alone:  # a vocabulary without this letter
         return list(with_added[:1]) if with_added[:1] == [tokenizer.bos_token_id] else []

@@ -1,4 +1,4 @@
-"""What a record costs: tokens and image tiles, measured without decoding an image."""
+"""The costs of a record: tokens and image tiles, measured without decoding images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READ_COLUMNS = (
 )
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
 FORMAT = 5
-"""Raised when the same records would be measured differently, so that no result of an earlier version is taken from the cache."""
+"""Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""
 
 
 Limits = tuple[tuple[str, Any], ...]
@@ -37,11 +37,10 @@ Limits = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, eq=False)
 class PairCosts:
-    """What N records cost, each array of shape (N,).
+    """The costs of N records, each array of shape (N,).
 
-    ``prompt``: tokens of the prompt, those of its images included. ``chosen``, ``rejected``: tokens of the completions, up to the
-    last scored one. ``tiles``: what the vision tower encodes for the prompt. ``group``: the same number for the same prompt and
-    images.
+    ``prompt``: tokens of the prompt, image tokens included. ``chosen``, ``rejected``: tokens of the completions, up to the last
+    labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images.
     """
 
     prompt: NDArray[np.int32]
@@ -53,11 +52,11 @@ class PairCosts:
     def __post_init__(self) -> None:
         lengths = [len(values) for values in self.arrays()]
         if len(set(lengths)) > 1:
-            raise ValueError(f"All arrays need one value per record, but {', '.join(MEASURED)} have {lengths}.")
+            raise ValueError(f"Expected arrays of the same length, one value per record; {', '.join(MEASURED)} have {lengths}.")
 
     @classmethod
     def equal(cls, count: int) -> PairCosts:
-        """Stand-in for `count` records that nothing is known of: all cost the same, none share a prompt."""
+        """Placeholder costs of `count` unmeasured records: all equal, no shared prompts."""
         one, none = np.ones(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
         return cls(none, one, one, none, np.arange(count))
 
@@ -71,20 +70,20 @@ class PairCosts:
     def tokens(self) -> NDArray[np.int64]:
         """Tokens of each record's row, the prompt once, shape (N,).
 
-        An upper bound: completions that begin alike, or stand in several pairs of a row, are laid out once.
+        An upper bound: a common prefix of completions, or a completion in several pairs of a row, is stored once.
         """
         return self.prompt.astype(np.int64) + self.chosen + self.rejected
 
     def attention(self) -> NDArray[np.float64]:
-        """Query-key pairs of each record's row: the prompt on itself, each completion on the prompt and itself, shape (N,)."""
+        """Query-key pairs of each record's row: prompt to prompt, each completion to the prompt and itself, shape (N,)."""
         prompt, chosen, rejected = (values.astype(np.float64) for values in (self.prompt, self.chosen, self.rejected))
         pairs: NDArray[np.float64] = prompt**2 / 2 + chosen * (prompt + chosen / 2) + rejected * (prompt + rejected / 2)
         return pairs
 
     def cut(self, max_length: int | None, *, skip: bool = False) -> PairCosts:
-        """The costs when completions are cut so that prompt and completion have at most `max_length` tokens.
+        """The costs with completions truncated so that prompt and completion have at most `max_length` tokens.
 
-        With `skip`, a record whose prompt leaves no token of a completion costs what the pair in its place costs, next to nothing.
+        With `skip`, a record whose prompt leaves no token for a completion has the cost of the blank pair that replaces it.
         """
         if max_length is None:
             return self
@@ -106,33 +105,33 @@ def measure(
     on_bad_record: str = "raise",
     num_proc: int | None = None,
 ) -> PairCosts:
-    """Measure every record, as `PairCollator` will encode it; of images, only the headers are read.
+    """Measure every record as `PairCollator` encodes it; only the headers of images are read.
 
-    The result is in datasets' cache: measured once for the same records, tokenizer, chat template and image processor settings.
+    The result is cached by datasets: the same records, tokenizer, chat template and image processor settings are measured once.
 
     Args:
         dataset: preference records, a `datasets.Dataset`.
         processing_class: the tokenizer or processor of the run.
-        completion_end: as of `PairCollator`.
-        tile_budget: as of `PairCollator`.
-        max_length: as of `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements serve every `max_length`.
-        on_bad_record: as of `PairCollator`; with ``"skip"``, a bad record costs what the pair in its place costs, next to nothing.
-        num_proc: processes to measure with.
+        completion_end: as in `PairCollator`.
+        tile_budget: as in `PairCollator`.
+        max_length: as in `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements are valid for any `max_length`.
+        on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
+        num_proc: number of processes.
 
     Raises:
-        ValueError: for a stream, a processor that cannot say what an image costs, or a record that cannot be encoded.
+        ValueError: for a stream, a processor that cannot count an image's tokens, or a record that cannot be encoded.
     """
     if not isinstance(dataset, Dataset):
         what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
         raise ValueError(
-            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, and streams "
-            "have no plan: use batching='pairs', or load the records as a datasets.Dataset."
+            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, which needs "
+            "all records: use batching='pairs', or load the records as a datasets.Dataset."
         )
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
     as_files = with_encoded_images(as_files)
     settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
-    # Not the function's own hash: tokenizers change when they are used, and every run would measure again.
+    # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings])
     measured = as_files.map(
         RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record),
@@ -146,7 +145,7 @@ def measure(
 
 
 class RecordMeasure:
-    """Measures one record, its images undecoded, in a dict of `MEASURED`; processes of datasets' `map` get a copy each."""
+    """Measure one record without decoding its images: a dict of `MEASURED`. Each process of datasets' `map` gets a copy."""
 
     def __init__(self, processing_class: Any, completion_end: str, tile_budget: str, on_bad_record: str) -> None:
         self.processing_class = processing_class
@@ -155,7 +154,7 @@ class RecordMeasure:
         self.end_of_turn = end_of_turn_token(processing_class) if completion_end == "end_of_turn" else None
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
-        """One record's costs, by their names."""
+        """The costs of a record, by name."""
         try:
             return self._costs(record)
         except ValueError:
@@ -187,7 +186,7 @@ class RecordMeasure:
         return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
 
     def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
-        """Tokens that come on top when a prompt's placeholders, of one token each, become image tokens; and tiles."""
+        """Tokens added when a prompt's placeholders, of one token each, are replaced by image tokens; and tiles."""
         rule = _image_rule(self.processing_class)
         tokens = tiles = 0
         for place, image in enumerate(images):
@@ -199,28 +198,27 @@ class RecordMeasure:
 
 
 _STAND_IN = Image.new("RGB", (1, 1))
-"""What the chat template is given for each image; it only places a token for it."""
+"""Passed to the chat template for each image, for which it only writes a placeholder."""
 
 
 @lru_cache(maxsize=8)
 def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int, int]]:
-    """A function from an image's height and width, in pixels, and its prompt's tile limits to its tokens and tiles."""
+    """A function of an image's height and width, in pixels, and its prompt's tile limits that returns its tokens and tiles."""
     if not is_processor(processing_class):
         raise ValueError(
             "The records have images, but the processing class is a tokenizer. Pass the model's processor "
             "(AutoProcessor.from_pretrained), or drop the image column."
         )
-    # Not public, but what transformers offers serving engines for just this: the rule of the processor's own image processor with
-    # the processor's own settings, and the tokens it writes around an image. Checked with transformers 5.23.
+    # Private, but meant for serving engines that need the same: it applies the image processor's own rule and settings, and
+    # counts the tokens around an image. Checked with transformers 5.23.
     if not hasattr(processing_class, "_get_num_multimodal_tokens"):
         raise ValueError(
-            f"{type(processing_class).__name__} cannot say how many tokens an image takes without encoding it. Use "
-            "batching='pairs'."
+            f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it. Use batching='pairs'."
         )
 
     @cache
     def limited(limits: Limits) -> Any:
-        # Not as keyword arguments of the rule: transformers 5.17 would keep them for every processor from then on.
+        # Not as keyword arguments: transformers 5.17 would then keep them for every processor.
         processor = copy.copy(processing_class)
         if limits:
             processor.image_processor = copy.copy(processor.image_processor)
@@ -237,12 +235,12 @@ def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int
 
 
 def _size(image: Any, where: str = "") -> tuple[int, int]:
-    """Height and width of an image as it will be decoded, from its header."""
+    """Height and width of an image, from its header."""
     return frame_size(image, where=where) if isinstance(image, Frame) else image_size(image, where=where)
 
 
 def _group(prompt: str, images: list[Any]) -> int:
-    """A number for a prompt with its images: by their bytes, or by their paths where they are files."""
+    """A hash of a prompt and its images: of their bytes, or of the paths of image files."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8)
     for image in images:
         if isinstance(image, Mapping):
@@ -256,14 +254,14 @@ def _group(prompt: str, images: list[Any]) -> int:
 
 
 def _settings(processing_class: Any) -> list[Any]:
-    """What decides how many tokens a record has."""
+    """All settings that determine the number of a record's tokens."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         text: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     else:
         text = json.loads(backend.to_str())
-        text["padding"] = text["truncation"] = None  # the last call's, not the tokenizer's
+        text["padding"] = text["truncation"] = None  # state of the last call, not a setting
     found = [type(processing_class).__name__, json.dumps(text, sort_keys=True), tokenizer.eos_token]
     found.append(getattr(processing_class, "chat_template", None))
     if is_processor(processing_class):

@@ -1,4 +1,4 @@
-"""Preference records -> token ids and image tensors: each distinct image is processed once, each text tokenised once."""
+"""Encode preference records as token ids and image tensors: each distinct image and each text is processed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,16 +28,16 @@ from mpo.packing.turns import (
 )
 
 EncodedPrompt = tuple[list[int], dict[str, Tensor]]
-"""Ids of a prompt, and the processor's other per-token outputs for it."""
+"""Ids of a prompt, and the processor's other per-token outputs."""
 
 
 @dataclass
 class EncodedPair:
     """Token ids of a prompt and its two completions.
 
-    ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the number of the first pair of the batch
-    with the same prompt and the same images, which may be this one. ``limits``: how the images are cut, where it is not what
-    the processor does anyway (`mpo.packing.tiles.tile_limits`).
+    ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the index of the first pair of the batch
+    with the same prompt and the same images, which may be this one. ``limits``: tile limits that differ from the processor's
+    (`mpo.packing.tiles.tile_limits`).
     """
 
     prompt_ids: list[int]
@@ -51,19 +51,19 @@ class EncodedPair:
 
 @dataclass
 class PairEncoder:
-    """Turns records into token ids and the processor's image tensors.
+    """Encode records as token ids and the processor's image tensors.
 
     Args:
         processing_class: a tokenizer, or a processor when records have images.
-        max_length: longest prompt with one completion, in tokens; see `mpo.packing.collator.PairCollator`.
-        truncation_mode: likewise.
-        completion_end: likewise.
-        tile_budget: likewise.
-        same_image: whether two images are the same. Asked only of images under the same prompt text; None: prompts with
-            images are never shared.
-        augment_seed: as `seed` of `mpo.packing.tiles.jpeg_seed`.
-        context: longest prompt with one completion, in tokens, whose log-probs do not depend on the rest of its batch
-            (`mpo.packing.fits.fixed_context`); a longer one is refused.
+        max_length: as in `mpo.packing.collator.PairCollator`.
+        truncation_mode: as in `PairCollator`.
+        completion_end: as in `PairCollator`.
+        tile_budget: as in `PairCollator`.
+        same_image: whether two images are the same; called only for images of the same prompt text. None: prompts with images
+            are never shared.
+        augment_seed: as `seed` in `mpo.packing.tiles.jpeg_seed`.
+        context: the longest prompt with one completion, in tokens, whose log-probs do not depend on the rest of its batch
+            (`mpo.packing.fits.fixed_context`); a longer one is an error.
     """
 
     processing_class: Any
@@ -75,7 +75,7 @@ class PairEncoder:
     augment_seed: int = 0
     context: int | None = None
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
         self._end_of_turn = end_of_turn_token(self.processing_class) if self.completion_end == "end_of_turn" else None
 
@@ -83,8 +83,8 @@ class PairEncoder:
         """Encode the records of a batch.
 
         Returns:
-            one `EncodedPair` each; the processor's image tensors; and the order of tiles (`mpo.packing.images.process`), where
-            these are tiles: then those of each distinct image are there once. Else those of each distinct prompt, in order.
+            an `EncodedPair` per record; the processor's image tensors; and, if these are tiles, their order
+            (`mpo.packing.images.process`): they are then stored once per distinct image, otherwise once per distinct prompt.
         """
         records = [with_frames(record, where=describe(record)) for record in records]
         rendered = [render(record, self.processing_class, split_turns=self.completion_end == "end_of_turn") for record in records]
@@ -103,8 +103,8 @@ class PairEncoder:
                 kept = len(shared) - len(left_out)
                 if shared[kept:] != left_out:
                     raise ValueError(
-                        f"{describe(record)}: its completions merge with what {type(self.processing_class).__name__} writes for an "
-                        "image. Put text between the image and the completions."
+                        f"{describe(record)}: its completions merge with the tokens that {type(self.processing_class).__name__} "
+                        "writes for an image. Put text between the image and the completions."
                     )
                 extra = {name: value[:kept] for name, value in extra.items()}
                 encoded = EncodedPair(shared[:kept], chosen, rejected, prompt, pair.images, extra, limit)
@@ -118,7 +118,7 @@ class PairEncoder:
         return pairs, pixels, order
 
     def prompts(self, records: Sequence[Record]) -> tuple[list[EncodedPrompt], dict[str, Tensor], Tensor | None]:
-        """Encode prompts alone, whole, to be answered; returns and errors as of a call."""
+        """Encode untruncated prompts for generation; returns and errors as in `__call__`."""
         records = [with_frames(record, where=describe(record)) for record in records]
         rendered = [render_prompt(record, self.processing_class) for record in records]
         limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
@@ -146,7 +146,7 @@ class PairEncoder:
         }
 
     def _distinct(self, rendered: list[RenderedPair], limits: list[dict[str, Any]]) -> list[int]:
-        """For each pair the first one with its prompt and images, cut alike."""
+        """For each pair, the first one with the same prompt, images and tile limits."""
         outlines = [
             (pair.prompt, len(pair.images), tuple(sorted(limit.items()))) for pair, limit in zip(rendered, limits, strict=True)
         ]
@@ -160,10 +160,10 @@ class PairEncoder:
     def _encode_image_prompts(
         self, rendered: list[RenderedPair], prompts: list[int], limits: list[dict[str, Any]]
     ) -> tuple[dict[int, EncodedPrompt], dict[str, Tensor], Tensor | None]:
-        """Run the processor once over all distinct prompts that have images.
+        """Run the processor once on all distinct prompts that have images.
 
         Returns:
-            ids and other per-token outputs by the prompt's number, the processor's image tensors, and the order of tiles.
+            ids and other per-token outputs by the prompt's index, the processor's image tensors, and the order of tiles.
         """
         places = [prompt for prompt in dict.fromkeys(prompts) if rendered[prompt].images]
         if not places:
@@ -181,7 +181,7 @@ class PairEncoder:
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            add_special_tokens=False,  # a chat template has put the special tokens there already; plain text's come below
+            add_special_tokens=False,  # a chat template has written them; those of plain text are added below
         )
         ids, mask = processed.pop("input_ids"), processed.pop("attention_mask").bool()
         per_token = {name: value for name, value in processed.items() if value.shape == ids.shape}
@@ -200,7 +200,7 @@ class PairEncoder:
             raise ValueError(
                 f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} this model's rotary "
                 "embeddings (rope_type 'dynamic' or 'longrope') depend on the longest row of the batch, so a completion's log-prob "
-                f"would depend on the others there. Set max_length={context} or less, leave the record out, or give the model's "
+                f"would depend on the other rows. Set max_length={context} or less, leave the record out, or give the model's "
                 "config a rope_type with fixed frequencies ('yarn', 'linear')."
             )
 
@@ -218,7 +218,7 @@ class PairEncoder:
             kept = max_length - len(pair.prompt_ids)
             if pair.chosen.ids[:kept] == pair.rejected.ids[:kept]:
                 raise ValueError(
-                    f"{describe(record)}: cut to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
+                    f"{describe(record)}: truncated to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
                     "max_length, set it to None, or leave the record out."
                 )
         elif max(len(pair.chosen.ids), len(pair.rejected.ids)) >= max_length:
@@ -229,6 +229,6 @@ class PairEncoder:
             )
         if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
             raise ValueError(
-                f"{describe(record)} has {longest} tokens and would be cut at its start by truncation_mode='keep_end' and "
-                f"max_length={max_length}: image tokens stand there. Use 'keep_start' or raise max_length."
+                f"{describe(record)} has {longest} tokens, and truncation_mode='keep_end' with max_length={max_length} would "
+                "remove image tokens at its beginning. Use 'keep_start' or raise max_length."
             )

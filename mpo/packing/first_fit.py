@@ -1,4 +1,4 @@
-"""First-fit: units of some tokens and tiles into batches of a budget."""
+"""First-fit: pack units of tokens and tiles into batches within a budget."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from mpo.packing.batches import Ints
 
 REPACK_BELOW = 0.9
-"""Batches of a window that stay emptier than this share of their budget are packed again, together with those of other windows."""
+"""Batches filled below this fraction of their budget are packed again, together with those of other windows."""
 JITTER = 0.2
-"""Sizes are lowered at random by up to this share when a window is sorted, so that the same records do not meet every epoch."""
+"""Sizes are reduced at random by up to this fraction before a window is sorted, so that the batches change every epoch."""
 
 
 def pack(tokens: Ints, tiles: Ints, max_tokens: int, max_tiles: int | None, window: int, rng: np.random.Generator | None) -> Ints:
-    """Which batch each unit is in; first-fit within windows, then over all that windows left rather empty."""
-    # One that exceeds a budget fills a batch, so that nothing joins it.
+    """Assign each unit to a batch: first-fit within windows, then once more over the batches that stayed rather empty."""
+    # A unit that exceeds a budget fills a batch, so that no other unit is added.
     too_large = tokens > max_tokens
     if max_tiles is not None:
         too_large |= tiles > max_tiles
@@ -36,18 +36,19 @@ def pack(tokens: Ints, tiles: Ints, max_tokens: int, max_tiles: int | None, wind
 def first_fit(
     tokens: Ints, tiles: Ints | None, max_tokens: int, max_tiles: int | None, window: int, rng: np.random.Generator | None
 ) -> Ints:
-    """Put each unit into the first batch of its window that has room, large ones first.
+    """Put each unit into the first batch of its window with room for it, large units first.
 
-    All windows are packed at once, a unit of each at a time: a loop over the units of a window instead of over all.
+    All windows are packed at the same time, one unit of each per iteration: the loop is over the units of one window.
 
     Args:
         tokens: size of each unit, at most `max_tokens`.
-        tiles: tiles of each unit, at most `max_tiles`; read if there is such a limit.
-        window: units of a window.
-        rng: for the order among units of about the same size. None: no sorting, units come in their order.
+        max_tokens: the token budget of a batch.
+        tiles: tiles of each unit, at most `max_tiles`; used if there is such a limit.
+        window: number of units per window.
+        rng: for the order among units of about the same size. None: units stay in order, unsorted.
 
     Returns:
-        the batch of each unit, numbered from 0 without gaps, window after window.
+        the batch of each unit, numbered from 0 without gaps in the order of windows.
     """
     count = len(tokens)
     window = min(window, count)
@@ -59,13 +60,13 @@ def first_fit(
         tiles = None
     rows = np.arange(padded).reshape(-1, window)
     if rng is not None:
-        # The fill after the last unit counts as smallest of all and comes last.
+        # The padding after the last unit counts as the smallest and comes last.
         key = np.zeros(padded)
         key[:count] = -size * (1 - JITTER * rng.random(count))
         rows = np.take_along_axis(rows, np.argsort(key.reshape(rows.shape), axis=1, kind="stable"), axis=1)
     bins = np.zeros(padded, dtype=np.int64)
     base = 0
-    for block in np.array_split(rows, -(-len(rows) // 256)):  # so many windows that their rooms stay in the processor's cache
+    for block in np.array_split(rows, -(-len(rows) // 256)):  # few enough windows for their free space to stay in the CPU cache
         real = block < count
         index = np.where(real, block, 0)
         need_tokens = np.where(real, tokens[index], 0).astype(np.int32)
@@ -78,7 +79,7 @@ def first_fit(
 
 
 def _first_fit_block(tokens: NDArray[np.int32], tiles: NDArray[np.int32] | None, max_tokens: int, max_tiles: int | None) -> Ints:
-    """First-fit in every row of (windows, units) at once. Units of no size, which only fill a row up, change nothing."""
+    """Apply first-fit to all rows of (windows, units) at once. Units of size 0, which pad a row, have no effect."""
     windows, units = tokens.shape
     every = np.arange(windows)
     width, opened = 64, 0
@@ -86,7 +87,7 @@ def _first_fit_block(tokens: NDArray[np.int32], tiles: NDArray[np.int32] | None,
     tile_room = None if tiles is None else np.full((windows, width), max_tiles, dtype=np.int32)
     placed = np.zeros((windows, units), dtype=np.int64)
     for unit in range(units):
-        if opened == width:  # keep one unopened batch in sight: whatever fits nowhere fits there
+        if opened == width:  # keep one empty batch available: any unit fits there
             room = np.concatenate([room, np.full_like(room, max_tokens)], axis=1)
             if tile_room is not None:
                 tile_room = np.concatenate([tile_room, np.full_like(tile_room, max_tiles)], axis=1)

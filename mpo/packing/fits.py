@@ -1,4 +1,4 @@
-"""Which models can attend by segments (`mpo.packing.attention`), and what is in the way of the others."""
+"""Check whether a model can attend by segments (`mpo.packing.attention`)."""
 
 import inspect
 from typing import Any
@@ -8,16 +8,16 @@ from transformers import PreTrainedModel
 
 
 def find_text_model(model: nn.Module) -> PreTrainedModel | None:
-    """The decoder inside a causal or vision-language model, wrapped or not; ``None`` where there is none."""
+    """The decoder of a causal or vision-language model, wrapped or not; ``None`` if there is none."""
     outer = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     decoder = None if outer is None else outer.get_decoder()
     return decoder if isinstance(decoder, PreTrainedModel) else None
 
 
 def fixed_context(model: nn.Module) -> int | None:
-    """Tokens of a sequence up to which rotary frequencies are fixed; ``None`` where they always are.
+    """The sequence length, in tokens, up to which rotary frequencies are fixed; ``None`` if they always are.
 
-    Dynamic NTK and LongRoPE choose the frequencies of a whole batch by its largest position.
+    Dynamic NTK and LongRoPE choose the frequencies of a batch by its largest position.
     """
     limits = []
     module: Any
@@ -33,13 +33,13 @@ def fixed_context(model: nn.Module) -> int | None:
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why a model cannot take rows in which completions share their prompt; ``None`` when it can.
+    """Why a model does not support rows in which completions share their prompt; ``None`` when it does.
 
-    Decides by what the model is made of, not by its name, and against it where that leaves a doubt.
+    Decided by the model's modules and config, not by its name; a doubtful model is not supported.
     """
     text_model = find_text_model(model)
     if text_model is None:
-        return "it has no text decoder that transformers knows"
+        return "transformers finds no text decoder in it"
     outer = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     return _wrapper_trouble(model, outer, text_model) or _config_trouble(text_model.config) or _layer_trouble(text_model)
 
@@ -51,27 +51,27 @@ def _wrapper_trouble(model: nn.Module, outer: PreTrainedModel, text_model: PreTr
     if any(getattr(config, "is_prompt_learning", False) for config in adapters):
         return "its adapter puts virtual tokens before the prompt"
     if not text_model._can_set_attn_implementation():
-        return f"{type(text_model).__name__} does not take its attention from transformers' AttentionInterface"
+        return f"{type(text_model).__name__} does not use transformers' AttentionInterface"
     around = [module for module in outer.modules() if isinstance(module, PreTrainedModel) and text_model in module.modules()]
     for module in around:
         if not _passes_keywords_on(module):
             return f"{type(module).__name__} does not pass keyword arguments on to its layers"
     if outer.config is text_model.config:
         return None
-    # An image model that makes masks or positions of its own needs them; one around a plain text model leaves both to it.
+    # An image model that computes its own masks or positions needs them; others leave both to a plain text model.
     for module in around:
         if module is text_model:
             continue
         source = _source(inspect.getmodule(_own_class(module)))
         if source is None or _own_class(module).__module__ == _own_class(text_model).__module__:
-            return f"{type(text_model).__name__} is no plain text model"
+            return f"{type(text_model).__name__} is not a plain text model"
         for sign, what in (
             ("get_rope_index", "positions"),
             ("token_type_ids", "attention masks"),
             ("causal_mask", "attention masks"),
         ):
             if sign in source:
-                return f"{type(module).__name__} makes {what} of its own"
+                return f"{type(module).__name__} computes its own {what}"
     return None
 
 
@@ -108,7 +108,7 @@ def _layer_trouble(text_model: PreTrainedModel) -> str | None:
             return f"layer {number} has {len(attentions)} attention modules of the usual kind, not 1"
         attention = attentions[0]
         if getattr(attention, "config", text_model.config) is not text_model.config:  # a layer that was copied (peft, upscaling)
-            return f"layer {number} has a config of its own, so it would keep its usual attention"
+            return f"layer {number} has its own config, so it would keep its usual attention"
         if not getattr(attention, "is_causal", False):
             return f"layer {number} is not causal"
         if getattr(attention, "sliding_window", None):
@@ -123,7 +123,7 @@ def _layer_trouble(text_model: PreTrainedModel) -> str | None:
 
 
 def _passes_keywords_on(module: nn.Module) -> bool:
-    """Whether its forward takes any keyword argument and hands them to what it calls (some only take them)."""
+    """Whether a module's forward accepts any keyword argument and passes them on (some only accept them)."""
     forward = _own_class(module).forward
     names = [name for name, parameter in inspect.signature(forward).parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
     source = _source(forward)
@@ -131,7 +131,7 @@ def _passes_keywords_on(module: nn.Module) -> bool:
 
 
 def _own_class(module: nn.Module) -> Any:
-    """The class that the model's author wrote: FSDP2 puts one of its own in front."""
+    """The original class of a module that FSDP2 has wrapped in its own."""
     return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed"))
 
 

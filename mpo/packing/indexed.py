@@ -1,4 +1,4 @@
-"""Records by index, padding among them marked."""
+"""Records by index, with padding records marked."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class IndexedRecords(Dataset[dict[str, Any]]):
-    """A data set that gives record ``i`` for the index ``-1 - i`` too, marked as padding.
+    """A data set that also returns record ``i`` for the index ``-1 - i``, marked as padding.
 
     >>> IndexedRecords([{"id": "a"}, {"id": "b"}])[-2]
     {'id': 'b', 'is_padding': True}
 
     Args:
         dataset: records by index.
-        sampler: is told the epoch when this is told. With several ranks, the data loader of a resumed epoch does not reach it
-            (accelerate's SkipBatchSampler and BatchSamplerShard stand before it), but reaches the data set.
-        epoch: in memory that data loader workers share, shape (); for the records that are to be augmented.
+        sampler: its epoch is set together with the data set's. With several ranks, the data loader of a resumed epoch does not
+            reach it (accelerate wraps it in SkipBatchSampler and BatchSamplerShard), but reaches the data set.
+        epoch: shape (), in memory shared with data loader workers; for records that are to be augmented.
     """
 
     def __init__(self, dataset: Any, sampler: PairBatchSampler | None = None, epoch: Tensor | None = None) -> None:
@@ -39,7 +39,7 @@ class IndexedRecords(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several records at once, as data loaders ask."""
+        """Several records at once, as data loaders request them."""
         places = [-1 - index if index < 0 else index for index in indices]
         many = getattr(self.dataset, "__getitems__", None)
         records = many(places) if many else [self.dataset[place] for place in places]
@@ -48,11 +48,11 @@ class IndexedRecords(Dataset[dict[str, Any]]):
         return [{**record, PADDING: True} if index < 0 else record for index, record in zip(indices, records, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler, and the data set if it wants to know."""
+        """Set the epoch of the sampler, and of the data set if it has one."""
         for listener in (self.sampler, self.dataset):
             tell = getattr(listener, "set_epoch", None)
             if tell is not None:
                 tell(epoch)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sampler": None}  # workers need no plan
+        return {**self.__dict__, "sampler": None}  # workers do not need it

@@ -1,4 +1,4 @@
-"""Keys of contents: of an image, and of a completion to a prompt with its images."""
+"""Content keys: of an image, and of a completion to a prompt with images."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ def image_key(image: Any) -> bytes:
     """Key of one image, 16 bytes.
 
     Args:
-        image: a PIL image (its pixels count, decoded), an array or tensor (likewise), or an encoded file: its bytes, its path,
-            or a dict of datasets' Image feature with ``bytes`` or ``path``. Decoded and encoded forms of one image have
-            different keys, which costs a second computation, never a wrong one.
+        image: a PIL image, an array or tensor, of which the pixels are hashed; or an encoded file: its bytes, its path, or a
+            dict of datasets' Image feature with ``bytes`` or ``path``. Decoded and encoded forms of one image have different
+            keys, which costs a second computation, but never gives a wrong result.
 
     Raises:
         ValueError: for anything else, or a path without a file.
@@ -29,7 +29,7 @@ def image_key(image: Any) -> bytes:
     if isinstance(image, Mapping):
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")
     if isinstance(image, Image.Image):
-        # A palette or a transparent colour changes what the same pixel values look like.
+        # The same pixel values look different with another palette or transparent colour.
         looks = [image.mode, image.size, image.getpalette(), repr(image.info.get("transparency"))]
         hasher.update(json.dumps(looks).encode())
         hasher.update(image.tobytes())
@@ -42,26 +42,24 @@ def image_key(image: Any) -> bytes:
         hasher.update(image)
     elif isinstance(image, (str, os.PathLike)):
         if not Path(image).is_file():
-            raise ValueError(f"There is no image {str(image)!r}. Give a path to a file, or the opened image.")
+            raise ValueError(f"The image file {str(image)!r} does not exist. Give the path of a file, or the opened image.")
         return image_key(Path(image).read_bytes())
     else:
-        raise ValueError(
-            f"An image must be a PIL image, an array, a path, or a dict with 'bytes' or 'path', not {type(image).__name__}."
-        )
+        raise ValueError(f"Expected a PIL image, an array, a path, or a dict with 'bytes' or 'path'; got {type(image).__name__}.")
     return hasher.digest()
 
 
 def same_image(first: Any, second: Any) -> bool:
-    """Whether two images, in the forms that `image_key` takes, are the same."""
+    """Whether two images, in the forms accepted by `image_key`, are the same."""
     return first is second or image_key(first) == image_key(second)
 
 
 def first_alike(outlines: Sequence[Hashable], same: Callable[[int, int], bool]) -> list[int]:
-    """For each of some things the place of the first one that is the same, which may be its own.
+    """For each item, the index of the first equal item, which may be its own.
 
     Args:
-        outlines: what things that are the same have in common.
-        same: whether the things at two places are the same; asked only where the outlines are.
+        outlines: for each item, a value that equal items share.
+        same: whether the items at two indices are equal; called only for equal outlines.
 
     >>> first_alike(["a", "b", "a", "b"], lambda one, other: one == 0)
     [0, 1, 0, 3]
@@ -84,10 +82,10 @@ def completion_key(
 
     Args:
         images: keys of the prompt's images, in order (see `image_key`).
-        prompt_ids: token ids before the completion, image tokens included; after them marks, which are no ids, of what else
-            decides the sum (`mpo.packing.collator`).
+        prompt_ids: token ids before the completion, image tokens included; then negative numbers for the settings that also
+            determine the sum (`mpo.packing.collator`).
         completion_ids: the completion's token ids.
-        loss_mask: which of them are in the sum; as many as `completion_ids`.
+        loss_mask: for each of `completion_ids`, whether it is in the sum.
 
     >>> completion_key([], [1, 2], [3], [True]) == completion_key([], [1], [2, 3], [False, True])
     False
@@ -96,7 +94,7 @@ def completion_key(
     mask = np.asarray(list(loss_mask), dtype=bool)
     assert mask.shape == completion.shape, (mask.shape, completion.shape)
     hasher = hashlib.blake2b(digest_size=KEY_BYTES)
-    # The lengths come first: without them, tokens could move from the prompt to the completion unnoticed.
+    # The lengths come first: without them, moving tokens from the prompt to the completion would give the same key.
     hasher.update(np.asarray([len(images), len(prompt), len(completion)], dtype="<i8").tobytes())
     for data in (*images, prompt.tobytes(), completion.tobytes(), mask.tobytes()):
         hasher.update(data)

@@ -1,7 +1,7 @@
-"""A prompt and its completions as one row of tokens: positions, labels, who attends to whom, and sums per completion.
+"""Lay out a prompt and its completions as one row of tokens: positions, labels, attention segments, and sums per completion.
 
 The row is a trie. A node is a token together with the token it has to predict. Completions share a node while both agree; where
-they part, the last token they share stands once per branch, as `a` here, the last token of the prompt:
+they branch, the last token they share is repeated per branch, as `a` here, the last token of the prompt:
 
     tokens      [ prompt            | chosen         | a   rejected      ]     without each completion's last token
     positions     0 ... P-1           P ... P+C-2      P-1 P ... P+R-2
@@ -9,7 +9,7 @@ they part, the last token they share stands once per branch, as `a` here, the la
     segments    queries [prompt chosen] over keys [prompt chosen]                       causal
                 queries [a rejected]    over keys [prompt minus last, a, rejected]      causal, aligned bottom-right
 
-A completion's last token predicts nothing and nothing attends to it, so it is left out unless another completion goes on after it.
+A completion's last token predicts nothing and nothing attends to it, so it is left out unless another completion continues it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""The label of a node that no completion scores."""
+"""The label of an unlabelled node."""
 
 Range = tuple[int, int]
-"""Consecutive nodes: the first, and the one after the last."""
+"""Consecutive nodes: the first, and one past the last."""
 
 
 class CompletionTokens(Protocol):
-    """The token ids after a prompt, and which of them are scored (`mpo.packing.turns.Completion`)."""
+    """The token ids after a prompt, and which of them are labelled (`mpo.packing.turns.Completion`)."""
 
     @property
     def ids(self) -> list[int]: ...  # noqa: D102
@@ -40,7 +40,7 @@ class CompletionTokens(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """One branch. Its queries are its own nodes; its keys are those of `ancestors`, in order, and then its own."""
+    """A branch. Its queries are its own nodes; its keys are those of `ancestors`, in order, and then its own."""
 
     queries: Range
     ancestors: tuple[Range, ...] = ()
@@ -48,9 +48,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class CompletionNodes:
-    """Where a completion is predicted: `nodes[i]` predicts its token `i`, which counts if `loss_mask[i]`.
+    """The nodes that predict a completion: `nodes[i]` predicts its token `i`, which counts if `loss_mask[i]`.
 
-    After an empty prompt nothing predicts a completion's first token, as with shifted labels; `nodes` starts with the second.
+    With an empty prompt nothing predicts a completion's first token, as with shifted labels; `nodes` then begins with the second.
     """
 
     nodes: list[int]
@@ -69,18 +69,18 @@ class Row:
 
 
 def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> Row:
-    """Lay a prompt and its completions out as one row.
+    """Lay out a prompt and its completions as one row.
 
-    The first completion goes on after the prompt in the same segment, or a longer completion that begins with all of it. Equal
-    completions share all their nodes. A branch repeats the last token it shares, which with a completion right after it is the last
-    of the prompt: this must not be an image token, or the copy would ask for an image of its own.
+    The prompt's segment continues with the first completion, or with a longer one of which that is a prefix. Equal completions
+    share all their nodes. A branch repeats the last shared token, which may be the last of the prompt: this must not be an image
+    token, or the copy would need another image.
 
     Args:
         prompt: token ids, image tokens included. May be empty (see `CompletionNodes`).
-        completions: any number of completions, at least one.
+        completions: one or more completions.
 
     Raises:
-        ValueError: without a completion, when a completion has not one flag per token, or when there is nothing to predict.
+        ValueError: without completions, for a `loss_mask` of another length than its ids, or when there is nothing to predict.
 
     >>> from types import SimpleNamespace as Completion
     >>> row = lay_out([1, 2], [Completion(ids=[3, 4], loss_mask=[True] * 2), Completion(ids=[5, 6, 7], loss_mask=[True] * 3)])
@@ -106,9 +106,9 @@ def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> R
     paths: list[tuple[Range, ...]] = [()] * len(completions)
 
     def place(group: list[int], ancestors: tuple[Range, ...], depth: int, agreed: int) -> None:
-        """Lay out completions that share `ancestors` (the nodes above `depth`) and agree on their first `agreed` tokens."""
+        """Lay out completions that share `ancestors` (the nodes above `depth`) and their first `agreed` tokens."""
         stem = texts[group[0]]
-        for index in group:  # one that goes on where the stem ends is the stem
+        for index in group:  # one that continues the stem becomes the stem
             if len(texts[index]) > len(stem) and texts[index][: len(stem)] == stem:
                 stem = texts[index]
         begin = len(tokens)
@@ -130,14 +130,14 @@ def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> R
             else:
                 branches.setdefault((common, text[common]), []).append(index)
         for (common, _), members in branches.items():
-            fork = max(common - 1, 0)  # where the last token they share with the stem stands; the branch repeats it
+            fork = max(common - 1, 0)  # the last token shared with the stem, which the branch repeats
             place(members, above(fork), fork, common + 1)
 
     place(list(range(len(completions))), (), 0, len(prompt))
     if not tokens:
-        raise ValueError("There is nothing to predict: prompt and completions together have less than two tokens.")
+        raise ValueError("There is nothing to predict: prompt and completions together have fewer than two tokens.")
     labels = [IGNORED] * len(tokens)
-    unpredicted = 0 if prompt else 1  # the first token of all has nothing before it
+    unpredicted = 0 if prompt else 1  # nothing precedes the first token of the row
     placed = []
     for completion, path in zip(completions, paths, strict=True):
         nodes = list(chain.from_iterable(range(*part) for part in path))[max(len(prompt) - 1, 0) :]
@@ -161,12 +161,12 @@ def prompt_alone(prompt: Sequence[int]) -> Row:
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Who attends to whom in a batch of S segments, N queries and K keys. Goes to the attention function as it is.
+    """The attention pattern of a batch of S segments, N queries and K keys; passed unchanged to the attention function.
 
-    ``cu_seqlens_q``, ``cu_seqlens_k`` (S + 1,) int32: where each segment's queries and keys begin; queries are the nodes in
-    order. ``key_index`` (K,) int64: which node each key is; ``None`` when keys are the nodes in order. ``max_q``, ``max_k``: at
-    least the longest segment's queries and keys, rounded up so that few values occur (`torch.compile` makes a graph for each).
-    ``lengths``: each segment's queries and keys, known without asking the device.
+    ``cu_seqlens_q``, ``cu_seqlens_k`` (S + 1,) int32: offsets of each segment's queries and keys; queries are the nodes in
+    order. ``key_index`` (K,) int64: the node of each key; ``None`` when keys are the nodes in order. ``max_q``, ``max_k``: the
+    longest segment's queries and keys, rounded up so that few values occur (`torch.compile` makes a graph for each).
+    ``lengths``: each segment's queries and keys, on the host.
     """
 
     cu_seqlens_q: Tensor
@@ -186,9 +186,9 @@ class Segments:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def masks(self) -> tuple[Tensor | None, ...]:
-        """Each segment's boolean mask (queries, keys), causal from the bottom-right corner; built once per batch.
+        """The boolean mask (queries, keys) of each segment, causal from the bottom-right corner; built once per batch.
 
-        ``None`` where none is needed: a segment without ancestors is plainly causal, and a single query sees all its keys.
+        ``None`` where no mask is needed: a segment without ancestors is plain causal, and a single query attends to all its keys.
         """
         masks: tuple[Tensor | None, ...] | None = self.__dict__.get("_masks")
         if masks is None:
@@ -197,7 +197,7 @@ class Segments:
                 None if queries in (1, keys) else torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)
                 for queries, keys in self.lengths
             )
-            self.__dict__["_masks"] = masks  # past the frozen fields: a cache is no part of the value
+            self.__dict__["_masks"] = masks  # the dataclass is frozen, but a cache is not part of its value
         return masks
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Segments:
@@ -207,11 +207,11 @@ class Segments:
 
 @dataclass(frozen=True, eq=False)
 class LabelledTokens:
-    """The E labelled tokens of A completions, completion after completion. A node that completions share is there once for each.
+    """The E labelled tokens of A completions, in the order of completions. A shared node is listed once per completion.
 
-    ``node`` (E,) int64: the node that predicts the token, in the concatenated row. ``completion`` (E,) int64: whose token it is.
-    ``ordinal`` (E,) int64: its place among the completion's labelled tokens, from 0. ``lengths`` (A,) int64: labelled tokens per
-    completion.
+    ``node`` (E,) int64: the node that predicts the token, in the concatenated row. ``completion`` (E,) int64: the token's
+    completion. ``ordinal`` (E,) int64: its index among the completion's labelled tokens, from 0. ``lengths`` (A,) int64: labelled
+    tokens per completion.
     """
 
     node: Tensor
@@ -228,9 +228,9 @@ class LabelledTokens:
         return LabelledTokens(*(tensor.pin_memory() for tensor in self._tensors()))
 
     def select(self, completions: Sequence[int]) -> LabelledTokens:
-        """The tokens of some completions, in the order given; a completion may come more than once.
+        """Select the tokens of completions, in the given order; a completion may be selected more than once.
 
-        For whatever differs between the pairs that a completion is in, as LD-DPO's weights do. Meant for the collator: on a GPU it
+        For values that differ between the pairs of a completion, such as LD-DPO's weights. Meant for the collator: on a GPU it
         would wait for the device.
 
         >>> tokens = LabelledTokens(*map(torch.tensor, ([4, 5, 8], [0, 0, 1], [0, 1, 0], [2, 1])))
@@ -250,10 +250,10 @@ class LabelledTokens:
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Rows one after the other, nothing padded. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
+    """Concatenated rows without padding. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
 
-    ``labelled_positions`` (M,) int64: the nodes that have a label, ascending. As ``logits_to_keep`` it spares all others the LM
-    head.
+    ``labelled_positions`` (M,) int64: the nodes that have a label, ascending. Used as ``logits_to_keep``: the LM head skips all
+    other nodes.
     """
 
     input_ids: Tensor
@@ -265,7 +265,7 @@ class PackedRows:
 
 
 def concatenate(rows: Sequence[Row]) -> PackedRows:
-    """Put rows one after the other. Completions are numbered through, row after row.
+    """Concatenate rows. Completions are numbered consecutively, in the order of rows.
 
     Raises:
         ValueError: without a row.
@@ -314,9 +314,9 @@ def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tenso
     """Sum the log-probs of each completion's labelled tokens.
 
     Args:
-        node_logps: shape (1, N) or (N,), the log-prob of each node's label; what unscored nodes hold is never read.
+        node_logps: shape (1, N) or (N,), the log-prob of each node's label; values of unlabelled nodes are not read.
         labelled: the batch's labelled tokens, E of A completions, on the same device.
-        weights: shape (E,), what each token counts; all count fully by default.
+        weights: shape (E,), the weight of each token; 1 by default.
 
     Returns:
         shape (A,), float32.
@@ -325,7 +325,7 @@ def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tenso
     >>> completion_sums(torch.tensor([[0.0, -1.0, -2.0]]), labelled)
     tensor([-3., -1.])
     """
-    # Added up in float64, the sum is right to its last float32 digit in whatever order a GPU adds.
+    # Accumulated in float64, so that the float32 sum does not depend on the order in which a GPU adds.
     precise = torch.float32 if node_logps.device.type == "mps" else torch.float64
     values = node_logps.reshape(-1)[labelled.node].to(precise)
     if weights is not None:
@@ -335,7 +335,7 @@ def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tenso
 
 
 def ld_weights(labelled: LabelledTokens, ld_alpha: float) -> Tensor:
-    """LD-DPO's weights (arXiv 2409.06411): tokens beyond the length of the shorter completion of their pair count `ld_alpha`.
+    """LD-DPO's weights (arXiv 2409.06411): `ld_alpha` for tokens beyond the length of the pair's shorter completion, else 1.
 
     Args:
         labelled: the tokens of 2P completions, the chosen ones, then the rejected ones in the same order (see
@@ -350,7 +350,7 @@ def ld_weights(labelled: LabelledTokens, ld_alpha: float) -> Tensor:
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int], known: int) -> int:
-    """How many tokens two texts share at their start, when they share at least `known`."""
+    """The length of the common prefix of two sequences that share at least `known` tokens."""
     end = min(len(first), len(second))
     return next((index for index in range(known, end) if first[index] != second[index]), end)
 

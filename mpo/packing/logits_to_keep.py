@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mpo.packing.layout import LabelledTokens
 
-# Not `logits_to_keep`: the outer forward of transformers' models has a parameter of that name, which would take the keyword and
-# never pass it on to the backbone. There it slices all rows alike; here every row keeps positions of its own.
+# Not `logits_to_keep`: the outer forward of transformers' models has a parameter of that name, which it does not pass on to the
+# backbone. It slices all rows alike; here every row keeps its own positions.
 KEYWORD = "positions_to_keep"
 
 
@@ -19,8 +19,8 @@ KEYWORD = "positions_to_keep"
 class LogitsToKeep:
     """The positions of a batch at which logits are computed.
 
-    ``index`` (M,) int64: the positions, counted row after row. ``width``: tokens of a row, without the virtual tokens that an
-    adapter may put before them.
+    ``index`` (M,) int64: the positions in the flattened rows. ``width``: tokens of a row, without the virtual tokens that an
+    adapter may prepend.
     """
 
     index: Tensor
@@ -46,7 +46,7 @@ def add_logits_to_keep(backbone: nn.Module) -> None:
     """
     if getattr(backbone, "keeps_positions", False):
         return
-    backbone.__dict__.update({"keeps_positions": True, KEYWORD: None})  # plain attributes, no modules or buffers
+    backbone.__dict__.update({"keeps_positions": True, KEYWORD: None})  # plain attributes, not modules or buffers
     backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
     backbone.register_forward_hook(_keep_positions)
 
@@ -65,17 +65,17 @@ def _keep_positions(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 def label_padded_rows(input_ids: Tensor, completion_mask: Tensor) -> dict[str, Any]:
-    """What the LM head needs to know of padded rows.
+    """Labels of padded rows, in the form that the LM head uses.
 
     Args:
         input_ids: shape (2P, T), the chosen rows, then the rejected ones.
-        completion_mask: shape (2P, T), nonzero where a token is labelled. A row's first token never is: nothing predicts it.
+        completion_mask: shape (2P, T), nonzero for labelled tokens. A row's first token is never labelled: nothing predicts it.
 
     Returns:
         ``positions_to_keep`` (M positions), ``shift_labels`` (1, M), ``labelled``: the M tokens of the 2P completions.
 
-    >>> pick = label_padded_rows(torch.tensor([[5, 6, 7], [5, 8, 0]]), torch.tensor([[0, 1, 1], [0, 1, 0]]))
-    >>> pick["positions_to_keep"].index, pick["shift_labels"], pick["labelled"].lengths
+    >>> labels = label_padded_rows(torch.tensor([[5, 6, 7], [5, 8, 0]]), torch.tensor([[0, 1, 1], [0, 1, 0]]))
+    >>> labels["positions_to_keep"].index, labels["shift_labels"], labels["labelled"].lengths
     (tensor([0, 1, 3]), tensor([[6, 7, 8]]), tensor([2, 1]))
     """
     labelled = completion_mask[:, 1:] != 0

@@ -1,4 +1,4 @@
-"""What makes a forward pass random, switched off: for a while (evaluation mode), or for good (dropout probabilities)."""
+"""Disable the randomness of a forward pass: temporarily (evaluation mode) or permanently (dropout probabilities)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Site = tuple[nn.Module, str, float]
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within it every module of `model` is in evaluation mode: no dropout, NEFTune noise or drop path. Then each is as before.
+    """Put every module of `model` in evaluation mode inside the context (no dropout, NEFTune noise or drop path); then restore.
 
     Args:
         model: may be wrapped, sharded or have adapters.
@@ -33,7 +33,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def trainable_in_4_bits(model: nn.Module) -> Iterator[None]:
-    """Within it a forward pass in evaluation mode does not pack layers of bitsandbytes for inference: on a CPU that is for good."""
+    """Keep bitsandbytes from packing layers for inference in evaluation mode, which on a CPU cannot be undone."""
     layers: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
     try:
         for layer in layers:
@@ -45,9 +45,9 @@ def trainable_in_4_bits(model: nn.Module) -> Iterator[None]:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set dropout probabilities to 0, except those of adapters, which were asked for with the adapter.
+    """Set dropout probabilities to 0, except those of adapters, which are settings of the adapter.
 
-    This includes probabilities that a module holds as a number and passes to a function, such as ``attention_dropout``.
+    This includes probabilities that a module stores as a number and passes to a function, such as ``attention_dropout``.
     """
     spared = {
         id(inner)
@@ -63,7 +63,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def dropout_sites(model: nn.Module) -> list[Site]:
-    """Where a model holds dropout probabilities: ``p`` of dropout layers, and numbers of other modules named after dropout."""
+    """The dropout probabilities of a model: ``p`` of dropout layers, and numbers of other modules named after dropout."""
     sites = []
     for module in model.modules():
         named = ["p"] if isinstance(module, _DropoutNd) else [name for name in vars(module) if "dropout" in name]

@@ -1,7 +1,7 @@
-"""Which pairs share a batch: a number of pairs or a budget of tokens, the same prompt together, ranks balanced.
+"""Plan batches of pairs: a number of pairs or a budget of tokens, pairs of one prompt together, ranks balanced.
 
-An epoch is planned at once, the same on every rank, from its seed and number alone: pairs -> units (pairs of one question) ->
-batches -> slots (one batch for every rank) -> optimiser steps (some slots in a row).
+An epoch is planned as a whole, identically on every rank, from the seed and its number: pairs -> units (pairs of one prompt) ->
+batches -> slots (one batch for every rank) -> optimiser steps (consecutive slots).
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from mpo.packing.costs import PairCosts
 from mpo.packing.first_fit import first_fit, pack
 
 BALANCE_SLOTS = 8
-"""Ranks are balanced by trading batches among this many slots (or those of a step, if more)."""
+"""Ranks are balanced by exchanging batches among this many slots (or those of a step, if more)."""
 IDENTITY = (
     *("batching", "pairs_per_batch", "max_tokens", "max_tiles", "group_same_prompt", "micro_batches_per_step", "world_size"),
     *("shuffle", "seed", "drop_last", "window", "attention_cost", "tile_cost"),
 )
-"""The settings that decide which pairs a step gets."""
+"""The settings that determine the pairs of a step."""
 
 
 class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transformers is not typed for mypy
-    """Gives a rank its micro-batches: lists of record indices.
+    """Iterate over a rank's micro-batches: lists of record indices.
 
-    transformers' Trainer takes a `BatchRebalanceSampler` as the data loader's batch sampler and does not shard it again; this is
-    one by name alone. Every epoch has the same number of micro-batches, and every rank the same in every epoch, because the Trainer
-    counts them once. A pair that only pads is computed but must not count: it has the index ``-1 - i`` of a record ``i`` (see
-    `IndexedRecords`) and a batch of its own; there are fewer of these than ranks, and none while a batch of two pairs can be split.
+    transformers' Trainer uses a `BatchRebalanceSampler` as the data loader's batch sampler and does not shard it again; nothing
+    else of that class is used. Every epoch and every rank has the same number of micro-batches, because the Trainer counts them
+    once. A padding pair is computed but must not count: it has the index ``-1 - i`` of a record ``i`` (see `IndexedRecords`) and
+    its own batch; there are fewer of these than ranks, and none while a batch of two pairs can be split.
 
     Args:
-        costs: what each record costs (`mpo.packing.costs.measure`), or just their number: with ``batching="pairs"`` ranks are
-            then dealt batches as if all cost the same.
-        batching: ``"pairs"``: ``pairs_per_batch`` pairs in every micro-batch (one or a few may have less). ``"tokens"``: as many as
+        costs: the cost of each record (`mpo.packing.costs.measure`), or only their number: with ``batching="pairs"`` batches
+            are then distributed over ranks as if all cost the same.
+        batching: ``"pairs"``: ``pairs_per_batch`` pairs in every micro-batch (a few may have fewer). ``"tokens"``: as many as
             ``max_tokens`` and ``max_tiles`` allow.
         pairs_per_batch: pairs of a micro-batch, for ``batching="pairs"``.
-        max_tokens: tokens of a micro-batch, a prompt that pairs of a unit share counted once, for ``batching="tokens"``.
+        max_tokens: tokens of a micro-batch, a prompt shared in a unit counted once, for ``batching="tokens"``.
         max_tiles: image tiles of a micro-batch; None: no limit.
         group_same_prompt: up to this many pairs of the same prompt and images form a unit that stays in one batch.
         micro_batches_per_step: gradient accumulation steps. Needed for balancing and for ``drop_last``.
-        world_size: ranks that are given different batches.
-        rank: whose batches to give, from 0.
+        world_size: number of ranks with different batches.
+        rank: this rank, from 0.
         shuffle: a new order every epoch. False keeps the order of the records as far as packing allows.
-        seed: of the order.
+        seed: random seed of the order.
         drop_last: leave out the batches that do not fill an optimiser step on all ranks.
-        allow_oversized: put a record that exceeds a budget alone into a batch of its own. False: raise an error for it. For
+        allow_oversized: put a record that exceeds a budget into its own batch. False: raise an error for it. For
             ``batching="tokens"`` only. MPOTrainer never sets it: there such a record is an error.
-        window: units among which a batch's units are sought.
-        attention_cost: cost of one query-key pair of the language model, in costs of a token through its layers; about
+        window: number of units from which a batch is packed.
+        attention_cost: cost of one query-key pair of the language model, relative to a token through its layers; about
             2 x layers x width / parameters of the layers (3e-5 for 7B, 1e-4 for 0.5B).
-        tile_cost: cost of one tile in the vision tower, in costs of a token; about 50 for InternVL3-8B, 600 for InternVL3-1B.
+        tile_cost: cost of one tile in the vision tower, relative to a token; about 50 for InternVL3-8B, 600 for InternVL3-1B.
 
     Raises:
-        ValueError: for settings that do not go together, no records, or a record beyond a budget.
+        ValueError: for incompatible settings, no records, or a record that exceeds a budget.
 
     >>> sampler = PairBatchSampler(5, pairs_per_batch=2, shuffle=False)
     >>> list(sampler)
@@ -86,7 +86,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         attention_cost: float = 5e-5,
         tile_cost: float = 100.0,
     ) -> None:
-        # Not BatchRebalanceSampler's: it plans with a fixed number of padded rows per step, and nothing of it is used.
+        # Not BatchRebalanceSampler's, which plans with a fixed number of padded rows per step.
         if batching not in ("pairs", "tokens"):
             raise ValueError(f"batching must be 'pairs' or 'tokens', not {batching!r}.")
         unused = {"tokens": ["pairs_per_batch"], "pairs": ["max_tokens", "max_tiles", "allow_oversized"]}[batching]
@@ -113,11 +113,11 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, not {rank}.")
         if isinstance(costs, int) and (batching == "tokens" or group_same_prompt > 1):
             setting = "batching='tokens'" if batching == "tokens" else f"group_same_prompt={group_same_prompt}"
-            raise ValueError(f"{setting} needs to know the records: pass `costs` from mpo.packing.costs.measure, not their number.")
+            raise ValueError(f"{setting} needs the costs of records: pass `costs` from mpo.packing.costs.measure, not a number.")
         self.is_measured = not isinstance(costs, int)
         self.costs = PairCosts.equal(costs) if isinstance(costs, int) else costs
         if len(self.costs) == 0:
-            raise ValueError("There are no records to make batches of: the data set is empty.")
+            raise ValueError("The data set is empty: there are no records to batch.")
         self.batching, self.pairs_per_batch, self.max_tokens, self.max_tiles = batching, pairs_per_batch, max_tokens, max_tiles
         self.group_same_prompt = min(group_same_prompt, pairs_per_batch or group_same_prompt)
         self.micro_batches_per_step, self.world_size, self.rank = micro_batches_per_step, world_size, rank
@@ -131,7 +131,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         self._plan = (0, self._arrange(first, 0))
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The micro-batches of this rank in the epoch that was set; the same again when iterated again."""
+        """The micro-batches of this rank in the current epoch; the same each time it is iterated."""
         batches = self._planned()
         for place in range(self.rank, self._target, self.world_size):
             yield batches.records[batches.starts[place] : batches.ends[place]].tolist()
@@ -141,7 +141,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return self._target // self.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     @property
@@ -151,7 +151,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 
     @property
     def identity(self) -> str:
-        """A checksum of all that decides which pairs a step gets, for a checkpoint to compare when it is resumed."""
+        """A checksum of everything that determines the pairs of a step, compared when a checkpoint is resumed."""
         settings = {name: getattr(self, name) for name in IDENTITY}
         checksum = zlib.crc32(repr(settings).encode())
         for values in self.costs.arrays():
@@ -159,7 +159,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return f"{checksum:08x}"
 
     def report(self) -> PackingReport:
-        """How well the epoch that was set is packed, over all ranks."""
+        """Packing statistics of the current epoch, over all ranks."""
         batches = self._planned()
         tokens, tiles, cost = self._measure(batches)
         real = batches.records[batches.starts] >= 0
@@ -198,16 +198,16 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         if len(found) and not allowed:
             worst = found[np.argmax(tokens[found])]
             raise ValueError(
-                f"{len(found)} of {len(tokens)} records do not fit a batch of max_tokens={self.max_tokens}, "
-                f"max_tiles={self.max_tiles} even alone: {', '.join(str(index) for index in found[:5])}"
+                f"{len(found)} of {len(tokens)} records exceed a batch of max_tokens={self.max_tokens}, "
+                f"max_tiles={self.max_tiles}: {', '.join(str(index) for index in found[:5])}"
                 f"{', ...' if len(found) > 5 else ''}. The longest of them is record {worst} with {tokens[worst]} tokens and "
-                f"{tiles[worst]} tiles. Raise the budget, cut completions with max_length, leave the records out, or give each a "
-                "batch of its own with allow_oversized=True."
+                f"{tiles[worst]} tiles. Raise the budget, truncate completions with max_length, leave the records out, or give "
+                "each its own batch with allow_oversized=True."
             )
         return found
 
     def _count_batches(self, first: int) -> int:
-        """How many batches every epoch has, on all ranks together, when epoch 0 is packed into `first`."""
+        """The number of batches of every epoch, on all ranks together, when epoch 0 is packed into `first`."""
         if self.drop_last:
             step = self.world_size * self.micro_batches_per_step
             if first < step:
@@ -217,7 +217,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
                 )
             return first // step * step
         if self.batching == "tokens" and self.shuffle:
-            # Other epochs may need a few batches more: about as many as a sum over windows varies.
+            # Other epochs may need a few more batches: about the standard deviation of a sum over windows.
             windows = -(-len(self.costs) // (self.window * self.group_same_prompt))
             slack = int(np.sqrt(windows)) if windows > 1 else 0
             first = max(first, min(first + slack, len(self.costs)))
@@ -228,22 +228,22 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             batches = self._compose(epoch, attempt)
             if len(batches) <= self._target or self.drop_last:
                 return batches
-        return self._compose(0, 0)  # known to fit; their order is still the epoch's
+        return self._compose(0, 0)  # known to fit; the order of batches is still the epoch's
 
     def _compose(self, epoch: int, attempt: int) -> Batches:
-        """Put all records into batches, in the order of the records where that is to be kept."""
+        """Put all records into batches, without `shuffle` in the order of the records."""
         rng = np.random.default_rng((self.seed, epoch, attempt))
         records, unit_starts = self._units(rng)
         sizes = np.diff(unit_starts, append=len(records))
         if self.pairs_per_batch is not None:
-            cut = self.pairs_per_batch
+            size = self.pairs_per_batch
             if self.group_same_prompt > 1:
-                unit_bins = first_fit(sizes, None, cut, None, self.window, rng if self.shuffle else None)
-                filled = np.bincount(unit_bins, sizes)[unit_bins] == cut
-                # What does not fill a batch is cut where a batch is full, so that all have their number of pairs.
+                unit_bins = first_fit(sizes, None, size, None, self.window, rng if self.shuffle else None)
+                filled = np.bincount(unit_bins, sizes)[unit_bins] == size
+                # Units that do not fill a batch are split where a batch is full, so that all have the same number of pairs.
                 order = np.lexsort((unit_bins, ~filled))
                 records, unit_starts = take_units(records, unit_starts, sizes, order)
-            starts = np.arange(0, len(records), cut)
+            starts = np.arange(0, len(records), size)
         else:
             unit_tokens, unit_tiles, _ = self._unit_costs(records, unit_starts)
             assert self.max_tokens is not None
@@ -256,7 +256,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return Batches(records, is_first, starts, np.append(starts[1:], len(records)))
 
     def _units(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """Records, unit after unit, and where each unit starts."""
+        """The records in the order of units, and the offset of each unit."""
         count = len(self.costs)
         records = rng.permutation(count) if self.shuffle else np.arange(count)
         if self.group_same_prompt == 1:
@@ -272,7 +272,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return take_units(records, starts, sizes, order)
 
     def _split_units(self, records: Ints, starts: Ints) -> Ints:
-        """Start new units where the pairs of one question exceed a budget together."""
+        """Split units whose pairs together exceed a budget."""
         if self.max_tokens is None:
             return starts
         tokens, tiles, _ = self._unit_costs(records, starts)
@@ -292,8 +292,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return np.sort(np.concatenate([starts, np.array(more, dtype=np.int64)]))
 
     def _arrange(self, batches: Batches, epoch: int) -> Batches:
-        """Bring batches to their number and deal them to ranks: batch ``slot * world_size + rank``."""
-        rng = np.random.default_rng((self.seed, epoch, 2**32))  # another stream than any attempt's
+        """Reach the target number of batches and distribute them over ranks: batch ``slot * world_size + rank``."""
+        rng = np.random.default_rng((self.seed, epoch, 2**32))  # independent of every attempt's
         _, _, cost = self._measure(batches)
         batches = split(batches, cost, self._record_costs(), self._target)
         if self.shuffle:
@@ -310,7 +310,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return batches
 
     def _deal(self, cost: Floats, rng: np.random.Generator) -> Ints:
-        """An order of batches in which those of a slot cost nearly the same."""
+        """Order batches so that those of a slot cost nearly the same."""
         slots = max(self.micro_batches_per_step, BALANCE_SLOTS) if self.shuffle else self.micro_batches_per_step
         size = slots * self.world_size
         whole = len(cost) // size * size
@@ -337,12 +337,12 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return self._cost(costs.tokens(), costs.attention(), costs.tiles)
 
     def _cost(self, tokens: Any, attention: Any, tiles: Any) -> Floats:
-        """What the ranks are balanced by, in costs of a token through the language model."""
+        """The cost by which ranks are balanced, relative to a token through the language model."""
         cost: Floats = tokens + self.attention_cost * attention + self.tile_cost * tiles
         return cost
 
     def _unit_costs(self, records: Ints, starts: Ints, is_first: NDArray[np.bool_] | None = None) -> tuple[Ints, Ints, Floats]:
-        """Tokens, tiles and query-key pairs of runs of records; prompt and images count where `is_first`, by default once."""
+        """Tokens, tiles and query-key pairs of consecutive records; prompt and images count where `is_first`, by default once."""
         costs = self.costs
         if is_first is None:
             is_first = np.zeros(len(records), dtype=bool)
@@ -358,19 +358,18 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         """Tokens, tiles and cost of each batch."""
         records = np.where(batches.records < 0, -1 - batches.records, batches.records)
         is_first = batches.is_first.copy()
-        is_first[batches.starts] = True  # a split unit has its prompt in both batches
+        is_first[batches.starts] = True  # both batches of a split unit have its prompt
         tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
         return tokens, tiles, self._cost(tokens, attention, tiles)
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """How an epoch is packed, over all ranks. As text, one line for a log.
+    """Packing statistics of an epoch, over all ranks; `str` gives one line for a log.
 
-    ``padding``: batches that only keep the ranks even. ``mean_fill``, ``min_fill``: tokens of a batch as a share of its budget.
-    ``pairs_per_batch``: least, mean, most. ``imbalance``: the most expensive batch of a slot over the slot's mean, averaged over
-    slots.
-    ``oversized``: records beyond a budget.
+    ``padding``: batches of padding pairs, which give ranks the same number. ``mean_fill``, ``min_fill``: tokens of a batch as a
+    fraction of its budget. ``pairs_per_batch``: minimum, mean, maximum. ``imbalance``: the most expensive batch of a slot divided
+    by the slot's mean, averaged over slots. ``oversized``: records that exceed a budget.
     """
 
     batches: int
@@ -393,7 +392,7 @@ class PackingReport:
         if self.tokens is not None:
             parts.append(f"{self.tokens:,} tokens, {self.tiles:,} tiles")
         if self.mean_fill is not None:
-            parts.append(f"budget filled to {self.mean_fill:.1%} (least {self.min_fill:.1%})")
+            parts.append(f"budget filled to {self.mean_fill:.1%} (at least {self.min_fill:.1%})")
         parts.append(f"imbalance between ranks {self.imbalance:.3f}")
         if self.oversized:
             parts.append(f"{self.oversized:,} records beyond the budget, in batches of their own")

@@ -1,4 +1,4 @@
-"""Records that cannot be put into a batch: found one by one, noted, and kept out of the loss. None is replaced by another."""
+"""Find records that cannot be collated, log them, and exclude them from the loss. None is replaced by another record."""
 
 import hashlib
 import zlib
@@ -10,19 +10,19 @@ from mpo.packing.turns import Record, describe, encoded_images
 
 ON_BAD_RECORD = ("raise", "skip")
 BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", PADDING: True}
-"""Stands in a batch where a bad record would, so that the batch keeps its number of pairs; it does not count. A few tokens."""
+"""Replaces a bad record, so that the batch keeps its number of pairs; it has a few tokens and does not count."""
 
 
 def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[dict[str, Any]]]:
-    """Try the records of a batch one by one.
+    """Collate the records of a batch one by one to find the bad ones.
 
     Args:
-        records: of a batch that `collate` refused.
+        records: records of a batch that `collate` refused.
         collate: raises ValueError for a bad record.
 
     Returns:
-        the places of the good ones; and of each bad one that would have counted, ``id``, ``where`` (what errors call it),
-        ``reason`` and ``key``, by which the same record is known again.
+        the indices of the good ones; and for each bad one that would have counted, ``id``, ``where`` (its name in errors),
+        ``reason`` and ``key``, which identifies the same record later.
     """
     kept, bad = [], []
     for place, record in enumerate(records):
@@ -30,13 +30,13 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
             collate([record])
         except ValueError as error:
             if PADDING not in record:
-                bad.append(_noted(record, str(error)))
+                bad.append(_entry(record, str(error)))
         else:
             kept.append(place)
     return kept, bad
 
 
-def _noted(record: Record, error: str) -> dict[str, Any]:
+def _entry(record: Record, error: str) -> dict[str, Any]:
     where = describe(record)
     images = [
         (image.get("path"), zlib.crc32(image.get("bytes") or b"")) if isinstance(image, Mapping) else None

@@ -1,9 +1,9 @@
-"""Streams of records, without a length: repeated for training, filled up to whole batches for evaluation.
+"""Streams of records without a length: repeated for training, padded to whole batches for evaluation.
 
-Data loader workers do not change what comes in which order. datasets would give each worker some of the shards, which are of
-unequal sizes, so that a worker begins its shards again while others are still in their first pass. Here every worker reads the
-whole stream and keeps every n-th block of records, a block being a batch of all ranks; the workers share the costly part, which
-is making batches.
+The order of records does not depend on the number of data loader workers. datasets would give each worker some of the shards,
+which have unequal sizes, so that a worker repeats its shards while others are still in their first pass. Here every worker reads
+the whole stream and keeps every n-th block of records, a block being a batch of all ranks; the workers share the expensive part,
+which is collating.
 """
 
 import copy
@@ -17,29 +17,29 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker  # private; checked with PyTorch 2.11 to 2.14
 
 PADDING = "is_padding"
-"""Key of a record that stands only to fill a batch up."""
+"""Key of a padding record, which only fills a batch."""
 EPOCH = "epoch"
-"""Key of a record that is to be augmented: which pass over the records it is in. Only training has it."""
+"""Key of the epoch in a record that is to be augmented; used in training only."""
 
 
 def in_epoch(record: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """The record, told the epoch if it is to be augmented."""
+    """Add the epoch to a record that is to be augmented."""
     return {**record, EPOCH: epoch} if record.get("augment") else record
 
 
 class RepeatedStream(IterableDataset[dict[str, Any]]):
-    """The records of a stream, over and over, without a seam.
+    """Repeat the records of a stream endlessly.
 
-    transformers' Trainer does not know where a stream ends: the gradients of a last, smaller group of micro-batches would run
-    into the next pass, and a resume could not find its place in a second pass.
+    transformers' Trainer does not know the length of a stream: the gradients of a last, smaller group of micro-batches would
+    carry over to the next pass, and a resumed run could not find its position in a second pass.
 
     >>> from itertools import islice
     >>> list(islice(RepeatedStream([{"id": 1}, {"id": 2}]), 3))
     [{'id': 1}, {'id': 2}, {'id': 1}]
 
     Args:
-        stream: an iterable of records; its `set_epoch`, if it has one, is told the number of the pass.
-        block: records that go to one data loader worker together: pairs of one batch of all ranks.
+        stream: an iterable of records; its `set_epoch`, if it has one, is called with the number of the pass.
+        block: number of consecutive records for one data loader worker: the pairs of one batch of all ranks.
     """
 
     def __init__(self, stream: Any, block: int = 1) -> None:
@@ -63,17 +63,17 @@ class RepeatedStream(IterableDataset[dict[str, Any]]):
 
 
 class FilledStream(IterableDataset[dict[str, Any]]):
-    """The records of a stream, then its first records again, marked, until their number is a multiple.
+    """Pad a stream with its first records, marked as padding, until their number is a multiple.
 
-    Left to itself, accelerate would repeat records unmarked, and these pairs would count twice.
+    accelerate would repeat records without marking them, and these pairs would count twice.
 
     >>> [(r["id"], PADDING in r) for r in FilledStream([{"id": 1}, {"id": 2}, {"id": 3}], multiple=2)]
     [(1, False), (2, False), (3, False), (1, True)]
 
     Args:
         stream: an iterable of records.
-        multiple: pairs of one batch of all ranks.
-        fill: False: leave the last batch smaller, as one rank can.
+        multiple: number of pairs in one batch of all ranks.
+        fill: False: leave the last batch smaller, which is possible with one rank.
     """
 
     def __init__(self, stream: Any, multiple: int, *, fill: bool = True) -> None:
@@ -97,7 +97,7 @@ class FilledStream(IterableDataset[dict[str, Any]]):
 
 
 def _of_this_worker(records: Iterable[dict[str, Any]], block: int) -> Iterator[dict[str, Any]]:
-    """Every n-th block of records for each of n data loader workers, which give their batches in turn; all, without workers."""
+    """Every n-th block of records for each of n data loader workers, which take turns; all records without workers."""
     info = get_worker_info()
     for place, record in enumerate(records):
         if info is None or place // block % info.num_workers == info.id:
@@ -105,7 +105,7 @@ def _of_this_worker(records: Iterable[dict[str, Any]], block: int) -> Iterator[d
 
 
 def _own_copy(stream: Any) -> Any:
-    """In a data loader worker, the stream with an epoch of its own: datasets lets workers share one number, in shared memory."""
+    """In a data loader worker, a stream with its own epoch: datasets keeps one number for all workers, in shared memory."""
     epoch = getattr(stream, "_epoch", None)
     if get_worker_info() is None or not isinstance(epoch, Tensor):
         return stream
@@ -115,12 +115,12 @@ def _own_copy(stream: Any) -> Any:
 
 
 def _whole(stream: Any) -> Iterator[dict[str, Any]]:
-    """All records of a stream, in a data loader worker too: whoever asks PyTorch for the worker meanwhile is told of none."""
+    """All records of a stream, also in a data loader worker: meanwhile PyTorch's worker info is None."""
     info = get_worker_info()
     if info is None:
         yield from stream
         return
-    fsspec.asyn.reset_lock()  # in a forked process; datasets does this only where it shares a stream out
+    fsspec.asyn.reset_lock()  # needed in a forked process; datasets does this only where it splits a stream over workers
     records: Iterator[dict[str, Any]] | None = None
     while True:
         torch_worker._worker_info = None

@@ -1,4 +1,4 @@
-"""What a chat template can take, found by rendering a conversation of two messages with it."""
+"""Find the message format that a chat template accepts, by rendering a conversation of two messages with it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 MARKER = "\N{SNOWMAN}"
 _PARTS_AS_TEXT = re.compile(rf"""['"]text['"]: ?['"]{MARKER}""")
-"""What a template that takes strings makes of a list of parts: Python's or JSON's form of it."""
+"""A list of parts as rendered by a template for strings: in Python's or JSON's form."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """What a chat template takes.
+    """The message format that a chat template accepts.
 
     Attributes:
-        parts: contents that are lists of typed parts.
-        text: contents that are strings.
-        needs_system: a conversation has to begin with a system message.
-        after: the text that it puts after an assistant's content at the end of a conversation.
+        parts: whether contents may be lists of typed parts.
+        text: whether contents may be strings.
+        needs_system: whether a conversation has to begin with a system message.
+        after: the text after the assistant's content at the end of a conversation.
     """
 
     parts: bool
@@ -30,22 +30,22 @@ class Template:
 
 
 def is_processor(processing_class: Any) -> bool:
-    """Whether it processes images too, rather than being a tokenizer alone."""
+    """Whether it is a processor, which also processes images, and not a tokenizer."""
     return hasattr(processing_class, "tokenizer")
 
 
 def probe(processing_class: Any) -> Template:
-    """Find what the chat template of a tokenizer or processor takes.
+    """Find the message format that the chat template of a tokenizer or processor accepts.
 
     Raises:
-        ValueError: for a template that renders neither form of contents, with what it said.
+        ValueError: for a template that renders neither form of contents, with its error.
     """
     return _probe(processing_class, str(processing_class.chat_template))
 
 
 @lru_cache(maxsize=16)
 def _probe(processing_class: Any, template: str) -> Template:
-    reason: Any = "the text of the assistant's message is not in what it renders"
+    reason: Any = "the text of the assistant's message is missing from its output"
     for needs_system in (False, True):
         after: dict[bool, str] = {}
         for parts in (False, True):
@@ -55,7 +55,7 @@ def _probe(processing_class: Any, template: str) -> Template:
             chat = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
             try:
                 text = processing_class.apply_chat_template(chat, tokenize=False)
-            except Exception as error:  # of any kind: a template is a program
+            except Exception as error:  # a template is a program and may raise anything
                 reason = error
                 continue
             if MARKER in text and not _PARTS_AS_TEXT.search(text):
@@ -64,6 +64,6 @@ def _probe(processing_class: Any, template: str) -> Template:
             preferred = after[True] if True in after and (is_processor(processing_class) or False not in after) else after[False]
             return Template(True in after, False in after, needs_system, preferred)
     raise ValueError(
-        f"The chat template of {type(processing_class).__name__} cannot render a message of the user and one of the assistant, "
-        f"whose contents are strings or lists of parts: {reason}. Set chat_template to the one of the model's checkpoint."
+        f"The chat template of {type(processing_class).__name__} cannot render a user message and an assistant message, neither "
+        f"with strings nor with lists of parts as contents: {reason}. Set chat_template to the one of the model's checkpoint."
     )

@@ -1,4 +1,4 @@
-"""How many tiles a prompt's images may be cut into: the processor's limits, the record's own, a budget for all its images."""
+"""Tile limits of a prompt's images: the processor's, the record's own, and whether images of a prompt share them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,39 +8,39 @@ from transformers import InternVLProcessor
 from mpo.packing.streams import EPOCH
 
 BUDGETS = ("prompt", "image")
-"""Whose the processor's ``max_patches`` is: shared by a prompt's images, or each image's own."""
+"""Whether the processor's ``max_patches`` is shared by a prompt's images or applies to each image."""
 LIMITS = {"min": "min_patches", "max": "max_patches", "thumbnail": "use_thumbnail"}
-"""Keys of a record's ``tiles``, and what the image processor calls them."""
+"""Keys of a record's ``tiles`` -> the image processor's names."""
 
 AUGMENTED_AND_CACHED = (
-    "Images of records with 'augment' are others in every epoch, and reference='cached' keeps log-probs by what images are. "
+    "Images of records with 'augment' change every epoch, and reference='cached' stores log-probs by the content of images. "
     "Use reference='live', or set 'augment' to false."
 )
 
 
 def splits_into_tiles(processing_class: Any) -> bool:
-    """Whether a processor cuts images as InternVL's does."""
+    """Whether a processor splits images into tiles as InternVL's does."""
     return isinstance(processing_class, InternVLProcessor)
 
 
 def tile_limits(
     record: Mapping[str, Any], images: int, processing_class: Any, where: str, *, budget: str = "prompt"
 ) -> dict[str, Any]:
-    """What a prompt's images are to be cut with, where it is not what the processor does anyway.
+    """The tile limits of a prompt's images that differ from the processor's.
 
     Args:
         record: may have ``tiles``, a dict with ``min``, ``max`` and ``thumbnail``, each of which may be missing or None.
-        images: how many the prompt has.
+        images: number of images of the prompt.
         processing_class: a processor or tokenizer.
-        where: what errors call the record.
-        budget: ``"prompt"``: each of N images gets at most max(1, most // N) tiles, as in the official InternVL code;
-            ``"image"``: each gets as many as a single one, as transformers' processor and TRL have it.
+        where: the record's name in error messages.
+        budget: ``"prompt"``: each of N images gets at most max(1, max_patches // N) tiles, as in the official InternVL code;
+            ``"image"``: each gets as many as a single one, as in transformers' processor and TRL.
 
     Returns:
-        keyword arguments of the processor.
+        keyword arguments for the processor.
 
     Raises:
-        ValueError: for limits that make no sense, or a processor that does not cut images.
+        ValueError: for invalid limits, or a processor that does not split images into tiles.
     """
     own = {name: value for name, value in (record.get("tiles") or {}).items() if value is not None}
     if not images:
@@ -48,13 +48,13 @@ def tile_limits(
     if not splits_into_tiles(processing_class):
         if own:
             raise ValueError(
-                f"{where} says how its images are cut into tiles, and {type(processing_class).__name__} does not cut images. "
+                f"{where} sets 'tiles', but {type(processing_class).__name__} does not split images into tiles. "
                 "Drop the column 'tiles'."
             )
         return {}
     unknown = own.keys() - LIMITS
     if unknown:
-        raise ValueError(f"{where}: 'tiles' has {', '.join(LIMITS)}, each optional; got {sorted(unknown)}.")
+        raise ValueError(f"{where}: expected only {', '.join(LIMITS)} in 'tiles'; got {sorted(unknown)}.")
     image_processor = processing_class.image_processor
     if "thumbnail" in own and not hasattr(image_processor, "use_thumbnail"):
         raise ValueError(
@@ -64,7 +64,7 @@ def tile_limits(
     most = int(own.get("max", image_processor.max_patches))
     least = int(own.get("min", min(image_processor.min_patches, most)))
     if not 1 <= least <= most:
-        raise ValueError(f"{where}: an image is cut into 1 <= min <= max tiles; got min {least}, max {most}.")
+        raise ValueError(f"{where}: expected 1 <= min <= max tiles per image; got min {least}, max {most}.")
     if budget == "prompt":
         most = max(1, most // images)
     asked = {"min_patches": min(least, most), "max_patches": most}
@@ -74,26 +74,26 @@ def tile_limits(
 
 
 def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, where: str, *, seed: int) -> dict[str, Any]:
-    """With what seed a prompt's tiles are compressed, if they are to be: in training, when the record's ``augment`` is true.
+    """The seed for compressing a prompt's tiles: in training, for records whose ``augment`` is true.
 
     Args:
-        record: one that is to be augmented has the epoch (`mpo.packing.streams.EPOCH`).
-        images: how many the prompt has.
+        record: a record; one that is to be augmented has the epoch (`mpo.packing.streams.EPOCH`).
+        images: number of images of the prompt.
         processing_class: a processor or tokenizer.
-        where: what errors call the record.
-        seed: of the run.
+        where: the record's name in error messages.
+        seed: random seed of the run.
 
     Returns:
-        ``jpeg_seed``, or nothing. It is that of the epoch: what is drawn for an image depends on the image beside it.
+        ``jpeg_seed``, or an empty dict. The seed includes the epoch, and what is drawn depends on the image.
 
     Raises:
-        ValueError: for a processor that does not cut images.
+        ValueError: for a processor that does not split images into tiles.
     """
     if not images or not record.get("augment") or EPOCH not in record:
         return {}
     if not splits_into_tiles(processing_class):
         raise ValueError(
-            f"{where} is to be augmented, tile by tile, and {type(processing_class).__name__} does not cut images into tiles. "
-            "Drop the column 'augment'."
+            f"{where} sets 'augment', which works on tiles, but {type(processing_class).__name__} does not split images "
+            "into tiles. Drop the column 'augment'."
         )
     return {"jpeg_seed": (seed, int(record[EPOCH]))}

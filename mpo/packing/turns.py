@@ -1,4 +1,4 @@
-"""From one record to token ids: where the prompt ends, and which tokens of a completion are scored.
+"""Convert a record to token ids: where the prompt ends, and which tokens of a completion are labelled.
 
 A record is a dict in one of TRL's preference formats: ``prompt``, ``chosen`` and ``rejected`` as plain strings or as lists of
 messages; ``prompt`` may be missing when both completions repeat it; ``images`` (or ``image``) and ``videos`` are optional.
@@ -27,7 +27,7 @@ Tokenize = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Completion:
-    """The tokens after the prompt; ``loss_mask[i]`` says whether token ``i`` belongs to what the assistant wrote."""
+    """The tokens after the prompt; ``loss_mask[i]`` is whether token ``i`` was written by the assistant."""
 
     ids: list[int]
     loss_mask: list[bool]
@@ -35,7 +35,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a completion's rendered text."""
+    """A part of a completion's rendered text."""
 
     text: str
     labelled: bool
@@ -53,9 +53,9 @@ class RenderedPair:
 
 
 def record_images(record: Mapping[str, Any]) -> list[Any]:
-    """The images of a record: ``images``, or the one ``image``, or none, and frames of its videos; opened (`mpo.data.images`).
+    """The opened images of a record (`mpo.data.images`): ``images`` or ``image``, if any, and the frames of its videos.
 
-    Arrays, tensors and None are left as they are.
+    Arrays, tensors and None are returned unchanged.
 
     Raises:
         ValueError: for an image that cannot be opened, naming the record.
@@ -63,7 +63,7 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
     name = describe(record)
     images = encoded_images(with_frames(record, where=name))
     places: dict[str, list[int]] = {}
-    if record.get("prompt_id") is not None:  # of load_preferences, whose paths are the real ones; others may have links
+    if record.get("prompt_id") is not None:  # from load_preferences, whose paths are resolved; others may contain links
         for path in {path for image in images if (path := _file_of(image)) is not None}:
             check_unmoved(path, name)
     for place, image in enumerate(images):
@@ -79,14 +79,14 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
 
 
 def _file_of(image: Any) -> str | None:
-    """The path that a record's image or frame is read from, if it is one."""
+    """The path of the file that a record's image or frame is read from, if any."""
     if isinstance(image, Mapping):
         return image.get("path") if image.get("bytes") is None else None
     return image.path if isinstance(image, Frame) else None
 
 
 def encoded_images(record: Mapping[str, Any]) -> list[Any]:
-    """The images of a record as they stand in it."""
+    """The images of a record, unopened."""
     images = record.get("images")
     if images is None:
         images = record.get("image")
@@ -99,19 +99,19 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
 def render(record: Record, processing_class: Any, *, split_turns: bool = True) -> RenderedPair:
     """Render a record with the chat template of `processing_class`.
 
-    A prompt that ends in a message of the assistant is continued: its text and the completion's first message are one turn, as
-    with transformers' ``continue_final_message``.
+    A prompt that ends in an assistant message is continued: its text and the completion's first message are one turn, as with
+    transformers' ``continue_final_message``.
 
     Args:
-        record: a preference record (see the head of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
-            message, a tool call or a tool is the padding of Arrow's structs and left out; JSON text keeps it.
+        record: a preference record (see the top of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
+            message, a tool call or a tool is the padding of Arrow's structs and is removed; in JSON text it is kept.
         processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
-        split_turns: cut a completion of several messages into what the assistant wrote and the rest.
+        split_turns: split a completion of several messages into what the assistant wrote and the rest.
 
     Raises:
-        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, messages stand where they cannot, an
+        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, messages are in the wrong place, an
             image is None or cannot be opened, the numbers of images and placeholders differ, the chat template cannot render
-            the messages, or a text holds an image token (`mpo.packing.controls`).
+            the messages, or a text contains an image token (`mpo.packing.controls`).
     """
     where = describe(record)
     for column in ("chosen", "rejected"):
@@ -125,7 +125,7 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
     pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
     if "prompt" not in pair:
         if type(pair["chosen"]) is not type(pair["rejected"]):
-            raise ValueError(f"{where}: 'chosen' and 'rejected' are of two kinds. Give both as text, or both as messages.")
+            raise ValueError(f"{where}: 'chosen' and 'rejected' are of different types. Give both as text, or both as messages.")
         pair = extract_prompt(pair)
     check_texts(pair, len(images), processing_class, where)
     for key, value in pair.items():
@@ -142,7 +142,7 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
     chat = _Chat(record, pair["prompt"], images, processing_class, where)
     sides = {side: chat.completed(pair[side], side) for side in ("chosen", "rejected")}
     whole = {side: chat.text(messages) for side, (messages, _) in sides.items()}
-    # Templates may open a completion otherwise than they render it (DeepSeek-R1's <think>): what all have in common is the prompt.
+    # A generation prompt may differ from the rendered turn (DeepSeek-R1's <think>): the prompt is the common prefix of all.
     continued = any(given is not chat.prompt for _, given in sides.values())
     prompt = os.path.commonprefix([chat.opening(continued), *whole.values()])
     chat.check_prompt(prompt)
@@ -157,7 +157,7 @@ def render(record: Record, processing_class: Any, *, split_turns: bool = True) -
 
 
 def render_prompt(record: Record, processing_class: Any) -> RenderedPair:
-    """Render a record's prompt alone, as a model is asked to go on from it; arguments and errors as of `render`."""
+    """Render a record's prompt for generation; arguments and errors as in `render`."""
     record, images = _with_images(record)
     prompt, where = record.get("prompt"), describe(record)
     check_texts({"prompt": prompt or "", "chosen": "", "rejected": ""}, len(images), processing_class, where)
@@ -168,7 +168,7 @@ def render_prompt(record: Record, processing_class: Any) -> RenderedPair:
 
 
 def _with_images(record: Record) -> tuple[Record, list[Any]]:
-    """The record with the frames of its videos, and its images, opened."""
+    """The record with the frames of its videos, and its opened images."""
     record = with_frames(record, where=describe(record))
     images = record_images(record)
     for place, image in enumerate(images):
@@ -203,11 +203,11 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 
 class _Chat:
-    """The conversation of one record, as its chat template takes it.
+    """The conversation of a record, in the message format of its chat template.
 
     Attributes:
-        prompt: its messages; an empty one of the assistant at the end is left out, since a completion opens just so.
-        continues: the prompt ends in a message of the assistant, which a completion's first message goes on with.
+        prompt: its messages, without an empty assistant message at the end, which the completion replaces.
+        continues: whether the prompt ends in an assistant message that the completion's first message continues.
     """
 
     def __init__(self, record: Record, prompt: list[Any], images: list[Any], processing_class: Any, where: str) -> None:
@@ -225,25 +225,25 @@ class _Chat:
             self.prompt = self.prompt[:-1]
         if not self.prompt:
             raise ValueError(
-                f"{where}: its prompt has no message. Give it what the completions completion, or leave the record out."
+                f"{where}: its prompt has no message. Give it a message that the completions respond to, or leave the record out."
             )
         self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
 
     def completed(self, completion: list[Any], side: str) -> tuple[list[Any], list[Any]]:
-        """All messages with a completion's, and those of the prompt before the first one the completion has a part in."""
+        """All messages including the completion's, and the prompt's messages before the completion's first turn."""
         completion = self._as_taken(completion, side)
         for place, message in enumerate(completion):
             if message["role"] == "assistant" and _is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
         if completion[0]["role"] not in ("assistant", "tool"):
             raise ValueError(
-                f"{self.where}: '{side}' begins with a message of the {completion[0]['role']}: what is "
-                "asked belongs into the prompt."
+                f"{self.where}: '{side}' begins with a message of role {completion[0]['role']!r} instead of the assistant's. Put "
+                "the question into the prompt."
             )
         if completion[-1]["role"] != "assistant":
             raise ValueError(
                 f"{self.where}: '{side}' ends with a message of role {completion[-1]['role']!r} instead of the "
-                "assistant's. Leave out what comes after the assistant's last message."
+                "assistant's. Remove the messages after the assistant's last one."
             )
         if completion[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
             return [*self.prompt, *completion], self.prompt
@@ -256,38 +256,38 @@ class _Chat:
         return [*before, _joined(self.prompt[-1], completion[0], f"{self.where}: '{side}'"), *completion[1:]], before
 
     def opening(self, continued: bool) -> str:
-        """The prompt's text, up to where the assistant goes on."""
+        """The text of the prompt, up to where the assistant continues."""
         if continued:
             return self.text(self.prompt, continue_final_message=True)
         return self.text(self.prompt, add_generation_prompt=self.prompt[-1]["role"] != "assistant")
 
     def check_prompt(self, text: str) -> None:
-        """Refuse a template that renders the prompt's last message otherwise once a completion follows: it would be scored."""
+        """Refuse a template that renders the prompt's last message differently before a completion: it would be labelled."""
         last = _text_of(self.prompt[-1]).strip()
         if last and last not in text and last in self.opening(self.continues):
             raise ValueError(
-                f"{self.where}: the chat template renders the prompt's last message differently once a completion follows, so "
-                "where the completion begins cannot be told. Use a template that renders it the same, or end the prompt "
-                "in a user's message."
+                f"{self.where}: the chat template renders the prompt's last message differently before a completion, so the "
+                "beginning of the completion cannot be found. Use a template that renders it the same, or end the prompt "
+                "in a user message."
             )
 
     def text(self, messages: list[Any], **how: bool) -> str:
-        """What the template makes of messages."""
+        """Render messages with the template."""
         try:
             rendered = self.processing_class.apply_chat_template(messages, tokenize=False, **how, **self._kwargs)
-        except TemplateError as error:  # such as for roles in an order that it does not know
+        except TemplateError as error:  # such as for an unexpected order of roles
             raise ValueError(f"{self.where}: the chat template refuses its messages: {error}") from error
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{self.where}: the chat template cannot render its messages: {error}") from error
         return str(rendered)
 
     def _as_taken(self, messages: list[Any], side: str, images: Sequence[Any] = ()) -> list[Any]:
-        """Messages without padding, with contents of the form that the template takes, and images in the places for them."""
+        """Messages without padding, in the template's message format, with images at their placeholders."""
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise ValueError(f"{self.where}: '{side}' has a message without a role: {message!r:.80}.")
             if message.get("content") is None and not message.get("tool_calls"):
-                raise ValueError(f"{self.where}: '{side}' has a message of the {message['role']} without content.")
+                raise ValueError(f"{self.where}: '{side}' has a message of role {message['role']!r} without content.")
         messages = [_without_padding(message) for message in messages]
         template = probe(self.processing_class)
         if template.parts and (is_processor(self.processing_class) or not template.text):
@@ -297,24 +297,24 @@ class _Chat:
                 raise ValueError(f"{self.where}: {error}") from error
         if images and is_processor(self.processing_class):
             raise ValueError(
-                f"{self.where} has images, and the chat template of {type(self.processing_class).__name__} takes text alone. Use "
+                f"{self.where} has images, but the chat template of {type(self.processing_class).__name__} accepts text only. Use "
                 "the chat template of the model's own checkpoint."
             )
         return messages if template.parts else [_as_text(message, f"{self.where}: '{side}'") for message in messages]
 
 
 def _as_text(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """A message whose content is one string, for templates that know no parts."""
+    """A message with one string as its content, for templates that do not support parts."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
     if any(part.get("type") != "text" for part in content):
-        raise ValueError(f"{where} has a place for an image, and the chat template takes text alone.")
+        raise ValueError(f"{where} has an image placeholder, but the chat template accepts text only.")
     return {**message, "content": _text_of(message)}
 
 
 def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[str, Any]:
-    """One message of two: the second goes on where the first ends."""
+    """Join two messages: the second continues the first."""
     different = [key for key in message.keys() & more.keys() - {"role", "content"} if message[key] != more[key]]
     if different:
         raise ValueError(f"{where} continues the prompt's last message, and both have {different[0]!r}. Keep one of them.")
@@ -325,7 +325,7 @@ def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[s
         content = first
     else:
         first, second = ([{"type": "text", "text": one}] if isinstance(one, str) else list(one or []) for one in (first, second))
-        if first and second and first[-1].get("type") == second[0].get("type") == "text":  # or templates may separate them
+        if first and second and first[-1].get("type") == second[0].get("type") == "text":  # or templates may separate parts
             middle = {"type": "text", "text": first[-1].get("text", "") + second[0].get("text", "")}
             content = [*first[:-1], middle, *second[1:]]
         else:
@@ -334,12 +334,12 @@ def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[s
 
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without what Arrow adds to give all structs of a column the same keys; a content of None is a tool call's."""
+    """A message without the keys that Arrow adds to all structs of a column; tool calls keep a content of None."""
     return {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
 
 
 def _unpadded(value: Any) -> Any:
-    """Without the keys of None, on every level; None in lists stays.
+    """Remove keys with the value None on every level; None in lists stays.
 
     >>> _unpadded({"city": "Rome", "x": None, "tags": [None, {"a": None, "b": 0}]})
     {'city': 'Rome', 'tags': [None, {'b': 0}]}
@@ -348,20 +348,20 @@ def _unpadded(value: Any) -> Any:
 
 
 def _turns(chat: _Chat, prompt: list[Any], completion: list[Any], prompt_text: str) -> list[Piece]:
-    """Cut a completion of several messages into pieces; only what the assistant wrote is scored."""
+    """Split a completion of several messages into pieces; only the assistant's are labelled."""
     pieces = []
     done = prompt_text
 
     def extend(labelled: bool, upto: int, generation_prompt: bool = False) -> None:
         nonlocal done
         text = chat.text(prompt + completion[:upto], add_generation_prompt=generation_prompt)
-        if generation_prompt:  # as of the prompt: up to where the turn that follows begins otherwise
+        if generation_prompt:  # as for the prompt: up to where the next turn differs
             text = os.path.commonprefix([text, chat.text(prompt + completion[: upto + 1])])
         if not text.startswith(done):
             raise ValueError(
-                f"{chat.where}: the chat template renders earlier turns differently once later ones follow, so the turns of "
-                "a completion of several messages cannot be told apart. Keep only its last assistant message as the "
-                "completion and put the others into the prompt."
+                f"{chat.where}: the chat template renders turns differently when others follow, so the turns of a completion of "
+                "several messages cannot be separated. Keep only its last assistant message as the completion and put the others "
+                "into the prompt."
             )
         pieces.append(Piece(text[len(done) :], labelled))
         done = text
@@ -379,17 +379,17 @@ def encode_with_prompt(
 ) -> tuple[list[int], list[Completion]]:
     """Tokenize prompt and completion as one text, as TRL does without images: tokens may merge across the boundary.
 
-    A piece on its own could get other tokens than in its place: SentencePiece puts a space in front of what begins a text.
+    A piece on its own could get different tokens: SentencePiece puts a space before the beginning of a text.
 
     Args:
-        prompt: rendered, with one placeholder for each image.
+        prompt: the rendered prompt, with one placeholder per image.
         completions: the pieces of each completion.
-        tokenize: from a text to its ids.
-        end_of_turn: of `label_turn`.
-        where: what errors call the record.
+        tokenize: a function from a text to its ids.
+        end_of_turn: as in `label_turn`.
+        where: the record's name in error messages.
 
     Returns:
-        the prompt's ids up to where the tokenized prompt and all tokenized rows agree, and the completions after them.
+        the longest common prefix of the tokenized prompt and all tokenized rows, and the completions after it.
 
     Raises:
         ValueError: for an empty prompt, since nothing would predict a completion's first token.
@@ -405,7 +405,7 @@ def encode_with_prompt(
         ids = tokenize(texts[-1])
         rows.append((ids, [common_prefix_length(tokenize(text), ids) for text in texts[:-1]] + [len(ids)]))
     length = min(len(prompt_ids), *(starts[0] for _, starts in rows))
-    if not length:  # the whole prompt merges with a completion, whose first token nothing would predict: one after the other then
+    if not length:  # no common prefix, so nothing would predict the first token: tokenize prompt and completions separately
         length = len(prompt_ids)
         rows = [_one_by_one(prompt_ids, pieces, tokenize) for pieces in completions]
     found = []
@@ -420,7 +420,7 @@ def encode_with_prompt(
 
 
 def _one_by_one(prompt_ids: list[int], pieces: list[Piece], tokenize: Tokenize) -> tuple[list[int], list[int]]:
-    """A row's ids, each piece tokenized on its own, and where pieces start and the last one ends."""
+    """A row's ids, each piece tokenized on its own, and the offsets of the pieces and of the end."""
     ids, starts = list(prompt_ids), [len(prompt_ids)]
     for piece in pieces:
         ids += tokenize(piece.text)
@@ -429,22 +429,22 @@ def _one_by_one(prompt_ids: list[int], pieces: list[Piece], tokenize: Tokenize) 
 
 
 def is_opened(pair: RenderedPair, completion_end: str) -> bool:
-    """Whether the tokenizer's own special tokens (BOS) go around a pair's text: a chat template writes those of a conversation.
+    """Whether to add the tokenizer's special tokens (BOS) to a pair's text; for a conversation, the chat template writes them.
 
-    TRL leaves them out beside images, and with ``completion_end="template"`` so do we.
+    TRL leaves them out for pairs with images, as does ``completion_end="template"``.
     """
     return not (pair.conversational or (completion_end == "template" and pair.images))
 
 
 def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, completion_end: str) -> list[Piece]:
-    """A completion of plain text with eos at its end, so that the model learns to stop. (TRL leaves it out beside images.)"""
+    """Append eos to a plain-text completion, so that the model learns to stop. (TRL leaves it out for pairs with images.)"""
     if pair.conversational or eos is None or not is_opened(pair, completion_end) or pieces[-1].text.endswith(eos):
         return pieces
     return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].labelled)]
 
 
 def label_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
-    """Which tokens of an assistant turn are scored: all up to and including its last end-of-turn token.
+    """The loss mask of an assistant turn: all tokens up to and including its last end-of-turn token.
 
     >>> label_turn([5, 6, 2, 9], end_of_turn=2)  # 9 is the newline that the template puts after the turn
     [True, True, True, False]
@@ -463,7 +463,7 @@ def _without_unlabelled_tail(completion: Completion) -> Completion:
 
 
 def end_of_turn_token(processing_class: Any) -> int | None:
-    """The id of the token that ends an assistant turn: the first special token the chat template puts after one.
+    """The id of the token that ends an assistant turn: the first special token that the chat template puts after one.
 
     It is `<|im_end|>` for InternVL, also where the tokenizer's eos differs. Without a chat template, or when the template
     puts no special token there, the tokenizer's eos.
@@ -484,7 +484,7 @@ def _optional_int(value: Any) -> int | None:
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """How errors call a record: by its id, or else by the start of its prompt."""
+    """The name of a record in errors: its id, or else the beginning of its prompt."""
     if record.get("id") is not None:
         return f"record {record['id']!r}"
     prompt = str(record.get("prompt", ""))

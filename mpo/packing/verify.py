@@ -17,14 +17,14 @@ def compare(
     parameters: Sequence[nn.Parameter],
     usual: Callable[[], AbstractContextManager[None]],
 ) -> str:
-    """Say how far log-prob sums and gradients of packed rows are from those of padded rows.
+    """Describe the difference of log-prob sums and gradients between packed and padded rows.
 
     Args:
-        sums: a batch's log-prob sums per completion, shape (2 pairs,), under a model that attends by segments.
+        sums: a function from a batch to its log-prob sums per completion, shape (2 pairs,), for a model that attends by segments.
         packed: the batch in packed rows.
         padded: the same records in padded rows.
-        parameters: whose gradients (of the mean of the sums) are compared; may be empty. They take their own memory twice.
-        usual: a context in which the model has its usual attention.
+        parameters: parameters whose gradients (of the mean of the sums) are compared; may be empty. Needs twice their memory.
+        usual: a context manager that restores the model's usual attention.
     """
     first, first_gradients = _with_gradients(sums, packed, parameters)
     with usual():
@@ -42,16 +42,16 @@ def compare(
 
 @contextmanager
 def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within it no module of `model` drops anything; after it dropout and random states are what they were.
+    """Disable dropout in `model` inside the context; on exit, restore it and the random states.
 
-    (Not `model.eval()`, which would also turn gradient checkpointing off.)
+    (Not `model.eval()`, which would also disable gradient checkpointing.)
 
     Args:
         model: its dropout probabilities (`mpo.packing.randomness.dropout_sites`) are set to 0.
-        device: where it runs.
+        device: device of the model.
     """
     before = dropout_sites(model)
-    devices = [] if device.type in ("cpu", "mps") else [device]  # the CPU's state is always kept
+    devices = [] if device.type in ("cpu", "mps") else [device]  # the CPU's state is always restored
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         try:
             for module, name, _ in before:

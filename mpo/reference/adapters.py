@@ -170,7 +170,7 @@ def adapted(
     init = str(getattr(config, "init_lora_weights", "")).lower()
     if init in ("pissa", "olora") and (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
         raise ValueError(
-            f"init_lora_weights={init!r} decomposes the base weights, and what is left of them would be quantized anew, so the "
+            f"init_lora_weights={init!r} decomposes the base weights, and the rest would be quantized again, so the "
             "policy would not start at its base. Use True with a quantized base."
         )
     before = {id(parameter): _checksum(parameter) for parameter in model.parameters()}

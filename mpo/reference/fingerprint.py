@@ -1,7 +1,7 @@
 """Fingerprint of a reference: short hashes of what its log-probs depend on, of contents and never of names or paths.
 
-A `Fingerprint` stands for what all log-probs of a run share: the reference model and how text and images become its input. A key
-(`mpo.packing.keys.completion_key`) stands for one completion of one prompt with its images. Together they identify a log-prob.
+A `Fingerprint` identifies what all log-probs of a run share: the reference model and how text and images become its input. A key
+(`mpo.packing.keys.completion_key`) identifies one completion of one prompt with its images. Together they identify a log-prob.
 """
 
 import enum

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 FILE_COLUMNS = ("images", "image", "videos")
-_THREADS = 32  # a network file system answers many requests at once
+_THREADS = 32  # a network file system serves many requests at once
 
 
 def finished_name(dataset: Any, settings: Any) -> str | None:

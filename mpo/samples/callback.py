@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from mpo.packing.turns import Record
 from mpo.samples.log import SampleLog
@@ -66,7 +67,8 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
         """Set by `MPOTrainer.train`."""
         self._last = -1
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer is None:
             raise ValueError("SampleResponses needs an MPOTrainer: pass it as one of its `callbacks`.")
         self._last = state.global_step or -1
@@ -74,15 +76,18 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
             SampleLog(args.output_dir).resume(state.global_step)
         self._sample(args, state, control, when=state.global_step == 0)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = self.every != WITH_EVALUATIONS and state.global_step % int(self.every) == 0
         self._sample(args, state, control, when=due or control.should_training_stop)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+    @override
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         in_training = self.trainer is not None and self.trainer.is_in_train
         self._sample(args, state, control, when=in_training and self.every == WITH_EVALUATIONS)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+    @override
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._sample(args, state, control, when=control.should_training_stop)  # training may stop after `on_step_end`
 
     def _sample(self, args: Any, state: Any, control: Any, *, when: bool) -> None:
@@ -90,7 +95,7 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
             return
         self._last = state.global_step
         numbers: list[dict[str, float] | None] = [None]
-        with self.trainer.answering() as (model, sharded):
+        with self.trainer.generating() as (model, sharded):
             if sharded or state.is_world_process_zero:
                 responses = self._responses(args, model, sharded)
                 numbers = [summary(responses)]

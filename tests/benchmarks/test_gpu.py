@@ -59,7 +59,7 @@ def rehearsal(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_step_that_hangs_is_cut_and_the_next_run(rehearsal):
+def test_a_step_that_hangs_is_stopped_and_the_next_one_runs(rehearsal):
     steps, *_ = rehearsal
     assert [steps[name]["state"] for name in ("quick", "hang", "tests")] == ["done", "cut", "done"]
     assert steps["hang"]["first"] == 1 and "3 s" in steps["hang"]["why"]  # what it had found by then is kept

@@ -49,7 +49,7 @@ def test_tiles_and_tokens(bench):
     tiles = {side: [call.tiles for call in calls] for side, calls in made.items()}
     assert tiles == {"trl": [28, 28], "live": [7, 0], "cached": [7]}
     tokens = {side: [call.inputs["input_ids"].numel() for call in calls] for side, calls in made.items()}
-    # The end of turn and TRL's newline after it: 9 digits and 2 more tokens an answer.
+    # The end of turn and TRL's newline after it: 9 digits and 2 more tokens per completion.
     width = tokens["trl"][0] // 4
     assert tokens["trl"] == [4 * width] * 2
     prompt = width - 11

@@ -85,7 +85,7 @@ def test_flash_attention_equals_segments(heads, kv_heads, width, backend, packag
 
 
 def test_nothing_waits_for_the_device():
-    """Forward and backward launch their kernels without asking the GPU for anything."""
+    """Forward and backward launch their kernels without synchronizing with the GPU."""
     segments = concatenate(branching_rows()).segments
     count = sum(queries for queries, _ in segments.lengths)
     segments = segments.to("cuda")

@@ -58,7 +58,7 @@ def test_packed_rows_err_no_more_than_padded_ones(processor, family):
 
 
 def test_generation_after_packed_training(processor, tmp_path):
-    """A trained model says what a fresh one with its weights says, and the weights are no longer those of the start."""
+    """A trained model generates what a new one with its weights generates, and training changed the weights."""
     trainer = small_run(tmp_path, use_cpu=DEVICE == "cpu", bf16=True, max_steps=3)
     assert trainer.layout == "packed"
     start = trainer.model.lm_head.weight.detach().clone()

@@ -24,7 +24,7 @@ QUESTIONS = [
 
 @pytest.fixture
 def lively(internvl):
-    """Larger weights, so that the model's choice depends on what it sees."""
+    """Larger weights, so that the model's output depends on its input."""
     with torch.no_grad():
         for parameter in internvl.parameters():
             parameter.mul_(3)

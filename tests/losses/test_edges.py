@@ -1,4 +1,4 @@
-"""Where a plain implementation goes wrong: overflow, casts, devices, and settings that mean nothing."""
+"""Edge cases that a naive implementation gets wrong: overflow, casts, devices, and settings without effect."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_cast_leaves_delta_on_its_device(cast):
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
 def test_pair_weights_and_sorted_batches_exclude_each_other(name):
-    with pytest.raises(ValueError, match=f"no meaning for {name}"):
+    with pytest.raises(ValueError, match=f"PairLogps.weight.*{name}"):
         Mixture.from_trl(["sigmoid", name])(PairLogps(**GOOD, weight=torch.ones(2)))
     assert not AOT.takes_weight
 
@@ -53,7 +53,7 @@ def test_weights_multiply_the_values(name):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("chosen", torch.zeros(2, dtype=torch.float64), r"rejected must be float64, as `chosen` is, got torch.float32"),
+        ("chosen", torch.zeros(2, dtype=torch.float64), r"rejected must be float64.*got torch.float32"),
         ("ref_chosen", torch.zeros(2, device="meta"), r"ref_chosen must be on cpu"),
         ("chosen_tokens", torch.ones(2, dtype=torch.bool), r"chosen_tokens must be numbers of tokens"),
         ("mean_sqrt_tokens", torch.ones(2), r"mean_sqrt_tokens must have shape \(\), a scalar"),
@@ -72,13 +72,13 @@ def test_pairs_can_be_compared():
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("inf"), float("nan"), "0.1", True])
 def test_beta_is_a_positive_finite_number(beta):
-    with pytest.raises(ValueError, match="beta must be above 0 and finite"):
+    with pytest.raises(ValueError, match="beta must be above 0"):
         DPO(beta)
 
 
 @pytest.mark.parametrize("weighted", [[("1", DPO())], [(None, DPO())], [(DPO(), 1.0)], [(1.0, torch.nn.Linear(1, 1))]])
 def test_a_mixture_takes_numbers_and_losses(weighted):
-    with pytest.raises(ValueError, match="takes \\(weight, loss\\)"):
+    with pytest.raises(ValueError, match="\\(weight, loss\\)"):
         Mixture(weighted)
 
 
@@ -91,5 +91,5 @@ def test_unknown_names_get_the_right_hint(name, meant):
 
 
 def test_alpha_is_finite():
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match="f_alpha_divergence_coef.*nan"):
         Divergence("alpha_divergence", float("nan"))

@@ -32,7 +32,7 @@ def test_swapping_chosen_and_rejected(logps):
 
 @given(four_logps, st.floats(-50, 50))
 def test_dpo_sees_differences_only(logps, shift):
-    """Adding a number to both completions' log-probs leaves DPO as it is."""
+    """Adding a number to both completions' log-probs does not change DPO."""
     chosen, rejected, ref_chosen, ref_rejected = logps
     moved = (chosen + shift, rejected + shift, ref_chosen, ref_rejected)
     assert DPO(0.1)(pairs_of([moved])).item() == pytest.approx(DPO(0.1)(pairs_of([logps])).item(), abs=1e-9)
@@ -40,7 +40,7 @@ def test_dpo_sees_differences_only(logps, shift):
 
 @given(four_logps)
 def test_swap_within_bco_mirrors_rewards(logps):
-    """Without shift, L_q(r_c, r_r) = L_q(-r_r, -r_c): swap the completions and turn policy and reference about."""
+    """Without shift, L_q(r_c, r_r) = L_q(-r_r, -r_c): swap the completions, and policy and reference."""
     chosen, rejected, ref_chosen, ref_rejected = logps
     loss = Mixture.from_trl("bco_pair", reward_shift="none")
     mirrored = (ref_rejected, ref_chosen, rejected, chosen)
@@ -57,8 +57,8 @@ def test_order_of_pairs(name, rows, data):
     for indices in (range(len(rows)), order):
         mixture = Mixture.from_trl(name, label_smoothing=smoothing)
         pairs = pairs_of(rows)
-        picked = {k: v[list(indices)] for k, v in vars(pairs).items() if v is not None}
-        values.append(mixture(PairLogps(**picked)).per_pair)
+        selected = {k: v[list(indices)] for k, v in vars(pairs).items() if v is not None}
+        values.append(mixture(PairLogps(**selected)).per_pair)
     assert values[0].mean().item() == pytest.approx(values[1].mean().item(), rel=1e-9)
     if mixture.losses[0].scope == "pair":
         torch.testing.assert_close(values[0][list(order)], values[1])

@@ -1,4 +1,4 @@
-"""What the losses refuse, and what the message says."""
+"""Arguments that the losses refuse, and their error messages."""
 
 import pytest
 import torch
@@ -45,26 +45,26 @@ def test_a_loss_without_the_reference_it_needs():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss_type": "sigmoyd"}, "There is no loss 'sigmoyd'. Did you mean 'sigmoid'"),
+        ({"loss_type": "sigmoyd"}, "'sigmoyd'.*'sigmoid'"),
         ({"loss_type": ["sigmoid", "bco"]}, "Did you mean 'bco_pair'"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 numbers for the 2 losses"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, -0.1]}, "weight of 'sft' must be 0 or more"),
         ({"loss_type": "sigmoid", "loss_weights": [float("nan")]}, "must be 0 or more"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, 0.0]}, "All weights are 0"),
-        ({"loss_type": ["sigmoid", "sigmoid"]}, "in the mixture twice"),
+        ({"loss_type": ["sigmoid", "sigmoid"]}, "'sigmoid' is in the mixture twice"),
         ({"loss_type": []}, "at least one loss"),
         ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "no effect on sigmoid.*'cdpo'"),
         ({"loss_type": "robust", "label_smoothing": 0.5}, r"\[0, 0.5\)"),
         ({"loss_type": "exo_pair"}, r"\(0, 0.5\)"),
         ({"loss_type": "sigmoid", "beta": 0.0}, "beta must be above 0"),
         ({"loss_type": "discopop", "discopop_tau": -1.0}, "discopop_tau must be above 0"),
-        ({"loss_type": "bco_pair", "f_divergence_type": "js_divergence"}, "does not fit 'bco_pair'"),
+        ({"loss_type": "bco_pair", "f_divergence_type": "js_divergence"}, "js_divergence.*'bco_pair'"),
         ({"loss_type": "sft", "f_divergence_type": "js_divergence"}, "no effect on sft alone"),
         ({"loss_type": "sigmoid", "f_alpha_divergence_coef": 0.7}, "no effect with f_divergence_type='reverse_kl'"),
         ({"loss_type": "sigmoid", "discopop_tau": 0.1}, "no effect on sigmoid"),
-        ({"loss_type": "sigmoid", "f_divergence_type": "kl"}, "f_divergence_type is one of"),
-        ({"loss_type": "bco_pair", "reward_shift": "ema"}, "reward_shift is one of"),
-        ({"loss_type": "sft", "sft_average": "mean"}, "sft_average is one of"),
+        ({"loss_type": "sigmoid", "f_divergence_type": "kl"}, "f_divergence_type.*'kl'"),
+        ({"loss_type": "bco_pair", "reward_shift": "ema"}, "reward_shift.*'ema'"),
+        ({"loss_type": "sft", "sft_average": "mean"}, "sft_average.*'mean'"),
     ],
 )
 def test_from_trl_refuses(settings, message):

@@ -33,7 +33,7 @@ def test_weighted_by_pairs():
 
 
 def test_delta_includes_the_micro_batch_in_hand():
-    """Rewards of 2 alone: delta is 2 when used, so both terms are ln 2."""
+    """All rewards are 2: delta is 2 when used, so both terms are ln 2."""
     assert BCO(beta=1.0)(pairs_with_rewards(2.0)).item() == pytest.approx(2 * 0.693147, abs=1e-6)
 
 

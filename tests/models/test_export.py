@@ -154,7 +154,7 @@ def test_an_adapter_is_merged(base, lora, tmp_path, record_property):
 
 
 def test_a_folder_to_serve_from(lora, tmp_path):
-    """It loads by itself, with the run's processor and chat template, and has the tokens that end a response."""
+    """It loads on its own, with the run's processor and chat template, and has the tokens that end a response."""
     settings = json.loads((lora / "processor_config.json").read_text())
     settings["image_processor"]["max_patches"] = 3  # the run's, not the base's
     run = shutil.copytree(lora, tmp_path / "run")

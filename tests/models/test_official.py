@@ -58,7 +58,7 @@ def test_loaded_in_memory(tmp_path, family):
 
 
 def test_another_place_of_the_queries_is_seen(tmp_path):
-    """The check computes with the official tensors alone: a wrongly cut one shows."""
+    """The check uses the official tensors only: a wrongly split one is detected."""
     official = write_official(tmp_path / "official", "internlm2")
     convert(official, tmp_path / "ours", compare=False, progress=False)
     tensors = load_file(tmp_path / "ours" / "model.safetensors")

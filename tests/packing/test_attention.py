@@ -1,4 +1,4 @@
-"""Packed rows against padded rows on real models: log-probs, gradients, what each completion sees, and which models fit."""
+"""Packed rows against padded rows on real models: log-probs, gradients, what each completion attends to, supported models."""
 
 import copy
 import json
@@ -210,7 +210,7 @@ def changed(completion, by=1):
 
 
 def test_completions_do_not_see_each_other(processor):
-    """Other tokens in one completion leave the other's log-prob as it is, to the bit; another prompt changes both."""
+    """Other tokens in one completion do not change the other's log-prob, bitwise; another prompt changes both."""
     model = internvl(processor).eval()
     use_packed_attention(model)
     prompt, pixels, (chosen, rejected) = with_images(processor, 0, 1, 2)
@@ -238,7 +238,7 @@ def test_prompts_do_not_see_each_other():
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_usual_attention_does_not_fit_packed_rows(mask):
-    """Why this module exists: on the same row, PyTorch's attention leaks or cuts, and says nothing.
+    """Why this module exists: on the same row, PyTorch's attention silently leaks or truncates.
 
     With a mask of ones the rejected completion sees the chosen one; without, transformers takes the copy's position for the start
     of another text, and the rejected completion loses the prompt.
@@ -259,12 +259,12 @@ def test_usual_attention_does_not_fit_packed_rows(mask):
     if mask:
         assert usual(prompt, changed(chosen))[1] != before[1]  # leaks
     else:
-        assert usual(random_ids(7, 11) + prompt[-1:], chosen)[1] == before[1]  # cuts
+        assert usual(random_ids(7, 11) + prompt[-1:], chosen)[1] == before[1]  # truncates
 
 
 @pytest.mark.parametrize("grouped_kernel", [True, False])
 def test_varlen_call(monkeypatch, grouped_kernel):
-    """The varlen kernel gets what it needs, with PyTorch 2.11's signature and later ones; a stand-in computes it here."""
+    """The arguments of the varlen kernel, with PyTorch 2.11's signature and later ones; a mock computes it here."""
     model = text_model()
     groups = [(random_ids(seed, 6), None, some_completions(seed, 4)) for seed in (1, 2)]
     use_packed_attention(model)
@@ -315,7 +315,7 @@ def test_compiled_layers_are_not_compiled_again_and_again():
 
 
 def test_compiled_layers_with_a_varlen_kernel_are_one_graph(monkeypatch):
-    """No graph break, and one more graph for rows with branches; the kernel is a stand-in that computes nothing."""
+    """No graph break, and one more graph for rows with branches; the kernel is a mock that computes nothing."""
     torch._dynamo.reset()
     monkeypatch.setattr(attention, "varlen_attn", lambda query, key, value, *offsets_and_maxima, **options: query)
     monkeypatch.setattr(attention, "_varlen_fits", lambda query: True)
@@ -392,12 +392,12 @@ def test_wrong_segments_are_refused():
     use_packed_attention(model)
     group = (random_ids(1, 4), None, some_completions(1, 2))
     batch = concatenate([lay_out(group[0], group[2])])
-    with pytest.raises(ValueError, match="Pass `segments=`"):  # a layer by itself, not the model
+    with pytest.raises(ValueError, match="Pass `segments=`"):  # a layer on its own, not the model
         layer = model.model.layers[0]
         positions = torch.arange(batch.input_ids.shape[1]).unsqueeze(0)
         hidden = model.get_input_embeddings()(batch.input_ids)
         layer(hidden, position_ids=positions, position_embeddings=model.model.rotary_emb(hidden, positions))
-    with pytest.raises(ValueError, match="Pass the segments of this batch"):
+    with pytest.raises(ValueError, match=f"1 row of {batch.input_ids.shape[1]} tokens"):
         model(input_ids=batch.input_ids[:, 1:], segments=batch.segments)
     with pytest.raises(ValueError, match="got 2 rows"):
         model(input_ids=batch.input_ids.repeat(2, 1), segments=batch.segments)
@@ -407,7 +407,7 @@ def test_wrong_segments_are_refused():
 
 
 def test_segments_move_with_the_batch():
-    """Accelerate moves what has `to`; nothing is copied that is in place already."""
+    """Accelerate moves objects with `to`; nothing already on the device is copied."""
     segments = concatenate([lay_out([1, 2], [Completion([3], [True]), Completion([4], [True])])]).segments
     moved = send_to_device({"segments": segments}, "meta")["segments"]
     assert {moved.cu_seqlens_q.device.type, moved.cu_seqlens_k.device.type, moved.key_index.device.type} == {"meta"}
@@ -416,7 +416,7 @@ def test_segments_move_with_the_batch():
 
 def test_refused_backends():
     model = text_model()
-    with pytest.raises(ValueError, match="backend must be one of auto, segments"):
+    with pytest.raises(ValueError, match="auto, segments, .*'triton'"):
         use_packed_attention(model, "triton")
     with pytest.raises(ValueError, match="flash_attn_interface"):
         use_packed_attention(model, "flash_attn_3")
@@ -431,7 +431,7 @@ def test_models_that_fit(processor, family):
 
 
 def small(config, model, **changes):
-    """On the meta device: only what it is made of matters."""
+    """On the meta device: only the modules and config matter."""
     with torch.device("meta"):
         return getattr(transformers, model)(getattr(transformers, config)(**{**SIZES, "num_key_value_heads": 2, **changes}))
 

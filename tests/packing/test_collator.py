@@ -13,7 +13,7 @@ from mpo.packing.costs import RecordMeasure
 from mpo.packing.turns import end_of_turn_token
 
 WORDS = ["<pad>", "<eos>", "<user>", "<bot>", "<end>", "\n", "two", "plus", "is", "four", "five", "sure", "why"]
-# Like ChatML: a turn ends in <end>, and a newline stands after it.
+# Like ChatML: a turn ends in <end>, followed by a newline.
 TEMPLATE = (
     "{% for m in messages %}{{ ('<user> ' if m['role'] == 'user' else '<bot> ') + m['content'] + ' <end> \n ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<bot> ' }}{% endif %}"
@@ -48,7 +48,7 @@ CHAT = {
 
 
 def test_rows_of_a_conversation(words):
-    """The completion ends with its <end>; the newline after it is not there."""
+    """The completion ends with its <end>, without the newline after it."""
     batch = PairCollator(words)([CHAT])
     assert batch["input_ids"].tolist() == [
         as_ids("<user> two plus two <end> \n <bot> is four <end>", 10),  # chosen
@@ -62,7 +62,7 @@ def test_rows_of_a_conversation(words):
 
 
 def test_trls_end_of_the_completion(words):
-    """With completion_end="template" the newline is scored too."""
+    """With completion_end="template" the newline is labelled too."""
     batch = PairCollator(words, completion_end="template")([CHAT])
     assert batch["input_ids"][0].tolist() == as_ids("<user> two plus two <end> \n <bot> is four <end> \n", 11)
     assert batch["completion_mask"].tolist() == [[0] * 7 + [1, 1, 1, 1], [0] * 7 + [1, 1, 1, 0]]
@@ -96,13 +96,13 @@ def test_a_packed_row(words):
     second = "why sure" + " why is"  # another: plain text, whose completions end in <eos>
     assert batch["input_ids"].tolist() == [as_ids(f"{first} {second}", 15)]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8] + [6, 7] + [0, 1] + [0, 1]]
-    picked = [6, 7, 8] + [9, 10] + [11, 12] + [13, 14]  # <bot> predicts "is", "is" predicts "four", "four" predicts <end>; ...
-    assert batch["positions_to_keep"].index.tolist() == picked
+    kept = [6, 7, 8] + [9, 10] + [11, 12] + [13, 14]  # <bot> predicts "is", "is" predicts "four", "four" predicts <end>; ...
+    assert batch["positions_to_keep"].index.tolist() == kept
     assert batch["shift_labels"].tolist() == [as_ids("is four <end> five <end> sure <eos> is <eos>", 9)]
     assert batch["segments"].lengths == ((9, 9), (2, 8), (2, 2), (2, 2))  # the rejected one: no last prompt token
     assert batch["segments"].key_index.tolist() == [*range(9), *range(6), 9, 10, 11, 12, 13, 14]
     assert batch["labelled"].lengths.tolist() == [3, 2, 2, 2]  # chosen, chosen, rejected, rejected
-    assert batch["labelled"].node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the picked
+    assert batch["labelled"].node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the kept positions
 
 
 def test_max_length_cuts_completions(words):
@@ -114,7 +114,7 @@ def test_max_length_cuts_completions(words):
 
 
 def test_max_length_never_cuts_a_prompt(words):
-    with pytest.raises(ValueError, match="record 'q7': its prompt alone has 7 tokens.*max_length=7"):
+    with pytest.raises(ValueError, match="record 'q7'.*7 tokens.*max_length=7"):
         PairCollator(words, max_length=7)([{**CHAT, "id": "q7"}])
 
 
@@ -136,7 +136,7 @@ def test_refusals(words, record, message):
 
 
 def test_an_empty_completion_is_refused():
-    """Without a token that could end it, an empty completion has nothing to score."""
+    """Without a token that could end it, an empty completion has nothing to label."""
     tokenizer = Tokenizer(models.WordLevel(ID))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
@@ -199,8 +199,8 @@ def test_more_placeholders_than_images(processor):
         PairCollator(processor)([{**CHAT, "prompt": prompt, "images": [make_image(0)]}])
 
 
-def test_keep_end_would_cut_images(processor):
-    with pytest.raises(ValueError, match="image tokens stand there"):
+def test_keep_end_would_truncate_images(processor):
+    with pytest.raises(ValueError, match="truncation_mode='keep_end' with max_length=20"):
         PairCollator(processor, max_length=20, truncation_mode="keep_end")([image_record(0)])
 
 
@@ -224,7 +224,7 @@ IMAGED = {
     ],
 )
 def test_an_images_token_in_a_text(processor, change, found):
-    """The collator and the measurement refuse it, by name; or leave it out."""
+    """The collator and the measurement refuse the record by name, or skip it."""
     bad = {**IMAGED, **change}
     with pytest.raises(ValueError, match=f"^record 'p': the text of {found}"):
         PairCollator(processor, layout="packed")([bad])
@@ -243,7 +243,7 @@ def test_an_images_token_in_a_text(processor, change, found):
 @pytest.mark.parametrize(
     "change",
     [
-        {"prompt": "<IMG_CONTEXT>\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."},  # where a plain prompt's image stands
+        {"prompt": "<IMG_CONTEXT>\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."},  # the place of a plain prompt's image
         {"chosen": messages("<img> or <video> or </img>", "assistant")},
         {"images": [], "prompt": messages("The <video> of HTML?", "user")},
     ],

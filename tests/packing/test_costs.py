@@ -1,4 +1,4 @@
-"""What records cost, against what the real processor and collator make of them."""
+"""Measured costs of records against the batches of the real processor and collator."""
 
 import io
 
@@ -146,7 +146,7 @@ def test_a_second_run_measures_nothing(processor, tmp_path, monkeypatch):
 
     first, count = run()
     assert count == 4
-    processor.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=4)  # leaves its settings in the tokenizer
+    processor.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=4)  # its settings remain in the tokenizer
     again, count = run()
     assert count == 0
     assert all(np.array_equal(*pair) for pair in zip(first.arrays(), again.arrays(), strict=True))
@@ -164,9 +164,9 @@ def test_measuring_in_processes(processor):
 
 def test_completions_are_cut():
     costs = PairCosts(*(np.array(values, dtype=np.int32) for values in ([10, 30], [5, 5], [9, 1], [0, 0])), np.arange(2))
-    cut = costs.cut(17)
-    assert cut.chosen.tolist() == [5, 0]
-    assert cut.rejected.tolist() == [7, 0]
+    truncated = costs.cut(17)
+    assert truncated.chosen.tolist() == [5, 0]
+    assert truncated.rejected.tolist() == [7, 0]
     assert costs.cut(None) is costs
 
 
@@ -179,7 +179,7 @@ def test_attention_by_hand():
 
 def test_refusals(processor):
     dataset = Dataset.from_list(records_with([[make_image(0)]]))
-    with pytest.raises(ValueError, match="is a stream.*no plan: use batching='pairs'"):
+    with pytest.raises(ValueError, match="IterableDataset.*batching='pairs'"):
         measure(dataset.to_iterable_dataset(), processor)
     with pytest.raises(ValueError, match="processing class is a tokenizer"):
         measure(dataset, processor.tokenizer)

@@ -60,16 +60,16 @@ def exact_model(processor, family):
 
 @lru_cache
 def prompt_of(processor, image_count):
-    """Ids and tiles of a prompt that has so many images before its text."""
+    """Ids and tiles of a prompt with `image_count` images before its text."""
     images = [make_image(seed, width=32 + 32 * (seed % 2)) for seed in range(image_count)]
     inputs = processor(text="<IMG_CONTEXT>\n" * image_count, images=images, return_tensors="pt")
     return inputs["input_ids"][0].tolist(), inputs["pixel_values"]
 
 
-def exact_packed_sums(twin, packed):
-    """`exact_sums` of packed rows: all logits, and each completion's positions picked from them."""
+def exact_packed_sums(exact, packed):
+    """`exact_sums` of packed rows: all logits, and and each completion's positions selected from them."""
     names = ("input_ids", "position_ids", "segments", "pixel_values")
-    logits = twin(**{name: packed[name] for name in names if name in packed}, use_cache=False).logits[0]
+    logits = exact(**{name: packed[name] for name in names if name in packed}, use_cache=False).logits[0]
     logps = logits.log_softmax(-1)[packed["positions_to_keep"].index].gather(-1, packed["shift_labels"][0, :, None])[:, 0]
     labelled = packed["labelled"]
     return torch.zeros(len(labelled.lengths), dtype=logps.dtype).index_add(0, labelled.completion, logps[labelled.node])
@@ -77,7 +77,7 @@ def exact_packed_sums(twin, packed):
 
 tokens = st.integers(3, 5)  # few different ones, so that completions share much
 completions = st.lists(st.tuples(tokens, st.booleans()), min_size=1, max_size=6).map(
-    lambda pairs: Completion([token for token, _ in pairs], [scores for _, scores in pairs[1:]] + [True])
+    lambda pairs: Completion([token for token, _ in pairs], [labelled for _, labelled in pairs[1:]] + [True])
 )
 groups = st.lists(
     st.tuples(st.integers(0, 3), st.lists(tokens, max_size=4), st.lists(completions, min_size=1, max_size=8)),
@@ -87,7 +87,7 @@ groups = st.lists(
 
 
 def predicts(group):
-    """Whether anything stands before some completion's token: an empty prompt predicts no first token."""
+    """Whether any completion's token has a predecessor: an empty prompt predicts no first token."""
     images, text, its_completions = group
     return images or text or any(len(completion.ids) > 1 for completion in its_completions)
 
@@ -143,7 +143,7 @@ class Errors:
             self.add(name, packed.gradients[name], padded.gradients[name], gradient)
 
     def ratios(self):
-        """What packed rows err for what padded rows err; these at least what rounding the exact value once may cost."""
+        """The error of packed rows over that of padded rows, which is at least the error of rounding the exact value once."""
         ratios = {}
         for name, squares in self._squares.items():
             packed, padded, size = squares.sqrt().tolist()

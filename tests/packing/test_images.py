@@ -1,4 +1,4 @@
-"""An image that stands in several prompts of a batch is cut once and encoded once, and nothing else changes."""
+"""An image in several prompts of a batch is split and encoded once, and nothing else changes."""
 
 import copy
 
@@ -24,7 +24,7 @@ def record(question: str, *images) -> dict:
 
 
 def records() -> list[dict]:
-    """Four prompts with six images, three of them distinct; equal ones are other objects. For tile_budget="image"."""
+    """Four prompts with six images, three of them distinct; equal ones are different objects. For tile_budget="image"."""
     one, two, three = make_image(0), make_image(1, 32, 32), make_image(2)
     return [
         record("What is it?", one),
@@ -36,8 +36,8 @@ def records() -> list[dict]:
 
 
 @pytest.fixture
-def cut(processor, monkeypatch):
-    """How many images the image processor was given."""
+def split(processor, monkeypatch):
+    """The number of images in each call of the image processor."""
     given, kind = [], type(processor.image_processor)
     original = kind.__call__
     monkeypatch.setattr(
@@ -46,19 +46,19 @@ def cut(processor, monkeypatch):
     return given
 
 
-def test_each_distinct_image_is_cut_once(processor, cut):
+def test_each_distinct_image_is_split_once(processor, split):
     batch = PairCollator(processor, layout="packed", tile_budget="image")(records())
-    assert sum(cut) == 3
+    assert sum(split) == 3
     order = batch["tile_order"].index.tolist()
     # one and three: two tiles and a thumbnail
     assert len(batch["pixel_values"]) == 3 + 1 + 3
     assert order == [0, 1, 2] + [3] + [0, 1, 2] + [0, 1, 2] + [4, 5, 6] + [3]
 
 
-def test_padded_rows_have_every_image(processor, cut):
+def test_padded_rows_have_every_image(processor, split):
     """As TRL's: tiles of all prompts, for the chosen rows and then for the rejected ones."""
     batch = PairCollator(processor, tile_budget="image")(records())
-    assert sum(cut) == 3 and "tile_order" not in batch
+    assert sum(split) == 3 and "tile_order" not in batch
     alone = [PairCollator(processor, tile_budget="image")([one]).get("pixel_values") for one in records()]
     expected = torch.cat([pixels[: len(pixels) // 2] for pixels in alone if pixels is not None])
     assert torch.equal(batch["pixel_values"], torch.cat([expected, expected]))
@@ -68,17 +68,17 @@ def test_nothing_to_order_without_repeats(processor):
     assert "tile_order" not in PairCollator(processor, layout="packed")(records()[:1] + records()[3:])
 
 
-def test_images_that_look_alike_are_not_the_same(processor, cut):
+def test_images_that_look_alike_are_not_the_same(processor, split):
     other = make_image(0)
     other.putpixel((0, 0), (1, 2, 3))
     batch = PairCollator(processor, layout="packed")([record("What is it?", make_image(0)), record("What is it?", other)])
-    assert sum(cut) == 2 and len(batch["pixel_values"]) == 6
+    assert sum(split) == 2 and len(batch["pixel_values"]) == 6
 
 
-def test_an_image_with_fewer_tiles_is_another(processor, cut):
+def test_an_image_with_fewer_tiles_is_another(processor, split):
     """Images of one prompt share its four tiles, so the second prompt's image may have two."""
     batch = PairCollator(processor, layout="packed")(records()[:2])
-    assert sum(cut) == 3 and "tile_order" not in batch
+    assert sum(split) == 3 and "tile_order" not in batch
 
 
 def train(tmp_path, processor, model, *, rows="packed", freeze=False, **settings):
@@ -109,7 +109,7 @@ def train(tmp_path, processor, model, *, rows="packed", freeze=False, **settings
 
 KINDS = {
     "full": ({}, 2),  # the policy's tower and the reference's
-    "frozen tower": ({"freeze": True}, 1),  # the reference takes what the policy's tower made
+    "frozen tower": ({"freeze": True}, 1),  # the reference uses the output of the policy's tower
     "lora": ({"peft_config": LORA}, 1),
     "checkpointing": ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, 2),
     "trained twice": ({}, 2),
@@ -124,7 +124,7 @@ def test_the_tower_sees_each_distinct_tile_once(processor, internvl, tmp_path, m
     if "peft_config" in settings:
         settings["peft_config"] = copy.deepcopy(settings["peft_config"])
         settings["peft_config"].lora_dropout = 0.0
-    if kind == "trained twice":  # a model that a trainer has had before, and its copy
+    if kind == "trained twice":  # a model used by a trainer before, and its copy
         internvl = train(tmp_path, processor, perturbed(internvl)).model
     seen, forward = [], InternVLVisionModel.forward
 

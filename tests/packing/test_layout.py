@@ -22,7 +22,7 @@ def completion(*ids, loss_mask=None):
 
 
 def test_pair():
-    """The chosen completion goes on after the prompt; the rejected one begins with a copy of the prompt's last token."""
+    """The chosen completion follows the prompt; the rejected one begins with a copy of the prompt's last token."""
     row = lay_out(PROMPT, [completion(11, 12, 13), completion(21, 22)])
     #                     prompt              | chosen | copy  rejected
     assert row.tokens == [1, 2, 3, 11, 12, 3, 21]
@@ -65,7 +65,7 @@ def test_equal_completions():
 
 
 def test_shared_halves():
-    """The second completion leaves the first after 12, the third leaves the second after 22; the last tokens shared stand again."""
+    """The second completion leaves the first after 12, the third leaves the second after 22; last shared tokens are repeated."""
     row = lay_out(PROMPT, [completion(11, 12, 13, 14), completion(11, 12, 21, 22, 23), completion(11, 12, 21, 22, 31)])
     #                     prompt   | first     | second          | third
     assert row.tokens == [1, 2, 3, 11, 12, 13, 12, 21, 22, 22]
@@ -100,7 +100,7 @@ def test_no_prompt():
 
 
 def test_no_prompt_and_completions_that_begin_alike():
-    """They share 11 -> 12; the last token they share, 12, stands once for 13 and once for 14."""
+    """They share 11 -> 12; the last shared token, 12, is there once for 13 and once for 14."""
     row = lay_out([], [completion(11, 12, 13), completion(11, 12, 14)])
     assert row.tokens == [11, 12, 12]
     assert row.positions == [0, 1, 1]
@@ -110,7 +110,7 @@ def test_no_prompt_and_completions_that_begin_alike():
 
 
 def test_images_and_text_alone():
-    """Image tokens (9) stand once, whatever number of completions follows; a text without any is a row like others."""
+    """Image tokens (9) are there once for any number of completions; a text without completions is an ordinary row."""
     batch = concatenate(
         [lay_out([9, 9, 1], [completion(11), completion(21), completion(31, 32)]), lay_out([2], [completion(11), completion(21)])]
     )
@@ -125,7 +125,7 @@ def test_images_and_text_alone():
 
 
 def test_a_node_is_scored_if_any_completion_scores_it():
-    """The second completion does not count the tokens it shares; its log-prob holds 22 alone."""
+    """The shared tokens of the second completion are not labelled; its log-prob is that of 22 only."""
     row = lay_out(PROMPT, [completion(11, 12), completion(11, 12, 22, loss_mask=[False, False, True])])
     assert row.labels == [IGNORED, IGNORED, 11, 12, 22]
     assert concatenate([row]).labelled.node.tolist() == [2, 3, 4]

@@ -85,7 +85,7 @@ def test_records_of_different_limits_in_one_batch(twelve):
         assert own.equal(padded["pixel_values"][start : start + len(own)])
         assert own.equal(padded["pixel_values"][half + start : half + start + len(own)])
         start += len(own)
-    # The first image of the last record is that of the others, cut otherwise: nothing is shared.
+    # The first image of the last record is the others' with other tile limits: nothing is shared.
     assert "tile_order" not in together and together["pixel_values"].equal(padded["pixel_values"][:half])
 
 
@@ -122,7 +122,7 @@ def test_the_same_image_cut_otherwise_is_another_prompt(twelve):
     [
         ({"max": 0}, "1 <= min <= max"),
         ({"min": 5, "max": 3}, "got min 5, max 3"),
-        ({"most": 3}, "min, max, thumbnail, each optional; got \\['most'\\]"),
+        ({"most": 3}, "min, max, thumbnail in 'tiles'; got \\['most'\\]"),
     ],
 )
 def test_limits_that_make_no_sense(twelve, limits, message):
@@ -133,6 +133,6 @@ def test_limits_that_make_no_sense(twelve, limits, message):
 def test_processors_that_cannot(processor):
     with pytest.raises(ValueError, match="mpo.models.loading.load_processor"):
         PairCollator(processor)([record(1, tiles={"thumbnail": False})])
-    with pytest.raises(ValueError, match="does not cut images. Drop the column 'tiles'"):
+    with pytest.raises(ValueError, match="record 'q1' sets 'tiles'"):
         tile_limits({"tiles": {"max": 3}}, 1, object(), "record 'q1'")
     assert tile_limits({}, 2, object(), "record 'q1'") == {}

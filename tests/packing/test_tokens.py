@@ -1,4 +1,4 @@
-"""Which tokens a conversation gets: prompts that end in the assistant's turn, tokenizers with a dummy prefix, templates, tools."""
+"""The tokens of a conversation: prompts that end in the assistant's turn, tokenizers with a dummy prefix, templates, tools."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ WORDS = ["Y", "e", "s"]
 
 @pytest.fixture(scope="module")
 def prefixed():
-    """A processor whose tokenizer puts a space in front of every text, as SentencePiece does by default, and BOS unasked."""
+    """A processor whose tokenizer adds a space before every text, as SentencePiece does by default, and BOS."""
     vocabulary = [*SPECIAL, *LETTERS, "▁Y", "▁a"]
     ids = {token: number for number, token in enumerate(vocabulary)}
     model = Tokenizer(models.BPE(ids, [("▁", "Y"), ("▁", "a")], unk_token="<unk>"))
@@ -68,21 +68,21 @@ def pair(**columns):
 
 
 def encoded(record, processing_class, **settings):
-    """Tokens of the prompt and of both completions as text, with the scored ones in brackets."""
+    """Tokens of the prompt and of both completions as text, with the labelled ones in brackets."""
     encoder = PairEncoder(processing_class, **settings)
     (found,), _, _ = encoder([record])
     tokens = encoder.tokenizer.convert_ids_to_tokens
 
-    def marked(completion):
+    def bracketed(completion):
         return [
             f"[{token}]" if counts else token for token, counts in zip(tokens(completion.ids), completion.loss_mask, strict=True)
         ]
 
-    return tokens(found.prompt_ids), marked(found.chosen), marked(found.rejected)
+    return tokens(found.prompt_ids), bracketed(found.chosen), bracketed(found.rejected)
 
 
 def check_every_path(record, processing_class):
-    """What is measured is what is encoded, and packed rows hold the tokens of padded ones."""
+    """Measured costs are those of encoded records, and packed rows have the tokens of padded ones."""
     measured = RecordMeasure(processing_class, "end_of_turn", "prompt", "raise")({"images": None, **record})
     (found,), _, _ = PairEncoder(processing_class)([record])
     sizes = {"prompt": len(found.prompt_ids), "chosen": len(found.chosen.ids), "rejected": len(found.rejected.ids)}
@@ -100,7 +100,7 @@ def check_every_path(record, processing_class):
 @pytest.mark.parametrize("images", [[], [make_image(0)]])
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_prompt_that_ends_in_the_assistants_turn_is_continued(processor, images, parts):
-    """The same tokens as one message of both texts, cut where transformers' continue_final_message ends the prompt."""
+    """The same tokens as one message of both texts, split where transformers' continue_final_message ends the prompt."""
     started, rest = [user("What is it?"), assistant("The answer is")], [assistant(" 5.")]
     whole = [user("What is it?"), assistant("The answer is 5.")]
     if parts:
@@ -138,12 +138,12 @@ def test_samples_continue_it_too(processor):
 
 
 def test_samples_ask_with_the_whole_prompt(processor):
-    """In training a token may hold the prompt's end and the completion's start; a model that is asked has the prompt alone."""
+    """In training a token may span the end of the prompt and the beginning of the completion; in generation it cannot."""
     ((ids, _),) = PairEncoder(processor).prompts([{"prompt": "The sum is num"}])[0]
     assert ids == processor.tokenizer("The sum is num")["input_ids"]
 
 
-# Messages in places that they cannot have
+# Messages in wrong places
 
 
 CALL = assistant("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"city": "Rome"}}}])
@@ -157,14 +157,14 @@ CALL = assistant("", tool_calls=[{"type": "function", "function": {"name": "f", 
         ({"prompt": ""}, "record 'p1': prompt are text"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "record 'p1': its prompt is empty"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, "record 'p1': its prompt is empty"),
-        ({"chosen": [user("Yes.")]}, "'chosen' begins with a message of the user"),
-        ({"rejected": [{"role": "system", "content": "x"}, assistant("y")]}, "'rejected' begins with a message of the system"),
+        ({"chosen": [user("Yes.")]}, "'chosen' begins with a message of role 'user'"),
+        ({"rejected": [{"role": "system", "content": "x"}, assistant("y")]}, "'rejected' begins with a message of role 'system'"),
         ({"chosen": [assistant("Yes."), user("Why?")]}, "'chosen' ends with a message of role 'user'"),
         ({"chosen": [assistant("Yes."), tool("3")]}, "'chosen' ends with a message of role 'tool'"),
         ({"chosen": [assistant(""), user("Why?"), assistant("So.")]}, "message 1 of 'chosen' is empty"),
         ({"prompt": [user("What?"), CALL]}, "its prompt ends in a tool call, and 'chosen' begins with"),
         ({"prompt": [{"content": "What?"}]}, "'prompt' has a message without a role"),
-        ({"prompt": [user(None)]}, "'prompt' has a message of the user without content"),
+        ({"prompt": [user(None)]}, "'prompt' has a message of role 'user' without content"),
         ({"chosen": "Yes."}, "chosen are text and the rest messages"),
         ({"chosen": 3}, "'chosen' is of type int"),
     ],
@@ -188,7 +188,7 @@ def test_refused_by_name(processor, columns, message):
     ],
 )
 def test_they_have_a_header_of_their_own(processor, columns):
-    """The assistant's header stands before what is scored and is not scored, and only the assistant's text is."""
+    """Only the assistant's text is labelled, not its header."""
     prompt, chosen, _ = encoded(pair(**columns), processor)
     assert "".join(token[1:-1] for token in chosen if token[0] == "[") == "Yes.<|im_end|>"
     before = prompt + [token for token in chosen if token[0] != "["]
@@ -201,7 +201,7 @@ def test_they_have_a_header_of_their_own(processor, columns):
 
 @pytest.mark.parametrize("layout", ["one message", "several", "continued"])
 def test_a_completion_has_the_tokens_of_the_whole_text(prefixed, layout):
-    """A text on its own begins with ▁, and "▁Y" is one token: after the header's line break it is "Y", beside images too."""
+    """A text on its own begins with ▁, and "▁Y" is one token: after the header's line break it is "Y", also with images."""
     columns = {
         "one message": {},
         "several": {"chosen": [assistant("Yes."), user("Yes?"), assistant("Yes.")]},
@@ -217,7 +217,7 @@ def test_a_completion_has_the_tokens_of_the_whole_text(prefixed, layout):
 
 
 def test_what_merges_with_the_prompt_is_left_out_of_it(processor):
-    """A line break after the header's is one token with it; the prompt is cut there, beside images as without."""
+    """A line break after the header's is one token with it; the prompt ends before it, with and without images."""
     columns = {"chosen": [assistant("\n\nYes.")]}
     whole = {
         "alone": encoded(pair(**columns), processor),
@@ -229,7 +229,7 @@ def test_what_merges_with_the_prompt_is_left_out_of_it(processor):
         check_every_path(pair(**columns, images=images), processor)
 
 
-# What begins a text
+# The beginning of a text
 
 
 def test_bos_stands_once(prefixed):
@@ -270,7 +270,7 @@ def with_template(processing_class, template):
 @pytest.mark.parametrize("of", ["processor", "tokenizer"])
 @pytest.mark.parametrize("parts", [False, True])
 def test_contents_come_as_the_template_takes_them(processor, template, of, parts):
-    """Text or lists of parts, in a processor or a tokenizer, whatever the record has: the same tokens."""
+    """Strings or lists of parts, in a processor or a tokenizer, give the same tokens."""
     changed = with_template(processor if of == "processor" else processor.tokenizer, template)
     record = pair()
     if parts:
@@ -285,7 +285,7 @@ def test_contents_come_as_the_template_takes_them(processor, template, of, parts
         (
             TEXT_ONLY,
             {"images": [make_image(0)]},
-            "record 'p1' has images, and the chat template of InternVLProcessor takes text alone",
+            "record 'p1' has images, .*InternVLProcessor",
         ),
         ("{% for m in messages %}{{ m['role'] }}{% endfor %}", {}, "chat template of InternVLProcessor cannot render"),
         ("{{ raise_exception('never') }}", {}, "chat template of InternVLProcessor cannot render.*never"),
@@ -309,7 +309,7 @@ def test_templates_that_cannot_be_used(processor, template, columns, message):
 
 
 def test_a_template_whose_generation_prompt_says_more(processor):
-    """As DeepSeek-R1's, which opens a <think> that completions do not have: a turn begins where both renderings agree."""
+    """As DeepSeek-R1's, whose generation prompt has a <think> that completions lack: a turn begins after their common prefix."""
     opens = with_template(processor, CHAT_TEMPLATE.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}"))
     assert opens.chat_template != processor.chat_template
     for chosen in ([assistant("Yes.")], [assistant("Yes."), user("Why?"), assistant("So.")]):
@@ -317,7 +317,7 @@ def test_a_template_whose_generation_prompt_says_more(processor):
 
 
 def test_a_template_that_needs_a_system_message(processor):
-    """It renders records that have one, and the row with a white image that ranks without images get."""
+    """It renders records that have one, and the row with a white image for ranks without images."""
     needs = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
     changed = with_template(processor, needs)
     assert end_of_turn_token(changed) == end_of_turn_token(processor)
@@ -345,7 +345,7 @@ def schema(**properties):
 
 @pytest.mark.parametrize("of", ["processor", "tokenizer"])
 def test_arrows_padding_is_not_scored(processor, of):
-    """Rows of a data set, whose structs all have the keys of all, give the tokens of the records that it was made of."""
+    """Rows of a data set, whose structs have the keys of all rows, give the tokens of the original records."""
     changed = with_template(processor if of == "processor" else processor.tokenizer, TOOLS_TEMPLATE)
     records = [
         pair(
@@ -369,14 +369,14 @@ def test_arrows_padding_is_not_scored(processor, of):
 
 
 def test_json_text_is_left_as_it_is(processor):
-    """Arguments and tools given as JSON text are not touched, nulls included."""
+    """Arguments and tools given as JSON text are unchanged, including nulls."""
     changed = with_template(processor, TOOLS_TEMPLATE)
     given = [assistant("", tool_calls=calls('{"city": null}'))]
     text = "".join(token.strip("[]") for token in encoded(pair(chosen=given), changed)[1])
     assert "null" in text
 
 
-# A model that sees, whose processing class is a tokenizer
+# A vision-language model with a tokenizer as its processing class
 
 
 def test_a_tokenizer_needs_no_blank_image(processor):

@@ -105,13 +105,13 @@ def test_time_of_sampling_is_not_training_time(tmp_path):
     trainer = small_run(tmp_path, callbacks=[samples], max_steps=1)
     trainer.add_callback(clock)
     spent = []
-    answering = trainer.answering
+    generating = trainer.generating
 
     def watched():
         spent.append(trainer._meters["train"].seconds)
-        return answering()
+        return generating()
 
-    trainer.answering = watched
+    trainer.generating = watched
     trainer.train()
     rows = rows_of(tmp_path)
     assert len(spent) == 2 and sum(row["tokens"] for row in rows) > 100

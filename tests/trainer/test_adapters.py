@@ -375,13 +375,13 @@ def test_a_notebook_cell_run_twice(tmp_path, processor, again):
     """The first trainer has put its adapters into the model object; a full run would train 16 of its 82 tensors."""
     model = base(processor)
     trainer_of(tmp_path, processor, model, peft_config=METHODS["LoRA"])
-    with pytest.raises(ValueError, match="InternVLForConditionalGeneration has adapter layers"):
+    with pytest.raises(ValueError, match="InternVLForConditionalGeneration .*PeftModel"):
         trainer_of(tmp_path, processor, model, peft_config=METHODS["LoRA"] if again == "LoRA" else None)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_nothing_to_train(tmp_path, processor, checkpointing):
-    with pytest.raises(ValueError, match="InternVLForConditionalGeneration has no trained parameters"):
+    with pytest.raises(ValueError, match="InternVLForConditionalGeneration .*trained parameters"):
         trainer_of(tmp_path, processor, base(processor).requires_grad_(False), gradient_checkpointing=checkpointing)
 
 
@@ -434,7 +434,7 @@ def test_layers_that_were_copied_are_padded(tmp_path, processor):
     model = base(processor)
     layers = model.model.language_model.layers
     layers[1] = copy.deepcopy(layers[1])
-    with pytest.raises(ValueError, match="config of its own"):
+    with pytest.raises(ValueError, match="layer 1 has its own config"):
         trainer_of(tmp_path, processor, model, rows="packed")
 
 

@@ -86,7 +86,7 @@ def test_lengths(tmp_path, processor, case):
 def test_completions_that_are_equal_once_truncated(processor):
     record = pair(chosen=messages("The answer is 2.", "assistant"), rejected=messages("The answer is 9, not 2.", "assistant"))
     prompt_tokens = int(PairCollator(processor)([record])["completion_mask"][0].argmax())
-    with pytest.raises(ValueError, match="record 'no-17': cut to max_length=.*, 'chosen' and 'rejected' are the same"):
+    with pytest.raises(ValueError, match="record 'no-17': truncated to max_length=.*, 'chosen' and 'rejected' are the same"):
         PairCollator(processor, max_length=prompt_tokens + 2)([record])
 
 
@@ -107,14 +107,14 @@ def test_images_for_a_text_model(tmp_path, processor):
 )
 def test_the_processor_of_another_model(tmp_path, processor, other, message):
     foreign = small_processor(TEXTS, **{"image_size": 32, "patch_size": 8, "max_patches": 4, **other})
-    with pytest.raises(ValueError, match=f"does not belong to this model: its {message}"):
+    with pytest.raises(ValueError, match=message):
         train(tmp_path, processor, [image_pair()], processing_class=foreign)
 
 
 def test_a_tokenizer_of_another_model(tmp_path, processor):
     model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
     model.resize_token_embeddings(len(processor.tokenizer) - 5)
-    with pytest.raises(ValueError, match="tokens and .* rows.*resize_token_embeddings"):
+    with pytest.raises(ValueError, match="resize_token_embeddings"):
         train(tmp_path, processor, [image_pair()], model=model)
 
 

@@ -1,4 +1,4 @@
-"""A record that cannot be used: it stops the run, or is left out, listed and counted once, and no other takes its place."""
+"""A record that cannot be used: it stops the run, or is skipped, listed and counted once, and not replaced by another."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_what_is_skipped(processor, what):
 
 
 def test_what_is_no_records_fault_is_not_skipped(processor):
-    """Without an image token in the tokenizer's hands, no record is bad: the run is set up wrongly, and all would be."""
+    """A tokenizer without an image token makes all records with images bad."""
     batch = PairCollator(processor.tokenizer, on_bad_record="skip")([image_pairs(1)[0]])
     assert batch["counted"] == 0 and "is a tokenizer" in batch["bad"][0]["reason"]
 
@@ -167,7 +167,7 @@ def test_the_step_is_that_of_the_good_records(tmp_path, way):
 
 
 def test_a_step_without_a_good_record_changes_nothing(tmp_path):
-    """Its gradients are zero; weight decay, which knows no records, is off here."""
+    """Its gradients are zero; weight decay, which does not depend on records, is off here."""
     trainer = small_run(tmp_path, pairs=2, bad=[0, 1], weight_decay=0.0, **{**ONE_STEP, **SKIP, "max_bad_fraction": 0.99})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(ValueError, match="2 of the 2 train records"):

@@ -78,13 +78,13 @@ def test_records_that_do_not_fit(tmp_path):
 
     dataset = records(64, 512)
     start(dataset)
-    with pytest.raises(ValueError, match="record 'wide-512'.*144 of them of its 9 image tiles.*model.max_tiles=.* makes them fit"):
+    with pytest.raises(ValueError, match="record 'wide-512'.*144 .*9 image tiles.*model.max_tiles="):
         start(dataset, context=150)
     with pytest.raises(ValueError, match="max_length=100.*model.max_tiles="):
         start(dataset, max_length=100)
-    with pytest.raises(ValueError, match="max_tokens_per_batch=150 is less than record 'wide-512' takes alone.*at least"):
+    with pytest.raises(ValueError, match="max_tokens_per_batch=150 .*record 'wide-512'"):
         start(dataset, batching="tokens", max_tokens_per_batch=150)
-    with pytest.raises(ValueError, match="max_tiles_per_batch=8 is less than the 9 tiles"):
+    with pytest.raises(ValueError, match="max_tiles_per_batch=8 .*9 tiles"):
         start(dataset, batching="tokens", max_tokens_per_batch=400, max_tiles_per_batch=8)
 
 
@@ -98,7 +98,7 @@ def test_a_budget_that_does_not_hold_a_record_stops_the_trainer_before_a_step(tm
 def test_a_text_model_without_an_image_is_measured_too(tmp_path, processor):
     config = small_internvl(processor, max_position_embeddings=20).config
     args = MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    with pytest.raises(ValueError, match="do not fit into the model's context of 20 tokens"):
+    with pytest.raises(ValueError, match="context of 20 tokens"):
         check_before_training(image_pairs(3).remove_columns("images"), processor.tokenizer, config, args)
 
 
@@ -109,12 +109,12 @@ def test_a_folder_whose_tokenizer_has_no_image_tokens(tmp_path):
     for name in ("start_image_token", "end_image_token", "context_image_token", "extra_special_tokens"):
         settings.pop(name, None)
     file.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="has no image tokens.*Copy the tokenizer's files"):
+    with pytest.raises(ValueError, match="start_image_token, end_image_token, context_image_token"):
         load_model(str(tmp_path / "model"))
 
 
 def test_an_unknown_part(tmp_path):
-    with pytest.raises(ValueError, match="no part 'tower' in train_parts. It has: vision, projector, language, head"):
+    with pytest.raises(ValueError, match="vision, projector, language, head.*'tower'"):
         job(tmp_path, train_parts={"tower": "freeze"})
-    with pytest.raises(ValueError, match="no 'tower' in lr"):
+    with pytest.raises(ValueError, match="lr.*'tower'|'tower'.*lr"):
         job(tmp_path, lr={"tower": 1e-5})

@@ -54,7 +54,7 @@ def test_bf16_only_where_the_hardware_has_it():
         ({"completion_end": "eos"}, "completion_end.*'eos'"),
         ({"ld_alpha": 1.5}, "ld_alpha.*1.5"),
         ({"loss_type": ["aot"], "use_weighting": True}, "use_weighting.*aot"),
-        ({"f_divergence_type": "js_divergence"}, "does not fit 'bco_pair'"),
+        ({"f_divergence_type": "js_divergence"}, "js_divergence.*'bco_pair'"),
     ],
 )
 def test_refusals(settings, message):
@@ -69,7 +69,7 @@ def test_command_line():
 
 
 def test_a_dpo_config_is_refused(internvl, processor, pairs_of_text):
-    with pytest.raises(ValueError, match="MPOConfig, got DPOConfig"):
+    with pytest.raises(ValueError, match="MPOConfig.*DPOConfig"):
         MPOTrainer(
             internvl,
             args=DPOConfig("out", use_cpu=True, bf16=False, report_to="none"),

@@ -33,7 +33,7 @@ class ByStep(TrainerCallback):
         self.counter.reads.clear()
 
     def on_step_end(self, args, state, control, **kwargs):
-        # The scheduler and the batches are the host's own; what the step reads of the device is all that counts here.
+        # The scheduler and the batches are on the host; only reads from the device count here.
         self.steps[state.global_step] = list(self.counter.reads)
 
 

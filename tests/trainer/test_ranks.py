@@ -68,7 +68,7 @@ def test_weights_do_not_depend_on_the_split(two_ranks, tmp_path, run, record_pro
     ends = {split: one_process(tmp_path / split, {**RUNS[run], **SPLITS[split]}) for split in SPLITS}
     ends |= {split: torch.load(two_ranks / f"{run}, {split}.pt") for split in TWO_RANKS}
     start = small_run(tmp_path / "start").model.state_dict()
-    assert difference(start, ends["8 x 1"]["weights"]) > 1e-6  # it did train
+    assert difference(start, ends["8 x 1"]["weights"]) > 1e-6  # weights were trained
     for split, end in ends.items():
         apart = difference(ends["8 x 1"]["weights"], end["weights"])
         record_property("difference", (f"{run}: {split}", apart))
@@ -126,7 +126,7 @@ def test_logs_are_means_over_all_ranks(two_ranks, tmp_path):
 
 
 def test_a_run_goes_on_under_the_same_and_under_other_numbers_of_ranks(two_ranks, tmp_path):
-    """Thirteen pairs, eight a step: checkpoint 3 lies in the middle of the second epoch, before the ragged step."""
+    """Thirteen pairs, eight a step: checkpoint 3 is in the middle of the second epoch, before the ragged step."""
     straight, resumed = (torch.load(two_ranks / f"{name}.pt") for name in ("saved", "resumed"))
     assert difference(straight, resumed) == 0
     alone = small_run(tmp_path, **{**WITH_DELTA, "per_device_train_batch_size": 4})

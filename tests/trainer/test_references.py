@@ -216,7 +216,7 @@ def test_a_mended_image_is_computed_before_training(tmp_path, images, forwards):
 
 
 def test_an_image_that_changes_during_the_run(tmp_path, images, forwards):
-    """What the error advises helps."""
+    """The remedy in the error message works."""
     trainer = small_run(tmp_path, **cached(tmp_path, **TWO))
     make_image(20).save(images[3])
     with pytest.raises(ValueError, match="image files changed"):
@@ -226,7 +226,7 @@ def test_an_image_that_changes_during_the_run(tmp_path, images, forwards):
 
 
 def test_adapters_take_streams_and_later_data(tmp_path):
-    """The base model is there to ask."""
+    """The base model computes what is missing."""
     trainer = small_run(tmp_path, kind="lora", stream=True, max_steps=2, **cached(tmp_path))
     trainer.train()
     assert trainer.evaluate(image_pairs(12).select([11]))["eval_loss"] > 0

@@ -41,7 +41,7 @@ class Accuracy:
 def extract_answer(response: str) -> str | None:
     r"""The final answer, by the rule of InternVL's evaluation with chain of thought: what follows `Final answer:` or `Answer:`.
 
-    The last match counts. The rule is laxer than that of `mpo.preference_data.answers.parse_response`, which selects training
+    The last match counts. The rule is laxer than that of `mpo.preference_data.responses.parse_response`, which selects training
     examples.
 
     >>> extract_answer("3 + 4 = 7\nanswer: 7"), extract_answer("seven")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from mpo.preference_data.answers import parse_response
+from mpo.preference_data.responses import parse_response
 from mpo.preference_data.verify import is_correct
 
 Negative = Literal["wrong_answer", "wrong_format"]

@@ -1,4 +1,4 @@
-"""Counted parameters, against really built models and the published numbers."""
+"""Parameter counts against models with weights and against published numbers."""
 
 import pytest
 from peft import LoraConfig, get_peft_model

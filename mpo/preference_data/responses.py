@@ -1,4 +1,4 @@
-"""Parse the final answer of a response that reasons first."""
+"""Parse responses: split each into its rationale and its final answer."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from pathlib import Path
 EXPLANATION = """\
 Train a small InternVL with MPO on its own responses, from supervised fine-tuning to an evaluation report.
 
-  1. draw images of real handwriting: worked examples, questions, and validation images that share no digit with them
+  1. draw images of real handwriting: worked examples, questions, and evaluation images that share no digit with them
   2. fine-tune a new model on the worked examples (SFT)
-  3. evaluate it on 1,000 validation images
+  3. evaluate it on 1,000 evaluation images
   4. sample several responses to each question, at temperature 1
   5. pair correct with incorrect responses by their line "Final answer: ..."
-  6. train on the pairs with MPO: mpo train experiment=demo
+  6. train on these pairs with MPO: mpo train experiment=demo
   7. evaluate again
   8. write report.html: accuracy, every term of the loss, rewards, margin, delta, sample images
 
@@ -22,8 +22,8 @@ Nothing is downloaded. Run the same command again to resume an interrupted demo.
 
 EXAMPLES = """\
 examples
-  mpo demo                          the whole demo, in runs/demo
-  mpo demo --quick                  all stages in about two minutes, with low accuracy
+  mpo demo                          run the demo, output in runs/demo
+  mpo demo --quick                  run all stages in about two minutes, with low accuracy
   mpo demo --seed 1 --output-dir runs/demo1
 """
 

@@ -25,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = EXPLANATION
     parser.epilog = EXAMPLES
-    parser.add_argument("--dir", type=Path, default=Path("."), metavar="DIR", help="folder of runs (default: current folder)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--dir", type=Path, default=Path("."), metavar="DIR", help="output folder of runs to check (default: .)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--no-step", action="store_true", help="skip the training step")
 
 

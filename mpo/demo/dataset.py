@@ -1,4 +1,4 @@
-"""Stage 1: images and questions."""
+"""Stage 1: draw images and write questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions and sampled responses -> lines of an MMPR file."""
+"""Turn questions and sampled responses into lines of an MMPR file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build_pairs(
     Args:
         questions: lines `{"id", "image", "question", "ground_truth"}`.
         responses: for each question, in order, the full sampled responses.
-        max_pairs: the largest number of pairs per question.
+        max_pairs: maximum number of pairs per question.
         seed: random seed of their selection, which does not depend on the other questions.
 
     Returns:

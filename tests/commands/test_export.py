@@ -1,4 +1,4 @@
-"""`mpo export`: from what `mpo train` left to a folder to serve; what it says; mistakes are one line."""
+"""`mpo export`: from a run folder to a folder to serve; its output and its errors."""
 
 import json
 
@@ -18,8 +18,8 @@ def pairs(tmp_path_factory):
     lines = []
     for index in range(4):
         make_image(index).save(folder / f"{index}.png")
-        answers = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
-        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
+        completions = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     return folder / "pairs.jsonl"
 
@@ -63,11 +63,11 @@ def test_a_run_is_served(run, official, tmp_path, capsys):
     assert "Logits differ from the trained model's by" in said and "The adapter changes the base model's logits by" in said
     assert "Both models respond " in said
     assert f"vllm serve {tmp_path / 'out'}" in said
-    sampler = LocalGenerator(
+    generator = LocalGenerator(
         AutoModelForImageTextToText.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
     )
-    (answers,) = sampler.generate([Question("What is it?", images=(make_image(0),))], temperature=0, max_new_tokens=4)
-    assert len(answers) == 1
+    (responses,) = generator.generate([Question("What is it?", images=(make_image(0),))], temperature=0, max_new_tokens=4)
+    assert len(responses) == 1
 
 
 def test_the_official_form(run, official, tmp_path, capsys):

@@ -26,13 +26,13 @@ def meta(tmp_path):
         (home / folder).mkdir(parents=True)
     for number in range(4):
         make_image(number).save(home / "images" / "cats" / f"{number}.png")
-    answers = {"chosen": "It is 5. Final answer: 5", "rejected": "It is not that, I think."}
+    completions = {"chosen": "It is 5. Final answer: 5", "rejected": "It is not that, I think."}
     sources = {
         "cats_pairs_vqa_correctness_rules": [
-            {"image": f"{number}.png", "question": f"<image>\nWhat is {number}?", **answers, "answer_gt": "5"}
+            {"image": f"{number}.png", "question": f"<image>\nWhat is {number}?", **completions, "answer_gt": "5"}
             for number in range(4)
         ],
-        "text_pairs_vqa_format_rules": [{"question": f"What is 2 plus {number}?", **answers} for number in range(2)],
+        "text_pairs_vqa_format_rules": [{"question": f"What is 2 plus {number}?", **completions} for number in range(2)],
     }
     for name, lines in sources.items():
         (home / "annotations" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

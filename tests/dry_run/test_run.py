@@ -27,8 +27,8 @@ def pairs(tmp_path_factory):
     lines = []
     for index in range(6):
         make_image(index, 32 * (1 + index % 4)).save(folder / f"{index}.png")
-        answers = {"chosen": f"It is {index}.", "rejected": "I do not know." + " Really." * index}
-        lines.append(json.dumps({"id": f"a{index}", "image": f"{index}.png", "question": "What is it?", **answers}))
+        completions = {"chosen": f"It is {index}.", "rejected": "I do not know." + " Really." * index}
+        lines.append(json.dumps({"id": f"a{index}", "image": f"{index}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     return folder / "pairs.jsonl"
 

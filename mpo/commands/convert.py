@@ -10,14 +10,14 @@ The official format (InternVLChatModel, OpenGVLab/InternVL3-8B) needs the Python
 transformers' format (OpenGVLab/InternVL3-8B-hf) does not. SOURCE is detected and written in the other format.
 Supported language models: InternLM2 (as Llama), Llama, Qwen2 and Qwen2.5, Qwen3 dense and MoE, with both vision
 towers. Names and shapes of tensors are checked, and their values are preserved bit for bit. Only one shard is in
-memory at a time. `mpo train` and mpo.models.load_internvl also read the official format directly; converting it once saves
-the conversion at every load.
+memory at a time. `mpo train` and mpo.models.load_internvl also read the official format directly; converting it once
+saves the conversion at every load.
 """
 
 EXAMPLES = """\
 examples
-  mpo convert InternVL2_5-8B InternVL2_5-8B-hf            to transformers' format
-  mpo convert runs/first/final back --like InternVL2_5-8B   to the official format, with that checkpoint's Python files
+  mpo convert InternVL2_5-8B InternVL2_5-8B-hf              convert to transformers' format
+  mpo convert runs/first/final back --like InternVL2_5-8B   convert to the official format, copy Python files from InternVL2_5-8B
 """
 
 

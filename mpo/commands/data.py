@@ -179,7 +179,7 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--images",
         choices=("path", "copy", "bytes"),
-        help="how to store images: by path, as copies next to TARGET, or as bytes inside it (default: path for JSONL, else bytes)",
+        help="storage of images: by path, as copies next to TARGET, or as bytes inside it (default: path for JSONL, else bytes)",
     )
     command.add_argument(
         "--target-root",

@@ -1,9 +1,11 @@
 """Help texts of `mpo data` and its actions."""
 
 EXPLANATION = """\
-Inspect, validate, convert and split preference data. PATH is anything that data.path of `mpo train` accepts: a JSONL,
-Parquet or tar file, a folder of save_to_disk, a data set on the Hub, MMPR's meta.json, or the YAML of a mixture (see
-mix). The format is detected; --format sets it. Nothing is edited in place: results are written to new files.
+Validate, inspect, convert, mix, split and deduplicate preference data.
+
+PATH is anything that data.path of `mpo train` accepts: a JSONL, Parquet or tar file, a folder of save_to_disk, a data
+set on the Hub, MMPR's meta.json, or the YAML of a mixture (see mix). The format is detected; --format sets it. Nothing
+is edited in place: results are written to new files.
 """
 
 EXAMPLES = """\
@@ -48,7 +50,7 @@ examples
 """
 SHOW = """\
 Print a few records. With --model, as the model sees them: the rendered prompt with its image tokens, and the
-completions with the tokens of the loss between angle quotation marks.
+completions with the labelled tokens (those of the loss) between angle quotation marks.
 """
 SHOW_EXAMPLES = """\
 examples
@@ -80,7 +82,7 @@ relative to its folder if they exist there:
     - {path: charts.jsonl, image_root: images/charts, repeat_time: 0.1, cap: 5000, tiles: {max: 12}}
   sampling: null     # null: weight if sources have one, else repeat_time; sqrt: by the square root of the sizes
   size: null         # total number of pairs, with sampling weight or sqrt
-  eval_size: null    # size of the evaluation part: a fraction or a number of pairs; shares no question or image with the rest
+  eval_size: null    # size of the evaluation part (shares no question or image with the rest): fraction or number of pairs
   seed: 0
 """
 MIX_EXAMPLES = """\
@@ -105,9 +107,9 @@ Remove duplicate pairs; the first pair of each group is kept. Exact duplicates h
 completions. Near duplicates (unless --exact) have texts whose 5-character sequences overlap by --threshold, case and
 punctuation aside, with the same numbers and signs, and the same images: equal files, or pixels that differ only by
 JPEG or WebP compression or by downscaling (to at least three quarters of the size, in proportion). An image with
-another colour, label or bar is a different image. Duplicates of drawings are often not recognised, and are then kept. Images
-are compared if their 64-bit difference hashes are nearly equal. REMOVED lists every removed pair, the pair that it
-repeats, and the reason.
+another colour, label or bar is a different image. Duplicates of drawings are often not recognised, and are then kept.
+Images are compared if their 64-bit difference hashes are nearly equal. The file of --removed lists every removed pair,
+the pair that it repeats, and the reason.
 """
 DEDUPE_EXAMPLES = """\
 examples

@@ -26,9 +26,9 @@ can be lost. The report shows how much the adapter changes the logits and warns 
 
 EXAMPLES = """\
 examples
-  mpo export runs/lora InternVL3-8B-mpo --dtype bfloat16                  to transformers' format
-  mpo export runs/lora out --format official --like models/InternVL3-8B      the official format, for LMDeploy
-  mpo export runs/lora/checkpoint-400 out --base models/InternVL3-8B-hf     an adapter whose base model has moved
+  mpo export runs/lora InternVL3-8B-mpo --dtype bfloat16                  export to transformers' format
+  mpo export runs/lora out --format official --like models/InternVL3-8B   export to the official format, for LMDeploy
+  mpo export runs/lora/checkpoint-400 out --base models/InternVL3-8B-hf  export an adapter whose base model has moved
 """
 
 

@@ -60,7 +60,7 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
         By the name of each stage: its `seconds` and its results (`numbers`).
 
     Raises:
-        ValueError: when the folder holds a demo with other settings, or anything else.
+        ValueError: when the folder contains a demo with other settings, or other files.
     """
     folder = DemoFolder(output_dir)
     _prepare(folder, settings, restart)

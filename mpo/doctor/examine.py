@@ -51,7 +51,7 @@ def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iter
     while left:
         with tempfile.TemporaryFile("w+", errors="replace") as noise:
             command = [sys.executable, "-c", PROGRAM, os.path.abspath(runs), str(seconds), *left]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True, env=alone(os.environ)) as child:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True, env=without_ranks(os.environ)) as child:
                 assert child.stdout is not None
                 for line in child.stdout:
                     section = json.loads(line)
@@ -83,7 +83,7 @@ def serve(arguments: Sequence[str]) -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def alone(environ: Mapping[str, str]) -> dict[str, str]:
+def without_ranks(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without the variables of a job with several ranks."""
     return {name: value for name, value in environ.items() if not name.startswith(RANKS)}
 

@@ -1,4 +1,4 @@
-"""One record as the model sees it, decoded to readable text."""
+"""Show one record as the model sees it."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def build_pairs(
 
     Returns:
         Lines `{"id", "image", "question", "chosen", "rejected", "answer_gt", "rejected_meta"}` as in MMPR, and the counts.
-        `rejected_meta` holds the kind of the rejected response: wrong answer or wrong format.
+        `rejected_meta` is the kind of the rejected response: wrong answer or wrong format.
 
     Raises:
         ValueError: when the numbers of questions and lists of responses differ.

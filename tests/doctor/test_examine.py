@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpo.doctor.examine import alone, examine
+from mpo.doctor.examine import examine, without_ranks
 from mpo.doctor.finding import TRACEBACK, Finding
 
 
@@ -71,4 +71,4 @@ def test_a_rank_of_a_job_is_examined_alone():
         "OMPI_COMM_WORLD_SIZE": "8",
         "ACCELERATE_USE_FSDP": "1",
     }
-    assert alone({**job, "PATH": "/bin", "HF_HOME": "/x"}) == {"PATH": "/bin", "HF_HOME": "/x"}
+    assert without_ranks({**job, "PATH": "/bin", "HF_HOME": "/x"}) == {"PATH": "/bin", "HF_HOME": "/x"}

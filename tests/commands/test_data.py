@@ -17,7 +17,7 @@ ACTIONS = ("validate", "stats", "show", "convert", "mix", "split", "dedupe")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """pairs.jsonl: 12 pairs, of which 10 and 11 repeat 0 and 1."""
+    """pairs.jsonl: 12 pairs; pairs 10 and 11 duplicate pairs 0 and 1."""
     monkeypatch.chdir(tmp_path)
     lines = []
     for index in range(10):
@@ -176,7 +176,7 @@ def test_dedupe(folder, run):
 
 
 def test_dedupe_writes_control_characters_out(folder, run):
-    """A terminal would clear its screen at these ids."""
+    """A terminal would interpret these ids as commands to clear the screen."""
     pair = {"question": "Why?", "chosen": "So.", "rejected": "No."}
     lines = [{"id": f"{number}\x1b[2J", **pair} for number in range(2)]
     (folder / "odd.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -94,11 +94,11 @@ def test_a_qlora_run(official, pairs, tmp_path, capsys):
     for number, source in enumerate((tmp_path / "run", tmp_path / "run" / "checkpoint-1")):
         capsys.readouterr()
         assert main(["export", str(source), str(tmp_path / f"out-{number}")]) == 0
-        assert "trained on 4-bit weights" in capsys.readouterr().out
+        assert "4-bit weights" in capsys.readouterr().out
 
 
 def test_less_than_rounding(official, pairs, tmp_path, capsys):
-    """A run that hardly learned is lost in bfloat16, and is told so."""
+    """A change smaller than the rounding to bfloat16 gives a warning."""
     train(official, pairs, tmp_path / "run", "peft=lora", "trainer.learning_rate=1e-7")
     capsys.readouterr()
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
@@ -111,7 +111,7 @@ def test_a_mistake_is_one_message(run, tmp_path, capsys):
     assert main(["export", str(run), str(run)]) == 2
     assert "mpo: error:" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
-    assert "no model was saved there" in capsys.readouterr().err
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", str(run), str(tmp_path / "out"), "--dtype", "int4"])
     assert "invalid choice: 'int4'" in capsys.readouterr().err

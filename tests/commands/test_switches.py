@@ -61,7 +61,7 @@ def test_optimisers_of_8_bits(settings, tmp_path, optim):
 
 @pytest.mark.slow
 def test_gradient_checkpointing(settings, tmp_path):
-    """Only when activations are computed differs: the same weights."""
+    """Recomputing activations gives the same weights."""
     on, off = (
         trained(settings, tmp_path / value, f"trainer.gradient_checkpointing={value}", "trainer.max_steps=2")
         for value in ("true", "false")
@@ -70,7 +70,7 @@ def test_gradient_checkpointing(settings, tmp_path):
 
 
 class Graphs(TrainerCallback):
-    """How many graphs were compiled by the end of each step."""
+    """Counts the graphs compiled by the end of each step."""
 
     def __init__(self):
         self.counts = []

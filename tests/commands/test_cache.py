@@ -90,7 +90,7 @@ def test_inspect_says_whose_it_is_and_how_much(cache, run):
 
 def test_verify_is_content_with_a_whole_cache(cache, run):
     status, said = run("verify", cache.folder.parent)
-    assert status == 0 and "4 completions in 3 intact shards, 0 problems" in said
+    assert status == 0 and "4 entries in 3 intact shards, 0 problems" in said
 
 
 def test_verify_lists_all_that_is_wrong_and_changes_nothing(cache, run):

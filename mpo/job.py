@@ -54,7 +54,7 @@ LOSS_FIELDS = (
     "use_weighting",
 )
 DATA_NAMES = ("meta", "mix")  # names that data groups give to their path
-SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both reading and training
+SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both data loading and training
 SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc")
 EVAL_KEYS = ("eval_path", "eval_image_root", "eval_split", "eval_format")
 SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that only ranks can apply
@@ -269,7 +269,7 @@ class TrainJob:
         if self.resume == "never":
             if newest is not None:
                 raise ValueError(
-                    f"resume=never, but {self.run_dir} holds {Path(newest).name} of an earlier run. Set resume=auto to resume "
+                    f"resume=never, but {self.run_dir} contains {Path(newest).name} of an earlier run. Set resume=auto to resume "
                     "from it, or choose another run_dir."
                 )
             return None
@@ -298,8 +298,8 @@ class TrainJob:
             raise ValueError("launch=zero1, zero2 and zero3 need DeepSpeed: pip install deepspeed. launch=fsdp2 does not.")
         if self.trainer.get("use_cpu") or not torch.cuda.is_available():
             raise ValueError(
-                "launch=fsdp2, zero1, zero2 and zero3 shard the model over GPUs, and this run has no GPU. On CPUs use launch=ddp. "
-                "dry_run=true works without a GPU."
+                "launch=fsdp2, zero1, zero2 and zero3 shard the model over GPUs, and this run has no GPU. Use launch=ddp on "
+                "CPUs, or dry_run=true to plan the run."
             )
 
     def arguments(self) -> MPOConfig:
@@ -401,11 +401,11 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     Returns:
         the trainer, after training; ``trainer.state.log_history`` has all logged values.
     """
-    args = job.arguments()  # first: it joins the process group, and tells from_pretrained how models are sharded
+    args = job.arguments()  # first, because it joins the process group and configures how from_pretrained shards models
     with args.main_process_first(local=False, desc="the run folder"):
         if args.process_index == 0:
             job.save()
-            if job.checkpoint() is None:  # the list of bad records is an earlier run's
+            if job.checkpoint() is None:  # the list of bad records belongs to an earlier run
                 (Path(job.run_dir) / FILE).unlink(missing_ok=True)
     pairs = load_preferences(**job.train_data())
     evaluation = job.eval_data()

@@ -8,7 +8,7 @@ import pytest
 
 import mpo
 
-# The editable install maps losses to a folder of its own, which a walk from mpo's does not meet.
+# The editable install maps losses to a separate folder, which a walk from mpo's folder does not find.
 PACKAGES = [mpo, importlib.import_module("mpo.losses")]
 MODULES = sorted(
     {package.__name__ for package in PACKAGES}

@@ -1,4 +1,4 @@
-"""The package as its users meet it."""
+"""The installed package: imports, dependencies, README and example."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_rooms_import_downwards_only():
-    """DESIGN: losses import torch alone; packing and data know no trainer; nobody imports commands."""
+    """losses import only torch; packing and data do not import the trainer; no package imports commands."""
     forbidden = {
         "losses": ("import transformers", "import trl", "from transformers", "from trl", "from mpo.config", "from mpo.packing"),
         "mpo/packing": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.models"),
@@ -52,7 +52,7 @@ def test_rooms_import_downwards_only():
 
 @pytest.fixture
 def files(processor, internvl, tmp_path):
-    """A small model and four pairs, as a user has them."""
+    """A small model and four pairs on disk."""
     internvl.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     make_image(0).save(tmp_path / "a.png")
@@ -98,7 +98,7 @@ def test_the_readme_names_every_file_and_folder():
 
 
 def test_the_oldest_python_is_one_that_every_requirement_takes():
-    """TRL 1.16 needs 3.11: an older one would install and then fail."""
+    """TRL 1.16 needs Python 3.11: with an older one, the installation would fail later."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     oldest = re.fullmatch(r">=(\d\.\d+)", project["project"]["requires-python"])[1]
     for line in project["project"]["dependencies"]:

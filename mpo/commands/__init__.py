@@ -14,9 +14,9 @@ COMMANDS = {
     "convert": "Convert a checkpoint between the official format and transformers'",
     "data": "Validate, inspect, convert, mix, split and deduplicate preference data",
     "demo": "Run the demo: train a small InternVL with MPO on its own responses (five to ten minutes, no GPU)",
-    "doctor": "Check the environment and print a report to paste into an issue",
-    "export": "Export a trained model",
-    "train": "Train with a recipe",
+    "doctor": "Check the environment and print a report",
+    "export": "Export a trained model or adapter to transformers' or the official format",
+    "train": "Train a model with a recipe",
 }
 
 
@@ -49,7 +49,7 @@ _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 def user_errors(work: Callable[[], int], who: str = "") -> int:
     """Run `work`. Print a user's error as one message instead of a traceback (MPO_TRACEBACK=1 shows the traceback).
 
-    A missing or unreadable file counts as a user's error.
+    A missing or unreadable file is a user's error too.
     """
     try:
         return work()

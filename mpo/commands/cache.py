@@ -11,10 +11,10 @@ from typing import Any
 EXPLANATION = """\
 Inspect, verify and prune cached reference log-probs.
 
-With reference=cached the reference model's log-prob of every completion is stored on disk, so that a second epoch, a
-resumed run, a sweep or a larger data set computes only new ones. The cache key is the content: the model's weights,
+With reference=cached the reference model's log-prob of every completion is stored on disk. A second epoch, a resumed
+run, a sweep or a larger data set then computes only the new ones. The cache key is the content: the model's weights,
 the chat template, the processor's settings, the images, the prompt and the completion. Each combination of model and
-settings has a sub-folder. DIR is the folder that contains them, or one of them.
+settings has a sub-folder. DIR is the folder of all sub-folders, or one of them.
 """
 
 EXAMPLES = """\
@@ -33,7 +33,7 @@ completions stored twice agree. Changes nothing. The exit status is 1 if there a
 PRUNE = """\
 Remove temporary files of killed runs, damaged shards and invalid log-probs (verify lists them), and merge small
 shards. Shards with other settings and files not written by mpo are never touched. Removed entries are computed again
-by the next run that needs them. Training runs can continue meanwhile.
+by the next run that needs them. Training runs may continue at the same time.
 """
 
 MOST_LINES = 100

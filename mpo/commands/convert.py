@@ -9,15 +9,15 @@ Convert an InternVL checkpoint between the official format and transformers'.
 The official format (InternVLChatModel, OpenGVLab/InternVL3-8B) needs the Python code that comes with it;
 transformers' format (OpenGVLab/InternVL3-8B-hf) does not. SOURCE is detected and written in the other format.
 Supported language models: InternLM2 (as Llama), Llama, Qwen2 and Qwen2.5, Qwen3 dense and MoE, with both vision
-towers. Names and shapes of tensors are checked, their values are preserved bit for bit, and one shard is in memory
-at a time. `mpo train` and mpo.models.load_internvl also read the official format directly; converting it once saves
-the conversion at every load.
+towers. Names and shapes of tensors are checked, and their values are preserved bit for bit. Only one shard is in
+memory at a time. `mpo train` and mpo.models.load_internvl also read the official format directly; converting it once
+saves the conversion at every load.
 """
 
 EXAMPLES = """\
 examples
-  mpo convert InternVL2_5-8B InternVL2_5-8B-hf            to transformers' format
-  mpo convert runs/first/final back --like InternVL2_5-8B   to the official format, with that checkpoint's Python files
+  mpo convert InternVL2_5-8B InternVL2_5-8B-hf              convert to transformers' format
+  mpo convert runs/first/final back --like InternVL2_5-8B   convert to the official format, copy Python files from InternVL2_5-8B
 """
 
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder of the checkpoint")
     parser.add_argument("target", metavar="TARGET", type=Path, help="folder to create")
-    parser.add_argument("--like", metavar="DIR", type=Path, help="official checkpoint to take config, tokenizer and code from")
+    parser.add_argument("--like", metavar="DIR", type=Path, help="official checkpoint to copy config, tokenizer and code from")
     parser.add_argument("--shard-gb", metavar="GB", type=float, default=5.0, help="maximum size of a weight shard (default: 5)")
     parser.add_argument(
         "--compare",
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from mpo.models.official.convert import convert
 
     done = convert(args.source, args.target, like=args.like, shard_gb=args.shard_gb, compare=args.compare)
-    whose = "the official" if done.form == "official" else "transformers'"
-    print(f"{done.folder}: {done.tensors} tensors in {whose} format")
+    format_name = "the official" if done.form == "official" else "transformers'"
+    print(f"{done.folder}: {done.tensors} tensors in {format_name} format")
     if done.difference is None:
         print("Names, shapes and dtypes agree. Logits were not compared: --compare needs memory for two copies of the model.")
     else:

@@ -1,4 +1,4 @@
-"""`mpo data`: inspect, validate and convert preference data."""
+"""`mpo data`: validate, inspect, convert, mix, split and deduplicate preference data."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     command = add(
         validate, "validate a data set before training; the exit status is 1 if it has problems", VALIDATE, VALIDATE_EXAMPLES
     )
-    _reads(command, split=True)
-    _models(command)
+    _add_input_options(command, split=True)
+    _add_model_options(command)
     command.add_argument(
         "--max-length", type=int, metavar="N", help="maximum number of tokens of prompt and completion (trainer.max_length)"
     )
@@ -64,17 +64,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("bad_records.jsonl"),
         metavar="FILE",
-        help="file to write the findings to (default: %(default)s)",
+        help="JSONL file to write the findings to (default: %(default)s)",
     )
 
     command = add(stats, "print statistics: lengths, tiles, length gaps, word overlap", STATS, STATS_EXAMPLES)
-    _reads(command, split=True)
-    _models(command)
+    _add_input_options(command, split=True)
+    _add_model_options(command)
     command.add_argument("--html", type=Path, metavar="FILE", help="also write an HTML page with plots")
 
     command = add(show, "print a few records as the model sees them", SHOW, SHOW_EXAMPLES)
-    _reads(command, split=True, workers=False)
-    _models(command)
+    _add_input_options(command, split=True, workers=False)
+    _add_model_options(command)
     command.add_argument("--count", type=int, default=3, metavar="N", help="number of records to show (default: %(default)s)")
     command.add_argument("--random", action="store_true", help="choose the records at random instead of taking the first ones")
     command.add_argument("--seed", type=int, default=0, help="random seed of --random (default: %(default)s)")
@@ -82,9 +82,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with the images instead of printing text")
 
     command = add(convert, "convert a data set to TRL's or MMPR's JSONL, Parquet or save_to_disk", CONVERT, CONVERT_EXAMPLES)
-    _reads(command, split=True, workers=False)
+    _add_input_options(command, split=True, workers=False)
     command.add_argument("target", metavar="TARGET", type=Path, help="new file or folder to write")
-    _writes(command)
+    _add_output_options(command)
     command.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -95,15 +95,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     command = add(mix, "write a mixture of several sources as one data set", MIX, MIX_EXAMPLES)
     command.add_argument("mixture", metavar="MIXTURE", type=Path, help="YAML or JSON file that describes the mixture, see above")
     command.add_argument(
-        "target", metavar="TARGET", type=Path, nargs="?", help="new file or folder to write; without it only the table is printed"
+        "target",
+        metavar="TARGET",
+        type=Path,
+        nargs="?",
+        help="new file or folder to write (default: only print the table)",
     )
-    command.add_argument("eval_file", metavar="EVAL", type=Path, nargs="?", help="new file or folder for the eval part (eval_size)")
-    command.add_argument("--seed", type=int, help="random seed that replaces the mixture's")
+    command.add_argument(
+        "eval_file",
+        metavar="EVAL",
+        type=Path,
+        nargs="?",
+        help="new file or folder for the evaluation part (eval_size)",
+    )
+    command.add_argument("--seed", type=int, help="random seed (default: as in the mixture)")
     command.add_argument("--shuffle", action="store_true", help="shuffle the pairs instead of writing source after source")
-    _writes(command)
+    _add_output_options(command)
 
     command = add(split, "split a data set into a training and an evaluation part", SPLIT, SPLIT_EXAMPLES)
-    _reads(command)
+    _add_input_options(command)
     command.add_argument("train", metavar="TRAIN", type=Path, help="new file or folder for the training part")
     command.add_argument("eval_file", metavar="EVAL", type=Path, help="new file or folder for the evaluation part")
     command.add_argument(
@@ -118,13 +128,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=EVAL_BY,
         default="both",
-        help="what the two parts must not share: questions, images, or both (default: %(default)s)",
+        help="keep the parts disjoint in questions, in images, or in both (default: %(default)s)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed of the split (default: %(default)s)")
-    _writes(command)
+    _add_output_options(command)
 
     command = add(dedupe, "remove exact and near duplicates", DEDUPE, DEDUPE_EXAMPLES)
-    _reads(command)
+    _add_input_options(command)
     command.add_argument("target", metavar="TARGET", type=Path, help="new file or folder to write")
     command.add_argument("--exact", action="store_true", help="remove exact duplicates only")
     command.add_argument(
@@ -144,10 +154,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--removed", type=Path, metavar="FILE", help="file to list the removed pairs in (default: TARGET.removed.jsonl)"
     )
-    _writes(command)
+    _add_output_options(command)
 
 
-def _reads(command: argparse.ArgumentParser, *, split: bool = False, workers: bool = True) -> None:
+def _add_input_options(command: argparse.ArgumentParser, *, split: bool = False, workers: bool = True) -> None:
     command.add_argument("path", metavar="PATH", help="preference data set: a file, a folder, or a data set on the Hub")
     command.add_argument("--format", metavar="F", help="format of the records (default: detected)")
     command.add_argument("--image-root", metavar="DIR", help="folder that image paths are relative to (default: the file's folder)")
@@ -157,19 +167,19 @@ def _reads(command: argparse.ArgumentParser, *, split: bool = False, workers: bo
         command.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one per CPU core)")
 
 
-def _models(command: argparse.ArgumentParser) -> None:
+def _add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", metavar="NAME_OR_PATH", help="count tokens and tiles with this model's processor; weights are not loaded"
     )
     command.add_argument("--max-tiles", type=int, metavar="N", help="tile limit per prompt, with --model (model.max_tiles)")
 
 
-def _writes(command: argparse.ArgumentParser) -> None:
+def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", choices=("trl", "mmpr", "parquet", "disk"), help="output form (default: by the name of TARGET)")
     command.add_argument(
         "--images",
         choices=("path", "copy", "bytes"),
-        help="how to store images: by path, as copies next to TARGET, or as bytes inside it (default: path for JSONL, else bytes)",
+        help="storage of images: by path, as copies next to TARGET, or as bytes inside it (default: path for JSONL, else bytes)",
     )
     command.add_argument(
         "--target-root",
@@ -205,7 +215,7 @@ def validate(args: argparse.Namespace) -> int:
         output=args.output,
         workers=_workers(args),
     )
-    _say(report.text())
+    _print(report.text())
     return int(not report.may_start)
 
 
@@ -217,7 +227,7 @@ def stats(args: argparse.Namespace) -> int:
         from mpo.data_tools.stats_page import stats_page
 
         _write_text(args.html, stats_page(found, str(args.path)))
-    _say(stats_text(found))
+    _print(stats_text(found))
     return 0
 
 
@@ -229,19 +239,19 @@ def show(args: argparse.Namespace) -> int:
     pairs = _load(args)
     if args.id:
         ids = pairs.select_columns(["id"])[:]["id"]
-        places = [place for place, name in enumerate(ids) if name in args.id]
-        if not places:
-            raise ValueError(f"No record of {args.path} has the id {args.id[0]!r}. Its first is {ids[0]!r}.")
+        indices = [index for index, name in enumerate(ids) if name in args.id]
+        if not indices:
+            raise ValueError(f"No record of {args.path} has the id {args.id[0]!r}. Check --id; the first id is {ids[0]!r}.")
     elif args.random:
-        places = np.random.default_rng(args.seed).permutation(len(pairs))[: args.count].tolist()
+        indices = np.random.default_rng(args.seed).permutation(len(pairs))[: args.count].tolist()
     else:
-        places = list(range(min(args.count, len(pairs))))
-    few, processor = pairs.select(places), _processor(args)
+        indices = list(range(min(args.count, len(pairs))))
+    selected, processor = pairs.select(indices), _processor(args)
     if args.html:
-        _write_text(args.html, show_page(few, str(args.path), processor))
-        _say(f"{args.html}: {len(few):,} records")
+        _write_text(args.html, show_page(selected, str(args.path), processor))
+        _print(f"{args.html}: {len(selected):,} records")
     else:
-        _say(show_text(few, processor))
+        _print(show_text(selected, processor))
     return 0
 
 
@@ -258,8 +268,8 @@ def convert(args: argparse.Namespace) -> int:
     dropped = not_kept(written)
     found = first_difference(_bare(pairs, dropped), _bare(again, dropped))
     if found is not None:
-        raise ValueError(f"{written.path} differs from {args.path}: {found}. The file was kept; please report this.")
-    _say(f"Read again: {len(again):,} pairs, the same as in {args.path}.")
+        raise ValueError(f"{written.path} differs from {args.path}: {found}. The new file was not deleted. Please report this.")
+    _print(f"Read again: {len(again):,} pairs, the same as in {args.path}.")
     return 0
 
 
@@ -274,9 +284,9 @@ def mix(args: argparse.Namespace) -> int:
         settings["seed"] = args.seed
     if args.target is not None and bool(settings.get("eval_size")) != (args.eval_file is not None):
         found = settings.get("eval_size")
-        raise ValueError(f"{args.mixture} has eval_size={found}. Give an EVAL file if eval_size is set, and none otherwise.")
+        raise ValueError(f"{args.mixture} has eval_size={found}. Give EVAL if eval_size is set, and leave it out otherwise.")
     mixture = make(**settings)
-    _say(mixture.describe())
+    _print(mixture.describe())
     if args.target is not None:
         train = mixture.train
         if args.shuffle:
@@ -291,7 +301,7 @@ def split(args: argparse.Namespace) -> int:
     from mpo.data.eval_part import split_eval
 
     if args.train.exists() or args.eval_file.exists():
-        raise ValueError(f"{args.train if args.train.exists() else args.eval_file} already exists. Give a new name.")
+        raise ValueError(f"{args.train if args.train.exists() else args.eval_file} already exists. Choose a new name.")
     pairs = _load(args)
     parts = split_eval(pairs, args.amount, seed=args.seed, by=args.by, num_proc=_workers(args))
     for part, target in zip(parts, (args.train, args.eval_file), strict=True):
@@ -305,29 +315,29 @@ def dedupe(args: argparse.Namespace) -> int:
     removed = args.removed or args.target.with_name(f"{args.target.name}.removed.jsonl")
     for path in (args.target, removed):
         if path.exists():
-            raise ValueError(f"{path} already exists. Give a new name; nothing is overwritten.")
+            raise ValueError(f"{path} already exists. Choose a new name.")
     pairs = _load(args)
     found = find_duplicates(
         pairs, near=not args.exact, threshold=args.threshold, image_bits=args.image_bits, num_proc=_workers(args)
     )
     _write(without(pairs, found), args.target, args)
-    ids = pairs.select_columns(["id"])[:]["id"] if "id" in pairs.column_names else [str(place) for place in range(len(pairs))]
+    ids = pairs.select_columns(["id"])[:]["id"] if "id" in pairs.column_names else [str(index) for index in range(len(pairs))]
     lines = [{"id": ids[one.index], "same_as": ids[one.same_as], "reason": one.reason} for one in found]
     _write_text(removed, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     exact = sum(one.reason.startswith("the same") for one in found)
-    _say(
+    _print(
         f"Removed {len(found):,} of {len(pairs):,} pairs: {exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
     )
     for line in lines[:5]:
-        _say(f"  {line['id']} duplicates {line['same_as']}: {line['reason']}")
+        _print(f"  {line['id']} duplicates {line['same_as']}: {line['reason']}")
     return 0
 
 
 # Shared by the actions
 
 
-def _say(text: str) -> None:
-    """Print text that may contain foreign names and texts, whose control characters are escaped."""
+def _print(text: str) -> None:
+    """Print text and escape the control characters of names and texts from data."""
     print(visible(text))
 
 
@@ -356,7 +366,7 @@ def _workers(args: argparse.Namespace) -> int:
 def _processor(args: argparse.Namespace) -> Any:
     if not args.model:
         if args.max_tiles is not None:
-            raise ValueError("--max-tiles needs a model. Give --model too.")
+            raise ValueError("--max-tiles needs --model. Add --model NAME_OR_PATH.")
         return None
     from mpo.models.loading import load_processor
 
@@ -368,12 +378,12 @@ def _processor(args: argparse.Namespace) -> Any:
 
 def _not_opened(model: str, error: OSError) -> ValueError:
     if Path(model).is_dir():
-        return ValueError(f"--model {model} has no processor or tokenizer ({_first_line(error)}). Give a checkpoint's folder.")
+        return ValueError(f"--model {model} has no processor or tokenizer ({_first_line(error)}). Give the folder of a checkpoint.")
     if model.startswith(("/", ".", "~")):
-        return ValueError(f"--model {model}: there is no such folder. Give a checkpoint's folder, or its name on the Hub.")
+        return ValueError(f"--model {model} is not a folder. Give the folder of a checkpoint, or a model id on the Hub.")
     return ValueError(
-        f"--model {model}: there is no such folder, and loading it from the Hub failed ({_first_line(error)}). Fix the name; a "
-        "model on the Hub needs network access or a copy in the cache."
+        f"--model {model} is not a folder, and loading it from the Hub failed ({_first_line(error)}). Check the name; a model on "
+        "the Hub needs network access or a cached copy."
     )
 
 
@@ -382,7 +392,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _context(model: str) -> int | None:
-    """Context length of a model in tokens; None if its config does not state it, or for a folder with a processor alone."""
+    """Context length of a model in tokens; None if its config has none, or for a folder with only a processor."""
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         return None
     from transformers import AutoConfig
@@ -403,17 +413,17 @@ def _write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
 
     written = write_pairs(pairs, target, form=args.to, images=args.images, image_root=args.target_root)
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
-    _say(f"{written.path}: {written.pairs:,} pairs{root}")
+    _print(f"{written.path}: {written.pairs:,} pairs{root}")
     for column, count in written.lost.items():
-        _say(f"  {column!r} of {count:,} records was dropped: MMPR's form has no field for it; TRL's form keeps it")
+        _print(f"  {column!r} of {count:,} records was dropped, because MMPR's form has no field for it; --to trl keeps it")
     return written
 
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _bare(pairs: Any, dropped: list[str]) -> Any:

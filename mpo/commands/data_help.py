@@ -1,30 +1,36 @@
 """Help texts of `mpo data` and its actions."""
 
 EXPLANATION = """\
-Inspect, validate, convert and split preference data. PATH is anything that data.path of `mpo train` accepts: a JSONL,
-Parquet or tar file, a folder of save_to_disk, a data set on the Hub, MMPR's meta.json, or the YAML of a mixture (see
-mix). The format is detected; --format sets it. Nothing is edited in place: results are written to new files.
+Validate, inspect, convert, mix, split and deduplicate preference data.
+
+PATH is anything that data.path of `mpo train` accepts: a JSONL, Parquet or tar file, a folder of save_to_disk, a data
+set on the Hub, MMPR's meta.json, or the YAML of a mixture (see mix). The format is detected; --format sets it. Nothing
+is edited in place: results are written to new files.
 """
 
 EXAMPLES = """\
 examples
-  mpo data validate pairs.jsonl --model OpenGVLab/InternVL3-1B-hf    find what would stop training
-  mpo data stats pairs.jsonl --html stats.html                       lengths, gaps, overlap, by source
-  mpo data show pairs.jsonl --model OpenGVLab/InternVL3-1B-hf        three records as the model sees them
-  mpo data convert pairs.jsonl pairs.parquet                         Parquet with the images inside
-  mpo data dedupe pairs.jsonl unique.jsonl                           without exact and near duplicates
-  mpo data split unique.jsonl train.jsonl eval.jsonl --eval-size 0.01  no shared question or image
-  mpo data mix mixture.yaml mixed.parquet                            several sources as one data set
+  mpo data validate pairs.jsonl --model OpenGVLab/InternVL3-1B-hf    find problems that stop training
+  mpo data stats pairs.jsonl --html stats.html                       show lengths, length gaps and word overlap, by source
+  mpo data show pairs.jsonl --model OpenGVLab/InternVL3-1B-hf        show three records as the model sees them
+  mpo data convert pairs.jsonl pairs.parquet                         write Parquet with the images inside
+  mpo data dedupe pairs.jsonl unique.jsonl                           remove exact and near duplicates
+  mpo data split unique.jsonl train.jsonl eval.jsonl                 split off 1 % of the pairs for evaluation
+  mpo data mix mixture.yaml mixed.parquet                            write several sources as one data set
 """
 
 VALIDATE = """\
-Validate a data set before training: read every record as training would, in parallel. Problems, which stop training:
-lines that are not pairs, images and videos that are missing or cannot be decoded, placeholders that do not match the
-images, empty or equal completions, records longer than --max-length or the model's context, image tokens written in
-texts, questions that --eval has too (with the same images), lines of --eval that are not pairs. Notes, which do not:
-exact duplicates, images that --eval has too, completions that refuse or look unfinished, completions that differ in
-white space alone and, with --model, other control tokens written in texts (<|im_end|>), which become real ones. Every
-finding is written to --output with its file and line. Exit status: 0 without problems, 1 with problems.
+Validate a data set before training: read every record as training would, in parallel.
+
+Problems stop training: lines that are not pairs, images and videos that are missing or cannot be decoded, placeholders
+that do not match the images, empty or equal completions, records longer than --max-length or the model's context, image
+tokens written in texts, questions that --eval has too (with the same images), lines of --eval that are not pairs.
+
+Notes do not stop training: exact duplicates, images that --eval has too, completions that refuse or look unfinished,
+completions that differ only in white space and, with --model, other control tokens written in texts (<|im_end|>), which
+the tokenizer reads as control tokens.
+
+Every finding is written to --output with its file and line. Exit status: 0 without problems, 1 with problems.
 """
 VALIDATE_EXAMPLES = """\
 examples
@@ -44,27 +50,27 @@ examples
 """
 SHOW = """\
 Print a few records. With --model, as the model sees them: the rendered prompt with its image tokens, and the
-completions with the tokens of the loss between angle quotation marks.
+completions with the labelled tokens (those of the loss) between angle quotation marks.
 """
 SHOW_EXAMPLES = """\
 examples
-  mpo data show pairs.jsonl                                          the first three
-  mpo data show pairs.jsonl --count 10 --random --seed 1             ten at random
+  mpo data show pairs.jsonl                                          show the first three
+  mpo data show pairs.jsonl --count 10 --random --seed 1             show ten at random
   mpo data show pairs.jsonl --id m3cot-17 --model OpenGVLab/InternVL3-1B-hf
-  mpo data show pairs.jsonl --count 50 --html look.html              with the images, in a browser
+  mpo data show pairs.jsonl --count 50 --html show.html              write an HTML page with the images
 """
 CONVERT = """\
 Convert a data set to another form. The name of the target decides which: .jsonl has TRL's columns (--to mmpr: MMPR's
 fields), .parquet has TRL's columns with the images inside, a name without an ending is a folder of save_to_disk. The
-target is read again and compared, record by record and image by image. Columns that the form cannot hold are named.
+target is read again and compared, record by record and image by image. Columns that the form cannot hold are listed.
 MMPR's lines keep other fields of a record at the top level as in its file, or in one object `metadata` where their
 names would mean something else.
 """
 CONVERT_EXAMPLES = """\
 examples
   mpo data convert mmpr/annotations/m3cot.jsonl m3cot.parquet --image-root mmpr/images
-  mpo data convert m3cot.parquet m3cot.jsonl --to mmpr             images become files in m3cot_images/
-  mpo data convert pairs.jsonl portable.jsonl --images copy        with a copy of every image next to it
+  mpo data convert m3cot.parquet m3cot.jsonl --to mmpr             write the images to m3cot_images/
+  mpo data convert pairs.jsonl portable.jsonl --images copy        copy every image next to the file
 """
 MIX = """\
 Write a mixture of several sources as one data set, as training with data.mix=MIXTURE would draw it, and print how many
@@ -75,21 +81,21 @@ relative to its folder if they exist there:
     - {path: m3cot.jsonl, image_root: images/m3cot, repeat_time: 2}
     - {path: charts.jsonl, image_root: images/charts, repeat_time: 0.1, cap: 5000, tiles: {max: 12}}
   sampling: null     # null: weight if sources have one, else repeat_time; sqrt: by the square root of the sizes
-  size: null         # number of pairs in all, with sampling weight or sqrt
-  eval_size: null    # size of the eval part: a fraction or a number of pairs; shares no question or image with the rest
+  size: null         # total number of pairs, with sampling weight or sqrt
+  eval_size: null    # size of the evaluation part (shares no question or image with the rest): fraction or number of pairs
   seed: 0
 """
 MIX_EXAMPLES = """\
 examples
-  mpo data mix mixture.yaml                      only print the table
+  mpo data mix mixture.yaml                      print only the table
   mpo data mix mixture.yaml mixed.parquet
-  mpo data mix mixture.yaml mixed.parquet eval.parquet     if the mixture has an eval_size
-  mpo data mix MMPR-v1.2/meta.json                         pairs of each source of MMPR
+  mpo data mix mixture.yaml mixed.parquet eval.parquet     for a mixture with an eval_size
+  mpo data mix MMPR-v1.2/meta.json                         print the pairs of each source of MMPR
 """
 SPLIT = """\
 Split a data set into a training and an evaluation part that share no question and no image. Pairs that share one,
 directly or through other pairs, are a connected component and stay in one part. A question that many pairs have
-(Describe this image.) connects all of them; --by image then compares images alone.
+(Describe this image.) connects all of them; use --by image to compare only images.
 """
 SPLIT_EXAMPLES = """\
 examples
@@ -101,9 +107,9 @@ Remove duplicate pairs; the first pair of each group is kept. Exact duplicates h
 completions. Near duplicates (unless --exact) have texts whose 5-character sequences overlap by --threshold, case and
 punctuation aside, with the same numbers and signs, and the same images: equal files, or pixels that differ only by
 JPEG or WebP compression or by downscaling (to at least three quarters of the size, in proportion). An image with
-another colour, label or bar is a different image. A copy of a drawing is often not recognised, and is then kept. Images
-are compared if their 64-bit difference hashes are nearly equal. REMOVED lists every removed pair, the pair that it
-repeats, and the reason.
+another colour, label or bar is a different image. Duplicates of drawings are often not recognised, and are then kept.
+Images are compared if their 64-bit difference hashes are nearly equal. The file of --removed lists every removed pair,
+the pair that it repeats, and the reason.
 """
 DEDUPE_EXAMPLES = """\
 examples

@@ -8,12 +8,12 @@ from pathlib import Path
 EXPLANATION = """\
 Train a small InternVL with MPO on its own responses, from supervised fine-tuning to an evaluation report.
 
-  1. draw images of real handwriting: worked examples, questions, and validation images that share no digit with them
+  1. draw images of real handwriting: worked examples, questions, and evaluation images that share no digit with them
   2. fine-tune a new model on the worked examples (SFT)
-  3. evaluate it on 1,000 validation images
+  3. evaluate it on 1,000 images
   4. sample several responses to each question, at temperature 1
   5. pair correct with incorrect responses by their line "Final answer: ..."
-  6. train on the pairs with MPO: mpo train experiment=demo
+  6. train on these pairs with MPO: mpo train experiment=demo
   7. evaluate again
   8. write report.html: accuracy, every term of the loss, rewards, margin, delta, sample images
 
@@ -22,8 +22,8 @@ Nothing is downloaded. Run the same command again to resume an interrupted demo.
 
 EXAMPLES = """\
 examples
-  mpo demo                          the whole demo, in runs/demo
-  mpo demo --quick                  all stages in about two minutes, with low accuracy
+  mpo demo                          run the demo, output in runs/demo
+  mpo demo --quick                  run all stages in about two minutes, with low accuracy
   mpo demo --seed 1 --output-dir runs/demo1
 """
 
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="run a smaller demo of about two minutes; its accuracy is low")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument("--restart", action="store_true", help="delete the files of an earlier demo in the output folder")
+    parser.add_argument("--restart", action="store_true", help="delete an earlier demo in the output folder and run all stages")
 
 
 def run(args: argparse.Namespace) -> int:

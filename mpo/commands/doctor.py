@@ -14,10 +14,10 @@ them are listed at the end. Lines marked * are notes. The exit status is 1 if th
 
 EXAMPLES = """\
 examples
-  mpo doctor                       all checks
+  mpo doctor                       run all checks
   mpo doctor --dir /data/runs      check the disk that runs will be written to
-  mpo doctor --no-step --json      no training step, output as JSON
-  MPO_TRACEBACK=1 mpo doctor       with the tracebacks of failed checks
+  mpo doctor --no-step --json      skip the training step, print JSON
+  MPO_TRACEBACK=1 mpo doctor       print the tracebacks of failed checks
 """
 
 
@@ -25,8 +25,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = EXPLANATION
     parser.epilog = EXAMPLES
-    parser.add_argument("--dir", type=Path, default=Path("."), metavar="DIR", help="folder of runs (default: current folder)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("."), metavar="DIR", help="folder that runs are written to (default: .)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--no-step", action="store_true", help="skip the training step")
 
 

@@ -26,9 +26,9 @@ can be lost. The report shows how much the adapter changes the logits and warns 
 
 EXAMPLES = """\
 examples
-  mpo export runs/lora InternVL3-8B-mpo --dtype bfloat16                  to transformers' format
-  mpo export runs/lora out --format official --like models/InternVL3-8B      the official format, for LMDeploy
-  mpo export runs/lora/checkpoint-400 out --base models/InternVL3-8B-hf     an adapter whose base model has moved
+  mpo export runs/lora InternVL3-8B-mpo --dtype bfloat16                  export to transformers' format
+  mpo export runs/lora out --format official --like models/InternVL3-8B   export to the official format, for LMDeploy
+  mpo export runs/lora/checkpoint-400 out --base models/InternVL3-8B-hf  export an adapter whose base model has moved
 """
 
 
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     dtypes = ["auto", "bfloat16", "float16", "float32"]
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="dtype of the weights (default: as trained)")
     parser.add_argument("--shard-gb", metavar="GB", type=float, default=5.0, help="maximum size of a weight shard (default: 5)")
-    parser.add_argument("--like", metavar="DIR", type=Path, help="official checkpoint to take config, tokenizer and code from")
+    parser.add_argument("--like", metavar="DIR", type=Path, help="official checkpoint to copy config, tokenizer and code from")
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -73,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
 
 def report(done: Export, *, qlora: bool = False) -> list[str]:
     """Describe an export; `qlora`: the adapter was trained on 4-bit weights."""
-    whose = "the official" if done.form == "official" else "transformers'"
+    format_name = "the official" if done.form == "official" else "transformers'"
     files = "1 file" if done.files == 1 else f"{done.files} files"
-    lines = [f"{done.folder}: {done.tensors} tensors in {whose} format, {done.dtype}, {done.bytes / 1e9:.2f} GB in {files}"]
+    lines = [f"{done.folder}: {done.tensors} tensors in {format_name} format, {done.dtype}, {done.bytes / 1e9:.2f} GB in {files}"]
     if done.base is not None:
         lines.append(f"The adapter is merged into {done.base}.")
         if qlora:
-            lines.append("The adapter was trained on 4-bit weights and the export has none: evaluate the exported model.")
+            lines.append("The adapter was trained on 4-bit weights; the export has none. Evaluate the exported model.")
     found = done.comparison
     if found is None:
         lines.append("The exported model was not checked. Use --check to load it and compare it with the trained model.")
@@ -91,7 +91,7 @@ def report(done: Export, *, qlora: bool = False) -> list[str]:
         if found.moved is not None and found.rounding is not None and found.moved < found.rounding:
             lines.append(
                 f"WARNING: rounding to {done.dtype} changes them more ({found.rounding:.1e}). Use --dtype float32 to keep "
-                "what was learned."
+                "the adapter's change."
             )
         first, second = found.responses
         lines.append(f"Both models respond {first!r}." if first == second else f"Trained: {first!r}. Exported: {second!r}.")

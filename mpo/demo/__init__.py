@@ -1,1 +1,1 @@
-"""The demo: a small InternVL learns to read handwriting from few worked examples and many checked responses."""
+"""The demo: a small InternVL learns to read handwriting from a few worked examples and many checked responses."""

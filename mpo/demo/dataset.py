@@ -1,4 +1,4 @@
-"""Stage 1: images and questions."""
+"""Stage 1: draw images and write questions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mpo.preference_data.mmpr import write_lines
 def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Draw the images of all splits and write their questions.
 
-    Every line holds the ground truth; lines of `worked` also hold a worked example, and lines of `eval` the digits, to measure
+    Every line has the ground truth. Lines of `worked` also have a worked example; lines of `eval` have the digits, to measure
     reading.
 
     Returns:
-        the numbers of images and sources per split.
+        The numbers of images and sources per split.
     """
     handwriting = load_handwriting()
     rng = np.random.default_rng(settings.seed)

@@ -18,11 +18,11 @@ BEFORE, AFTER, THIRD, GREY = "#9aa5b1", "#2563a8", "#c2571a", "#52606d"
 
 
 def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Bars of evaluation accuracy before and after, with 95 % intervals: all questions, each kind, and reading alone.
+    """Plot the evaluation accuracy before and after, with 95 % intervals: all questions, each kind, and reading.
 
     Args:
-        before: numbers of the stage `before`.
-        after: numbers of the stage `after`.
+        before: results of the stage `before`.
+        after: results of the stage `after`.
 
     Returns:
         A PNG as a data URL, like every function here.
@@ -39,11 +39,11 @@ def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
             [share - 100 * low for share, (low, _) in zip(shares, bounds, strict=True)],
             [100 * high - share for share, (_, high) in zip(shares, bounds, strict=True)],
         ]
-        places = [place + offset for place in range(len(groups))]
+        positions = [index + offset for index in range(len(groups))]
         whiskers = {"ecolor": "#1f2933", "capsize": 3, "lw": 1}
-        axes.bar(places, shares, 0.38, color=colour, label=label, yerr=errors, error_kw=whiskers)
-        for place, share, high in zip(places, shares, errors[1], strict=True):
-            axes.annotate(f"{share:.0f}", (place, share + high), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+        axes.bar(positions, shares, 0.38, color=colour, label=label, yerr=errors, error_kw=whiskers)
+        for position, share, high in zip(positions, shares, errors[1], strict=True):
+            axes.annotate(f"{share:.0f}", (position, share + high), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
     axes.set_xticks(range(len(groups)), [group[0] for group in groups])
     axes.set_ylim(0, 108)
     axes.set_ylabel("correct, %")
@@ -52,7 +52,7 @@ def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def terms_figure(log: Sequence[Mapping[str, float]]) -> str:
-    """The weighted loss and each unweighted term over the steps of MPO training."""
+    """Plot the weighted loss and each unweighted term over the steps of MPO training."""
     figure, axes = _figure()
     for key, label, colour in (
         ("loss", "loss = 0.8 preference + 0.2 quality + generation", "#1f2933"),
@@ -68,7 +68,7 @@ def terms_figure(log: Sequence[Mapping[str, float]]) -> str:
 
 
 def rewards_figure(log: Sequence[Mapping[str, float]]) -> str:
-    """Rewards of chosen and rejected completions, and the reward shift delta between them."""
+    """Plot the rewards of chosen and rejected completions, and the reward shift delta."""
     figure, axes = _figure()
     _line(axes, log, "rewards/chosen", "reward of chosen", AFTER)
     _line(axes, log, "rewards/rejected", "reward of rejected", THIRD)
@@ -79,7 +79,7 @@ def rewards_figure(log: Sequence[Mapping[str, float]]) -> str:
 
 
 def margin_figure(log: Sequence[Mapping[str, float]]) -> str:
-    """Reward margin, and the fraction of pairs whose chosen completion has the higher reward."""
+    """Plot the reward margin, and the fraction of pairs whose chosen completion has the higher reward."""
     figure, axes = _figure()
     _line(axes, log, "rewards/margins", "margin (left)", AFTER)
     axes.axhline(0, color="#cbd2d9", lw=0.8, zorder=0)
@@ -113,5 +113,5 @@ def _as_url(figure: Figure) -> str:
 
 
 def png_url(png: bytes) -> str:
-    """A PNG as a data URL, to embed in a page."""
+    """Encode a PNG as a data URL, to embed it in a page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -27,7 +27,7 @@ class DemoFolder:
 
     @property
     def progress(self) -> Path:
-        """The finished stages, their times and their numbers."""
+        """The finished stages, their times and their results."""
         return self.root / "progress.json"
 
     @property
@@ -79,17 +79,17 @@ class DemoFolder:
         return self.root / "report.html"
 
     def question(self, line: dict[str, Any]) -> Question:
-        """The question of a line, with its image."""
+        """Return the question of a line with its image."""
         return Question(line["question"], (self.data / line["image"],))
 
     def read_progress(self) -> dict[str, Any]:
-        """Stages by name; empty for a new folder."""
+        """Read the stages by name; empty for a new folder."""
         if not self.progress.is_file():
             return {}
         return dict(json.loads(self.progress.read_text(encoding="utf-8")))
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        """Write the stages atomically."""
+        """Write the stages by name, atomically."""
         unfinished = self.progress.with_name(self.progress.name + ".unfinished")
         unfinished.write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(self.progress)

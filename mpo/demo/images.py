@@ -26,7 +26,7 @@ class Handwriting:
 
 
 def load_handwriting() -> Handwriting:
-    """The 1,797 scanned digits that come with scikit-learn (UCI Optical Recognition of Handwritten Digits, test part)."""
+    """Load the 1,797 scanned digits of scikit-learn (UCI Optical Recognition of Handwritten Digits, test part)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -51,17 +51,15 @@ def split_sources(
         ValueError: for numbers that are not multiples of ten, or that leave no source for evaluation.
     """
     if worked % 10 or questions % 10:
-        raise ValueError(
-            f"Sources are split evenly over ten digits: expected multiples of ten, got worked={worked}, questions={questions}."
-        )
+        raise ValueError(f"Expected multiples of ten, as there are ten digits; got worked={worked}, questions={questions}.")
     assigned: dict[str, list[int]] = {name: [] for name in SPLITS}
     for digit in range(10):
         sources = rng.permutation(np.flatnonzero(labels == digit))
         first, second = worked // 10, (worked + questions) // 10
         if second >= len(sources):
             raise ValueError(
-                f"worked={worked}, questions={questions} need {second} sources of the digit {digit}; there are {len(sources)}, "
-                "and some must remain for evaluation. Set fewer worked or question sources."
+                f"worked={worked}, questions={questions} need {second} of the {len(sources)} sources of the digit {digit}, and at "
+                "least one must remain for evaluation. Set fewer worked or question sources."
             )
         assigned["worked"] += sources[:first].tolist()
         assigned["questions"] += sources[first:second].tolist()

@@ -56,8 +56,8 @@ Optimization (MPO): {percent(before["correct"], before["total"])} and {percent(a
 Wilson intervals, a change of {100 * (share_after - share_before):+.1f} points. {paired["gained"]} questions were gained and
 {paired["lost"]} lost (exact McNemar test, p = {paired["p_value"]:.2g}). {escape(CONTROL)}</p>
 <p>The model first saw {settings.worked_examples:,} worked examples made of {settings.worked_sources} handwritten digits. It then
-sampled {settings.responses_per_question} responses to each of {settings.questions:,} further questions. Of those questions only the
-ground truth was known: it tells correct from incorrect responses, and MPO trained on
+sampled {settings.responses_per_question} responses to each of {settings.questions:,} further questions. Only the ground truth of
+these questions was known; it separates correct from incorrect responses. MPO trained on
 {numbers["pair"]["pairs_total"]:,} pairs of a correct and an incorrect one. No handwritten digit is in more than one of
 the three sets.</p>"""
 
@@ -67,7 +67,7 @@ def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
         _figure(
             "Accuracy on evaluation images",
             accuracy_figure(numbers["before"], numbers["after"]),
-            "Greedy responses; error bars are 95 % intervals. 'Digits read' asks only whether the first line names the digits.",
+            "Greedy responses; error bars are 95 % intervals. 'Digits read' counts responses whose first line names the digits.",
         ),
         _figure("Terms of the loss", terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
         _figure(
@@ -79,7 +79,7 @@ def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
         _figure(
             "Margin",
             margin_figure(log),
-            "Reward of the chosen minus reward of the rejected completion, and the fraction of pairs in which it is above zero.",
+            "Reward of the chosen minus reward of the rejected completion, and the fraction of pairs in which it is positive.",
         ),
     ]
     return f"<section class='figures'>{''.join(figures)}</section>"
@@ -98,8 +98,8 @@ def _samples(folder: DemoFolder, settings: DemoSettings) -> str:
     one_each = list({pair["image"]: pair for pair in pairs}.values())[:SAMPLES]
     return f"""
 <h2>{len(one_each)} of the pairs it was trained on</h2>
-<p>Both completions are the model's own responses. The ground truth, in brackets, is all that was known. The chosen response
-reached it, though sometimes by wrong reading or reasoning: only the final answer is checked.</p>
+<p>Both completions are the model's own responses. Only the ground truth, in brackets, was known. The final answer of the
+chosen response is correct, but its reading or reasoning may not be: only the final answer is checked.</p>
 <section class='cards'>{"".join(_card(folder, pair) for pair in one_each)}</section>"""
 
 

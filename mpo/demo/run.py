@@ -1,4 +1,4 @@
-"""Run the stages of the demo in order, each once."""
+"""Run the stages of the demo in order, each one once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Stage:
     """A stage of the demo.
 
     Attributes:
-        name: key of its time and numbers in `progress.json`.
-        title: what it does, as printed.
-        run: runs the stage and returns its numbers. An interrupted stage is run again and may use its files in the folder.
+        name: key of its time and results in `progress.json`.
+        title: its description, as printed.
+        run: runs the stage and returns its results. An interrupted stage is run again and may reuse its files in the folder.
         made: its main output, relative to the output folder.
     """
 
@@ -38,12 +38,12 @@ class Stage:
 
 STAGES = (
     Stage("data", "draw images of handwriting, with questions", make_dataset, "data/"),
-    Stage("warm_up", "warm a new model up on the few worked examples", warm_up, "warm/"),
-    Stage("before", "measure it on evaluation images", measure_before, "responses_before.jsonl"),
+    Stage("warm_up", "warm up a new model on the worked examples", warm_up, "warm/"),
+    Stage("before", "evaluate it on evaluation images", measure_before, "responses_before.jsonl"),
     Stage("sample", "sample responses to the questions", sample, "samples.jsonl"),
     Stage("pair", "pair correct with incorrect responses", pair, "pairs.jsonl"),
     Stage("mpo", "train on the pairs with MPO", train_mpo, "mpo/"),
-    Stage("after", "measure on the same evaluation images", measure_after, "responses_after.jsonl"),
+    Stage("after", "evaluate on the same evaluation images", measure_after, "responses_after.jsonl"),
     Stage("report", "write the report", write_report, "report.html"),
 )
 
@@ -57,10 +57,10 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
         restart: delete an earlier demo in the folder.
 
     Returns:
-        For each stage, by name: `seconds` it took and its `numbers`.
+        By the name of each stage: its `seconds` and its results (`numbers`).
 
     Raises:
-        ValueError: when the folder holds a demo with other settings, or anything else.
+        ValueError: when the folder contains a demo with other settings, or other files.
     """
     folder = DemoFolder(output_dir)
     _prepare(folder, settings, restart)
@@ -87,13 +87,13 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
 def _prepare(folder: DemoFolder, settings: DemoSettings, restart: bool) -> None:
     if folder.root.exists() and any(folder.root.iterdir()):
         if not folder.settings.is_file():
-            raise ValueError(f"--output-dir={folder.root} is not empty and holds no demo. Choose another folder.")
+            raise ValueError(f"--output-dir={folder.root} is not empty and contains no demo. Choose another folder.")
         if restart:
             shutil.rmtree(folder.root)
         elif DemoSettings.read(folder.settings) != settings:
             raise ValueError(
-                f"--output-dir={folder.root} holds a demo of another seed or size (see {folder.settings}). Add --restart to delete "
-                "it, or choose another folder."
+                f"--output-dir={folder.root} contains a demo with another seed or size (see {folder.settings}). Add --restart to "
+                "delete it, or choose another folder."
             )
     folder.root.mkdir(parents=True, exist_ok=True)
     settings.write(folder.settings)

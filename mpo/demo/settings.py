@@ -9,14 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Every setting of the demo.
+    """The settings of the demo.
 
     Attributes:
         seed: random seed of the demo.
         worked_sources: handwritten digits for the worked examples; a multiple of ten.
-        question_sources: other digits for the questions; a multiple of ten. The rest of the 1,797 are for evaluation.
+        question_sources: other digits for the questions; a multiple of ten. The rest of the 1,797 is for evaluation.
         worked_examples: questions with a worked example.
-        questions: questions with the ground truth alone.
+        questions: questions with only a ground truth.
         eval_questions: questions for evaluation.
         digits_per_image: digits side by side.
         tile_size: pixels; an image is `digits_per_image` tiles wide and one tile high.
@@ -27,7 +27,7 @@ class DemoSettings:
         warm_batch: worked examples per step.
         warm_learning_rate: peak of the cosine schedule.
         responses_per_question: responses sampled per question, at temperature 1.
-        max_pairs: the largest number of pairs per question.
+        max_pairs: maximum number of pairs per question.
         mpo_overrides: changes to the recipe `experiment=demo`, as on the command line of `mpo train`.
     """
 
@@ -65,7 +65,7 @@ def full_settings(seed: int) -> DemoSettings:
 
 
 def quick_settings(seed: int) -> DemoSettings:
-    """Settings of the quick demo: about two minutes on two cores. Every stage runs, but the model stays weak."""
+    """Settings of the quick demo: about two minutes on two cores. Every stage runs, but the accuracy is low."""
     return DemoSettings(
         seed=seed,
         questions=600,

@@ -1,4 +1,4 @@
-"""Stages 3 to 7: measure, sample, pair, train with MPO, measure again."""
+"""Stages 3 to 7: evaluate, sample, pair, train with MPO, evaluate again."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mpo.models.loading import load_model
 from mpo.preference_data.mmpr import build_pairs, read_lines, write_lines
 
 MAX_NEW_TOKENS = 64
-"""Tokens of the longest response; worked examples have about 35."""
+"""Maximum length of a response in tokens; worked examples have about 35."""
 
 RESPONSES_PER_BATCH = 400
 
 
 def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Measure the warmed-up model on the evaluation questions."""
+    """Evaluate the warmed-up model on the evaluation questions."""
     return _measure(folder, folder.warm, "before")
 
 
@@ -75,7 +75,7 @@ def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 
 def measure_after(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Measure the trained model on the evaluation questions and compare with before."""
+    """Evaluate the trained model on the evaluation questions and compare it with the warmed-up model."""
     numbers = _measure(folder, folder.mpo, "after")
     before, after = ([line["correct"] for line in read_lines(folder.responses(when))] for when in ("before", "after"))
     return {**numbers, "paired": asdict(compare_paired(before, after))}

@@ -12,11 +12,11 @@ CONTROL = (
     "the same model with the same pairs, steps and rate, and MPO 49.6 % (standard error 1.6 points each): "
     "benchmarks/demo_control.py."
 )
-"""The accuracy of a control, SFT; measured on one seed, as its result file says."""
+"""The accuracy of the control (SFT), measured on one seed as its result file states."""
 
 
 def percent(successes: int, trials: int) -> str:
-    """A proportion in percent with its 95 % interval.
+    """Format a proportion in percent with its 95 % interval.
 
     >>> percent(50, 100)
     '50.0 % (40.4 to 59.6)'
@@ -26,7 +26,7 @@ def percent(successes: int, trials: int) -> str:
 
 
 def summarize(progress: dict[str, Any]) -> str:
-    """Accuracy before and after, with intervals and the p-value of the change.
+    """Summarize the accuracy before and after, with intervals and the p-value of the change.
 
     Args:
         progress: the result of `mpo.demo.run.run_demo`.

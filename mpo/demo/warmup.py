@@ -23,7 +23,7 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Build the model and train it on the worked examples with TRL's SFTTrainer.
 
     Returns:
-        the numbers of parameters, tokens and steps, and the last loss.
+        The numbers of parameters, tokens and steps, and the last loss.
     """
     lines = read_lines(folder.lines("worked"))
     processor = small_processor(

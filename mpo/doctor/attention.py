@@ -1,4 +1,4 @@
-"""Which kernel packed rows will use on each device."""
+"""Report the attention kernel that packed rows use on each device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpo.doctor.gpus import kinds, numbers
 
 
 def attention() -> Iterator[Finding]:
-    """The kernel of each kind of GPU, or of the CPU."""
+    """Report the kernel for each kind of GPU, or for the CPU."""
     import torch
 
     from mpo.packing.attention import kernel_for

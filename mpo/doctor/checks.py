@@ -1,4 +1,4 @@
-"""All checks, in the order of the page."""
+"""List and run the checks, in the order of the report."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "GPUs": ("gpus:gpus",),
     "Attention of packed rows": ("attention:attention",),
     "Disk": ("disk:disk",),
-    "Hugging Face hub": ("hub:hub",),
+    "Hugging Face Hub": ("hub:hub",),
     STEP: ("step:training_step",),
 }
-"""Title and functions of each, imported when they run: what they lean on may be what is broken."""
+"""Title and functions of each check. Functions are imported when they run, because their own imports may be broken."""
 
 
 def check(title: str, runs: Path) -> Section:
     """Run a check.
 
     Args:
-        title: of `CHECKS`.
+        title: a key of `CHECKS`.
         runs: folder of runs.
     """
-    found = chain.from_iterable(attempted("this check", partial(_run, place, runs)) for place in CHECKS[title])
+    found = chain.from_iterable(attempted("this check", partial(_run, name, runs)) for name in CHECKS[title])
     return Section(title, tuple(replace(one, value=masked(one.value), fix=masked(one.fix)) for one in found))
 
 
-def _run(place: str, runs: Path) -> Iterable[Finding]:
-    module, _, name = place.partition(":")
+def _run(qualified: str, runs: Path) -> Iterable[Finding]:
+    module, _, name = qualified.partition(":")
     function: Callable[..., Iterable[Finding]] = getattr(import_module(f"mpo.doctor.{module}"), name)
     return function(runs) if name == "disk" else function()

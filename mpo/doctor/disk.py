@@ -1,4 +1,4 @@
-"""Where a run writes: room, permission, and whether it is a network's."""
+"""Check the folders that a run writes to: free space, write permission, and network file systems."""
 
 from __future__ import annotations
 
@@ -13,50 +13,51 @@ from mpo.doctor.finding import Finding, attempted
 from mpo.doctor.machine import GIB, size
 
 NETWORK = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "ceph", "gluster", "fuse.", "afs", "9p", "panfs", "weka", "s3", "gcs")
-"""How types of file systems begin that are on other machines; ``fuse.`` is sshfs and buckets, as a rule."""
+"""Prefixes of the types of network file systems; ``fuse.`` is usually sshfs or a bucket."""
 
 
 def disk(runs: Path) -> Iterator[Finding]:
-    """The folders of runs, of the Hugging Face cache and of cached references."""
+    """Check the folders of runs, of the Hugging Face cache and of cached reference log-probs."""
     yield from attempted("runs", partial(folder, "runs", runs, 50 * GIB, 1 * GIB, "mpo train ... run_dir=/larger/disk/runs"))
     yield from attempted("Hugging Face", _hugging_face)
     yield from attempted("references", _references)
 
 
 def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Iterator[Finding]:
-    """A folder that a run writes into.
+    """Check a folder that a run writes to.
 
     Args:
-        name: what it is for.
-        path: it need not be there yet.
-        roomy: free bytes below which it is worth knowing.
-        least: free bytes below which a run fails.
-        fix: moves it.
+        name: name of the finding.
+        path: the folder; it may not exist yet.
+        roomy: free bytes below which the finding is a note.
+        least: free bytes below which the finding is a problem.
+        fix: command that selects another folder.
     """
     path = Path(os.path.abspath(path))
-    there = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    usage = shutil.disk_usage(there)
+    existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    usage = shutil.disk_usage(existing)
     value = f"{path}: {size(usage.free)} free of {size(usage.total)}"
-    kind = file_system(there)
+    kind = file_system(existing)
     if kind.startswith(NETWORK):
-        value += f", on a network ({kind})"
-    reason = _unwritable(there)
+        value += f", network file system ({kind})"
+    reason = _unwritable(existing)
     if reason is not None:
         yield Finding(name, f"{value}, not writable ({reason})", "problem", fix)
     elif usage.free < least:
-        yield Finding(name, f"{value}: full", "problem", fix)
+        yield Finding(name, f"{value}: disk full", "problem", fix)
     elif usage.free < roomy:
-        yield Finding(name, f"{value}: little", "note", fix)
+        yield Finding(name, f"{value}: little free space", "note", fix)
     else:
         yield Finding(name, f"{value}, writable")
 
 
 def file_system(path: Path) -> str:
-    """The type of file system that a folder is on, such as ext4 or nfs4; empty where that cannot be told."""
+    """Return the type of a folder's file system, such as ext4 or nfs4; empty if it is unknown."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     real = Path(os.path.realpath(path))
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}  # the last one covers those before
+    # The last mount of a path hides earlier ones.
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
     return next((mounts[parent] for parent in (real, *real.parents) if parent in mounts), "")
 
 
@@ -72,10 +73,10 @@ def _references() -> Iterator[Finding]:
     yield from folder("references", default_folder(), 1 * GIB, GIB // 10, "export MPO_CACHE=/larger/disk/mpo")
 
 
-def _unwritable(there: Path) -> str | None:
-    """Why nothing can be written into a folder; None: a file was."""
+def _unwritable(path: Path) -> str | None:
+    """Write a temporary file into a folder; return the reason if that fails, else None."""
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"mpo")
             file.flush()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Run the checks in a Python of their own: what crashes it, or hangs, is one more finding and ends only its own check."""
+"""Run the checks in a separate process. A crash or a timeout ends only the check that caused it and becomes a finding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpo.doctor.checks import check
 from mpo.doctor.finding import TRACEBACK, Finding, Section
 
 SECONDS = 180
-"""The longest that one check may take."""
+"""Timeout of one check in seconds."""
 
 RANKS = (
     "RANK",
@@ -33,45 +33,45 @@ RANKS = (
     "FSDP_",
     "TORCHELASTIC_",
 )
-"""Beginnings of variables that make a process one of many: alone, it would wait for the others."""
+"""Prefixes of variables that describe the ranks of a job. With them, the training step would wait for the other ranks."""
 
 PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mpo.doctor.examine import serve; serve(sys.argv[1:])"
-"""Without the current folder, in which a file may be called like a package; as the `mpo` script has it."""
+"""Without the current folder in sys.path, where a file may have the name of a package; the `mpo` script does the same."""
 
 
 def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iterator[Section]:
-    """Run checks one after the other and give each section as soon as it is there.
+    """Run checks one after another and yield each section when its check ends.
 
     Args:
-        titles: of `mpo.doctor.checks.CHECKS`.
+        titles: keys of `mpo.doctor.checks.CHECKS`.
         runs: folder of runs.
-        seconds: that each may take.
+        seconds: timeout of each check.
     """
     left = list(titles)
     while left:
         with tempfile.TemporaryFile("w+", errors="replace") as noise:
             command = [sys.executable, "-c", PROGRAM, os.path.abspath(runs), str(seconds), *left]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True, env=alone(os.environ)) as child:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True, env=without_ranks(os.environ)) as child:
                 assert child.stdout is not None
                 for line in child.stdout:
                     section = json.loads(line)
                     left.remove(section["title"])
                     yield Section(section["title"], tuple(Finding(**finding) for finding in section["findings"]))
             noise.seek(0)
-            said = noise.read()
+            output = noise.read()
         if os.environ.get("MPO_TRACEBACK"):
-            print(said, file=sys.stderr)
+            print(output, file=sys.stderr)
         if left:
-            value = f"took longer than {seconds:g} s" if "Timeout (" in said else f"Python {_ending(child.returncode)}"
+            value = f"took longer than {seconds:g} s" if "Timeout (" in output else f"Python {_ending(child.returncode)}"
             title = left.pop(0)
             yield Section(title, (Finding("this check", value, "problem", TRACEBACK),))
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Run checks and write each section as a line of JSON; what anything else prints goes to stderr.
+    """Run checks and write each section to stdout as a line of JSON; all other output goes to stderr.
 
     Args:
-        arguments: folder of runs, seconds a check, titles.
+        arguments: folder of runs, timeout of each check in seconds, titles.
     """
     runs, seconds, *titles = arguments
     channel = os.fdopen(os.dup(1), "w")
@@ -83,10 +83,10 @@ def serve(arguments: Sequence[str]) -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def alone(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the variables of a job of many processes."""
+def without_ranks(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the variables of a job with several ranks."""
     return {name: value for name, value in environ.items() if not name.startswith(RANKS)}
 
 
 def _ending(status: int) -> str:
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"

@@ -14,17 +14,17 @@ TRACEBACK = "MPO_TRACEBACK=1 mpo doctor"
 """Shows the traceback; the fix of problems without a specific one."""
 
 LONGEST = 160
-"""Characters of an error in one line."""
+"""Maximum length of an error message in characters."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the page.
+    """One line of the report.
 
     Args:
         name: subject of the check.
         value: result of the check.
-        status: ``note`` is worth knowing, ``problem`` must be fixed before a run.
+        status: ``ok``, ``note``, or ``problem``, which must be fixed before a run.
         fix: command that fixes the problem.
     """
 
@@ -43,7 +43,7 @@ class Section:
 
 
 def attempted(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What a check finds. Should it fail itself, the failure is one more finding and its traceback goes to stderr."""
+    """Yield the findings of a check. If the check raises an error, yield a note and print the traceback to stderr."""
     try:
         yield from check()
     except Exception as error:
@@ -52,17 +52,17 @@ def attempted(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Fin
 
 
 def one_line(error: BaseException) -> str:
-    r"""An error as one line.
+    r"""Format an error as one line.
 
-    >>> one_line(ValueError("no room,\n  nowhere"))
-    'ValueError: no room, nowhere'
+    >>> one_line(ValueError("no space,\n  nowhere"))
+    'ValueError: no space, nowhere'
     """
     text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip().removesuffix(":")
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error at the bottom: lazy imports wrap it once or twice."""
+    """Return the original error of a chain: lazy imports wrap it once or twice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

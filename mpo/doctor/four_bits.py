@@ -1,4 +1,4 @@
-"""bitsandbytes at work: one layer in 4 bits, forward and backward."""
+"""Check bitsandbytes with the forward and backward pass of one 4-bit layer."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from mpo.doctor.imports import import_failure
 from mpo.doctor.versions import installed
 
 TOLERANCE = 0.2
-"""NF4 is about 10 % off the layer it holds (arXiv 2305.14314); twice that is an error."""
+"""Maximum relative error. That of NF4 is about 10 % (arXiv 2305.14314); twice as much indicates a defect."""
 
 
 def four_bits() -> Iterator[Finding]:
-    """Nothing where bitsandbytes is not there to be tried."""
-    there = installed("bitsandbytes")
-    if there is None or import_failure("bitsandbytes") is not None:
-        return  # said already
+    """Check a 4-bit layer; no findings if bitsandbytes is not installed or cannot be imported."""
+    found = installed("bitsandbytes")
+    if found is None or import_failure("bitsandbytes") is not None:
+        return  # already reported by the check of packages
     try:
         device, error = layer_error()
     except Exception as failure:
-        fix = f"pip install --upgrade --force-reinstall --no-deps bitsandbytes   (here is {there})"
+        fix = f"pip install --upgrade --force-reinstall --no-deps bitsandbytes   (installed: {found})"
         yield Finding("4-bit layer", f"fails: {one_line(failure)}", "problem", fix)
         return
-    value = f"NF4 on {device}: forward and backward, {error:.0%} off the dense layer"
+    value = f"NF4 on {device}: forward and backward pass differ by {error:.0%} from the dense layer"
     if error < TOLERANCE:
         yield Finding("4-bit layer", value)
     else:
         fix = "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
-        yield Finding("4-bit layer", f"{value}, which is too much", "problem", fix)
+        yield Finding("4-bit layer", f"{value}; expected less than {TOLERANCE:.0%}", "problem", fix)
 
 
 def layer_error() -> tuple[str, float]:
-    """The device at hand, and how far output and input gradient of a 4-bit layer are off the dense one's, relatively."""
+    """Return the device and the relative error of a 4-bit layer: the larger one of its output and its input gradient."""
     import torch
     from bitsandbytes.nn import Linear4bit
 
@@ -44,9 +44,9 @@ def layer_error() -> tuple[str, float]:
     layer.load_state_dict(dense.state_dict())
     results = []
     for module in (dense, layer):
-        given = torch.randn(8, 256, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
-        output = module.to(device)(given)
+        inputs = torch.randn(8, 256, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+        output = module.to(device)(inputs)
         output.square().sum().backward()
-        results.append((output.detach(), given.grad))
-    errors = [((mine - exact).norm() / exact.norm()).item() for exact, mine in zip(*results, strict=True)]
+        results.append((output.detach(), inputs.grad))
+    errors = [((quantized - exact).norm() / exact.norm()).item() for exact, quantized in zip(*results, strict=True)]
     return device.type, max(errors)

@@ -1,4 +1,4 @@
-"""GPUs, what connects them, and why there may be none."""
+"""Check GPUs, their driver and their interconnect; without a GPU, report the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REINSTALL = "pip install --force-reinstall torch torchvision"
 
 
 class Kind(NamedTuple):
-    """GPUs that are alike."""
+    """The properties that identical GPUs share."""
 
     name: str
     memory: int  # bytes
@@ -25,18 +25,18 @@ class Kind(NamedTuple):
 
 
 def gpus() -> Iterator[Finding]:
-    """Each kind of GPU, the driver, peer access, and the libraries that GPUs talk through."""
+    """Report each kind of GPU, the driver, peer access, and the communication libraries."""
     import torch
 
     if torch.cuda.is_available():
-        yield from _there()
+        yield from _available()
     else:
-        yield _none(nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader"))
+        yield _missing(nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader"))
     yield _collectives()
 
 
 def kinds() -> dict[Kind, list[int]]:
-    """GPUs by kind, as PyTorch numbers them."""
+    """Group the GPUs by kind; the indices are PyTorch's."""
     import torch
 
     found: dict[Kind, list[int]] = {}
@@ -51,7 +51,7 @@ def kinds() -> dict[Kind, list[int]]:
 
 
 def numbers(indices: list[int]) -> str:
-    """GPUs by their numbers.
+    """Format the indices of GPUs.
 
     >>> numbers([0, 1, 2, 3]), numbers([0, 2])
     ('GPU 0-3', 'GPU 0,2')
@@ -63,7 +63,7 @@ def numbers(indices: list[int]) -> str:
 
 
 def nvidia_smi(*arguments: str) -> str | None:
-    """What nvidia-smi prints; None where there is none, or no driver for it to talk to."""
+    """Return the output of nvidia-smi; None if it is not installed or fails."""
     try:
         done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -78,7 +78,7 @@ def _slow_bf16(index: int) -> str:
         return "emulated" if torch.cuda.is_bf16_supported() else "no"
 
 
-def _there() -> Iterator[Finding]:
+def _available() -> Iterator[Finding]:
     import torch
 
     found = kinds()
@@ -86,7 +86,7 @@ def _there() -> Iterator[Finding]:
         free = min(torch.cuda.mem_get_info(index)[0] for index in indices)
         value = f"{kind.name}, {size(kind.memory)} ({size(free)} free), {kind.architecture}, bf16: {kind.bf16}"
         if free < kind.memory / 2:
-            yield Finding(numbers(indices), f"{value}; other processes use it", "note", "nvidia-smi")
+            yield Finding(numbers(indices), f"{value}; memory is in use by other processes", "note", "nvidia-smi")
         elif kind.bf16 != "yes":
             yield Finding(numbers(indices), value, "note", "mpo train ... trainer.bf16=false trainer.fp16=true")
         else:
@@ -100,44 +100,44 @@ def _there() -> Iterator[Finding]:
 
 
 def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Finding:
-    """Whether GPUs reach each other's memory, and by what.
+    """Check whether all GPUs have peer access to each other, and whether NVLink connects them.
 
     Args:
-        count: of GPUs.
-        reaches: whether one reaches another's.
-        topology: of ``nvidia-smi topo -m``.
+        count: number of GPUs.
+        reaches: whether the first GPU can access the memory of the second one.
+        topology: output of ``nvidia-smi topo -m``.
     """
     lacking = [f"{a}-{b}" for a, b in combinations(range(count), 2) if not (reaches(a, b) and reaches(b, a))]
     links = re.findall(r"^GPU\d.*\bNV\d", re.sub(r"\x1b\[\d*m", "", topology), re.MULTILINE)
-    by = "NVLink" if links else "no NVLink"
+    link = "NVLink" if links else "no NVLink"
     if not lacking:
-        return Finding("between GPUs", f"peer access between all, {by}")
+        return Finding("between GPUs", f"peer access between all pairs, {link}")
     shown = ", ".join(lacking[:6]) + ", ..." * (len(lacking) > 6)
-    return Finding("between GPUs", f"no peer access between {shown}, {by}: their traffic goes through the CPU's memory", "note")
+    return Finding("between GPUs", f"no peer access between {shown}, {link}: data is copied through CPU memory", "note")
 
 
-def _none(driver: str | None) -> Finding:
-    """Why PyTorch has no CUDA or ROCm GPU."""
+def _missing(driver: str | None) -> Finding:
+    """Report why PyTorch has no CUDA or ROCm GPU."""
     import torch
 
     if torch.backends.mps.is_available():
-        return Finding("GPU", "Apple's, through MPS; packed rows take one call per segment there")
+        return Finding("GPU", "Apple GPU (MPS); attention of packed rows uses one call per segment")
     if torch.accelerator.is_available():
-        return Finding("GPU", f"{torch.accelerator.current_accelerator()}: not tested with mpo", "note")
+        return Finding("GPU", f"{torch.accelerator.current_accelerator()}: mpo is not tested on it", "note")
     if not driver:
-        return Finding("GPU", "none: runs compute on the CPU, which is fine for mpo demo and small models", "note")
-    there = f"an NVIDIA driver ({driver.splitlines()[0]}) is there"
+        return Finding("GPU", "none: runs use the CPU, which is sufficient for mpo demo and small models", "note")
+    present = f"an NVIDIA driver ({driver.splitlines()[0]}) is installed"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return Finding("GPU", f"none: {there}, but CUDA_VISIBLE_DEVICES hides all GPUs", "note", "unset CUDA_VISIBLE_DEVICES")
+        return Finding("GPU", f"none: {present}, but CUDA_VISIBLE_DEVICES hides all GPUs", "note", "unset CUDA_VISIBLE_DEVICES")
     if torch.version.cuda is None:
-        return Finding("GPU", f"none: {there}, but this torch is built without CUDA", "problem", REINSTALL)
+        return Finding("GPU", f"none: {present}, but this build of torch has no CUDA support", "problem", REINSTALL)
     try:
         torch.cuda.init()
         reason = "PyTorch finds no device"
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error)
     fix = f"install an NVIDIA driver for CUDA {torch.version.cuda} or newer (https://www.nvidia.com/drivers)"
-    return Finding("GPU", f"none: {there}, but {reason}", "problem", fix)
+    return Finding("GPU", f"none: {present}, but {reason}", "problem", fix)
 
 
 def _collectives() -> Finding:
@@ -145,11 +145,11 @@ def _collectives() -> Finding:
 
     distributed = torch.distributed
     if not distributed.is_available():
-        return Finding("collectives", "none: this torch is built without torch.distributed, so for one process", "note", REINSTALL)
+        return Finding("collectives", "none: this torch has no torch.distributed, only one rank", "note", REINSTALL)
     nccl = distributed.is_nccl_available()
     version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else ""
-    there = [f"NCCL {version}"] * nccl + ["gloo"] * distributed.is_gloo_available()
-    value = ", ".join(there) or "none"
+    backends = [f"NCCL {version}"] * nccl + ["gloo"] * distributed.is_gloo_available()
+    value = ", ".join(backends) or "none"
     if torch.cuda.device_count() > 1 and not nccl:
         return Finding("collectives", f"{value}: several GPUs need NCCL, which PyTorch has on Linux", "problem", REINSTALL)
     return Finding("collectives", value)

@@ -10,38 +10,38 @@ from mpo.doctor.finding import Finding, one_line
 SECONDS = 2.0
 """Timeout of a request to the Hub."""
 
-FIX = "export HF_ENDPOINT=https://MIRROR, or HTTPS_PROXY=http://PROXY, or with all files at hand HF_HUB_OFFLINE=1"
+FIX = "export HF_ENDPOINT=https://MIRROR, or HTTPS_PROXY=http://PROXY, or HF_HUB_OFFLINE=1 if all files are cached"
 
 
 def hub() -> Iterator[Finding]:
-    """Offline mode or an answer of the endpoint, and the token."""
+    """Check access to the Hub, or report offline mode, and report whether a token is set."""
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        yield Finding("access", "off, by HF_HUB_OFFLINE: only files that are here are used")
+        yield Finding("access", "offline mode (HF_HUB_OFFLINE): only cached files are used")
     else:
         yield _access(constants.ENDPOINT)
-    token = "there" if get_token() else "none, which public models and data do not need"
+    token = "set" if get_token() else "not set; public models and data do not need one"
     yield Finding("token", token)
 
 
 def _access(endpoint: str) -> Finding:
     from huggingface_hub import get_session
 
-    answers: list[int | BaseException] = []
+    results: list[int | BaseException] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            answers.append(get_session().head(endpoint, timeout=SECONDS).status_code)
+            results.append(get_session().head(endpoint, timeout=SECONDS).status_code)
         except Exception as error:
-            answers.append(error)
+            results.append(error)
 
-    asking = threading.Thread(target=ask, daemon=True)  # the timeout does not hold while a name is looked up
-    asking.start()
-    asking.join(2 * SECONDS)
-    answer = answers[0] if answers else TimeoutError("its name was not found in time")
-    if isinstance(answer, BaseException):
-        return Finding("access", f"{endpoint} does not answer ({one_line(answer)})", "note", FIX)
-    if answer >= 400:
-        return Finding("access", f"{endpoint} answers with status {answer}", "note", FIX)
-    return Finding("access", f"{endpoint} answers")
+    thread = threading.Thread(target=request, daemon=True)  # the timeout of a request does not cover the DNS lookup
+    thread.start()
+    thread.join(2 * SECONDS)
+    result = results[0] if results else TimeoutError("the DNS lookup timed out")
+    if isinstance(result, BaseException):
+        return Finding("access", f"{endpoint} does not respond ({one_line(result)})", "note", FIX)
+    if result >= 400:
+        return Finding("access", f"{endpoint} responds with status {result}", "note", FIX)
+    return Finding("access", f"{endpoint} responds")

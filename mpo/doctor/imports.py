@@ -1,4 +1,4 @@
-"""Whether a package really imports, and the command that fixes it when it does not."""
+"""Import packages and find the command that fixes a failed import."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ NAMES = {
     "peft": "peft:LoraConfig",
     "trl": "trl:DPOTrainer",
 }
-"""Something that a run uses of each package: several import nothing before they are asked for it. What others import is first."""
+"""An object that a run uses from each package, as several packages import lazily. Packages that others import come first."""
 
 
 def import_failure(package: str) -> BaseException | None:
-    """Import what a run uses of a package; the error at the bottom where that fails."""
+    """Import the object of `NAMES` from a package; return the original error if that fails."""
     module, _, name = NAMES[package].partition(":")
     try:
         getattr(import_module(module), name)
@@ -42,7 +42,7 @@ def import_failure(package: str) -> BaseException | None:
 
 
 def failing_alike(error: BaseException) -> str | None:
-    """The first package that does not import for this very reason; others lean on it."""
+    """Return the first package whose import fails with the same error; the others depend on it."""
     for package in NAMES:
         if installed(package) is not None:
             failure = import_failure(package)
@@ -52,25 +52,25 @@ def failing_alike(error: BaseException) -> str | None:
 
 
 def fix_import(error: BaseException, package: str) -> str:
-    """The command that fixes a failed import.
+    """Return the command that fixes a failed import.
 
     Args:
-        error: the error at the bottom.
-        package: that was imported.
+        error: the original error.
+        package: the imported package.
     """
     package = failing_alike(error) or package
     if isinstance(error, ModuleNotFoundError) and error.name:
         owner = _owner(error.name)
         if installed(owner) is None:
             return install_command(owner)
-        package = owner  # a part of it is missing
+        package = owner  # it is installed, but incomplete
     elif package == "torchvision" or "torchvision" in str(error):
         torch = Version(installed("torch") or "0")
-        if torch.major == 2:  # torchvision 0.(15 + x) goes with torch 2.x
+        if torch.major == 2:  # torchvision 0.(15 + x) belongs to torch 2.x
             return f"pip install --force-reinstall --no-deps 'torchvision==0.{15 + torch.minor}.*'"
         package = "torchvision"
     elif isinstance(error, ImportError) and error.name and (other := _owner(error.name)) != package and installed(other):
-        return f"pip install --upgrade {package} {other}"  # one asks for what the other does not have
+        return f"pip install --upgrade {package} {other}"  # one imports a name that the other does not have
     if package == "torch":
         return "pip install --force-reinstall torch torchvision"
     if package.startswith("flash-attn"):
@@ -79,7 +79,7 @@ def fix_import(error: BaseException, package: str) -> str:
 
 
 def _owner(module: str) -> str:
-    """The package that a module belongs to."""
+    """Return the package that a module belongs to."""
     top = module.partition(".")[0]
     for package, name in NAMES.items():
         if name.partition(":")[0].partition(".")[0] == top:

@@ -1,4 +1,4 @@
-"""The machine apart from its GPUs: system, cores, memory, and the shared memory that data workers use."""
+"""Check the system: operating system, CPU cores, memory, and the shared memory that data workers use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mpo.doctor.finding import Finding
 GIB = 2**30
 
 SHARED_MEMORY = 1 * GIB
-"""Below this, warn: data workers pass whole batches of image tiles through it. Docker gives 64 MiB unless asked."""
+"""Minimum of free shared memory without a note: data workers pass batches through it. Docker's default is 64 MiB."""
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def machine() -> Iterator[Finding]:
-    """System, cores, memory, /dev/shm."""
+    """Report operating system, CPU cores, memory and /dev/shm."""
     yield Finding("system", f"{_system()}, {platform.machine()}")
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
@@ -30,7 +30,7 @@ def machine() -> Iterator[Finding]:
 
 
 def size(number: float) -> str:
-    """Bytes in GiB, or MiB below half of one.
+    """Format bytes in GiB, or in MiB below half a GiB.
 
     >>> size(79.6 * 2**30), size(64 * 2**20)
     ('79.6 GiB', '64 MiB')
@@ -41,7 +41,7 @@ def size(number: float) -> str:
 def _system() -> str:
     try:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return platform.platform()
     return f"{name}, Linux {platform.release()}"
 
@@ -51,7 +51,7 @@ def _memory() -> Finding:
 
     memory = psutil.virtual_memory()
     limit = CGROUP.read_text().strip() if CGROUP.exists() else ""
-    container = f"; this container may use {size(int(limit))}" if limit.isdigit() and int(limit) < memory.total else ""
+    container = f"; limit of this container: {size(int(limit))}" if limit.isdigit() and int(limit) < memory.total else ""
     return Finding("memory", f"{size(memory.available)} free of {size(memory.total)}{container}")
 
 
@@ -61,4 +61,4 @@ def _shared_memory() -> Finding:
     if usage.free >= SHARED_MEMORY:
         return Finding("/dev/shm", value)
     fix = "docker run --shm-size=16g ..., or mpo train ... trainer.dataloader_num_workers=0"
-    return Finding("/dev/shm", f"{value}: data workers die of a bus error when it is full", "note", fix)
+    return Finding("/dev/shm", f"{value}: data workers crash with a bus error when it is full", "note", fix)

@@ -1,4 +1,4 @@
-"""The packages that a run needs, and those that some runs need: there, of a supported version, and importable."""
+"""Check required and optional packages: installed, a supported version, and importable."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mpo.doctor.versions import Supported, install_command, installed, judge, su
 REQUIRED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "hydra-core", "pillow")
 
 OPTIONAL = {
-    "bitsandbytes": "QLoRA, 8-bit optimisers",
+    "bitsandbytes": "QLoRA, 8-bit optimizers",
     "flash-attn": "trainer.packed_attention=flash_attn_2",
     "flash-attn-3": "trainer.packed_attention=flash_attn_3",
     "liger-kernel": "trainer.use_liger_kernel=true",
     "deepspeed": "launch=zero1, zero2, zero3",
 }
-"""What each is for."""
+"""The settings that need each package."""
 
 INSTALL = {
     "flash-attn": "pip install --no-build-isolation 'mpo-trainer[flash]'",
     "flash-attn-3": "pip install --no-build-isolation 'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
 }
-"""Where the plain command is not enough."""
+"""Install commands of packages that need special options."""
 
 
 def required() -> Iterator[Finding]:
-    """Mpo-trainer, Python and `REQUIRED`."""
+    """Check mpo-trainer, Python and the packages of `REQUIRED`."""
     yield Finding("mpo-trainer", version("mpo-trainer"))
     yield from attempted("Python", _python)
     asked = supported()
@@ -41,7 +41,7 @@ def required() -> Iterator[Finding]:
 
 
 def optional() -> Iterator[Finding]:
-    """`OPTIONAL`: what is installed must work."""
+    """Check the packages of `OPTIONAL`, which must work if they are installed."""
     asked = supported()
     for name, purpose in OPTIONAL.items():
         yield from attempted(name, partial(_package, name, asked.get(name, Supported()), purpose))
@@ -53,23 +53,23 @@ def _python() -> Iterator[Finding]:
 
 
 def _package(name: str, asked: Supported, purpose: str | None = None) -> Iterator[Finding]:
-    there = installed(name)
-    if there is None:
+    current = installed(name)
+    if current is None:
         command = INSTALL.get(name) or install_command(name)
         if purpose is None:
             yield Finding(name, "not installed", "problem", command)
         else:
             yield Finding(name, f"not installed ({purpose})", "ok", command)
         return
-    found = judge(name, there, asked.versions, _build() if name == "torch" else "")
+    found = judge(name, current, asked.versions, _build() if name == "torch" else "")
     failure = None if found.status == "problem" else import_failure(name)
     if failure is not None:
-        found = Finding(name, f"{there} does not import: {one_line(failure)}", "problem", fix_import(failure, name))
+        found = Finding(name, f"{current} cannot be imported: {one_line(failure)}", "problem", fix_import(failure, name))
     yield found
 
 
 def _build() -> str:
-    """What torch was built for; nothing where it does not import."""
+    """Describe the build of torch; empty if torch cannot be imported."""
     if import_failure("torch") is not None:
         return ""
     import torch
@@ -77,7 +77,7 @@ def _build() -> str:
     if torch.version.hip:
         return f"ROCm {torch.version.hip}"
     if not torch.version.cuda:
-        return "for CPUs"
+        return "CPU build"
     number = torch.backends.cudnn.version() or 0
     cudnn = f"{number // 10_000}.{number // 100 % 100}.{number % 100}" if number >= 90_000 else str(number)
     return f"CUDA {torch.version.cuda}, cuDNN {cudnn}"

@@ -1,4 +1,4 @@
-"""What must not stand on a page that is pasted into an issue."""
+"""Mask private data in a report that is pasted into an issue."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY", re.IGNORECASE)
-"""Environment variables with such a name hold secrets."""
+"""Names of environment variables that contain secrets."""
 
 SHORTEST = 8
-"""Characters of a value that is taken for a secret: shorter ones (true, 1) stand in ordinary text."""
+"""Minimum length of a secret in characters; shorter values (true, 1) occur in ordinary text."""
 
 
 def masked(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """A text without home folder and user name (~), secrets (***) and colours.
+    """Replace the home folder and the user name by ~ and secrets by ***, and remove colours.
 
     >>> masked("https://ann:pw@proxy:80 said no to hf_abcdefghijklmnopqrstuvwxyz", {})
     'https://***@proxy:80 said no to ***'
@@ -34,10 +34,10 @@ def masked(text: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _homes() -> list[str]:
-    """The home folder as it is called and where it really lies; the longer name first."""
+    """Return the home folder and its real path, the longer one first."""
     try:
         home = Path.home()
-    except RuntimeError:  # a user without one
+    except RuntimeError:  # a user without a home folder
         return []
     names = {str(home), os.path.realpath(home)} - {os.sep}
     return sorted(names, key=len, reverse=True)
@@ -46,5 +46,5 @@ def _homes() -> list[str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's number without a name
+    except (OSError, KeyError, ImportError):  # a user id without a name, in a container
         return ""

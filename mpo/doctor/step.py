@@ -1,4 +1,4 @@
-"""One real training step of a tiny InternVL on packed rows, so that it is known and not inferred that a run can start."""
+"""Run one training step of a tiny InternVL on packed rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ QUESTION = "What colour is this?"
 COLOURS = ("red", "green", "blue", "white")
 
 FIXES = {
-    "out of memory": "nvidia-smi   (shows which process holds the memory; end it, or choose a GPU: export CUDA_VISIBLE_DEVICES=1)",
-    "no kernel image": "pip install --upgrade torch torchvision   (this build is not for this GPU)",
+    "out of memory": "nvidia-smi   (lists processes on the GPU; end them, or select another GPU: export CUDA_VISIBLE_DEVICES=1)",
+    "no kernel image": "pip install --upgrade torch torchvision   (the installed build does not support this GPU)",
     "No space left": "export TMPDIR=/larger/disk",
 }
-"""Commands by a part of the error message."""
+"""Commands that fix an error, by a part of its message."""
 
 
 def training_step() -> Iterator[Finding]:
-    """A step, its loss and what it ran on."""
+    """Run a step and report its loss, device, dtype and time."""
     try:
-        began = time.perf_counter()
+        started = time.perf_counter()
         log, device, dtype = take_step()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
     except Exception as error:
         traceback.print_exc()
         yield Finding("one step", f"fails: {one_line(first_cause(error))}", "problem", _fix(first_cause(error)))
@@ -45,7 +45,7 @@ def take_step() -> tuple[dict[str, Any], str, str]:
     """Train a tiny InternVL for one step of two pairs.
 
     Returns:
-        What the step logs, the device, and the dtype that it computed in.
+        The logged values of the step, the device, and the dtype of the computation.
     """
     from mpo import MPOConfig, MPOTrainer
     from mpo.models.small import small_internvl, small_processor
@@ -64,7 +64,7 @@ def take_step() -> tuple[dict[str, Any], str, str]:
             report_to="none",
             disable_tqdm=True,
         )
-        args._n_gpu = 1  # transformers would split the batch over all GPUs it sees; `mpo train` starts a process for each
+        args._n_gpu = 1  # transformers would use DataParallel over all visible GPUs
         trainer = MPOTrainer(model=small_internvl(processor), args=args, train_dataset=_pairs(), processing_class=processor)
         trainer.train()
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
@@ -76,12 +76,12 @@ def _pairs() -> Any:
     from PIL import Image
 
     def pair(right: str, wrong: str) -> dict[str, Any]:
-        said = {
+        texts = {
             "prompt": ("user", QUESTION),
             "chosen": ("assistant", f"It is {right}."),
             "rejected": ("assistant", f"{wrong}, maybe."),
         }
-        turns = {name: [{"role": role, "content": text}] for name, (role, text) in said.items()}
+        turns = {name: [{"role": role, "content": text}] for name, (role, text) in texts.items()}
         return {**turns, "images": [Image.new("RGB", (64, 32), right)]}
 
     return Dataset.from_list([pair(right, wrong) for right, wrong in zip(COLOURS, reversed(COLOURS), strict=True)])

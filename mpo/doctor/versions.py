@@ -1,4 +1,4 @@
-"""Which versions of a package are supported, by mpo-trainer's own metadata, and which were tested."""
+"""Compare installed versions with those that mpo-trainer's metadata supports and those that were tested."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ TESTED: Mapping[str, str] = {
     "datasets": "5.2",
     "bitsandbytes": "0.50",
 }
-"""The newest release of each package that the tests ran on."""
+"""The newest tested release of each package."""
 
 
 @dataclass(frozen=True)
 class Supported:
-    """What mpo-trainer asks of a package.
+    """The requirement of mpo-trainer for a package.
 
     Args:
-        versions: as in its metadata.
-        extra: of mpo-trainer that brings the package; None: always there.
+        versions: supported versions.
+        extra: the extra of mpo-trainer that installs the package; None: always installed.
     """
 
     versions: SpecifierSet = field(default_factory=SpecifierSet)
@@ -40,7 +40,7 @@ class Supported:
 
 
 def supported() -> dict[str, Supported]:
-    """What the installed mpo-trainer asks of each package it names.
+    """Read the requirements of mpo-trainer from its metadata, by package.
 
     >>> str(supported()["pillow"].versions), supported()["bitsandbytes"].extra
     ('>=10', 'qlora')
@@ -55,7 +55,7 @@ def supported() -> dict[str, Supported]:
 
 
 def install_command(name: str) -> str:
-    """What installs a package in a supported version.
+    """Return the command that installs a supported version of a package.
 
     >>> install_command("transformers"), install_command("bitsandbytes"), install_command("deepspeed")
     ("pip install 'transformers>=5.17'", "pip install 'mpo-trainer[qlora]'", "pip install 'mpo-trainer[deepspeed]'")
@@ -65,21 +65,21 @@ def install_command(name: str) -> str:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package by its metadata; None where it is not installed."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def judge(name: str, there: str, versions: SpecifierSet, extra: str = "") -> Finding:
-    """A version against the supported and the tested ones.
+def judge(name: str, current: str, versions: SpecifierSet, extra: str = "") -> Finding:
+    """Compare a version with the supported and the tested versions.
 
     Args:
-        name: of the package.
-        there: its version.
-        versions: supported ones.
-        extra: what else to say of it.
+        name: name of the package.
+        current: its installed version.
+        versions: supported versions.
+        extra: additional text for the finding.
 
     >>> judge("transformers", "5.10.0", SpecifierSet(">=5.17"))  # doctest: +NORMALIZE_WHITESPACE
     Finding(name='transformers', value='5.10.0 is not supported (>=5.17, tested up to 5.24)', status='problem',
@@ -89,8 +89,8 @@ def judge(name: str, there: str, versions: SpecifierSet, extra: str = "") -> Fin
     about = ", ".join([str(versions)] * bool(versions) + [f"tested up to {tested}"] * bool(tested))
     about = "; ".join(part for part in (about, extra) if part)
     about = f" ({about})" if about else ""
-    if not versions.contains(there, prereleases=True):
-        return Finding(name, f"{there} is not supported{about}", "problem", f"pip install '{name}{versions}'")
-    if tested and Version(there).release[: tested.count(".") + 1] > Version(tested).release:
-        return Finding(name, f"{there} is newer than tested{about}", "note")
-    return Finding(name, there + about)
+    if not versions.contains(current, prereleases=True):
+        return Finding(name, f"{current} is not supported{about}", "problem", f"pip install '{name}{versions}'")
+    if tested and Version(current).release[: tested.count(".") + 1] > Version(tested).release:
+        return Finding(name, f"{current} is newer than tested{about}", "note")
+    return Finding(name, current + about)

@@ -1,4 +1,4 @@
-"""All that autograd keeps of a micro-batch, part by part, with and without gradient checkpointing."""
+"""Estimate the activations of a micro-batch by part of the model, with and without gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mpo.packing.fits import find_text_model
 
 @dataclass(frozen=True)
 class PartMemory:
-    """Bytes of a part of the model.
+    """Bytes of one part of the model.
 
-    ``kept``: between its forward and backward pass. ``forward``, ``backward``: needed at once and given back, in a forward pass
-    without gradients (the reference's) and in the backward pass.
+    ``kept``: activations kept for the backward pass. ``forward``, ``backward``: temporary memory in a forward pass without
+    gradients (the reference's) and in the backward pass.
     """
 
     kept: int = 0
@@ -31,13 +31,13 @@ class PartMemory:
 
 @dataclass(frozen=True)
 class Activations:
-    """Memory of a micro-batch by part, in the order of the forward pass; ``unknown`` names what there is no formula for."""
+    """Memory of a micro-batch by part, in the order of the forward pass; ``unknown`` names the parts without a formula."""
 
     parts: dict[str, PartMemory]
     unknown: list[str] = field(default_factory=list)
 
     def kept(self) -> int:
-        """Bytes kept when the forward pass is over."""
+        """Bytes kept at the end of the forward pass."""
         return sum(part.kept for part in self.parts.values())
 
 
@@ -46,16 +46,16 @@ def activations(
 ) -> Activations:
     """Estimate a policy's activations.
 
-    A layer keeps something if it is trained or anything before it is. With gradient checkpointing (arXiv 1604.06174) each layer
-    keeps its input alone, and in the backward pass all of itself, one layer at a time. A vision tower that is frozen as a whole
-    keeps nothing (`mpo.models.tower.SharedTower`).
+    A layer keeps activations if the layer itself or any earlier one is trained. With gradient checkpointing (arXiv 1604.06174)
+    each layer keeps only its input; the backward pass recomputes the activations of one layer at a time. A completely frozen vision
+    tower keeps nothing (`mpo.models.tower.SharedTower`).
 
     Args:
         model: the policy, wrapped or not; parameters may be on the meta device.
         batch: the micro-batch.
-        precision: of the run.
-        checkpointing: of all layers.
-        liger: Liger's kernels in the language model.
+        precision: precision of the run.
+        checkpointing: gradient checkpointing of all layers.
+        liger: use Liger's kernels in the language model.
     """
     base = base_model(model)
     text: Any = find_text_model(base)
@@ -83,7 +83,7 @@ def activations(
         return language.decoder_layer(layer, batch, precision, liger=liger)
 
     try:
-        # An image's place in the embeddings is a byte a token; the embedding keeps its ids.
+        # One byte per token for the image mask, eight for the token ids that the embedding keeps.
         shared = language.rotary(text.config, batch, precision) + 9 * batch.tokens
         stack = _stack(list(text.layers), layer_kept, batch.tokens * width * precision.stream, checkpointing, flows)
         forward, backward = language.working(text.layers[0], batch, precision)
@@ -116,7 +116,7 @@ def _tower(tower: Any, batch: BatchShape, precision: Precision, checkpointing: b
 
 
 def _stack(layers: list[Any], kept: Callable[[Any], int], input_: int, checkpointing: bool, flows: bool) -> PartMemory:
-    """A stack of layers: what it keeps, and what one layer keeps for a moment when checkpointing computes it again."""
+    """Memory of a stack of layers; with checkpointing, ``backward`` holds the recomputed activations of its largest layer."""
     if checkpointing:
         return PartMemory(len(layers) * input_, 0, max(map(kept, layers)))
     total = 0

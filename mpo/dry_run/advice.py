@@ -1,4 +1,4 @@
-"""What to change when a run needs more memory than there is, in the order of what it saves."""
+"""Suggest settings that save memory, largest saving first."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LORA = {"kind": "lora", "r": 16, "lora_alpha": 32}
 
 
 def advise(job: TrainJob, model: Any, batch: BatchShape, args: Any, *, gpu: bool, sharding: Sharding) -> list[tuple[str, int]]:
-    """Settings that would save memory, each by itself, with the bytes it saves on a rank; most first.
+    """Return settings that save memory and the bytes per rank that each saves on its own, largest first.
 
     Args:
-        job: as asked for.
+        job: the job.
         model: the policy on the meta device.
         batch: its most expensive micro-batch.
         args: the job's `MPOConfig`.
         gpu: whether the run has a GPU.
-        sharding: over ranks.
+        sharding: sharding of the run.
     """
     adapters = job.peft["kind"] != "none"
     four_bits = job.peft["kind"] == "qlora"
@@ -64,7 +64,7 @@ def advise(job: TrainJob, model: Any, batch: BatchShape, args: Any, *, gpu: bool
     pairs = args.per_device_train_batch_size
     if args.batching == "pairs" and pairs > 1:
         one = replace(
-            batch, **{name: getattr(batch, name) // pairs for name in ("tokens", "keys", "masks", "scored", "tiles", "pixels")}
+            batch, **{name: getattr(batch, name) // pairs for name in ("tokens", "keys", "masks", "labelled", "tiles", "pixels")}
         )
         tried["trainer.per_device_train_batch_size=1"] = total(shape=one)
     if "weights" not in KINDS[sharding.kind] and gpu and not four_bits:

@@ -1,4 +1,4 @@
-"""The sizes of a micro-batch that memory depends on."""
+"""The sizes of a micro-batch that determine its memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A collated micro-batch.
+    """The sizes of a collated micro-batch.
 
-    ``tokens``: computed by the language model (for padded rows, padding included). ``keys``: over all segments of packed rows, the
-    keys that their queries attend to; equal to ``tokens`` where no prompt is shared. ``masks``: queries times keys of the segments
-    that need a mask, see `Segments.masks`. ``scored``: positions that meet the LM head. ``pixels``: values of the image tensors.
+    ``tokens``: tokens of all rows, with the padding of padded rows. ``keys``: keys that the queries attend to, summed over the
+    segments of packed rows; equal to ``tokens`` if no prompt is shared. ``masks``: queries times keys of the segments that need a
+    mask, see `Segments.masks`. ``labelled``: positions whose logits are computed. ``pixels``: elements of the image
+    tensors.
     """
 
     tokens: int
     keys: int
     masks: int
-    scored: int
+    labelled: int
     tiles: int
     pixels: int
     packed: bool
@@ -27,7 +28,7 @@ class BatchShape:
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> BatchShape:
-        """Measure what `PairCollator` made."""
+        """Measure a batch of `PairCollator`."""
         tokens = batch["input_ids"].numel()
         segments = batch.get("segments")
         lengths = () if segments is None else segments.lengths
@@ -36,7 +37,7 @@ class BatchShape:
             tokens=tokens,
             keys=sum(keys for _, keys in lengths) if lengths else tokens,
             masks=sum(queries * keys for queries, keys in lengths if queries not in (1, keys)),
-            scored=batch["shift_labels"].numel(),
+            labelled=batch["shift_labels"].numel(),
             tiles=0 if pixels is None else len(pixels),
             pixels=0 if pixels is None else pixels.numel(),
             packed=segments is not None,

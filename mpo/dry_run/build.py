@@ -1,4 +1,4 @@
-"""The model of a job without its weights, and its processor."""
+"""Build the model of a job without its weights, and load its processor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Structure:
-    """``model``: the policy as it will be trained, with its adapters, on the meta device unless ``real``. ``name``: of it."""
+    """``model``: the policy as it will be trained, with its adapters, on the meta device unless ``real``; ``name``: its name."""
 
     model: Any
     processor: Any
@@ -27,9 +27,9 @@ class Structure:
 
 
 def build_structure(job: TrainJob) -> Structure:
-    """Build a job's model from its config alone, and load its processor.
+    """Build a job's model from its config, and load its processor.
 
-    A model that no checkpoint describes (`mpo.models.smollm2`, the demo's) is small, and built for real.
+    A model without a checkpoint (`mpo.models.smollm2`) is small and is built with its weights.
 
     Args:
         job: a checked job.
@@ -49,11 +49,11 @@ def build_structure(job: TrainJob) -> Structure:
 
 
 def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_code: bool = False) -> Any:
-    """A model on the meta device: all its tensors have a shape and a dtype, and no memory.
+    """Build a model on the meta device, where tensors have a shape and a dtype but no memory.
 
     Args:
         config: transformers' config of the checkpoint.
-        dtype: as of `load_internvl`; ``"auto"`` is the config's.
+        dtype: as for `load_internvl`; ``"auto"``: the config's dtype.
         trust_remote_code: run code that comes with the checkpoint.
     """
     asked = as_dtype(dtype)
@@ -64,7 +64,7 @@ def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_c
 
 
 def adapted(model: Any, job: TrainJob) -> Any:
-    """The model with the job's adapters, in the dtypes that training gives them."""
+    """Freeze parts of the model and add adapters as the job does, with the dtypes of training."""
     adapter = job.adapter()
     job.freeze(model)
     if adapter is None:

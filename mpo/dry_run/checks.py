@@ -1,4 +1,4 @@
-"""Records that cannot be trained on with these settings, found before training."""
+"""Find records that do not fit the settings before training starts."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from mpo.packing.costs import PairCosts, measure
 
 
 def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any) -> None:
-    """Refuse records beyond the model's context or ``max_length``, and a token budget that does not hold the longest record.
+    """Refuse records longer than the model's context or ``max_length``, and token budgets smaller than the longest record.
 
-    With ``on_bad_record="skip"`` a prompt that ``max_length`` leaves no answer is left out of training, counted, and not refused.
+    With ``on_bad_record="skip"``, records whose prompt fills ``max_length`` are not refused: training skips and counts them.
 
     Args:
         records: a `datasets.Dataset`.
-        costs: of its records, uncut (`mpo.packing.costs.measure`).
-        processor: of the run.
-        config: the model's.
+        costs: costs of the records without truncation (`mpo.packing.costs.measure`).
+        processor: processor of the run.
+        config: the model's config.
         args: the run's `MPOConfig`.
 
     Raises:
-        ValueError: naming the record, what it takes, and the setting that fits.
+        ValueError: names the record, its length, and a setting that makes it fit.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     skip = args.on_bad_record == "skip"
     if args.max_length is not None and not skip:
         _refuse(records, costs, costs.prompt + 1, args.max_length, processor, args, f"trainer.max_length={args.max_length}", True)
-    cut = costs.cut(args.max_length, skip=skip)
+    truncated = costs.cut(args.max_length, skip=skip)
     if context is not None:
-        lengths = cut.prompt + np.maximum(cut.chosen, cut.rejected)
+        lengths = truncated.prompt + np.maximum(truncated.chosen, truncated.rejected)
         _refuse(records, costs, lengths, context, processor, args, f"the model's context of {context:,}", False)
     if args.max_tokens_per_batch is not None:
-        _check_budget(records, cut, args)
+        _check_budget(records, truncated, args)
 
 
 def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *, most: int = 20_000) -> None:
-    """`check_records` for a run that is about to start.
+    """Run `check_records` at the start of a run.
 
-    Measured once for the same records and processor, and found in datasets' cache from then on, by the other ranks too. With
-    token budgets the plan of the batches measures all records anyway; otherwise only so many are, taken evenly.
+    Costs are measured once for the same records and processor; later runs and other ranks read them from datasets' cache. With
+    token budgets all records are measured, because the sampler needs their costs; otherwise at most ``most``, evenly spaced.
 
     Args:
         pairs: a `datasets.Dataset` of records.
-        processor: of the run.
-        config: the model's.
+        processor: processor of the run.
+        config: the model's config.
         args: the run's `MPOConfig`.
-        most: measure at most so many records when batches are not planned by tokens.
+        most: maximum number of records to measure without token budgets.
 
     Raises:
-        ValueError: as of `check_records`.
+        ValueError: as `check_records`.
     """
     if not hasattr(processor, "_get_num_multimodal_tokens") and hasattr(processor, "image_processor"):
-        return  # nobody can say what an image takes without encoding it
+        return  # the number of image tokens is unknown until an image is encoded
     if not hasattr(pairs, "__len__"):
-        return  # nor what a stream has in store
+        return  # a stream has no length
     records = sample(pairs, None if args.batching == "tokens" else most)
     with args.main_process_first(desc="measuring records"):
         costs = measure_records(records, processor, args)
@@ -65,7 +65,7 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
 
 
 def name_of(records: Any, index: int) -> str:
-    """How a record is called: by its id, if it has one, else by its place from 0."""
+    """Name a record by its id, or by its index if it has none."""
     if "id" in records.column_names:
         found = records.select_columns(["id"])[index]["id"]
         if found is not None:
@@ -74,7 +74,7 @@ def name_of(records: Any, index: int) -> str:
 
 
 def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any) -> int | None:
-    """The most tiles an image at which all of some records fit; None if not even one tile does."""
+    """Find the largest max_tiles that makes the records in `over` fit; None if they do not fit with one tile per image."""
     image_processor = getattr(processor, "image_processor", None)
     if not hasattr(image_processor, "max_patches"):
         return None
@@ -85,10 +85,10 @@ def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any
         fewer.image_processor.max_patches = tiles
         fewer.image_processor.min_patches = min(tiles, image_processor.min_patches)
         costs = measure(some, fewer, completion_end=args.completion_end, tile_budget=args.tile_budget)
-        answers = np.maximum(costs.chosen, costs.rejected)
+        completions = np.maximum(costs.chosen, costs.rejected)
         if args.max_length is not None and limit == args.max_length:
-            answers = np.minimum(answers, 1)
-        if int((costs.prompt + answers).max()) <= limit:
+            completions = np.minimum(completions, 1)
+        if int((costs.prompt + completions).max()) <= limit:
             return tiles
     return None
 
@@ -100,20 +100,20 @@ def _refuse(records: Any, costs: PairCosts, lengths: Any, limit: int, processor:
     over = over[np.argsort(-lengths[over], kind="stable")]
     worst = over[0]
     tiles = int(costs.tiles[worst])
-    imaged = tiles * int(getattr(processor, "image_seq_length", 0) or 0)
-    of_images = f", {imaged:,} of them of its {tiles} image tiles" if imaged else ""
-    needs = "prompt and one token of an answer" if prompt else "prompt and longer answer"
+    image_tokens = tiles * int(getattr(processor, "image_seq_length", 0) or 0)
+    of_images = f", of which {image_tokens:,} are image tokens ({tiles} tiles)" if image_tokens else ""
+    needs = "its prompt and one token of a completion" if prompt else "its prompt and its longer completion"
     message = (
         f"{len(over):,} of {len(records):,} records do not fit into {what} tokens. The longest is {name_of(records, int(worst))}: "
-        f"{needs} take {int(lengths[worst]):,} tokens{of_images}. "
+        f"{needs} have {int(lengths[worst]):,} tokens{of_images}. "
     )
-    fits = fitting_tiles(records, over, limit, processor, args) if imaged else None
+    fits = fitting_tiles(records, over, limit, processor, args) if image_tokens else None
     if fits is not None:
-        raise ValueError(message + f"model.max_tiles={fits} makes them fit; or leave these records out.")
-    if imaged:
-        message += "Not even one tile an image makes them fit. "
-    longer = f"Raise trainer.max_length to {int(lengths[worst]):,}, or leave" if prompt else "Shorten answers, or leave"
-    raise ValueError(message + f"{longer} these records out.")
+        raise ValueError(message + f"Set model.max_tiles={fits} to make them fit, or remove these records.")
+    if image_tokens:
+        message += "They do not fit with one tile per image either. "
+    longer = f"Set trainer.max_length={int(lengths[worst])}" if prompt else "Shorten the completions"
+    raise ValueError(message + f"{longer}, or remove these records.")
 
 
 def _check_budget(records: Any, costs: PairCosts, args: Any) -> None:
@@ -122,13 +122,13 @@ def _check_budget(records: Any, costs: PairCosts, args: Any) -> None:
     too_long = int((tokens > args.max_tokens_per_batch).sum())
     if too_long:
         raise ValueError(
-            f"trainer.max_tokens_per_batch={args.max_tokens_per_batch} is less than {name_of(records, longest)} takes alone: "
-            f"{tokens[longest]:,} tokens (prompt {costs.prompt[longest]:,}, answers {costs.chosen[longest]:,} and "
-            f"{costs.rejected[longest]:,}). {too_long:,} of {len(tokens):,} records are too long. Set it to at least "
-            f"{tokens[longest]:,}, use fewer tiles (model.max_tiles), cut answers (trainer.max_length), or leave them out."
+            f"trainer.max_tokens_per_batch={args.max_tokens_per_batch} is too small for {too_long:,} of {len(tokens):,} records. "
+            f"The longest is {name_of(records, longest)} with {tokens[longest]:,} tokens (prompt {costs.prompt[longest]:,}, "
+            f"completions {costs.chosen[longest]:,} and {costs.rejected[longest]:,}). Set it to at least {tokens[longest]}, use "
+            "fewer tiles (model.max_tiles), truncate completions (trainer.max_length), or remove these records."
         )
     if args.max_tiles_per_batch is not None and tiles[widest] > args.max_tiles_per_batch:
         raise ValueError(
-            f"trainer.max_tiles_per_batch={args.max_tiles_per_batch} is less than the {tiles[widest]} tiles of "
-            f"{name_of(records, widest)} alone. Set it to at least {tiles[widest]}, or use fewer tiles (model.max_tiles)."
+            f"trainer.max_tiles_per_batch={args.max_tiles_per_batch} is too small for {name_of(records, widest)}, which has "
+            f"{tiles[widest]} tiles. Set it to at least {tiles[widest]}, or use fewer tiles per image (model.max_tiles)."
         )

@@ -1,4 +1,4 @@
-"""What a decoder layer of the language model keeps for its backward pass: Qwen2, Qwen3 (dense and MoE), Llama and their like."""
+"""Bytes that a decoder layer keeps for the backward pass: Qwen2, Qwen3 (dense and MoE), Llama and similar models."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mpo.packing.attention import VARLEN_TAKES_GROUPS
 def decoder_layer(layer: nn.Module, batch: BatchShape, precision: Precision, *, liger: bool = False) -> int:
     """Bytes that one layer keeps.
 
-    With N tokens of width d, attention width q, MLP width m, all trained, in bytes b, without autocast and GPU kernels:
+    For N tokens of width d, attention width q and MLP width m, all trained, with b bytes per element, no autocast, no GPU kernels:
 
         2 norms                4 N (d + 1) + b N d each        input as float32, reciprocals, normed input
-        2 inputs of products   b N d each
+        2 linear inputs        b N d each
         attention              see `attention`
         its output             b N q                           input of the output projection
         MLP                    4 b N m                         gate, activated gate, up, their product
 
     Args:
         layer: a decoder layer of transformers; parameters may be on the meta device.
-        batch: what it computes.
-        precision: of the run.
-        liger: Liger's RMSNorm and SwiGLU kernels.
+        batch: the micro-batch.
+        precision: precision of the run.
+        liger: use Liger's RMSNorm and SwiGLU kernels.
     """
     tokens = batch.tokens
     parts: Any = layer
@@ -43,15 +43,15 @@ def decoder_layer(layer: nn.Module, batch: BatchShape, precision: Precision, *, 
 
 
 def attention(module: Any, batch: BatchShape, precision: Precision) -> int:
-    """Bytes that attention keeps, its output projection's input included.
+    """Bytes that attention keeps, with the input of its output projection.
 
-    With N queries of width q, K keys in all segments of width k, h heads:
+    For N queries of width q, K keys of width k in all segments together, and h heads:
 
         varlen kernels    b (2 N q + 2 K k) + 4 h N             queries, output, keys, values, log-sum-exp
-        by segment        b (3 N q + 2 K k) + 4 h N + b masks   output twice, apart and joined; on GPUs q for k: once per query head
+        by segment        b (3 N q + 2 K k) + 4 h N + b masks   output per segment and concatenated; q instead of k on GPUs
 
-    `_scaled_dot_product_flash_attention` and the varlen kernels save these; rotary embeddings keep only cosines and sines, which
-    all layers share. Qwen3's norms of queries and keys come on top.
+    `_scaled_dot_product_flash_attention` and the varlen kernels save these. Rotary embeddings keep only cosines and sines, which
+    all layers share. Qwen3's norms of queries and keys are added.
     """
     queries = _out_features(module.q_proj)
     keys = _out_features(module.k_proj)
@@ -78,10 +78,10 @@ def takes_varlen(precision: Precision) -> bool:
 
 
 def working(layer: nn.Module, batch: BatchShape, precision: Precision) -> tuple[int, int]:
-    """Bytes that a layer needs at once and gives back: in a forward pass without gradients, and in a backward pass.
+    """Temporary bytes of a layer in a forward pass without gradients and in the backward pass.
 
-    Forward, the widest moment is the MLP's: gate, up, and their activation, beside the residual stream, the normed input and its
-    copies. Backward: the gradients of gate, up and product, with the activation's derivative, beside the stream's gradient twice.
+    The peak of the forward pass is in the MLP: gate, up and their activation, with the residual stream, the normed input and its
+    copy. Backward pass: the gradients of gate, up and product, with the activation's derivative, and the stream's gradient twice.
     """
     width = layer.input_layernorm.weight.numel()
     inner = _mlp_width(layer.mlp)
@@ -100,7 +100,7 @@ def _mlp(mlp: Any, tokens: int, precision: Precision, liger: bool) -> int:
     if hasattr(mlp, "experts"):
         return _experts(mlp, tokens, precision)
     inner = _out_features(mlp.gate_proj)
-    kept = (2 if liger else 3) * b * tokens * inner  # Liger computes the activation again
+    kept = (2 if liger else 3) * b * tokens * inner  # Liger recomputes the activation
     return (
         kept
         + linear_inputs([mlp.gate_proj, mlp.up_proj], tokens, precision)
@@ -109,7 +109,7 @@ def _mlp(mlp: Any, tokens: int, precision: Precision, liger: bool) -> int:
 
 
 def _experts(mlp: Any, tokens: int, precision: Precision) -> int:
-    """Every token passes k experts: their inputs, gates, ups, products and outputs, sorted by expert. Close, not exact."""
+    """Each token passes k experts: their inputs, gates, ups, products and outputs, sorted by expert. An approximation."""
     b, chosen = precision.compute, _experts_per_token(mlp)
     width, inner = mlp.experts.down_proj.shape[-2:]
     router = tokens * (width * precision.stream + 2 * 4 * mlp.experts.gate_up_proj.shape[0])
@@ -121,7 +121,7 @@ def _experts_per_token(mlp: Any) -> int:
 
 
 def _mlp_width(mlp: Any) -> int:
-    """Columns that a token passes, those of all its experts."""
+    """MLP width per token, summed over its experts."""
     if hasattr(mlp, "experts"):
         return int(mlp.experts.down_proj.shape[-1]) * _experts_per_token(mlp)
     return _out_features(mlp.gate_proj)

@@ -1,4 +1,4 @@
-"""The memory of a training step on one rank: what is always there, and the moment when the most comes on top."""
+"""Estimate the peak memory of a training step on one rank: permanent memory, and the largest sum of temporary memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mpo.models.tower import find_tower
 from mpo.packing.fits import find_text_model
 
 CUDA_CONTEXT = 700 * 2**20
-"""CUDA context, kernels and cuBLAS workspaces: about what NVIDIA's recent GPUs take; not part of what PyTorch counts."""
+"""CUDA context, kernels and cuBLAS workspaces, approximately, on recent NVIDIA GPUs; PyTorch does not count them."""
 FRAGMENTATION = 0.05
-"""Share of what a step allocates and frees that the caching allocator holds beyond it: an allowance, not a formula."""
+"""Fraction of temporary memory that the caching allocator holds in addition: an allowance, not a formula."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """A line of the estimate: bytes on one rank, and where they come from."""
+    """A line of the estimate: bytes on one rank, and their explanation."""
 
     name: str
     size: int
@@ -36,8 +36,9 @@ class Component:
 class MemoryEstimate:
     """Bytes on one rank.
 
-    ``fixed``: there in every moment of a step. ``passing``: components that come and go. ``moments``: what the latter add up to
-    when most of them meet, by moment. ``margin``: of the allocator and the driver. ``unknown``: what there is no formula for.
+    ``fixed``: components allocated during the whole step. ``passing``: components allocated during a part of it. ``moments``:
+    sums of the latter at each point of the step that can be the peak. ``margin``: allocator and driver. ``unknown``: parts without
+    a formula.
     """
 
     fixed: list[Component]
@@ -48,12 +49,12 @@ class MemoryEstimate:
 
     @property
     def peak_moment(self) -> str:
-        """When the most memory is needed."""
+        """The point of the step with the highest memory."""
         return max(self.moments, key=lambda moment: self.moments[moment])
 
     @property
     def step(self) -> int:
-        """Peak of a training step, margin aside."""
+        """Peak of a training step without the margin."""
         return sum(component.size for component in self.fixed) + self.moments[self.peak_moment]
 
     @property
@@ -72,20 +73,20 @@ def estimate_memory(
     four_bits: bool = False,
     with_adapters: bool = False,
 ) -> MemoryEstimate:
-    """Estimate the peak memory of a training step from its second one on, when gradients and optimiser state exist.
+    """Estimate the peak memory of the second or a later training step, when the optimizer state exists.
 
     Args:
         model: the policy; parameters may be on the meta device, in the dtype of the run, trained where ``requires_grad``.
         batch: the most expensive micro-batch.
         args: the run's `MPOConfig`.
-        gpu: whether the run will have one.
-        sharding: over ranks; by default one process.
+        gpu: whether the run uses GPUs.
+        sharding: sharding of the run; None: one process.
         four_bits: QLoRA.
-        with_adapters: the reference is the policy without them.
+        with_adapters: the policy has adapters; the reference is the policy without them.
 
     Returns:
-        the estimate. Times of a step: the policy's forward pass; the reference's, while the policy's activations are kept; the
-        backward pass, in which activations go and gradients come, part by part; the optimiser's step.
+        the estimate. A step consists of the policy's forward pass, the reference's forward pass while the policy's activations
+        are kept, the backward pass, which frees activations and allocates gradients part by part, and the optimizer's step.
     """
     sharding = sharding or Sharding()
     precision = Precision.of(model, args, gpu=gpu)
@@ -101,32 +102,32 @@ def estimate_memory(
         Component("weights", weights, weights_why),
         Component("reference model", reference, reference_why),
         Component("optimiser state", 0 if paged else int(state * sharding.share("optimiser")), _paged(state, state_why, paged)),
-        Component("the batch", 4 * batch.pixels + 40 * batch.tokens, "images as float32, token ids and positions"),
+        Component("the batch", 4 * batch.pixels + 40 * batch.tokens, "images in float32, token ids and positions"),
     ]
     if accumulates:
-        fixed.append(Component("gradients", gradients, "kept over the micro-batches of a step"))
+        fixed.append(Component("gradients", gradients, "accumulated over the micro-batches of a step"))
     if sharding.kind == "ddp":
-        fixed.append(Component("DDP's buckets", trained_bytes(model), "a second copy of the gradients, sent between ranks"))
+        fixed.append(Component("DDP's buckets", trained_bytes(model), "a second copy of the gradients, for communication"))
     gathered = _gathered(model, sharding, precision)
     if gathered:
-        fixed.append(Component("gathered weights", gathered, "whole layers while they are used, embeddings and head throughout"))
+        fixed.append(Component("gathered weights", gathered, "layers while they are used; embeddings and head throughout"))
     kept = Component("activations", found.kept(), _activations_why(batch, args))
-    # What shares out weights gathers them in half precision, which leaves autocast nothing to copy.
-    whole = "weights" not in KINDS[sharding.kind]
-    copies = _autocast_copies(model, precision, args.gradient_checkpointing) if whole else {}
+    # Sharded weights are gathered in half precision, so autocast makes no copies.
+    unsharded = "weights" not in KINDS[sharding.kind]
+    copies = _autocast_copies(model, precision, args.gradient_checkpointing) if unsharded else {}
     head = found.parts["LM head"]
-    passing = [kept, Component("logits", head.backward, f"LM head on {batch.scored:,} answer positions, backward")]
+    passing = [kept, Component("logits", head.backward, f"LM head on {batch.labelled:,} labelled positions, backward")]
     if copies:
-        passing.append(Component("casts of weights", sum(copies.values()), "half-precision copies that autocast makes of weights"))
+        passing.append(Component("casts of weights", sum(copies.values()), "half-precision copies of weights made by autocast"))
     if not accumulates:
-        passing.append(Component("gradients", gradients, "after the backward pass"))
+        passing.append(Component("gradients", gradients, "allocated by the backward pass"))
     share = 0.0 if accumulates else sharding.share("gradients")
     moments = _moments(model, found, copies, share, reference > 0 or _reference_runs(args, with_adapters), args)
     step = sum(component.size for component in fixed) + max(moments.values())
     margin = []
     if gpu:
         margin = [
-            Component("allocator", int(FRAGMENTATION * max(moments.values())), f"{FRAGMENTATION:.0%} of what comes and goes"),
+            Component("allocator", int(FRAGMENTATION * max(moments.values())), f"{FRAGMENTATION:.0%} of temporary memory"),
             Component("CUDA", CUDA_CONTEXT, "context and libraries"),
         ]
     assert step > 0
@@ -136,12 +137,12 @@ def estimate_memory(
 def _moments(
     model: nn.Module, found: Activations, copies: dict[str, int], share: float, reference: bool, args: Any
 ) -> dict[str, int]:
-    """What comes on top of the fixed components at the moments that can be the peak."""
+    """Temporary memory at each point of the step that can be the peak."""
     none = PartMemory()
     vision, language, head = (found.parts.get(part, none) for part in ("vision tower", "language model", "LM head"))
     early = sum(found.parts.get(part, none).kept for part in ("vision tower", "projector"))
     everything = found.kept()
-    # Under checkpointing, copies of trained weights live until the forward pass ends; the backward pass makes a layer's at a time.
+    # With checkpointing, copies of trained weights live until the forward pass ends; the backward pass copies one layer at a time.
     cast = sum(copies.values())
     cast_backward = 0 if args.gradient_checkpointing else cast
     cast_vision = 0 if args.gradient_checkpointing else copies.get("vision tower", 0) + copies.get("projector", 0)
@@ -164,12 +165,12 @@ def _moments(
 
 def _weights(model: nn.Module, sharding: Sharding, precision: Precision, four_bits: bool, raised: bool) -> tuple[int, str]:
     total = weight_bytes(model, four_bits=four_bits)
-    why = "language model in 4 bits (NF4)" if four_bits else f"{8 * precision.stream} bits a number"
+    why = "language model in 4 bits (NF4)" if four_bits else f"{8 * precision.stream} bits per weight"
     if sharding.is_deepspeed:
-        return int(sum(2 * p.numel() for p in model.parameters()) * sharding.share("weights")), "16 bits a number (DeepSpeed)"
+        return int(sum(2 * p.numel() for p in model.parameters()) * sharding.share("weights")), "16 bits per weight (DeepSpeed)"
     if raised:
         more = sum(p.numel() * (4 - p.element_size()) for p in model.parameters() if p.requires_grad)
-        return int((total + more) * sharding.share("weights")), "trained weights in float32 (accelerate raises them under FSDP2)"
+        return int((total + more) * sharding.share("weights")), "trained weights in float32 (accelerate casts them under FSDP2)"
     return int(total * sharding.share("weights")), why
 
 
@@ -188,20 +189,20 @@ def _reference_runs(args: Any, with_adapters: bool) -> bool:
 
 def _reference(model: nn.Module, args: Any, sharding: Sharding, with_adapters: bool) -> tuple[int, str]:
     if not args.mixture().needs_reference:
-        return 0, "no loss of this mixture needs one"
+        return 0, "not needed by the losses"
     if with_adapters:
-        return 0, "the policy with its adapters switched off"
+        return 0, "the policy with its adapters disabled"
     if args.reference == "cached":
-        return 0, "cached log-probs; a copy of the weights is held only while the cache is filled, before training"
+        return 0, "cached log-probs; the reference model is in memory only before training"
     size = sum(p.numel() * (2 if sharding.is_deepspeed else p.element_size()) for p in model.parameters())
-    return int(size * sharding.share("reference")), "a frozen copy of the start"
+    return int(size * sharding.share("reference")), "a frozen copy of the initial model"
 
 
 def _gathered(model: nn.Module, sharding: Sharding, precision: Precision) -> int:
-    """Weights that are whole for a while although each rank holds a shard: the layer in use and the next, and what is in no layer.
+    """Bytes of gathered weights under sharding: the current layer, the next one, and all weights outside of layers.
 
-    FSDP2 wraps every layer; what is in none (embeddings, head, projector) belongs to the root, which is kept whole. DeepSpeed
-    gathers up to ``stage3_max_live_parameters``, 1e9 by default.
+    FSDP2 wraps every layer; weights outside of layers (embeddings, head, projector) belong to the root, which stays gathered.
+    DeepSpeed gathers up to ``stage3_max_live_parameters``, 1e9 by default.
     """
     if "weights" not in KINDS[sharding.kind]:
         return 0
@@ -210,7 +211,7 @@ def _gathered(model: nn.Module, sharding: Sharding, precision: Precision) -> int
     base = base_model(model)
     blocks = [sum(p.numel() for p in layer.parameters()) for layer in _layers(base)]
     root = sum(p.numel() for p in base.parameters()) - sum(blocks)
-    return precision.compute * (2 * max(blocks) + root) + 4 * max(blocks)  # and a layer's gradients before they are sent
+    return precision.compute * (2 * max(blocks) + root) + 4 * max(blocks)  # and a layer's gradients before they are reduced
 
 
 def _layers(base: Any) -> list[Any]:
@@ -220,10 +221,11 @@ def _layers(base: Any) -> list[Any]:
 
 
 def _autocast_copies(model: nn.Module, precision: Precision, checkpointing: bool) -> dict[str, int]:
-    """Half-precision copies of float32 matrices by part.
+    """Bytes of half-precision copies of float32 matrices, by part.
 
-    Autocast keeps those of trained weights until the forward pass ends, and autograd all that a gradient flows through until the
-    backward pass, unless that computes them again. The LM head and a vision tower that is frozen as a whole keep none.
+    Autocast keeps copies of trained weights until the forward pass ends. Autograd keeps copies of all weights that a gradient flows
+    through until the backward pass, unless checkpointing recomputes them. The LM head and a completely frozen vision tower keep
+    none.
     """
     if not precision.casts:
         return {}
@@ -240,15 +242,15 @@ def _autocast_copies(model: nn.Module, precision: Precision, checkpointing: bool
 
 
 def _embedding_gradient(model: nn.Module) -> int:
-    """The gradient of the input embeddings, which comes last of all; a gradient of its own also where it is added to the head's."""
+    """Bytes of the gradient of the input embeddings, computed last; a separate tensor even if tied to the head."""
     weight = base_model(model).get_input_embeddings().weight
     return weight.numel() * weight.element_size() if weight.requires_grad else 0
 
 
 def _activations_why(batch: BatchShape, args: Any) -> str:
-    how = "inputs of layers alone (gradient checkpointing)" if args.gradient_checkpointing else "all layers"
+    how = "inputs of layers only (gradient checkpointing)" if args.gradient_checkpointing else "all layers"
     return f"{batch.tokens:,} tokens, {batch.tiles} tiles, {how}"
 
 
 def _paged(state: int, why: str, paged: bool) -> str:
-    return f"{why}: {state / 2**30:.2f} GiB, which can move to the host's memory (paged)" if paged else why
+    return f"{why}: {state / 2**30:.2f} GiB, can be moved to CPU memory (paged)" if paged else why

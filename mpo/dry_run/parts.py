@@ -1,4 +1,4 @@
-"""How many parameters each part of a model has, and how many are trained."""
+"""Count the parameters of each part of a model, and those that are trained."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PARTS = (*TITLES.values(), "adapters")
 
 @dataclass
 class Count:
-    """Numbers of a part: all, and those that are trained."""
+    """Number of parameters of a part: all, and trained ones."""
 
     total: int = 0
     trainable: int = 0
 
 
 def part_of(name: str) -> str:
-    """The part of a parameter as it is shown; adapters are a part of their own.
+    """Return the title of a parameter's part; adapters are a separate part.
 
     >>> part_of("model.vision_tower.embeddings.cls_token"), part_of("lm_head.weight")
     ('vision tower', 'LM head')
@@ -32,10 +32,10 @@ def part_of(name: str) -> str:
 
 
 def count_parameters(model: nn.Module) -> dict[str, Count]:
-    """Count parameters by part; a head that is the input embeddings too counts once, with the language model.
+    """Count parameters by part. Weights shared by head and input embeddings count once, for the language model.
 
     Args:
-        model: may be on the meta device.
+        model: a model; may be on the meta device.
     """
     counts = {part: Count() for part in PARTS}
     for name, parameter in model.named_parameters():

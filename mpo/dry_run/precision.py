@@ -1,4 +1,4 @@
-"""In how many bytes a run computes, and where: what every formula of the memory estimate depends on."""
+"""The precision and device type of a run, which every formula of the memory estimate depends on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of one number.
+    """Bytes per element.
 
     ``stream``: of the residual stream, which has the weights' dtype. ``compute``: of matrix products; smaller than ``stream``
-    when float32 weights train under autocast. ``autocast``: whether it is on. ``gpu``: on an NVIDIA GPU, where layer norms run in
-    float32 under autocast and half precision has kernels of its own.
+    when float32 weights are trained under autocast. ``autocast``: autocast is enabled. ``gpu``: on an NVIDIA GPU, where layer norms
+    run in float32 under autocast and half precision uses varlen kernels.
     """
 
     stream: int
@@ -22,12 +22,12 @@ class Precision:
 
     @classmethod
     def of(cls, model: Any, args: Any, *, gpu: bool) -> Precision:
-        """Read a model's dtype and a run's configuration.
+        """Derive the precision from a model's dtype and a run's configuration.
 
         Args:
             model: the policy; parameters may be on the meta device.
-            args: an `MPOConfig`; ``bf16`` and ``fp16`` turn autocast on.
-            gpu: whether the run will have one.
+            args: an `MPOConfig`; ``bf16`` and ``fp16`` enable autocast.
+            gpu: whether the run uses GPUs.
         """
         stream = model.get_input_embeddings().weight.element_size()
         autocast = bool(args.bf16 or args.fp16)

@@ -1,4 +1,4 @@
-"""`mpo train ... dry_run=true`: everything about a run that can be known without running it."""
+"""`mpo train ... dry_run=true`: check a job and describe its run without training."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ def dry_run(job: TrainJob) -> str:
     """Check a job, its model and its data, and describe the run.
 
     Args:
-        job: a checked job. ``dry_run_records`` limits how many records are measured; ``dry_run_gpu_gb`` is the memory of a GPU to
-            compare the estimate with, by default that of this machine's, if it has one.
+        job: a checked job. ``dry_run_records`` limits the number of measured records; ``dry_run_gpu_gb`` is the GPU memory to
+            compare the estimate with, by default that of this machine's GPU, if any.
 
     Returns:
-        the page.
+        the report as text.
 
     Raises:
-        ValueError: for what would keep the run from training: a processor that does not belong to the model, records that do not
-        fit.
+        ValueError: for problems that would stop the run: a processor that does not match the model, records that do not fit.
     """
     start = time.perf_counter()
     args = job.planned_arguments()
@@ -62,7 +61,7 @@ def dry_run(job: TrainJob) -> str:
         ", ..." if len(work.most_expensive) > LONGEST else ""
     )
     where = f"{'GPU' if gpu else 'CPU'}, {sharding}, most expensive micro-batch: {most_expensive}"
-    built = "built for real: no config describes it" if structure.real else "on the meta device, no weights loaded"
+    built = "with weights, no config available" if structure.real else "on the meta device, no weights loaded"
     first = name_of(records, 0)
     return "\n\n".join(
         [
@@ -80,25 +79,25 @@ def dry_run(job: TrainJob) -> str:
 def verdict(
     job: TrainJob, estimate: MemoryEstimate, model: Any, batch: Any, args: Any, *, gpu: bool, sharding: Sharding
 ) -> list[str]:
-    """Whether the estimate fits a GPU, and what to change if not. Empty when there is no GPU to compare with."""
+    """Say whether the estimate fits a GPU, and which settings save memory if not. Empty without a GPU to compare with."""
     there = job.dry_run_gpu_gb
     if there is None and gpu and torch.cuda.is_available():
         there = torch.cuda.get_device_properties(0).total_memory / 2**30
     if there is None or not gpu:
         return []
     if estimate.total <= there * 2**30:
-        return [f"It fits a GPU of {there:g} GiB ({estimate.total / 2**30 / there:.0%} of it)."]
+        return [f"The run fits on a GPU of {there:g} GiB and uses {estimate.total / 2**30 / there:.0%} of it."]
     lines = [
-        f"WARNING: the estimate of {size(estimate.total)} is more than the GPU's {there:g} GiB. What each change by itself saves:"
+        f"WARNING: the estimate of {size(estimate.total)} exceeds the GPU's {there:g} GiB. What each setting saves on its own:"
     ]
     saving = advise(job, model, batch, args, gpu=gpu, sharding=sharding)
     width = max((len(change) for change, _ in saving), default=0)
     for change, saved in saving:
         left = estimate.total - saved
         lines.append(
-            f"  {change:<{width}}  {size(saved):>10}  leaving {size(left)}{', which fits' if left <= there * 2**30 else ''}"
+            f"  {change:<{width}}  {size(saved):>10}  leaves {size(left)}{', which fits' if left <= there * 2**30 else ''}"
         )
-    lines.append("  fewer tiles (model.max_tiles) and shorter answers (trainer.max_length) make the longest record shorter")
+    lines.append("  a lower model.max_tiles or trainer.max_length shortens the longest record")
     return ["\n".join(lines)]
 
 

@@ -1,4 +1,4 @@
-"""A run's trainer settings on a machine that is not the run's: without its GPUs."""
+"""Trainer settings of a run, adapted to a machine without the run's GPUs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 def plans_gpu(trainer: Mapping[str, Any]) -> bool:
-    """Whether a run is meant for GPUs: all but those with ``use_cpu``."""
+    """Whether a run is planned for GPUs: true unless ``use_cpu`` is set."""
     return not trainer.get("use_cpu", False)
 
 
 def without_gpu(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that this machine accepts, GPU or not, and that say the same about memory.
+    """Change settings so that this machine accepts them without a GPU, and the memory estimate stays the same.
 
-    Half precision that is left to the hardware (``bf16: null``) is taken to be there on the run's GPUs.
+    ``bf16: null``, which depends on the hardware, counts as true on the run's GPUs.
 
     >>> without_gpu({"bf16": None, "use_cpu": True})["bf16"]
     """

@@ -1,4 +1,4 @@
-"""Over how many ranks weights, gradients and optimiser state are spread."""
+"""How weights, gradients and optimizer state are sharded over ranks."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ policy under FSDP2, and by TRL under ZeRO-3."""
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a run is spread over ``world_size`` ranks; ``kind`` is a key of `KINDS`."""
+    """The sharding of a run over ``world_size`` ranks; ``kind`` is a key of `KINDS`."""
 
     kind: str = "one process"
     world_size: int = 1
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any], ranks: int = 1) -> Sharding:
-        """Read a job's trainer settings.
+        """Derive the sharding from a job's trainer settings.
 
         Args:
             trainer: ``deepspeed`` (a mapping or a file) and ``fsdp``, as in `MPOConfig`.
-            ranks: that the run will have.
+            ranks: number of ranks.
         """
         deepspeed = trainer.get("deepspeed")
         if deepspeed:
@@ -45,16 +45,16 @@ class Sharding:
         return cls("ddp" if ranks > 1 else "one process", ranks)
 
     def share(self, what: str) -> float:
-        """The part of it that one rank holds: 1, or one over the number of ranks."""
+        """Return the fraction of `what` that one rank holds: 1, or 1 / ``world_size`` if it is sharded."""
         return 1 / self.world_size if what in KINDS[self.kind] else 1.0
 
     @property
     def is_deepspeed(self) -> bool:
-        """Whether DeepSpeed holds the weights in half precision and float32 masters with the optimiser."""
+        """Whether DeepSpeed holds the weights in half precision, and float32 master weights with the optimizer."""
         return self.kind.startswith("zero")
 
     def raises_weights(self, autocast: bool) -> bool:
-        """Whether accelerate makes trained weights float32, as `fsdp2_prepare_model` does under mixed precision."""
+        """Whether accelerate casts trained weights to float32, as `fsdp2_prepare_model` does under mixed precision."""
         return self.kind == "fsdp2" and autocast
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a layer of InternVL's vision tower keeps for its backward pass: InternViT-300M and -6B."""
+"""Bytes that a layer of InternVL's vision tower keeps for the backward pass: InternViT-300M and -6B."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mpo.dry_run.precision import Precision
 def vision_layer(layer: nn.Module, patches: int, tiles: int, precision: Precision) -> int:
     """Bytes that one layer of the tower keeps.
 
-    With n = patches x tiles rows of width d, MLP width m, h heads, all trained, in bytes b (without autocast):
+    For n = patches x tiles rows of width d, MLP width m and h heads, all trained, with b bytes per element and no autocast:
 
         2 norms                    b n d, 2 b n each     input, mean and reciprocal
-        2 inputs of products       b n d each
+        2 linear inputs            b n d each
         attention                  4 b n d + 4 h n       queries, keys, values, output (also the projection's input), log-sum-exp
-        2 layer scales             b n d each            what they multiply
+        2 layer scales             b n d each            their inputs
         MLP                        2 b n m               before and after GELU
 
-    that is 10 b n d + 2 b n m and a little. The 6B tower normalises queries and keys in float32 on top, and its norms are RMSNorms.
+    In total about 10 b n d + 2 b n m. The 6B tower also normalizes queries and keys in float32, and its norms are RMSNorms.
 
     Args:
         layer: an `InternVLVisionLayer`; parameters may be on the meta device.
-        patches: rows of a tile, the class token included.
-        tiles: images' tiles, thumbnails included.
-        precision: of the run.
+        patches: rows per tile, with the class token.
+        tiles: number of tiles, with thumbnails.
+        precision: precision of the run.
     """
     rows = patches * tiles
     parts: Any = layer
@@ -55,10 +55,10 @@ def vision_layer(layer: nn.Module, patches: int, tiles: int, precision: Precisio
 
 
 def working(layer: nn.Module, patches: int, tiles: int, precision: Precision) -> tuple[int, int]:
-    """Bytes that a layer needs at once and gives back: in a forward pass without gradients, and in a backward pass.
+    """Temporary bytes of a layer in a forward pass without gradients and in the backward pass.
 
-    Forward: before and after GELU, beside the stream and the normed input. Backward: two gradients of the MLP's width, three of
-    the stream's.
+    Forward pass: input and output of GELU, the residual stream and the normed input. Backward pass: two gradients of the MLP's
+    width and three of the stream's width.
     """
     rows, width, inner = patches * tiles, layer.lambda_1.numel(), mlp_width(layer)
     b, s = precision.compute, precision.stream
@@ -66,12 +66,12 @@ def working(layer: nn.Module, patches: int, tiles: int, precision: Precision) ->
 
 
 def projector(module: Any, tokens: int, precision: Precision) -> int:
-    """Bytes that the projector keeps: input and output of its norm, before and after GELU.
+    """Bytes that the projector keeps: input and output of its norm, input and output of GELU.
 
     Args:
-        module: LayerNorm, linear, GELU, linear.
-        tokens: image tokens.
-        precision: of the run.
+        module: the projector: LayerNorm, linear, GELU, linear.
+        tokens: number of image tokens.
+        precision: precision of the run.
     """
     wide = module.layer_norm.weight.numel()
     narrow = getattr(module.linear_1, "base_layer", module.linear_1).out_features

@@ -1,4 +1,4 @@
-"""What a job's data cost: tokens and tiles of every record, the batch that takes most memory, and how many steps there are."""
+"""Measure a job's data: tokens and tiles of every record, the most expensive micro-batch, and the number of steps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from mpo.packing.sampler import PackingReport, PairBatchSampler
 
 @dataclass(frozen=True)
 class Workload:
-    """A job's data, measured.
+    """The measured data of a job.
 
-    ``costs``: of ``records``, the measured ones, which are a sample if less than ``total``. ``most_expensive``: the records of the
-    micro-batch that takes most memory; ``batch``: its sizes. ``packing``: how an epoch is planned, where it is.
+    ``total``: number of records. ``records``: the measured ones, all or an evenly spaced subset; ``costs``: their costs.
+    ``most_expensive``: indices of the records of the micro-batch with the highest memory; ``batch``: its sizes. ``packing``: report
+    of the sampler that plans the batches; None without one.
     """
 
     total: int
@@ -37,19 +38,19 @@ class Workload:
 
     @property
     def sampled(self) -> bool:
-        """Whether not all records were measured."""
+        """Whether only some of the records were measured."""
         return len(self.costs) < self.total
 
 
 def sample(pairs: Any, limit: int | None) -> Any:
-    """Records evenly over a data set: all, or `limit` of them."""
+    """Select `limit` evenly spaced records; None: all."""
     if limit is None or limit >= len(pairs):
         return pairs
     return pairs.select(np.linspace(0, len(pairs) - 1, limit).round().astype(int))
 
 
 def measure_records(records: Any, processor: Any, args: Any) -> PairCosts:
-    """The costs of records as the run will encode them, uncut; large data are measured by several processes."""
+    """Measure the costs of records without truncation, encoded as in the run; several processes measure a large data set."""
     many = args.dataloader_num_workers if len(records) > 20_000 and args.dataloader_num_workers > 1 else None
     rules = {"completion_end": args.completion_end, "tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record}
     return measure(records, processor, **rules, num_proc=many)
@@ -63,18 +64,18 @@ def plan_workload(
     Args:
         pairs: all records.
         records: the measured ones.
-        costs: of the latter, uncut.
-        model: the policy, parameters possibly on the meta device.
-        processor: of the run.
-        args: its `MPOConfig`.
-        ranks: processes of the run.
-        gpu: whether it will have a GPU.
+        costs: costs of the measured records without truncation.
+        model: the policy; parameters may be on the meta device.
+        processor: processor of the run.
+        args: the run's `MPOConfig`.
+        ranks: number of ranks.
+        gpu: whether the run uses GPUs.
     """
-    cut = costs.cut(args.max_length, skip=args.on_bad_record == "skip")
+    truncated = costs.cut(args.max_length, skip=args.on_bad_record == "skip")
     sampler = None
     if args.batching == "tokens" or args.group_same_prompt > 1:
         sampler = PairBatchSampler(
-            cut,
+            truncated,
             batching=args.batching,
             pairs_per_batch=None if args.batching == "tokens" else args.per_device_train_batch_size,
             max_tokens=args.max_tokens_per_batch,
@@ -93,7 +94,7 @@ def plan_workload(
         micro_batches = round(len(sampler) * scale)
     per_epoch = max(-(-micro_batches // args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
-    most_expensive = _most_expensive(cut, sampler, model, args, gpu)
+    most_expensive = _most_expensive(truncated, sampler, model, args, gpu)
     rules = {"completion_end": args.completion_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
     collator = PairCollator(processor, layout=layout_of(model, args), **rules)
     return Workload(
@@ -111,14 +112,14 @@ def plan_workload(
 
 
 def layout_of(model: Any, args: Any) -> str:
-    """Packed rows where the trainer will have them, else padded ones."""
-    cut_at_start = args.truncation_mode == "keep_end" and args.max_length
-    padded = args.rows == "padded" or args.pad_to_multiple_of or cut_at_start or why_not(model) is not None
+    """Return the layout that the trainer will use: packed or padded."""
+    keeps_end = args.truncation_mode == "keep_end" and args.max_length
+    padded = args.rows == "padded" or args.pad_to_multiple_of or keeps_end or why_not(model) is not None
     return "padded" if padded else "packed"
 
 
 def _most_expensive(costs: PairCosts, sampler: PairBatchSampler | None, model: Any, args: Any, gpu: bool) -> list[int]:
-    """The planned batch with most activations; where pairs are dealt at random, the most expensive pairs together."""
+    """Return the planned batch with the largest activations; without a plan, a batch of the most expensive pairs."""
     each = _bytes_of(costs, model, args, gpu)
     if sampler is None:
         return np.argsort(-each, kind="stable")[: args.per_device_train_batch_size].tolist()
@@ -127,7 +128,7 @@ def _most_expensive(costs: PairCosts, sampler: PairBatchSampler | None, model: A
 
 
 def _bytes_of(costs: PairCosts, model: Any, args: Any, gpu: bool) -> Any:
-    """About how many bytes of activations each record has, shape (N,): so many a token, so many a tile."""
+    """Approximate bytes of activations of each record, shape (N,): linear in its tokens and tiles."""
     precision = Precision.of(model, args, gpu=gpu)
 
     def kept(tokens: int, tiles: int) -> int:

@@ -39,9 +39,9 @@ class Accuracy:
 
 
 def extract_answer(response: str) -> str | None:
-    r"""The final answer, by the rule of InternVL's evaluation with chain of thought: what follows `Final answer:` or `Answer:`.
+    r"""Extract the final answer by the rule of InternVL's chain-of-thought evaluation: the text after `Final answer:` or `Answer:`.
 
-    The last match counts. The rule is laxer than that of `mpo.preference_data.answers.parse_response`, which selects training
+    The last match counts. The rule is less strict than `mpo.preference_data.responses.parse_response`, which selects training
     examples.
 
     >>> extract_answer("3 + 4 = 7\nanswer: 7"), extract_answer("seven")
@@ -58,9 +58,9 @@ def measure_accuracy(
 
     Args:
         generator: the model.
-        questions: what to ask; at least one.
+        questions: the questions; at least one.
         ground_truths: the known answers, in the same order.
-        max_new_tokens: the longest response, in tokens.
+        max_new_tokens: maximum length of a response in tokens.
 
     Raises:
         ValueError: when there are no questions, or the numbers of questions and ground truths differ.

@@ -31,7 +31,7 @@ def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> tupl
     spread = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / spread
     half_width = z / spread * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    # The formula's ends are exactly 0 and 1 there; rounding is not.
+    # The formula gives exactly 0 and 1 here, but for rounding.
     low = 0.0 if successes == 0 else centre - half_width
     high = 1.0 if successes == trials else centre + half_width
     return low, high
@@ -42,8 +42,8 @@ class PairedComparison:
     """The comparison of two measurements on the same questions.
 
     Attributes:
-        gained: questions wrong before and right after.
-        lost: questions right before and wrong after.
+        gained: questions incorrect before and correct after.
+        lost: questions correct before and incorrect after.
         p_value: probability of a split of the changed questions at least this uneven when gains and losses are equally likely.
     """
 
@@ -56,8 +56,8 @@ def compare_paired(before: Sequence[bool], after: Sequence[bool]) -> PairedCompa
     """Exact McNemar test (Q. McNemar, 1947): are gains and losses more uneven than by chance?
 
     Args:
-        before: for each question, whether it was right before.
-        after: the same questions, in the same order, after.
+        before: for each question, whether it was correct before.
+        after: the same after, in the same order.
 
     Raises:
         ValueError: when the lengths differ.

@@ -1,1 +1,1 @@
-"""Preference data: sample responses, judge them, pair correct with incorrect ones, as for MMPR (arXiv 2411.10442)."""
+"""Preference data: judge sampled responses and pair correct with incorrect ones, as for MMPR (arXiv 2411.10442)."""

@@ -1,4 +1,4 @@
-"""Questions and sampled responses -> lines of an MMPR file."""
+"""Turn questions and sampled responses into lines of an MMPR file."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def build_pairs(
     Args:
         questions: lines `{"id", "image", "question", "ground_truth"}`.
         responses: for each question, in order, the full sampled responses.
-        max_pairs: the largest number of pairs per question.
+        max_pairs: maximum number of pairs per question.
         seed: random seed of their selection, which does not depend on the other questions.
 
     Returns:
         Lines `{"id", "image", "question", "chosen", "rejected", "answer_gt", "rejected_meta"}` as in MMPR, and the counts.
-        `rejected_meta` holds the kind of the rejected response: wrong answer or wrong format.
+        `rejected_meta` is the kind of the rejected response: wrong answer or wrong format.
 
     Raises:
         ValueError: when the numbers of questions and lists of responses differ.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from mpo.preference_data.answers import parse_response
+from mpo.preference_data.responses import parse_response
 from mpo.preference_data.verify import is_correct
 
 Negative = Literal["wrong_answer", "wrong_format"]
@@ -53,14 +53,14 @@ def judge(response: str, ground_truth: str) -> JudgedResponse:
 
 
 def pair_completions(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rng: random.Random) -> list[CompletionPair]:
-    """Pair every correct response with every incorrect one and keep some at random.
+    """Pair every correct response with every incorrect one, and keep at most `max_pairs` at random.
 
     As in InternVL's reasoning data pipeline, a pair is excluded when the correct final answer is contained in the incorrect one
-    (`7` in `x = 7`), which may differ in its format alone. Repeated responses count once, empty ones not at all.
+    (`7` in `x = 7`), because the two may differ only in format. Repeated responses count once; empty ones are ignored.
 
     Args:
         responses: the judged responses to one question.
-        max_pairs: the largest number of pairs; 15 in MMPR.
+        max_pairs: maximum number of pairs; 15 in MMPR.
         rng: random generator that selects them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`mpo cache`: what it says, what it finds, what it removes and what it leaves alone."""
+"""`mpo cache`: its output, the problems it finds, the files it removes and the files it keeps."""
 
 import multiprocessing
 import os
@@ -26,13 +26,13 @@ def key(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def answers(values: dict[int, float], tokens: int = 4) -> Entries:
+def entries(values: dict[int, float], tokens: int = 4) -> Entries:
     keys = np.frombuffer(b"".join(key(number) for number in values), "S16")
     return Entries(keys, np.array(list(values.values()), np.float32), np.full(len(values), tokens, np.int32))
 
 
 def write(cache: ReferenceCache, values: dict[int, float], tokens: int = 4):
-    return write_shard(cache.folder, answers(values, tokens), HERE)
+    return write_shard(cache.folder, entries(values, tokens), HERE)
 
 
 def values_in(cache: ReferenceCache, count: int = 10) -> dict[int, float]:
@@ -46,7 +46,7 @@ def content(folder) -> dict[str, bytes]:
 
 @pytest.fixture
 def cache(tmp_path):
-    """Three shards; answer 2 is in two of them, with the same value up to rounding."""
+    """Three shards; completion 2 is in two of them, with the same value up to rounding."""
     cache = ReferenceCache(tmp_path / "cache", HERE)
     for values in ({0: -1.0, 1: -2.0}, {2: -3.0}, {2: -3.0001, 3: 0.0}):
         write(cache, values)
@@ -90,20 +90,20 @@ def test_inspect_says_whose_it_is_and_how_much(cache, run):
 
 def test_verify_is_content_with_a_whole_cache(cache, run):
     status, said = run("verify", cache.folder.parent)
-    assert status == 0 and "4 completions in 3 intact shards, 0 problems" in said
+    assert status == 0 and "4 entries in 3 intact shards, 0 problems" in said
 
 
 def test_verify_lists_all_that_is_wrong_and_changes_nothing(cache, run):
     wrong = write(cache, {4: float("nan"), 5: 0.5, 6: float("-inf")})
     apart = write(cache, {0: -1.5})
     counted = write(cache, {1: -2.0}, tokens=5)
-    cut = write(cache, {7: -1.0})
-    cut.write_bytes(cut.read_bytes()[:100])
-    foreign = write_shard(cache.folder, answers({8: -1.0}), Fingerprint({"model weights": "v"}))
+    truncated = write(cache, {7: -1.0})
+    truncated.write_bytes(truncated.read_bytes()[:100])
+    foreign = write_shard(cache.folder, entries({8: -1.0}), Fingerprint({"model weights": "v"}))
     before = content(cache.folder)
     status, said = run("verify", cache.folder)
     assert status == 1 and "7 problems" in said
-    for path in (wrong, apart, counted, cut, foreign):
+    for path in (wrong, apart, counted, truncated, foreign):
         assert path.name in said
     for reason in (
         "log-prob nan",
@@ -121,19 +121,19 @@ def test_verify_lists_all_that_is_wrong_and_changes_nothing(cache, run):
 def test_in_16_bits_the_same_answer_may_differ_more(tmp_path, run):
     half = Fingerprint({"compute dtype": "bfloat16"})
     cache = ReferenceCache(tmp_path, half)
-    write_shard(cache.folder, answers({0: -80.0}, tokens=100), half)
-    write_shard(cache.folder, answers({0: -80.9}, tokens=100), half)  # 0.1 * sqrt(100) = 1 is allowed
+    write_shard(cache.folder, entries({0: -80.0}, tokens=100), half)
+    write_shard(cache.folder, entries({0: -80.9}, tokens=100), half)  # 0.1 * sqrt(100) = 1 is allowed
     assert run("verify", tmp_path)[0] == 0
-    write_shard(cache.folder, answers({0: -83.0}, tokens=100), half)
+    write_shard(cache.folder, entries({0: -83.0}, tokens=100), half)
     assert run("verify", tmp_path)[0] == 1
 
 
 def test_prune_merges_small_shards_and_removes_leftovers_and_damage(cache, run):
     old = leave(cache, age=3600)
-    cut = write(cache, {7: -1.0})
-    cut.write_bytes(b"")
+    truncated = write(cache, {7: -1.0})
+    truncated.write_bytes(b"")
     status, said = run("prune", cache.folder)
-    assert status == 0 and f"remove {old.name}" in said and f"remove {cut.name}" in said and "merge 3 shards" in said
+    assert status == 0 and f"remove {old.name}" in said and f"remove {truncated.name}" in said and "merge 3 shards" in said
     (merged,) = shards(cache.folder)
     assert len(read_shard(merged, HERE)) == 4
     assert not list(cache.folder.glob("*.tmp"))
@@ -155,7 +155,7 @@ def test_prune_leaves_alone_what_is_not_its_own(cache, run):
     for name, data in strangers.items():
         (cache.folder / name).write_bytes(data)
         os.utime(cache.folder / name, (0, 0))
-    foreign = write_shard(cache.folder, answers({8: -1.0}), Fingerprint({"model weights": "v"}))
+    foreign = write_shard(cache.folder, entries({8: -1.0}), Fingerprint({"model weights": "v"}))
     status, said = run("prune", cache.folder)
     after = content(cache.folder)
     assert status == 0 and strangers.items() <= after.items() and foreign.name in after

@@ -1,4 +1,4 @@
-"""`mpo data`: what it says, what it writes, and its exit status."""
+"""`mpo data`: output, files and exit status."""
 
 import json
 import re
@@ -17,13 +17,13 @@ ACTIONS = ("validate", "stats", "show", "convert", "mix", "split", "dedupe")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """pairs.jsonl: 12 pairs, of which 10 and 11 repeat 0 and 1."""
+    """pairs.jsonl: 12 pairs; pairs 10 and 11 duplicate pairs 0 and 1."""
     monkeypatch.chdir(tmp_path)
     lines = []
     for index in range(10):
         make_image(index).save(tmp_path / f"{index}.png")
-        answers = {"chosen": f"It is {index}.", "rejected": "It is another one."}
-        lines.append({"id": f"pair-{index}", "image": f"{index}.png", "question": f"What is number {index}?", **answers})
+        completions = {"chosen": f"It is {index}.", "rejected": "It is another one."}
+        lines.append({"id": f"pair-{index}", "image": f"{index}.png", "question": f"What is number {index}?", **completions})
     lines += [{**lines[0], "id": "again-0"}, {**lines[1], "id": "again-1"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return tmp_path
@@ -52,20 +52,20 @@ def run(capsys):
 
 def test_validate(folder, run, model):
     status, said = run("validate", "pairs.jsonl", "--workers", 2)
-    assert status == 0 and "12 pairs in 12 lines" in said and "Training may start." in said
+    assert status == 0 and "12 pairs in 12 lines" in said
     found = [json.loads(line) for line in (folder / "bad_records.jsonl").read_text().splitlines()]
     assert [(one["finding"], one["where"]) for one in found] == [("duplicate", "pairs.jsonl:11"), ("duplicate", "pairs.jsonl:12")]
 
     (folder / "0.png").unlink()
     status, said = run("validate", "pairs.jsonl", "--output", "found.jsonl")
-    assert status == 1 and re.search(r"\n  ! image not there +2  pairs.jsonl:1: ", said)
-    assert "Training may not start: 2 problems (!). All 3 findings: found.jsonl" in said  # and one duplicate is left
+    assert status == 1 and re.search(r"\n  ! image .* 2  pairs.jsonl:1: ", said)
+    assert "2 problems (!)" in said and "3 findings: found.jsonl" in said  # the third one is a duplicate
 
 
 def test_validate_with_a_model(folder, run, model):
     (folder / "long.jsonl").write_text(json.dumps({"question": "Why?", "chosen": "So. " * 100, "rejected": "No."}))
     status, said = run("validate", "long.jsonl", "--model", model)
-    assert status == 1 and "too long" in said and "the model's context is 64" in said
+    assert status == 1 and "too long" in said and re.search(r"context .*\b64\b", said)
     assert run("validate", "long.jsonl", "--model", model, "--max-length", 60)[0] == 0
     assert run("validate", "pairs.jsonl", "--model", model)[0] == 0
 
@@ -73,7 +73,7 @@ def test_validate_with_a_model(folder, run, model):
 def test_validate_against_evaluation(folder, run):
     (folder / "eval.jsonl").write_text((folder / "pairs.jsonl").read_text().split("\n")[3])
     status, said = run("validate", "pairs.jsonl", "--eval", "eval.jsonl")
-    assert status == 1 and "in eval too" in said and "pairs.jsonl:4" in said
+    assert status == 1 and "eval" in said and "pairs.jsonl:4" in said
 
 
 def test_stats(folder, run, model):
@@ -93,19 +93,19 @@ def test_show(folder, run, model):
     assert "<IMG_CONTEXT> x" in run("show", "pairs.jsonl", "--id", "pair-3", "--model", model)[1]
     assert run("show", "pairs.jsonl", "--html", "look.html")[0] == 0 and "<img" in (folder / "look.html").read_text()
     status, said = run("show", "pairs.jsonl", "--id", "nobody")
-    assert status == 2 and "has the id 'nobody'" in said
+    assert status == 2 and "'nobody'" in said and "'pair-0'" in said
 
 
 def test_convert(folder, run):
     status, said = run("convert", "pairs.jsonl", "pairs.parquet")
-    assert status == 0 and "Read again: 12 pairs, the same as in pairs.jsonl." in said
+    assert status == 0 and "12 pairs, the same as in pairs.jsonl" in said
     status, said = run("convert", "pairs.parquet", "back.jsonl", "--to", "mmpr")
     assert status == 0 and "Read again: 12 pairs" in said and "'source' of 12 records" in said
     assert [json.loads(line)["question"] for line in (folder / "back.jsonl").read_text().splitlines()][0].endswith(
         "What is number 0?"
     )
     status, said = run("convert", "pairs.jsonl", "pairs.parquet")
-    assert status == 2 and "pairs.parquet is there already" in said
+    assert status == 2 and "pairs.parquet" in said
 
 
 def test_mix(folder, run):
@@ -129,7 +129,7 @@ def test_a_mixture_with_eval_pairs(folder, run):
 
 
 def test_all_sources_of_a_mixture_and_of_a_meta_json(folder, run):
-    """Two sources, one of them in a folder of its own with its own images; and a bad line in it."""
+    """Two sources, one of them in its own folder with its own images."""
     (folder / "other").mkdir()
     make_image(20).save(folder / "other" / "x.png")
     good = {"image": "x.png", "question": "Why?", "chosen": "So.", "rejected": "No."}
@@ -145,10 +145,10 @@ def test_all_sources_of_a_mixture_and_of_a_meta_json(folder, run):
         assert run("mix", name)[1].split("\n")[2].split() == ["more", "2", "4", "25.0%"]
     for action in ("validate", "stats"):
         status, said = run(action, "mixture.yaml", "--image-root", "other")
-        assert status == 2 and "whose sources have their own image_root" in said
+        assert status == 2 and "image_root=other" in said
     (folder / "other" / "x.png").unlink()
     status, said = run("validate", "meta.json", "--workers", 2)
-    assert status == 1 and re.search(r"image not there +2 +\S*other/more.jsonl:1: ", said)
+    assert status == 1 and re.search(r"image .* 2 +\S*other/more.jsonl:1: ", said)
 
 
 def test_split(folder, run):
@@ -167,7 +167,7 @@ def test_split(folder, run):
 def test_dedupe(folder, run):
     before = (folder / "pairs.jsonl").read_bytes()
     status, said = run("dedupe", "pairs.jsonl", "once.jsonl")
-    assert status == 0 and "2 of 12 pairs: 2 exact duplicates, 0 near ones" in said
+    assert status == 0 and "2 of 12 pairs" in said and "2 exact" in said and "0 near" in said
     removed = [json.loads(line) for line in (folder / "once.jsonl.removed.jsonl").read_text().splitlines()]
     assert [(line["id"], line["same_as"]) for line in removed] == [("again-0", "pair-0"), ("again-1", "pair-1")]
     assert len(load_preferences(folder / "once.jsonl")) == 10
@@ -176,7 +176,7 @@ def test_dedupe(folder, run):
 
 
 def test_dedupe_writes_control_characters_out(folder, run):
-    """A terminal would clear its screen at these ids."""
+    """A terminal would interpret these ids as commands to clear the screen."""
     pair = {"question": "Why?", "chosen": "So.", "rejected": "No."}
     lines = [{"id": f"{number}\x1b[2J", **pair} for number in range(2)]
     (folder / "odd.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -185,7 +185,7 @@ def test_dedupe_writes_control_characters_out(folder, run):
 
 
 def test_a_missing_image_is_reported_without_a_traceback(folder, run):
-    """It was there when the pairs were converted."""
+    """It existed when the pairs were converted."""
     load_preferences("pairs.jsonl")
     (folder / "3.png").unlink()
     for words in (["convert", "pairs.jsonl", "a.jsonl", "--images", "copy"], ["convert", "pairs.jsonl", "a.parquet"]):
@@ -202,24 +202,24 @@ def test_errors_and_findings_write_control_characters_out(folder, run):
 
 
 def test_convert_from_rlaif_v_to_mmpr(folder, run):
-    """Its fields would make the line one of RLAIF-V again, whose id is 'idx'."""
+    """At the top level its fields would make the line an RLAIF-V record, whose id is 'idx'."""
     origin = {"ds_name": "RLAIF-V", "origin_dataset": "VQAv2", "origin_split": "{}", "idx": "7", "image_path": "0.png"}
     line = {**origin, "image": {"path": "0.png", "bytes": None}, "question": "Why?", "chosen": "So.", "rejected": "No."}
     (folder / "rlaif.jsonl").write_text(json.dumps(line))
     status, said = run("convert", "rlaif.jsonl", "mmpr.jsonl", "--to", "mmpr")
-    assert status == 0 and "Read again: 1 pairs, the same as in rlaif.jsonl." in said
+    assert status == 0 and "1 pairs, the same as in rlaif.jsonl" in said
     assert json.loads((folder / "mmpr.jsonl").read_text())["metadata"]["origin_dataset"] == "VQAv2"
 
 
 def test_mistakes_are_said_in_one_line(folder, run):
     for words, message in (
-        (["stats", "none.jsonl"], "There is no file none.jsonl"),
+        (["stats", "none.jsonl"], "none.jsonl"),
         (["stats", "pairs.jsonl", "--workers", 0], "--workers"),
-        (["stats", "pairs.jsonl", "--format", "csv"], "format is one of"),
-        (["stats", "pairs.jsonl", "--max-tiles", 2], "--max-tiles needs a model"),
+        (["stats", "pairs.jsonl", "--format", "csv"], "got 'csv'"),
+        (["stats", "pairs.jsonl", "--max-tiles", 2], "--max-tiles needs --model"),
         (["validate", "pairs.jsonl", "--max-length", 2], "--max-length needs --model"),
         (["split", "pairs.jsonl", "a", "b", "--eval-size", 100], "eval_size=100"),
-        (["mix", "none.yaml"], "There is no file none.yaml"),
+        (["mix", "none.yaml"], "none.yaml"),
     ):
         status, said = run(*words)
         assert status == 2 and said.startswith("mpo: error: ") and message in said, said
@@ -243,14 +243,14 @@ def test_help_needs_no_torch():
 @pytest.mark.parametrize("action", ["validate", "stats", "show"])
 def test_a_model_that_is_not_there(folder, run, action):
     status, said = run(action, "pairs.jsonl", "--model", "/nope")
-    assert status == 2 and "mpo: error: --model /nope: there is no such folder. Give a checkpoint's folder" in said
+    assert status == 2 and "mpo: error: --model /nope " in said
     (folder / "bare").mkdir()
     (folder / "bare" / "config.json").write_text('{"model_type": "internvl"}')
     status, said = run(action, "pairs.jsonl", "--model", "bare")
-    assert status == 2 and "mpo: error: --model bare has no processor or tokenizer" in said
+    assert status == 2 and "mpo: error: --model bare " in said
 
 
 def test_a_processors_folder_is_enough_to_count_tokens(folder, run):
     small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4).save_pretrained("processor")
     status, said = run("validate", "pairs.jsonl", "--model", "processor", "--workers", 1)
-    assert status == 0 and "Training may start." in said
+    assert status == 0 and "12 pairs" in said

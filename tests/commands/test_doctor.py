@@ -1,4 +1,4 @@
-"""`mpo doctor` from outside, on this machine as it is and with a package broken."""
+"""`mpo doctor` as a command: on this machine, and with a broken package."""
 
 import json
 import subprocess
@@ -19,14 +19,14 @@ def test_the_page_of_this_machine(tmp_path, capfd, monkeypatch):
     lines = page.splitlines()
     assert [line for line in lines if line and not line.startswith(" ")][:-1] == list(CHECKS)
     assert len(lines) <= 60 and max(map(len, lines)) <= 140 and noise == ""
-    assert lines[-1].startswith("No problem") and lines[-1].endswith("a run can start.")
+    assert lines[-1].startswith("No problems") and lines[-1].endswith("step succeeded.")
     assert str(tmp_path) in page and "one step        a tiny InternVL on packed rows" in page
     assert "\x1b" not in page and str(Path.home()) not in page and "hf_abc" not in page
 
 
 @pytest.mark.slow
 def test_a_broken_torchvision_is_found_with_its_fix_and_status_1(tmp_path, capfd, monkeypatch):
-    """A real file that fails as a torchvision for another torch does."""
+    """A real file that fails like a torchvision built for another torch."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

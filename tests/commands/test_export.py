@@ -1,4 +1,4 @@
-"""`mpo export`: from what `mpo train` left to a folder to serve; what it says; mistakes are one line."""
+"""`mpo export`: from a run folder to a folder to serve; its output and its errors."""
 
 import json
 
@@ -18,8 +18,8 @@ def pairs(tmp_path_factory):
     lines = []
     for index in range(4):
         make_image(index).save(folder / f"{index}.png")
-        answers = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
-        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
+        completions = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     return folder / "pairs.jsonl"
 
@@ -63,11 +63,11 @@ def test_a_run_is_served(run, official, tmp_path, capsys):
     assert "Logits differ from the trained model's by" in said and "The adapter changes the base model's logits by" in said
     assert "Both models respond " in said
     assert f"vllm serve {tmp_path / 'out'}" in said
-    sampler = LocalGenerator(
+    generator = LocalGenerator(
         AutoModelForImageTextToText.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
     )
-    (answers,) = sampler.generate([Question("What is it?", images=(make_image(0),))], temperature=0, max_new_tokens=4)
-    assert len(answers) == 1
+    (responses,) = generator.generate([Question("What is it?", images=(make_image(0),))], temperature=0, max_new_tokens=4)
+    assert len(responses) == 1
 
 
 def test_the_official_form(run, official, tmp_path, capsys):
@@ -94,11 +94,11 @@ def test_a_qlora_run(official, pairs, tmp_path, capsys):
     for number, source in enumerate((tmp_path / "run", tmp_path / "run" / "checkpoint-1")):
         capsys.readouterr()
         assert main(["export", str(source), str(tmp_path / f"out-{number}")]) == 0
-        assert "trained on 4-bit weights" in capsys.readouterr().out
+        assert "4-bit weights" in capsys.readouterr().out
 
 
 def test_less_than_rounding(official, pairs, tmp_path, capsys):
-    """A run that hardly learned is lost in bfloat16, and is told so."""
+    """A change smaller than the rounding to bfloat16 gives a warning."""
     train(official, pairs, tmp_path / "run", "peft=lora", "trainer.learning_rate=1e-7")
     capsys.readouterr()
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
@@ -111,7 +111,7 @@ def test_a_mistake_is_one_message(run, tmp_path, capsys):
     assert main(["export", str(run), str(run)]) == 2
     assert "mpo: error:" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
-    assert "no model was saved there" in capsys.readouterr().err
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", str(run), str(tmp_path / "out"), "--dtype", "int4"])
     assert "invalid choice: 'int4'" in capsys.readouterr().err

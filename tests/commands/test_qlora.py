@@ -1,4 +1,4 @@
-"""`mpo train peft=qlora`: the adapter learns on a base that stays in 4 bits; the run resumes bitwise, and its folder loads."""
+"""`mpo train peft=qlora`: the adapter is trained on a 4-bit base model, the run resumes bitwise, and its folder can be loaded."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def job(settings, folder) -> TrainJob:
 
 
 def base_weights(model) -> dict[str, torch.Tensor]:
-    """All weights but the adapter's, by their names without it; 4-bit ones as packed bytes, with their scales."""
+    """All weights except the adapter's, by their names in the base model; 4-bit ones as packed bytes, with their scales."""
     found = {}
     for name, value in model.state_dict().items():
         if "lora_" not in name:
@@ -52,7 +52,7 @@ def losses(folder) -> list[float]:
 
 
 def test_the_adapter_learns_and_the_base_does_not(settings, tmp_path):
-    """Six steps. The base is what a fresh load gives, bit for bit, and the run's folder loads to the trained model."""
+    """Six steps. The base model equals a freshly loaded one bit for bit, and loading the run folder gives the trained model."""
     asked = job(settings, tmp_path / "run")
     trainer = run_train_job(asked)
     trained = trainer.model.eval()
@@ -60,7 +60,7 @@ def test_the_adapter_learns_and_the_base_does_not(settings, tmp_path):
     before, after = base_weights(fresh.model), base_weights(trained)
     assert difference(before, after) == 0
     assert sum(value.dtype == torch.uint8 for value in after.values()) >= 14  # seven projections in each of two layers
-    second = {name: value for name, value in trained.named_parameters() if "lora_B" in name}  # zero at the start
+    second = {name: value for name, value in trained.named_parameters() if "lora_B" in name}  # zero initially
     assert second and all(value.abs().max() > 1e-4 for value in second.values())
     logged = losses(tmp_path / "run")
     assert len(logged) == 6 and logged[-1] < logged[0]
@@ -97,7 +97,7 @@ def test_an_initialization_that_decomposes_the_base_is_refused(settings, tmp_pat
 
 
 def test_an_adapter_that_is_trained_further_starts_where_it_was(settings, tmp_path):
-    """Its float32 values are not rounded on the way into the trainer, so that its reference is the folder's adapter, exactly."""
+    """The trainer does not round the adapter's float32 values, so the reference is exactly the adapter of the folder."""
     asked = job(settings, tmp_path / "run")
     loading = {k: v for k, v in asked.model.items() if k != "_target_"} | {"quantization_config": asked.quantization()}
     base = load_model(**loading)
@@ -116,7 +116,8 @@ def test_an_adapter_that_is_trained_further_starts_where_it_was(settings, tmp_pa
     held = get_peft_model_state_dict(trainer.model)
     assert held.keys() == saved.keys() and all(torch.equal(held[name], saved[name]) for name in saved)
     batch = trainer.data_collator(image_pairs(2).to_list())
-    trainer.evaluate(image_pairs(2))  # on a CPU bitsandbytes would pack its layers for inference, and training would fail
+    # On CPUs, bitsandbytes would pack its layers for inference here, and training would fail.
+    trainer.evaluate(image_pairs(2))
     before = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
     trainer.train()
     assert not all(torch.equal(value, saved[name]) for name, value in get_peft_model_state_dict(trainer.model).items())

@@ -1,4 +1,4 @@
-"""Switches of a run, each turned on through a recipe and really run, or refused before the model loads."""
+"""Options of a run, each set in a recipe and run, or refused before the model loads."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from mpo.models.small import small_internvl
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """A job of twelve pairs, four a step, of a checkpoint on disk."""
+    """A job of twelve pairs, four per step, with a checkpoint on disk."""
     folder = tmp_path_factory.mktemp("job")
     arguments = write_job(folder, 12)
     (folder / "prompts.jsonl").write_text('{"id": "seen", "image": "0.png", "question": "What is it?"}\n{"question": "Who?"}')
@@ -47,7 +47,7 @@ def dtypes(state) -> set[torch.dtype]:
 
 @pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit"])
 def test_optimisers_of_8_bits(settings, tmp_path, optim):
-    """Its state is of bytes; it trains as AdamW does but for rounding, and a run that was interrupted goes on with it bitwise."""
+    """The state has one byte per moment; training differs from AdamW by rounding, and an interrupted run resumes bitwise."""
     pytest.importorskip("bitsandbytes")
     chosen = [f"trainer.optim={optim}", "trainer.save_steps=1", "trainer.max_steps=3"]
     whole = trained(settings, tmp_path / "whole", *chosen)
@@ -61,7 +61,7 @@ def test_optimisers_of_8_bits(settings, tmp_path, optim):
 
 @pytest.mark.slow
 def test_gradient_checkpointing(settings, tmp_path):
-    """Only when activations are computed differs: the same weights."""
+    """Recomputing activations gives the same weights."""
     on, off = (
         trained(settings, tmp_path / value, f"trainer.gradient_checkpointing={value}", "trainer.max_steps=2")
         for value in ("true", "false")
@@ -70,7 +70,7 @@ def test_gradient_checkpointing(settings, tmp_path):
 
 
 class Graphs(TrainerCallback):
-    """How many graphs were compiled by the end of each step."""
+    """Counts the graphs compiled by the end of each step."""
 
     def __init__(self):
         self.counts = []
@@ -82,10 +82,10 @@ class Graphs(TrainerCallback):
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", ["none", "lora"])
 def test_torch_compile(settings, tmp_path, peft):
-    """Every kind of layer is compiled in the first step, for rows of any length and with sampled answers between the steps.
+    """Every kind of layer is compiled in the first step, for rows of any length and with sampled responses between the steps.
 
-    The backend captures graphs and differentiates them, and leaves code to PyTorch: what differs from an uncompiled run is
-    rounding. (Four steps of batches of two to seven tiles.)
+    The backend captures and differentiates graphs without generating code: only rounding differs from an uncompiled run.
+    (Four steps of batches of two to seven tiles.)
     """
     ends = []
     for compiled in (False, True):
@@ -108,7 +108,7 @@ def test_torch_compile(settings, tmp_path, peft):
 def test_liger_takes_layers_of_both_models_and_leaves_the_loss(processor):
     """Norms of both parts and SwiGLU are Liger's, the forward with the fused LM head stays; unknown models are refused.
 
-    In a process of its own: Liger changes transformers' modules.
+    Runs in a separate process, because Liger changes transformers' modules.
     """
     pytest.importorskip("liger_kernel")
 
@@ -138,7 +138,7 @@ def test_samples_and_tensorboard_from_a_recipe(settings, tmp_path):
 
 
 def test_samples_of_the_evaluation_data(settings, tmp_path):
-    """With evaluation data the first of its prompts are asked, here all alike but for their images; without, nothing is."""
+    """The first prompts of the evaluation data are sampled, here equal but for their images; without evaluation data, none."""
     data = [f"data.eval_path={settings[0] / 'pairs.jsonl'}", "samples.count=2", "samples.max_new_tokens=2"]
     trained(settings, tmp_path / "some", *data, "trainer.max_steps=1")
     rows = [json.loads(line) for line in (tmp_path / "some" / "samples.jsonl").read_text().splitlines()]

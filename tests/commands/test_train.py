@@ -1,4 +1,4 @@
-"""`mpo train`: help, composition of every recipe, refusals, a run, its resumption, a sweep."""
+"""`mpo train`: help, composition of every recipe, errors, a run, its resumption, a sweep."""
 
 import json
 import re
@@ -41,8 +41,8 @@ def pairs(tmp_path_factory):
     lines = []
     for index in range(6):
         make_image(index).save(folder / f"{index}.png")
-        answers = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
-        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
+        completions = {"chosen": f"It is {index}.", "rejected": f"It is not {index}, I think."}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     return folder / "pairs.jsonl"
 
@@ -75,7 +75,7 @@ def composed(overrides: list[str]) -> dict:
     ],
 )
 def test_parts_of_the_model(arguments, choices, trained):
-    """The run trains what the recipe says, and a dry run says the same."""
+    """The run trains the parts of the recipe, and a dry run reports the same."""
     rates = [f"lr.{part}=1e-3" for part in trained]
     job = TrainJob.from_config(composed([*arguments, *choices, *rates]))
     trainer = run_train_job(job)
@@ -90,7 +90,7 @@ def test_parts_of_the_model(arguments, choices, trained):
 
 
 def test_an_official_checkpoint(arguments, tmp_path):
-    """A recipe takes the official form by its path."""
+    """A recipe loads a checkpoint in the official format."""
     official = write_official(tmp_path / "official", "internlm2")
     job = TrainJob.from_config(composed([*arguments, f"model.name_or_path={official}", "trainer.max_steps=1", "drop_path=0.1"]))
     trainer = run_train_job(job)
@@ -104,12 +104,12 @@ def test_every_folder_is_a_group():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
 def test_every_recipe_binds(group, option, pairs, tmp_path):
-    """Every file of every group composes, and every key of the result belongs to something that takes it."""
+    """Every file of every group composes, and every key of the result is accepted."""
     overrides = [f"{group}={option}", f"data.path={pairs}", f"run_dir={tmp_path}", "trainer.use_cpu=true", "trainer.bf16=false"]
     config = composed(overrides)
     if config["model"].get("name_or_path") == "???":
         config["model"]["name_or_path"] = "somewhere"
-    config["dry_run"] = group in ("launch", "experiment")  # some share out the model over GPUs, and there are none here
+    config["dry_run"] = group in ("launch", "experiment")  # some shard the model over GPUs, and there are none here
     job = TrainJob.from_config(config)
     job.adapter()
     assert job.planned_arguments().gradient_accumulation_steps >= 1
@@ -185,7 +185,7 @@ def test_adapters_that_contradict_themselves(arguments, overrides, message):
 
 
 def test_where_adapters_go(arguments):
-    """By default every projection outside of the vision tower; modules that are trained as a whole are added up."""
+    """By default every projection outside of the vision tower; modules_to_save of the recipe and of train_parts are combined."""
     asked = ["peft=lora", "train_parts.projector=train", "train_parts.language=lora", "peft.modules_to_save=[embed_tokens]"]
     adapter = TrainJob.from_config(composed([*arguments, "model.name_or_path=/nowhere", *asked])).adapter()
     assert set(adapter.modules_to_save) == {"embed_tokens", "multi_modal_projector"}
@@ -213,7 +213,7 @@ def run_mpo(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_help_teaches():
-    """It lists the groups with their options and gives commands to copy, and needs no torch for it."""
+    """It lists the groups with their options and example commands."""
     shown = run_mpo("train", "--help")
     assert shown.returncode == 0
     for text in ("loss: bco", "peft: lora, none, qlora", "mpo train experiment=", "pairs.jsonl", "learning_rate"):
@@ -235,7 +235,7 @@ def test_a_run_and_its_resumption(arguments, tmp_path, capsys):
     assert yaml.safe_load((run / "resolved.yaml").read_text())["trainer"]["max_steps"] == 2
     assert {"model.safetensors", "processor_config.json", "trainer_state.json", "resolved.yaml"} <= {p.name for p in run.iterdir()}
     capsys.readouterr()
-    # A checkpoint that was being written when the run was killed is passed over.
+    # An incomplete checkpoint of a killed run is ignored.
     (run / "checkpoint-9").mkdir()
     assert main(["train", *arguments, "trainer.max_steps=3", "trainer.save_steps=1"]) == 0
     assert f"resuming from {run / 'checkpoint-2'}" in capsys.readouterr().out

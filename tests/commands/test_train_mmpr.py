@@ -20,19 +20,19 @@ def arguments(tmp_path):
 
 @pytest.fixture
 def meta(tmp_path):
-    """Two sources: four pairs about images, of which half are taken, and two of text, taken twice."""
+    """Two sources: four pairs about images, of which half are used, and two pairs of text, used twice."""
     home = tmp_path / "MMPR-v1.2"
     for folder in ("annotations", "images/cats"):
         (home / folder).mkdir(parents=True)
     for number in range(4):
         make_image(number).save(home / "images" / "cats" / f"{number}.png")
-    answers = {"chosen": "It is 5. Final answer: 5", "rejected": "It is not that, I think."}
+    completions = {"chosen": "It is 5. Final answer: 5", "rejected": "It is not that, I think."}
     sources = {
         "cats_pairs_vqa_correctness_rules": [
-            {"image": f"{number}.png", "question": f"<image>\nWhat is {number}?", **answers, "answer_gt": "5"}
+            {"image": f"{number}.png", "question": f"<image>\nWhat is {number}?", **completions, "answer_gt": "5"}
             for number in range(4)
         ],
-        "text_pairs_vqa_format_rules": [{"question": f"What is 2 plus {number}?", **answers} for number in range(2)],
+        "text_pairs_vqa_format_rules": [{"question": f"What is 2 plus {number}?", **completions} for number in range(2)],
     }
     for name, lines in sources.items():
         (home / "annotations" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -75,14 +75,18 @@ def test_what_is_wrong_with_a_meta(arguments, meta, capsys):
     annotation = meta.parent / "annotations" / "text_pairs_vqa_format_rules.jsonl"
     annotation.write_text(annotation.read_text().splitlines()[0])
     assert main(["train", *arguments, "data=mmpr", f"data.meta={meta}"]) == 2
-    assert "has 1 lines, and 'length' says 2. Its download may be cut short" in capsys.readouterr().err
+    assert re.search(r"\b1 lines.*'length'.*\b2\b", capsys.readouterr().err)
 
 
 def test_a_run_on_a_stream(arguments, tmp_path):
-    """Pairs are read while they are trained on; a bad one is left out and listed in the run folder."""
+    """Pairs are read during training; a bad record is skipped and listed in the run folder."""
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(pairs.read_text() + '\n{"image": "none.png", "question": "?", "chosen": "A", "rejected": "B"}\n')
-    settings = ["data.streaming=true", "data.on_bad_record=skip", "trainer.max_steps=4"]  # of two pairs: the bad one is met
+    settings = [
+        "data.streaming=true",
+        "data.on_bad_record=skip",
+        "trainer.max_steps=4",
+    ]  # 8 pairs: includes the bad one
     assert main(["train", *arguments, f"data.path={pairs}", *settings]) == 0
     assert [log["step"] for log in logged(tmp_path)] == [1, 2, 3, 4]
     (bad,) = (tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()
@@ -90,7 +94,7 @@ def test_a_run_on_a_stream(arguments, tmp_path):
 
 
 def test_skipped_by_the_loader_and_in_training(arguments, tmp_path):
-    """An image that is not there and one that does not decode: one list of both, begun anew by a run, not by its resumption."""
+    """A missing image and one that cannot be decoded are in one list, which a new run replaces and a resumed run extends."""
     pairs, listed = tmp_path / "pairs.jsonl", tmp_path / "run" / "bad_records.jsonl"
     pairs.write_text(pairs.read_text() + '\n{"image": "none.png", "question": "?", "chosen": "A", "rejected": "B"}\n')
     (tmp_path / "2.png").write_bytes(b"no image")
@@ -109,7 +113,7 @@ def test_skipping_is_set_with_the_data(arguments, tmp_path, capsys):
     assert main(["train", *arguments, "+trainer.on_bad_record=skip"]) == 2
     assert re.search("trainer.on_bad_record .* data.on_bad_record", capsys.readouterr().err)
     assert main(["train", *arguments, "data.max_bad_fraction=0.2"]) == 2
-    assert "max_bad_fraction needs on_bad_record='skip'" in capsys.readouterr().err
+    assert re.search("max_bad_fraction.* on_bad_record='skip'", capsys.readouterr().err)
 
 
 def test_evaluation_has_its_own_split_and_format(arguments, tmp_path, capsys):
@@ -127,7 +131,7 @@ def test_evaluation_has_its_own_split_and_format(arguments, tmp_path, capsys):
     assert sum("eval_loss" in log for log in state["log_history"]) == 1
     arguments = [*arguments, f"run_dir={tmp_path / 'other'}"]
     assert main(["train", *arguments, *evaluated, "data.eval_format=rlhf_v"]) == 2
-    assert "eval:1: 'text' holds null" in capsys.readouterr().err
+    assert re.search("eval:1: 'text' .*null", capsys.readouterr().err)
     assert main(["train", *arguments, "data.eval_split=test"]) == 2
     assert "data.eval_split" in capsys.readouterr().err
 
@@ -139,7 +143,7 @@ def test_data_keys_are_those_of_load_preferences(arguments, meta, capsys):
 
 @pytest.fixture
 def mixture(meta, tmp_path):
-    """The same sources as a mixture: images once and texts twice, a third of all held out to evaluate on."""
+    """The same sources as a mixture: images once and texts twice, a third of the pairs for evaluation."""
     folder = meta.parent
     (folder / "mixture.yaml").write_text(
         "sources:\n"
@@ -151,7 +155,7 @@ def mixture(meta, tmp_path):
 
 
 def test_a_run_on_a_mixture(arguments, mixture, tmp_path):
-    """What the file holds out is evaluated on."""
+    """The run evaluates on the evaluation part of the mixture."""
     settings = ["data=mixture", f"data.mix={mixture}", "trainer.eval_strategy=steps", "trainer.eval_steps=2"]
     assert main(["train", *arguments, *settings]) == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
@@ -167,4 +171,4 @@ def test_what_is_wrong_with_a_mixture(arguments, mixture, capsys):
     assert "data.mix=..." in capsys.readouterr().err
     mixture.write_text(mixture.read_text().replace("repeat_time", "repeat_tim"))
     assert main(["train", *arguments, "data=mixture", f"data.mix={mixture}"]) == 2
-    assert "unknown key 'repeat_tim'. Did you mean repeat_time?" in capsys.readouterr().err
+    assert re.search("'repeat_tim'.* repeat_time", capsys.readouterr().err)

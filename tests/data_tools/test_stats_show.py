@@ -91,10 +91,10 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_record(pairs, process
 
 
 def test_show_as_the_model_sees_it(pairs, processor):
-    """Three tiles of 4 tokens; what is scored stands between angle quotation marks."""
+    """Three tiles of 4 tokens; labelled tokens are between angle quotation marks."""
     text = show_text(pairs.select([0]), processor)
     assert "<IMG_CONTEXT> x 12" in text and "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}It is a cat.<|im_end|>" in text
-    assert re.search(r"chosen, \d+ tokens, \d+ scored", text)
+    assert re.search(r"chosen, \d+ tokens, \d+ labelled", text)
 
 
 def test_the_page_of_records_is_safe_to_open(pairs, processor):

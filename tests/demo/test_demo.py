@@ -38,7 +38,7 @@ TINY = DemoSettings(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A tiny demo that ran through."""
+    """A finished tiny demo."""
     root = tmp_path_factory.mktemp("tiny") / "demo"
     return DemoFolder(root), run_demo(root, TINY)
 
@@ -140,7 +140,7 @@ class TestTinyDemo:
         assert re.search(r"before MPO +\d+\.\d %.*\n +after MPO +\d+\.\d %", summarize(progress))
 
     def test_interrupted_twice_it_ends_with_the_same_result(self, finished, tmp_path, monkeypatch):
-        """Interrupted after sampling, then inside MPO training after its second checkpoint; numbers and weights are as if never."""
+        """Interrupted after sampling and after the second checkpoint of MPO training: the same numbers and weights as without."""
         whole, progress = finished
         folder = DemoFolder(tmp_path / "demo")
         stages = {stage.name: stage for stage in STAGES}

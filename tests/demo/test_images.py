@@ -51,7 +51,7 @@ def test_written_images_share_no_source_either(folder):
 
 
 def test_lines_hold_what_the_setting_allows(folder):
-    """Worked examples have reasoning; questions only the ground truth; evaluation lines add the digits, to measure reading."""
+    """Worked examples have reasoning, questions only the ground truth, evaluation lines also the digits, to measure reading."""
     worked, questions, eval_questions = (read_lines(folder.lines(split)) for split in ("worked", "questions", "eval"))
     assert (len(worked), len(questions), len(eval_questions)) == (12, 30, 9)
     assert set(questions[0]) == {"id", "image", "question", "ground_truth", "kind"}

@@ -1,14 +1,14 @@
-"""Checks run in a Python of their own; the fake package here is a real file that it imports."""
+"""Checks run in a separate process, which imports the fake package of these tests from a file."""
 
 import pytest
 
-from mpo.doctor.examine import alone, examine
+from mpo.doctor.examine import examine, without_ranks
 from mpo.doctor.finding import TRACEBACK, Finding
 
 
 @pytest.fixture
 def fake_psutil(tmp_path, monkeypatch):
-    """A psutil that the check of the machine imports, and the hub's does not."""
+    """A psutil that the check of the machine imports; the check of the Hub does not."""
 
     def write(code):
         (tmp_path / "psutil.py").write_text(code)
@@ -18,9 +18,9 @@ def fake_psutil(tmp_path, monkeypatch):
 
 
 def both(tmp_path):
-    machine, hub = examine(["Machine", "Hugging Face hub"], tmp_path)
-    assert (machine.title, hub.title) == ("Machine", "Hugging Face hub")
-    assert hub.findings[0].name == "access" and "HF_HUB_OFFLINE" in hub.findings[0].value  # whatever became of the other
+    machine, hub = examine(["Machine", "Hugging Face Hub"], tmp_path)
+    assert (machine.title, hub.title) == ("Machine", "Hugging Face Hub")
+    assert hub.findings[0].name == "access" and "HF_HUB_OFFLINE" in hub.findings[0].value  # whatever the other check found
     return machine.findings
 
 
@@ -31,13 +31,13 @@ def test_sections_come_in_order(tmp_path):
 def test_a_crash_of_the_interpreter_is_a_finding(tmp_path, fake_psutil):
     fake_psutil("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
     (found,) = both(tmp_path)
-    assert found.status == "problem" and found.value == "Python was killed by SIGSEGV"
+    assert found.status == "problem" and "SIGSEGV" in found.value
 
 
 def test_an_exit_is_a_finding(tmp_path, fake_psutil):
     fake_psutil("import os\nos._exit(7)")
     (found,) = both(tmp_path)
-    assert found.value == "Python ended with status 7"
+    assert "status 7" in found.value
 
 
 def test_a_check_that_hangs_is_a_finding(tmp_path, fake_psutil):
@@ -71,4 +71,4 @@ def test_a_rank_of_a_job_is_examined_alone():
         "OMPI_COMM_WORLD_SIZE": "8",
         "ACCELERATE_USE_FSDP": "1",
     }
-    assert alone({**job, "PATH": "/bin", "HF_HOME": "/x"}) == {"PATH": "/bin", "HF_HOME": "/x"}
+    assert without_ranks({**job, "PATH": "/bin", "HF_HOME": "/x"}) == {"PATH": "/bin", "HF_HOME": "/x"}

@@ -1,4 +1,4 @@
-"""GPUs: the way they are described, and why there may be none. Where there is no GPU, PyTorch's answers are stood in for."""
+"""Descriptions of GPUs, and reasons for having none. Without a GPU, PyTorch's functions are replaced."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machi
 
 @pytest.fixture
 def smi(tmp_path, monkeypatch):
-    """Puts an nvidia-smi on the path that prints a driver's version, and a topology when asked for it."""
+    """Puts an nvidia-smi on the path that prints a driver version, or a topology for `topo`."""
 
     def install(driver="580.82.07", link="NV18"):
         (tmp_path / "topology").write_text(TOPOLOGY.format(link))
@@ -37,9 +37,9 @@ def smi(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """GPUs as PyTorch describes them: (name, GiB in all, GiB free, compute capability)."""
+    """GPUs as PyTorch describes them: (name, total GiB, free GiB, compute capability)."""
 
-    def there(*devices, reach=True):
+    def install(*devices, reach=True):
         gib = 2**30
         properties = [
             SimpleNamespace(name=name, total_memory=total * gib, major=major, minor=minor)
@@ -52,7 +52,7 @@ def cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: reach)
         monkeypatch.setattr("mpo.doctor.gpus._slow_bf16", lambda index: "emulated")
 
-    return there
+    return install
 
 
 @no_gpu
@@ -98,7 +98,7 @@ def test_gpus_that_are_alike_share_a_line(cuda, smi):
     assert found["GPU 0-2"].value == "NVIDIA H100, 80.0 GiB (70.0 GiB free), compute capability 9.0, bf16: yes"
     assert found["GPU 3"].value == "NVIDIA A100, 40.0 GiB (39.0 GiB free), compute capability 8.0, bf16: yes"
     assert found["driver"].value == "NVIDIA 580.82.07"
-    assert found["between GPUs"].value == "peer access between all, NVLink"
+    assert found["between GPUs"].status == "ok" and found["between GPUs"].value.endswith("all pairs, NVLink")
 
 
 def test_a_gpu_in_use_and_one_without_bf16_are_notes(cuda, smi):
@@ -113,7 +113,7 @@ def test_a_gpu_in_use_and_one_without_bf16_are_notes(cuda, smi):
 
 def test_pairs_without_peer_access_are_listed():
     found = peers(3, lambda a, b: {a, b} != {0, 2}, TOPOLOGY.format("SYS"))
-    assert found.status == "note" and found.value.startswith("no peer access between 0-2, no NVLink")
+    assert found.status == "note" and found.value.startswith("no peer access between 0-2, no NVLink:")
 
 
 def test_the_kernel_of_packed_rows_here():

@@ -1,4 +1,4 @@
-"""The hub: offline, answering, silent, refusing; and a token that is never shown."""
+"""The Hub: offline, responding, silent, refusing; and a token that is never shown."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from mpo.doctor.hub import hub
 
 @pytest.fixture
 def online(monkeypatch):
-    """Sets the endpoint, and offline mode off."""
+    """Sets the endpoint and disables offline mode."""
 
     def at(endpoint):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -23,12 +23,12 @@ def online(monkeypatch):
 
 @pytest.fixture
 def server():
-    """A hub that answers HEAD requests; what was asked is kept."""
-    asked = []
+    """A Hub that responds to HEAD requests and records them."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self):
-            asked.append(self.command)
+            requests.append(self.command)
             self.send_response(self.server.status)
             self.end_headers()
 
@@ -36,7 +36,7 @@ def server():
             pass
 
     here = HTTPServer(("127.0.0.1", 0), Handler)
-    here.status, here.asked = 200, asked
+    here.status, here.requests = 200, requests
     threading.Thread(target=here.serve_forever, daemon=True).start()
     yield here
     here.shutdown()
@@ -51,13 +51,13 @@ def test_offline_is_said_and_is_no_error(monkeypatch, online, server):
     online(f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     access = found()["access"]
-    assert access.status == "ok" and "HF_HUB_OFFLINE" in access.value and server.asked == []
+    assert access.status == "ok" and "HF_HUB_OFFLINE" in access.value and server.requests == []
 
 
 def test_a_hub_that_answers(online, server):
     online(f"http://127.0.0.1:{server.server_port}")
     access = found()["access"]
-    assert access.status == "ok" and access.value.endswith("answers") and server.asked == ["HEAD"]
+    assert access.status == "ok" and access.value.endswith("responds") and server.requests == ["HEAD"]
 
 
 def test_a_hub_that_refuses(online, server):
@@ -73,7 +73,7 @@ def test_a_hub_that_is_not_there_or_says_nothing(online):
         silent.listen()
         online(f"http://127.0.0.1:{silent.getsockname()[1]}")
         access = found()["access"]
-        assert access.status == "note" and "does not answer (" in access.value and "Timeout" in access.value
+        assert access.status == "note" and "does not respond (" in access.value and "Timeout" in access.value
     access = found()["access"]  # the port is closed now
     assert access.status == "note" and "ConnectError" in access.value
 
@@ -81,4 +81,4 @@ def test_a_hub_that_is_not_there_or_says_nothing(online):
 def test_a_token_is_told_of_and_not_told(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
     token = found()["token"]
-    assert token.value == "there" and "hf_" not in str(found())
+    assert token.value == "set" and "hf_" not in str(found())

@@ -17,7 +17,7 @@ FIX = "mpo train ... run_dir=/larger/disk/runs"
 
 @pytest.fixture
 def free(monkeypatch):
-    """Sets what every disk says is free of 100 GiB."""
+    """Sets the free space of every disk, out of 100 GiB."""
 
     def set_to(size):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * GIB, 100 * GIB - size, size))
@@ -40,7 +40,7 @@ def test_this_machine():
 
 def test_a_container_that_may_use_less_memory_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("mpo.doctor.machine.CGROUP", tmp_path / "memory.max")
-    for written, said in (("1073741824\n", "this container may use 1.0 GiB"), ("max\n", None)):
+    for written, said in (("1073741824\n", "container: 1.0 GiB"), ("max\n", None)):
         (tmp_path / "memory.max").write_text(written)
         value = next(finding.value for finding in machine() if finding.name == "memory")
         assert said in value if said else "container" not in value
@@ -61,7 +61,7 @@ def test_a_folder_with_room(tmp_path, free):
 
 
 @pytest.mark.parametrize(
-    ("left", "status", "said"), [(20 * GIB, "note", "little"), (GIB // 2, "problem", "full"), (0, "problem", "full")]
+    ("left", "status", "said"), [(20 * GIB, "note", "free space"), (GIB // 2, "problem", "full"), (0, "problem", "full")]
 )
 def test_a_disk_that_is_full_or_nearly(tmp_path, free, left, status, said):
     free(left)
@@ -80,7 +80,7 @@ def test_a_network_file_system_is_named(tmp_path, monkeypatch):
     mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path.resolve()), fstype="nfs4")]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
     assert file_system(tmp_path) == "nfs4"
-    assert ", on a network (nfs4)" in look(tmp_path / "runs").value
+    assert "network file system (nfs4)" in look(tmp_path / "runs").value
     assert file_system(tmp_path.parent) == "ext4"
 
 

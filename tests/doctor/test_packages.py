@@ -1,4 +1,4 @@
-"""Packages that are there, missing, too old, or broken."""
+"""Packages that are installed, missing, too old, or broken."""
 
 import importlib.metadata
 
@@ -14,7 +14,7 @@ def by_name(findings):
 
 @pytest.fixture
 def versions(monkeypatch):
-    """Versions in the place of installed ones; None: not installed."""
+    """Replaces installed versions; None: not installed."""
     changed = {}
 
     def version(name):
@@ -30,7 +30,7 @@ def versions(monkeypatch):
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Makes a package's module one of these lines, in a real file."""
+    """Replaces a package's module by a real file with this code."""
 
     def write(package, code):
         module = f"broken_{package.replace('-', '_')}"
@@ -47,7 +47,7 @@ def test_what_a_run_needs_is_here_and_imports():
     assert [finding for finding in found.values() if finding.status == "problem"] == []
     for name in REQUIRED:
         assert importlib.metadata.version(name) in found[name].value
-    assert "CUDA" in found["torch"].value or "for CPUs" in found["torch"].value or "ROCm" in found["torch"].value
+    assert "CUDA" in found["torch"].value or "CPU build" in found["torch"].value or "ROCm" in found["torch"].value
 
 
 def test_a_missing_package_is_a_problem_and_a_missing_option_is_not(versions):
@@ -74,14 +74,12 @@ def test_a_broken_torchvision_is_fixed_by_the_one_that_belongs_to_this_torch(ver
     versions["torch"] = "2.11.0+cu128"
     broken("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
     found = by_name(required())["torchvision"]
-    assert found.status == "problem" and found.value.endswith(
-        "does not import: RuntimeError: operator torchvision::nms does not exist"
-    )
+    assert found.status == "problem" and found.value.endswith(": RuntimeError: operator torchvision::nms does not exist")
     assert found.fix == "pip install --force-reinstall --no-deps 'torchvision==0.26.*'"
 
 
 def test_a_package_that_torchvision_breaks_is_fixed_by_torchvision(versions, broken):
-    """As transformers wraps it: the error at the bottom is what is said."""
+    """transformers wraps the error; the finding shows the original one."""
     versions["torch"] = "2.14.1"
     inner = "    raise RuntimeError('operator torchvision::nms does not exist')"
     broken("trl", f"try:\n{inner}\nexcept RuntimeError as error:\n    raise ModuleNotFoundError('Could not import X') from error")

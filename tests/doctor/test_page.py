@@ -1,4 +1,4 @@
-"""The page: marks, fixes and the last lines."""
+"""The report: symbols, fixes and the last lines."""
 
 import json
 
@@ -35,16 +35,16 @@ def test_a_long_fix_stands_below():
 
 def test_each_fix_is_told_once_at_the_end():
     assert summary([ILL, FINE]) == (
-        "3 problems (!), 1 note (*). Before a run:\n"
+        "3 problems (!), 1 note (*). Fix before a run:\n"
         "    torchvision and 1 more  pip install torchvision\n"
         "    trl                     pip install 'trl>=1.16'"
     )
 
 
 def test_only_a_step_that_was_taken_says_that_a_run_can_start():
-    assert summary([FINE]) == "No problem, 0 notes (*): a run can start."
-    assert "was not tried" in summary([])
-    assert "was not tried" in summary([Section(STEP, (Finding("this check", "could not be checked: x", "note"),))])
+    assert summary([FINE]) == "No problems, 0 notes (*). The training step succeeded."
+    assert "not tested" in summary([])
+    assert "not tested" in summary([Section(STEP, (Finding("this check", "could not be checked: x", "note"),))])
 
 
 def test_json_is_the_same():

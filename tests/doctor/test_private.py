@@ -1,4 +1,4 @@
-"""Nothing private gets onto the page."""
+"""Private data is masked in the report."""
 
 from pathlib import Path
 

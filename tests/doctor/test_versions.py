@@ -1,4 +1,4 @@
-"""Versions against what mpo-trainer's metadata asks for and what was tested."""
+"""Installed versions against those of mpo-trainer's metadata and the tested ones."""
 
 from importlib.metadata import requires
 

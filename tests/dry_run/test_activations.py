@@ -1,4 +1,4 @@
-"""The formulas of the memory estimate, against what autograd really saves."""
+"""The formulas of the memory estimate against the tensors that autograd saves."""
 
 import contextlib
 
@@ -43,7 +43,7 @@ def batch_of(processor, layout="packed"):
 
 
 def saved_bytes(model, batch, *, autocast=False, checkpointing=False):
-    """Bytes of all storages that a forward pass leaves with autograd, parameters and the batch's images aside."""
+    """Bytes of all storages that autograd saves in a forward pass, without parameters and the batch's images."""
     model.train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     add_logits_to_keep(model.base_model)
@@ -122,7 +122,7 @@ def test_unfreezing_the_last_layers_of_the_tower(small):
 
 
 def test_the_tower_with_normed_queries(small):
-    """InternViT-6B: RMSNorm, and queries and keys normalised over all heads."""
+    """InternViT-6B: RMSNorm, and queries and keys normalized over all heads."""
     model = build(small)
     config = model.config
     config.vision_config.use_qk_norm = True
@@ -132,7 +132,7 @@ def test_the_tower_with_normed_queries(small):
 
 
 def test_a_row_without_a_shared_prompt(small):
-    """One answer begins with the other: one segment, no index of keys."""
+    """A row with a single completion: one segment, no key index."""
     record = {
         "prompt": messages("What is it? " * 9, "user"),
         "chosen": messages("A cat on a chair", "assistant"),
@@ -154,7 +154,7 @@ def test_a_row_without_a_shared_prompt(small):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_checkpointing(small, autocast):
-    """Every layer keeps its input alone; cosines and sines live on as its arguments, where autograd's hooks do not see them."""
+    """Every layer keeps only its input. Cosines and sines are kept as its arguments, which autograd's hooks do not see."""
     model, batch = build(small, layers=6), batch_of(small)
     shape = BatchShape.of(batch)
     arguments = 2 * 4 * shape.tokens * 16 + 8 * shape.keys

@@ -1,4 +1,4 @@
-"""A dry run of every experiment, at the published shapes, without a hub, weights or a GPU."""
+"""A dry run of every experiment, at the published shapes, without the Hub, weights or a GPU."""
 
 import json
 from importlib.resources import files
@@ -25,13 +25,13 @@ def processor():
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """One record of an image of 12 tiles and a thumbnail, one of a single tile."""
+    """Two records: an image of 12 tiles and a thumbnail, and an image of one tile."""
     folder = tmp_path_factory.mktemp("pairs")
     lines = []
     for name, size in (("large", (40, 30)), ("small", (8, 8))):
         make_image(0, *size).save(folder / f"{name}.png")
-        answers = {"chosen": "It is a cat. " * 20, "rejected": "It is a dog, I think."}
-        lines.append(json.dumps({"id": name, "image": f"{name}.png", "question": "What is it?", **answers}))
+        completions = {"chosen": "It is a cat. " * 20, "rejected": "It is a dog, I think."}
+        lines.append(json.dumps({"id": name, "image": f"{name}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     return folder / "pairs.jsonl"
 
@@ -50,7 +50,7 @@ def test_every_experiment(name, processor, pairs, tmp_path):
     assert "peak " in page
     assert "record 'large'" in page
     assert "<IMG_CONTEXT> x 3,328" in page or "<IMG_CONTEXT> x 3328" in page or "max_tiles" in config["model"]
-    assert "NOT in it" not in page
+    assert "NOT included" not in page
 
 
 @pytest.mark.parametrize("gpu_gb", [24, 48, 80])
@@ -61,11 +61,11 @@ def test_small_gpus_are_large_enough(gpu_gb, processor, pairs, tmp_path):
     config.pop("hydra", None)
     config["model"]["name_or_path"] = str(write_checkpoint(config["model"]["name_or_path"], tmp_path / "model", processor))
     page = dry_run(TrainJob.from_config({**config, "dry_run_gpu_gb": gpu_gb}))
-    assert f"It fits a GPU of {gpu_gb} GiB" in page
+    assert f"fits on a GPU of {gpu_gb} GiB" in page
 
 
 def test_published_numbers():
-    """The runs of the official scripts: learning rate, pairs a step, tokens, drop path."""
+    """The runs of the official scripts: learning rate, pairs per step, tokens, drop path."""
     expected = {
         "internvl2_8b": (5e-6, 256, 6144, 0.1),
         "internvl2_5_26b": (1e-6, 256, 8192, 0.4),

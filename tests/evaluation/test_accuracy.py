@@ -33,7 +33,7 @@ def test_extraction(response, answer):
 
 
 def test_right_wrong_and_unparsable():
-    """Of four responses two are right, one is wrong, one has no final answer: 50 %, one unparsable."""
+    """Of four responses two are correct, one is incorrect, one has no final answer: 50 %, one unparsable."""
     parrot = Parrot("Final answer: 1", "Final answer: 2.0", "Final answer: 4", "hm")
     accuracy = measure_accuracy(parrot, [Question("?")] * 4, ["1", "2", "3", "4"], max_new_tokens=9)
     assert accuracy.correct == [True, True, False, False]

@@ -1,4 +1,4 @@
-"""Intervals and comparisons against numbers worked out by hand."""
+"""Intervals and comparisons against numbers derived by hand."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ def test_wilson_by_hand():
 
 
 def test_wilson_at_the_ends():
-    """None of n: the upper bound is z^2 / (n + z^2), with z = 2 and n = 12 a quarter."""
+    """0 of n: the upper bound is z^2 / (n + z^2), which is 1/4 for z = 2 and n = 12."""
     assert wilson_interval(0, 12, z=2.0) == (0.0, pytest.approx(0.25))
     assert wilson_interval(12, 12, z=2.0) == (pytest.approx(0.75), 1.0)
 

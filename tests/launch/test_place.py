@@ -60,7 +60,7 @@ def test_slurm_with_a_task_per_gpu_is_a_rank():
 
 
 def test_a_batch_script_without_srun_is_one_node():
-    """Slurm sets SLURM_NODEID there too, but has started this command once."""
+    """Slurm sets SLURM_NODEID here too, but starts the command only once."""
     environ = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_JOB_ID": "3"}
     assert find_place({}, environ, 4) == Place(nproc_per_node=4, world_size=4)
 

@@ -26,8 +26,8 @@ def command(tmp_path_factory, processor):
     lines = []
     for index in range(8):
         make_image(index).save(folder / f"{index}.png")
-        answers = {"chosen": f"It is {index}.", "rejected": "It is not that, I think."}
-        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **answers}))
+        completions = {"chosen": f"It is {index}.", "rejected": "It is not that, I think."}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     settings = ["use_cpu=true", "dataloader_num_workers=0", "global_batch_size=4", "learning_rate=1e-3", "save_steps=2"]
     return [
@@ -68,10 +68,10 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_pa
     newest = latest_checkpoint(here)
     assert str(newest) in errors
     step = int(newest.split("-")[-1])
-    cut = here / f"checkpoint-{step + 1}"  # as left by a rank that is killed while it writes
-    cut.mkdir()
-    (cut / "model.safetensors").write_bytes(b"cut")
-    (cut / "trainer_state.json").write_text('{"global_st')
+    partial = here / f"checkpoint-{step + 1}"  # as left by a rank that is killed while it writes
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"cut")
+    (partial / "trainer_state.json").write_text('{"global_st')
     done = run([*command, f"trainer.max_steps={step + 2}"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"resuming from {newest}" in done.stdout

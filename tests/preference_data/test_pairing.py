@@ -40,7 +40,7 @@ def test_pairs_are_what_they_say(responses, truth, max_pairs, seed):
 
 @given(responses=RESPONSES, truth=st.integers(0, 40).map(str))
 def test_all_pairs_are_kept_when_there_is_room(responses, truth):
-    """Their number: distinct correct ones times distinct incorrect ones, without those that contain the correct final answer."""
+    """Their number is distinct correct times distinct incorrect responses, without those that contain the correct final answer."""
     judged = {text: judge(text, truth) for text in responses}.values()
     positives = [r for r in judged if r.verdict == "correct"]
     negatives = [r for r in judged if r.verdict != "correct" and (r.answer is None or truth not in r.answer)]
@@ -94,7 +94,7 @@ def test_lines_have_mmprs_fields_and_tell_negatives_apart():
 
 
 def test_questions_without_a_pair_are_counted():
-    """One always right, one always wrong, one whose only wrong answer contains the right one, one with a pair."""
+    """Only correct responses; only incorrect ones; an incorrect final answer that contains the correct one; one with a pair."""
     questions = [{**QUESTION, "id": f"q{number}"} for number in range(4)]
     responses = [[response("7")], [response("8")], [response("7"), response("77")], [response("7"), response("8")]]
     lines, report = build_pairs(questions, responses)

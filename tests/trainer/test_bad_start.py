@@ -78,11 +78,11 @@ def test_records_that_do_not_fit(tmp_path):
 
     dataset = records(64, 512)
     start(dataset)
-    with pytest.raises(ValueError, match="record 'wide-512'.*144 .*9 image tiles.*model.max_tiles="):
+    with pytest.raises(ValueError, match="record 'wide-512'.*144 .*9 tiles.*Set model.max_tiles="):
         start(dataset, context=150)
     with pytest.raises(ValueError, match="max_length=100.*model.max_tiles="):
         start(dataset, max_length=100)
-    with pytest.raises(ValueError, match="max_tokens_per_batch=150 .*record 'wide-512'"):
+    with pytest.raises(ValueError, match="max_tokens_per_batch=150 .*record 'wide-512' .*at least"):
         start(dataset, batching="tokens", max_tokens_per_batch=150)
     with pytest.raises(ValueError, match="max_tiles_per_batch=8 .*9 tiles"):
         start(dataset, batching="tokens", max_tokens_per_batch=400, max_tiles_per_batch=8)
@@ -114,7 +114,7 @@ def test_a_folder_whose_tokenizer_has_no_image_tokens(tmp_path):
 
 
 def test_an_unknown_part(tmp_path):
-    with pytest.raises(ValueError, match="vision, projector, language, head.*'tower'"):
+    with pytest.raises(ValueError, match="train_parts; got 'tower'"):
         job(tmp_path, train_parts={"tower": "freeze"})
-    with pytest.raises(ValueError, match="lr.*'tower'|'tower'.*lr"):
+    with pytest.raises(ValueError, match="'tower' in lr"):
         job(tmp_path, lr={"tower": 1e-5})

@@ -1,8 +1,8 @@
-"""Parsing and checking final answers."""
+"""Parse responses and compare their final answers with the ground truth."""
 
 import pytest
 
-from mpo.preference_data.answers import ParsedResponse, parse_response
+from mpo.preference_data.responses import ParsedResponse, parse_response
 from mpo.preference_data.verify import is_correct
 
 

@@ -1,4 +1,4 @@
-"""Parse the final answer of a response that reasons first."""
+"""Parse responses: split each into its rationale and its final answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_response(response: str) -> ParsedResponse | None:
     r"""Parse a response that ends in a line `Final answer: ...`.
 
     The rules are those of the `en` prompt in InternVL's reasoning data pipeline (`utils/accuracy_reward.py`): one trigger, once or
-    twice, of which the last counts; at least two line breaks; reasoning before the trigger; one line after it.
+    twice (the last one counts); at least two line breaks; reasoning before the trigger; one line after it.
 
     Args:
         response: the full text of the response.

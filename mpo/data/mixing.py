@@ -52,7 +52,7 @@ class Mixture:
     def describe(self) -> str:
         """Format a table of each source's name, pairs, taken pairs, and fraction of the mixture."""
         total = sum(row.taken for row in self.taken)
-        rows = [*self.taken, Taken("total", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))]
+        rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))]
         cells = [("source", "pairs", "taken", "fraction", "eval")]
         cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.eval:,}") for r in rows]
         columns = range(4 if self.eval is None else 5)

@@ -25,9 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = EXPLANATION
     parser.epilog = EXAMPLES
-    parser.add_argument(
-        "--dir", type=Path, default=Path("."), metavar="DIR", help="folder that runs are written to (default: .)"
-    )
+    parser.add_argument("--dir", type=Path, default=Path("."), metavar="DIR", help="folder that runs are written to (default: .)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--no-step", action="store_true", help="skip the training step")
 

@@ -1,1 +1,1 @@
-"""Where pairs come from: files of records, checked and read lazily."""
+"""Load preference pairs: files of records, checked and read lazily."""

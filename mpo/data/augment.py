@@ -1,8 +1,8 @@
-"""InternVL 2.5's augmentation: each tile goes through JPEG once, at a random quality.
+"""InternVL 2.5's augmentation: compress each tile as JPEG once, at a random quality.
 
-Source: arXiv 2412.05271, section 4.2 (random JPEG compression, quality 75 to 100), and the official `build_transform`: quality is
-drawn uniformly for each tile that `dynamic_preprocess` has cut from the resized image, its thumbnail among them, before the tile
-is resized to its own size (which then changes nothing) and normalised.
+Source: arXiv 2412.05271, section 4.2 (random JPEG compression, quality 75 to 100), and the official `build_transform`: the quality
+is drawn uniformly for each tile of `dynamic_preprocess`, including the thumbnail, before the tile is resized to its own size (which
+changes nothing) and normalised.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ QUALITIES = range(75, 101)
 
 
 def compress_tiles(tiles: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The tiles of one image, each through JPEG.
+    """Compress each tile of one image as JPEG and decode it again.
 
     Args:
         tiles: shape (tiles, height, width, 3).
-        seed: of the draw. Beside it, the draw depends on the tiles themselves, so that an image has the same noise wherever it
-            stands in an epoch, and other images have other noise.
+        seed: of the random qualities, which also depend on the tiles' pixels: an image has the same noise at any place in an
+            epoch, and different images have different noise.
 
     Returns:
-        the same shape.
+        the decoded tiles, in the same shape.
     """
     drawn = np.random.default_rng((*seed, zlib.crc32(tiles.tobytes())))
     qualities = drawn.integers(QUALITIES.start, QUALITIES.stop, size=len(tiles))
@@ -34,11 +34,11 @@ def compress_tiles(tiles: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[n
 
 
 def compress(tile: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """Encode as JPEG and decode.
+    """Encode a tile as JPEG and decode it.
 
     Args:
         tile: shape (height, width, 3), RGB.
-        quality: Pillow's, from 1 to 100, with its chroma subsampling.
+        quality: Pillow's JPEG quality, from 1 to 100, with Pillow's default chroma subsampling.
     """
     with BytesIO() as file:
         Image.fromarray(tile).save(file, format="JPEG", quality=quality)

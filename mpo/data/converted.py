@@ -1,8 +1,8 @@
-"""Lines -> a `datasets.Dataset` on disk, memory-mapped: converted once, by several processes, and found again the next time.
+"""Convert lines to a memory-mapped `datasets.Dataset` on disk, once, with several processes; later calls open the result.
 
-What was converted lies in datasets' cache, under a key of the files (path, size, time of the last change) and of how they are read.
-It is written aside and renamed when it is whole; ranks that start together wait for the first. A line that was bad may be good
-since, when an image was fixed; such lines are read again before a conversion is.
+The result is in datasets' cache, under a key of the files (path, size, modification time) and of how they are read. It is written
+to a temporary folder and renamed when complete; ranks that start together wait for the first one. A bad line may have become good,
+for example when an image was fixed: bad lines are read again before a cached result is used.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from mpo.data.records import FEATURES, OPTIONAL, Row, Rows, rows_from
 from mpo.data.shards import Shard
 
 VERSION = 6
-"""Raised when the same files would give other records, so that nothing of an earlier version is taken from the cache."""
+"""Increase it when the same files give different records, so that cached results of earlier versions are not used."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 * 2**20
 PARALLEL_FROM_BYTES = 32 * 2**20
-"""Size of the shards together (bytes, or rows of a table times 1000) from which several processes are worth their start."""
+"""Total size of the shards (bytes, or rows of a table times 1000) above which several processes are used."""
 MAX_PROCESSES = 16
 _DONE = "info.json"
 
@@ -52,10 +52,10 @@ class Reading:
     skip: bool = False
 
     def lines(self, shard: Shard) -> Iterator[Rows | BadRecord]:
-        """The records of each line of a shard, or why it has none.
+        """Yield the records of each line of a shard, or the reason why the line has none.
 
         Raises:
-            BadRecord: for a line without, unless such lines are skipped.
+            BadRecord: for a line that has none, unless bad lines are skipped.
         """
         for rows in rows_from(shard.lines(), Folders(self.image_root), self.format, self.source):
             if isinstance(rows, BadRecord) and not self.skip:
@@ -65,9 +65,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was made of a source: its pairs, the bad records left out, in order, and how many lines there were in all.
+    """A converted source: its pairs, the skipped bad records in order, and the number of lines.
 
-    ``empty`` is how many good lines give no pair, and ``dropped`` how many pairs are dropped of lines that would give more.
+    ``empty`` counts the good lines that give no pair, ``dropped`` the pairs beyond the limit of pairs per line.
     """
 
     pairs: Dataset | None
@@ -78,31 +78,31 @@ class Converted:
 
 
 def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
-    """Convert the shards of a source, or open what was made of them before.
+    """Convert the shards of a source, or open the cached result.
 
     Args:
-        shards: gives the shards, in order; called when there is something to convert.
+        shards: returns the shards, in order; called only when they have to be converted.
         reading: how to read them.
-        key: what decides the result beside `reading`, as JSON can hold it: the files and when they changed.
-        name: what progress and the cache call it.
-        num_proc: processes; None: one per core, for a large source.
+        key: what else determines the result, as JSON: the files and their modification times.
+        name: name of the source in the progress bar and in the cache.
+        num_proc: number of processes; None: one per core for a large source, else one.
 
     Raises:
-        BadRecord: for the first bad record, unless such are skipped.
-        ValueError: for files that are damaged.
+        BadRecord: for the first bad record, unless bad records are skipped.
+        ValueError: for damaged files.
     """
     digest = hashlib.blake2b(json.dumps([VERSION, asdict(reading), key]).encode(), digest_size=8).hexdigest()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "mpo_pairs" / f"{_plain(name)}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     asked = time.time()
     with FileLock(f"{folder}.lock"):
-        if not _is_true(folder, shards, reading, asked):
+        if not _is_current(folder, shards, reading, asked):
             aside = folder.with_name(f"{folder.name}.incomplete")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             try:
-                found = shards()
-                _write(found, reading, aside, name, _processes(found, num_proc))
+                current = shards()
+                _write(current, reading, aside, name, _processes(current, num_proc))
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
             finally:
@@ -110,8 +110,8 @@ def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *
     return _open(folder)
 
 
-def _is_true(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Reading, asked: float) -> bool:
-    """Whether a conversion is there, and its bad lines are what they were; or were when another rank looked, after `asked`."""
+def _is_current(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Reading, asked: float) -> bool:
+    """Whether a conversion exists and its bad lines are still bad, now or when another rank checked them after `asked`."""
     done = folder / _DONE
     if not done.is_file():
         return False
@@ -186,13 +186,15 @@ def _in_processes(
                 parts[number] = future.result()
                 bar.update(shards[number].size)
     except BrokenProcessPool:
-        raise RuntimeError("A process that read the data was killed, perhaps for want of memory. Set data.num_proc=1.") from None
+        raise RuntimeError(
+            "A process that read the data was killed, perhaps because memory ran out. Set data.num_proc=1."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
-    """Write a shard's records to ``stem.arrow`` and its bad ones to ``stem.bad``; returns what ``info.json`` says of it."""
+    """Write a shard's records to ``stem.arrow`` and its bad records to ``stem.bad``; return its entry for ``info.json``."""
     lines, pairs, bad, empty, dropped = 0, 0, 0, 0, 0
     columns: set[str] = set()
     with (
@@ -225,7 +227,7 @@ def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Records have no circles, and looking for them in millions of new objects takes a third of the time."""
+    """Turn off garbage collection: records have no reference cycles, and searching for them takes a third of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

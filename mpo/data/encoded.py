@@ -1,4 +1,4 @@
-"""Image columns stay encoded until a record is used, so that an image that does not decode is that record's fault."""
+"""Keep image columns encoded until a record is used, so that an image that cannot be decoded is an error of that record."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ IMAGE_COLUMNS = ("images", "image")
 
 
 def with_encoded_images(dataset: Any) -> Any:
-    """The same records, whose images come as dicts with ``bytes`` or ``path`` rather than decoded by datasets.
+    """Return the same records with images as dicts with ``bytes`` or ``path``, not decoded by datasets.
 
-    Nothing is copied. A data set of another kind, with a transform of the user's, or without known features is left as it is.
+    Nothing is copied. Objects that are not data sets, and data sets with a custom transform or unknown features, are returned
+    unchanged.
     """
     features = getattr(dataset, "features", None)
     if not features or not isinstance(dataset, (Dataset, IterableDataset)):
@@ -34,7 +35,7 @@ def with_encoded_images(dataset: Any) -> Any:
 
 
 def _with_feature(dataset: Dataset, name: str, feature: Any) -> Dataset:
-    """Name a column's feature anew. (For a column of lists, `Dataset.cast_column` would write all its rows again.)"""
+    """Replace the feature of a column. (For a column of lists, `Dataset.cast_column` would write all rows again.)"""
     renamed = copy.copy(dataset)
     renamed._info = dataset.info.copy()
     renamed._info.features = Features({**dataset.features, name: feature})
@@ -43,7 +44,7 @@ def _with_feature(dataset: Dataset, name: str, feature: Any) -> Dataset:
 
 
 def undecoded(feature: Any) -> Any:
-    """An Image feature, or lists of them, with ``decode=False``; any other feature is left as it is."""
+    """Return an Image feature, or lists of them, with ``decode=False``; any other feature unchanged."""
     if isinstance(feature, ImageFeature):
         return ImageFeature(mode=feature.mode, decode=False)
     if isinstance(feature, List):

@@ -1,4 +1,4 @@
-"""A path or a name on the Hub -> the shards of its files (`mpo.data.shards`)."""
+"""Open a path or a data set on the Hub as shards of its files (`mpo.data.shards`)."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from mpo.data.tars import TarShard
 __all__ = ["KNOWN", "Shard", "files_of", "open_files"]
 
 SHARD_BYTES = 16 * 2**20
-"""Bytes of a JSONL file that are read in one go, about."""
+"""Approximate size in bytes of a shard of a JSONL file."""
 MAX_SHARDS = 256
 _SLICE = re.compile(r"\[[^\]]*\]$")
-"""Of a split, as `datasets` writes it: ``train[:100]``, ``train[10%:20%]``."""
+"""The slice of a split in the syntax of `datasets`: ``train[:100]``, ``train[10%:20%]``."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -> list[Shard]:
-    """The shards of a source, in order.
+    """Open the shards of a source, in order.
 
     Args:
-        path: a file: JSONL (also compressed with gzip), a JSON array, Parquet, a tar of a WebDataset; several of them by a pattern
-            such as ``shards-*.tar``; a folder of such files (`mpo.data.splits`) or of `save_to_disk`; or the name of a data set on
-            the Hub. Of a folder on this machine, nothing is fetched and no file beside it is read, whatever its files say.
-        split: which one to take, where there are several; else ``"train"``. Of a folder of files and a data set on the Hub, also a
-            slice of one, ``"train[:100]"``.
-        min_shards: cut a JSONL file into at least so many, if it has the lines.
+        path: a file: JSONL (optionally compressed with gzip), a JSON array, Parquet, a WebDataset tar; several files by a
+            pattern such as ``shards-*.tar``; a folder of such files (`mpo.data.splits`) or of `save_to_disk`; or the name of a
+            data set on the Hub. For a local folder, nothing is downloaded and no file outside it is read, whatever its files say.
+        split: the split to load; ``"train"`` for a source without splits. For a folder of files and a data set on the Hub, also
+            a slice such as ``"train[:100]"``.
+        min_shards: minimum number of shards of a JSONL file, if it has enough lines.
 
     Raises:
-        ValueError: when there is no such file, its kind is not known, or it has no such split.
+        ValueError: for a missing file, an unknown file type or an unknown split.
     """
     text = os.fspath(path)
     if not os.path.exists(text) and not _is_pattern(text):
         if Path(text).name.lower().endswith(KNOWN) or not _HUB_NAME.fullmatch(text):
-            raise ValueError(f"There is no file {text}. Set data.path to a file of pairs.")
+            raise ValueError(f"There is no file {text}. Set data.path to a file of preference pairs.")
         return _of_dataset(_from_hub(text, split), text)
     if os.path.isdir(text) and _is_saved(Path(text)):
         return _of_dataset(_from_disk(Path(text), split), text)
@@ -51,15 +51,15 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
     if os.path.isdir(text) and _SLICE.search(split):
         return _of_dataset(_sliced(found, text, split), text)
     if not found:
-        raise ValueError(f"There is no file that fits {text}. Set data.path to a file of pairs.")
+        raise ValueError(f"There is no file that matches {text}. Set data.path to a file of preference pairs.")
     return [shard for one in found for shard in _of_file(one, min_shards)]
 
 
 def files_of(path: str | Path, split: str = "train") -> list[Path]:
-    """The files that a source is made of, as far as they are on this disk: what decides whether it has changed.
+    """List the local files of a source, which tell whether it has changed.
 
     Raises:
-        ValueError: for a split that is not there, and what is neither a file nor a folder.
+        ValueError: for an unknown split, and for a path that is neither a regular file nor a folder.
     """
     text = os.fspath(path)
     if os.path.isdir(text) and _is_saved(Path(text)):
@@ -67,7 +67,7 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
     found = files_of_split(Path(text), _SLICE.sub("", split)) if os.path.isdir(text) else _files_at(text, split)
     for one in found:
         if not one.is_file():
-            raise ValueError(f"{one} is no ordinary file. Set data.path to a file of pairs.")
+            raise ValueError(f"{one} is not a regular file. Set data.path to a file of preference pairs.")
     return found
 
 
@@ -75,21 +75,21 @@ def _files_at(text: str, split: str) -> list[Path]:
     is_file = os.path.exists(text)
     if split != "train" and (is_file or _is_pattern(text)):
         raise ValueError(
-            f"{text} has no splits, and split={split!r} is asked for. Set data.path to the file of that split, and leave split out."
+            f"{text} has no splits, but split={split!r} is given. Set data.path to the file of that split, and leave split out."
         )
     return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
 
 
 def _is_pattern(text: str) -> bool:
-    return any(mark in text for mark in "*?[")
+    return any(wildcard in text for wildcard in "*?[")
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether a folder is one of `save_to_disk`."""
+    """Whether a folder was written by `save_to_disk`."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-# Kinds of files
+# File types
 
 
 def _of_file(path: Path, min_shards: int) -> list[Shard]:
@@ -104,12 +104,12 @@ def _of_file(path: Path, min_shards: int) -> list[Shard]:
         if name.endswith(".gz"):
             return [LinesShard(path, 0, None, 1)]
     elif not name.endswith(LINES):
-        raise ValueError(f"{path} is of no kind that is known. Pairs are read from files that end in {', '.join(KNOWN)}.")
+        raise ValueError(f"{path} has an unknown file type. Pairs are read from files that end in {', '.join(KNOWN)}.")
     return _of_lines(path, min_shards)
 
 
 def _of_lines(path: Path, min_shards: int) -> list[Shard]:
-    """Cut a JSONL file after line ends, and count its lines on the way, for errors to name."""
+    """Split a JSONL file at line ends, and count its lines, so that errors can name them."""
     size = path.stat().st_size
     step = max(1, min(max(SHARD_BYTES, -(-size // MAX_SHARDS)), size // min_shards))
     shards: list[Shard] = []
@@ -123,7 +123,7 @@ def _of_lines(path: Path, min_shards: int) -> list[Shard]:
 
 
 def _count_lines(file: BinaryIO, start: int, step: int) -> tuple[int, int]:
-    """How many lines end within `step` bytes and the rest of the line that they end in, and where that is."""
+    """Count the lines from `start` to the end of the line that is `step` bytes further; return the count and that position."""
     file.seek(start)
     lines, left = 0, step
     while left > 0:
@@ -146,17 +146,19 @@ def _count_lines(file: BinaryIO, start: int, step: int) -> tuple[int, int]:
 def _is_array(path: Path) -> bool:
     try:
         with opened(path) as file:
-            start: bytes = file.read(4096)
+            head: bytes = file.read(4096)
     except DAMAGE as error:
-        raise ValueError(f"{path} is damaged or cut short: {one_line(error)}") from error
-    return start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        raise ValueError(f"{path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
 def _of_parquet(path: Path) -> list[Shard]:
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no Parquet file, or is cut short ({one_line(error)}).") from error
+        raise ValueError(
+            f"{path} is not a Parquet file, or is cut short ({one_line(error)}). Download or write it again."
+        ) from error
     shards: list[Shard] = []
     first = 1
     for group in range(metadata.num_row_groups):
@@ -169,37 +171,41 @@ def _of_parquet(path: Path) -> list[Shard]:
 def _from_disk(path: Path, split: str) -> Dataset:
     try:
         loaded = load_from_disk(str(path))
-    except Exception as error:  # of many kinds: its JSON, its Arrow files
-        raise ValueError(f"{path} was not saved whole by save_to_disk, or is damaged: {one_line(error)}") from error
+    except Exception as error:  # of many types: from its JSON and its Arrow files
+        raise ValueError(f"{path} is damaged, or not complete ({one_line(error)}). Save it again with save_to_disk.") from error
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Set data.split to one of {', '.join(map(str, splits))}.")
     for file in splits[split].cache_files:  # state.json names them
         if not Path(os.path.abspath(file["filename"])).is_relative_to(os.path.abspath(path)):
-            raise ValueError(f"{path} names a file outside of it, {file['filename']}, which is not read. Save the data set anew.")
+            raise ValueError(f"{path} refers to a file outside it, {file['filename']}, which is not read. Save the data set again.")
     return splits[split]
 
 
 def _sliced(files: list[Path], folder: str, split: str) -> Dataset:
-    """Rows of a split, cut by `datasets`, which is given the files and looks at nothing beside them."""
+    """Load a slice of a split with `datasets`, which gets the files and reads nothing else."""
     kind = "parquet" if files[0].name.lower().endswith(".parquet") else "json"
     if files[0].name.lower().endswith(TARS):
         raise ValueError(
-            f"A slice such as {split!r} is not taken of tars, as in {folder}. Set data.limit, or data.path to some of them."
+            f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Set data.limit, or data.path "
+            "to some of them."
         )
     name = split[: split.index("[")]
     try:
         return load_dataset(kind, data_files={name: [str(file.resolve()) for file in files]}, split=split)
-    except Exception as error:  # of many kinds: no such slice, damaged files
-        raise ValueError(f"{split!r} could not be taken of the files in {folder}: {one_line(error)}") from error
+    except Exception as error:  # of many types: no such slice, damaged files
+        raise ValueError(
+            f"{split!r} could not be loaded from the files in {folder} ({one_line(error)}). Set data.split to a valid slice."
+        ) from error
 
 
 def _from_hub(name: str, split: str) -> Dataset:
     try:
         return load_dataset(name, split=split)
-    except Exception as error:  # of many kinds: no such name or split, no network, no files in it
+    except Exception as error:  # of many types: no such name or split, no network, no files in it
         raise ValueError(
-            f"{name!r} is no file or folder of pairs, and could not be loaded as a data set of that name: {one_line(error)}"
+            f"{name!r} is not a file or folder, and could not be loaded from the Hub ({one_line(error)}). Set data.path to a "
+            "file of preference pairs or to the name of a data set."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Finding the files of a million records: a folder that many of them lie in is listed once."""
+"""Find the files of a million records: a folder that contains many of them is listed once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mpo.data.images import inside
 
 SETTING = "data.image_root"
 LIST_AFTER = 64
-"""Look-ups in one folder before it is listed."""
+"""Number of look-ups in one folder after which it is listed."""
 
 
 class Folders:
-    """Finds files inside a root as `mpo.data.images.inside` does, and asks the file system less.
+    """Finds files inside a root as `mpo.data.images.inside` does, with fewer system calls.
 
     Args:
         root: the folder that paths are relative to.
@@ -27,7 +27,7 @@ class Folders:
         self._names: dict[str, set[str]] = {}
 
     def __call__(self, path: str, kind: str = "image") -> str:
-        """The real path of a file; arguments and errors as of `inside`."""
+        """Return the real path of a file; arguments and errors as in `inside`."""
         if not isinstance(path, str) or not path or path[0] in "/\\~" or ".." in path or ":" in path or "\0" in path:
             return inside(self._root, path, what=kind, setting=SETTING)
         folder, _, name = path.rpartition("/")
@@ -35,7 +35,7 @@ class Folders:
         if real is None:
             full = inside(self._root, path, what=kind, setting=SETTING)
             real = os.path.realpath(os.path.join(self._root, folder))
-            if full == f"{real}/{name}":  # else it is a link, which may point to another folder
+            if full == f"{real}/{name}":  # otherwise it is a link, which may point to another folder
                 self._real[folder] = real
             return full
         full = f"{real}/{name}"
@@ -44,7 +44,7 @@ class Folders:
         return inside(self._root, path, what=kind, setting=SETTING)
 
     def _is_plain_file(self, folder: str, name: str, full: str) -> bool:
-        """Whether it is an ordinary file, and no link to one."""
+        """Whether it is a regular file and not a link."""
         names = self._names.get(folder)
         if names is not None:
             return name in names

@@ -1,4 +1,4 @@
-"""Images opened safely: inside their folder, decoded to the end, as RGB and upright, or refused by name."""
+"""Open images safely: only inside their folder, fully decoded, as upright RGB; a bad file raises an error that names it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
-"""An image with more pixels is refused before it is decoded: a file of a few kilobytes can claim gigabytes."""
+"""Images with more pixels are refused before decoding: a file of a few kilobytes can claim gigabytes."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
-"""What Pillow is let try. Not EPS, for which it starts another program, nor formats without a magic number, which fit any bytes."""
+"""Formats that Pillow may try. Not EPS, which runs another program, nor formats without a magic number, which match any bytes."""
 ORIENTATION = 0x0112  # of EXIF
-_TURNED = range(5, 9)  # width and height change places
+_TURNED = range(5, 9)  # width and height are swapped
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
 _KINDS[stat.S_IFBLK] = "a device"
@@ -35,33 +35,33 @@ _OTHER_FILES = (
 
 
 def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, where: str = "", setting: str = "image_root") -> str:
-    """The real path of a file that a data file names, which must lie in a folder.
+    """Resolve the path of a file that a data file names and that must be inside a folder.
 
     Args:
-        root: the folder; ``..``, absolute paths and links may lead anywhere inside it, and nowhere outside.
-        path: as it stands in the data file, relative to `root` or absolute.
-        what: what errors call the file.
-        where: what errors call the record.
-        setting: the setting of `root`, for errors.
+        root: the folder; ``..``, absolute paths and links may lead anywhere inside it, but not outside.
+        path: the path in the data file, relative to `root` or absolute.
+        what: what the file is, for error messages.
+        where: name of the record, for error messages.
+        setting: name of the setting of `root`, for error messages.
 
     Raises:
-        ValueError: for a path that is not text, a URL, a path that leaves the folder, and what is not a file: missing, a folder,
-            a device, a pipe.
+        ValueError: for a path that is not text, a URL, a path that leaves the folder, and anything but a regular file: a missing
+            file, a folder, a device, a pipe.
     """
     name = f"{where}: the {what} {str(path)[:200]!r}" if where else f"The {what} {str(path)[:200]!r}"
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError(f"{name} is no path: give the path of a file, relative to {setting}.")
+        raise ValueError(f"{name} is no path. Give the path of a file, relative to {setting}.")
     if _URL.match(path):
-        raise ValueError(f"{name} is a URL, and nothing is fetched while data is read. Download it into {setting} ({root}).")
+        raise ValueError(f"{name} is a URL, and nothing is downloaded while data is read. Download it into {setting} ({root}).")
     try:
         folder = _real(os.fspath(root))
         full = _real_file(os.path.join(folder, path))
         if os.path.commonpath((folder, full)) != folder:
-            raise ValueError(f"{name} lies outside {folder}. Set {setting} to a folder that holds all of them.")
+            raise ValueError(f"{name} lies outside {folder}. Set {setting} to a folder that contains all {what}s.")
         kind = stat.S_IFMT(os.lstat(full).st_mode)
     except FileNotFoundError:
-        raise ValueError(f"{name}: there is no {what} {path!r} in {root}. Set {setting} to where they are.") from None
-    except (OSError, RuntimeError) as error:  # a loop of links, a name too long, no permission
+        raise ValueError(f"{name}: there is no {what} {path!r} in {root}. Set {setting} to the folder of the {what}s.") from None
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, no permission
         raise ValueError(f"{name} cannot be reached in {root} ({error}). Fix the path or leave the record out.") from error
     if kind != stat.S_IFREG:
         raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path or leave the record out.")
@@ -74,7 +74,7 @@ def _real(folder: str) -> str:
 
 
 def _real_file(path: str) -> str:
-    """`os.path.realpath`, in two system calls where other files of the folder were asked for before."""
+    """Do as `os.path.realpath`, with two system calls if the folder was resolved before."""
     folder, name = os.path.split(path)
     if name in ("", ".", ".."):
         return os.path.realpath(path)
@@ -83,14 +83,16 @@ def _real_file(path: str) -> str:
 
 
 def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
-    """Check that a path leads to a file, which can be opened without waiting.
+    """Check that a path is that of a regular file, which can be opened without blocking.
 
     Raises:
-        ValueError: for a URL, and for what is not a file.
+        ValueError: for a URL, and for anything but a regular file.
     """
     path = os.fspath(path)
     if _URL.match(path):
-        raise ValueError(f"{where}: nothing is fetched while data is read. Download the {what} and give its path.")
+        raise ValueError(
+            f"{where}: this is a URL, and nothing is downloaded while data is read. Download the {what} and give its path."
+        )
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
     except (OSError, ValueError):  # ValueError: a zero byte in the name
@@ -101,36 +103,36 @@ def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
 
 
 def check_unmoved(path: str, where: str) -> None:
-    """Refuse a file of a record that has become a link, or lies after one, since the record was read: it may lead out of its root.
+    """Refuse a path that has become a link, or contains one, since the record was read: it may lead out of the record's root.
 
     Args:
-        path: the real one, as `inside` gave it.
-        where: what errors call the record.
+        path: the real path that `inside` returned.
+        where: name of the record, for error messages.
 
     Raises:
-        ValueError: for a path that is not the real one any more.
+        ValueError: for a path that is no longer the real one.
     """
     real = os.path.realpath(path)
     if real != path:
         raise ValueError(
             f"{where}: {path} has become a link to {real} since the data was read. Put the file itself there, or save the data "
-            "file anew to have it read again."
+            "file again, so that it is read again."
         )
 
 
 def open_image(source: Any, *, where: str = "") -> Image.Image:
-    """Open an image: decoded to its end, upright as its EXIF data say, RGB, transparent parts on white, the first frame of many.
+    """Open an image: fully decoded, upright as its EXIF data say, as RGB on white, and only the first frame of an animation.
 
     Args:
         source: a path, the bytes of a file, a dict of datasets' Image feature with ``bytes`` or ``path``, or a PIL image.
-        where: what errors call the image; a path is put after it.
+        where: name of the image, for error messages; a path is appended to it.
 
     Returns:
-        an RGB image; `source` itself where it is one already. ``filename`` is the path, where there is one.
+        an RGB image; `source` itself if it is one already. ``filename`` is the path, if there is one.
 
     Raises:
-        ValueError: for a file that is missing, cut short, damaged, no image or not of `FORMATS`, for more than `MAX_PIXELS`, and
-            for pixels that have no defined white (32-bit and float).
+        ValueError: for a file that is missing, cut short, damaged, not an image or not of `FORMATS`, for more than `MAX_PIXELS`,
+            and for pixels without a defined white (32-bit and float).
     """
     if isinstance(source, Image.Image):
         where = where or "the image"
@@ -145,10 +147,10 @@ def open_image(source: Any, *, where: str = "") -> Image.Image:
 
 
 def image_size(source: Any, *, where: str = "") -> tuple[int, int]:
-    """Height and width that `open_image` will give, from the header alone.
+    """Read the height and width of `open_image`'s result from the header alone.
 
     Raises:
-        ValueError: as `open_image`, as far as the header tells.
+        ValueError: as in `open_image`, as far as the header tells.
     """
     if isinstance(source, Image.Image):
         return _upright_size(source)
@@ -158,7 +160,7 @@ def image_size(source: Any, *, where: str = "") -> tuple[int, int]:
 
 @contextmanager
 def _header(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
-    """The opened, not yet decoded image, and what errors call it."""
+    """Open an image without decoding it; yield it and its name for error messages."""
     path = _path_of(source)
     name = ": ".join(part for part in (where, path) if part) or "the image"
     content = source.get("bytes") if isinstance(source, Mapping) else source
@@ -175,7 +177,7 @@ def _header(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
             f"{'neither bytes nor path' if isinstance(source, Mapping) else type(source).__name__}."
         )
     with stream, _refusing(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on what is then refused or decoded all the same
+        warnings.simplefilter("ignore")  # Pillow's, about files that are then refused or decoded anyway
         head = stream.read(512)
         stream.seek(0)
         if not head:
@@ -200,24 +202,24 @@ def _formats() -> list[str]:
 
 
 def check_pixels(size: tuple[int, int], name: str) -> None:
-    """Refuse an image without pixels, or of more than `MAX_PIXELS`.
+    """Refuse an image without pixels, or with more than `MAX_PIXELS`.
 
     Raises:
-        ValueError: with its size.
+        ValueError: for such a size.
     """
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{name}: an image of {width} x {height} pixels has none. Leave the record out.")
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f"{name}: an image of {width:,} x {height:,} pixels is beyond the {MAX_PIXELS:,} that are decoded. Make it smaller, "
+            f"{name}: an image of {width:,} x {height:,} pixels is beyond the limit of {MAX_PIXELS:,}. Make it smaller, "
             "leave the record out, or raise mpo.data.images.MAX_PIXELS."
         )
 
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Turn whatever Pillow makes of a bad file into a ValueError that names it."""
+    """Turn Pillow's errors for a bad file into a ValueError that names it."""
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # another library may have set it
     try:
         yield
@@ -236,14 +238,14 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8, as far as the header tells."""
+    """Read EXIF's orientation, 1 to 8, as far as the header tells."""
     if image.format == "TIFF":
         return 1  # Pillow turns these itself
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode the image in search of it
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # EXIF data that make no sense say nothing
+    except Exception:  # invalid EXIF data are ignored
         return 1
     return found if found in range(1, 9) else 1
 
@@ -261,7 +263,7 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if orientation > 1:
         rgb = _turned(rgb, orientation)
     if rgb is not image:
-        rgb.info.clear()  # the orientation among it: opened again, the image would turn again
+        rgb.info.clear()  # it includes the orientation, by which a saved copy would be turned again
     return rgb
 
 
@@ -274,21 +276,21 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _colours(image: Image.Image, name: str) -> Image.Image:
-    """To RGB, from every mode that says what white is."""
+    """Convert to RGB, from every mode with a defined white."""
     mode = image.mode
     sixteen = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
     see_through = image.info.get("transparency")
     if see_through is not None and (sixteen or (isinstance(see_through, tuple) and max(see_through) > 255)):
         raise ValueError(
-            f"{name}: it has 16 bits and a transparent colour, which Pillow loses. Give it an alpha channel, or 8 bits."
+            f"{name}: it has 16 bits and a transparent colour, which Pillow loses. Convert it to 8 bits or add an alpha channel."
         )
     if sixteen:
         return _of_16_bits(image)
     if mode in ("I", "F"):
         kind = "32-bit integers" if mode == "I" else "floating-point numbers"
-        raise ValueError(f"{name}: its pixels are {kind}, of which none is defined as white. Convert it to 8 or 16 bits.")
+        raise ValueError(f"{name}: its pixels are {kind}, which do not define white. Convert it to 8 or 16 bits.")
     if mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, whose values are inverted
+        image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's, whose values are inverted
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,4 +1,4 @@
-"""MMPR's ``meta.json``: many sources in one file, each with its annotations, images, and how often it is taken.
+"""Read MMPR's ``meta.json``: many sources in one file, each with its annotations, its images and its repeat_time.
 
 {"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
           "max_dynamic_patch": 6}, ...}
@@ -17,7 +17,7 @@ from typing import Any
 from mpo.data.pairs import BadRecord, json_kind, parse_json
 
 MAX_BYTES = 64 * 2**20
-"""Bytes; the largest of MMPR has 46 kB."""
+"""Maximum size of a file; the largest of MMPR has 46 kB."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class SourceSpec:
     """One source of a ``meta.json``.
 
     Attributes:
-        name: what it is called.
+        name: name of the source.
         root: the folder of its images.
-        annotation: its JSONL file.
+        annotation: the JSONL file of its pairs.
         data_augment: whether its images are augmented in training.
-        repeat_time: how often its pairs are taken; below 1, a random part of them.
-        length: how many lines the file has; None where it is not said.
-        max_tiles: most tiles of an image (``max_dynamic_patch``); None: as the processor has it.
+        repeat_time: how often its pairs are used; below 1, a random fraction of them.
+        length: number of lines of the file; None if not given.
+        max_tiles: maximum tiles per image (``max_dynamic_patch``); None: the processor's setting.
     """
 
     name: str
@@ -43,7 +43,7 @@ class SourceSpec:
     max_tiles: int | None = None
 
     def as_source(self) -> dict[str, Any]:
-        """The source as `mpo.data.mixing` describes it."""
+        """Convert to a source of `mpo.data.mixing`."""
         return {
             "name": self.name,
             "source": self.name,
@@ -56,7 +56,7 @@ class SourceSpec:
 
 
 def is_meta(path: str | Path) -> bool:
-    """Whether a file is a ``meta.json`` rather than one of pairs: an object of objects that have an ``annotation``."""
+    """Whether a file is a ``meta.json`` and not a file of pairs: an object of objects with an ``annotation``."""
     path = Path(path)
     if not _may_be_object(path):
         return False
@@ -66,9 +66,9 @@ def is_meta(path: str | Path) -> bool:
 
 
 def one_object(path: str | Path) -> dict[str, Any]:
-    """The one object that a ``.json`` file holds; an empty one of any other file, such as an array or lines of objects.
+    """Read the single object of a ``.json`` file; return an empty dict for other files, such as an array or lines of objects.
 
-    An array is told by its first bytes, and a file larger than `MAX_BYTES` not opened.
+    An array is detected by its first bytes; a file larger than `MAX_BYTES` is not opened.
     """
     path = Path(path)
     if not _may_be_object(path):
@@ -92,14 +92,14 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
 
     Args:
         path: the file.
-        base: the folder that its paths are relative to, and inside which every ``root`` is, also after links. By default the
-            first of these that has the annotations: the file's folder, the folder above it (MMPR's own files are written for that
-            one), the current folder; a ``root`` may then be any folder (``..``, an absolute path), so that the file itself says
-            where its images have to stay. Give a base where it comes from somebody else.
+        base: the folder that its paths are relative to; every ``root`` must be inside it, also after following links. The default
+            is the first of these folders that has the annotations: the file's folder, its parent (as MMPR's own files expect),
+            the current folder. A ``root`` may then be any folder (``..``, an absolute path). Set a base for files that you do not
+            trust.
 
     Raises:
-        ValueError: for a file that is no meta.json, entries without what they need or with values that make no sense, files that
-            are not there, a root outside of `base`, and annotations with another number of lines than ``length``.
+        ValueError: for a file that is not a meta.json, entries with missing or invalid values, missing files, a root outside
+            `base`, and annotations whose number of lines is not ``length``.
     """
     path = Path(path).expanduser()
     try:
@@ -123,8 +123,8 @@ def _refuse_outside(base: Path, spec: SourceSpec, where: str) -> None:
     root = spec.root.resolve()
     if not root.is_relative_to(base.resolve()):
         raise ValueError(
-            f"{where}: its 'root' is {root}, which lies outside data.image_root ({base}). Fix 'root', or set data.image_root to a "
-            "folder that holds it, if you trust the file."
+            f"{where}: its 'root' is {root}, which lies outside data.image_root ({base}). Fix 'root' or, if you trust the file, "
+            "set data.image_root to a folder that contains it."
         )
 
 
@@ -135,16 +135,15 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
         value = entry.get(field)
         if not isinstance(value, str) or (field == "annotation" and not value) or "\0" in value:
             found = "is missing" if field not in entry else "is empty" if value == "" else f"is {json_kind(value)}"
-            raise ValueError(f"{where}: {field!r} {found}. It is a path.")
+            raise ValueError(f"{where}: {field!r} {found}. Set it to a path.")
         if "://" in value:
-            raise ValueError(
-                f"{where}: {field!r} is {value!r}, and nothing is fetched for a data file. Give a path on this machine."
-            )
+            raise ValueError(f"{where}: {field!r} is {value!r}, but nothing is downloaded for a data file. Set it to a local path.")
     base = next((one for one in bases if (one / entry["annotation"]).is_file()), None)
     if base is None:
         tried = ", ".join(str(one / entry["annotation"]) for one in bases)
         raise ValueError(
-            f"{where}: there is no annotation file; tried {tried}. Set data.image_root to what the paths are relative to."
+            f"{where}: there is no annotation file; tried {tried}. Set data.image_root to the folder that the paths are "
+            "relative to."
         )
     annotation = base / entry["annotation"]
     root = base / entry["root"]
@@ -159,14 +158,14 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
     )
     if spec.length is not None and (lines := count_lines(annotation)) != spec.length:
         raise ValueError(
-            f"{where}: {annotation} has {lines:,} lines, and 'length' says {spec.length:,}. Its download may be cut short; if the "
-            "file is as it should be, correct 'length' or leave it out."
+            f"{where}: {annotation} has {lines:,} lines, and 'length' says {spec.length:,}. Its download may be cut short. Repeat "
+            "it or, if the file is complete, correct 'length' or leave it out."
         )
     return spec
 
 
 def count_lines(path: str | os.PathLike[str]) -> int:
-    """Lines of a file, the last one also without a line end; empty ones at its end do not count."""
+    """Count the lines of a file, including a last line without a line end, but not blank lines at the end."""
     lines, ends = 0, 0
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -184,7 +183,10 @@ def _flag(value: Any, what: str) -> bool:
 
 def _repeat_time(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6 or not math.isfinite(value):
-        raise ValueError(f"{where}: 'repeat_time' is a number above 0: 0.1 takes a random tenth of the pairs, 2 all of them twice.")
+        raise ValueError(
+            f"{where}: 'repeat_time' must be a number above 0 and below 1e6 (0.1: a random tenth of the pairs; 2: all of them "
+            f"twice); got {value!r}."
+        )
     return float(value)
 
 
@@ -193,6 +195,6 @@ def _whole(value: Any, what: str, least: int) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(
-            f"{what} is a whole number of {least} or more; got {value if isinstance(value, float) else json_kind(value)}."
+            f"{what} must be a whole number of {least} or more; got {value if isinstance(value, float) else json_kind(value)}."
         )
     return value

@@ -1,4 +1,4 @@
-"""Several sources of pairs as one data set, by an index over all of them: no pair is copied."""
+"""Mix several sources of pairs into one data set, by an index over all of them: no pair is copied."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Taken:
-    """How many pairs a source has (without those held out), how many are taken, and how many are held out."""
+    """Counts of one source: its training pairs, how many the mixture takes of them, and its evaluation pairs."""
 
     name: str
     pairs: int
@@ -43,17 +43,17 @@ class Taken:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What is trained on, source after source, and what is held out of it (None: nothing)."""
+    """The training pairs, source after source, and the evaluation pairs (None: no evaluation part)."""
 
     train: Dataset
     eval: Dataset | None
     taken: tuple[Taken, ...]
 
     def describe(self) -> str:
-        """A table: of every source its name, its pairs, how many are taken, and their share of the mixture."""
+        """Format a table of each source's name, pairs, taken pairs, and fraction of the mixture."""
         total = sum(row.taken for row in self.taken)
         rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))]
-        cells = [("source", "pairs", "taken", "share", "held out")]
+        cells = [("source", "pairs", "taken", "fraction", "eval")]
         cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.eval:,}") for r in rows]
         columns = range(4 if self.eval is None else 5)
         widths = [max(len(row[column]) for row in cells) for column in columns]
@@ -65,7 +65,7 @@ class Mixture:
 
 
 def load_mixture(sources: Sequence[Mapping[str, Any]], **settings: Any) -> Dataset:
-    """The pairs of `mix` to train on; arguments and errors as of it."""
+    """Load the training pairs of a mixture; arguments and errors as in `mix`."""
     return mix(sources, **settings).train
 
 
@@ -78,69 +78,74 @@ def mix(
     eval_size: float | int | None = None,
     eval_by: By = "both",
 ) -> Mixture:
-    """Make one data set of several sources; the same for the same sources, settings and seed, on every rank and in every resume.
+    """Make one data set of several sources; the result depends only on the sources, the settings and the seed.
 
     Args:
-        sources: as `mpo.data.mixture_file` says.
-        seed: of everything drawn. What is drawn from a source does not depend on the others.
-        sampling: ``"repeat_time"``: every source as often as it says. ``"weight"``: shares of `size` by weight. ``"sqrt"``: shares
-            of `size` in proportion to the square root of what repeat_time and cap make of a source. Default: by weight where
-            sources have one, else by repeat_time. A source whose share is more than it has is repeated, whole times first.
-        size: pairs of the mixture, for shares; by default as many as repeat_time would give.
-        eval_size: a share or number of pairs of all sources together to keep out (`mpo.data.eval_part.split_eval`), each there
-            once.
-        eval_by: as of `split_eval`.
+        sources: dicts as described in `mpo.data.mixture_file`.
+        seed: of all random choices. The choices in one source do not depend on the other sources.
+        sampling: ``"repeat_time"``: use every source `repeat_time` times. ``"weight"``: divide `size` in proportion to the weights.
+            ``"sqrt"``: divide `size` in proportion to the square root of each source's pairs after repeat_time and cap. Default:
+            by weight if sources have one, else by repeat_time. A source with too few pairs is repeated: all its pairs first.
+        size: number of pairs of the mixture, for ``"weight"`` and ``"sqrt"``; default: as many as repeat_time gives.
+        eval_size: fraction or number of pairs, over all sources, of the evaluation part (`mpo.data.eval_part.split_eval`), in
+            which each pair is there once.
+        eval_by: what connects two pairs, as `by` in `split_eval`.
 
     Raises:
-        ValueError: for sources or settings that make no sense, and columns that do not go together.
+        ValueError: for invalid sources or settings, and for columns that do not match.
     """
     checked = check_sources(sources)
     sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
     loaded = [dressed(source, load_preferences(**{"seed": seed, **source.load})) for source in checked]
     pairs = joined(checked, loaded)
     starts = np.cumsum([0, *map(len, loaded)])
-    held = np.zeros(len(pairs), dtype=bool)
+    in_eval = np.zeros(len(pairs), dtype=bool)
     if eval_size:
-        held = choose_eval(pairs, eval_size, seed=seed, by=eval_by)
-    left = [start + np.flatnonzero(~held[start:end]) for start, end in zip(starts[:-1], starts[1:], strict=True)]
+        in_eval = choose_eval(pairs, eval_size, seed=seed, by=eval_by)
+    left = [start + np.flatnonzero(~in_eval[start:end]) for start, end in zip(starts[:-1], starts[1:], strict=True)]
     counts = amounts(checked, [len(rows) for rows in left], sampling, size)
     drawn = [rows[draw(len(rows), count, source.rng(seed))] for source, rows, count in zip(checked, left, counts, strict=True)]
     taken = tuple(
-        Taken(source.name, len(rows), count, int(held[start:end].sum()))
+        Taken(source.name, len(rows), count, int(in_eval[start:end].sum()))
         for source, rows, count, start, end in zip(checked, left, counts, starts[:-1], starts[1:], strict=True)
     )
     for row in taken:
         if row.pairs and not row.taken:
-            logger.warning(f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} rounds to 0. Raise it or drop it.")
+            logger.warning(
+                f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} pairs rounds to 0. Increase its repeat_time "
+                "or weight, or remove it."
+            )
     order = np.concatenate(drawn)
     if not len(order):
-        raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source.")
+        raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source. Increase them.")
     everything = len(order) == len(pairs) and bool((order == np.arange(len(pairs))).all())
     train = pairs if everything else pairs.select(order)
-    return Mixture(train, pairs.select(np.flatnonzero(held)) if eval_size else None, taken)
+    return Mixture(train, pairs.select(np.flatnonzero(in_eval)) if eval_size else None, taken)
 
 
 def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> IterableDataset:
-    """Streams of several sources as one, each next pair from a source drawn by weight, until every source was read once.
+    """Interleave streams of several sources, drawing the source of each pair by weight, until every source was read once.
 
-    A source that ends before starts again. `state_dict` and `load_state_dict` of the result go on where it stood.
+    A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`.
 
     Args:
-        sources: as of `mix`, with ``weight`` for all of them, or for none: then they come in turn.
-        seed: of the draws.
+        sources: as in `mix`, with a ``weight`` for all of them or, to take them in turn, for none.
+        seed: of the random choices.
 
     Raises:
-        ValueError: for sources without sense, or settings that need to know how many pairs there are.
+        ValueError: for invalid sources, and for settings that need the number of pairs.
     """
     checked = check_sources(sources)
     counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
     if counted:
-        raise ValueError(f"Source {counted[0]!r} has a repeat_time or a cap, and a stream's pairs are not counted. Give weights.")
+        raise ValueError(
+            f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's pairs are not counted. Set a weight instead."
+        )
     weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
     streams = []
     for source in checked:
         stream = load_preferences(**{**source.load, "streaming": True})
-        streams.append(stream.map(_Dress(_columns(source)), features=stream.features) if _columns(source) else stream)
+        streams.append(stream.map(_AddColumns(_columns(source)), features=stream.features) if _columns(source) else stream)
     probabilities = None if weights is None else list(np.array(weights) / sum(weights))
     return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
 
@@ -149,7 +154,7 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> It
 
 
 def amounts(sources: Sequence[Source], pairs: Sequence[int], sampling: Sampling, size: int | None = None) -> list[int]:
-    """How many pairs to take of each source, which has so many."""
+    """Compute how many pairs to take of each source, given the number of pairs it has."""
     caps = [np.inf if source.cap is None else source.cap for source in sources]
     # Rounded down, as in the official code; a whole repeat_time is then exact.
     wanted = [int(min(int(count * source.repeat_time), cap)) for source, count, cap in zip(sources, pairs, caps, strict=True)]
@@ -158,12 +163,12 @@ def amounts(sources: Sequence[Source], pairs: Sequence[int], sampling: Sampling,
     base = [float(np.sqrt(count)) for count in wanted] if sampling == "sqrt" else weights_of(sources)
     empty = [source.name for source, count in zip(sources, pairs, strict=True) if not count]
     if empty:
-        raise ValueError(f"Source {empty[0]!r} has no pairs to take a share of.")
+        raise ValueError(f"Source {empty[0]!r} has no pairs. Remove it, or set a smaller eval_size.")
     return shares(sum(wanted) if size is None else size, base, caps)
 
 
 def shares(total: int, weights: Sequence[float], caps: Sequence[float]) -> list[int]:
-    """Share out a total by weight; what a cap leaves over goes to the others.
+    """Divide a total in proportion to weights; what exceeds a cap goes to the others.
 
     >>> shares(10, [1, 1, 2], [np.inf, np.inf, np.inf])
     [3, 2, 5]
@@ -172,7 +177,9 @@ def shares(total: int, weights: Sequence[float], caps: Sequence[float]) -> list[
     """
     weight, most = np.array(weights, dtype=float), np.array(caps, dtype=float)
     if most.sum() < total:
-        raise ValueError(f"size={total:,}, but the caps of the sources allow {int(most.sum()):,} pairs in all.")
+        raise ValueError(
+            f"size={total:,}, but the caps of the sources allow {int(most.sum()):,} pairs. Set a smaller size, or raise a cap."
+        )
     capped = np.zeros(len(weight), dtype=bool)
     while True:
         part = np.where(capped, most, 0.0)
@@ -188,7 +195,7 @@ def shares(total: int, weights: Sequence[float], caps: Sequence[float]) -> list[
 
 
 def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Places of `count` of so many pairs: all of them as often as they go, and a random few for the rest, in order.
+    """Choose `count` of `pairs` indices: all of them as often as possible, and a sorted random choice for the rest.
 
     >>> draw(3, 7, np.random.default_rng(0)).tolist()
     [0, 1, 2, 0, 1, 2, 2]
@@ -199,11 +206,11 @@ def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.concatenate([np.tile(np.arange(pairs), whole), np.sort(rng.choice(pairs, rest, replace=False))])
 
 
-# One schema
+# Columns
 
 
 def dressed(source: Source, pairs: Dataset) -> Dataset:
-    """Give pairs the columns that their source asks for; a record's own tiles and augment come first."""
+    """Add the columns of a source's settings to its pairs; a record's own tiles and augment take precedence."""
     for name, (feature, value) in _columns(source).items():
         column = [value] * len(pairs)
         if name in pairs.column_names:
@@ -221,10 +228,10 @@ def dressed(source: Source, pairs: Dataset) -> Dataset:
 
 
 def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
-    """One data set after another, still memory-mapped; a column that one lacks is null there.
+    """Concatenate data sets, still memory-mapped; a missing column is filled with null.
 
     Raises:
-        ValueError: for a column of different types.
+        ValueError: for a column with different types.
     """
     first: dict[str, tuple[str, Any]] = {}
     for source, pairs in zip(sources, loaded, strict=True):
@@ -232,8 +239,8 @@ def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
             name, known = first.setdefault(column, (source.name, feature))
             if known != feature and column != "images":
                 raise ValueError(
-                    f"The column {column!r} is {feature} in source {source.name!r} and {known} in {name!r}, so they are not one "
-                    "data set. Bring one into the other's form with `mpo data convert`."
+                    f"The column {column!r} is {feature} in source {source.name!r} and {known} in {name!r}, so they cannot be "
+                    "concatenated. Convert one to the other's format with `mpo data convert`."
                 )
     images = [str(pairs.features["images"]) for pairs in loaded if "images" in pairs.column_names]
     alike = loaded if len(set(images)) < 2 else [with_encoded_images(pairs) for pairs in loaded]
@@ -249,8 +256,8 @@ def _columns(source: Source) -> dict[str, tuple[Any, Any]]:
     return columns
 
 
-class _Dress:
-    """Puts a source's columns into one record of a stream."""
+class _AddColumns:
+    """Adds the columns of a source's settings to one record of a stream."""
 
     def __init__(self, columns: Mapping[str, tuple[Any, Any]]) -> None:
         self._values = {name: value for name, (_, value) in columns.items()}

@@ -1,13 +1,13 @@
-"""What a mixture is made of, as it is written down: its sources, how much is taken of each, and files of both, checked.
+"""Check the description of a mixture: its sources, how much to take of each, and files of both.
 
-A source is a dict: the arguments of `load_preferences`, and
+A source is a dict with the arguments of `load_preferences` and
 
-    name          what the source is called; by default the name of its file
-    repeat_time   how often its pairs are taken: 0.1 a random tenth of them, 2.5 all of them twice and a random half (default 1)
-    weight        its share of the mixture, relative to the other weights, in place of repeat_time
-    cap           at most so many pairs of it
-    tiles         how its images are cut: min, max, thumbnail; a record's own settings come first
-    augment       whether its images are augmented in training; a record's own setting comes first
+    name          name of the source (default: the name of its file)
+    repeat_time   how often its pairs are used: 0.1: a random tenth; 2.5: all of them twice and a random half (default 1)
+    weight        its weight in the mixture, relative to the other weights, instead of repeat_time
+    cap           maximum number of its pairs
+    tiles         how its images are split into tiles: min, max, thumbnail; a record's own settings take precedence
+    augment       whether its images are augmented in training; a record's own setting takes precedence
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
 
 @dataclass(frozen=True)
 class Source:
-    """One source of a mixture, checked: see the head of this file. ``load`` holds the arguments of `load_preferences`."""
+    """One checked source of a mixture; see the module docstring. ``load`` has the arguments of `load_preferences`."""
 
     name: str
     load: dict[str, Any]
@@ -51,34 +51,36 @@ class Source:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Source:
-        """Check a source as it was written down.
+        """Check the dict of a source.
 
         Raises:
-            ValueError: for unknown keys, a source without a path, amounts that are none, and settings of another type.
+            ValueError: for unknown keys, a missing path, and settings with an invalid value or type.
         """
         known = [*OWN, *(name for name in inspect.signature(load_preferences).parameters if name not in (*OWN, "streaming"))]
         if not isinstance(given, Mapping) or not isinstance(given.get("path"), (str, Path)) or not given["path"]:
-            raise ValueError(f"A source of a mixture has a path, which is text (and may have {', '.join(known)}); got {given!r}.")
+            raise ValueError(
+                f"A source of a mixture must have a path, which is text (optional: {', '.join(known)}); got {given!r}."
+            )
         given = {key: value for key, value in given.items() if value is not None}
         name = str(given.get("name") or Path(str(given["path"])).stem)
         unknown = next((key for key in given if key not in known), None)
         if unknown is not None:
             meant = did_you_mean(unknown, known)
-            raise ValueError(f"Source {name!r} has an unknown key {unknown!r}.{meant} It may have {', '.join(known)}.")
+            raise ValueError(f"Source {name!r} has an unknown key {unknown!r}.{meant} Known keys: {', '.join(known)}.")
         for key in ("cap", "limit"):
             if key in given and not _is_whole(given[key], 1):
-                raise ValueError(f"Source {name!r}: {key} is a number of pairs, 1 or more; got {given[key]!r}.")
+                raise ValueError(f"Source {name!r}: {key} must be a number of pairs, 1 or more; got {given[key]!r}.")
         for key in ("image_root", "format", "split"):
             if not isinstance(given.get(key, ""), (str, Path)):
-                raise ValueError(f"Source {name!r}: {key} is text, got {given[key]!r}.")
+                raise ValueError(f"Source {name!r}: {key} must be text; got {given[key]!r}.")
         if not isinstance(given.get("augment", False), bool):
-            raise ValueError(f"Source {name!r}: augment is true or false, got {given['augment']!r}.")
+            raise ValueError(f"Source {name!r}: augment must be true or false; got {given['augment']!r}.")
         for key in ("repeat_time", "weight"):
             number = given.get(key, 1)
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
-                raise ValueError(f"Source {name!r}: {key} is a number above 0, got {number!r}.")
+                raise ValueError(f"Source {name!r}: {key} must be a number above 0; got {number!r}.")
         if "weight" in given and "repeat_time" in given:
-            raise ValueError(f"Source {name!r} has a weight and a repeat_time, and either says how much of it is taken. Drop one.")
+            raise ValueError(f"Source {name!r} has a weight and a repeat_time, but only one of them can be used. Remove one.")
         load = {"source": name, **{key: value for key, value in given.items() if key not in OWN}}
         try:
             checked_frames(given.get("frames"))
@@ -89,23 +91,23 @@ class Source:
         return cls(name, load, cap=given.get("cap"), tiles=tiles, **own)
 
     def rng(self, seed: int) -> np.random.Generator:
-        """What draws from this source; other sources do not change what it draws."""
+        """Make the random generator of this source, which is independent of other sources."""
         return np.random.default_rng([seed, zlib.crc32(self.name.encode())])
 
 
 def check_sources(sources: Sequence[Mapping[str, Any]]) -> list[Source]:
-    """Sources as they were written down, checked.
+    """Check the dicts of sources.
 
     Raises:
-        ValueError: as of `Source.of`, and for no sources or two of one name.
+        ValueError: as in `Source.of`, and for no sources or two with the same name.
     """
     checked = [Source.of(source) for source in sources]
     if not checked:
-        raise ValueError("A mixture needs at least one source.")
+        raise ValueError("A mixture needs at least one source. Add one to sources.")
     names = [source.name for source in checked]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"Two sources are called {twice!r}. Give them names of their own (name: ...).")
+        raise ValueError(f"Two sources are called {twice!r}. Set different names (name: ...).")
     return checked
 
 
@@ -118,18 +120,18 @@ def check_settings(
     eval_size: Any = None,
     eval_by: Any = "both",
 ) -> Sampling:
-    """The sampling of a mixture, whose settings are checked; arguments as of `mix`.
+    """Check the settings of a mixture and return its sampling; arguments as in `mix`.
 
     Raises:
-        ValueError: for settings that make no sense, or do not go together.
+        ValueError: for settings that are invalid or cannot be combined.
     """
     chosen = _sampling(sources, sampling)
     if not _is_whole(seed, 0):
-        raise ValueError(f"seed is a whole number of 0 or more; got {seed!r}.")
+        raise ValueError(f"seed must be a whole number of 0 or more; got {seed!r}.")
     if size is not None and (chosen == "repeat_time" or not _is_whole(size, 1)):
         raise ValueError(
-            f"size={size!r}: a size is a whole number of 1 or more and goes with sampling=weight or sqrt; repeat_time and cap give "
-            "their own."
+            f"size={size!r} with sampling={chosen}: size must be a whole number of 1 or more, and is only for sampling=weight or "
+            "sqrt. Leave it out for sampling=repeat_time."
         )
     if eval_size is not None:
         check_eval(eval_size, eval_by)
@@ -145,21 +147,23 @@ def _sampling(sources: Sequence[Source], sampling: Any) -> Sampling:
     if sampling is None:
         return "weight" if weighted else "repeat_time"
     if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling is {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
     if weighted and sampling != "weight":
-        raise ValueError(f"sampling={sampling} has no use for a source's weight. Drop the weights, or use sampling=weight.")
+        raise ValueError(f"sampling={sampling} does not use the sources' weights. Remove them, or set sampling=weight.")
     return sampling  # type: ignore[no-any-return]  # checked above
 
 
 def weights_of(sources: Sequence[Source]) -> list[float]:
-    """The weights of sources that all have one.
+    """Return the weights of sources that all have one.
 
     Raises:
-        ValueError: for one without.
+        ValueError: for a source without a weight.
     """
     lacking = [source.name for source in sources if source.weight is None]
     if lacking:
-        raise ValueError(f"Source {lacking[0]!r} has no weight. Give every source of the mixture one, or none.")
+        raise ValueError(
+            f"Source {lacking[0]!r} has no weight, but others have one. Set it for every source of the mixture, or for none."
+        )
     return [float(source.weight) for source in sources if source.weight is not None]
 
 
@@ -167,17 +171,17 @@ def weights_of(sources: Sequence[Source]) -> list[float]:
 
 
 def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The arguments of `mix` from a file: YAML or JSON with ``sources``, a list, and settings beside it; or MMPR's meta.json.
+    """Read the arguments of `mix` from a file: YAML or JSON with a list ``sources`` and settings, or MMPR's meta.json.
 
-    Paths, and patterns of paths, are relative to the file's folder, where they exist there. A setting that is null is left out.
+    Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out.
 
     Args:
         path: the file.
-        within: mixtures that it is a source of, the outermost first.
+        within: the mixtures that contain this one, the outermost first.
 
     Raises:
-        ValueError: for a file that is not there, is no such file, or has unknown keys; for sources and settings that `mix` refuses,
-            and a mixture that is part of itself.
+        ValueError: for a missing or invalid file, unknown keys, sources and settings that `mix` refuses, and a mixture that
+            contains itself.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -190,43 +194,47 @@ def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str
         text = path.read_text("utf-8-sig")
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is neither YAML nor JSON ({' '.join(str(error).split())}). Fix the file.") from error
     settings = {"sources": found} if isinstance(found, list) else found
     if not isinstance(settings, dict) or not isinstance(settings.get("sources"), list):
-        raise ValueError(f"{path} holds a list of sources, or 'sources' with such a list; got {type(found).__name__}.")
+        raise ValueError(f"{path} must have a list of sources, or 'sources' with such a list; got {type(found).__name__}.")
     unknown = [key for key in settings if key not in FILE_KEYS]
     if unknown:
-        raise ValueError(f"{path} has unknown keys {unknown}. It may have {', '.join(FILE_KEYS)}.")
+        raise ValueError(f"{path} has unknown keys {unknown}. Known keys: {', '.join(FILE_KEYS)}.")
     settings = {key: value for key, value in settings.items() if value is not None}
     settings["sources"] = [_beside(path.parent, source) for source in settings["sources"]]
     try:
         check_settings(check_sources(settings["sources"]), **{key: settings[key] for key in FILE_KEYS[1:] if key in settings})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    _refuse_circle(path, settings["sources"], within)
+    _refuse_cycle(path, settings["sources"], within)
     return settings
 
 
-def _refuse_circle(path: Path, sources: Sequence[Mapping[str, Any]], within: tuple[Path, ...]) -> None:
-    """Follow sources that are mixtures themselves: none may hold one that it is part of."""
+def _refuse_cycle(path: Path, sources: Sequence[Mapping[str, Any]], within: tuple[Path, ...]) -> None:
+    """Follow sources that are mixtures themselves, and refuse one that contains itself."""
     within = (*within, path.resolve())
     for source in sources:
         place = Path(source["path"]).expanduser()
         if place.resolve() in within:
-            raise ValueError(f"{path} has {place} as a source, of which it is a part itself. Give it a file of pairs.")
+            raise ValueError(
+                f"{path} has {place} as a source, which contains {path} itself. Replace it by a file of preference pairs."
+            )
         if is_mixture(place):
             read_mixture(place, within=within)
 
 
 def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:
-    """Refuse settings of one source for a whole mixture.
+    """Refuse settings of a single source for a whole mixture.
 
     Raises:
-        ValueError: for the first that is not None.
+        ValueError: for the first setting that is not None.
     """
     for name, value in settings.items():
         if value is not None:
-            raise ValueError(f"{path} is a mixture, whose sources have their own {name}. Write {name}={value} beside their paths.")
+            raise ValueError(
+                f"{path} is a mixture, whose sources have their own {name}; got {name}={value}. Set it for each source in the file."
+            )
 
 
 def _beside(folder: Path, source: Any) -> Any:

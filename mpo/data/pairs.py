@@ -1,4 +1,4 @@
-"""What a reader makes of a line, before anything of it is checked."""
+"""Hold the pairs that a reader finds in a line, before they are checked."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OWN_DATA_SET = (
-    "Load the file with datasets.load_dataset and pass that to MPOTrainer, which reads TRL's columns and leaves out the None that "
-    "Arrow fills calls and tools up with."
+    "Load the file with datasets.load_dataset and pass that to MPOTrainer, which reads TRL's columns and drops the None values "
+    "that Arrow adds to calls and tools."
 )
 MAX_REASON_LENGTH = 2000
-"""In characters: what a file holds may be of any length, and part of the reason."""
+"""Maximum characters of a reason, which may quote values of any length from a file."""
 
 
 class BadRecord(ValueError):
-    """A line that is no pair: where it stands (``file:line``), and the reason."""
+    """A line that is not a valid pair: its place (``file:line``) and the reason."""
 
     def __init__(self, where: str, reason: str) -> None:
         reason = reason if len(reason) <= MAX_REASON_LENGTH else reason[: MAX_REASON_LENGTH - 3] + "..."
@@ -31,25 +31,25 @@ class BadRecord(ValueError):
 
 @dataclass(frozen=True)
 class FoundPair:
-    """A pair as a file has it: nothing of it is checked, and any value may be of any type.
+    """A pair as read from a file: nothing is checked, and every value may have any type.
 
     Attributes:
-        prompt: text with ``<image>`` and ``<video>`` marks, or messages.
-        chosen: the better answer, text or messages.
-        rejected: the worse one.
+        prompt: text with ``<image>`` and ``<video>`` placeholders, or messages.
+        chosen: the preferred completion, text or messages.
+        rejected: the other completion, text or messages.
         images: one image or several: paths, bytes, or dicts with ``bytes`` or ``path``; None: none.
         videos: one path or several; None: none.
         system: text of a system message in front of the prompt.
-        id: what the file calls the pair.
-        prompt_id: what the file calls its prompt, which other pairs may have too.
-        source: what the file calls where the pair comes from.
+        id: the file's name for the pair.
+        prompt_id: the file's name for the prompt, which other pairs may share.
+        source: the file's name for the origin of the pair.
         ground_truth: the known answer.
-        margin: how much better the chosen answer is.
-        tiles: how the images are cut: ``min``, ``max``, ``thumbnail``.
-        frames: how many frames of each video: ``min``, ``max``.
+        margin: how much better the chosen completion is.
+        tiles: how the images are split into tiles: ``min``, ``max``, ``thumbnail``.
+        frames: number of frames of each video: ``min``, ``max``.
         augment: whether the images are augmented in training.
-        metadata: what else the line has.
-        dropped: how many pairs of the line are dropped after this one.
+        metadata: the other fields of the line.
+        dropped: number of pairs of the line that are dropped after this one.
     """
 
     prompt: Any
@@ -71,33 +71,33 @@ class FoundPair:
 
 
 def images(line: Mapping[str, Any]) -> Any:
-    """The images of a line, under whichever name it has them.
+    """Return the images of a line, from ``image`` or ``images``.
 
     Raises:
-        BadRecord: for a line with both names.
+        BadRecord: for a line with both fields.
     """
     return one_of(line, "image", "images")
 
 
 def one_of(line: Mapping[str, Any], *names: str) -> Any:
-    """The value that a line has under one of several names.
+    """Return the value of the one field, of several alternatives, that a line has.
 
     Raises:
-        BadRecord: for a line with values under two of them.
+        BadRecord: for a line with values in two of them.
     """
     found = [name for name in names if line.get(name) is not None]
     if len(found) > 1:
-        raise BadRecord("", f"both {found[0]!r} and {found[1]!r} are there, and mean the same. Keep one of them.")
+        raise BadRecord("", f"the line has both {found[0]!r} and {found[1]!r}, which mean the same. Keep one of them.")
     return line[found[0]] if found else None
 
 
 def rest(line: Mapping[str, Any], used: Iterable[str]) -> dict[str, Any]:
-    """What a line has beside the fields that were read."""
+    """Return the fields of a line that were not read."""
     return {key: value for key, value in line.items() if key not in used and value is not None}
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest of those that are known, or nothing.
+    """Suggest the closest known name, as the end of an error message about an unknown name.
 
     >>> did_you_mean("maxx", ["min", "max"])
     ' Did you mean max?'
@@ -107,30 +107,30 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
 
 
 def refuse(line: Mapping[str, Any], fields: Mapping[str, str]) -> None:
-    """Refuse a line with something that a record cannot hold.
+    """Refuse a line with fields that a record cannot hold.
 
     Args:
         line: the line.
-        fields: fields that must not say anything, and why not.
+        fields: fields that must be missing or empty, and why.
 
     Raises:
-        BadRecord: for the first of them that says something.
+        BadRecord: for the first of them that has a value.
     """
     for name, why in fields.items():
         if line.get(name) not in (None, "", [], {}):
-            raise BadRecord("", f"{name!r} is there: {why}.")
+            raise BadRecord("", f"the line has {name!r}: {why}.")
 
 
 def refuse_two_prompts(line: Mapping[str, Any]) -> None:
-    """Refuse a line whose prompt may be its ``question`` or another field, so that no format can be told.
+    """Refuse a line whose prompt may be its ``question`` or another field, so that its format is ambiguous.
 
     Raises:
-        BadRecord: with what to do.
+        BadRecord: for such a line.
     """
     other = next((name for name in ("prompt", "messages", "conversations") if line.get(name) not in (None, "", [])), None)
     if other is not None and line.get("question") not in (None, ""):
         raise BadRecord(
-            "", f"both 'question' and {other!r} are there, and either may be the prompt. Keep one of them, or set format=."
+            "", f"the line has both 'question' and {other!r}, and either may be the prompt. Keep one of them, or set format=."
         )
 
 
@@ -139,25 +139,25 @@ def parse_json(text: str | bytes, what: str) -> Any:
 
     Args:
         text: the JSON; bytes are UTF-8.
-        what: what it is said to be, for errors.
+        what: what the text is, for error messages.
 
     Raises:
-        BadRecord: when it is none, with the place of the mistake.
+        BadRecord: for invalid JSON, with the place of the mistake.
     """
     try:
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
         raise BadRecord("", f"not UTF-8 (byte {error.start + 1} of {what}). Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
-        raise BadRecord("", f"not JSON ({error.msg} at character {error.pos + 1} of {what}).") from None
+        raise BadRecord("", f"not JSON ({error.msg} at character {error.pos + 1} of {what}). Fix it.") from None
     except RecursionError:
-        raise BadRecord("", f"nested too deeply to be {what}.") from None
-    except ValueError:  # Python reads no whole numbers of more than 4,300 digits
-        raise BadRecord("", f"a number in {what} is too long.") from None
+        raise BadRecord("", f"{what} is nested too deeply to be read.") from None
+    except ValueError:  # Python does not parse whole numbers of more than 4,300 digits
+        raise BadRecord("", f"a number in {what} is too long: more than 4,300 digits. Shorten it.") from None
 
 
 def json_kind(value: Any) -> str:
-    """What JSON calls a value's type.
+    """Name the JSON type of a value.
 
     >>> json_kind([1]), json_kind(None), json_kind(True)
     ('a list', 'null', 'a boolean')

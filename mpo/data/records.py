@@ -1,21 +1,21 @@
-"""What a reader found -> a record, checked: everything that can be without decoding an image.
+"""Convert a line to checked records; everything is checked except what needs a decoded image.
 
 A record is a row of a data set with the columns of `FEATURES`:
 
-    id            of the pair; by default where it stands (``file:line``)
-    source        what the pair comes from
-    prompt_id     the same for the pairs of one prompt with the same images
-    images        encoded: a path inside its root, or bytes
-    videos        paths inside their root
-    prompt        messages, whose contents are parts: text, or ``{"type": "image"}`` (``"video"``) where an image stands
+    id            name of the pair (default: its place, ``file:line``)
+    source        name of the pair's source
+    prompt_id     equal for pairs with the same prompt and images
+    images        encoded images: a path inside the root, or bytes
+    videos        paths inside the root
+    prompt        messages, whose contents are parts: text, or ``{"type": "image"}`` (``"video"``) in the place of an image
     chosen        messages
     rejected      messages
     ground_truth  the known answer
-    margin        how much better the chosen answer is
-    tiles         how images are cut, see `mpo.packing.tiles`
-    frames        the fewest and the most frames of a video, see `mpo.data.video`
+    margin        how much better the chosen completion is
+    tiles         how images are split into tiles, see `mpo.packing.tiles`
+    frames        minimum and maximum frames of a video, see `mpo.data.video`
     augment       whether images are augmented in training
-    metadata      JSON of what else the line had
+    metadata      JSON of the other fields of the line
 """
 
 from __future__ import annotations
@@ -82,32 +82,32 @@ FEATURES = Features(
     }
 )
 OPTIONAL = ("videos", "ground_truth", "margin", "tiles", "frames", "augment", "metadata")
-"""Columns that a data set leaves out when no record has anything there."""
+"""Columns that are left out of a data set if no record has a value there."""
 
 Find = Callable[[str, str], str]
-"""From a path as a file has it, and what it is a path of, to the real one; a ValueError if there is none inside the root."""
+"""Maps a path in a file and its kind (image, video) to the real path; a ValueError if there is no such file inside the root."""
 Row = dict[str, Any]
 
 
 class Rows(list[Row]):
-    """The records of one line; ``dropped`` counts the pairs of the line that are not among them."""
+    """The records of one line; ``dropped`` counts the pairs of the line that are left out."""
 
     dropped: int = 0
 
 
 def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str | None = None, source: str | None = None) -> Rows:
-    """Turn a line into its records: one, in most formats.
+    """Convert a line to its records: one, in most formats.
 
     Args:
         line: the parsed line.
-        where: how errors call it, such as ``pairs.jsonl:17``.
-        find: finds images and videos, such as a `mpo.data.folders.Folders`.
-        format: the line's format; None: detected.
-        source: name of the source, where the line has none.
+        where: name of the line for error messages, such as ``pairs.jsonl:17``.
+        find: finds images and videos, such as `mpo.data.folders.Folders`.
+        format: the line's format; None: detect it.
+        source: name of the source, if the line has none.
 
     Raises:
-        BadRecord: for anything that keeps the line from being a pair: fields that are missing, empty or of another type, equal
-            answers, files that are not there or not inside their root, marks that do not go with the images.
+        BadRecord: for a line that is not a valid pair: missing or empty fields, fields of another type, equal completions, files
+            that are missing or outside their root, placeholders that do not match the images.
     """
     try:
         rows = Rows()
@@ -119,7 +119,7 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
     except ValueError as error:
         raise BadRecord(where, str(error)) from None
     except RecursionError:
-        raise BadRecord(where, "nested too deeply.") from None
+        raise BadRecord(where, "the line is nested too deeply to be read.") from None
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
             row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]
@@ -127,27 +127,27 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
 
 
 def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
-    """Turn a line that is one pair into its record; arguments and errors as of `to_records`."""
+    """Convert a line with one pair to its record; arguments and errors as in `to_records`."""
     rows = to_records(line, where=where, find=Folders(image_root))
     if len(rows) != 1:
-        raise BadRecord(where, f"the line makes {len(rows)} pairs, and one is wanted.")
+        raise BadRecord(where, f"the line gives {len(rows)} pairs; expected one. Load the file with load_preferences.")
     return rows[0]
 
 
 def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
-    """Turn a line into a record without answers: ``id``, ``images`` and ``prompt``; answers are passed over.
+    """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; completions are ignored.
 
     Args:
         line: the parsed line: ``question`` or ``prompt``, and images as in any format.
-        where: how errors call it.
-        image_root: the folder that image paths are relative to, and must stay inside.
+        where: name of the line, for error messages.
+        image_root: the folder that image paths are relative to and must be inside.
 
     Raises:
-        BadRecord: as of `to_records`.
+        BadRecord: as in `to_records`.
     """
     field = "question" if "question" in line else "prompt"
     try:
-        asked = there(line.get(field), repr(field), "A prompt needs a question.")
+        asked = there(line.get(field), repr(field), "Give the prompt a text.")
         found = _images(images(line), Folders(image_root))
         return {
             "id": _name(line.get("id"), "'id'") or where,
@@ -164,7 +164,7 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
     asked, better, worse = there(pair.prompt, "the prompt"), there(pair.chosen, "'chosen'"), there(pair.rejected, "'rejected'")
     chosen, rejected = completion_messages(better, "'chosen'"), completion_messages(worse, "'rejected'")
     if chosen == rejected:
-        raise BadRecord("", "'chosen' and 'rejected' are the same answer, so there is nothing to prefer.")
+        raise BadRecord("", "'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out.")
     images = _images(pair.images, find)
     videos = [find(_path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
     elsewhere = {
@@ -201,7 +201,7 @@ def _listed(value: Any, kind: str) -> Sequence[Any]:
     if isinstance(value, (str, bytes, Mapping)):
         return (value,)
     if not isinstance(value, list):
-        raise BadRecord("", f"a {kind} is named by its path, or several in a list; got {json_kind(value)}.")
+        raise BadRecord("", f"{kind}s must be a path or a list of paths; got {json_kind(value)}.")
     return value
 
 
@@ -219,7 +219,7 @@ def _image(image: Any, what: str, find: Find) -> Row:
         return {"bytes": None, "path": find(checked_text(path, what), "image")}
     if not isinstance(image, (bytes, bytearray)) or not image:
         found = json_kind(image) if image != b"" else "no bytes"
-        raise BadRecord("", f"{what} is {found} instead of a path, or the bytes of a file.")
+        raise BadRecord("", f"{what} is {found} instead of a path or the bytes of a file.")
     name = path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
     return {"bytes": bytes(image), "path": checked_text(name, what) if name else None}
 
@@ -231,7 +231,7 @@ def _path(value: Any, what: str) -> str:
 
 
 def _prompt_id(prompt: list[Row], pair: FoundPair) -> str:
-    """A hash of the messages and of how the file refers to the images, so that it is the same wherever they lie."""
+    """Hash the messages and the image paths as in the file, so that the id does not depend on where the images are."""
     digest = hashlib.blake2b(digest_size=12)
     for message in prompt:
         digest.update(f"{message['role']}:{len(message['content'])};".encode())
@@ -281,7 +281,7 @@ def _boolean(value: Any, field: str) -> bool | None:
 def _tiles(value: Any) -> Row | None:
     if value is None:
         return None
-    expected = f"'tiles' is an object with {', '.join(TILES)}, each optional"
+    expected = f"'tiles' must be an object with {', '.join(TILES)}, each optional"
     if not isinstance(value, Mapping):
         raise BadRecord("", f"{expected}; got {json_kind(value)}.")
     unknown = next((key for key in value if key not in TILES), None)
@@ -290,7 +290,7 @@ def _tiles(value: Any) -> Row | None:
     for name in ("min", "max"):
         most = value.get(name)
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 1 <= most < 2**31):
-            raise BadRecord("", f"'tiles' has a {name} that is no whole number of 1 or more.")
+            raise BadRecord("", f"{name} of 'tiles' must be a whole number of 1 or more; got {most!r:.50}.")
     _boolean(value.get("thumbnail"), "the thumbnail of 'tiles'")
     tiles = {name: value.get(name) for name in TILES}
     return tiles if any(item is not None for item in tiles.values()) else None
@@ -301,20 +301,20 @@ def _frames(value: Any) -> Row | None:
 
 
 def checked_tiles(value: Any) -> Row | None:
-    """Limits of tiles that a source is given, all three keys there; None where nothing is set.
+    """Check the tile limits of a source; return all three keys, or None if nothing is set.
 
     Raises:
-        ValueError: for limits that make no sense.
+        ValueError: for invalid limits.
     """
     return _tiles(value)
 
 
 def rows_from(lines: Iterator[tuple[str, Any]], find: Find, format: str | None, source: str | None) -> Iterator[Rows | BadRecord]:
-    """The records of each line, or why it has none.
+    """Yield the records of each line, or the reason why it has none.
 
     Args:
-        lines: where each stands, and the parsed line, or the BadRecord that it is.
-        find: as of `to_records`, as are the others.
+        lines: the place of each line and the parsed line, or its BadRecord.
+        find: as in `to_records`, like the other arguments.
         format: the lines' format.
         source: name of the source.
     """

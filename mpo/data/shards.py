@@ -1,7 +1,7 @@
-"""Parts of a source, each of which a process can read by itself, line by line.
+"""Read the shards of a source, line by line; each shard can be read by a different process.
 
-A line comes with where it stands (``file:line``), as a dict or as the BadRecord that it is. Damage that nothing can be read after
-is a ValueError with the name of the file. Tars: `mpo.data.tars`.
+A line is yielded with its place (``file:line``), as a dict or as a BadRecord. Damage after which nothing can be read raises a
+ValueError with the name of the file. Tars: `mpo.data.tars`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from datasets import Dataset
 
 from mpo.data.pairs import BadRecord, json_kind, parse_json
 
-DAMAGE = (OSError, EOFError, zlib.error)  # what reading a file, compressed or not, may raise
+DAMAGE = (OSError, EOFError, zlib.error)  # errors of reading a file, compressed or not
 MAX_LINE_BYTES = 64 * 2**20
-"""In bytes. No line of a pair is as long: it is a file of something else."""
+"""Maximum bytes of a line. A longer line is not a pair but another kind of file."""
 MAX_ARRAY_BYTES = 2**30
-"""In bytes, unpacked: a JSON array is read whole, and a compressed file of a few megabytes may hold any number of gigabytes."""
+"""Maximum uncompressed bytes of a JSON array: it is read at once, and a small compressed file may contain many gigabytes."""
 ROWS = 256
-"""Rows of a table that are turned into lines at once."""
+"""Number of table rows that are converted to lines at once."""
 _NAMES = ("image", "images", "question", "prompt", "chosen", "rejected", "messages", "rejected_response", "conversations", "text")
 _QUOTED = [(name, f'"{name}"'.encode()) for name in _NAMES]
 
@@ -39,15 +39,15 @@ class Shard(Protocol):
 
     @property
     def size(self) -> int:
-        """In bytes, about, or in rows; the same for all shards of a source."""
+        """The approximate bytes, or the rows; the same unit for all shards of a source."""
 
     def lines(self) -> Iterator[Line]:
-        """Where each line stands, and what it is."""
+        """Yield the place of each line and the line."""
 
 
 @dataclass(frozen=True)
 class LinesShard:
-    """The lines of a JSONL file from byte `start` to `end` (None: its end); the first of them has the number `first`."""
+    """The lines of a JSONL file from byte `start` to `end` (None: its end); `first` is the number of the first line."""
 
     path: Path
     start: int
@@ -71,7 +71,7 @@ class LinesShard:
                 where = f"{self.path}:{number}"
                 if len(text) > MAX_LINE_BYTES:
                     place += self._rest_of_line(file, text)
-                    reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. A pair file holds one JSON object a line."
+                    reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line."
                     yield where, BadRecord(where, reason)
                     continue
                 if number == 1:
@@ -84,7 +84,7 @@ class LinesShard:
                     yield where, BadRecord(where, bad.reason)
 
     def _rest_of_line(self, file: BinaryIO, text: bytes) -> int:
-        """Read on to the end of a line that begins with `text`; how many bytes that were."""
+        """Skip to the end of a line that begins with `text`; return the number of skipped bytes."""
         passed = 0
         while text and not text.endswith(b"\n"):
             text = self._read(file, 2**20)
@@ -95,14 +95,14 @@ class LinesShard:
         try:
             return file.readline(most)
         except DAMAGE as error:
-            raise ValueError(f"{self.path} is damaged or cut short: {one_line(error)}") from error
+            raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
 
 
 @dataclass(frozen=True)
 class ArrayShard:
-    """A file that is one JSON array of objects. All of its text is in memory while it is read, but one object at a time.
+    """A file that is one JSON array of objects. Its whole text is in memory, but only one parsed object at a time.
 
-    Where it is no JSON, nothing after can be told apart: the rest is one bad record.
+    After invalid JSON nothing can be parsed: the rest of the file is one bad record.
     """
 
     path: Path
@@ -115,7 +115,9 @@ class ArrayShard:
         try:
             text = self._read().decode("utf-8-sig")
         except (UnicodeDecodeError, *DAMAGE) as error:
-            raise ValueError(f"{self.path} is not UTF-8, damaged or cut short: {one_line(error)}") from error
+            raise ValueError(
+                f"{self.path} is not UTF-8, damaged or cut short ({one_line(error)}). Download or write it again."
+            ) from error
         decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
 
         def skip_blanks(place: int) -> int:
@@ -124,29 +126,35 @@ class ArrayShard:
 
         number, counted = 1, 0
         place = skip_blanks(skip_blanks(0) + 1)  # after the bracket
-        mark = text[place : place + 1]
-        while mark != "]":
+        token = text[place : place + 1]
+        while token != "]":
             number, counted = number + text.count("\n", counted, place), place
             where = f"{self.path}:{number}"
             try:
                 line, place = decode(text, place)
             except (ValueError, RecursionError) as error:
-                yield where, BadRecord(where, f"not JSON from here on ({one_line(error)}), in a file that is one array.")
+                yield (
+                    where,
+                    BadRecord(where, f"not JSON from here on ({one_line(error)}), in a file that is one array. Fix the file."),
+                )
                 return
             if isinstance(line, dict):
                 yield where, line
             else:
                 kind = json_kind(line)
-                yield where, BadRecord(where, f"the array has {kind} where an object with the fields of a pair is expected.")
+                yield where, BadRecord(where, f"the array has {kind}; expected an object with the fields of a pair.")
             place = skip_blanks(place)
-            mark = text[place : place + 1]
-            if mark == ",":
+            token = text[place : place + 1]
+            if token == ",":
                 place = skip_blanks(place + 1)
-            elif mark != "]":
-                yield where, BadRecord(where, "not JSON after this object: a comma or the end of the array is expected.")
+            elif token != "]":
+                yield where, BadRecord(where, "not JSON after this object: expected a comma or the end of the array. Fix the file.")
                 return
         if text[place + 1 :].strip():
-            yield str(self.path), BadRecord(str(self.path), "there is more after the end of the array.")
+            yield (
+                str(self.path),
+                BadRecord(str(self.path), "there is text after the end of the array. Remove it, or write the file as JSONL."),
+            )
 
     def _read(self) -> bytearray:
         text = bytearray()
@@ -155,15 +163,15 @@ class ArrayShard:
                 text += block
                 if len(text) > MAX_ARRAY_BYTES:
                     raise ValueError(
-                        f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read whole. Write it "
-                        "as JSONL, an object a line, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
+                        f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read at once. "
+                        "Write it as JSONL, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
                     )
         return text
 
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """A row group of a Parquet file; its first row has the number `first`."""
+    """A row group of a Parquet file; `first` is the number of its first row."""
 
     path: Path
     group: int
@@ -178,12 +186,12 @@ class ParquetShard:
                     yield from _rows(batch, str(self.path), number)
                     number += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}).") from error
+            raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
 
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """Rows of a data set in Arrow's format, whose images stay encoded."""
+    """Rows of a data set in Arrow format, whose images stay encoded."""
 
     dataset: Dataset
     name: str
@@ -199,18 +207,18 @@ class DatasetShard:
             try:
                 rows = self.dataset[start : min(start + ROWS, self.end)]
             except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-                raise ValueError(f"{self.name} is damaged: {one_line(error)}") from error
+                raise ValueError(f"{self.name} is damaged ({one_line(error)}). Save or download it again.") from error
             yield from _rows(rows, self.name, start + 1)
 
 
 def _rows(table: Any, name: str, first: int) -> Iterator[Line]:
-    """The rows of an Arrow table or batch as lines, the first with the number `first`.
+    """Yield the rows of an Arrow table or batch as lines; `first` is the number of the first row.
 
-    A row with a value that Python cannot hold, such as a date beyond the year 9999 or text that is not UTF-8, is a bad one.
+    A row with a value that Python cannot represent, such as a date after the year 9999 or text that is not UTF-8, is a BadRecord.
     """
     try:
         rows = table.to_pylist()
-    except Exception:  # of many kinds: of each type of column its own
+    except Exception:  # of many types, depending on the column
         rows = [_row(table.slice(place, 1), f"{name}:{first + place}") for place in range(table.num_rows)]
     for number, line in enumerate(rows, start=first):
         yield f"{name}:{number}", line
@@ -240,18 +248,18 @@ def parse_line(text: bytes) -> dict[str, Any]:
     """Parse a line of a JSONL file.
 
     Raises:
-        BadRecord: for what is not a JSON object, and for one that has a field of a pair twice.
+        BadRecord: for anything but a JSON object, and for an object with a duplicate field of a pair.
     """
     line = parse_json(text, "the line")
     if not isinstance(line, dict):
         raise BadRecord("", f"a JSON {type(line).__name__} instead of an object with the fields of a pair ({json_kind(line)}).")
-    # Python keeps the last of two values. Looking closer takes time, and is done where a name is there more than once.
+    # Python keeps the last of two values. The exact check takes time, so it is done only if a name occurs more than once.
     for name, quoted in _QUOTED:
         if name in line and text.count(quoted) > 1:
             try:
                 json.loads(text, object_pairs_hook=_refuse_twice)
             except RecursionError:
-                raise BadRecord("", "nested too deeply to be the line.") from None
+                raise BadRecord("", "the line is nested too deeply to be read.") from None
             break
     return line
 
@@ -261,15 +269,15 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(line) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRecord("", f"{twice!r} is there twice, and only one of the two would count.")
+        raise BadRecord("", f"{twice!r} is there twice, but only the last one would be used. Remove one of them.")
     return line
 
 
 def opened(path: Path) -> Any:
-    """A file as bytes, unpacked if it is of gzip."""
+    """Open a file as bytes, decompressed if it is gzip."""
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text for a place inside of another's."""
+    """Format an error's text to be quoted in another message."""
     return " ".join(str(error).split())[:500] or type(error).__name__

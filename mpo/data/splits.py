@@ -1,12 +1,12 @@
-"""Which files of a folder are the pairs of a split: told by their names alone. Nothing that a file says about others is followed.
+"""Find the files of a split in a folder, by their names alone. References from one file to others are not followed.
 
-They lie in the folder itself or in its ``data``, and there in a folder of the split or under a name that tells it:
+The files are in the folder itself or in its ``data`` folder, under a name that has the split or in a folder named after it:
 
     train.jsonl, pairs_test-0.parquet          a word of the name
-    data/train_prefs-00000-of-00002.parquet    as on the Hub: what stands in front of the numbers
+    data/train_prefs-00000-of-00002.parquet    as on the Hub: the name before the numbers
     validation/part-7.jsonl                    the name of the folder
 
-Files whose names tell no split are those of ``train``.
+Files without a split in their names belong to ``train``.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 ARRAYS = (".json", ".json.gz")
 TARS = (".tar", ".tar.gz", ".tgz")
 KNOWN = (*LINES, *ARRAYS, ".parquet", *TARS)
-"""Endings of files that pairs are read from."""
+"""Endings of files that pairs can be read from."""
 KINDS = (TARS, LINES, ARRAYS, (".parquet",))
-"""Of which a folder has one; beside tars, others may lie."""
+"""File types, of which a split has one; next to tars, other files are ignored."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""The words for each, as the Hub has them."""
-BESIDE = ("dataset_info.json", "dataset_infos.json", FILE)
-"""What lies beside pairs and holds none."""
+"""The words for each split, as on the Hub."""
+NOT_PAIRS = ("dataset_info.json", "dataset_infos.json", FILE)
+"""Files next to the pairs that contain none."""
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")
 
 
 def files_of_split(folder: Path, split: str) -> list[Path]:
-    """The files of a split in a folder, all of one kind. Beside tars, other files of the split are no pairs.
+    """Find the files of a split in a folder, all of one type. Next to tars, other files of the split are ignored.
 
     Args:
-        folder: where they lie.
-        split: its name, or another word for it.
+        folder: the folder.
+        split: name of the split, or another word for it.
 
     Raises:
-        ValueError: for a folder without files of pairs, without that split, or with pairs in files of several kinds.
+        ValueError: for a folder without files of pairs, without that split, or with files of several types.
     """
     asked = split.lower()
     found: dict[str, list[Path]] = {}
@@ -57,9 +57,9 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
     names = [name for name, files in found.items() if files]
     if not names:
         raise ValueError(
-            f"{folder} is no folder of pairs: neither it nor its 'data' has files that end in {', '.join(KNOWN)}, and it is not of "
-            "save_to_disk. A folder may have such files, with their split in their names (train.jsonl, test-0.parquet) or in a "
-            "folder of its name. Set data.path to such a folder, a file, or a pattern such as 'folder/*.jsonl'."
+            f"{folder} is not a folder of pairs: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}, and it "
+            "was not written by save_to_disk. Name such files after their split (train.jsonl, test-0.parquet), or put them into a "
+            "folder named after it. Set data.path to such a folder, a file, or a pattern such as 'folder/*.jsonl'."
         )
     files = found.get(_SPLIT_OF.get(asked, asked))
     if not files:
@@ -74,8 +74,8 @@ def _of_one_kind(files: list[Path], folder: Path) -> list[Path]:
     there = [kind for kind in kinds if kind]
     if len(there) > 1 and not kinds[0]:
         raise ValueError(
-            f"{folder} has files of several kinds, such as {' and '.join(kind[0].name for kind in there)}, which may hold the same "
-            f"pairs. Set data.path to a pattern of those to read, such as '{folder}/*{there[0][0].suffix}'."
+            f"{folder} has files of several types, such as {' and '.join(kind[0].name for kind in there)}, which may have the same "
+            f"pairs. Set data.path to a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'."
         )
     return there[0]
 
@@ -86,11 +86,11 @@ def _entries(folder: Path) -> list[Path]:
 
 def _may_hold_pairs(entry: Path) -> bool:
     name = entry.name.lower()
-    return name.endswith(KNOWN) and name[0] != "." and name not in BESIDE and not entry.is_dir()
+    return name.endswith(KNOWN) and name[0] != "." and name not in NOT_PAIRS and not entry.is_dir()
 
 
 def _split_of(name: str, asked: str, *, as_on_hub: bool) -> str:
-    """The split of a file of this name (lower case); one that is asked for may have any name."""
+    """Find the split of a file name in lower case; the requested split may have any name."""
     if as_on_hub and (shard := _SHARD.match(name)):
         return _SPLIT_OF.get(shard[1], shard[1])
     if name.startswith(asked) and not name[len(asked) :][:1].isalnum():

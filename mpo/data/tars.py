@@ -1,4 +1,4 @@
-"""The tar of a WebDataset, sample by sample."""
+"""Read the tar of a WebDataset, sample by sample."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mpo.data.shards import DAMAGE, Line, one_line, parse_line
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 MAX_SAMPLE_BYTES = 256 * 2**20
-"""In bytes, unpacked: all members of a sample together, which are in memory at once."""
+"""Maximum uncompressed bytes of all members of a sample, which are in memory at once."""
 
 
 @dataclass(frozen=True)
 class TarShard:
-    """A tar of a WebDataset: members of one key are a sample, ``key.json`` its line, ``key.jpg`` or several its images.
+    """A WebDataset tar: the members with one key are a sample, ``key.json`` is its line, ``key.jpg`` and similar are its images.
 
-    A line may name its images, as their members are called; else they are all its images, in the tar's order.
+    A line may name its images by their members; otherwise the sample has all its image members, in the tar's order.
     """
 
     path: Path
@@ -45,20 +45,22 @@ class TarShard:
                         if key in seen:
                             sample.refuse(
                                 f"{self.path}:{member.name}",
-                                "its key was there before, and its sample read without it: the members of a sample stand one "
+                                "its key was there before, after which other samples came. Put the members of a sample one "
                                 "after the other.",
                             )
                         seen.add(key)
                     sample.add(archive, member, self.path)
         except (tarfile.TarError, *DAMAGE) as error:
-            raise ValueError(f"{self.path} is no tar, damaged or cut short: {one_line(error)}") from error
+            raise ValueError(
+                f"{self.path} is not a tar, damaged or cut short ({one_line(error)}). Download or write it again."
+            ) from error
         if sample is not None:
             yield sample.line(self.path)
 
 
 @dataclass
 class _Sample:
-    """The members of one key so far, or the first reason why they are no sample."""
+    """The members of one key so far, or the first reason why they are not a valid sample."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class _Sample:
     bad: BadRecord | None = None
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-        """Read the next member, unless the sample is bad."""
+        """Read the next member, unless the sample is already bad."""
         where, name = f"{path}:{member.name}", member.name.rpartition("/")[2]
         if self.bad is not None:
             return
@@ -75,12 +77,12 @@ class _Sample:
         if not member.isreg():
             self.refuse(where, "a link or a device in the tar. Pack the files themselves.")
         elif name in self.members:
-            self.refuse(where, "this member is there twice.")
+            self.refuse(where, "this member is there twice. Remove one of them.")
         elif file is None:
             self.refuse(
                 where,
-                f"the members of its sample are more than {MAX_SAMPLE_BYTES >> 20} MiB, and are read at once. Make its images "
-                "smaller, or leave it out.",
+                f"the members of its sample have more than {MAX_SAMPLE_BYTES >> 20} MiB, but are read at once. Make the images "
+                "smaller, or leave the sample out.",
             )
         else:
             self.members[name] = file.read()
@@ -90,7 +92,7 @@ class _Sample:
         self.members.clear()
 
     def line(self, path: Path) -> Line:
-        """Where the sample stands, and its line with its images in it."""
+        """Return the place of the sample and its line with the images in it."""
         if self.bad is not None:
             return self.bad.where, self.bad
         where = f"{path}:{self.key}"
@@ -101,7 +103,7 @@ class _Sample:
 
 
 def _key(name: str) -> str:
-    """What the members of a sample have in common: their name up to its first dot, and their folder."""
+    """Return the key of a member: its folder and its name up to the first dot."""
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{file.partition('.')[0]}"
 
@@ -109,25 +111,25 @@ def _key(name: str) -> str:
 def _with_images(key: str, members: dict[str, bytes]) -> dict[str, Any]:
     texts = [name for name in members if name.lower().endswith(".json")]
     if len(texts) != 1:
-        raise BadRecord("", f"a sample has one member {Path(key).name}.json with its line; this one has {sorted(members)}.")
+        raise BadRecord("", f"a sample must have one member {Path(key).name}.json with its line; got {sorted(members)}.")
     line = parse_line(members.pop(texts[0]))
     column = next((name for name in ("images", "image", "img_path") if line.get(name)), "images")
     found = _named(line.get(column), members) if line.get(column) else list(members)
     others = [name for name in found if name.rpartition(".")[2].lower() not in IMAGES]
     if others:
-        raise BadRecord("", f"the member {others[0]!r} is no image of a known kind ({', '.join(IMAGES)}).")
+        raise BadRecord("", f"the member {others[0]!r} is not an image of a known type ({', '.join(IMAGES)}). Remove it.")
     if found:
         line[column] = [{"bytes": members[name], "path": name} for name in found]
     return line
 
 
 def _named(given: Any, members: dict[str, bytes]) -> list[str]:
-    """The members that a line names as its images: by their names, with or without a folder, or by what stands after the key."""
+    """Find the members that a line names as its images: by their names, with or without a folder, or by the part after the key."""
     names = []
     for one in given if isinstance(given, list) else [given]:
         last = one.rpartition("/")[2] if isinstance(one, str) else None
-        fitting = [name for name in members if last in (name, name.partition(".")[2])]
-        if len(fitting) != 1:
-            raise BadRecord("", f"its image {one!r} is no member of the sample, which has {sorted(members)}.")
-        names += fitting
+        matching = [name for name in members if last in (name, name.partition(".")[2])]
+        if len(matching) != 1:
+            raise BadRecord("", f"its image {one!r} is not a member of the sample, which has {sorted(members)}. Fix the name.")
+        names += matching
     return names

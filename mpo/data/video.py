@@ -1,12 +1,12 @@
-"""Videos as images: some of their frames, evenly spread, in the places and under the names that InternVL gives them.
+"""Convert videos to images: evenly spread frames, in the places and with the names that InternVL uses.
 
-A prompt's ``{"type": "video"}`` part becomes, as in the official MPO code, a line for each frame:
+A prompt's ``{"type": "video"}`` part becomes, as in the official MPO code, one line per frame:
 
     Frame1: <image>
     Frame2: <image>
 
-Each frame is one tile. How many there are is known from the file's header; frames are decoded when the record is used. They are
-evenly spread in time: in a video whose frames are shown for different times, a frame that is shown long may stand there twice.
+Each frame is one tile. The number of frames is known from the file's header; frames are decoded when the record is used. They are
+evenly spread in time: in a video with a variable frame rate, a frame that is shown long may be used twice.
 Needs PyAV (``pip install mpo-trainer[video]``).
 """
 
@@ -25,20 +25,20 @@ from mpo.data.images import check_pixels, regular_file
 MIN_FRAMES = 8
 MAX_FRAMES = 32
 FRAMES_PER_SECOND = 1.0
-"""Frames of a video, if that lies between the least and the most. (The official code draws their number, between the same.)"""
+"""Frames per second of a video, between the minimum and the maximum. (The official code draws the number at random.)"""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif"
-"""What FFmpeg is let try: no playlists, which name other files and addresses."""
+"""Formats that FFmpeg may try: no playlists, which name other files and URLs."""
 MAX_SIDE = 1920
-"""In pixels, of a frame: larger ones are made smaller as they are decoded, since all frames of a video are in memory together.
+"""Maximum side of a frame in pixels: larger frames are resized when decoded, since all frames of a video are in memory together.
 
-Full HD stays as it is, and nothing of a larger one is lost for its one tile, whose sides are 448 pixels in InternVL.
+Full HD is not resized; a frame becomes one tile, whose sides are 448 pixels in InternVL, so no detail of it is lost.
 """
-_SEEK_BEYOND = 5.0  # seconds; nearer frames are reached by decoding what lies between
+_SEEK_BEYOND = 5.0  # seconds; closer frames are reached by decoding those in between
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a video, not yet decoded: number `place` (from 0) of `count` that are evenly spread over its time."""
+    """A frame of a video, not yet decoded: number `place` (from 0) of `count` frames that are evenly spread in time."""
 
     path: str
     place: int
@@ -55,36 +55,36 @@ class _Header:
 
 
 def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int]:
-    """The fewest and the most frames of a video, ``min`` and ``max``; what is missing or None is as above.
+    """Check the minimum and maximum frames of a video, ``min`` and ``max``; missing values and None are the defaults above.
 
     Raises:
-        ValueError: for what is no mapping, unknown keys, and limits that make no sense.
+        ValueError: for anything but a mapping, unknown keys, and invalid limits.
     """
     if limits is not None and not isinstance(limits, Mapping):
-        raise ValueError(f"frames has min and max, such as {{'min': 8, 'max': 32}}; got {limits!r}.")
+        raise ValueError(f"frames must have min and max, such as {{'min': 8, 'max': 32}}; got {limits!r}.")
     given = {name: value for name, value in (limits or {}).items() if value is not None}
     if unknown := given.keys() - {"min", "max"}:
-        raise ValueError(f"frames has min and max, each optional; got {sorted(map(str, unknown))}.")
+        raise ValueError(f"frames must have min and max, each optional; got {sorted(map(str, unknown))}.")
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"frames.{name} is a whole number of frames; got {value!r}.")
+            raise ValueError(f"frames.{name} must be a whole number of frames; got {value!r}.")
     most = given.get("max", max(MAX_FRAMES, given.get("min", 1)))
     least = given.get("min", min(MIN_FRAMES, most))
     if not 1 <= least <= most:
-        raise ValueError(f"A video has 1 <= min <= max frames; got min {least} and max {most}.")
+        raise ValueError(f"frames must have 1 <= min <= max; got min {least} and max {most}.")
     return {"min": least, "max": most}
 
 
 def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """A record whose videos are frames among its images. One without videos is left as it is.
+    """Replace the videos of a record by frames among its images. A record without videos is returned unchanged.
 
     Args:
-        record: may have ``videos``, paths, with one ``{"type": "video"}`` part for each in the prompt's messages. Its images keep
-            their order, and have one tile each, as frames do. ``frames`` of a record: see `checked_frames`.
-        where: what errors call the record.
+        record: may have ``videos``, a list of paths, with one ``{"type": "video"}`` part for each in the prompt's messages. Its
+            images keep their order and have one tile each, as the frames do. ``frames`` of a record: see `checked_frames`.
+        where: name of the record, for error messages.
 
     Raises:
-        ValueError: for a video that is missing or cannot be read, and a prompt with another number of places for them.
+        ValueError: for a video that is missing or cannot be read, and for a prompt with another number of video parts.
     """
     paths = record.get("videos") or []
     if not paths:
@@ -96,7 +96,7 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     own = iter([] if images is None else list(images) if isinstance(images, (list, tuple)) else [images])
     if places.count("video") != len(paths):
         raise ValueError(
-            f"{where}: the prompt has {places.count('video')} places for {len(paths)} videos. Give messages with one part "
+            f"{where}: the prompt has {places.count('video')} video parts for {len(paths)} videos. Give messages with one part "
             '{"type": "video"} for each.'
         )
     limits = checked_frames(record.get("frames"))
@@ -111,7 +111,7 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             in_order += next(videos)
         else:
             in_order += [image for image in [next(own, None)] if image is not None]
-    in_order += own  # more than there are places for: refused where images are counted
+    in_order += own  # more images than image parts: refused later, where images are counted
     counts = iter(map(len, frames))
     messages = [
         {**message, "content": [new for part in _parts(message) for new in _as_frames(part, counts)]}
@@ -143,13 +143,13 @@ def _as_frames(part: dict[str, Any], counts: Iterator[int]) -> list[dict[str, An
 def frames_of(
     path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES, per_second: float = FRAMES_PER_SECOND
 ) -> list[Frame]:
-    """The frames that stand for a video, undecoded: `per_second` of them, but from `min_frames` to `max_frames`, if it has as many.
+    """Choose the frames of a video, undecoded: `per_second` per second, at least `min_frames`, at most `max_frames` or all it has.
 
     Raises:
-        ValueError: for a file that is missing, or no video that FFmpeg can read.
+        ValueError: for a missing file, and for a file that FFmpeg cannot read as a video.
     """
     if not 1 <= min_frames <= max_frames:
-        raise ValueError(f"A video has 1 <= min_frames <= max_frames frames; got {min_frames} and {max_frames}.")
+        raise ValueError(f"Expected 1 <= min_frames <= max_frames; got min_frames={min_frames} and max_frames={max_frames}.")
     with _named(where):
         header = _header(path)
     wanted = min(max(round(header.seconds * per_second), min_frames), max_frames)
@@ -158,22 +158,22 @@ def frames_of(
 
 
 def frame_size(frame: Frame, *, where: str = "") -> tuple[int, int]:
-    """Height and width of a frame, from the file's header; `open_frames` may make it smaller."""
+    """Read the height and width of a frame from the file's header; `open_frames` may resize it."""
     with _named(where):
         header = _header(frame.path)
     return header.height, header.width
 
 
 def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[Image.Image]:
-    """Decode some frames of one video.
+    """Decode several frames of one video.
 
     Args:
-        path: of the video.
-        frames: of `frames_of`.
-        where: what errors call it.
+        path: path of the video.
+        frames: frames from `frames_of`.
+        where: name of the video, for error messages.
 
     Returns:
-        RGB images, upright, in the order asked for, with sides of at most `MAX_SIDE`.
+        upright RGB images, in the order of `frames`, with sides of at most `MAX_SIDE`.
 
     Raises:
         ValueError: for a video that is missing, cut short or damaged.
@@ -190,20 +190,20 @@ def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[
 
 
 def index_of(frame: Frame, frames: int) -> int:
-    """Which frame of a video with `frames` it is: the middle one of as many equal stretches as there are to be frames.
+    """Return the index of a frame in a video with `frames` frames: the middle one of `frame.count` equal intervals.
 
     >>> [index_of(Frame("", place, 4), 40) for place in range(4)]
     [4, 14, 24, 34]
     """
-    begin, end = (place * frames // frame.count for place in (frame.place, frame.place + 1))
-    return (begin + end - 1) // 2
+    first, end = (place * frames // frame.count for place in (frame.place, frame.place + 1))
+    return (first + end - 1) // 2
 
 
 def _frames_at(container: Any, stream: Any, moments: Sequence[float], header: _Header, path: str) -> Iterator[Any]:
-    """The frames that are shown at some moments, which ascend."""
+    """Yield the frames that are shown at the given ascending times."""
     each = header.seconds / header.frames
     decoded: Iterator[Any] = iter(())
-    current: Any = None  # the last frame up to a moment
+    current: Any = None  # the last frame up to the given time
     following: Any = None
     for moment in moments:
         at = following or current
@@ -214,9 +214,9 @@ def _frames_at(container: Any, stream: Any, moments: Sequence[float], header: _H
             current, following = following or current, next(decoded, None)
             if following is None:
                 break
-        shown = current or following  # the first frame may begin late
+        shown = current or following  # the first frame may be shown late
         if shown is None or (following is None and moment > shown.time + _seconds(shown.duration, stream, each) + each):
-            raise ValueError(f"{path}: the video ends before its {moment:.1f} s; it is cut short. Fix it or leave the record out.")
+            raise ValueError(f"{path}: the video ends before {moment:.1f} s; it is cut short. Fix it or leave the record out.")
         check_pixels((shown.width, shown.height), path)
         yield shown
 
@@ -227,7 +227,7 @@ def _seconds(duration: int | None, stream: Any, default: float) -> float:
 
 def _upright(frame: Any) -> Image.Image:
     image: Image.Image = frame.to_image()
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)  # leaves smaller ones as they are
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)  # does not enlarge smaller ones
     turned = getattr(frame, "rotation", 0)  # counterclockwise
     return image.rotate(turned, expand=True) if turned else image
 
@@ -240,7 +240,7 @@ def _header(path: str) -> _Header:
         seconds = _seconds(stream.duration, stream, (container.duration or 0) / 1e6)
         start = _seconds(stream.start_time, stream, 0.0)
         frames = stream.frames or round(seconds * float(stream.average_rate or 0))
-        if frames < 1 or seconds <= 0:  # some containers do not say
+        if frames < 1 or seconds <= 0:  # some containers do not have these
             times = sorted(float(packet.pts * stream.time_base) for packet in container.demux(stream) if packet.pts is not None)
             if not times:
                 raise ValueError(f"{path}: this video has no frames. Fix it or leave the record out.")
@@ -257,7 +257,7 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
         raise ValueError(f"{path}: videos need PyAV. Install it: pip install mpo-trainer[video]") from None
     with open(regular_file(path, path, "video"), "rb") as file:
         try:
-            # By a Python file, so that FFmpeg itself opens nothing.
+            # Passed as a Python file, so that FFmpeg itself opens no files.
             with av.open(file, metadata_errors="ignore", options={"format_whitelist": CONTAINERS}) as container:
                 if not container.streams.video:
                     raise ValueError(f"{path}: this file has no video stream. Fix it or leave the record out.")
@@ -266,14 +266,14 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
             if isinstance(error, ValueError) and str(error).startswith(path):
                 raise
             raise ValueError(
-                f"{path}: this is no video that FFmpeg can read, or it is damaged ({type(error).__name__}: {error}). Fix it or "
+                f"{path}: FFmpeg cannot read this as a video, or it is damaged ({type(error).__name__}: {error}). Fix it or "
                 "leave the record out."
             ) from error
 
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Errors in here begin with the file; put the record in front."""
+    """Put the name of the record in front of errors, which begin with the file."""
     try:
         yield
     except ValueError as error:

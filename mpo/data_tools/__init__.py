@@ -1,1 +1,1 @@
-"""Looking into preference data, checking it and bringing it into other forms: what `mpo data` does."""
+"""Inspect, check and convert preference data: the actions of `mpo data`."""

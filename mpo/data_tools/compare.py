@@ -1,4 +1,4 @@
-"""Whether two data sets say the same: what a conversion is checked by."""
+"""Compare two data sets, to check a conversion."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mpo.data.eval_part import encoded, image_bytes, key_of
 
 
 def first_difference(one: Dataset, other: Dataset) -> str | None:
-    """The first thing in which records differ, or None. A column that is missing is the same as nulls.
+    """Describe the first difference between two data sets, or return None. A missing column is equal to nulls.
 
-    Images are compared by their files' bytes, contents of messages by their text and images.
+    Images are compared by the bytes of their files, message contents by their texts and images.
     """
     if len(one) != len(other):
         return f"{len(one):,} pairs against {len(other):,}"
@@ -37,7 +37,7 @@ def _plain(value: Any) -> Any:
 
 
 def _joined(values: list[Any]) -> list[Any]:
-    """Neighbouring text parts as one."""
+    """Join adjacent text parts."""
     joined: list[Any] = []
     for value in values:
         is_text = isinstance(value, dict) and value.get("type") == "text"

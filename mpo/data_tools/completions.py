@@ -1,4 +1,4 @@
-"""Answers to look at: refusals, and answers that stop half-way. They are found by their form, and some wrongly."""
+"""Find completions to inspect: refusals and unfinished texts. The rules look at the form of the text and are sometimes wrong."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ REFUSALS = (
 )
 _REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
 REFUSAL_WITHIN = 160
-"""Characters from the start in which a refusal begins; later on, such words are mostly part of an answer."""
+"""Number of first characters in which a refusal must begin; later, such words are usually part of a completion."""
 
 ENDS = ".!?。！？…．:;\"'”’」』)]}）】>*`|$~_%°"
-"""What a finished answer may end with."""
+"""Characters that a finished completion may end with."""
 OPEN_WORDS = frozenset(
     "a an the and or but so of to in on at by for with from as is are was were be that which this these than then "
     "because if when while where it its their his her our your we can will would should".split()
 )
 """Words that no sentence ends with."""
 LONG_LINE = 8
-"""Words of a last line that is a sentence rather than an item or a name."""
+"""Number of words above which a last line is a sentence and not a list item or a name."""
 _ANSWER_LINE = re.compile(r"answer\b.{0,20}[:：]|答案", re.IGNORECASE)
 
 
-def refusal(answer: str) -> str | None:
-    """The words with which an answer refuses, or None.
+def refusal(completion: str) -> str | None:
+    """Return the words with which a completion refuses, or None.
 
     >>> refusal("I'm sorry, but I can't see the image.")
     "I'm sorry, but I"
     >>> refusal("The sign says sorry.")
     """
-    found = _REFUSAL.search(answer[:REFUSAL_WITHIN].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    found = _REFUSAL.search(completion[:REFUSAL_WITHIN].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     return None if found is None else found.group()
 
 
-def unfinished(answer: str) -> str | None:
-    r"""Why an answer looks cut off, or None.
+def unfinished(completion: str) -> str | None:
+    r"""Return the reason why a completion looks unfinished, or None.
 
     >>> unfinished("So the area is \\boxed{12")
     'a \\boxed{ that is not closed'
@@ -50,7 +50,7 @@ def unfinished(answer: str) -> str | None:
     "ends with 'the'"
     >>> unfinished("Two and three make five.\nFinal answer: 5")
     """
-    text = answer.rstrip()
+    text = completion.rstrip()
     if _open_box(text):
         return r"a \boxed{ that is not closed"
     if text.count("```") % 2:

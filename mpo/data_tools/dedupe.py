@@ -1,4 +1,4 @@
-"""Pairs that are there more than once: exactly, or nearly (found by minhash and difference hash, then compared)."""
+"""Find duplicate pairs: exact ones, and near ones (found by minhash and difference hash, then compared)."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from mpo.data_tools.similar import (
 )
 
 VERSION = 2
-"""Raised when the same records would get other signatures, so that none of an earlier version comes from the cache."""
+"""Increase it when the same records get different signatures, so that cached ones of earlier versions are not used."""
 
 MAX_COMPARED = 64
-"""Of a group of records that may be alike, each is compared with at most so many before it."""
+"""Maximum number of earlier records that a record is compared with in a group of candidates."""
 SLACK = 12
-"""Minima of SIGNATURE by which an overlap may be underestimated before it is counted: more than six standard deviations."""
+"""Number of minima by which a signature may underestimate the overlap: more than six standard deviations."""
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Record ``index`` says what the kept record ``same_as`` says; ``reason`` tells how that shows."""
+    """Record ``index`` is a duplicate of the kept record ``same_as``; ``reason`` says why."""
 
     index: int
     same_as: int
@@ -56,29 +56,29 @@ def find_duplicates(
     image_bits: int = 3,
     num_proc: int | None = None,
 ) -> list[Duplicate]:
-    """Find pairs that are in a data set more than once; the first of each is the one to keep.
+    """Find duplicate pairs in a data set; the first of each group is kept.
 
-    Exact: the same question, images (their files), chosen and rejected answer. Near: the question and both answers overlap by
-    `threshold`, case and punctuation aside, with the same numbers, and the images are the same, or copies of them that were
-    compressed again or made a little smaller (`mpo.data_tools.same_image`).
+    Exact: the same question, images (bytes of the files), chosen and rejected completion. Near: the question and both completions
+    overlap by `threshold`, ignoring case and punctuation, with the same numbers; and the images are the same, or copies that were
+    compressed again or made slightly smaller (`mpo.data_tools.same_image`).
 
     Args:
         pairs: records.
-        near: whether to look for near duplicates too.
-        threshold: the least Jaccard overlap of the n-grams of each of the three texts, above 0.5.
-        image_bits: bits of 64 in which the difference hashes of images may differ for them to be compared, at most 3.
-        num_proc: processes to read the records with.
+        near: whether to find near duplicates too.
+        threshold: minimum Jaccard overlap of the n-grams of each of the three texts, above 0.5.
+        image_bits: maximum number of the 64 bits in which the difference hashes of two images may differ, at most 3.
+        num_proc: number of processes that read the records.
 
     Returns:
-        the duplicates, by index.
+        the duplicates, sorted by index.
 
     Raises:
-        ValueError: for a threshold or bits that similar pairs could not be found by, and for an image that cannot be decoded.
+        ValueError: for a threshold or number of bits out of range, and for an image that cannot be decoded.
     """
     if not 0.5 < threshold <= 1:
-        raise ValueError(f"threshold is an overlap above 0.5, at most 1; got {threshold}.")
+        raise ValueError(f"threshold must be above 0.5 and at most 1; got {threshold}.")
     if not 0 <= image_bits < BLOCKS:
-        raise ValueError(f"image_bits is from 0 to {BLOCKS - 1}; got {image_bits}.")
+        raise ValueError(f"image_bits must be from 0 to {BLOCKS - 1}; got {image_bits}.")
     hashes = _signatures(pairs, near, num_proc)
     duplicates = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
     if near:
@@ -95,14 +95,14 @@ def _settled(one: Duplicate, all_: dict[int, Duplicate]) -> Duplicate:
 
 
 def without(pairs: Dataset, duplicates: list[Duplicate]) -> Dataset:
-    """The pairs that are no duplicates, in their order, not copied."""
+    """Select the pairs that are not duplicates, in their order, without copying them."""
     kept = np.ones(len(pairs), dtype=bool)
     kept[[one.index for one in duplicates]] = False
     return pairs.select(np.flatnonzero(kept))
 
 
 def texts(record: dict[str, Any]) -> tuple[str, str, str]:
-    """Question, chosen and rejected answer of a record."""
+    """Return the question, the chosen and the rejected completion of a record."""
     chosen, rejected = (
         side if isinstance(side, str) else "\n".join(content_text(message["content"]) for message in side)
         for side in (record["chosen"], record["rejected"])
@@ -111,10 +111,10 @@ def texts(record: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
-    """The images of a record, opened one by one.
+    """Open the images of a record, one by one.
 
     Raises:
-        ValueError: for one that cannot be decoded, with the record and the file.
+        ValueError: for an image that cannot be decoded; the message names the record and the file.
     """
     for place, image in enumerate(record.get("images") or (), start=1):
         yield open_image(image, where=f"record {record.get('id')!r}, image {place}")
@@ -135,7 +135,7 @@ def _signatures(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
 
 
 class _Signature:
-    """The exact key of one record and, for near duplicates, the signature of its texts and the hashes of its images."""
+    """Computes the exact key of one record and, for near duplicates, the signature of its texts and the hashes of its images."""
 
     def __init__(self, near: bool) -> None:
         self.near = near
@@ -146,11 +146,11 @@ class _Signature:
             shown = shown_keys(record)
         except OSError as error:
             name = f"record {record.get('id')!r}: {str(error.filename)!r}"
-            raise ValueError(f"{name} cannot be read ({error.strerror}). Put it back or leave the record out.") from error
+            raise ValueError(f"{name} cannot be read ({error.strerror}). Restore the file or leave the record out.") from error
         exact = key_of("\0".join([*words, *map(str, shown)]))
         if not self.near:
             return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
-        # Of a video only the file is compared, whose key differs in many bits where it differs at all.
+        # Videos are compared by their files only; keys of different files differ in many bits.
         looks = [difference_hash(image) for image in images_of(record)]
         looks += [video_key(video) for video in record.get("videos") or ()]
         figures = key_of("\0".join(" ".join(numbers(text)) for text in words))
@@ -160,10 +160,10 @@ class _Signature:
 def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     for index in np.flatnonzero(first[inverse] != np.arange(len(keys))):
-        yield Duplicate(int(index), int(first[inverse[index]]), "the same question, images and answers")
+        yield Duplicate(int(index), int(first[inverse[index]]), "the same question, images and completions")
 
 
-def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, gone: set[int]) -> Iterator[Duplicate]:
+def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, dropped: set[int]) -> Iterator[Duplicate]:
     signatures = np.stack(hashes.with_format("numpy")[:]["signature"]).astype(np.uint64).reshape(-1, SIGNATURE)
     looks = hashes.data.column("looks").to_pylist()
     first_look = np.array([own[0] if own else 0 for own in looks], dtype=np.int64).view(np.uint64)
@@ -186,7 +186,7 @@ def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, gone: se
             for group in _groups(own):
                 kept: list[int] = []
                 for index in group:
-                    if index in gone:
+                    if index in dropped:
                         continue
                     for other in kept[-MAX_COMPARED:]:
                         if (other, index) in tried:
@@ -196,7 +196,7 @@ def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, gone: se
                             continue
                         reason = _alike(read(other), read(index), looks[other], looks[index], threshold, bits)
                         if reason is not None and same_images(other, index):
-                            gone.add(index)
+                            dropped.add(index)
                             yield Duplicate(index, other, reason)
                             break
                     else:
@@ -204,7 +204,7 @@ def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, gone: se
 
 
 class _SameImages:
-    """Whether two records have the same images, seen by their pixels; called for those alone that are alike in all else."""
+    """Tells whether two records have the same images, by their pixels; called only for records that agree in all else."""
 
     def __init__(self, bare: Dataset) -> None:
         self._bare = bare
@@ -227,7 +227,7 @@ def _mixed(key: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.ui
 
 
 def _groups(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
-    """Places with the same key, where there are several, each in order."""
+    """Yield the sorted indices of each key that occurs more than once."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
     ends = np.append(starts[1:], len(order))

@@ -1,4 +1,4 @@
-"""One shard of a source, examined: what is found in its records, and keys to find the same records again."""
+"""Examine one shard of a source: findings in its records, and keys to find duplicate records."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from mpo.data_tools.completions import refusal, unfinished
 from mpo.data_tools.findings import Finding, kind_of
 
 TINY = 10
-"""Pixels of an image's shorter side below which it hardly shows anything."""
+"""Pixels of an image's shorter side below which it is reported as tiny."""
 ROOM = 256
-"""Tokens that a chat template adds to the shortest conversation, at most."""
+"""Maximum number of tokens that a chat template adds to the shortest conversation."""
 _SIDES = ("prompt", "chosen", "rejected")
 MAX_CACHED = 100_000
-"""Images and videos that a process remembers having decoded, each."""
+"""Maximum number of images, and of videos, whose results a process remembers."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to examine: everything, or for a source that is compared with, only its keys; and against which limits of tokens."""
+    """What to examine: everything, or only the keys (of a source to compare with), and the token limits."""
 
     processor: Any = None
     max_length: int | None = None
@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """A shard of a source, and how its lines are read (`mpo.data.sources.load_preferences`): frames and tiles are its source's."""
+    """A shard of a source and the settings to read it (`mpo.data.sources.load_preferences`): frames and tiles are the source's."""
 
     shard: Shard
     image_root: str
@@ -52,16 +52,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """What is known of one shard.
+    """The results for one shard.
 
     Attributes:
-        lines: how many it has.
-        findings: in its records, in order.
-        where: of each of its N pairs.
-        pair: key of each pair's question, images, videos and answers, shape (N,).
-        prompt: key of what each pair asks (`mpo.data.eval_part.asked_text`), images and videos, shape (N,).
-        images: keys of all its pairs' images and videos.
-        owner: to which pair each of these belongs, from 0.
+        lines: number of lines.
+        findings: findings in the records, in order.
+        where: the place of each of the N pairs.
+        pair: key of each pair's question, images, videos and completions, shape (N,).
+        prompt: key of each pair's question (`mpo.data.eval_part.asked_text`), images and videos, shape (N,).
+        images: keys of the images and videos of all pairs, shape (M,).
+        owner: index of the pair that each of these belongs to, shape (M,).
     """
 
     lines: int
@@ -75,7 +75,7 @@ class Examined:
 
 @dataclass
 class Examiner:
-    """Examines the shards of a source; a process has one, which remembers images."""
+    """Examines the shards of a source; each process has one, which caches results for images."""
 
     wanted: Wanted
     _images: dict[str, tuple[int, str | None, tuple[int, int]]] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Examiner:
             self._controls = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
     def __call__(self, part: Part) -> Examined:
-        """Examine a part of a source."""
+        """Examine one shard of a source."""
         shard = part.shard
         findings: list[Finding] = []
         where: list[str] = []
@@ -129,15 +129,15 @@ class Examiner:
                     where.append(place)
                     keys.append(_keys(row, own))
                     if not self.wanted.only_keys:
-                        findings += self._look_at(row, place, shown, [wrong for _, wrong in films if wrong is not None])
-        except BadRecord as bad:  # the rest of the shard cannot be told
+                        findings += self._check_record(row, place, shown, [wrong for _, wrong in films if wrong is not None])
+        except BadRecord as bad:  # the rest of the shard cannot be read
             findings.append(Finding("file damaged", bad.where, bad.reason))
         except ValueError as error:
             findings.append(Finding("file damaged", str(getattr(shard, "path", getattr(shard, "name", ""))), str(error)))
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         return Examined(lines, findings, where, pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64))
 
-    def _look_at(
+    def _check_record(
         self, row: Row, where: str, shown: list[tuple[int, str | None, tuple[int, int]]], wrong_videos: list[str]
     ) -> list[Finding]:
         found = [Finding("video not decoded", where, wrong) for wrong in wrong_videos]
@@ -146,28 +146,28 @@ class Examiner:
                 found.append(Finding("image not decoded", where, wrong))
             elif min(size) < TINY:
                 found.append(Finding("tiny image", where, f"image {number} has {size[0]} x {size[1]} pixels"))
-        answers = [" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in _SIDES[1:]]
-        if answers[0] == answers[1]:
-            found.append(Finding("equal but for space", where, "'chosen' and 'rejected' differ in white space alone"))
+        completions = [" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in _SIDES[1:]]
+        if completions[0] == completions[1]:
+            found.append(Finding("equal but for space", where, "'chosen' and 'rejected' differ only in white space"))
         for side in ("chosen", "rejected"):
-            answer = content_text(row[side][-1]["content"])
-            words = refusal(answer)
+            completion = content_text(row[side][-1]["content"])
+            words = refusal(completion)
             if words is not None:
                 found.append(Finding("refusal", where, f"'{side}' refuses: {words!r}"))
-            cut = unfinished(answer)
-            if cut is not None:
-                found.append(Finding("unfinished", where, f"'{side}' looks cut off: {cut}"))
+            reason = unfinished(completion)
+            if reason is not None:
+                found.append(Finding("unfinished", where, f"'{side}' looks unfinished: {reason}"))
         controls = self._written_out(row)
-        image_token = getattr(self.wanted.processor, "image_token", None)  # a problem, which measuring finds
+        image_token = getattr(self.wanted.processor, "image_token", None)  # reported as a problem when the record is measured
         for side, token in [(side, token) for side, token in controls if token != image_token][:1]:
-            reason = f"the text of '{side}' holds {token!r}, which becomes the real token of that name"
+            reason = f"the text of '{side}' holds {token!r}, which is encoded as the control token of that name"
             found.append(Finding("control token", where, reason))
         if self._measure is not None and not wrong_videos and all(wrong is None for _, wrong, _ in shown):
             found += self._lengths(row, where, measured=bool(controls))
         return found
 
     def _written_out(self, row: Row) -> list[tuple[str, str]]:
-        """The model's control tokens that stand in a record's texts, each with its side."""
+        """List the model's control tokens in a record's texts, each with its side."""
         if self._controls is None:
             return []
         from mpo.packing.controls import texts_of
@@ -190,17 +190,19 @@ class Examiner:
             return [Finding("too long", where, f"the prompt alone takes {prompt:,} tokens{tiles}; max_length is {most:,}")]
         kept = longest if most is None else min(longest, most)
         if context is not None and kept > context:
-            reason = f"prompt and longer answer take {kept:,} tokens{tiles}; the model's context is {context:,}"
+            reason = f"the prompt and the longer completion take {kept:,} tokens{tiles}; the model's context is {context:,} tokens"
             return [Finding("too long", where, reason)]
         if most is not None and longest > most:
-            return [Finding("cut by max_length", where, f"prompt and longer answer take {longest:,} tokens{tiles}")]
+            return [
+                Finding("truncated by max_length", where, f"the prompt and the longer completion take {longest:,} tokens{tiles}")
+            ]
         return []
 
     def _is_surely_short(self, row: Row) -> bool:
-        """Whether a record of text is within the limits whatever its tokens are.
+        """Whether a text record is within the limits, without tokenising it.
 
-        No token stands for less than a byte; twice as many leave room for the template's. Whether the template takes such turns
-        is known from another record of the same shape.
+        A token has at least one byte; twice the number of bytes leaves room for the template's tokens. That the template accepts
+        such turns is known from another record of the same shape.
         """
         if row["images"] or row["videos"]:
             return False
@@ -209,7 +211,7 @@ class Examiner:
         return all(2 * (size["prompt"] + max(size["chosen"], size["rejected"])) + ROOM <= limit for limit in limits)
 
     def _image(self, image: Row) -> tuple[int, str | None, tuple[int, int]]:
-        """Key, what is wrong with it, and size in pixels of an image; one that is a file is opened once."""
+        """Return the key, the error or None, and the size in pixels of an image; each file is opened only once."""
         path = image["path"] if image.get("bytes") is None else None
         known = self._images.get(path) if path is not None else None
         if known is not None:
@@ -232,7 +234,7 @@ class Examiner:
         return found
 
     def _video(self, path: str, limits: Mapping[str, int]) -> tuple[int, str | None]:
-        """Key and what is wrong with a video, whose frames are decoded as training does; each is opened once."""
+        """Return the key and the error or None of a video, decoding its frames as in training; each is opened only once."""
         name = path, limits["min"], limits["max"]
         if name not in self._videos:
             if len(self._videos) >= MAX_CACHED:
@@ -251,17 +253,17 @@ class Examiner:
 
 
 def _unused(rows: Rows, where: str) -> list[Finding]:
-    """What a line has that makes no pairs."""
+    """Report a line without pairs, or with pairs beyond the limit."""
     if not rows:
-        return [Finding("gives no pair", where, "no two of its answers differ in rating and text")]
+        return [Finding("gives no pair", where, "no two of its completions differ in rating and text")]
     if rows.dropped:
-        return [Finding("pairs left out", where, f"{rows.dropped} more than the {len(rows)} with the largest margins")]
+        return [Finding("pairs left out", where, f"{rows.dropped} pairs beyond the {len(rows)} with the largest margins")]
     return []
 
 
 def _keys(row: Row, images: list[int]) -> tuple[int, int]:
-    """Keys of a pair and of what it asks; ``images`` are those of its images and videos."""
+    """Compute the keys of a pair and of its question; ``images`` has the keys of its images and videos."""
     pair = "\0".join([question_text(row["prompt"]), *map(str, images)])
     asked = "\0".join([asked_text(row["prompt"]), *map(str, images)])
-    answers = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
-    return key_of("\0\0".join([pair, *answers])), key_of(asked)
+    completions = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
+    return key_of("\0\0".join([pair, *completions])), key_of(asked)

@@ -1,4 +1,4 @@
-"""What is found in data, as a table and as lines of a file."""
+"""Report findings in data as a table and as lines of a file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, TextIO
 PROBLEMS = (
     "no pair",
     "empty text",
-    "equal answers",
-    "marks and images",
+    "equal completions",
+    "placeholders and images",
     "image not there",
     "image not decoded",
     "video not decoded",
@@ -21,9 +21,9 @@ PROBLEMS = (
     "too long",
     "in eval too",
 )
-"""Findings that keep training from starting."""
+"""Findings that prevent training."""
 NOTES = (
-    "cut by max_length",
+    "truncated by max_length",
     "image in eval too",
     "tiny image",
     "duplicate",
@@ -34,24 +34,24 @@ NOTES = (
     "gives no pair",
     "pairs left out",
 )
-"""Findings to look at."""
+"""Findings to inspect, which do not prevent training."""
 _KINDS = (
-    (r"is the same answer|are the same answer", "equal answers"),
+    (r"are the same completion", "equal completions"),
     (r"\bis empty\b", "empty text"),
     (r"^not JSON from here on|^not JSON after|after the end of the array", "file damaged"),
-    (r"marks for \d+ (?:images|videos)", "marks and images"),
+    (r"placeholders for \d+ (?:images|videos)", "placeholders and images"),
     (
         r"there is no (?:image|video)|lies outside|is an address|is a URL|not a (?:image|video) file|cannot be reached",
         "image not there",
     ),
 )
 WIDEST = 100
-"""Characters of an example's reason in the table."""
+"""Maximum characters of an example's reason in the table."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the record at ``where`` (``file:line``)."""
+    """A finding in the record at ``where`` (``file:line``)."""
 
     kind: str
     where: str
@@ -60,14 +60,14 @@ class Finding:
 
 @dataclass
 class Tally:
-    """How often each kind was found, and its first example. Every finding goes to ``file``, as a line of JSON."""
+    """Counts each kind of finding and keeps its first example. Every finding is written to ``file`` as a line of JSON."""
 
     file: TextIO | None = None
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, Finding] = field(default_factory=dict)
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Count findings and write them down."""
+        """Count findings and write them to the file."""
         for one in findings:
             self.counts[one.kind] = self.counts.get(one.kind, 0) + 1
             self.examples.setdefault(one.kind, one)
@@ -76,26 +76,26 @@ class Tally:
 
     @property
     def problems(self) -> int:
-        """How many findings keep training from starting."""
+        """Number of findings that prevent training."""
         return sum(count for kind, count in self.counts.items() if kind in PROBLEMS)
 
 
 def as_line(one: Finding) -> dict[str, Any]:
-    """A finding as a line of ``bad_records.jsonl``."""
+    """Convert a finding to a line of ``bad_records.jsonl``."""
     return {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
 
 
 def kind_of(reason: str) -> str:
-    """Which kind of finding a reader's refusal is.
+    """Classify the reason of a BadRecord.
 
-    >>> kind_of("'chosen' is empty. A pair needs a question, a chosen and a rejected answer.")
+    >>> kind_of("'chosen' is empty. A pair needs a prompt, a chosen and a rejected completion.")
     'empty text'
     """
     return next((kind for pattern, kind in _KINDS if re.search(pattern, reason)), "no pair")
 
 
 def findings_table(tally: Tally) -> str:
-    """A row a kind, problems (!) first: how often, and an example."""
+    """Format a table with a row per kind, problems (!) first: its count and an example."""
     kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in tally.counts]
     if not kinds:
         return "  nothing found"
@@ -104,6 +104,6 @@ def findings_table(tally: Tally) -> str:
     for kind in kinds:
         example = tally.examples[kind]
         reason = example.reason if len(example.reason) <= WIDEST else example.reason[: WIDEST - 3] + "..."
-        mark = "!" if kind in PROBLEMS else " "
-        lines.append(f"  {mark} {kind:<{name}}  {tally.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
+        flag = "!" if kind in PROBLEMS else " "
+        lines.append(f"  {flag} {kind:<{name}}  {tally.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
     return "\n".join(lines)

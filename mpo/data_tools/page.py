@@ -1,4 +1,4 @@
-"""Self-contained HTML pages."""
+"""Write self-contained HTML pages."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def html_page(title: str, body: str) -> str:
-    """A page around a body that is HTML; the title is text."""
+    """Build a page from a body of HTML and a title of plain text."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     heading = f"<h1>{escape(title)}</h1>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{heading}\n{body}\n</main></body></html>\n'
 
 
 def png_url(png: bytes) -> str:
-    """A PNG as a data URL, to stand in a page itself."""
+    """Encode a PNG as a data URL, to embed it in a page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,4 +1,4 @@
-"""A few records for people to read, as the data has them and as a model sees them."""
+"""Show records to people, as stored in the data and as tokenised for a model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mpo.data_tools.page import html_page, png_url
 from mpo.visible import visible
 
 THUMBNAIL_SIDE = 512
-"""Pixels of an image's longer side on the page."""
+"""Maximum pixels of an image's longer side on the page."""
 ABOUT = ("source", "videos", "prompt_id", "ground_truth", "margin", "tiles", "frames", "augment", "metadata")
 
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:
-    """Records as text: their images by name and size, and with a processor the tokens that the model sees."""
+    """Show records as text: images by name and size and, with a processor, the model's tokens."""
     return "\n\n".join(_record_text(record, processor) for record in _records(pairs))
 
 
 def show_page(pairs: Dataset, title: str, processor: Any = None) -> str:
-    """Records as one self-contained HTML page, with their images."""
+    """Show records as one self-contained HTML page with their images."""
     articles = "\n".join(_article(record, processor) for record in _records(pairs))
     return html_page(title, articles)
 
@@ -61,14 +61,14 @@ def _about(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]:
-    """Headed texts: question and answers, or with a processor their tokens."""
+    """Return the prompt and the completions as texts with headings or, with a processor, as tokens."""
     if processor is None:
         return list(zip(("prompt", "chosen", "rejected"), texts(dict(record)), strict=True))
     from mpo.dry_run.record import show_record
 
     as_trained = SimpleNamespace(max_length=None, truncation_mode="keep_start", completion_end="end_of_turn", tile_budget="prompt")
     opened = list(images_of(record))
-    # Columns that are null in this record are not there for the encoder.
+    # The encoder expects columns without a value to be missing.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
     shown = show_record({**bare, "images": opened} if opened else bare, processor, as_trained)
     found: list[tuple[str, list[str]]] = []

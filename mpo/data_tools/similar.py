@@ -1,4 +1,4 @@
-"""Which texts and which images are nearly the same: minhash signatures of texts, difference hashes of images."""
+"""Find similar texts and images: minhash signatures of texts, difference hashes of images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 NGRAM = 5
-"""Characters of an n-gram."""
+"""Number of characters of an n-gram."""
 BANDS, ROWS = 8, 4
 """A signature has BANDS x ROWS minima. Texts whose n-grams overlap by 0.9 (Jaccard) share a band in 9,998 of 10,000 cases."""
 SIGNATURE = BANDS * ROWS
 BLOCKS = 4
-"""Of 16 bits in an image's 64: images that differ in fewer bits than there are blocks share a block."""
+"""Blocks of 16 bits in an image's 64: images that differ in fewer bits than there are blocks share a block."""
 
 _RNG = np.random.default_rng(2411_10442)
 _FACTORS = _RNG.integers(1, 2**63, SIGNATURE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -25,7 +25,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def normalised(text: str) -> str:
-    """Text without case, line breaks and punctuation other than the signs of arithmetic.
+    """Normalise a text: remove case, line breaks and punctuation except arithmetic signs.
 
     >>> normalised("What's  the ANSWER?")
     'what s the answer'
@@ -34,7 +34,7 @@ def normalised(text: str) -> str:
 
 
 def numbers(text: str) -> list[str]:
-    """Numbers and signs of arithmetic of a text. Texts that differ in these say something else, however alike they look.
+    """Extract numbers and arithmetic signs. Texts that differ in these have different meanings, however similar they are.
 
     >>> numbers("17 apples at 2.50 each, x < 3")
     ['17', '2.50', '<', '3']
@@ -43,7 +43,7 @@ def numbers(text: str) -> list[str]:
 
 
 def ngrams(text: str) -> NDArray[np.uint64]:
-    """Hashes of the distinct n-grams of a normalised text, sorted; a shorter text is one n-gram."""
+    """Hash the distinct n-grams of a normalised text, sorted; a text shorter than an n-gram is one n-gram."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     length = max(len(codes) - NGRAM + 1, 1)
     found = np.zeros(length, dtype=np.uint64)
@@ -53,14 +53,14 @@ def ngrams(text: str) -> NDArray[np.uint64]:
 
 
 def signature(text: str) -> NDArray[np.uint32]:
-    """Minhash of a normalised text, shape (SIGNATURE,)."""
+    """Compute the minhash of a normalised text, shape (SIGNATURE,)."""
     hashed = ngrams(text)[None, :] * _FACTORS[:, None] + _TERMS[:, None]
     minima: NDArray[np.uint32] = (hashed.min(axis=1) >> np.uint64(32)).astype(np.uint32)
     return minima
 
 
 def overlap(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Jaccard overlap of two sorted arrays of distinct things: shared over all.
+    """Compute the Jaccard overlap of two sorted arrays of distinct values: intersection over union.
 
     >>> overlap(np.array([1, 2, 3]), np.array([2, 3, 4]))
     0.5
@@ -70,10 +70,10 @@ def overlap(first: NDArray[Any], second: NDArray[Any]) -> float:
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits, as a signed number: whether each of 8 x 8 places of the shrunken grey image is brighter than its right neighbour.
+    """Hash an image to 64 bits: whether each of 8 x 8 pixels of the shrunken grey image is brighter than its right neighbour.
 
-    Nearly the same for an image that was resized or compressed again, but also for drawings that differ in colour or small detail:
-    it says which images are worth comparing (`mpo.data_tools.same_image`).
+    Resized and recompressed copies have nearly the same hash, but so have drawings that differ only in colour or small details: it
+    selects the images to compare (`mpo.data_tools.same_image`).
     """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     bits = (grey[:, :-1] > grey[:, 1:]).reshape(-1)
@@ -81,5 +81,5 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def differing_bits(first: int, second: int) -> int:
-    """In how many of 64 bits two hashes differ."""
+    """Count the bits in which two 64-bit hashes differ."""
     return ((first ^ second) % 2**64).bit_count()

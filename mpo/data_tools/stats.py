@@ -1,4 +1,4 @@
-"""What pairs are like: lengths, tiles, how chosen and rejected answers differ, source by source."""
+"""Compute statistics of pairs: lengths, tiles, differences between chosen and rejected completions, by source."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ WORDS = ("question", "chosen", "rejected")
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """Numbers of N pairs.
+    """Statistics of N pairs.
 
     Attributes:
-        source: of each pair, shape (N,).
-        prompts: how many distinct prompts (question and images) there are.
-        images: of each pair, shape (N,).
-        words: of ``question``, ``chosen`` and ``rejected``, each shape (N,).
-        overlap: of the words of both answers, shared over all, shape (N,).
-        tokens: of ``prompt``, ``chosen`` and ``rejected`` for a model, each shape (N,); empty without one.
-        tiles: of each pair's images, shape (N,); None without a model.
+        source: source of each pair, shape (N,).
+        prompts: number of distinct prompts (question and images).
+        images: number of images of each pair, shape (N,).
+        words: number of words of ``question``, ``chosen`` and ``rejected``, each shape (N,).
+        overlap: Jaccard overlap of the words of both completions, shape (N,).
+        tokens: number of a model's tokens of ``prompt``, ``chosen`` and ``rejected``, each shape (N,); empty without a model.
+        tiles: number of tiles of each pair's images, shape (N,); None without a model.
     """
 
     source: NDArray[np.str_]
@@ -43,37 +43,37 @@ class Stats:
 
     @property
     def unit(self) -> str:
-        """What lengths of answers are counted in."""
+        """Unit of the completions' lengths."""
         return "tokens" if self.tokens else "words"
 
     @property
     def gap(self) -> Numbers:
-        """How much longer the chosen answer is than the rejected one, in `unit`, shape (N,)."""
+        """Length of the chosen minus the rejected completion, in `unit`, shape (N,)."""
         lengths = self.tokens or self.words
         gap: Numbers = lengths["chosen"].astype(np.int64) - lengths["rejected"]
         return gap
 
     def measures(self) -> dict[str, Numbers]:
-        """Everything that there is one number a pair of, by its name."""
+        """All measures with one number per pair, by name."""
         found = {f"{name}, words": values for name, values in self.words.items()}
         found |= {f"{name}, tokens": values for name, values in self.tokens.items()}
-        found |= {f"chosen - rejected, {self.unit}": self.gap, "overlap of their words": self.overlap, "images": self.images}
+        found |= {f"chosen - rejected, {self.unit}": self.gap, "overlap of words": self.overlap, "images": self.images}
         return found if self.tiles is None else {**found, "tiles": self.tiles}
 
     def by_source(self) -> list[tuple[str, NDArray[np.int64]]]:
-        """Every source with the places of its pairs, the largest first."""
+        """Every source with the indices of its pairs, the largest source first."""
         names, inverse = np.unique(self.source, return_inverse=True)
         groups = [(str(name), np.flatnonzero(inverse == place)) for place, name in enumerate(names)]
         return sorted(groups, key=lambda group: -len(group[1]))
 
 
 def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None = None) -> Stats:
-    """Measure pairs.
+    """Compute the statistics of pairs.
 
     Args:
         pairs: records.
         processor: a model's processor or tokenizer, for tokens and tiles.
-        num_proc: processes to read with.
+        num_proc: number of processes that read the records.
 
     Raises:
         ValueError: for a record that cannot be encoded.
@@ -120,19 +120,19 @@ def _count(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def stats_text(stats: Stats) -> str:
-    """Statistics as tables for a terminal."""
+    """Format statistics as tables for a terminal."""
     count = len(stats.source)
     imaged = int((stats.images > 0).sum())
     head = (
-        f"{count:,} pairs of {stats.prompts:,} prompts ({count / max(stats.prompts, 1):.1f} pairs a prompt), {imaged:,} with "
+        f"{count:,} pairs of {stats.prompts:,} prompts ({count / max(stats.prompts, 1):.1f} pairs per prompt), {imaged:,} with "
         f"images ({int(stats.images.sum()):,} images)"
     )
-    rows: list[Sequence[str]] = [("", "mean", "least", "5 %", "median", "95 %", "most")]
+    rows: list[Sequence[str]] = [("", "mean", "min", "5 %", "median", "95 %", "max")]
     for name, values in stats.measures().items():
         quantiles = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
         rows.append((name, *(_number(value) for value in (values.mean(), *quantiles))))
     sources: list[Sequence[str]] = [
-        ("source", "pairs", "share", f"chosen, {stats.unit}", f"rejected, {stats.unit}", "chosen longer", "overlap")
+        ("source", "pairs", "fraction", f"chosen, {stats.unit}", f"rejected, {stats.unit}", "chosen longer", "overlap")
     ]
     lengths = stats.tokens or stats.words
     for name, places in stats.by_source():
@@ -144,7 +144,7 @@ def stats_text(stats: Stats) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first a head, in columns: the first to the left, the others to the right."""
+    """Align rows of cells in columns: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

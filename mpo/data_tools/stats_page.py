@@ -1,4 +1,4 @@
-"""Statistics as one page with plots, in a single file."""
+"""Write statistics as one HTML page with plots."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 
 CHOSEN, REJECTED, GREY = "#2563a8", "#c2571a", "#9aa5b1"
 MAX_SOURCES = 20
-"""Sources in the plot of length gaps; the largest."""
+"""Maximum number of sources in the plot of length differences; the largest are shown."""
 
 
 def stats_page(stats: Stats, title: str) -> str:
-    """A self-contained HTML page: the tables of `stats_text`, and plots.
+    """Build a self-contained HTML page with the tables of `stats_text` and plots.
 
     Raises:
-        ValueError: when matplotlib is not installed.
+        ValueError: if matplotlib is not installed.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise ValueError("The page has plots by matplotlib, which is not installed: pip install matplotlib.") from None
+        raise ValueError(
+            "The page has plots and needs matplotlib, which is not installed. Install it: pip install matplotlib"
+        ) from None
     figures = [
-        ("Length of answers", _lengths(stats)),
-        ("How much longer the chosen answer is", _gaps(stats)),
-        ("Words that both answers share", _histogram(stats.overlap, "shared words over all words", whole=False)),
+        ("Length of completions", _lengths(stats)),
+        ("Length of the chosen minus the rejected completion", _gaps(stats)),
+        ("Words that both completions share", _histogram(stats.overlap, "shared words over all words", whole=False)),
         ("Length of prompts", _histogram(stats.tokens.get("prompt", stats.words["question"]), f"{stats.unit} of a prompt")),
     ]
     if stats.tiles is not None and stats.tiles.any():
@@ -68,7 +70,7 @@ def _gaps(stats: Stats) -> Figure:
     axes.set_yticks(range(1, len(groups) + 1), [name if len(name) <= 28 else name[:25] + "..." for name, _ in groups], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color=GREY, lw=0.8, zorder=0)
-    axes.set_xlabel(f"{stats.unit} of the chosen answer minus those of the rejected one")
+    axes.set_xlabel(f"{stats.unit} of the chosen minus the rejected completion")
     return figure
 
 

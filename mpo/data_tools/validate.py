@@ -1,4 +1,4 @@
-"""Everything that can be checked before training, over a whole source."""
+"""Check a whole source before training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHARDS_PER_WORKER = 8
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``."""
+    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``."""
 
     path: str
     lines: int
@@ -36,11 +36,11 @@ class Report:
 
     @property
     def may_start(self) -> bool:
-        """Whether there are pairs, and nothing keeps training from starting."""
+        """Whether there are pairs and no findings that prevent training."""
         return self.pairs > 0 and not self.tally.problems
 
     def text(self) -> str:
-        """A table for the terminal."""
+        """Format the report as a table for a terminal."""
         listed = sum(self.tally.counts.values())
         where = f" All {listed:,} findings: {self.output}" if listed else ""
         if self.may_start:
@@ -66,29 +66,31 @@ def validate(
     output: str | Path = "bad_records.jsonl",
     workers: int = 1,
 ) -> Report:
-    """Read every record of a source and check it.
+    """Check every record of a source.
 
     Args:
-        path: as of `mpo.data.sources.load_preferences`, as are the next four; or a file of a mixture
-            (`mpo.data.mixing.read_mixture`), all of whose sources are read once.
-        format: of the records.
-        image_root: what image paths are relative to.
-        split: of a data set with several.
-        frames: of each video, ``min`` and ``max``; a mixture's sources may have their own.
-        processor: of the model to train, for lengths in tokens and tiles.
-        max_length: most tokens of prompt and answer, with a processor.
-        context: most tokens that the model takes, with a processor.
-        evaluation: another source, whose questions and images should not be in this one. Lines of it that are no pairs are found
-            too; its images are not decoded.
-        output: file of the findings; one that is there is replaced.
-        workers: processes.
+        path: as in `mpo.data.sources.load_preferences`, like the next four; or a mixture file (`mpo.data.mixing.read_mixture`), of
+            which each source is read once.
+        format: format of the lines.
+        image_root: the folder that image paths are relative to.
+        split: the split to check, of a source with several.
+        frames: number of frames of each video, ``min`` and ``max``; a mixture's sources may have their own.
+        processor: processor of the model to train, for lengths in tokens and tiles.
+        max_length: maximum tokens of prompt and completion; needs a processor.
+        context: maximum tokens of the model; needs a processor.
+        evaluation: another source, whose questions and images should not be in this one. Its invalid lines are reported too; its
+            images are not decoded.
+        output: file of the findings; an existing file is replaced.
+        workers: number of processes.
 
     Raises:
-        ValueError: for a source that cannot be opened, and limits without a processor.
+        ValueError: for a source that cannot be opened, and for limits without a processor.
     """
     check_format(format)
     if processor is None and (max_length is not None or context is not None):
-        raise ValueError("Lengths are counted in a model's tokens: --max-length needs --model.")
+        raise ValueError(
+            "--max-length needs --model, since lengths are counted in the model's tokens. Add --model or leave --max-length out."
+        )
     wanted = Wanted(processor, max_length, context)
     checked_frames(frames)
     settings = {"format": format, "image_root": image_root, "split": split, "frames": frames}
@@ -113,7 +115,7 @@ def validate(
             for shard in evaluated:
                 tally.add(shard.findings)
             if evaluation is not None and not any(shard.where for shard in evaluated):
-                tally.add([Finding("no pair", str(evaluation), "the file to evaluate on has no pairs")])
+                tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
             tally.add(_over_all(examined, evaluated))
             tally.file = None
         aside.replace(output)
@@ -123,7 +125,7 @@ def validate(
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
-    """A source in parts, or all sources of a mixture, each of them once; arguments as of `load_preferences`."""
+    """Return the shards of a source, or of all sources of a mixture; arguments as in `load_preferences`."""
     path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
     inner = None
     if is_meta(path):
@@ -141,32 +143,34 @@ def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
 
 
 def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:
-    """What is only seen across records: duplicates, and what the evaluation has too."""
+    """Find what is only visible across records: duplicates, and overlap with the evaluation part."""
     where = [place for shard in examined for place in shard.where]
     if not where:
         return
     pair = np.concatenate([shard.pair for shard in examined])
     _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
     for index in np.flatnonzero(first[inverse] != np.arange(len(pair))):
-        yield Finding("duplicate", where[index], f"the same question, images and answers as {where[first[inverse[index]]]}")
+        yield Finding("duplicate", where[index], f"the same question, images and completions as {where[first[inverse[index]]]}")
     if not evaluated:
         return
     leaked = np.isin(np.concatenate([shard.prompt for shard in examined]), np.concatenate([shard.prompt for shard in evaluated]))
     for index in np.flatnonzero(leaked):
-        yield Finding("in eval too", where[index], "the same question with the same images is evaluated on")
+        yield Finding("in eval too", where[index], "the evaluation file has the same question with the same images")
     starts = np.cumsum([0, *(len(shard.where) for shard in examined)])
     owner = np.concatenate([shard.owner + start for shard, start in zip(examined, starts[:-1], strict=True)])
     shown = np.isin(np.concatenate([shard.images for shard in examined]), np.concatenate([shard.images for shard in evaluated]))
     for index in np.unique(owner[shown]):
         if not leaked[index]:
-            yield Finding("image in eval too", where[index], "one of its images or videos is evaluated on, with another question")
+            yield Finding(
+                "image in eval too", where[index], "the evaluation file has one of its images or videos, with another question"
+            )
 
 
 _EXAMINER: Examiner | None = None
 
 
 def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> Iterator[Examined]:
-    """Every part examined, in order."""
+    """Examine every part and yield the results in order."""
     total = sum(part.shard.size for part in parts)
     workers = min(workers, len(parts))
     with tqdm(total=total, desc=title, unit="", unit_scale=True, disable=None) as bar:
@@ -176,11 +180,11 @@ def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> It
                 yield examiner(part)
                 bar.update(part.shard.size)
             return
-        # Every process counts for itself; the threads of tokenizers would only get in the way of the others.
+        # Each process tokenises on its own; the tokenizers' threads would only compete with the other processes.
         before = os.environ.get("TOKENIZERS_PARALLELISM")
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
-            with ProcessPoolExecutor(workers, initializer=_start, initargs=(wanted,)) as pool:
+            with ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(wanted,)) as pool:
                 for part, examined in zip(parts, pool.map(_examine, parts), strict=True):
                     yield examined
                     bar.update(part.shard.size)
@@ -190,7 +194,7 @@ def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> It
                 os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _start(wanted: Wanted) -> None:
+def _init_worker(wanted: Wanted) -> None:
     global _EXAMINER
     _EXAMINER = Examiner(wanted)
 

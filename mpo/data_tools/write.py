@@ -1,4 +1,4 @@
-"""Pairs of any source -> a file of one of the forms that `load_preferences` reads."""
+"""Write pairs of any source to a file in one of the forms that `load_preferences` reads."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 FORMS = ("trl", "mmpr", "parquet", "disk")
 """TRL's columns as JSONL; MMPR's JSONL; TRL's columns as Parquet; a folder of `save_to_disk`."""
 IMAGES = ("path", "copy", "bytes")
-"""Images stay where they are; their files are copied beside the target; they are put into the target itself."""
+"""Keep the paths of images; copy image files next to the target; store images in the target itself."""
 ENDINGS = {".parquet": "parquet", ".jsonl": "trl", ".json": "trl", "": "disk"}
-"""The form of a target by its ending; a number, as in ``pairs-v1.2``, is no ending."""
+"""The form of a target by its suffix; a number, as in ``pairs-v1.2``, is not a suffix."""
 ROW_GROUP = 256
-"""Records of a Parquet row group: images in it make them large."""
+"""Number of records of a Parquet row group, which may be large if it contains images."""
 _IMAGES = List(ImageFeature())
 NOT_IN_MMPR = ("source", "margin", "tiles", "frames", "augment")
-"""Columns without a place in MMPR's lines. (In MMPR, the last two stand in meta.json, for a whole file.)"""
+"""Columns that MMPR's lines cannot hold. (In MMPR, the last two are set in meta.json, for a whole file.)"""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """The result of writing pairs.
 
-    ``image_root`` is the folder of the files that it refers to (None: there are none); paths in a JSONL are relative to it.
-    ``lost`` has, for every column that the form has no place for, how many records had something in it.
+    ``image_root`` is the folder of the files that the target refers to (None: none); paths in a JSONL file are relative to it.
+    ``lost`` has, for every column that the form cannot hold, the number of records with a value in it.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Written:
 
 
 def not_kept(written: Written) -> list[str]:
-    """Columns that are not the same when a file is read again; in MMPR's form prompt ids are made anew, with the same groups."""
+    """List the columns that change when a file is read again; in MMPR's form prompt ids are recomputed, with the same groups."""
     return [*written.lost, *(["prompt_id"] if written.form == "mmpr" else [])]
 
 
@@ -61,34 +61,38 @@ def write_pairs(
     images: str | None = None,
     image_root: str | Path | None = None,
 ) -> Written:
-    """Write pairs; the target appears when it is whole.
+    """Write pairs; the target appears when it is complete.
 
     Args:
         pairs: records.
         target: a file or folder that does not exist.
-        form: of `FORMS`; by default as the target is called: ``.parquet``, ``.jsonl`` (``"trl"``), no ending ``"disk"``.
-        images: of `IMAGES`; by default ``"path"`` in JSONL, with copies of those that are no files, else ``"bytes"``.
-        image_root: the folder that a JSONL's image paths are to be relative to; by default the deepest that holds all of them.
+        form: one of `FORMS`; default: by the suffix of the target: ``.parquet``, ``.jsonl`` (``"trl"``), none (``"disk"``).
+        images: one of `IMAGES`; default: ``"path"`` in JSONL, with copies of images that are not files, else ``"bytes"``.
+        image_root: the folder that image paths in JSONL are relative to; default: the deepest folder that contains all of them.
 
     Raises:
-        ValueError: for a target that is there, settings that do not go together, and records that the form cannot hold.
+        ValueError: for an existing target, settings that cannot be combined, and records that the form cannot hold.
     """
     target = Path(target).expanduser()
     form = form or _form_of(target)
     if form not in FORMS:
-        raise ValueError(f"Pairs are written as {', '.join(FORMS)}, not as {form!r}.")
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
     in_lines = form in ("trl", "mmpr")
     images = images or ("path" if in_lines else "bytes")
     if images not in IMAGES:
-        raise ValueError(f"Images are written as {', '.join(IMAGES)}, not as {images!r}.")
+        raise ValueError(f"images must be one of {', '.join(IMAGES)}; got {images!r}.")
     if form == "disk" and images != "bytes":
-        raise ValueError(f"save_to_disk puts images inside; images={images!r} cannot be had. Leave it out, or write Parquet.")
+        raise ValueError(
+            f"images={images!r} cannot be used with form='disk', which stores images inside. Leave it out, or write Parquet."
+        )
     if in_lines and images == "bytes":
-        raise ValueError("A JSONL file holds paths of images, not images. Use images='copy', or write Parquet.")
+        raise ValueError(
+            "images='bytes' cannot be used with JSONL, which holds paths of images. Use images='copy', or write Parquet."
+        )
     if image_root is not None and (not in_lines or images == "copy"):
-        raise ValueError("image_root is for the paths in a JSONL whose images stay where they are; leave it out here.")
+        raise ValueError(f"image_root={str(image_root)!r} needs a JSONL file and images='path'. Leave it out.")
     if target.exists():
-        raise ValueError(f"{target} is there already. Give a new name; nothing is overwritten.")
+        raise ValueError(f"{target} is there already, and nothing is overwritten. Give a new name.")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
@@ -115,8 +119,7 @@ def _form_of(target: Path) -> str:
     form = ENDINGS.get("" if ending[1:].isdigit() else ending)
     if form is None:
         raise ValueError(
-            f"{target}: nothing is written as {ending}. End the name in .jsonl or .parquet, in nothing for a save_to_disk folder, "
-            "or say the form."
+            f"{target} has an unknown suffix {ending}. Use .jsonl, .parquet or, for a save_to_disk folder, no suffix; or set form."
         )
     return form
 
@@ -147,7 +150,7 @@ def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, images: s
 
 
 def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | None:
-    """The folder that paths are relative to; None without any."""
+    """Return the folder that paths are relative to; None without paths."""
     every = set(places)
     if not every:
         return None
@@ -157,12 +160,14 @@ def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | Non
     outside = next((place for place in every if not place.is_relative_to(root)), None)
     if outside is not None:
         name = repr(str(outside))
-        raise ValueError(f"The image {name} lies outside {root}. Give the folder that holds all of them, or images='copy'.")
+        raise ValueError(
+            f"The image {name} lies outside image_root={root}. Set it to a folder that contains all images, or use images='copy'."
+        )
     return root
 
 
 def trl_line(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, its images as paths, as a line in TRL's columns."""
+    """Convert a record, with images as paths, to a line in TRL's columns."""
     line = {name: value for name, value in record.items() if value not in (None, [])}
     for name in ("prompt", "chosen", "rejected"):
         if not isinstance(line[name], str):
@@ -171,10 +176,10 @@ def trl_line(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, its images as paths, as a line of MMPR; metadata stand in it as they did in their file, or else in ``metadata``.
+    """Convert a record, with images as paths, to a line of MMPR; metadata become fields of the line, or one field ``metadata``.
 
     Raises:
-        ValueError: for a record with more turns than a question and an answer, or marks of images in its text.
+        ValueError: for a record with more turns than a prompt and a completion, or with image placeholders in its text.
     """
     line: dict[str, Any] = {"id": record.get("id")}
     for name, paths in (("image", record.get("images")), ("video", record.get("videos"))):
@@ -191,7 +196,7 @@ def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reads_back(line: dict[str, Any], metadata: dict[str, Any]) -> bool:
-    """Whether a line is known for MMPR's and gives this metadata: its fields may be those of another format, or mean something."""
+    """Whether a line is detected as MMPR's and gives this metadata: its fields may have a meaning, in MMPR or another format."""
     try:
         return detect(line) is mmpr and json.dumps(next(mmpr.read(line)).metadata) == json.dumps(metadata)
     except BadRecord:
@@ -204,16 +209,17 @@ def _one_turn(record: Mapping[str, Any], side: str, role: str) -> str:
         return messages
     if [message["role"] for message in messages] != [role]:
         raise ValueError(
-            f"Record {record.get('id')!r}: MMPR's form has one question and one answer, and this '{side}' has the turns "
-            f"{', '.join(message['role'] for message in messages)}. Use TRL's form."
+            f"Record {record.get('id')!r}: MMPR's form has one prompt and one completion, but '{side}' has the turns "
+            f"{', '.join(message['role'] for message in messages)}. Use form='trl'."
         )
     parts = _parts(messages[0]["content"])
-    for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
-        if side == "prompt" and any(mark in part.get("text", "") for part in parts):
+    for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
+        if side == "prompt" and any(placeholder in part.get("text", "") for part in parts):
             raise ValueError(
-                f"Record {record.get('id')!r}: its text has {mark}, which marks an image in MMPR's form. Use TRL's form."
+                f"Record {record.get('id')!r}: its text has {placeholder}, which stands for an image or a video in MMPR's "
+                "form. Use form='trl'."
             )
-    # The line break after a mark belongs to the mark: readers take one away.
+    # The line break after a placeholder belongs to it: readers drop one.
     return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>\n" for part in parts)
 
 
@@ -237,7 +243,7 @@ def _without_nulls(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(image: Mapping[str, Any], target: Path, images: str) -> Path:
-    """Where the file of an image is; a copy is made if it is asked for, or there is no file."""
+    """Return the path of an image's file; it is copied if requested, or if there is no file."""
     if images == "path" and image.get("bytes") is None:
         return Path(image["path"]).resolve()
     data = image_bytes(image)
@@ -251,7 +257,7 @@ def _video_place(video: str, target: Path, images: str) -> Path:
 
 
 def _copied(write: Callable[[Path], Any], key: int, suffix: str, target: Path) -> Path:
-    """A file beside the target, called by its content."""
+    """Write a file next to the target, named by the hash of its content."""
     folder = target.with_name(f"{target.stem}_images").resolve()
     copy = folder / f"{key % 2**64:016x}{suffix}"
     if not copy.exists():
@@ -271,7 +277,7 @@ def _suffix(image: Mapping[str, Any], data: bytes) -> str:
 
 
 def _put(image: Mapping[str, Any], target: Path, images: str) -> dict[str, Any]:
-    """An image as a table holds it: inside, copied, or where it is."""
+    """Convert an image for a table: its bytes, a copy, or its path."""
     if images == "copy":
         return {"bytes": None, "path": str(_place(image, target, images))}
     if images == "path":

@@ -30,7 +30,7 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
     skip = args.on_bad_record == "skip"
     if args.max_length is not None and not skip:
         _refuse(records, costs, costs.prompt + 1, args.max_length, processor, args, f"trainer.max_length={args.max_length}", True)
-    truncated = costs.cut(args.max_length, skip=skip)
+    truncated = costs.truncate(args.max_length, skip=skip)
     if context is not None:
         lengths = truncated.prompt + np.maximum(truncated.chosen, truncated.rejected)
         _refuse(records, costs, lengths, context, processor, args, f"the model's context of {context:,}", False)

@@ -48,7 +48,7 @@ def memory_section(estimate: MemoryEstimate, where: str) -> str:
 
 def work_section(work: Workload, args: Any, ranks: int) -> str:
     """Show the steps, epochs, tokens and tiles of the run."""
-    truncated = work.costs.cut(args.max_length, skip=args.on_bad_record == "skip")
+    truncated = work.costs.truncate(args.max_length, skip=args.on_bad_record == "skip")
     scale = work.total / len(work.costs) * work.epochs
     about = "about " if work.sampled else ""
     lines = [

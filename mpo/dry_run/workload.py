@@ -71,7 +71,7 @@ def plan_workload(
         ranks: number of ranks.
         gpu: whether the run uses GPUs.
     """
-    truncated = costs.cut(args.max_length, skip=args.on_bad_record == "skip")
+    truncated = costs.truncate(args.max_length, skip=args.on_bad_record == "skip")
     sampler = None
     if args.batching == "tokens" or args.group_same_prompt > 1:
         sampler = PairBatchSampler(

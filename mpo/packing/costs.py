@@ -80,7 +80,7 @@ class PairCosts:
         pairs: NDArray[np.float64] = prompt**2 / 2 + chosen * (prompt + chosen / 2) + rejected * (prompt + rejected / 2)
         return pairs
 
-    def cut(self, max_length: int | None, *, skip: bool = False) -> PairCosts:
+    def truncate(self, max_length: int | None, *, skip: bool = False) -> PairCosts:
         """The costs with completions truncated so that prompt and completion have at most `max_length` tokens.
 
         With `skip`, a record whose prompt leaves no token for a completion has the cost of the blank pair that replaces it.
@@ -141,7 +141,9 @@ def measure(
         num_proc=num_proc,
         desc="Measuring records",
     )
-    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).cut(max_length, skip=on_bad_record == "skip")
+    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).truncate(
+        max_length, skip=on_bad_record == "skip"
+    )
 
 
 class RecordMeasure:

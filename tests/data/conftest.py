@@ -1,4 +1,4 @@
-"""What is converted in a test goes into a cache of its own."""
+"""Give every test its own cache of converted data."""
 
 import datasets
 import pytest
@@ -14,7 +14,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder with a.png and b.png, one more image outside of it, and ways to get there."""
+    """A folder with a.png, b.png and sub/c.png, an image outside it, and links that lead there."""
     make_image(2).save(tmp_path / "outside.png")
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)

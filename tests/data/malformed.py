@@ -1,7 +1,7 @@
-"""Lines that are no pairs, for every format, and a part of the reason that each is refused for.
+"""Malformed lines of every format, each with a part of the reason why it is refused.
 
-Each format has a good line; every field of it is spoilt in the same ways, and what is particular to it is added by hand. Lines are
-the bytes of a file's line. Images lie in a folder as `conftest.images` makes it.
+Each format has a good line; every field of it is spoilt in the same ways, and cases particular to the format are added by hand.
+Lines are the bytes of a line in a file. Images are in a folder that `conftest.images` makes.
 """
 
 import copy
@@ -43,7 +43,7 @@ GOOD = {
         "images": ["a.png"],
     },
 }
-# Where each format has its texts (question, chosen, rejected: what errors call them), its images, its id.
+# The fields of each format with its texts (and their names in error messages), its images, its id.
 TEXTS = {
     "mmpr": {("question",): "the prompt", ("chosen",): "'chosen'", ("rejected",): "'rejected'"},
     "trl": {("prompt",): "the prompt", ("chosen",): "'chosen'", ("rejected",): "'rejected'"},
@@ -60,7 +60,7 @@ TEXTS = {
 IMAGES = {"mmpr": "image", "trl": "images", "rlaif_v": "image", "rlhf_v": "image", "vlfeedback": "img_path"}
 IMAGES |= {"sharegpt": "images", "swift": "images"}
 IDS = {"mmpr": "id", "trl": "id", "rlaif_v": "idx", "rlhf_v": "idx", "sharegpt": "id", "swift": "id"}
-GONE = object()
+MISSING = object()
 
 NOT_JSON = {
     "cut short": (b'{"question": "What', "not JSON"),
@@ -82,12 +82,12 @@ NOT_JSON = {
     "NaN": (b"NaN", "a JSON float instead of an object"),
     "too deep": (DEEP.encode(), "nested too deeply"),
     "a number too long": (b'{"question": ' + b"9" * 5000 + b"}", "too long"),
-    "an empty object": (b"{}", "no pair in any format that is known: the line has nothing"),
+    "an empty object": (b"{}", "the line has nothing"),
     "other fields": (b'{"instruction": "a", "output": "b"}', "rlhf_v: text (JSON with question, chosen, rejected)"),
 }
 
 SPOILT_TEXTS = {
-    "missing": (GONE, "{} is missing"),
+    "missing": (MISSING, "{} is missing"),
     "null": (None, "{} is missing"),
     "empty": ("", "{} is empty"),
     "blank": (" \n\t", "{} is empty"),
@@ -146,7 +146,7 @@ def changed(line, path, value):
     inner = line
     for step in path[:-1]:
         inner = inner[step]
-    if value is GONE:
+    if value is MISSING:
         del inner[path[-1]]
     else:
         inner[path[-1]] = value
@@ -158,8 +158,8 @@ def spoilt(format):
     good = GOOD[format]
     for path, called in TEXTS[format].items():
         for how, (value, reason) in SPOILT_TEXTS.items():
-            if value is GONE and (path in (("question",), ("rejected_response",)) or (format, path) == ("trl", ("prompt",))):
-                reason = "no pair in any format"  # the field that a format is known by
+            if value is MISSING and (path in (("question",), ("rejected_response",)) or (format, path) == ("trl", ("prompt",))):
+                reason = "in any known format"  # the field by which the format is detected
             yield f"{'.'.join(map(str, path))}: {how}", changed(good, path, value), reason.format(called)
     for how, (value, reason) in SPOILT_IMAGES.items():
         yield f"{IMAGES[format]}: {how}", changed(good, (IMAGES[format],), value), reason
@@ -168,20 +168,21 @@ def spoilt(format):
 
 
 def particular(format):
-    """What can only be wrong in this format, and with marks and answers in any."""
+    """Errors that are particular to this format, and errors with placeholders and completions of any format."""
     good = GOOD[format]
     if format == "mmpr":
-        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
-        yield "two marks", {**good, "question": "<image><image>?"}, "2 <image> marks for 1 images"
-        yield "one mark for two", {**good, "image": ["a.png", "b.png"], "question": "<image>?"}, "1 <image> marks for 2 images"
-        yield "a mark and no image", {**QUESTION, "question": "<image>?"}, "1 <image> marks for 0 images"
-        yield "a video's mark and no video", {**QUESTION, "question": "<video>?"}, "1 <video> marks for 0 videos"
-        answer = {**good, "question": "?", "rejected": "An <image> of a dog."}
-        yield "a mark in an answer", answer, "<image> in 'rejected' places nothing"
-        yield "a mark in the system's field", {**good, "system": "See <image>."}, "<image> in 'system' places nothing"
+        yield "equal completions", {**good, "rejected": good["chosen"]}, "the same completion"
+        yield "two placeholders", {**good, "question": "<image><image>?"}, "2 <image> placeholders for 1 images"
+        one = {**good, "image": ["a.png", "b.png"], "question": "<image>?"}
+        yield "one placeholder for two", one, "1 <image> placeholders for 2 images"
+        yield "a placeholder and no image", {**QUESTION, "question": "<image>?"}, "1 <image> placeholders for 0 images"
+        yield "a video's placeholder and no video", {**QUESTION, "question": "<video>?"}, "1 <video> placeholders for 0 videos"
+        completion = {**good, "question": "?", "rejected": "An <image> of a dog."}
+        yield "a placeholder in a completion", completion, "<image> in 'rejected'"
+        yield "a placeholder in the system field", {**good, "system": "See <image>."}, "<image> in 'system'"
         yield "system", {**good, "system": ["a"]}, "'system' has a list"
         yield "two names", {**good, "images": ["a.png"]}, "both 'image' and 'images'"
-        yield "a part of a video", {**QUESTION, "video": "clip.mp4", "clip": [0, 5]}, "'clip' is there"
+        yield "a part of a video", {**QUESTION, "video": "clip.mp4", "clip": [0, 5]}, "the line has 'clip'"
         yield "a video that is not there", {**QUESTION, "video": "none.mp4"}, "there is no video"
         yield "a video outside", {**QUESTION, "video": "../outside.png"}, "lies outside"
         yield "a video as a number", {**QUESTION, "video": [5]}, "the video is a number"
@@ -189,52 +190,54 @@ def particular(format):
         yield "twice an image", json.dumps(good)[:-1] + ', "image": "b.png"}', "'image' is there twice"
     if format == "trl":
         text, image = {"type": "text", "text": "A cat."}, {"type": "image"}
-        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
-        yield "no prompt", {"chosen": "It is a cat.", "rejected": "It is a dog."}, "no pair in any format"
-        yield "no prompt, two types", {"chosen": "A", "rejected": [5]}, "no pair in any format"
+        yield "equal completions", {**good, "rejected": good["chosen"]}, "the same completion"
+        yield "no prompt", {"chosen": "It is a cat.", "rejected": "It is a dog."}, "in any known format"
+        yield "no prompt, two types", {"chosen": "A", "rejected": [5]}, "in any known format"
         yield (
             "no prompt, nothing in common",
             {"chosen": [_said("assistant", "A")], "rejected": [5]},
-            "do not begin with the same one",
+            "there is no prompt",
         )
         whole = [_said("user", "?"), _said("assistant", "A")]
-        yield "no prompt, equal", {"chosen": whole, "rejected": whole}, "the same answer"
-        yield "no prompt, one turn", {"chosen": whole[:1], "rejected": whole[:1]}, "do not begin with the same"
-        yield "no prompt, no answer", {"chosen": whole[:1], "rejected": whole}, "do not begin with the same"
-        yield "the prompt repeated", {**good, "chosen": [_said("user", "?"), _said("assistant", "A")]}, "belongs into the prompt"
-        yield "ends with the user", {**good, "chosen": [_said("assistant", "A"), _said("user", "?")]}, "instead of the assistant's"
+        yield "no prompt, equal", {"chosen": whole, "rejected": whole}, "the same completion"
+        yield "no prompt, one turn", {"chosen": whole[:1], "rejected": whole[:1]}, "there is no prompt"
+        yield "no prompt, no completion", {"chosen": whole[:1], "rejected": whole}, "there is no prompt"
+        yield "the prompt repeated", {**good, "chosen": [_said("user", "?"), _said("assistant", "A")]}, "message of the user"
+        yield "ends with the user", {**good, "chosen": [_said("assistant", "A"), _said("user", "?")]}, "role 'user'"
         yield "no user", {**good, "prompt": [_said("system", "Be brief.")]}, "no message of the user"
-        yield "an image in an answer", {**good, "chosen": [_said("assistant", [text, image])]}, "images belong to the prompt"
+        yield "an image in a completion", {**good, "chosen": [_said("assistant", [text, image])]}, "'chosen' has an image"
         yield "a part of another type", {**good, "chosen": [_said("assistant", [{"type": "audio"}])]}, "not text, image or video"
         yield "a part that is text", {**good, "chosen": [_said("assistant", ["A cat."])]}, "not text, image or video"
         yield "text without text", {**good, "chosen": [_said("assistant", [{"type": "text"}])]}, "null where text is expected"
         yield (
             "an image in its place",
             {**good, "prompt": [_said("user", [{"type": "image", "image": "a.png"}])]},
-            "inside its messages",
+            "'images'",
         )
-        yield "two places", {**good, "prompt": [_said("user", [image, image, text])]}, "2 <image> marks for 1 images"
+        yield "two image parts", {**good, "prompt": [_said("user", [image, image, text])]}, "2 <image> placeholders for 1 images"
         asked = [_said("system", "You see <image>."), _said("user", "?")]
-        yield "a mark in the system's turn", {**good, "prompt": asked}, "<image> in turn 1 (system) places nothing"
+        yield "a placeholder in the system turn", {**good, "prompt": asked}, "<image> in turn 1 (system)"
         asked = [_said("user", "Draw."), _said("assistant", "<image>"), _said("user", "<image>?")]
-        yield "a mark in an earlier answer", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "in turn 2 (assistant)"
-        yield "which turn has a mark", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "2 images (in turn 3 (user))"
+        yield "a placeholder in an earlier reply", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "in turn 2 (assistant)"
+        yield "which turn has a placeholder", {**good, "prompt": asked, "images": ["a.png", "b.png"]}, "2 images (in turn 3 (user))"
         asked = [_said("user", [{"type": "text", "text": "<image>, <image>"}])]
-        yield "two marks in a part", {**good, "prompt": asked}, "2 <image> marks for 1 images"
+        yield "two placeholders in a part", {**good, "prompt": asked}, "2 <image> placeholders for 1 images"
         asked = [_said("user", [image, text]), _said("assistant", "So?"), _said("user", "And <image>?")]
-        yield "a place and a mark", {**good, "prompt": asked}, "2 <image> marks for 1 images (in turn 1 (user), turn 3 (user))"
+        reason = "2 <image> placeholders for 1 images (in turn 1 (user), turn 3 (user))"
+        yield "an image part and a placeholder", {**good, "prompt": asked}, reason
         asked = [_said("system", "Be brief."), _said("user", "?")]
-        yield "system twice", {**good, "prompt": asked, "system": "Be long."}, "and another in the prompt"
+        yield "system twice", {**good, "prompt": asked, "system": "Be long."}, "system message in 'system'"
         calls = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}]
         yield "tool calls", {**good, "chosen": calls}, "tool_calls"
-        yield "tools", {**good, "tools": "[]x"}, "'tools' is there"
-        yield "a template", {**good, "chat_template_kwargs": {"a": 1}}, "'chat_template_kwargs' is there"
+        yield "tools", {**good, "tools": "[]x"}, "the line has 'tools'"
+        yield "a template", {**good, "chat_template_kwargs": {"a": 1}}, "the line has 'chat_template_kwargs'"
         for value in ("much", True, [], float("nan"), float("inf"), -float("inf"), 10**400):
             yield f"margin {value!r:.9}", {**good, "margin": value}, "instead of a finite number"
         for value in ({"most": 5}, 5, [6]):
-            yield f"tiles {value!r}", {**good, "tiles": value}, "'tiles' is an object with min, max, thumbnail"
+            yield f"tiles {value!r}", {**good, "tiles": value}, "with min, max, thumbnail"
         for value in (0, -1, 1.5, True, "6", 2**31):
-            yield f"at most {value!r} tiles", {**good, "tiles": {"max": value}}, "no whole number of 1 or more"
+            reason = f"max of 'tiles' must be a whole number of 1 or more; got {value!r}"
+            yield f"at most {value!r} tiles", {**good, "tiles": {"max": value}}, reason
         yield "a thumbnail", {**good, "tiles": {"thumbnail": 1}}, "a number instead of true or false"
         yield "augment", {**good, "augment": "yes"}, "'augment' is text instead of true or false"
         yield "a source", {**good, "source": ["a"]}, "'source' is a list"
@@ -242,8 +245,8 @@ def particular(format):
         yield "metadata", {**good, "metadata": "{"}, "'metadata'"
         yield "deep metadata", {**good, "metadata": DEEP}, "nested too deeply"
     if format == "rlaif_v":
-        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
-        yield "a mark for none", {**good, "image": None, "question": "<image>?"}, "1 <image> marks for 0 images"
+        yield "equal completions", {**good, "rejected": good["chosen"]}, "the same completion"
+        yield "a placeholder for none", {**good, "image": None, "question": "<image>?"}, "1 <image> placeholders for 0 images"
         yield "another path", {**good, "image": None, "image_path": "../outside.png"}, "lies outside"
     if format == "rlhf_v":
         for value, reason in (
@@ -259,27 +262,27 @@ def particular(format):
             yield f"text {value!r}", {**good, "text": value}, "not JSON"
         yield "deep text", {**good, "text": DEEP}, "nested too deeply"
         yield "a long number", {**good, "text": "9" * 5000}, "too long"
-        yield "equal answers", {**good, "text": {**QUESTION, "rejected": "A cat."}}, "the same answer"
+        yield "equal completions", {**good, "text": {**QUESTION, "rejected": "A cat."}}, "the same completion"
     if format == "vlfeedback":
         completions = good["completions"]
         for value in (None, 5, "A cat.", True, [5, 5], ["a", "b"], [[], []]):
             yield f"completions {value!r}", {**good, "completions": value}, "each an object"
-        yield "no answers", {**good, "completions": []}, "has 0 answers"
-        yield "one answer", {**good, "completions": completions[:1]}, "has 1 answers"
-        yield "too many answers", {**good, "completions": completions * 40}, "has 80 answers"
+        yield "no completions", {**good, "completions": []}, "has 0 entries"
+        yield "one completion", {**good, "completions": completions[:1]}, "has 1 entries"
+        yield "too many completions", {**good, "completions": completions * 40}, "has 80 entries"
         yield "columns of different lengths", {**good, "completions": {"response": ["a"], "annotations": []}}, "lists of one length"
-        yield "columns that are none", {**good, "completions": {"response": "a"}}, "lists of one length"
+        yield "columns that are not lists", {**good, "completions": {"response": "a"}}, "lists of one length"
         yield "no columns", {**good, "completions": {}}, "lists of one length"
         for value in (None, 5, [], "good"):
             yield (
                 f"annotations {value!r}",
                 changed(good, ("completions", 1, "annotations"), value),
-                "answer 2 of 'completions' has no ann",
+                "entry 2 of 'completions' has no object 'annotations'",
             )
         for value in (None, "", "N/A", "nan", "inf", [], {}, True, float("nan"), 10**400):
             line = changed(good, ("completions", 0, "annotations", "Helpfulness", "Rating"), value)
-            yield f"rating {value!r:.9}", line, "answer 1 of 'completions' has no number as its rating of 'Helpfulness'"
-        line = changed(good, ("completions", 0, "annotations", "Visual Faithfulness"), GONE)
+            yield f"rating {value!r:.9}", line, "entry 1 of 'completions' has no number as its rating of 'Helpfulness'"
+        line = changed(good, ("completions", 0, "annotations", "Visual Faithfulness"), MISSING)
         yield "no rating", line, "rating of 'Visual Faithfulness'"
         yield "two images", {**good, "image": "b.png"}, "both 'img_path' and 'image'"
     if format == "sharegpt":
@@ -297,41 +300,41 @@ def particular(format):
             "the last turn is the assistant's",
         )
         yield "chosen from", changed(good, ("chosen", "from"), "narrator"), "'chosen' is from 'narrator'"
-        yield "chosen from a human", changed(good, ("chosen", "from"), "human"), "belongs into the prompt"
-        yield "equal answers", {**good, "rejected": good["chosen"]}, "the same answer"
+        yield "chosen from a human", changed(good, ("chosen", "from"), "human"), "message of the user"
+        yield "equal completions", {**good, "rejected": good["chosen"]}, "the same completion"
         yield (
             "system twice",
             {**good, "system": "a", "conversations": [_turn("system"), *good["conversations"]]},
-            "system message stands in",
+            "system message in 'system'",
         )
         yield "system", {**good, "system": 5}, "'system' has a number"
-        yield "tools", {**good, "tools": "[{}]"}, "'tools' is there"
-        yield "sound", {**good, "audios": ["a.wav"]}, "'audios' is there"
+        yield "tools", {**good, "tools": "[{}]"}, "the line has 'tools'"
+        yield "sound", {**good, "audios": ["a.wav"]}, "the line has 'audios'"
         yield "both names", {**good, "messages": []}, "both 'conversations' and 'messages'"
-        yield "no image for the mark", {**good, "images": []}, "1 <image> marks for 0 images"
+        yield "no image for the placeholder", {**good, "images": []}, "1 <image> placeholders for 0 images"
     if format == "swift":
         user, cat = good["messages"]
         for value, reason in ((None, "null"), (5, "a number"), ("a", "text"), ({}, "an object"), ([], "of 0"), ([user], "of 1")):
             yield f"messages {value!r:.9}", {**good, "messages": value}, reason
         for value in (5, None, "a", user, []):
-            yield f"the last {value!r:.9}", {**good, "messages": [user, value]}, "a message of the assistant"
+            yield f"the last {value!r:.9}", {**good, "messages": [user, value]}, "the last of 'messages'"
         for value in (5, None, "a", []):
             yield f"the first {value!r}", {**good, "messages": [value, cat]}, "where a message"
         yield "no user", {**good, "messages": [cat, cat]}, "no message of the user"
-        yield "equal answers", {**good, "rejected_response": "A cat."}, "the same answer"
+        yield "equal completions", {**good, "rejected_response": "A cat."}, "the same completion"
         yield "both", {**good, "rejected_messages": good["messages"]}, "both 'rejected_response' and 'rejected_messages'"
         other = {key: value for key, value in good.items() if key != "rejected_response"}
         asked = [{**user, "content": "<image>Why?"}, {**cat, "content": "A dog."}]
-        yield "another question", {**other, "rejected_messages": asked}, "differ from 'messages' before the answer"
-        yield "no messages", {**other, "rejected_messages": []}, "'rejected_messages' is a list of at least two"
-        yield "other images", {**good, "rejected_images": ["b.png"]}, "both answers of a pair are about the same images"
-        yield "other videos", {**good, "rejected_videos": ["b.mp4"]}, "both answers of a pair are about the same videos"
+        yield "another question", {**other, "rejected_messages": asked}, "'rejected_messages' differ from 'messages'"
+        yield "no messages", {**other, "rejected_messages": []}, "'rejected_messages' must be a list"
+        yield "other images", {**good, "rejected_images": ["b.png"]}, "'rejected_images' differ"
+        yield "other videos", {**good, "rejected_videos": ["b.mp4"]}, "'rejected_videos' differ"
         yield "only other images", {**other, "rejected_images": ["a.png"]}, "'rejected' is missing"
         for name in ("tools", "objects", "audios", "rejected_tools", "rejected_audios"):
-            yield name, {**good, name: ["x"]}, f"{name!r} is there"
+            yield name, {**good, name: ["x"]}, f"the line has {name!r}"
         yield "a margin", {**good, "margin": "much"}, "instead of a finite number"
         yield "system", {**good, "system": ["a"]}, "'system' has a list"
-        yield "no image for the mark", {**good, "images": None}, "1 <image> marks for 0 images"
+        yield "no image for the placeholder", {**good, "images": None}, "1 <image> placeholders for 0 images"
 
 
 def _said(role, content):
@@ -347,6 +350,6 @@ def _bytes(line):
 
 
 def cases(format):
-    """All of a format: what is wrong, the line, a part of the reason."""
+    """All cases of a format: what is wrong, the line, a part of the reason."""
     made = [(name, line, reason) for name, (line, reason) in NOT_JSON.items()]
     return made + [(name, _bytes(line), reason) for name, line, reason in (*spoilt(format), *particular(format))]

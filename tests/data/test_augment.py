@@ -1,4 +1,4 @@
-"""InternVL 2.5's JPEG augmentation: per tile, between cut and normalisation, in training alone, the same when resumed."""
+"""InternVL 2.5's JPEG augmentation: per tile, before normalisation, only in training, and the same when resumed."""
 
 import copy
 from collections import Counter
@@ -20,7 +20,7 @@ from mpo.packing.tiles import jpeg_seed
 
 
 def through_jpeg(tile: np.ndarray, quality: int) -> np.ndarray:
-    """As the official code's `simulate_jpeg_degradation`: saved by Pillow with nothing but the quality, and opened."""
+    """As in the official code's `simulate_jpeg_degradation`: saved by Pillow with only the quality set, and opened."""
     file = BytesIO()
     Image.fromarray(tile).convert("RGB").save(file, format="JPEG", quality=quality)
     return np.asarray(Image.open(BytesIO(file.getvalue())).convert("RGB"))
@@ -79,24 +79,24 @@ def as_bytes(processor, values: torch.Tensor) -> np.ndarray:
 
 
 def test_each_tile_goes_through_jpeg_once_and_is_then_normalised(processor):
-    """Two tiles and the thumbnail: what the plain tiles are, through JPEG at the drawn quality, to the last bit."""
+    """Two tiles and the thumbnail are bitwise the plain tiles, through JPEG at the drawn quality."""
     image = make_image(0, 64, 32)
     plain = pixels(processor, [row(image, augment=True)])
     found = pixels(processor, [row(image, augment=True, **{EPOCH: 3})], augment_seed=7)
-    cut = as_bytes(processor, plain)
-    assert cut.shape == (3, 32, 32, 3)
-    assert np.array_equal(np.concatenate([cut[0], cut[1]], axis=1), np.asarray(image))  # the image fits its tiles
-    expected = compress_tiles(cut, (7, 3))
+    split = as_bytes(processor, plain)
+    assert split.shape == (3, 32, 32, 3)
+    assert np.array_equal(np.concatenate([split[0], split[1]], axis=1), np.asarray(image))  # the image fits its tiles
+    expected = compress_tiles(split, (7, 3))
     mean, std = (torch.tensor(getattr(processor.image_processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
     normalised = (torch.from_numpy(expected).permute(0, 3, 1, 2).float() / 255 - mean) / std
     torch.testing.assert_close(found, normalised, rtol=0, atol=1e-6)
-    possible = [[through_jpeg(tile, quality) for quality in QUALITIES] for tile in cut]
+    possible = [[through_jpeg(tile, quality) for quality in QUALITIES] for tile in split]
     assert all(
         any(np.array_equal(tile, one) for one in each) for tile, each in zip(as_bytes(processor, found), possible, strict=True)
     )
 
 
-def test_only_in_training_and_only_where_asked(processor):
+def test_only_in_training_and_only_if_set(processor):
     """A record of an evaluation has no epoch; `augment` may be false or missing."""
     image = make_image(0, 64, 32)
     plain = pixels(processor, [row(image)])
@@ -107,7 +107,7 @@ def test_only_in_training_and_only_where_asked(processor):
 
 
 def test_an_image_of_several_prompts_has_one_noise(processor):
-    """It is cut once then, and encoded once; a prompt that is not augmented has the image as it is."""
+    """It is split into tiles and encoded only once; a prompt without augmentation has the plain image."""
     image = make_image(0, 64, 32)
     asked = [row(image.copy(), question=text, augment=True, **{EPOCH: 0}) for text in ("What?", "Why?")]
     batch = PairCollator(processor, layout="packed")([*asked, row(image.copy(), question="What?")])
@@ -174,7 +174,7 @@ def watched(trainer) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_resumed_run_draws_the_same(tmp_path, way):
-    """Two epochs of four steps, resumed in the middle of the second: the same noise, and the weights to the last bit."""
+    """Two epochs of four steps, resumed in the middle of the second: the same noise, and bitwise the same weights."""
     settings = {"augment": True, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 6, **WAYS[way]}
     whole = small_run(tmp_path, **settings)
     seen = watched(whole)

@@ -1,4 +1,4 @@
-"""Files with some bytes changed, cut or added: their pairs, or a ValueError that names the file; nothing else, no hanging."""
+"""Files with bytes changed, removed or added give their pairs, or a ValueError that names the file, and never hang."""
 
 import gzip
 import json
@@ -47,15 +47,15 @@ KINDS = {
 
 @st.composite
 def damage(draw):
-    """What is done to a file, as places between 0 and 1: bytes replaced, a part cut out, something put in."""
+    """Changes of a file at places between 0 and 1: bytes replaced, removed or inserted."""
     place = st.floats(0, 1, exclude_max=True)
     return draw(st.lists(st.tuples(place, st.integers(0, 20), st.binary(max_size=8)), min_size=1, max_size=4))
 
 
 def damaged(data, changes):
-    for place, gone, put in changes:
+    for place, removed, inserted in changes:
         at = int(place * len(data))
-        data = data[:at] + put + data[at + gone :]
+        data = data[:at] + inserted + data[at + removed :]
     return data
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_folder(tmp_path):
         for data in (b"", whole[: len(whole) // 2], b"{}"):
             file.write_bytes(data)
             try:
-                assert len(load_preferences(tmp_path / "saved")) == 1  # of its JSON, not all is needed
+                assert len(load_preferences(tmp_path / "saved")) == 1  # not all of its JSON is needed
             except ValueError as error:
                 assert str(tmp_path / "saved") in str(error)
         file.write_bytes(whole)

@@ -1,4 +1,4 @@
-"""A line of every format, as its makers publish it, becomes the right record; each is detected from the line alone."""
+"""A published line of every format becomes the right record; the format is detected from the line alone."""
 
 import json
 
@@ -13,7 +13,7 @@ ASKED = "What is it?"
 
 
 def shown(messages):
-    """Messages as text: images as their marks."""
+    """Render messages as text, with images as placeholders."""
     return [(message["role"], "".join(part["text"] or f"<{part['type']}>" for part in message["content"])) for message in messages]
 
 
@@ -30,8 +30,8 @@ def paths(row, folder):
 # MMPR
 
 
-def test_mmpr_with_a_checked_answer(images):
-    """As MMPR v1.2's correctness pairs: one image, marked."""
+def test_mmpr_with_a_ground_truth(images):
+    """As MMPR v1.2's correctness pairs: one image with its placeholder."""
     line = {
         "image": "sub/c.png",
         "question": "<image>\nWhat is it?\nAnswer the question.",
@@ -96,7 +96,7 @@ def test_trl_explicit(images):
 
 
 def test_trl_implicit(images):
-    """Messages by themselves; text only when the format is given, since any two answers may begin alike."""
+    """Messages are split without settings; text only if the format is given, since any two texts may begin alike."""
     whole = {side: CHAT["prompt"] + CHAT[side] for side in ("chosen", "rejected")}
     row = only(whole, images)
     assert [shown(row[side]) for side in ("prompt", "chosen")] == [
@@ -106,14 +106,14 @@ def test_trl_implicit(images):
     text = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
     row = only(text, images, format="trl")
     assert [shown(row[side])[0][1] for side in ("prompt", "chosen", "rejected")] == ["The sky is", " blue.", " green."]
-    with pytest.raises(BadRecord, match="no pair in any format"):
+    with pytest.raises(BadRecord, match="no pair in any known format"):
         only(text, images)
-    with pytest.raises(BadRecord, match="both text or both lists"):
+    with pytest.raises(BadRecord, match="without 'prompt'"):
         only({"chosen": "A", "rejected": [1]}, images, format="trl")
 
 
 def test_turns_before_the_last(images):
-    """Marks stand in any user's message; without marks, images stand in front of the first."""
+    """Placeholders may be in any user message; without placeholders, images are put in front of the first one."""
     turns = [
         {"role": "user", "content": "One."},
         {"role": "assistant", "content": "Yes?"},
@@ -125,8 +125,8 @@ def test_turns_before_the_last(images):
     assert shown(only(line, images)["prompt"])[0] == ("user", "<image>One.")
 
 
-def test_marks_in_parts_of_text(images):
-    """They are cut as in text: `Look: <image>`; but where parts of type image place all images, text is left as it is."""
+def test_placeholders_in_text_parts(images):
+    """They are split as in text: `Look: <image>`; but if image parts already place all images, text is left unchanged."""
     parts = [{"type": "text", "text": "A <image> B <image>\nC"}]
     line = {**CHAT, "prompt": [{"role": "user", "content": parts}], "images": ["a.png", "b.png"]}
     row = only(line, images)
@@ -146,7 +146,7 @@ def test_what_a_tool_shows(images):
     assert row["prompt"][2]["content"] == [{"type": "image", "text": None}]
 
 
-def test_a_mark_elsewhere_is_text_where_all_images_have_theirs(images):
+def test_a_placeholder_elsewhere_is_text_if_all_images_have_theirs(images):
     line = {**CHAT, "prompt": [{"role": "system", "content": "<image> is an image."}, {"role": "user", "content": "<image>?"}]}
     row = only({**line, "images": ["a.png"], "chosen": "An <image>."}, images)
     assert shown(row["prompt"]) == [("system", "<image> is an image."), ("user", "<image>?")]
@@ -169,7 +169,7 @@ def test_the_same_system_message_twice_is_one(images):
 
 @pytest.mark.parametrize("before", [[], [{"role": "system", "content": "Be brief."}]])
 def test_trl_prompt_of_text_beside_whole_conversations(before, images):
-    """As UltraFeedback: `messages` repeats the chosen conversation. TRL itself reads the same of it."""
+    """As in UltraFeedback, where `messages` repeats the chosen conversation. TRL itself extracts the same prompt."""
     from trl.data_utils import maybe_extract_prompt
 
     asked = [*before, {"role": "user", "content": ASKED}]
@@ -181,7 +181,7 @@ def test_trl_prompt_of_text_beside_whole_conversations(before, images):
     assert shown(row["prompt"]) == shown_by_trl(maybe_extract_prompt(line)["prompt"])
     assert [shown(row[side]) for side in ("chosen", "rejected")] == [[("assistant", "A cat.")], [("assistant", "A dog.")]]
     assert row["prompt_id"] == "p"
-    with pytest.raises(BadRecord, match="what is asked belongs into the prompt"):
+    with pytest.raises(BadRecord, match="'chosen' begins with a message of the system|'chosen' begins with a message of the user"):
         only({**line, "prompt": "Another question?"}, images)
 
 
@@ -190,7 +190,7 @@ def shown_by_trl(messages):
 
 
 def test_a_record_read_again_is_the_same(images):
-    """What `load_preferences` makes of a line is of TRL's format, and loses nothing when it is read once more."""
+    """A record of `load_preferences` is in TRL's format, and loses nothing when it is read again."""
     line = {
         **PLAIN,
         "images": ["a.png"],
@@ -206,7 +206,7 @@ def test_a_record_read_again_is_the_same(images):
 
 
 def test_ground_truth_under_its_other_name(images):
-    """A foreign file's `answer` is the known answer, unless the line has a `ground_truth`."""
+    """The field `answer` of another file is the ground truth, unless the line has a `ground_truth`."""
     row = only({**PLAIN, "answer": "cat"}, images)
     assert (row["ground_truth"], row["metadata"]) == ("cat", None)
     row = only({**PLAIN, "answer": "A cat.", "ground_truth": "cat"}, images)
@@ -258,7 +258,7 @@ def test_rlhf_v(images, released):
 
 @pytest.mark.parametrize("text", ["a caption", "{", '{"caption": "a cat"}', None, 5])
 @pytest.mark.parametrize("asked", ["question", "prompt"])
-def test_a_column_of_text_makes_no_rlhf_v(images, asked, text):
+def test_a_text_column_alone_is_not_rlhf_v(images, asked, text):
     line = {"image": "a.png", asked: ASKED, "chosen": "A cat.", "rejected": "A dog.", "text": text}
     row = only(line, images)
     assert shown(row["prompt"]) == [("user", f"<image>{ASKED}")]
@@ -281,7 +281,7 @@ COMPLETIONS = [rated("A", 3, 5, 4), rated("B", 5, 5, 5), rated("C", 3, 5, 4), ra
 
 @pytest.mark.parametrize("layout", ["list of objects", "object of lists"])
 def test_vlfeedback(images, layout):
-    """Means 4, 5, 4 and 3: B before A, C and D, A and C before D, A and C tie. Of four answers that is five pairs."""
+    """Means 4, 5, 4 and 3: B before A, C and D, A and C before D, A and C tie. Four completions give five pairs."""
     completions = COMPLETIONS
     if layout == "object of lists":  # as datasets holds a sequence of objects
         completions = {name: [one[name] for one in COMPLETIONS] for name in COMPLETIONS[0]}
@@ -300,7 +300,7 @@ def test_vlfeedback(images, layout):
 
 
 def test_vlfeedback_makes_no_pair_of_equals(images):
-    """Equal ratings, or the same text, are nothing to prefer: no pair, and no bad record."""
+    """Equal ratings or equal texts give no pair and no bad record."""
     line = {"prompt": ASKED, "img_path": "a.png", "completions": [COMPLETIONS[0], COMPLETIONS[2], rated("A", 1, 1, 1)]}
     rows = to_records(line, where="pairs.jsonl:3", find=Folders(images))
     assert [(shown(row["chosen"])[0][1], shown(row["rejected"])[0][1]) for row in rows] == [("C", "A")]
@@ -381,7 +381,7 @@ def test_detection_and_its_override(images):
 
 
 def test_the_prompts_id_is_of_prompt_and_images(images, tmp_path):
-    """The same for two pairs of a prompt, wherever the images lie; another one for other words or other images."""
+    """It is the same for two pairs of a prompt, wherever the images are; it differs for other words or other images."""
     line = {"image": "a.png", "question": ASKED, "chosen": "A cat.", "rejected": "A dog."}
     first = only(line, images)["prompt_id"]
     assert only({**line, "rejected": "A cow."}, images)["prompt_id"] == first
@@ -400,7 +400,7 @@ def test_the_prompts_id_is_of_prompt_and_images(images, tmp_path):
 
 
 def test_links_inside_are_followed(images):
-    """To the file itself; and a link says nothing about the files beside it."""
+    """A link leads to its file, and tells nothing about the files next to it."""
     (images / "sub" / "a.png").symlink_to(images / "b.png")
     find = Folders(images)
     assert find("sub/a.png") == f"{images}/b.png"
@@ -410,8 +410,8 @@ def test_links_inside_are_followed(images):
         find("sub/b.png")
 
 
-def test_a_folder_is_listed_after_many_questions(images):
-    """Answers stay the same when a folder's files are known by its listing."""
+def test_a_folder_is_listed_after_many_look_ups(images):
+    """The results stay the same when a folder's files are known from its listing."""
     from mpo.data.folders import LIST_AFTER
 
     find = Folders(images)
@@ -425,16 +425,16 @@ def test_a_folder_is_listed_after_many_questions(images):
 
 def test_one_pair_is_wanted(images):
     line = {"prompt": ASKED, "img_path": "a.png", "completions": COMPLETIONS}
-    with pytest.raises(BadRecord, match="makes 5 pairs"):
+    with pytest.raises(BadRecord, match="5 pairs"):
         to_record(line, where="a:1", image_root=images)
 
 
 @pytest.mark.parametrize("other", [{"prompt": "Which animal is shown?"}, {"prompt": [{"role": "user", "content": "Which?"}]}])
 @pytest.mark.parametrize("of", [{}, {"ds_name": "a data set"}])
 def test_two_prompts_are_not_guessed_at(images, other, of):
-    """A question beside a prompt: which is meant is said by the format, and by nothing else."""
+    """With a question and a prompt, only a given format tells which of them is meant."""
     line = {"question": "A title", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png", **other, **of}
-    with pytest.raises(BadRecord, match="both 'question' and 'prompt' are there.*set format="):
+    with pytest.raises(BadRecord, match="both 'question' and 'prompt'.*set format="):
         to_records(line, where="a:1", find=Folders(images))
     assert shown(only(line, images, "mmpr")["prompt"])[0][-1].endswith("A title")
     empty = {**line, "prompt": None}

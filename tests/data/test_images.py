@@ -1,4 +1,4 @@
-"""Images: decoded to known pixels, or refused by name. Every image is made here."""
+"""Images are decoded to known pixels, or refused by name. Every image is made here."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_colours_of_16_bits():
 
 @pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3)], ids=["grey", "colour"])
 def test_16_bits_with_a_transparent_colour(kind, channels):
-    """Pillow compares the colour with pixels cut to 8 bits, and shows what should be white."""
+    """Pillow compares the colour with pixels truncated to 8 bits, and shows what should be white."""
     row = b"\0" + struct.pack(f">{channels}H", *[4660] * channels)
     header = struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0)
     see_through = chunk(b"tRNS", struct.pack(f">{channels}H", *[4660] * channels))
@@ -149,7 +149,7 @@ def test_a_transparent_colour():
 
 
 def test_cmyk_with_adobes_inversion_and_without():
-    """Ink of (0, 255, 255, 0) is red. Adobe's files say so by a marker, and hold 255 minus the ink."""
+    """Ink of (0, 255, 255, 0) is red. Adobe's files have a marker, and hold 255 minus the ink."""
     ink = halves("CMYK", left=(0, 255, 255, 0), right=(255, 255, 0, 0))
     adobe = encoded(ink, "JPEG", quality=100)
     assert b"Adobe" in adobe
@@ -172,7 +172,7 @@ def test_turned_upright(format, orientation):
     """A corner that is red when upright: where it is stored, and by which of EXIF's eight turns, does not matter."""
     upright = PILImage.new("RGB", (24, 16), "blue")
     upright.paste(RED, (0, 0, 8, 8))
-    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's Transpose that stores it so
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's Transpose that undoes it
     stored = upright if orientation == 1 else upright.transpose(PILImage.Transpose(back[orientation]))
     exif = PILImage.Exif()
     exif[images.ORIENTATION] = orientation
@@ -219,7 +219,7 @@ def flipped(content: bytes, place: int) -> bytes:
 
 
 def malformed() -> dict[str, tuple[bytes, str]]:
-    """Name -> a file, and what is said about it."""
+    """Map a name to a file and a part of its error message."""
     big = make_image(0, 64, 48)
     whole = {
         "JPEG": encoded(big, "JPEG"),
@@ -301,15 +301,15 @@ def test_lenient_settings_of_others_change_nothing(monkeypatch):
 
 def test_the_limit_is_ours_to_move(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"the image: an image of 16 x 8 pixels is beyond the 100 that .*MAX_PIXELS"):
+    with pytest.raises(ValueError, match=r"the image: .*16 x 8 pixels .*100.*MAX_PIXELS"):
         open_image(encoded(halves(), "PNG"))
-    with pytest.raises(ValueError, match="beyond the 100"):
+    with pytest.raises(ValueError, match="limit of 100"):
         open_image(halves())
 
 
 @pytest.mark.parametrize("source", [None, 3, {}, {"bytes": None, "path": None}, [1], PILImage], ids=str)
 def test_what_is_no_image(source):
-    with pytest.raises(ValueError, match="an image is a path, the bytes of a file, a dict"):
+    with pytest.raises(ValueError, match="an image is a path"):
         open_image(source)
 
 
@@ -326,7 +326,7 @@ def special_files(folder) -> dict[str, tuple[str, str]]:
         "folder": (str(folder / "folder"), "a folder"),
         "device": ("/dev/zero", "a device"),
         "missing": (str(folder / "no.png"), "no such image"),
-        "URL": ("https://example.org/a.png", "nothing is fetched"),
+        "URL": ("https://example.org/a.png", "is a URL"),
         "zero byte": ("a\0b", "no such image"),
         "long": ("a" * 5000, "no such image"),
     }
@@ -455,7 +455,7 @@ def test_paths_that_are_not_text(root, path):
 
 @given(st.text(max_size=30))
 def test_any_path(path):
-    """Nothing but a file of the folder comes back."""
+    """Only files of the folder are returned."""
     folder = os.path.dirname(__file__)
     try:
         found = inside(folder, path)
@@ -492,7 +492,7 @@ def test_what_a_transform_of_the_users_reads_is_decoded(tmp_path):
 
 
 def test_an_image_that_became_a_link_is_not_followed(tmp_path):
-    """Itself, or the folder that it lies in, after the data was read; a record of the user's own may hold links."""
+    """The file or its folder becomes a link after the data was read; a user's own record may have links."""
     for folder in ("data/sub", "private"):
         (tmp_path / folder).mkdir(parents=True)
         make_image(1).save(tmp_path / folder / "a.png")

@@ -1,4 +1,4 @@
-"""Every malformed line is left out, named with its line and the right reason, and the good ones around it are kept."""
+"""Every malformed line is skipped and listed with its place and the right reason; the good lines around it are kept."""
 
 import json
 

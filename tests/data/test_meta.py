@@ -1,4 +1,4 @@
-"""MMPR's meta.json, as it is published: paths, repeat_time, length, tiles, augmentation."""
+"""MMPR's meta.json as published: paths, repeat_time, length, tiles, augmentation."""
 
 import json
 
@@ -24,7 +24,7 @@ def annotations(folder, name, count, image=None):
 
 @pytest.fixture
 def mmpr(tmp_path, images):
-    """A folder as MMPR-v1.2 is unpacked, whose meta.json names it in every path."""
+    """A folder as of the unpacked MMPR-v1.2, whose meta.json names the folder in every path."""
     home = tmp_path / "MMPR-v1.2"
     (home / "images").mkdir(parents=True)
     (home / "images" / "cat").symlink_to(images)
@@ -70,7 +70,7 @@ def test_read_meta(mmpr):
 
 
 def test_load_pairs_of_a_meta(mmpr):
-    """Half of ten, four once, three twice; each with its source, tiles and augmentation; the same draw for a seed."""
+    """Half of ten, four once, three twice, each with its source, tiles and augmentation; the choice depends on the seed."""
     pairs = load_preferences(mmpr, seed=3)
     sources = pairs["source"][:]
     assert {name: sources.count(name) for name in sources} == {"cat_correctness_rules": 5, "text_format_rules": 4, "often": 6}
@@ -91,7 +91,7 @@ def test_paths_relative_to_a_given_folder(mmpr, tmp_path):
     elsewhere.parent.mkdir(parents=True)
     elsewhere.write_bytes(mmpr.read_bytes())
     assert is_meta(elsewhere)
-    with pytest.raises(ValueError, match="there is no annotation file; tried .*Set data.image_root"):
+    with pytest.raises(ValueError, match="no annotation file.*data.image_root"):
         load_preferences(elsewhere)
     assert len(load_preferences(elsewhere, image_root=tmp_path)) == 15
 
@@ -104,11 +104,11 @@ def test_an_image_outside_of_its_sources_root(mmpr):
 
 @pytest.mark.parametrize("root", ["..", "/", "MMPR-v1.2/images/link"])
 def test_a_root_outside_of_a_given_folder(mmpr, tmp_path, root):
-    """Without the folder, the file says itself where its images are; with it, no root leaves it."""
+    """Without the folder, the file may name any root; with it, no root may be outside."""
     (mmpr.parent / "images" / "link").symlink_to("/")
     changed(mmpr, "text_format_rules", root=root)
     assert len(load_preferences(mmpr)) == 4
-    with pytest.raises(ValueError, match="source 'text_format_rules': its 'root' is .*, which lies outside data.image_root"):
+    with pytest.raises(ValueError, match="source 'text_format_rules': .*outside data.image_root"):
         load_preferences(mmpr, image_root=tmp_path)
     assert len(load_preferences(changed(mmpr, "text_format_rules", root="MMPR-v1.2/images/.."), image_root=tmp_path)) == 4
 
@@ -120,26 +120,26 @@ def test_blank_lines_at_the_end_do_not_count_as_length(mmpr):
 
 
 def test_a_meta_has_no_splits(mmpr):
-    with pytest.raises(ValueError, match="meta.json has no split 'validation'. Leave split out, or set it to 'train'"):
+    with pytest.raises(ValueError, match="meta.json has no split 'validation'.*'train'"):
         load_preferences(mmpr, split="validation")
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"length": 11}, "has 10 lines, and 'length' says 11. Its download may be cut short"),
-        ({"length": -1}, "'length' is a whole number of 0 or more"),
-        ({"length": 10.0}, "'length' is a whole number"),
-        ({"length": "10"}, "'length' is a whole number of 0 or more; got text"),
-        ({"repeat_time": 0}, "'repeat_time' is a number above 0"),
-        ({"repeat_time": -1}, "'repeat_time' is a number above 0"),
-        ({"repeat_time": "1"}, "'repeat_time' is a number above 0"),
-        ({"repeat_time": True}, "'repeat_time' is a number above 0"),
-        ({"repeat_time": float("nan")}, "'repeat_time' is a number above 0"),
-        ({"repeat_time": float("inf")}, "'repeat_time' is a number above 0"),
-        ({"repeat_time": None}, "'repeat_time' is a number above 0"),
-        ({"max_dynamic_patch": 0}, "'max_dynamic_patch' is a whole number of 1 or more"),
-        ({"max_dynamic_patch": True}, "'max_dynamic_patch' is a whole number"),
+        ({"length": 11}, "has 10 lines, .*'length' says 11"),
+        ({"length": -1}, "'length' .*of 0 or more; got a number"),
+        ({"length": 10.0}, "'length' .*got 10.0"),
+        ({"length": "10"}, "'length' .*got text"),
+        ({"repeat_time": 0}, "'repeat_time' .*got 0"),
+        ({"repeat_time": -1}, "'repeat_time' .*got -1"),
+        ({"repeat_time": "1"}, "'repeat_time' .*got '1'"),
+        ({"repeat_time": True}, "'repeat_time' .*got True"),
+        ({"repeat_time": float("nan")}, "'repeat_time' .*got nan"),
+        ({"repeat_time": float("inf")}, "'repeat_time' .*got inf"),
+        ({"repeat_time": None}, "'repeat_time' .*got None"),
+        ({"max_dynamic_patch": 0}, "'max_dynamic_patch' .*of 1 or more; got a number"),
+        ({"max_dynamic_patch": True}, "'max_dynamic_patch' .*got a boolean"),
         ({"data_augment": "yes"}, "'data_augment' is text instead of true or false"),
         ({"annotation": "gone"}, "'annotation' is missing"),
         ({"annotation": ""}, "'annotation' is empty"),
@@ -147,10 +147,10 @@ def test_a_meta_has_no_splits(mmpr):
         ({"annotation": 5}, "'annotation' is a number"),
         ({"annotation": "none.jsonl"}, "there is no annotation file"),
         ({"annotation": "MMPR-v1.2/annotations"}, "there is no annotation file"),
-        ({"annotation": "https://example.org/a.jsonl"}, "nothing is fetched"),
+        ({"annotation": "https://example.org/a.jsonl"}, "nothing is downloaded"),
         ({"root": "gone"}, "'root' is missing"),
         ({"root": ["a"]}, "'root' is a list"),
-        ({"root": "s3://bucket/"}, "nothing is fetched"),
+        ({"root": "s3://bucket/"}, "nothing is downloaded"),
         ({"root": "a\0b"}, "'root' is text"),
     ],
 )
@@ -165,7 +165,7 @@ def test_entries_that_make_no_sense(mmpr, fields, reason):
     [
         ("", "not JSON"),
         ("{", "not JSON"),
-        ("[]", "a list instead of an object of sources"),
+        ("[]", "a list instead of an object"),
         ("{}", "an empty object"),
         ("5", "a number instead"),
         ('{"a": 5}', "source 'a' is a number"),

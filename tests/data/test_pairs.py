@@ -1,4 +1,4 @@
-"""Files of pairs to records."""
+"""Records from files of pairs."""
 
 import json
 
@@ -31,7 +31,7 @@ def parts(message) -> list[str]:
 
 
 def test_mmpr_lines(folder):
-    """One image, several (placed by marks), none."""
+    """One image, several (with placeholders), none."""
     pairs = load_preferences(
         write(
             folder,
@@ -81,7 +81,7 @@ SILENT = [
     {"role": "user", "content": "Well?"},
     {"role": "assistant", "content": "A cat."},
 ]
-"""An answer of three messages, the first of which would teach the model to say nothing."""
+"""A completion of three messages, the first of which would teach the model to say nothing."""
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ SILENT = [
         ({"question": "?", "chosen": "a"}, "'rejected' is missing"),
         ({**GOOD, "chosen": ""}, "'chosen' is empty"),
         ({**GOOD, "chosen": SILENT}, "'chosen' is empty"),
-        ({**GOOD, "rejected": GOOD["chosen"]}, "the same answer"),
+        ({**GOOD, "rejected": GOOD["chosen"]}, "the same completion"),
         ({**GOOD, "image": "missing.png"}, "no image 'missing.png'"),
         ({**GOOD, "image": "../outside.png"}, "lies outside"),
-        ({**GOOD, "question": "<image><image>?"}, "2 <image> marks for 1 images"),
+        ({**GOOD, "question": "<image><image>?"}, "2 <image> placeholders for 1 images"),
     ],
 )
 def test_refusals_name_the_line(folder, line, message):

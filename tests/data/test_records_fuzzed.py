@@ -1,4 +1,4 @@
-"""Any JSON value, in any place of a line of any format: a record that goes into the table, or a BadRecord. Never anything else."""
+"""Any JSON value in any place of a line of any format gives a record that fits the table, or a BadRecord."""
 
 import copy
 import json
@@ -66,7 +66,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With a.png in it, which is not opened."""
+    """A folder with a.png, which is never opened."""
     folder = tmp_path_factory.mktemp("fuzzed")
     (folder / "a.png").write_bytes(b"an image")
     return folder

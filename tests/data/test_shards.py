@@ -1,4 +1,4 @@
-"""Lines, rows and samples that cannot be read, and the good ones around them; and what is too large to be held."""
+"""Lines, rows and samples that cannot be read or are too large, and the good ones around them."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from mpo.data.sources import load_preferences
 
 
 def skipping(path):
-    """The questions of a source's good records, and where and why the others are bad."""
+    """Return the questions of a source's good records, and the places and reasons of the bad ones."""
     listed = path.parent / "listed.jsonl"
     pairs = load_preferences(path, on_bad_record="skip", max_bad_fraction=1, bad_records=listed)
     bad = [json.loads(text) for text in listed.read_text().splitlines()]
@@ -23,7 +23,7 @@ def skipping(path):
 
 
 def refused(path, place, reason):
-    """The first bad record of a source, when such are not skipped."""
+    """Check the first bad record of a source, when bad records are not skipped."""
     with pytest.raises(BadRecord, match=reason) as error:
         load_preferences(path)
     assert error.value.where == f"{path}{place}"
@@ -49,13 +49,13 @@ def test_a_line_that_is_too_long(tmp_path, monkeypatch, packed):
     [
         ('[\n%s,\n{"a": },\n%s]', 1, ":3", "not JSON from here on"),
         ("[\n%s,\n5,\n%s]", 2, ":3", "the array has a number"),
-        ("[\n%s\n%s]", 1, ":2", "not JSON after this object: a comma"),
-        ("[\n%s,\n%s", 2, ":3", "not JSON after this object: a comma"),
-        ("[\n%s,\n%s] x", 2, "", "there is more after the end of the array"),
+        ("[\n%s\n%s]", 1, ":2", "not JSON after this object"),
+        ("[\n%s,\n%s", 2, ":3", "not JSON after this object"),
+        ("[\n%s,\n%s] x", 2, "", "there is text after the end of the array"),
     ],
 )
 def test_arrays_with_damage(tmp_path, text, good, place, reason):
-    """What comes before it is kept, and what comes after where it can be told apart."""
+    """Objects before the damage are kept, and objects after it if they can be parsed."""
     path = tmp_path / "pairs.json"
     path.write_text(text % (json.dumps(line(0)), json.dumps(line(1))))
     refused(path, place, reason)
@@ -66,11 +66,11 @@ def test_arrays_with_damage(tmp_path, text, good, place, reason):
 
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.json.gz"])
 def test_arrays_that_are_too_large(tmp_path, monkeypatch, name):
-    """Unpacked, they are counted: 40 MB of blanks are 40 kB."""
+    """The limit is on the uncompressed bytes: 40 MB of blanks are 40 kB."""
     monkeypatch.setattr(shards, "MAX_ARRAY_BYTES", 30 * 2**20)
     text = b"[" + b" " * (40 * 2**20) + json.dumps(line(0)).encode() + b"]"
     (tmp_path / name).write_bytes(gzip.compress(text, 1) if name.endswith("gz") else text)
-    with pytest.raises(ValueError, match=f"{name} is one JSON array of more than 30 MiB, .*Write it as JSONL"):
+    with pytest.raises(ValueError, match=f"{name} .*30 MiB.*JSONL"):
         load_preferences(tmp_path / name)
     monkeypatch.setattr(shards, "MAX_ARRAY_BYTES", len(text))
     assert asked(load_preferences(tmp_path / name)) == QUESTIONS[:1]
@@ -89,7 +89,7 @@ VALUES = {
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("saved", [False, True])
 def test_values_that_python_cannot_hold(tmp_path, kind, saved):
-    """Only their row is bad, named with its column."""
+    """Only the row is bad, and the reason names the column."""
     table = pa.Table.from_pylist([line(number) for number in range(3)]).append_column("odd", VALUES[kind])
     path = tmp_path / ("saved" if saved else "pairs.parquet")
     if saved:
@@ -117,7 +117,7 @@ def test_values_that_python_cannot_hold(tmp_path, kind, saved):
     ],
 )
 def test_bad_samples_of_a_tar(tmp_path, monkeypatch, members, where, reason):
-    """The whole sample is bad, not what is left of it; the others are read."""
+    """The whole sample is bad, and the other samples are read."""
     monkeypatch.setattr(tars, "MAX_SAMPLE_BYTES", 1000)
     path = tar(tmp_path / "shard.tar", [*SAMPLE, *members, ("2.json", line(2)), ("2.png", b"an image")])
     refused(path, f":{where}", reason)
@@ -127,7 +127,7 @@ def test_bad_samples_of_a_tar(tmp_path, monkeypatch, members, where, reason):
 
 
 def test_bad_samples_stay_known(tmp_path, monkeypatch):
-    """Read again as the same bad ones, they are no reason to convert anew."""
+    """If they are read again as the same bad records, nothing is converted again."""
     path = tar(tmp_path / "shard.tar", [*SAMPLE, ("1.json", line(1)), ("1.png", None)])
     skipping(path)
     monkeypatch.setattr("mpo.data.converted._write", None)  # converting again would fail

@@ -1,4 +1,4 @@
-"""Frames of real, tiny videos, written here: which ones, where they stand in a prompt, and what is refused."""
+"""Frames of tiny, real videos: which are chosen, their places in a prompt, and errors."""
 
 import json
 import tempfile
@@ -49,7 +49,7 @@ def numbers(frames) -> list[int]:
 
 
 def official_indices(frames: int, count: int) -> list[int]:
-    """The middles of `count` stretches, as numpy's linspace cuts them."""
+    """The middles of `count` intervals, as divided by numpy's linspace."""
     bounds = np.linspace(0, frames, count + 1).astype(int)
     return [int(begin + end - 1) // 2 for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
@@ -60,7 +60,7 @@ def test_which_frames(frames, count):
 
 
 def test_how_many(film, tmp_path):
-    """One a second, here 12, but from 8 to 32; and never more than there are."""
+    """One per second, here 12, but from 8 to 32, and never more than the video has."""
     assert len(frames_of(film)) == 12
     assert len(frames_of(film, min_frames=16)) == 16
     assert len(frames_of(film, max_frames=9)) == 9
@@ -81,7 +81,7 @@ def test_the_frames_themselves(tmp_path, name, codec, count):
 
 
 def test_frames_that_lie_far_apart(tmp_path):
-    """Two minutes at two frames a second: the decoder jumps from key frame to key frame."""
+    """Two minutes at two frames per second: the decoder seeks from key frame to key frame."""
     path = write(tmp_path / "long.mp4", 120, rate=1, group=20)
     assert np.abs(np.subtract(numbers(open_frames(path, frames_of(path, max_frames=8))), official_indices(120, 8))).max() <= 1
 
@@ -108,7 +108,7 @@ def record(film, *, videos=1, images=(), content=None) -> dict:
 
 
 def test_the_prompt(film, processor):
-    """As the official MPO code has it: ``Frame1: <image>``, one a line, then the question."""
+    """As in the official MPO code: ``Frame1: <image>``, one per line, then the question."""
     lines = "".join(f"Frame{i}: <IMG_CONTEXT>\n" for i in range(1, 13))
     rendered = render(record(film), processor)
     assert f"user\n{lines}What happens?" in rendered.prompt
@@ -135,7 +135,7 @@ def test_one_tile_a_frame_known_before_anything_is_decoded(film, processor, monk
     costs = measure(dataset, processor)
     assert costs.tiles.tolist() == [12, 0]
     assert len(batch["pixel_values"]) == 12
-    assert batch["tokens"] <= costs.tokens()[0] <= batch["tokens"] + 2  # answers that begin alike share a node
+    assert batch["tokens"] <= costs.tokens()[0] <= batch["tokens"] + 2  # completions with a common prefix share a node
 
 
 def test_one_video_is_read_once_for_all_its_frames(film, monkeypatch):
@@ -146,7 +146,7 @@ def test_one_video_is_read_once_for_all_its_frames(film, monkeypatch):
     assert len(opened) <= 2  # its header, its frames
 
 
-# --- Refused by name
+# --- Errors
 
 
 def broken(folder, film) -> dict[str, tuple[str, str]]:
@@ -159,15 +159,15 @@ def broken(folder, film) -> dict[str, tuple[str, str]]:
     return {
         "missing": (str(folder / "no.mp4"), "no such video file"),
         "folder": (str(folder), "a folder"),
-        "URL": ("https://example.org/a.mp4", "nothing is fetched"),
-        "empty": (file("empty.mp4", b""), "no video that FFmpeg can read"),
-        "half": (file("half.mp4", content[: len(content) // 2]), "no video that FFmpeg can read"),
-        "text": (file("text.mp4", b"no video at all" * 50), "no video that FFmpeg can read"),
+        "URL": ("https://example.org/a.mp4", "is a URL"),
+        "empty": (file("empty.mp4", b""), "FFmpeg cannot read this"),
+        "half": (file("half.mp4", content[: len(content) // 2]), "FFmpeg cannot read this"),
+        "text": (file("text.mp4", b"no video at all" * 50), "FFmpeg cannot read this"),
         "a playlist": (
             file("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:9,\n" + film.encode()),
-            "no video that FFmpeg",
+            "FFmpeg cannot read this",
         ),
-        "a list of files": (file("a.ffconcat", f"ffconcat version 1.0\nfile {film}\n".encode()), "no video that FFmpeg can read"),
+        "a list of files": (file("a.ffconcat", f"ffconcat version 1.0\nfile {film}\n".encode()), "FFmpeg cannot read this"),
     }
 
 
@@ -179,7 +179,7 @@ def test_broken_videos(tmp_path, film, processor):
 
 
 def test_a_video_that_ends_too_early(tmp_path):
-    """Its header, in front, tells of 120 frames, and the last ones are not there."""
+    """The header at the beginning declares 120 frames, of which the last are missing."""
     path = tmp_path / "whole.mkv"
     write(path, 120)
     content = path.read_bytes()
@@ -217,9 +217,9 @@ def test_too_many_pixels(film, monkeypatch):
 
 
 def test_places_and_videos_must_agree(film, processor):
-    with pytest.raises(ValueError, match="record 'v': the prompt has 1 places for 2 videos"):
+    with pytest.raises(ValueError, match="record 'v': the prompt has 1 video parts for 2 videos"):
         render({**record(film), "videos": [film, film]}, processor)
-    with pytest.raises(ValueError, match="the prompt has 0 places for 1 videos"):
+    with pytest.raises(ValueError, match="0 video parts for 1 videos"):
         render({**record(film), "prompt": "What happens?", "chosen": "a", "rejected": "b"}, processor)
 
 
@@ -240,7 +240,7 @@ def test_without_pyav(film, monkeypatch):
 )
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_source_says_how_many(film, processor, tmp_path, limits, count, streaming):
-    """As rows, and as they are measured; a second source of images in the same mixture has none."""
+    """Both loaded and streamed; a second source of images in the same mixture has no frames."""
     path = tmp_path / "films.jsonl"
     path.write_text(json.dumps({"video": Path(film).name, "question": "<video>\nWhat?", "chosen": "Grey.", "rejected": "A cat."}))
     pairs = load_preferences(path, image_root=Path(film).parent, frames=limits, streaming=streaming)
@@ -251,14 +251,14 @@ def test_a_source_says_how_many(film, processor, tmp_path, limits, count, stream
 
 
 def test_limits_that_make_no_sense(tmp_path):
-    for limits, message in (({"min": 9, "max": 8}, "got min 9 and max 8"), ({"most": 3}, "min and max, each optional")):
+    for limits, message in (({"min": 9, "max": 8}, "got min 9 and max 8"), ({"most": 3}, "got .'most'")):
         with pytest.raises(ValueError, match=message):
             load_preferences(tmp_path / "films.jsonl", frames=limits)
 
 
 @pytest.mark.parametrize(("size", "made"), [((2200, 550), (1920, 480)), ((400, 2000), (384, 1920)), ((1920, 1080), (1920, 1080))])
 def test_large_frames_are_made_smaller(tmp_path, size, made):
-    """All frames are in memory together, and each is one tile; Full HD stays as it is."""
+    """All frames are in memory together, and each is one tile; Full HD is not resized."""
     path = write(tmp_path / "large.mp4", 2, width=size[0], height=size[1])
     opened = open_frames(path, frames_of(path))
     assert [frame.size for frame in opened] == [made] * 2

@@ -1,4 +1,4 @@
-"""Copies of a photograph are known again; drawings with another label, colour or bar are not taken for each other."""
+"""Copies of a photograph are found; drawings with another label, colour or bar are not taken for copies."""
 
 from io import BytesIO
 
@@ -25,8 +25,8 @@ def compressed(image, quality, form="JPEG"):
     return Image.open(BytesIO(file.getvalue())).convert("RGB")
 
 
-def smaller(image, share, filter="bicubic"):
-    return image.resize((round(image.width * share), round(image.height * share)), FILTERS[filter])
+def smaller(image, scale, filter="bicubic"):
+    return image.resize((round(image.width * scale), round(image.height * scale)), FILTERS[filter])
 
 
 def drawing(label="13", bar=120, colour="blue", pixels=10):
@@ -40,7 +40,7 @@ def drawing(label="13", bar=120, colour="blue", pixels=10):
 
 
 def seen_the_same(one, other):
-    """By the pixels; what they say is the same, glimpses must not tell apart."""
+    """Compare the pixels; the glimpses of copies must not differ."""
     same = same_image(one, other)
     assert same == same_image(other, one)
     assert may_be_same(glimpse(one), glimpse(other)) or not same
@@ -54,17 +54,17 @@ def test_compressed_again(photo, quality):
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-@pytest.mark.parametrize("share", [0.8, 0.9, 0.97, 1.0])
-def test_made_smaller(photo, share, filter):
-    assert seen_the_same(photo, smaller(photo, share, filter))
-    assert seen_the_same(photo, compressed(smaller(photo, share, filter), 80))
+@pytest.mark.parametrize("scale", [0.8, 0.9, 0.97, 1.0])
+def test_made_smaller(photo, scale, filter):
+    assert seen_the_same(photo, smaller(photo, scale, filter))
+    assert seen_the_same(photo, compressed(smaller(photo, scale, filter), 80))
 
 
 @pytest.mark.parametrize(
     "other", [{"label": "18"}, {"label": "12"}, {"bar": 122}, {"bar": 119}, {"colour": "navy"}, {"colour": "mediumblue"}], ids=str
 )
 def test_changed_drawings(other):
-    """A digit of 10 pixels, a bar by 1 or 2, a shade: as they are, both as JPEG, and one of them as a copy."""
+    """A digit of 10 pixels, a bar by 1 or 2 pixels, a shade: unchanged, both as JPEG, and one of them as a copy."""
     one, changed = drawing(), drawing(**other)
     assert seen_the_same(one, drawing())
     assert not seen_the_same(one, changed)
@@ -74,7 +74,7 @@ def test_changed_drawings(other):
 
 
 def test_everything_changed():
-    """All of an image a little brighter, in another colour, and another noise: nothing stands out, and it is another image."""
+    """A slightly brighter image, another colour, and another noise: no block stands out, but each is another image."""
     noise = np.random.default_rng(0).integers(0, 200, (2, 96, 96, 3), dtype=np.uint8)
     one, other = map(Image.fromarray, noise)
     brighter, redder = Image.fromarray(noise[0] + np.uint8(4)), Image.fromarray(noise[0] + np.array([6, 0, 0], dtype=np.uint8))
@@ -92,7 +92,7 @@ def test_another_label_on_a_photograph(photo):
 
 
 def test_shapes():
-    """333 x 250 is 0.75 of 444 x 333.3; a third of the size is too small, a cut image another."""
+    """333 x 250 is 0.75 of 444 x 333.3; a third of the size is too small, and a cropped image is another one."""
     assert _same_shape((444, 333), (333, 250)) and _same_shape((333, 250), (444, 333))
     assert not _same_shape((444, 333), (148, 111))
     assert not _same_shape((444, 333), (444, 330)) and not _same_shape((400, 300), (300, 400))
@@ -100,7 +100,7 @@ def test_shapes():
 
 
 def test_block_means_by_hand():
-    """9 x 8 pixels: a block of ones, and one that the last row, of threes, fills up."""
+    """9 x 8 pixels: a block of ones, and a block that is padded with the last row, of threes."""
     values = np.ones((9, 8), dtype=np.float32)
     values[8] = 3
     assert _block_means(values).tolist() == [[1.0], [3.0]]

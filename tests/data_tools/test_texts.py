@@ -1,4 +1,4 @@
-"""Refusals, unfinished answers, near texts and images."""
+"""Refusals, unfinished completions, similar texts and images."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mpo.data_tools.similar import difference_hash, differing_bits, ngrams, norm
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "completion",
     [
         "I'm sorry, but I can't help with that.",
         "I am sorry, I cannot see the image.",
@@ -20,20 +20,20 @@ from mpo.data_tools.similar import difference_hash, differing_bits, ngrams, norm
         "抱歉,我无法回答这个问题。",
     ],
 )
-def test_refusals(answer):
-    assert refusal(answer)
+def test_refusals(completion):
+    assert refusal(completion)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "completion",
     ["The man says he is sorry.", "A cat.", "It cannot be seen from here.", "Step 1. " * 40 + "As an AI would say, no."],
 )
-def test_answers_that_do_not_refuse(answer):
-    assert refusal(answer) is None
+def test_completions_that_do_not_refuse(completion):
+    assert refusal(completion) is None
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("completion", "reason"),
     [
         (r"The answer is \boxed{\frac{1}{2}", "boxed"),
         ("```python\nprint(1)", "```"),
@@ -44,12 +44,12 @@ def test_answers_that_do_not_refuse(answer):
         ("It is so. The chart shows that the sales of the second year grew much faster", "has no end"),
     ],
 )
-def test_unfinished_answers(answer, reason):
-    assert reason in unfinished(answer)
+def test_unfinished_completions(completion, reason):
+    assert reason in unfinished(completion)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "completion",
     [
         "A cat.",
         "Cat",
@@ -65,12 +65,12 @@ def test_unfinished_answers(answer, reason):
         "",
     ],
 )
-def test_finished_answers(answer):
-    assert unfinished(answer) is None
+def test_finished_completions(completion):
+    assert unfinished(completion) is None
 
 
 def test_signatures_of_near_texts_share_a_band():
-    """A text of 60 different words, its case and marks changed and one word dropped, against another text."""
+    """A text of 60 different words, with case and punctuation changed and one word dropped, against another text."""
     words = [f"word{chr(97 + i % 26)}{i * 37}" for i in range(60)]
     one, near, other = " ".join(words), ", ".join(words[:-1]).upper() + "!", " ".join(f"other{i * 91}" for i in range(60))
     first, second, third = (signature(normalised(text)).reshape(8, 4) for text in (one, near, other))
@@ -87,8 +87,8 @@ def test_ngrams_of_short_texts():
     assert overlap(ngrams("a"), ngrams("b")) == 0
 
 
-def test_difference_hash_knows_an_image_again():
-    """Resized and compressed it differs in at most 3 bits; another one in about half of 64."""
+def test_difference_hash_finds_copies():
+    """A resized and compressed copy differs in at most 3 bits, another image in about half of 64."""
     rng = np.random.default_rng(0)
     one, other = (
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
@@ -101,7 +101,7 @@ def test_difference_hash_knows_an_image_again():
 
 
 def test_difference_hash_by_hand():
-    """Grey falls from left to right in every row: each place is brighter than its right neighbour, 64 ones; mirrored, 64 zeros."""
+    """Grey falls from left to right in every row: each pixel is brighter than its right neighbour, 64 ones; mirrored, 64 zeros."""
     falling = Image.fromarray(np.tile(np.linspace(255, 0, 90).astype(np.uint8), (80, 1)))
     assert difference_hash(falling) == -1
     assert difference_hash(falling.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == 0

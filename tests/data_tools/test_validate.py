@@ -1,4 +1,4 @@
-"""What `validate` finds, and that it finds no more."""
+"""The findings of `validate`, and that there are no others."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def processor():
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """Validates lines, and returns the report and the findings as the file has them."""
+    """Validate lines; return the report and the findings in the file."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("abc"):
         make_image(seed).save(tmp_path / f"{name}.png")
@@ -56,7 +56,7 @@ def test_nothing_is_wrong(check):
 
 
 def test_lines_that_are_no_pairs(check):
-    """Every kind of finding, at its line; the good records between them are none."""
+    """Each bad line has its kind of finding; the good records between them have none."""
     report, found = check(
         GOOD,
         '{"question": ',
@@ -75,10 +75,10 @@ def test_lines_that_are_no_pairs(check):
         ("no pair", 3),
         ("no pair", 4),
         ("empty text", 5),
-        ("equal answers", 6),
+        ("equal completions", 6),
         ("image not there", 7),
         ("image not there", 8),
-        ("marks and images", 9),
+        ("placeholders and images", 9),
         ("no pair", 11),
     ]
     assert not report.may_start and report.pairs == 2 and report.lines == 11
@@ -93,10 +93,10 @@ def test_a_folder_in_an_images_place(check, tmp_path):
 
 def test_ratings_that_give_no_pair_are_noted(check):
     def rated(count, rating):
-        answers = [
+        completions = [
             {"response": f"It is number {place}.", "annotations": dict.fromkeys(ASPECTS, rating(place))} for place in range(count)
         ]
-        return {"prompt": "What is it?", "completions": answers}
+        return {"prompt": "What is it?", "completions": completions}
 
     report, found = check(rated(3, lambda place: 1), rated(8, lambda place: place), rated(4, lambda place: place))
     assert found == [("gives no pair", 1), ("pairs left out", 2)]
@@ -105,10 +105,10 @@ def test_ratings_that_give_no_pair_are_noted(check):
 
 def test_images_are_decoded_to_their_end(check, tmp_path):
     whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "short.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (3, 50)).save(tmp_path / "thin.png")
-    _, found = check(*({**GOOD, "question": name, "image": f"{name}.png"} for name in ("cut", "a", "text", "thin", "cut")))
+    _, found = check(*({**GOOD, "question": name, "image": f"{name}.png"} for name in ("short", "a", "text", "thin", "short")))
     assert found == [
         ("image not decoded", 1),
         ("image not decoded", 3),
@@ -118,7 +118,7 @@ def test_images_are_decoded_to_their_end(check, tmp_path):
     ]
 
 
-def test_answers_to_look_at(check):
+def test_completions_to_inspect(check):
     report, found = check(
         {**TEXT, "chosen": "I'm sorry, but I cannot see it."},
         {**TEXT, "rejected": r"It is \boxed{5"},
@@ -129,7 +129,7 @@ def test_answers_to_look_at(check):
 
 
 def test_duplicates(check):
-    """Line 3 repeats line 1. Line 2 has another image; line 4 is in another order of answers."""
+    """Line 3 repeats line 1. Line 2 has another image; line 4 has the completions swapped."""
     report, found = check(GOOD, {**GOOD, "image": "b.png"}, GOOD, {**GOOD, "chosen": "A dog.", "rejected": "A cat."})
     assert found == [("duplicate", 3)] and report.may_start
     assert report.tally.examples["duplicate"].reason.endswith("pairs.jsonl:1")
@@ -141,7 +141,7 @@ def test_the_same_image_in_another_file_is_a_duplicate(check, tmp_path):
 
 
 def test_leakage(check, tmp_path):
-    """Evaluated on: a.png with its question, and the text question. Line 2 has a.png with another question."""
+    """The evaluation file has a.png with its question, and the text question. Line 2 has a.png with another question."""
     evaluation = write(tmp_path / "eval.jsonl", {**GOOD, "chosen": "Another."}, {**TEXT, "question": "Why?"})
     report, found = check(
         GOOD,
@@ -155,8 +155,8 @@ def test_leakage(check, tmp_path):
     assert check({**GOOD, "image": "b.png"}, evaluation=evaluation)[0].may_start
 
 
-def test_leakage_is_of_what_is_asked(check, tmp_path):
-    """The same question with other white space, and after a system message; line 3 has the same words in an answer."""
+def test_leakage_compares_the_user_turns(check, tmp_path):
+    """The same question with other white space, and after a system message; line 3 has the same words in a completion."""
     evaluation = write(tmp_path / "eval.jsonl", {**TEXT, "question": "What  is it? "}, {**TEXT, "question": "Why?"})
     chat = {"chosen": "So.", "rejected": "No."}
     _, found = check(
@@ -174,7 +174,7 @@ def test_pairs_with_another_system_message_are_no_duplicates(check):
 
 
 def test_what_is_wrong_with_the_evaluation(tmp_path):
-    """Its bad lines are problems, and so is a file without pairs; they are listed under its own name."""
+    """Bad lines of the evaluation file are problems, and so is a file without pairs; they are listed under its name."""
     path, output = write(tmp_path / "pairs.jsonl", TEXT), tmp_path / "bad.jsonl"
     evaluation = write(tmp_path / "eval.jsonl", {**TEXT, "question": "Why?"}, '{"question": ', {**TEXT, "chosen": ""})
     report = validate(path, evaluation=evaluation, output=output)
@@ -182,16 +182,16 @@ def test_what_is_wrong_with_the_evaluation(tmp_path):
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [one["where"] for one in found] == [f"{evaluation}:2", f"{evaluation}:3"] and all(one["problem"] for one in found)
     report = validate(path, evaluation=write(tmp_path / "empty.jsonl"), output=output)
-    assert not report.may_start and f"{tmp_path}/empty.jsonl: the file to evaluate on has no pairs" in report.text()
+    assert not report.may_start and f"{tmp_path}/empty.jsonl: the evaluation file has no pairs" in report.text()
 
 
-def test_answers_that_differ_in_white_space_alone(check):
+def test_completions_that_differ_only_in_white_space(check):
     report, found = check({**TEXT, "chosen": "The  same.", "rejected": "The same.\n"}, TEXT)
     assert found == [("equal but for space", 1)] and report.may_start
 
 
 def test_images_beside_files_of_a_pattern(tmp_path):
-    """As training finds them: in the folder that the pattern's fixed part names."""
+    """They are found as in training: in the folder of the pattern's fixed part."""
     (tmp_path / "shards" / "one").mkdir(parents=True)
     make_image(0).save(tmp_path / "shards" / "a.png")
     write(tmp_path / "shards" / "one" / "pairs.jsonl", GOOD)
@@ -201,10 +201,10 @@ def test_images_beside_files_of_a_pattern(tmp_path):
 
 
 def test_a_mixture_of_mixtures(tmp_path, processor):
-    """Every pair of every source, once: of a meta.json, a JSON and a YAML of sources, with the tiles of each.
+    """Every pair of every source is checked once: of a meta.json, a JSON and a YAML mixture, with the tiles of each.
 
     An image of 64 x 32 has at most 4 tiles of 32 x 32, here 2 and a thumbnail, 4 tokens each; with tiles: {max: 1} it has one. So
-    a limit between the two is too small for the source without tiles of its own alone.
+    a limit between the two is too small only for the source without its own tiles.
     """
     make_image(0).save(tmp_path / "a.png")
     for name in ("meta", "json", "yaml"):
@@ -232,7 +232,7 @@ def test_a_mixture_of_mixtures(tmp_path, processor):
 
 
 def measure(folder, processor, tiles):
-    """Tokens of prompt and longer answer of the one pair."""
+    """Tokens of the prompt and the longer completion of the single pair."""
     from mpo.packing.costs import RecordMeasure
 
     cost = RecordMeasure(processor, "end_of_turn", "prompt", "raise")(
@@ -242,21 +242,21 @@ def measure(folder, processor, tiles):
 
 
 def test_lengths(check, processor):
-    """200 times " not" is more than 150 tokens: in an answer it is cut, in a question it cannot be."""
+    """200 times " not" is more than 150 tokens: a completion is truncated, a question cannot be."""
     limits = {"processor": processor, "context": 8192}
     assert check(GOOD, {**TEXT, "question": "?"}, **limits)[1] == []
     words = " ".join(["not"] * 200)
     long = {**TEXT, "question": "Hm?", "rejected": f"It is {words}."}
     assert check(GOOD, long, processor=processor, context=150)[1] == [("too long", 2)]
-    assert check(GOOD, long, processor=processor, max_length=150, context=150)[1] == [("cut by max_length", 2)]
+    assert check(GOOD, long, processor=processor, max_length=150, context=150)[1] == [("truncated by max_length", 2)]
     report, found = check(GOOD, {**TEXT, "question": f"Is it {words}?"}, processor=processor, max_length=150)
     assert found == [("too long", 2)] and "the prompt alone takes" in report.tally.examples["too long"].reason
     with pytest.raises(ValueError, match="--max-length needs --model"):
         check(GOOD, max_length=10)
 
 
-def test_what_the_template_refuses_is_found_in_every_record(check, processor):
-    """A record whose shape of turns was encoded before may be taken as fitting; one that could not be encoded may not."""
+def test_records_that_the_template_refuses_are_all_found(check, processor):
+    """A record is only assumed to fit if one with the same shape of turns was encoded before."""
     import copy
 
     strict = copy.copy(processor)
@@ -270,13 +270,13 @@ def test_what_the_template_refuses_is_found_in_every_record(check, processor):
     }
     try:
         _, found = check(line, {**line, "chosen": "Yes."}, TEXT, processor=strict, context=8192)
-    except Exception as error:  # the template's own
+    except Exception as error:  # raised by the template
         pytest.fail(f"{type(error).__name__}: {error}")
     assert found == [("not encoded", 1), ("not encoded", 2)]
 
 
 def test_a_prompt_that_ends_in_the_assistants_turn(check, processor):
-    """It is continued: exactly the tokens of the whole turn fit into the context, without another header."""
+    """The turn is continued: exactly its tokens fit into the context, without another header."""
     asked = {"role": "user", "content": "What is it?"}
     line = {"prompt": [asked, {"role": "assistant", "content": "It is"}], "chosen": " a cat.", "rejected": " no."}
     whole = "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nIt is a cat.<|im_end|>"
@@ -286,7 +286,7 @@ def test_a_prompt_that_ends_in_the_assistants_turn(check, processor):
 
 
 def test_images_tokens_in_texts(check, processor):
-    """Also in a text record that is surely short, and of a shape that was encoded before; a note is what becomes another token."""
+    """They are found also in short text records of a shape that was encoded before; other control tokens are notes."""
     report, found = check(
         GOOD,
         TEXT,
@@ -303,12 +303,12 @@ def test_images_tokens_in_texts(check, processor):
     assert "the text of 'rejected' holds '<|im_end|>'" in report.tally.examples["control token"].reason
     report, found = check({**TEXT, "rejected": "So <|im_end|> no."}, processor=processor)
     assert found == [("control token", 1)] and report.may_start
-    assert check({**GOOD, "chosen": "It is <IMG_CONTEXT> 1."})[1] == []  # no model whose token it is
+    assert check({**GOOD, "chosen": "It is <IMG_CONTEXT> 1."})[1] == []  # without a model, it is plain text
 
 
 @pytest.fixture
 def films(tmp_path):
-    """one.mp4 and two.mp4 differ; cut.mkv ends early, though its header tells of all frames."""
+    """one.mp4 and two.mp4 differ; short.mkv ends early, though its header declares all frames."""
     av = pytest.importorskip("av")
     for name, brightness in (("one.mp4", 40), ("two.mp4", 200), ("whole.mkv", 90)):
         with av.open(str(tmp_path / name), "w") as container:
@@ -319,7 +319,7 @@ def films(tmp_path):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
     whole = (tmp_path / "whole.mkv").read_bytes()
-    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
+    (tmp_path / "short.mkv").write_bytes(whole[: len(whole) * 6 // 10])
     (tmp_path / "garbage.mp4").write_bytes(b"no video at all" * 50)
 
 
@@ -340,13 +340,13 @@ def test_two_videos_under_one_question_are_two_records(check, films, tmp_path):
 @pytest.mark.parametrize("with_model", [False, True])
 def test_videos_are_decoded_to_their_last_frame(check, films, processor, with_model):
     limits = {"processor": processor, "context": 8192} if with_model else {}
-    report, found = check(film("one.mp4"), film("cut.mkv"), film("garbage.mp4"), **limits)
+    report, found = check(film("one.mp4"), film("short.mkv"), film("garbage.mp4"), **limits)
     assert found == [("video not decoded", 2), ("video not decoded", 3)] and not report.may_start
-    assert "cut.mkv" in report.tally.examples["video not decoded"].reason
+    assert "short.mkv" in report.tally.examples["video not decoded"].reason
 
 
 def test_frames_of_a_video_count(check, films, processor):
-    """60 frames, of which 8 to 32 are shown, one tile of 4 tokens each: one frame is much shorter than eight."""
+    """60 frames, of which 8 to 32 are used, one tile of 4 tokens each: one frame is much shorter than eight."""
     limits = {"processor": processor, "context": 8192, "max_length": 60}
     assert check(film("one.mp4"), **limits, frames={"min": None, "max": 1})[1] == []
     report, found = check(film("one.mp4"), **limits, frames={"min": 20, "max": None})
@@ -356,7 +356,7 @@ def test_frames_of_a_video_count(check, films, processor):
 
 
 def test_many_processes_find_what_one_finds(check, tmp_path):
-    """300 lines of which every seventh is bad, every eleventh unfinished; in 16 shards and in one."""
+    """300 lines, every seventh bad, every eleventh unfinished; in 16 shards and in one."""
     lines = []
     for index in range(300):
         line = {**GOOD, "question": f"What is {index % 297}?", "image": f"{'abc'[index % 3]}.png"}

@@ -164,10 +164,10 @@ def test_measuring_in_processes(processor):
 
 def test_completions_are_cut():
     costs = PairCosts(*(np.array(values, dtype=np.int32) for values in ([10, 30], [5, 5], [9, 1], [0, 0])), np.arange(2))
-    truncated = costs.cut(17)
+    truncated = costs.truncate(17)
     assert truncated.chosen.tolist() == [5, 0]
     assert truncated.rejected.tolist() == [7, 0]
-    assert costs.cut(None) is costs
+    assert costs.truncate(None) is costs
 
 
 def test_attention_by_hand():

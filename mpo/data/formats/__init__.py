@@ -1,4 +1,4 @@
-"""The formats that pairs come in, one file each: NAME, NEEDS, ``matches(line)``, ``read(line)``."""
+"""Read the formats of preference pairs, one module each with NAME, NEEDS, ``matches(line)`` and ``read(line)``."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ from mpo.data.formats import mmpr, rlaif_v, rlhf_v, sharegpt, swift, trl, vlfeed
 from mpo.data.pairs import BadRecord, FoundPair
 
 FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in (swift, sharegpt, vlfeedback, rlaif_v, rlhf_v, mmpr, trl)}
-"""In the order of detection: those that are known by more come first."""
+"""In the order of detection: the more specific formats come first."""
 
 
 def detect(line: Mapping[str, Any]) -> ModuleType:
-    """The reader of a line, known by the fields that the line has.
+    """Find the reader of a line by the fields that the line has.
 
     Raises:
-        BadRecord: for a line of no format, with the formats that there are, and for one with two prompts.
+        BadRecord: for a line in no known format (the message lists the formats), and for a line with two prompts.
     """
     for reader in FORMATS.values():
         if reader.matches(line):
             return reader
     known = "; ".join(f"{name}: {reader.NEEDS}" for name, reader in FORMATS.items())
     has = ", ".join(map(repr, list(line)[:20])) or "nothing"
-    raise BadRecord("", f"no pair in any format that is known: the line has {has}. Formats and what they need: {known}.")
+    raise BadRecord(
+        "", f"no pair in any known format: the line has {has}. Use one of these formats, with the fields they need: {known}."
+    )
 
 
 def check_format(name: str | None) -> None:
-    """Refuse the name of a format that does not exist.
+    """Check the name of a format.
 
     Raises:
-        ValueError: with the formats that there are.
+        ValueError: for an unknown name; the message lists the formats.
     """
     if name is not None and name not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, or null to detect it; got {name!r}.")
 
 
 def read_line(line: Mapping[str, Any], format: str | None = None) -> Iterator[FoundPair]:
-    """The pairs of a line, unchecked.
+    """Read the pairs of a line, without checking their values.
 
     Args:
         line: the parsed line.
-        format: its format; None: detected.
+        format: name of its format; None: detect it.
 
     Raises:
-        BadRecord: for a line that its reader cannot make sense of.
+        BadRecord: for a line that its reader cannot read.
     """
     reader = detect(line) if format is None else FORMATS[format]
     pairs: Iterator[FoundPair] = reader.read(line)

@@ -1,7 +1,7 @@
-"""MMPR's annotation lines, v1.0 to v1.2: ``image`` (a path, several, or none) or ``video``, ``question``, ``chosen``, ``rejected``.
+"""Read MMPR's annotation lines, v1.0 to v1.2: ``question``, ``chosen``, ``rejected``, optional ``image`` or ``video``.
 
-Pairs with a checked answer have ``answer_gt``; ``chosen_meta`` and ``rejected_meta`` say how the answers were made. An object
-``metadata`` that is all there is beside the pair is read as if its fields stood in the line: `mpo data convert` writes it.
+Pairs with a known answer have it in ``answer_gt``; ``chosen_meta`` and ``rejected_meta`` say how the completions were made. If
+``metadata`` is the only other field, its own fields are read as metadata of the line: `mpo data convert` writes it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 from mpo.data.pairs import FoundPair, images, one_of, refuse, refuse_two_prompts, rest
 
 NAME = "mmpr"
-NEEDS = "question, chosen, rejected; image or video, where there is one"
+NEEDS = "question, chosen, rejected; optional: image or video"
 _USED = ("image", "images", "video", "videos", "question", "chosen", "rejected", "answer_gt", "system", "id")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it.
+    """Whether a line is in this format.
 
     Raises:
-        BadRecord: for a line that does, with a second prompt.
+        BadRecord: for such a line with a second prompt.
     """
     if "question" not in line:
         return False
@@ -29,8 +29,8 @@ def matches(line: Mapping[str, Any]) -> bool:
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
-    """The pair of a line."""
-    refuse(line, {"clip": "only whole videos can be read. Cut the video, and leave 'clip' out"})
+    """Read the pair of a line."""
+    refuse(line, {"clip": "only whole videos can be read. Trim the video file and remove 'clip'"})
     yield FoundPair(
         prompt=line.get("question"),
         chosen=line.get("chosen"),
@@ -45,7 +45,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
 
 
 def _metadata(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What else a line has. It may be in ``metadata`` alone, where names of its own would mean something in the line."""
+    """Collect the other fields of a line, or those in its ``metadata``, whose names would have another meaning in the line."""
     found = rest(line, _USED)
     nested = found.get("metadata")
     return dict(nested) if len(found) == 1 and isinstance(nested, Mapping) else found

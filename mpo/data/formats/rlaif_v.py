@@ -1,4 +1,4 @@
-"""RLAIF-V-Dataset: ``image`` as ``{bytes, path}``, ``question``, ``chosen``, ``rejected``, and where it all came from."""
+"""Read RLAIF-V-Dataset: ``image`` as ``{bytes, path}``, ``question``, ``chosen``, ``rejected``, and fields that name its source."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _USED = ("image", "question", "chosen", "rejected", "system", "idx")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it.
+    """Whether a line is in this format.
 
     Raises:
-        BadRecord: for a line that does, with a second prompt.
+        BadRecord: for such a line with a second prompt.
     """
     if "question" not in line or not any(name in line for name in ("ds_name", "origin_dataset", "origin_split")):
         return False
@@ -25,7 +25,7 @@ def matches(line: Mapping[str, Any]) -> bool:
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
-    """The pair of a line."""
+    """Read the pair of a line."""
     yield FoundPair(
         prompt=line.get("question"),
         chosen=line.get("chosen"),

@@ -1,4 +1,4 @@
-"""RLHF-V-Dataset: ``text`` is JSON with ``question``, ``chosen``, ``rejected``; ``image`` holds bytes, or ``image_path`` a path."""
+"""Read RLHF-V-Dataset: ``text`` is JSON with ``question``, ``chosen``, ``rejected``; ``image`` or ``image_path`` is the image."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from mpo.data.pairs import BadRecord, FoundPair, json_kind, parse_json, rest
 
 NAME = "rlhf_v"
 NEEDS = "text (JSON with question, chosen, rejected), image (bytes or path) or image_path"
-_OF_OTHERS = ("question", "prompt", "chosen", "rejected")
+_OTHER_FIELDS = ("question", "prompt", "chosen", "rejected")
 _USED = ("image", "text", "system", "idx", "origin_split_inner_idx")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it: its ``text`` holds a pair, or there is nothing else that may be one."""
+    """Whether a line is in this format: its ``text`` holds a pair, or no other field can be part of one."""
     if "text" not in line or not ("image" in line or "image_path" in line):
         return False
-    return not any(name in line for name in _OF_OTHERS) or _holds_pair(line["text"])
+    return not any(name in line for name in _OTHER_FIELDS) or _holds_pair(line["text"])
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
-    """The pair of a line."""
+    """Read the pair of a line."""
     text = line.get("text")
-    pair = parse_json(text, "'text', which is the pair in rlhf_v's lines") if isinstance(text, str) else text
+    pair = parse_json(text, "'text', which holds the pair in rlhf_v's lines") if isinstance(text, str) else text
     if not isinstance(pair, Mapping):
         raise BadRecord("", f"'text' holds {json_kind(pair)} instead of rlhf_v's object with question, chosen, rejected.")
     index = line.get("idx")

@@ -1,6 +1,6 @@
-"""LLaMA-Factory's ranking data in ShareGPT form: ``conversations`` of ``{from, value}``, ``chosen`` and ``rejected`` likewise.
+"""Read LLaMA-Factory's ranking data in ShareGPT form: ``conversations`` of ``{from, value}``, ``chosen`` and ``rejected`` likewise.
 
-Messages of ``{role, content}`` under the name ``messages``, which it calls the OpenAI form, are read too.
+``messages`` of ``{role, content}``, LLaMA-Factory's OpenAI format, are read too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from mpo.data.pairs import BadRecord, FoundPair, images, json_kind, one_of, refuse, rest
 
 NAME = "sharegpt"
-NEEDS = "conversations (or messages), chosen, rejected; images or videos, where there are some"
+NEEDS = "conversations (or messages), chosen, rejected; optional: images or videos"
 ROLES = {
     "human": "user",
     "user": "user",
@@ -22,11 +22,11 @@ ROLES = {
     "tool": "tool",
 }
 _USED = ("conversations", "messages", "chosen", "rejected", "system", "image", "images", "video", "videos", "id")
-_CANNOT = "records have no place for it"
+_CANNOT = "records have no field for it. Remove it or leave the record out"
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it; beside a prompt, ``messages`` only repeat TRL's prompt and answer."""
+    """Whether a line is in this format; next to a prompt, ``messages`` only repeat TRL's prompt and completion."""
     if "conversations" in line:
         return True
     has_prompt = line.get("prompt") not in (None, "", [])
@@ -34,18 +34,20 @@ def matches(line: Mapping[str, Any]) -> bool:
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
-    """The pair of a line."""
+    """Read the pair of a line."""
     refuse(line, {"tools": _CANNOT, "audios": _CANNOT})
     turns = one_of(line, "conversations", "messages")
     if not isinstance(turns, list) or not turns:
-        raise BadRecord("", f"'conversations' is a list of turns; got {'an empty one' if turns == [] else json_kind(turns)}.")
+        raise BadRecord("", f"'conversations' must be a list of turns; got {'an empty one' if turns == [] else json_kind(turns)}.")
     prompt = [_message(turn, f"turn {place + 1}") for place, turn in enumerate(turns)]
     if prompt[-1]["role"] not in ("user", "tool"):
-        raise BadRecord("", f"the last turn is the {prompt[-1]['role']}'s, and 'chosen' and 'rejected' answer one of a human.")
+        raise BadRecord(
+            "", f"the last turn is the {prompt[-1]['role']}'s, but 'chosen' and 'rejected' reply to a human. Remove that turn."
+        )
     yield FoundPair(
         prompt=prompt,
-        chosen=_answer(line, "chosen"),
-        rejected=_answer(line, "rejected"),
+        chosen=_completion(line, "chosen"),
+        rejected=_completion(line, "rejected"),
         images=images(line),
         videos=one_of(line, "video", "videos"),
         system=line.get("system"),
@@ -54,7 +56,7 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
     )
 
 
-def _answer(line: Mapping[str, Any], side: str) -> Any:
+def _completion(line: Mapping[str, Any], side: str) -> Any:
     given = line.get(side)
     return [_message(given, f"{side!r}")] if isinstance(given, Mapping) else given
 
@@ -64,5 +66,5 @@ def _message(turn: Any, what: str) -> dict[str, Any]:
         raise BadRecord("", f"{what} is {json_kind(turn)} instead of an object with 'from' and 'value'.")
     role = one_of(turn, "from", "role")
     if not isinstance(role, str) or role not in ROLES:
-        raise BadRecord("", f"{what} is from {role!r}; it may be from {', '.join(ROLES)}.")
+        raise BadRecord("", f"{what} is from {role!r}; 'from' must be one of {', '.join(ROLES)}.")
     return {"role": ROLES[role], "content": one_of(turn, "value", "content")}

@@ -1,6 +1,6 @@
-"""ms-swift's RLHF data: ``messages``, whose last one is the chosen answer, and ``rejected_response`` or ``rejected_messages``.
+"""Read ms-swift's RLHF data: ``messages``, the last one the chosen completion, and ``rejected_response`` or ``rejected_messages``.
 
-``rejected_images`` may be there if they are the same: a pair has one prompt, and one set of images.
+``rejected_images`` must equal ``images``: a pair has one prompt and one set of images.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from typing import Any
 from mpo.data.pairs import BadRecord, FoundPair, images, json_kind, one_of, refuse, rest
 
 NAME = "swift"
-NEEDS = (
-    "messages (the last one the chosen answer) and rejected_response or rejected_messages; images or videos, where there are some"
-)
+NEEDS = "messages (the last one the chosen completion) and rejected_response or rejected_messages; optional: images or videos"
 _REJECTED = ("rejected_response", "rejected_messages")
 _USED = (
     *_REJECTED,
@@ -32,23 +30,29 @@ _CANNOT = ("tools", "objects", "audios", "rejected_tools", "rejected_audios")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it."""
+    """Whether a line is in this format."""
     return "messages" in line and any(name in line for name in (*_REJECTED, "rejected_images"))
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
-    """The pair of a line."""
-    refuse(line, dict.fromkeys(_CANNOT, "records have no place for it"))
+    """Read the pair of a line."""
+    refuse(line, dict.fromkeys(_CANNOT, "records have no field for it. Remove it or leave the record out"))
     for kind in ("images", "videos"):
         other = line.get(f"rejected_{kind}")
         if other is not None and other != line.get(kind):
-            raise BadRecord("", f"'rejected_{kind}' are not the 'images': both answers of a pair are about the same {kind}.")
+            raise BadRecord(
+                "", f"'rejected_{kind}' differ from {kind!r}, but a pair has one set of {kind}. Remove 'rejected_{kind}'."
+            )
     prompt, chosen = _split(line.get("messages"), "messages")
     rejected = one_of(line, *_REJECTED)
     if line.get("rejected_messages") is not None:
         other_prompt, rejected = _split(rejected, "rejected_messages")
         if other_prompt != prompt:
-            raise BadRecord("", "'rejected_messages' differ from 'messages' before the answer, and a pair has one prompt.")
+            raise BadRecord(
+                "",
+                "'rejected_messages' differ from 'messages' before the last message, but a pair has one prompt. Use the same "
+                "prompt.",
+            )
     yield FoundPair(
         prompt=prompt,
         chosen=chosen,
@@ -63,11 +67,11 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
 
 
 def _split(messages: Any, name: str) -> tuple[list[Any], list[Any]]:
-    """A conversation -> the prompt, and its last message, the answer."""
+    """Split a conversation into the prompt and its last message, the completion."""
     if not isinstance(messages, list) or len(messages) < 2:
         found = f"a list of {len(messages)}" if isinstance(messages, list) else json_kind(messages)
-        raise BadRecord("", f"{name!r} is a list of at least two messages, the last one the answer; got {found}.")
+        raise BadRecord("", f"{name!r} must be a list of at least two messages, the last one the completion; got {found}.")
     last = messages[-1]
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
-        raise BadRecord("", f"the last of {name!r} is the answer, and so a message of the assistant.")
+        raise BadRecord("", f"the last of {name!r} must be a message of the assistant, the completion; got {last!r:.100}.")
     return messages[:-1], [last]

@@ -1,8 +1,8 @@
-"""VLFeedback: the answers of several models to a prompt, each rated in three aspects -> pairs, with a margin.
+"""Read VLFeedback: pairs, with a margin, from the completions of several models to a prompt, each rated in three aspects.
 
-An answer's rating is the mean over the aspects; of two answers the one with the higher rating is chosen, and the margin is the
-difference. Two with the same rating, or the same text, make no pair; lines without a pair, and pairs beyond `MAX_PAIRS`, are
-counted and told. (Silkie, arXiv 2312.10665.)
+The rating of a completion is the mean over the aspects. Of two completions, the one with the higher rating is chosen, and the
+margin is the difference. Completions with equal ratings or equal texts make no pair. Lines without a pair, and pairs beyond
+`MAX_PAIRS`, are counted and reported. (Silkie, arXiv 2312.10665.)
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ NAME = "vlfeedback"
 NEEDS = "prompt, completions (each with response and annotations), img_path or image"
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
 MAX_PAIRS = 6
-"""Of a prompt: all of four answers. Of more answers, those pairs with the largest margins."""
+"""Maximum pairs per prompt: all pairs of four completions; of more completions, the pairs with the largest margins."""
 MAX_RESPONSES = 64
 _USED = ("prompt", "completions", "img_path", "image", "system", "id", "models")
 
 
 def matches(line: Mapping[str, Any]) -> bool:
-    """Whether a line looks like it."""
+    """Whether a line is in this format."""
     return "completions" in line
 
 
 def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
-    """The pairs of a line, those with the largest margin first."""
-    answers = _answers(line.get("completions"))
-    ratings = [_rating(answer, place) for place, answer in enumerate(answers)]
-    texts = [answer.get("response") for answer in answers]
+    """Read the pairs of a line, those with the largest margin first."""
+    completions = _completions(line.get("completions"))
+    ratings = [_rating(completion, place) for place, completion in enumerate(completions)]
+    texts = [completion.get("response") for completion in completions]
     ranked = [
         (abs(ratings[one] - ratings[other]), *((one, other) if ratings[one] > ratings[other] else (other, one)))
-        for one, other in combinations(range(len(answers)), 2)
+        for one, other in combinations(range(len(completions)), 2)
         if ratings[one] != ratings[other] and texts[one] != texts[other]
     ]
     ranked.sort(key=lambda pair: -pair[0])
     image = one_of(line, "img_path", "image")
     taken = ranked[:MAX_PAIRS]
     for place, (margin, better, worse) in enumerate(taken, start=1):
-        models = {f"{side}_model": answers[at].get("model") for side, at in (("chosen", better), ("rejected", worse))}
+        models = {f"{side}_model": completions[at].get("model") for side, at in (("chosen", better), ("rejected", worse))}
         yield FoundPair(
             prompt=line.get("prompt"),
             chosen=texts[better],
@@ -56,25 +56,28 @@ def read(line: Mapping[str, Any]) -> Iterator[FoundPair]:
         )
 
 
-def _answers(completions: Any) -> list[Mapping[str, Any]]:
-    """The answers: a list of objects, or as datasets may hold it, an object of lists."""
-    if isinstance(completions, Mapping):
-        columns = {name: value for name, value in completions.items() if isinstance(value, list)}
+def _completions(given: Any) -> list[Mapping[str, Any]]:
+    """Check the completions: a list of objects or, as datasets may store it, an object of lists."""
+    if isinstance(given, Mapping):
+        columns = {name: value for name, value in given.items() if isinstance(value, list)}
         lengths = {len(value) for value in columns.values()}
-        if len(columns) < len(completions) or len(lengths) != 1:
-            raise BadRecord("", "'completions' is an object whose fields are not lists of one length.")
-        completions = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    if not isinstance(completions, list) or not all(isinstance(answer, Mapping) for answer in completions):
-        raise BadRecord("", f"'completions' is a list of answers, each an object; got {json_kind(completions)}.")
-    if not 2 <= len(completions) <= MAX_RESPONSES:
-        raise BadRecord("", f"'completions' has {len(completions)} answers, and pairs are made of 2 to {MAX_RESPONSES}.")
-    return completions
+        if len(columns) < len(given) or len(lengths) != 1:
+            raise BadRecord(
+                "",
+                "'completions' is an object whose fields are not lists of one length. Give a list of objects, one per completion.",
+            )
+        given = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if not isinstance(given, list) or not all(isinstance(one, Mapping) for one in given):
+        raise BadRecord("", f"'completions' must be a list, each an object; got {json_kind(given)}.")
+    if not 2 <= len(given) <= MAX_RESPONSES:
+        raise BadRecord("", f"'completions' has {len(given)} entries; expected 2 to {MAX_RESPONSES}.")
+    return given
 
 
-def _rating(answer: Mapping[str, Any], place: int) -> float:
-    annotations = answer.get("annotations")
+def _rating(completion: Mapping[str, Any], place: int) -> float:
+    annotations = completion.get("annotations")
     if not isinstance(annotations, Mapping):
-        raise BadRecord("", f"answer {place + 1} of 'completions' has no annotations.")
+        raise BadRecord("", f"entry {place + 1} of 'completions' has no object 'annotations'.")
     total = 0.0
     for aspect in ASPECTS:
         given = annotations.get(aspect)
@@ -84,6 +87,8 @@ def _rating(answer: Mapping[str, Any], place: int) -> float:
         except (ValueError, OverflowError):
             value = math.nan
         if not math.isfinite(value):
-            raise BadRecord("", f"answer {place + 1} of 'completions' has no number as its rating of {aspect!r}.")
+            raise BadRecord(
+                "", f"entry {place + 1} of 'completions' has no number as its rating of {aspect!r}. Fix it or leave the record out."
+            )
         total += value
     return total / len(ASPECTS)

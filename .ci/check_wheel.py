@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-ROOMS = ("losses", "packing", "data", "commands")
+ROOMS = ("losses", "encoding", "batching", "data", "commands")
 
 CHECK = """
 import sys, time
@@ -20,8 +20,8 @@ import mpo
 assert time.perf_counter() - start < 1.0, "import mpo is slow"
 assert "torch" not in sys.modules, "import mpo imports torch"
 import mpo.losses, mpo.recipes
-from mpo.trainer import MPOTrainer
-for module in (mpo, mpo.losses, mpo.recipes, sys.modules["mpo.trainer"]):
+from mpo.training.mpo import MPOTrainer
+for module in (mpo, mpo.losses, mpo.recipes, sys.modules["mpo.training.mpo"]):
     assert module.__file__.startswith(sys.argv[1]), f"{module.__name__} comes from {module.__file__}"
 import torch
 from mpo.losses import Mixture, PairLogps

@@ -34,8 +34,8 @@ from transformers import GotOcr2ImageProcessor
 from transformers.image_utils import make_flat_list_of_images
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
+from mpo.batching.collator import PairCollator
 from mpo.models.small import small_processor
-from mpo.packing.collator import PairCollator
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("trl", "mpo")

@@ -23,7 +23,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.run import run_demo
 from mpo.demo.settings import DemoSettings, full_settings, quick_settings
 from mpo.demo.stages import measure_after, train_mpo
-from mpo.preference_data.mmpr import read_lines
+from mpo.pipelines.mmpr.lines import read_lines
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -32,11 +32,11 @@ from step import Shape, adapter, quiet
 from torch import nn
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.dry_run.batch import BatchShape
-from mpo.dry_run.memory import estimate_memory
+from mpo.batching.collator import PairCollator
 from mpo.models.small import small_processor
 from mpo.models.tower import find_tower
-from mpo.packing.collator import PairCollator
+from mpo.preflight.dry_run.batch import BatchShape
+from mpo.preflight.dry_run.memory import estimate_memory
 
 RESULTS = Path(__file__).parent / "results"
 WITHIN = 0.15

@@ -48,10 +48,10 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from mpo import MPOConfig, MPOTrainer
+from mpo.batching.attention import use_packed_attention
+from mpo.batching.logits_to_keep import add_logits_to_keep, label_padded_rows
 from mpo.models.small import small_processor
 from mpo.models.tower import SharedTower, find_tower
-from mpo.packing.attention import use_packed_attention
-from mpo.packing.logits_to_keep import add_logits_to_keep, label_padded_rows
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("trl", "live", "cached")
@@ -344,7 +344,7 @@ def count_calls(calls: list[Call], case: Case, shape: Shape, image_token_id: int
     counts: dict[str, dict[str, int]] = {}
     patched = (
         mock.patch("torch.nn.functional.scaled_dot_product_attention", _flash_on_meta),
-        mock.patch("mpo.packing.attention.scaled_dot_product_attention", _flash_on_meta),
+        mock.patch("mpo.batching.attention.scaled_dot_product_attention", _flash_on_meta),
         mock.patch("torch.is_autocast_enabled", lambda device_type=None: False),  # does not support the meta device
         # Whether positions restart inside a row is read from their values; in TRL's rows they do not.
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None),

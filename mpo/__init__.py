@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpo import losses
-    from mpo.config import MPOConfig
-    from mpo.trainer import MPOTrainer
+    from mpo.training.config import MPOConfig
+    from mpo.training.mpo import MPOTrainer
 
 __version__ = version("mpo-trainer")
 __all__ = ["MPOConfig", "MPOTrainer", "__version__", "losses"]
 
-_HOME = {"MPOConfig": "mpo.config", "MPOTrainer": "mpo.trainer"}
+_HOME = {"MPOConfig": "mpo.training.config", "MPOTrainer": "mpo.training.mpo"}
 
 
 def __getattr__(name: str) -> Any:

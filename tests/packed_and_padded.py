@@ -13,13 +13,13 @@ from support import make_image, messages, perturbed
 from torch.nn.functional import rms_norm
 from trl.trainer.utils import add_fused_lm_head
 
+from mpo.batching.attention import packed_attention
+from mpo.batching.collator import PairCollator
+from mpo.batching.layout import completion_sums, concatenate, lay_out
+from mpo.batching.logits_to_keep import LogitsToKeep, add_logits_to_keep, label_padded_rows
+from mpo.encoding.turns import Completion
 from mpo.losses import Mixture, PairLogps
 from mpo.models.small import small_internvl
-from mpo.packing.attention import packed_attention
-from mpo.packing.collator import PairCollator
-from mpo.packing.layout import completion_sums, concatenate, lay_out
-from mpo.packing.logits_to_keep import LogitsToKeep, add_logits_to_keep, label_padded_rows
-from mpo.packing.turns import Completion
 
 FAMILIES = ["qwen2", "qwen3", "llama"]
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}

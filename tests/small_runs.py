@@ -18,7 +18,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.data.encoded import with_encoded_images
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
-from mpo.samples.callback import SampleResponses
+from mpo.training.samples.callback import SampleResponses
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
 

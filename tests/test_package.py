@@ -32,24 +32,6 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = mpo.MPOTrainr
 
 
-def test_rooms_import_downwards_only():
-    """losses import only torch; packing and data do not import the trainer; no package imports commands."""
-    forbidden = {
-        "losses": ("import transformers", "import trl", "from transformers", "from trl", "from mpo.config", "from mpo.packing"),
-        "mpo/packing": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.models"),
-        "mpo/data": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.models"),
-        "mpo/models": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
-        "mpo/inference": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
-        "mpo/preference_data": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
-        "mpo/evaluation": ("mpo.trainer", "mpo.config", "mpo.job", "mpo.demo"),
-        "mpo/demo": ("mpo.commands",),
-    }
-    for room, names in forbidden.items():
-        for path in (ROOT / room).glob("*.py"):
-            lines = [line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
-            assert not [line for line in lines for name in names if name in line], path
-
-
 @pytest.fixture
 def files(processor, internvl, tmp_path):
     """A small model and four pairs on disk."""

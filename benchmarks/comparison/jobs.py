@@ -17,8 +17,8 @@ from comparison.prepare import worked_rows
 from comparison.settings import Settings
 from mpo.demo.logs import logs_to
 from mpo.demo.warmup import train_on_examples
-from mpo.job import TrainJob, run_train_job
 from mpo.models.loading import load_model
+from mpo.training.job import TrainJob, run_train_job
 
 
 @dataclass(frozen=True)

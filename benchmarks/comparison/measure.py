@@ -13,9 +13,9 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.data.sources import load_preferences
 from mpo.demo.stages import reads_digits
 from mpo.evaluation.accuracy import measure_accuracy
-from mpo.inference.local import LocalGenerator
+from mpo.generation.local import LocalGenerator
 from mpo.models.loading import LoadedModel, load_model
-from mpo.preference_data.mmpr import read_lines
+from mpo.pipelines.mmpr.lines import read_lines
 
 RESPONSES_PER_BATCH = 250
 

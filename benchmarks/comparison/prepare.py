@@ -16,7 +16,7 @@ from mpo.demo.images import load_handwriting, split_sources
 from mpo.demo.warmup import train_on_examples
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor
-from mpo.preference_data.mmpr import build_pairs, read_lines, write_lines
+from mpo.pipelines.mmpr.lines import build_pairs, read_lines, write_lines
 
 DONE = "prepared.json"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpo.demo.images import Handwriting, draw
 from mpo.demo.questions import QuestionKind
-from mpo.inference.generator import Question
+from mpo.generation.generator import Question
 
 DIGITS = 3
 READING = "What are the digits?"

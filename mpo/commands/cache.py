@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from mpo.reference.shards import cache_folders, leftovers, read_fingerprint, shards
+    from mpo.training.reference.shards import cache_folders, leftovers, read_fingerprint, shards
 
     for folder in cache_folders(args.folder):
         fingerprint = read_fingerprint(folder)
@@ -95,8 +95,8 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from mpo.reference.maintenance import check_folder
-    from mpo.reference.shards import cache_folders, read_fingerprint
+    from mpo.training.reference.maintenance import check_folder
+    from mpo.training.reference.shards import cache_folders, read_fingerprint
 
     bad = 0
     for folder in cache_folders(args.folder):
@@ -113,8 +113,8 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def prune(args: argparse.Namespace) -> int:
-    from mpo.reference.maintenance import prune_folder
-    from mpo.reference.shards import cache_folders, read_fingerprint
+    from mpo.training.reference.maintenance import prune_folder
+    from mpo.training.reference.shards import cache_folders, read_fingerprint
 
     for folder in cache_folders(args.folder):
         done = prune_folder(folder, read_fingerprint(folder), dry_run=args.dry_run)

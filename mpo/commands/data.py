@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace) -> int:
-    from mpo.data_tools.validate import validate as check
+    from mpo.curation.validate import validate as check
 
     processor, context = _processor(args), None
     if args.model:
@@ -220,11 +220,11 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def stats(args: argparse.Namespace) -> int:
-    from mpo.data_tools.stats import compute_stats, stats_text
+    from mpo.curation.stats import compute_stats, stats_text
 
     found = compute_stats(_load(args), _processor(args), num_proc=_workers(args))
     if args.html:
-        from mpo.data_tools.stats_page import stats_page
+        from mpo.curation.stats_page import stats_page
 
         _write_text(args.html, stats_page(found, str(args.path)))
     _print(stats_text(found))
@@ -234,7 +234,7 @@ def stats(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from mpo.data_tools.show import show_page, show_text
+    from mpo.curation.show import show_page, show_text
 
     pairs = _load(args)
     if args.id:
@@ -260,9 +260,9 @@ def convert(args: argparse.Namespace) -> int:
     written = _write(pairs, args.target, args)
     if not args.check:
         return 0
+    from mpo.curation.compare import first_difference
+    from mpo.curation.write import not_kept
     from mpo.data.sources import load_preferences
-    from mpo.data_tools.compare import first_difference
-    from mpo.data_tools.write import not_kept
 
     again = load_preferences(written.path, **({"image_root": written.image_root} if written.image_root else {}))
     dropped = not_kept(written)
@@ -310,7 +310,7 @@ def split(args: argparse.Namespace) -> int:
 
 
 def dedupe(args: argparse.Namespace) -> int:
-    from mpo.data_tools.dedupe import find_duplicates, without
+    from mpo.curation.dedupe import find_duplicates, without
 
     removed = args.removed or args.target.with_name(f"{args.target.name}.removed.jsonl")
     for path in (args.target, removed):
@@ -409,7 +409,7 @@ def _context(model: str) -> int | None:
 
 
 def _write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
-    from mpo.data_tools.write import write_pairs
+    from mpo.curation.write import write_pairs
 
     written = write_pairs(pairs, target, form=args.to, images=args.images, image_root=args.target_root)
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""

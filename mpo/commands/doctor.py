@@ -31,9 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mpo.doctor.checks import CHECKS, STEP
-    from mpo.doctor.examine import examine
-    from mpo.doctor.page import as_json, section_text, summary
+    from mpo.preflight.doctor.checks import CHECKS, STEP
+    from mpo.preflight.doctor.examine import examine
+    from mpo.preflight.doctor.page import as_json, section_text, summary
 
     sections = []
     for section in examine([title for title in CHECKS if not (args.no_step and title == STEP)], args.dir):

@@ -7,7 +7,7 @@ from mpo.commands import user_errors
 
 
 def main(path: str) -> int:
-    from mpo.job import TrainJob, run_train_job
+    from mpo.training.job import TrainJob, run_train_job
 
     def work() -> int:
         run_train_job(TrainJob.load(path))

@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from mpo.job import TrainJob
-    from mpo.launch.place import Place
+    from mpo.training.job import TrainJob
+    from mpo.training.launch.place import Place
 
 GROUPS = ("model", "data", "loss", "peft", "trainer", "launch", "experiment")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
@@ -54,14 +54,14 @@ def _task(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> int:
-    from mpo.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
+    from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
 
     named = "${now" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"])  # type: ignore[call-overload,index]
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
     job = TrainJob.from_config(plain)
     if job.dry_run:
-        from mpo.dry_run.run import dry_run
+        from mpo.preflight.dry_run.run import dry_run
 
         print(dry_run(job))
         return 0
@@ -85,7 +85,7 @@ def _train(config: DictConfig) -> int:
 
 
 def _train_on_ranks(job: TrainJob, place: Place) -> int:
-    from mpo.launch.ranks import start_ranks
+    from mpo.training.launch.ranks import start_ranks
 
     try:
         status = start_ranks(place, "mpo.commands.rank", [str(job.save())])

@@ -12,7 +12,7 @@ A record is a row of a data set with the columns of `FEATURES`:
     rejected      messages
     ground_truth  the known answer
     margin        how much better the chosen completion is
-    tiles         how images are split into tiles, see `mpo.packing.tiles`
+    tiles         how images are split into tiles, see `mpo.encoding.tiles`
     frames        minimum and maximum frames of a video, see `mpo.data.video`
     augment       whether images are augmented in training
     metadata      JSON of the other fields of the line

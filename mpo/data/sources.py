@@ -11,7 +11,6 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from mpo.bad_records import MAX_BAD_FRACTION, MIN_DENOMINATOR
 from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
 from mpo.data.formats import check_format
@@ -21,6 +20,7 @@ from mpo.data.pairs import BadRecord
 from mpo.data.records import FEATURES, FRAMES, TILES, checked_tiles, to_record
 from mpo.data.shards import LinesShard, Shard
 from mpo.data.video import checked_frames
+from mpo.training.bad_records import MAX_BAD_FRACTION, MIN_DENOMINATOR
 
 __all__ = ["FEATURES", "folder_of", "is_mixture", "load_preferences", "read_jsonl"]
 
@@ -63,7 +63,7 @@ def load_preferences(
         split: the split to load; ``"train"`` for a source without splits; ``"eval"`` is the evaluation part of a mixture.
         limit: maximum number of pairs: the first ones, or in a mixture or ``meta.json`` pairs evenly spread over all sources.
         tiles: how images are split into tiles, if not as the processor does: ``min``, ``max``, ``thumbnail``, each optional
-            (`mpo.packing.tiles`). A record's own settings take precedence.
+            (`mpo.encoding.tiles`). A record's own settings take precedence.
         frames: number of frames of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`). A record's
             own settings take precedence.
         source: name of the source in the records; default: the name of the file.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mpo.bad_records import FILE
+from mpo.training.bad_records import FILE
 
 LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 ARRAYS = (".json", ".json.gz")

@@ -14,7 +14,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.images import SPLITS, Handwriting, draw, load_handwriting, split_sources
 from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
-from mpo.preference_data.mmpr import write_lines
+from mpo.pipelines.mmpr.lines import write_lines
 
 
 def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpo.inference.generator import Question
+from mpo.generation.generator import Question
 
 
 @dataclass(frozen=True)

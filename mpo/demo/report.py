@@ -16,7 +16,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.page import STYLE
 from mpo.demo.settings import DemoSettings
 from mpo.demo.summary import CONTROL, percent
-from mpo.preference_data.mmpr import read_lines
+from mpo.pipelines.mmpr.lines import read_lines
 
 SAMPLES = 12
 

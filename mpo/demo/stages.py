@@ -16,10 +16,10 @@ from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
 from mpo.evaluation.accuracy import measure_accuracy
 from mpo.evaluation.intervals import compare_paired
-from mpo.inference.local import LocalGenerator
-from mpo.job import TrainJob, run_train_job
+from mpo.generation.local import LocalGenerator
 from mpo.models.loading import load_model
-from mpo.preference_data.mmpr import build_pairs, read_lines, write_lines
+from mpo.pipelines.mmpr.lines import build_pairs, read_lines, write_lines
+from mpo.training.job import TrainJob, run_train_job
 
 MAX_NEW_TOKENS = 64
 """Maximum length of a response in tokens; worked examples have about 35."""

@@ -13,7 +13,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.logs import logs_to
 from mpo.demo.settings import DemoSettings
 from mpo.models.small import small_internvl, small_processor
-from mpo.preference_data.mmpr import read_lines
+from mpo.pipelines.mmpr.lines import read_lines
 
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 _FEATURES = Features({"images": List(Image()), "prompt": _MESSAGES, "completion": _MESSAGES})

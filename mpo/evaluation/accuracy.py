@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpo.evaluation.intervals import wilson_interval
-from mpo.inference.generator import Generator, Question
-from mpo.preference_data.verify import is_correct
+from mpo.generation.generator import Generator, Question
+from mpo.verification.ground_truth import is_correct
 
 _FINAL_ANSWER = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ class Accuracy:
 def extract_answer(response: str) -> str | None:
     r"""Extract the final answer by the rule of InternVL's chain-of-thought evaluation: the text after `Final answer:` or `Answer:`.
 
-    The last match counts. The rule is less strict than `mpo.preference_data.responses.parse_response`, which selects training
+    The last match counts. The rule is less strict than `mpo.verification.responses.parse_response`, which selects training
     examples.
 
     >>> extract_answer("3 + 4 = 7\nanswer: 7"), extract_answer("seven")

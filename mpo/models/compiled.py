@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from mpo.models.packable import find_text_model
 from mpo.models.tower import find_tower
-from mpo.packing.fits import find_text_model
 
 
 def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | None = None) -> None:

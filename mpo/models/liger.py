@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
-from mpo.packing.fits import find_text_model
+from mpo.models.packable import find_text_model
 
 
 def use_liger_layers(model: nn.Module, kernels: dict[str, bool] | None = None) -> None:

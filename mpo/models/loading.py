@@ -52,7 +52,7 @@ def load_model(
         min_tiles: the smallest number of tiles per image, without the thumbnail.
         max_tiles: the largest number of tiles per image; 12 in the official MPO recipes.
         thumbnail: append the whole image as a thumbnail tile when there are several tiles. All three default to the
-            checkpoint's settings; a record may override them (`mpo.packing.tiles`).
+            checkpoint's settings; a record may override them (`mpo.encoding.tiles`).
         trust_remote_code: run the code of a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
 

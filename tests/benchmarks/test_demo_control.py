@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mpo.demo.folder import DemoFolder
-from mpo.preference_data.mmpr import write_lines
+from mpo.pipelines.mmpr.lines import write_lines
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from demo_control import ControlFolder, correct_of, difference, share  # noqa: E402

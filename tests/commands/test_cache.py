@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mpo.commands import main
-from mpo.reference.cache import ReferenceCache
-from mpo.reference.fingerprint import Fingerprint
-from mpo.reference.shards import Entries, read_shard, shards, write_shard
+from mpo.training.reference.cache import ReferenceCache
+from mpo.training.reference.fingerprint import Fingerprint
+from mpo.training.reference.shards import Entries, read_shard, shards, write_shard
 
 HERE = Fingerprint(
     {"model weights": "w", "compute dtype": "float32"},

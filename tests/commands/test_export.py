@@ -8,8 +8,8 @@ from support import make_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mpo.commands import main
-from mpo.inference.generator import Question
-from mpo.inference.local import LocalGenerator
+from mpo.generation.generator import Question
+from mpo.generation.local import LocalGenerator
 
 
 @pytest.fixture(scope="module")

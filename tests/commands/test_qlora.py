@@ -13,11 +13,11 @@ from small_runs import KillAt, difference, in_fork, write_job
 from support import image_pairs
 
 from mpo import MPOConfig, MPOTrainer
+from mpo.batching.collator import PairCollator
 from mpo.commands import main
 from mpo.commands.train import settable
-from mpo.job import TrainJob, run_train_job
 from mpo.models.loading import load_model
-from mpo.packing.collator import PairCollator
+from mpo.training.job import TrainJob, run_train_job
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ from transformers.integrations import get_available_reporting_integrations
 
 from mpo.commands import main
 from mpo.commands.train import settable
-from mpo.job import TrainJob, run_train_job
 from mpo.models.liger import use_liger_layers
 from mpo.models.small import small_internvl
+from mpo.training.job import TrainJob, run_train_job
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_trackers_that_are_not_installed(settings, tmp_path, tracker):
 
 
 def test_bitsandbytes_that_is_not_installed(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("mpo.job.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("mpo.training.job.is_bitsandbytes_available", lambda: False)
     words = [*settings[1], "model.name_or_path=/nowhere", f"run_dir={tmp_path}", "trainer.optim=paged_adamw_8bit"]
     with pytest.raises(ValueError, match="optim=paged_adamw_8bit .* pip install bitsandbytes"):
         TrainJob.from_config(composed(words))

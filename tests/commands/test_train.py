@@ -16,10 +16,10 @@ from support import make_image
 
 from mpo.commands import main
 from mpo.commands.train import GROUPS, settable
-from mpo.dry_run.build import build_structure
-from mpo.dry_run.parts import count_parameters
-from mpo.job import TrainJob, run_train_job
 from mpo.models.parts import part_of
+from mpo.preflight.dry_run.build import build_structure
+from mpo.preflight.dry_run.parts import count_parameters
+from mpo.training.job import TrainJob, run_train_job
 
 RECIPES = Path(str(files("mpo.recipes")))
 OPTIONS = sorted((path.parent.name, path.stem) for path in RECIPES.glob("*/*.yaml"))
@@ -254,7 +254,7 @@ def test_lora_saves_an_adapter(arguments, tmp_path):
 @pytest.mark.slow
 def test_qlora_trains_an_adapter_on_four_bits(arguments, model, tmp_path, capsys):
     """The language model's linear layers are held in 4 bits; vision tower and head are not; the adapter is saved."""
-    from mpo.job import run_train_job
+    from mpo.training.job import run_train_job
 
     config = composed([*arguments, "peft=qlora", "peft.r=2", "trainer.max_steps=2"])
     trainer = run_train_job(TrainJob.from_config(config))

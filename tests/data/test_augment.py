@@ -11,12 +11,12 @@ from PIL import Image
 from small_runs import difference, record, small_run
 from support import make_image, messages
 
+from mpo.batching.collator import PairCollator
+from mpo.batching.indexed import IndexedRecords
+from mpo.batching.streams import EPOCH, RepeatedStream
 from mpo.data.augment import QUALITIES, compress, compress_tiles
+from mpo.encoding.tiles import jpeg_seed
 from mpo.models.tiles import TileImageProcessor
-from mpo.packing.collator import PairCollator
-from mpo.packing.indexed import IndexedRecords
-from mpo.packing.streams import EPOCH, RepeatedStream
-from mpo.packing.tiles import jpeg_seed
 
 
 def through_jpeg(tile: np.ndarray, quality: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from mpo.data import images
 from mpo.data.encoded import with_encoded_images
 from mpo.data.images import image_size, inside, open_image
 from mpo.data.sources import load_preferences
-from mpo.packing.turns import record_images
+from mpo.encoding.turns import record_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import make_image, messages
 
+from mpo.batching.collator import PairCollator
 from mpo.data.sources import load_preferences
 from mpo.data.video import Frame, frame_size, frames_of, index_of, open_frames, with_frames
-from mpo.packing.collator import PairCollator
-from mpo.packing.costs import measure
-from mpo.packing.turns import record_images, render
+from mpo.encoding.costs import measure
+from mpo.encoding.turns import record_images, render
 
 av = pytest.importorskip("av")
 RATE = 10
@@ -131,7 +131,7 @@ def test_one_tile_a_frame_known_before_anything_is_decoded(film, processor, monk
     why = [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
     dataset = Dataset.from_list([record(film), {**record(film), "videos": None, "prompt": why}])
     batch = PairCollator(processor, layout="packed")([dataset[0]])
-    monkeypatch.setattr("mpo.packing.turns.open_frames", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr("mpo.encoding.turns.open_frames", lambda *args, **kwargs: pytest.fail("decoded"))
     costs = measure(dataset, processor)
     assert costs.tiles.tolist() == [12, 0]
     assert len(batch["pixel_values"]) == 12

@@ -12,8 +12,8 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.run import STAGES, run_demo
 from mpo.demo.settings import DemoSettings, quick_settings
 from mpo.demo.summary import summarize
-from mpo.preference_data.mmpr import read_lines
-from mpo.preference_data.pairing import judge
+from mpo.pipelines.mmpr.lines import read_lines
+from mpo.pipelines.mmpr.pairing import judge
 
 TINY = DemoSettings(
     worked_sources=50,
@@ -153,7 +153,7 @@ class TestTinyDemo:
             run_demo(folder.root, TINY)
 
         monkeypatch.setattr(run, "STAGES", STAGES)
-        from mpo.trainer import MPOTrainer
+        from mpo.training.mpo import MPOTrainer
 
         step = MPOTrainer.training_step
 

@@ -11,7 +11,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.images import Handwriting, draw, load_handwriting, split_sources
 from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
-from mpo.preference_data.mmpr import read_lines
+from mpo.pipelines.mmpr.lines import read_lines
 
 SMALL = DemoSettings(worked_sources=20, question_sources=200, worked_examples=12, questions=30, eval_questions=9)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpo.demo.questions import KINDS
-from mpo.preference_data.pairing import judge
+from mpo.pipelines.mmpr.pairing import judge
 
 DIGITS = st.lists(st.integers(0, 9), min_size=2, max_size=4)
 

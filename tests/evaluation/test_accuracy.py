@@ -3,7 +3,7 @@
 import pytest
 
 from mpo.evaluation.accuracy import extract_answer, measure_accuracy
-from mpo.inference.generator import Question
+from mpo.generation.generator import Question
 
 
 class Parrot:

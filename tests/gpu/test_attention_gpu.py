@@ -6,10 +6,10 @@ import pytest
 import torch
 from support import perturbed
 
+from mpo.batching.attention import _attend, _varlen_fits, use_packed_attention, usual_attention
+from mpo.batching.layout import concatenate, lay_out
+from mpo.encoding.turns import Completion
 from mpo.models.small import small_internvl
-from mpo.packing.attention import _attend, _varlen_fits, use_packed_attention, usual_attention
-from mpo.packing.layout import concatenate, lay_out
-from mpo.packing.turns import Completion
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs an NVIDIA GPU, Ampere or newer"

@@ -22,9 +22,9 @@ from packed_and_padded import (
 from small_runs import small_run
 from support import make_image, perturbed
 
+from mpo.batching.attention import packed_attention
 from mpo.models.compiled import compile_layers
 from mpo.models.small import small_internvl
-from mpo.packing.attention import packed_attention
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(

@@ -10,10 +10,10 @@ from support import image_pairs
 from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.checkpoint import load_weights
-from mpo.job import TrainJob, run_train_job
 from mpo.models.loading import load_internvl, load_model
 from mpo.models.small import small_internvl
+from mpo.training.checkpoint import load_weights
+from mpo.training.job import TrainJob, run_train_job
 
 QUERIES = "language_model.model.layers.1.self_attn.q_proj.weight"
 

@@ -12,7 +12,6 @@ from support import image_pairs
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.job import TrainJob
 from mpo.models.export import trial
 from mpo.models.export.float32 import in_float32
 from mpo.models.export.run import export
@@ -21,6 +20,7 @@ from mpo.models.export.trial import Trial, logits_of, question
 from mpo.models.loading import load_internvl, load_model, load_processor
 from mpo.models.official.tensors import TensorFiles
 from mpo.models.small import small_internvl
+from mpo.training.job import TrainJob
 
 QUERY = "language_model.model.layers.1.self_attn.q_proj"
 QUERIES_AND_VALUES = r".*language_model.*\.(q_proj|v_proj)"

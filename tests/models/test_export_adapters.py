@@ -22,12 +22,12 @@ from support import text_pairs
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.commands import main
-from mpo.dry_run.build import meta_model
-from mpo.job import TrainJob
 from mpo.models.export.run import export
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_internvl, load_model, load_processor
 from mpo.models.small import small_internvl
+from mpo.preflight.dry_run.build import meta_model
+from mpo.training.job import TrainJob
 
 LAYERS = {"target_modules": r".*language_model.*\.(q_proj|v_proj)", "task_type": "CAUSAL_LM"}
 NEW = ["<new>", "<newer>"]

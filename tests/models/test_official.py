@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from mpo.commands import main
+from mpo.encoding.encoder import PairEncoder
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_internvl, load_model, load_processor
 from mpo.models.official.checkpoint import open_official
@@ -20,7 +21,6 @@ from mpo.models.official.convert import convert, largest_difference
 from mpo.models.official.forward import official_logits
 from mpo.models.official.processor import OLD_SYSTEM
 from mpo.models.official.tensors import TensorFiles
-from mpo.packing.encode import PairEncoder
 
 FAMILIES = ["qwen2", "internlm2", "internlm3", "llama", "qwen3", "qwen3_moe"]
 

@@ -7,10 +7,10 @@ import torch
 from small_runs import small_run
 from support import TEXTS
 
-from mpo.job import TrainJob
 from mpo.models.learning_rates import split_groups
 from mpo.models.parts import adapted_layers, check_parts, freeze_parts, part_of
 from mpo.models.small import small_internvl, small_processor
+from mpo.training.job import TrainJob
 
 
 @pytest.fixture

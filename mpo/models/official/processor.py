@@ -13,10 +13,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mpo.models.control_tokens import added_start
 from mpo.models.official.spm import read_sentencepiece
 from mpo.models.small import CHAT_TEMPLATE, IMAGENET_MEAN, IMAGENET_STD
 from mpo.models.tiles import TileImageProcessor
-from mpo.packing.controls import added_start
 
 IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 

@@ -1,0 +1,279 @@
+"""Collate records into one batch: packed rows in which completions share their prompt, or padded rows with one completion each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
+from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
+from mpo.batching.skipping import BLANK_PAIR, sort_out
+from mpo.batching.streams import EPOCH, PADDING
+from mpo.encoding.encoder import EncodedPair, PairEncoder
+from mpo.encoding.images import TileOrder
+from mpo.encoding.keys import completion_key, image_key, same_image
+from mpo.encoding.templates import is_processor, probe
+from mpo.encoding.tiles import AUGMENTED_AND_CACHED
+from mpo.encoding.turns import Completion, Record, describe
+
+LAYOUTS = ("packed", "padded")
+_WHITE = Image.new("RGB", (32, 32), "white")
+
+
+@dataclass
+class PairCollator:
+    """Collate preference records in TRL's formats, with or without images, into one batch.
+
+    Args:
+        processing_class: a tokenizer, or a processor when records have images.
+        max_length: the longest prompt with one completion, in tokens. Longer completions are truncated; a prompt that leaves no
+            token for a completion, or image tokens that would be truncated, are errors. ``None``: no limit.
+        truncation_mode: which end of a longer sequence to keep, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
+        completion_end: ``"end_of_turn"`` labels a completion up to and including its end-of-turn token; ``"template"`` labels
+            everything the chat template puts after the prompt, as TRL does.
+        tile_budget: whether the tile limit applies per prompt or per image, see `mpo.encoding.tiles.tile_limits`.
+        pad_to_multiple_of: pad rows to a multiple of this many tokens.
+        layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one completion. ``"packed"``: one row for each
+            distinct prompt with all its completions, concatenated without padding (`mpo.batching.layout`).
+        keys: add the key of each completion's content (`mpo.encoding.keys`).
+        ld_alpha: part of these keys, with the length of the pair's shorter completion, since LD-DPO's sums depend on both.
+        blank_image: add an unlabelled row with a white image to a batch that has no image. A vision tower that is trained on
+            several ranks, or sharded over them, has to run on all of them in every step; without it on one rank, the others
+            wait forever. (In a step without any image AdamW then applies the tower's momentum.)
+        keep_records: while this is not zero, add the records to the batch, as ``records``. In shared memory, so that data
+            loader workers, which have copies of the collator, see it change.
+        on_bad_record: for a record that cannot be collated: ``"raise"`` the ValueError that says why, or ``"skip"`` it: a blank
+            pair at the end of the batch replaces it and does not count.
+        augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
+        context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `PairEncoder`.
+
+    Returns (from a call with P records):
+        ``input_ids``; for padded rows ``attention_mask`` and ``completion_mask`` (2P, T); for packed rows ``position_ids``
+        (1, N) and ``segments``; ``positions_to_keep``, ``shift_labels`` and ``labelled`` (`mpo.batching.logits_to_keep`), the 2P
+        completions in order, chosen first; the processor's image tensors, in packed rows once per distinct image, with
+        ``tile_order`` (`mpo.encoding.images`) if several prompts have the same image; with a max_length, ``is_truncated`` of
+        shape (2P,), whether a completion was truncated; with `keys`, ``completion_keys``; ``tokens``, the number of tokens
+        without padding; ``names``, the records' names in error messages; ``counted``, the number of pairs before padding pairs;
+        with bad records, ``bad`` (`mpo.batching.skipping.sort_out`) and ``kept``, the indices of the others among the P.
+
+    Example:
+        >>> from transformers import AutoTokenizer  # doctest: +SKIP
+        >>> collator = PairCollator(AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct"))  # doctest: +SKIP
+        >>> batch = collator([{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}])  # doctest: +SKIP
+    """
+
+    processing_class: Any
+    max_length: int | None = None
+    truncation_mode: str = "keep_start"
+    completion_end: str = "end_of_turn"
+    tile_budget: str = "prompt"
+    pad_to_multiple_of: int | None = None
+    layout: str = "padded"
+    keys: bool = False
+    ld_alpha: float | None = None
+    blank_image: bool = False
+    keep_records: Tensor | None = None
+    on_bad_record: str = "raise"
+    augment_seed: int = 0
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"Expected layout to be one of {', '.join(LAYOUTS)}; got layout={self.layout!r}.")
+        if self.layout == "packed" and self.truncation_mode == "keep_end" and self.max_length is not None:
+            raise ValueError("truncation_mode='keep_end' truncates prompts, which are shared in packed rows. Use 'keep_start'.")
+        self._encode = PairEncoder(
+            self.processing_class,
+            self.max_length,
+            self.truncation_mode,
+            self.completion_end,
+            self.tile_budget,
+            same_image=same_image if self.layout == "packed" else None,
+            augment_seed=self.augment_seed,
+            context=self.context and self.context // (self.pad_to_multiple_of or 1) * (self.pad_to_multiple_of or 1),
+        )
+        self.tokenizer = self._encode.tokenizer
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Collate records; see the class."""
+        records, notes = list(records), {}
+        try:
+            batch = self._collate(records)
+        except ValueError:
+            if self.on_bad_record == "raise":
+                raise
+            kept, bad = sort_out(records, self._collate)
+            records = [records[place] for place in kept] + [BLANK_PAIR] * (len(records) - len(kept))
+            batch, notes = self._collate(records), {"kept": kept, "bad": bad}
+        if self.keep_records is not None and self.keep_records.item():
+            batch["records"] = records
+        return batch | notes
+
+    def _collate(self, records: list[Record]) -> dict[str, Any]:
+        if self.keys and any(EPOCH in record for record in records):
+            raise ValueError(AUGMENTED_AND_CACHED)
+        pairs, pixels, order = self._encode(records)
+        blank: list[EncodedPair] = []
+        if self.blank_image and not pixels and is_processor(self.processing_class):  # a tokenizer's records have no images
+            blank, pixels, order = self._blank()
+        if self.layout == "packed":
+            batch = self._pack(pairs, blank) | pixels
+            if order is not None and len(order) != len(pixels["pixel_values"]):
+                batch["tile_order"] = TileOrder(order)
+        else:
+            if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
+                pixels["pixel_values"] = pixels["pixel_values"][order]
+            if not blank:  # an image belongs to both completions: once for the chosen rows, once for the rejected ones
+                pixels = {name: torch.cat([value, value]) for name, value in pixels.items()}
+            batch = self._pad(pairs, blank) | pixels
+        if self.max_length is not None:
+            completions = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+            batch["is_truncated"] = torch.tensor(
+                [len(pair.prompt_ids) + len(completion.ids) > self.max_length for pair, completion in completions]
+            )
+        if self.keys:
+            batch["completion_keys"] = self._completion_keys(pairs)
+        batch["names"] = [describe(record) for record in records]
+        if any(PADDING in record for record in records):
+            batch["counted"] = sum(PADDING not in record for record in records)
+        return batch
+
+    def _blank(self) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
+        """The row with a white image."""
+        prompt: Any = getattr(self.processing_class, "image_token", None)
+        template = probe(self.processing_class) if getattr(self.processing_class, "chat_template", None) else None
+        if template is not None and template.parts:
+            system = [{"role": "system", "content": "."}] if template.needs_system else []
+            prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
+        ((ids, extra),), pixels, order = PairEncoder(self.processing_class).prompts([{"prompt": prompt, "images": [_WHITE]}])
+        nothing = Completion([], [])
+        return [EncodedPair(ids, nothing, nothing, 0, [_WHITE], extra)], pixels, order
+
+    def _completion_keys(self, pairs: list[EncodedPair]) -> list[bytes]:
+        image_keys: dict[int, bytes] = {}
+        for image in (image for pair in pairs for image in pair.images):
+            if id(image) not in image_keys:
+                image_keys[id(image)] = image_key(image)
+        keys = []
+        for side in ("chosen", "rejected"):
+            for pair in pairs:
+                prompt, completion = self._truncated(pair, getattr(pair, side))
+                settings = []  # each after a negative number, which is no token's id
+                if "use_thumbnail" in pair.limits:  # the same ids: three tiles, or two and a thumbnail. (A count has one grid.)
+                    settings += [-2, int(pair.limits["use_thumbnail"])]
+                if self.ld_alpha is not None:
+                    shorter = min(sum(self._truncated(pair, other)[1].loss_mask) for other in (pair.chosen, pair.rejected))
+                    settings += [-1, shorter, round(self.ld_alpha * 1e9)]
+                images = [image_keys[id(image)] for image in pair.images]
+                keys.append(completion_key(images, prompt + settings, completion.ids, completion.loss_mask))
+        return keys
+
+    def _truncated(self, pair: EncodedPair, completion: Completion) -> tuple[list[int], Completion]:
+        """Prompt and completion, truncated to max_length."""
+        if self.max_length is None:
+            return pair.prompt_ids, completion
+        if self.truncation_mode == "keep_end":
+            return pair.prompt_ids[-(self.max_length - len(completion.ids)) :], completion
+        kept = self.max_length - len(pair.prompt_ids)
+        return pair.prompt_ids, Completion(completion.ids[:kept], completion.loss_mask[:kept])
+
+    def _pack(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
+        groups: dict[int, list[int]] = {}
+        for number, pair in enumerate(pairs):
+            groups.setdefault(pair.prompt, []).append(number)
+        # Text may merge with its prompt's last token, so the prompt of a group is the common prefix of its pairs.
+        rows: list[Row] = []
+        places = [0] * (2 * len(pairs))
+        # Image tensors are in the order of their prompts; rows without images may be anywhere.
+        for members in groups.values():
+            prompt = min((pairs[number].prompt_ids for number in members), key=len)
+            if any(pairs[number].extra for number in members):
+                names = ", ".join(pairs[members[0]].extra)
+                raise ValueError(
+                    f"{type(self.processing_class).__name__} gives {names} per token besides the ids, which completions cannot "
+                    "share. Use rows='padded'."
+                )
+            if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):
+                raise ValueError(
+                    f"A prompt ends in an image token ({prompt[-1]}), after which completions cannot branch. Put text or a chat "
+                    "template after the image, or use rows='padded'."
+                )
+            limit = None if self.max_length is None else self.max_length - len(prompt)
+            first = sum(len(row.completions) for row in rows)
+            completions: list[Completion] = []
+            for number in members:
+                for offset, completion in ((0, pairs[number].chosen), (len(pairs), pairs[number].rejected)):
+                    places[number + offset] = first + len(completions)
+                    completions.append(_after_prompt(prompt, pairs[number].prompt_ids, completion, limit))
+            rows.append(lay_out(prompt, completions))
+        tokens = sum(len(row.tokens) for row in rows)
+        packed = concatenate(rows + [prompt_alone(pair.prompt_ids) for pair in blank])
+        labelled = packed.labelled.select(places)
+        return {
+            "input_ids": packed.input_ids,
+            "position_ids": packed.position_ids,
+            "segments": packed.segments,
+            "positions_to_keep": LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1)),
+            "shift_labels": packed.shift_labels[:, packed.labelled_positions],
+            "labelled": replace(labelled, node=torch.searchsorted(packed.labelled_positions, labelled.node)),
+            "tokens": tokens,
+        }
+
+    def _pad(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
+        rows = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+        kept = slice(None)
+        if self.max_length is not None:
+            keep_end = self.truncation_mode == "keep_end"
+            kept = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
+        ids = [(pair.prompt_ids + completion.ids)[kept] for pair, completion in rows]
+        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[kept] for pair, completion in rows]
+        tokens = sum(map(len, ids))
+        ids += [pair.prompt_ids for pair in blank]
+        length = max(map(len, ids))
+        if self.pad_to_multiple_of:
+            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+
+        def padded(values: list[list[Any]], fill: int) -> Tensor:
+            return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=torch.long)
+
+        pad_token = self.tokenizer.pad_token_id
+        batch: dict[str, Any] = {
+            "input_ids": padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token),
+            "attention_mask": padded([[1] * len(row) for row in ids], 0),
+            "completion_mask": padded(loss_masks, 0),
+        }
+        heads = [pair for pair, _ in rows] + blank
+        for name in {name for pair in heads for name in pair.extra}:
+            values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
+            batch[name] = padded([(row + [0] * length)[kept][:length] for row in values], 0)
+        return {**batch, **label_padded_rows(batch["input_ids"][: len(rows)], batch["completion_mask"]), "tokens": tokens}
+
+
+@dataclass
+class LabelledBatches:
+    """Wrap a user's collator of padded rows in TRL's format: add the labels for the LM head.
+
+    Args:
+        collator: returns ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (2P, T), chosen rows first.
+    """
+
+    collator: Any
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Collate records; see `PairCollator`."""
+        batch = dict(self.collator(records))
+        return {
+            **batch,
+            **label_padded_rows(batch["input_ids"], batch["completion_mask"]),
+            "tokens": int(batch["attention_mask"].sum()),
+        }
+
+
+def _after_prompt(prompt: list[int], own_prompt: list[int], completion: Completion, limit: int | None) -> Completion:
+    """A completion after a prompt that may be a little shorter than its own."""
+    rest = own_prompt[len(prompt) :]
+    ids, loss_mask = rest + completion.ids, [False] * len(rest) + completion.loss_mask
+    return Completion(ids[:limit], loss_mask[:limit])

@@ -1,0 +1,369 @@
+"""Lay out a prompt and its completions as one row of tokens: positions, labels, attention segments, and sums per completion.
+
+The row is a trie. A node is a token together with the token it has to predict. Completions share a node while both agree; where
+they branch, the last token they share is repeated per branch, as `a` here, the last token of the prompt:
+
+    tokens      [ prompt            | chosen         | a   rejected      ]     without each completion's last token
+    positions     0 ... P-1           P ... P+C-2      P-1 P ... P+R-2
+    labels        -100 ... c_0        c_1 ...          r_0 r_1 ...             what each node predicts
+    segments    queries [prompt chosen] over keys [prompt chosen]                       causal
+                queries [a rejected]    over keys [prompt minus last, a, rejected]      causal, aligned bottom-right
+
+A completion's last token predicts nothing and nothing attends to it, so it is left out unless another completion continues it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""The label of an unlabelled node."""
+
+Range = tuple[int, int]
+"""Consecutive nodes: the first, and one past the last."""
+
+
+class CompletionTokens(Protocol):
+    """The token ids after a prompt, and which of them are labelled (`mpo.encoding.turns.Completion`)."""
+
+    @property
+    def ids(self) -> list[int]: ...  # noqa: D102
+    @property
+    def loss_mask(self) -> list[bool]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A branch. Its queries are its own nodes; its keys are those of `ancestors`, in order, and then its own."""
+
+    queries: Range
+    ancestors: tuple[Range, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompletionNodes:
+    """The nodes that predict a completion: `nodes[i]` predicts its token `i`, which counts if `loss_mask[i]`.
+
+    With an empty prompt nothing predicts a completion's first token, as with shifted labels; `nodes` then begins with the second.
+    """
+
+    nodes: list[int]
+    loss_mask: list[bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and its completions. Every node is in exactly one segment; segments are in the order of the row."""
+
+    tokens: list[int]
+    positions: list[int]
+    labels: list[int]
+    segments: list[Segment]
+    completions: list[CompletionNodes]
+
+
+def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> Row:
+    """Lay out a prompt and its completions as one row.
+
+    The prompt's segment continues with the first completion, or with a longer one of which that is a prefix. Equal completions
+    share all their nodes. A branch repeats the last shared token, which may be the last of the prompt: this must not be an image
+    token, or the copy would need another image.
+
+    Args:
+        prompt: token ids, image tokens included. May be empty (see `CompletionNodes`).
+        completions: one or more completions.
+
+    Raises:
+        ValueError: without completions, for a `loss_mask` of another length than its ids, or when there is nothing to predict.
+
+    >>> from types import SimpleNamespace as Completion
+    >>> row = lay_out([1, 2], [Completion(ids=[3, 4], loss_mask=[True] * 2), Completion(ids=[5, 6, 7], loss_mask=[True] * 3)])
+    >>> row.tokens, row.positions, row.labels
+    ([1, 2, 3, 2, 5, 6], [0, 1, 2, 1, 2, 3], [-100, 3, 4, 5, 6, 7])
+    >>> row.segments[1]
+    Segment(queries=(3, 6), ancestors=((0, 1),))
+    >>> [completion.nodes for completion in row.completions]
+    [[1, 2], [3, 4, 5]]
+    """
+    if not completions:
+        raise ValueError("A row needs at least one completion.")
+    for number, completion in enumerate(completions):
+        if len(completion.ids) != len(completion.loss_mask):
+            raise ValueError(
+                f"Completion {number} has {len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`. "
+                "Give one flag per token."
+            )
+    texts = [[*prompt, *completion.ids] for completion in completions]
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    paths: list[tuple[Range, ...]] = [()] * len(completions)
+
+    def place(group: list[int], ancestors: tuple[Range, ...], depth: int, agreed: int) -> None:
+        """Lay out completions that share `ancestors` (the nodes above `depth`) and their first `agreed` tokens."""
+        stem = texts[group[0]]
+        for index in group:  # one that continues the stem becomes the stem
+            if len(texts[index]) > len(stem) and texts[index][: len(stem)] == stem:
+                stem = texts[index]
+        begin = len(tokens)
+        tokens.extend(stem[depth:-1])
+        positions.extend(range(depth, len(stem) - 1))
+        if len(tokens) > begin:
+            segments.append(Segment((begin, len(tokens)), ancestors))
+
+        def above(other_depth: int) -> tuple[Range, ...]:
+            end = begin + other_depth - depth
+            return (*ancestors, (begin, end)) if end > begin else ancestors
+
+        branches: dict[tuple[int, int], list[int]] = {}
+        for index in group:
+            text = texts[index]
+            common = _common_prefix(text, stem, agreed)
+            if common == len(text):
+                paths[index] = above(common - 1)
+            else:
+                branches.setdefault((common, text[common]), []).append(index)
+        for (common, _), members in branches.items():
+            fork = max(common - 1, 0)  # the last token shared with the stem, which the branch repeats
+            place(members, above(fork), fork, common + 1)
+
+    place(list(range(len(completions))), (), 0, len(prompt))
+    if not tokens:
+        raise ValueError("There is nothing to predict: prompt and completions together have fewer than two tokens.")
+    labels = [IGNORED] * len(tokens)
+    unpredicted = 0 if prompt else 1  # nothing precedes the first token of the row
+    placed = []
+    for completion, path in zip(completions, paths, strict=True):
+        nodes = list(chain.from_iterable(range(*part) for part in path))[max(len(prompt) - 1, 0) :]
+        ids, loss_mask = completion.ids[unpredicted:], completion.loss_mask[unpredicted:]
+        for node, token, counts in zip(nodes, ids, loss_mask, strict=True):
+            if counts:
+                labels[node] = token
+        placed.append(CompletionNodes(nodes, list(loss_mask)))
+    return Row(tokens, positions, labels, segments, placed)
+
+
+def prompt_alone(prompt: Sequence[int]) -> Row:
+    """A row in which nothing is labelled.
+
+    >>> prompt_alone([1, 2, 3]).labels
+    [-100, -100, -100]
+    """
+    tokens = list(prompt)
+    return Row(tokens, list(range(len(tokens))), [IGNORED] * len(tokens), [Segment((0, len(tokens)), ())], [])
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The attention pattern of a batch of S segments, N queries and K keys; passed unchanged to the attention function.
+
+    ``cu_seqlens_q``, ``cu_seqlens_k`` (S + 1,) int32: offsets of each segment's queries and keys; queries are the nodes in
+    order. ``key_index`` (K,) int64: the node of each key; ``None`` when keys are the nodes in order. ``max_q``, ``max_k``: the
+    longest segment's queries and keys, rounded up so that few values occur (`torch.compile` makes a graph for each).
+    ``lengths``: each segment's queries and keys, on the host.
+    """
+
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    key_index: Tensor | None
+    max_q: int
+    max_k: int
+    lengths: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Segments:
+        """A copy on a device; accelerate and the Trainer call this."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self if moved.cu_seqlens_q is self.cu_seqlens_q else moved  # and keep the masks
+
+    def pin_memory(self) -> Segments:
+        """A copy in pinned memory; data loaders call this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def masks(self) -> tuple[Tensor | None, ...]:
+        """The boolean mask (queries, keys) of each segment, causal from the bottom-right corner; built once per batch.
+
+        ``None`` where no mask is needed: a segment without ancestors is plain causal, and a single query attends to all its keys.
+        """
+        masks: tuple[Tensor | None, ...] | None = self.__dict__.get("_masks")
+        if masks is None:
+            device = self.cu_seqlens_q.device
+            masks = tuple(
+                None if queries in (1, keys) else torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)
+                for queries, keys in self.lengths
+            )
+            self.__dict__["_masks"] = masks  # the dataclass is frozen, but a cache is not part of its value
+        return masks
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Segments:
+        key_index = None if self.key_index is None else change(self.key_index)
+        return Segments(change(self.cu_seqlens_q), change(self.cu_seqlens_k), key_index, self.max_q, self.max_k, self.lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTokens:
+    """The E labelled tokens of A completions, in the order of completions. A shared node is listed once per completion.
+
+    ``node`` (E,) int64: the node that predicts the token, in the concatenated row. ``completion`` (E,) int64: the token's
+    completion. ``ordinal`` (E,) int64: its index among the completion's labelled tokens, from 0. ``lengths`` (A,) int64: labelled
+    tokens per completion.
+    """
+
+    node: Tensor
+    completion: Tensor
+    ordinal: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LabelledTokens:
+        """A copy on a device; accelerate and the Trainer call this."""
+        return LabelledTokens(*(tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors()))
+
+    def pin_memory(self) -> LabelledTokens:
+        """A copy in pinned memory; data loaders call this."""
+        return LabelledTokens(*(tensor.pin_memory() for tensor in self._tensors()))
+
+    def select(self, completions: Sequence[int]) -> LabelledTokens:
+        """Select the tokens of completions, in the given order; a completion may be selected more than once.
+
+        For values that differ between the pairs of a completion, such as LD-DPO's weights. Meant for the collator: on a GPU it
+        would wait for the device.
+
+        >>> tokens = LabelledTokens(*map(torch.tensor, ([4, 5, 8], [0, 0, 1], [0, 1, 0], [2, 1])))
+        >>> tokens.select([1, 0, 1]).node
+        tensor([8, 4, 5, 8])
+        """
+        chosen = torch.tensor(completions, dtype=torch.int64)
+        lengths = self.lengths[chosen]
+        completion = torch.repeat_interleave(torch.arange(len(completions)), lengths)
+        ordinal = torch.arange(len(completion)) - (lengths.cumsum(0) - lengths)[completion]
+        begin = (self.lengths.cumsum(0) - self.lengths)[chosen]
+        return LabelledTokens(self.node[begin[completion] + ordinal], completion, ordinal, lengths)
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.node, self.completion, self.ordinal, self.lengths
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
+    """Concatenated rows without padding. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
+
+    ``labelled_positions`` (M,) int64: the nodes that have a label, ascending. Used as ``logits_to_keep``: the LM head skips all
+    other nodes.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    shift_labels: Tensor
+    labelled_positions: Tensor
+    segments: Segments
+    labelled: LabelledTokens
+
+
+def concatenate(rows: Sequence[Row]) -> PackedRows:
+    """Concatenate rows. Completions are numbered consecutively, in the order of rows.
+
+    Raises:
+        ValueError: without a row.
+    """
+    if not rows:
+        raise ValueError("A batch needs at least one row.")
+    keys: list[Tensor] = []
+    lengths: list[tuple[int, int]] = []
+    nodes: list[int] = []
+    labelled_lengths: list[int] = []
+    offset = 0
+    for row in rows:
+        for segment in row.segments:
+            parts = [torch.arange(begin + offset, end + offset) for begin, end in (*segment.ancestors, segment.queries)]
+            keys += parts
+            lengths.append((len(parts[-1]), sum(map(len, parts))))
+        for completion in row.completions:
+            labelled = [node + offset for node, counts in zip(completion.nodes, completion.loss_mask, strict=True) if counts]
+            nodes += labelled
+            labelled_lengths.append(len(labelled))
+        offset += len(row.tokens)
+    alone = all(queries == keys_ for queries, keys_ in lengths)
+    segments = Segments(
+        cu_seqlens_q=_cumulative([queries for queries, _ in lengths]),
+        cu_seqlens_k=_cumulative([keys_ for _, keys_ in lengths]),
+        key_index=None if alone else torch.cat(keys),
+        max_q=_bucket(max(queries for queries, _ in lengths)),
+        max_k=_bucket(max(keys_ for _, keys_ in lengths)),
+        lengths=tuple(lengths),
+    )
+    count = torch.tensor(labelled_lengths, dtype=torch.int64)
+    completion_of = torch.repeat_interleave(torch.arange(len(labelled_lengths)), count)
+    ordinal = torch.arange(len(nodes)) - (count.cumsum(0) - count)[completion_of]
+    shift_labels = _joined([row.labels for row in rows])
+    return PackedRows(
+        input_ids=_joined([row.tokens for row in rows]),
+        position_ids=_joined([row.positions for row in rows]),
+        shift_labels=shift_labels,
+        labelled_positions=(shift_labels[0] != IGNORED).nonzero()[:, 0],
+        segments=segments,
+        labelled=LabelledTokens(torch.tensor(nodes, dtype=torch.int64), completion_of, ordinal, count),
+    )
+
+
+def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tensor | None = None) -> Tensor:
+    """Sum the log-probs of each completion's labelled tokens.
+
+    Args:
+        node_logps: shape (1, N) or (N,), the log-prob of each node's label; values of unlabelled nodes are not read.
+        labelled: the batch's labelled tokens, E of A completions, on the same device.
+        weights: shape (E,), the weight of each token; 1 by default.
+
+    Returns:
+        shape (A,), float32.
+
+    >>> labelled = LabelledTokens(*map(torch.tensor, ([1, 2, 1], [0, 0, 1], [0, 1, 0], [2, 1])))  # both completions share node 1
+    >>> completion_sums(torch.tensor([[0.0, -1.0, -2.0]]), labelled)
+    tensor([-3., -1.])
+    """
+    # Accumulated in float64, so that the float32 sum does not depend on the order in which a GPU adds.
+    precise = torch.float32 if node_logps.device.type == "mps" else torch.float64
+    values = node_logps.reshape(-1)[labelled.node].to(precise)
+    if weights is not None:
+        values = values * weights
+    sums = torch.zeros(labelled.lengths.shape, dtype=precise, device=values.device)
+    return sums.index_add(0, labelled.completion, values).float()
+
+
+def ld_weights(labelled: LabelledTokens, ld_alpha: float) -> Tensor:
+    """LD-DPO's weights (arXiv 2409.06411): `ld_alpha` for tokens beyond the length of the pair's shorter completion, else 1.
+
+    Args:
+        labelled: the tokens of 2P completions, the chosen ones, then the rejected ones in the same order (see
+            `LabelledTokens.select`).
+        ld_alpha: in [0, 1].
+
+    Returns:
+        shape (E,), float32, for `completion_sums`.
+    """
+    shorter = torch.minimum(*labelled.lengths.chunk(2)).repeat(2)
+    return torch.where(labelled.ordinal < shorter[labelled.completion], 1.0, ld_alpha)
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int], known: int) -> int:
+    """The length of the common prefix of two sequences that share at least `known` tokens."""
+    end = min(len(first), len(second))
+    return next((index for index in range(known, end) if first[index] != second[index]), end)
+
+
+def _cumulative(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def _joined(parts: Sequence[list[int]]) -> Tensor:
+    return torch.tensor(list(chain.from_iterable(parts)), dtype=torch.int64).unsqueeze(0)
+
+
+def _bucket(length: int) -> int:
+    """Round up to a multiple of an eighth of its power of two (at least 128), at most an eighth too long."""
+    step = max(128, 1 << max(0, length.bit_length() - 4))
+    return -(-length // step) * step

@@ -1,0 +1,401 @@
+"""Plan batches of pairs: a number of pairs or a budget of tokens, pairs of one prompt together, ranks balanced.
+
+An epoch is planned as a whole, identically on every rank, from the seed and its number: pairs -> units (pairs of one prompt) ->
+batches -> slots (one batch for every rank) -> optimiser steps (consecutive slots).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from mpo.batching.batches import Batches, Floats, Ints, split, take_units
+from mpo.batching.first_fit import first_fit, pack
+from mpo.encoding.costs import PairCosts
+
+BALANCE_SLOTS = 8
+"""Ranks are balanced by exchanging batches among this many slots (or those of a step, if more)."""
+IDENTITY = (
+    *("batching", "pairs_per_batch", "max_tokens", "max_tiles", "group_same_prompt", "micro_batches_per_step", "world_size"),
+    *("shuffle", "seed", "drop_last", "window", "attention_cost", "tile_cost"),
+)
+"""The settings that determine the pairs of a step."""
+
+
+class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transformers is not typed for mypy
+    """Iterate over a rank's micro-batches: lists of record indices.
+
+    transformers' Trainer uses a `BatchRebalanceSampler` as the data loader's batch sampler and does not shard it again; nothing
+    else of that class is used. Every epoch and every rank has the same number of micro-batches, because the Trainer counts them
+    once. A padding pair is computed but must not count: it has the index ``-1 - i`` of a record ``i`` (see `IndexedRecords`) and
+    its own batch; there are fewer of these than ranks, and none while a batch of two pairs can be split.
+
+    Args:
+        costs: the cost of each record (`mpo.encoding.costs.measure`), or only their number: with ``batching="pairs"`` batches
+            are then distributed over ranks as if all cost the same.
+        batching: ``"pairs"``: ``pairs_per_batch`` pairs in every micro-batch (a few may have fewer). ``"tokens"``: as many as
+            ``max_tokens`` and ``max_tiles`` allow.
+        pairs_per_batch: pairs of a micro-batch, for ``batching="pairs"``.
+        max_tokens: tokens of a micro-batch, a prompt shared in a unit counted once, for ``batching="tokens"``.
+        max_tiles: image tiles of a micro-batch; None: no limit.
+        group_same_prompt: up to this many pairs of the same prompt and images form a unit that stays in one batch.
+        micro_batches_per_step: gradient accumulation steps. Needed for balancing and for ``drop_last``.
+        world_size: number of ranks with different batches.
+        rank: this rank, from 0.
+        shuffle: a new order every epoch. False keeps the order of the records as far as packing allows.
+        seed: random seed of the order.
+        drop_last: leave out the batches that do not fill an optimiser step on all ranks.
+        allow_oversized: put a record that exceeds a budget into its own batch. False: raise an error for it. For
+            ``batching="tokens"`` only. MPOTrainer never sets it: there such a record is an error.
+        window: number of units from which a batch is packed.
+        attention_cost: cost of one query-key pair of the language model, relative to a token through its layers; about
+            2 x layers x width / parameters of the layers (3e-5 for 7B, 1e-4 for 0.5B).
+        tile_cost: cost of one tile in the vision tower, relative to a token; about 50 for InternVL3-8B, 600 for InternVL3-1B.
+
+    Raises:
+        ValueError: for incompatible settings, no records, or a record that exceeds a budget.
+
+    >>> sampler = PairBatchSampler(5, pairs_per_batch=2, shuffle=False)
+    >>> list(sampler)
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        costs: PairCosts | int,
+        *,
+        batching: Literal["pairs", "tokens"] = "pairs",
+        pairs_per_batch: int | None = None,
+        max_tokens: int | None = None,
+        max_tiles: int | None = None,
+        group_same_prompt: int = 1,
+        micro_batches_per_step: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        allow_oversized: bool = False,
+        window: int = 1024,
+        attention_cost: float = 5e-5,
+        tile_cost: float = 100.0,
+    ) -> None:
+        # Not BatchRebalanceSampler's, which plans with a fixed number of padded rows per step.
+        if batching not in ("pairs", "tokens"):
+            raise ValueError(f"batching must be 'pairs' or 'tokens', not {batching!r}.")
+        unused = {"tokens": ["pairs_per_batch"], "pairs": ["max_tokens", "max_tiles", "allow_oversized"]}[batching]
+        given = {"pairs_per_batch": pairs_per_batch, "max_tokens": max_tokens, "max_tiles": max_tiles}
+        given["allow_oversized"] = allow_oversized or None
+        for name in unused:
+            if given[name] is not None:
+                raise ValueError(
+                    f"{name}={given[name]} has no effect with batching={batching!r}. Leave it out, or change batching."
+                )
+        needed = {"tokens": "max_tokens", "pairs": "pairs_per_batch"}[batching]
+        if given[needed] is None:
+            raise ValueError(f"batching={batching!r} needs {needed}, 1 or more.")
+        counts = {**{k: v for k, v in given.items() if v is not None and k != "allow_oversized"}, "window": window}
+        counts |= {
+            "group_same_prompt": group_same_prompt,
+            "micro_batches_per_step": micro_batches_per_step,
+            "world_size": world_size,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, not {rank}.")
+        if isinstance(costs, int) and (batching == "tokens" or group_same_prompt > 1):
+            setting = "batching='tokens'" if batching == "tokens" else f"group_same_prompt={group_same_prompt}"
+            raise ValueError(f"{setting} needs the costs of records: pass `costs` from mpo.encoding.costs.measure, not a number.")
+        self.is_measured = not isinstance(costs, int)
+        self.costs = PairCosts.equal(costs) if isinstance(costs, int) else costs
+        if len(self.costs) == 0:
+            raise ValueError("The data set is empty: there are no records to batch.")
+        self.batching, self.pairs_per_batch, self.max_tokens, self.max_tiles = batching, pairs_per_batch, max_tokens, max_tiles
+        self.group_same_prompt = min(group_same_prompt, pairs_per_batch or group_same_prompt)
+        self.micro_batches_per_step, self.world_size, self.rank = micro_batches_per_step, world_size, rank
+        self.shuffle, self.seed, self.drop_last, self.window = shuffle, seed, drop_last, window
+        self.attention_cost, self.tile_cost = attention_cost, tile_cost
+        self.epoch = 0
+        self._oversized = self._find_oversized(allow_oversized)
+        self._plan: tuple[int, Batches] | None = None
+        first = self._compose(0, 0)
+        self._target = self._count_batches(len(first))
+        self._plan = (0, self._arrange(first, 0))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The micro-batches of this rank in the current epoch; the same each time it is iterated."""
+        batches = self._planned()
+        for place in range(self.rank, self._target, self.world_size):
+            yield batches.records[batches.starts[place] : batches.ends[place]].tolist()
+
+    def __len__(self) -> int:
+        """Micro-batches of a rank in an epoch, the same for every rank and every epoch."""
+        return self._target // self.world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration."""
+        self.epoch = epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch; the last may have fewer micro-batches."""
+        return -(-len(self) // self.micro_batches_per_step)
+
+    @property
+    def identity(self) -> str:
+        """A checksum of everything that determines the pairs of a step, compared when a checkpoint is resumed."""
+        settings = {name: getattr(self, name) for name in IDENTITY}
+        checksum = zlib.crc32(repr(settings).encode())
+        for values in self.costs.arrays():
+            checksum = zlib.crc32(values.tobytes(), checksum)
+        return f"{checksum:08x}"
+
+    def report(self) -> PackingReport:
+        """Packing statistics of the current epoch, over all ranks."""
+        batches = self._planned()
+        tokens, tiles, cost = self._measure(batches)
+        real = batches.records[batches.starts] >= 0
+        pairs = (batches.ends - batches.starts)[real]
+        slots = cost.reshape(-1, self.world_size)
+        fill = tokens[real] / self.max_tokens if self.max_tokens else None
+        return PackingReport(
+            batches=int(real.sum()),
+            padding=int((~real).sum()),
+            steps=self.steps,
+            pairs=int(pairs.sum()),
+            tokens=int(tokens[real].sum()) if self.is_measured else None,
+            tiles=int(tiles[real].sum()) if self.is_measured else None,
+            mean_fill=None if fill is None else float(fill.mean()),
+            min_fill=None if fill is None else float(fill.min()),
+            pairs_per_batch=(int(pairs.min()), float(pairs.mean()), int(pairs.max())),
+            imbalance=float((slots.max(axis=1) / slots.mean(axis=1)).mean()),
+            oversized=len(self._oversized),
+        )
+
+    # --- The plan of an epoch
+
+    def _planned(self) -> Batches:
+        if self._plan is None or self._plan[0] != self.epoch:
+            self._plan = (self.epoch, self._arrange(self._compose_within_target(self.epoch), self.epoch))
+        return self._plan[1]
+
+    def _find_oversized(self, allowed: bool) -> Ints:
+        if self.max_tokens is None:
+            return np.zeros(0, dtype=np.int64)
+        tokens, tiles = self.costs.tokens(), self.costs.tiles
+        beyond = tokens > self.max_tokens
+        if self.max_tiles is not None:
+            beyond |= tiles > self.max_tiles
+        found = np.flatnonzero(beyond)
+        if len(found) and not allowed:
+            worst = found[np.argmax(tokens[found])]
+            raise ValueError(
+                f"{len(found)} of {len(tokens)} records exceed a batch of max_tokens={self.max_tokens}, "
+                f"max_tiles={self.max_tiles}: {', '.join(str(index) for index in found[:5])}"
+                f"{', ...' if len(found) > 5 else ''}. The longest of them is record {worst} with {tokens[worst]} tokens and "
+                f"{tiles[worst]} tiles. Raise the budget, truncate completions with max_length, leave the records out, or give "
+                "each its own batch with allow_oversized=True."
+            )
+        return found
+
+    def _count_batches(self, first: int) -> int:
+        """The number of batches of every epoch, on all ranks together, when epoch 0 is packed into `first`."""
+        if self.drop_last:
+            step = self.world_size * self.micro_batches_per_step
+            if first < step:
+                raise ValueError(
+                    f"drop_last=True leaves nothing: all records make {first} batches, and one optimiser step takes {step} "
+                    f"({self.world_size} ranks x {self.micro_batches_per_step}). Set drop_last=False or make batches smaller."
+                )
+            return first // step * step
+        if self.batching == "tokens" and self.shuffle:
+            # Other epochs may need a few more batches: about the standard deviation of a sum over windows.
+            windows = -(-len(self.costs) // (self.window * self.group_same_prompt))
+            slack = int(np.sqrt(windows)) if windows > 1 else 0
+            first = max(first, min(first + slack, len(self.costs)))
+        return -(-first // self.world_size) * self.world_size
+
+    def _compose_within_target(self, epoch: int) -> Batches:
+        for attempt in range(4):
+            batches = self._compose(epoch, attempt)
+            if len(batches) <= self._target or self.drop_last:
+                return batches
+        return self._compose(0, 0)  # known to fit; the order of batches is still the epoch's
+
+    def _compose(self, epoch: int, attempt: int) -> Batches:
+        """Put all records into batches, without `shuffle` in the order of the records."""
+        rng = np.random.default_rng((self.seed, epoch, attempt))
+        records, unit_starts = self._units(rng)
+        sizes = np.diff(unit_starts, append=len(records))
+        if self.pairs_per_batch is not None:
+            size = self.pairs_per_batch
+            if self.group_same_prompt > 1:
+                unit_bins = first_fit(sizes, None, size, None, self.window, rng if self.shuffle else None)
+                filled = np.bincount(unit_bins, sizes)[unit_bins] == size
+                # Units that do not fill a batch are split where a batch is full, so that all have the same number of pairs.
+                order = np.lexsort((unit_bins, ~filled))
+                records, unit_starts = take_units(records, unit_starts, sizes, order)
+            starts = np.arange(0, len(records), size)
+        else:
+            unit_tokens, unit_tiles, _ = self._unit_costs(records, unit_starts)
+            assert self.max_tokens is not None
+            unit_bins = pack(unit_tokens, unit_tiles, self.max_tokens, self.max_tiles, self.window, rng if self.shuffle else None)
+            order = np.argsort(unit_bins, kind="stable")
+            records, unit_starts = take_units(records, unit_starts, sizes, order)
+            starts = unit_starts[np.flatnonzero(np.diff(unit_bins[order], prepend=-1))]
+        is_first = np.zeros(len(records), dtype=bool)
+        is_first[unit_starts] = True
+        return Batches(records, is_first, starts, np.append(starts[1:], len(records)))
+
+    def _units(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """The records in the order of units, and the offset of each unit."""
+        count = len(self.costs)
+        records = rng.permutation(count) if self.shuffle else np.arange(count)
+        if self.group_same_prompt == 1:
+            return records, np.arange(count)
+        records = records[np.argsort(self.costs.group[records], kind="stable")]
+        group = self.costs.group[records]
+        group_start = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+        place = np.arange(count) - np.repeat(group_start, np.diff(group_start, append=count))
+        starts = np.flatnonzero(place % self.group_same_prompt == 0)
+        starts = self._split_units(records, starts)
+        sizes = np.diff(starts, append=count)
+        order = rng.permutation(len(starts)) if self.shuffle else np.argsort(records[starts], kind="stable")
+        return take_units(records, starts, sizes, order)
+
+    def _split_units(self, records: Ints, starts: Ints) -> Ints:
+        """Split units whose pairs together exceed a budget."""
+        if self.max_tokens is None:
+            return starts
+        tokens, tiles, _ = self._unit_costs(records, starts)
+        ends = np.append(starts[1:], len(records))
+        completions = self.costs.chosen + self.costs.rejected
+        more: list[int] = []
+        for unit in np.flatnonzero((tokens > self.max_tokens) & (ends - starts > 1)):
+            total = 0
+            for place in range(starts[unit], ends[unit]):
+                record = records[place]
+                total += int(completions[record])
+                if place == starts[unit]:
+                    total += int(self.costs.prompt[record])
+                elif total > self.max_tokens:
+                    more.append(place)
+                    total = int(completions[record] + self.costs.prompt[record])
+        return np.sort(np.concatenate([starts, np.array(more, dtype=np.int64)]))
+
+    def _arrange(self, batches: Batches, epoch: int) -> Batches:
+        """Reach the target number of batches and distribute them over ranks: batch ``slot * world_size + rank``."""
+        rng = np.random.default_rng((self.seed, epoch, 2**32))  # independent of every attempt's
+        _, _, cost = self._measure(batches)
+        batches = split(batches, cost, self._record_costs(), self._target)
+        if self.shuffle:
+            batches = batches.take(rng.permutation(len(batches)))
+        else:
+            batches = batches.take(np.argsort(np.minimum.reduceat(batches.records, batches.starts), kind="stable"))
+        batches = batches.take(np.arange(min(len(batches), self._target)))  # with drop_last there may be more
+        missing = self._target - len(batches)
+        if missing:
+            cheapest = int(np.argmin(self._record_costs()))
+            batches = batches.extended(np.full(missing, -1 - cheapest))
+        if self.world_size > 1:
+            batches = batches.take(self._deal(self._measure(batches)[2], rng))
+        return batches
+
+    def _deal(self, cost: Floats, rng: np.random.Generator) -> Ints:
+        """Order batches so that those of a slot cost nearly the same."""
+        slots = max(self.micro_batches_per_step, BALANCE_SLOTS) if self.shuffle else self.micro_batches_per_step
+        size = slots * self.world_size
+        whole = len(cost) // size * size
+        dealt = [np.zeros(0, dtype=np.int64)]
+        for begin, end in ((0, whole), (whole, len(cost))):
+            if begin == end:
+                continue
+            rows = cost[begin:end].reshape(-1, size if begin == 0 and whole else end - begin)
+            places = np.argsort(-rows, axis=1, kind="stable") + np.arange(begin, end, rows.shape[1])[:, None]
+            by_slot = places.reshape(len(rows), -1, self.world_size)
+            if self.shuffle:
+                by_slot = rng.permuted(by_slot, axis=2)
+                order = np.argsort(rng.random(by_slot.shape[:2]), axis=1)
+            else:
+                by_slot = np.sort(by_slot, axis=2)
+                order = np.argsort(by_slot[:, :, 0], axis=1)
+            dealt.append(np.take_along_axis(by_slot, order[:, :, None], axis=1).ravel())
+        return np.concatenate(dealt)
+
+    # --- Costs
+
+    def _record_costs(self) -> Floats:
+        costs = self.costs
+        return self._cost(costs.tokens(), costs.attention(), costs.tiles)
+
+    def _cost(self, tokens: Any, attention: Any, tiles: Any) -> Floats:
+        """The cost by which ranks are balanced, relative to a token through the language model."""
+        cost: Floats = tokens + self.attention_cost * attention + self.tile_cost * tiles
+        return cost
+
+    def _unit_costs(self, records: Ints, starts: Ints, is_first: NDArray[np.bool_] | None = None) -> tuple[Ints, Ints, Floats]:
+        """Tokens, tiles and query-key pairs of consecutive records; prompt and images count where `is_first`, by default once."""
+        costs = self.costs
+        if is_first is None:
+            is_first = np.zeros(len(records), dtype=bool)
+            is_first[starts] = True
+        prompt = costs.prompt[records].astype(np.int64)
+        shared = np.where(is_first, 0, prompt)
+        tokens = np.add.reduceat(costs.tokens()[records] - shared, starts)
+        tiles = np.add.reduceat(np.where(is_first, costs.tiles[records], 0), starts, dtype=np.int64)
+        attention = np.add.reduceat(costs.attention()[records] - 0.5 * shared.astype(np.float64) ** 2, starts)
+        return tokens, tiles, attention
+
+    def _measure(self, batches: Batches) -> tuple[Ints, Ints, Floats]:
+        """Tokens, tiles and cost of each batch."""
+        records = np.where(batches.records < 0, -1 - batches.records, batches.records)
+        is_first = batches.is_first.copy()
+        is_first[batches.starts] = True  # both batches of a split unit have its prompt
+        tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
+        return tokens, tiles, self._cost(tokens, attention, tiles)
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """Packing statistics of an epoch, over all ranks; `str` gives one line for a log.
+
+    ``padding``: batches of padding pairs, which give ranks the same number. ``mean_fill``, ``min_fill``: tokens of a batch as a
+    fraction of its budget. ``pairs_per_batch``: minimum, mean, maximum. ``imbalance``: the most expensive batch of a slot divided
+    by the slot's mean, averaged over slots. ``oversized``: records that exceed a budget.
+    """
+
+    batches: int
+    padding: int
+    steps: int
+    pairs: int
+    tokens: int | None
+    tiles: int | None
+    mean_fill: float | None
+    min_fill: float | None
+    pairs_per_batch: tuple[int, float, int]
+    imbalance: float
+    oversized: int
+
+    def __str__(self) -> str:
+        least, mean, most = self.pairs_per_batch
+        parts = [
+            f"{self.pairs:,} pairs in {self.batches:,} batches ({least} to {most}, {mean:.1f} on average), {self.steps:,} steps"
+        ]
+        if self.tokens is not None:
+            parts.append(f"{self.tokens:,} tokens, {self.tiles:,} tiles")
+        if self.mean_fill is not None:
+            parts.append(f"budget filled to {self.mean_fill:.1%} (at least {self.min_fill:.1%})")
+        parts.append(f"imbalance between ranks {self.imbalance:.3f}")
+        if self.oversized:
+            parts.append(f"{self.oversized:,} records beyond the budget, in batches of their own")
+        if self.padding:
+            parts.append(f"{self.padding} batches of a repeated pair that does not count")
+        return "; ".join(parts)

@@ -1,0 +1,51 @@
+"""Find records that cannot be collated, log them, and exclude them from the loss. None is replaced by another record."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mpo.batching.streams import PADDING
+from mpo.encoding.turns import Record, describe, encoded_images
+
+ON_BAD_RECORD = ("raise", "skip")
+BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", PADDING: True}
+"""Replaces a bad record, so that the batch keeps its number of pairs; it has a few tokens and does not count."""
+
+
+def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[dict[str, Any]]]:
+    """Collate the records of a batch one by one to find the bad ones.
+
+    Args:
+        records: records of a batch that `collate` refused.
+        collate: raises ValueError for a bad record.
+
+    Returns:
+        the indices of the good ones; and for each bad one that would have counted, ``id``, ``where`` (its name in errors),
+        ``reason`` and ``key``, which identifies the same record later.
+    """
+    kept, bad = [], []
+    for place, record in enumerate(records):
+        try:
+            collate([record])
+        except ValueError as error:
+            if PADDING not in record:
+                bad.append(_entry(record, str(error)))
+        else:
+            kept.append(place)
+    return kept, bad
+
+
+def _entry(record: Record, error: str) -> dict[str, Any]:
+    where = describe(record)
+    images = [
+        (image.get("path"), zlib.crc32(image.get("bytes") or b"")) if isinstance(image, Mapping) else None
+        for image in encoded_images(record)
+    ]
+    content = repr([*(record.get(name) for name in ("id", "prompt", "chosen", "rejected")), images])
+    return {
+        "id": record.get("id"),
+        "where": where,
+        "reason": error.removeprefix(where).lstrip(":, "),
+        "key": hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
+    }

@@ -1,0 +1,248 @@
+"""Find duplicate pairs: exact ones, and near ones (found by minhash and difference hash, then compared)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
+from PIL import Image
+
+from mpo.curation.same_image import glimpse, may_be_same, same_image
+from mpo.curation.similar import (
+    BANDS,
+    BLOCKS,
+    ROWS,
+    SIGNATURE,
+    difference_hash,
+    differing_bits,
+    ngrams,
+    normalised,
+    numbers,
+    overlap,
+    signature,
+)
+from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, question_text, shown_keys, video_key
+from mpo.data.images import open_image
+
+VERSION = 2
+"""Increase it when the same records get different signatures, so that cached ones of earlier versions are not used."""
+
+MAX_COMPARED = 64
+"""Maximum number of earlier records that a record is compared with in a group of candidates."""
+SLACK = 12
+"""Number of minima by which a signature may underestimate the overlap: more than six standard deviations."""
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Record ``index`` is a duplicate of the kept record ``same_as``; ``reason`` says why."""
+
+    index: int
+    same_as: int
+    reason: str
+
+
+def find_duplicates(
+    pairs: Dataset,
+    *,
+    near: bool = True,
+    threshold: float = 0.9,
+    image_bits: int = 3,
+    num_proc: int | None = None,
+) -> list[Duplicate]:
+    """Find duplicate pairs in a data set; the first of each group is kept.
+
+    Exact: the same question, images (bytes of the files), chosen and rejected completion. Near: the question and both completions
+    overlap by `threshold`, ignoring case and punctuation, with the same numbers; and the images are the same, or copies that were
+    compressed again or made slightly smaller (`mpo.curation.same_image`).
+
+    Args:
+        pairs: records.
+        near: whether to find near duplicates too.
+        threshold: minimum Jaccard overlap of the n-grams of each of the three texts, above 0.5.
+        image_bits: maximum number of the 64 bits in which the difference hashes of two images may differ, at most 3.
+        num_proc: number of processes that read the records.
+
+    Returns:
+        the duplicates, sorted by index.
+
+    Raises:
+        ValueError: for a threshold or number of bits out of range, and for an image that cannot be decoded.
+    """
+    if not 0.5 < threshold <= 1:
+        raise ValueError(f"threshold must be above 0.5 and at most 1; got {threshold}.")
+    if not 0 <= image_bits < BLOCKS:
+        raise ValueError(f"image_bits must be from 0 to {BLOCKS - 1}; got {image_bits}.")
+    hashes = _signatures(pairs, near, num_proc)
+    duplicates = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
+    if near:
+        for one in _near(pairs, hashes, threshold, image_bits, set(duplicates)):
+            duplicates[one.index] = one
+    return [_settled(duplicates[index], duplicates) for index in sorted(duplicates)]
+
+
+def _settled(one: Duplicate, all_: dict[int, Duplicate]) -> Duplicate:
+    same_as = one.same_as
+    while same_as in all_:
+        same_as = all_[same_as].same_as
+    return Duplicate(one.index, same_as, one.reason)
+
+
+def without(pairs: Dataset, duplicates: list[Duplicate]) -> Dataset:
+    """Select the pairs that are not duplicates, in their order, without copying them."""
+    kept = np.ones(len(pairs), dtype=bool)
+    kept[[one.index for one in duplicates]] = False
+    return pairs.select(np.flatnonzero(kept))
+
+
+def texts(record: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the question, the chosen and the rejected completion of a record."""
+    chosen, rejected = (
+        side if isinstance(side, str) else "\n".join(content_text(message["content"]) for message in side)
+        for side in (record["chosen"], record["rejected"])
+    )
+    return question_text(record["prompt"]), chosen, rejected
+
+
+def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
+    """Open the images of a record, one by one.
+
+    Raises:
+        ValueError: for an image that cannot be decoded; the message names the record and the file.
+    """
+    for place, image in enumerate(record.get("images") or (), start=1):
+        yield open_image(image, where=f"record {record.get('id')!r}, image {place}")
+
+
+def _signatures(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
+    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images", "videos"])
+    return bare.map(
+        _Signature(near),
+        remove_columns=bare.column_names,
+        features=Features(
+            {"exact": Value("int64"), "numbers": Value("int64"), "signature": List(Value("uint32")), "looks": List(Value("int64"))}
+        ),
+        new_fingerprint=Hasher.hash([bare._fingerprint, "duplicates", VERSION, near]),
+        num_proc=num_proc,
+        desc="Reading texts and images",
+    )
+
+
+class _Signature:
+    """Computes the exact key of one record and, for near duplicates, the signature of its texts and the hashes of its images."""
+
+    def __init__(self, near: bool) -> None:
+        self.near = near
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        words = texts(record)
+        try:
+            shown = shown_keys(record)
+        except OSError as error:
+            name = f"record {record.get('id')!r}: {str(error.filename)!r}"
+            raise ValueError(f"{name} cannot be read ({error.strerror}). Restore the file or leave the record out.") from error
+        exact = key_of("\0".join([*words, *map(str, shown)]))
+        if not self.near:
+            return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
+        # Videos are compared by their files only; keys of different files differ in many bits.
+        looks = [difference_hash(image) for image in images_of(record)]
+        looks += [video_key(video) for video in record.get("videos") or ()]
+        figures = key_of("\0".join(" ".join(numbers(text)) for text in words))
+        return {"exact": exact, "numbers": figures, "signature": signature(normalised(" ".join(words))), "looks": looks}
+
+
+def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    for index in np.flatnonzero(first[inverse] != np.arange(len(keys))):
+        yield Duplicate(int(index), int(first[inverse[index]]), "the same question, images and completions")
+
+
+def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, dropped: set[int]) -> Iterator[Duplicate]:
+    signatures = np.stack(hashes.with_format("numpy")[:]["signature"]).astype(np.uint64).reshape(-1, SIGNATURE)
+    looks = hashes.data.column("looks").to_pylist()
+    first_look = np.array([own[0] if own else 0 for own in looks], dtype=np.int64).view(np.uint64)
+    counts = np.array([len(own) for own in looks], dtype=np.uint64)
+    same = _mixed(np.asarray(hashes.data.column("numbers").to_numpy()).view(np.uint64), counts)
+    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images"])
+    same_images = _SameImages(bare)
+
+    @lru_cache(maxsize=4096)
+    def read(index: int) -> list[tuple[NDArray[np.uint64], list[str]]]:
+        return [(ngrams(normalised(text)), numbers(text)) for text in texts(bare[index])]
+
+    tried: set[tuple[int, int]] = set()
+    for band in range(BANDS):
+        key = same
+        for row in range(ROWS):
+            key = _mixed(key, signatures[:, band * ROWS + row])
+        for block in range(BLOCKS):
+            own = _mixed(key, (first_look >> np.uint64(16 * block)) & np.uint64(0xFFFF))
+            for group in _groups(own):
+                kept: list[int] = []
+                for index in group:
+                    if index in dropped:
+                        continue
+                    for other in kept[-MAX_COMPARED:]:
+                        if (other, index) in tried:
+                            continue
+                        tried.add((other, index))
+                        if int((signatures[other] == signatures[index]).sum()) < SIGNATURE * threshold - SLACK:
+                            continue
+                        reason = _alike(read(other), read(index), looks[other], looks[index], threshold, bits)
+                        if reason is not None and same_images(other, index):
+                            dropped.add(index)
+                            yield Duplicate(index, other, reason)
+                            break
+                    else:
+                        kept.append(index)
+
+
+class _SameImages:
+    """Tells whether two records have the same images, by their pixels; called only for records that agree in all else."""
+
+    def __init__(self, bare: Dataset) -> None:
+        self._bare = bare
+        self._glimpses = lru_cache(maxsize=4096)(lambda index: [glimpse(one) for one in images_of(bare[index])])
+
+    def __call__(self, one: int, other: int) -> bool:
+        if not all(map(may_be_same, self._glimpses(one), self._glimpses(other))):
+            return False
+        first, second = self._bare[one], self._bare[other]
+        return _files(first) == _files(second) or all(map(same_image, images_of(first), images_of(second)))
+
+
+def _files(record: Mapping[str, Any]) -> list[int]:
+    return [key_of(image_bytes(image)) for image in record.get("images") or ()]
+
+
+def _mixed(key: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed: NDArray[np.uint64] = (key * np.uint64(0x9E3779B97F4A7C15)) ^ (values + np.uint64(0x632BE59BD9B4E019))
+    return mixed
+
+
+def _groups(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Yield the sorted indices of each key that occurs more than once."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
+    ends = np.append(starts[1:], len(order))
+    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+        yield [int(index) for index in order[start:end]]
+
+
+def _alike(one: Any, other: Any, looks: list[int], other_looks: list[int], threshold: float, bits: int) -> str | None:
+    if len(looks) != len(other_looks):
+        return None
+    apart = max((differing_bits(a, b) for a, b in zip(looks, other_looks, strict=True)), default=0)
+    if apart > bits or any(a[1] != b[1] for a, b in zip(one, other, strict=True)):
+        return None
+    least = min(overlap(a[0], b[0]) for a, b in zip(one, other, strict=True))
+    if least < threshold:
+        return None
+    seen = ", images that look the same" if looks else ""
+    return f"texts that overlap by {least:.0%} or more{seen}"

@@ -1,0 +1,204 @@
+"""Check a whole source before training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from mpo.curation.examine import Examined, Examiner, Part, Wanted
+from mpo.curation.findings import Finding, Tally, findings_table
+from mpo.data.files import open_files
+from mpo.data.formats import check_format
+from mpo.data.meta import is_meta, read_meta
+from mpo.data.mixture_file import check_sources, read_mixture, refuse_beside_mixture
+from mpo.data.sources import folder_of, is_mixture
+from mpo.data.video import checked_frames
+
+SHARDS_PER_WORKER = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``."""
+
+    path: str
+    lines: int
+    pairs: int
+    tally: Tally
+    output: Path
+
+    @property
+    def may_start(self) -> bool:
+        """Whether there are pairs and no findings that prevent training."""
+        return self.pairs > 0 and not self.tally.problems
+
+    def text(self) -> str:
+        """Format the report as a table for a terminal."""
+        listed = sum(self.tally.counts.values())
+        where = f" All {listed:,} findings: {self.output}" if listed else ""
+        if self.may_start:
+            verdict = f"Training may start.{where}"
+        elif not self.pairs:
+            verdict = f"Training may not start: there is no pair.{where}"
+        else:
+            verdict = f"Training may not start: {self.tally.problems:,} problems (!).{where}"
+        return f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines\n{findings_table(self.tally)}\n{verdict}"
+
+
+def validate(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    image_root: str | Path | None = None,
+    split: str = "train",
+    frames: Mapping[str, Any] | None = None,
+    processor: Any = None,
+    max_length: int | None = None,
+    context: int | None = None,
+    evaluation: str | Path | None = None,
+    output: str | Path = "bad_records.jsonl",
+    workers: int = 1,
+) -> Report:
+    """Check every record of a source.
+
+    Args:
+        path: as in `mpo.data.sources.load_preferences`, like the next four; or a mixture file (`mpo.data.mixing.read_mixture`), of
+            which each source is read once.
+        format: format of the lines.
+        image_root: the folder that image paths are relative to.
+        split: the split to check, of a source with several.
+        frames: number of frames of each video, ``min`` and ``max``; a mixture's sources may have their own.
+        processor: processor of the model to train, for lengths in tokens and tiles.
+        max_length: maximum tokens of prompt and completion; needs a processor.
+        context: maximum tokens of the model; needs a processor.
+        evaluation: another source, whose questions and images should not be in this one. Its invalid lines are reported too; its
+            images are not decoded.
+        output: file of the findings; an existing file is replaced.
+        workers: number of processes.
+
+    Raises:
+        ValueError: for a source that cannot be opened, and for limits without a processor.
+    """
+    check_format(format)
+    if processor is None and (max_length is not None or context is not None):
+        raise ValueError(
+            "--max-length needs --model, since lengths are counted in the model's tokens. Add --model or leave --max-length out."
+        )
+    wanted = Wanted(processor, max_length, context)
+    checked_frames(frames)
+    settings = {"format": format, "image_root": image_root, "split": split, "frames": frames}
+    parts = _parts({**settings, "path": path}, workers)
+    evaluated: list[Examined] = []
+    if evaluation is not None:
+        others = _parts({**settings, "path": evaluation}, workers)
+        evaluated = list(_each(others, Wanted(only_keys=True), workers, f"Reading {evaluation}"))
+    output = Path(output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = output.with_name(f"{output.name}.{os.getpid()}.partial")
+    lines = 0
+    examined: list[Examined] = []
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            tally = Tally(file)
+            for shard in _each(parts, wanted, workers, f"Checking {path}"):
+                lines += shard.lines
+                tally.add(shard.findings)
+                shard.findings.clear()
+                examined.append(shard)
+            for shard in evaluated:
+                tally.add(shard.findings)
+            if evaluation is not None and not any(shard.where for shard in evaluated):
+                tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
+            tally.add(_over_all(examined, evaluated))
+            tally.file = None
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
+    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output)
+
+
+def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
+    """Return the shards of a source, or of all sources of a mixture; arguments as in `load_preferences`."""
+    path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
+    inner = None
+    if is_meta(path):
+        inner = [spec.as_source() for spec in read_meta(path, base=image_root)]
+    elif is_mixture(path):
+        refuse_beside_mixture(path, image_root=image_root)
+        inner = read_mixture(path)["sources"]
+    if inner is not None:
+        shared = {name: source.get(name) for name in ("format", "frames", "tiles")}
+        own = [{**one.load, **({"tiles": one.tiles} if one.tiles else {})} for one in check_sources(inner)]
+        return [part for one in own for part in _parts({**shared, **one}, workers)]
+    shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
+    root = os.path.expanduser(image_root) if image_root else folder_of(path)
+    return [Part(shard, root, source.get("format"), source.get("frames"), source.get("tiles")) for shard in shards]
+
+
+def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:
+    """Find what is only visible across records: duplicates, and overlap with the evaluation part."""
+    where = [place for shard in examined for place in shard.where]
+    if not where:
+        return
+    pair = np.concatenate([shard.pair for shard in examined])
+    _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
+    for index in np.flatnonzero(first[inverse] != np.arange(len(pair))):
+        yield Finding("duplicate", where[index], f"the same question, images and completions as {where[first[inverse[index]]]}")
+    if not evaluated:
+        return
+    leaked = np.isin(np.concatenate([shard.prompt for shard in examined]), np.concatenate([shard.prompt for shard in evaluated]))
+    for index in np.flatnonzero(leaked):
+        yield Finding("in eval too", where[index], "the evaluation file has the same question with the same images")
+    starts = np.cumsum([0, *(len(shard.where) for shard in examined)])
+    owner = np.concatenate([shard.owner + start for shard, start in zip(examined, starts[:-1], strict=True)])
+    shown = np.isin(np.concatenate([shard.images for shard in examined]), np.concatenate([shard.images for shard in evaluated]))
+    for index in np.unique(owner[shown]):
+        if not leaked[index]:
+            yield Finding(
+                "image in eval too", where[index], "the evaluation file has one of its images or videos, with another question"
+            )
+
+
+_EXAMINER: Examiner | None = None
+
+
+def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> Iterator[Examined]:
+    """Examine every part and yield the results in order."""
+    total = sum(part.shard.size for part in parts)
+    workers = min(workers, len(parts))
+    with tqdm(total=total, desc=title, unit="", unit_scale=True, disable=None) as bar:
+        if workers <= 1:
+            examiner = Examiner(wanted)
+            for part in parts:
+                yield examiner(part)
+                bar.update(part.shard.size)
+            return
+        # Each process tokenises on its own; the tokenizers' threads would only compete with the other processes.
+        before = os.environ.get("TOKENIZERS_PARALLELISM")
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        try:
+            with ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(wanted,)) as pool:
+                for part, examined in zip(parts, pool.map(_examine, parts), strict=True):
+                    yield examined
+                    bar.update(part.shard.size)
+        finally:
+            os.environ.pop("TOKENIZERS_PARALLELISM")
+            if before is not None:
+                os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _init_worker(wanted: Wanted) -> None:
+    global _EXAMINER
+    _EXAMINER = Examiner(wanted)
+
+
+def _examine(part: Part) -> Examined:
+    assert _EXAMINER is not None
+    return _EXAMINER(part)

@@ -1,0 +1,277 @@
+"""The costs of a record: tokens and image tiles, measured without decoding images."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Value
+from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
+from PIL import Image
+
+from mpo.data.encoded import IMAGE_COLUMNS, with_encoded_images
+from mpo.data.images import image_size
+from mpo.data.video import Frame, frame_size, with_frames
+from mpo.encoding.templates import is_processor
+from mpo.encoding.tiles import tile_limits
+from mpo.encoding.turns import describe, encode_with_prompt, encoded_images, end_of_turn_token, is_opened, render, with_eos
+
+READ_COLUMNS = (
+    *("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", "augment", "videos", "frames"),
+    *IMAGE_COLUMNS,
+)
+MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
+FORMAT = 5
+"""Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""
+
+
+Limits = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PairCosts:
+    """The costs of N records, each array of shape (N,).
+
+    ``prompt``: tokens of the prompt, image tokens included. ``chosen``, ``rejected``: tokens of the completions, up to the last
+    labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images.
+    """
+
+    prompt: NDArray[np.int32]
+    chosen: NDArray[np.int32]
+    rejected: NDArray[np.int32]
+    tiles: NDArray[np.int32]
+    group: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        lengths = [len(values) for values in self.arrays()]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"Expected arrays of the same length, one value per record; {', '.join(MEASURED)} have {lengths}.")
+
+    @classmethod
+    def equal(cls, count: int) -> PairCosts:
+        """Placeholder costs of `count` unmeasured records: all equal, no shared prompts."""
+        one, none = np.ones(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
+        return cls(none, one, one, none, np.arange(count))
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All arrays, in the order of the fields."""
+        return self.prompt, self.chosen, self.rejected, self.tiles, self.group
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of each record's row, the prompt once, shape (N,).
+
+        An upper bound: a common prefix of completions, or a completion in several pairs of a row, is stored once.
+        """
+        return self.prompt.astype(np.int64) + self.chosen + self.rejected
+
+    def attention(self) -> NDArray[np.float64]:
+        """Query-key pairs of each record's row: prompt to prompt, each completion to the prompt and itself, shape (N,)."""
+        prompt, chosen, rejected = (values.astype(np.float64) for values in (self.prompt, self.chosen, self.rejected))
+        pairs: NDArray[np.float64] = prompt**2 / 2 + chosen * (prompt + chosen / 2) + rejected * (prompt + rejected / 2)
+        return pairs
+
+    def truncate(self, max_length: int | None, *, skip: bool = False) -> PairCosts:
+        """The costs with completions truncated so that prompt and completion have at most `max_length` tokens.
+
+        With `skip`, a record whose prompt leaves no token for a completion has the cost of the blank pair that replaces it.
+        """
+        if max_length is None:
+            return self
+        kept = np.maximum(max_length - self.prompt, 0)
+        prompt, chosen, rejected, tiles = self.prompt, np.minimum(self.chosen, kept), np.minimum(self.rejected, kept), self.tiles
+        if skip and not kept.all():
+            prompt, chosen, rejected = (np.where(kept > 0, values, 1).astype(np.int32) for values in (prompt, chosen, rejected))
+            tiles = np.where(kept > 0, tiles, 0).astype(np.int32)
+        return PairCosts(prompt, chosen, rejected, tiles, self.group)
+
+
+def measure(
+    dataset: Any,
+    processing_class: Any,
+    *,
+    completion_end: str = "end_of_turn",
+    tile_budget: str = "prompt",
+    max_length: int | None = None,
+    on_bad_record: str = "raise",
+    num_proc: int | None = None,
+) -> PairCosts:
+    """Measure every record as `PairCollator` encodes it; only the headers of images are read.
+
+    The result is cached by datasets: the same records, tokenizer, chat template and image processor settings are measured once.
+
+    Args:
+        dataset: preference records, a `datasets.Dataset`.
+        processing_class: the tokenizer or processor of the run.
+        completion_end: as in `PairCollator`.
+        tile_budget: as in `PairCollator`.
+        max_length: as in `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements are valid for any `max_length`.
+        on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
+        num_proc: number of processes.
+
+    Raises:
+        ValueError: for a stream, a processor that cannot count an image's tokens, or a record that cannot be encoded.
+    """
+    if not isinstance(dataset, Dataset):
+        what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
+        raise ValueError(
+            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, which needs "
+            "all records: use batching='pairs', or load the records as a datasets.Dataset."
+        )
+    as_files = dataset.with_format(None)
+    as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
+    as_files = with_encoded_images(as_files)
+    settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
+    # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
+    fingerprint = Hasher.hash([as_files._fingerprint, settings])
+    measured = as_files.map(
+        RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record),
+        remove_columns=as_files.column_names,
+        features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
+        new_fingerprint=fingerprint,
+        num_proc=num_proc,
+        desc="Measuring records",
+    )
+    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).truncate(
+        max_length, skip=on_bad_record == "skip"
+    )
+
+
+class RecordMeasure:
+    """Measure one record without decoding its images: a dict of `MEASURED`. Each process of datasets' `map` gets a copy."""
+
+    def __init__(self, processing_class: Any, completion_end: str, tile_budget: str, on_bad_record: str) -> None:
+        self.processing_class = processing_class
+        self.tokenizer = processing_class.tokenizer if is_processor(processing_class) else processing_class
+        self.completion_end, self.tile_budget, self.on_bad_record = completion_end, tile_budget, on_bad_record
+        self.end_of_turn = end_of_turn_token(processing_class) if completion_end == "end_of_turn" else None
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, int]:
+        """The costs of a record, by name."""
+        try:
+            return self._costs(record)
+        except ValueError:
+            if self.on_bad_record == "raise":
+                raise
+            return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _group("a bad record", [])}
+
+    def _costs(self, record: dict[str, Any]) -> dict[str, int]:
+        record = with_frames(record, where=describe(record))
+        images = encoded_images(record)
+        stand_ins = [None if image is None else _STAND_IN for image in images]
+        record = {name: value for name, value in record.items() if name not in IMAGE_COLUMNS and value is not None}
+        pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.completion_end == "end_of_turn")
+        opened = is_opened(pair, self.completion_end)
+        sides = [with_eos(pieces, pair, self.tokenizer.eos_token, self.completion_end) for pieces in (pair.chosen, pair.rejected)]
+
+        @cache
+        def tokenize(text: str) -> list[int]:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=opened)["input_ids"]
+            return ids
+
+        prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn, describe(record))
+        prompt, tiles = len(prompt_ids), 0
+        if images:
+            limits = tile_limits(record, len(images), self.processing_class, describe(record), budget=self.tile_budget)
+            added, tiles = self._of_images(images, limits, describe(record))
+            prompt += added
+        group = _group(f"{pair.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", images)
+        return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
+
+    def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
+        """Tokens added when a prompt's placeholders, of one token each, are replaced by image tokens; and tiles."""
+        rule = _image_rule(self.processing_class)
+        tokens = tiles = 0
+        for place, image in enumerate(images):
+            height, width = _size(image, f"{where}: image {place + 1} of {len(images)}")
+            image_tokens, image_tiles = rule(height, width, tuple(limits.items()))
+            tokens += image_tokens - 1
+            tiles += image_tiles
+        return tokens, tiles
+
+
+_STAND_IN = Image.new("RGB", (1, 1))
+"""Passed to the chat template for each image, for which it only writes a placeholder."""
+
+
+@lru_cache(maxsize=8)
+def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int, int]]:
+    """A function of an image's height and width, in pixels, and its prompt's tile limits that returns its tokens and tiles."""
+    if not is_processor(processing_class):
+        raise ValueError(
+            "The records have images, but the processing class is a tokenizer. Pass the model's processor "
+            "(AutoProcessor.from_pretrained), or drop the image column."
+        )
+    # Private, but meant for serving engines that need the same: it applies the image processor's own rule and settings, and
+    # counts the tokens around an image. Checked with transformers 5.23.
+    if not hasattr(processing_class, "_get_num_multimodal_tokens"):
+        raise ValueError(
+            f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it. Use batching='pairs'."
+        )
+
+    @cache
+    def limited(limits: Limits) -> Any:
+        # Not as keyword arguments: transformers 5.17 would then keep them for every processor.
+        processor = copy.copy(processing_class)
+        if limits:
+            processor.image_processor = copy.copy(processor.image_processor)
+            for name, value in limits:
+                setattr(processor.image_processor, name, value)
+        return processor
+
+    @lru_cache(maxsize=65536)
+    def tokens_and_tiles(height: int, width: int, limits: Limits) -> tuple[int, int]:
+        found = limited(limits)._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])
+
+    return tokens_and_tiles
+
+
+def _size(image: Any, where: str = "") -> tuple[int, int]:
+    """Height and width of an image, from its header."""
+    return frame_size(image, where=where) if isinstance(image, Frame) else image_size(image, where=where)
+
+
+def _group(prompt: str, images: list[Any]) -> int:
+    """A hash of a prompt and its images: of their bytes, or of the paths of image files."""
+    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8)
+    for image in images:
+        if isinstance(image, Mapping):
+            content = image["bytes"] if image.get("bytes") is not None else str(image["path"]).encode()
+        elif isinstance(image, Frame):
+            content = repr(image).encode()
+        else:
+            content = image.encode() if isinstance(image, str) else image.tobytes()
+        digest.update(b"\0picture\0" + hashlib.blake2b(content, digest_size=16).digest())
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _settings(processing_class: Any) -> list[Any]:
+    """All settings that determine the number of a record's tokens."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        text: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        text = json.loads(backend.to_str())
+        text["padding"] = text["truncation"] = None  # state of the last call, not a setting
+    found = [type(processing_class).__name__, json.dumps(text, sort_keys=True), tokenizer.eos_token]
+    found.append(getattr(processing_class, "chat_template", None))
+    if is_processor(processing_class):
+        image_processor = getattr(processing_class, "image_processor", None)
+        found.append(json.dumps(image_processor.to_dict(), sort_keys=True, default=str) if image_processor else None)
+        found += [getattr(processing_class, "image_seq_length", None), json.dumps(_image_kwargs(processing_class), default=str)]
+    return found
+
+
+def _image_kwargs(processing_class: Any) -> Any:
+    return getattr(processing_class, "images_kwargs", None)

@@ -1,0 +1,234 @@
+"""Encode preference records as token ids and image tensors: each distinct image and each text is processed once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpo.data.video import with_frames
+from mpo.encoding.images import process
+from mpo.encoding.keys import first_alike
+from mpo.encoding.templates import is_processor
+from mpo.encoding.tiles import jpeg_seed, tile_limits
+from mpo.encoding.turns import (
+    Completion,
+    Record,
+    RenderedPair,
+    describe,
+    encode_with_prompt,
+    end_of_turn_token,
+    is_opened,
+    render,
+    render_prompt,
+    with_eos,
+)
+from mpo.models.control_tokens import added_start
+
+EncodedPrompt = tuple[list[int], dict[str, Tensor]]
+"""Ids of a prompt, and the processor's other per-token outputs."""
+
+
+@dataclass
+class EncodedPair:
+    """Token ids of a prompt and its two completions.
+
+    ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the index of the first pair of the batch
+    with the same prompt and the same images, which may be this one. ``limits``: tile limits that differ from the processor's
+    (`mpo.encoding.tiles.tile_limits`).
+    """
+
+    prompt_ids: list[int]
+    chosen: Completion
+    rejected: Completion
+    prompt: int
+    images: list[Any] = field(default_factory=list)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PairEncoder:
+    """Encode records as token ids and the processor's image tensors.
+
+    Args:
+        processing_class: a tokenizer, or a processor when records have images.
+        max_length: as in `mpo.batching.collator.PairCollator`.
+        truncation_mode: as in `PairCollator`.
+        completion_end: as in `PairCollator`.
+        tile_budget: as in `PairCollator`.
+        same_image: whether two images are the same; called only for images of the same prompt text. None: prompts with images
+            are never shared.
+        augment_seed: as `seed` in `mpo.encoding.tiles.jpeg_seed`.
+        context: the longest prompt with one completion, in tokens, whose log-probs do not depend on the rest of its batch
+            (`mpo.models.packable.fixed_context`); a longer one is an error.
+    """
+
+    processing_class: Any
+    max_length: int | None = None
+    truncation_mode: str = "keep_start"
+    completion_end: str = "end_of_turn"
+    tile_budget: str = "prompt"
+    same_image: Any = None
+    augment_seed: int = 0
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
+        self._end_of_turn = end_of_turn_token(self.processing_class) if self.completion_end == "end_of_turn" else None
+
+    def __call__(self, records: Sequence[Record]) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
+        """Encode the records of a batch.
+
+        Returns:
+            an `EncodedPair` per record; the processor's image tensors; and, if these are tiles, their order
+            (`mpo.encoding.images.process`): they are then stored once per distinct image, otherwise once per distinct prompt.
+        """
+        records = [with_frames(record, where=describe(record)) for record in records]
+        rendered = [render(record, self.processing_class, split_turns=self.completion_end == "end_of_turn") for record in records]
+        limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
+        prompts = self._distinct(rendered, limits)
+        with_images, pixels, order = self._encode_image_prompts(rendered, prompts, limits)
+        tokenize = cache(self._tokenize)
+        pairs = []
+        for record, pair, prompt, limit in zip(records, rendered, prompts, limits, strict=True):
+            own = partial(tokenize, special=self._is_opened(pair))
+            sides = [with_eos(side, pair, self.tokenizer.eos_token, self.completion_end) for side in (pair.chosen, pair.rejected)]
+            ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, own, self._end_of_turn, describe(record))
+            if prompt in with_images:
+                shared, extra = with_images[prompt]
+                left_out = own(pair.prompt)[len(ids) :]  # the end of the prompt, where a completion's tokens merge with it
+                kept = len(shared) - len(left_out)
+                if shared[kept:] != left_out:
+                    raise ValueError(
+                        f"{describe(record)}: its completions merge with the tokens that {type(self.processing_class).__name__} "
+                        "writes for an image. Put text between the image and the completions."
+                    )
+                extra = {name: value[:kept] for name, value in extra.items()}
+                encoded = EncodedPair(shared[:kept], chosen, rejected, prompt, pair.images, extra, limit)
+            else:
+                encoded = EncodedPair(ids, chosen, rejected, prompt)
+            if self.max_length is not None:
+                self._check_length(record, encoded, self.max_length)
+            if self.context is not None:
+                self._check_context(record, encoded, self.context)
+            pairs.append(encoded)
+        return pairs, pixels, order
+
+    def prompts(self, records: Sequence[Record]) -> tuple[list[EncodedPrompt], dict[str, Tensor], Tensor | None]:
+        """Encode untruncated prompts for generation; returns and errors as in `__call__`."""
+        records = [with_frames(record, where=describe(record)) for record in records]
+        rendered = [render_prompt(record, self.processing_class) for record in records]
+        limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
+        with_images, pixels, order = self._encode_image_prompts(rendered, list(range(len(records))), limits)
+        encoded: list[EncodedPrompt] = []
+        for place, (record, pair) in enumerate(zip(records, rendered, strict=True)):
+            ids, extra = with_images.get(place) or (self._tokenize(pair.prompt, special=self._is_opened(pair)), {})
+            if not ids:
+                raise ValueError(f"{describe(record)}: its prompt is empty. Give it a prompt of one token or more.")
+            encoded.append((ids, extra))
+        return encoded, pixels, order
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def _is_opened(self, pair: RenderedPair) -> bool:
+        return is_opened(pair, self.completion_end)
+
+    def _limits(self, record: Record, images: int) -> dict[str, Any]:
+        name = describe(record)
+        return {
+            **tile_limits(record, images, self.processing_class, name, budget=self.tile_budget),
+            **jpeg_seed(record, images, self.processing_class, name, seed=self.augment_seed),
+        }
+
+    def _distinct(self, rendered: list[RenderedPair], limits: list[dict[str, Any]]) -> list[int]:
+        """For each pair, the first one with the same prompt, images and tile limits."""
+        outlines = [
+            (pair.prompt, len(pair.images), tuple(sorted(limit.items()))) for pair, limit in zip(rendered, limits, strict=True)
+        ]
+        return first_alike(outlines, lambda one, other: self._same_images(rendered[one].images, rendered[other].images))
+
+    def _same_images(self, first: list[Any], second: list[Any]) -> bool:
+        if first and self.same_image is None:
+            return False
+        return all(self.same_image(one, other) for one, other in zip(first, second, strict=True))
+
+    def _encode_image_prompts(
+        self, rendered: list[RenderedPair], prompts: list[int], limits: list[dict[str, Any]]
+    ) -> tuple[dict[int, EncodedPrompt], dict[str, Tensor], Tensor | None]:
+        """Run the processor once on all distinct prompts that have images.
+
+        Returns:
+            ids and other per-token outputs by the prompt's index, the processor's image tensors, and the order of tiles.
+        """
+        places = [prompt for prompt in dict.fromkeys(prompts) if rendered[prompt].images]
+        if not places:
+            return {}, {}, None
+        if not is_processor(self.processing_class):
+            raise ValueError(
+                "The records have images, but the processing class is a tokenizer. Pass the model's processor "
+                "(AutoProcessor.from_pretrained) as `processing_class`, or drop the 'images' column."
+            )
+        processed, order = process(
+            self.processing_class,
+            text=[rendered[place].prompt for place in places],
+            images=[rendered[place].images for place in places],
+            limits=[limits[place] for place in places],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=False,  # a chat template has written them; those of plain text are added below
+        )
+        ids, mask = processed.pop("input_ids"), processed.pop("attention_mask").bool()
+        per_token = {name: value for name, value in processed.items() if value.shape == ids.shape}
+        pixels = {name: value for name, value in processed.items() if name not in per_token}
+        encoded = {}
+        for row, place in enumerate(places):
+            start = added_start(self.tokenizer) if self._is_opened(rendered[place]) else []
+            own = {name: value[row][mask[row]] for name, value in per_token.items()}
+            extra = {name: torch.cat([value.new_zeros(len(start)), value]) for name, value in own.items()}
+            encoded[place] = (start + ids[row][mask[row]].tolist(), extra)
+        return encoded, pixels, order
+
+    def _check_context(self, record: Record, pair: EncodedPair, context: int) -> None:
+        longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
+        if min(longest, self.max_length or longest) > context:
+            raise ValueError(
+                f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} this model's rotary "
+                "embeddings (rope_type 'dynamic' or 'longrope') depend on the longest row of the batch, so a completion's log-prob "
+                f"would depend on the other rows. Set max_length={context} or less, leave the record out, or give the model's "
+                "config a rope_type with fixed frequencies ('yarn', 'linear')."
+            )
+
+    def _check_length(self, record: Record, pair: EncodedPair, max_length: int) -> None:
+        longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
+        if longest <= max_length:
+            return
+        if self.truncation_mode == "keep_start" and len(pair.prompt_ids) >= max_length:
+            raise ValueError(
+                f"{describe(record)}: its prompt alone has {len(pair.prompt_ids)} tokens (image tokens included), and "
+                f"max_length={max_length} leaves none for the completions. Raise max_length, set it to None, or leave the "
+                "record out."
+            )
+        if self.truncation_mode == "keep_start":
+            kept = max_length - len(pair.prompt_ids)
+            if pair.chosen.ids[:kept] == pair.rejected.ids[:kept]:
+                raise ValueError(
+                    f"{describe(record)}: truncated to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
+                    "max_length, set it to None, or leave the record out."
+                )
+        elif max(len(pair.chosen.ids), len(pair.rejected.ids)) >= max_length:
+            raise ValueError(
+                f"{describe(record)}: a completion alone has {max(len(pair.chosen.ids), len(pair.rejected.ids))} tokens, and "
+                f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
+                "to None, or leave the record out."
+            )
+        if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
+            raise ValueError(
+                f"{describe(record)} has {longest} tokens, and truncation_mode='keep_end' with max_length={max_length} would "
+                "remove image tokens at its beginning. Use 'keep_start' or raise max_length."
+            )

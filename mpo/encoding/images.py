@@ -1,0 +1,156 @@
+"""Split each distinct image of a batch into tiles once, and run its tiles through the vision tower once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+
+from mpo.data.augment import compress_tiles
+from mpo.encoding.keys import first_alike, same_image
+from mpo.encoding.tiles import splits_into_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class TileOrder:
+    """``index`` (T,) int64: the distinct tile at each position, in the order of the batch's prompts."""
+
+    index: Tensor
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TileOrder:
+        """A copy on a device; accelerate and the Trainer call this."""
+        return TileOrder(self.index.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TileOrder:
+        """A copy in pinned memory; data loaders call this."""
+        return TileOrder(self.index.pin_memory())
+
+
+def process(
+    processing_class: Any, *, text: list[str], images: list[list[Any]], limits: Sequence[Mapping[str, Any]], **kwargs: Any
+) -> tuple[BatchFeature, Tensor | None]:
+    """Run a processor on prompts with images.
+
+    Args:
+        processing_class: a processor.
+        text: the text of each prompt.
+        images: the images of each prompt.
+        limits: for each prompt, keyword arguments for its images (`mpo.encoding.tiles.tile_limits`); and ``jpeg_seed``, if its
+            tiles are to be compressed (`mpo.data.augment`).
+        kwargs: further arguments of the processor.
+
+    Returns:
+        the processor's output, with the tiles of each distinct image once; and the index of each prompt's tiles among them,
+        shape (tiles of all prompts,). None for processors that do not split images into tiles: their output is unchanged.
+    """
+    if not splits_into_tiles(processing_class):
+        return processing_class(images=images, text=text, **kwargs), None
+    once = _OncePerImage(processing_class.image_processor, [limit for limit, own in zip(limits, images, strict=True) for _ in own])
+    processor = copy.copy(processing_class)
+    processor.image_processor = once
+    features = processor(images=images, text=text, **kwargs)
+    features["pixel_values"] = once.tiles
+    return features, once.order
+
+
+class _OncePerImage:
+    """Replaces a processor's image processor: splits each distinct image once, with the tile limits of its prompt."""
+
+    tiles: Tensor
+    order: Tensor
+
+    def __init__(self, image_processor: Any, limits: Sequence[Mapping[str, Any]]) -> None:
+        self._image_processor = image_processor
+        self._limits = [tuple(sorted(limit.items())) for limit in limits]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # copy and pickle look attributes up before there is an image processor
+        return getattr(self._image_processor, name)
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        flat = make_flat_list_of_images(images)
+        outlines = [(_outline(image), limit) for image, limit in zip(flat, self._limits, strict=True)]
+        firsts = first_alike(outlines, lambda one, other: same_image(flat[one], flat[other]))
+        counts: dict[int, int] = {}
+        tiles: dict[int, Tensor] = {}
+        for limit in dict.fromkeys(self._limits):
+            places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
+            settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
+            image_processor = _compressing(self._image_processor, settings.pop("jpeg_seed", None))
+            found = image_processor([flat[place] for place in places], **settings)
+            counts |= zip(places, map(int, found["num_patches"]), strict=True)
+            tiles |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
+        begin: dict[int, int] = {}
+        end = 0
+        for place in sorted(counts):
+            begin[place], end = end, end + counts[place]
+        whole = found["pixel_values"] if len(found["pixel_values"]) == end else None  # one call: in order, no copy needed
+        self.tiles = torch.cat([tiles[place] for place in sorted(tiles)]) if whole is None else whole
+        self.order = torch.cat([torch.arange(begin[first], begin[first] + counts[first]) for first in firsts])
+        # The processor would only copy the pixels, so it gets none.
+        return BatchFeature({"pixel_values": torch.empty(len(self.order), 0), "num_patches": [counts[first] for first in firsts]})
+
+
+def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:
+    """An image processor that compresses tiles with JPEG after splitting, before normalisation; unchanged without a seed."""
+    if seed is None:
+        return image_processor
+
+    def crop(images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Shape (images, tiles, 3, height, width), uint8, as in `GotOcr2ImageProcessor.crop_image_to_patches`."""
+        tiles = image_processor.crop_image_to_patches(images, *args, **kwargs)
+        arrays = tiles.permute(0, 1, 3, 4, 2).cpu().numpy()
+        compressed = torch.from_numpy(np.stack([compress_tiles(own, seed) for own in arrays]))
+        return compressed.permute(0, 1, 4, 2, 3).contiguous().to(tiles.device)
+
+    compressing = copy.copy(image_processor)
+    compressing.crop_image_to_patches = crop
+    return compressing
+
+
+def _outline(image: Any) -> Any:
+    """A value that equal images share, computed without reading their pixels."""
+    return (image.mode, image.size) if isinstance(image, Image.Image) else getattr(image, "shape", None)
+
+
+def add_tile_order(backbone: nn.Module) -> None:
+    """Let `backbone(..., tile_order=TileOrder)` put its vision tower's outputs, one per distinct tile, in the order of the prompts.
+
+    The backbone's hooks remove the keyword before its forward. Without the keyword nothing changes.
+    """
+    tower = getattr(backbone, "vision_tower", None)
+    if tower is None or hasattr(tower, "tile_order"):
+        return
+    tower.__dict__["tile_order"] = None  # a plain attribute, not a module or buffer
+    backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
+    tower.register_forward_hook(_in_order)
+
+
+def _take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    module.vision_tower.__dict__["tile_order"] = kwargs.pop("tile_order", None)
+    return args, kwargs
+
+
+def _in_order(module: nn.Module, args: Any, output: Any) -> Any:
+    order, module.__dict__["tile_order"] = module.__dict__["tile_order"], None
+    if order is None:
+        return output
+
+    def ordered(hidden: Tensor | None) -> Tensor | None:
+        return None if hidden is None else hidden.index_select(0, order.index)
+
+    layers = output.hidden_states  # used by models that read their features from another layer than the last
+    return replace(
+        output,
+        last_hidden_state=ordered(output.last_hidden_state),
+        hidden_states=None if layers is None else tuple(map(ordered, layers)),
+    )

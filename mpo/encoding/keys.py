@@ -1,0 +1,101 @@
+"""Content keys: of an image, and of a completion to a prompt with images."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+KEY_BYTES = 16
+
+
+def image_key(image: Any) -> bytes:
+    """Key of one image, 16 bytes.
+
+    Args:
+        image: a PIL image, an array or tensor, of which the pixels are hashed; or an encoded file: its bytes, its path, or a
+            dict of datasets' Image feature with ``bytes`` or ``path``. Decoded and encoded forms of one image have different
+            keys, which costs a second computation, but never gives a wrong result.
+
+    Raises:
+        ValueError: for anything else, or a path without a file.
+    """
+    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
+    if isinstance(image, Mapping):
+        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+    if isinstance(image, Image.Image):
+        # The same pixel values look different with another palette or transparent colour.
+        looks = [image.mode, image.size, image.getpalette(), repr(image.info.get("transparency"))]
+        hasher.update(json.dumps(looks).encode())
+        hasher.update(image.tobytes())
+    elif isinstance(image, (np.ndarray, Tensor)):
+        array = np.ascontiguousarray(image.detach().cpu().numpy() if isinstance(image, Tensor) else image)
+        hasher.update(json.dumps(["array", array.dtype.str, array.shape]).encode())
+        hasher.update(array.tobytes())
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        hasher.update(b"file")
+        hasher.update(image)
+    elif isinstance(image, (str, os.PathLike)):
+        if not Path(image).is_file():
+            raise ValueError(f"The image file {str(image)!r} does not exist. Give the path of a file, or the opened image.")
+        return image_key(Path(image).read_bytes())
+    else:
+        raise ValueError(f"Expected a PIL image, an array, a path, or a dict with 'bytes' or 'path'; got {type(image).__name__}.")
+    return hasher.digest()
+
+
+def same_image(first: Any, second: Any) -> bool:
+    """Whether two images, in the forms accepted by `image_key`, are the same."""
+    return first is second or image_key(first) == image_key(second)
+
+
+def first_alike(outlines: Sequence[Hashable], same: Callable[[int, int], bool]) -> list[int]:
+    """For each item, the index of the first equal item, which may be its own.
+
+    Args:
+        outlines: for each item, a value that equal items share.
+        same: whether the items at two indices are equal; called only for equal outlines.
+
+    >>> first_alike(["a", "b", "a", "b"], lambda one, other: one == 0)
+    [0, 1, 0, 3]
+    """
+    kept: dict[Hashable, list[int]] = {}
+    firsts = []
+    for place, outline in enumerate(outlines):
+        alike = kept.setdefault(outline, [])
+        first = next((other for other in alike if same(other, place)), place)
+        if first == place:
+            alike.append(place)
+        firsts.append(first)
+    return firsts
+
+
+def completion_key(
+    images: Sequence[bytes], prompt_ids: Iterable[int], completion_ids: Iterable[int], loss_mask: Iterable[bool]
+) -> bytes:
+    """Key of one completion, 16 bytes.
+
+    Args:
+        images: keys of the prompt's images, in order (see `image_key`).
+        prompt_ids: token ids before the completion, image tokens included; then negative numbers for the settings that also
+            determine the sum (`mpo.batching.collator`).
+        completion_ids: the completion's token ids.
+        loss_mask: for each of `completion_ids`, whether it is in the sum.
+
+    >>> completion_key([], [1, 2], [3], [True]) == completion_key([], [1], [2, 3], [False, True])
+    False
+    """
+    prompt, completion = (np.asarray(list(ids), dtype="<i8") for ids in (prompt_ids, completion_ids))
+    mask = np.asarray(list(loss_mask), dtype=bool)
+    assert mask.shape == completion.shape, (mask.shape, completion.shape)
+    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
+    # The lengths come first: without them, moving tokens from the prompt to the completion would give the same key.
+    hasher.update(np.asarray([len(images), len(prompt), len(completion)], dtype="<i8").tobytes())
+    for data in (*images, prompt.tobytes(), completion.tobytes(), mask.tobytes()):
+        hasher.update(data)
+    return hasher.digest()

@@ -1,0 +1,61 @@
+"""Show one record as the model sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from mpo.encoding.encoder import PairEncoder
+
+OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+"""Delimiters of labelled tokens."""
+
+
+def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
+    """Decode the tokens of a prompt and its completions: image tokens collapsed, labelled tokens between angle quotation marks.
+
+    Args:
+        record: a preference record.
+        processor: processor of the run.
+        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``completion_end`` and ``tile_budget`` determine which
+            tokens are truncated and labelled.
+    """
+    encode = PairEncoder(processor, args.max_length, args.truncation_mode, args.completion_end, args.tile_budget)
+    (pair,), _, _ = encode([dict(record)])
+    image = getattr(processor, "image_token_id", None)
+    kept = None if args.max_length is None else args.max_length - len(pair.prompt_ids)
+    lines = [f"prompt, {len(pair.prompt_ids):,} tokens", _indented(decoded(pair.prompt_ids, None, encode.tokenizer, image))]
+    for side in ("chosen", "rejected"):
+        completion = getattr(pair, side)
+        ids, labelled = completion.ids[:kept], completion.loss_mask[:kept]
+        truncated = f", truncated from {len(completion.ids):,} by max_length" if len(ids) < len(completion.ids) else ""
+        lines += [
+            f"{side}, {len(ids):,} tokens{truncated}, {sum(labelled):,} labelled (between {OPEN} and {CLOSE})",
+            _indented(decoded(ids, labelled, encode.tokenizer, image)),
+        ]
+    return "\n".join(lines)
+
+
+def decoded(ids: Sequence[int], labelled: Sequence[bool] | None, tokenizer: Any, image: int | None) -> str:
+    """Decode tokens to text.
+
+    Args:
+        ids: token ids.
+        labelled: whether each token is labelled; None: no delimiters.
+        tokenizer: the tokenizer of the ids.
+        image: id of the image token; consecutive image tokens are written once, with their number.
+    """
+    flags = [False] * len(ids) if labelled is None else labelled
+    parts = []
+    for is_labelled, run in groupby(zip(flags, ids, strict=True), key=lambda pair: pair[0]):
+        text = ""
+        for token, same in groupby((token for _, token in run), key=lambda token: token if token == image else None):
+            tokens = list(same)
+            text += f"{tokenizer.decode(image)} x {len(tokens)}" if token is not None else tokenizer.decode(tokens)
+        parts.append(f"{OPEN}{text}{CLOSE}" if is_labelled else text)
+    return "".join(parts)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.split("\n"))

@@ -1,0 +1,99 @@
+"""Tile limits of a prompt's images: the processor's, the record's own, and whether images of a prompt share them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import InternVLProcessor
+
+from mpo.batching.streams import EPOCH
+
+BUDGETS = ("prompt", "image")
+"""Whether the processor's ``max_patches`` is shared by a prompt's images or applies to each image."""
+LIMITS = {"min": "min_patches", "max": "max_patches", "thumbnail": "use_thumbnail"}
+"""Keys of a record's ``tiles`` -> the image processor's names."""
+
+AUGMENTED_AND_CACHED = (
+    "Images of records with 'augment' change every epoch, and reference='cached' stores log-probs by the content of images. "
+    "Use reference='live', or set 'augment' to false."
+)
+
+
+def splits_into_tiles(processing_class: Any) -> bool:
+    """Whether a processor splits images into tiles as InternVL's does."""
+    return isinstance(processing_class, InternVLProcessor)
+
+
+def tile_limits(
+    record: Mapping[str, Any], images: int, processing_class: Any, where: str, *, budget: str = "prompt"
+) -> dict[str, Any]:
+    """The tile limits of a prompt's images that differ from the processor's.
+
+    Args:
+        record: may have ``tiles``, a dict with ``min``, ``max`` and ``thumbnail``, each of which may be missing or None.
+        images: number of images of the prompt.
+        processing_class: a processor or tokenizer.
+        where: the record's name in error messages.
+        budget: ``"prompt"``: each of N images gets at most max(1, max_patches // N) tiles, as in the official InternVL code;
+            ``"image"``: each gets as many as a single one, as in transformers' processor and TRL.
+
+    Returns:
+        keyword arguments for the processor.
+
+    Raises:
+        ValueError: for invalid limits, or a processor that does not split images into tiles.
+    """
+    own = {name: value for name, value in (record.get("tiles") or {}).items() if value is not None}
+    if not images:
+        return {}
+    if not splits_into_tiles(processing_class):
+        if own:
+            raise ValueError(
+                f"{where} sets 'tiles', but {type(processing_class).__name__} does not split images into tiles. "
+                "Drop the column 'tiles'."
+            )
+        return {}
+    unknown = own.keys() - LIMITS
+    if unknown:
+        raise ValueError(f"{where}: expected only {', '.join(LIMITS)} in 'tiles'; got {sorted(unknown)}.")
+    image_processor = processing_class.image_processor
+    if "thumbnail" in own and not hasattr(image_processor, "use_thumbnail"):
+        raise ValueError(
+            f"{where}: 'tiles' has a thumbnail setting, which transformers' own processor ignores. Load the processor with "
+            "mpo.models.loading.load_processor."
+        )
+    most = int(own.get("max", image_processor.max_patches))
+    least = int(own.get("min", min(image_processor.min_patches, most)))
+    if not 1 <= least <= most:
+        raise ValueError(f"{where}: expected 1 <= min <= max tiles per image; got min {least}, max {most}.")
+    if budget == "prompt":
+        most = max(1, most // images)
+    asked = {"min_patches": min(least, most), "max_patches": most}
+    if "thumbnail" in own:
+        asked["use_thumbnail"] = bool(own["thumbnail"])
+    return {name: value for name, value in asked.items() if value != getattr(image_processor, name)}
+
+
+def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, where: str, *, seed: int) -> dict[str, Any]:
+    """The seed for compressing a prompt's tiles: in training, for records whose ``augment`` is true.
+
+    Args:
+        record: a record; one that is to be augmented has the epoch (`mpo.batching.streams.EPOCH`).
+        images: number of images of the prompt.
+        processing_class: a processor or tokenizer.
+        where: the record's name in error messages.
+        seed: random seed of the run.
+
+    Returns:
+        ``jpeg_seed``, or an empty dict. The seed includes the epoch, and what is drawn depends on the image.
+
+    Raises:
+        ValueError: for a processor that does not split images into tiles.
+    """
+    if not images or not record.get("augment") or EPOCH not in record:
+        return {}
+    if not splits_into_tiles(processing_class):
+        raise ValueError(
+            f"{where} sets 'augment', which works on tiles, but {type(processing_class).__name__} does not split images "
+            "into tiles. Drop the column 'augment'."
+        )
+    return {"jpeg_seed": (seed, int(record[EPOCH]))}

@@ -1,0 +1,491 @@
+"""Convert a record to token ids: where the prompt ends, and which tokens of a completion are labelled.
+
+A record is a dict in one of TRL's preference formats: ``prompt``, ``chosen`` and ``rejected`` as plain strings or as lists of
+messages; ``prompt`` may be missing when both completions repeat it; ``images`` (or ``image``) and ``videos`` are optional.
+"""
+
+import json
+import os.path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from torch import Tensor
+from trl.data_utils import common_prefix_length, extract_prompt, prepare_multimodal_messages
+from trl.trainer.utils import remove_none_values
+
+from mpo.data.images import check_unmoved, open_image
+from mpo.data.video import Frame, open_frames, with_frames
+from mpo.encoding.templates import is_processor, probe
+from mpo.models.control_tokens import check_texts
+
+Record = dict[str, Any]
+Tokenize = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The tokens after the prompt; ``loss_mask[i]`` is whether token ``i`` was written by the assistant."""
+
+    ids: list[int]
+    loss_mask: list[bool]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a completion's rendered text."""
+
+    text: str
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class RenderedPair:
+    """A record as text. ``images`` holds the images that the prompt has placeholders for, in order."""
+
+    prompt: str
+    chosen: list[Piece]
+    rejected: list[Piece]
+    images: list[Any]
+    conversational: bool
+
+
+def record_images(record: Mapping[str, Any]) -> list[Any]:
+    """The opened images of a record (`mpo.data.images`): ``images`` or ``image``, if any, and the frames of its videos.
+
+    Arrays, tensors and None are returned unchanged.
+
+    Raises:
+        ValueError: for an image that cannot be opened, naming the record.
+    """
+    name = describe(record)
+    images = encoded_images(with_frames(record, where=name))
+    places: dict[str, list[int]] = {}
+    if record.get("prompt_id") is not None:  # from load_preferences, whose paths are resolved; others may contain links
+        for path in {path for image in images if (path := _file_of(image)) is not None}:
+            check_unmoved(path, name)
+    for place, image in enumerate(images):
+        if isinstance(image, Frame):
+            places.setdefault(image.path, []).append(place)
+        elif image is not None and not isinstance(image, (np.ndarray, Tensor)):
+            images[place] = open_image(image, where=f"{name}: image {place + 1} of {len(images)}")
+    for path, own in places.items():
+        frames = open_frames(path, [images[place] for place in own], where=name)
+        for place, frame in zip(own, frames, strict=True):
+            images[place] = frame
+    return images
+
+
+def _file_of(image: Any) -> str | None:
+    """The path of the file that a record's image or frame is read from, if any."""
+    if isinstance(image, Mapping):
+        return image.get("path") if image.get("bytes") is None else None
+    return image.path if isinstance(image, Frame) else None
+
+
+def encoded_images(record: Mapping[str, Any]) -> list[Any]:
+    """The images of a record, unopened."""
+    images = record.get("images")
+    if images is None:
+        images = record.get("image")
+    if images is None:
+        return []
+    several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    return list(images) if several else [images]
+
+
+def render(record: Record, processing_class: Any, *, split_turns: bool = True) -> RenderedPair:
+    """Render a record with the chat template of `processing_class`.
+
+    A prompt that ends in an assistant message is continued: its text and the completion's first message are one turn, as with
+    transformers' ``continue_final_message``.
+
+    Args:
+        record: a preference record (see the top of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
+            message, a tool call or a tool is the padding of Arrow's structs and is removed; in JSON text it is kept.
+        processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
+        split_turns: split a completion of several messages into what the assistant wrote and the rest.
+
+    Raises:
+        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, messages are in the wrong place, an
+            image is None or cannot be opened, the numbers of images and placeholders differ, the chat template cannot render
+            the messages, or a text contains an image token (`mpo.models.control_tokens`).
+    """
+    where = describe(record)
+    for column in ("chosen", "rejected"):
+        if record.get(column) is None:
+            raise ValueError(
+                f"{where} has no '{column}'. A preference record needs 'chosen' and 'rejected' "
+                f"(and 'prompt' unless both completions repeat it); this one has {sorted(record)}."
+            )
+    _check_completions(record)
+    record, images = _with_images(record)
+    pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
+    if "prompt" not in pair:
+        if type(pair["chosen"]) is not type(pair["rejected"]):
+            raise ValueError(f"{where}: 'chosen' and 'rejected' are of different types. Give both as text, or both as messages.")
+        pair = extract_prompt(pair)
+    check_texts(pair, len(images), processing_class, where)
+    for key, value in pair.items():
+        if not isinstance(value, (str, list)):
+            raise ValueError(f"{where}: '{key}' is of type {type(value).__name__} instead of text or a list of messages.")
+    kinds = {key: isinstance(value, list) for key, value in pair.items()}
+    if len(set(kinds.values())) > 1:
+        texts = [key for key, is_list in kinds.items() if not is_list]
+        raise ValueError(f"{where}: {' and '.join(texts)} are text and the rest messages. Give all of them as one or the other.")
+    if not kinds["prompt"]:
+        completions = {key: [Piece(pair[key], labelled=True)] for key in ("chosen", "rejected")}
+        return RenderedPair(pair["prompt"], completions["chosen"], completions["rejected"], images, conversational=False)
+
+    chat = _Chat(record, pair["prompt"], images, processing_class, where)
+    sides = {side: chat.completed(pair[side], side) for side in ("chosen", "rejected")}
+    whole = {side: chat.text(messages) for side, (messages, _) in sides.items()}
+    # A generation prompt may differ from the rendered turn (DeepSeek-R1's <think>): the prompt is the common prefix of all.
+    continued = any(given is not chat.prompt for _, given in sides.values())
+    prompt = os.path.commonprefix([chat.opening(continued), *whole.values()])
+    chat.check_prompt(prompt)
+
+    def pieces(side: str) -> list[Piece]:
+        if len(pair[side]) == 1 or not split_turns:
+            return [Piece(whole[side][len(prompt) :], labelled=True)]
+        messages, given = sides[side]
+        return _turns(chat, given, messages[len(given) :], prompt)
+
+    return RenderedPair(prompt, pieces("chosen"), pieces("rejected"), images, conversational=True)
+
+
+def render_prompt(record: Record, processing_class: Any) -> RenderedPair:
+    """Render a record's prompt for generation; arguments and errors as in `render`."""
+    record, images = _with_images(record)
+    prompt, where = record.get("prompt"), describe(record)
+    check_texts({"prompt": prompt or "", "chosen": "", "rejected": ""}, len(images), processing_class, where)
+    if not isinstance(prompt, list):
+        return RenderedPair(prompt or "", [], [], images, conversational=False)
+    chat = _Chat(record, prompt, images, processing_class, where)
+    return RenderedPair(chat.opening(chat.continues), [], [], images, conversational=True)
+
+
+def _with_images(record: Record) -> tuple[Record, list[Any]]:
+    """The record with the frames of its videos, and its opened images."""
+    record = with_frames(record, where=describe(record))
+    images = record_images(record)
+    for place, image in enumerate(images):
+        if image is None:
+            raise ValueError(f"{describe(record)}: image {place + 1} of {len(images)} is None. Give the image or leave it out.")
+    return record, images
+
+
+def _check_completions(record: Mapping[str, Any]) -> None:
+    where = describe(record)
+    for side in ("chosen", "rejected"):
+        completion = record[side]
+        messages = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+        if not messages or _is_empty(messages[-1]):
+            raise ValueError(f"{where}: '{side}' is empty. Give the completion its text or leave the record out.")
+    if record["chosen"] == record["rejected"]:
+        raise ValueError(f"{where}: 'chosen' and 'rejected' are the same, so there is nothing to prefer. Leave the record out.")
+
+
+def _is_empty(message: Any) -> bool:
+    """Whether a message has neither text nor tool calls."""
+    if not isinstance(message, Mapping):
+        return False
+    return not message.get("tool_calls") and not _text_of(message).strip()
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") if isinstance(part, Mapping) else "" for part in content)
+    return str(content or "")
+
+
+class _Chat:
+    """The conversation of a record, in the message format of its chat template.
+
+    Attributes:
+        prompt: its messages, without an empty assistant message at the end, which the completion replaces.
+        continues: whether the prompt ends in an assistant message that the completion's first message continues.
+    """
+
+    def __init__(self, record: Record, prompt: list[Any], images: list[Any], processing_class: Any, where: str) -> None:
+        self.processing_class, self.where = processing_class, where
+        tools = record.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(record.get("chat_template_kwargs") or {})}
+        if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
+            raise ValueError(
+                f"{where} is a conversation, and {type(processing_class).__name__} has no chat template. Set its chat_template, or "
+                "give prompt, chosen and rejected as plain text."
+            )
+        self.prompt = self._as_taken(prompt, "prompt", images)
+        if self.prompt and self.prompt[-1]["role"] == "assistant" and _is_empty(self.prompt[-1]):
+            self.prompt = self.prompt[:-1]
+        if not self.prompt:
+            raise ValueError(
+                f"{where}: its prompt has no message. Give it a message that the completions respond to, or leave the record out."
+            )
+        self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
+
+    def completed(self, completion: list[Any], side: str) -> tuple[list[Any], list[Any]]:
+        """All messages including the completion's, and the prompt's messages before the completion's first turn."""
+        completion = self._as_taken(completion, side)
+        for place, message in enumerate(completion):
+            if message["role"] == "assistant" and _is_empty(message):
+                raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
+        if completion[0]["role"] not in ("assistant", "tool"):
+            raise ValueError(
+                f"{self.where}: '{side}' begins with a message of role {completion[0]['role']!r} instead of the assistant's. Put "
+                "the question into the prompt."
+            )
+        if completion[-1]["role"] != "assistant":
+            raise ValueError(
+                f"{self.where}: '{side}' ends with a message of role {completion[-1]['role']!r} instead of the "
+                "assistant's. Remove the messages after the assistant's last one."
+            )
+        if completion[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
+            return [*self.prompt, *completion], self.prompt
+        if not self.continues:
+            raise ValueError(
+                f"{self.where}: its prompt ends in a tool call, and '{side}' begins with a message of the assistant. Put the "
+                "tool's result between them."
+            )
+        before = self.prompt[:-1]
+        return [*before, _joined(self.prompt[-1], completion[0], f"{self.where}: '{side}'"), *completion[1:]], before
+
+    def opening(self, continued: bool) -> str:
+        """The text of the prompt, up to where the assistant continues."""
+        if continued:
+            return self.text(self.prompt, continue_final_message=True)
+        return self.text(self.prompt, add_generation_prompt=self.prompt[-1]["role"] != "assistant")
+
+    def check_prompt(self, text: str) -> None:
+        """Refuse a template that renders the prompt's last message differently before a completion: it would be labelled."""
+        last = _text_of(self.prompt[-1]).strip()
+        if last and last not in text and last in self.opening(self.continues):
+            raise ValueError(
+                f"{self.where}: the chat template renders the prompt's last message differently before a completion, so the "
+                "beginning of the completion cannot be found. Use a template that renders it the same, or end the prompt "
+                "in a user message."
+            )
+
+    def text(self, messages: list[Any], **how: bool) -> str:
+        """Render messages with the template."""
+        try:
+            rendered = self.processing_class.apply_chat_template(messages, tokenize=False, **how, **self._kwargs)
+        except TemplateError as error:  # such as for an unexpected order of roles
+            raise ValueError(f"{self.where}: the chat template refuses its messages: {error}") from error
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{self.where}: the chat template cannot render its messages: {error}") from error
+        return str(rendered)
+
+    def _as_taken(self, messages: list[Any], side: str, images: Sequence[Any] = ()) -> list[Any]:
+        """Messages without padding, in the template's message format, with images at their placeholders."""
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise ValueError(f"{self.where}: '{side}' has a message without a role: {message!r:.80}.")
+            if message.get("content") is None and not message.get("tool_calls"):
+                raise ValueError(f"{self.where}: '{side}' has a message of role {message['role']!r} without content.")
+        messages = [_without_padding(message) for message in messages]
+        template = probe(self.processing_class)
+        if template.parts and (is_processor(self.processing_class) or not template.text):
+            try:
+                return list(prepare_multimodal_messages(messages, images=list(images)))
+            except ValueError as error:
+                raise ValueError(f"{self.where}: {error}") from error
+        if images and is_processor(self.processing_class):
+            raise ValueError(
+                f"{self.where} has images, but the chat template of {type(self.processing_class).__name__} accepts text only. Use "
+                "the chat template of the model's own checkpoint."
+            )
+        return messages if template.parts else [_as_text(message, f"{self.where}: '{side}'") for message in messages]
+
+
+def _as_text(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """A message with one string as its content, for templates that do not support parts."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    if any(part.get("type") != "text" for part in content):
+        raise ValueError(f"{where} has an image placeholder, but the chat template accepts text only.")
+    return {**message, "content": _text_of(message)}
+
+
+def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[str, Any]:
+    """Join two messages: the second continues the first."""
+    different = [key for key in message.keys() & more.keys() - {"role", "content"} if message[key] != more[key]]
+    if different:
+        raise ValueError(f"{where} continues the prompt's last message, and both have {different[0]!r}. Keep one of them.")
+    first, second = message.get("content"), more.get("content")
+    if isinstance(first, str) and isinstance(second, str):
+        content: Any = first + second
+    elif second is None:
+        content = first
+    else:
+        first, second = ([{"type": "text", "text": one}] if isinstance(one, str) else list(one or []) for one in (first, second))
+        if first and second and first[-1].get("type") == second[0].get("type") == "text":  # or templates may separate parts
+            middle = {"type": "text", "text": first[-1].get("text", "") + second[0].get("text", "")}
+            content = [*first[:-1], middle, *second[1:]]
+        else:
+            content = [*first, *second]
+    return {**message, **more, "content": content}
+
+
+def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without the keys that Arrow adds to all structs of a column; tool calls keep a content of None."""
+    return {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+
+
+def _unpadded(value: Any) -> Any:
+    """Remove keys with the value None on every level; None in lists stays.
+
+    >>> _unpadded({"city": "Rome", "x": None, "tags": [None, {"a": None, "b": 0}]})
+    {'city': 'Rome', 'tags': [None, {'b': 0}]}
+    """
+    return remove_none_values(value) if isinstance(value, (list, Mapping)) else value
+
+
+def _turns(chat: _Chat, prompt: list[Any], completion: list[Any], prompt_text: str) -> list[Piece]:
+    """Split a completion of several messages into pieces; only the assistant's are labelled."""
+    pieces = []
+    done = prompt_text
+
+    def extend(labelled: bool, upto: int, generation_prompt: bool = False) -> None:
+        nonlocal done
+        text = chat.text(prompt + completion[:upto], add_generation_prompt=generation_prompt)
+        if generation_prompt:  # as for the prompt: up to where the next turn differs
+            text = os.path.commonprefix([text, chat.text(prompt + completion[: upto + 1])])
+        if not text.startswith(done):
+            raise ValueError(
+                f"{chat.where}: the chat template renders turns differently when others follow, so the turns of a completion of "
+                "several messages cannot be separated. Keep only its last assistant message as the completion and put the others "
+                "into the prompt."
+            )
+        pieces.append(Piece(text[len(done) :], labelled))
+        done = text
+
+    for index, message in enumerate(completion):
+        by_assistant = message["role"] == "assistant"
+        if by_assistant and index > 0:
+            extend(labelled=False, upto=index, generation_prompt=True)
+        extend(labelled=by_assistant, upto=index + 1)
+    return pieces
+
+
+def encode_with_prompt(
+    prompt: str, completions: Sequence[list[Piece]], tokenize: Tokenize, end_of_turn: int | None, where: str = "a record"
+) -> tuple[list[int], list[Completion]]:
+    """Tokenize prompt and completion as one text, as TRL does without images: tokens may merge across the boundary.
+
+    A piece on its own could get different tokens: SentencePiece puts a space before the beginning of a text.
+
+    Args:
+        prompt: the rendered prompt, with one placeholder per image.
+        completions: the pieces of each completion.
+        tokenize: a function from a text to its ids.
+        end_of_turn: as in `label_turn`.
+        where: the record's name in error messages.
+
+    Returns:
+        the longest common prefix of the tokenized prompt and all tokenized rows, and the completions after it.
+
+    Raises:
+        ValueError: for an empty prompt, since nothing would predict a completion's first token.
+    """
+    prompt_ids = tokenize(prompt)
+    if not prompt_ids:
+        raise ValueError(f"{where}: its prompt is empty. Give it a prompt of one token or more.")
+    rows: list[tuple[list[int], list[int]]] = []
+    for pieces in completions:
+        texts = [prompt]
+        for piece in pieces:
+            texts.append(texts[-1] + piece.text)
+        ids = tokenize(texts[-1])
+        rows.append((ids, [common_prefix_length(tokenize(text), ids) for text in texts[:-1]] + [len(ids)]))
+    length = min(len(prompt_ids), *(starts[0] for _, starts in rows))
+    if not length:  # no common prefix, so nothing would predict the first token: tokenize prompt and completions separately
+        length = len(prompt_ids)
+        rows = [_one_by_one(prompt_ids, pieces, tokenize) for pieces in completions]
+    found = []
+    for (ids, starts), pieces in zip(rows, completions, strict=True):
+        loss_mask: list[bool] = []
+        starts[0] = length
+        for number, piece in enumerate(pieces):
+            own = ids[max(starts[number], length + len(loss_mask)) : starts[number + 1]]
+            loss_mask += label_turn(own, end_of_turn) if piece.labelled else [False] * len(own)
+        found.append(_without_unlabelled_tail(Completion(ids[length:], loss_mask)))
+    return prompt_ids[:length], found
+
+
+def _one_by_one(prompt_ids: list[int], pieces: list[Piece], tokenize: Tokenize) -> tuple[list[int], list[int]]:
+    """A row's ids, each piece tokenized on its own, and the offsets of the pieces and of the end."""
+    ids, starts = list(prompt_ids), [len(prompt_ids)]
+    for piece in pieces:
+        ids += tokenize(piece.text)
+        starts.append(len(ids))
+    return ids, starts
+
+
+def is_opened(pair: RenderedPair, completion_end: str) -> bool:
+    """Whether to add the tokenizer's special tokens (BOS) to a pair's text; for a conversation, the chat template writes them.
+
+    TRL leaves them out for pairs with images, as does ``completion_end="template"``.
+    """
+    return not (pair.conversational or (completion_end == "template" and pair.images))
+
+
+def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, completion_end: str) -> list[Piece]:
+    """Append eos to a plain-text completion, so that the model learns to stop. (TRL leaves it out for pairs with images.)"""
+    if pair.conversational or eos is None or not is_opened(pair, completion_end) or pieces[-1].text.endswith(eos):
+        return pieces
+    return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].labelled)]
+
+
+def label_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
+    """The loss mask of an assistant turn: all tokens up to and including its last end-of-turn token.
+
+    >>> label_turn([5, 6, 2, 9], end_of_turn=2)  # 9 is the newline that the template puts after the turn
+    [True, True, True, False]
+    >>> label_turn([5, 6], end_of_turn=2)  # no such token: to the end
+    [True, True]
+    """
+    if end_of_turn is None or end_of_turn not in ids:
+        return [True] * len(ids)
+    last = len(ids) - 1 - ids[::-1].index(end_of_turn)
+    return [position <= last for position in range(len(ids))]
+
+
+def _without_unlabelled_tail(completion: Completion) -> Completion:
+    length = max((i + 1 for i, counts in enumerate(completion.loss_mask) if counts), default=0)
+    return Completion(completion.ids[:length], completion.loss_mask[:length])
+
+
+def end_of_turn_token(processing_class: Any) -> int | None:
+    """The id of the token that ends an assistant turn: the first special token that the chat template puts after one.
+
+    It is `<|im_end|>` for InternVL, also where the tokenizer's eos differs. Without a chat template, or when the template
+    puts no special token there, the tokenizer's eos.
+
+    Raises:
+        ValueError: for a chat template that cannot render a conversation.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if not getattr(processing_class, "chat_template", None):
+        return _optional_int(tokenizer.eos_token_id)
+    after = tokenizer(probe(processing_class).after, add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((int(token) for token in after if token in special), _optional_int(tokenizer.eos_token_id))
+
+
+def _optional_int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """The name of a record in errors: its id, or else the beginning of its prompt."""
+    if record.get("id") is not None:
+        return f"record {record['id']!r}"
+    prompt = str(record.get("prompt", ""))
+    return f"the record with prompt {prompt[:80]!r}" if prompt else "a record"

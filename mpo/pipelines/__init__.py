@@ -1,0 +1,1 @@
+"""Jobs that make data: each step maps records to records."""

@@ -1,0 +1,450 @@
+"""A training job: from a resolved configuration to a trained model in a run folder."""
+
+import difflib
+import inspect
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import is_deepspeed_available
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+from transformers import TrainerCallback
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
+from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
+
+from mpo.batching.attention import check_backend
+from mpo.data.mixing import read_mixture
+from mpo.data.sources import load_preferences
+from mpo.models.loading import as_dtype, check_attention
+from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_adapter, check_parts, freeze_parts
+from mpo.models.strict import refuse_adapter
+from mpo.training.bad_records import FILE
+from mpo.training.checkpoint import latest_checkpoint
+from mpo.training.config import MPOConfig
+from mpo.training.launch.place import KEYS, Place, find_place
+from mpo.training.mpo import MPOTrainer
+from mpo.training.record_checks import check_before_training
+from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
+from mpo.training.samples.prompts import first_prompts, load_prompts
+from mpo.training.without_gpu import without_gpu
+
+RESOLVED = "resolved.yaml"
+PEFT_KINDS = ("none", "lora", "qlora")
+TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
+SAMPLES = ("path", "image_root", "count", "every", "max_new_tokens", "temperature")
+LOSS_FIELDS = (
+    "loss_type",
+    "loss_weights",
+    "beta",
+    "label_smoothing",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "discopop_tau",
+    "reward_shift",
+    "sft_average",
+    "completion_end",
+    "ld_alpha",
+    "use_weighting",
+)
+DATA_NAMES = ("meta", "mix")  # names that data groups give to their path
+SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both data loading and training
+SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc")
+EVAL_KEYS = ("eval_path", "eval_image_root", "eval_split", "eval_format")
+SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that only ranks can apply
+# Fields of MPOConfig that the configuration sets under another key.
+ELSEWHERE = {
+    "output_dir": "run_dir",
+    "resume_from_checkpoint": "resume",
+    "trust_remote_code": "model.trust_remote_code",
+    "model_init_kwargs": "the keys of model",
+    "seed": "seed",
+    **{name: f"data.{name}" for name in SKIPPING},
+    "vision_drop_path": "drop_path",
+    **{f"{part}_learning_rate": f"lr.{part}" for part in PARTS},
+    **{name: f"loss.{name}" for name in LOSS_FIELDS},
+}
+
+
+@dataclass
+class TrainJob:
+    """A training job. Fields are the keys and groups of ``recipes/train.yaml``.
+
+    Args:
+        model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
+        data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for the
+            evaluation data. ``on_bad_record`` and ``max_bad_fraction`` apply to training too.
+        loss: loss fields of `MPOConfig`.
+        peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
+        trainer: other fields of `MPOConfig`, and ``global_batch_size``.
+        launch: nodes and ranks (`mpo.training.launch.place`).
+        run_dir: output folder of the run.
+        resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
+        seed: random seed.
+        train_parts: part of the model -> train, freeze, lora, or for ``vision`` the number of last layers to train
+            (`mpo.models.parts`); None: train all parts, or follow ``peft``.
+        lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
+        drop_path: drop path rate of the vision tower (`mpo.models.drop_path`).
+        samples: prompts to sample responses to during training (`mpo.training.samples`): ``path`` and ``image_root`` of a file, or
+            else the first ``count`` prompts of the evaluation data, and arguments of `SampleResponses`. None: no sampling.
+        dry_run: describe the run instead of running it (`mpo.preflight.dry_run`).
+        dry_run_gpu_gb: memory of the GPU to plan for, in GiB; None: the GPU of this machine.
+        dry_run_records: maximum number of records to measure, evenly spaced; None: all.
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    loss: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
+    trainer: dict[str, Any] = field(default_factory=dict)
+    launch: dict[str, Any] = field(default_factory=dict)
+    run_dir: str = "runs/train"
+    resume: str = "auto"
+    seed: int = 0
+    train_parts: dict[str, Any] | None = None
+    lr: dict[str, float | None] | None = None
+    drop_path: float = 0.0
+    samples: dict[str, Any] | None = None
+    dry_run: bool = False
+    dry_run_gpu_gb: float | None = None
+    dry_run_records: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TrainJob":
+        """Check a composed configuration without loading model or data.
+
+        Raises:
+            ValueError: for unknown keys (names the closest match), missing values, and invalid combinations.
+        """
+        refuse_unknown(config, [f.name for f in fields(cls)], "the configuration")
+        job = cls(**config)
+        for group in ("model", "data", "loss", "peft", "trainer", "launch"):
+            if not isinstance(getattr(job, group), dict):
+                raise ValueError(f"{group} must be a group of keys; got {getattr(job, group)!r}. Choose one with {group}=NAME.")
+        target = job.loader()
+        refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
+        refuse_unknown(job.data, [*inspect.signature(load_preferences).parameters, *DATA_NAMES, *EVAL_KEYS], "data")
+        for name in ("eval_split", "eval_format"):
+            if job.data.get(name) and not job.data.get("eval_path"):
+                raise ValueError(f"data.{name} needs data.eval_path, which is not set. Set it or remove data.{name}.")
+        refuse_unknown(job.loss, LOSS_FIELDS, "loss")
+        config_fields = [f.name for f in fields(MPOConfig) if f.init]
+        for name, place in ELSEWHERE.items():
+            if name in job.trainer:
+                raise ValueError(f"trainer.{name} cannot be set. Set {place} instead.")
+        refuse_unknown(job.trainer, ["global_batch_size", *config_fields], "trainer")
+        refuse_unknown(job.launch, KEYS, "launch")
+        job.check_sharding()
+        job.check_peft()
+        refuse_unknown(job.lr or {}, PARTS, "lr")
+        check_parts(job.parts(), adapters=job.peft["kind"] != "none")
+        job.adapter()
+        job.check_samples()
+        for where, value in (
+            (next((f"data.{name}" for name in DATA_NAMES if name in job.data), "data.path"), job.data.get("path")),
+            ("model.name_or_path", job.model.get("name_or_path", 0)),
+        ):
+            if value in (None, "???"):
+                raise ValueError(f"{where} is not set. Add {where}=... to the command.")
+        if job.model.get("name_or_path"):
+            refuse_adapter(job.model["name_or_path"])
+        if job.model.get("dtype") is not None:
+            job.model = {**job.model, "dtype": str(as_dtype(job.model["dtype"])).removeprefix("torch.")}
+        job.checkpoint()
+        job.check_packages(job.planned_arguments())
+        return job
+
+    def loader(self) -> Any:
+        """Import the function that loads the model."""
+        try:
+            return get_method(self.model["_target_"])
+        except KeyError:
+            raise ValueError("model._target_ (the function that loads it) is not set. Choose a model with model=NAME.") from None
+        except ImportError as error:
+            raise ValueError(f"model._target_ cannot be imported: {error}") from error
+
+    def check_peft(self) -> None:
+        """Refuse invalid adapter settings."""
+        kind = self.peft.get("kind")
+        if kind not in PEFT_KINDS:
+            raise ValueError(f"peft.kind must be one of {', '.join(PEFT_KINDS)}; got {kind!r}.{nearest(str(kind), PEFT_KINDS)}")
+        settings = [key for key in self.peft if key != "kind"]
+        if kind == "none":
+            if settings:
+                raise ValueError(f"peft.{settings[0]} needs peft=lora or peft=qlora; peft=none trains without an adapter.")
+            return
+        from peft import LoraConfig
+
+        refuse_unknown(self.peft, ["kind", *(f.name for f in fields(LoraConfig) if f.name != "task_type")], "peft")
+        if kind == "qlora":
+            try:
+                import bitsandbytes  # noqa: F401
+            except ImportError:
+                raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
+            if "quantization_config" not in inspect.signature(self.loader()).parameters:
+                raise ValueError(f"peft=qlora needs a model loader with quantization_config; {self.model['_target_']} has none.")
+        if self.parts() and self.peft.get("target_modules"):
+            raise ValueError(
+                "train_parts and peft.target_modules both select the adapted layers. Set only one of them (with target_modules, "
+                "peft.modules_to_save selects the modules to train in full)."
+            )
+
+    def check_samples(self) -> None:
+        """Refuse invalid sampling settings."""
+        given = self.samples or {}
+        refuse_unknown(given, SAMPLES, "samples")
+        check_sampling(given.get("every", 100), given.get("max_new_tokens", 256), given.get("temperature", 0.0))
+        count = given.get("count", 4)
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"samples.count, the number of prompts to sample, must be an integer >= 0; got {count!r}.")
+        if given.get("image_root") and not given.get("path"):
+            raise ValueError("samples.image_root needs samples.path, which is not set. Set it or remove samples.image_root.")
+        if given.get("every") == WITH_EVALUATIONS and self.trainer.get("eval_strategy", "no") == "no":
+            raise ValueError(f"samples.every={WITH_EVALUATIONS} needs evaluations. Set trainer.eval_strategy=steps, or a number.")
+
+    def check_packages(self, args: MPOConfig) -> None:
+        """Refuse settings that need a package that is not installed."""
+        for name in args.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ValueError(f"Unknown tracker {name!r} in trainer.report_to.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+        if self.dry_run:
+            return
+        check_backend(args.packed_attention)
+        check_attention(self.model.get("attn_implementation"))
+        available = get_available_reporting_integrations()
+        needed = [(f"report_to={name}", name) for name in args.report_to if name in TRACKERS and name not in available]
+        if re.search("8bit|bnb|paged", args.optim) and not is_bitsandbytes_available():
+            needed.append((f"optim={OptimizerNames(args.optim).value}", "bitsandbytes"))
+        if args.use_liger_kernel and not is_liger_kernel_available():
+            needed.append(("use_liger_kernel", "liger-kernel"))
+        for setting, package in needed:
+            raise ValueError(f"trainer.{setting} needs {package}, which is not installed: pip install {package}.")
+
+    def sampled(self, eval_pairs: Any) -> list[SampleResponses]:
+        """Return the callback that samples responses, if any."""
+        settings = {name: value for name, value in (self.samples or {}).items() if name not in ("path", "image_root", "count")}
+        given = self.samples or {"count": 0}
+        path, count = given.get("path"), given.get("count", 4)
+        if not count or not (path or eval_pairs):
+            return []
+        if path:
+            records = load_prompts(path, image_root=given.get("image_root"), count=count, tiles=self.data.get("tiles"))
+        else:
+            records = first_prompts(eval_pairs, count)
+        return [SampleResponses(records, **settings)]
+
+    def train_data(self) -> dict[str, Any]:
+        """Return the arguments of `load_preferences` for the training data."""
+        given = {key: value for key, value in self.data.items() if key not in DATA_NAMES and not key.startswith("eval_")}
+        return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / FILE}
+
+    def eval_data(self) -> dict[str, Any] | None:
+        """Return the arguments for the evaluation data (``data.eval_path``, or the evaluation split of a mixture), or None."""
+        if not self.data.get("eval_path"):
+            eval_size = self.data.get("mix") and read_mixture(self.data["mix"]).get("eval_size")
+            return {**self.train_data(), "split": "eval", "limit": None} if eval_size else None
+        shared = {key: self.train_data()[key] for key in SHARED_WITH_EVAL if key in self.train_data()}
+        own = {name.removeprefix("eval_"): self.data[name] for name in EVAL_KEYS if self.data.get(name) is not None}
+        return {**own, **shared}
+
+    def parts(self) -> dict[str, Any]:
+        """Return the choices of ``train_parts`` that are set."""
+        return {part: choice for part, choice in (self.train_parts or {}).items() if choice is not None}
+
+    def newest_checkpoint(self) -> str | None:
+        """Return the newest complete checkpoint in the run folder, if any."""
+        return latest_checkpoint(self.run_dir)
+
+    def checkpoint(self) -> str | None:
+        """Return the checkpoint to resume from, if any."""
+        newest = self.newest_checkpoint()
+        if self.resume == "auto":
+            return newest
+        if self.resume == "never":
+            if newest is not None:
+                raise ValueError(
+                    f"resume=never, but {self.run_dir} contains {Path(newest).name} of an earlier run. Set resume=auto to resume "
+                    "from it, or choose another run_dir."
+                )
+            return None
+        if not (Path(self.resume) / "trainer_state.json").is_file():
+            raise ValueError(f"resume must be auto, never or the path of a checkpoint; got {self.resume!r}.")
+        return str(self.resume)
+
+    def place(self) -> Place:
+        """Find the position of this process among the ranks of the job."""
+        return find_place(self.launch, os.environ, 0 if self.trainer.get("use_cpu") else torch.cuda.device_count())
+
+    def needs_ranks(self) -> bool:
+        """Whether this process must launch the ranks of the job."""
+        place = self.place()
+        sharded = bool(self.trainer.get("fsdp") or self.trainer.get("deepspeed"))
+        return not place.is_rank and (place.world_size > 1 or sharded)
+
+    def check_sharding(self) -> None:
+        """Refuse sharding that this machine does not support."""
+        fsdp, deepspeed = self.trainer.get("fsdp"), self.trainer.get("deepspeed")
+        if fsdp and deepspeed:
+            raise ValueError("trainer.fsdp and trainer.deepspeed both shard the model. Choose launch=fsdp2 or launch=zero3.")
+        if self.dry_run or not (fsdp or deepspeed):
+            return
+        if deepspeed and not is_deepspeed_available():
+            raise ValueError("launch=zero1, zero2 and zero3 need DeepSpeed: pip install deepspeed. launch=fsdp2 does not.")
+        if self.trainer.get("use_cpu") or not torch.cuda.is_available():
+            raise ValueError(
+                "launch=fsdp2, zero1, zero2 and zero3 shard the model over GPUs, and this run has no GPU. Use launch=ddp on "
+                "CPUs, or dry_run=true to plan the run."
+            )
+
+    def arguments(self) -> MPOConfig:
+        """Build the trainer's configuration on a rank."""
+        return self._arguments(self.trainer)
+
+    def planned_arguments(self) -> MPOConfig:
+        """Build the trainer's configuration without sharding, before the ranks are started or for a dry run."""
+        here = {name: value for name, value in self.trainer.items() if name not in SHARDING}
+        return self._arguments(without_gpu(here) if self.dry_run else here)
+
+    def _arguments(self, trainer: Mapping[str, Any]) -> MPOConfig:
+        given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
+        total = trainer.get("global_batch_size")
+        if total is not None:
+            if given.get("batching") == "tokens":
+                raise ValueError(
+                    f"trainer.global_batch_size={total} is a number of pairs, but with trainer.batching=tokens the number of pairs "
+                    "in a micro-batch varies. Set trainer.global_batch_size=null, and trainer.gradient_accumulation_steps to the "
+                    "number of micro-batches in a step."
+                )
+            default = MPOConfig.__dataclass_fields__["per_device_train_batch_size"].default
+            pairs, ranks = given.get("per_device_train_batch_size", default), self.place().world_size
+            if total % (pairs * ranks) or total < pairs * ranks:
+                raise ValueError(
+                    f"trainer.global_batch_size={total} is not a multiple of {pairs * ranks} "
+                    f"(trainer.per_device_train_batch_size={pairs} x {ranks} ranks). Change one of them."
+                )
+            if "gradient_accumulation_steps" in given:
+                raise ValueError(
+                    "trainer.gradient_accumulation_steps cannot be set together with trainer.global_batch_size, which determines "
+                    "it. Set trainer.global_batch_size=null to use it."
+                )
+            given["gradient_accumulation_steps"] = total // (pairs * ranks)
+        rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
+        own = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
+        own |= {name: self.data[name] for name in SKIPPING if self.data.get(name) is not None}
+        return MPOConfig(**own, **self.loss, **given)
+
+    def adapter(self) -> Any:
+        """Build peft's `LoraConfig`; None without an adapter."""
+        if self.peft["kind"] == "none":
+            return None
+        from peft import LoraConfig
+
+        settings = {key: value for key, value in self.peft.items() if key != "kind"}
+        settings["target_modules"] = settings.get("target_modules") or PROJECTIONS
+        if parts := self.parts():
+            settings["target_modules"] = adapted_layers(parts)
+            if parts.get("projector") == "train":
+                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), "multi_modal_projector"]
+        adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
+        check_adapter(self.parts(), adapter)
+        return adapter
+
+    def freeze(self, model: Any) -> None:
+        """Freeze the parts that are not trained. With an adapter, peft freezes the base model."""
+        if self.peft["kind"] == "none" and (parts := self.parts()):
+            freeze_parts(model, parts)
+
+    def quantization(self) -> Any:
+        """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs."""
+        if self.peft["kind"] != "qlora":
+            return None
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=[".*vision_tower", ".*multi_modal_projector", "lm_head"],
+        )
+
+    def save(self) -> Path:
+        """Write ``resolved.yaml`` into the run folder."""
+        path = Path(self.run_dir) / RESOLVED
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{RESOLVED}.{socket.gethostname()}.{os.getpid()}")  # the launcher of every node writes it
+        OmegaConf.save(OmegaConf.create(asdict(self)), temporary)
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TrainJob":
+        """Read a job written by `save`."""
+        return cls.from_config(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+
+
+def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> MPOTrainer:
+    """Train, and save the model with its processor in the run folder.
+
+    An interrupted job that is run again resumes from its newest complete checkpoint (``resume="auto"``).
+
+    Args:
+        job: a checked job.
+        callbacks: additional transformers callbacks.
+
+    Returns:
+        the trainer, after training; ``trainer.state.log_history`` has all logged values.
+    """
+    args = job.arguments()  # first, because it joins the process group and configures how from_pretrained shards models
+    with args.main_process_first(local=False, desc="the run folder"):
+        if args.process_index == 0:
+            job.save()
+            if job.checkpoint() is None:  # the list of bad records belongs to an earlier run
+                (Path(job.run_dir) / FILE).unlink(missing_ok=True)
+    pairs = load_preferences(**job.train_data())
+    evaluation = job.eval_data()
+    eval_pairs = load_preferences(**evaluation) if evaluation else None
+    samples = job.sampled(eval_pairs)
+
+    load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
+    quantization = job.quantization()
+    loaded = load(**settings, **({"quantization_config": quantization} if quantization is not None else {}))
+    job.freeze(loaded.model)
+    for data in filter(None, (pairs, eval_pairs)):
+        check_before_training(data, loaded.processor, loaded.model.config, args)
+    trainer = MPOTrainer(
+        model=loaded.model,
+        args=args,
+        train_dataset=pairs,
+        eval_dataset=eval_pairs,
+        processing_class=loaded.processor,
+        callbacks=[*samples, *callbacks],
+        peft_config=job.adapter(),
+    )
+    trainer.train(resume_from_checkpoint=job.checkpoint())
+    trainer.save_state()
+    trainer.save_model()
+    return trainer
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise a ValueError for the first unknown key, with its closest match."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"Unknown key {key!r} in {where}.{nearest(key, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the closest valid name, or list all names if there are few."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Valid names: {', '.join(known)}." if len(known) <= 20 else ""

@@ -1,0 +1,703 @@
+"""MPOTrainer: TRL's DPOTrainer with the loss of `mpo.losses`.
+
+Private and undocumented names of other libraries that this file uses, checked on TRL 1.16.0 and transformers 5.24.0 (most of them
+on 5.17.0 and 5.23.0 before): `trl.trainer.dpo_trainer.get_peft_model`, `trl.models.utils.disable_gradient_checkpointing`;
+`DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `_signature_columns`, `_tag_names`, `_name`, `_paper`,
+`aux_loss_enabled`, `ld_alpha`, `use_weighting`; `Trainer._save_checkpoint`, `_load_from_checkpoint`, `_get_output_dir`,
+`_prepare_inputs`, `neftune_hook_handle`; `TrainingArguments._n_gpu`; `Accelerator._models`.
+
+`mpo.training.loop` lists those of the training loop. Other files use a few: `mpo.training.start` (loading and copying a model),
+`mpo.preflight.doctor.step` (`_n_gpu`), `mpo.models.export.rows` (`_weight_conversions`), `mpo.models.loading` (`_name_or_path`),
+`mpo.models.tiles` (`_preprocess`), `mpo.batching.attention` (`_attn_implementation`), `mpo.encoding.costs`
+(`_get_num_multimodal_tokens`), `mpo.models.packable` (`_can_set_attn_implementation`), `mpo.encoding.turns` (helpers of
+`trl.data_utils`) and `mpo.training.reference.fingerprint` (`_name_or_path`).
+"""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer import dpo_trainer
+
+from mpo.batching.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
+from mpo.batching.collator import LabelledBatches, PairCollator
+from mpo.batching.layout import completion_sums, ld_weights
+from mpo.batching.logits_to_keep import add_logits_to_keep
+from mpo.batching.randomness import disable_dropout, eval_mode, trainable_in_4_bits
+from mpo.batching.streams import EPOCH, PADDING
+from mpo.batching.verify import compare, without_dropout
+from mpo.data.encoded import with_encoded_images
+from mpo.encoding.images import add_tile_order
+from mpo.encoding.templates import is_processor
+from mpo.losses import PairLogps
+from mpo.models.compiled import compile_layers
+from mpo.models.drop_path import DropPath
+from mpo.models.fit import check_fit, check_targets
+from mpo.models.learning_rates import split_groups
+from mpo.models.liger import use_liger_layers
+from mpo.models.packable import fixed_context, why_not
+from mpo.models.tower import SharedTower, can_share
+from mpo.training.checkpoint import load_state
+from mpo.training.config import MPOConfig
+from mpo.training.loop import PairLoop
+from mpo.training.metrics import measured
+from mpo.training.model_card import PAPER
+from mpo.training.reference.adapters import identity
+from mpo.training.reference.cache import ReferenceCache
+from mpo.training.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
+from mpo.training.reference.fingerprint import Fingerprint
+from mpo.training.reference.maintenance import DISAGREEMENT, DISAGREEMENT_16_BIT
+from mpo.training.start import (
+    Adapters,
+    check_apart,
+    check_columns,
+    check_leftovers,
+    check_trained,
+    checked_arguments,
+    compute_dtype,
+    fingerprint_of,
+    frozen_copy,
+    load_by_name,
+    load_processing_class,
+)
+
+logger = logging.getLogger(__name__)
+
+
+_NOT_FOR_THE_MODEL = {
+    "completion_mask",
+    "labelled",
+    "is_truncated",
+    "tokens",
+    "counted",
+    "names",
+    "completion_keys",
+    "records",
+    "kept",
+    "bad",
+}
+
+
+class MPOTrainer(PairLoop):
+    """Train a model with Mixed Preference Optimization (arXiv 2411.10442), or with any mixture of preference losses.
+
+    It takes the arguments of TRL's `DPOTrainer` and can replace it; the configuration is an `MPOConfig`. Differences from TRL:
+
+    * The loss of an optimiser step is the mean over its pairs, however they are split over micro-batches and ranks.
+    * The reference of a full fine-tuning run is a copy of the model that was passed, not a reload by its name.
+    * No pair counts twice: pairs that accelerate repeats to give every rank an equal number of batches do not count.
+    * A resumed run is bitwise equal to one that was not interrupted: every checkpoint holds the reward shift delta of BCO and the
+      logging window, weights are restored strictly, and an incomplete checkpoint is never resumed from.
+    * A loss or gradient that is not finite stops the run at the next logging or saving step, before anything is saved.
+    * Each term of the loss is logged under its own name: ``loss/sigmoid``, ``loss/bco_pair``, ``loss/sft``; and ``data_wait``, the
+      fraction of the time that steps waited for their batches.
+    * ``disable_dropout`` leaves the dropout of adapters on.
+
+    Example:
+        >>> from mpo import MPOConfig, MPOTrainer  # doctest: +SKIP
+        >>> trainer = MPOTrainer(  # doctest: +SKIP
+        ...     model="OpenGVLab/InternVL3-1B-hf", args=MPOConfig("runs/mpo"), train_dataset=pairs
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    _tag_names = ["trl", "mpo"]
+    _name = "MPO"
+    _paper = PAPER
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: PreTrainedModel | None = None,
+        args: MPOConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Any = None,
+        callbacks: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+    ) -> None:
+        args = checked_arguments(args, model)
+        if args.n_gpu > 1:  # transformers would split each batch over all GPUs (nn.DataParallel)
+            logger.warning(
+                f"Training uses 1 of {args.n_gpu} GPUs. Start the script with torchrun or accelerate launch to use all of them."
+            )
+            args._n_gpu = 1
+        if processing_class is None:
+            processing_class = load_processing_class(model, args)
+        self._collator_is_ours = data_collator is None
+        if self._collator_is_ours:
+            evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+            for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+                check_columns(dataset, name)
+            train_dataset = with_encoded_images(train_dataset)  # TRL looks at the first record
+            encoded = {name: with_encoded_images(dataset) for name, dataset in evaluated.items()}
+            eval_dataset = encoded if isinstance(eval_dataset, dict) else encoded["eval_dataset"]
+        data_collator = _collator(data_collator, processing_class, args)
+        starts_from_reference = ref_model is None
+        with contextlib.ExitStack() as undo:
+            # The reference is copied before anything changes the model.
+            if peft_config is not None and not isinstance(model, str) and is_peft_model(model):
+                raise ValueError("The model has adapters already, and peft_config would add others. Pass one of the two.")
+            trains_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+            if isinstance(model, str):
+                model, quantization_config = load_by_name(model, args, quantization_config, whole=not trains_adapter), None
+                undo.enter_context(_temporarily(args, model_init_kwargs=None))  # used up
+            check_leftovers(model)
+            if peft_config is not None:
+                check_targets(model, peft_config)
+            else:
+                check_trained(model, optimizers[0])
+                if ref_model is not None and ref_model is not model:
+                    check_apart(model, ref_model)
+            copy_identity = None
+            if starts_from_reference and not trains_adapter:
+                ref_model = frozen_copy(model)
+                copy_identity = identity(ref_model)
+            reference = None
+            if args.reference == "cached" and ref_model is not None:  # before accelerate may shard it
+                reference = fingerprint_of(ref_model, processing_class, args)
+            self._unsharded_reference = ref_model
+            keyed = args.reference == "cached" and ref_model is None
+            adapters = Adapters(
+                model if is_peft_model(model) else None,
+                optimizer=optimizers[0],
+                fingerprint=partial(fingerprint_of, processing_class=processing_class, args=args) if keyed else None,
+            )
+            if is_peft_model(model):
+                model, peft_config = model.get_base_model(), next(iter(model.peft_config.values()))
+            undo.enter_context(_temporarily(dpo_trainer, get_peft_model=adapters.put_on))
+            if hasattr(model.config, "vision_config") and not is_processor(processing_class):  # the vision tower never runs
+                undo.enter_context(_temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
+            # TRL's disable_dropout would include adapters; caching and packing are done here.
+            undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
+            if args.torch_compile:  # single layers are compiled below
+                undo.enter_context(_temporarily(args, torch_compile_backend="no"))
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        adapters.unround(self.model)
+        self._adapter_start = adapters.start if ref_model is None else None
+        self._start_identity = adapters.identity or copy_identity
+        self._check_start_can_be_kept()
+        check_fit(self.model, processing_class)
+        if args.sync_ref_model and not args.mixture().needs_reference:
+            raise ValueError(
+                f"sync_ref_model=True has no effect: none of the losses {args.loss_type} uses a reference. Leave it out."
+            )
+        self.ref_model: PreTrainedModel | None
+        self.mixture = args.mixture().to(self.accelerator.device)
+        if not self.mixture.needs_reference:
+            self.ref_model = None
+        self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
+        self._is_cast = False
+        self._start_loop()
+        self._prepare_models(starts_from_reference)
+        self.layout, reason = self._choose_layout(compute_metrics)
+        if reason is not None:
+            unused = {"verify_first_batch": args.verify_first_batch, "packed_attention": args.packed_attention != "auto"}
+            ignored = "".join(f" {name} has no effect on them." for name, is_set in unused.items() if is_set)
+            logger.warning(f"Rows are padded: {reason}.{ignored}")
+        self._unverified = torch.tensor(args.verify_first_batch and self.layout == "packed")
+        self._unverified.share_memory_()  # type: ignore[no-untyped-call]  # data loader workers read it
+        if self._collator_is_ours:
+            self.data_collator = replace(
+                data_collator,
+                layout=self.layout,
+                context=fixed_context(self.model),
+                blank_image=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
+            )
+        self._references: ReferenceCache | None = None
+        if args.reference == "cached" and self.mixture.needs_reference:
+            reference = reference or adapters.reference
+            assert reference is not None
+            self._open_references(reference)
+            del ref_model  # then the trainer's is the last one
+            self._release_reference()
+
+    def _check_start_can_be_kept(self) -> None:
+        """Refuse a sharding in which an adapter's start values cannot be restored."""
+        start, plugin = self._adapter_start, self.args.deepspeed_plugin
+        if start is None or not start.values:
+            return
+        if (plugin is not None and plugin.zero_stage == 3) or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
+            raise ValueError(
+                "The reference of an adapter that is trained further, of biases, and of PiSSA or OLoRA is the model with its start "
+                "values, which cannot be restored in weights sharded by ZeRO-3 or FSDP version 1. Use launch=fsdp2, zero2 or ddp."
+            )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard the reference layer by layer under FSDP2. TRL would shard it as one unit and gather all of it for every forward."""
+        super().create_accelerator_and_postprocess()
+        reference, self._unsharded_reference = self._unsharded_reference, None
+        if reference is not None and self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+            fsdp2_prepare_model(self.accelerator, reference)
+
+    def _prepare_models(self, starts_from_reference: bool) -> None:
+        """Prepare both models: dropout outside adapters off, logits at needed positions only, kernels, a shared vision tower."""
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                if self.args.disable_dropout:
+                    disable_dropout(model)
+                backbone = _base(self.accelerator.unwrap_model(model)).base_model
+                add_logits_to_keep(backbone)
+                add_tile_order(backbone)
+                if self.args.use_liger_kernel:  # the Trainer would do so for the policy alone
+                    use_liger_layers(model, self.args.liger_kernel_config)
+                if self.args.torch_compile:
+                    compile_layers(model, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
+        # A reference that is a copy of the policy can share its vision tower's output.
+        DropPath.remove_from(self.model)
+        self._drop_path = DropPath(self.model, self.args.vision_drop_path) if self.args.vision_drop_path else None
+        self._tower_is_shared = starts_from_reference
+        self._tower = None
+        if can_share(self.model):
+            reference: Any = self.ref_model
+            self._tower = SharedTower(self.model, reference if starts_from_reference and reference is not None else self.model)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the optimizer, with a parameter group for each learning rate."""
+        rates, decay = self.args.learning_rates(), self.args.vision_layer_decay
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if rates or decay != 1.0:
+            if not fresh:
+                raise ValueError(
+                    "vision_learning_rate, its siblings and vision_layer_decay would be ignored: an optimizer was passed. Set "
+                    "the rates in its parameter groups."
+                )
+            whole = self.model if model is None else model
+            split_groups(optimizer, whole, rate=self.args.learning_rate, rates=rates, vision_layer_decay=decay)
+        return optimizer
+
+    def _choose_layout(self, compute_metrics: Any) -> tuple[str, str | None]:
+        """Choose packed rows, or padded rows and the reason why packed ones are not possible."""
+        args: MPOConfig = self.args
+        if args.rows == "padded":
+            return "padded", None
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        reasons = (
+            "the run has a data_collator of its own" if not self._collator_is_ours else None,
+            "compute_metrics reads the logits of padded rows" if compute_metrics is not None else None,
+            "truncation_mode='keep_end' truncates prompts" if args.truncation_mode == "keep_end" and args.max_length else None,
+            f"pad_to_multiple_of={args.pad_to_multiple_of} is set" if args.pad_to_multiple_of else None,
+            "the router loss counts the prompt's tokens once per completion" if self.aux_loss_enabled else None,
+            "neftune_noise_alpha scales its noise by the length of a row" if args.neftune_noise_alpha else None,
+            *(why_not(model) for model in models),
+        )
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is not None and args.rows == "packed":
+            raise ValueError(f"rows='packed' (or padding_free=True) is not possible here: {reason}. Use rows='auto'.")
+        if reason is not None and args.batching == "tokens":
+            raise ValueError(
+                f"batching='tokens' counts the prompt that completions share once, and rows must be padded here: {reason}. Use "
+                "batching='pairs'."
+            )
+        return ("packed", None) if reason is None else ("padded", reason)
+
+    def _open_references(self, fingerprint: Fingerprint) -> None:
+        """Open the cache of reference log-probs. A reference model of its own fills it now and is released."""
+        refuse_augmented(self.train_dataset)
+        self._references = ReferenceCache(
+            self.args.reference_cache or default_folder(),
+            fingerprint,
+            rank=self.accelerator.process_index,
+        )
+        self._reference_is_base = self.ref_model is None
+        if self.ref_model is None:  # the base model computes what is missing
+            self.add_callback(ShareEveryEpoch(self._references, self.accelerator))
+            return
+        args, ref_model = self.args, self.ref_model
+
+        def compute(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+            return self.compute_ref_log_probs(ref_model, self._prepare_inputs(batch))
+
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
+        for name, dataset in {"training": self.train_dataset, **evaluated}.items():
+            if dataset is None:
+                continue
+            if not hasattr(dataset, "__len__"):
+                raise ValueError(
+                    f"reference='cached' computes the reference's log-probs of the {name} data before training, and a stream has "
+                    "no length. Use reference='live', or an adapter."
+                )
+            with self._attention():
+                fill(
+                    self._references,
+                    self._whole_dataloader(dataset),
+                    compute,
+                    accelerator=self.accelerator,
+                    name=name,
+                    dataset=dataset,
+                    settings=(args.max_length, args.truncation_mode, args.completion_end, args.tile_budget, args.ld_alpha),
+                    on_any_rank=self._on_any_rank,
+                )
+
+    def _release_reference(self) -> None:
+        """Free the memory of a reference model whose log-probs are all in the cache."""
+        if self.ref_model is None:
+            return  # the base model computes what is missing
+        self.accelerator._models = [model for model in self.accelerator._models if model is not self.ref_model]
+        self.ref_model = None
+        if self._tower is not None:
+            self._tower = SharedTower(self.model, self.model)
+        gc.collect()  # the fused head's forward, kept on the model, is a reference cycle
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _on_any_rank(self, missing: bool) -> bool:
+        """Whether log-probs are missing here, or on any of the ranks that the weights are sharded over."""
+        if self._holds_whole_model():
+            return missing
+        return bool(self._over_ranks(torch.tensor(float(missing), device=self.accelerator.device)))
+
+    def _flush_references(self) -> None:
+        if self._references is not None:
+            self._references.flush()
+
+    # --- Training after evaluation
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; see `PairLoop.evaluation_loop`."""
+        self._is_cast |= (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
+        with trainable_in_4_bits(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `PairLoop.train`.
+
+        Raises:
+            ValueError: also when an earlier evaluation has rounded the weights.
+        """
+        if self._is_cast:
+            name = "bf16_full_eval" if self.args.bf16_full_eval else "fp16_full_eval"
+            raise ValueError(
+                f"{name}=True rounded the model's weights to 16 bits in an evaluation, and training would continue from the "
+                f"rounded weights. Make a new trainer from the original model, or leave {name} out."
+            )
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # after an error too, or the noise would remain in the next trainer of this model
+            if (noise := getattr(self, "neftune_hook_handle", None)) is not None:
+                noise.remove()
+
+    # --- Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._adapter_start is not None and self.args.should_save:
+            self._adapter_start.save(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"))
+        super()._save_checkpoint(model, trial)
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "start": self._start_identity}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved_identity = load_state(resume_from_checkpoint).get("start")
+        if saved_identity is not None and saved_identity != self._start_identity and self.accelerator.process_index == 0:
+            raise ValueError(
+                f"The run that wrote {resume_from_checkpoint} started from another model than the one passed here, so the "
+                "references differ. Pass the model that the run started from, not its checkpoint, and resume."
+            )
+        if self._adapter_start is not None:
+            changed = (
+                "the adapter's initialization changed the base weights with them" if self._adapter_start.base_changed else None
+            )
+            cached = "the cached reference log-probs belong to the values here" if self._references is not None else None
+            self._adapter_start.restore(resume_from_checkpoint, fixed=changed or cached)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    # --- Batches
+
+    def _training_collator(self) -> Any:
+        """Keep the records in the batches until `verify_first_batch` has compared one."""
+        return replace(self.data_collator, keep_records=self._unverified) if self._unverified.item() else self.data_collator
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        """Leave records as they are for this library's collator. A user's collator gets TRL's columns."""
+        if self._collator_is_ours:
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._collator_is_ours:
+            ours = ["id", "prompt_id", "prompt", "chosen", "rejected", "image", "images", "videos", "frames", "tiles", "augment"]
+            self._signature_columns = [*ours, "tools", "chat_template_kwargs", PADDING, EPOCH]
+
+    # --- Log-probs
+
+    @contextlib.contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Let the models attend by segments within the context, if rows are packed. (`generate` needs their usual attention.)"""
+        models = [model for model in (self.model, self.ref_model) if model is not None] if self.layout == "packed" else []
+        with packed_attention(*models, backend=self.args.packed_attention):
+            yield
+
+    def _outputs(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        """Run `model` on a batch. Its fused head returns values at each labelled position, shape (1, M)."""
+        if "segments" in inputs and not attends_by_segments(model):
+            # Called outside of training and evaluation. It stays on, since a backward pass may follow.
+            use_packed_attention(model, self.args.packed_attention)
+        model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        head = _base(self.accelerator.unwrap_model(model)).get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            # The fused head reads its weight without calling the module, so FSDP2 does not gather it. TRL gathers a sharded weight
+            # with `full_tensor`, and then each rank keeps its own gradient instead of the mean over ranks.
+            head.unshard()
+        return model(**model_inputs, **kwargs, use_cache=False, fused_lm_head=True)
+
+    def _completion_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
+        """Sums over the labelled tokens of the chosen and the rejected completions, each of shape (pairs,), float32."""
+        labelled = inputs["labelled"]
+        weights = None if ld_alpha is None else ld_weights(labelled, ld_alpha)
+        chosen, rejected = completion_sums(values, labelled, weights).chunk(2)
+        return chosen, rejected
+
+    def compute_ref_log_probs(
+        self, model: nn.Module, inputs: dict[str, Any], *, same_images: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the log-prob sums of a batch under the reference.
+
+        Args:
+            model: the reference model, or the policy, whose adapters are then switched off.
+            inputs: a batch of `PairCollator`, on the model's device.
+            same_images: the policy's last forward pass had the same images, so a frozen tower's output can be reused.
+
+        Returns:
+            sums of the chosen and of the rejected completions, each of shape (pairs,), float32.
+        """
+        start: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.ref_model is None and self._adapter_start is not None:
+            start = self._adapter_start.restored(self.accelerator.unwrap_model(self.model))
+        checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        once = self._tower.playing() if self._tower is not None and same_images else contextlib.nullcontext()
+        with checkpointing_off, start, once:
+            return self._evaluated_sums(model, inputs)
+
+    def _evaluated_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Compute log-prob sums in evaluation mode, without randomness: each depends on its record alone."""
+        with torch.no_grad(), eval_mode(model), self.accelerator.autocast():
+            return self._completion_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
+
+    def _reference_sums(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        if not self.mixture.needs_reference:
+            return None, None
+        if self._references is None:
+            reference: Any = self.model if self.ref_model is None else self.ref_model
+            return self.compute_ref_log_probs(reference, inputs, same_images=self._tower_is_shared)
+        compute = None
+        if self._reference_is_base:  # a separate reference model has been released by now
+            base: Any = self.model
+            compute = partial(self.compute_ref_log_probs, base, same_images=self._tower_is_shared)
+        elif self._policy_is_reference(self._references):
+            compute = partial(self.compute_ref_log_probs, self.model)
+        sums = look_up(self._references, inputs, compute, self._on_any_rank)
+        chosen, rejected = sums.to(inputs["input_ids"].device).chunk(2)
+        return chosen, rejected
+
+    def _pairs(self, outputs: Any, inputs: dict[str, Any], mean_sqrt_tokens: Tensor | None) -> PairLogps:
+        chosen, rejected = self._completion_sums(outputs.log_probs, inputs, self.ld_alpha)
+        ref_chosen, ref_rejected = self._reference_sums(inputs)
+        lengths = inputs["labelled"].lengths
+        chosen_tokens, rejected_tokens = lengths.chunk(2)
+        weight = None
+        if self.use_weighting:  # WPO, arXiv 2406.11827, equation 2
+            sums = torch.cat(self._completion_sums(outputs.log_probs - outputs.log_sum_sq_probs, inputs))
+            chosen_weight, rejected_weight = (sums / lengths.clamp_min(1)).detach().exp().chunk(2)
+            weight = chosen_weight * rejected_weight
+        return PairLogps(
+            chosen,
+            rejected,
+            ref_chosen,
+            ref_rejected,
+            chosen_tokens,
+            rejected_tokens,
+            weight,
+            sft_chosen=None if self.ld_alpha is None else self._completion_sums(outputs.log_probs, inputs)[0],
+            mean_sqrt_tokens=mean_sqrt_tokens,
+        )
+
+    # --- Loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Compute the loss of a micro-batch: in training its sum divided by the pairs of the whole step, otherwise its mean.
+
+        Args:
+            model: the policy.
+            inputs: a batch of `PairCollator`.
+            return_outputs: also return the model's outputs (with logits, from a second forward pass).
+            num_items_in_batch: number of pairs of the optimizer step, over all micro-batches and ranks.
+        """
+        mode = "train" if self.model.training else "eval"
+        records = inputs.pop("records", None)
+        if records is not None and mode == "train" and self._unverified.item():
+            self._unverified.fill_(False)
+            self._compare_with_padded_rows(records, inputs)
+        kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = self._outputs(model, inputs, **kwargs)
+        step_wide = mode == "train" and num_items_in_batch is not None
+        counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", _pairs_in(inputs))
+        start = self._evaluate_start(inputs) if mode == "train" and self._start_is_unchecked else None
+        pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
+        if start is not None:
+            self._check_start(start, inputs, pairs, counted)
+        self.mixture.train(mode == "train" and counted > 0)
+        mixed = self.mixture(pairs)
+        if mode == "train" and not counted and self._shift is not None:
+            self._shift.train()(pairs.chosen[:0])  # nothing to add, but all ranks must take part
+        # Gradients are averaged over ranks, so each rank's part of the step's mean is multiplied by their number.
+        factor = counted * self.accelerator.num_processes / num_items_in_batch if step_wide else 1.0
+        loss = mixed.loss
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        options = {"beta": self.beta, "counted": counted, "square_weight": self._square_weight if mode == "eval" else None}
+        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, **options))
+        if mode == "train":
+            self._guard.see_loss(self.state.global_step + 1, inputs.get("names", []), loss)
+        if not return_outputs:
+            return loss * factor
+        with torch.no_grad():
+            not_for_the_model = {*_NOT_FOR_THE_MODEL, "positions_to_keep", "shift_labels"}
+            model_inputs = {name: value for name, value in inputs.items() if name not in not_for_the_model}
+            return loss * factor, model(**model_inputs, use_cache=False)
+
+    def _evaluate_start(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Compute the first batch's log-prob sums under the policy, shape (2, pairs); None for a resumed run."""
+        self._start_is_unchecked = False
+        if self.state.global_step > 0:
+            return None
+        once = contextlib.nullcontext() if self._tower is None else self._tower.playing(keep=True)
+        with once:
+            return torch.stack(self._evaluated_sums(self.model, inputs))
+
+    def _check_start(self, start: Tensor, inputs: dict[str, Any], pairs: PairLogps, counted: int) -> None:
+        """Refuse a new run whose policy is not its reference, on any rank. At the start L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2."""
+        assert pairs.ref_chosen is not None and pairs.ref_rejected is not None
+        difference = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
+        tokens = torch.stack([half[:counted] for half in inputs["labelled"].lengths.chunk(2)]).clamp_min(1)
+        dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
+        rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
+        wrong = ~(difference <= rounding * tokens.sqrt())  # NaN is left to FiniteGuard
+        wrong &= difference.isfinite()
+        if not self._over_ranks(wrong.sum().float()):
+            return
+        worst = int(torch.where(wrong, difference, 0).max(dim=0).values.argmax()) if counted else 0
+        largest = (
+            f"{difference.max().item():.3g} nats at {inputs.get('names', range(counted))[worst]}"
+            if wrong.any()
+            else "another rank has the record"
+        )
+        cache = "" if self._references is None else f" or wrong values in {self._references.folder} (mpo cache verify, prune)"
+        raise ValueError(
+            "Before the first step the policy in evaluation mode and its reference must give the same log-probs, but they differ: "
+            f"{largest}. Causes: an adapter whose method does not start at the base model{cache}, or weights that changed after "
+            "the trainer was made. Fix that, or pass the intended reference as ref_model."
+        )
+
+    def _compare_with_padded_rows(self, records: list[Any], inputs: dict[str, Any]) -> None:
+        """Compare with the same records in padded rows, under the model's usual attention (`verify_first_batch`)."""
+        collator = replace(self.data_collator, layout="padded", keys=False)
+        padded = self._prepare_inputs({name: _on(value, self.accelerator.device) for name, value in collator(records).items()})
+        model = self.accelerator.unwrap_model(self.model)
+        no_drop_path = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
+        with without_dropout(model, self.accelerator.device), no_drop_path:
+            report = compare(
+                lambda batch: torch.cat(self._completion_sums(self._outputs(model, batch).log_probs, batch)),
+                inputs,
+                padded,
+                [parameter for parameter in model.parameters() if parameter.requires_grad] if self._holds_whole_model() else [],
+                usual=lambda: usual_attention(model),
+            )
+        torch.clear_autocast_cache()  # weights cast here belong to a freed graph
+        logger.warning(report)
+
+
+def _base(model: nn.Module) -> Any:
+    """Return the model inside adapters."""
+    wrapped: Any = model
+    return wrapped.get_base_model() if is_peft_model(model) else model
+
+
+def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
+    """Build this library's collator, or wrap the user's to add what the loss needs."""
+    if users is not None and args.reference == "cached":
+        raise ValueError(
+            "reference='cached' needs the keys of mpo's PairCollator, and this run has a data_collator of its own. Leave one of "
+            "them out."
+        )
+    for name in ("completion_end", "tile_budget", "packed_attention", "verify_first_batch") if users is not None else ():
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            raise ValueError(
+                f"{name}={getattr(args, name)!r} needs mpo's PairCollator, and this run has a data_collator of its own. Leave one "
+                "of them out."
+            )
+    if users is not None and args.on_bad_record == "skip":
+        raise ValueError("on_bad_record='skip' needs mpo's PairCollator, and this run has a data_collator of its own. Use 'raise'.")
+    if users is not None:
+        return LabelledBatches(users)
+    if args.pad_token is not None:
+        getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
+    return PairCollator(
+        processing_class,
+        max_length=args.max_length,
+        truncation_mode=args.truncation_mode,
+        completion_end=args.completion_end,
+        tile_budget=args.tile_budget,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        keys=args.reference == "cached",
+        ld_alpha=args.ld_alpha,
+        on_bad_record=args.on_bad_record,
+        augment_seed=args.seed if args.data_seed is None else args.data_seed,
+    )
+
+
+def _pairs_in(batch: dict[str, Any]) -> int:
+    return len(batch["labelled"].lengths) // 2
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if hasattr(value, "to") else value
+
+
+@contextlib.contextmanager
+def _temporarily(target: Any, **values: Any) -> Iterator[None]:
+    before = {name: getattr(target, name) for name in values}
+    for name, value in values.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)

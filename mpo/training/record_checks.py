@@ -1,0 +1,147 @@
+"""Find records that do not fit the settings before training starts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from mpo.encoding.costs import PairCosts, measure
+
+
+def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any) -> None:
+    """Refuse records longer than the model's context or ``max_length``, and token budgets smaller than the longest record.
+
+    With ``on_bad_record="skip"``, records whose prompt fills ``max_length`` are not refused: training skips and counts them.
+
+    Args:
+        records: a `datasets.Dataset`.
+        costs: costs of the records without truncation (`mpo.encoding.costs.measure`).
+        processor: processor of the run.
+        config: the model's config.
+        args: the run's `MPOConfig`.
+
+    Raises:
+        ValueError: names the record, its length, and a setting that makes it fit.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    skip = args.on_bad_record == "skip"
+    if args.max_length is not None and not skip:
+        _refuse(records, costs, costs.prompt + 1, args.max_length, processor, args, f"trainer.max_length={args.max_length}", True)
+    truncated = costs.truncate(args.max_length, skip=skip)
+    if context is not None:
+        lengths = truncated.prompt + np.maximum(truncated.chosen, truncated.rejected)
+        _refuse(records, costs, lengths, context, processor, args, f"the model's context of {context:,}", False)
+    if args.max_tokens_per_batch is not None:
+        _check_budget(records, truncated, args)
+
+
+def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *, most: int = 20_000) -> None:
+    """Run `check_records` at the start of a run.
+
+    Costs are measured once for the same records and processor; later runs and other ranks read them from datasets' cache. With
+    token budgets all records are measured, because the sampler needs their costs; otherwise at most ``most``, evenly spaced.
+
+    Args:
+        pairs: a `datasets.Dataset` of records.
+        processor: processor of the run.
+        config: the model's config.
+        args: the run's `MPOConfig`.
+        most: maximum number of records to measure without token budgets.
+
+    Raises:
+        ValueError: as `check_records`.
+    """
+    if not hasattr(processor, "_get_num_multimodal_tokens") and hasattr(processor, "image_processor"):
+        return  # the number of image tokens is unknown until an image is encoded
+    if not hasattr(pairs, "__len__"):
+        return  # a stream has no length
+    records = sample(pairs, None if args.batching == "tokens" else most)
+    with args.main_process_first(desc="measuring records"):
+        costs = measure_records(records, processor, args)
+    check_records(records, costs, processor, config, args)
+
+
+def sample(pairs: Any, limit: int | None) -> Any:
+    """Select `limit` evenly spaced records; None: all."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return pairs.select(np.linspace(0, len(pairs) - 1, limit).round().astype(int))
+
+
+def measure_records(records: Any, processor: Any, args: Any) -> PairCosts:
+    """Measure the costs of records without truncation, encoded as in the run; several processes measure a large data set."""
+    many = args.dataloader_num_workers if len(records) > 20_000 and args.dataloader_num_workers > 1 else None
+    rules = {"completion_end": args.completion_end, "tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record}
+    return measure(records, processor, **rules, num_proc=many)
+
+
+def name_of(records: Any, index: int) -> str:
+    """Name a record by its id, or by its index if it has none."""
+    if "id" in records.column_names:
+        found = records.select_columns(["id"])[index]["id"]
+        if found is not None:
+            return f"record {found!r}"
+    return f"record {index}"
+
+
+def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any) -> int | None:
+    """Find the largest max_tiles that makes the records in `over` fit; None if they do not fit with one tile per image."""
+    image_processor = getattr(processor, "image_processor", None)
+    if not hasattr(image_processor, "max_patches"):
+        return None
+    some = records.select(over[:200])
+    for tiles in range(image_processor.max_patches - 1, 0, -1):
+        fewer = copy.copy(processor)
+        fewer.image_processor = copy.deepcopy(image_processor)
+        fewer.image_processor.max_patches = tiles
+        fewer.image_processor.min_patches = min(tiles, image_processor.min_patches)
+        costs = measure(some, fewer, completion_end=args.completion_end, tile_budget=args.tile_budget)
+        completions = np.maximum(costs.chosen, costs.rejected)
+        if args.max_length is not None and limit == args.max_length:
+            completions = np.minimum(completions, 1)
+        if int((costs.prompt + completions).max()) <= limit:
+            return tiles
+    return None
+
+
+def _refuse(records: Any, costs: PairCosts, lengths: Any, limit: int, processor: Any, args: Any, what: str, prompt: bool) -> None:
+    over = np.flatnonzero(lengths > limit)
+    if not len(over):
+        return
+    over = over[np.argsort(-lengths[over], kind="stable")]
+    worst = over[0]
+    tiles = int(costs.tiles[worst])
+    image_tokens = tiles * int(getattr(processor, "image_seq_length", 0) or 0)
+    of_images = f", of which {image_tokens:,} are image tokens ({tiles} tiles)" if image_tokens else ""
+    needs = "its prompt and one token of a completion" if prompt else "its prompt and its longer completion"
+    message = (
+        f"{len(over):,} of {len(records):,} records do not fit into {what} tokens. The longest is {name_of(records, int(worst))}: "
+        f"{needs} have {int(lengths[worst]):,} tokens{of_images}. "
+    )
+    fits = fitting_tiles(records, over, limit, processor, args) if image_tokens else None
+    if fits is not None:
+        raise ValueError(message + f"Set model.max_tiles={fits} to make them fit, or remove these records.")
+    if image_tokens:
+        message += "They do not fit with one tile per image either. "
+    longer = f"Set trainer.max_length={int(lengths[worst])}" if prompt else "Shorten the completions"
+    raise ValueError(message + f"{longer}, or remove these records.")
+
+
+def _check_budget(records: Any, costs: PairCosts, args: Any) -> None:
+    tokens, tiles = costs.tokens(), costs.tiles
+    longest, widest = int(np.argmax(tokens)), int(np.argmax(tiles))
+    too_long = int((tokens > args.max_tokens_per_batch).sum())
+    if too_long:
+        raise ValueError(
+            f"trainer.max_tokens_per_batch={args.max_tokens_per_batch} is too small for {too_long:,} of {len(tokens):,} records. "
+            f"The longest is {name_of(records, longest)} with {tokens[longest]:,} tokens (prompt {costs.prompt[longest]:,}, "
+            f"completions {costs.chosen[longest]:,} and {costs.rejected[longest]:,}). Set it to at least {tokens[longest]}, use "
+            "fewer tiles (model.max_tiles), truncate completions (trainer.max_length), or remove these records."
+        )
+    if args.max_tiles_per_batch is not None and tiles[widest] > args.max_tiles_per_batch:
+        raise ValueError(
+            f"trainer.max_tiles_per_batch={args.max_tiles_per_batch} is too small for {name_of(records, widest)}, which has "
+            f"{tiles[widest]} tiles. Set it to at least {tiles[widest]}, or use fewer tiles per image (model.max_tiles)."
+        )

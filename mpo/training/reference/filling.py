@@ -1,0 +1,131 @@
+"""Fill a cache of reference log-probs before training, and look a batch up in it."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from mpo.encoding.tiles import AUGMENTED_AND_CACHED
+from mpo.training.reference.cache import ReferenceCache
+from mpo.training.reference.finished import finished_name
+
+Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
+"""Compute the log-prob sums of a batch's chosen and rejected completions under the reference, each of shape (pairs,)."""
+
+
+def default_folder() -> Path:
+    """Return the default folder of reference log-probs, which the environment variable ``MPO_CACHE`` changes."""
+    return Path(os.environ.get("MPO_CACHE", Path.home() / ".cache" / "mpo")) / "references"
+
+
+class ShareEveryEpoch(TrainerCallback):  # type: ignore[misc]
+    """Read what other ranks have added before each epoch, since shuffling gives every rank their records."""
+
+    def __init__(self, cache: ReferenceCache, accelerator: Accelerator) -> None:
+        self.cache, self.accelerator = cache, accelerator
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Flush and read the cache. The trainer calls it on all ranks."""
+        self.cache.flush()
+        self.accelerator.wait_for_everyone()
+        self.cache.refresh()
+
+
+def refuse_augmented(dataset: Any) -> None:
+    """Refuse training records whose images change every epoch. (Those of a stream are refused when they are read.)
+
+    Raises:
+        ValueError: when a record's ``augment`` is true.
+    """
+    if "augment" in (getattr(dataset, "column_names", None) or []) and hasattr(dataset, "__len__") and any(dataset["augment"]):
+        raise ValueError(AUGMENTED_AND_CACHED)
+
+
+def look_up(
+    cache: ReferenceCache, batch: dict[str, Any], compute: Compute | None, on_any_rank: Callable[[bool], bool] = bool
+) -> Tensor:
+    """Look up the log-prob sums of a batch's completions, chosen first, shape (2 pairs,), float32, on the CPU.
+
+    Args:
+        cache: cache of the reference.
+        batch: batch with ``completion_keys``. Padding pairs need not be in the cache; their sums are then 0.
+        compute: computes what the cache does not have, which is then added. None: raise an error.
+        on_any_rank: tells whether a value is true on any rank. A forward pass of sharded weights needs all ranks, so all of them
+            compute when one of them has to.
+
+    Raises:
+        ValueError: when a completion is missing and cannot be computed.
+    """
+    found = cache.get(batch["completion_keys"])
+    pairs = len(found.known) // 2
+    missing = ~found.known & (np.arange(len(found.known)) % pairs < batch.get("counted", pairs))
+    known, logps = not missing.any(), np.where(found.known, found.logps, np.float32(0))
+    if not on_any_rank(not known):
+        return torch.from_numpy(logps)
+    if compute is None:
+        raise ValueError(
+            f"The cache in {cache.folder} lacks {int(missing.sum())} of this batch's {len(found.known)} completions "
+            f"({batch['names'][0]} and others), and the reference model was released. Pass data for later evaluations to the "
+            "trainer as eval_dataset. If image files changed or the cache was pruned since the start of the run, run again: what "
+            "is missing is then computed. If records change at random, use reference='live'."
+        )
+    # float32, as the cache keeps it, so that a later epoch finds the same values.
+    sums = torch.cat(compute(batch)).float().cpu()
+    if known:
+        return torch.from_numpy(logps)
+    cache.add(batch["completion_keys"], sums, batch["labelled"].lengths)
+    return torch.where(torch.from_numpy(found.known), torch.from_numpy(logps), sums)
+
+
+def fill(
+    cache: ReferenceCache,
+    batches: Iterable[dict[str, Any]],
+    compute: Compute,
+    *,
+    accelerator: Accelerator,
+    name: str,
+    dataset: Any,
+    settings: Any,
+    on_any_rank: Callable[[bool], bool] = bool,
+) -> None:
+    """Compute what the cache lacks of a data set, each rank a part of it.
+
+    After an interruption it continues where it stopped. A complete pass without bad records writes a finished file, with which the
+    next run does not read the data. It does not apply once an image file has changed. A bad record prevents it, since the record
+    may be fixed later without a trace: the next run then reads the data, and computes what is missing.
+
+    Args:
+        cache: cache of the reference.
+        batches: this rank's batches of the whole data set.
+        compute: computes what the cache does not have.
+        accelerator: accelerator of the ranks that fill it.
+        name: name of the data set, for the progress bar.
+        dataset: see `mpo.training.reference.finished.finished_name`.
+        settings: settings of the collator that determine the keys.
+        on_any_rank: see `look_up`.
+    """
+    # Named before anything is computed: a file that changes meanwhile then gives the next run another name.
+    file_name = finished_name(dataset, settings) if accelerator.is_main_process else None
+    finished = cache.folder / file_name if file_name is not None else None
+    is_full = [finished is not None and finished.exists() and finished.read_text() == str(len(cache))]
+    if broadcast_object_list(is_full)[0]:  # all ranks decide alike
+        return
+    bad = 0
+    bar = tqdm(batches, desc=f"Reference log-probs, {name} data", unit="batch", disable=not accelerator.is_local_main_process)
+    for batch in bar:
+        look_up(cache, batch, compute, on_any_rank)
+        bad += len(batch.get("bad", ()))
+    cache.flush()
+    accelerator.wait_for_everyone()
+    cache.refresh()
+    any_bad = bool(accelerator.reduce(torch.tensor(bad, device=accelerator.device)) > 0)
+    if finished is not None and not any_bad:
+        finished.write_text(str(len(cache)))

@@ -1,0 +1,180 @@
+"""A callback that samples responses to fixed prompts during training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from typing_extensions import override
+
+from mpo.encoding.turns import Record
+from mpo.training.samples.log import SampleLog
+from mpo.training.samples.prompts import checked_records, image_names, prompt_text
+from mpo.training.samples.responses import Response, generate_responses, summary
+from mpo.training.samples.trackers import show_in_trackers
+
+WITH_EVALUATIONS = "evaluation"
+WIDTH = 110  # of a line on the console, in characters
+
+
+class SampleResponses(TrainerCallback):  # type: ignore[misc]
+    """Sample responses to the same prompts before the first step, every few steps, and after the last.
+
+    Responses are written to ``samples.jsonl`` in the run folder, to the console and, as text or a table, to the trackers of
+    ``report_to``. The trainer logs ``samples/length`` (tokens), ``samples/unfinished`` (the fraction of responses that did not end
+    within ``max_new_tokens``) and ``samples/repetition`` (the fraction of their 4-grams that occur earlier in the same response).
+    Training is exactly the same as without it, and its time is not part of the training speed. A resumed run continues the file
+    without repeating a step; a new run overwrites it.
+
+    With DDP rank 0 generates and the others wait. Sharded weights (FSDP2, ZeRO-3) are gathered layer by layer for every token,
+    which is slow: set a small ``max_new_tokens`` there.
+
+    Args:
+        records: with ``prompt`` and ``images`` as in training; every one gets a response.
+        every: number of steps between samplings, or ``"evaluation"`` to sample at each evaluation.
+        max_new_tokens: the longest response, in tokens.
+        temperature: 0 is greedy.
+        seed: random seed of the sampling, the same at every step.
+
+    Raises:
+        ValueError: for invalid settings, and records without a prompt.
+
+    Example:
+        >>> from mpo.training.samples.callback import SampleResponses
+        >>> callback = SampleResponses([{"prompt": [{"role": "user", "content": "What is 2 plus 2?"}]}], every=50)
+        >>> trainer = MPOTrainer(..., callbacks=[callback])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Record],
+        *,
+        every: int | str = 100,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        check_sampling(every, max_new_tokens, temperature)
+        self.records = checked_records(records)
+        self.every = every
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.seed = seed
+        self.trainer: Any = None
+        """Set by `MPOTrainer.train`."""
+        self._last = -1
+
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer is None:
+            raise ValueError("SampleResponses needs an MPOTrainer: pass it as one of its `callbacks`.")
+        self._last = state.global_step or -1
+        if state.is_world_process_zero:
+            SampleLog(args.output_dir).resume(state.global_step)
+        self._sample(args, state, control, when=state.global_step == 0)
+
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = self.every != WITH_EVALUATIONS and state.global_step % int(self.every) == 0
+        self._sample(args, state, control, when=due or control.should_training_stop)
+
+    @override
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        in_training = self.trainer is not None and self.trainer.is_in_train
+        self._sample(args, state, control, when=in_training and self.every == WITH_EVALUATIONS)
+
+    @override
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sample(args, state, control, when=control.should_training_stop)  # training may stop after `on_step_end`
+
+    def _sample(self, args: Any, state: Any, control: Any, *, when: bool) -> None:
+        if not when or state.global_step <= self._last:
+            return
+        self._last = state.global_step
+        numbers: list[dict[str, float] | None] = [None]
+        with self.trainer.generating() as (model, sharded):
+            if sharded or state.is_world_process_zero:
+                responses = self._responses(args, model, sharded)
+                numbers = [summary(responses)]
+                if state.is_world_process_zero:
+                    self._show(args, state.global_step, responses)
+            broadcast_object_list(numbers)  # every rank has the same log
+        due = control.should_log
+        self.trainer.log(numbers[0])
+        control.should_log = due  # `log` resets it, and the step's own log is still to come
+
+    def _responses(self, args: Any, model: Any, sharded: bool) -> list[Response]:
+        size = args.per_device_eval_batch_size
+        return [
+            response
+            for first in range(0, len(self.records), size)
+            for response in generate_responses(
+                model,
+                self.trainer.processing_class,
+                self.records[first : first + size],
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                seed=self.seed + first,
+                tile_budget=args.tile_budget,
+                synced=sharded,
+            )
+        ]
+
+    def _show(self, args: Any, step: int, responses: Sequence[Response]) -> None:
+        rows = [
+            {
+                "step": step,
+                "id": str(record.get("id") or place),
+                "prompt": prompt_text(record),
+                "images": image_names(record),
+                "response": response.text,
+                "tokens": response.tokens,
+                "finished": response.finished,
+                "repetition": response.repetition,
+            }
+            for place, (record, response) in enumerate(zip(self.records, responses, strict=True))
+        ]
+        SampleLog(args.output_dir).write(rows)
+        tqdm.write(page(rows))
+        show_in_trackers(self.trainer.callback_handler.callbacks, step, rows)
+
+
+def check_sampling(every: int | str, max_new_tokens: int, temperature: float) -> None:
+    """Refuse invalid settings of the sampling.
+
+    Raises:
+        ValueError: naming the setting and its value.
+    """
+    if every != WITH_EVALUATIONS and (not isinstance(every, int) or every < 1):
+        raise ValueError(
+            f"Set every to a number of steps between samplings, 1 or more, or to {WITH_EVALUATIONS!r}; got every={every!r}."
+        )
+    if max_new_tokens < 1 or temperature < 0:
+        raise ValueError(
+            f"Expected max_new_tokens >= 1 and temperature >= 0; got max_new_tokens={max_new_tokens}, temperature={temperature}."
+        )
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format a step's responses for the console."""
+    unfinished = sum(not row["finished"] for row in rows)
+    length = sum(row["tokens"] for row in rows) / len(rows)
+    repetition = sum(row["repetition"] for row in rows) / len(rows)
+    lines = [
+        f"Samples at step {rows[0]['step']}: {length:.0f} tokens on average, {unfinished} of {len(rows)} truncated, "
+        f"{repetition:.0%} of 4-grams repeated"
+    ]
+    for row in rows:
+        lines.append(_line(f"  {row['id']}  {' '.join([*row['images'], row['prompt']])}"))
+        end = "" if row["finished"] else ", truncated"
+        lines.append(_line(f"    {row['tokens']:>4} tokens{end}: {row['response']}"))
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    head = text[: len(text) - len(text.lstrip())]
+    one = head + " ".join(text.split())
+    return one if len(one) <= WIDTH else one[: WIDTH - 3] + "..."

@@ -1,0 +1,137 @@
+"""Load the prompts that are sampled during training, from a file of prompts or of pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Image, List
+
+from mpo.data.records import IMAGE_PLACEHOLDER, to_prompt
+from mpo.data.sources import load_preferences
+from mpo.encoding.keys import image_key
+from mpo.encoding.turns import Record, record_images
+
+_ENCODED = Image()
+MAX_RECORDS_PER_PROMPT = 100
+"""The largest number of records that are read per requested prompt."""
+
+
+def load_prompts(
+    path: str | Path, *, count: int, image_root: str | Path | None = None, tiles: Mapping[str, Any] | None = None
+) -> list[Record]:
+    """Load the first prompts of a file.
+
+    Args:
+        path: a JSONL file whose lines have ``question`` (or ``prompt``) and, where there are images, ``image``; lines of pairs
+            are accepted too. Or any other source that `load_preferences` takes.
+        count: number of different prompts.
+        image_root: the folder that image paths are relative to; by default the file's own.
+        tiles: how their images are split into tiles, as in `load_preferences`.
+
+    Raises:
+        ValueError: for a file that does not exist or has no prompts, and for lines that are not prompts (named as ``file:line``).
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in (".jsonl", ".json"):
+        return first_prompts(load_preferences(path, image_root=image_root, tiles=tiles), count)
+    if not path.is_file():
+        raise ValueError(f"samples.path={path}: there is no such file. Set it to a file of prompts.")
+    found = first_prompts(_read_prompts(path, Path(image_root).expanduser() if image_root else path.parent), count)
+    if not found:
+        raise ValueError(f"{path} has no prompts.")
+    return [{**record, "tiles": dict(tiles)} for record in found] if tiles else found
+
+
+def _read_prompts(path: Path, image_root: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8") as lines:
+        for number, text in enumerate(lines, start=1):
+            if not text.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: not JSON ({error.msg}). Expected one JSON object per line.") from error
+            if not isinstance(line, dict):
+                raise ValueError(f"{where}: expected an object with 'question' and 'image', got a JSON {type(line).__name__}.")
+            record = to_prompt(line, where=where, image_root=image_root)
+            encoded = [_ENCODED.encode_example(image) for image in record["images"]]
+            yield {**record, "images": _named([_ENCODED.decode_example(image) for image in encoded], encoded)}
+
+
+def first_prompts(records: Iterable[Record], count: int) -> list[Record]:
+    """The first `count` records with different prompts: a question of many pairs is taken once."""
+    found: dict[Any, Record] = {}
+    features = getattr(records, "features", None) or {}
+    encoded: Any = None
+    if features.get("images") == List(_ENCODED):  # decoded images do not know their file
+        encoded = records.cast_column("images", List(Image(decode=False)))  # type: ignore[attr-defined]
+    for place, record in enumerate(islice(records, MAX_RECORDS_PER_PROMPT * count)):
+        images = record_images(record)
+        key = (prompt_text(record), *map(image_key, images))
+        if key not in found:
+            found[key] = record if encoded is None else {**record, "images": _named(images, encoded[place]["images"] or [])}
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def _named(images: list[Any], encoded: list[Any]) -> list[Any]:
+    """Set the file name of decoded images."""
+    for image, source in zip(images, encoded, strict=True):
+        image.filename = source["path"] or ""
+    return images
+
+
+def prompt_text(record: Mapping[str, Any]) -> str:
+    """A prompt as readable text; several turns are shown with their roles.
+
+    >>> prompt_text({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A cat?"}]}]})
+    '<image>A cat?'
+    >>> prompt_text({"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A cat?"}]})
+    'system: Be brief. | user: A cat?'
+    """
+    prompt = record.get("prompt") or ""
+    if isinstance(prompt, str):
+        return prompt
+    turns = [(message["role"], _content(message["content"])) for message in prompt]
+    return turns[0][1] if len(turns) == 1 else " | ".join(f"{role}: {text}" for role, text in turns)
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(IMAGE_PLACEHOLDER if part["type"] == "image" else str(part.get("text") or "") for part in content)
+
+
+def image_names(record: Mapping[str, Any]) -> list[str]:
+    """Names of a record's images: their file names, or their sizes for images without a file."""
+    given = record["images"] if record.get("images") is not None else record.get("image")
+    images = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    return [_name(image) for image in images]
+
+
+def _name(image: Any) -> str:
+    if isinstance(image, Mapping):
+        image = image.get("path")
+    path = image if isinstance(image, (str, Path)) else getattr(image, "filename", "")
+    return Path(path).name if path else "x".join(map(str, getattr(image, "size", ("?",))))
+
+
+def checked_records(records: Iterable[Record]) -> list[Record]:
+    """The given records as a list, checked.
+
+    Raises:
+        ValueError: when there are none, or one has no prompt.
+    """
+    checked = list(records)
+    if not checked:
+        raise ValueError("There are no records to sample responses for. Give at least one with a 'prompt'.")
+    for place, record in enumerate(checked):
+        if not record.get("prompt"):
+            raise ValueError(f"Record {place} has no 'prompt' to sample a response for; its keys are {sorted(record)}.")
+    return checked

@@ -1,0 +1,308 @@
+"""What a run starts from: configuration, records, processor, model, and the frozen copy that is its reference.
+
+Undocumented names of other libraries, checked on TRL 1.16.0 and transformers 5.24.0: `trl.trainer.utils.create_model_from_path`
+and `get_config_model_id`; `PreTrainedModel._from_config`, `PretrainedConfig._name_or_path`; accelerate's `_hf_hook`.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from trl.trainer.utils import create_model_from_path, get_config_model_id
+
+from mpo.batching.attention import check_backend
+from mpo.models.loading import official_folder
+from mpo.models.official.checkpoint import open_official
+from mpo.models.strict import load_strictly, refuse_adapter
+from mpo.training.config import MPOConfig
+from mpo.training.reference.adapters import adapted, continued, has_tuner_layers, identity
+from mpo.training.reference.fingerprint import Fingerprint, fingerprint
+
+
+def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
+    """Return the run's configuration, or a default one named after the model.
+
+    Raises:
+        ValueError: for another class, model_init_kwargs beside a model that is loaded already, or an attention kernel that is not
+            installed.
+    """
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        args = MPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-MPO")
+    if not isinstance(args, MPOConfig):
+        raise ValueError(
+            f"MPOTrainer needs an MPOConfig, got {type(args).__name__}. MPOConfig has the same fields: replace the name "
+            "(and pass loss_type to keep a loss other than MPO)."
+        )
+    if args.model_init_kwargs is not None and not isinstance(model, str):
+        raise ValueError(
+            "model_init_kwargs has no effect on a model that is loaded already. Pass its values where you load the model, or pass "
+            "the model's name."
+        )
+    if args.rows != "padded":
+        check_backend(args.packed_attention)
+    return args
+
+
+def check_columns(dataset: Any, name: str) -> None:
+    """Refuse a data set without chosen or rejected completions.
+
+    Raises:
+        ValueError: naming the missing columns.
+    """
+    columns = getattr(dataset, "column_names", None) or []  # None: not known before a stream is read
+    missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
+    if missing:
+        hint = " Load MMPR files with mpo.data.sources.load_preferences." if "question" in columns else ""
+        raise ValueError(
+            f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. A preference record "
+            f"needs 'chosen' and 'rejected', and 'prompt' unless both contain it.{hint} "
+            "(dataset.rename_column renames other columns.)"
+        )
+
+
+def load_processing_class(model: Any, args: MPOConfig) -> Any:
+    """Load the processor or tokenizer of a model, by its name.
+
+    Raises:
+        ValueError: for a model without a name.
+    """
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    if isinstance(model, str):
+        refuse_adapter(model)
+    if not name:
+        raise ValueError(
+            "The model was built from a config, so its tokenizer or processor cannot be found by name. Pass it as "
+            "`processing_class`."
+        )
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def load_by_name(name: str, args: MPOConfig, quantization_config: Any, *, whole: bool) -> PreTrainedModel:
+    """Load a model as TRL does, but strictly.
+
+    Args:
+        name: name or folder of a checkpoint.
+        args: the run's configuration.
+        quantization_config: the argument of `MPOTrainer`.
+        whole: whether the model is trained without adapters.
+
+    Raises:
+        ValueError: for a checkpoint whose tensors do not match its config, and for quantized weights without an adapter.
+    """
+    kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if quantization_config is not None:
+        if whole:
+            raise ValueError(
+                "quantization_config without peft_config: quantized weights cannot be trained. Pass a peft_config to train an "
+                "adapter on them (QLoRA), or leave quantization_config out."
+            )
+        if "quantization_config" in kwargs:
+            raise ValueError(
+                "quantization_config is passed twice, to the trainer and in args.model_init_kwargs. Pass it to the trainer alone."
+            )
+        kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        kwargs["device_map"] = None  # each rank holds the model on its own device
+    model: PreTrainedModel = load_strictly(create_model_from_path, name, **kwargs)
+    return model
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy `model` in its current state, in eval mode and without gradients. The copy of a sharded model (ZeRO-3) is sharded."""
+    frozen: PreTrainedModel = _sharded_copy(model) if _is_sharded(model) else copy.deepcopy(model)
+    for module in frozen.modules():
+        if not hasattr(module, "_hf_hook"):
+            # A forward that an earlier trainer set on the instance would run the original's.
+            module.__dict__.pop("forward", None)
+    return frozen.eval().requires_grad_(False)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether DeepSpeed has sharded the weights already, as ZeRO-3 does while they are loaded."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def _sharded_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model of the same config, sharded from the beginning (ZeRO-3), and copy the weights, gathered one by one."""
+    import deepspeed
+
+    clone: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    with torch.no_grad():
+        for source, target in zip(model.parameters(), clone.parameters(), strict=True):
+            with deepspeed.zero.GatheredParameters([source, target], modifier_rank=0):  # broadcasts rank 0's change
+                if torch.distributed.get_rank() == 0:
+                    target.copy_(source)
+        for source, target in zip(model.buffers(), clone.buffers(), strict=True):
+            target.copy_(source)
+    return clone
+
+
+def check_leftovers(model: nn.Module) -> None:
+    """Refuse adapter layers in a model that is not a PeftModel: transformers would neither save nor load them.
+
+    Raises:
+        ValueError: with possible causes.
+    """
+    if not is_peft_model(model) and has_tuner_layers(model):
+        raise ValueError(
+            f"This {type(model).__name__} has adapter layers and is not a PeftModel. An earlier get_peft_model or trainer added "
+            "them, or an adapter's folder was loaded as a model. Load the model again, call unload(), or pass the PeftModel."
+        )
+
+
+def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
+    """Refuse a reference that shares trained weights with the policy: it would change during training.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    held = {parameter.data_ptr() for parameter in ref_model.parameters() if parameter.numel()}
+    shared = [name for name, p in model.named_parameters() if p.requires_grad and p.numel() and p.data_ptr() in held]
+    if shared:
+        raise ValueError(
+            f"ref_model shares {len(shared)} trained weights with the model ({shared[0]} and others), so it would change with it. "
+            "Pass a copy (copy.deepcopy), or leave ref_model out."
+        )
+
+
+def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse a model without trained parameters, or whose training result could not be saved.
+
+    Args:
+        model: the model, with its adapters.
+        optimizer: optimizer of the user, or None.
+
+    Raises:
+        ValueError: when no parameter is trained, for an optimizer of another model, or for rows added to the embeddings beside an
+            adapter.
+    """
+    if any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters()):
+        raise ValueError(
+            "The model's 4-bit layers were packed for inference by a forward pass in evaluation mode on a CPU, so they pass no "
+            "gradients. Load the model again."
+        )
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not trained:
+        cause = (
+            "its adapter is frozen: load it with PeftModel.from_pretrained(..., is_trainable=True)"
+            if is_peft_model(model)
+            else "all of its parameters are frozen: call requires_grad_(True) on those to train, or pass a peft_config"
+        )
+        raise ValueError(f"{type(model).__name__} has no trained parameters: {cause}.")
+    if optimizer is not None:
+        given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = len(given - {id(parameter) for parameter in model.parameters()})
+        if missing or not given & trained:
+            raise ValueError(
+                f"The optimizer has {len(given)} parameters: {missing} do not belong to this model and {len(given & trained)} are "
+                "trained. Make it from the model that is passed (with peft_config, which adds parameters, pass a PeftModel)."
+            )
+    if is_peft_model(model):
+        _check_added_rows(model)
+
+
+def _check_added_rows(model: Any) -> None:
+    """Refuse embeddings with more or fewer rows than in their checkpoint: an adapter's folder does not hold the difference."""
+    base = model.get_base_model()
+    name = str(getattr(base.config, "_name_or_path", "") or "")
+    rows = getattr(base.get_input_embeddings(), "num_embeddings", None)
+    if not name or rows is None:
+        return
+    try:
+        folder = official_folder(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=True) if folder is None else open_official(folder).config
+    except (OSError, ValueError):  # no checkpoint, or one with custom code: nothing to compare with
+        return
+    saved = getattr(config.get_text_config(), "vocab_size", rows)
+    if saved != rows:
+        raise ValueError(
+            f"The model's embeddings have {rows} rows, those of its checkpoint {name} have {saved}. An adapter's folder does not "
+            "hold the difference, so the trained adapter could not be loaded. Save the resized model and its tokenizer with "
+            "save_pretrained, load it from there, and train the adapter on it."
+        )
+
+
+class Adapters:
+    """Add the policy's adapters in place of peft's `get_peft_model`, and keep their start values.
+
+    TRL would copy an existing adapter named "default" into a second one, "ref", which would be initialized again.
+
+    Args:
+        given: a model with adapters, or None for a fresh adapter.
+        optimizer: optimizer of the user, or None.
+        fingerprint: function that identifies a reference, for cached log-probs when the policy is its own reference; else None.
+
+    Attributes:
+        start: start values that the reference needs, once the adapters are added. None without adapters.
+        reference: fingerprint of the reference, or None.
+        identity: checksum of the weights that are not trained (`mpo.training.reference.adapters.identity`), or None.
+
+    Raises:
+        ValueError: for adapters that cannot be trained; see `mpo.training.reference.adapters`.
+    """
+
+    def __init__(
+        self, given: PeftModel | None, *, optimizer: torch.optim.Optimizer | None, fingerprint: Callable[[Any], Fingerprint] | None
+    ) -> None:
+        self.given, self.optimizer, self._fingerprint = given, optimizer, fingerprint
+        self.start = None if given is None else continued(given)
+        self.reference: Fingerprint | None = None
+        self.identity = None if given is None else identity(given, frozen=True)
+        self._trained: dict[str, Tensor] = {}
+
+    def put_on(self, base: Any, config: Any, **options: Any) -> PeftModel:
+        """Add the adapters. TRL calls it with the arguments of `get_peft_model`."""
+        policy = self.given
+        if policy is None:
+            base_fingerprint = self._fingerprint(base) if self._fingerprint else None
+            self.identity = identity(base)
+            policy, self.start = adapted(base, config, partial(get_peft_model, **options))
+            self.reference = base_fingerprint
+        check_trained(policy, self.optimizer)
+        assert self.start is not None
+        if self._fingerprint and self.start.adapters_on:
+            self.reference = self._fingerprint(policy)
+        if getattr(policy, "is_loaded_in_4bit", False) or getattr(policy, "is_loaded_in_8bit", False):
+            self._trained = {name: parameter.data for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        return policy
+
+    def unround(self, policy: nn.Module) -> None:
+        """Restore the dtype of the weights that are trained beside 4-bit or 8-bit weights, which TRL casts to bfloat16.
+
+        In bfloat16 a weight of 0.01 does not change by less than 2e-5, the size of an AdamW step, AdamW's second moment, in the
+        weight's dtype, does not fall, and an adapter that is trained further is rounded.
+        """
+        parameters = dict(policy.named_parameters())
+        for name, value in self._trained.items():
+            parameters[name].data = value.to(parameters[name].device)
+        self._trained = {}
+
+
+def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fingerprint:
+    """Identify a reference by its weights, its compute dtype and everything else that determines its log-probs.
+
+    Raises:
+        ValueError: for sharded weights.
+    """
+    if _is_sharded(reference):
+        raise ValueError(
+            "reference='cached' identifies a reference by its weights, and ZeRO-3 shards them while they are loaded. Use "
+            "reference='live', or launch=zero2 or fsdp2."
+        )
+    return fingerprint(
+        reference, processing_class, compute_dtype=compute_dtype(reference, args), scoring={"completion_end": args.completion_end}
+    )
+
+
+def compute_dtype(model: Any, args: MPOConfig) -> torch.dtype:
+    """Return the dtype a model computes in: autocast's, or that of its weights."""
+    dtype: torch.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+    return dtype

@@ -1,0 +1,1 @@
+"""Find the final answer of a response, and compare it with the ground truth."""

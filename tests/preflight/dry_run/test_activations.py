@@ -1,0 +1,182 @@
+"""The formulas of the memory estimate against the tensors that autograd saves."""
+
+import contextlib
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from support import TEXTS, make_image, messages
+from transformers import Qwen3MoeConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from mpo.batching.attention import use_packed_attention
+from mpo.batching.collator import PairCollator
+from mpo.batching.layout import concatenate, lay_out
+from mpo.batching.logits_to_keep import LogitsToKeep, add_logits_to_keep
+from mpo.models.small import small_internvl, small_processor
+from mpo.models.tower import SharedTower, find_tower
+from mpo.preflight.dry_run.activations import activations
+from mpo.preflight.dry_run.batch import BatchShape
+from mpo.preflight.dry_run.precision import Precision
+
+NOT_FOR_THE_MODEL = {"completion_mask", "labelled", "is_truncated", "tokens", "counted", "names", "records"}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_processor(TEXTS, image_size=64, patch_size=8, max_patches=4)
+
+
+def build(processor, text="qwen2", **sizes):
+    settings = {"hidden_size": 64, "layers": 3, "heads": 4, "vision_hidden_size": 48, "vision_layers": 2, "vision_heads": 2}
+    return small_internvl(processor, text=text, **{**settings, **sizes})
+
+
+def batch_of(processor, layout="packed"):
+    record = {
+        "prompt": messages("How many are there? " * 8, "user"),
+        "chosen": messages("There are 5. " * 6, "assistant"),
+        "rejected": messages("None at all " * 5, "assistant"),
+        "images": [make_image(0, 128, 64)],
+    }
+    return PairCollator(processor, layout=layout)([record])
+
+
+def saved_bytes(model, batch, *, autocast=False, checkpointing=False):
+    """Bytes of all storages that autograd saves in a forward pass, without parameters and the batch's images."""
+    model.train()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    add_logits_to_keep(model.base_model)
+    use_packed_attention(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()} | {batch["pixel_values"].untyped_storage().data_ptr()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and not (autocast and is_weight(tensor)):
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    shapes = {tuple(p.shape) for p in model.parameters() if p.dim() == 2} | {
+        tuple(p.T.shape) for p in model.parameters() if p.dim() == 2
+    }
+
+    def is_weight(tensor):  # a copy that autocast made of a weight
+        return tuple(tensor.shape) in shapes and tensor.dtype == torch.bfloat16
+
+    inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+            output = model(**inputs, use_cache=False, fused_lm_head=True)
+    assert output.log_probs.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def estimated(model, batch, *, autocast=False, checkpointing=False):
+    stream = next(model.parameters()).element_size()
+    precision = Precision(stream, 2 if autocast else stream, autocast, gpu=False)
+    found = activations(model, BatchShape.of(batch), precision, checkpointing=checkpointing)
+    assert not found.unknown
+    return found.kept()
+
+
+@pytest.mark.parametrize("text", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("tower", ["trained", "frozen"])
+def test_full_fine_tuning(small, text, tower):
+    model, batch = build(small, text), batch_of(small)
+    if tower == "frozen":
+        find_tower(model).requires_grad_(False)
+        SharedTower(model, model)
+    assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.01)
+
+
+def test_bfloat16(small):
+    model, batch = build(small).bfloat16(), batch_of(small)
+    assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.02)
+
+
+def test_autocast(small):
+    model, batch = build(small), batch_of(small)
+    assert estimated(model, batch, autocast=True) == pytest.approx(saved_bytes(model, batch, autocast=True), rel=0.03)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_lora(small, dropout, autocast):
+    model, batch = build(small), batch_of(small)
+    targets = r"^(?!.*vision_tower).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_dropout=dropout, target_modules=targets))
+    adapted.enable_input_require_grads()
+    SharedTower(model, model)
+    assert estimated(model, batch, autocast=autocast) == pytest.approx(saved_bytes(model, batch, autocast=autocast), rel=0.03)
+
+
+def test_unfreezing_the_last_layers_of_the_tower(small):
+    model, batch = build(small, vision_layers=3), batch_of(small)
+    tower = find_tower(model)
+    tower.requires_grad_(False)
+    tower.encoder.layer[-1].requires_grad_(True)
+    assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.02)
+
+
+def test_the_tower_with_normed_queries(small):
+    """InternViT-6B: RMSNorm, and queries and keys normalized over all heads."""
+    model = build(small)
+    config = model.config
+    config.vision_config.use_qk_norm = True
+    config.vision_config.norm_type = "rms_norm"
+    model, batch = type(model)(config), batch_of(small)
+    assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.01)
+
+
+def test_a_row_without_a_shared_prompt(small):
+    """A row with a single completion: one segment, no key index."""
+    record = {
+        "prompt": messages("What is it? " * 9, "user"),
+        "chosen": messages("A cat on a chair", "assistant"),
+        "rejected": messages("A dog", "assistant"),
+        "images": [make_image(0)],
+    }
+    encoded = PairCollator(small, layout="packed")
+    batch = encoded([record])
+    assert batch["segments"].key_index is not None
+    prompt = encoded._encode([record])[0][0]
+    rows = concatenate([lay_out(prompt.prompt_ids, [prompt.chosen])])
+    batch |= {name: getattr(rows, name) for name in ("input_ids", "position_ids", "segments")}
+    positions = rows.labelled_positions
+    batch |= {"positions_to_keep": LogitsToKeep(positions, rows.input_ids.size(1)), "shift_labels": rows.shift_labels[:, positions]}
+    assert batch["segments"].key_index is None
+    model = build(small)
+    assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.02)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_checkpointing(small, autocast):
+    """Every layer keeps only its input. Cosines and sines are kept as its arguments, which autograd's hooks do not see."""
+    model, batch = build(small, layers=6), batch_of(small)
+    shape = BatchShape.of(batch)
+    arguments = 2 * 4 * shape.tokens * 16 + 8 * shape.keys
+    saved = saved_bytes(model, batch, checkpointing=True, autocast=autocast)
+    assert estimated(model, batch, checkpointing=True, autocast=autocast) == pytest.approx(saved + arguments, rel=0.03)
+
+
+def test_experts_are_close(small):
+    model, batch = build(small), batch_of(small)
+    text = Qwen3MoeConfig(
+        vocab_size=model.config.text_config.vocab_size,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=16,
+        num_key_value_heads=2,
+        moe_intermediate_size=48,
+        num_experts=8,
+        num_experts_per_tok=2,
+        intermediate_size=96,
+    )
+    config = model.config
+    config.text_config = text
+    model = type(model)(config)
+    assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.15)

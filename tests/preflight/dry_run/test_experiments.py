@@ -1,0 +1,84 @@
+"""A dry run of every experiment, at the published shapes, without the Hub, weights or a GPU."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from real_shapes import real_processor, write_checkpoint
+from support import make_image
+
+from mpo.commands.train import settable
+from mpo.preflight.dry_run.run import dry_run
+from mpo.training.job import TrainJob
+
+EXPERIMENTS = Path(str(files("mpo.recipes"))) / "experiment"
+NAMES = sorted(path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return real_processor()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Two records: an image of 12 tiles and a thumbnail, and an image of one tile."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = []
+    for name, size in (("large", (40, 30)), ("small", (8, 8))):
+        make_image(0, *size).save(folder / f"{name}.png")
+        completions = {"chosen": "It is a cat. " * 20, "rejected": "It is a dog, I think."}
+        lines.append(json.dumps({"id": name, "image": f"{name}.png", "question": "What is it?", **completions}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return folder / "pairs.jsonl"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment(name, processor, pairs, tmp_path):
+    overrides = [f"experiment={name}", f"data.path={pairs}", f"run_dir={tmp_path / 'run'}", "dry_run=true", "dry_run_gpu_gb=80"]
+    with initialize_config_module("mpo.recipes", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [settable(override) for override in overrides]), resolve=True)
+    config.pop("hydra", None)
+    given = config["model"]["name_or_path"]
+    published = "InternVL3-1B" if given == "???" else given  # an experiment that leaves the model open
+    config["model"]["name_or_path"] = str(write_checkpoint(published, tmp_path / "model", processor))
+    page = dry_run(TrainJob.from_config(config))
+    print(page)
+    assert "peak " in page
+    assert "record 'large'" in page
+    assert "<IMG_CONTEXT> x 3,328" in page or "<IMG_CONTEXT> x 3328" in page or "max_tiles" in config["model"]
+    assert "NOT included" not in page
+
+
+@pytest.mark.parametrize("gpu_gb", [24, 48, 80])
+def test_small_gpus_are_large_enough(gpu_gb, processor, pairs, tmp_path):
+    overrides = [f"experiment=small_gpu_{gpu_gb}gb", f"data.path={pairs}", f"run_dir={tmp_path / 'run'}", "dry_run=true"]
+    with initialize_config_module("mpo.recipes", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [settable(override) for override in overrides]), resolve=True)
+    config.pop("hydra", None)
+    config["model"]["name_or_path"] = str(write_checkpoint(config["model"]["name_or_path"], tmp_path / "model", processor))
+    page = dry_run(TrainJob.from_config({**config, "dry_run_gpu_gb": gpu_gb}))
+    assert f"fits on a GPU of {gpu_gb} GiB" in page
+
+
+def test_published_numbers():
+    """The runs of the official scripts: learning rate, pairs per step, tokens, drop path."""
+    expected = {
+        "internvl2_8b": (5e-6, 256, 6144, 0.1),
+        "internvl2_5_26b": (1e-6, 256, 8192, 0.4),
+        "internvl2_5_78b": (1e-6, 512, 8192, 0.4),
+        "internvl3_8b": (2e-7, 256, 12288, 0.1),
+        "internvl3_38b": (2e-7, 512, 8192, 0.4),
+        "internvl3_5_4b": (2e-7, 256, 16384, 0.0),
+        "internvl3_5_30b_a3b": (2e-7, 256, 16384, 0.1),
+        "internvl3_5_38b": (2e-7, 256, 16384, 0.4),
+    }
+    for name, numbers in expected.items():
+        with initialize_config_module("mpo.recipes", version_base="1.3"):
+            config = compose("train", [f"experiment={name}"])
+        trainer = config.trainer
+        assert (trainer.learning_rate, trainer.global_batch_size, trainer.max_length, config.drop_path) == numbers, name
+        assert (trainer.warmup_steps, trainer.weight_decay, trainer.num_train_epochs) == (0.03, 0.05, 1)

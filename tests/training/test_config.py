@@ -1,0 +1,116 @@
+"""MPOConfig: the paper's defaults, TRL's meanings, refusals, the command line."""
+
+import pytest
+import torch
+from support import image_pairs
+from transformers import HfArgumentParser
+from trl import DPOConfig
+
+from mpo import MPOConfig, MPOTrainer
+from mpo.training.config import _has_bf16
+
+
+def config(**settings) -> MPOConfig:
+    return MPOConfig("out", **{"use_cpu": True, "report_to": "none", **settings})
+
+
+def test_defaults_are_the_papers():
+    """arXiv 2411.10442, section 7 and equation 3."""
+    args = config()
+    assert repr(args.mixture()) == "Mixture(0.8 sigmoid + 0.2 bco_pair + 1 sft)"
+    assert (args.beta, args.learning_rate, args.weight_decay, args.num_train_epochs) == (0.1, 5e-6, 0.05, 1)
+    assert (args.lr_scheduler_type, args.warmup_steps, args.adam_beta1, args.adam_beta2) == ("cosine", 0.05, 0.9, 0.999)
+    assert (args.reward_shift, args.sft_average, args.completion_end, args.max_length) == (
+        "running_mean",
+        "completion",
+        "end_of_turn",
+        None,
+    )
+
+
+def test_loss_type_means_what_it_means_in_trl():
+    assert repr(config(loss_type="sigmoid").mixture()) == "Mixture(1 sigmoid)"
+    assert config(loss_type=["sigmoid", "bco_pair", "sft"]).loss_weights is None  # 1.0 each, as TRL has it
+    assert config(loss_weights=[1.0, 0.5, 0.25]).mixture().weights == [1.0, 0.5, 0.25]
+
+
+def test_every_field_of_trls_is_there():
+    assert set(DPOConfig.__dataclass_fields__) <= set(MPOConfig.__dataclass_fields__)
+
+
+def test_bf16_only_where_the_hardware_has_it():
+    assert config().bf16 is False
+    assert config(bf16=True).bf16 is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": "bco"}, "Did you mean 'bco_pair'"),
+        ({"loss_weights": [1.0]}, "1 numbers for the 3 losses"),
+        ({"label_smoothing": 0.1}, "has no effect"),
+        ({"reward_shift": "ema"}, "reward_shift.*'running_mean'.*'ema'"),
+        ({"sft_average": "tokens"}, "sft_average.*'tokens'"),
+        ({"completion_end": "eos"}, "completion_end.*'eos'"),
+        ({"ld_alpha": 1.5}, "ld_alpha.*1.5"),
+        ({"loss_type": ["aot"], "use_weighting": True}, "use_weighting.*aot"),
+        ({"f_divergence_type": "js_divergence"}, "js_divergence.*'bco_pair'"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_command_line():
+    words = ["--output_dir", "out", "--use_cpu", "true", "--loss_type", "sigmoid", "sft", "--sft_average", "token"]
+    (args,) = HfArgumentParser(MPOConfig).parse_args_into_dataclasses(words)
+    assert (args.loss_type, args.sft_average) == (["sigmoid", "sft"], "token")
+
+
+def test_a_dpo_config_is_refused(internvl, processor, pairs_of_text):
+    with pytest.raises(ValueError, match="MPOConfig.*DPOConfig"):
+        MPOTrainer(
+            internvl,
+            args=DPOConfig("out", use_cpu=True, bf16=False, report_to="none"),
+            train_dataset=pairs_of_text,
+            processing_class=processor,
+        )
+
+
+def test_a_config_built_model_needs_its_processor(internvl, pairs_of_text):
+    with pytest.raises(ValueError, match="built from a config.*processing_class"):
+        MPOTrainer(internvl, args=config(), train_dataset=pairs_of_text)
+
+
+def test_a_quantized_model_needs_an_adapter(internvl, processor, pairs_of_text, tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    with pytest.raises(ValueError, match="quantization_config.*peft_config"):
+        MPOTrainer(
+            str(tmp_path),
+            args=config(),
+            train_dataset=pairs_of_text,
+            processing_class=processor,
+            quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        )
+
+
+def test_emulated_bf16_is_not_chosen(tmp_path, monkeypatch):
+    """PyTorch reports bfloat16 on a T4 and emulates it."""
+    monkeypatch.setattr("mpo.training.config.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native in (False, True):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, native=native: native or including_emulation
+        )
+        assert _has_bf16() == native
+
+
+def test_one_gpu_of_several_without_a_launcher(processor, internvl, tmp_path, monkeypatch, caplog):
+    """transformers would split a batch over all GPUs with nn.DataParallel, which breaks packed rows."""
+    args = MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1, save_strategy="no")
+    args._n_gpu = 2
+    trainer = MPOTrainer(model=internvl, args=args, train_dataset=image_pairs(2), processing_class=processor)
+    assert trainer.args.n_gpu == 1 and "1 of 2 GPUs" in caplog.text
+    trainer.train()

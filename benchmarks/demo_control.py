@@ -23,7 +23,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.run import run_demo
 from mpo.demo.settings import DemoSettings, full_settings, quick_settings
 from mpo.demo.stages import measure_after, train_mpo
-from mpo.pipelines.mmpr.lines import read_lines
+from mpo.io import read_json_lines
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,7 +45,7 @@ class ControlFolder(DemoFolder):
 
 
 def correct_of(folder: DemoFolder, when: str) -> list[bool]:
-    return [line["correct"] for line in read_lines(folder.responses(when))]
+    return [line["correct"] for line in read_json_lines(folder.responses(when))]
 
 
 def share(correct: Sequence[bool]) -> dict[str, float]:

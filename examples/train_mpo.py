@@ -9,7 +9,7 @@ MODEL is a folder or a name on the Hub (OpenGVLab/InternVL3-1B-hf). A line of PA
 import sys
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 
 model, pairs, run_dir = sys.argv[1:]
 trainer = MPOTrainer(

@@ -10,12 +10,12 @@ from typing import Any
 from comparison.settings import Settings
 from comparison.task import PROMPTS, questions
 from mpo import MPOConfig, MPOTrainer
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 from mpo.demo.stages import reads_digits
 from mpo.evaluation.accuracy import measure_accuracy
 from mpo.generation.local import LocalGenerator
+from mpo.io import read_json_lines
 from mpo.models.loading import LoadedModel, load_model
-from mpo.pipelines.mmpr.lines import read_lines
 
 RESPONSES_PER_BATCH = 250
 
@@ -37,7 +37,7 @@ def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str
         For each form: `correct` (0 or 1 per question), `unparsable` (number of responses without a final answer; they count as
         wrong), `tokens` (their mean length), `read` (number of responses whose first line names the digits).
     """
-    lines = read_lines(folder / "eval.jsonl")
+    lines = read_json_lines(folder / "eval.jsonl")
     loaded = load_model(str(model), dtype="float32")
     measured = {}
     for form in PROMPTS:

@@ -14,9 +14,10 @@ from comparison.settings import Settings
 from comparison.task import DIGITS, draw_lines, questions, reading_examples, worked_examples
 from mpo.demo.images import load_handwriting, split_sources
 from mpo.demo.warmup import train_on_examples
+from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor
-from mpo.pipelines.mmpr.lines import build_pairs, read_lines, write_lines
+from mpo.pipelines.mmpr.lines import build_pairs
 
 DONE = "prepared.json"
 
@@ -49,7 +50,7 @@ def _draw(folder: Path, seed: int, settings: Settings) -> None:
     counts = {"worked": settings.images, "questions": settings.questions, "eval": settings.eval_questions}
     for split, count in counts.items():
         lines = draw_lines(split, count, root=folder, sources=sources[split], handwriting=handwriting, tile=settings.tile, rng=rng)
-        write_lines(folder / f"{split}.jsonl", lines)
+        write_json_lines(folder / f"{split}.jsonl", lines)
 
 
 def _warm_up(folder: Path, seed: int, settings: Settings) -> None:
@@ -85,21 +86,21 @@ def _warm_up(folder: Path, seed: int, settings: Settings) -> None:
 
 def reading_rows(folder: Path, settings: Settings) -> list[dict[str, str]]:
     """The warm-up's reading examples."""
-    return reading_examples(read_lines(folder / "worked.jsonl"), folder)
+    return reading_examples(read_json_lines(folder / "worked.jsonl"), folder)
 
 
 def worked_rows(folder: Path, settings: Settings) -> list[dict[str, str]]:
     """The warm-up's worked examples."""
-    return worked_examples(read_lines(folder / "worked.jsonl")[: settings.worked], folder)
+    return worked_examples(read_json_lines(folder / "worked.jsonl")[: settings.worked], folder)
 
 
 def _pair(folder: Path, split: str, limits: tuple[int, int], seed: int, settings: Settings) -> dict[str, Any]:
     count, max_pairs = limits
-    lines = read_lines(folder / f"{split}.jsonl")[:count]
+    lines = read_json_lines(folder / f"{split}.jsonl")[:count]
     loaded = load_model(str(folder / "warm"), dtype="float32")
     responses = generator_of(loaded).generate(
         questions(lines, "reasoned", folder), n=settings.responses, max_new_tokens=settings.max_new_tokens, seed=seed
     )
     pairs, report = build_pairs(lines, responses, max_pairs=max_pairs, seed=seed)
-    write_lines(folder / f"{split}_pairs.jsonl", pairs)
+    write_json_lines(folder / f"{split}_pairs.jsonl", pairs)
     return {"questions": report.questions, "all_right": report.all_right, "all_wrong": report.all_wrong, "pairs": len(pairs)}

@@ -11,13 +11,13 @@ from torch import Tensor
 from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.batching.skipping import BLANK_PAIR, sort_out
-from mpo.batching.streams import EPOCH, PADDING
 from mpo.encoding.encoder import EncodedPair, PairEncoder
 from mpo.encoding.images import TileOrder
 from mpo.encoding.keys import completion_key, image_key, same_image
 from mpo.encoding.templates import is_processor, probe
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED
 from mpo.encoding.turns import Completion, Record, describe
+from mpo.schema import EPOCH, PADDING
 
 LAYOUTS = ("packed", "padded")
 _WHITE = Image.new("RGB", (32, 32), "white")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mpo.batching.streams import PADDING, in_epoch
+from mpo.batching.streams import in_epoch
+from mpo.schema import PADDING
 
 if TYPE_CHECKING:
     from mpo.batching.sampler import PairBatchSampler

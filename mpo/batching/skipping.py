@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mpo.batching.streams import PADDING
 from mpo.encoding.turns import Record, describe, encoded_images
+from mpo.schema import PADDING
 
 ON_BAD_RECORD = ("raise", "skip")
 BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", PADDING: True}

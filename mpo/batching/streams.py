@@ -16,10 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker  # private; checked with PyTorch 2.11 to 2.14
 
-PADDING = "is_padding"
-"""Key of a padding record, which only fills a batch."""
-EPOCH = "epoch"
-"""Key of the epoch in a record that is to be augmented; used in training only."""
+from mpo.schema import EPOCH, PADDING
 
 
 def in_epoch(record: dict[str, Any], epoch: int) -> dict[str, Any]:

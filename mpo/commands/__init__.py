@@ -1,13 +1,12 @@
 """The `mpo` command. One file per command; each parses its arguments and calls the rest of the package."""
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from mpo.visible import visible
+from mpo.commands.errors import user_errors
 
 COMMANDS = {
     "cache": "Inspect, verify and prune cached reference log-probs",
@@ -41,23 +40,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
     return user_errors(lambda: int(options.run(options)))
-
-
-_NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-
-
-def user_errors(work: Callable[[], int], who: str = "") -> int:
-    """Run `work`. Print a user's error as one message instead of a traceback (MPO_TRACEBACK=1 shows the traceback).
-
-    A missing or unreadable file is a user's error too.
-    """
-    try:
-        return work()
-    except (ValueError, FloatingPointError, *_NO_FILE) as error:
-        if os.environ.get("MPO_TRACEBACK") or (isinstance(error, OSError) and error.filename is None):
-            raise
-        message: object = error
-        if isinstance(error, OSError):
-            message = f"{error.filename}: {error.strerror}. Check that the file exists and that its path is correct."
-        print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
-        return 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from mpo.commands.data_help import (
     VALIDATE,
     VALIDATE_EXAMPLES,
 )
+from mpo.io import write_json_lines, write_text
 from mpo.visible import visible
 
 EVAL_BY = ("both", "image", "question")
@@ -226,7 +226,7 @@ def stats(args: argparse.Namespace) -> int:
     if args.html:
         from mpo.curation.stats_page import stats_page
 
-        _write_text(args.html, stats_page(found, str(args.path)))
+        write_text(args.html, stats_page(found, str(args.path)))
     _print(stats_text(found))
     return 0
 
@@ -248,7 +248,7 @@ def show(args: argparse.Namespace) -> int:
         indices = list(range(min(args.count, len(pairs))))
     selected, processor = pairs.select(indices), _processor(args)
     if args.html:
-        _write_text(args.html, show_page(selected, str(args.path), processor))
+        write_text(args.html, show_page(selected, str(args.path), processor))
         _print(f"{args.html}: {len(selected):,} records")
     else:
         _print(show_text(selected, processor))
@@ -262,7 +262,7 @@ def convert(args: argparse.Namespace) -> int:
         return 0
     from mpo.curation.compare import first_difference
     from mpo.curation.write import not_kept
-    from mpo.data.sources import load_preferences
+    from mpo.data import load_preferences
 
     again = load_preferences(written.path, **({"image_root": written.image_root} if written.image_root else {}))
     dropped = not_kept(written)
@@ -276,8 +276,8 @@ def convert(args: argparse.Namespace) -> int:
 def mix(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from mpo.data.mixing import mix as make
-    from mpo.data.mixing import read_mixture
+    from mpo.data.load import mix as make
+    from mpo.data.mixture_file import read_mixture
 
     settings = read_mixture(args.mixture)
     if args.seed is not None:
@@ -323,7 +323,7 @@ def dedupe(args: argparse.Namespace) -> int:
     _write(without(pairs, found), args.target, args)
     ids = pairs.select_columns(["id"])[:]["id"] if "id" in pairs.column_names else [str(index) for index in range(len(pairs))]
     lines = [{"id": ids[one.index], "same_as": ids[one.same_as], "reason": one.reason} for one in found]
-    _write_text(removed, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json_lines(removed, lines)
     exact = sum(one.reason.startswith("the same") for one in found)
     _print(
         f"Removed {len(found):,} of {len(pairs):,} pairs: {exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
@@ -342,8 +342,9 @@ def _print(text: str) -> None:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    from mpo.data.mixing import load_mixture, read_mixture, refuse_beside_mixture
-    from mpo.data.sources import is_mixture, load_preferences
+    from mpo.data import load_preferences
+    from mpo.data.load import load_mixture
+    from mpo.data.mixture_file import is_mixture, read_mixture, refuse_beside_mixture
 
     if is_mixture(args.path):
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root)
@@ -417,13 +418,6 @@ def _write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
     for column, count in written.lost.items():
         _print(f"  {column!r} of {count:,} records was dropped, because MMPR's form has no field for it; --to trl keeps it")
     return written
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _bare(pairs: Any, dropped: list[str]) -> Any:

@@ -46,7 +46,7 @@ def settable(argument: str) -> str:
 
 
 def _task(config: DictConfig) -> None:
-    from mpo.commands import user_errors
+    from mpo.commands.errors import user_errors
 
     status = user_errors(lambda: _train(config))
     if status:

@@ -15,10 +15,10 @@ from mpo.curation.findings import Finding, kind_of
 from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, question_text, video_key
 from mpo.data.folders import Folders
 from mpo.data.images import open_image
-from mpo.data.pairs import BadRecord
 from mpo.data.records import Row, Rows, rows_from
 from mpo.data.shards import Shard
 from mpo.data.video import checked_frames, frames_of, open_frames
+from mpo.io import BadRecord
 
 TINY = 10
 """Pixels of an image's shorter side below which it is reported as tiny."""
@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """A shard of a source and the settings to read it (`mpo.data.sources.load_preferences`): frames and tiles are the source's."""
+    """A shard of a source and the settings to read it (`mpo.data.load_preferences`): frames and tiles are the source's."""
 
     shard: Shard
     image_root: str

@@ -14,11 +14,12 @@ from PIL import Image
 from mpo.curation.dedupe import images_of, texts
 from mpo.curation.page import html_page, png_url
 from mpo.data.eval_part import encoded
+from mpo.schema import names
 from mpo.visible import visible
 
 THUMBNAIL_SIDE = 512
 """Maximum pixels of an image's longer side on the page."""
-ABOUT = ("source", "videos", "prompt_id", "ground_truth", "margin", "tiles", "frames", "augment", "metadata")
+ABOUT = [name for name in names() if name not in ("id", "images", "prompt", "chosen", "rejected")]
 
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:

@@ -17,9 +17,10 @@ from mpo.curation.findings import Finding, Tally, findings_table
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
 from mpo.data.meta import is_meta, read_meta
-from mpo.data.mixture_file import check_sources, read_mixture, refuse_beside_mixture
-from mpo.data.sources import folder_of, is_mixture
+from mpo.data.mixture_file import check_sources, is_mixture, read_mixture, refuse_beside_mixture
+from mpo.data.sources import folder_of
 from mpo.data.video import checked_frames
+from mpo.io import atomic_write
 
 SHARDS_PER_WORKER = 8
 
@@ -69,7 +70,7 @@ def validate(
     """Check every record of a source.
 
     Args:
-        path: as in `mpo.data.sources.load_preferences`, like the next four; or a mixture file (`mpo.data.mixing.read_mixture`), of
+        path: as in `mpo.data.load_preferences`, like the next four; or a mixture file (`mpo.data.mixture_file.read_mixture`), of
             which each source is read once.
         format: format of the lines.
         image_root: the folder that image paths are relative to.
@@ -100,27 +101,21 @@ def validate(
         others = _parts({**settings, "path": evaluation}, workers)
         evaluated = list(_each(others, Wanted(only_keys=True), workers, f"Reading {evaluation}"))
     output = Path(output).expanduser()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f"{output.name}.{os.getpid()}.partial")
     lines = 0
     examined: list[Examined] = []
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            tally = Tally(file)
-            for shard in _each(parts, wanted, workers, f"Checking {path}"):
-                lines += shard.lines
-                tally.add(shard.findings)
-                shard.findings.clear()
-                examined.append(shard)
-            for shard in evaluated:
-                tally.add(shard.findings)
-            if evaluation is not None and not any(shard.where for shard in evaluated):
-                tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
-            tally.add(_over_all(examined, evaluated))
-            tally.file = None
-        aside.replace(output)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_write(output) as file:
+        tally = Tally(file)
+        for shard in _each(parts, wanted, workers, f"Checking {path}"):
+            lines += shard.lines
+            tally.add(shard.findings)
+            shard.findings.clear()
+            examined.append(shard)
+        for shard in evaluated:
+            tally.add(shard.findings)
+        if evaluation is not None and not any(shard.where for shard in evaluated):
+            tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
+        tally.add(_over_all(examined, evaluated))
+        tally.file = None
     return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output)
 
 

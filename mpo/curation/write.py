@@ -17,8 +17,9 @@ from PIL import Image
 
 from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
 from mpo.data.formats import detect, mmpr
-from mpo.data.pairs import BadRecord
 from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.io import BadRecord, json_line, remove, temporary_path
+from mpo.schema import names
 
 FORMS = ("trl", "mmpr", "parquet", "disk")
 """TRL's columns as JSONL; MMPR's JSONL; TRL's columns as Parquet; a folder of `save_to_disk`."""
@@ -29,8 +30,8 @@ ENDINGS = {".parquet": "parquet", ".jsonl": "trl", ".json": "trl", "": "disk"}
 ROW_GROUP = 256
 """Number of records of a Parquet row group, which may be large if it contains images."""
 _IMAGES = List(ImageFeature())
-NOT_IN_MMPR = ("source", "margin", "tiles", "frames", "augment")
-"""Columns that MMPR's lines cannot hold. (In MMPR, the last two are set in meta.json, for a whole file.)"""
+NOT_IN_MMPR = names(mmpr=False)
+"""Columns that MMPR's lines cannot hold. (In MMPR, `augment` is set in meta.json, for a whole file.)"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def write_pairs(
     if target.exists():
         raise ValueError(f"{target} is there already, and nothing is overwritten. Give a new name.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    aside = temporary_path(target)
     try:
         root = None
         if in_lines:
@@ -106,10 +107,7 @@ def write_pairs(
             root = _root(_videos(pairs))
         aside.replace(target)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        remove(aside)
     lost = {name: _filled(pairs, name) for name in NOT_IN_MMPR if name in pairs.column_names} if form == "mmpr" else {}
     return Written(target, form, len(pairs), root, {name: count for name, count in lost.items() if count})
 
@@ -145,7 +143,7 @@ def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, images: s
         for index, record in enumerate(rest):
             own = places[index] if places else {}
             paths = {name: [place.relative_to(root).as_posix() for place in some] for name, some in own.items() if root}
-            file.write(json.dumps(to_line({**record, **paths}), ensure_ascii=False) + "\n")
+            file.write(json_line(to_line({**record, **paths})))
     return root
 
 
@@ -262,7 +260,7 @@ def _copied(write: Callable[[Path], Any], key: int, suffix: str, target: Path) -
     copy = folder / f"{key % 2**64:016x}{suffix}"
     if not copy.exists():
         folder.mkdir(exist_ok=True)
-        aside = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
+        aside = temporary_path(copy)
         write(aside)
         aside.replace(copy)
     return copy

@@ -28,9 +28,9 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from mpo.data.folders import Folders
-from mpo.data.pairs import BadRecord
 from mpo.data.records import FEATURES, OPTIONAL, Row, Rows, rows_from
 from mpo.data.shards import Shard
+from mpo.io import BadRecord
 
 VERSION = 6
 """Increase it when the same files give different records, so that cached results of earlier versions are not used."""
@@ -44,7 +44,7 @@ _DONE = "info.json"
 
 @dataclass(frozen=True)
 class Reading:
-    """How lines are read: see `mpo.data.sources.load_preferences`."""
+    """How lines are read: see `mpo.data.load_preferences`."""
 
     image_root: str
     format: str | None = None
@@ -97,7 +97,10 @@ def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *
     asked = time.time()
     with FileLock(f"{folder}.lock"):
         if not _is_current(folder, shards, reading, asked):
-            aside = folder.with_name(f"{folder.name}.incomplete")
+            # One name, under the lock: the next run removes what a killed one left.
+            aside = folder.with_name(
+                f"{folder.name}.incomplete"
+            )  # one name, under the lock: the next run removes what a killed one left
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             try:

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, IterableDataset, List
 from datasets import Image as ImageFeature
 from datasets.fingerprint import Hasher
 
-IMAGE_COLUMNS = ("images", "image")
+from mpo.schema import IMAGE_COLUMNS
 
 
 def with_encoded_images(dataset: Any) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo.data.pairs import OWN_DATA_SET, BadRecord, json_kind
+from mpo.data.pairs import OWN_DATA_SET
+from mpo.io import BadRecord, json_kind
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpo.data.pairs import BadRecord, json_kind, parse_json
+from mpo.io import BadRecord, json_kind, parse_json
 
 MAX_BYTES = 64 * 2**20
 """Maximum size of a file; the largest of MMPR has 46 kB."""
@@ -43,7 +43,7 @@ class SourceSpec:
     max_tiles: int | None = None
 
     def as_source(self) -> dict[str, Any]:
-        """Convert to a source of `mpo.data.mixing`."""
+        """Convert to a source of `mpo.data.load.mix`."""
         return {
             "name": self.name,
             "source": self.name,

@@ -2,153 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset, Value, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
 from mpo.data.encoded import with_encoded_images
-from mpo.data.eval_part import By, choose_eval
-from mpo.data.mixture_file import (
-    Sampling,
-    Source,
-    check_settings,
-    check_sources,
-    read_mixture,
-    refuse_beside_mixture,
-    weights_of,
-)
+from mpo.data.mixture_file import Sampling, Source, weights_of
 from mpo.data.records import TILES
-from mpo.data.sources import load_preferences
-
-__all__ = ["Mixture", "load_mixture", "mix", "read_mixture", "refuse_beside_mixture", "stream_mixture"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Counts of one source: its training pairs, how many the mixture takes of them, and its evaluation pairs."""
-
-    name: str
-    pairs: int
-    taken: int
-    eval: int
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The training pairs, source after source, and the evaluation pairs (None: no evaluation part)."""
-
-    train: Dataset
-    eval: Dataset | None
-    taken: tuple[Taken, ...]
-
-    def describe(self) -> str:
-        """Format a table of each source's name, pairs, taken pairs, and fraction of the mixture."""
-        total = sum(row.taken for row in self.taken)
-        rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))]
-        cells = [("source", "pairs", "taken", "fraction", "eval")]
-        cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.eval:,}") for r in rows]
-        columns = range(4 if self.eval is None else 5)
-        widths = [max(len(row[column]) for row in cells) for column in columns]
-        lines = []
-        for row in cells:
-            numbers = "".join(f"  {row[column]:>{widths[column]}}" for column in columns[1:])
-            lines.append(f"{row[0]:<{widths[0]}}{numbers}")
-        return "\n".join(lines)
-
-
-def load_mixture(sources: Sequence[Mapping[str, Any]], **settings: Any) -> Dataset:
-    """Load the training pairs of a mixture; arguments and errors as in `mix`."""
-    return mix(sources, **settings).train
-
-
-def mix(
-    sources: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    sampling: Sampling | None = None,
-    size: int | None = None,
-    eval_size: float | int | None = None,
-    eval_by: By = "both",
-) -> Mixture:
-    """Make one data set of several sources; the result depends only on the sources, the settings and the seed.
-
-    Args:
-        sources: dicts as described in `mpo.data.mixture_file`.
-        seed: of all random choices. The choices in one source do not depend on the other sources.
-        sampling: ``"repeat_time"``: use every source `repeat_time` times. ``"weight"``: divide `size` in proportion to the weights.
-            ``"sqrt"``: divide `size` in proportion to the square root of each source's pairs after repeat_time and cap. Default:
-            by weight if sources have one, else by repeat_time. A source with too few pairs is repeated: all its pairs first.
-        size: number of pairs of the mixture, for ``"weight"`` and ``"sqrt"``; default: as many as repeat_time gives.
-        eval_size: fraction or number of pairs, over all sources, of the evaluation part (`mpo.data.eval_part.split_eval`), in
-            which each pair is there once.
-        eval_by: what connects two pairs, as `by` in `split_eval`.
-
-    Raises:
-        ValueError: for invalid sources or settings, and for columns that do not match.
-    """
-    checked = check_sources(sources)
-    sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
-    loaded = [dressed(source, load_preferences(**{"seed": seed, **source.load})) for source in checked]
-    pairs = joined(checked, loaded)
-    starts = np.cumsum([0, *map(len, loaded)])
-    in_eval = np.zeros(len(pairs), dtype=bool)
-    if eval_size:
-        in_eval = choose_eval(pairs, eval_size, seed=seed, by=eval_by)
-    left = [start + np.flatnonzero(~in_eval[start:end]) for start, end in zip(starts[:-1], starts[1:], strict=True)]
-    counts = amounts(checked, [len(rows) for rows in left], sampling, size)
-    drawn = [rows[draw(len(rows), count, source.rng(seed))] for source, rows, count in zip(checked, left, counts, strict=True)]
-    taken = tuple(
-        Taken(source.name, len(rows), count, int(in_eval[start:end].sum()))
-        for source, rows, count, start, end in zip(checked, left, counts, starts[:-1], starts[1:], strict=True)
-    )
-    for row in taken:
-        if row.pairs and not row.taken:
-            logger.warning(
-                f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} pairs rounds to 0. Increase its repeat_time "
-                "or weight, or remove it."
-            )
-    order = np.concatenate(drawn)
-    if not len(order):
-        raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source. Increase them.")
-    everything = len(order) == len(pairs) and bool((order == np.arange(len(pairs))).all())
-    train = pairs if everything else pairs.select(order)
-    return Mixture(train, pairs.select(np.flatnonzero(in_eval)) if eval_size else None, taken)
-
-
-def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> IterableDataset:
-    """Interleave streams of several sources, drawing the source of each pair by weight, until every source was read once.
-
-    A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`.
-
-    Args:
-        sources: as in `mix`, with a ``weight`` for all of them or, to take them in turn, for none.
-        seed: of the random choices.
-
-    Raises:
-        ValueError: for invalid sources, and for settings that need the number of pairs.
-    """
-    checked = check_sources(sources)
-    counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
-    if counted:
-        raise ValueError(
-            f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's pairs are not counted. Set a weight instead."
-        )
-    weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
-    streams = []
-    for source in checked:
-        stream = load_preferences(**{**source.load, "streaming": True})
-        streams.append(stream.map(_AddColumns(_columns(source)), features=stream.features) if _columns(source) else stream)
-    probabilities = None if weights is None else list(np.array(weights) / sum(weights))
-    return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
-
 
 # How much of each source
 
@@ -211,7 +75,7 @@ def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 def dressed(source: Source, pairs: Dataset) -> Dataset:
     """Add the columns of a source's settings to its pairs; a record's own tiles and augment take precedence."""
-    for name, (feature, value) in _columns(source).items():
+    for name, (feature, value) in source_columns(source).items():
         column = [value] * len(pairs)
         if name in pairs.column_names:
             own = pairs.select_columns([name])[:][name]
@@ -247,7 +111,8 @@ def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
     return alike[0] if len(alike) == 1 else concatenate_datasets(list(alike))
 
 
-def _columns(source: Source) -> dict[str, tuple[Any, Any]]:
+def source_columns(source: Source) -> dict[str, tuple[Any, Any]]:
+    """Return the columns that a source sets, with their types and values."""
     columns: dict[str, tuple[Any, Any]] = {}
     if source.tiles is not None:
         columns["tiles"] = (dict(TILES), source.tiles)
@@ -256,12 +121,13 @@ def _columns(source: Source) -> dict[str, tuple[Any, Any]]:
     return columns
 
 
-class _AddColumns:
+class AddColumns:
     """Adds the columns of a source's settings to one record of a stream."""
 
     def __init__(self, columns: Mapping[str, tuple[Any, Any]]) -> None:
         self._values = {name: value for name, (_, value) in columns.items()}
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Add the columns; the record's own values take precedence."""
         own = {name: record[name] for name in self._values if record.get(name) is not None}
         return {**record, **self._values, **own}

@@ -13,8 +13,8 @@ A source is a dict with the arguments of `load_preferences` and
 from __future__ import annotations
 
 import glob
-import inspect
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +24,21 @@ from typing import Any, Literal
 import numpy as np
 
 from mpo.data.eval_part import check_eval
-from mpo.data.meta import is_meta, read_meta
-from mpo.data.pairs import did_you_mean
+from mpo.data.meta import is_meta, one_object, read_meta
 from mpo.data.records import checked_tiles
-from mpo.data.sources import is_mixture, load_preferences
 from mpo.data.video import checked_frames
+from mpo.io import did_you_mean
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
 SAMPLINGS = ("repeat_time", "weight", "sqrt")
 OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
 """Keys of a source that are not arguments of `load_preferences`, or not passed to it."""
+LOAD_KEYS = (
+    *("path", "format", "image_root", "split", "limit", "frames", "source", "on_bad_record", "max_bad_fraction", "bad_records"),
+    *("num_proc", "seed"),
+)
+"""Arguments of `mpo.data.load_preferences` that a source may have."""
+MIXTURES = (".yaml", ".yml")
 FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
 
 
@@ -56,7 +61,7 @@ class Source:
         Raises:
             ValueError: for unknown keys, a missing path, and settings with an invalid value or type.
         """
-        known = [*OWN, *(name for name in inspect.signature(load_preferences).parameters if name not in (*OWN, "streaming"))]
+        known = (*OWN, *LOAD_KEYS)
         if not isinstance(given, Mapping) or not isinstance(given.get("path"), (str, Path)) or not given["path"]:
             raise ValueError(
                 f"A source of a mixture must have a path, which is text (optional: {', '.join(known)}); got {given!r}."
@@ -168,6 +173,14 @@ def weights_of(sources: Sequence[Source]) -> list[float]:
 
 
 # Files
+
+
+def is_mixture(path: str | Path) -> bool:
+    """Whether a file is a mixture file: by its ending, or as a JSON object with a list of sources."""
+    if os.fspath(path).lower().endswith(MIXTURES):
+        return True
+    sources = one_object(path).get("sources")
+    return isinstance(sources, list) and all(isinstance(source, Mapping) for source in sources)
 
 
 def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from mpo.io import BadRecord
 
 OWN_DATA_SET = (
     "Load the file with datasets.load_dataset and pass that to MPOTrainer, which reads TRL's columns and drops the None values "
     "that Arrow adds to calls and tools."
 )
-MAX_REASON_LENGTH = 2000
-"""Maximum characters of a reason, which may quote values of any length from a file."""
-
-
-class BadRecord(ValueError):
-    """A line that is not a valid pair: its place (``file:line``) and the reason."""
-
-    def __init__(self, where: str, reason: str) -> None:
-        reason = reason if len(reason) <= MAX_REASON_LENGTH else reason[: MAX_REASON_LENGTH - 3] + "..."
-        super().__init__(f"{where}: {reason}" if where else reason)
-        self.where = where
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:  # it crosses processes
-        return BadRecord, (self.where, self.reason)
 
 
 @dataclass(frozen=True)
@@ -96,16 +81,6 @@ def rest(line: Mapping[str, Any], used: Iterable[str]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in used and value is not None}
 
 
-def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """Suggest the closest known name, as the end of an error message about an unknown name.
-
-    >>> did_you_mean("maxx", ["min", "max"])
-    ' Did you mean max?'
-    """
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
 def refuse(line: Mapping[str, Any], fields: Mapping[str, str]) -> None:
     """Refuse a line with fields that a record cannot hold.
 
@@ -132,46 +107,3 @@ def refuse_two_prompts(line: Mapping[str, Any]) -> None:
         raise BadRecord(
             "", f"the line has both 'question' and {other!r}, and either may be the prompt. Keep one of them, or set format=."
         )
-
-
-def parse_json(text: str | bytes, what: str) -> Any:
-    """Parse JSON of unknown origin.
-
-    Args:
-        text: the JSON; bytes are UTF-8.
-        what: what the text is, for error messages.
-
-    Raises:
-        BadRecord: for invalid JSON, with the place of the mistake.
-    """
-    try:
-        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
-    except UnicodeDecodeError as error:
-        raise BadRecord("", f"not UTF-8 (byte {error.start + 1} of {what}). Save the file as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        raise BadRecord("", f"not JSON ({error.msg} at character {error.pos + 1} of {what}). Fix it.") from None
-    except RecursionError:
-        raise BadRecord("", f"{what} is nested too deeply to be read.") from None
-    except ValueError:  # Python does not parse whole numbers of more than 4,300 digits
-        raise BadRecord("", f"a number in {what} is too long: more than 4,300 digits. Shorten it.") from None
-
-
-def json_kind(value: Any) -> str:
-    """Name the JSON type of a value.
-
-    >>> json_kind([1]), json_kind(None), json_kind(True)
-    ('a list', 'null', 'a boolean')
-    """
-    if value is None:
-        return "null"
-    for types, name in (
-        (bool, "a boolean"),
-        ((int, float), "a number"),
-        (str, "text"),
-        (Mapping, "an object"),
-        ((list, tuple), "a list"),
-        ((bytes, bytearray), "bytes"),
-    ):
-        if isinstance(value, types):  # type: ignore[arg-type]
-            return name
-    return f"a {type(value).__name__}"

@@ -1,21 +1,6 @@
 """Convert a line to checked records; everything is checked except what needs a decoded image.
 
-A record is a row of a data set with the columns of `FEATURES`:
-
-    id            name of the pair (default: its place, ``file:line``)
-    source        name of the pair's source
-    prompt_id     equal for pairs with the same prompt and images
-    images        encoded images: a path inside the root, or bytes
-    videos        paths inside the root
-    prompt        messages, whose contents are parts: text, or ``{"type": "image"}`` (``"video"``) in the place of an image
-    chosen        messages
-    rejected      messages
-    ground_truth  the known answer
-    margin        how much better the chosen completion is
-    tiles         how images are split into tiles, see `mpo.encoding.tiles`
-    frames        minimum and maximum frames of a video, see `mpo.data.video`
-    augment       whether images are augmented in training
-    metadata      JSON of the other fields of the line
+A record is a row of a data set with the columns of `mpo.schema`.
 """
 
 from __future__ import annotations
@@ -41,8 +26,10 @@ from mpo.data.messages import (
     there,
     with_system,
 )
-from mpo.data.pairs import BadRecord, FoundPair, did_you_mean, images, json_kind
+from mpo.data.pairs import FoundPair, images
 from mpo.data.video import checked_frames
+from mpo.io import BadRecord, did_you_mean, json_kind
+from mpo.schema import COLUMNS, names
 
 __all__ = [
     "FEATURES",
@@ -62,26 +49,19 @@ __all__ = [
 
 TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
 FRAMES = {"min": Value("int32"), "max": Value("int32")}
-_MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "source": Value("string"),
-        "prompt_id": Value("string"),
-        "images": List(Image()),
-        "videos": List(Value("string")),
-        "prompt": _MESSAGES,
-        "chosen": _MESSAGES,
-        "rejected": _MESSAGES,
-        "ground_truth": Value("string"),
-        "margin": Value("float32"),
-        "tiles": TILES,
-        "frames": FRAMES,
-        "augment": Value("bool"),
-        "metadata": Value("string"),
-    }
-)
-OPTIONAL = ("videos", "ground_truth", "margin", "tiles", "frames", "augment", "metadata")
+_TYPES = {
+    "text": Value("string"),
+    "json": Value("string"),
+    "texts": List(Value("string")),
+    "images": List(Image()),
+    "messages": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
+    "number": Value("float32"),
+    "flag": Value("bool"),
+    "tiles": TILES,
+    "frames": FRAMES,
+}
+FEATURES = Features({column.name: _TYPES[column.type] for column in COLUMNS})
+OPTIONAL = names(optional=True)
 """Columns that are left out of a data set if no record has a value there."""
 
 Find = Callable[[str, str], str]

@@ -19,7 +19,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 
-from mpo.data.pairs import BadRecord, json_kind, parse_json
+from mpo.io import BadRecord, json_kind, parse_json
 
 DAMAGE = (OSError, EOFError, zlib.error)  # errors of reading a file, compressed or not
 MAX_LINE_BYTES = 64 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,99 +13,42 @@ from datasets import Dataset, IterableDataset
 
 from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
-from mpo.data.formats import check_format
 from mpo.data.formats.vlfeedback import MAX_PAIRS
-from mpo.data.meta import is_meta, one_object, read_meta
-from mpo.data.pairs import BadRecord
-from mpo.data.records import FEATURES, FRAMES, TILES, checked_tiles, to_record
-from mpo.data.shards import LinesShard, Shard
-from mpo.data.video import checked_frames
-from mpo.training.bad_records import MAX_BAD_FRACTION, MIN_DENOMINATOR
-
-__all__ = ["FEATURES", "folder_of", "is_mixture", "load_preferences", "read_jsonl"]
+from mpo.data.records import FEATURES, FRAMES, TILES
+from mpo.data.shards import Shard
+from mpo.io import MIN_DENOMINATOR, BadRecord
 
 logger = logging.getLogger(__name__)
-ON_BAD_RECORD = ("raise", "skip")
-MIXTURES = (".yaml", ".yml")
 STREAM_SHARDS = 64
 """Minimum number of shards of a streamed JSONL file, for the workers and ranks that share it."""
 
 
-def load_preferences(
-    path: str | Path,
+def load_source(
+    path: str,
     *,
-    format: str | None = None,
-    image_root: str | Path | None = None,
-    split: str = "train",
-    limit: int | None = None,
-    tiles: Mapping[str, Any] | None = None,
-    frames: Mapping[str, Any] | None = None,
-    source: str | None = None,
-    on_bad_record: str = "raise",
-    max_bad_fraction: float = MAX_BAD_FRACTION,
-    bad_records: str | Path | None = None,
-    streaming: bool = False,
-    num_proc: int | None = None,
-    seed: int = 0,
+    own: Mapping[str, dict[str, Any] | None],
+    format: str | None,
+    image_root: str | Path | None,
+    split: str,
+    limit: int | None,
+    name: str | None,
+    on_bad_record: str,
+    max_bad_fraction: float,
+    bad_records: str | Path | None,
+    streaming: bool,
+    num_proc: int | None,
 ) -> Any:
-    """Load preference pairs.
-
-    The first call reads and checks a source and converts it to Arrow in datasets' cache; later calls open the cached
-    result, as long as the files do not change.
+    """Load the pairs of one source, whose settings are checked; see `mpo.data.load_preferences`.
 
     Args:
-        path: a file (JSONL, optionally with gzip; a JSON array; Parquet; a WebDataset tar), several files by a pattern
-            (``*.tar``), a folder of such files (`mpo.data.splits`) or of `save_to_disk`, the name of a data set on the Hub, MMPR's
-            ``meta.json``, or a mixture file (`mpo.data.mixing.read_mixture`): YAML, or JSON with ``sources``.
-        format: format of the lines, see `mpo.data.formats`; None: detect it for each line.
-        image_root: the folder that image paths are relative to and must be inside; default: the folder of the file. For a
-            ``meta.json``: the folder that its paths are relative to and its roots must be inside; default: it may name any folder.
-        split: the split to load; ``"train"`` for a source without splits; ``"eval"`` is the evaluation part of a mixture.
-        limit: maximum number of pairs: the first ones, or in a mixture or ``meta.json`` pairs evenly spread over all sources.
-        tiles: how images are split into tiles, if not as the processor does: ``min``, ``max``, ``thumbnail``, each optional
-            (`mpo.encoding.tiles`). A record's own settings take precedence.
-        frames: number of frames of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`). A record's
-            own settings take precedence.
-        source: name of the source in the records; default: the name of the file.
-        on_bad_record: ``"raise"``, or ``"skip"`` to leave bad records out, count and list them.
-        max_bad_fraction: with ``"skip"``, the maximum fraction of bad records; of a stream, the fraction of the records that a
-            process has read so far, but of at least 100.
-        bad_records: the file that lists bad records, JSONL with ``where`` and ``reason``; default: ``bad_records.jsonl`` in the
-            current folder.
-        streaming: read lazily, without converting anything beforehand. Lines that give no pair, and pairs beyond the limit per
-            line, are then not counted and not logged.
-        num_proc: number of processes that read; default: one per core for a large source, else one.
-        seed: of the random choices in a mixture that does not set one.
-
-    Returns:
-        a `datasets.Dataset` (streaming: an `IterableDataset`) with the columns of `mpo.data.records`; optional columns exist if any
-        record has a value in them.
-
-    Raises:
-        BadRecord: for a line that is not a valid pair; a ValueError that begins with ``file:line``.
-        ValueError: for files that are missing, damaged or without pairs, and for invalid settings.
+        own: ``tiles`` and ``frames`` of records that have none of their own.
+        name: name of the source in the records.
     """
-    check_format(format)
-    _check(split, limit, on_bad_record, max_bad_fraction)
-    own_tiles = checked_tiles(tiles)
-    limits = checked_frames(frames)
-    own_frames = limits if frames and any(value is not None for value in frames.values()) else None
-    path = os.path.expanduser(path)
-    if is_meta(path) or is_mixture(path):
-        if streaming:
-            raise ValueError(
-                f"{path} says how often each pair is used, but a stream's pairs are not counted. Set streaming=false, or call "
-                "mpo.data.mixing.stream_mixture."
-            )
-        settings = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
-        settings |= {"format": format, "num_proc": num_proc}
-        return _with_own(_spread(_load_mixture(path, image_root, split, seed, settings), limit), own_tiles, own_frames)
-
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    reading = Reading(os.path.realpath(root), format, source or _stem(path), skip=on_bad_record == "skip")
+    reading = Reading(os.path.realpath(root), format, name or _stem(path), skip=on_bad_record == "skip")
     bad_file = Path(bad_records) if bad_records else Path("bad_records.jsonl")
     if streaming:
-        stream = _Stream(reading, {"tiles": own_tiles, "frames": own_frames}, bad_file, max_bad_fraction)
+        stream = _Stream(reading, dict(own), bad_file, max_bad_fraction)
         shards = open_files(path, split, min_shards=STREAM_SHARDS)
         records = IterableDataset.from_generator(stream, features=FEATURES, gen_kwargs={"shards": shards})
         return records if limit is None else records.take(limit)
@@ -115,72 +58,7 @@ def load_preferences(
     _report_unused(converted, path)
     if converted.pairs is None:
         raise ValueError(f"{path} has no pairs. Set data.path to a file of preference pairs.")
-    return _with_own(_first(converted.pairs, limit), own_tiles, own_frames)
-
-
-def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) -> None:
-    if not isinstance(split, str):
-        raise ValueError(f"split must be the name of a split, such as 'train'; got {split!r}.")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit must be a number of pairs, 1 or more; got {limit!r}.")
-    if on_bad_record not in ON_BAD_RECORD:
-        raise ValueError(f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
-    if isinstance(max_bad_fraction, bool) or not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"max_bad_fraction must be between 0 and 1; got {max_bad_fraction!r}.")
-    if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
-        raise ValueError(
-            f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave max_bad_fraction out."
-        )
-
-
-def is_mixture(path: str | Path) -> bool:
-    """Whether a file is a mixture file: by its ending, or as a JSON object with a list of sources."""
-    if os.fspath(path).lower().endswith(MIXTURES):
-        return True
-    sources = one_object(path).get("sources")
-    return isinstance(sources, list) and all(isinstance(source, Mapping) for source in sources)
-
-
-def read_jsonl(path: Path, image_root: Path, to_row: Callable[..., dict[str, Any]] = to_record) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSONL file, each made by `to_row`; empty lines are skipped."""
-    for where, line in LinesShard(path, 0, None, 1).lines():
-        if isinstance(line, BadRecord):
-            raise line
-        yield to_row(line, where=where, image_root=image_root)
-
-
-def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any]) -> Dataset:
-    from mpo.data.mixing import mix, read_mixture  # imported here: mixing imports load_preferences
-
-    splits = ("train",) if is_meta(path) else ("train", "eval")
-    if split not in splits:
-        raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
-    if is_meta(path):
-        sources = [spec.as_source() for spec in read_meta(path, base=base)]
-        described: dict[str, Any] = {"sources": sources, "sampling": "repeat_time"}
-    elif base:
-        raise ValueError(
-            f"{path} is a mixture, whose sources have their own image_root; got {base}. Set it for each source in the file."
-        )
-    else:
-        described = read_mixture(path)
-    sources = [_with_settings(source, settings) for source in described["sources"]]
-    mixture = mix(**{"seed": seed, **described, "sources": sources})
-    if split == "eval":
-        if mixture.eval is None:
-            raise ValueError(
-                f"{path} has no evaluation part. Add eval_size to it, a fraction or a number of pairs, such as eval_size: 0.01."
-            )
-        return mixture.eval
-    logger.info(f"{path}:\n{mixture.describe()}")
-    return mixture.train
-
-
-def _with_settings(source: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**settings, **source}
-    if merged["on_bad_record"] == "raise" and "max_bad_fraction" not in source:
-        del merged["max_bad_fraction"]  # it is only for sources that skip bad records
-    return merged
+    return with_settings(_first(converted.pairs, limit), own["tiles"], own["frames"])
 
 
 def folder_of(path: str) -> str:
@@ -213,14 +91,14 @@ def _first(pairs: Dataset, limit: int | None) -> Dataset:
     return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
-def _spread(pairs: Dataset, limit: int | None) -> Dataset:
+def spread(pairs: Dataset, limit: int | None) -> Dataset:
     """Select `limit` pairs, evenly spread: the middles of equal intervals."""
     if limit is None or limit >= len(pairs):
         return pairs
     return pairs.select([(2 * number + 1) * len(pairs) // (2 * limit) for number in range(limit)])
 
 
-def _with_own(pairs: Dataset, tiles: dict[str, Any] | None, frames: dict[str, Any] | None) -> Dataset:
+def with_settings(pairs: Dataset, tiles: dict[str, Any] | None, frames: dict[str, Any] | None) -> Dataset:
     """Add the settings of the source to records that have none of their own."""
     if "videos" not in pairs.column_names:
         frames = None

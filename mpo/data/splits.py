@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mpo.training.bad_records import FILE
+from mpo.io import BAD_RECORDS
 
 LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 ARRAYS = (".json", ".json.gz")
@@ -29,7 +29,7 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """The words for each split, as on the Hub."""
-NOT_PAIRS = ("dataset_info.json", "dataset_infos.json", FILE)
+NOT_PAIRS = ("dataset_info.json", "dataset_infos.json", BAD_RECORDS)
 """Files next to the pairs that contain none."""
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")

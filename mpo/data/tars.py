@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpo.data.pairs import BadRecord
 from mpo.data.shards import DAMAGE, Line, one_line, parse_line
+from mpo.io import BadRecord
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 MAX_SAMPLE_BYTES = 256 * 2**20

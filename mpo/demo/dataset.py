@@ -14,7 +14,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.images import SPLITS, Handwriting, draw, load_handwriting, split_sources
 from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
-from mpo.pipelines.mmpr.lines import write_lines
+from mpo.io import write_json_lines, write_text
 
 
 def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
@@ -42,10 +42,10 @@ def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
                 lines.append(line)
                 used[split] += drawn
                 bar.update()
-            write_lines(folder.lines(split), lines)
+            write_json_lines(folder.lines(split), lines)
     used = {split: sorted(set(drawn)) for split, drawn in used.items()}
     assert_disjoint(used)
-    folder.sources.write_text(json.dumps(used) + "\n", encoding="utf-8")
+    write_text(folder.sources, json.dumps(used) + "\n")
     return {"images": counts, "sources": {split: len(drawn) for split, drawn in used.items()}}
 
 

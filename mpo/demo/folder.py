@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.generation.generator import Question
+from mpo.io import write_text
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,4 @@ class DemoFolder:
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Write the stages by name, atomically."""
-        unfinished = self.progress.with_name(self.progress.name + ".unfinished")
-        unfinished.write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.progress)
+        write_text(self.progress, json.dumps(progress, indent=2) + "\n")

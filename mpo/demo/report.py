@@ -16,7 +16,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.page import STYLE
 from mpo.demo.settings import DemoSettings
 from mpo.demo.summary import CONTROL, percent
-from mpo.pipelines.mmpr.lines import read_lines
+from mpo.io import read_json_lines, write_text
 
 SAMPLES = 12
 
@@ -41,7 +41,7 @@ def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
             "</main></body></html>",
         ]
     )
-    folder.report.write_text(page, encoding="utf-8")
+    write_text(folder.report, page)
     return {"bytes": len(page.encode())}
 
 
@@ -93,7 +93,7 @@ def _figure(title: str, url: str, caption: str) -> str:
 
 
 def _samples(folder: DemoFolder, settings: DemoSettings) -> str:
-    pairs = read_lines(folder.pairs)
+    pairs = read_json_lines(folder.pairs)
     random.Random(settings.seed).shuffle(pairs)
     one_each = list({pair["image"]: pair for pair in pairs}.values())[:SAMPLES]
     return f"""

@@ -17,8 +17,9 @@ from mpo.demo.settings import DemoSettings
 from mpo.evaluation.accuracy import measure_accuracy
 from mpo.evaluation.intervals import compare_paired
 from mpo.generation.local import LocalGenerator
+from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model
-from mpo.pipelines.mmpr.lines import build_pairs, read_lines, write_lines
+from mpo.pipelines.mmpr.lines import build_pairs
 from mpo.training.job import TrainJob, run_train_job
 
 MAX_NEW_TOKENS = 64
@@ -34,7 +35,7 @@ def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]
 
 def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Sample several responses to each question from the warmed-up model, at temperature 1."""
-    lines = read_lines(folder.lines("questions"))
+    lines = read_json_lines(folder.lines("questions"))
     responses = _generator(folder.warm, "sampling").generate(
         [folder.question(line) for line in lines],
         n=settings.responses_per_question,
@@ -42,21 +43,21 @@ def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
         max_new_tokens=MAX_NEW_TOKENS,
         seed=settings.seed,
     )
-    write_lines(folder.samples, ({"id": line["id"], "responses": texts} for line, texts in zip(lines, responses, strict=True)))
+    write_json_lines(folder.samples, ({"id": line["id"], "responses": texts} for line, texts in zip(lines, responses, strict=True)))
     return {"responses": sum(map(len, responses))}
 
 
 def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Pair correct with incorrect responses, judged by their final answer."""
-    lines = read_lines(folder.lines("questions"))
-    responses = [sampled["responses"] for sampled in read_lines(folder.samples)]
+    lines = read_json_lines(folder.lines("questions"))
+    responses = [sampled["responses"] for sampled in read_json_lines(folder.samples)]
     pairs, report = build_pairs(lines, responses, max_pairs=settings.max_pairs, seed=settings.seed)
     if not pairs:
         raise ValueError(
             f"No question has both a correct and an incorrect response: of {report.questions} questions, {report.all_right} have "
             f"only correct and {report.all_wrong} only incorrect ones. Choose another --seed."
         )
-    write_lines(folder.pairs, pairs)
+    write_json_lines(folder.pairs, pairs)
     return {"pairs_total": len(pairs), **asdict(report)}
 
 
@@ -77,12 +78,12 @@ def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 def measure_after(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Evaluate the trained model on the evaluation questions and compare it with the warmed-up model."""
     numbers = _measure(folder, folder.mpo, "after")
-    before, after = ([line["correct"] for line in read_lines(folder.responses(when))] for when in ("before", "after"))
+    before, after = ([line["correct"] for line in read_json_lines(folder.responses(when))] for when in ("before", "after"))
     return {**numbers, "paired": asdict(compare_paired(before, after))}
 
 
 def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
-    lines = read_lines(folder.lines("eval"))
+    lines = read_json_lines(folder.lines("eval"))
     accuracy = measure_accuracy(
         _generator(model, f"measuring {when}"),
         [folder.question(line) for line in lines],
@@ -90,7 +91,7 @@ def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
         max_new_tokens=MAX_NEW_TOKENS,
     )
     read = [reads_digits(text, line["digits"]) for text, line in zip(accuracy.responses, lines, strict=True)]
-    write_lines(
+    write_json_lines(
         folder.responses(when),
         (
             {"id": line["id"], "response": text, "correct": correct}

@@ -12,8 +12,8 @@ from trl import SFTConfig, SFTTrainer
 from mpo.demo.folder import DemoFolder
 from mpo.demo.logs import logs_to
 from mpo.demo.settings import DemoSettings
+from mpo.io import read_json_lines
 from mpo.models.small import small_internvl, small_processor
-from mpo.pipelines.mmpr.lines import read_lines
 
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 _FEATURES = Features({"images": List(Image()), "prompt": _MESSAGES, "completion": _MESSAGES})
@@ -25,7 +25,7 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     Returns:
         The numbers of parameters, tokens and steps, and the last loss.
     """
-    lines = read_lines(folder.lines("worked"))
+    lines = read_json_lines(folder.lines("worked"))
     processor = small_processor(
         [line["question"] for line in lines] + [line["worked_example"] for line in lines],
         image_size=settings.tile_size,

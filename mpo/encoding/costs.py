@@ -16,17 +16,15 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpo.data.encoded import IMAGE_COLUMNS, with_encoded_images
+from mpo.data.encoded import with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import Frame, frame_size, with_frames
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
 from mpo.encoding.turns import describe, encode_with_prompt, encoded_images, end_of_turn_token, is_opened, render, with_eos
+from mpo.schema import IMAGE_COLUMNS, TRL_COLUMNS, names
 
-READ_COLUMNS = (
-    *("id", "prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "tiles", "augment", "videos", "frames"),
-    *IMAGE_COLUMNS,
-)
+READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS)
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
 FORMAT = 5
 """Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import InternVLProcessor
 
-from mpo.batching.streams import EPOCH
+from mpo.schema import EPOCH
 
 BUDGETS = ("prompt", "image")
 """Whether the processor's ``max_patches`` is shared by a prompt's images or applies to each image."""

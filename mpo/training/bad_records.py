@@ -5,10 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FILE = "bad_records.jsonl"
-MAX_BAD_FRACTION = 0.01
-MIN_DENOMINATOR = 100
-"""Minimum denominator of the bad fraction, in records; a smaller data set's size takes its place."""
+from mpo.io import BAD_RECORDS, MIN_DENOMINATOR, write_text
 
 
 class BadRecords:
@@ -34,7 +31,7 @@ class BadRecords:
     def __init__(
         self, folder: str | Path, *, most: float, writes: bool, gather: Callable[[list[Any]], list[Any]] | None = None
     ) -> None:
-        self.path = Path(folder) / FILE
+        self.path = Path(folder) / BAD_RECORDS
         if gather is None:
             from accelerate.utils import gather_object  # imported here, so that reading data does not import torch
 
@@ -120,10 +117,7 @@ class BadRecords:
         if not lines:
             self.path.unlink(missing_ok=True)
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(lines))
 
     def _check_fraction(self, data: str, size: int | None) -> None:
         bad = self.count(data)

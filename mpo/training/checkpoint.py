@@ -11,6 +11,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import PreTrainedModel, TrainerState
 
+from mpo.io import flush, temporary_path, write_text
 from mpo.models.strict import load_strictly
 
 STATE_FILE = "mpo_state.json"
@@ -65,44 +66,30 @@ def begin_checkpoint(folder: str | os.PathLike[str]) -> None:
     marker = Path(folder, MARKER)
     if marker.exists():
         marker.unlink()
-        _flush(marker.parent)
+        flush(marker.parent)
 
 
 def finish_checkpoint(state: TrainerState, path: str | os.PathLike[str]) -> None:
     """Write `state` to `path`, the last file of a checkpoint, once all other files are on disk, and flush it."""
     marker = Path(path)
     flush_to_disk(marker.parent)
-    temporary = marker.with_suffix(".tmp")
+    temporary = temporary_path(marker)
     type(state).save_to_json(state, str(temporary))
-    _flush(temporary)
+    flush(temporary)
     temporary.replace(marker)
     for folder in (marker.parent, marker.parent.parent):
-        _flush(folder)
+        flush(folder)
 
 
 def flush_to_disk(folder: str | os.PathLike[str]) -> None:
     """Flush all files under a folder to disk, so that they survive a power failure."""
     for place in (*Path(folder).rglob("*"), Path(folder)):
-        _flush(place)
-
-
-def _flush(place: Path) -> None:
-    if os.name == "nt":  # cannot open folders, nor flush a file opened for reading
-        return
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(place)
 
 
 def save_state(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write `state` into a checkpoint folder atomically."""
-    path = Path(folder) / STATE_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(state, indent=2))
-    temporary.replace(path)
+    write_text(Path(folder) / STATE_FILE, json.dumps(state, indent=2))
 
 
 def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """A training job: from a resolved configuration to a trained model in a run folder."""
 
-import difflib
 import inspect
 import os
 import re
-import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,12 +18,12 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
 
 from mpo.batching.attention import check_backend
-from mpo.data.mixing import read_mixture
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
+from mpo.data.mixture_file import read_mixture
+from mpo.io import BAD_RECORDS, did_you_mean, write_text
 from mpo.models.loading import as_dtype, check_attention
 from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_adapter, check_parts, freeze_parts
 from mpo.models.strict import refuse_adapter
-from mpo.training.bad_records import FILE
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.config import MPOConfig
 from mpo.training.launch.place import KEYS, Place, find_place
@@ -173,7 +171,9 @@ class TrainJob:
         """Refuse invalid adapter settings."""
         kind = self.peft.get("kind")
         if kind not in PEFT_KINDS:
-            raise ValueError(f"peft.kind must be one of {', '.join(PEFT_KINDS)}; got {kind!r}.{nearest(str(kind), PEFT_KINDS)}")
+            raise ValueError(
+                f"peft.kind must be one of {', '.join(PEFT_KINDS)}; got {kind!r}.{did_you_mean(kind, PEFT_KINDS, most=20)}"
+            )
         settings = [key for key in self.peft if key != "kind"]
         if kind == "none":
             if settings:
@@ -212,7 +212,9 @@ class TrainJob:
         """Refuse settings that need a package that is not installed."""
         for name in args.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
-                raise ValueError(f"Unknown tracker {name!r} in trainer.report_to.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+                raise ValueError(
+                    f"Unknown tracker {name!r} in trainer.report_to.{did_you_mean(name, INTEGRATION_TO_CALLBACK, most=20)}"
+                )
         if self.dry_run:
             return
         check_backend(args.packed_attention)
@@ -242,7 +244,7 @@ class TrainJob:
     def train_data(self) -> dict[str, Any]:
         """Return the arguments of `load_preferences` for the training data."""
         given = {key: value for key, value in self.data.items() if key not in DATA_NAMES and not key.startswith("eval_")}
-        return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / FILE}
+        return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / BAD_RECORDS}
 
     def eval_data(self) -> dict[str, Any] | None:
         """Return the arguments for the evaluation data (``data.eval_path``, or the evaluation split of a mixture), or None."""
@@ -377,10 +379,7 @@ class TrainJob:
     def save(self) -> Path:
         """Write ``resolved.yaml`` into the run folder."""
         path = Path(self.run_dir) / RESOLVED
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{RESOLVED}.{socket.gethostname()}.{os.getpid()}")  # the launcher of every node writes it
-        OmegaConf.save(OmegaConf.create(asdict(self)), temporary)
-        temporary.replace(path)
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))  # the launcher of every node writes it
         return path
 
     @classmethod
@@ -406,7 +405,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
         if args.process_index == 0:
             job.save()
             if job.checkpoint() is None:  # the list of bad records belongs to an earlier run
-                (Path(job.run_dir) / FILE).unlink(missing_ok=True)
+                (Path(job.run_dir) / BAD_RECORDS).unlink(missing_ok=True)
     pairs = load_preferences(**job.train_data())
     evaluation = job.eval_data()
     eval_pairs = load_preferences(**evaluation) if evaluation else None
@@ -438,13 +437,4 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
     known = list(known)
     for key in given:
         if key not in known:
-            raise ValueError(f"Unknown key {key!r} in {where}.{nearest(key, known)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggest the closest valid name, or list all names if there are few."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Valid names: {', '.join(known)}." if len(known) <= 20 else ""
+            raise ValueError(f"Unknown key {key!r} in {where}.{did_you_mean(key, known, most=20)}")

@@ -36,7 +36,6 @@ from mpo.batching.collator import LabelledBatches, PairCollator
 from mpo.batching.layout import completion_sums, ld_weights
 from mpo.batching.logits_to_keep import add_logits_to_keep
 from mpo.batching.randomness import disable_dropout, eval_mode, trainable_in_4_bits
-from mpo.batching.streams import EPOCH, PADDING
 from mpo.batching.verify import compare, without_dropout
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import add_tile_order
@@ -49,6 +48,7 @@ from mpo.models.learning_rates import split_groups
 from mpo.models.liger import use_liger_layers
 from mpo.models.packable import fixed_context, why_not
 from mpo.models.tower import SharedTower, can_share
+from mpo.schema import EPOCH, PADDING, TRL_COLUMNS, names
 from mpo.training.checkpoint import load_state
 from mpo.training.config import MPOConfig
 from mpo.training.loop import PairLoop
@@ -447,8 +447,7 @@ class MPOTrainer(PairLoop):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            ours = ["id", "prompt_id", "prompt", "chosen", "rejected", "image", "images", "videos", "frames", "tiles", "augment"]
-            self._signature_columns = [*ours, "tools", "chat_template_kwargs", PADDING, EPOCH]
+            self._signature_columns = ["id", "prompt_id", *names(encoded=True), *TRL_COLUMNS, PADDING, EPOCH]
 
     # --- Log-probs
 

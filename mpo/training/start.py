@@ -59,7 +59,7 @@ def check_columns(dataset: Any, name: str) -> None:
     columns = getattr(dataset, "column_names", None) or []  # None: not known before a stream is read
     missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
     if missing:
-        hint = " Load MMPR files with mpo.data.sources.load_preferences." if "question" in columns else ""
+        hint = " Load MMPR files with mpo.data.load_preferences." if "question" in columns else ""
         raise ValueError(
             f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. A preference record "
             f"needs 'chosen' and 'rejected', and 'prompt' unless both contain it.{hint} "

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainingArguments
 
 from mpo.batching.indexed import IndexedRecords
 from mpo.batching.sampler import PairBatchSampler
-from mpo.batching.streams import PADDING
 from mpo.encoding.costs import PairCosts
+from mpo.schema import PADDING
 
 
 def costs_of(prompt, chosen, rejected, tiles=None, group=None) -> PairCosts:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mpo.demo.folder import DemoFolder
-from mpo.pipelines.mmpr.lines import write_lines
+from mpo.io import write_json_lines
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from demo_control import ControlFolder, correct_of, difference, share  # noqa: E402
@@ -27,6 +27,6 @@ def test_a_methods_files_lie_beside_the_demos(tmp_path):
     assert (control.warm, control.pairs, control.data) == (demo.warm, demo.pairs, demo.data)
     assert control.responses("before") == demo.responses("before")
     assert len({demo.mpo, control.mpo, ControlFolder(tmp_path, "dpo").mpo}) == 3
-    write_lines(demo.responses("after"), [{"correct": True}])
-    write_lines(control.responses("after"), [{"correct": False}])
+    write_json_lines(demo.responses("after"), [{"correct": True}])
+    write_json_lines(control.responses("after"), [{"correct": False}])
     assert (correct_of(demo, "after"), correct_of(control, "after")) == ([True], [False])

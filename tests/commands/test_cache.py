@@ -64,7 +64,7 @@ def run(capsys):
 
 
 def leave(cache: ReferenceCache, age: float):
-    path = cache.folder / "answers-r3-77-0123456789ab.parquet.tmp"
+    path = cache.folder / "answers-r3-77-0123456789ab.parquet.ba9876543210.tmp"
     path.write_bytes(b"PAR1 and no more")
     os.utime(path, (time.time() - age,) * 2)
     return path

@@ -9,7 +9,7 @@ import pytest
 from support import TEXTS, make_image
 
 from mpo.commands import main
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 from mpo.models.small import small_internvl, small_processor
 
 ACTIONS = ("validate", "stats", "show", "convert", "mix", "split", "dedupe")

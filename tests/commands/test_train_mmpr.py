@@ -9,7 +9,7 @@ from small_runs import write_job
 from support import make_image
 
 from mpo.commands import main
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 
 
 @pytest.fixture

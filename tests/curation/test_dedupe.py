@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mpo.curation.dedupe import find_duplicates, without
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 
 QUESTION = "Look at the chart and say how many apples the shop sold in the second week of May, please."
 CHOSEN = "In the second week of May the bar reaches the line of forty, so the shop sold forty apples in that week."

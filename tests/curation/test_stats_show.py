@@ -10,7 +10,7 @@ from support import TEXTS, make_image
 from mpo.curation.show import show_page, show_text
 from mpo.curation.stats import compute_stats, stats_text
 from mpo.curation.stats_page import stats_page
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 from mpo.models.small import small_processor
 
 

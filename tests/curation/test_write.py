@@ -10,9 +10,9 @@ from support import make_image
 
 from mpo.curation.compare import first_difference
 from mpo.curation.write import not_kept, write_pairs
+from mpo.data import load_preferences
 from mpo.data.formats import FORMATS
 from mpo.data.records import FEATURES
-from mpo.data.sources import load_preferences
 
 LINES = [
     {"id": "one", "image": "in/a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "answer_gt": "cat"},

@@ -13,10 +13,11 @@ from support import make_image, messages
 
 from mpo.batching.collator import PairCollator
 from mpo.batching.indexed import IndexedRecords
-from mpo.batching.streams import EPOCH, RepeatedStream
+from mpo.batching.streams import RepeatedStream
 from mpo.data.augment import QUALITIES, compress, compress_tiles
 from mpo.encoding.tiles import jpeg_seed
 from mpo.models.tiles import TileImageProcessor
+from mpo.schema import EPOCH
 
 
 def through_jpeg(tile: np.ndarray, quality: int) -> np.ndarray:

@@ -11,10 +11,9 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from mpo.data import files
+from mpo.data import files, load_preferences
 from mpo.data.files import open_files
-from mpo.data.pairs import BadRecord
-from mpo.data.sources import load_preferences
+from mpo.io import BadRecord
 
 
 def line(number, **more):

@@ -10,8 +10,8 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpo.data.pairs import BadRecord
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
+from mpo.io import BadRecord
 
 PAIRS = [
     {"question": f"What is {number}? é", "chosen": "This.", "rejected": "That.", "answer_gt": str(number)} for number in range(3)

@@ -6,8 +6,8 @@ import pytest
 
 from mpo.data.folders import Folders
 from mpo.data.formats import FORMATS, detect
-from mpo.data.pairs import BadRecord
 from mpo.data.records import FEATURES, to_record, to_records
+from mpo.io import BadRecord
 
 ASKED = "What is it?"
 

@@ -15,10 +15,9 @@ from PIL import Image as PILImage
 from PIL import ImageFile, features
 from support import make_image
 
-from mpo.data import images
+from mpo.data import images, load_preferences
 from mpo.data.encoded import with_encoded_images
 from mpo.data.images import image_size, inside, open_image
-from mpo.data.sources import load_preferences
 from mpo.encoding.turns import record_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

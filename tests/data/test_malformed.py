@@ -5,8 +5,8 @@ import json
 import pytest
 from data.malformed import GOOD, cases
 
+from mpo.data import load_preferences
 from mpo.data.formats import FORMATS
-from mpo.data.sources import load_preferences
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from mpo.data import load_preferences
 from mpo.data.meta import count_lines, is_meta, read_meta
-from mpo.data.sources import load_preferences
 
 
 def annotations(folder, name, count, image=None):

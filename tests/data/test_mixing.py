@@ -11,10 +11,11 @@ from small_runs import small_run
 from support import make_image
 from torch.utils.data import DataLoader
 
+from mpo.data import load_preferences
 from mpo.data.eval_part import components, split_eval
-from mpo.data.mixing import amounts, draw, load_mixture, mix, read_mixture, shares, stream_mixture
-from mpo.data.mixture_file import check_sources
-from mpo.data.sources import load_preferences
+from mpo.data.load import load_mixture, mix, stream_mixture
+from mpo.data.mixing import amounts, draw, shares
+from mpo.data.mixture_file import check_sources, read_mixture
 
 
 def write(path, count, *, name=None, images=0):

@@ -5,7 +5,7 @@ import json
 import pytest
 from support import make_image
 
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 
 GOOD = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mpo.data.folders import Folders
 from mpo.data.formats import FORMATS
 from mpo.data.meta import read_meta
-from mpo.data.pairs import BadRecord
 from mpo.data.records import FEATURES, to_prompt, to_records
+from mpo.io import BadRecord
 
 FIELDS = sorted({field for line in GOOD.values() for field in line} | {"rejected_messages", "rejected_images", "system", "videos"})
 WORDS = [

@@ -9,9 +9,8 @@ import pytest
 from data.test_files import QUESTIONS, SAMPLE, asked, line, tar
 from datasets import Dataset
 
-from mpo.data import shards, tars
-from mpo.data.pairs import BadRecord
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences, shards, tars
+from mpo.io import BadRecord
 
 
 def skipping(path):

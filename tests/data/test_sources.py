@@ -6,7 +6,7 @@ import pytest
 from data.test_files import QUESTIONS, asked, line, write
 from support import make_image
 
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs*"])

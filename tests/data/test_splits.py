@@ -7,7 +7,7 @@ import pytest
 from data.test_files import QUESTIONS, asked, line, tar, write
 from datasets import Dataset
 
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 from mpo.data.splits import files_of_split
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from support import make_image, messages
 
 from mpo.batching.collator import PairCollator
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 from mpo.data.video import Frame, frame_size, frames_of, index_of, open_frames, with_frames
 from mpo.encoding.costs import measure
 from mpo.encoding.turns import record_images, render

@@ -12,7 +12,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.run import STAGES, run_demo
 from mpo.demo.settings import DemoSettings, quick_settings
 from mpo.demo.summary import summarize
-from mpo.pipelines.mmpr.lines import read_lines
+from mpo.io import read_json_lines
 from mpo.pipelines.mmpr.pairing import judge
 
 TINY = DemoSettings(
@@ -79,13 +79,13 @@ class TestTinyDemo:
 
     def test_samples_belong_to_questions(self, finished):
         folder, _ = finished
-        questions, samples = read_lines(folder.lines("questions")), read_lines(folder.samples)
+        questions, samples = read_json_lines(folder.lines("questions")), read_json_lines(folder.samples)
         assert [line["id"] for line in samples] == [line["id"] for line in questions]
         assert all(len(line["responses"]) == TINY.responses_per_question for line in samples)
 
     def test_pairs_are_mmpr_lines_about_question_images(self, finished):
         folder, progress = finished
-        pairs = read_lines(folder.pairs)
+        pairs = read_json_lines(folder.pairs)
         assert len(pairs) == progress["pair"]["numbers"]["pairs_total"] > 0
         for pair in pairs:
             assert pair["image"].startswith("questions/") and (folder.data / pair["image"]).is_file()
@@ -97,7 +97,7 @@ class TestTinyDemo:
         page = folder.report.read_text()
         assert set(re.findall(r"(?:src|href)=.(.{5})", page)) == {"data:"} and "url(" not in page
         assert page.count("<figure") == 4
-        shown = min(12, len({pair["image"] for pair in read_lines(folder.pairs)}))
+        shown = min(12, len({pair["image"] for pair in read_json_lines(folder.pairs)}))
         assert page.count("<article>") == shown
         for number in (progress["before"]["numbers"]["correct"], progress["after"]["numbers"]["correct"]):
             assert f"{100 * number / TINY.eval_questions:.1f} %" in page

@@ -11,7 +11,7 @@ from mpo.demo.folder import DemoFolder
 from mpo.demo.images import Handwriting, draw, load_handwriting, split_sources
 from mpo.demo.questions import KINDS
 from mpo.demo.settings import DemoSettings
-from mpo.pipelines.mmpr.lines import read_lines
+from mpo.io import read_json_lines
 
 SMALL = DemoSettings(worked_sources=20, question_sources=200, worked_examples=12, questions=30, eval_questions=9)
 
@@ -52,7 +52,7 @@ def test_written_images_share_no_source_either(folder):
 
 def test_lines_hold_what_the_setting_allows(folder):
     """Worked examples have reasoning, questions only the ground truth, evaluation lines also the digits, to measure reading."""
-    worked, questions, eval_questions = (read_lines(folder.lines(split)) for split in ("worked", "questions", "eval"))
+    worked, questions, eval_questions = (read_json_lines(folder.lines(split)) for split in ("worked", "questions", "eval"))
     assert (len(worked), len(questions), len(eval_questions)) == (12, 30, 9)
     assert set(questions[0]) == {"id", "image", "question", "ground_truth", "kind"}
     for line in worked:
@@ -62,7 +62,7 @@ def test_lines_hold_what_the_setting_allows(folder):
 
 
 def test_images_are_three_tiles_wide(folder):
-    line = read_lines(folder.lines("questions"))[0]
+    line = read_json_lines(folder.lines("questions"))[0]
     with Image.open(folder.data / line["image"]) as image:
         assert (image.size, image.mode) == ((96, 32), "RGB")
 

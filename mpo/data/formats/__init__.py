@@ -7,7 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from mpo.data.formats import mmpr, rlaif_v, rlhf_v, sharegpt, swift, trl, vlfeedback
-from mpo.data.pairs import BadRecord, FoundPair
+from mpo.data.pairs import FoundPair
+from mpo.io import BadRecord
 
 FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in (swift, sharegpt, vlfeedback, rlaif_v, rlhf_v, mmpr, trl)}
 """In the order of detection: the more specific formats come first."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import BadRecord, FoundPair, json_kind, parse_json, rest
+from mpo.data.pairs import FoundPair, rest
+from mpo.io import BadRecord, json_kind, parse_json
 
 NAME = "rlhf_v"
 NEEDS = "text (JSON with question, chosen, rejected), image (bytes or path) or image_path"

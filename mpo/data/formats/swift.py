@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import BadRecord, FoundPair, images, json_kind, one_of, refuse, rest
+from mpo.data.pairs import FoundPair, images, one_of, refuse, rest
+from mpo.io import BadRecord, json_kind
 
 NAME = "swift"
 NEEDS = "messages (the last one the chosen completion) and rejected_response or rejected_messages; optional: images or videos"

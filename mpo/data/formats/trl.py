@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo.data.pairs import OWN_DATA_SET, BadRecord, FoundPair, images, one_of, parse_json, refuse, rest
+from mpo.data.pairs import OWN_DATA_SET, FoundPair, images, one_of, refuse, rest
+from mpo.io import BadRecord, parse_json
 
 NAME = "trl"
 NEEDS = (

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from mpo.data.pairs import BadRecord, FoundPair, json_kind, one_of, rest
+from mpo.data.pairs import FoundPair, one_of, rest
+from mpo.io import BadRecord, json_kind
 
 NAME = "vlfeedback"
 NEEDS = "prompt, completions (each with response and annotations), img_path or image"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig
 
+from mpo.io import atomic_folder, refuse_existing
 from mpo.models.export.trained import Trained, merged, open_trained
 from mpo.models.export.trial import Comparison, Trial
 from mpo.models.fit import missing_rows
@@ -20,7 +21,6 @@ from mpo.models.official.config import is_official, transformers_config
 from mpo.models.official.convert import ORIGINAL, checked_difference, to_official
 from mpo.models.official.expected import check_shapes, expected_shapes
 from mpo.models.official.tensors import TensorFiles
-from mpo.models.whole_folder import refuse_existing, written_whole
 
 Form = Literal["transformers", "official"]
 
@@ -110,7 +110,7 @@ def export(
     model = merged(model, progress=progress)
     shard_bytes = int(shard_gb * 1e9)
     difference = None
-    with written_whole(target) as partial:
+    with atomic_folder(target) as partial:
         ours = partial if form == "transformers" else partial / "merged"
         model.save_pretrained(ours, max_shard_size=shard_bytes)
         processor.save_pretrained(ours)

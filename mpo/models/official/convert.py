@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from mpo.io import atomic_folder
 from mpo.models.official.checkpoint import open_official, read_config
 from mpo.models.official.config import is_official, official_config, tensor_names, transformers_config
 from mpo.models.official.expected import check_shapes, expected_shapes
 from mpo.models.official.forward import official_logits
 from mpo.models.official.tensors import TensorFiles, write_shards
-from mpo.models.whole_folder import written_whole
 
 ORIGINAL = "official_config.json"
 """The official config.json, kept in a converted checkpoint: transformers' config lacks some of its keys."""
@@ -65,7 +65,7 @@ def convert(
     """
     form: Literal["official", "transformers"] = "transformers" if is_official(read_config(source)) else "official"
     write = _to_transformers if form == "transformers" else to_official
-    with written_whole(target) as partial:
+    with atomic_folder(target) as partial:
         count = write(source, partial, like, int(shard_gb * 1e9), progress)
         official, ours = (source, partial) if form == "transformers" else (partial, source)
         difference = checked_difference(official, ours, compare)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 from mpo.pipelines.mmpr.pairing import Negative, Verdict, judge, pair_completions
@@ -84,19 +82,3 @@ def build_pairs(
             for number, pair in enumerate(pairs)
         ]
     return lines, report
-
-
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSONL file atomically: into a temporary file that then replaces it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    unfinished.replace(path)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]

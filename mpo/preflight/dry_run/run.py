@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mpo.data.sources import load_preferences
+from mpo.data import load_preferences
 from mpo.encoding.show import show_record
 from mpo.models.fit import check_fit
 from mpo.preflight.dry_run.advice import advise

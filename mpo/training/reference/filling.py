@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED
+from mpo.io import write_text
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.finished import finished_name
 
@@ -128,4 +129,4 @@ def fill(
     cache.refresh()
     any_bad = bool(accelerator.reduce(torch.tensor(bad, device=accelerator.device)) > 0)
     if finished is not None and not any_bad:
-        finished.write_text(str(len(cache)))
+        write_text(finished, str(len(cache)))

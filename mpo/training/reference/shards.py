@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from mpo.encoding.keys import KEY_BYTES
+from mpo.io import TEMPORARY, atomic_write
 from mpo.training.reference.fingerprint import Fingerprint
 
 FORMAT = 1
 META_FILE = "meta.json"
 SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.parquet")
-LEFTOVER_NAME = re.compile(r"(answers-r\d+-\d+-[0-9a-f]{12}\.parquet|meta\.json\.[0-9a-f]{12})\.tmp")
 LEFTOVER_AGE_SECONDS = 60.0
 """A younger `.tmp` file may be a shard that is being written, which takes well under a second."""
 SMALL_SHARD = 250_000
@@ -153,7 +152,7 @@ def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
     found = []
     for path in sorted(folder.glob("*.tmp")):
         try:
-            if LEFTOVER_NAME.fullmatch(path.name) and now - path.stat().st_mtime >= min_age_seconds:
+            if _is_ours(path.name) and now - path.stat().st_mtime >= min_age_seconds:
                 found.append(path)
         except FileNotFoundError:  # renamed by its writer meanwhile
             continue
@@ -169,7 +168,7 @@ def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"format": FORMAT, "created": created, **asdict(fingerprint)}, indent=2)
     # Ranks may write it at the same time; the last one replaces equal content.
-    _write_atomically(text.encode(), lambda: folder / f"{META_FILE}.{secrets.token_hex(6)}.tmp", path)
+    _write(text.encode(), path)
 
 
 def write_shard(folder: Path, entries: Entries, fingerprint: Fingerprint, rank: int = 0) -> Path:
@@ -182,7 +181,7 @@ def write_shard(folder: Path, entries: Entries, fingerprint: Fingerprint, rank: 
     # Keys are random bytes: compression, dictionaries and statistics are useless.
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     path = folder / f"answers-r{rank}-{os.getpid()}-{secrets.token_hex(6)}.parquet"
-    _write_atomically(sink.getvalue(), lambda: path.with_suffix(".parquet.tmp"), path)
+    _write(sink.getvalue(), path)
     return path
 
 
@@ -262,28 +261,19 @@ def key_array(keys: Sequence[bytes]) -> npt.NDArray[np.bytes_]:
     return np.frombuffer(b"".join(keys), dtype=KEY_TYPE)
 
 
-def _write_atomically(data: "bytes | pa.Buffer", temporary_path: Any, path: Path) -> None:
-    """Write a temporary file, sync, rename, and sync the folder: after a crash the file is complete or missing."""
+def _write(data: "bytes | pa.Buffer", path: Path) -> None:
+    """Write a file atomically and durably, again if a pruning on a disk whose clock is ahead removes it as a leftover."""
     for attempt in (1, 2, 3):
-        temporary = temporary_path()
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         try:
-            os.replace(temporary, path)
-            break
-        except FileNotFoundError:  # a pruning removed it as a leftover, on a disk whose clock is ahead
+            with atomic_write(path, "wb", durable=True) as file:
+                file.write(data)
+            return
+        except FileNotFoundError:
             if attempt == 3:
                 raise
-    _sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # cannot open folders
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _is_ours(name: str) -> bool:
+    """Whether a temporary file is to become a shard or a meta.json."""
+    found = TEMPORARY.fullmatch(name)
+    return found is not None and bool(found["name"] == META_FILE or SHARD_NAME.fullmatch(found["name"]))

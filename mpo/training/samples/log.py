@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpo.io import append_json_lines, write_text
+
 FILE = "samples.jsonl"
 
 
@@ -24,15 +26,11 @@ class SampleLog:
         if not self.path.exists():
             return
         kept = [] if step == 0 else [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        new = self.path.with_name(f"{FILE}.new")
-        new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        new.replace(self.path)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append the responses of a step; each row has its ``step``."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        append_json_lines(self.path, rows)
 
 
 def _step(line: str) -> float:

@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets import Image, List
 
+from mpo.data import load_preferences
 from mpo.data.records import IMAGE_PLACEHOLDER, to_prompt
-from mpo.data.sources import load_preferences
 from mpo.encoding.keys import image_key
 from mpo.encoding.turns import Record, record_images
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo.pipelines.mmpr.lines import build_pairs, read_lines, write_lines
+from mpo.io import read_json_lines, write_json_lines
+from mpo.pipelines.mmpr.lines import build_pairs
 from mpo.pipelines.mmpr.pairing import judge, pair_completions
 
 
@@ -122,8 +123,8 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
     path = tmp_path / "new" / "lines.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        write_lines(path, interrupted())
+        write_json_lines(path, interrupted())
     assert not path.exists()
-    write_lines(path, [QUESTION])
-    assert read_lines(path) == [QUESTION]
+    write_json_lines(path, [QUESTION])
+    assert read_json_lines(path) == [QUESTION]
     assert json.loads(path.read_text()) == QUESTION

@@ -169,9 +169,9 @@ def test_a_leftover_is_never_read(tmp_path):
     with ReferenceCache(tmp_path, HERE) as cache:
         fill(cache, [1])
     whole = shards(cache.folder)[0]
-    whole.with_name("answers-r0-1-0123456789ab.parquet.tmp").write_bytes(whole.read_bytes()[:50])
+    whole.with_name("answers-r0-1-0123456789ab.parquet.ba9876543210.tmp").write_bytes(whole.read_bytes()[:50])
     assert known(ReferenceCache(tmp_path, HERE), range(3)) == [1]
-    assert [path.name for path in leftovers(cache.folder)] == ["answers-r0-1-0123456789ab.parquet.tmp"]
+    assert [path.name for path in leftovers(cache.folder)] == ["answers-r0-1-0123456789ab.parquet.ba9876543210.tmp"]
 
 
 def test_processes_write_the_same_folder_at_once(tmp_path):

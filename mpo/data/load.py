@@ -1,0 +1,273 @@
+"""Load preference pairs: dispatch to one source, or to a mixture of sources, each of which is loaded in the same way.
+
+One way through the files: this file -> `mixture_file` or `meta` (what a mixture is made of) and `mixing` (how much of each) ->
+`sources` (one source) -> `files` and `shards` (lines) -> `records` (a line is a record, or bad).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset, interleave_datasets
+
+from mpo.data.eval_part import By, choose_eval
+from mpo.data.formats import check_format
+from mpo.data.meta import is_meta, read_meta
+from mpo.data.mixing import AddColumns, amounts, draw, dressed, joined, source_columns
+from mpo.data.mixture_file import Sampling, check_settings, check_sources, is_mixture, read_mixture, weights_of
+from mpo.data.records import checked_tiles
+from mpo.data.sources import load_source, spread, with_settings
+from mpo.data.video import checked_frames
+from mpo.io import MAX_BAD_FRACTION
+
+logger = logging.getLogger(__name__)
+ON_BAD_RECORD = ("raise", "skip")
+
+
+def load_preferences(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    image_root: str | Path | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    tiles: Mapping[str, Any] | None = None,
+    frames: Mapping[str, Any] | None = None,
+    source: str | None = None,
+    on_bad_record: str = "raise",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    bad_records: str | Path | None = None,
+    streaming: bool = False,
+    num_proc: int | None = None,
+    seed: int = 0,
+) -> Any:
+    """Load preference pairs.
+
+    The first call reads and checks a source and converts it to Arrow in datasets' cache; later calls open the cached
+    result, as long as the files do not change.
+
+    Args:
+        path: a file (JSONL, optionally with gzip; a JSON array; Parquet; a WebDataset tar), several files by a pattern
+            (``*.tar``), a folder of such files (`mpo.data.splits`) or of `save_to_disk`, the name of a data set on the Hub, MMPR's
+            ``meta.json``, or a mixture file (`mpo.data.mixture_file.read_mixture`): YAML, or JSON with ``sources``.
+        format: format of the lines, see `mpo.data.formats`; None: detect it for each line.
+        image_root: the folder that image paths are relative to and must be inside; default: the folder of the file. For a
+            ``meta.json``: the folder that its paths are relative to and its roots must be inside; default: it may name any folder.
+        split: the split to load; ``"train"`` for a source without splits; ``"eval"`` is the evaluation part of a mixture.
+        limit: maximum number of pairs: the first ones, or in a mixture or ``meta.json`` pairs evenly spread over all sources.
+        tiles: how images are split into tiles, if not as the processor does: ``min``, ``max``, ``thumbnail``, each optional
+            (`mpo.encoding.tiles`). A record's own settings take precedence.
+        frames: number of frames of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`). A record's
+            own settings take precedence.
+        source: name of the source in the records; default: the name of the file.
+        on_bad_record: ``"raise"``, or ``"skip"`` to leave bad records out, count and list them.
+        max_bad_fraction: with ``"skip"``, the maximum fraction of bad records; of a stream, the fraction of the records that a
+            process has read so far, but of at least 100.
+        bad_records: the file that lists bad records, JSONL with ``where`` and ``reason``; default: ``bad_records.jsonl`` in the
+            current folder.
+        streaming: read lazily, without converting anything beforehand. Lines that give no pair, and pairs beyond the limit per
+            line, are then not counted and not logged.
+        num_proc: number of processes that read; default: one per core for a large source, else one.
+        seed: of the random choices in a mixture that does not set one.
+
+    Returns:
+        a `datasets.Dataset` (streaming: an `IterableDataset`) with the columns of `mpo.schema`; optional columns exist if any
+        record has a value in them.
+
+    Raises:
+        BadRecord: for a line that is not a valid pair; a ValueError that begins with ``file:line``.
+        ValueError: for files that are missing, damaged or without pairs, and for invalid settings.
+    """
+    check_format(format)
+    _check(split, limit, on_bad_record, max_bad_fraction)
+    own_tiles = checked_tiles(tiles)
+    limits = checked_frames(frames)
+    own_frames = limits if frames and any(value is not None for value in frames.values()) else None
+    path = os.path.expanduser(path)
+    reading: dict[str, Any] = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
+    reading |= {"format": format, "num_proc": num_proc}
+    if not is_meta(path) and not is_mixture(path):
+        own = {"tiles": own_tiles, "frames": own_frames}
+        return load_source(
+            path, own=own, image_root=image_root, split=split, limit=limit, name=source, streaming=streaming, **reading
+        )
+    if streaming:
+        raise ValueError(
+            f"{path} says how often each pair is used, but a stream's pairs are not counted. Set streaming=false, or call "
+            "mpo.data.load.stream_mixture."
+        )
+    return with_settings(spread(_load_mixture(path, image_root, split, seed, reading), limit), own_tiles, own_frames)
+
+
+def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) -> None:
+    if not isinstance(split, str):
+        raise ValueError(f"split must be the name of a split, such as 'train'; got {split!r}.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a number of pairs, 1 or more; got {limit!r}.")
+    if on_bad_record not in ON_BAD_RECORD:
+        raise ValueError(f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
+    if isinstance(max_bad_fraction, bool) or not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction must be between 0 and 1; got {max_bad_fraction!r}.")
+    if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
+        raise ValueError(
+            f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave max_bad_fraction out."
+        )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Counts of one source: its training pairs, how many the mixture takes of them, and its evaluation pairs."""
+
+    name: str
+    pairs: int
+    taken: int
+    eval: int
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The training pairs, source after source, and the evaluation pairs (None: no evaluation part)."""
+
+    train: Dataset
+    eval: Dataset | None
+    taken: tuple[Taken, ...]
+
+    def describe(self) -> str:
+        """Format a table of each source's name, pairs, taken pairs, and fraction of the mixture."""
+        total = sum(row.taken for row in self.taken)
+        rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))]
+        cells = [("source", "pairs", "taken", "fraction", "eval")]
+        cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.eval:,}") for r in rows]
+        columns = range(4 if self.eval is None else 5)
+        widths = [max(len(row[column]) for row in cells) for column in columns]
+        lines = []
+        for row in cells:
+            numbers = "".join(f"  {row[column]:>{widths[column]}}" for column in columns[1:])
+            lines.append(f"{row[0]:<{widths[0]}}{numbers}")
+        return "\n".join(lines)
+
+
+def load_mixture(sources: Sequence[Mapping[str, Any]], **settings: Any) -> Dataset:
+    """Load the training pairs of a mixture; arguments and errors as in `mix`."""
+    return mix(sources, **settings).train
+
+
+def mix(
+    sources: Sequence[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    size: int | None = None,
+    eval_size: float | int | None = None,
+    eval_by: By = "both",
+) -> Mixture:
+    """Make one data set of several sources; the result depends only on the sources, the settings and the seed.
+
+    Args:
+        sources: dicts as described in `mpo.data.mixture_file`.
+        seed: of all random choices. The choices in one source do not depend on the other sources.
+        sampling: ``"repeat_time"``: use every source `repeat_time` times. ``"weight"``: divide `size` in proportion to the weights.
+            ``"sqrt"``: divide `size` in proportion to the square root of each source's pairs after repeat_time and cap. Default:
+            by weight if sources have one, else by repeat_time. A source with too few pairs is repeated: all its pairs first.
+        size: number of pairs of the mixture, for ``"weight"`` and ``"sqrt"``; default: as many as repeat_time gives.
+        eval_size: fraction or number of pairs, over all sources, of the evaluation part (`mpo.data.eval_part.split_eval`), in
+            which each pair is there once.
+        eval_by: what connects two pairs, as `by` in `split_eval`.
+
+    Raises:
+        ValueError: for invalid sources or settings, and for columns that do not match.
+    """
+    checked = check_sources(sources)
+    sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
+    loaded = [dressed(source, load_preferences(**{"seed": seed, **source.load})) for source in checked]
+    pairs = joined(checked, loaded)
+    starts = np.cumsum([0, *map(len, loaded)])
+    in_eval = np.zeros(len(pairs), dtype=bool)
+    if eval_size:
+        in_eval = choose_eval(pairs, eval_size, seed=seed, by=eval_by)
+    left = [start + np.flatnonzero(~in_eval[start:end]) for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    counts = amounts(checked, [len(rows) for rows in left], sampling, size)
+    drawn = [rows[draw(len(rows), count, source.rng(seed))] for source, rows, count in zip(checked, left, counts, strict=True)]
+    taken = tuple(
+        Taken(source.name, len(rows), count, int(in_eval[start:end].sum()))
+        for source, rows, count, start, end in zip(checked, left, counts, starts[:-1], starts[1:], strict=True)
+    )
+    for row in taken:
+        if row.pairs and not row.taken:
+            logger.warning(
+                f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} pairs rounds to 0. Increase its repeat_time "
+                "or weight, or remove it."
+            )
+    order = np.concatenate(drawn)
+    if not len(order):
+        raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source. Increase them.")
+    everything = len(order) == len(pairs) and bool((order == np.arange(len(pairs))).all())
+    train = pairs if everything else pairs.select(order)
+    return Mixture(train, pairs.select(np.flatnonzero(in_eval)) if eval_size else None, taken)
+
+
+def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> IterableDataset:
+    """Interleave streams of several sources, drawing the source of each pair by weight, until every source was read once.
+
+    A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`.
+
+    Args:
+        sources: as in `mix`, with a ``weight`` for all of them or, to take them in turn, for none.
+        seed: of the random choices.
+
+    Raises:
+        ValueError: for invalid sources, and for settings that need the number of pairs.
+    """
+    checked = check_sources(sources)
+    counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
+    if counted:
+        raise ValueError(
+            f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's pairs are not counted. Set a weight instead."
+        )
+    weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
+    streams = []
+    for source in checked:
+        stream = load_preferences(**{**source.load, "streaming": True})
+        streams.append(
+            stream.map(AddColumns(source_columns(source)), features=stream.features) if source_columns(source) else stream
+        )
+    probabilities = None if weights is None else list(np.array(weights) / sum(weights))
+    return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
+
+
+def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any]) -> Dataset:
+    splits = ("train",) if is_meta(path) else ("train", "eval")
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
+    if is_meta(path):
+        sources = [spec.as_source() for spec in read_meta(path, base=base)]
+        described: dict[str, Any] = {"sources": sources, "sampling": "repeat_time"}
+    elif base:
+        raise ValueError(
+            f"{path} is a mixture, whose sources have their own image_root; got {base}. Set it for each source in the file."
+        )
+    else:
+        described = read_mixture(path)
+    sources = [_merged(source, settings) for source in described["sources"]]
+    mixture = mix(**{"seed": seed, **described, "sources": sources})
+    if split == "eval":
+        if mixture.eval is None:
+            raise ValueError(
+                f"{path} has no evaluation part. Add eval_size to it, a fraction or a number of pairs, such as eval_size: 0.01."
+            )
+        return mixture.eval
+    logger.info(f"{path}:\n{mixture.describe()}")
+    return mixture.train
+
+
+def _merged(source: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**settings, **source}
+    if merged["on_bad_record"] == "raise" and "max_bad_fraction" not in source:
+        del merged["max_bad_fraction"]  # it is only for sources that skip bad records
+    return merged

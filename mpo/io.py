@@ -1,0 +1,238 @@
+"""Files that are whole or absent, JSON of unknown origin, and the errors and hints that every package shares."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+MAX_REASON_LENGTH = 2000
+"""In characters: what a file holds may be of any length, and part of the reason."""
+BAD_RECORDS = "bad_records.jsonl"
+"""Name of the file of a run that lists its bad records."""
+MAX_BAD_FRACTION = 0.01
+"""Default of the maximum fraction of bad records."""
+MIN_DENOMINATOR = 100
+"""Minimum denominator of the bad fraction, in records; a smaller data set's size takes its place."""
+TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{12}\.tmp")
+"""Names of files and folders that are being written: the target's name, a random part, ``.tmp``."""
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used: where it stands (``file:line`` or a record's id), and the reason."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        reason = reason if len(reason) <= MAX_REASON_LENGTH else reason[: MAX_REASON_LENGTH - 3] + "..."
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.where = where
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:  # it crosses processes
+        return BadRecord, (self.where, self.reason)
+
+
+def did_you_mean(name: Any, known: Iterable[str], *, most: int = 0) -> str:
+    """Suggest the nearest valid name, as the end of an error message.
+
+    Args:
+        name: the name that is not known.
+        known: the valid names.
+        most: without a near name, list all of them if there are at most this many.
+
+    >>> did_you_mean("maxx", ["min", "max"])
+    " Did you mean 'max'?"
+    >>> did_you_mean("width", ["min", "max"]), did_you_mean("width", ["min", "max"], most=2)
+    ('', ' Valid names: min, max.')
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    return f" Valid names: {', '.join(known)}." if 0 < len(known) <= most else ""
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, durable: bool = False) -> Iterator[IO[Any]]:
+    """Open a temporary file that replaces `path` at the end; after an error `path` is as it was.
+
+    Several processes may write the same path at the same time: the last one to finish wins, whole.
+
+    Args:
+        path: the target; its folder is created.
+        mode: ``"w"`` (UTF-8) or ``"wb"``.
+        durable: flush the file and its folder to disk, so that it survives a power failure.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_write(f"{folder}/a/b.txt") as file:
+    ...         _ = file.write("text")
+    ...     Path(folder, "a", "b.txt").read_text()
+    'text'
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(target)
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        flush(target.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = False) -> None:
+    """Write a UTF-8 file atomically; see `atomic_write`."""
+    with atomic_write(path, durable=durable) as file:
+        file.write(text)
+
+
+def temporary_path(target: Path) -> Path:
+    """Return a new name next to `target` for what is to replace it (`TEMPORARY`)."""
+    return target.with_name(f"{target.name}.{secrets.token_hex(6)}.tmp")
+
+
+def refuse_existing(target: Path) -> None:
+    """Refuse a target that exists and is not empty.
+
+    Raises:
+        ValueError: for a file, or a folder that is not empty.
+    """
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise ValueError(f"{target} already exists. Remove it, or give another folder.")
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder next to `target` that is renamed to it at the end; after an error it is kept for inspection.
+
+    Args:
+        target: an empty or nonexistent folder.
+
+    Yields:
+        the folder, ``TARGET.partial``, emptied of an earlier attempt.
+
+    Raises:
+        ValueError: as in `refuse_existing`.
+    """
+    refuse_existing(target)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if target.exists():
+        target.rmdir()
+    partial.rename(target)
+
+
+def flush(path: Path) -> None:
+    """Flush a file or folder to disk. Windows cannot open folders, nor flush a file opened for reading: nothing there."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with its contents, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def json_line(value: Any) -> str:
+    r"""Return a value as one line of a JSONL file, with its line break.
+
+    >>> json_line({"a": "\N{LATIN SMALL LETTER E WITH ACUTE}"})
+    '{"a": "\N{LATIN SMALL LETTER E WITH ACUTE}"}\n'
+    """
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def write_json_lines(path: str | os.PathLike[str], lines: Iterable[Any]) -> None:
+    """Write a JSONL file atomically."""
+    with atomic_write(path) as file:
+        file.writelines(map(json_line, lines))
+
+
+def append_json_lines(path: str | os.PathLike[str], lines: Iterable[Any]) -> None:
+    """Append to a JSONL file with one write, so that lines of several processes do not mix."""
+    text = "".join(map(json_line, lines))
+    if text:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
+    """Read a JSONL file.
+
+    Raises:
+        BadRecord: for a line that is not JSON, with the file and the line.
+    """
+    found = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                found.append(parse_json(line, "the line"))
+            except BadRecord as error:
+                raise BadRecord(f"{path}:{number}", error.reason) from None
+    return found
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Parse JSON of unknown origin.
+
+    Args:
+        text: the JSON; bytes are UTF-8.
+        what: what it is said to be, for errors.
+
+    Raises:
+        BadRecord: when it is none, with the place of the mistake.
+    """
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except UnicodeDecodeError as error:
+        raise BadRecord("", f"not UTF-8 (byte {error.start + 1} of {what}). Save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise BadRecord("", f"not JSON ({error.msg} at character {error.pos + 1} of {what}).") from None
+    except RecursionError:
+        raise BadRecord("", f"nested too deeply to be {what}.") from None
+    except ValueError:  # Python reads no whole numbers of more than 4,300 digits
+        raise BadRecord("", f"a number in {what} is too long.") from None
+
+
+def json_kind(value: Any) -> str:
+    """Name a value's type as JSON does.
+
+    >>> json_kind([1]), json_kind(None), json_kind(True)
+    ('a list', 'null', 'a boolean')
+    """
+    if value is None:
+        return "null"
+    for types, name in (
+        (bool, "a boolean"),
+        ((int, float), "a number"),
+        (str, "text"),
+        (Mapping, "an object"),
+        ((list, tuple), "a list"),
+        ((bytes, bytearray), "bytes"),
+    ):
+        if isinstance(value, types):  # type: ignore[arg-type]
+            return name
+    return f"a {type(value).__name__}"

@@ -1,0 +1,60 @@
+"""The columns of a preference record, each named once: what it holds, and which part of the library depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a data set of preference records.
+
+    Attributes:
+        name: its name in `datasets.Dataset` and in files in TRL's format.
+        type: ``text``, ``texts``, ``images``, ``messages``, ``number``, ``flag``, ``json``, or a group of settings, ``tiles`` or
+            ``frames`` (`mpo.data.records` has the types of Arrow).
+        optional: a data set leaves the column out if no record has a value.
+        encoded: its value changes the tokens or tiles of the record.
+        mmpr: MMPR's files have a field for it.
+    """
+
+    name: str
+    type: str
+    optional: bool = False
+    encoded: bool = False
+    mmpr: bool = True
+
+
+COLUMNS = (
+    Column("id", "text"),  # of the pair; by default where it stands (file:line)
+    Column("source", "text", mmpr=False),  # what the pair comes from
+    Column("prompt_id", "text"),  # the same for all pairs of a prompt with the same images
+    Column("images", "images", encoded=True),  # encoded: a path inside its root, or bytes
+    Column("videos", "texts", optional=True, encoded=True),  # paths inside their root
+    Column("prompt", "messages", encoded=True),  # their contents are parts: text, image or video
+    Column("chosen", "messages", encoded=True),
+    Column("rejected", "messages", encoded=True),
+    Column("ground_truth", "text", optional=True),  # the known answer
+    Column("margin", "number", optional=True, mmpr=False),  # how much better the chosen completion is
+    Column("tiles", "tiles", optional=True, encoded=True, mmpr=False),  # limits of tiles (`mpo.encoding.tiles`)
+    Column("frames", "frames", optional=True, encoded=True, mmpr=False),  # limits of frames of a video (`mpo.data.video`)
+    Column("augment", "flag", optional=True, encoded=True, mmpr=False),  # whether images are augmented in training
+    Column("metadata", "json", optional=True),  # all other fields of the line
+)
+IMAGE_COLUMNS = ("images", "image")
+"""Columns of images: ours, and TRL's name for a single one."""
+TRL_COLUMNS = ("image", "tools", "chat_template_kwargs")
+"""Columns of TRL's formats that a user's data set may have beside ours; all of them change a record's tokens."""
+EPOCH = "epoch"
+"""Key of a record that is to be augmented: which pass over the records it is in. Only training has it."""
+PADDING = "is_padding"
+"""Key of a record that only fills a batch up."""
+
+
+def names(**properties: object) -> tuple[str, ...]:
+    """Return the columns with these properties, in their order.
+
+    >>> names(optional=True, mmpr=False)
+    ('margin', 'tiles', 'frames', 'augment')
+    """
+    return tuple(column.name for column in COLUMNS if all(getattr(column, key) == value for key, value in properties.items()))

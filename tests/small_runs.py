@@ -219,13 +219,13 @@ def in_fork(work) -> int:
 
 
 def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
-    """Run every scenario of `trainer/ranks.py` in one group of processes; results are files in `folder`."""
+    """Run every scenario of `training/ranks.py` in one group of processes; results are files in `folder`."""
     path = folder / f"scenarios-{ranks}.json"
     path.write_text(json.dumps(scenarios))
     tests = Path(__file__).parent
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     done = subprocess.run(
-        [*launch, tests / "trainer" / "ranks.py", path],
+        [*launch, tests / "training" / "ranks.py", path],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,

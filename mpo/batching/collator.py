@@ -11,7 +11,7 @@ from torch import Tensor
 from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.batching.skipping import BLANK_PAIR, sort_out
-from mpo.encoding.encoder import EncodedPair, PairEncoder
+from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import TileOrder
 from mpo.encoding.keys import completion_key, image_key, same_image
 from mpo.encoding.templates import is_processor, probe
@@ -48,7 +48,7 @@ class PairCollator:
         on_bad_record: for a record that cannot be collated: ``"raise"`` the ValueError that says why, or ``"skip"`` it: a blank
             pair at the end of the batch replaces it and does not count.
         augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
-        context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `PairEncoder`.
+        context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `Encoder`.
 
     Returns (from a call with P records):
         ``input_ids``; for padded rows ``attention_mask`` and ``completion_mask`` (2P, T); for packed rows ``position_ids``
@@ -85,7 +85,7 @@ class PairCollator:
             raise ValueError(f"Expected layout to be one of {', '.join(LAYOUTS)}; got layout={self.layout!r}.")
         if self.layout == "packed" and self.truncation_mode == "keep_end" and self.max_length is not None:
             raise ValueError("truncation_mode='keep_end' truncates prompts, which are shared in packed rows. Use 'keep_start'.")
-        self._encode = PairEncoder(
+        self._encode = Encoder(
             self.processing_class,
             self.max_length,
             self.truncation_mode,
@@ -116,7 +116,7 @@ class PairCollator:
         if self.keys and any(EPOCH in record for record in records):
             raise ValueError(AUGMENTED_AND_CACHED)
         pairs, pixels, order = self._encode(records)
-        blank: list[EncodedPair] = []
+        blank: list[Encoded] = []
         if self.blank_image and not pixels and is_processor(self.processing_class):  # a tokenizer's records have no images
             blank, pixels, order = self._blank()
         if self.layout == "packed":
@@ -130,9 +130,8 @@ class PairCollator:
                 pixels = {name: torch.cat([value, value]) for name, value in pixels.items()}
             batch = self._pad(pairs, blank) | pixels
         if self.max_length is not None:
-            completions = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
             batch["is_truncated"] = torch.tensor(
-                [len(pair.prompt_ids) + len(completion.ids) > self.max_length for pair, completion in completions]
+                [len(pair.prompt_ids) + len(completion.ids) > self.max_length for pair, completion in _by_side(pairs)]
             )
         if self.keys:
             batch["completion_keys"] = self._completion_keys(pairs)
@@ -141,37 +140,34 @@ class PairCollator:
             batch["counted"] = sum(PADDING not in record for record in records)
         return batch
 
-    def _blank(self) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
+    def _blank(self) -> tuple[list[Encoded], dict[str, Tensor], Tensor | None]:
         """The row with a white image."""
         prompt: Any = getattr(self.processing_class, "image_token", None)
         template = probe(self.processing_class) if getattr(self.processing_class, "chat_template", None) else None
         if template is not None and template.parts:
             system = [{"role": "system", "content": "."}] if template.needs_system else []
             prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
-        ((ids, extra),), pixels, order = PairEncoder(self.processing_class).prompts([{"prompt": prompt, "images": [_WHITE]}])
-        nothing = Completion([], [])
-        return [EncodedPair(ids, nothing, nothing, 0, [_WHITE], extra)], pixels, order
+        return Encoder(self.processing_class)([{"prompt": prompt, "images": [_WHITE]}], sides=())
 
-    def _completion_keys(self, pairs: list[EncodedPair]) -> list[bytes]:
+    def _completion_keys(self, pairs: list[Encoded]) -> list[bytes]:
         image_keys: dict[int, bytes] = {}
         for image in (image for pair in pairs for image in pair.images):
             if id(image) not in image_keys:
                 image_keys[id(image)] = image_key(image)
         keys = []
-        for side in ("chosen", "rejected"):
-            for pair in pairs:
-                prompt, completion = self._truncated(pair, getattr(pair, side))
-                settings = []  # each after a negative number, which is no token's id
-                if "use_thumbnail" in pair.limits:  # the same ids: three tiles, or two and a thumbnail. (A count has one grid.)
-                    settings += [-2, int(pair.limits["use_thumbnail"])]
-                if self.ld_alpha is not None:
-                    shorter = min(sum(self._truncated(pair, other)[1].loss_mask) for other in (pair.chosen, pair.rejected))
-                    settings += [-1, shorter, round(self.ld_alpha * 1e9)]
-                images = [image_keys[id(image)] for image in pair.images]
-                keys.append(completion_key(images, prompt + settings, completion.ids, completion.loss_mask))
+        for pair, each in _by_side(pairs):
+            prompt, completion = self._truncated(pair, each)
+            settings = []  # each after a negative number, which is no token's id
+            if "use_thumbnail" in pair.limits:  # the same ids: three tiles, or two and a thumbnail. (A count has one grid.)
+                settings += [-2, int(pair.limits["use_thumbnail"])]
+            if self.ld_alpha is not None:
+                shorter = min(sum(self._truncated(pair, other)[1].loss_mask) for other in pair.completions)
+                settings += [-1, shorter, round(self.ld_alpha * 1e9)]
+            images = [image_keys[id(image)] for image in pair.images]
+            keys.append(completion_key(images, prompt + settings, completion.ids, completion.loss_mask))
         return keys
 
-    def _truncated(self, pair: EncodedPair, completion: Completion) -> tuple[list[int], Completion]:
+    def _truncated(self, pair: Encoded, completion: Completion) -> tuple[list[int], Completion]:
         """Prompt and completion, truncated to max_length."""
         if self.max_length is None:
             return pair.prompt_ids, completion
@@ -180,7 +176,7 @@ class PairCollator:
         kept = self.max_length - len(pair.prompt_ids)
         return pair.prompt_ids, Completion(completion.ids[:kept], completion.loss_mask[:kept])
 
-    def _pack(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
+    def _pack(self, pairs: list[Encoded], blank: list[Encoded]) -> dict[str, Any]:
         groups: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):
             groups.setdefault(pair.prompt, []).append(number)
@@ -205,8 +201,8 @@ class PairCollator:
             first = sum(len(row.completions) for row in rows)
             completions: list[Completion] = []
             for number in members:
-                for offset, completion in ((0, pairs[number].chosen), (len(pairs), pairs[number].rejected)):
-                    places[number + offset] = first + len(completions)
+                for side, completion in enumerate(pairs[number].completions):
+                    places[number + side * len(pairs)] = first + len(completions)
                     completions.append(_after_prompt(prompt, pairs[number].prompt_ids, completion, limit))
             rows.append(lay_out(prompt, completions))
         tokens = sum(len(row.tokens) for row in rows)
@@ -222,8 +218,8 @@ class PairCollator:
             "tokens": tokens,
         }
 
-    def _pad(self, pairs: list[EncodedPair], blank: list[EncodedPair]) -> dict[str, Any]:
-        rows = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+    def _pad(self, pairs: list[Encoded], blank: list[Encoded]) -> dict[str, Any]:
+        rows = _by_side(pairs)
         kept = slice(None)
         if self.max_length is not None:
             keep_end = self.truncation_mode == "keep_end"
@@ -270,6 +266,11 @@ class LabelledBatches:
             **label_padded_rows(batch["input_ids"], batch["completion_mask"]),
             "tokens": int(batch["attention_mask"].sum()),
         }
+
+
+def _by_side(pairs: Sequence[Encoded]) -> list[tuple[Encoded, Completion]]:
+    """Return each pair with its completion: first all chosen, then all rejected ones."""
+    return [(pair, pair.completions[side]) for side in range(2) for pair in pairs]
 
 
 def _after_prompt(prompt: list[int], own_prompt: list[int], completion: Completion, limit: int | None) -> Completion:

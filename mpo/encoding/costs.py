@@ -19,9 +19,10 @@ from PIL import Image
 from mpo.data.encoded import with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import Frame, frame_size, with_frames
+from mpo.encoding.encoder import Encoder
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
-from mpo.encoding.turns import describe, encode_with_prompt, encoded_images, end_of_turn_token, is_opened, render, with_eos
+from mpo.encoding.turns import describe, encoded_images, render
 from mpo.schema import IMAGE_COLUMNS, TRL_COLUMNS, names
 
 READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS)
@@ -148,10 +149,8 @@ class RecordMeasure:
     """Measure one record without decoding its images: a dict of `MEASURED`. Each process of datasets' `map` gets a copy."""
 
     def __init__(self, processing_class: Any, completion_end: str, tile_budget: str, on_bad_record: str) -> None:
-        self.processing_class = processing_class
-        self.tokenizer = processing_class.tokenizer if is_processor(processing_class) else processing_class
-        self.completion_end, self.tile_budget, self.on_bad_record = completion_end, tile_budget, on_bad_record
-        self.end_of_turn = end_of_turn_token(processing_class) if completion_end == "end_of_turn" else None
+        self.processing_class, self.tile_budget, self.on_bad_record = processing_class, tile_budget, on_bad_record
+        self.encoder = Encoder(processing_class, completion_end=completion_end, tile_budget=tile_budget)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
         """The costs of a record, by name."""
@@ -167,22 +166,14 @@ class RecordMeasure:
         images = encoded_images(record)
         stand_ins = [None if image is None else _STAND_IN for image in images]
         record = {name: value for name, value in record.items() if name not in IMAGE_COLUMNS and value is not None}
-        pair = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.completion_end == "end_of_turn")
-        opened = is_opened(pair, self.completion_end)
-        sides = [with_eos(pieces, pair, self.tokenizer.eos_token, self.completion_end) for pieces in (pair.chosen, pair.rejected)]
-
-        @cache
-        def tokenize(text: str) -> list[int]:
-            ids: list[int] = self.tokenizer(text, add_special_tokens=opened)["input_ids"]
-            return ids
-
-        prompt_ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, tokenize, self.end_of_turn, describe(record))
+        rendered = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.encoder.splits_turns)
+        prompt_ids, (chosen, rejected) = self.encoder.encode_text(rendered, describe(record), cache(self.encoder.tokenize))
         prompt, tiles = len(prompt_ids), 0
         if images:
             limits = tile_limits(record, len(images), self.processing_class, describe(record), budget=self.tile_budget)
             added, tiles = self._of_images(images, limits, describe(record))
             prompt += added
-        group = _group(f"{pair.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", images)
+        group = _group(f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", images)
         return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
 
     def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Encode preference records as token ids and image tensors: each distinct image and each text is processed once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -14,43 +15,43 @@ from mpo.encoding.keys import first_alike
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
 from mpo.encoding.turns import (
+    SIDES,
     Completion,
     Record,
-    RenderedPair,
+    Rendered,
     describe,
     encode_with_prompt,
     end_of_turn_token,
     is_opened,
     render,
-    render_prompt,
     with_eos,
 )
 from mpo.models.control_tokens import added_start
 
-EncodedPrompt = tuple[list[int], dict[str, Tensor]]
-"""Ids of a prompt, and the processor's other per-token outputs."""
-
 
 @dataclass
-class EncodedPair:
-    """Token ids of a prompt and its two completions.
+class Encoded:
+    """Token ids of a prompt and its completions.
 
-    ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the index of the first pair of the batch
+    ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the index of the first record of the batch
     with the same prompt and the same images, which may be this one. ``limits``: tile limits that differ from the processor's
     (`mpo.encoding.tiles.tile_limits`).
     """
 
     prompt_ids: list[int]
-    chosen: Completion
-    rejected: Completion
+    completions: list[Completion]
     prompt: int
     images: list[Any] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
 
+    def longest(self) -> int:
+        """Tokens of the longest completion."""
+        return max((len(completion.ids) for completion in self.completions), default=0)
+
 
 @dataclass
-class PairEncoder:
+class Encoder:
     """Encode records as token ids and the processor's image tensors.
 
     Args:
@@ -77,29 +78,35 @@ class PairEncoder:
 
     def __post_init__(self) -> None:
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
-        self._end_of_turn = end_of_turn_token(self.processing_class) if self.completion_end == "end_of_turn" else None
+        self.splits_turns = self.completion_end == "end_of_turn"
+        self._end_of_turn = end_of_turn_token(self.processing_class) if self.splits_turns else None
 
-    def __call__(self, records: Sequence[Record]) -> tuple[list[EncodedPair], dict[str, Tensor], Tensor | None]:
+    def __call__(
+        self, records: Sequence[Record], sides: Sequence[str] = SIDES
+    ) -> tuple[list[Encoded], dict[str, Tensor], Tensor | None]:
         """Encode the records of a batch.
 
+        Args:
+            records: the records.
+            sides: the columns of the completions; none for prompts to generate from.
+
         Returns:
-            an `EncodedPair` per record; the processor's image tensors; and, if these are tiles, their order
+            an `Encoded` per record; the processor's image tensors; and, if these are tiles, their order
             (`mpo.encoding.images.process`): they are then stored once per distinct image, otherwise once per distinct prompt.
         """
         records = [with_frames(record, where=describe(record)) for record in records]
-        rendered = [render(record, self.processing_class, split_turns=self.completion_end == "end_of_turn") for record in records]
-        limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
+        rendered = [render(record, self.processing_class, sides=sides, split_turns=self.splits_turns) for record in records]
+        limits = [self._limits(record, len(one.images)) for record, one in zip(records, rendered, strict=True)]
         prompts = self._distinct(rendered, limits)
         with_images, pixels, order = self._encode_image_prompts(rendered, prompts, limits)
-        tokenize = cache(self._tokenize)
-        pairs = []
-        for record, pair, prompt, limit in zip(records, rendered, prompts, limits, strict=True):
-            own = partial(tokenize, special=self._is_opened(pair))
-            sides = [with_eos(side, pair, self.tokenizer.eos_token, self.completion_end) for side in (pair.chosen, pair.rejected)]
-            ids, (chosen, rejected) = encode_with_prompt(pair.prompt, sides, own, self._end_of_turn, describe(record))
+        tokenize = cache(self.tokenize)
+        found = []
+        for record, one, prompt, limit in zip(records, rendered, prompts, limits, strict=True):
+            ids, completions = self.encode_text(one, describe(record), tokenize)
             if prompt in with_images:
                 shared, extra = with_images[prompt]
-                left_out = own(pair.prompt)[len(ids) :]  # the end of the prompt, where a completion's tokens merge with it
+                # The end of the prompt, where a completion's tokens merge with it:
+                left_out = tokenize(one.prompt, is_opened(one, self.completion_end))[len(ids) :]
                 kept = len(shared) - len(left_out)
                 if shared[kept:] != left_out:
                     raise ValueError(
@@ -107,36 +114,35 @@ class PairEncoder:
                         "writes for an image. Put text between the image and the completions."
                     )
                 extra = {name: value[:kept] for name, value in extra.items()}
-                encoded = EncodedPair(shared[:kept], chosen, rejected, prompt, pair.images, extra, limit)
+                encoded = Encoded(shared[:kept], completions, prompt, one.images, extra, limit)
             else:
-                encoded = EncodedPair(ids, chosen, rejected, prompt)
+                encoded = Encoded(ids, completions, prompt)
             if self.max_length is not None:
                 self._check_length(record, encoded, self.max_length)
             if self.context is not None:
                 self._check_context(record, encoded, self.context)
-            pairs.append(encoded)
-        return pairs, pixels, order
+            found.append(encoded)
+        return found, pixels, order
 
-    def prompts(self, records: Sequence[Record]) -> tuple[list[EncodedPrompt], dict[str, Tensor], Tensor | None]:
-        """Encode untruncated prompts for generation; returns and errors as in `__call__`."""
-        records = [with_frames(record, where=describe(record)) for record in records]
-        rendered = [render_prompt(record, self.processing_class) for record in records]
-        limits = [self._limits(record, len(pair.images)) for record, pair in zip(records, rendered, strict=True)]
-        with_images, pixels, order = self._encode_image_prompts(rendered, list(range(len(records))), limits)
-        encoded: list[EncodedPrompt] = []
-        for place, (record, pair) in enumerate(zip(records, rendered, strict=True)):
-            ids, extra = with_images.get(place) or (self._tokenize(pair.prompt, special=self._is_opened(pair)), {})
-            if not ids:
-                raise ValueError(f"{describe(record)}: its prompt is empty. Give it a prompt of one token or more.")
-            encoded.append((ids, extra))
-        return encoded, pixels, order
+    def encode_text(
+        self, rendered: Rendered, where: str, tokenize: Callable[[str, bool], list[int]] | None = None
+    ) -> tuple[list[int], list[Completion]]:
+        """Encode the text of a record, in which each image is one placeholder.
 
-    def _tokenize(self, text: str, special: bool) -> list[int]:
+        Args:
+            rendered: the record as text.
+            where: its name in error messages.
+            tokenize: `tokenize`, or a cache of it.
+        """
+        own = partial(tokenize or self.tokenize, special=is_opened(rendered, self.completion_end))
+        eos = self.tokenizer.eos_token
+        completions = [with_eos(pieces, rendered, eos, self.completion_end) for pieces in rendered.completions]
+        return encode_with_prompt(rendered.prompt, completions, own, self._end_of_turn, where)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Tokenize a text, with the special tokens that the tokenizer adds by default if `special`."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
-
-    def _is_opened(self, pair: RenderedPair) -> bool:
-        return is_opened(pair, self.completion_end)
 
     def _limits(self, record: Record, images: int) -> dict[str, Any]:
         name = describe(record)
@@ -145,10 +151,10 @@ class PairEncoder:
             **jpeg_seed(record, images, self.processing_class, name, seed=self.augment_seed),
         }
 
-    def _distinct(self, rendered: list[RenderedPair], limits: list[dict[str, Any]]) -> list[int]:
+    def _distinct(self, rendered: list[Rendered], limits: list[dict[str, Any]]) -> list[int]:
         """For each pair, the first one with the same prompt, images and tile limits."""
         outlines = [
-            (pair.prompt, len(pair.images), tuple(sorted(limit.items()))) for pair, limit in zip(rendered, limits, strict=True)
+            (one.prompt, len(one.images), tuple(sorted(limit.items()))) for one, limit in zip(rendered, limits, strict=True)
         ]
         return first_alike(outlines, lambda one, other: self._same_images(rendered[one].images, rendered[other].images))
 
@@ -158,8 +164,8 @@ class PairEncoder:
         return all(self.same_image(one, other) for one, other in zip(first, second, strict=True))
 
     def _encode_image_prompts(
-        self, rendered: list[RenderedPair], prompts: list[int], limits: list[dict[str, Any]]
-    ) -> tuple[dict[int, EncodedPrompt], dict[str, Tensor], Tensor | None]:
+        self, rendered: list[Rendered], prompts: list[int], limits: list[dict[str, Any]]
+    ) -> tuple[dict[int, tuple[list[int], dict[str, Tensor]]], dict[str, Tensor], Tensor | None]:
         """Run the processor once on all distinct prompts that have images.
 
         Returns:
@@ -188,14 +194,14 @@ class PairEncoder:
         pixels = {name: value for name, value in processed.items() if name not in per_token}
         encoded = {}
         for row, place in enumerate(places):
-            start = added_start(self.tokenizer) if self._is_opened(rendered[place]) else []
+            start = added_start(self.tokenizer) if is_opened(rendered[place], self.completion_end) else []
             own = {name: value[row][mask[row]] for name, value in per_token.items()}
             extra = {name: torch.cat([value.new_zeros(len(start)), value]) for name, value in own.items()}
             encoded[place] = (start + ids[row][mask[row]].tolist(), extra)
         return encoded, pixels, order
 
-    def _check_context(self, record: Record, pair: EncodedPair, context: int) -> None:
-        longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
+    def _check_context(self, record: Record, encoded: Encoded, context: int) -> None:
+        longest = len(encoded.prompt_ids) + encoded.longest()
         if min(longest, self.max_length or longest) > context:
             raise ValueError(
                 f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} this model's rotary "
@@ -204,26 +210,26 @@ class PairEncoder:
                 "config a rope_type with fixed frequencies ('yarn', 'linear')."
             )
 
-    def _check_length(self, record: Record, pair: EncodedPair, max_length: int) -> None:
-        longest = len(pair.prompt_ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
+    def _check_length(self, record: Record, encoded: Encoded, max_length: int) -> None:
+        longest = len(encoded.prompt_ids) + encoded.longest()
         if longest <= max_length:
             return
-        if self.truncation_mode == "keep_start" and len(pair.prompt_ids) >= max_length:
+        if self.truncation_mode == "keep_start" and len(encoded.prompt_ids) >= max_length:
             raise ValueError(
-                f"{describe(record)}: its prompt alone has {len(pair.prompt_ids)} tokens (image tokens included), and "
+                f"{describe(record)}: its prompt alone has {len(encoded.prompt_ids)} tokens (image tokens included), and "
                 f"max_length={max_length} leaves none for the completions. Raise max_length, set it to None, or leave the "
                 "record out."
             )
         if self.truncation_mode == "keep_start":
-            kept = max_length - len(pair.prompt_ids)
-            if pair.chosen.ids[:kept] == pair.rejected.ids[:kept]:
+            kept = max_length - len(encoded.prompt_ids)
+            if any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
                 raise ValueError(
                     f"{describe(record)}: truncated to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
                     "max_length, set it to None, or leave the record out."
                 )
-        elif max(len(pair.chosen.ids), len(pair.rejected.ids)) >= max_length:
+        elif encoded.longest() >= max_length:
             raise ValueError(
-                f"{describe(record)}: a completion alone has {max(len(pair.chosen.ids), len(pair.rejected.ids))} tokens, and "
+                f"{describe(record)}: a completion alone has {encoded.longest()} tokens, and "
                 f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
                 "to None, or leave the record out."
             )

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from mpo.encoding.encoder import PairEncoder
+from mpo.encoding.encoder import Encoder
+from mpo.encoding.turns import SIDES
 
 OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 """Delimiters of labelled tokens."""
@@ -21,13 +22,12 @@ def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
         args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``completion_end`` and ``tile_budget`` determine which
             tokens are truncated and labelled.
     """
-    encode = PairEncoder(processor, args.max_length, args.truncation_mode, args.completion_end, args.tile_budget)
-    (pair,), _, _ = encode([dict(record)])
+    encode = Encoder(processor, args.max_length, args.truncation_mode, args.completion_end, args.tile_budget)
+    (found,), _, _ = encode([dict(record)])
     image = getattr(processor, "image_token_id", None)
-    kept = None if args.max_length is None else args.max_length - len(pair.prompt_ids)
-    lines = [f"prompt, {len(pair.prompt_ids):,} tokens", _indented(decoded(pair.prompt_ids, None, encode.tokenizer, image))]
-    for side in ("chosen", "rejected"):
-        completion = getattr(pair, side)
+    kept = None if args.max_length is None else args.max_length - len(found.prompt_ids)
+    lines = [f"prompt, {len(found.prompt_ids):,} tokens", _indented(decoded(found.prompt_ids, None, encode.tokenizer, image))]
+    for side, completion in zip(SIDES, found.completions, strict=True):
         ids, labelled = completion.ids[:kept], completion.loss_mask[:kept]
         truncated = f", truncated from {len(completion.ids):,} by max_length" if len(ids) < len(completion.ids) else ""
         lines += [

@@ -8,6 +8,7 @@ import json
 import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from mpo.encoding.templates import is_processor, probe
 from mpo.models.control_tokens import check_texts
 
 Record = dict[str, Any]
+SIDES = ("chosen", "rejected")
+"""The columns of a preference record's completions."""
 Tokenize = Callable[[str], list[int]]
 
 
@@ -42,12 +45,11 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class RenderedPair:
-    """A record as text. ``images`` holds the images that the prompt has placeholders for, in order."""
+class Rendered:
+    """A prompt with its completions as text. ``images`` holds the images that the prompt has placeholders for, in order."""
 
     prompt: str
-    chosen: list[Piece]
-    rejected: list[Piece]
+    completions: list[list[Piece]]
     images: list[Any]
     conversational: bool
 
@@ -96,75 +98,60 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     return list(images) if several else [images]
 
 
-def render(record: Record, processing_class: Any, *, split_turns: bool = True) -> RenderedPair:
-    """Render a record with the chat template of `processing_class`.
+def render(record: Record, processing_class: Any, *, sides: Sequence[str] = SIDES, split_turns: bool = True) -> Rendered:
+    """Render a prompt and its completions with the chat template of `processing_class`.
 
     A prompt that ends in an assistant message is continued: its text and the completion's first message are one turn, as with
     transformers' ``continue_final_message``.
 
     Args:
-        record: a preference record (see the top of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
+        record: a record (see the top of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
             message, a tool call or a tool is the padding of Arrow's structs and is removed; in JSON text it is kept.
         processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
+        sides: the columns of the completions; none for a prompt to generate from.
         split_turns: split a completion of several messages into what the assistant wrote and the rest.
 
     Raises:
-        ValueError: when ``chosen`` or ``rejected`` is missing or empty, both are the same, messages are in the wrong place, an
+        ValueError: when a completion is missing or empty, two are the same, messages are in the wrong place, an
             image is None or cannot be opened, the numbers of images and placeholders differ, the chat template cannot render
             the messages, or a text contains an image token (`mpo.models.control_tokens`).
     """
     where = describe(record)
-    for column in ("chosen", "rejected"):
-        if record.get(column) is None:
-            raise ValueError(
-                f"{where} has no '{column}'. A preference record needs 'chosen' and 'rejected' "
-                f"(and 'prompt' unless both completions repeat it); this one has {sorted(record)}."
-            )
-    _check_completions(record)
+    _check_completions(record, sides)
     record, images = _with_images(record)
-    pair = {key: record[key] for key in ("prompt", "chosen", "rejected") if record.get(key) is not None}
-    if "prompt" not in pair:
-        if type(pair["chosen"]) is not type(pair["rejected"]):
-            raise ValueError(f"{where}: 'chosen' and 'rejected' are of different types. Give both as text, or both as messages.")
-        pair = extract_prompt(pair)
-    check_texts(pair, len(images), processing_class, where)
-    for key, value in pair.items():
+    texts = {key: record[key] for key in ("prompt", *sides) if record.get(key) is not None}
+    if not sides:
+        texts.setdefault("prompt", "")
+    elif "prompt" not in texts:
+        if len({type(text) for text in texts.values()}) > 1:
+            raise ValueError(f"{where}: {_listed(sides)} are of different types. Give both as text, or both as messages.")
+        texts = extract_prompt(texts)
+    check_texts(texts, len(images), processing_class, where)
+    for key, value in texts.items():
         if not isinstance(value, (str, list)):
             raise ValueError(f"{where}: '{key}' is of type {type(value).__name__} instead of text or a list of messages.")
-    kinds = {key: isinstance(value, list) for key, value in pair.items()}
-    if len(set(kinds.values())) > 1:
-        texts = [key for key, is_list in kinds.items() if not is_list]
-        raise ValueError(f"{where}: {' and '.join(texts)} are text and the rest messages. Give all of them as one or the other.")
-    if not kinds["prompt"]:
-        completions = {key: [Piece(pair[key], labelled=True)] for key in ("chosen", "rejected")}
-        return RenderedPair(pair["prompt"], completions["chosen"], completions["rejected"], images, conversational=False)
+    as_text = [key for key, value in texts.items() if isinstance(value, str)]
+    if as_text and len(as_text) < len(texts):
+        raise ValueError(f"{where}: {' and '.join(as_text)} are text and the rest messages. Give all of them as one or the other.")
+    if as_text:
+        return Rendered(texts["prompt"], [[Piece(texts[side], labelled=True)] for side in sides], images, conversational=False)
 
-    chat = _Chat(record, pair["prompt"], images, processing_class, where)
-    sides = {side: chat.completed(pair[side], side) for side in ("chosen", "rejected")}
-    whole = {side: chat.text(messages) for side, (messages, _) in sides.items()}
+    chat = _Chat(record, texts["prompt"], images, processing_class, where)
+    if not sides:
+        return Rendered(chat.opening(chat.continues), [], images, conversational=True)
+    conversations = [chat.completed(texts[side], side) for side in sides]
+    whole = [chat.text(messages) for messages, _ in conversations]
     # A generation prompt may differ from the rendered turn (DeepSeek-R1's <think>): the prompt is the common prefix of all.
-    continued = any(given is not chat.prompt for _, given in sides.values())
-    prompt = os.path.commonprefix([chat.opening(continued), *whole.values()])
+    continued = any(given is not chat.prompt for _, given in conversations)
+    prompt = os.path.commonprefix([chat.opening(continued), *whole])
     chat.check_prompt(prompt)
-
-    def pieces(side: str) -> list[Piece]:
-        if len(pair[side]) == 1 or not split_turns:
-            return [Piece(whole[side][len(prompt) :], labelled=True)]
-        messages, given = sides[side]
-        return _turns(chat, given, messages[len(given) :], prompt)
-
-    return RenderedPair(prompt, pieces("chosen"), pieces("rejected"), images, conversational=True)
-
-
-def render_prompt(record: Record, processing_class: Any) -> RenderedPair:
-    """Render a record's prompt for generation; arguments and errors as in `render`."""
-    record, images = _with_images(record)
-    prompt, where = record.get("prompt"), describe(record)
-    check_texts({"prompt": prompt or "", "chosen": "", "rejected": ""}, len(images), processing_class, where)
-    if not isinstance(prompt, list):
-        return RenderedPair(prompt or "", [], [], images, conversational=False)
-    chat = _Chat(record, prompt, images, processing_class, where)
-    return RenderedPair(chat.opening(chat.continues), [], [], images, conversational=True)
+    completions = []
+    for side, text, (messages, given) in zip(sides, whole, conversations, strict=True):
+        if len(texts[side]) == 1 or not split_turns:
+            completions.append([Piece(text[len(prompt) :], labelled=True)])
+        else:
+            completions.append(_turns(chat, given, messages[len(given) :], prompt))
+    return Rendered(prompt, completions, images, conversational=True)
 
 
 def _with_images(record: Record) -> tuple[Record, list[Any]]:
@@ -177,15 +164,25 @@ def _with_images(record: Record) -> tuple[Record, list[Any]]:
     return record, images
 
 
-def _check_completions(record: Mapping[str, Any]) -> None:
+def _check_completions(record: Mapping[str, Any], sides: Sequence[str]) -> None:
     where = describe(record)
-    for side in ("chosen", "rejected"):
+    for side in sides:
+        if record.get(side) is None:
+            raise ValueError(
+                f"{where} has no '{side}'. The record needs {_listed(sides)} (and 'prompt' unless all completions repeat it); this "
+                f"one has {sorted(record)}."
+            )
+    for side in sides:
         completion = record[side]
         messages = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
         if not messages or _is_empty(messages[-1]):
             raise ValueError(f"{where}: '{side}' is empty. Give the completion its text or leave the record out.")
-    if record["chosen"] == record["rejected"]:
-        raise ValueError(f"{where}: 'chosen' and 'rejected' are the same, so there is nothing to prefer. Leave the record out.")
+    if any(record[one] == record[other] for one, other in combinations(sides, 2)):
+        raise ValueError(f"{where}: {_listed(sides)} are the same, so there is nothing to prefer. Leave the record out.")
+
+
+def _listed(sides: Sequence[str]) -> str:
+    return " and ".join(map(repr, sides))
 
 
 def _is_empty(message: Any) -> bool:
@@ -404,7 +401,7 @@ def encode_with_prompt(
             texts.append(texts[-1] + piece.text)
         ids = tokenize(texts[-1])
         rows.append((ids, [common_prefix_length(tokenize(text), ids) for text in texts[:-1]] + [len(ids)]))
-    length = min(len(prompt_ids), *(starts[0] for _, starts in rows))
+    length = min([len(prompt_ids), *(starts[0] for _, starts in rows)])
     if not length:  # no common prefix, so nothing would predict the first token: tokenize prompt and completions separately
         length = len(prompt_ids)
         rows = [_one_by_one(prompt_ids, pieces, tokenize) for pieces in completions]
@@ -428,17 +425,17 @@ def _one_by_one(prompt_ids: list[int], pieces: list[Piece], tokenize: Tokenize) 
     return ids, starts
 
 
-def is_opened(pair: RenderedPair, completion_end: str) -> bool:
+def is_opened(rendered: Rendered, completion_end: str) -> bool:
     """Whether to add the tokenizer's special tokens (BOS) to a pair's text; for a conversation, the chat template writes them.
 
     TRL leaves them out for pairs with images, as does ``completion_end="template"``.
     """
-    return not (pair.conversational or (completion_end == "template" and pair.images))
+    return not (rendered.conversational or (completion_end == "template" and rendered.images))
 
 
-def with_eos(pieces: list[Piece], pair: RenderedPair, eos: str | None, completion_end: str) -> list[Piece]:
+def with_eos(pieces: list[Piece], rendered: Rendered, eos: str | None, completion_end: str) -> list[Piece]:
     """Append eos to a plain-text completion, so that the model learns to stop. (TRL leaves it out for pairs with images.)"""
-    if pair.conversational or eos is None or not is_opened(pair, completion_end) or pieces[-1].text.endswith(eos):
+    if rendered.conversational or eos is None or not is_opened(rendered, completion_end) or pieces[-1].text.endswith(eos):
         return pieces
     return [*pieces[:-1], Piece(pieces[-1].text + eos, pieces[-1].labelled)]
 

@@ -24,6 +24,26 @@ class Question:
     images: tuple[str | Path | Image, ...] = ()
 
 
+@dataclass(frozen=True)
+class Response:
+    """A sampled response.
+
+    Attributes:
+        text: its text, special tokens included, without the token that ends it.
+        ids: its tokens, without the token that ends it.
+        finished: whether it ended before the token limit.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+
+    @property
+    def tokens(self) -> int:
+        """Number of sampled tokens, with the token that ends it."""
+        return len(self.ids) + self.finished
+
+
 class Generator(Protocol):
     """A model that responds to questions, in this process or on a server."""
 

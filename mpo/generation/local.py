@@ -1,58 +1,63 @@
-"""Generate text with a transformers model in this process."""
+"""Generate text with a transformers model in this process; the model may be in training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from mpo.batching.randomness import eval_mode
-from mpo.data.images import open_image
-from mpo.encoding.images import process
-from mpo.encoding.tiles import tile_limits
-from mpo.generation.generator import Question
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from transformers import PreTrainedModel, ProcessorMixin
+from mpo.encoding.encoder import Encoder
+from mpo.encoding.turns import Record, end_of_turn_token
+from mpo.generation.generator import Question, Response
 
 
 class LocalGenerator:
-    """Sample responses from a transformers vision-language model, in left-padded batches.
+    """Sample responses from a transformers model, in left-padded batches; prompts are encoded as in training.
+
+    Weights, training mode and random state are unchanged. Repetition penalties of the checkpoint's generation config are off: a
+    response is a sample of the model's own distribution.
 
     For InternVL a prompt and its images are computed once, whatever the number of responses: its key-value cache is copied
     for each of them. (`generate(num_return_sequences=n)` computes the prompt n times, and before transformers had
     `mm_encoder_outputs` for InternVL it mixed up the tiles of images with several tiles.) Other models repeat the prompt.
 
     Args:
-        model: the model. It stays on its device, and its training mode is restored.
-        processor: its processor.
+        model: the model, on its device, with its usual attention.
+        processor: its processor, or its tokenizer for prompts without images.
         responses_per_batch: the largest number of responses generated in one batch.
         progress: label of the progress bar; None for no bar.
         tile_budget: whether the tile limit applies per prompt or per image, as in `MPOConfig`.
+        sharded: the weights are sharded over several ranks, all of which make the same calls.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
+        model: Any,
+        processor: Any,
         *,
         responses_per_batch: int = 64,
         progress: str | None = None,
         tile_budget: str = "prompt",
+        sharded: bool = False,
     ) -> None:
         if responses_per_batch < 1:
             raise ValueError(f"responses_per_batch must be 1 or more, not {responses_per_batch}.")
         self.model = model
-        self.processor = processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
         self.responses_per_batch = responses_per_batch
         self.progress = progress
-        self.tile_budget = tile_budget
+        self.sharded = sharded
+        self._encoder = Encoder(processor, tile_budget=tile_budget)
+        self._ends = _end_tokens(model, processor)
+        self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
 
     def generate(
         self,
@@ -65,23 +70,43 @@ class LocalGenerator:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> list[list[str]]:
-        """Sample `n` responses to every question; see `mpo.generation.generator.Generator`.
+        """Sample `n` responses to every question; see `mpo.generation.generator.Generator` and `respond`.
+
+        Returns:
+            For each question, in order, its `n` responses without special tokens.
+        """
+        settings: dict[str, Any] = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+        responses = self.respond([_record(question) for question in questions], **settings, top_k=top_k, top_p=top_p)
+        return [[self.tokenizer.decode(one.ids, skip_special_tokens=True) for one in several] for several in responses]
+
+    def respond(
+        self,
+        records: Sequence[Record],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        max_new_tokens: int = 1024,
+        seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> list[list[Response]]:
+        """Sample `n` responses to the prompt of every record.
 
         Args:
-            questions: what to ask.
-            n: responses per question; must be 1 at temperature 0, where all would be the same.
+            records: with ``prompt`` and ``images`` as in training. Their completions are ignored.
+            n: responses per prompt; must be 1 at temperature 0, where all would be the same.
             temperature: 0 is greedy, 1 samples from the model's own distribution.
             max_new_tokens: the longest response, in tokens.
-            seed: random seed of the sampling; the caller's random state is restored. Every batch draws from the seed and its
-                own position, so responses also depend on `responses_per_batch`.
+            seed: random seed of the sampling. Every batch draws from the seed and its own position, so responses also depend on
+                `responses_per_batch`.
             top_k: sample from the `top_k` most likely tokens; 0 for all.
             top_p: sample from the smallest set of most likely tokens with this total probability.
 
         Returns:
-            For each question, in order, its `n` responses without special tokens.
+            for each record, in order, its `n` responses.
 
         Raises:
-            ValueError: for invalid arguments, or an image that cannot be opened.
+            ValueError: for invalid arguments, and for a prompt that cannot be encoded.
         """
         if n < 1 or temperature < 0 or max_new_tokens < 1:
             raise ValueError(
@@ -90,54 +115,66 @@ class LocalGenerator:
             )
         if temperature == 0 and n > 1:
             raise ValueError(f"temperature=0 gives the same response {n} times, with n={n}. Set n=1, or a temperature above 0.")
-        decoding = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        decoding: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
         if temperature > 0:
             decoding = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        questions_per_batch = max(1, self.responses_per_batch // n)
-        responses: list[list[str]] = []
+        size = max(1, self.responses_per_batch // n)
+        responses: list[list[Response]] = []
         with (
-            _evaluating(self.model, seed) as seed_batch,
-            tqdm(total=len(questions), desc=self.progress, disable=self.progress is None, unit="question") as bar,
+            _unchanged(self.model),
+            tqdm(total=len(records), desc=self.progress, disable=self.progress is None, unit="question") as bar,
         ):
-            for first in range(0, len(questions), questions_per_batch):
-                batch = questions[first : first + questions_per_batch]
-                seed_batch(first)
-                texts = self._respond(batch, n, max_new_tokens=max_new_tokens, **decoding)
-                responses += [texts[i : i + n] for i in range(0, len(texts), n)]
+            for first in range(0, len(records), size):
+                batch = records[first : first + size]
+                torch.manual_seed(hash((seed, first)) & 0x7FFF_FFFF_FFFF_FFFF)
+                rows = self._rows(batch, n, max_new_tokens=max_new_tokens, **decoding)
+                found = [self._response(row) for row in rows.tolist()]
+                responses += [found[place : place + n] for place in range(0, len(found), n)]
                 bar.update(len(batch))
         return responses
 
-    def _respond(self, questions: Sequence[Question], n: int, **settings: Any) -> list[str]:
-        shared = n > 1 and self.model.config.model_type == "internvl"
-        if not shared:
-            questions = [question for question in questions for _ in range(n)]
-        inputs = self._encode(questions).to(self.model.device)
-        if shared:
-            prompts = self._prefill(inputs, n)
-        else:
-            prompts = {"input_ids": inputs.pop("input_ids"), **inputs}
-        generated = self.model.generate(**prompts, **settings)
-        new_tokens = generated[:, prompts["input_ids"].shape[1] :]
-        return self.processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-
-    def _encode(self, questions: Sequence[Question]) -> Any:
-        prompts, images = [], []
-        for question in questions:
-            content = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.text}]
-            turn = [{"role": "user", "content": content}]
-            prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-            images.append([open_image(image) for image in question.images])
-        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        options["add_special_tokens"] = False  # the chat template writes them, as in training
-        if not any(images):
-            return self.processor(text=prompts, **options)
-        limits = [tile_limits({}, len(own), self.processor, "a question", budget=self.tile_budget) for own in images]
-        inputs, order = process(self.processor, text=prompts, images=images, limits=limits, **options)
+    def encode(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """Encode prompts as one left-padded batch, with their images, on the model's device."""
+        prompts, images, order = self._encoder(records, sides=())
         if order is not None:
-            inputs["pixel_values"] = inputs["pixel_values"][order]
-        return inputs
+            images["pixel_values"] = images["pixel_values"][order]
+        width = max(len(prompt.prompt_ids) for prompt in prompts)
 
-    def _prefill(self, inputs: dict[str, torch.Tensor], n: int) -> dict[str, Any]:
+        def padded(rows: list[list[int]], fill: int) -> Tensor:
+            return torch.tensor([[fill] * (width - len(row)) + row for row in rows])
+
+        inputs = {
+            "input_ids": padded([prompt.prompt_ids for prompt in prompts], self._pad),
+            "attention_mask": padded([[1] * len(prompt.prompt_ids) for prompt in prompts], 0),
+        }
+        for name in {name for prompt in prompts for name in prompt.extra}:
+            rows = [one.extra[name].tolist() if name in one.extra else [0] * len(one.prompt_ids) for one in prompts]
+            inputs[name] = padded(rows, 0)
+        return {name: value.to(self.model.device) for name, value in (inputs | images).items()}
+
+    def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> Tensor:
+        """Generate the new tokens of `n` rows per record, padded on the right."""
+        shared = n > 1 and self.model.config.model_type == "internvl"
+        inputs: Mapping[str, Any] = self.encode(records if shared else [record for record in records for _ in range(n)])
+        if shared:
+            inputs = self._prefill(inputs, n)
+        if isinstance(self.model, FSDPModule) and is_peft_model(self.model):
+            # Without it, weights outside the layers would stay sharded.
+            register_fsdp_forward_method(self.model, "generate")  # type: ignore[arg-type]
+        generated = self.model.generate(
+            **inputs,
+            **settings,
+            eos_token_id=self._ends,
+            pad_token_id=self._pad,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            use_cache=True,
+            synced_gpus=self.sharded,
+        )
+        rows: Tensor = generated[:, inputs["input_ids"].shape[1] :]
+        return rows
+
+    def _prefill(self, inputs: Mapping[str, Tensor], n: int) -> dict[str, Any]:
         """Compute each prompt without its last token once, and repeat the inputs and the cache `n` times for `generate`."""
         mask = inputs["attention_mask"]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -158,10 +195,26 @@ class LocalGenerator:
             "past_key_values": cache,
         }
 
+    def _response(self, row: list[int]) -> Response:
+        end = next((place for place, token in enumerate(row) if token in self._ends), None)
+        ids = row[:end]
+        return Response(self.tokenizer.decode(ids, skip_special_tokens=False), tuple(ids), end is not None)
+
+
+def _record(question: Question) -> Record:
+    content = [*({"type": "image"} for _ in question.images), {"type": "text", "text": question.text}]
+    return {"prompt": [{"role": "user", "content": content}], "images": list(question.images)}
+
+
+def _end_tokens(model: Any, processor: Any) -> list[int]:
+    """Tokens that end a response: the end-of-turn token of training first, then those of the checkpoint."""
+    of_checkpoint = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = of_checkpoint if isinstance(of_checkpoint, list) else [of_checkpoint]
+    return [int(end) for end in dict.fromkeys([end_of_turn_token(processor), *several]) if end is not None]
+
 
 @contextmanager
-def _evaluating(model: PreTrainedModel, seed: int) -> Iterator[Any]:
-    """Eval mode, no gradients, a forked random state; yields a function that seeds it for the batch at a position."""
-    cuda = [model.device] if model.device.type == "cuda" else []
-    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
-        yield lambda position: torch.manual_seed(hash((seed, position)) & 0x7FFF_FFFF_FFFF_FFFF)
+def _unchanged(model: Any) -> Iterator[None]:
+    """Eval mode, no gradients and a forked random state; all are restored on exit."""
+    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield

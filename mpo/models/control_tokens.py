@@ -9,28 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_SIDES = ("prompt", "chosen", "rejected")
 
-
-def check_texts(pair: Mapping[str, Any], images: int, processing_class: Any, where: str) -> None:
-    """Refuse a pair whose text contains a placeholder of the processor for an image or a video.
+def check_texts(texts: Mapping[str, Any], images: int, processing_class: Any, where: str) -> None:
+    """Refuse a record whose text contains a placeholder of the processor for an image or a video.
 
     Args:
-        pair: ``prompt``, ``chosen`` and ``rejected``, as strings or messages. A prompt that is a string places its images with
-            the image token, and may contain it once per image.
-        images: number of images of the pair.
+        texts: ``prompt`` and the completions by their names, as strings or messages. A prompt that is a string places its images
+            with the image token, and may contain it once per image.
+        images: number of images of the record.
         processing_class: a processor, or a tokenizer, which has no placeholders.
-        where: the pair's name in error messages.
+        where: the record's name in error messages.
 
     Raises:
-        ValueError: naming the pair and the token.
+        ValueError: naming the record and the token.
     """
     if not hasattr(processing_class, "tokenizer"):
         return
     image, video = (getattr(processing_class, name, None) for name in ("image_token", "video_token"))
-    for side in _SIDES:
-        text = texts_of(pair[side])
-        placed = images if side == "prompt" and isinstance(pair[side], str) else 0
+    for side, content in texts.items():
+        text = texts_of(content)
+        placed = images if side == "prompt" and isinstance(content, str) else 0
         if image and text.count(image) > placed:
             _refuse(where, side, image)
         if video and side == "prompt" and images and video in text:  # not replaced in completions and in prompts without images

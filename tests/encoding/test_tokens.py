@@ -13,7 +13,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from mpo.batching.collator import PairCollator
 from mpo.encoding.costs import RecordMeasure
-from mpo.encoding.encoder import PairEncoder
+from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import end_of_turn_token
 from mpo.models.control_tokens import added_start
 from mpo.models.small import CHAT_TEMPLATE, processor_around
@@ -69,7 +69,7 @@ def pair(**columns):
 
 def encoded(record, processing_class, **settings):
     """Tokens of the prompt and of both completions as text, with the labelled ones in brackets."""
-    encoder = PairEncoder(processing_class, **settings)
+    encoder = Encoder(processing_class, **settings)
     (found,), _, _ = encoder([record])
     tokens = encoder.tokenizer.convert_ids_to_tokens
 
@@ -78,14 +78,15 @@ def encoded(record, processing_class, **settings):
             f"[{token}]" if counts else token for token, counts in zip(tokens(completion.ids), completion.loss_mask, strict=True)
         ]
 
-    return tokens(found.prompt_ids), bracketed(found.chosen), bracketed(found.rejected)
+    return tokens(found.prompt_ids), *map(bracketed, found.completions)
 
 
 def check_every_path(record, processing_class):
     """Measured costs are those of encoded records, and packed rows have the tokens of padded ones."""
     measured = RecordMeasure(processing_class, "end_of_turn", "prompt", "raise")({"images": None, **record})
-    (found,), _, _ = PairEncoder(processing_class)([record])
-    sizes = {"prompt": len(found.prompt_ids), "chosen": len(found.chosen.ids), "rejected": len(found.rejected.ids)}
+    (found,), _, _ = Encoder(processing_class)([record])
+    chosen, rejected = found.completions
+    sizes = {"prompt": len(found.prompt_ids), "chosen": len(chosen.ids), "rejected": len(rejected.ids)}
     assert {name: measured[name] for name in sizes} == sizes
     padded = PairCollator(processing_class)([record])
     packed = PairCollator(processing_class, layout="packed")([record])
@@ -132,14 +133,16 @@ def test_an_empty_turn_at_its_end_is_the_completions_opening(processor):
 
 def test_samples_continue_it_too(processor):
     record = {"prompt": [user("What is it?"), assistant("The answer is")]}
-    ((ids, _),) = PairEncoder(processor).prompts([record])[0]
+    (prompt,), _, _ = Encoder(processor)([record], sides=())
+    ids = prompt.prompt_ids
     text = processor.apply_chat_template(prepare_multimodal_messages(record["prompt"]), tokenize=False, continue_final_message=True)
     assert ids == processor.tokenizer(text)["input_ids"]
 
 
 def test_samples_ask_with_the_whole_prompt(processor):
     """In training a token may span the end of the prompt and the beginning of the completion; in generation it cannot."""
-    ((ids, _),) = PairEncoder(processor).prompts([{"prompt": "The sum is num"}])[0]
+    (prompt,), _, _ = Encoder(processor)([{"prompt": "The sum is num"}], sides=())
+    ids = prompt.prompt_ids
     assert ids == processor.tokenizer("The sum is num")["input_ids"]
 
 

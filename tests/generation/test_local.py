@@ -8,9 +8,9 @@ from support import make_image
 from tokenizers.processors import TemplateProcessing
 
 from mpo.data.images import open_image
-from mpo.encoding.encoder import PairEncoder
+from mpo.encoding.encoder import Encoder
 from mpo.generation.generator import Question
-from mpo.generation.local import LocalGenerator
+from mpo.generation.local import LocalGenerator, _record
 from mpo.models.export import trial
 
 QUESTIONS = [
@@ -71,7 +71,7 @@ def test_sampling_follows_the_models_distribution(lively, processor):
     """4,000 first tokens of one question against the softmax of its logits: no frequency is 5 standard errors off."""
     question = QUESTIONS[0]
     generator = LocalGenerator(lively, processor, responses_per_batch=4000)
-    inputs = generator._encode([question])
+    inputs = generator.encode([_record(question)])
     with torch.no_grad():
         expected = lively(**inputs).logits[0, -1].softmax(-1)
     responses = generator.generate([question], n=4000, max_new_tokens=1)[0]
@@ -127,10 +127,10 @@ def with_bos(processor):
 def test_bos_stands_once(internvl, with_bos, questions):
     """Prompts are those of training, token by token; padding is left of them."""
     assert with_bos.tokenizer("a")["input_ids"][0] == with_bos.tokenizer.bos_token_id
-    inputs = LocalGenerator(internvl, with_bos)._encode(questions)
+    inputs = LocalGenerator(internvl, with_bos).encode(list(map(_record, questions)))
     records = [{"prompt": [{"role": "user", "content": one.text}], "images": list(one.images)} for one in questions]
-    prompts, _, _ = PairEncoder(with_bos).prompts(records)
+    prompts, _, _ = Encoder(with_bos)(records, sides=())
     mask = inputs["attention_mask"].bool()
-    assert [row[own].tolist() for row, own in zip(inputs["input_ids"], mask, strict=True)] == [ids for ids, _ in prompts]
-    assert all(ids.count(with_bos.tokenizer.bos_token_id) == 1 for ids, _ in prompts)
+    assert [row[own].tolist() for row, own in zip(inputs["input_ids"], mask, strict=True)] == [one.prompt_ids for one in prompts]
+    assert all(one.prompt_ids.count(with_bos.tokenizer.bos_token_id) == 1 for one in prompts)
     assert trial.question(with_bos)["input_ids"][0].tolist().count(with_bos.tokenizer.bos_token_id) == 1

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from mpo.commands import main
-from mpo.encoding.encoder import PairEncoder
+from mpo.encoding.encoder import Encoder
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_internvl, load_model, load_processor
 from mpo.models.official.checkpoint import open_official
@@ -164,7 +164,7 @@ def test_a_model_made_here_gets_an_official_config(tmp_path, capsys):
     (tmp_path / "ours" / "official_config.json").unlink()
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
     said = capsys.readouterr().out
-    assert "in the official form" in said and "Logits of both forms agree" in said and "--like" in said
+    assert "61 tensors" in said and "Logits of both" in said and "--like" in said
     before, after = load_internvl(str(official)), load_internvl(str(tmp_path / "back"))
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
@@ -275,12 +275,12 @@ def test_internlm2s_conversations_have_the_official_tokens(tmp_path, prefix, add
     processor = load_processor(str(folder))
     assert processor.tokenizer("9")["input_ids"] == [*([] if add_bos is False else [1]), *original.encode("9")]
     for images, tiles in (([], 0), ([Image.new("RGB", (32, 32))], 1)):
-        (pair,), _, _ = PairEncoder(processor)([{**PAIR, "images": images}])
+        (pair,), _, _ = Encoder(processor)([{**PAIR, "images": images}])
         expected = official_tokens(processor, original, add_bos is not False, tiles)
-        assert pair.prompt_ids + pair.chosen.ids == expected
+        assert pair.prompt_ids + pair.completions[0].ids == expected
     processor.save_pretrained(tmp_path / "saved")
     again = AutoProcessor.from_pretrained(tmp_path / "saved")
-    assert PairEncoder(again)([PAIR])[0][0].prompt_ids == PairEncoder(processor)([PAIR])[0][0].prompt_ids
+    assert Encoder(again)([PAIR])[0][0].prompt_ids == Encoder(processor)([PAIR])[0][0].prompt_ids
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -301,11 +301,11 @@ def test_the_tokenizers_default_special_tokens_are_trained_with(tmp_path, family
         f"<|im_start|>system\n{OLD_SYSTEM}<|im_end|><|im_start|>user\nWhat is 7 and 9?<|im_end|>"
         "<|im_start|>assistant\nA red house<|im_end|>"
     )
-    (pair,), _, _ = PairEncoder(load_processor(str(folder)))([PAIR])
-    assert pair.prompt_ids + pair.chosen.ids == backend.encode(text).ids
-    (pair,), _, _ = PairEncoder(load_processor(str(folder)))([{**PAIR, "images": [Image.new("RGB", (32, 32))]}])
+    (pair,), _, _ = Encoder(load_processor(str(folder)))([PAIR])
+    assert pair.prompt_ids + pair.completions[0].ids == backend.encode(text).ids
+    (pair,), _, _ = Encoder(load_processor(str(folder)))([{**PAIR, "images": [Image.new("RGB", (32, 32))]}])
     image = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>\n"
-    assert pair.prompt_ids + pair.chosen.ids == backend.encode(text.replace("user\n", f"user\n{image}")).ids
+    assert pair.prompt_ids + pair.completions[0].ids == backend.encode(text.replace("user\n", f"user\n{image}")).ids
 
 
 def test_it_ends_a_turn(tmp_path):

@@ -11,9 +11,11 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from mpo.encoding.turns import Record
+from mpo.generation.generator import Response
+from mpo.generation.local import LocalGenerator
 from mpo.training.samples.log import SampleLog
+from mpo.training.samples.measures import repeated_fraction, summary
 from mpo.training.samples.prompts import checked_records, image_names, prompt_text
-from mpo.training.samples.responses import Response, generate_responses, summary
 from mpo.training.samples.trackers import show_in_trackers
 
 WITH_EVALUATIONS = "evaluation"
@@ -107,21 +109,17 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
         control.should_log = due  # `log` resets it, and the step's own log is still to come
 
     def _responses(self, args: Any, model: Any, sharded: bool) -> list[Response]:
-        size = args.per_device_eval_batch_size
-        return [
-            response
-            for first in range(0, len(self.records), size)
-            for response in generate_responses(
-                model,
-                self.trainer.processing_class,
-                self.records[first : first + size],
-                max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-                seed=self.seed + first,
-                tile_budget=args.tile_budget,
-                synced=sharded,
-            )
-        ]
+        generator = LocalGenerator(
+            model,
+            self.trainer.processing_class,
+            responses_per_batch=args.per_device_eval_batch_size,
+            tile_budget=args.tile_budget,
+            sharded=sharded,
+        )
+        responses = generator.respond(
+            self.records, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed
+        )
+        return [response for (response,) in responses]
 
     def _show(self, args: Any, step: int, responses: Sequence[Response]) -> None:
         rows = [
@@ -133,7 +131,7 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
                 "response": response.text,
                 "tokens": response.tokens,
                 "finished": response.finished,
-                "repetition": response.repetition,
+                "repetition": repeated_fraction(response.ids),
             }
             for place, (record, response) in enumerate(zip(self.records, responses, strict=True))
         ]

@@ -13,12 +13,13 @@ from support import image_pairs, make_image, messages, text_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
-from mpo.generation.generator import Question
+from mpo.data.images import open_image
+from mpo.generation.generator import Question, Response
 from mpo.generation.local import LocalGenerator
 from mpo.training.samples.callback import SampleResponses, page
 from mpo.training.samples.log import SampleLog
+from mpo.training.samples.measures import repeated_fraction, summary
 from mpo.training.samples.prompts import first_prompts, image_names, load_prompts
-from mpo.training.samples.responses import Response, generate_responses, repeated_fraction, summary
 
 QUESTIONS = [
     ("What is 2 plus 3?", (make_image(1, width=64),)),
@@ -32,24 +33,35 @@ def rows_of(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
-def test_responses_are_those_of_local_generator(internvl, processor):
-    """Two ways to the same greedy responses: questions through the processor, and records through the encoding of training."""
+def responses_of(model, processor, records, **settings):
+    responses = LocalGenerator(model, processor).respond(records, **{"temperature": 0, **settings})
+    return [response for (response,) in responses]
+
+
+def test_responses_are_those_of_transformers(internvl, processor):
+    """Greedy, one question at a time through the processor and `generate`; ours are one batch through the encoding of training."""
     with torch.no_grad():
         for parameter in internvl.parameters():
             parameter.mul_(3)  # so that responses depend on the prompt
-    responses = generate_responses(internvl, processor, RECORDS, max_new_tokens=8)
-    generator = LocalGenerator(internvl, processor)
-    texts = generator.generate([Question(*question) for question in QUESTIONS], temperature=0, max_new_tokens=8)
-    without = [processor.tokenizer.decode(processor.tokenizer(a.text)["input_ids"], skip_special_tokens=True) for a in responses]
-    assert without == [text for (text,) in texts]  # the generator leaves special tokens out
-    assert len({response.text for response in responses}) == 3
+    expected = []
+    for text, images in ((question[0], question[1] if len(question) > 1 else ()) for question in QUESTIONS):
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        inputs = processor(text=prompt, images=list(map(open_image, images)) or None, return_tensors="pt", add_special_tokens=False)
+        generated = internvl.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        expected.append(processor.tokenizer.decode(generated, skip_special_tokens=True))
+    responses = responses_of(internvl, processor, RECORDS, max_new_tokens=8)
+    assert [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses] == expected
+    questions = [Question(*question) for question in QUESTIONS]
+    assert LocalGenerator(internvl, processor).generate(questions, temperature=0, max_new_tokens=8) == [[text] for text in expected]
+    assert len(set(expected)) == 3
 
 
 def test_repetition_and_summary():
     """abcabcabc has six 4-grams, abca bcab cabc abca bcab cabc: three are repeated. Lengths 9 and 3: mean 6; one is truncated."""
     assert repeated_fraction("abcabcabc") == 0.5
     assert repeated_fraction("abc") == 0.0
-    responses = [Response("abcabcabc", 9, False, 0.5), Response("abc", 3, True, 0.0)]
+    responses = [Response("abcabcabc", (1, 2, 3) * 3, False), Response("ab", (1, 2), True)]
     assert summary(responses) == {"samples/length": 6, "samples/unfinished": 0.5, "samples/repetition": 0.25}
 
 
@@ -60,7 +72,7 @@ def test_a_model_is_left_as_it_was(internvl, processor, temperature):
     internvl.model.vision_tower.eval()
     modes = [module.training for module in internvl.modules()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    once, again = (generate_responses(internvl, processor, RECORDS, max_new_tokens=4, temperature=temperature) for _ in range(2))
+    once, again = (responses_of(internvl, processor, RECORDS, max_new_tokens=4, temperature=temperature) for _ in range(2))
     assert once == again
     assert [module.training for module in internvl.modules()] == modes
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -163,7 +175,7 @@ def test_learning_to_respond_is_seen(tmp_path):
     with torch.no_grad():  # for every input: one token, and never an end
         trainer.model.model.language_model.norm.weight.zero_()
         head.weight.zero_()
-    bad = generate_responses(trainer.model, trainer.processing_class, callback.records, max_new_tokens=40)
+    bad = responses_of(trainer.model, trainer.processing_class, callback.records, max_new_tokens=40)
     assert summary(bad) == pytest.approx({"samples/length": 40, "samples/unfinished": 1, "samples/repetition": 36 / 37})
 
 

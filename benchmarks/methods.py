@@ -66,9 +66,9 @@ def quietly(call: Callable[..., None], *arguments: Any) -> None:
         call(*arguments)
 
 
-def chosen_rate(work: Path, method: str) -> float:
+def chosen_rate(work: Path, method: str, rates: Sequence[float] = LEARNING_RATES) -> float:
     """The learning rate with the highest reasoned accuracy on seed 0; the lowest in case of ties."""
-    return max(LEARNING_RATES, key=lambda rate: sum(_read(folder_of(work, CHOOSING), method, rate)["reasoned"]["correct"]))
+    return max(rates, key=lambda rate: sum(_read(folder_of(work, CHOOSING), method, rate)["reasoned"]["correct"]))
 
 
 def _read(folder: Path, method: str, rate: float) -> dict[str, Any]:
@@ -107,8 +107,9 @@ def main() -> None:
     run_all(preparing, options.workers, "warm-up")
     if options.prepare_only:
         return _show_prepared(work, seeds)
-    run_all(jobs_of(work, CHOOSING, dict.fromkeys(METHODS, LEARNING_RATES), settings), options.workers, "learning rates")
-    rates = {method: chosen_rate(work, method) for method in METHODS}
+    candidates = {method: LEARNING_RATES[: 1 if options.quick and method != "mpo" else None] for method in METHODS}
+    run_all(jobs_of(work, CHOOSING, candidates, settings), options.workers, "learning rates")
+    rates = {method: chosen_rate(work, method, candidates[method]) for method in METHODS}
     calls = [job for seed in seeds for job in jobs_of(work, seed, {m: [rate] for m, rate in rates.items()}, settings)]
     run_all(calls, options.workers, "methods")
 
@@ -122,7 +123,7 @@ def main() -> None:
         | {name: version(name) for name in ("torch", "transformers", "trl", "scikit-learn", "mpo-trainer")},
         "settings": asdict(settings),
         "learning_rates": {
-            method: {f"{rate:.0e}": _share(_read(folder_of(work, CHOOSING), method, rate)) for rate in LEARNING_RATES}
+            method: {f"{rate:.0e}": _share(_read(folder_of(work, CHOOSING), method, rate)) for rate in candidates[method]}
             for method in METHODS
         },
         "prepared": [{"seed": entry["seed"], "pairing": entry["pairing"]} for entry in prepared],

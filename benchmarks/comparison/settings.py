@@ -63,5 +63,6 @@ QUICK = Settings(
     warm_learning_rate=3e-3,
     steps=2,
     batch=4,
+    max_new_tokens=48,
 )
 """Runs every part; the model learns the format of a response and guesses."""

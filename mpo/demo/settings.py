@@ -67,10 +67,11 @@ def full_settings(seed: int) -> DemoSettings:
 
 
 def quick_settings(seed: int) -> DemoSettings:
-    """Settings of the quick demo: about two minutes on two cores. Every stage runs, but the accuracy is low."""
+    """Settings of the quick demo: about a minute on two cores. Every stage runs, but the accuracy is low."""
     return DemoSettings(
         seed=seed,
-        questions=600,
+        questions=300,
+        eval_questions=200,
         warm_epochs=14,
         layers=2,
         responses_per_question=4,

@@ -158,8 +158,8 @@ def remove(path: Path) -> None:
 def json_line(value: Any) -> str:
     r"""Return a value as one line of a JSONL file, with its line break.
 
-    >>> json_line({"a": "\N{LATIN SMALL LETTER E WITH ACUTE}"})
-    '{"a": "\N{LATIN SMALL LETTER E WITH ACUTE}"}\n'
+    >>> json_line({"a": 1})
+    '{"a": 1}\n'
     """
     return json.dumps(value, ensure_ascii=False) + "\n"
 

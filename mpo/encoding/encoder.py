@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -134,7 +134,11 @@ class Encoder:
             where: its name in error messages.
             tokenize: `tokenize`, or a cache of it.
         """
-        own = partial(tokenize or self.tokenize, special=is_opened(rendered, self.completion_end))
+        encode, special = tokenize or self.tokenize, is_opened(rendered, self.completion_end)
+
+        def own(text: str) -> list[int]:
+            return encode(text, special)
+
         eos = self.tokenizer.eos_token
         completions = [with_eos(pieces, rendered, eos, self.completion_end) for pieces in rendered.completions]
         return encode_with_prompt(rendered.prompt, completions, own, self._end_of_turn, where)

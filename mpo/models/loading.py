@@ -171,6 +171,14 @@ def official_folder(name_or_path: str) -> Path | None:
     )
 
 
+def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:
+    """Load the config of a checkpoint in either format, without its weights."""
+    folder = official_folder(name_or_path)
+    if folder is not None:
+        return open_official(folder).config
+    return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+
+
 def check_attention(name: str | None) -> None:
     """Refuse flash-attention where it is not installed.
 

@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-PARTS = ("vision", "projector", "language", "head")
-
-LINEAR = {
-    "vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
-    "projector": ("linear_1", "linear_2"),
-    "language": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
-"""The linear layers that LoRA adapts in each part; those of tower and language model as in the official InternVL code."""
-
-
-PROJECTIONS = rf"^(?!.*vision_tower).*\.({'|'.join(LINEAR['language'])})$"
-"""Every projection outside the vision tower, also of text models: the default target of adapters."""
+from mpo.models.family import INTERNVL, PARTS, Family, family_of
 
 
 def base_model(model: nn.Module) -> Any:
     """The transformers model, without adapters or other wrappers."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name; an adapter belongs to the part it adapts.
-
-    >>> part_of("model.vision_tower.embeddings.cls_token"), part_of("model.multi_modal_projector.linear_1.bias")
-    ('vision', 'projector')
-    >>> part_of("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight"), part_of("lm_head.weight")
-    ('language', 'head')
-    """
-    if "vision_tower" in name:
-        return "vision"
-    if "multi_modal_projector" in name:
-        return "projector"
-    return "head" if "lm_head" in name else "language"
-
-
-def vision_depth(name: str) -> int | None:
-    """The index of the vision tower's layer that a parameter belongs to; None for its embeddings and other parts.
-
-    >>> vision_depth("model.vision_tower.encoder.layer.11.lambda_1"), vision_depth("model.vision_tower.embeddings.cls_token")
-    (11, None)
-    """
-    found = re.search(r"vision_tower\..*?encoder\.layer\.(\d+)\.", name)
-    return int(found[1]) if found else None
 
 
 def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
@@ -90,12 +53,13 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
         raise ValueError("train_parts freezes every part, so nothing would be trained. Set one to train or lora.")
 
 
-def check_adapter(choices: Mapping[str, Any], adapter: Any) -> None:
+def check_adapter(choices: Mapping[str, Any], adapter: Any, family: Family = INTERNVL) -> None:
     """Check that an adapter's settings do not train a frozen part.
 
     Args:
         choices: as in `check_parts`, with adapters; parts that are not named are frozen.
         adapter: the peft config.
+        family: of the model.
 
     Raises:
         ValueError: naming the setting and the parts.
@@ -109,9 +73,10 @@ def check_adapter(choices: Mapping[str, Any], adapter: Any) -> None:
     tokens = getattr(adapter, "trainable_token_indices", None) or {}
     named = [*(getattr(adapter, "modules_to_save", None) or []), *(tokens if isinstance(tokens, Mapping) else ["embed_tokens"])]
     for name in named:
-        if choices.get(part_of(name)) == "freeze":
+        part = family.part_of(name)
+        if choices.get(part) == "freeze":
             raise ValueError(
-                f"train_parts.{part_of(name)}=freeze, but peft trains its {name} (modules_to_save or trainable_token_indices). "
+                f"train_parts.{part}=freeze, but peft trains its {name} (modules_to_save or trainable_token_indices). "
                 "Leave one of the two out."
             )
 
@@ -122,32 +87,22 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for a part that the model does not have, or more layers than in its tower.
     """
-    names = {part_of(name) for name, _ in model.named_parameters()}
+    family = family_of(base_model(model).config, "train_parts")
+    names = {family.part_of(name) for name, _ in model.named_parameters()}
     for part in choices:
         if part not in names:
             why = " (its head is tied to the input embeddings, part of language)" if part == "head" else ""
             raise ValueError(f"train_parts.{part}: {type(model).__name__} has no such part{why}. Leave it out.")
-    depth = 1 + max((number for name, _ in model.named_parameters() if (number := vision_depth(name)) is not None), default=-1)
+    depth = 1 + max(
+        (number for name, _ in model.named_parameters() if (number := family.vision_depth(name)) is not None), default=-1
+    )
     last = choices.get("vision")
     if isinstance(last, int) and last > depth:
         raise ValueError(f"train_parts.vision={last} is more than the {depth} layers of the vision tower.")
     for name, parameter in model.named_parameters():
-        choice = choices.get(part_of(name), "train")
+        choice = choices.get(family.part_of(name), "train")
         if isinstance(choice, int):
-            number = vision_depth(name)
+            number = family.vision_depth(name)
             choice = "train" if number is not None and number >= depth - choice else "freeze"
         if choice == "freeze":
             parameter.requires_grad_(False)
-
-
-def adapted_layers(choices: Mapping[str, Any]) -> str:
-    """A regular expression over module names that matches the layers to adapt: those of parts with the choice ``"lora"``.
-
-    >>> bool(re.fullmatch(adapted_layers({"vision": "lora"}), "model.vision_tower.encoder.layer.0.mlp.fc1"))
-    True
-    """
-    where = {"vision": r".*vision_tower\..*\.", "projector": r".*multi_modal_projector\.", "language": r".*language_model\..*\."}
-    patterns = [f"{where[part]}(?:{'|'.join(LINEAR[part])})" for part in LINEAR if choices.get(part, "freeze") == "lora"]
-    if not patterns:
-        raise ValueError("train_parts adapts no part. Set one to lora, or use peft=none.")
-    return f"^(?:{'|'.join(patterns)})$"

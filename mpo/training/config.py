@@ -11,7 +11,7 @@ from mpo.batching.skipping import ON_BAD_RECORD
 from mpo.encoding.tiles import BUDGETS
 from mpo.io import MAX_BAD_FRACTION
 from mpo.losses import Mixture
-from mpo.models.parts import PARTS
+from mpo.models.family import PARTS
 
 MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
 MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]

@@ -21,8 +21,9 @@ from mpo.batching.attention import check_backend
 from mpo.data import load_preferences
 from mpo.data.mixture_file import read_mixture
 from mpo.io import BAD_RECORDS, did_you_mean, write_text
-from mpo.models.loading import as_dtype, check_attention
-from mpo.models.parts import PARTS, PROJECTIONS, adapted_layers, check_adapter, check_parts, freeze_parts
+from mpo.models.family import INTERNVL, PARTS, Family, family_of
+from mpo.models.loading import as_dtype, check_attention, model_config
+from mpo.models.parts import check_adapter, check_parts, freeze_parts
 from mpo.models.strict import refuse_adapter
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.config import MPOConfig
@@ -341,20 +342,36 @@ class TrainJob:
         own |= {name: self.data[name] for name in SKIPPING if self.data.get(name) is not None}
         return MPOConfig(**own, **self.loss, **given)
 
-    def adapter(self) -> Any:
-        """Build peft's `LoraConfig`; None without an adapter."""
+    def family(self, config: Any) -> Family:
+        """Return the family of the model, if a setting depends on it.
+
+        Args:
+            config: the model's config.
+
+        Raises:
+            ValueError: for a vision-language model of an unknown family.
+        """
+        for setting, value in (("peft=qlora", self.peft["kind"] == "qlora"), ("train_parts", self.parts())):
+            if value:
+                return family_of(config, setting)
+        if self.peft["kind"] != "none" and not self.peft.get("target_modules"):
+            return family_of(config, f"peft={self.peft['kind']} without peft.target_modules")
+        return INTERNVL
+
+    def adapter(self, family: Family = INTERNVL) -> Any:
+        """Build peft's `LoraConfig` for a model of a family; None without an adapter."""
         if self.peft["kind"] == "none":
             return None
         from peft import LoraConfig
 
         settings = {key: value for key, value in self.peft.items() if key != "kind"}
-        settings["target_modules"] = settings.get("target_modules") or PROJECTIONS
+        settings["target_modules"] = settings.get("target_modules") or family.projections()
         if parts := self.parts():
-            settings["target_modules"] = adapted_layers(parts)
+            settings["target_modules"] = family.adapted_layers(parts)
             if parts.get("projector") == "train":
-                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), "multi_modal_projector"]
+                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]
         adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
-        check_adapter(self.parts(), adapter)
+        check_adapter(self.parts(), adapter, family)
         return adapter
 
     def freeze(self, model: Any) -> None:
@@ -363,17 +380,23 @@ class TrainJob:
             freeze_parts(model, parts)
 
     def quantization(self) -> Any:
-        """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs."""
+        """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs.
+
+        Raises:
+            ValueError: for a vision-language model of an unknown family, whose vision tower would be quantized.
+        """
         if self.peft["kind"] != "qlora":
             return None
         from transformers import BitsAndBytesConfig
 
+        name = self.model.get("name_or_path")
+        family = INTERNVL if name is None else self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=[".*vision_tower", ".*multi_modal_projector", "lm_head"],
+            llm_int8_skip_modules=family.not_quantized(),
         )
 
     def save(self) -> Path:
@@ -424,7 +447,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
         eval_dataset=eval_pairs,
         processing_class=loaded.processor,
         callbacks=[*samples, *callbacks],
-        peft_config=job.adapter(),
+        peft_config=job.adapter(job.family(loaded.model.config)),
     )
     trainer.train(resume_from_checkpoint=job.checkpoint())
     trainer.save_state()

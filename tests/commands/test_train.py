@@ -16,7 +16,7 @@ from support import make_image
 
 from mpo.commands import main
 from mpo.commands.train import GROUPS, settable
-from mpo.models.parts import part_of
+from mpo.models.family import INTERNVL
 from mpo.preflight.dry_run.build import build_structure
 from mpo.preflight.dry_run.parts import count_parameters
 from mpo.training.job import TrainJob, run_train_job
@@ -80,7 +80,7 @@ def test_parts_of_the_model(arguments, choices, trained):
     job = TrainJob.from_config(composed([*arguments, *choices, *rates]))
     trainer = run_train_job(job)
     named = dict(trainer.model.named_parameters())
-    assert {part_of(name) for name, parameter in named.items() if parameter.requires_grad} == trained
+    assert {INTERNVL.part_of(name) for name, parameter in named.items() if parameter.requires_grad} == trained
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.0}  # where the schedule ended
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-3}
     counted = {}

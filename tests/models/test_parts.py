@@ -6,9 +6,11 @@ import pytest
 import torch
 from small_runs import small_run
 from support import TEXTS
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
+from mpo.models.family import FAMILIES, INTERNVL, PARTS, TEXT, family_of
 from mpo.models.learning_rates import split_groups
-from mpo.models.parts import adapted_layers, check_parts, freeze_parts, part_of
+from mpo.models.parts import check_parts, freeze_parts
 from mpo.models.small import small_internvl, small_processor
 from mpo.training.job import TrainJob
 
@@ -20,7 +22,7 @@ def model():
 
 
 def trained(model) -> set[str]:
-    return {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {INTERNVL.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def test_freezing(model):
@@ -60,9 +62,9 @@ def test_more_layers_than_there_are(model):
 
 @pytest.mark.parametrize("part", ["vision", "projector", "language"])
 def test_adapters_go_to_one_part(model, part):
-    pattern = re.compile(adapted_layers({part: "lora"}))
+    pattern = re.compile(INTERNVL.adapted_layers({part: "lora"}))
     found = {name for name, module in model.named_modules() if pattern.fullmatch(name)}
-    assert found and {part_of(name) for name in found} == {part}
+    assert found and {INTERNVL.part_of(name) for name in found} == {part}
     assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in found)
 
 
@@ -111,7 +113,9 @@ def test_a_run_with_learning_rates_of_parts(tmp_path, kind):
         assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters() if name in before)
         return
     trainer.train()
-    moved = {part_of(name) for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
+    moved = {
+        INTERNVL.part_of(name) for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)
+    }
     assert moved == {"vision", "projector", "head"}
 
 
@@ -128,3 +132,99 @@ def test_a_run_with_learning_rates_of_parts(tmp_path, kind):
 def test_settings_without_effect(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         small_run(tmp_path, **settings).train()
+
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_VISION = {
+    **{
+        "depth": 2,
+        "hidden_size": 32,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "mlp_ratio": 2,
+    },
+    **{"patch_size": 14, "fullatt_block_indexes": [1], "deepstack_visual_indexes": [1], "num_position_embeddings": 16},
+}
+LANGUAGE = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+    **{"vocab_size": 100, "head_dim": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+}
+
+
+def shaped(kind):
+    """A model of a family, on the meta device."""
+    if kind.startswith("qwen"):
+        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+        config = CONFIG_MAPPING[kind](vision_config=QWEN_VISION, text_config={**LANGUAGE, "rope_parameters": rope})
+    else:
+        tower = "siglip_vision_model" if kind in ("llava_onevision", "paligemma") else "clip_vision_model"
+        text = {"llava_onevision": "qwen2", "paligemma": "gemma"}.get(kind, "llama")
+        config = CONFIG_MAPPING[kind](
+            vision_config={"model_type": tower, **VISION}, text_config={"model_type": text, **LANGUAGE}, projection_dim=32
+        )
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+@pytest.mark.parametrize("kind", [name for family in FAMILIES for name in family.types if name != "internvl"])
+def test_the_parts_of_other_families(kind):
+    """Nothing of the tower counts as language: not its parameters, not its adapters, not what QLoRA quantizes."""
+    model = shaped(kind)
+    family = family_of(model.config, "train_parts")
+    parts = {name: family.part_of(name) for name, _ in model.named_parameters()}
+    assert set(parts.values()) == set(PARTS)
+    tower = model.get_submodule(f"model.{family.vision}")
+    inside = {id(parameter) for parameter in tower.parameters()}
+    bridge = {id(p) for name, m in model.named_modules() if name.split(".")[-1] in family.projector for p in m.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in bridge:
+            assert parts[name] == "projector"
+        elif id(parameter) in inside:
+            assert parts[name] == "vision"
+        elif "image_newline" not in name:
+            assert parts[name] == ("head" if name.startswith("lm_head") else "language")
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    language = {name for name in linear if family.part_of(name) == "language"}
+    assert {name for name in linear if re.fullmatch(family.projections(), name)} == language
+    for part in ("vision", "projector", "language"):
+        own = {name for name in linear if family.part_of(name) == part and ".head." not in name}
+        assert {name for name, _ in model.named_modules() if re.fullmatch(family.adapted_layers({part: "lora"}), name)} - {
+            name for name in linear if ".head." in name
+        } == own
+    skipped = {name for name in linear if any(re.match(pattern, name) for pattern in family.not_quantized())}
+    assert linear - skipped == language
+    assert {family.vision_depth(name) for name, part in parts.items() if part == "vision"} == {None, 0, 1}
+    freeze_parts(model, {"vision": 1, "head": "freeze"})
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {family.vision_depth(name) for name in trained if parts[name] == "vision"} == {1}
+
+
+def test_an_unknown_family_is_refused_only_where_parts_matter(tmp_path):
+    model = shaped("paligemma")
+    with pytest.raises(ValueError, match="train_parts .*'paligemma'"):
+        freeze_parts(model, {"vision": "freeze"})
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="vision_learning_rate .*'paligemma'"):
+        split_groups(optimizer, model, rate=1.0, rates={"vision": 0.5}, vision_layer_decay=1)
+    for settings, name in (
+        ({"peft": {"kind": "qlora"}}, "peft=qlora"),
+        ({"peft": {"kind": "lora"}}, "peft=lora without peft.target_modules"),
+        ({"train_parts": {"vision": "freeze"}}, "train_parts"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} .*'paligemma'"):
+            TrainJob(model={}, data={}, **settings).family(model.config)
+    for settings in ({}, {"peft": {"kind": "lora", "target_modules": ["q_proj"]}}):
+        TrainJob(model={}, data={}, **settings).family(model.config)
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'paligemma'"):
+        TrainJob(model={"name_or_path": str(tmp_path)}, data={}, peft={"kind": "qlora"}).quantization()
+    assert family_of(model.config.get_text_config(), "train_parts") is TEXT

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mpo.models.fit import check_targets
-from mpo.models.loading import as_dtype, load_processor, official_folder
-from mpo.models.official.checkpoint import open_official
+from mpo.models.loading import as_dtype, load_processor, model_config
 
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
@@ -40,8 +39,7 @@ def build_structure(job: TrainJob) -> Structure:
         loaded = job.loader()(**settings)
         return Structure(adapted(loaded.model, job), loaded.processor, job.model["_target_"], True)
     code = bool(settings.get("trust_remote_code"))
-    folder = official_folder(name)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=code) if folder is None else open_official(folder).config
+    config = model_config(name, code)
     model = meta_model(config, settings.get("dtype", "auto"), trust_remote_code=code)
     tiles = {key: settings.get(key) for key in ("min_tiles", "max_tiles", "thumbnail")}
     processor = load_processor(name, **tiles, trust_remote_code=code)
@@ -65,7 +63,7 @@ def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_c
 
 def adapted(model: Any, job: TrainJob) -> Any:
     """Freeze parts of the model and add adapters as the job does, with the dtypes of training."""
-    adapter = job.adapter()
+    adapter = job.adapter(job.family(model.config))
     job.freeze(model)
     if adapter is None:
         return model

@@ -12,7 +12,7 @@ from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
 from mpo.preflight.dry_run.activations import Activations, PartMemory, activations
 from mpo.preflight.dry_run.batch import BatchShape
-from mpo.preflight.dry_run.parts import part_of
+from mpo.preflight.dry_run.parts import titles
 from mpo.preflight.dry_run.precision import Precision
 from mpo.preflight.dry_run.sharding import KINDS, Sharding
 from mpo.preflight.dry_run.state import optimiser_bytes, trained_bytes, weight_bytes
@@ -232,6 +232,7 @@ def _autocast_copies(model: nn.Module, precision: Precision, checkpointing: bool
     tower = find_tower(model)
     frozen = tower is not None and not any(p.requires_grad for p in tower.parameters())
     copies: dict[str, int] = {}
+    part_of = titles(model)
     for name, module in model.named_modules():
         part = part_of(name)
         if not isinstance(module, nn.Linear) or part == "LM head" or (frozen and part == "vision tower"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from mpo.models import parts
+from mpo.models.family import INTERNVL, family_of
 
 TITLES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "LM head"}
 PARTS = (*TITLES.values(), "adapters")
@@ -20,15 +22,15 @@ class Count:
     trainable: int = 0
 
 
-def part_of(name: str) -> str:
-    """Return the title of a parameter's part; adapters are a separate part.
+def titles(model: nn.Module) -> Callable[[str], str]:
+    """Return a function from the name of a parameter or module of `model` to the title of its part; adapters are a separate part.
 
-    >>> part_of("model.vision_tower.embeddings.cls_token"), part_of("lm_head.weight")
-    ('vision tower', 'LM head')
-    >>> part_of("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight")
-    'adapters'
+    Raises:
+        ValueError: for a vision-language model of an unknown family.
     """
-    return "adapters" if "lora_" in name else TITLES[parts.part_of(name)]
+    base = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    family = INTERNVL if base is None else family_of(base.config, "dry_run=true")
+    return lambda name: "adapters" if "lora_" in name else TITLES[family.part_of(name)]
 
 
 def count_parameters(model: nn.Module) -> dict[str, Count]:
@@ -38,6 +40,7 @@ def count_parameters(model: nn.Module) -> dict[str, Count]:
         model: a model; may be on the meta device.
     """
     counts = {part: Count() for part in PARTS}
+    part_of = titles(model)
     for name, parameter in model.named_parameters():
         count = counts[part_of(name)]
         count.total += parameter.numel()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mpo.preflight.dry_run.parts import part_of
+from mpo.preflight.dry_run.parts import titles
 from mpo.preflight.dry_run.sharding import Sharding
 
 FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
@@ -32,10 +32,11 @@ def weight_bytes(model: nn.Module, *, four_bits: bool) -> int:
 
 def trained_bytes(model: nn.Module, part: str | None = None) -> int:
     """Bytes of trained weights, which is also the size of their gradients; of one part, or of all."""
+    part_of = titles(model) if part is not None else None
     return sum(
         parameter.numel() * parameter.element_size()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and (part is None or part_of(name) == part)
+        if parameter.requires_grad and (part_of is None or part_of(name) == part)
     )
 
 
@@ -79,8 +80,5 @@ def optimiser_bytes(model: nn.Module, optim: str, sharding: Sharding, *, raised:
 
 def _matrices_of_language_model(model: nn.Module) -> set[int]:
     named: Any = model.named_modules()
-    return {
-        id(module.weight)
-        for name, module in named
-        if isinstance(module, nn.Linear) and "language_model" in name and "lora_" not in name
-    }
+    part_of = titles(model)
+    return {id(module.weight) for name, module in named if isinstance(module, nn.Linear) and part_of(name) == "language model"}

@@ -143,7 +143,7 @@ def test_a_row_without_a_shared_prompt(small):
     batch = encoded([record])
     assert batch["segments"].key_index is not None
     prompt = encoded._encode([record])[0][0]
-    rows = concatenate([lay_out(prompt.prompt_ids, [prompt.chosen])])
+    rows = concatenate([lay_out(prompt.prompt_ids, [prompt.completions[0]])])
     batch |= {name: getattr(rows, name) for name in ("input_ids", "position_ids", "segments")}
     positions = rows.labelled_positions
     batch |= {"positions_to_keep": LogitsToKeep(positions, rows.input_ids.size(1)), "shift_labels": rows.shift_labels[:, positions]}

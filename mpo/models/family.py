@@ -1,0 +1,150 @@
+"""Model families: where the parts of a model stand among its modules. A new family is one entry of `FAMILIES`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PARTS = ("vision", "projector", "language", "head")
+_LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The parts of a family's models, by transformers' module names.
+
+    Attributes:
+        types: values of ``config.model_type``.
+        vision: module of the vision tower; empty for text models.
+        layers: modules of the tower's layers, inside of it.
+        projector: modules between the tower and the language model.
+        loose: parameters that belong to the projector but are not in its modules.
+        linear: the linear layers that LoRA adapts in each part.
+    """
+
+    types: tuple[str, ...]
+    vision: str
+    layers: str
+    projector: tuple[str, ...]
+    linear: Mapping[str, tuple[str, ...]]
+    loose: tuple[str, ...] = ()
+
+    def part_of(self, name: str) -> str:
+        """The part that a parameter belongs to, by its name; an adapter belongs to the part it adapts.
+
+        >>> INTERNVL.part_of("model.vision_tower.embeddings.cls_token"), QWEN_VL.part_of("model.visual.merger.norm.weight")
+        ('vision', 'projector')
+        >>> INTERNVL.part_of("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight")
+        'language'
+        """
+        words = name.split(".")
+        if any(word in words for word in (*self.projector, *self.loose)):
+            return "projector"
+        if self.vision and self.vision in words:
+            return "vision"
+        return "head" if "lm_head" in words else "language"
+
+    def vision_depth(self, name: str) -> int | None:
+        """The index of the vision tower's layer that a parameter belongs to; None for its embeddings and other parts.
+
+        >>> INTERNVL.vision_depth("model.vision_tower.encoder.layer.11.lambda_1"), QWEN_VL.vision_depth("model.visual.pos_embed")
+        (11, None)
+        """
+        found = re.search(rf"{self.vision}\..*?{re.escape(self.layers)}\.(\d+)\.", f"{name}.") if self.vision else None
+        return int(found[1]) if found else None
+
+    def projections(self) -> str:
+        """A regular expression of every projection outside the vision tower: the default target of adapters."""
+        return rf"^(?!.*{self.vision or 'vision_tower'}).*\.({'|'.join(self.linear['language'])})$"
+
+    def adapted_layers(self, choices: Mapping[str, Any]) -> str:
+        """A regular expression over module names that matches the layers to adapt: those of parts with the choice ``"lora"``.
+
+        >>> bool(re.fullmatch(INTERNVL.adapted_layers({"vision": "lora"}), "model.vision_tower.encoder.layer.0.mlp.fc1"))
+        True
+
+        Raises:
+            ValueError: when no part is adapted, or the family has no such part.
+        """
+        chosen = [part for part in self.linear if choices.get(part, "freeze") == "lora"]
+        if not chosen:
+            raise ValueError("train_parts adapts no part. Set one to lora, or use peft=none.")
+        projector = "|".join(self.projector)
+        inside = rf"(?!(?:{projector})\.)" if self.vision == "visual" else ""  # there, the projector is a part of the tower
+        deeper = r"(?:.*\.)?" if self.vision == "visual" else ""
+        where = {
+            "vision": rf".*{self.vision}\.{inside}.*\.",
+            "projector": rf".*{projector}\." if len(self.projector) == 1 else rf".*(?:{projector})\.{deeper}",
+            "language": r".*language_model\..*\." if self.vision else r".*\.",
+        }
+        patterns = [f"{where[part]}(?:{'|'.join(self.linear[part])})" for part in chosen]
+        return f"^(?:{'|'.join(patterns)})$"
+
+    def not_quantized(self) -> list[str]:
+        """Regular expressions of the modules that QLoRA leaves in their dtype: all but the language model's layers."""
+        projectors = [name for name in self.projector if self.vision != "visual"]
+        return [*(f".*{name}" for name in (self.vision, *projectors) if name), "lm_head"]
+
+
+INTERNVL = Family(
+    types=("internvl",),
+    vision="vision_tower",
+    layers="encoder.layer",
+    projector=("multi_modal_projector",),
+    linear={  # those of tower and language model as in the official InternVL code
+        "vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
+        "projector": ("linear_1", "linear_2"),
+        "language": _LANGUAGE,
+    },
+)
+LLAVA = Family(
+    types=("llava", "llava_next", "llava_onevision"),
+    vision="vision_tower",
+    layers="encoder.layers",
+    projector=("multi_modal_projector",),
+    loose=("image_newline",),
+    linear={
+        "vision": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        "projector": ("linear_1", "linear_2"),
+        "language": _LANGUAGE,
+    },
+)
+QWEN_VL = Family(
+    types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    vision="visual",
+    layers="blocks",
+    projector=("merger", "deepstack_merger_list"),
+    linear={
+        "vision": ("qkv", r"attn\.proj", "fc1", "fc2", "linear_fc1", "linear_fc2", "gate_proj", "up_proj", "down_proj"),
+        "projector": ("linear_fc1", "linear_fc2", r"mlp\.[02]"),
+        "language": _LANGUAGE,
+    },
+)
+TEXT = Family(types=(), vision="", layers="", projector=(), linear={"language": _LANGUAGE})
+"""Any model without images: language and head."""
+FAMILIES = (INTERNVL, LLAVA, QWEN_VL)
+
+
+def family_of(config: Any, why: str) -> Family:
+    """The family of a model.
+
+    Args:
+        config: its config.
+        why: the setting that needs to know the model's parts, for the error.
+
+    Raises:
+        ValueError: for a vision-language model of an unknown family, whose parts would be mistaken for others.
+    """
+    found = next((family for family in FAMILIES if config.model_type in family.types), None)
+    if found is not None:
+        return found
+    encoders = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
+    if encoders:
+        known = ", ".join(name for family in FAMILIES for name in family.types)
+        raise ValueError(
+            f"{why} needs to know the parts of the model, and those of model_type {config.model_type!r} are not known (known: "
+            f"{known}). Leave it out, or add the family to mpo/models/family.py."
+        )
+    return TEXT

@@ -1,5 +1,6 @@
 """Mixtures: how much of each source, evaluation parts, resuming, streams."""
 
+import inspect
 import json
 from collections import Counter
 
@@ -15,7 +16,7 @@ from mpo.data import load_preferences
 from mpo.data.eval_part import components, split_eval
 from mpo.data.load import load_mixture, mix, stream_mixture
 from mpo.data.mixing import amounts, draw, shares
-from mpo.data.mixture_file import check_sources, read_mixture
+from mpo.data.mixture_file import LOAD_KEYS, OWN, check_sources, read_mixture
 
 
 def write(path, count, *, name=None, images=0):
@@ -432,3 +433,9 @@ def test_a_mixture_cannot_contain_itself(tmp_path, names):
         (tmp_path / f"{name}.yaml").write_text(f"sources: [{{path: {other}.yaml}}]\n")
     with pytest.raises(ValueError, match=rf"{names[-1]}\.yaml has .*a\.yaml as a source"):
         load_preferences(tmp_path / "a.yaml")
+
+
+def test_a_source_takes_every_argument_of_load_preferences():
+    """All but `streaming`, which a mixture cannot have; `tiles` is checked as the source's own."""
+    known = set(inspect.signature(load_preferences).parameters)
+    assert set(LOAD_KEYS) | {"tiles", "streaming"} == known and not set(LOAD_KEYS) & set(OWN)

@@ -23,7 +23,7 @@ Nothing is downloaded. Run the same command again to resume an interrupted demo.
 EXAMPLES = """\
 examples
   mpo demo                          run the demo, output in runs/demo
-  mpo demo --quick                  run all stages in about two minutes, with low accuracy
+  mpo demo --quick                  run all stages in about a minute, with low accuracy
   mpo demo --seed 1 --output-dir runs/demo1
 """
 
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = EXPLANATION
     parser.epilog = EXAMPLES
-    parser.add_argument("--quick", action="store_true", help="run a smaller demo of about two minutes; its accuracy is low")
+    parser.add_argument("--quick", action="store_true", help="run a smaller demo of about a minute; its accuracy is low")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--restart", action="store_true", help="delete an earlier demo in the output folder and run all stages")

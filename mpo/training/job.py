@@ -19,7 +19,7 @@ from transformers.utils import is_bitsandbytes_available, is_liger_kernel_availa
 
 from mpo.batching.attention import check_backend
 from mpo.data import load_preferences
-from mpo.data.mixture_file import read_mixture
+from mpo.data.mixture_file import LOAD_KEYS, read_mixture
 from mpo.io import BAD_RECORDS, did_you_mean, write_text
 from mpo.models.family import INTERNVL, PARTS, Family, family_of
 from mpo.models.loading import as_dtype, check_attention, model_config
@@ -128,7 +128,7 @@ class TrainJob:
                 raise ValueError(f"{group} must be a group of keys; got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         target = job.loader()
         refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
-        refuse_unknown(job.data, [*inspect.signature(load_preferences).parameters, *DATA_NAMES, *EVAL_KEYS], "data")
+        refuse_unknown(job.data, [*LOAD_KEYS, "tiles", "streaming", *DATA_NAMES, *EVAL_KEYS], "data")
         for name in ("eval_split", "eval_format"):
             if job.data.get(name) and not job.data.get("eval_path"):
                 raise ValueError(f"data.{name} needs data.eval_path, which is not set. Set it or remove data.{name}.")

@@ -26,7 +26,7 @@ from mpo.training.reference.fingerprint import Fingerprint, fingerprint
 
 
 def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
-    """Return the run's configuration, or a default one named after the model.
+    """Return a copy of the run's configuration, or a default one named after the model; the caller's is never changed.
 
     Raises:
         ValueError: for another class, model_init_kwargs beside a model that is loaded already, or an attention kernel that is not
@@ -47,7 +47,7 @@ def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
         )
     if args.rows != "padded":
         check_backend(args.packed_attention)
-    return args
+    return copy.copy(args)
 
 
 def check_columns(dataset: Any, name: str) -> None:

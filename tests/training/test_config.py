@@ -1,7 +1,10 @@
 """MPOConfig: the paper's defaults, TRL's meanings, refusals, the command line."""
 
+import copy
+
 import pytest
 import torch
+from small_runs import small_run
 from support import image_pairs
 from transformers import HfArgumentParser
 from trl import DPOConfig
@@ -114,3 +117,21 @@ def test_one_gpu_of_several_without_a_launcher(processor, internvl, tmp_path, mo
     trainer = MPOTrainer(model=internvl, args=args, train_dataset=image_pairs(2), processing_class=processor)
     assert trainer.args.n_gpu == 1 and "1 of 2 GPUs" in caplog.text
     trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "tokenizer"])
+def test_the_callers_configuration_is_not_changed(tmp_path, monkeypatch, kind):
+    """Neither by the constructor nor by training; two trainers may share one."""
+    given, before = [], []
+    made = MPOConfig.__post_init__
+
+    def kept(self):
+        made(self)
+        given.append(self)
+        before.append(copy.deepcopy({name: value for name, value in vars(self).items() if name in type(self).__dataclass_fields__}))
+
+    monkeypatch.setattr(MPOConfig, "__post_init__", kept)
+    trainer = small_run(tmp_path, kind=kind, max_steps=1, eval_pairs=2, eval_strategy="steps", dataloader_drop_last=True)
+    trainer.train()
+    assert trainer.args is not given[0]
+    assert {name: getattr(given[0], name) for name in before[0]} == before[0]

@@ -65,7 +65,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, durable: bool
     Several processes may write the same path at the same time: the last one to finish wins, whole.
 
     Args:
-        path: the target; its folder is created.
+        path: the target; its folder is created. A link is followed, a mode is kept, and what is not a regular file is written
+            directly.
         mode: ``"w"`` (UTF-8) or ``"wb"``.
         durable: flush the file and its folder to disk, so that it survives a power failure.
 
@@ -76,8 +77,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, durable: bool
     ...     Path(folder, "a", "b.txt").read_text()
     'text'
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_file():  # a pipe or a device, which a new file would take the place of
+        with open(target, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        return
     temporary = temporary_path(target)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -85,6 +90,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, durable: bool
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -100,3 +100,19 @@ def test_a_bad_record_crosses_processes_and_has_a_bounded_reason():
 def test_hints(name, hint):
     found = did_you_mean(name, ["learning_rate", "seed"])
     assert hint in found and bool(hint) == bool(found)
+
+
+def test_a_link_a_mode_and_a_pipe_stay_what_they_are(tmp_path):
+    private, link, pipe = tmp_path / "private", tmp_path / "link", tmp_path / "pipe"
+    private.write_text("old")
+    private.chmod(0o600)
+    link.symlink_to(private)
+    write_text(link, "new")
+    assert link.is_symlink() and private.read_text() == "new" and private.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    read: list[str] = []
+    reader.start()
+    write_text(pipe, "through")
+    reader.join()
+    assert read == ["through"] and pipe.is_fifo()

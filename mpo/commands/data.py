@@ -197,6 +197,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace) -> int:
+    _keep_input(args, output=args.output)
     from mpo.curation.validate import validate as check
 
     processor, context = _processor(args), None
@@ -220,6 +221,7 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def stats(args: argparse.Namespace) -> int:
+    _keep_input(args, html=args.html)
     from mpo.curation.stats import compute_stats, stats_text
 
     found = compute_stats(_load(args), _processor(args), num_proc=_workers(args))
@@ -236,6 +238,7 @@ def show(args: argparse.Namespace) -> int:
 
     from mpo.curation.show import show_page, show_text
 
+    _keep_input(args, html=args.html)
     pairs = _load(args)
     if args.id:
         ids = pairs.select_columns(["id"])[:]["id"]
@@ -334,6 +337,13 @@ def dedupe(args: argparse.Namespace) -> int:
 
 
 # Shared by the actions
+
+
+def _keep_input(args: argparse.Namespace, **outputs: Path | None) -> None:
+    """Refuse an output that is the input."""
+    for name, path in outputs.items():
+        if path is not None and path.exists() and Path(args.path).exists() and path.samefile(args.path):
+            raise ValueError(f"--{name}={path} is the input, which would be overwritten. Give another file.")
 
 
 def _print(text: str) -> None:

@@ -267,7 +267,7 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
 
 
 def _merged(source: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**settings, **source}
-    if merged["on_bad_record"] == "raise" and "max_bad_fraction" not in source:
+    merged = {**settings, **{key: value for key, value in source.items() if value is not None}}
+    if merged["on_bad_record"] == "raise" and source.get("max_bad_fraction") is None:
         del merged["max_bad_fraction"]  # it is only for sources that skip bad records
     return merged

@@ -11,7 +11,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoder
@@ -22,8 +22,8 @@ from mpo.generation.generator import Question, Response
 class LocalGenerator:
     """Sample responses from a transformers model, in left-padded batches; prompts are encoded as in training.
 
-    Weights, training mode and random state are unchanged. Repetition penalties of the checkpoint's generation config are off: a
-    response is a sample of the model's own distribution.
+    Weights, training mode and random state are unchanged. Of the checkpoint's generation config only the tokens that end a
+    response are used: a response is a sample of the model's own distribution.
 
     For InternVL a prompt and its images are computed once, whatever the number of responses: its key-value cache is copied
     for each of them. (`generate(num_return_sequences=n)` computes the prompt n times, and before transformers had
@@ -108,7 +108,7 @@ class LocalGenerator:
         Raises:
             ValueError: for invalid arguments, and for a prompt that cannot be encoded.
         """
-        if n < 1 or temperature < 0 or max_new_tokens < 1:
+        if n < 1 or not 0 <= temperature < float("inf") or max_new_tokens < 1:
             raise ValueError(
                 f"n and max_new_tokens must be 1 or more and temperature 0 or more; got n={n}, max_new_tokens={max_new_tokens}, "
                 f"temperature={temperature}."
@@ -154,10 +154,11 @@ class LocalGenerator:
 
     def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> Tensor:
         """Generate the new tokens of `n` rows per record, padded on the right."""
-        shared = n > 1 and self.model.config.model_type == "internvl"
-        inputs: Mapping[str, Any] = self.encode(records if shared else [record for record in records for _ in range(n)])
-        if shared:
+        inputs: Mapping[str, Any] = self.encode(records)
+        if n > 1 and self.model.config.model_type == "internvl" and inputs["input_ids"].shape[1] > 1:
             inputs = self._prefill(inputs, n)
+        elif n > 1:
+            inputs = self.encode([record for record in records for _ in range(n)])
         if isinstance(self.model, FSDPModule) and is_peft_model(self.model):
             # Without it, weights outside the layers would stay sharded.
             register_fsdp_forward_method(self.model, "generate")  # type: ignore[arg-type]
@@ -166,8 +167,6 @@ class LocalGenerator:
             **settings,
             eos_token_id=self._ends,
             pad_token_id=self._pad,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
             use_cache=True,
             synced_gpus=self.sharded,
         )
@@ -215,6 +214,11 @@ def _end_tokens(model: Any, processor: Any) -> list[int]:
 
 @contextmanager
 def _unchanged(model: Any) -> Iterator[None]:
-    """Eval mode, no gradients and a forked random state; all are restored on exit."""
-    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
+    """Eval mode, no gradients, no settings of the checkpoint's generation config, a forked random state; restored on exit."""
+    owner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    saved, owner.generation_config = owner.generation_config, GenerationConfig()
+    try:
+        with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        owner.generation_config = saved

@@ -22,6 +22,7 @@ class Family:
         projector: modules between the tower and the language model.
         loose: parameters that belong to the projector but are not in its modules.
         linear: the linear layers that LoRA adapts in each part.
+        towers: values of ``config.vision_config.model_type``; empty: the family has one kind of tower.
     """
 
     types: tuple[str, ...]
@@ -30,6 +31,7 @@ class Family:
     projector: tuple[str, ...]
     linear: Mapping[str, tuple[str, ...]]
     loose: tuple[str, ...] = ()
+    towers: tuple[str, ...] = ()
 
     def part_of(self, name: str) -> str:
         """The part that a parameter belongs to, by its name; an adapter belongs to the part it adapts.
@@ -76,7 +78,7 @@ class Family:
         deeper = r"(?:.*\.)?" if self.vision == "visual" else ""
         where = {
             "vision": rf".*{self.vision}\.{inside}.*\.",
-            "projector": rf".*{projector}\." if len(self.projector) == 1 else rf".*(?:{projector})\.{deeper}",
+            "projector": rf".*{projector}\.{deeper}" if len(self.projector) == 1 else rf".*(?:{projector})\.{deeper}",
             "language": r".*language_model\..*\." if self.vision else r".*\.",
         }
         patterns = [f"{where[part]}(?:{'|'.join(self.linear[part])})" for part in chosen]
@@ -105,6 +107,7 @@ LLAVA = Family(
     layers="encoder.layers",
     projector=("multi_modal_projector",),
     loose=("image_newline",),
+    towers=("clip_vision_model", "siglip_vision_model"),
     linear={
         "vision": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
         "projector": ("linear_1", "linear_2"),
@@ -112,19 +115,32 @@ LLAVA = Family(
     },
 )
 QWEN_VL = Family(
-    types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    types=("qwen2_vl", "qwen2_5_vl"),
+    vision="visual",
+    layers="blocks",
+    projector=("merger",),
+    linear={
+        "vision": ("qkv", r"attn\.proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
+        "projector": (r"mlp\.[02]",),
+        "language": _LANGUAGE,
+    },
+)
+QWEN3_VL = Family(
+    types=("qwen3_vl",),
     vision="visual",
     layers="blocks",
     projector=("merger", "deepstack_merger_list"),
     linear={
-        "vision": ("qkv", r"attn\.proj", "fc1", "fc2", "linear_fc1", "linear_fc2", "gate_proj", "up_proj", "down_proj"),
-        "projector": ("linear_fc1", "linear_fc2", r"mlp\.[02]"),
+        "vision": ("qkv", r"attn\.proj", "linear_fc1", "linear_fc2"),
+        "projector": ("linear_fc1", "linear_fc2"),
         "language": _LANGUAGE,
     },
 )
 TEXT = Family(types=(), vision="", layers="", projector=(), linear={"language": _LANGUAGE})
 """Any model without images: language and head."""
-FAMILIES = (INTERNVL, LLAVA, QWEN_VL)
+FAMILIES = (INTERNVL, LLAVA, QWEN_VL, QWEN3_VL)
+_NOT_TEXT = re.compile(r"vision|visual|image|img|vit_|vq|audio|speech|mm_", re.IGNORECASE)
+"""In the keys of a config: the model has more than text."""
 
 
 def family_of(config: Any, why: str) -> Family:
@@ -138,13 +154,15 @@ def family_of(config: Any, why: str) -> Family:
         ValueError: for a vision-language model of an unknown family, whose parts would be mistaken for others.
     """
     found = next((family for family in FAMILIES if config.model_type in family.types), None)
-    if found is not None:
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    if found is not None and (not found.towers or tower in found.towers):
         return found
-    encoders = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
-    if encoders:
-        known = ", ".join(name for family in FAMILIES for name in family.types)
-        raise ValueError(
-            f"{why} needs to know the parts of the model, and those of model_type {config.model_type!r} are not known (known: "
-            f"{known}). Leave it out, or add the family to mpo/models/family.py."
-        )
-    return TEXT
+    parts = {name for name, value in config.to_dict().items() if isinstance(value, dict) and "model_type" in value}
+    if found is None and parts <= {"attn_config", "ffn_config"} and not any(map(_NOT_TEXT.search, config.to_dict())):
+        return TEXT
+    known = ", ".join(name for family in FAMILIES for name in family.types)
+    kind = f"{config.model_type!r} with a vision tower {tower!r}" if found is not None else repr(config.model_type)
+    raise ValueError(
+        f"{why} needs to know the parts of the model, and those of model_type {kind} are not known (known: {known}, with the "
+        "towers of the original checkpoints, and text models). Leave it out, or add the family to mpo/models/family.py."
+    )

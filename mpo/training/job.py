@@ -143,7 +143,7 @@ class TrainJob:
         job.check_peft()
         refuse_unknown(job.lr or {}, PARTS, "lr")
         check_parts(job.parts(), adapters=job.peft["kind"] != "none")
-        job.adapter()
+        job.adapter(job.expected_family())
         job.check_samples()
         for where, value in (
             (next((f"data.{name}" for name in DATA_NAMES if name in job.data), "data.path"), job.data.get("path")),
@@ -358,8 +358,19 @@ class TrainJob:
             return family_of(config, f"peft={self.peft['kind']} without peft.target_modules")
         return INTERNVL
 
+    def expected_family(self) -> Family:
+        """Return the family of a model on this machine, before it is loaded; of another one, InternVL."""
+        name = self.model.get("name_or_path")
+        if self.peft["kind"] == "none" or name is None or not (Path(name) / "config.json").is_file():
+            return INTERNVL
+        return self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
+
     def adapter(self, family: Family = INTERNVL) -> Any:
-        """Build peft's `LoraConfig` for a model of a family; None without an adapter."""
+        """Build peft's `LoraConfig` for a model of a family; None without an adapter.
+
+        Raises:
+            ValueError: for settings that train a frozen part, and a projector that peft cannot train as a whole.
+        """
         if self.peft["kind"] == "none":
             return None
         from peft import LoraConfig
@@ -368,6 +379,11 @@ class TrainJob:
         settings["target_modules"] = settings.get("target_modules") or family.projections()
         if parts := self.parts():
             settings["target_modules"] = family.adapted_layers(parts)
+            if parts.get("projector") == "train" and len(family.projector) > 1:
+                raise ValueError(
+                    f"train_parts.projector=train beside adapters: peft cannot train the lists of modules of this family "
+                    f"({', '.join(family.projector)}). Use train_parts.projector=lora."
+                )
             if parts.get("projector") == "train":
                 settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]
         adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
@@ -390,7 +406,9 @@ class TrainJob:
         from transformers import BitsAndBytesConfig
 
         name = self.model.get("name_or_path")
-        family = INTERNVL if name is None else self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
+        if name is None:
+            raise ValueError("peft=qlora needs model.name_or_path, whose config says which parts are not to be quantized.")
+        family = self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -254,3 +254,14 @@ def test_a_processors_folder_is_enough_to_count_tokens(folder, run):
     small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4).save_pretrained("processor")
     status, said = run("validate", "pairs.jsonl", "--model", "processor", "--workers", 1)
     assert status == 0 and "12 pairs" in said
+
+
+@pytest.mark.parametrize("words", [["stats", "--html"], ["show", "--html"], ["validate", "--output"]], ids=" ".join)
+def test_an_output_is_never_the_input(folder, run, words):
+    """Nor by another name: a link to it, a path through its folder."""
+    before = (folder / "pairs.jsonl").read_bytes()
+    (folder / "link.jsonl").symlink_to(folder / "pairs.jsonl")
+    for name in ("pairs.jsonl", "link.jsonl", f"../{folder.name}/pairs.jsonl"):
+        status, said = run(words[0], "pairs.jsonl", words[1], name)
+        assert status == 2 and f"{words[1]}={name}" in said
+    assert (folder / "pairs.jsonl").read_bytes() == before

@@ -134,3 +134,21 @@ def test_bos_stands_once(internvl, with_bos, questions):
     assert [row[own].tolist() for row, own in zip(inputs["input_ids"], mask, strict=True)] == [one.prompt_ids for one in prompts]
     assert all(one.prompt_ids.count(with_bos.tokenizer.bos_token_id) == 1 for one in prompts)
     assert trial.question(with_bos)["input_ids"][0].tolist().count(with_bos.tokenizer.bos_token_id) == 1
+
+
+def test_a_prompt_of_one_token_has_several_responses(lively, processor):
+    responses = LocalGenerator(lively, processor).respond([{"prompt": "a"}], n=3, max_new_tokens=2)
+    assert [len(several) for several in responses] == [3]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"min_p": 0.9}, {"suppress_tokens": list(range(3, 200))}, {"num_beams": 2}, {"num_return_sequences": 2}]
+)
+def test_only_the_end_tokens_of_the_generation_config_count(lively, processor, setting):
+    """The model's own distribution, whatever decoding its checkpoint suggests; the config is the same afterwards."""
+    generator = LocalGenerator(lively, processor)
+    expected = generator.generate(QUESTIONS[:2], max_new_tokens=4)
+    for name, value in setting.items():
+        setattr(lively.generation_config, name, value)
+    assert generator.generate(QUESTIONS[:2], max_new_tokens=4) == expected
+    assert all(getattr(lively.generation_config, name) == value for name, value in setting.items())

@@ -227,4 +227,36 @@ def test_an_unknown_family_is_refused_only_where_parts_matter(tmp_path):
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'paligemma'"):
         TrainJob(model={"name_or_path": str(tmp_path)}, data={}, peft={"kind": "qlora"}).quantization()
-    assert family_of(model.config.get_text_config(), "train_parts") is TEXT
+
+
+@pytest.mark.parametrize("kind", ["emu3", "fuyu", "chameleon", "moshi", "mllama", "gemma3", "qwen2_audio", "pi0"])
+def test_a_model_of_more_than_text_is_not_taken_for_one_of_text(kind):
+    with pytest.raises(ValueError, match=f"train_parts .*'{kind}'"):
+        family_of(CONFIG_MAPPING[kind](), "train_parts")
+
+
+@pytest.mark.parametrize(
+    "key", ["vision_cfg", "visual", "mm_vision_tower", "img_processor", "speech_config", "audio_encoder_config"]
+)
+def test_a_config_that_names_an_encoder_in_its_own_way_is_not_text(key):
+    with pytest.raises(ValueError, match="train_parts"):
+        family_of(CONFIG_MAPPING["qwen2"](**{key: {"hidden_size": 8}}), "train_parts")
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe", "mixtral", "deepseek_v3", "llama", "gpt2", "mpt", "dbrx", "qwen3_vl_text"])
+def test_text_models(kind):
+    assert family_of(CONFIG_MAPPING[kind](), "train_parts") is TEXT
+
+
+def test_a_tower_of_another_kind_is_another_family():
+    config = CONFIG_MAPPING["llava"](vision_config={"model_type": "pixtral"}, text_config={"model_type": "llama"})
+    with pytest.raises(ValueError, match="'llava' .*'pixtral'"):
+        family_of(config, "train_parts")
+
+
+def test_what_peft_cannot_train_is_refused_by_name():
+    job = TrainJob(model={}, data={}, peft={"kind": "lora"}, train_parts={"projector": "train", "language": "lora"})
+    with pytest.raises(ValueError, match="train_parts.projector=train .*deepstack_merger_list"):
+        job.adapter(family_of(shaped("qwen3_vl").config, "train_parts"))
+    with pytest.raises(ValueError, match="model.name_or_path"):
+        TrainJob(model={"_target_": "x.y", "path": "m"}, data={}, peft={"kind": "qlora"}).quantization()

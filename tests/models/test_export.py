@@ -308,7 +308,7 @@ def test_an_adapter_of_tied_embeddings(tmp_path):
 def test_qlora(base, tmp_path):
     """Trained in 4 bits, merged into the base as it is on disk."""
     pytest.importorskip("bitsandbytes")
-    job = TrainJob(model={}, data={}, peft={"kind": "qlora"})
+    job = TrainJob(model={"name_or_path": str(base)}, data={}, peft={"kind": "qlora"})
     run = train(tmp_path / "run", base, quantization=job.quantization())
     done = export(run, tmp_path / "out", dtype="float32", progress=False)
     assert done.comparison.difference < 1e-5 < done.comparison.moved

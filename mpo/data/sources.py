@@ -16,7 +16,7 @@ from mpo.data.files import files_of, open_files
 from mpo.data.formats.vlfeedback import MAX_PAIRS
 from mpo.data.records import FEATURES, FRAMES, TILES
 from mpo.data.shards import Shard
-from mpo.io import MIN_DENOMINATOR, BadRecord
+from mpo.io import BAD_RECORDS, MIN_DENOMINATOR, BadRecord
 
 logger = logging.getLogger(__name__)
 STREAM_SHARDS = 64
@@ -46,7 +46,7 @@ def load_source(
     """
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
     reading = Reading(os.path.realpath(root), format, name or _stem(path), skip=on_bad_record == "skip")
-    bad_file = Path(bad_records) if bad_records else Path("bad_records.jsonl")
+    bad_file = Path(bad_records) if bad_records else Path(BAD_RECORDS)
     if streaming:
         stream = _Stream(reading, dict(own), bad_file, max_bad_fraction)
         shards = open_files(path, split, min_shards=STREAM_SHARDS)

@@ -154,11 +154,10 @@ class LocalGenerator:
 
     def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> Tensor:
         """Generate the new tokens of `n` rows per record, padded on the right."""
-        inputs: Mapping[str, Any] = self.encode(records)
-        if n > 1 and self.model.config.model_type == "internvl" and inputs["input_ids"].shape[1] > 1:
+        shared = n > 1 and self.model.config.model_type == "internvl"
+        inputs: Mapping[str, Any] = self.encode(records if shared else [record for record in records for _ in range(n)])
+        if shared:
             inputs = self._prefill(inputs, n)
-        elif n > 1:
-            inputs = self.encode([record for record in records for _ in range(n)])
         if isinstance(self.model, FSDPModule) and is_peft_model(self.model):
             # Without it, weights outside the layers would stay sharded.
             register_fsdp_forward_method(self.model, "generate")  # type: ignore[arg-type]
@@ -176,6 +175,9 @@ class LocalGenerator:
     def _prefill(self, inputs: Mapping[str, Tensor], n: int) -> dict[str, Any]:
         """Compute each prompt without its last token once, and repeat the inputs and the cache `n` times for `generate`."""
         mask = inputs["attention_mask"]
+        repeated = {name: inputs[name].repeat_interleave(n, dim=0) for name in ("input_ids", "attention_mask")}
+        if mask.shape[1] == 1:  # prompts of one token, which has to stay
+            return repeated
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config.get_text_config())
         self.model(
@@ -188,11 +190,7 @@ class LocalGenerator:
             logits_to_keep=1,
         )
         cache.batch_repeat_interleave(n)
-        return {
-            "input_ids": inputs["input_ids"].repeat_interleave(n, dim=0),
-            "attention_mask": mask.repeat_interleave(n, dim=0),
-            "past_key_values": cache,
-        }
+        return {**repeated, "past_key_values": cache}
 
     def _response(self, row: list[int]) -> Response:
         end = next((place for place, token in enumerate(row) if token in self._ends), None)

@@ -23,6 +23,7 @@ class Family:
         loose: parameters that belong to the projector but are not in its modules.
         linear: the linear layers that LoRA adapts in each part.
         towers: values of ``config.vision_config.model_type``; empty: the family has one kind of tower.
+        projector_in_tower: whether the projector's modules stand inside of the tower, and its layers deeper in them.
     """
 
     types: tuple[str, ...]
@@ -32,6 +33,7 @@ class Family:
     linear: Mapping[str, tuple[str, ...]]
     loose: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
+    projector_in_tower: bool = False
 
     def part_of(self, name: str) -> str:
         """The part that a parameter belongs to, by its name; an adapter belongs to the part it adapts.
@@ -74,11 +76,10 @@ class Family:
         if not chosen:
             raise ValueError("train_parts adapts no part. Set one to lora, or use peft=none.")
         projector = "|".join(self.projector)
-        inside = rf"(?!(?:{projector})\.)" if self.vision == "visual" else ""  # there, the projector is a part of the tower
-        deeper = r"(?:.*\.)?" if self.vision == "visual" else ""
+        without, deeper = (rf"(?!(?:{projector})\.)", r"(?:.*\.)?") if self.projector_in_tower else ("", "")
         where = {
-            "vision": rf".*{self.vision}\.{inside}.*\.",
-            "projector": rf".*{projector}\.{deeper}" if len(self.projector) == 1 else rf".*(?:{projector})\.{deeper}",
+            "vision": rf".*{self.vision}\.{without}.*\.",
+            "projector": rf".*(?:{projector})\.{deeper}",
             "language": r".*language_model\..*\." if self.vision else r".*\.",
         }
         patterns = [f"{where[part]}(?:{'|'.join(self.linear[part])})" for part in chosen]
@@ -86,8 +87,8 @@ class Family:
 
     def not_quantized(self) -> list[str]:
         """Regular expressions of the modules that QLoRA leaves in their dtype: all but the language model's layers."""
-        projectors = [name for name in self.projector if self.vision != "visual"]
-        return [*(f".*{name}" for name in (self.vision, *projectors) if name), "lm_head"]
+        outside = () if self.projector_in_tower else self.projector
+        return [*(f".*{name}" for name in (self.vision, *outside) if name), "lm_head"]
 
 
 INTERNVL = Family(
@@ -119,6 +120,7 @@ QWEN_VL = Family(
     vision="visual",
     layers="blocks",
     projector=("merger",),
+    projector_in_tower=True,
     linear={
         "vision": ("qkv", r"attn\.proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
         "projector": (r"mlp\.[02]",),
@@ -130,6 +132,7 @@ QWEN3_VL = Family(
     vision="visual",
     layers="blocks",
     projector=("merger", "deepstack_merger_list"),
+    projector_in_tower=True,
     linear={
         "vision": ("qkv", r"attn\.proj", "linear_fc1", "linear_fc2"),
         "projector": ("linear_fc1", "linear_fc2"),
@@ -147,7 +150,7 @@ def family_of(config: Any, why: str) -> Family:
     """The family of a model.
 
     Args:
-        config: its config.
+        config: transformers' config of the model.
         why: the setting that needs to know the model's parts, for the error.
 
     Raises:

@@ -439,3 +439,14 @@ def test_a_source_takes_every_argument_of_load_preferences():
     """All but `streaming`, which a mixture cannot have; `tiles` is checked as the source's own."""
     known = set(inspect.signature(load_preferences).parameters)
     assert set(LOAD_KEYS) | {"tiles", "streaming"} == known and not set(LOAD_KEYS) & set(OWN)
+
+
+def test_null_in_a_mixture_is_not_set(tmp_path):
+    """`on_bad_record: null` leaves the caller's setting, as a missing key does."""
+    pair = {"question": "What?", "chosen": "This.", "rejected": "That."}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({**pair, "chosen": text}) + "\n" for text in ("This.", "", "These.")))
+    (tmp_path / "mixture.yaml").write_text("sources:\n- path: a.jsonl\n  on_bad_record: null\n  bad_records: null\n")
+    listed = tmp_path / "lists" / "bad.jsonl"
+    settings = {"on_bad_record": "skip", "max_bad_fraction": 0.5, "bad_records": listed}
+    assert len(load_preferences(tmp_path / "mixture.yaml", **settings)) == 2
+    assert len(listed.read_text().splitlines()) == 1

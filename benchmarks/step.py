@@ -282,7 +282,7 @@ def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
         for _ in range(2):
             calls.clear()
             with torch.enable_grad():
-                trainer.compute_loss(trainer.model, dict(batch))
+                trainer.compute_loss(trainer.model, copy.copy(batch))
     for call in calls:
         call.plays = call.tiles == 0
     return calls
@@ -316,7 +316,7 @@ def _for_meta(inputs: dict[str, Any]) -> dict[str, Any]:
     inputs = dict(inputs)
     labels = inputs.pop("labels", None)
     if labels is not None:  # labelled positions depend on values, which meta tensors do not have
-        inputs |= {n: v for n, v in label_padded_rows(inputs["input_ids"], labels != -100).items() if n != "labelled"}
+        inputs["positions_to_keep"], inputs["shift_labels"], _ = label_padded_rows(inputs["input_ids"], labels != -100)
         del inputs["attention_mask"]  # also read by value; attention counts the same with a mask
     return {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
 
@@ -386,9 +386,9 @@ def count_directly(side: str, case: Case, shape: Shape) -> int:
     """Count the FLOPs of a real step on the CPU, loss and backward, without recording calls."""
     with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
         trainer, batch = make_trainer(side, case, shape, folder)
-        trainer.compute_loss(trainer.model, dict(batch))  # as in `record_calls`, the first step is not counted
+        trainer.compute_loss(trainer.model, copy.copy(batch))  # as in `record_calls`, the first step is not counted
         with FlopCounterMode(display=False) as counter:
-            trainer.compute_loss(trainer.model, dict(batch)).backward()
+            trainer.compute_loss(trainer.model, copy.copy(batch)).backward()
     return counter.get_total_flops()
 
 
@@ -432,7 +432,7 @@ def stepper(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
 
     def step() -> None:
         with trainer.accelerator.autocast():
-            loss = trainer.compute_loss(trainer.model, dict(batch))
+            loss = trainer.compute_loss(trainer.model, copy.copy(batch))
         loss.backward()
         nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         optimizer.step()

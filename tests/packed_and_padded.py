@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import transformers
-from support import make_image, messages, perturbed
+from support import completion_mask, make_image, messages, perturbed
 from torch.nn.functional import rms_norm
 from trl.trainer.utils import add_fused_lm_head
 
 from mpo.batching.attention import packed_attention
+from mpo.batching.batch import Batch
 from mpo.batching.collator import PairCollator
 from mpo.batching.layout import completion_sums, concatenate, lay_out
 from mpo.batching.logits_to_keep import LogitsToKeep, add_logits_to_keep, label_padded_rows
@@ -167,14 +168,13 @@ def batches_of(groups, pairs):
     order = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
     rows = concatenate([lay_out(group.prompt, group.completions) for group in groups])
     labelled = rows.labelled.select(order)
-    packed = {
-        "input_ids": rows.input_ids,
-        "position_ids": rows.position_ids,
-        "segments": rows.segments,
-        "positions_to_keep": LogitsToKeep(rows.labelled_positions, rows.input_ids.size(1)),
-        "shift_labels": rows.shift_labels[:, rows.labelled_positions],
-        "labelled": replace(labelled, node=torch.searchsorted(rows.labelled_positions, labelled.node)),
-    }
+    packed = Batch(
+        {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "segments": rows.segments},
+        LogitsToKeep(rows.labelled_positions, rows.input_ids.size(1)),
+        rows.shift_labels[:, rows.labelled_positions],
+        replace(labelled, node=torch.searchsorted(rows.labelled_positions, labelled.node)),
+        tokens=rows.input_ids.numel(),
+    )
     texts = [(group, completion) for group in groups for completion in group.completions]
     texts = [texts[place] for place in order]
     shape = len(texts), max(len(group.prompt) + len(completion.ids) for group, completion in texts)
@@ -184,11 +184,11 @@ def batches_of(groups, pairs):
         input_ids[row, :end] = torch.tensor(group.prompt + completion.ids)
         attention_mask[row, :end] = 1
         completion_mask[row, begin:end] = torch.tensor(completion.loss_mask)
-    padded = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
-    padded |= label_padded_rows(input_ids, completion_mask)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    padded = Batch(inputs, *label_padded_rows(input_ids, completion_mask), tokens=int(attention_mask.sum()))
     for batch, of_groups in ((packed, groups), (padded, [group for group, _ in texts])):
         tiles = [group.tiles for group in of_groups if group.tiles is not None]
-        batch |= {"pixel_values": torch.cat(tiles)} if tiles else {}
+        batch.model_inputs.update({"pixel_values": torch.cat(tiles)} if tiles else {})
     return packed, padded
 
 
@@ -207,9 +207,9 @@ def random_batches(processor, seed):
 
 def trained_sums(model, batch):
     """Log-prob sums of the 2P completions, shape (2P,), as a training run has them (`with_head`)."""
-    names = ("input_ids", "attention_mask", "position_ids", "segments", "positions_to_keep", "shift_labels", "pixel_values")
-    inputs = {name: batch[name] for name in names if name in batch}
-    return completion_sums(model(**inputs, use_cache=False, fused_lm_head=True).log_probs, batch["labelled"])
+    labels = {"positions_to_keep": batch.positions_to_keep, "shift_labels": batch.shift_labels}
+    output = model(**batch.model_inputs, **labels, use_cache=False, fused_lm_head=True)
+    return completion_sums(output.log_probs, batch.labelled)
 
 
 def exact_sums(exact, padded, dtype=torch.float64):
@@ -219,7 +219,7 @@ def exact_sums(exact, padded, dtype=torch.float64):
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype).double()
     logps = exact(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
     assert logps.dtype == torch.float64
-    return (logps.gather(-1, padded["input_ids"][:, 1:, None])[..., 0] * padded["completion_mask"][:, 1:].bool()).sum(1)
+    return (logps.gather(-1, padded["input_ids"][:, 1:, None])[..., 0] * completion_mask(padded)[:, 1:].bool()).sum(1)
 
 
 @dataclass
@@ -264,7 +264,7 @@ class Models:
         dtype = self.trained[1].dtype
         with torch.no_grad():
             reference_sums = exact_sums(reference, padded, dtype)
-        return first, second, backward(policy, exact_sums(policy, padded, dtype), reference_sums, padded["labelled"].lengths)
+        return first, second, backward(policy, exact_sums(policy, padded, dtype), reference_sums, padded.labelled.lengths)
 
     def _result(self, batch):
         policy, reference = self.trained
@@ -272,4 +272,4 @@ class Models:
             with torch.no_grad():
                 reference_sums = trained_sums(reference, batch)
             sums = trained_sums(policy, batch)
-        return backward(policy, sums, reference_sums, batch["labelled"].lengths)
+        return backward(policy, sums, reference_sums, batch.labelled.lengths)

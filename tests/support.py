@@ -21,6 +21,13 @@ def make_image(seed: int, width: int = 64, height: int = 32) -> Image.Image:
     return Image.fromarray(noise)
 
 
+def completion_mask(batch) -> torch.Tensor:
+    """Shape (2P, T): 1 for the labelled tokens of a batch of padded rows."""
+    mask = torch.zeros_like(batch["input_ids"]).flatten()
+    mask[batch.positions_to_keep.index + 1] = 1
+    return mask.view_as(batch["input_ids"])
+
+
 def text_pairs(count: int) -> Dataset:
     """Pairs with completions of different lengths."""
     return Dataset.from_list(

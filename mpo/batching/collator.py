@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mpo.batching.batch import Batch, ModelInput
 from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.batching.skipping import BLANK_PAIR, sort_out
@@ -38,31 +39,26 @@ class PairCollator:
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one completion. ``"packed"``: one row for each
             distinct prompt with all its completions, concatenated without padding (`mpo.batching.layout`).
-        keys: add the key of each completion's content (`mpo.encoding.keys`).
+        keys: add ``completion_keys``, the keys of the completions' contents (`mpo.encoding.keys`).
         ld_alpha: part of these keys, with the length of the pair's shorter completion, since LD-DPO's sums depend on both.
         blank_image: add an unlabelled row with a white image to a batch that has no image. A vision tower that is trained on
             several ranks, or sharded over them, has to run on all of them in every step; without it on one rank, the others
             wait forever. (In a step without any image AdamW then applies the tower's momentum.)
-        keep_records: while this is not zero, add the records to the batch, as ``records``. In shared memory, so that data
-            loader workers, which have copies of the collator, see it change.
+        keep_records: while this is not zero, add the records to the batch. In shared memory, so that data loader workers, which
+            have copies of the collator, see it change.
         on_bad_record: for a record that cannot be collated: ``"raise"`` the ValueError that says why, or ``"skip"`` it: a blank
             pair at the end of the batch replaces it and does not count.
         augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
         context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `Encoder`.
 
     Returns (from a call with P records):
-        ``input_ids``; for padded rows ``attention_mask`` and ``completion_mask`` (2P, T); for packed rows ``position_ids``
-        (1, N) and ``segments``; ``positions_to_keep``, ``shift_labels`` and ``labelled`` (`mpo.batching.logits_to_keep`), the 2P
-        completions in order, chosen first; the processor's image tensors, in packed rows once per distinct image, with
-        ``tile_order`` (`mpo.encoding.images`) if several prompts have the same image; with a max_length, ``is_truncated`` of
-        shape (2P,), whether a completion was truncated; with `keys`, ``completion_keys``; ``tokens``, the number of tokens
-        without padding; ``names``, the records' names in error messages; ``counted``, the number of pairs before padding pairs;
-        with bad records, ``bad`` (`mpo.batching.skipping.sort_out`) and ``kept``, the indices of the others among the P.
+        a `mpo.batching.batch.Batch`.
 
     Example:
         >>> from transformers import AutoTokenizer  # doctest: +SKIP
         >>> collator = PairCollator(AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct"))  # doctest: +SKIP
         >>> batch = collator([{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}])  # doctest: +SKIP
+        >>> batch.size, batch["input_ids"].shape  # doctest: +SKIP
     """
 
     processing_class: Any
@@ -97,9 +93,9 @@ class PairCollator:
         )
         self.tokenizer = self._encode.tokenizer
 
-    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+    def __call__(self, records: Sequence[Record]) -> Batch:
         """Collate records; see the class."""
-        records, notes = list(records), {}
+        records = list(records)
         try:
             batch = self._collate(records)
         except ValueError:
@@ -107,12 +103,12 @@ class PairCollator:
                 raise
             kept, bad = sort_out(records, self._collate)
             records = [records[place] for place in kept] + [BLANK_PAIR] * (len(records) - len(kept))
-            batch, notes = self._collate(records), {"kept": kept, "bad": bad}
+            batch = replace(self._collate(records), kept=tuple(kept), bad=tuple(bad))
         if self.keep_records is not None and self.keep_records.item():
-            batch["records"] = records
-        return batch | notes
+            batch = replace(batch, records=tuple(records))
+        return batch
 
-    def _collate(self, records: list[Record]) -> dict[str, Any]:
+    def _collate(self, records: list[Record]) -> Batch:
         if self.keys and any(EPOCH in record for record in records):
             raise ValueError(AUGMENTED_AND_CACHED)
         pairs, pixels, order = self._encode(records)
@@ -120,25 +116,23 @@ class PairCollator:
         if self.blank_image and not pixels and is_processor(self.processing_class):  # a tokenizer's records have no images
             blank, pixels, order = self._blank()
         if self.layout == "packed":
-            batch = self._pack(pairs, blank) | pixels
-            if order is not None and len(order) != len(pixels["pixel_values"]):
-                batch["tile_order"] = TileOrder(order)
+            batch = self._pack(pairs, blank)
+            order = None if order is None or len(order) == len(pixels["pixel_values"]) else order
+            images: dict[str, ModelInput] = {**pixels} if order is None else {**pixels, "tile_order": TileOrder(order)}
         else:
+            batch = self._pad(pairs, blank)
             if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
                 pixels["pixel_values"] = pixels["pixel_values"][order]
-            if not blank:  # an image belongs to both completions: once for the chosen rows, once for the rejected ones
-                pixels = {name: torch.cat([value, value]) for name, value in pixels.items()}
-            batch = self._pad(pairs, blank) | pixels
-        if self.max_length is not None:
-            batch["is_truncated"] = torch.tensor(
-                [len(pair.prompt_ids) + len(completion.ids) > self.max_length for pair, completion in _by_side(pairs)]
-            )
-        if self.keys:
-            batch["completion_keys"] = self._completion_keys(pairs)
-        batch["names"] = [describe(record) for record in records]
-        if any(PADDING in record for record in records):
-            batch["counted"] = sum(PADDING not in record for record in records)
-        return batch
+            # An image belongs to both completions: once for the chosen rows, once for the rejected ones.
+            images = {name: value if blank else torch.cat([value, value]) for name, value in pixels.items()}
+        return replace(
+            batch,
+            model_inputs=batch.model_inputs | images,
+            names=tuple(describe(record) for record in records),
+            counted=sum(PADDING not in record for record in records) if any(PADDING in record for record in records) else None,
+            is_truncated=None if self.max_length is None else self._is_truncated(pairs, self.max_length),
+            completion_keys=tuple(self._completion_keys(pairs)) if self.keys else None,
+        )
 
     def _blank(self) -> tuple[list[Encoded], dict[str, Tensor], Tensor | None]:
         """The row with a white image."""
@@ -148,6 +142,9 @@ class PairCollator:
             system = [{"role": "system", "content": "."}] if template.needs_system else []
             prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
         return Encoder(self.processing_class)([{"prompt": prompt, "images": [_WHITE]}], sides=())
+
+    def _is_truncated(self, pairs: list[Encoded], max_length: int) -> Tensor:
+        return torch.tensor([len(pair.prompt_ids) + len(completion.ids) > max_length for pair, completion in _by_side(pairs)])
 
     def _completion_keys(self, pairs: list[Encoded]) -> list[bytes]:
         image_keys: dict[int, bytes] = {}
@@ -176,7 +173,7 @@ class PairCollator:
         kept = self.max_length - len(pair.prompt_ids)
         return pair.prompt_ids, Completion(completion.ids[:kept], completion.loss_mask[:kept])
 
-    def _pack(self, pairs: list[Encoded], blank: list[Encoded]) -> dict[str, Any]:
+    def _pack(self, pairs: list[Encoded], blank: list[Encoded]) -> Batch:
         groups: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):
             groups.setdefault(pair.prompt, []).append(number)
@@ -208,17 +205,15 @@ class PairCollator:
         tokens = sum(len(row.tokens) for row in rows)
         packed = concatenate(rows + [prompt_alone(pair.prompt_ids) for pair in blank])
         labelled = packed.labelled.select(places)
-        return {
-            "input_ids": packed.input_ids,
-            "position_ids": packed.position_ids,
-            "segments": packed.segments,
-            "positions_to_keep": LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1)),
-            "shift_labels": packed.shift_labels[:, packed.labelled_positions],
-            "labelled": replace(labelled, node=torch.searchsorted(packed.labelled_positions, labelled.node)),
-            "tokens": tokens,
-        }
+        return Batch(
+            {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments},
+            LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1)),
+            packed.shift_labels[:, packed.labelled_positions],
+            replace(labelled, node=torch.searchsorted(packed.labelled_positions, labelled.node)),
+            tokens,
+        )
 
-    def _pad(self, pairs: list[Encoded], blank: list[Encoded]) -> dict[str, Any]:
+    def _pad(self, pairs: list[Encoded], blank: list[Encoded]) -> Batch:
         rows = _by_side(pairs)
         kept = slice(None)
         if self.max_length is not None:
@@ -236,16 +231,16 @@ class PairCollator:
             return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=torch.long)
 
         pad_token = self.tokenizer.pad_token_id
-        batch: dict[str, Any] = {
-            "input_ids": padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token),
+        input_ids = padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token)
+        inputs: dict[str, ModelInput] = {
+            "input_ids": input_ids,
             "attention_mask": padded([[1] * len(row) for row in ids], 0),
-            "completion_mask": padded(loss_masks, 0),
         }
         heads = [pair for pair, _ in rows] + blank
         for name in {name for pair in heads for name in pair.extra}:
             values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
-            batch[name] = padded([(row + [0] * length)[kept][:length] for row in values], 0)
-        return {**batch, **label_padded_rows(batch["input_ids"][: len(rows)], batch["completion_mask"]), "tokens": tokens}
+            inputs[name] = padded([(row + [0] * length)[kept][:length] for row in values], 0)
+        return Batch(inputs, *label_padded_rows(input_ids[: len(rows)], padded(loss_masks, 0)), tokens)
 
 
 @dataclass
@@ -258,14 +253,11 @@ class LabelledBatches:
 
     collator: Any
 
-    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+    def __call__(self, records: Sequence[Record]) -> Batch:
         """Collate records; see `PairCollator`."""
-        batch = dict(self.collator(records))
-        return {
-            **batch,
-            **label_padded_rows(batch["input_ids"], batch["completion_mask"]),
-            "tokens": int(batch["attention_mask"].sum()),
-        }
+        inputs = dict(self.collator(records))
+        labels = label_padded_rows(inputs["input_ids"], inputs.pop("completion_mask"))
+        return Batch(inputs, *labels, tokens=int(inputs["attention_mask"].sum()))
 
 
 def _by_side(pairs: Sequence[Encoded]) -> list[tuple[Encoded, Completion]]:

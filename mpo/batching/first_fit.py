@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpo.batching.batches import Ints
+from mpo.batching.planned import Ints
 
 REPACK_BELOW = 0.9
 """Batches filled below this fraction of their budget are packed again, together with those of other windows."""

@@ -14,13 +14,15 @@ A completion's last token predicts nothing and nothing attends to it, so it is l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from mpo.encoding.movable import Movable
 
 IGNORED = -100
 """The label of an unlabelled node."""
@@ -160,7 +162,7 @@ def prompt_alone(prompt: Sequence[int]) -> Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Segments:
+class Segments(Movable):
     """The attention pattern of a batch of S segments, N queries and K keys; passed unchanged to the attention function.
 
     ``cu_seqlens_q``, ``cu_seqlens_k`` (S + 1,) int32: offsets of each segment's queries and keys; queries are the nodes in
@@ -177,13 +179,9 @@ class Segments:
     lengths: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Segments:
-        """A copy on a device; accelerate and the Trainer call this."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return self if moved.cu_seqlens_q is self.cu_seqlens_q else moved  # and keep the masks
-
-    def pin_memory(self) -> Segments:
-        """A copy in pinned memory; data loaders call this."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """A copy on a device, or itself, with its masks, if it is there already."""
+        moved = super().to(device, non_blocking)
+        return self if moved.cu_seqlens_q is self.cu_seqlens_q else moved
 
     def masks(self) -> tuple[Tensor | None, ...]:
         """The boolean mask (queries, keys) of each segment, causal from the bottom-right corner; built once per batch.
@@ -200,13 +198,9 @@ class Segments:
             self.__dict__["_masks"] = masks  # the dataclass is frozen, but a cache is not part of its value
         return masks
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Segments:
-        key_index = None if self.key_index is None else change(self.key_index)
-        return Segments(change(self.cu_seqlens_q), change(self.cu_seqlens_k), key_index, self.max_q, self.max_k, self.lengths)
-
 
 @dataclass(frozen=True, eq=False)
-class LabelledTokens:
+class LabelledTokens(Movable):
     """The E labelled tokens of A completions, in the order of completions. A shared node is listed once per completion.
 
     ``node`` (E,) int64: the node that predicts the token, in the concatenated row. ``completion`` (E,) int64: the token's
@@ -218,14 +212,6 @@ class LabelledTokens:
     completion: Tensor
     ordinal: Tensor
     lengths: Tensor
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LabelledTokens:
-        """A copy on a device; accelerate and the Trainer call this."""
-        return LabelledTokens(*(tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors()))
-
-    def pin_memory(self) -> LabelledTokens:
-        """A copy in pinned memory; data loaders call this."""
-        return LabelledTokens(*(tensor.pin_memory() for tensor in self._tensors()))
 
     def select(self, completions: Sequence[int]) -> LabelledTokens:
         """Select the tokens of completions, in the given order; a completion may be selected more than once.
@@ -243,9 +229,6 @@ class LabelledTokens:
         ordinal = torch.arange(len(completion)) - (lengths.cumsum(0) - lengths)[completion]
         begin = (self.lengths.cumsum(0) - self.lengths)[chosen]
         return LabelledTokens(self.node[begin[completion] + ordinal], completion, ordinal, lengths)
-
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.node, self.completion, self.ordinal, self.lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,18 +317,19 @@ def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tenso
     return sums.index_add(0, labelled.completion, values).float()
 
 
-def ld_weights(labelled: LabelledTokens, ld_alpha: float) -> Tensor:
+def ld_weights(labelled: LabelledTokens, ld_alpha: float, sides: int = 2) -> Tensor:
     """LD-DPO's weights (arXiv 2409.06411): `ld_alpha` for tokens beyond the length of the pair's shorter completion, else 1.
 
     Args:
         labelled: the tokens of 2P completions, the chosen ones, then the rejected ones in the same order (see
             `LabelledTokens.select`).
         ld_alpha: in [0, 1].
+        sides: number of completions per record.
 
     Returns:
         shape (E,), float32, for `completion_sums`.
     """
-    shorter = torch.minimum(*labelled.lengths.chunk(2)).repeat(2)
+    shorter = labelled.lengths.view(sides, -1).amin(dim=0).repeat(sides)
     return torch.where(labelled.ordinal < shorter[labelled.completion], 1.0, ld_alpha)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpo.batching.layout import LabelledTokens
+from mpo.encoding.movable import Movable
 
 # Not `logits_to_keep`: the outer forward of transformers' models has a parameter of that name, which it does not pass on to the
 # backbone. It slices all rows alike; here every row keeps its own positions.
@@ -16,7 +17,7 @@ KEYWORD = "positions_to_keep"
 
 
 @dataclass(frozen=True, eq=False)
-class LogitsToKeep:
+class LogitsToKeep(Movable):
     """The positions of a batch at which logits are computed.
 
     ``index`` (M,) int64: the positions in the flattened rows. ``width``: tokens of a row, without the virtual tokens that an
@@ -25,14 +26,6 @@ class LogitsToKeep:
 
     index: Tensor
     width: int
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LogitsToKeep:
-        """A copy on a device; accelerate and the Trainer call this."""
-        return LogitsToKeep(self.index.to(device, non_blocking=non_blocking), self.width)
-
-    def pin_memory(self) -> LogitsToKeep:
-        """A copy in pinned memory; data loaders call this."""
-        return LogitsToKeep(self.index.pin_memory(), self.width)
 
 
 def add_logits_to_keep(backbone: nn.Module) -> None:
@@ -64,7 +57,7 @@ def _keep_positions(module: nn.Module, args: Any, output: Any) -> Any:
     return output
 
 
-def label_padded_rows(input_ids: Tensor, completion_mask: Tensor) -> dict[str, Any]:
+def label_padded_rows(input_ids: Tensor, completion_mask: Tensor) -> tuple[LogitsToKeep, Tensor, LabelledTokens]:
     """Labels of padded rows, in the form that the LM head uses.
 
     Args:
@@ -72,10 +65,10 @@ def label_padded_rows(input_ids: Tensor, completion_mask: Tensor) -> dict[str, A
         completion_mask: shape (2P, T), nonzero for labelled tokens. A row's first token is never labelled: nothing predicts it.
 
     Returns:
-        ``positions_to_keep`` (M positions), ``shift_labels`` (1, M), ``labelled``: the M tokens of the 2P completions.
+        the M positions to keep; the label of each, shape (1, M); and the M tokens of the 2P completions.
 
-    >>> labels = label_padded_rows(torch.tensor([[5, 6, 7], [5, 8, 0]]), torch.tensor([[0, 1, 1], [0, 1, 0]]))
-    >>> labels["positions_to_keep"].index, labels["shift_labels"], labels["labelled"].lengths
+    >>> kept, labels, tokens = label_padded_rows(torch.tensor([[5, 6, 7], [5, 8, 0]]), torch.tensor([[0, 1, 1], [0, 1, 0]]))
+    >>> kept.index, labels, tokens.lengths
     (tensor([0, 1, 3]), tensor([[6, 7, 8]]), tensor([2, 1]))
     """
     labelled = completion_mask[:, 1:] != 0
@@ -83,8 +76,8 @@ def label_padded_rows(input_ids: Tensor, completion_mask: Tensor) -> dict[str, A
     width = input_ids.size(1)
     lengths = labelled.sum(dim=1)
     ordinal = torch.arange(len(completion), device=completion.device) - (lengths.cumsum(0) - lengths)[completion]
-    return {
-        "positions_to_keep": LogitsToKeep(completion * width + place, width),
-        "shift_labels": input_ids[completion, place + 1].unsqueeze(0),
-        "labelled": LabelledTokens(torch.arange(len(completion), device=completion.device), completion, ordinal, lengths),
-    }
+    return (
+        LogitsToKeep(completion * width + place, width),
+        input_ids[completion, place + 1].unsqueeze(0),
+        LabelledTokens(torch.arange(len(completion), device=completion.device), completion, ordinal, lengths),
+    )

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from mpo.batching.batches import Batches, Floats, Ints, split, take_units
 from mpo.batching.first_fit import first_fit, pack
+from mpo.batching.planned import Batches, Floats, Ints, split, take_units
 from mpo.encoding.costs import PairCosts
 
 BALANCE_SLOTS = 8

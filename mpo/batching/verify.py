@@ -2,25 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpo.batching.batch import Batch
 from mpo.batching.randomness import dropout_sites
 
 
 def compare(
-    sums: Callable[[dict[str, Any]], Tensor],
-    packed: dict[str, Any],
-    padded: dict[str, Any],
+    sums: Callable[[Batch], Tensor],
+    packed: Batch,
+    padded: Batch,
     parameters: Sequence[nn.Parameter],
     usual: Callable[[], AbstractContextManager[None]],
 ) -> str:
     """Describe the difference of log-prob sums and gradients between packed and padded rows.
 
     Args:
-        sums: a function from a batch to its log-prob sums per completion, shape (2 pairs,), for a model that attends by segments.
+        sums: a function from a batch to its log-prob sums, shape (completions,), for a model that attends by segments.
         packed: the batch in packed rows.
         padded: the same records in padded rows.
         parameters: parameters whose gradients (of the mean of the sums) are compared; may be empty. Needs twice their memory.
@@ -67,7 +67,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _with_gradients(
-    sums: Callable[[dict[str, Any]], Tensor], batch: dict[str, Any], parameters: Sequence[nn.Parameter]
+    sums: Callable[[Batch], Tensor], batch: Batch, parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, list[Tensor]]:
     with torch.set_grad_enabled(bool(parameters)):
         values = sums(batch)

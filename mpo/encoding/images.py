@@ -16,22 +16,15 @@ from transformers.image_utils import make_flat_list_of_images
 
 from mpo.data.augment import compress_tiles
 from mpo.encoding.keys import first_alike, same_image
+from mpo.encoding.movable import Movable
 from mpo.encoding.tiles import splits_into_tiles
 
 
 @dataclass(frozen=True, eq=False)
-class TileOrder:
+class TileOrder(Movable):
     """``index`` (T,) int64: the distinct tile at each position, in the order of the batch's prompts."""
 
     index: Tensor
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TileOrder:
-        """A copy on a device; accelerate and the Trainer call this."""
-        return TileOrder(self.index.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> TileOrder:
-        """A copy in pinned memory; data loaders call this."""
-        return TileOrder(self.index.pin_memory())
 
 
 def process(

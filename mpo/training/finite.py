@@ -1,5 +1,7 @@
 """Stop a run whose loss or gradients are not finite, before anything is saved and without synchronizing with the device."""
 
+from collections.abc import Sequence
+
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -21,10 +23,10 @@ class FiniteGuard:
 
     def __init__(self, over_ranks: OverRanks | None = None) -> None:
         self._over_ranks = over_ranks
-        self._batches: list[tuple[int, list[str]]] = []  # step and record names of each micro-batch
+        self._batches: list[tuple[int, Sequence[str]]] = []  # step and record names of each micro-batch
         self._first: list[Tensor | None] = [None, None]  # first micro-batches with a loss, and with gradients, not finite
 
-    def see_loss(self, step: int, records: list[str], loss: Tensor) -> None:
+    def see_loss(self, step: int, records: Sequence[str], loss: Tensor) -> None:
         """Record the loss of a micro-batch.
 
         Args:

@@ -1,7 +1,7 @@
 """The training loop: which pairs count, what is logged, and how a run stops and resumes.
 
 Private names of TRL and transformers that this file uses, checked on TRL 1.16.0 and transformers 5.17.0, 5.23.0 and 5.24.0:
-`DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`, `_get_grad_norm`, `_run_epoch`,
+`DPOTrainer._tp_size`, `_total_train_tokens`; `Trainer._get_num_items_in_batch`, `_get_grad_norm`, `_run_epoch`, `_prepare_inputs`,
 `_maybe_log_save_evaluate`, `_finalize_training`, `_get_dataloader`, `_remove_unused_columns`, `_train_batch_size`,
 `_load_from_checkpoint`, `_load_best_model`, `_load_optimizer_and_scheduler`, `_load_callback_state`, `_save_checkpoint`,
 `_save_rng_state`, `_get_output_dir`, `_get_eval_sampler`. It also relies on `evaluation_loop` gathering each batch's losses first,
@@ -29,6 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import DPOTrainer
 
 from mpo.batching.attention import usual_attention
+from mpo.batching.batch import Batch
 from mpo.batching.indexed import IndexedRecords
 from mpo.batching.sampler import PairBatchSampler
 from mpo.batching.streams import FilledStream, RepeatedStream
@@ -232,34 +233,35 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._epoch.fill_(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
-    def _counted(self, batch: dict[str, Any]) -> int:
-        """Return how many of a batch's pairs count: the first ones. The rest are padding."""
-        if "kept" in batch:  # bad records were removed: of the others, those in counting places count
-            counting, kept = self._counting(batch), list(batch["kept"])
-            return min(int(batch["counted"]), len([place for place in kept if place < counting]))
-        return int(batch["counted"]) if "counted" in batch else self._counting(batch)
+    def _counted(self, batch: Batch) -> int:
+        """Return how many of a batch's records count: the first ones. The rest are padding."""
+        counted = self._counting(batch) if batch.counted is None else batch.counted
+        if batch.kept is None:
+            return counted
+        counting = self._counting(batch)  # bad records were removed: of the others, those in counting places count
+        return min(counted, sum(place < counting for place in batch.kept))
 
-    def _counting(self, batch: dict[str, Any]) -> int:
+    def _counting(self, batch: Batch) -> int:
         """Return how many places of a batch hold records that count: the first ones. The rest hold repeated records."""
-        pairs = len(batch["labelled"].lengths) // 2
+        size = batch.size
         state = self.accelerator.gradient_state
         ranks = self.accelerator.num_processes
         if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
-            return pairs
+            return size
         if self.args.dataloader_drop_last:  # the last incomplete batches are dropped, and nothing is repeated
-            return pairs
+            return size
         # The last batches of all ranks together hold the rest, rank 0's first. (`state.remainder` is lost in a resumed epoch.)
-        rest = len(state.active_dataloader.dataset) % (pairs * ranks)
-        return max(0, min(pairs, rest - int(self.accelerator.process_index) * pairs)) if rest else pairs
+        rest = len(state.active_dataloader.dataset) % (size * ranks)
+        return max(0, min(size, rest - int(self.accelerator.process_index) * size)) if rest else size
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
         """Return the pairs of an optimizer step over its micro-batches and all ranks, the denominator of its loss."""
         if not batch_samples:
             return None
         # Decided before the batches are used: later the data loader's end would be attributed to the first of them.
         if self._sampler is None:  # otherwise padding pairs have their own flag
-            batch_samples[-1]["counted"] = self._counted(batch_samples[-1])
-        chosen = [batch["labelled"].lengths.chunk(2)[0][: batch.get("counted")] for batch in batch_samples]
+            batch_samples[-1] = replace(batch_samples[-1], counted=self._counted(batch_samples[-1]))
+        chosen = [batch.lengths[0, : batch.counted] for batch in batch_samples]
         lengths = torch.cat(chosen).to(device).float()
         shift = self._shift
         self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
@@ -270,10 +272,10 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     # --- Bad records
 
-    def _see_bad_records(self, data: str, batch: dict[str, Any], **moment: Any) -> None:
+    def _see_bad_records(self, data: str, batch: Batch, **moment: Any) -> None:
         if self._bad_records is not None:
-            bad = batch.get("bad", [])
-            self._bad_records.see(data, batch.get("counted", len(batch["labelled"].lengths) // 2) + len(bad), bad, **moment)
+            counted = batch.size if batch.counted is None else batch.counted
+            self._bad_records.see(data, counted + len(batch.bad), batch.bad, **moment)
 
     def _settle_bad_records(self, data: str = "train", dataset: Any = None) -> None:
         """List the bad records of all ranks, and stop the run if there are too many. Every rank must call it."""
@@ -295,9 +297,11 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
 
     # --- Evaluation of rows
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
-    ) -> Any:
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """Move a batch to the device. Under DeepSpeed, transformers also casts image tensors."""
+        return replace(inputs.to(self.args.device), model_inputs=super()._prepare_inputs(inputs.model_inputs))
+
+    def prediction_step(self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch.
 
         Args:
@@ -315,22 +319,20 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             ValueError: when logits of packed rows are needed.
         """
         self._see_bad_records(self._evaluated, inputs, step=self.state.global_step)
-        if not prediction_loss_only and "segments" in inputs:
+        if not prediction_loss_only and "segments" in inputs.model_inputs:
             raise ValueError(
                 "Logits of packed rows cannot be attributed to records. Use `evaluate` or `predict`, which pad rows where logits "
                 "are needed, or rows='padded'."
             )
-        pairs, counted = len(inputs["labelled"].lengths) // 2, self._counted(inputs)
+        size, counted = inputs.size, self._counted(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         self._rows = None
         if logits is None:
             return loss, None, None
         counts = self.accelerator.gather(torch.tensor([counted], device=self.accelerator.device)).tolist()
-        self._rows, self._loss_is_next = (pairs, counts), True
-        order = (
-            torch.arange(2 * pairs, device=logits.device).view(2, pairs).T.flatten()
-        )  # without rows that only hold a blank image
-        inputs["input_ids"] = inputs["input_ids"][order.to(inputs["input_ids"].device)]
+        self._rows, self._loss_is_next = (size, counts), True
+        order = inputs.by_side(torch.arange(2 * size, device=logits.device)).T.flatten()  # without rows of a blank image alone
+        inputs.model_inputs["input_ids"] = inputs["input_ids"][order.to(inputs["input_ids"].device)]
         return loss, logits[order], labels[order]
 
     def _gather_rows(self, values: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpo.batching.layout import completion_sums
+from mpo.batching.batch import Batch
 from mpo.losses import PairLogps
 
 Fraction = tuple[Tensor | float, Tensor | float]
@@ -107,7 +107,7 @@ def measured(
     terms: Mapping[str, Tensor],
     pairs: PairLogps,
     outputs: Any,
-    inputs: Mapping[str, Any],
+    batch: Batch,
     *,
     beta: float,
     counted: int,
@@ -120,7 +120,7 @@ def measured(
         terms: the mean of each term of the loss, unweighted.
         pairs: log-probs of the pairs that count.
         outputs: values of TRL's fused head, each of shape (1, labelled positions).
-        inputs: the batch.
+        batch: the batch.
         beta: scale of the rewards.
         counted: number of pairs that count. With 0, `pairs` holds one pair for its shapes, and all sums are 0.
         square_weight: weight of an SFT term that is averaged by square roots over the whole window. It is left out of ``loss``,
@@ -142,8 +142,8 @@ def measured(
         }
 
     def sums(values: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, rejected = completion_sums(values.detach().float(), inputs["labelled"]).chunk(2)
-        return chosen[:count].sum(), rejected[:count].sum()
+        chosen, rejected = batch.sums(values.detach().float())[:, :count]
+        return chosen.sum(), rejected.sum()
 
     chosen_logits, rejected_logits = sums(outputs.mean_logits)
     chosen_tokens, rejected_tokens = pairs.chosen_tokens.sum(), pairs.rejected_tokens.sum()
@@ -156,10 +156,10 @@ def measured(
         "logits/rejected": (rejected_logits, rejected_tokens),
         "mean_token_accuracy": (sums(outputs.is_top1)[0], chosen_tokens),
         "entropy": (sum(sums(outputs.entropy)), chosen_tokens + rejected_tokens),
-        "tokens": (float(inputs["tokens"]), count),
+        "tokens": (float(batch.tokens), count),
     }
-    if "is_truncated" in inputs:
-        result["completions_truncated"] = (sum(half[:count].sum() for half in inputs["is_truncated"].chunk(2)), 2 * count)
+    if batch.is_truncated is not None:
+        result["completions_truncated"] = (batch.by_side(batch.is_truncated)[:, :count].sum(), 2 * count)
     if getattr(outputs, "aux_loss", None) is not None:
         result["aux_loss"] = (outputs.aux_loss * count, count)
     return result if counted else {name: (0.0, 0.0) for name in result}

@@ -32,8 +32,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import dpo_trainer
 
 from mpo.batching.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
+from mpo.batching.batch import Batch
 from mpo.batching.collator import LabelledBatches, PairCollator
-from mpo.batching.layout import completion_sums, ld_weights
 from mpo.batching.logits_to_keep import add_logits_to_keep
 from mpo.batching.randomness import disable_dropout, eval_mode, trainable_in_4_bits
 from mpo.batching.verify import compare, without_dropout
@@ -74,20 +74,6 @@ from mpo.training.start import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-_NOT_FOR_THE_MODEL = {
-    "completion_mask",
-    "labelled",
-    "is_truncated",
-    "tokens",
-    "counted",
-    "names",
-    "completion_keys",
-    "records",
-    "kept",
-    "bad",
-}
 
 
 class MPOTrainer(PairLoop):
@@ -335,7 +321,7 @@ class MPOTrainer(PairLoop):
             return
         args, ref_model = self.args, self.ref_model
 
-        def compute(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        def compute(batch: Batch) -> Tensor:
             return self.compute_ref_log_probs(ref_model, self._prepare_inputs(batch))
 
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
@@ -458,38 +444,29 @@ class MPOTrainer(PairLoop):
         with packed_attention(*models, backend=self.args.packed_attention):
             yield
 
-    def _outputs(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
+    def _outputs(self, model: nn.Module, batch: Batch, **kwargs: Any) -> Any:
         """Run `model` on a batch. Its fused head returns values at each labelled position, shape (1, M)."""
-        if "segments" in inputs and not attends_by_segments(model):
+        if "segments" in batch.model_inputs and not attends_by_segments(model):
             # Called outside of training and evaluation. It stays on, since a backward pass may follow.
             use_packed_attention(model, self.args.packed_attention)
-        model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
         head = _base(self.accelerator.unwrap_model(model)).get_output_embeddings()
         if isinstance(head, FSDPModule):
             # The fused head reads its weight without calling the module, so FSDP2 does not gather it. TRL gathers a sharded weight
             # with `full_tensor`, and then each rank keeps its own gradient instead of the mean over ranks.
             head.unshard()
-        return model(**model_inputs, **kwargs, use_cache=False, fused_lm_head=True)
+        labels = {"positions_to_keep": batch.positions_to_keep, "shift_labels": batch.shift_labels}
+        return model(**batch.model_inputs, **labels, **kwargs, use_cache=False, fused_lm_head=True)
 
-    def _completion_sums(self, values: Tensor, inputs: dict[str, Any], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
-        """Sums over the labelled tokens of the chosen and the rejected completions, each of shape (pairs,), float32."""
-        labelled = inputs["labelled"]
-        weights = None if ld_alpha is None else ld_weights(labelled, ld_alpha)
-        chosen, rejected = completion_sums(values, labelled, weights).chunk(2)
-        return chosen, rejected
-
-    def compute_ref_log_probs(
-        self, model: nn.Module, inputs: dict[str, Any], *, same_images: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def compute_ref_log_probs(self, model: nn.Module, batch: Batch, *, same_images: bool = False) -> Tensor:
         """Compute the log-prob sums of a batch under the reference.
 
         Args:
             model: the reference model, or the policy, whose adapters are then switched off.
-            inputs: a batch of `PairCollator`, on the model's device.
+            batch: a batch on the model's device.
             same_images: the policy's last forward pass had the same images, so a frozen tower's output can be reused.
 
         Returns:
-            sums of the chosen and of the rejected completions, each of shape (pairs,), float32.
+            sums of the chosen and of the rejected completions, shape (2, pairs), float32.
         """
         start: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.ref_model is None and self._adapter_start is not None:
@@ -497,38 +474,35 @@ class MPOTrainer(PairLoop):
         checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         once = self._tower.playing() if self._tower is not None and same_images else contextlib.nullcontext()
         with checkpointing_off, start, once:
-            return self._evaluated_sums(model, inputs)
+            return self._evaluated_sums(model, batch)
 
-    def _evaluated_sums(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _evaluated_sums(self, model: nn.Module, batch: Batch) -> Tensor:
         """Compute log-prob sums in evaluation mode, without randomness: each depends on its record alone."""
         with torch.no_grad(), eval_mode(model), self.accelerator.autocast():
-            return self._completion_sums(self._outputs(model, inputs).log_probs, inputs, self.ld_alpha)
+            return batch.sums(self._outputs(model, batch).log_probs, self.ld_alpha)
 
-    def _reference_sums(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    def _reference_sums(self, batch: Batch) -> Tensor | tuple[None, None]:
         if not self.mixture.needs_reference:
             return None, None
         if self._references is None:
             reference: Any = self.model if self.ref_model is None else self.ref_model
-            return self.compute_ref_log_probs(reference, inputs, same_images=self._tower_is_shared)
+            return self.compute_ref_log_probs(reference, batch, same_images=self._tower_is_shared)
         compute = None
         if self._reference_is_base:  # a separate reference model has been released by now
             base: Any = self.model
             compute = partial(self.compute_ref_log_probs, base, same_images=self._tower_is_shared)
         elif self._policy_is_reference(self._references):
             compute = partial(self.compute_ref_log_probs, self.model)
-        sums = look_up(self._references, inputs, compute, self._on_any_rank)
-        chosen, rejected = sums.to(inputs["input_ids"].device).chunk(2)
-        return chosen, rejected
+        return look_up(self._references, batch, compute, self._on_any_rank).to(batch.shift_labels.device)
 
-    def _pairs(self, outputs: Any, inputs: dict[str, Any], mean_sqrt_tokens: Tensor | None) -> PairLogps:
-        chosen, rejected = self._completion_sums(outputs.log_probs, inputs, self.ld_alpha)
-        ref_chosen, ref_rejected = self._reference_sums(inputs)
-        lengths = inputs["labelled"].lengths
-        chosen_tokens, rejected_tokens = lengths.chunk(2)
+    def _pairs(self, outputs: Any, batch: Batch, mean_sqrt_tokens: Tensor | None) -> PairLogps:
+        chosen, rejected = batch.sums(outputs.log_probs, self.ld_alpha)
+        ref_chosen, ref_rejected = self._reference_sums(batch)
+        chosen_tokens, rejected_tokens = batch.lengths
         weight = None
         if self.use_weighting:  # WPO, arXiv 2406.11827, equation 2
-            sums = torch.cat(self._completion_sums(outputs.log_probs - outputs.log_sum_sq_probs, inputs))
-            chosen_weight, rejected_weight = (sums / lengths.clamp_min(1)).detach().exp().chunk(2)
+            sums = batch.sums(outputs.log_probs - outputs.log_sum_sq_probs)
+            chosen_weight, rejected_weight = (sums / batch.lengths.clamp_min(1)).detach().exp()
             weight = chosen_weight * rejected_weight
         return PairLogps(
             chosen,
@@ -538,7 +512,7 @@ class MPOTrainer(PairLoop):
             chosen_tokens,
             rejected_tokens,
             weight,
-            sft_chosen=None if self.ld_alpha is None else self._completion_sums(outputs.log_probs, inputs)[0],
+            sft_chosen=None if self.ld_alpha is None else batch.sums(outputs.log_probs)[0],
             mean_sqrt_tokens=mean_sqrt_tokens,
         )
 
@@ -547,7 +521,7 @@ class MPOTrainer(PairLoop):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
@@ -555,19 +529,18 @@ class MPOTrainer(PairLoop):
 
         Args:
             model: the policy.
-            inputs: a batch of `PairCollator`.
+            inputs: a batch.
             return_outputs: also return the model's outputs (with logits, from a second forward pass).
             num_items_in_batch: number of pairs of the optimizer step, over all micro-batches and ranks.
         """
         mode = "train" if self.model.training else "eval"
-        records = inputs.pop("records", None)
-        if records is not None and mode == "train" and self._unverified.item():
+        if inputs.records is not None and mode == "train" and self._unverified.item():
             self._unverified.fill_(False)
-            self._compare_with_padded_rows(records, inputs)
+            self._compare_with_padded_rows(inputs)
         kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = self._outputs(model, inputs, **kwargs)
         step_wide = mode == "train" and num_items_in_batch is not None
-        counted = self._counted(inputs) if mode == "eval" else inputs.get("counted", _pairs_in(inputs))
+        counted = self._counted(inputs) if mode == "eval" else inputs.size if inputs.counted is None else inputs.counted
         start = self._evaluate_start(inputs) if mode == "train" and self._start_is_unchecked else None
         pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
         if start is not None:
@@ -584,28 +557,26 @@ class MPOTrainer(PairLoop):
         options = {"beta": self.beta, "counted": counted, "square_weight": self._square_weight if mode == "eval" else None}
         self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, **options))
         if mode == "train":
-            self._guard.see_loss(self.state.global_step + 1, inputs.get("names", []), loss)
+            self._guard.see_loss(self.state.global_step + 1, inputs.names, loss)
         if not return_outputs:
             return loss * factor
         with torch.no_grad():
-            not_for_the_model = {*_NOT_FOR_THE_MODEL, "positions_to_keep", "shift_labels"}
-            model_inputs = {name: value for name, value in inputs.items() if name not in not_for_the_model}
-            return loss * factor, model(**model_inputs, use_cache=False)
+            return loss * factor, model(**inputs.model_inputs, use_cache=False)
 
-    def _evaluate_start(self, inputs: dict[str, Any]) -> Tensor | None:
+    def _evaluate_start(self, batch: Batch) -> Tensor | None:
         """Compute the first batch's log-prob sums under the policy, shape (2, pairs); None for a resumed run."""
         self._start_is_unchecked = False
         if self.state.global_step > 0:
             return None
         once = contextlib.nullcontext() if self._tower is None else self._tower.playing(keep=True)
         with once:
-            return torch.stack(self._evaluated_sums(self.model, inputs))
+            return self._evaluated_sums(self.model, batch)
 
-    def _check_start(self, start: Tensor, inputs: dict[str, Any], pairs: PairLogps, counted: int) -> None:
+    def _check_start(self, start: Tensor, batch: Batch, pairs: PairLogps, counted: int) -> None:
         """Refuse a new run whose policy is not its reference, on any rank. At the start L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2."""
         assert pairs.ref_chosen is not None and pairs.ref_rejected is not None
         difference = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
-        tokens = torch.stack([half[:counted] for half in inputs["labelled"].lengths.chunk(2)]).clamp_min(1)
+        tokens = batch.lengths[:, :counted].clamp_min(1)
         dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
         rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
         wrong = ~(difference <= rounding * tokens.sqrt())  # NaN is left to FiniteGuard
@@ -614,7 +585,7 @@ class MPOTrainer(PairLoop):
             return
         worst = int(torch.where(wrong, difference, 0).max(dim=0).values.argmax()) if counted else 0
         largest = (
-            f"{difference.max().item():.3g} nats at {inputs.get('names', range(counted))[worst]}"
+            f"{difference.max().item():.3g} nats at {(batch.names or range(counted))[worst]}"
             if wrong.any()
             else "another rank has the record"
         )
@@ -625,16 +596,16 @@ class MPOTrainer(PairLoop):
             "the trainer was made. Fix that, or pass the intended reference as ref_model."
         )
 
-    def _compare_with_padded_rows(self, records: list[Any], inputs: dict[str, Any]) -> None:
+    def _compare_with_padded_rows(self, packed: Batch) -> None:
         """Compare with the same records in padded rows, under the model's usual attention (`verify_first_batch`)."""
         collator = replace(self.data_collator, layout="padded", keys=False)
-        padded = self._prepare_inputs({name: _on(value, self.accelerator.device) for name, value in collator(records).items()})
+        padded = self._prepare_inputs(collator(packed.records))
         model = self.accelerator.unwrap_model(self.model)
         no_drop_path = self._drop_path.off() if self._drop_path is not None else contextlib.nullcontext()
         with without_dropout(model, self.accelerator.device), no_drop_path:
             report = compare(
-                lambda batch: torch.cat(self._completion_sums(self._outputs(model, batch).log_probs, batch)),
-                inputs,
+                lambda batch: batch.sums(self._outputs(model, batch).log_probs).flatten(),
+                packed,
                 padded,
                 [parameter for parameter in model.parameters() if parameter.requires_grad] if self._holds_whole_model() else [],
                 usual=lambda: usual_attention(model),
@@ -680,14 +651,6 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         on_bad_record=args.on_bad_record,
         augment_seed=args.seed if args.data_seed is None else args.data_seed,
     )
-
-
-def _pairs_in(batch: dict[str, Any]) -> int:
-    return len(batch["labelled"].lengths) // 2
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    return value.to(device) if hasattr(value, "to") else value
 
 
 @contextlib.contextmanager

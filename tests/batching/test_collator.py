@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from support import make_image, messages
+from support import completion_mask, make_image, messages
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -54,7 +54,7 @@ def test_rows_of_a_conversation(words):
         as_ids("<user> two plus two <end> \n <bot> is four <end>", 10),  # chosen
         as_ids("<user> two plus two <end> \n <bot> five <end>", 10),  # rejected
     ]
-    assert batch["completion_mask"].tolist() == [
+    assert completion_mask(batch).tolist() == [
         [0, 0, 0, 0, 0, 0, 0, 1, 1, 1],  # is four <end>
         [0, 0, 0, 0, 0, 0, 0, 1, 1, 0],  # five <end>
     ]
@@ -65,7 +65,7 @@ def test_trls_end_of_the_completion(words):
     """With completion_end="template" the newline is labelled too."""
     batch = PairCollator(words, completion_end="template")([CHAT])
     assert batch["input_ids"][0].tolist() == as_ids("<user> two plus two <end> \n <bot> is four <end> \n", 11)
-    assert batch["completion_mask"].tolist() == [[0] * 7 + [1, 1, 1, 1], [0] * 7 + [1, 1, 1, 0]]
+    assert completion_mask(batch).tolist() == [[0] * 7 + [1, 1, 1, 1], [0] * 7 + [1, 1, 1, 0]]
 
 
 def test_only_the_assistants_turns_are_scored(words):
@@ -75,13 +75,13 @@ def test_only_the_assistants_turns_are_scored(words):
     row = "<user> two plus two <end> \n <bot> sure <end> \n <user> why <end> \n <bot> is four <end>"
     assert batch["input_ids"][0].tolist() == as_ids(row, 18)
     #                                           sure <end> \n user why end \n bot is four end
-    assert batch["completion_mask"][0].tolist() == [0] * 7 + [1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+    assert completion_mask(batch)[0].tolist() == [0] * 7 + [1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1]
 
 
 def test_plain_text_gets_eos(words):
     batch = PairCollator(words)([{"prompt": "two plus two ", "chosen": "is four ", "rejected": "five <eos>"}])
     assert batch["input_ids"].tolist() == [as_ids("two plus two is four <eos>", 6), as_ids("two plus two five <eos>", 6)]
-    assert batch["completion_mask"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0]]
+    assert completion_mask(batch).tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0]]
 
 
 def test_implicit_prompt(words):
@@ -97,12 +97,12 @@ def test_a_packed_row(words):
     assert batch["input_ids"].tolist() == [as_ids(f"{first} {second}", 15)]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8] + [6, 7] + [0, 1] + [0, 1]]
     kept = [6, 7, 8] + [9, 10] + [11, 12] + [13, 14]  # <bot> predicts "is", "is" predicts "four", "four" predicts <end>; ...
-    assert batch["positions_to_keep"].index.tolist() == kept
-    assert batch["shift_labels"].tolist() == [as_ids("is four <end> five <end> sure <eos> is <eos>", 9)]
+    assert batch.positions_to_keep.index.tolist() == kept
+    assert batch.shift_labels.tolist() == [as_ids("is four <end> five <end> sure <eos> is <eos>", 9)]
     assert batch["segments"].lengths == ((9, 9), (2, 8), (2, 2), (2, 2))  # the rejected one: no last prompt token
     assert batch["segments"].key_index.tolist() == [*range(9), *range(6), 9, 10, 11, 12, 13, 14]
-    assert batch["labelled"].lengths.tolist() == [3, 2, 2, 2]  # chosen, chosen, rejected, rejected
-    assert batch["labelled"].node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the kept positions
+    assert batch.labelled.lengths.tolist() == [3, 2, 2, 2]  # chosen, chosen, rejected, rejected
+    assert batch.labelled.node.tolist() == [0, 1, 2] + [5, 6] + [3, 4] + [7, 8]  # among the kept positions
 
 
 def test_max_length_cuts_completions(words):
@@ -171,9 +171,9 @@ def test_images_and_text_in_one_batch(processor, internvl):
     collator = PairCollator(processor)
 
     def token_logps(batch):
-        logits = internvl(**{k: v for k, v in batch.items() if k != "completion_mask"}).logits[:, :-1].log_softmax(-1)
+        logits = internvl(**batch.model_inputs).logits[:, :-1].log_softmax(-1)
         chosen = logits.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
-        return (chosen * batch["completion_mask"][:, 1:]).sum(1)
+        return (chosen * completion_mask(batch)[:, 1:]).sum(1)
 
     with torch.no_grad():
         together = token_logps(collator(records)).view(2, 4)
@@ -236,7 +236,7 @@ def test_an_images_token_in_a_text(processor, change, found):
     with pytest.raises(ValueError, match=f"^record 'p': the text of {found}"):
         RecordMeasure(processor, "end_of_turn", "prompt", "raise")(encoded)
     batch = PairCollator(processor, layout="packed", on_bad_record="skip")([IMAGED, bad])
-    assert batch["kept"] == [0] and [one["id"] for one in batch["bad"]] == ["p"] and found in batch["bad"][0]["reason"]
+    assert batch.kept == (0,) and [one["id"] for one in batch.bad] == ["p"] and found in batch.bad[0]["reason"]
     assert (batch["input_ids"] == processor.image_token_id).sum() == len(batch["pixel_values"]) * processor.image_seq_length
 
 
@@ -250,5 +250,5 @@ def test_an_images_token_in_a_text(processor, change, found):
 )
 def test_texts_that_leave_the_count_of_images_alone(processor, change):
     batch = PairCollator(processor, layout="packed")([{**IMAGED, **change}])
-    tiles = len(batch.get("pixel_values", ()))
+    tiles = len(batch.model_inputs.get("pixel_values", ()))
     assert (batch["input_ids"] == processor.image_token_id).sum() == tiles * processor.image_seq_length

@@ -70,8 +70,8 @@ def exact_packed_sums(exact, packed):
     """`exact_sums` of packed rows: all logits, and and each completion's positions selected from them."""
     names = ("input_ids", "position_ids", "segments", "pixel_values")
     logits = exact(**{name: packed[name] for name in names if name in packed}, use_cache=False).logits[0]
-    logps = logits.log_softmax(-1)[packed["positions_to_keep"].index].gather(-1, packed["shift_labels"][0, :, None])[:, 0]
-    labelled = packed["labelled"]
+    logps = logits.log_softmax(-1)[packed.positions_to_keep.index].gather(-1, packed.shift_labels[0, :, None])[:, 0]
+    labelled = packed.labelled
     return torch.zeros(len(labelled.lengths), dtype=logps.dtype).index_add(0, labelled.completion, logps[labelled.node])
 
 
@@ -206,7 +206,7 @@ def check(both, batches, precision, record_property):
     for packed, padded in batches:
         results = both.results(packed, padded)
         errors.add_results(*results)
-        ulps.add(*(result.sums for result in results), packed["labelled"].lengths)
+        ulps.add(*(result.sums for result in results), packed.labelled.lengths)
     if precision == "float32":
         record_property("difference", ("ulp between the log-probs of packed and padded rows", ulps.apart))
         assert ulps.apart <= 2

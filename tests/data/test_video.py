@@ -135,7 +135,7 @@ def test_one_tile_a_frame_known_before_anything_is_decoded(film, processor, monk
     costs = measure(dataset, processor)
     assert costs.tiles.tolist() == [12, 0]
     assert len(batch["pixel_values"]) == 12
-    assert batch["tokens"] <= costs.tokens()[0] <= batch["tokens"] + 2  # completions with a common prefix share a node
+    assert batch.tokens <= costs.tokens()[0] <= batch.tokens + 2  # completions with a common prefix share a node
 
 
 def test_one_video_is_read_once_for_all_its_frames(film, monkeypatch):

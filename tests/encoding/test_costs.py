@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Image, List, load_dataset
 from PIL import Image as PILImage
-from support import TEXTS, make_image, messages
+from support import TEXTS, completion_mask, make_image, messages
 
 import mpo.encoding.costs as costs_module
 from mpo.batching.collator import PairCollator
@@ -47,7 +47,7 @@ def collated(records, processing_class, **settings) -> list[tuple[int, int, int,
     found = []
     for record in records:
         batch = PairCollator(processing_class, **settings)([record])
-        mask, loss_mask = batch["attention_mask"].bool(), batch["completion_mask"].bool()
+        mask, loss_mask = batch["attention_mask"].bool(), completion_mask(batch).bool()
         assert mask.shape == loss_mask.shape
         chosen, rejected = (int(row.sum()) for row in loss_mask)
         tiles = len(batch["pixel_values"]) // 2 if "pixel_values" in batch else 0

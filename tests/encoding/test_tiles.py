@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import Dataset, Image, List
-from support import TEXTS, make_image, messages
+from support import TEXTS, completion_mask, make_image, messages
 
 from mpo.batching.collator import PairCollator
 from mpo.encoding.costs import measure
@@ -105,8 +105,8 @@ def test_measured_as_collated(twelve, budget):
     costs = measure(dataset, twelve, tile_budget=budget)
     for place, row in enumerate(rows):
         batch = PairCollator(twelve, tile_budget=budget)([row])
-        assert costs.tiles[place] == len(batch.get("pixel_values", ())) // 2
-        assert costs.prompt[place] == int(batch["completion_mask"][0].argmax())
+        assert costs.tiles[place] == len(batch.model_inputs.get("pixel_values", ())) // 2
+        assert costs.prompt[place] == int(completion_mask(batch)[0].argmax())
     assert len(set(costs.group.tolist())) == len(rows)
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from support import make_image
+from support import completion_mask, make_image
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 from trl.data_utils import prepare_multimodal_messages
@@ -90,8 +90,8 @@ def check_every_path(record, processing_class):
     assert {name: measured[name] for name in sizes} == sizes
     padded = PairCollator(processing_class)([record])
     packed = PairCollator(processing_class, layout="packed")([record])
-    labels = [padded["input_ids"][row][padded["completion_mask"][row].bool()].tolist() for row in (0, 1)]
-    of_packed = packed["shift_labels"][0][packed["labelled"].node].tolist()
+    labels = [padded["input_ids"][row][completion_mask(padded)[row].bool()].tolist() for row in (0, 1)]
+    of_packed = packed.shift_labels[0][packed.labelled.node].tolist()
     assert of_packed == labels[0] + labels[1]
 
 

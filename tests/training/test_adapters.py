@@ -22,7 +22,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from support import TEXTS, image_pairs
+from support import TEXTS, completion_mask, image_pairs
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
@@ -102,7 +102,7 @@ def plain_sums(model, trainer) -> torch.Tensor:
     with torch.no_grad():
         logits = model.eval()(**{n: batch[n] for n in ("input_ids", "attention_mask", "pixel_values")}).logits.float()
     logps = logits[:, :-1].log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
-    return (logps * batch["completion_mask"][:, 1:]).sum(1)
+    return (logps * completion_mask(batch)[:, 1:]).sum(1)
 
 
 class Reference(TrainerCallback):
@@ -115,7 +115,7 @@ class Reference(TrainerCallback):
         batch = self.trainer.data_collator([self.trainer.train_dataset[i] for i in range(4)])
         model = self.trainer.model if self.trainer.ref_model is None else self.trainer.ref_model
         model.train()
-        self.sums.append(torch.cat(self.trainer.compute_ref_log_probs(model, batch)))
+        self.sums.append(self.trainer.compute_ref_log_probs(model, batch).flatten())
 
     def on_step_begin(self, args, state, *rest, **kwargs):
         if state.global_step == 0:
@@ -194,7 +194,7 @@ def test_the_reference_is_the_start_and_the_folder_the_trained_model(tmp_path, p
     cached.model.train()
     batch = cached.data_collator([cached.train_dataset[i] for i in range(4)])
     cached.compute_loss(cached.model, batch)
-    found = cached._references.get(batch["completion_keys"])
+    found = cached._references.get(batch.completion_keys)
     assert found.known.all() and (torch.from_numpy(found.logps) - expected).abs().max() < 2e-4
 
 
@@ -297,8 +297,8 @@ def test_wrong_cached_values_stop_the_run(tmp_path, processor):
     settings = {"peft_config": METHODS["LoRA"], "reference": "cached", "reference_cache": str(tmp_path / "cache"), "max_steps": 1}
     trainer = trainer_of(tmp_path, processor, base(processor), **settings)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-    sums = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
-    trainer._references.add(batch["completion_keys"], sums + 0.5, batch["labelled"].lengths)
+    sums = trainer.compute_ref_log_probs(trainer.model, batch).flatten()
+    trainer._references.add(batch.completion_keys, sums + 0.5, batch.labelled.lengths)
     with pytest.raises(ValueError, match="must give the same log-probs.*mpo cache"):
         trainer.train()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from small_runs import small_run
-from support import TEXTS, image_pairs, make_image, messages, text_pairs
+from support import TEXTS, completion_mask, image_pairs, make_image, messages, text_pairs
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mpo import MPOConfig, MPOTrainer
@@ -85,7 +85,7 @@ def test_lengths(tmp_path, processor, case):
 
 def test_completions_that_are_equal_once_truncated(processor):
     record = pair(chosen=messages("The answer is 2.", "assistant"), rejected=messages("The answer is 9, not 2.", "assistant"))
-    prompt_tokens = int(PairCollator(processor)([record])["completion_mask"][0].argmax())
+    prompt_tokens = int(completion_mask(PairCollator(processor)([record]))[0].argmax())
     with pytest.raises(ValueError, match="record 'no-17': truncated to max_length=.*, 'chosen' and 'rejected' are the same"):
         PairCollator(processor, max_length=prompt_tokens + 2)([record])
 

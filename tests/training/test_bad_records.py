@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from small_runs import difference, record, run_on_ranks, small_run, with_bad_images
-from support import image_pairs, make_image, messages
+from support import completion_mask, image_pairs, make_image, messages
 
 from mpo import MPOConfig
 from mpo.batching.collator import PairCollator
@@ -47,23 +47,22 @@ def rows(count: int = 3, bad=(1,)) -> list[dict]:
 def test_a_blank_pair_takes_the_place(processor, layout):
     """Of three records the second is bad: the others come first, in order, and the third pair does not count."""
     batch = PairCollator(processor, layout=layout, on_bad_record="skip")(rows())
-    assert batch["kept"] == [0, 2] and batch["counted"] == 2
-    assert len(batch["labelled"].lengths) == 6
-    assert batch["names"][:2] == ["record 'pair-0'", "record 'pair-2'"]
-    (entry,) = batch["bad"]
+    assert batch.kept == (0, 2) and batch.counted == 2
+    assert len(batch.labelled.lengths) == 6
+    assert batch.names[:2] == ("record 'pair-0'", "record 'pair-2'")
+    (entry,) = batch.bad
     assert entry["id"] == "pair-1" and entry["where"] == "record 'pair-1'"
     assert entry["reason"].startswith("image 1 of 1: this file is not an image")
     good = PairCollator(processor, layout=layout)([rows()[0], rows()[2]])
     assert torch.equal(batch["pixel_values"], good["pixel_values"])
-    chosen, rejected = batch["labelled"].lengths.chunk(2)
-    assert torch.cat([chosen[:2], rejected[:2]]).tolist() == good["labelled"].lengths.tolist()
+    assert batch.lengths[:, :2].tolist() == good.lengths.tolist()
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_batch_of_bad_records_alone(processor, layout):
     batch = PairCollator(processor, layout=layout, on_bad_record="skip")(rows(bad=(0, 1, 2)))
-    assert batch["counted"] == 0 and batch["kept"] == [] and len(batch["bad"]) == 3
-    assert len(batch["labelled"].lengths) == 6 and (batch["labelled"].lengths > 0).all()
+    assert batch.counted == 0 and batch.kept == () and len(batch.bad) == 3
+    assert len(batch.labelled.lengths) == 6 and (batch.labelled.lengths > 0).all()
     assert "pixel_values" not in batch
 
 
@@ -86,22 +85,22 @@ def test_what_is_skipped(processor, what):
     with pytest.raises(ValueError, match="record 'bad'"):
         PairCollator(processor, **settings)([good, {**good, "id": "bad", **BAD[what]}])
     batch = PairCollator(processor, on_bad_record="skip", **settings)([{**good, "id": "bad", **BAD[what]}, good])
-    assert batch["kept"] == [1] and batch["counted"] == 1 and batch["bad"][0]["id"] == "bad"
+    assert batch.kept == (1,) and batch.counted == 1 and batch.bad[0]["id"] == "bad"
 
 
 def test_what_is_no_records_fault_is_not_skipped(processor):
     """A tokenizer without an image token makes all records with images bad."""
     batch = PairCollator(processor.tokenizer, on_bad_record="skip")([image_pairs(1)[0]])
-    assert batch["counted"] == 0 and "is a tokenizer" in batch["bad"][0]["reason"]
+    assert batch.counted == 0 and "is a tokenizer" in batch.bad[0]["reason"]
 
 
 def test_answers_are_cut_and_images_never(processor):
     """A completion beyond max_length is truncated and counted. A record whose image goes beyond it is refused."""
     row = image_pairs(1)[0]
     whole = PairCollator(processor)([row])
-    prompt = int(whole["completion_mask"][0].argmax())
+    prompt = int(completion_mask(whole)[0].argmax())
     batch = PairCollator(processor, max_length=prompt + 4)([row])
-    assert batch["is_truncated"].tolist() == [True, True]
+    assert batch.is_truncated.tolist() == [True, True]
     assert batch["input_ids"].shape[1] == prompt + 4
     image_token = processor.image_token_id
     assert (batch["input_ids"][0] == image_token).sum() == (whole["input_ids"][0] == image_token).sum()

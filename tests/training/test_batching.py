@@ -19,8 +19,8 @@ class Batches(TrainerCallback):
 
         def collecting(*args):
             samples, count = get(*args)
-            self.seen.append([batch["names"] for batch in samples])
-            self.tokens = [*getattr(self, "tokens", []), *(batch["tokens"] for batch in samples)]
+            self.seen.append([batch.names for batch in samples])
+            self.tokens = [*getattr(self, "tokens", []), *(batch.tokens for batch in samples)]
             return samples, count
 
         trainer.get_batch_samples = collecting

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from small_runs import small_run
-from support import TEXTS, perturbed, text_pairs
+from support import TEXTS, completion_mask, perturbed, text_pairs
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -62,7 +62,7 @@ def truncation_mode(tmp_path):
     records = text_pairs(4).to_list()
     start, end = (PairCollator(processor.tokenizer, 36, mode)(records) for mode in ("keep_start", "keep_end"))
     whole = PairCollator(processor.tokenizer)(records)
-    assert end["completion_mask"].sum() == whole["completion_mask"].sum() > start["completion_mask"].sum()
+    assert completion_mask(end).sum() == completion_mask(whole).sum() > completion_mask(start).sum()
     with pytest.raises(ValueError, match="keep_end"):
         log_of(tmp_path, max_length=36, truncation_mode="keep_end")
 
@@ -121,7 +121,7 @@ def test_pairs_of_one_question_share_a_padded_batch_too(tmp_path):
     doubled = trainer.train_dataset.to_list()
     doubled = [{**row, "id": f"{row['id']}-{number}"} for row in doubled for number in (0, 1)]
     trainer.train_dataset = Dataset.from_list(doubled)
-    batches = [[str(name).rsplit("-", 1)[0] for name in batch["names"]] for batch in trainer.get_train_dataloader()]
+    batches = [[str(name).rsplit("-", 1)[0] for name in batch.names] for batch in trainer.get_train_dataloader()]
     assert len(batches) == 8 and all(first == second for first, second in batches)
 
 

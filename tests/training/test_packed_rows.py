@@ -112,10 +112,10 @@ def test_pairs_of_one_question_share_its_row(processor, internvl, tmp_path):
     trainer = run(tmp_path, processor, internvl, Dataset.from_list(records), per_device_train_batch_size=3, max_steps=1)
     one, three = (trainer.data_collator(mixed_pairs(3).select(range(count))) for count in (1, 3))
     assert one["pixel_values"].shape == three["pixel_values"].shape
-    assert len(three["labelled"].lengths) == 6
-    prompt = one["tokens"] - int(one["labelled"].lengths.sum())
-    distinct_tokens = int(three["labelled"].lengths[[0, 3, 4, 5]].sum())
-    assert three["tokens"] < prompt + distinct_tokens + 3
+    assert len(three.labelled.lengths) == 6
+    prompt = one.tokens - int(one.labelled.lengths.sum())
+    distinct_tokens = int(three.labelled.lengths[[0, 3, 4, 5]].sum())
+    assert three.tokens < prompt + distinct_tokens + 3
 
 
 def test_the_same_question_about_another_image_is_another_row(processor, internvl, tmp_path):

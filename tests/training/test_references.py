@@ -32,7 +32,7 @@ def forwards(monkeypatch):
     counted, compute = [], MPOTrainer.compute_ref_log_probs
 
     def counting(self, model, inputs, **kwargs):
-        counted.append(len(inputs["labelled"].lengths))
+        counted.append(len(inputs.labelled.lengths))
         return compute(self, model, inputs, **kwargs)
 
     monkeypatch.setattr(MPOTrainer, "compute_ref_log_probs", counting)

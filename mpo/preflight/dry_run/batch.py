@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from mpo.batching.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class BatchShape:
     shared: bool
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> BatchShape:
-        """Measure a batch of `PairCollator`."""
+    def of(cls, batch: Batch) -> BatchShape:
+        """Measure a batch."""
         tokens = batch["input_ids"].numel()
-        segments = batch.get("segments")
+        segments = batch.model_inputs.get("segments")
         lengths = () if segments is None else segments.lengths
-        pixels = batch.get("pixel_values")
+        pixels = batch.model_inputs.get("pixel_values")
         return cls(
             tokens=tokens,
             keys=sum(keys for _, keys in lengths) if lengths else tokens,
             masks=sum(queries * keys for queries, keys in lengths if queries not in (1, keys)),
-            labelled=batch["shift_labels"].numel(),
+            labelled=batch.shift_labels.numel(),
             tiles=0 if pixels is None else len(pixels),
             pixels=0 if pixels is None else pixels.numel(),
             packed=segments is not None,

@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from mpo.batching.batch import Batch
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED
 from mpo.io import write_text
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.finished import finished_name
 
-Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
-"""Compute the log-prob sums of a batch's chosen and rejected completions under the reference, each of shape (pairs,)."""
+Compute = Callable[[Batch], Tensor]
+"""Compute the log-prob sums of a batch's completions under the reference, shape (sides, records)."""
 
 
 def default_folder() -> Path:
@@ -50,14 +51,12 @@ def refuse_augmented(dataset: Any) -> None:
         raise ValueError(AUGMENTED_AND_CACHED)
 
 
-def look_up(
-    cache: ReferenceCache, batch: dict[str, Any], compute: Compute | None, on_any_rank: Callable[[bool], bool] = bool
-) -> Tensor:
-    """Look up the log-prob sums of a batch's completions, chosen first, shape (2 pairs,), float32, on the CPU.
+def look_up(cache: ReferenceCache, batch: Batch, compute: Compute | None, on_any_rank: Callable[[bool], bool] = bool) -> Tensor:
+    """Look up the log-prob sums of a batch's completions, shape (sides, records), float32, on the CPU.
 
     Args:
         cache: cache of the reference.
-        batch: batch with ``completion_keys``. Padding pairs need not be in the cache; their sums are then 0.
+        batch: batch with ``completion_keys``. Records that do not count need not be in the cache; their sums are then 0.
         compute: computes what the cache does not have, which is then added. None: raise an error.
         on_any_rank: tells whether a value is true on any rank. A forward pass of sharded weights needs all ranks, so all of them
             compute when one of them has to.
@@ -65,30 +64,31 @@ def look_up(
     Raises:
         ValueError: when a completion is missing and cannot be computed.
     """
-    found = cache.get(batch["completion_keys"])
-    pairs = len(found.known) // 2
-    missing = ~found.known & (np.arange(len(found.known)) % pairs < batch.get("counted", pairs))
-    known, logps = not missing.any(), np.where(found.known, found.logps, np.float32(0))
+    assert batch.completion_keys is not None
+    found = cache.get(batch.completion_keys)
+    counts = np.arange(batch.size) < (batch.size if batch.counted is None else batch.counted)
+    missing = ~found.known & np.tile(counts, batch.sides)
+    known, logps = not missing.any(), batch.by_side(torch.from_numpy(np.where(found.known, found.logps, np.float32(0))))
     if not on_any_rank(not known):
-        return torch.from_numpy(logps)
+        return logps
     if compute is None:
         raise ValueError(
             f"The cache in {cache.folder} lacks {int(missing.sum())} of this batch's {len(found.known)} completions "
-            f"({batch['names'][0]} and others), and the reference model was released. Pass data for later evaluations to the "
+            f"({batch.names[0]} and others), and the reference model was released. Pass data for later evaluations to the "
             "trainer as eval_dataset. If image files changed or the cache was pruned since the start of the run, run again: what "
             "is missing is then computed. If records change at random, use reference='live'."
         )
     # float32, as the cache keeps it, so that a later epoch finds the same values.
-    sums = torch.cat(compute(batch)).float().cpu()
+    sums = compute(batch).float().cpu()
     if known:
-        return torch.from_numpy(logps)
-    cache.add(batch["completion_keys"], sums, batch["labelled"].lengths)
-    return torch.where(torch.from_numpy(found.known), torch.from_numpy(logps), sums)
+        return logps
+    cache.add(batch.completion_keys, sums.flatten(), batch.labelled.lengths)
+    return torch.where(batch.by_side(torch.from_numpy(found.known)), logps, sums)
 
 
 def fill(
     cache: ReferenceCache,
-    batches: Iterable[dict[str, Any]],
+    batches: Iterable[Batch],
     compute: Compute,
     *,
     accelerator: Accelerator,
@@ -123,7 +123,7 @@ def fill(
     bar = tqdm(batches, desc=f"Reference log-probs, {name} data", unit="batch", disable=not accelerator.is_local_main_process)
     for batch in bar:
         look_up(cache, batch, compute, on_any_rank)
-        bad += len(batch.get("bad", ()))
+        bad += len(batch.bad)
     cache.flush()
     accelerator.wait_for_everyone()
     cache.refresh()

@@ -1,6 +1,7 @@
 """The formulas of the memory estimate against the tensors that autograd saves."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +19,6 @@ from mpo.models.tower import SharedTower, find_tower
 from mpo.preflight.dry_run.activations import activations
 from mpo.preflight.dry_run.batch import BatchShape
 from mpo.preflight.dry_run.precision import Precision
-
-NOT_FOR_THE_MODEL = {"completion_mask", "labelled", "is_truncated", "tokens", "counted", "names", "records"}
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +65,10 @@ def saved_bytes(model, batch, *, autocast=False, checkpointing=False):
     def is_weight(tensor):  # a copy that autocast made of a weight
         return tuple(tensor.shape) in shapes and tensor.dtype == torch.bfloat16
 
-    inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+    labels = {"positions_to_keep": batch.positions_to_keep, "shift_labels": batch.shift_labels}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
-            output = model(**inputs, use_cache=False, fused_lm_head=True)
+            output = model(**batch.model_inputs, **labels, use_cache=False, fused_lm_head=True)
     assert output.log_probs.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
 
@@ -144,9 +143,13 @@ def test_a_row_without_a_shared_prompt(small):
     assert batch["segments"].key_index is not None
     prompt = encoded._encode([record])[0][0]
     rows = concatenate([lay_out(prompt.prompt_ids, [prompt.completions[0]])])
-    batch |= {name: getattr(rows, name) for name in ("input_ids", "position_ids", "segments")}
     positions = rows.labelled_positions
-    batch |= {"positions_to_keep": LogitsToKeep(positions, rows.input_ids.size(1)), "shift_labels": rows.shift_labels[:, positions]}
+    batch = replace(
+        batch,
+        model_inputs=batch.model_inputs | {name: getattr(rows, name) for name in ("input_ids", "position_ids", "segments")},
+        positions_to_keep=LogitsToKeep(positions, rows.input_ids.size(1)),
+        shift_labels=rows.shift_labels[:, positions],
+    )
     assert batch["segments"].key_index is None
     model = build(small)
     assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.02)

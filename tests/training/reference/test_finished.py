@@ -70,7 +70,7 @@ def test_three_tiles_are_not_two_and_a_thumbnail(layout):
 
     three, two = collated(max=3, thumbnail=False), collated(max=2, thumbnail=True)
     assert three["input_ids"].equal(two["input_ids"]) and not three["pixel_values"].equal(two["pixel_values"])
-    assert not set(three["completion_keys"]) & set(two["completion_keys"])
-    plain = collator([record])["completion_keys"]
-    assert plain == collated(thumbnail=True)["completion_keys"] == collated(max=3)["completion_keys"]
-    assert collated(max=2)["completion_keys"] == two["completion_keys"]
+    assert not set(three.completion_keys) & set(two.completion_keys)
+    plain = collator([record]).completion_keys
+    assert plain == collated(thumbnail=True).completion_keys == collated(max=3).completion_keys
+    assert collated(max=2).completion_keys == two.completion_keys

@@ -1,20 +1,9 @@
 """MPOTrainer: TRL's DPOTrainer with the loss of `mpo.losses`.
 
-Private and undocumented names of other libraries that this file uses, checked on TRL 1.16.0 and transformers 5.24.0 (most of them
-on 5.17.0 and 5.23.0 before): `trl.trainer.dpo_trainer.get_peft_model`, `trl.models.utils.disable_gradient_checkpointing`;
-`DPOTrainer._prepare_dataset`, `_set_signature_columns_if_needed`, `_signature_columns`, `_tag_names`, `_name`, `_paper`,
-`aux_loss_enabled`, `ld_alpha`, `use_weighting`; `Trainer._save_checkpoint`, `_load_from_checkpoint`, `_get_output_dir`,
-`_prepare_inputs`, `neftune_hook_handle`; `TrainingArguments._n_gpu`; `Accelerator._models`.
-
-`mpo.training.loop` lists those of the training loop. Other files use a few: `mpo.training.start` (loading and copying a model),
-`mpo.preflight.doctor.step` (`_n_gpu`), `mpo.models.export.rows` (`_weight_conversions`), `mpo.models.loading` (`_name_or_path`),
-`mpo.models.tiles` (`_preprocess`), `mpo.batching.attention` (`_attn_implementation`), `mpo.encoding.costs`
-(`_get_num_multimodal_tokens`), `mpo.models.packable` (`_can_set_attn_implementation`), `mpo.encoding.turns` (helpers of
-`trl.data_utils`) and `mpo.training.reference.fingerprint` (`_name_or_path`).
+Private names of other libraries that the package uses: tests/test_private_names.py.
 """
 
 import contextlib
-import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,19 +17,20 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from trl.models.utils import disable_gradient_checkpointing
+from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
 from mpo.batching.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.batching.batch import Batch
 from mpo.batching.collator import LabelledBatches, PairCollator
 from mpo.batching.logits_to_keep import add_logits_to_keep
-from mpo.batching.randomness import disable_dropout, eval_mode, trainable_in_4_bits
+from mpo.batching.randomness import disable_dropout, trainable_in_4_bits
 from mpo.batching.verify import compare, without_dropout
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import add_tile_order
 from mpo.encoding.templates import is_processor
-from mpo.losses import PairLogps
+from mpo.losses import SFT, PairLogps
+from mpo.losses.quality import RewardShift
 from mpo.models.compiled import compile_layers
 from mpo.models.drop_path import DropPath
 from mpo.models.fit import check_fit, check_targets
@@ -49,16 +39,13 @@ from mpo.models.liger import use_liger_layers
 from mpo.models.packable import fixed_context, why_not
 from mpo.models.tower import SharedTower, can_share
 from mpo.schema import EPOCH, PADDING, TRL_COLUMNS, names
-from mpo.training.checkpoint import load_state
+from mpo.training.checkpoint import load_state, load_weights
 from mpo.training.config import MPOConfig
-from mpo.training.loop import PairLoop
+from mpo.training.loop import Loop
 from mpo.training.metrics import measured
-from mpo.training.model_card import PAPER
+from mpo.training.model_card import PAPER, extend_card
 from mpo.training.reference.adapters import identity
-from mpo.training.reference.cache import ReferenceCache
-from mpo.training.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
-from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.maintenance import DISAGREEMENT, DISAGREEMENT_16_BIT
+from mpo.training.reference.use import UsesReference
 from mpo.training.start import (
     Adapters,
     check_apart,
@@ -66,7 +53,6 @@ from mpo.training.start import (
     check_leftovers,
     check_trained,
     checked_arguments,
-    compute_dtype,
     fingerprint_of,
     frozen_copy,
     load_by_name,
@@ -75,8 +61,10 @@ from mpo.training.start import (
 
 logger = logging.getLogger(__name__)
 
+REFERENCE = "reference"  # folder of a checkpoint, for a reference that sync_ref_model updates
 
-class MPOTrainer(PairLoop):
+
+class MPOTrainer(UsesReference, Loop, DPOTrainer):  # type: ignore[misc]
     """Train a model with Mixed Preference Optimization (arXiv 2411.10442), or with any mixture of preference losses.
 
     It takes the arguments of TRL's `DPOTrainer` and can replace it; the configuration is an `MPOConfig`. Differences from TRL:
@@ -219,7 +207,6 @@ class MPOTrainer(PairLoop):
                 context=fixed_context(self.model),
                 blank_image=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
             )
-        self._references: ReferenceCache | None = None
         if args.reference == "cached" and self.mixture.needs_reference:
             reference = reference or adapters.reference
             assert reference is not None
@@ -307,76 +294,17 @@ class MPOTrainer(PairLoop):
             )
         return ("packed", None) if reason is None else ("padded", reason)
 
-    def _open_references(self, fingerprint: Fingerprint) -> None:
-        """Open the cache of reference log-probs. A reference model of its own fills it now and is released."""
-        refuse_augmented(self.train_dataset)
-        self._references = ReferenceCache(
-            self.args.reference_cache or default_folder(),
-            fingerprint,
-            rank=self.accelerator.process_index,
-        )
-        self._reference_is_base = self.ref_model is None
-        if self.ref_model is None:  # the base model computes what is missing
-            self.add_callback(ShareEveryEpoch(self._references, self.accelerator))
-            return
-        args, ref_model = self.args, self.ref_model
-
-        def compute(batch: Batch) -> Tensor:
-            return self.compute_ref_log_probs(ref_model, self._prepare_inputs(batch))
-
-        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
-        for name, dataset in {"training": self.train_dataset, **evaluated}.items():
-            if dataset is None:
-                continue
-            if not hasattr(dataset, "__len__"):
-                raise ValueError(
-                    f"reference='cached' computes the reference's log-probs of the {name} data before training, and a stream has "
-                    "no length. Use reference='live', or an adapter."
-                )
-            with self._attention():
-                fill(
-                    self._references,
-                    self._whole_dataloader(dataset),
-                    compute,
-                    accelerator=self.accelerator,
-                    name=name,
-                    dataset=dataset,
-                    settings=(args.max_length, args.truncation_mode, args.completion_end, args.tile_budget, args.ld_alpha),
-                    on_any_rank=self._on_any_rank,
-                )
-
-    def _release_reference(self) -> None:
-        """Free the memory of a reference model whose log-probs are all in the cache."""
-        if self.ref_model is None:
-            return  # the base model computes what is missing
-        self.accelerator._models = [model for model in self.accelerator._models if model is not self.ref_model]
-        self.ref_model = None
-        if self._tower is not None:
-            self._tower = SharedTower(self.model, self.model)
-        gc.collect()  # the fused head's forward, kept on the model, is a reference cycle
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _on_any_rank(self, missing: bool) -> bool:
-        """Whether log-probs are missing here, or on any of the ranks that the weights are sharded over."""
-        if self._holds_whole_model():
-            return missing
-        return bool(self._over_ranks(torch.tensor(float(missing), device=self.accelerator.device)))
-
-    def _flush_references(self) -> None:
-        if self._references is not None:
-            self._references.flush()
-
     # --- Training after evaluation
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; see `PairLoop.evaluation_loop`."""
+        """Evaluate; see `mpo.training.evaluating`."""
+        self._is_reference = None
         self._is_cast |= (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         with trainable_in_4_bits(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `PairLoop.train`.
+        """Train; see `mpo.training.loop.Loop.train`.
 
         Raises:
             ValueError: also when an earlier evaluation has rounded the weights.
@@ -395,13 +323,24 @@ class MPOTrainer(PairLoop):
 
     # --- Checkpoints
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._adapter_start is not None and self.args.should_save:
-            self._adapter_start.save(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"))
-        super()._save_checkpoint(model, trial)
+    def _save_more(self, folder: str) -> None:
+        if self._adapter_start is not None:
+            self._adapter_start.save(Path(folder))
+
+        if self.args.sync_ref_model:
+            self.accelerator.unwrap_model(self.ref_model).save_pretrained(Path(folder, REFERENCE))
 
     def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "start": self._start_identity}
+        shift = {} if self._shift is None else {name: value.item() for name, value in self._shift.state_dict().items()}
+        return {**super()._state(), "reward_shift": shift, "start": self._start_identity}
+
+    def _restore_state(self, state: dict[str, Any], checkpoint: str) -> None:
+        super()._restore_state(state, checkpoint)
+        if self._shift is not None:
+            shift = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()}
+            self._shift.load_state_dict(shift)
+        if self.args.sync_ref_model:
+            load_weights(self.accelerator.unwrap_model(self.ref_model), str(Path(checkpoint, REFERENCE)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved_identity = load_state(resume_from_checkpoint).get("start")
@@ -457,44 +396,6 @@ class MPOTrainer(PairLoop):
         labels = {"positions_to_keep": batch.positions_to_keep, "shift_labels": batch.shift_labels}
         return model(**batch.model_inputs, **labels, **kwargs, use_cache=False, fused_lm_head=True)
 
-    def compute_ref_log_probs(self, model: nn.Module, batch: Batch, *, same_images: bool = False) -> Tensor:
-        """Compute the log-prob sums of a batch under the reference.
-
-        Args:
-            model: the reference model, or the policy, whose adapters are then switched off.
-            batch: a batch on the model's device.
-            same_images: the policy's last forward pass had the same images, so a frozen tower's output can be reused.
-
-        Returns:
-            sums of the chosen and of the rejected completions, shape (2, pairs), float32.
-        """
-        start: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.ref_model is None and self._adapter_start is not None:
-            start = self._adapter_start.restored(self.accelerator.unwrap_model(self.model))
-        checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        once = self._tower.playing() if self._tower is not None and same_images else contextlib.nullcontext()
-        with checkpointing_off, start, once:
-            return self._evaluated_sums(model, batch)
-
-    def _evaluated_sums(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Compute log-prob sums in evaluation mode, without randomness: each depends on its record alone."""
-        with torch.no_grad(), eval_mode(model), self.accelerator.autocast():
-            return batch.sums(self._outputs(model, batch).log_probs, self.ld_alpha)
-
-    def _reference_sums(self, batch: Batch) -> Tensor | tuple[None, None]:
-        if not self.mixture.needs_reference:
-            return None, None
-        if self._references is None:
-            reference: Any = self.model if self.ref_model is None else self.ref_model
-            return self.compute_ref_log_probs(reference, batch, same_images=self._tower_is_shared)
-        compute = None
-        if self._reference_is_base:  # a separate reference model has been released by now
-            base: Any = self.model
-            compute = partial(self.compute_ref_log_probs, base, same_images=self._tower_is_shared)
-        elif self._policy_is_reference(self._references):
-            compute = partial(self.compute_ref_log_probs, self.model)
-        return look_up(self._references, batch, compute, self._on_any_rank).to(batch.shift_labels.device)
-
     def _pairs(self, outputs: Any, batch: Batch, mean_sqrt_tokens: Tensor | None) -> PairLogps:
         chosen, rejected = batch.sums(outputs.log_probs, self.ld_alpha)
         ref_chosen, ref_rejected = self._reference_sums(batch)
@@ -515,6 +416,37 @@ class MPOTrainer(PairLoop):
             sft_chosen=None if self.ld_alpha is None else batch.sums(outputs.log_probs)[0],
             mean_sqrt_tokens=mean_sqrt_tokens,
         )
+
+    # --- The reward shift delta
+
+    @property
+    def _shift(self) -> RewardShift | None:
+        return self.mixture.reward_shift
+
+    def _before_step(self) -> None:
+        shift = self._shift
+        self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
+
+    def _undo_step(self, skipped: Tensor) -> None:
+        """Restore delta to its value before the step if the step is not applied."""
+        if self._shift is not None and self._shift_before is not None:
+            for name, before in self._shift_before.items():
+                buffer = self._shift.get_buffer(name)
+                buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
+
+    def _read_meter(self, mode: str) -> dict[str, float]:
+        metrics = super()._read_meter(mode)
+        if metrics and mode == "eval" and self._square_weight is not None:
+            metrics["loss"] += self._square_weight * metrics["loss/sft"]
+        if metrics and self._shift is not None:
+            metrics["reward_shift"] = self._shift.value.item()
+        return metrics
+
+    @property
+    def _square_weight(self) -> float | None:
+        """Return the weight of an SFT term averaged by square roots, whose average is that of a whole evaluation."""
+        of_losses = zip(self.mixture.weights, self.mixture.losses, strict=True)
+        return next((weight for weight, loss in of_losses if isinstance(loss, SFT) and loss.average == "square"), None)
 
     # --- Loss
 
@@ -563,38 +495,13 @@ class MPOTrainer(PairLoop):
         with torch.no_grad():
             return loss * factor, model(**inputs.model_inputs, use_cache=False)
 
-    def _evaluate_start(self, batch: Batch) -> Tensor | None:
-        """Compute the first batch's log-prob sums under the policy, shape (2, pairs); None for a resumed run."""
-        self._start_is_unchecked = False
-        if self.state.global_step > 0:
-            return None
-        once = contextlib.nullcontext() if self._tower is None else self._tower.playing(keep=True)
-        with once:
-            return self._evaluated_sums(self.model, batch)
-
-    def _check_start(self, start: Tensor, batch: Batch, pairs: PairLogps, counted: int) -> None:
-        """Refuse a new run whose policy is not its reference, on any rank. At the start L - L_g = 0.8 ln 2 + 0.2 * 2 ln 2."""
-        assert pairs.ref_chosen is not None and pairs.ref_rejected is not None
-        difference = (start[:, :counted] - torch.stack([pairs.ref_chosen, pairs.ref_rejected])[:, :counted]).abs()
-        tokens = batch.lengths[:, :counted].clamp_min(1)
-        dtype = str(compute_dtype(self.model, self.args)).removeprefix("torch.")
-        rounding = DISAGREEMENT.get(dtype, DISAGREEMENT_16_BIT) * (1 if self._references is None else 10)
-        wrong = ~(difference <= rounding * tokens.sqrt())  # NaN is left to FiniteGuard
-        wrong &= difference.isfinite()
-        if not self._over_ranks(wrong.sum().float()):
-            return
-        worst = int(torch.where(wrong, difference, 0).max(dim=0).values.argmax()) if counted else 0
-        largest = (
-            f"{difference.max().item():.3g} nats at {(batch.names or range(counted))[worst]}"
-            if wrong.any()
-            else "another rank has the record"
-        )
-        cache = "" if self._references is None else f" or wrong values in {self._references.folder} (mpo cache verify, prune)"
-        raise ValueError(
-            "Before the first step the policy in evaluation mode and its reference must give the same log-probs, but they differ: "
-            f"{largest}. Causes: an adapter whose method does not start at the base model{cache}, or weights that changed after "
-            "the trainer was made. Fix that, or pass the intended reference as ref_model."
-        )
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card, with the loss, its weights, the data and this library's version."""
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir, "README.md")
+        if self.is_world_process_zero() and path.exists():
+            settings = {name: getattr(self.args, name) for name in ("beta", "reward_shift", "sft_average", "learning_rate")}
+            path.write_text(extend_card(path.read_text(), self.mixture, settings, self._order()["pairs in the data set"]))
 
     def _compare_with_padded_rows(self, packed: Batch) -> None:
         """Compare with the same records in padded rows, under the model's usual attention (`verify_first_batch`)."""

@@ -1,0 +1,196 @@
+"""What a step is given, and which of its records count."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import EarlyStoppingCallback, Trainer
+
+from mpo.batching.batch import Batch
+from mpo.batching.indexed import IndexedRecords
+from mpo.batching.sampler import PairBatchSampler
+from mpo.batching.streams import FilledStream, RepeatedStream
+from mpo.data.encoded import with_encoded_images
+from mpo.encoding.costs import measure
+
+logger = logging.getLogger(__name__)
+
+
+class LoadsBatches(Trainer):  # type: ignore[misc]
+    """Load batches so that an optimizer step is the mean over its records, each counted once."""
+
+    data_collator: Any
+    _collator_is_ours: bool
+    _sampler: PairBatchSampler | None
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keep images encoded and repeat training streams. In evaluation, give every rank the same number of batches.
+
+        Rows are padded where logits are needed, since logits of packed rows cannot be attributed to records.
+        """
+        if self._collator_is_ours:
+            dataset = with_encoded_images(dataset)
+        ranks = self.accelerator.num_processes
+        if isinstance(dataset, IterableDataset):
+            block = kwargs["batch_size"] * ranks
+            is_training = kwargs.get("is_training")
+            dataset = RepeatedStream(dataset, block) if is_training else FilledStream(dataset, block, fill=ranks > 1)
+
+        if kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1):
+            if isinstance(dataset, IterableDataset):
+                raise ValueError("A stream cannot be planned: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
+            dataset = self._remove_unused_columns(dataset, description="training")  # otherwise they would be decoded
+            self._sampler = self._plan(dataset)
+            dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
+        elif kwargs.get("is_training") and "augment" in (getattr(dataset, "column_names", None) or []):
+            dataset = IndexedRecords(self._remove_unused_columns(dataset, description="training"), epoch=self._epoch)
+        if kwargs.get("is_training") and self._sampler is None and self.args.dataloader_drop_last and hasattr(dataset, "__len__"):
+            if len(dataset) < (needed := kwargs["batch_size"] * ranks):
+                raise ValueError(
+                    f"dataloader_drop_last=True drops all {len(dataset)} records: one batch of all ranks takes {needed} "
+                    f"({kwargs['batch_size']} x {ranks}). Set it to False, or use smaller batches."
+                )
+        collator = self.data_collator
+        try:
+            if kwargs.get("is_training"):
+                self.data_collator = self._training_collator()
+            elif self._collator_is_ours and (self.compute_metrics is not None or kwargs.get("description") == "test"):
+                self.data_collator = replace(self.data_collator, layout="padded")
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return a data loader. With persistent workers transformers would return the first data set's for every data set."""
+        if eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset:
+            return super().get_eval_dataloader(eval_dataset)
+        options = {"description": "Evaluation", "batch_size": self.args.eval_batch_size, "sampler_fn": self._get_eval_sampler}
+        return self._get_dataloader(dataset=eval_dataset, **options)
+
+    def _whole_dataloader(self, dataset: Any) -> Any:
+        """Return a data loader of all records of a data set, also with `dataloader_drop_last`."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return self.get_eval_dataloader(dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _training_collator(self) -> Any:
+        """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
+        return self.data_collator
+
+    def _plan(self, dataset: Any) -> PairBatchSampler:
+        """Plan which pairs share a batch, on all ranks."""
+        args = self.args
+        by_tokens = args.batching == "tokens"
+        with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
+            rules: dict[str, Any] = {
+                "completion_end": args.completion_end,
+                "tile_budget": args.tile_budget,
+                "max_length": args.max_length,
+            }
+            rules["on_bad_record"] = args.on_bad_record
+            costs = measure(dataset, self.processing_class, **rules)
+        sampler = PairBatchSampler(
+            costs,
+            batching="tokens" if by_tokens else "pairs",
+            pairs_per_batch=None if by_tokens else self._train_batch_size,
+            max_tokens=args.max_tokens_per_batch,
+            max_tiles=args.max_tiles_per_batch,
+            group_same_prompt=args.group_same_prompt,
+            micro_batches_per_step=args.gradient_accumulation_steps,
+            world_size=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        if self.is_world_process_zero():
+            logger.info(f"Batches: {sampler.report()}.")
+        return sampler
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """Move a batch to the device. Under DeepSpeed, transformers also casts image tensors."""
+        return replace(inputs.to(self.args.device), model_inputs=super()._prepare_inputs(inputs.model_inputs))
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Fetch the micro-batches of a step."""
+        start = time.perf_counter()
+        try:
+            samples, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
+            for batch in samples:
+                self._see_bad_records("train", batch, step=self.state.global_step + 1, epoch=int(self._epoch))
+            return samples, pairs
+        except ValueError:
+            raise  # its message says what to do
+        except Exception as error:
+            raise RuntimeError(
+                f"Reading the batches of step {self.state.global_step + 1} from the training data failed: "
+                f"{type(error).__name__}: {error}. No record was skipped. Fix the data set and resume from the last checkpoint."
+            ) from error
+        finally:
+            self._meters["train"].wait(time.perf_counter() - start)
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+        """Set the epoch before the records are iterated. A resumed run that had ended takes no step."""
+        stopped_early = kwargs["resume_from_checkpoint"] is not None and any(
+            isinstance(callback, EarlyStoppingCallback)
+            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+        )
+        if self.state.global_step >= self.state.max_steps or stopped_early:  # transformers would take one more step
+            self.control.should_training_stop = True
+            return None
+        self._epoch.fill_(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _counted(self, batch: Batch) -> int:
+        """Return how many of a batch's records count: the first ones. The rest are padding."""
+        counted = self._counting(batch) if batch.counted is None else batch.counted
+        if batch.kept is None:
+            return counted
+        counting = self._counting(batch)  # bad records were removed: of the others, those in counting places count
+        return min(counted, sum(place < counting for place in batch.kept))
+
+    def _counting(self, batch: Batch) -> int:
+        """Return how many places of a batch hold records that count: the first ones. The rest hold repeated records."""
+        size = batch.size
+        state = self.accelerator.gradient_state
+        ranks = self.accelerator.num_processes
+        if ranks == 1 or not state.end_of_dataloader or isinstance(state.active_dataloader.dataset, IterableDataset):
+            return size
+        if self.args.dataloader_drop_last:  # the last incomplete batches are dropped, and nothing is repeated
+            return size
+        # The last batches of all ranks together hold the rest, rank 0's first. (`state.remainder` is lost in a resumed epoch.)
+        rest = len(state.active_dataloader.dataset) % (size * ranks)
+        return max(0, min(size, rest - int(self.accelerator.process_index) * size)) if rest else size
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
+        """Return the records of an optimizer step over its micro-batches and all ranks, the denominator of its loss."""
+        if not batch_samples:
+            return None
+        # Decided before the batches are used: later the data loader's end would be attributed to the first of them.
+        if self._sampler is None:  # otherwise padding pairs have their own flag
+            batch_samples[-1] = replace(batch_samples[-1], counted=self._counted(batch_samples[-1]))
+        first = [batch.lengths[0, : batch.counted] for batch in batch_samples]
+        lengths = torch.cat(first).to(device).float()
+        self._before_step()
+        step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
+        records: Tensor = step[0].clamp_min(1)  # a step whose records are all bad has a loss of 0
+        self._mean_sqrt_tokens = step[1] / records
+        return records
+
+    def _see_bad_records(self, data: str, batch: Batch, **moment: Any) -> None:
+        if self._bad_records is not None:
+            counted = batch.size if batch.counted is None else batch.counted
+            self._bad_records.see(data, counted + len(batch.bad), batch.bad, **moment)
+
+    def _settle_bad_records(self, data: str = "train", dataset: Any = None) -> None:
+        """List the bad records of all ranks, and stop the run if there are too many. Every rank must call it."""
+        if self._bad_records is not None:
+            dataset = self.train_dataset if data == "train" else dataset
+            self._bad_records.settle({data: len(dataset) if hasattr(dataset, "__len__") else None})

@@ -1,0 +1,133 @@
+"""Save checkpoints that a run resumes from bitwise, and resume from them."""
+
+import os
+from functools import partial
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+
+from mpo.training.checkpoint import (
+    begin_checkpoint,
+    check_adapter,
+    finish_checkpoint,
+    flush_to_disk,
+    load_state,
+    load_weights,
+    save_state,
+)
+
+
+class Resumes(Trainer):  # type: ignore[misc]
+    """Save and restore everything that the rest of a run depends on."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with self._not_counted():
+            self._flush_references()
+            if self.args.should_save:
+                begin_checkpoint(folder)
+            self.accelerator.wait_for_everyone()  # no rank may write into a folder that counts as complete
+            state = self._state()
+            if self.args.should_save:
+                save_state(folder, state)
+                self._save_more(folder)
+            self.state.save_to_json = partial(finish_checkpoint, self.state)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                del self.state.save_to_json
+
+    def _save_more(self, folder: str) -> None:
+        """Save what else belongs to a checkpoint, on the rank that saves. It counts as complete afterwards only."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Wait for the files of all ranks before rank 0 writes the last one."""
+        super()._save_rng_state(output_dir)
+        flush_to_disk(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _load_callback_state(self) -> None:
+        """Restore the state of callbacks (early stopping's patience), with this run's settings.
+
+        With `restore_callback_states_from_checkpoint`, transformers restores their settings too.
+        """
+        states = self.state.stateful_callbacks
+        if self.args.restore_callback_states_from_checkpoint:
+            super()._load_callback_state()
+        stateful = [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
+        for callback in stateful:
+            name = type(callback).__name__
+            if name not in states:  # new in this run; transformers' saving expects an entry
+                states[name] = callback.state()
+            elif not self.args.restore_callback_states_from_checkpoint:
+                same = [other for other in stateful if type(other).__name__ == name]
+                saved = states[name] if isinstance(states[name], list) else [states[name]]
+                for state in saved[same.index(callback) :][:1]:
+                    for attribute, value in state.get("attributes", {}).items():
+                        setattr(callback, attribute, value)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "num_tokens": self._total_train_tokens,
+            "window": self._meters["train"].state(self._over_ranks),
+            "whole_run": self._whole_run,
+            "order": self._order(),
+            "bad_records": None if self._bad_records is None else self._bad_records.state(),
+        }
+
+    def _order(self) -> dict[str, Any]:
+        """Return what determines which pairs a step gets."""
+        sized = hasattr(self.train_dataset, "__len__")
+        return {
+            "pairs in the data set": len(self.train_dataset) if sized else None,
+            "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "plan of batches": None if self._sampler is None else self._sampler.identity,
+        }
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._restore_state(load_state(checkpoint), checkpoint)
+
+    def _restore_state(self, state: dict[str, Any], checkpoint: str) -> None:
+        """Continue from what `_state` returned."""
+        if not self.args.ignore_data_skip:
+            for name, now in self._order().items():
+                before = state["order"][name]
+                if before != now:
+                    raise ValueError(
+                        f"The run that wrote {checkpoint} had {name} = {before} and this one has {now}, so the remaining "
+                        "pairs would not be those of that run. Resume with the same value, set ignore_data_skip=True to "
+                        "continue from the beginning of the data, or pass the folder as the model to a new run."
+                    )
+        self._total_train_tokens = state["num_tokens"]
+        self._whole_run = state["whole_run"]
+        if self._bad_records is not None and state.get("bad_records"):
+            self._bad_records.restore(state["bad_records"])
+        # Rank 0 gets the sums of all ranks, the others zeros, since all take part in the next reading.
+        self._meters["train"].restore(state["window"], share=float(self.accelerator.process_index == 0))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._holds_whole_model() and is_peft_model(self.model):
+            check_adapter(self.model, resume_from_checkpoint)
+        if self._holds_whole_model() and not is_peft_model(self.model):
+            load_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if self._holds_whole_model() and is_peft_model(self.model):
+            check_adapter(self.model, best)
+        if self._holds_whole_model() and not is_peft_model(self.model):
+            load_weights(self.model, best)
+        else:
+            super()._load_best_model()
+
+    def _holds_whole_model(self) -> bool:
+        """Whether this process holds all weights, not a shard of them."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)

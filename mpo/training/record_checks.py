@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from mpo.encoding.costs import PairCosts, measure
+from mpo.data.encoded import with_encoded_images
+from mpo.encoding.costs import READ_COLUMNS, PairCosts, measure
+from mpo.encoding.turns import SIDES, encoded_images, render
+from mpo.schema import IMAGE_COLUMNS
+
+SLACK = 64
+"""Tokens for what a tokenizer or processor adds around a text or an image."""
 
 
-def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any) -> None:
+def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any, *, looked_at: int | None = None) -> None:
     """Refuse records longer than the model's context or ``max_length``, and token budgets smaller than the longest record.
 
     With ``on_bad_record="skip"``, records whose prompt fills ``max_length`` are not refused: training skips and counts them.
@@ -21,18 +27,20 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
         processor: processor of the run.
         config: the model's config.
         args: the run's `MPOConfig`.
+        looked_at: number of records of which `records` are the ones that may be too long. Default: all of them.
 
     Raises:
         ValueError: names the record, its length, and a setting that makes it fit.
     """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = _context(config)
     skip = args.on_bad_record == "skip"
+    rest = {"processor": processor, "args": args, "of": looked_at or len(records)}
     if args.max_length is not None and not skip:
-        _refuse(records, costs, costs.prompt + 1, args.max_length, processor, args, f"trainer.max_length={args.max_length}", True)
+        _refuse(records, costs, costs.prompt + 1, args.max_length, f"trainer.max_length={args.max_length}", prompt=True, **rest)
     truncated = costs.truncate(args.max_length, skip=skip)
     if context is not None:
         lengths = truncated.prompt + np.maximum(truncated.chosen, truncated.rejected)
-        _refuse(records, costs, lengths, context, processor, args, f"the model's context of {context:,}", False)
+        _refuse(records, costs, lengths, context, f"the model's context of {context:,}", prompt=False, **rest)
     if args.max_tokens_per_batch is not None:
         _check_budget(records, truncated, args)
 
@@ -40,15 +48,16 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
 def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *, most: int = 20_000) -> None:
     """Run `check_records` at the start of a run.
 
-    Costs are measured once for the same records and processor; later runs and other ranks read them from datasets' cache. With
-    token budgets all records are measured, because the sampler needs their costs; otherwise at most ``most``, evenly spaced.
+    With token budgets all records are measured, because the sampler needs their costs, once for the same records and processor;
+    later runs and other ranks read them from datasets' cache. Otherwise at most `most` records are looked at, evenly spaced, and
+    only those are rendered and measured that may be too long by the length of their text (`may_exceed`).
 
     Args:
         pairs: a `datasets.Dataset` of records.
         processor: processor of the run.
         config: the model's config.
         args: the run's `MPOConfig`.
-        most: maximum number of records to measure without token budgets.
+        most: maximum number of records to look at without token budgets.
 
     Raises:
         ValueError: as `check_records`.
@@ -58,9 +67,95 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
     if not hasattr(pairs, "__len__"):
         return  # a stream has no length
     records = sample(pairs, None if args.batching == "tokens" else most)
+    looked_at = len(records)
+    if args.batching != "tokens":
+        limits = [limit for limit in (_context(config), args.max_length) if limit is not None]
+        records = records.select(may_exceed(records, processor, min(limits)) if limits else [])
+    if not len(records):
+        return
     with args.main_process_first(desc="measuring records"):
         costs = measure_records(records, processor, args)
-    check_records(records, costs, processor, config, args)
+    check_records(records, costs, processor, config, args, looked_at=looked_at)
+
+
+def may_exceed(records: Any, processor: Any, limit: int) -> list[int]:
+    """Find the records that may have more than `limit` tokens, by an upper bound that neither renders them nor reads images.
+
+    A token stands for at least one byte of the normalized text; the chat template adds what it adds to short texts in the same
+    roles, and an image its largest number of tiles. Records without such a bound (tools, videos, tile limits of their own, a
+    processor without tiles) count as too long.
+
+    Args:
+        records: a `datasets.Dataset`.
+        processor: tokenizer or processor of the run.
+        limit: number of tokens.
+
+    Returns:
+        their indices.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(range(len(records)))
+    tiles = getattr(getattr(processor, "image_processor", None), "max_patches", None)
+    of_image = None if tiles is None else (tiles + 1) * processor.image_seq_length + SLACK
+    simple = {"prompt", *SIDES, *IMAGE_COLUMNS}
+    read = records.with_format(None)
+    read = with_encoded_images(read.select_columns([name for name in read.column_names if name in READ_COLUMNS]))
+    added: dict[Any, int] = {}
+
+    def bound(record: dict[str, Any]) -> float:
+        if any(record[name] is not None for name in record.keys() - simple - {"id", "augment"}):
+            return float("inf")
+        images = len(encoded_images(record))
+        if images and of_image is None:
+            return float("inf")
+        outline = {name: _outline(record[name]) for name in ("prompt", *SIDES) if record.get(name) is not None}
+        if any(roles is None for roles, _ in outline.values()):
+            return float("inf")
+        roles = tuple((name, roles) for name, (roles, _) in outline.items())
+        if roles not in added:
+            added[roles] = _of_template(dict(roles), processor)
+        normalizer = backend.normalizer
+        texts = [text for _, own in outline.values() for text in own]
+        size = sum(len((normalizer.normalize_str(text) if normalizer else text).encode("utf-8", "replace")) for text in texts)
+        return size + added[roles] + SLACK + images * (of_image or 0)
+
+    return [place for place, record in enumerate(read) if bound(record) > limit]
+
+
+def _context(config: Any) -> int | None:
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+def _outline(value: Any) -> tuple[tuple[str, ...] | None, list[str]]:
+    """The roles of messages and their texts. No roles: plain text; None: messages with more than texts and images."""
+    if isinstance(value, str):
+        return (), [value]
+    texts = []
+    for message in value:
+        if any(part is not None for name, part in message.items() if name not in ("role", "content")):
+            return None, []
+        content = message["content"] or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if any(part.get("type") not in ("text", "image") for part in parts):
+            return None, []
+        texts += [part["text"] for part in parts if part.get("text")]
+    return tuple(message["role"] for message in value), texts
+
+
+def _of_template(roles: dict[str, tuple[str, ...]], processor: Any) -> int:
+    """The bytes that the chat template adds to both conversations, measured on texts of one letter."""
+    letters = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    record: dict[str, Any] = {
+        name: [{"role": role, "content": letters[name]} for role in own] if own else letters[name] for name, own in roles.items()
+    }
+    try:
+        rendered = render(record, processor)
+    except ValueError:
+        return 1 << 60  # the record's own measurement says what is wrong
+    return sum(len(text.encode()) for text in (rendered.prompt, *(p.text for c in rendered.completions for p in c)))
 
 
 def sample(pairs: Any, limit: int | None) -> Any:
@@ -106,7 +201,9 @@ def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any
     return None
 
 
-def _refuse(records: Any, costs: PairCosts, lengths: Any, limit: int, processor: Any, args: Any, what: str, prompt: bool) -> None:
+def _refuse(
+    records: Any, costs: PairCosts, lengths: Any, limit: int, what: str, *, prompt: bool, processor: Any, args: Any, of: int
+) -> None:
     over = np.flatnonzero(lengths > limit)
     if not len(over):
         return
@@ -117,7 +214,7 @@ def _refuse(records: Any, costs: PairCosts, lengths: Any, limit: int, processor:
     of_images = f", of which {image_tokens:,} are image tokens ({tiles} tiles)" if image_tokens else ""
     needs = "its prompt and one token of a completion" if prompt else "its prompt and its longer completion"
     message = (
-        f"{len(over):,} of {len(records):,} records do not fit into {what} tokens. The longest is {name_of(records, int(worst))}: "
+        f"{len(over):,} of {of:,} records do not fit into {what} tokens. The longest is {name_of(records, int(worst))}: "
         f"{needs} have {int(lengths[worst]):,} tokens{of_images}. "
     )
     fits = fitting_tiles(records, over, limit, processor, args) if image_tokens else None

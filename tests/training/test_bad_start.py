@@ -3,17 +3,19 @@
 import importlib.util
 import json
 
+import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from small_runs import small_run, write_job
-from support import TEXTS, image_pairs, make_image, messages
+from support import TEXTS, image_pairs, make_image, messages, text_pairs
 
 from mpo import MPOConfig
+from mpo.encoding.costs import RecordMeasure, measure
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor
 from mpo.preflight.dry_run.build import build_structure
 from mpo.training.job import TrainJob
-from mpo.training.record_checks import check_before_training
+from mpo.training.record_checks import check_before_training, may_exceed
 
 
 def job(folder, **changes) -> TrainJob:
@@ -118,3 +120,23 @@ def test_an_unknown_part(tmp_path):
         job(tmp_path, train_parts={"tower": "freeze"})
     with pytest.raises(ValueError, match="'tower' in lr"):
         job(tmp_path, lr={"tower": 1e-5})
+
+
+def test_only_records_that_may_be_too_long_are_rendered(tmp_path, monkeypatch):
+    """The bound is never below the measured length, and short records are not measured at all."""
+    processor = small_processor(TEXTS, image_size=64, patch_size=8, max_patches=2)
+    rows = [*records(64), *records(128), *text_pairs(6)]
+    rows += [{**rows[1], "chosen": messages("A cat. " * 400, "assistant")}, {**rows[1], "prompt": messages("é" * 500, "user")}]
+    dataset = Dataset.from_list([{"images": [], **row} for row in rows]).cast_column("images", List(Image()))
+    costs = measure(dataset, processor)
+    lengths = costs.prompt + np.maximum(costs.chosen, costs.rejected)
+    for limit in (*range(0, 400, 40), 1000, 2000):
+        assert set(np.flatnonzero(lengths > limit)) <= set(may_exceed(dataset, processor, limit))
+    assert may_exceed(dataset, processor, 2000) == [8]
+
+    rendered = []
+    monkeypatch.setattr(RecordMeasure, "__call__", lambda self, record: rendered.append(record) or pytest.fail())
+    config = small_internvl(processor, max_position_embeddings=4096).config
+    args = MPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    check_before_training(dataset, processor, config, args)
+    assert not rendered

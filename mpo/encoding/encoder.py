@@ -1,4 +1,4 @@
-"""Encode preference records as token ids and image tensors: each distinct image and each text is processed once."""
+"""Encode records as token ids and image tensors: each distinct image is opened and processed once, each text tokenized once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from mpo.encoding.tiles import jpeg_seed, tile_limits
 from mpo.encoding.turns import (
     SIDES,
     Completion,
+    Opened,
     Record,
     Rendered,
     describe,
@@ -95,7 +96,10 @@ class Encoder:
             (`mpo.encoding.images.process`): they are then stored once per distinct image, otherwise once per distinct prompt.
         """
         records = [with_frames(record, where=describe(record)) for record in records]
-        rendered = [render(record, self.processing_class, sides=sides, split_turns=self.splits_turns) for record in records]
+        opened: Opened = {}
+        rendered = [
+            render(record, self.processing_class, sides=sides, split_turns=self.splits_turns, opened=opened) for record in records
+        ]
         limits = [self._limits(record, len(one.images)) for record, one in zip(records, rendered, strict=True)]
         prompts = self._distinct(rendered, limits)
         with_images, pixels, order = self._encode_image_prompts(rendered, prompts, limits)

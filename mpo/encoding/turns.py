@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
+from PIL import Image
 from torch import Tensor
 from trl.data_utils import common_prefix_length, extract_prompt, prepare_multimodal_messages
 from trl.trainer.utils import remove_none_values
@@ -54,10 +55,18 @@ class Rendered:
     conversational: bool
 
 
-def record_images(record: Mapping[str, Any]) -> list[Any]:
+Opened = dict[str | bytes, Image.Image]
+"""Opened images by their file's path, or their encoded bytes."""
+
+
+def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> list[Any]:
     """The opened images of a record (`mpo.data.images`): ``images`` or ``image``, if any, and the frames of its videos.
 
     Arrays, tensors and None are returned unchanged.
+
+    Args:
+        record: a record.
+        opened: images that other records of the batch have opened, which are not opened again; those of this one are added.
 
     Raises:
         ValueError: for an image that cannot be opened, naming the record.
@@ -72,7 +81,11 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
         if isinstance(image, Frame):
             places.setdefault(image.path, []).append(place)
         elif image is not None and not isinstance(image, (np.ndarray, Tensor)):
-            images[place] = open_image(image, where=f"{name}: image {place + 1} of {len(images)}")
+            source = _file_of(image) or image.get("bytes") if isinstance(image, Mapping) else image
+            known = None if opened is None or not isinstance(source, str | bytes) else opened.get(source)
+            images[place] = known or open_image(image, where=f"{name}: image {place + 1} of {len(images)}")
+            if opened is not None and isinstance(source, str | bytes):
+                opened[source] = images[place]
     for path, own in places.items():
         frames = open_frames(path, [images[place] for place in own], where=name)
         for place, frame in zip(own, frames, strict=True):
@@ -98,7 +111,14 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     return list(images) if several else [images]
 
 
-def render(record: Record, processing_class: Any, *, sides: Sequence[str] = SIDES, split_turns: bool = True) -> Rendered:
+def render(
+    record: Record,
+    processing_class: Any,
+    *,
+    sides: Sequence[str] = SIDES,
+    split_turns: bool = True,
+    opened: Opened | None = None,
+) -> Rendered:
     """Render a prompt and its completions with the chat template of `processing_class`.
 
     A prompt that ends in an assistant message is continued: its text and the completion's first message are one turn, as with
@@ -110,6 +130,7 @@ def render(record: Record, processing_class: Any, *, sides: Sequence[str] = SIDE
         processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
         sides: the columns of the completions; none for a prompt to generate from.
         split_turns: split a completion of several messages into what the assistant wrote and the rest.
+        opened: see `record_images`.
 
     Raises:
         ValueError: when a completion is missing or empty, two are the same, messages are in the wrong place, an
@@ -118,7 +139,7 @@ def render(record: Record, processing_class: Any, *, sides: Sequence[str] = SIDE
     """
     where = describe(record)
     _check_completions(record, sides)
-    record, images = _with_images(record)
+    record, images = _with_images(record, opened)
     texts = {key: record[key] for key in ("prompt", *sides) if record.get(key) is not None}
     if not sides:
         texts.setdefault("prompt", "")
@@ -154,10 +175,10 @@ def render(record: Record, processing_class: Any, *, sides: Sequence[str] = SIDE
     return Rendered(prompt, completions, images, conversational=True)
 
 
-def _with_images(record: Record) -> tuple[Record, list[Any]]:
+def _with_images(record: Record, opened: Opened | None) -> tuple[Record, list[Any]]:
     """The record with the frames of its videos, and its opened images."""
     record = with_frames(record, where=describe(record))
-    images = record_images(record)
+    images = record_images(record, opened)
     for place, image in enumerate(images):
         if image is None:
             raise ValueError(f"{describe(record)}: image {place + 1} of {len(images)} is None. Give the image or leave it out.")

@@ -11,6 +11,7 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.batching.collator import PairCollator
+from mpo.data.images import open_image
 from mpo.models.tower import find_tower
 
 
@@ -59,7 +60,7 @@ def test_padded_rows_have_every_image(processor, split):
     """As TRL's: tiles of all prompts, for the chosen rows and then for the rejected ones."""
     batch = PairCollator(processor, tile_budget="image")(records())
     assert sum(split) == 3 and "tile_order" not in batch
-    alone = [PairCollator(processor, tile_budget="image")([one]).get("pixel_values") for one in records()]
+    alone = [PairCollator(processor, tile_budget="image")([one]).model_inputs.get("pixel_values") for one in records()]
     expected = torch.cat([pixels[: len(pixels) // 2] for pixels in alone if pixels is not None])
     assert torch.equal(batch["pixel_values"], torch.cat([expected, expected]))
 
@@ -114,6 +115,33 @@ KINDS = {
     "checkpointing": ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, 2),
     "trained twice": ({}, 2),
 }
+
+
+@pytest.mark.parametrize("form", ["path", "bytes"])
+def test_each_image_of_a_batch_is_opened_once(processor, tmp_path, monkeypatch, form):
+    """Three pairs of one prompt and one of another have an image that is stored in a file, or as bytes; one has another."""
+    files = [tmp_path / f"{name}.png" for name in "ab"]
+    for seed, file in enumerate(files):
+        make_image(seed).save(file)
+    images = [
+        {"path": str(file), "bytes": None} if form == "path" else {"path": None, "bytes": file.read_bytes()} for file in files
+    ]
+    questions, own = ["What is it?"] * 3 + ["Which?"] * 2, [images[0]] * 4 + [images[1]]
+    records = [
+        {
+            "prompt": messages(question, "user"),
+            "chosen": messages("A cat.", "assistant"),
+            "rejected": messages(f"A dog {place}.", "assistant"),
+            "images": [image],
+        }
+        for place, (question, image) in enumerate(zip(questions, own, strict=True))
+    ]
+    opened = []
+    monkeypatch.setattr("mpo.encoding.turns.open_image", lambda *args, **kwargs: opened.append(args) or open_image(*args, **kwargs))
+    batch = PairCollator(processor, layout="packed")(records)
+    assert len(opened) == 2
+    alone = PairCollator(processor, layout="packed")([{**records[0], "images": [make_image(0)]}])
+    assert torch.equal(batch["pixel_values"][: len(alone["pixel_values"])], alone["pixel_values"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -34,7 +34,7 @@ HALF_ULP = 2.0**-9  # how much of a bfloat16 number's size is lost, at most, whe
 
 
 def on_device(batch):
-    return {name: value.to(DEVICE) if hasattr(value, "to") else value for name, value in batch.items()}
+    return batch.to(DEVICE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -245,17 +245,23 @@ class PairCollator:
 
 @dataclass
 class LabelledBatches:
-    """Wrap a user's collator of padded rows in TRL's format: add the labels for the LM head.
+    """Wrap a user's collator of padded rows: add the labels for the LM head.
 
     Args:
-        collator: returns ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (2P, T), chosen rows first.
+        collator: returns a `Batch` of padded rows, or a mapping in TRL's format, with ``input_ids``, ``attention_mask`` and
+            ``completion_mask`` of shape (2P, T), chosen rows first.
     """
 
     collator: Any
 
     def __call__(self, records: Sequence[Record]) -> Batch:
         """Collate records; see `PairCollator`."""
-        inputs = dict(self.collator(records))
+        collated = self.collator(records)
+        if isinstance(collated, Batch):
+            if "segments" in collated.model_inputs:
+                raise ValueError("A data_collator of your own must make padded rows: layout='padded'. Or leave data_collator out.")
+            return collated
+        inputs = dict(collated)
         labels = label_padded_rows(inputs["input_ids"], inputs.pop("completion_mask"))
         return Batch(inputs, *labels, tokens=int(inputs["attention_mask"].sum()))
 

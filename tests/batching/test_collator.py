@@ -7,7 +7,7 @@ from support import completion_mask, make_image, messages
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mpo.batching.collator import PairCollator
+from mpo.batching.collator import LabelledBatches, PairCollator
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure
 from mpo.encoding.turns import end_of_turn_token
@@ -252,3 +252,10 @@ def test_texts_that_leave_the_count_of_images_alone(processor, change):
     batch = PairCollator(processor, layout="packed")([{**IMAGED, **change}])
     tiles = len(batch.model_inputs.get("pixel_values", ()))
     assert (batch["input_ids"] == processor.image_token_id).sum() == tiles * processor.image_seq_length
+
+
+def test_a_users_collator_may_make_batches_of_padded_rows(processor):
+    padded = PairCollator(processor)
+    assert LabelledBatches(padded)([CHAT]).shift_labels.tolist() == padded([CHAT]).shift_labels.tolist()
+    with pytest.raises(ValueError, match="layout='padded'"):
+        LabelledBatches(PairCollator(processor, layout="packed"))([CHAT])

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def shards(counts: list[int]) -> IterableDataset:
 
 def seen_records(trainer, batches: int) -> list[str]:
     loader = trainer.get_train_dataloader()
-    return [name for _, batch in zip(range(batches), loader, strict=False) for name in batch["input_ids_of"]]
+    return [name for _, batch in zip(range(batches), loader, strict=False) for name in batch.names]
 
 
 class Prompts:
@@ -50,7 +51,7 @@ class Prompts:
         self.collator = collator
 
     def __call__(self, records):
-        return {**self.collator(records), "input_ids_of": [record["prompt"][0]["content"] for record in records]}
+        return replace(self.collator(records), names=[record["prompt"][0]["content"] for record in records])
 
 
 @pytest.mark.parametrize("counts", [[7, 1, 4], [12]])

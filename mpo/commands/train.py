@@ -1,4 +1,7 @@
-"""`mpo train`: compose and check a recipe, then run the job."""
+"""Train a model with a recipe.
+
+The recipe is composed and checked before anything loads; `mpo train --help` is Hydra's.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from mpo.training.job import TrainJob
     from mpo.training.launch.place import Place
 
@@ -22,6 +23,8 @@ _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 
 def run(arguments: Sequence[str]) -> int:
     """Run `mpo train` with Hydra's command line and return the exit status."""
+    import hydra
+
     before = sys.argv
     sys.argv = ["mpo train", *map(settable, arguments)]
     try:
@@ -46,7 +49,7 @@ def settable(argument: str) -> str:
 
 
 def _task(config: DictConfig) -> None:
-    from mpo.commands.errors import user_errors
+    from mpo.commands.outcome import user_errors
 
     status = user_errors(lambda: _train(config))
     if status:
@@ -54,6 +57,9 @@ def _task(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> int:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
     from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
 
     named = "${now" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"])  # type: ignore[call-overload,index]

@@ -58,8 +58,8 @@ def test_help_tells_the_stages(capsys):
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("")
-    assert main(["demo", "--output-dir", str(tmp_path), "--restart"]) == 2
-    assert f"--output-dir={tmp_path}" in capsys.readouterr().err
+    assert main(["demo", "--output", str(tmp_path), "--restart"]) == 2
+    assert f"--output={tmp_path}" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -180,7 +180,7 @@ class TestTinyDemo:
 
 @pytest.mark.slow
 def test_the_quick_demo_runs_from_the_command_line(tmp_path, capsys):
-    assert main(["demo", "--quick", "--output-dir", str(tmp_path / "demo")]) == 0
+    assert main(["demo", "--quick", "--output", str(tmp_path / "demo")]) == 0
     text = capsys.readouterr().out
     assert "before MPO" in text and "after MPO" in text and "report.html" in text
     assert (tmp_path / "demo" / "report.html").is_file()

@@ -227,6 +227,21 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
     return found
 
 
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds one object, such as a checkpoint's config.json.
+
+    Raises:
+        BadRecord: naming the file, for one that is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        found = parse_json(Path(path).read_bytes(), "the file")
+    except BadRecord as error:
+        raise BadRecord(str(path), error.reason) from None
+    if not isinstance(found, dict):
+        raise BadRecord(str(path), f"expected a JSON object, got {json_kind(found)}.")
+    return found
+
+
 def parse_json(text: str | bytes, what: str) -> Any:
     """Parse JSON of unknown origin.
 

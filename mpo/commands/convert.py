@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_unwritable
 
 EXAMPLES = """\
 mpo convert InternVL2_5-8B InternVL2_5-8B-hf              convert to transformers' format
@@ -31,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     from mpo.models.official.convert import convert
 
+    refuse_unwritable("TARGET", args.target)
     done = convert(args.source, args.target, like=args.like, shard_gb=args.shard_gb, compare=args.check)
     format_name = "the official" if done.form == "official" else "transformers'"
     lines = [f"{done.folder}: {done.tensors} tensors in {format_name} format"]

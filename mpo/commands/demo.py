@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mpo.commands.flags import add
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_unwritable
 
 EXAMPLES = """\
 mpo demo                          run the demo, output in runs/demo
@@ -34,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
+    refuse_unwritable("--output", args.output)
+    if args.output.is_file():
+        raise ValueError(f"--output={args.output} is a file. Give a folder.")
     try:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_unwritable
 
 if TYPE_CHECKING:
     from mpo.models.export.run import Export
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> Report:
     from mpo.models.export.run import export
     from mpo.models.export.trained import is_qlora
 
+    refuse_unwritable("TARGET", args.target)
     done = export(
         args.source,
         args.target,

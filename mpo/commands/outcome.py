@@ -89,7 +89,7 @@ def user_errors(work: Callable[[], int], who: str = "") -> int:
         message: object = error
         if isinstance(error, OSError) and error.strerror is not None:
             message = f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
-            if isinstance(error, _NO_FILE):
+            if isinstance(error, FileNotFoundError):
                 message = f"{message} Check that the file exists and that its path is correct."
         print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
         return 2 if isinstance(error, (ValueError, *_NO_FILE)) else 1

@@ -23,16 +23,30 @@ _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 
 def run(arguments: Sequence[str]) -> int:
     """Run `mpo train` with Hydra's command line and return the exit status."""
-    import hydra
+    from mpo.commands.outcome import user_errors
 
-    before = sys.argv
-    sys.argv = ["mpo train", *map(settable, arguments)]
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["mpo train", *map(settable, arguments)], "1"  # errors come here, not to stderr
+    try:
+        return user_errors(_with_hydra)
+    finally:
+        sys.argv = before[0]
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before[1] is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+def _with_hydra() -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         hydra.main(version_base="1.3", config_path="pkg://mpo.recipes", config_name="train")(_task)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = before
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(str(error)) from error
     return 0
 
 
@@ -51,7 +65,7 @@ def settable(argument: str) -> str:
 def _task(config: DictConfig) -> None:
     from mpo.commands.outcome import user_errors
 
-    status = user_errors(lambda: _train(config))
+    status = user_errors(lambda: _train(config))  # here, or Hydra adds a line of its own
     if status:
         raise SystemExit(status)
 

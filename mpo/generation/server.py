@@ -102,14 +102,18 @@ class ServerModel:
             yield
         except openai.NotFoundError as error:
             raise ConnectionError(
-                f"{self.url} has no such endpoint or model ({error.message}). The address usually ends in /v1."
+                f"{self.url} has no such endpoint or model ({_reason(error)}). The address usually ends in /v1."
             ) from error
         except openai.APIStatusError as error:
-            raise ConnectionError(f"{self.url} refuses the request ({error.message}).") from error
+            raise ConnectionError(f"{self.url} refuses the request ({_reason(error)}).") from error
         except openai.APIConnectionError as error:
             raise ConnectionError(f"{self.url} cannot be reached ({error.__cause__ or error}). Is the server running?") from error
         except (openai.OpenAIError, httpx.HTTPError) as error:
             raise ConnectionError(f"{self.url} failed while it responded ({error}).") from error
+
+
+def _reason(error: Any) -> str:
+    return str(error.response.text).strip()[:500] or str(error.message)
 
 
 def _messages(question: Question) -> list[dict[str, Any]]:

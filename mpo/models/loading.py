@@ -1,6 +1,5 @@
 """Load a model and its processor from a checkpoint, by name or path."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
+from mpo.io import read_json_object
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.config import is_official
@@ -170,7 +170,7 @@ def official_folder(name_or_path: str) -> Path | None:
     refuse_adapter(name_or_path)
     with opening(name_or_path):
         path = cached_file(name_or_path, "config.json")
-        if path is None or not is_official(json.loads(Path(path).read_text())):
+        if path is None or not is_official(read_json_object(path)):
             return None
         if Path(name_or_path).is_dir():
             return Path(name_or_path)
@@ -190,7 +190,7 @@ def opening(name_or_path: str) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         if Path(name_or_path).is_dir():
             raise NotOpened(f"{name_or_path} cannot be loaded ({reason}). Give the folder of a checkpoint.") from error
-        if str(name_or_path).startswith(("/", ".", "~")) or str(name_or_path).count("/") > 1:
+        if Path(name_or_path).exists() or str(name_or_path).startswith(("/", ".", "~")) or str(name_or_path).count("/") > 1:
             raise NotOpened(
                 f"{name_or_path} is not a folder. Give the folder of a checkpoint, or a model id on the Hub."
             ) from error

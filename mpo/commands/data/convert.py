@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mpo.commands.data.files import add_input, add_output, load, refuse_targets, write, written_data, written_text
+from mpo.commands.data.files import add_input, add_output, load, write, written_data, written_text
 from mpo.commands.flags import add, path
 from mpo.commands.outcome import Failed, Report
+from mpo.commands.outputs import refuse_targets
 
 EXAMPLES = """\
 mpo data convert mmpr/annotations/m3cot.jsonl m3cot.parquet --image-root mmpr/images

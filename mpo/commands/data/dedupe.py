@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 
-from mpo.commands.data.files import add_input, add_output, ids, load, processes, refuse_targets, write, written_data, written_text
+from mpo.commands.data.files import add_input, add_output, ids, load, processes, write, written_data, written_text
 from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_targets
 from mpo.io import write_json_lines
 
 EXAMPLES = """\

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,34 +92,3 @@ def written_data(written: Any) -> dict[str, Any]:
         "image_root": written.image_root,
         "dropped_columns": written.lost,
     }
-
-
-def refuse_targets(targets: Mapping[str, Path | None]) -> None:
-    """Refuse targets, by their names on the command line, that exist or are the same."""
-    seen: dict[str, str] = {}
-    for name, target in targets.items():
-        if target is None:
-            continue
-        if target.exists():
-            raise ValueError(f"{name}={target} already exists. Choose a new name.")
-        if (other := seen.setdefault(os.path.realpath(target), name)) != name:
-            raise ValueError(f"{other} and {name} are both {target}. Give each its own name.")
-
-
-def refuse_replacing(flag: str, target: Path | None, start: str) -> None:
-    """Refuse to replace a file that the command has not written itself.
-
-    Args:
-        flag: the flag that names the file.
-        target: the file to write.
-        start: how a file of this command starts.
-    """
-    if target is None or not target.exists():
-        return
-    if target.is_dir():
-        raise ValueError(f"{flag}={target} is a folder. Give the name of a file.")
-    if target.is_file():
-        with open(target, "rb") as file:
-            found = file.read(len(start.encode()))
-        if found and found != start.encode():
-            raise ValueError(f"{flag}={target} exists, and this command has not written it. Give another file.")

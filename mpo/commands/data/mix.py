@@ -18,9 +18,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from mpo.commands.data.files import add_output, refuse_targets, write, written_data, written_text
+from mpo.commands.data.files import add_output, write, written_data, written_text
 from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_targets
 
 EXAMPLES = """\
 mpo data mix mixture.yaml                      print only the table

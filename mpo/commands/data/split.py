@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 
-from mpo.commands.data.files import add_input, add_output, load, processes, refuse_targets, write, written_data, written_text
+from mpo.commands.data.files import add_input, add_output, load, processes, write, written_data, written_text
 from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_targets
 
 EXAMPLES = """\
 mpo data split pairs.jsonl train.jsonl eval.jsonl --eval-size 0.01

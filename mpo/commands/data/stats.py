@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 
-from mpo.commands.data.files import add_input, load, load_processor, processes, refuse_replacing
+from mpo.commands.data.files import add_input, load, load_processor, processes
 from mpo.commands.flags import add
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_replacing
 from mpo.io import write_text
 
 EXAMPLES = """\

@@ -19,9 +19,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mpo.commands.data.files import add_input, load_processor, processes, refuse_replacing
+from mpo.commands.data.files import add_input, load_processor, processes
 from mpo.commands.flags import add
 from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_replacing
 
 EXAMPLES = """\
 mpo data validate pairs.jsonl

@@ -84,6 +84,6 @@ def _add_commands(parser: Parser, package: str, kind: str) -> None:
             command.set_defaults(run=module.run)
 
 
-def _texts(module: Any) -> dict[str, str]:
+def _texts(module: Any) -> dict[str, Any]:
     examples = "\n  ".join(getattr(module, "EXAMPLES", "").splitlines())
     return {"description": module.__doc__ or module.__name__, "epilog": f"examples\n  {examples}"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,15 @@ def stats_text(stats: Stats) -> str:
         f"{found['pairs_with_images']:,} with images ({found['images']:,} images)"
     )
     measures = [("", "mean", *QUANTILES), *((name, *map(_number, of.values())) for name, of in found["measures"].items())]
-    formats = (str, "{:,}".format, "{:.1%}".format, _number, _number, "{:.0%}".format, "{:.2f}".format)
+    formats: tuple[Callable[[Any], str], ...] = (
+        str,
+        "{:,}".format,
+        "{:.1%}".format,
+        _number,
+        _number,
+        "{:.0%}".format,
+        "{:.2f}".format,
+    )
     sources = [tuple(found["sources"][0])]
     for one in found["sources"]:
         sources.append(tuple(write(value) for write, value in zip(formats, one.values(), strict=True)))

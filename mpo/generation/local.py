@@ -229,7 +229,7 @@ class LocalGenerator:
         return Response(self.tokenizer.decode(ids, skip_special_tokens=False), tuple(ids), end is not None, prompt_tokens)
 
 
-class _Streamer(BaseStreamer):
+class _Streamer(BaseStreamer):  # type: ignore[misc]
     """Pass on the text of one response token by token: together what `decode` gives for all of its tokens.
 
     All tokens are decoded each time, since the text of a token depends on those before it: a character may take several tokens,

@@ -38,6 +38,8 @@ def home(tmp_path_factory):
     processor.save_pretrained(home / "model")
     Qwen2ForCausalLM(model.config.text_config).save_pretrained(home / "text")
     processor.tokenizer.save_pretrained(home / "text")
+    settings = json.loads((home / "text" / "tokenizer_config.json").read_text())
+    (home / "text" / "tokenizer_config.json").write_text(json.dumps({**settings, "processor_class": None}))
     config = LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = get_peft_model(load_internvl(str(home / "model")), config)
     adapted.save_pretrained(home / "adapter")

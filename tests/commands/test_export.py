@@ -87,6 +87,16 @@ def test_the_official_form(run, official, tmp_path, capsys):
     assert "was not checked" in said
 
 
+def test_json(run, official, tmp_path, capfd):
+    """Of export and convert: one document and nothing else."""
+    assert main(["export", str(run), str(tmp_path / "out"), "--no-check", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["form"], found["base"], found["comparison"], found["qlora"]) == ("transformers", str(official), None, False)
+    assert main(["convert", str(official), str(tmp_path / "hf"), "--no-check", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["form"], found["folder"], found["difference"]) == ("transformers", str(tmp_path / "hf"), None)
+
+
 @pytest.mark.slow
 def test_a_qlora_run(official, pairs, tmp_path, capsys):
     pytest.importorskip("bitsandbytes")

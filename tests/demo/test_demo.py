@@ -179,8 +179,11 @@ class TestTinyDemo:
 
 
 @pytest.mark.slow
-def test_the_quick_demo_runs_from_the_command_line(tmp_path, capsys):
+def test_the_quick_demo_runs_from_the_command_line(tmp_path, capfd):
     assert main(["demo", "--quick", "--output", str(tmp_path / "demo")]) == 0
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "before MPO" in text and "after MPO" in text and "report.html" in text
     assert (tmp_path / "demo" / "report.html").is_file()
+    assert main(["demo", "--quick", "--output", str(tmp_path / "demo"), "--json"]) == 0  # every stage is done
+    found = json.loads(capfd.readouterr().out)
+    assert list(found["stages"]) == [stage.name for stage in STAGES] and found["report"].endswith("report.html")

@@ -126,12 +126,11 @@ def check_decoding(*, n: Any = 1, temperature: Any, max_new_tokens: Any, seed: A
     for name, (value, least) in whole.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
-    for name, value, fits, expected in (
-        ("temperature", temperature, lambda number: 0 <= number < math.inf, "0 (greedy) or more"),
-        ("top_p", top_p, lambda number: 0 < number <= 1, "above 0, and 1 at most"),
-    ):
-        if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
-            raise ValueError(f"Expected {name} to be a number {expected}; got {name}={value!r}.")
+    for name, number in (("temperature", temperature), ("top_p", top_p)):
+        real = isinstance(number, Real) and not isinstance(number, bool)
+        if not real or not (0 <= number < math.inf if name == "temperature" else 0 < number <= 1):
+            expected = "0 (greedy) or more" if name == "temperature" else "above 0, and 1 at most"
+            raise ValueError(f"Expected {name} to be a number {expected}; got {name}={number!r}.")
     if temperature == 0 and n > 1:
         raise ValueError(f"temperature=0 gives the same response {n} times, with n={n}. Set n=1, or a temperature above 0.")
     if temperature == 0 and (top_p != 1 or top_k):

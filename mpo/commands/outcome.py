@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -80,16 +81,27 @@ def user_errors(work: Callable[[], int], who: str = "") -> int:
     except KeyboardInterrupt:
         print(f"\nmpo: {who}interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as of `mpo data show ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except (ValueError, Failed, FloatingPointError, OSError) as error:
         if os.environ.get("MPO_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
         message: object = error
         if isinstance(error, OSError) and error.strerror is not None:
             message = f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
             if isinstance(error, FileNotFoundError):
                 message = f"{message} Check that the file exists and that its path is correct."
+            elif error.filename is None:
+                message = f"{message} MPO_TRACEBACK=1 shows where it happens."
         print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
         return 2 if isinstance(error, (ValueError, *_NO_FILE)) else 1
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout is gone, as of `mpo data show ... | head`; what is left to print is then dropped."""
+    poll = select.poll()
+    poll.register(1, 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone

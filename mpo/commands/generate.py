@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mpo.commands.flags import add
@@ -69,12 +70,15 @@ def _server(args: argparse.Namespace) -> Any:
 def _local(args: argparse.Namespace, question: Any) -> Any:
     from mpo.encoding.templates import is_processor
     from mpo.generation.open import open_local
+    from mpo.models.export.trained import is_qlora
 
     if args.model_name is not None:
         raise ValueError(f"--model-name={args.model_name} needs the address of a server, and MODEL is {args.model}. Leave it out.")
     opened = open_local(args.model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=args.max_tiles)
     if question.images and not is_processor(opened.processor):
         raise ValueError(f"{args.model} is a text model and takes no images. Leave --image out.")
+    if is_qlora(Path(args.model)):
+        print(f"mpo generate: {args.model} was trained on 4-bit weights; it is loaded on the original ones.", file=sys.stderr)
     return opened
 
 

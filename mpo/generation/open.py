@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import torch
 from peft.utils import CONFIG_NAME
 
 from mpo.generation.local import LocalGenerator
-from mpo.models.export.trained import is_qlora, open_trained
+from mpo.models.export.trained import open_trained
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_model, set_tiles
-
-logger = logging.getLogger(__name__)
 
 
 def open_local(
@@ -46,8 +43,6 @@ def open_local(
         processor = trained.processor()
         set_tiles(processor, None, max_tiles)
         model: Any = trained.load(dtype)
-        if is_qlora(folder):
-            logger.warning("%s was trained on 4-bit weights; it is loaded on the original ones of %s.", folder, trained.weights)
     elif base is not None:
         raise ValueError(f"base={base} needs the folder of an adapter, and {name_or_path} is none. Leave it out.")
     else:

@@ -63,7 +63,7 @@ def measure(path: Path, count: int, workers: int, processor: Path | None) -> dic
     Raises:
         RuntimeError: when it reports an error, or another number of records.
     """
-    command = [sys.executable, "-m", "mpo", "data", "validate", path.name, "--workers", str(workers)]
+    command = [sys.executable, "-m", "mpo", "data", "validate", path.name, "--num-proc", str(workers)]
     command += ["--model", str(processor), "--max-length", "8192"] if processor else []
     start = time.perf_counter()
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)

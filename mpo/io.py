@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,19 +129,29 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         target: an empty or nonexistent folder.
 
     Yields:
-        the folder, ``TARGET.partial``, emptied of an earlier attempt.
+        an empty folder in ``TARGET.partial``, from which what earlier attempts left (`TEMPORARY`) is removed.
 
     Raises:
-        ValueError: as in `refuse_existing`.
+        ValueError: as in `refuse_existing`, and for a ``TARGET.partial`` that holds anything else.
     """
+    target = target.absolute()
     refuse_existing(target)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    attempts = target.with_name(target.name + ".partial")
+    if attempts.is_symlink() or attempts.is_file() or (attempts.exists() and not _only_attempts(attempts)):
+        raise ValueError(f"{attempts} is in the way and not a failed attempt at {target}. Move it, or give another folder.")
+    if attempts.exists():
+        shutil.rmtree(attempts)
+    partial = temporary_path(attempts / target.name)
     partial.mkdir(parents=True)
     yield partial
     if target.exists():
         target.rmdir()
     partial.rename(target)
+    attempts.rmdir()
+
+
+def _only_attempts(folder: Path) -> bool:
+    return all(TEMPORARY.fullmatch(path.name) and path.is_dir() for path in folder.iterdir())
 
 
 def flush(path: Path) -> None:
@@ -178,27 +189,56 @@ def write_json_lines(path: str | os.PathLike[str], lines: Iterable[Any]) -> None
 
 
 def append_json_lines(path: str | os.PathLike[str], lines: Iterable[Any]) -> None:
-    """Append to a JSONL file with one write, so that lines of several processes do not mix."""
-    text = "".join(map(json_line, lines))
-    if text:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+    """Append to a JSONL file with one write, so that lines of several processes do not mix.
+
+    A last line without its line break, which a killed process leaves, gets one: the new lines stay whole.
+    """
+    data = "".join(map(json_line, lines)).encode()
+    if not data:
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not _ends_a_line(path):
+            data = b"\n" + data
+        while data:  # one write, unless the disk is full or a signal comes
+            data = data[file.write(data) :]
+
+
+def _ends_a_line(path: str | os.PathLike[str]) -> bool:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read(1) in (b"", b"\n")
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
     """Read a JSONL file.
 
     Raises:
-        BadRecord: for a line that is not JSON, with the file and the line.
+        BadRecord: for a line that is not JSON or not UTF-8, with the file and the line.
     """
     found = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 found.append(parse_json(line, "the line"))
             except BadRecord as error:
                 raise BadRecord(f"{path}:{number}", error.reason) from None
+    return found
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds one object, such as a checkpoint's config.json.
+
+    Raises:
+        BadRecord: naming the file, for one that is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        found = parse_json(Path(path).read_bytes(), "the file")
+    except BadRecord as error:
+        raise BadRecord(str(path), error.reason) from None
+    if not isinstance(found, dict):
+        raise BadRecord(str(path), f"expected a JSON object, got {json_kind(found)}.")
     return found
 
 

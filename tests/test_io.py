@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,64 @@ def test_a_folder_appears_whole(tmp_path):
     assert [path.name for path in target.iterdir()] == ["b"]
     with pytest.raises(ValueError, match=f"{target}"), atomic_folder(target):
         pass
+
+
+@pytest.mark.parametrize("theirs", ["file", "folder", "link", "both"])
+def test_a_users_own_partial_is_left_alone(tmp_path, theirs):
+    """``TARGET.partial`` is emptied only if failed attempts are all it holds."""
+    target, own = tmp_path / "out", tmp_path / "out.partial"
+    if theirs == "file":
+        own.write_text("mine")
+    elif theirs == "link":
+        (tmp_path / "elsewhere").mkdir()
+        own.symlink_to(tmp_path / "elsewhere")
+    else:
+        own.mkdir()
+        (own / "thesis.tex").write_text("mine")
+    if theirs == "both":
+        temporary_path(own / "out").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{own} "), atomic_folder(target):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_target_is_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_folder(Path(".")) as partial:
+        (partial / "a").write_text("1")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["here", "here/a"]
+
+
+def test_lines_appended_after_an_unterminated_line_stay_whole(tmp_path):
+    """As a killed process leaves it: the line that was cut is a bad record, and the next one is itself."""
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 0}\n{"a": 1}')
+    append_json_lines(path, [{"a": 2}])
+    assert read_json_lines(path) == [{"a": 0}, {"a": 1}, {"a": 2}]
+    path.write_text('{"a": 0}\n{"a"')
+    append_json_lines(path, [{"a": 2}])
+    assert path.read_text().splitlines()[2] == '{"a": 2}'
+    with pytest.raises(BadRecord, match="lines.jsonl:2"):
+        read_json_lines(path)
+
+
+def test_appending_writes_to_a_pipe(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    append_json_lines(pipe, [{"a": "x" * 200_000}])  # more than a pipe holds
+    reader.join()
+    assert json.loads(read[0]) == {"a": "x" * 200_000}
+
+
+def test_text_of_another_encoding_is_named(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes('{"a": "e"}\n{"a": "\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(BadRecord, match=r"lines.jsonl:2: .*UTF-8 \(byte 8 "):
+        read_json_lines(path)
 
 
 @pytest.mark.parametrize("line", ['{"a": ', "[" * 100_000, "1" * 5000])

@@ -1,42 +1,92 @@
-"""The `mpo` command. One file per command; each parses its arguments and calls the rest of the package."""
+"""Train vision-language models with Mixed Preference Optimization (arXiv 2411.10442).
+
+The exit status is 0 on success, 1 if a problem was found or the command failed, and 2 for wrong usage or invalid input.
+MPO_TRACEBACK=1 shows the traceback of an error.
+"""
+
+from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from io import TextIOWrapper
+from pkgutil import iter_modules
+from typing import Any, NoReturn
 
-from mpo.commands.errors import user_errors
+from mpo.commands.flags import add
+from mpo.commands.outcome import reported, user_errors
+from mpo.io import did_you_mean
+from mpo.visible import visible
 
-COMMANDS = {
-    "cache": "Inspect, verify and prune cached reference log-probs",
-    "convert": "Convert a checkpoint between the official format and transformers'",
-    "data": "Validate, inspect, convert, mix, split and deduplicate preference data",
-    "demo": "Run the demo: train a small InternVL with MPO on its own responses (five to ten minutes, no GPU)",
-    "doctor": "Check the environment and print a report",
-    "export": "Export a trained model or adapter to transformers' or the official format",
-    "train": "Train a model with a recipe",
-}
+EXAMPLES = """\
+mpo doctor                                                        check the environment
+mpo data validate pairs.jsonl                                     find problems in a data set
+mpo train experiment=internvl3_8b_lora data.path=pairs.jsonl      train a model
+mpo generate runs/first "What is in the image?" --image a.png     ask a trained model
+mpo export runs/first InternVL3-8B-mpo                            write a model to serve
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags in full, and a hint for one that does not exist."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is unknown here, where the flags of the action are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        flag = next((word for word in unknown if word.startswith("-")), None)
+        if flag is not None:
+            self.error(
+                f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(flag.split('=')[0], self._option_string_actions)}"
+            )
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        super().error(visible(message))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mpo`; returns the exit status."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:  # Hydra reads its own command line
         from mpo.commands import train
 
         return train.run(arguments[1:])
-    parser = argparse.ArgumentParser(
-        prog="mpo", description="Train vision-language models with Mixed Preference Optimization (arXiv 2411.10442)."
-    )
+    options = command_line().parse_args(arguments)
+    return user_errors(lambda: reported(options))
+
+
+def command_line() -> Parser:
+    """The parser of all commands. Each is a module with `configure` and `run`, each folder a command with actions."""
+    parser = Parser(prog="mpo", **_texts(sys.modules[__name__]))
     parser.add_argument("--version", action="version", version=f"mpo-trainer {version('mpo-trainer')}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    selected = next((word for word in arguments if not word.startswith("-")), None)
-    for name, help in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=f"{help}.")
-        if name == selected:
-            module = import_module(f"mpo.commands.{name}")
+    _add_commands(parser, __name__, "COMMAND")
+    return parser
+
+
+def _add_commands(parser: Parser, package: str, kind: str) -> None:
+    choices = parser.add_subparsers(title=f"{kind.lower()}s", metavar=kind, required=True)
+    for found in iter_modules(import_module(package).__path__):
+        module = import_module(f"{package}.{found.name}")
+        if not (found.ispkg or hasattr(module, "run")):
+            continue
+        texts = _texts(module)
+        command = choices.add_parser(found.name, help=texts["description"].split("\n")[0].rstrip(".:"), **texts)
+        if found.ispkg:
+            _add_commands(command, module.__name__, "ACTION")
+        elif hasattr(module, "configure"):
             module.configure(command)
+            add(command, "--json")
             command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
-    return user_errors(lambda: int(options.run(options)))
+
+
+def _texts(module: Any) -> dict[str, Any]:
+    examples = "\n  ".join(getattr(module, "EXAMPLES", "").splitlines())
+    return {"description": module.__doc__ or module.__name__, "epilog": f"examples\n  {examples}"}

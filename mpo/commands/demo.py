@@ -1,12 +1,4 @@
-"""`mpo demo`: all of MPO, from a few worked examples to a better model, in five to ten minutes on two CPU cores."""
-
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-EXPLANATION = """\
-Train a small InternVL with MPO on its own responses, from supervised fine-tuning to an evaluation report.
+"""Run the demo: train a small InternVL with MPO on its own responses (five to ten minutes, no GPU).
 
   1. draw images of real handwriting: worked examples, questions, and evaluation images that share no digit with them
   2. fine-tune a new model on the worked examples (SFT)
@@ -20,25 +12,32 @@ Train a small InternVL with MPO on its own responses, from supervised fine-tunin
 Nothing is downloaded. Run the same command again to resume an interrupted demo.
 """
 
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_unwritable
+
 EXAMPLES = """\
-examples
-  mpo demo                          run the demo, output in runs/demo
-  mpo demo --quick                  run all stages in about a minute, with low accuracy
-  mpo demo --seed 1 --output-dir runs/demo1
+mpo demo                          run the demo, output in runs/demo
+mpo demo --quick                  run all stages in about a minute, with low accuracy
+mpo demo --seed 1 --output runs/demo1
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = EXPLANATION
-    parser.epilog = EXAMPLES
-    parser.add_argument("--quick", action="store_true", help="run a smaller demo of about a minute; its accuracy is low")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument("--restart", action="store_true", help="delete an earlier demo in the output folder and run all stages")
+    add(parser, "--quick", "--restart")
+    add(parser, "--output", default=Path("runs/demo"))
+    add(parser, "--seed", default=0)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Report:
+    refuse_unwritable("--output", args.output)
+    if args.output.is_file():
+        raise ValueError(f"--output={args.output} is a file. Give a folder.")
     try:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
@@ -53,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     logging.disable_progress_bar()  # the stages have progress bars of their own
     settings = (quick_settings if args.quick else full_settings)(args.seed)
-    print(f"mpo demo: writing to {args.output_dir}")
-    progress = run_demo(args.output_dir, settings, restart=args.restart)
-    print()
-    print(summarize(progress))
-    print(f"\nReport: {(args.output_dir / 'report.html').resolve()}")
-    return 0
+    print(f"mpo demo: writing to {args.output}")
+    progress = run_demo(args.output, settings, restart=args.restart)
+    report = (args.output / "report.html").resolve()
+    return Report(f"\n{summarize(progress)}\n\nReport: {report}", {"report": report, "stages": progress})

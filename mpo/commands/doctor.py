@@ -1,10 +1,4 @@
-"""`mpo doctor`: check the environment for training."""
-
-import argparse
-from pathlib import Path
-
-EXPLANATION = """\
-Check the environment and print a report to paste into an issue.
+"""Check the environment and print a report to paste into an issue.
 
 The report covers packages (against the supported and tested versions), system, GPUs, the attention kernel for packed
 rows, bitsandbytes, disks and the Hugging Face Hub, and runs one training step of a tiny InternVL. It contains no
@@ -12,33 +6,35 @@ colours and no tokens, and shows home folder and user name as ~. Lines marked ! 
 them are listed at the end. Lines marked * are notes. The exit status is 1 if there are problems.
 """
 
+import argparse
+import json
+from pathlib import Path
+
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+
 EXAMPLES = """\
-examples
-  mpo doctor                       run all checks
-  mpo doctor --dir /data/runs      check the disk that runs will be written to
-  mpo doctor --no-step --json      skip the training step, print JSON
-  MPO_TRACEBACK=1 mpo doctor       print the tracebacks of failed checks
+mpo doctor                          run all checks
+mpo doctor --run-dir /data/runs     check the disk that runs will be written to
+mpo doctor --no-step --json         skip the training step, print JSON
+MPO_TRACEBACK=1 mpo doctor          print the tracebacks of failed checks
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = EXPLANATION
-    parser.epilog = EXAMPLES
-    parser.add_argument("--dir", type=Path, default=Path("."), metavar="DIR", help="folder that runs are written to (default: .)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--no-step", action="store_true", help="skip the training step")
+    add(parser, "--run-dir", default=Path("."))
+    add(parser, "--step", default=True)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Report:
     from mpo.preflight.doctor.checks import CHECKS, STEP
     from mpo.preflight.doctor.examine import examine
     from mpo.preflight.doctor.page import as_json, section_text, summary
 
     sections = []
-    for section in examine([title for title in CHECKS if not (args.no_step and title == STEP)], args.dir):
+    for section in examine([title for title in CHECKS if args.step or title != STEP], args.run_dir):
         sections.append(section)
         if not args.json:
             print(section_text(section), end="\n\n", flush=True)
-    print(as_json(sections) if args.json else summary(sections))
-    return int(any(finding.status == "problem" for section in sections for finding in section.findings))
+    data = json.loads(as_json(sections))
+    return Report(summary(sections), data, int(data["problems"] > 0))

@@ -1,17 +1,4 @@
-"""`mpo export`: write a trained model as a folder that can be loaded and served."""
-
-from __future__ import annotations
-
-import argparse
-import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mpo.models.export.run import Export
-
-EXPLANATION = """\
-Export a trained model or adapter to a folder that from_pretrained, vLLM and LMDeploy can load.
+"""Export a trained model or adapter to a folder that from_pretrained, vLLM and LMDeploy can load.
 
 RUN_OR_CHECKPOINT is a folder written by `mpo train` or MPOTrainer.save_model, or one of its checkpoints. A LoRA
 adapter is merged into its base model. Weights are cast and sharded, and config, tokenizer, processor and chat
@@ -24,51 +11,54 @@ can be lost. The report shows how much the adapter changes the logits and warns 
 --dtype float32 to keep the whole change.
 """
 
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from mpo.commands.flags import add, path
+from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_unwritable
+
+if TYPE_CHECKING:
+    from mpo.models.export.run import Export
+
 EXAMPLES = """\
-examples
-  mpo export runs/lora InternVL3-8B-mpo --dtype bfloat16                  export to transformers' format
-  mpo export runs/lora out --format official --like models/InternVL3-8B   export to the official format, for LMDeploy
-  mpo export runs/lora/checkpoint-400 out --base models/InternVL3-8B-hf  export an adapter whose base model has moved
+mpo export runs/lora InternVL3-8B-mpo --dtype bfloat16                         export to transformers' format
+mpo export runs/lora out --output-format official --like models/InternVL3-8B   export to the official format, for LMDeploy
+mpo export runs/lora/checkpoint-400 out --base models/InternVL3-8B-hf          export an adapter whose base model has moved
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = EXPLANATION
-    parser.epilog = EXAMPLES
-    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=Path, help="folder of a trained model or adapter")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="folder to create")
-    parser.add_argument("--base", metavar="NAME_OR_PATH", help="base model of the adapter (default: as in its config)")
-    formats = ["transformers", "official"]
-    parser.add_argument("--format", choices=formats, default="transformers", help="checkpoint format (default: transformers)")
-    dtypes = ["auto", "bfloat16", "float16", "float32"]
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help="dtype of the weights (default: as trained)")
-    parser.add_argument("--shard-gb", metavar="GB", type=float, default=5.0, help="maximum size of a weight shard (default: 5)")
-    parser.add_argument("--like", metavar="DIR", type=Path, help="official checkpoint to copy config, tokenizer and code from")
-    parser.add_argument(
-        "--check",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="load the exported model and compare its logits with the trained model's, on the CPU",
-    )
+    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=path, help="folder of a trained model or adapter")
+    parser.add_argument("target", metavar="TARGET", type=path, help="folder to create")
+    add(parser, "--base", "--like")
+    add(parser, "--output-format", choices=("transformers", "official"), default="transformers")
+    add(parser, "--dtype", default="auto")
+    add(parser, "--shard-gb", default=5.0)
+    add(parser, "--check", default=True)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Report:
     from mpo.models.export.run import export
     from mpo.models.export.trained import is_qlora
 
+    refuse_unwritable("TARGET", args.target)
     done = export(
         args.source,
         args.target,
         base=args.base,
-        form=args.format,
+        form=args.output_format,
         dtype=args.dtype,
         shard_gb=args.shard_gb,
         like=args.like,
         check=args.check,
     )
-    print("\n".join(report(done, qlora=is_qlora(args.source))))
-    return 0
+    qlora = is_qlora(args.source)
+    return Report("\n".join(report(done, qlora=qlora)), {**asdict(done), "qlora": qlora, "serve": serving(done)})
 
 
 def report(done: Export, *, qlora: bool = False) -> list[str]:
@@ -106,7 +96,7 @@ def serving(done: Export) -> list[str]:
     """List the commands that serve the folder."""
     folder = shlex.quote(str(done.folder))
     if done.form == "transformers":
-        return [f"vLLM:      vllm serve {folder}", "LMDeploy:  needs the official format: --format official"]
+        return [f"vLLM:      vllm serve {folder}", "LMDeploy:  needs the official format: --output-format official"]
     lines = [f"vLLM:      vllm serve {folder} --trust-remote-code", f"LMDeploy:  lmdeploy serve api_server {folder}"]
     if not any(done.folder.glob("modeling_*.py")):
         lines.append("Both need the model's Python files, which are missing; --like DIR copies them from a checkpoint.")

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from mpo.commands.errors import user_errors
+from mpo.commands.outcome import user_errors
 
 
 def main(path: str) -> int:

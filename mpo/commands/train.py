@@ -1,4 +1,7 @@
-"""`mpo train`: compose and check a recipe, then run the job."""
+"""Train a model with a recipe.
+
+The recipe is composed and checked before anything loads; `mpo train --help` is Hydra's.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from mpo.training.job import TrainJob
     from mpo.training.launch.place import Place
 
@@ -22,14 +23,30 @@ _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 
 def run(arguments: Sequence[str]) -> int:
     """Run `mpo train` with Hydra's command line and return the exit status."""
-    before = sys.argv
-    sys.argv = ["mpo train", *map(settable, arguments)]
+    from mpo.commands.outcome import user_errors
+
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["mpo train", *map(settable, arguments)], "1"  # errors come here, not to stderr
+    try:
+        return user_errors(_with_hydra)
+    finally:
+        sys.argv = before[0]
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before[1] is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+def _with_hydra() -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         hydra.main(version_base="1.3", config_path="pkg://mpo.recipes", config_name="train")(_task)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv = before
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(str(error)) from error
     return 0
 
 
@@ -46,14 +63,17 @@ def settable(argument: str) -> str:
 
 
 def _task(config: DictConfig) -> None:
-    from mpo.commands.errors import user_errors
+    from mpo.commands.outcome import user_errors
 
-    status = user_errors(lambda: _train(config))
+    status = user_errors(lambda: _train(config))  # here, or Hydra adds a line of its own
     if status:
         raise SystemExit(status)
 
 
 def _train(config: DictConfig) -> int:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
     from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
 
     named = "${now" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"])  # type: ignore[call-overload,index]

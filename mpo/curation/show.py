@@ -37,12 +37,25 @@ def _records(pairs: Dataset) -> Any:
     return encoded(pairs, pairs.column_names)
 
 
+def show_data(pairs: Dataset, processor: Any = None) -> list[dict[str, Any]]:
+    """Show records as `show_text` does, for JSON: ``id``, the other columns, ``images`` and, by its heading, each text."""
+    return [_record_data(record, processor) for record in _records(pairs)]
+
+
+def _record_data(record: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+    images = [
+        {"width": opened.width, "height": opened.height, "path": image.get("path")}
+        for opened, image in zip(images_of(record), record.get("images") or (), strict=True)
+    ]
+    return {"id": record.get("id"), **dict(_about(record)), "images": images, "texts": dict(_as_seen(record, processor))}
+
+
 def _record_text(record: Mapping[str, Any], processor: Any) -> str:
-    lines = [f"record {record.get('id')!r}"]
-    lines += [f"  {name}: {value}" for name, value in _about(record)]
-    for place, (opened, image) in enumerate(zip(images_of(record), record.get("images") or (), strict=True), start=1):
-        lines.append(f"  image {place}: {opened.width} x {opened.height}, {image.get('path') or 'in the data'}")
-    for name, text in _as_seen(record, processor):
+    found = _record_data(record, processor)
+    lines = [f"record {found['id']!r}", *(f"  {name}: {value}" for name, value in _about(record))]
+    for place, image in enumerate(found["images"], start=1):
+        lines.append(f"  image {place}: {image['width']} x {image['height']}, {image['path'] or 'in the data'}")
+    for name, text in found["texts"].items():
         lines += [f"  {name}", *(f"    {line}" for line in text.split("\n"))]
     return "\n".join(visible(line).rstrip() for line in lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from mpo.data.eval_part import content_keys, encoded
 
 Numbers = NDArray[Any]
 WORDS = ("question", "chosen", "rejected")
+POINTS = (0, 0.05, 0.5, 0.95, 1)
+QUANTILES = ("min", "5 %", "median", "95 %", "max")
+"""Names of the quantiles at `POINTS`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,28 +122,55 @@ def _count(record: dict[str, Any]) -> dict[str, Any]:
     return {**words, "images": len(record.get("images") or ()), "overlap": overlap(chosen, rejected)}
 
 
+def stats_data(stats: Stats) -> dict[str, Any]:
+    """Summarize statistics as numbers: of all pairs, per measure (mean, minimum, quantiles, maximum) and per source."""
+    lengths = stats.tokens or stats.words
+    return {
+        "pairs": len(stats.source),
+        "prompts": stats.prompts,
+        "pairs_with_images": int((stats.images > 0).sum()),
+        "images": int(stats.images.sum()),
+        "measures": {
+            name: {"mean": float(values.mean()), **dict(zip(QUANTILES, map(float, np.quantile(values, POINTS)), strict=True))}
+            for name, values in stats.measures().items()
+        },
+        "sources": [
+            {
+                "source": name,
+                "pairs": len(places),
+                "fraction": len(places) / len(stats.source),
+                f"chosen, {stats.unit}": float(lengths["chosen"][places].mean()),
+                f"rejected, {stats.unit}": float(lengths["rejected"][places].mean()),
+                "chosen longer": float((stats.gap[places] > 0).mean()),
+                "overlap": float(stats.overlap[places].mean()),
+            }
+            for name, places in stats.by_source()
+        ],
+    }
+
+
 def stats_text(stats: Stats) -> str:
     """Format statistics as tables for a terminal."""
-    count = len(stats.source)
-    imaged = int((stats.images > 0).sum())
+    found = stats_data(stats)
+    count, prompts = found["pairs"], found["prompts"]
     head = (
-        f"{count:,} pairs of {stats.prompts:,} prompts ({count / max(stats.prompts, 1):.1f} pairs per prompt), {imaged:,} with "
-        f"images ({int(stats.images.sum()):,} images)"
+        f"{count:,} pairs of {prompts:,} prompts ({count / max(prompts, 1):.1f} pairs per prompt), "
+        f"{found['pairs_with_images']:,} with images ({found['images']:,} images)"
     )
-    rows: list[Sequence[str]] = [("", "mean", "min", "5 %", "median", "95 %", "max")]
-    for name, values in stats.measures().items():
-        quantiles = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
-        rows.append((name, *(_number(value) for value in (values.mean(), *quantiles))))
-    sources: list[Sequence[str]] = [
-        ("source", "pairs", "fraction", f"chosen, {stats.unit}", f"rejected, {stats.unit}", "chosen longer", "overlap")
-    ]
-    lengths = stats.tokens or stats.words
-    for name, places in stats.by_source():
-        longer = float((stats.gap[places] > 0).mean())
-        means = (_number(lengths[side][places].mean()) for side in ("chosen", "rejected"))
-        mean_overlap = f"{stats.overlap[places].mean():.2f}"
-        sources.append((name, f"{len(places):,}", f"{len(places) / count:.1%}", *means, f"{longer:.0%}", mean_overlap))
-    return "\n\n".join([head, table(rows), table(sources)])
+    measures = [("", "mean", *QUANTILES), *((name, *map(_number, of.values())) for name, of in found["measures"].items())]
+    formats: tuple[Callable[[Any], str], ...] = (
+        str,
+        "{:,}".format,
+        "{:.1%}".format,
+        _number,
+        _number,
+        "{:.0%}".format,
+        "{:.2f}".format,
+    )
+    sources = [tuple(found["sources"][0])]
+    for one in found["sources"]:
+        sources.append(tuple(write(value) for write, value in zip(formats, one.values(), strict=True)))
+    return "\n\n".join([head, table(measures), table(sources)])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -87,12 +87,12 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
 def _prepare(folder: DemoFolder, settings: DemoSettings, restart: bool) -> None:
     if folder.root.exists() and any(folder.root.iterdir()):
         if not folder.settings.is_file():
-            raise ValueError(f"--output-dir={folder.root} is not empty and contains no demo. Choose another folder.")
+            raise ValueError(f"--output={folder.root} is not empty and contains no demo. Choose another folder.")
         if restart:
             shutil.rmtree(folder.root)
         elif DemoSettings.read(folder.settings) != settings:
             raise ValueError(
-                f"--output-dir={folder.root} contains a demo with another seed or size (see {folder.settings}). Add --restart to "
+                f"--output={folder.root} contains a demo with another seed or size (see {folder.settings}). Add --restart to "
                 "delete it, or choose another folder."
             )
     folder.root.mkdir(parents=True, exist_ok=True)

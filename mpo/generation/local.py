@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import Record, end_of_turn_token
-from mpo.generation.generator import Question, Response
+from mpo.generation.generator import OnText, Question, Reply, Response, check_decoding
+
+TILE_BUDGETS = ("prompt", "image")
 
 
 class LocalGenerator:
@@ -36,6 +39,9 @@ class LocalGenerator:
         progress: label of the progress bar; None for no bar.
         tile_budget: whether the tile limit applies per prompt or per image, as in `MPOConfig`.
         sharded: the weights are sharded over several ranks, all of which make the same calls.
+
+    Raises:
+        ValueError: for an invalid argument.
     """
 
     def __init__(
@@ -50,7 +56,10 @@ class LocalGenerator:
     ) -> None:
         if responses_per_batch < 1:
             raise ValueError(f"responses_per_batch must be 1 or more, not {responses_per_batch}.")
+        if tile_budget not in TILE_BUDGETS:
+            raise ValueError(f"Expected tile_budget to be {' or '.join(TILE_BUDGETS)}; got tile_budget={tile_budget!r}.")
         self.model = model
+        self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.responses_per_batch = responses_per_batch
         self.progress = progress
@@ -89,6 +98,7 @@ class LocalGenerator:
         seed: int = 0,
         top_k: int = 0,
         top_p: float = 1.0,
+        on_text: OnText | None = None,
     ) -> list[list[Response]]:
         """Sample `n` responses to the prompt of every record.
 
@@ -101,6 +111,7 @@ class LocalGenerator:
                 `responses_per_batch`.
             top_k: sample from the `top_k` most likely tokens; 0 for all.
             top_p: sample from the smallest set of most likely tokens with this total probability.
+            on_text: called with the response's text, without special tokens, as it comes; for one record and n=1.
 
         Returns:
             for each record, in order, its `n` responses.
@@ -108,13 +119,9 @@ class LocalGenerator:
         Raises:
             ValueError: for invalid arguments, and for a prompt that cannot be encoded.
         """
-        if n < 1 or not 0 <= temperature < float("inf") or max_new_tokens < 1:
-            raise ValueError(
-                f"n and max_new_tokens must be 1 or more and temperature 0 or more; got n={n}, max_new_tokens={max_new_tokens}, "
-                f"temperature={temperature}."
-            )
-        if temperature == 0 and n > 1:
-            raise ValueError(f"temperature=0 gives the same response {n} times, with n={n}. Set n=1, or a temperature above 0.")
+        check_decoding(n=n, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, top_k=top_k, top_p=top_p)
+        if on_text is not None and (len(records) != 1 or n != 1):
+            raise ValueError(f"on_text needs one record and n=1; got {len(records)} records and n={n}.")
         decoding: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
         if temperature > 0:
             decoding = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -127,14 +134,38 @@ class LocalGenerator:
             for first in range(0, len(records), size):
                 batch = records[first : first + size]
                 torch.manual_seed(hash((seed, first)) & 0x7FFF_FFFF_FFFF_FFFF)
-                rows = self._rows(batch, n, max_new_tokens=max_new_tokens, **decoding)
-                found = [self._response(row) for row in rows.tolist()]
+                if on_text is not None:
+                    decoding["streamer"] = _Streamer(self.tokenizer, self._ends, on_text)
+                rows, prompts = self._rows(batch, n, max_new_tokens=max_new_tokens, **decoding)
+                found = [self._response(row, prompts[place // n]) for place, row in enumerate(rows.tolist())]
                 responses += [found[place : place + n] for place in range(0, len(found), n)]
                 bar.update(len(batch))
         return responses
 
+    def ask(
+        self,
+        question: Question,
+        *,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
+        seed: int = 0,
+        top_p: float = 1.0,
+        on_text: OnText | None = None,
+    ) -> Reply:
+        """Ask one question; arguments and errors as in `respond`."""
+        settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p}
+        ((response,),) = self.respond([_record(question)], **settings, on_text=on_text)
+        text = self.tokenizer.decode(response.ids, skip_special_tokens=True)
+        return Reply(text, "stop" if response.finished else "length", response.prompt_tokens, response.tokens)
+
     def encode(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """Encode prompts as one left-padded batch, with their images, on the model's device."""
+        """Encode prompts as one left-padded batch, with their images, on the model's device.
+
+        Raises:
+            ValueError: for no records, and for a prompt that cannot be encoded.
+        """
+        if not records:
+            raise ValueError("There are no records to encode. Give one or more.")
         prompts, images, order = self._encoder(records, sides=())
         if order is not None:
             images["pixel_values"] = images["pixel_values"][order]
@@ -152,10 +183,11 @@ class LocalGenerator:
             inputs[name] = padded(rows, 0)
         return {name: value.to(self.model.device) for name, value in (inputs | images).items()}
 
-    def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> Tensor:
-        """Generate the new tokens of `n` rows per record, padded on the right."""
+    def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> tuple[Tensor, list[int]]:
+        """The new tokens of `n` rows per record, padded on the right, and the number of tokens of each record's prompt."""
         shared = n > 1 and self.model.config.model_type == "internvl"
         inputs: Mapping[str, Any] = self.encode(records if shared else [record for record in records for _ in range(n)])
+        prompts = inputs["attention_mask"].sum(dim=1).tolist()[:: 1 if shared else n]
         if shared:
             inputs = self._prefill(inputs, n)
         if isinstance(self.model, FSDPModule) and is_peft_model(self.model):
@@ -169,8 +201,7 @@ class LocalGenerator:
             use_cache=True,
             synced_gpus=self.sharded,
         )
-        rows: Tensor = generated[:, inputs["input_ids"].shape[1] :]
-        return rows
+        return generated[:, inputs["input_ids"].shape[1] :], prompts
 
     def _prefill(self, inputs: Mapping[str, Tensor], n: int) -> dict[str, Any]:
         """Compute each prompt without its last token once, and repeat the inputs and the cache `n` times for `generate`."""
@@ -192,15 +223,51 @@ class LocalGenerator:
         cache.batch_repeat_interleave(n)
         return {**repeated, "past_key_values": cache}
 
-    def _response(self, row: list[int]) -> Response:
+    def _response(self, row: list[int], prompt_tokens: int) -> Response:
         end = next((place for place, token in enumerate(row) if token in self._ends), None)
         ids = row[:end]
-        return Response(self.tokenizer.decode(ids, skip_special_tokens=False), tuple(ids), end is not None)
+        return Response(self.tokenizer.decode(ids, skip_special_tokens=False), tuple(ids), end is not None, prompt_tokens)
+
+
+class _Streamer(BaseStreamer):  # type: ignore[misc]
+    """Pass on the text of one response token by token: together what `decode` gives for all of its tokens.
+
+    All tokens are decoded each time, since the text of a token depends on those before it: a character may take several tokens,
+    and SentencePiece drops the space at the beginning of a text.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int], on_text: OnText) -> None:
+        self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
+        self.ids: list[int] | None = None  # the first call has the prompt
+        self.shown = ""
+
+    def put(self, value: Tensor) -> None:
+        """Take the next token."""
+        if self.ids is None:
+            self.ids = []
+        elif int(value) not in self.ends:
+            self.ids.append(int(value))
+            self._show(final=False)
+
+    def end(self) -> None:
+        """Pass on the rest."""
+        self._show(final=True)
+
+    def _show(self, *, final: bool) -> None:
+        text = self.tokenizer.decode(self.ids or [], skip_special_tokens=True)
+        if not final and text.endswith("\N{REPLACEMENT CHARACTER}"):  # a part of a character
+            return
+        if not final and getattr(self.tokenizer, "clean_up_tokenization_spaces", False):  # a space may go with the next token
+            text = text[: max(text.rfind(" "), 0)]
+        if len(text) > len(self.shown):
+            self.on_text(text[len(self.shown) :])
+            self.shown = text
 
 
 def _record(question: Question) -> Record:
     content = [*({"type": "image"} for _ in question.images), {"type": "text", "text": question.text}]
-    return {"prompt": [{"role": "user", "content": content}], "images": list(question.images)}
+    system = [] if question.system is None else [{"role": "system", "content": question.system}]
+    return {"prompt": [*system, {"role": "user", "content": content}], "images": list(question.images)}
 
 
 def _end_tokens(model: Any, processor: Any) -> list[int]:

@@ -1,12 +1,13 @@
 """Load a model and its processor from a checkpoint, by name or path."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,11 +17,16 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
+from mpo.io import read_json_object
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.config import is_official
 from mpo.models.strict import load_strictly, refuse_adapter
 from mpo.models.tiles import TileImageProcessor
+
+
+class NotOpened(ValueError):
+    """A checkpoint that is neither a folder with the files it needs nor a name that can be loaded from the Hub."""
 
 
 @dataclass
@@ -124,7 +130,8 @@ def load_processor(
     """
     folder = official_folder(name_or_path)
     if folder is None:
-        processor = open_processor(name_or_path, trust_remote_code=trust_remote_code)
+        with opening(name_or_path):
+            processor = open_processor(name_or_path, trust_remote_code=trust_remote_code)
     else:
         processor = open_official(folder).processor
         if processor is None:
@@ -157,18 +164,41 @@ def official_folder(name_or_path: str) -> Path | None:
     """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint in another format.
 
     Raises:
+        NotOpened: for a checkpoint that cannot be found.
         ValueError: for an adapter.
     """
     refuse_adapter(name_or_path)
-    path = cached_file(name_or_path, "config.json")
-    if path is None or not is_official(json.loads(Path(path).read_text())):
-        return None
-    path = Path(name_or_path)
-    return (
-        path
-        if path.is_dir()
-        else Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    )
+    with opening(name_or_path):
+        path = cached_file(name_or_path, "config.json")
+        if path is None or not is_official(read_json_object(path)):
+            return None
+        if Path(name_or_path).is_dir():
+            return Path(name_or_path)
+        return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+
+
+@contextmanager
+def opening(name_or_path: str) -> Iterator[None]:
+    """Turn the errors of transformers and the Hub for a checkpoint into one that names it and what to do.
+
+    Raises:
+        NotOpened: for a folder without the files, and a name that is neither cached nor can be downloaded.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        if Path(name_or_path).is_dir():
+            raise NotOpened(f"{name_or_path} cannot be loaded ({reason}). Give the folder of a checkpoint.") from error
+        if Path(name_or_path).exists() or str(name_or_path).startswith(("/", ".", "~")) or str(name_or_path).count("/") > 1:
+            raise NotOpened(
+                f"{name_or_path} is not a folder. Give the folder of a checkpoint, or a model id on the Hub."
+            ) from error
+        offline = " HF_HUB_OFFLINE is set: unset it to download." if constants.HF_HUB_OFFLINE else ""
+        raise NotOpened(
+            f"{name_or_path} is not a folder, and no model of this name is in the cache or can be downloaded from the Hub "
+            f"({reason}).{offline} Check the name, run `hf download {name_or_path}` with network access, or give a folder."
+        ) from error
 
 
 def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
+from mpo.io import read_json_object
 from mpo.models.official.expected import listing
 
 
@@ -66,7 +65,7 @@ def refuse_adapter(name_or_path: Any) -> None:
         return
     if found is None:
         return
-    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json_object(found).get("base_model_name_or_path")
     raise ValueError(
         f"{name_or_path} is an adapter of {base or 'a base that its adapter_config.json does not name'}, not a model. To train "
         f"the two as one model, merge them and give the new folder: mpo export {name_or_path} NEW_FOLDER. To continue training "

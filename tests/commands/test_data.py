@@ -51,7 +51,7 @@ def run(capsys):
 
 
 def test_validate(folder, run, model):
-    status, said = run("validate", "pairs.jsonl", "--workers", 2)
+    status, said = run("validate", "pairs.jsonl", "--num-proc", 2)
     assert status == 0 and "12 pairs in 12 lines" in said
     found = [json.loads(line) for line in (folder / "bad_records.jsonl").read_text().splitlines()]
     assert [(one["finding"], one["where"]) for one in found] == [("duplicate", "pairs.jsonl:11"), ("duplicate", "pairs.jsonl:12")]
@@ -72,7 +72,7 @@ def test_validate_with_a_model(folder, run, model):
 
 def test_validate_against_evaluation(folder, run):
     (folder / "eval.jsonl").write_text((folder / "pairs.jsonl").read_text().split("\n")[3])
-    status, said = run("validate", "pairs.jsonl", "--eval", "eval.jsonl")
+    status, said = run("validate", "pairs.jsonl", "--eval-path", "eval.jsonl")
     assert status == 1 and "eval" in said and "pairs.jsonl:4" in said
 
 
@@ -86,9 +86,9 @@ def test_stats(folder, run, model):
 
 
 def test_show(folder, run, model):
-    status, said = run("show", "pairs.jsonl", "--count", 2)
+    status, said = run("show", "pairs.jsonl", "--limit", 2)
     assert status == 0 and said.count("record 'pair-") == 2 and "record 'pair-0'" in said
-    one, other = (run("show", "pairs.jsonl", "--random", "--seed", seed)[1] for seed in (1, 1))
+    one, other = (run("show", "pairs.jsonl", "--shuffle", "--seed", seed)[1] for seed in (1, 1))
     assert one == other and "record 'pair-0'" not in one.split("\n")[0]
     assert "<IMG_CONTEXT> x" in run("show", "pairs.jsonl", "--id", "pair-3", "--model", model)[1]
     assert run("show", "pairs.jsonl", "--html", "look.html")[0] == 0 and "<img" in (folder / "look.html").read_text()
@@ -99,7 +99,7 @@ def test_show(folder, run, model):
 def test_convert(folder, run):
     status, said = run("convert", "pairs.jsonl", "pairs.parquet")
     assert status == 0 and "12 pairs, the same as in pairs.jsonl" in said
-    status, said = run("convert", "pairs.parquet", "back.jsonl", "--to", "mmpr")
+    status, said = run("convert", "pairs.parquet", "back.jsonl", "--output-format", "mmpr")
     assert status == 0 and "Read again: 12 pairs" in said and "'source' of 12 records" in said
     assert [json.loads(line)["question"] for line in (folder / "back.jsonl").read_text().splitlines()][0].endswith(
         "What is number 0?"
@@ -125,7 +125,7 @@ def test_a_mixture_with_eval_pairs(folder, run):
     assert status == 2 and "eval_size=3" in said
     assert run("mix", "mixture.yaml", "mixed.jsonl", "eval.jsonl")[0] == 0
     assert len(load_preferences(folder / "mixed.jsonl")) == 9 and len(load_preferences(folder / "eval.jsonl")) == 3
-    assert run("validate", "mixed.jsonl", "--eval", "eval.jsonl")[0] == 0
+    assert run("validate", "mixed.jsonl", "--eval-path", "eval.jsonl")[0] == 0
 
 
 def test_all_sources_of_a_mixture_and_of_a_meta_json(folder, run):
@@ -147,7 +147,7 @@ def test_all_sources_of_a_mixture_and_of_a_meta_json(folder, run):
         status, said = run(action, "mixture.yaml", "--image-root", "other")
         assert status == 2 and "image_root=other" in said
     (folder / "other" / "x.png").unlink()
-    status, said = run("validate", "meta.json", "--workers", 2)
+    status, said = run("validate", "meta.json", "--num-proc", 2)
     assert status == 1 and re.search(r"image .* 2 +\S*other/more.jsonl:1: ", said)
 
 
@@ -160,7 +160,7 @@ def test_split(folder, run):
     assert len(sides[0]) == 9 and len(sides[1]) == 3
     for pair in ({"pair-0", "again-0"}, {"pair-1", "again-1"}):
         assert any(pair <= side for side in sides)
-    assert run("validate", "train.jsonl", "--eval", "eval.jsonl")[0] == 0
+    assert run("validate", "train.jsonl", "--eval-path", "eval.jsonl")[0] == 0
     assert run("split", "pairs.jsonl", "train.jsonl", "other.jsonl")[0] == 2
 
 
@@ -206,7 +206,7 @@ def test_convert_from_rlaif_v_to_mmpr(folder, run):
     origin = {"ds_name": "RLAIF-V", "origin_dataset": "VQAv2", "origin_split": "{}", "idx": "7", "image_path": "0.png"}
     line = {**origin, "image": {"path": "0.png", "bytes": None}, "question": "Why?", "chosen": "So.", "rejected": "No."}
     (folder / "rlaif.jsonl").write_text(json.dumps(line))
-    status, said = run("convert", "rlaif.jsonl", "mmpr.jsonl", "--to", "mmpr")
+    status, said = run("convert", "rlaif.jsonl", "mmpr.jsonl", "--output-format", "mmpr")
     assert status == 0 and "1 pairs, the same as in rlaif.jsonl" in said
     assert json.loads((folder / "mmpr.jsonl").read_text())["metadata"]["origin_dataset"] == "VQAv2"
 
@@ -214,7 +214,6 @@ def test_convert_from_rlaif_v_to_mmpr(folder, run):
 def test_mistakes_are_said_in_one_line(folder, run):
     for words, message in (
         (["stats", "none.jsonl"], "none.jsonl"),
-        (["stats", "pairs.jsonl", "--workers", 0], "--workers"),
         (["stats", "pairs.jsonl", "--format", "csv"], "got 'csv'"),
         (["stats", "pairs.jsonl", "--max-tiles", 2], "--max-tiles needs --model"),
         (["validate", "pairs.jsonl", "--max-length", 2], "--max-length needs --model"),
@@ -252,7 +251,7 @@ def test_a_model_that_is_not_there(folder, run, action):
 
 def test_a_processors_folder_is_enough_to_count_tokens(folder, run):
     small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4).save_pretrained("processor")
-    status, said = run("validate", "pairs.jsonl", "--model", "processor", "--workers", 1)
+    status, said = run("validate", "pairs.jsonl", "--model", "processor", "--num-proc", 1)
     assert status == 0 and "12 pairs" in said
 
 

@@ -14,7 +14,7 @@ from mpo.preflight.doctor.checks import CHECKS
 @pytest.mark.slow
 def test_the_page_of_this_machine(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
-    assert main(["doctor", "--dir", str(tmp_path)]) == 0
+    assert main(["doctor", "--run-dir", str(tmp_path)]) == 0
     page, noise = capfd.readouterr()
     lines = page.splitlines()
     assert [line for line in lines if line and not line.startswith(" ")][:-1] == list(CHECKS)
@@ -30,7 +30,7 @@ def test_a_broken_torchvision_is_found_with_its_fix_and_status_1(tmp_path, capfd
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert main(["doctor", "--json", "--dir", str(tmp_path)]) == 1
+    assert main(["doctor", "--json", "--run-dir", str(tmp_path)]) == 1
     read = json.loads(capfd.readouterr().out)
     found = {finding["name"]: finding for section in read["sections"] for finding in section["findings"]}
     for name in ("torchvision", "transformers", "trl", "one step"):
@@ -42,4 +42,4 @@ def test_a_broken_torchvision_is_found_with_its_fix_and_status_1(tmp_path, capfd
 def test_help_teaches_and_needs_no_torch():
     program = "import sys; sys.modules['torch'] = None; from mpo.commands import main; main(['doctor', '--help'])"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0 and "mpo doctor --dir /data/runs" in shown.stdout
+    assert shown.returncode == 0 and "mpo doctor --run-dir /data/runs" in shown.stdout

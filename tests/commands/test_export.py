@@ -71,7 +71,7 @@ def test_a_run_is_served(run, official, tmp_path, capsys):
 
 
 def test_the_official_form(run, official, tmp_path, capsys):
-    assert main(["export", str(run), str(tmp_path / "out"), "--format", "official", "--dtype", "bfloat16"]) == 0
+    assert main(["export", str(run), str(tmp_path / "out"), "--output-format", "official", "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr().out
     assert "in the official format, bfloat16" in said and "Logits of both formats agree to" in said
     assert "times the effect of rounding to bfloat16" in said
@@ -79,12 +79,22 @@ def test_the_official_form(run, official, tmp_path, capsys):
     assert "Python files" not in said
     (official / "modeling_internvl_chat.py").rename(tmp_path / "modeling_internvl_chat.py")
     try:
-        assert main(["export", str(run), str(tmp_path / "without"), "--format", "official", "--no-check"]) == 0
+        assert main(["export", str(run), str(tmp_path / "without"), "--output-format", "official", "--no-check"]) == 0
     finally:
         (tmp_path / "modeling_internvl_chat.py").rename(official / "modeling_internvl_chat.py")
     said = capsys.readouterr().out
     assert "Python files" in said and "--like DIR" in said
     assert "was not checked" in said
+
+
+def test_json(run, official, tmp_path, capfd):
+    """Of export and convert: one document and nothing else."""
+    assert main(["export", str(run), str(tmp_path / "out"), "--no-check", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["form"], found["base"], found["comparison"], found["qlora"]) == ("transformers", str(official), None, False)
+    assert main(["convert", str(official), str(tmp_path / "hf"), "--no-check", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["form"], found["folder"], found["difference"]) == ("transformers", str(tmp_path / "hf"), None)
 
 
 @pytest.mark.slow

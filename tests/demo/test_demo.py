@@ -58,8 +58,8 @@ def test_help_tells_the_stages(capsys):
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("")
-    assert main(["demo", "--output-dir", str(tmp_path), "--restart"]) == 2
-    assert f"--output-dir={tmp_path}" in capsys.readouterr().err
+    assert main(["demo", "--output", str(tmp_path), "--restart"]) == 2
+    assert f"--output={tmp_path}" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -179,8 +179,11 @@ class TestTinyDemo:
 
 
 @pytest.mark.slow
-def test_the_quick_demo_runs_from_the_command_line(tmp_path, capsys):
-    assert main(["demo", "--quick", "--output-dir", str(tmp_path / "demo")]) == 0
-    text = capsys.readouterr().out
+def test_the_quick_demo_runs_from_the_command_line(tmp_path, capfd):
+    assert main(["demo", "--quick", "--output", str(tmp_path / "demo")]) == 0
+    text = capfd.readouterr().out
     assert "before MPO" in text and "after MPO" in text and "report.html" in text
     assert (tmp_path / "demo" / "report.html").is_file()
+    assert main(["demo", "--quick", "--output", str(tmp_path / "demo"), "--json"]) == 0  # every stage is done
+    found = json.loads(capfd.readouterr().out)
+    assert list(found["stages"]) == [stage.name for stage in STAGES] and found["report"].endswith("report.html")

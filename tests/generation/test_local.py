@@ -1,6 +1,7 @@
 """Text generation with a model in this process."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from mpo.data.images import open_image
 from mpo.encoding.encoder import Encoder
 from mpo.generation.generator import Question
-from mpo.generation.local import LocalGenerator, _record
+from mpo.generation.local import LocalGenerator, _record, _Streamer
 from mpo.models.export import trial
 
 QUESTIONS = [
@@ -90,12 +91,70 @@ def test_training_mode_comes_back(lively, processor):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"n": 0}, {"temperature": -1.0}, {"max_new_tokens": 0}, {"n": 2, "temperature": 0.0}], ids=lambda s: "-".join(s)
+    "settings",
+    [
+        *({"n": 0}, {"n": 1.5}, {"max_new_tokens": 0}, {"max_new_tokens": True}, {"n": 2, "temperature": 0.0}),
+        *({"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": "1"}),
+        *({"seed": -1}, {"seed": 1.5}, {"seed": None}, {"seed": "a"}, {"top_k": -1}, {"top_k": 0.5}),
+        *(
+            {"top_p": 0.0},
+            {"top_p": 1.5},
+            {"top_p": float("nan")},
+            {"temperature": 0, "top_p": 0.5},
+            {"temperature": 0, "top_k": 5},
+        ),
+    ],
+    ids=str,
 )
 def test_invalid_arguments_are_refused(internvl, processor, settings):
     name, value = list(settings.items())[-1]
-    with pytest.raises(ValueError, match=f"{name}={value:g}"):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}")):
         LocalGenerator(internvl, processor).generate(QUESTIONS, **settings)
+
+
+def test_an_unknown_tile_budget_and_no_records_are_refused(internvl, processor):
+    with pytest.raises(ValueError, match="tile_budget='images'"):
+        LocalGenerator(internvl, processor, tile_budget="images")
+    with pytest.raises(ValueError, match="no records"):
+        LocalGenerator(internvl, processor).encode([])
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<image>", "What is <video>?"])
+def test_questions_without_a_text_or_with_a_placeholder_are_refused(text):
+    with pytest.raises(ValueError, match="question"):
+        Question(text)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("question", QUESTIONS[:3], ids=["tiles", "one tile", "text"])
+def test_the_stream_is_the_response(lively, processor, question, settings):
+    pieces = []
+    reply = LocalGenerator(lively, processor).ask(question, max_new_tokens=12, **settings, on_text=pieces.append)
+    ((expected,),) = LocalGenerator(lively, processor).generate([question], max_new_tokens=12, **settings)
+    assert "".join(pieces) == reply.text == expected and len(pieces) > 1
+    assert reply.prompt_tokens == LocalGenerator(lively, processor).encode([_record(question)])["input_ids"].shape[1]
+    assert reply.completion_tokens <= 12 and (reply.finish_reason == "length") == (reply.completion_tokens == 12)
+
+
+@pytest.mark.parametrize("spaces", [False, True])
+def test_a_character_of_several_tokens_and_spaces_that_go(processor, spaces):
+    """Five bytes tokens of two characters; a tokenizer that removes spaces before punctuation; an end token's text is not shown."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.clean_up_tokenization_spaces = spaces
+    ids = tokenizer("caf\u00e9 is n't \u732b . So", add_special_tokens=False)["input_ids"]
+    end = tokenizer("Z", add_special_tokens=False)["input_ids"][0]
+    pieces = []
+    streamer = _Streamer(tokenizer, [end], pieces.append)
+    for token in ([1, 2, 3], *ids, end):
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True) and "\ufffd" not in "".join(pieces)
+
+
+def test_a_stream_is_of_one_response(internvl, processor):
+    for records, n in (([_record(QUESTIONS[0])] * 2, 1), ([_record(QUESTIONS[0])], 2)):
+        with pytest.raises(ValueError, match=f"n={n}"):
+            LocalGenerator(internvl, processor).respond(records, n=n, on_text=print)
 
 
 def test_images_that_cannot_be_opened_are_named(tmp_path):

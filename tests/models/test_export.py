@@ -489,7 +489,7 @@ def test_folders_that_are_refused(lora, official, base, tmp_path):
         export(run / "checkpoint-1", tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="--shard-gb=0"):
         export(lora, tmp_path / "out", shard_gb=0, progress=False)
-    with pytest.raises(ValueError, match=f"--like={official}.*--format official"):
+    with pytest.raises(ValueError, match=f"--like={official}.*--output-format official"):
         export(lora, tmp_path / "out", like=official, progress=False)
     with pytest.raises(ValueError, match=f"--like={base}.*InternVLChatModel"):
         export(lora, tmp_path / "out", form="official", like=base, progress=False)

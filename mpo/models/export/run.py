@@ -94,7 +94,7 @@ def export(
     if shard_gb <= 0:
         raise ValueError(f"Expected a file size in gigabytes above 0; got --shard-gb={shard_gb:g}.")
     if like is not None and form != "official":
-        raise ValueError(f"--like={like} needs the official format. Add --format official.")
+        raise ValueError(f"--like={like} needs the official format. Add --output-format official.")
     trained = open_trained(source, base=base)
     original = _original(trained, like) if form == "official" else None
     processor = trained.processor()

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 
+from mpo.io import read_json_object
 from mpo.models.export.rows import fit_rows, mark_untied, untie
 from mpo.models.fit import open_processor
 from mpo.models.loading import as_dtype, load_internvl, load_processor, official_folder
@@ -163,13 +164,14 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
                 + (f" Give one of its folders: {', '.join(inside)}." if inside else "")
             )
         TensorFiles(folder)
-        _refuse_quantised(json.loads((folder / "config.json").read_text()), str(folder))
+        _refuse_quantised(read_json_object(folder / "config.json"), str(folder))
         return Trained(folder, str(folder), base)
     whole = sorted(path.name for path in folder.glob("model*.safetensors"))
     if whole:
         raise ValueError(
             f"{folder} holds both an adapter ({CONFIG_NAME}) and a full model ({whole[0]}), from two runs. Move one of them away."
         )
+    read_json_object(folder / CONFIG_NAME)
     config = PeftConfig.from_pretrained(folder)
     _check_mergeable(config, folder)
     tensors = _read_adapter(folder, config)

@@ -1,6 +1,5 @@
 """Open the folder of an official checkpoint: its config, its tokenizer, its tensors under either name."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, InternVLConfig, InternVLProcessor
 
+from mpo.io import read_json_object
 from mpo.models.official.config import is_official, tensor_names, text_model, transformers_config
 from mpo.models.official.expected import Shape, check_shapes, expected_shapes
 from mpo.models.official.names import TensorNames
@@ -106,10 +106,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json of a checkpoint's folder.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or it holds no JSON object.
     """
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"Expected a checkpoint in {folder}, and found no config.json. Give the folder that contains it.")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return read_json_object(path)

@@ -1,0 +1,94 @@
+"""Show the contents of a cache.
+
+For each folder: the model and settings, the number of completions, the size, the age and the temporary files.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mpo.commands.flags import path
+from mpo.commands.outcome import Report
+
+EXAMPLES = """\
+mpo cache inspect runs/reference
+mpo cache inspect runs/reference --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=path, help="folder of the cache, or one of its sub-folders")
+
+
+def run(args: argparse.Namespace) -> Report:
+    from mpo.training.reference.shards import cache_folders
+
+    folders = [_contents(folder) for folder in cache_folders(args.folder)]
+    return Report("\n".join(map(_table, folders)), {"folders": folders})
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    from mpo.training.reference.shards import leftovers, read_fingerprint, shards
+
+    fingerprint, files = read_fingerprint(folder), shards(folder)
+    rows, times = [_rows(path) for path in files], [path.stat().st_mtime for path in files]
+    return {
+        "folder": str(folder),
+        "completions": sum(count or 0 for count in rows),
+        "shards": len(files),
+        "unreadable": rows.count(None),
+        "bytes": sum(path.stat().st_size for path in files),
+        "written": [datetime.fromtimestamp(time).isoformat(" ", "minutes") for time in (min(times), max(times))] if times else [],
+        "temporary": {"files": len(leftovers(folder)), "bytes": sum(path.stat().st_size for path in leftovers(folder))},
+        "about": fingerprint.about,
+        "settings": fingerprint.settings,
+        "fingerprint": {"digest": fingerprint.digest, "parts": fingerprint.parts},
+    }
+
+
+def _rows(path: Path) -> int | None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _table(found: dict[str, Any]) -> str:
+    about, settings, temporary = found["about"], found["settings"], found["temporary"]
+    template = about.get("chat_template")
+    unreadable = f" (and {found['unreadable']} unreadable: run mpo cache verify)" if found["unreadable"] else ""
+    removed = f"{temporary['files']}, {_size(temporary['bytes'])} (removed by mpo cache prune)"
+    rows = {
+        "completions": f"{found['completions']:,}",
+        "shards": f"{found['shards']}{unreadable}, {_size(found['bytes'])}",
+        "written": " to ".join(found["written"]) or "nothing yet",
+        "temporary files": removed if temporary["files"] else "none",
+        "model": " ".join(str(about.get(name, "")) for name in ("model", "name_or_path")).strip(),
+        "reference": "the base model with adapter 'ref'" if about.get("reference_adapter") else "the model",
+        "chat template": "none" if template is None else _short(template),
+        "image processor": _short(_flat(settings.get("image processor", {}).get("image_processor", {}))),
+        "labelled tokens": _short(_flat(settings.get("scoring", {}))),
+        "fingerprint": found["fingerprint"]["digest"],
+        **{f"  {part}": value for part, value in found["fingerprint"]["parts"].items()},
+    }
+    width = max(map(len, rows))
+    return "\n".join([found["folder"], *(f"  {name:<{width}}  {value}" for name, value in rows.items()), ""])
+
+
+def _size(total: int) -> str:
+    return f"{total / 2**20:.1f} MiB" if total >= 2**20 else f"{total / 2**10:.1f} KiB"
+
+
+def _flat(settings: Any) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "none"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,46 @@
+"""Check every shard of a cache.
+
+Read every shard and check its checksum and its fingerprint, that log-probs are finite and not positive, and that
+completions stored twice agree. Changes nothing. The exit status is 1 if there are problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mpo.commands.flags import path
+from mpo.commands.outcome import Report
+
+EXAMPLES = """\
+mpo cache verify runs/reference
+mpo cache verify runs/reference --json > problems.json
+"""
+MOST_LINES = 100
+"""Maximum number of problems listed per folder; with --json, all are."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=path, help="folder of the cache, or one of its sub-folders")
+
+
+def run(args: argparse.Namespace) -> Report:
+    from mpo.training.reference.maintenance import check_folder
+    from mpo.training.reference.shards import cache_folders, read_fingerprint
+
+    lines, folders = [], []
+    for folder in cache_folders(args.folder):
+        check = check_folder(folder, read_fingerprint(folder))
+        problems = [str(problem) for problem in check.problems]
+        folders.append(
+            {"folder": folder, "entries": check.entries, "intact_shards": len(check.whole), "problems": problems},
+        )
+        lines.append(f"{folder}: {check.entries:,} entries in {len(check.whole)} intact shards, {len(problems)} problems")
+        lines += [f"  {problem}" for problem in problems[:MOST_LINES]]
+        if len(problems) > MOST_LINES:
+            lines.append(f"  ... and {len(problems) - MOST_LINES:,} more")
+    bad = any(found["problems"] for found in folders)
+    if bad:
+        lines.append(
+            f"Run `mpo cache prune {args.folder}` to remove damaged and invalid entries; the next run computes them again."
+        )
+    return Report("\n".join(lines), {"folders": folders}, int(bad))

@@ -1,0 +1,94 @@
+"""The data sets and models that the actions of `mpo data` read, and the files that they write."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from mpo.commands.flags import add
+
+
+def add_input(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
+    """PATH, and the flags of how to read it; `split` for an action that can read one split of several."""
+    parser.add_argument("path", metavar="PATH", help="preference data set: a file, a folder, or a data set on the Hub")
+    add(parser, "--format", "--image-root")
+    if split:
+        add(parser, "--split", default="train")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The flags of how to write a data set."""
+    add(parser, "--output-format", choices=("trl", "mmpr", "parquet", "disk"), otherwise="by the name of TARGET")
+    add(parser, "--images", "--output-image-root")
+
+
+def load(args: argparse.Namespace) -> Any:
+    """Load the pairs of PATH."""
+    from mpo.data import load_preferences
+    from mpo.data.load import load_mixture
+    from mpo.data.mixture_file import is_mixture, read_mixture, refuse_beside_mixture
+
+    if is_mixture(args.path):
+        refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root)
+        return load_mixture(**read_mixture(args.path))
+    given = {"format": args.format, "image_root": args.image_root, "split": getattr(args, "split", None)}
+    return load_preferences(
+        args.path, num_proc=processes(args), **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def ids(pairs: Any) -> list[str]:
+    """The ids of the records; their indices where they have none."""
+    return list(pairs.select_columns(["id"])[:]["id"]) if "id" in pairs.column_names else list(map(str, range(len(pairs))))
+
+
+def processes(args: argparse.Namespace) -> int:
+    """`--num-proc`, or the number of CPU cores of this process."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return getattr(args, "num_proc", None) or available
+
+
+def load_processor(args: argparse.Namespace) -> Any:
+    """The processor of `--model`; None without it."""
+    if not args.model:
+        if args.max_tiles is not None:
+            raise ValueError("--max-tiles needs --model. Add --model NAME_OR_PATH.")
+        return None
+    from mpo.models.loading import NotOpened
+    from mpo.models.loading import load_processor as load
+
+    try:
+        return load(args.model, max_tiles=args.max_tiles)
+    except NotOpened as error:
+        raise ValueError(f"--model {error}") from error
+
+
+def write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
+    """Write pairs to a new file or folder; returns a `mpo.curation.write.Written`."""
+    from mpo.curation.write import write_pairs
+
+    return write_pairs(pairs, target, form=args.output_format, images=args.images, image_root=args.output_image_root)
+
+
+def written_text(written: Any) -> str:
+    """What was written, as text."""
+    root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
+    lines = [f"{written.path}: {written.pairs:,} pairs{root}"]
+    for column, count in written.lost.items():
+        lines.append(
+            f"  {column!r} of {count:,} records was dropped, because MMPR's form has no field for it; --output-format trl keeps it"
+        )
+    return "\n".join(lines)
+
+
+def written_data(written: Any) -> dict[str, Any]:
+    """What was written, for JSON."""
+    return {
+        "path": written.path,
+        "format": written.form,
+        "pairs": written.pairs,
+        "image_root": written.image_root,
+        "dropped_columns": written.lost,
+    }

@@ -1,0 +1,38 @@
+"""Print statistics: lengths, tiles, length gaps, word overlap.
+
+For all pairs and by source: words of questions and completions (with --model also tokens and tiles), how much longer
+chosen completions are than rejected ones, and how many words both share. If most chosen completions are the longer
+ones, the model learns length; if the two share almost no words, it learns little but style.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mpo.commands.data.files import add_input, load, load_processor, processes
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+from mpo.commands.outputs import refuse_replacing
+from mpo.io import write_text
+
+EXAMPLES = """\
+mpo data stats pairs.jsonl
+mpo data stats pairs.jsonl --model OpenGVLab/InternVL3-1B-hf --html stats.html --num-proc 8
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_input(parser)
+    add(parser, "--num-proc", "--model", "--max-tiles", "--html")
+
+
+def run(args: argparse.Namespace) -> Report:
+    refuse_replacing("--html", args.html, "<!doctype html>")
+    from mpo.curation.stats import compute_stats, stats_data, stats_text
+
+    found = compute_stats(load(args), load_processor(args), num_proc=processes(args))
+    if args.html:
+        from mpo.curation.stats_page import stats_page
+
+        write_text(args.html, stats_page(found, str(args.path)))
+    return Report(stats_text(found), {"path": args.path, **stats_data(found), "html": args.html})

@@ -1,0 +1,139 @@
+"""The flags of all commands. Each is described once, so that it has one spelling, one type and one help text everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number of `least` or more."""
+
+    def whole(text: str) -> int:
+        try:
+            if (value := int(text)) >= least:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, got {text!r}")
+
+    return whole
+
+
+def within(low: float, high: float, *, open_low: bool = False) -> Callable[[str], float]:
+    """The type of a finite number between `low` (included unless `open_low`) and `high` (included)."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+            if math.isfinite(value) and low <= value <= high and not (open_low and value == low):
+                return value
+        except ValueError:
+            pass
+        least = f"above {low:g}" if open_low else f"of {low:g} or more"
+        most = "" if math.isinf(high) else f", {high:g} at most"
+        raise argparse.ArgumentTypeError(f"expected a number {least}{most}, got {text!r}")
+
+    return number
+
+
+def path(text: str) -> Path:
+    """The type of a path: ``~`` is the home folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(os.path.expanduser(text))
+
+
+COUNT, SEED, ABOVE_0 = at_least(1), at_least(0), within(0, math.inf, open_low=True)
+FLAG: dict[str, Any] = {"action": "store_true"}
+SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+NUMBER: dict[str, Any] = {"type": COUNT, "metavar": "N"}
+FLAGS: dict[str, dict[str, Any]] = {
+    "--base": {"metavar": "MODEL", "help": "base model of an adapter (default: as in its config)"},
+    "--check": {**SWITCH, "help": "read the result again and compare it with the source"},
+    "--device": {"metavar": "DEVICE", "help": "device to run on, such as cpu or cuda:1 (default: the first GPU, if there is one)"},
+    "--dry-run": {**FLAG, "help": "show the changes without making them"},
+    "--dtype": {"choices": ("auto", "bfloat16", "float16", "float32"), "help": "dtype of the weights; auto: as in the checkpoint"},
+    "--eval-by": {"choices": ("both", "image", "question"), "help": "keep the parts disjoint in questions, in images, or in both"},
+    "--eval-path": {"metavar": "PATH", "help": "evaluation data set, in the same format; checked for leakage"},
+    "--eval-size": {
+        "type": ABOVE_0,
+        "metavar": "N",
+        "help": "size of the evaluation part: a fraction below 1 or a number of pairs",
+    },
+    "--exact": {**FLAG, "help": "remove exact duplicates only"},
+    "--format": {"metavar": "FORMAT", "help": "format of the records, such as trl or mmpr (default: detected)"},
+    "--html": {"type": path, "metavar": "FILE", "help": "HTML page to write"},
+    "--id": {"action": "append", "metavar": "ID", "help": "show the records with this id; may be given several times"},
+    "--image": {"type": path, "action": "append", "metavar": "FILE", "help": "image to show before the question; may be repeated"},
+    "--image-bits": {
+        "type": int,
+        "choices": range(4),
+        "metavar": "N",
+        "help": "maximum number of differing hash bits for two images to be compared, 0 to 3",
+    },
+    "--image-root": {"metavar": "DIR", "help": "folder that image paths are relative to (default: the file's folder)"},
+    "--images": {
+        "choices": ("path", "copy", "bytes"),
+        "help": "storage of images: by path, as copies next to TARGET, or as bytes inside it (default: path for JSONL, else bytes)",
+    },
+    "--json": {**FLAG, "help": "print the result as one JSON document"},
+    "--like": {"type": path, "metavar": "DIR", "help": "official checkpoint to copy config, tokenizer and code from"},
+    "--limit": {**NUMBER, "help": "maximum number of records"},
+    "--max-frames": {**NUMBER, "help": "maximum number of frames of a video (data.frames.max)"},
+    "--max-length": {**NUMBER, "help": "maximum number of tokens of prompt and completion (trainer.max_length)"},
+    "--max-new-tokens": {**NUMBER, "help": "maximum length of the response, in tokens"},
+    "--max-tiles": {**NUMBER, "help": "maximum number of tiles of all images of a prompt (model.max_tiles)"},
+    "--min-frames": {**NUMBER, "help": "minimum number of frames of a video (data.frames.min)"},
+    "--model": {"metavar": "MODEL", "help": "count tokens and tiles with this model's processor; weights are not loaded"},
+    "--model-name": {"metavar": "NAME", "help": "model to use on a server with several (default: its first one)"},
+    "--num-proc": {**NUMBER, "help": "number of processes (default: one per CPU core)"},
+    "--output": {"type": path, "metavar": "PATH", "help": "file or folder to write"},
+    "--output-format": {"help": "format to write"},
+    "--output-image-root": {
+        "metavar": "DIR",
+        "help": "folder that image paths in the written JSONL are relative to (default: their deepest common folder)",
+    },
+    "--quick": {**FLAG, "help": "run a smaller demo of about a minute; its accuracy is low"},
+    "--removed": {"type": path, "metavar": "FILE", "help": "file to list the removed pairs in (default: TARGET.removed.jsonl)"},
+    "--restart": {**FLAG, "help": "delete an earlier demo in the output folder and run all stages"},
+    "--run-dir": {"type": path, "metavar": "DIR", "help": "folder that runs are written to (run_dir)"},
+    "--seed": {"type": SEED, "metavar": "N", "help": "random seed"},
+    "--shard-gb": {"type": ABOVE_0, "metavar": "GB", "help": "maximum size of a weight shard"},
+    "--shuffle": {**FLAG, "help": "shuffle the records instead of keeping their order"},
+    "--split": {"metavar": "NAME", "help": "split of a folder or a data set on the Hub"},
+    "--step": {**SWITCH, "help": "run one training step of a tiny model"},
+    "--system": {"metavar": "TEXT", "help": "system prompt"},
+    "--temperature": {"type": within(0, math.inf), "metavar": "T", "help": "sampling temperature; 0: greedy"},
+    "--threshold": {"type": within(0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
+    "--top-p": {
+        "type": within(0, 1, open_low=True),
+        "metavar": "P",
+        "help": "sample from the smallest set of most likely tokens with this total probability",
+    },
+}
+"""Every flag, with the arguments of `add_argument` but for its default."""
+
+
+def add(parser: argparse.ArgumentParser, *names: str, default: Any = None, otherwise: str | None = None, **own: Any) -> None:
+    """Add flags of `FLAGS` to a command.
+
+    Args:
+        parser: the parser of the command.
+        names: names of flags.
+        default: their default.
+        otherwise: the default in words, for the help text, where `default` does not say it.
+        own: what only this command can say, such as ``choices`` of an output format.
+    """
+    for name in names:
+        flag = {**FLAGS[name], **own}
+        said = otherwise or (None if default is None or isinstance(default, bool) else "%(default)s")
+        if said:
+            flag["help"] = f"{flag['help']} (default: {said})"
+        if flag.get("action") != "store_true":
+            flag["default"] = default
+        parser.add_argument(name, **flag)

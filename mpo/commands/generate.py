@@ -1,0 +1,93 @@
+"""Ask a model one question, with images, and print its response as it comes.
+
+MODEL is a folder or a model id on the Hub: a trained model, an adapter (loaded on its base), a run or a checkpoint of
+one, an InternVL in either format, or another model of transformers. Or it is the address of an OpenAI-compatible server
+(vLLM, LMDeploy, SGLang, transformers serve), with the key in OPENAI_API_KEY if it needs one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+from mpo.visible import visible
+
+EXAMPLES = """\
+mpo generate runs/first "What is in the image?" --image a.png
+mpo generate OpenGVLab/InternVL3-1B-hf "What differs?" --image a.png --image b.png --max-new-tokens 100
+mpo generate runs/lora "Describe it." --image a.png --temperature 0.7 --top-p 0.9 --seed 1
+mpo generate http://localhost:8000/v1 "What is in the image?" --image a.png --json
+cat question.txt | mpo generate runs/first -
+"""
+LOCAL = ("base", "device", "dtype", "max_tiles")
+"""Flags for a model in this process, which a server does not take."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1")
+    parser.add_argument("question", metavar="QUESTION", help="question; - reads it from stdin")
+    add(parser, "--image", "--system")
+    add(parser, "--max-new-tokens", default=1024)
+    add(parser, "--temperature", default=0.0)
+    add(parser, "--top-p", otherwise="1")
+    add(parser, "--seed", default=0)
+    add(parser, "--max-tiles", "--base", "--device", "--model-name")
+    add(parser, "--dtype", otherwise="auto")
+
+
+def run(args: argparse.Namespace) -> Report:
+    from mpo.data.images import open_image
+    from mpo.generation.generator import Question, check_decoding
+
+    settings: dict[str, Any] = {name: getattr(args, name) for name in ("temperature", "max_new_tokens", "seed")}
+    settings["top_p"] = 1.0 if args.top_p is None else args.top_p
+    check_decoding(**settings)
+    text = args.question if args.question != "-" else _stdin()
+    question = Question(text, tuple(open_image(path) for path in args.image or ()), args.system)
+    model = _server(args) if re.match("https?://", args.model, re.IGNORECASE) else _local(args, question)
+    reply = model.ask(question, **settings, on_text=None if args.json else _print)
+    if not args.json:
+        print(flush=True)
+    if reply.finish_reason == "length":
+        print(f"mpo generate: the response was cut at --max-new-tokens={args.max_new_tokens}.", file=sys.stderr)
+    return Report("", {"model": args.model, **asdict(reply)})
+
+
+def _server(args: argparse.Namespace) -> Any:
+    from mpo.generation.server import ServerModel
+
+    if given := [f"--{name.replace('_', '-')}" for name in LOCAL if getattr(args, name) is not None]:
+        raise ValueError(f"{given[0]} has no effect on a server, which has loaded its model. Leave it out.")
+    return ServerModel(args.model, args.model_name)
+
+
+def _local(args: argparse.Namespace, question: Any) -> Any:
+    from mpo.encoding.templates import is_processor
+    from mpo.generation.open import open_local
+    from mpo.models.export.trained import is_qlora
+
+    if args.model_name is not None:
+        raise ValueError(f"--model-name={args.model_name} needs the address of a server, and MODEL is {args.model}. Leave it out.")
+    opened = open_local(args.model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=args.max_tiles)
+    if question.images and not is_processor(opened.processor):
+        raise ValueError(f"{args.model} is a text model and takes no images. Leave --image out.")
+    if is_qlora(Path(args.model)):
+        print(f"mpo generate: {args.model} was trained on 4-bit weights; it is loaded on the original ones.", file=sys.stderr)
+    return opened
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin is not UTF-8 (byte {error.start + 1}). Save the question as UTF-8.") from None
+
+
+def _print(text: str) -> None:
+    print(visible(text), end="", flush=True)

@@ -1,0 +1,107 @@
+"""How a command ends: its report on stdout as text or JSON, an error as one message on stderr, and its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpo.visible import visible
+
+_NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command reports.
+
+    Attributes:
+        text: the report as text; empty if it was printed as it came.
+        data: the report as JSON (`--json`).
+        status: exit status, 1 if a problem was found.
+    """
+
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    status: int = 0
+
+
+class Failed(Exception):
+    """A command that could not do its work, although its arguments are valid: exit status 1."""
+
+
+def reported(options: argparse.Namespace) -> int:
+    """Run a command, print its report, and return its exit status. With `--json` nothing else is on stdout."""
+    if options.json:
+        with _stdout_to_stderr():
+            report: Report = options.run(options)
+        print(json.dumps(report.data, indent=2, default=_plain, allow_nan=False))
+    else:
+        report = options.run(options)
+        if report.text:
+            print(visible(report.text))
+    sys.stdout.flush()
+    return report.status
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what libraries and child processes print to stderr."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON lacks: paths, and the numbers of numpy."""
+    return value.item() if hasattr(value, "item") else os.fspath(value)
+
+
+def user_errors(work: Callable[[], int], who: str = "") -> int:
+    """Run `work`. Print a user's error as one message instead of a traceback (MPO_TRACEBACK=1 shows the traceback).
+
+    Returns:
+        the status of `work`; 2 for an invalid argument or input; 1 for another failure: of a disk, a server, a loss that is not
+        finite; 130 after Ctrl-C.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"\nmpo: {who}interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, Failed, FloatingPointError, OSError) as error:
+        if os.environ.get("MPO_TRACEBACK"):
+            raise
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
+        message: object = error
+        if isinstance(error, OSError) and error.strerror is not None:
+            message = f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
+            if isinstance(error, FileNotFoundError):
+                message = f"{message} Check that the file exists and that its path is correct."
+            elif error.filename is None:
+                message = f"{message} MPO_TRACEBACK=1 shows where it happens."
+        print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
+        return 2 if isinstance(error, (ValueError, *_NO_FILE)) else 1
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout is gone, as of `mpo data show ... | head`; what is left to print is then dropped."""
+    poll = select.poll()
+    poll.register(1, 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone

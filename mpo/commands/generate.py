@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> Report:
     if not args.json:
         print(flush=True)
     if reply.finish_reason == "length":
-        print(f"mpo generate: the response was cut at --max-new-tokens={args.max_new_tokens}.", file=sys.stderr)
+        print(f"mpo generate: the response was truncated at --max-new-tokens={args.max_new_tokens}.", file=sys.stderr)
     return Report("", {"model": args.model, **asdict(reply)})
 
 

@@ -108,7 +108,7 @@ def test_parquet(images):
     assert pairs["id"][6] == f"{images}/part-1.parquet:3"
     whole = (images / "part-0.parquet").read_bytes()
     (images / "part-0.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="part-0.parquet is not a Parquet file"):
+    with pytest.raises(ValueError, match=r"part-0\.parquet .*Parquet file"):
         load_preferences(images / "part-0.parquet")
 
 
@@ -140,13 +140,13 @@ def test_a_saved_folder_reads_nothing_beside_it(tmp_path):
     state = json.loads((tmp_path / "saved" / "state.json").read_text())
     state["_data_files"] = [{"filename": "../secret/data-00000-of-00001.arrow"}]
     (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
-    with pytest.raises(ValueError, match="saved .* a file outside it, .*secret"):
+    with pytest.raises(ValueError, match="saved .*outside.*secret"):
         load_preferences(tmp_path / "saved")
 
 
 def test_names_of_nothing(tmp_path):
     """A name on the Hub while offline, missing files, and unknown file types."""
-    with pytest.raises(ValueError, match="'somebody/pairs' is not a file or folder"):
+    with pytest.raises(ValueError, match="'somebody/pairs' is not a file"):
         load_preferences("somebody/pairs")
     (tmp_path / "pairs.csv").write_text("question,chosen")
     os.mkfifo(tmp_path / "pipe.jsonl")

@@ -82,7 +82,7 @@ def test_load_pairs_of_a_meta(mmpr):
     assert len(load_preferences(mmpr, limit=7)) == 7
     tiles = load_preferences(mmpr, tiles={"max": 12})["tiles"]
     assert {one["max"] for one in tiles} == {6, 12}
-    with pytest.raises(ValueError, match="a stream's pairs are not counted"):
+    with pytest.raises(ValueError, match="how often .*streaming=false"):
         load_preferences(mmpr, streaming=True)
 
 

@@ -66,7 +66,7 @@ def test_records(tmp_path, processor, case):
 
 
 def test_an_image_that_is_none(tmp_path, processor):
-    with pytest.raises(ValueError, match="record 'no-17': image 1 of 1 is None"):
+    with pytest.raises(ValueError, match="record 'no-17': image 1 .*None"):
         PairCollator(processor)([image_pair(images=[None])])
 
 
@@ -86,7 +86,7 @@ def test_lengths(tmp_path, processor, case):
 def test_completions_that_are_equal_once_truncated(processor):
     record = pair(chosen=messages("The answer is 2.", "assistant"), rejected=messages("The answer is 9, not 2.", "assistant"))
     prompt_tokens = int(PairCollator(processor)([record])["completion_mask"][0].argmax())
-    with pytest.raises(ValueError, match="record 'no-17': truncated to max_length=.*, 'chosen' and 'rejected' are the same"):
+    with pytest.raises(ValueError, match=f"record 'no-17': .*max_length={prompt_tokens + 2}.*'chosen' and 'rejected'.* same"):
         PairCollator(processor, max_length=prompt_tokens + 2)([record])
 
 

@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -216,20 +214,3 @@ def in_fork(work) -> int:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
-
-
-def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
-    """Run every scenario of `training/ranks.py` in one group of processes; results are files in `folder`."""
-    path = folder / f"scenarios-{ranks}.json"
-    path.write_text(json.dumps(scenarios))
-    tests = Path(__file__).parent
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    done = subprocess.run(
-        [*launch, tests / "training" / "ranks.py", path],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    mine = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
-    assert done.returncode == 0, "\n".join(mine)[-6000:] or done.stderr[-3000:]

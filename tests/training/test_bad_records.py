@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from small_runs import difference, record, run_on_ranks, small_run, with_bad_images
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run, with_bad_images
 from support import image_pairs, make_image, messages
 
 from mpo import MPOConfig

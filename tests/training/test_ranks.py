@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import difference, record, run_on_ranks, small_run
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run
 
 # Eight pairs a step. Of 13 the second step has five, of 9 one: then a rank is left with repeated pairs alone.
 STEP = {"learning_rate": 5e-6, "num_train_epochs": 2, "warmup_steps": 0, "reward_shift": "none", "max_grad_norm": 0.0}
@@ -41,7 +42,7 @@ PREDICTED = {"pairs": 4, "kind": "mixed", "max_steps": 1, "eval_pairs": 5, "per_
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Path:
-    """Results of all two-rank runs, from one torchrun."""
+    """Results of all two-rank runs, from one group of processes."""
     folder = tmp_path_factory.mktemp("ranks")
     scenarios = {f"{run}, {split}": {**RUNS[run], **TWO_RANKS[split]} for run in RUNS for split in TWO_RANKS}
     scenarios |= {"tokens": {**WITH_DELTA, "batching": "tokens", "max_tokens_per_batch": 200}}

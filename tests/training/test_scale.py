@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_runs import difference, record, run_on_ranks, small_run
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run
 
 pytestmark = pytest.mark.slow
 

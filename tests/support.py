@@ -1,5 +1,7 @@
 """Pairs of text and of images for the tests."""
 
+import functools
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -21,6 +23,7 @@ def make_image(seed: int, width: int = 64, height: int = 32) -> Image.Image:
     return Image.fromarray(noise)
 
 
+@functools.cache
 def text_pairs(count: int) -> Dataset:
     """Pairs with completions of different lengths."""
     return Dataset.from_list(
@@ -35,12 +38,14 @@ def text_pairs(count: int) -> Dataset:
     )
 
 
+@functools.cache
 def image_pairs(count: int) -> Dataset:
     """Pairs with one image each, of one or two tiles."""
     rows = text_pairs(count).to_list()
     return Dataset.from_list([{**row, "images": [make_image(i, width=32 + 32 * (i % 2))]} for i, row in enumerate(rows)])
 
 
+@functools.cache
 def mixed_pairs(count: int) -> Dataset:
     """Pairs with one image and with none, in turn."""
     rows = image_pairs(count).to_list()

@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/mpo demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 tests
+	$(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=10 tests
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from small_runs import record, small_run, whole_weights
+from small_runs import record, small_run, warm_up, whole_weights
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import start_processes
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
     """Run scenarios, each the arguments of `small_run`, in one group of processes; results are files in `folder`."""
+    warm_up()
     size = str(ranks)
     environment = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port())}
     start_processes(one_rank, (folder, scenarios, environment), nprocs=ranks, start_method="fork")

@@ -1,9 +1,11 @@
 """The same small training job for every test, to be interrupted, run on several ranks, and compared."""
 
 import copy
+import functools
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import torch
@@ -200,8 +202,16 @@ def kill_while_saving(step: int) -> None:
     torch.save = deadly
 
 
+@functools.cache
+def warm_up() -> None:
+    """Train one step before the first fork: what a first run imports and looks up, forks need not do each."""
+    with tempfile.TemporaryDirectory() as folder:
+        small_run(folder, pairs=2, max_steps=1).train()
+
+
 def in_fork(work) -> int:
     """Run `work` in a forked process; returns its exit code, negative for the signal that killed it."""
+    warm_up()
     child = os.fork()
     if child == 0:
         code = 1

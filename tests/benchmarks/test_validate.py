@@ -16,6 +16,8 @@ def test_what_is_written(tmp_path, monkeypatch):
     sizes = ["--texts", "40", "--images", "6", "--workers", "2"]
     monkeypatch.setattr(sys, "argv", [str(PATH), *sizes, "--output", str(tmp_path / "a.json")])
     monkeypatch.syspath_prepend(str(PATH.parent))
+    monkeypatch.setitem(sys.modules, "data", None)  # tests/data has this name too, and has it again afterwards
+    del sys.modules["data"]
     runpy.run_path(str(PATH), run_name="__main__")
     result = json.loads((tmp_path / "a.json").read_text())
     cases = result["cases"]

@@ -288,10 +288,10 @@ def test_identity_tells_plans_apart():
         ({"batching": "rows"}, "'pairs' or 'tokens', not 'rows'"),
         ({"batching": "tokens"}, "needs max_tokens"),
         ({}, "needs pairs_per_batch"),
-        ({"pairs_per_batch": 0}, "pairs_per_batch must be 1 or more, not 0"),
+        ({"pairs_per_batch": 0}, "pairs_per_batch must .*not 0"),
         ({"pairs_per_batch": 2, "max_tokens": 99}, "max_tokens=99 has no effect"),
         ({"batching": "tokens", "max_tokens": 99999, "pairs_per_batch": 2}, "pairs_per_batch=2 has no effect"),
-        ({"pairs_per_batch": 1, "world_size": 2, "rank": 2}, "rank must be from 0 to world_size - 1 = 1"),
+        ({"pairs_per_batch": 1, "world_size": 2, "rank": 2}, "rank must .*world_size - 1 = 1"),
         ({"pairs_per_batch": 9, "drop_last": True, "micro_batches_per_step": 4}, "drop_last=True leaves nothing"),
     ],
 )

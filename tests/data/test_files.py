@@ -80,14 +80,14 @@ def test_a_json_array(tmp_path, indent):
     ("text", "reason"),
     [
         ("[]", "has no pairs"),
-        ("[1]", "pairs.json:1: the array has a number"),
-        ("[\n{},", "pairs.json:2: no pair in any known format"),
+        ("[1]", "pairs.json:1: .*a number"),
+        ("[\n{},", "pairs.json:2: .*known format"),
         (f"[{json.dumps(line(0))} {json.dumps(line(1))}]", "pairs.json:1: not JSON after this object"),
-        ("[\n\n5,]", "pairs.json:3: the array has a number"),
+        ("[\n\n5,]", "pairs.json:3: .*a number"),
         ("[{]", "pairs.json:1: not JSON from here on"),
         ("[", "pairs.json:1: not JSON from here on"),
         ("[" * 100_000, "pairs.json:1: not JSON from here on"),
-        ("[] x", "pairs.json: .*after the end of the array"),
+        ("[] x", "pairs.json: .*after the end"),
     ],
 )
 def test_arrays_that_are_none(tmp_path, text, reason):
@@ -154,8 +154,8 @@ def test_names_of_nothing(tmp_path):
         ("none.jsonl", "There is no file .*none.jsonl"),
         ("/none/at/all", "There is no file /none/at/all"),
         ("none-*.jsonl", "There is no file .*none-\\*.jsonl"),
-        ("pairs.csv", "pairs.csv has an unknown file type.*parquet"),
-        ("pipe.jsonl", "pipe.jsonl is not a regular file"),
+        ("pairs.csv", "pairs.csv .*unknown file type.*parquet"),
+        ("pipe.jsonl", "pipe.jsonl .*not a regular"),
     ):
         with pytest.raises(ValueError, match=reason):
             load_preferences(tmp_path / name)
@@ -200,14 +200,14 @@ SAMPLE = [("0.json", line(0)), ("0.png", b"an image")]
         ([("0.png", b"an image")], "one member 0.json"),
         ([*SAMPLE, ("0.caption.json", line(0))], "one member 0.json"),
         ([*SAMPLE, ("0.txt", b"a text")], "'0.txt' is not an image"),
-        ([*SAMPLE, ("1.json", line(1)), ("0.jpg", b"another")], "its key was there before"),
-        ([*SAMPLE, ("0.png", b"another")], "this member is there twice"),
-        ([("0.json", line(0)), ("0.png", None)], "a link or a device"),
+        ([*SAMPLE, ("1.json", line(1)), ("0.jpg", b"another")], "key was there before"),
+        ([*SAMPLE, ("0.png", b"another")], "there twice"),
+        ([("0.json", line(0)), ("0.png", None)], "link or a device"),
         ([("0.json", b"{"), ("0.png", b"an image")], "0: not JSON"),
         ([("0.json", b"[]")], "a JSON list"),
         ([("0.json", line(0, image="1.png")), ("0.png", b"an image")], "'1.png' is not a member"),
-        ([("0.json", line(0, image=[5])), ("0.png", b"an image")], "its image 5 is not a member"),
-        ([("0.json", line(0)), ("0.png", b"")], "image 1 of 1 is no bytes"),
+        ([("0.json", line(0, image=[5])), ("0.png", b"an image")], "image 5 .*not a member"),
+        ([("0.json", line(0)), ("0.png", b"")], "image 1 .*no bytes"),
         ([("0.json", line(0, question="<image><image>")), ("0.png", b"an image")], "2 <image> placeholders for 1"),
     ],
 )

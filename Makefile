@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types doctest wheel clean
+.PHONY: demo test quick lint types doctest wheel clean
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml setup.cfg
@@ -19,8 +19,15 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: .venv/installed
 	$(BIN)/mpo demo
 
+PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# From a record on disk to a batch and its loss, without training runs and processes.
+QUICK := batching curation data encoding evaluation generation losses pipelines verification test_imports.py test_io.py
+
 test: .venv/installed
-	$(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 tests
+	$(PYTEST) --durations=10 tests
+
+quick: .venv/installed
+	$(PYTEST) -m "not slow" $(QUICK:%=tests/%)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

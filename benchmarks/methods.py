@@ -42,11 +42,10 @@ def folder_of(work: Path, seed: int) -> Path:
     return work / f"seed_{seed}"
 
 
-def run_all(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], workers: int, title: str) -> None:
-    """Run calls in processes of one thread each, with a progress bar; stop all at the first failure."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(calls), desc=title, unit="job") as bar:
-        futures = [pool.submit(call, *arguments) for call, arguments in calls]
+def run_all(calls: Sequence[tuple[Any, ...]], pool: ProcessPoolExecutor, title: str) -> None:
+    """Run calls in the processes of a pool, with a progress bar; stop all at the first failure."""
+    with tqdm(total=len(calls), desc=title, unit="job") as bar:
+        futures = [pool.submit(quietly, *call) for call in calls]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -76,9 +75,10 @@ def _read(folder: Path, method: str, rate: float) -> dict[str, Any]:
 
 
 def jobs_of(work: Path, seed: int, rates: dict[str, Sequence[float]], settings: Settings) -> list[Any]:
-    """The jobs of a seed, as calls."""
+    """The jobs of a seed that are not done, as calls."""
     folder = folder_of(work, seed)
-    return [(quietly, (run_job, folder, method, rate, seed, settings)) for method, own in rates.items() for rate in own]
+    jobs = [(method, rate) for method, own in rates.items() for rate in own if not result_path(folder, method, rate).is_file()]
+    return [(run_job, folder, method, rate, seed, settings) for method, rate in jobs]
 
 
 def main() -> None:
@@ -103,15 +103,17 @@ def main() -> None:
     if options.list:
         return _list(work, seeds)
 
-    preparing = [(quietly, (prepare, folder_of(work, seed), seed, settings)) for seed in (CHOOSING, *seeds)]
-    run_all(preparing, options.workers, "warm-up")
-    if options.prepare_only:
-        return _show_prepared(work, seeds)
-    candidates = {method: LEARNING_RATES[: 1 if options.quick and method != "mpo" else None] for method in METHODS}
-    run_all(jobs_of(work, CHOOSING, candidates, settings), options.workers, "learning rates")
-    rates = {method: chosen_rate(work, method, candidates[method]) for method in METHODS}
-    calls = [job for seed in seeds for job in jobs_of(work, seed, {m: [rate] for m, rate in rates.items()}, settings)]
-    run_all(calls, options.workers, "methods")
+    with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:  # of one thread each
+        folders = {seed: folder_of(work, seed) for seed in (CHOOSING, *seeds)}
+        preparing = [(prepare, folder, seed, settings) for seed, folder in folders.items() if not (folder / DONE).is_file()]
+        run_all(preparing, pool, "warm-up")
+        if options.prepare_only:
+            return _show_prepared(work, seeds)
+        candidates = {method: LEARNING_RATES[: 1 if options.quick and method != "mpo" else None] for method in METHODS}
+        run_all(jobs_of(work, CHOOSING, candidates, settings), pool, "learning rates")
+        rates = {method: chosen_rate(work, method, candidates[method]) for method in METHODS}
+        chosen = {method: [rate] for method, rate in rates.items()}
+        run_all([job for seed in seeds for job in jobs_of(work, seed, chosen, settings)], pool, "methods")
 
     runs = {method: [_read(folder_of(work, seed), method, rate) for seed in seeds] for method, rate in rates.items()}
     prepared = [json.loads((folder_of(work, seed) / DONE).read_text()) for seed in (CHOOSING, *seeds)]

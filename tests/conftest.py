@@ -43,6 +43,13 @@ def pairs_of_text() -> Dataset:
     return text_pairs(8)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Several workers begin with the files that have slow tests, so that none is left with one at the end."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """Freeze the objects of the imports: every `train()` collects garbage."""
     gc.collect()

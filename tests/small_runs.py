@@ -1,11 +1,11 @@
 """The same small training job for every test, to be interrupted, run on several ranks, and compared."""
 
 import copy
+import functools
 import json
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -202,8 +202,16 @@ def kill_while_saving(step: int) -> None:
     torch.save = deadly
 
 
+@functools.cache
+def warm_up() -> None:
+    """Train one step before the first fork: what a first run imports and looks up, forks need not do each."""
+    with tempfile.TemporaryDirectory() as folder:
+        small_run(folder, pairs=2, max_steps=1).train()
+
+
 def in_fork(work) -> int:
     """Run `work` in a forked process; returns its exit code, negative for the signal that killed it."""
+    warm_up()
     child = os.fork()
     if child == 0:
         code = 1
@@ -216,20 +224,3 @@ def in_fork(work) -> int:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
-
-
-def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
-    """Run every scenario of `training/ranks.py` in one group of processes; results are files in `folder`."""
-    path = folder / f"scenarios-{ranks}.json"
-    path.write_text(json.dumps(scenarios))
-    tests = Path(__file__).parent
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    done = subprocess.run(
-        [*launch, tests / "training" / "ranks.py", path],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    mine = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
-    assert done.returncode == 0, "\n".join(mine)[-6000:] or done.stderr[-3000:]

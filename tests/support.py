@@ -1,5 +1,7 @@
 """Pairs of text and of images for the tests."""
 
+import functools
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -28,6 +30,7 @@ def completion_mask(batch) -> torch.Tensor:
     return mask.view_as(batch["input_ids"])
 
 
+@functools.cache
 def text_pairs(count: int) -> Dataset:
     """Pairs with completions of different lengths."""
     return Dataset.from_list(
@@ -42,12 +45,14 @@ def text_pairs(count: int) -> Dataset:
     )
 
 
+@functools.cache
 def image_pairs(count: int) -> Dataset:
     """Pairs with one image each, of one or two tiles."""
     rows = text_pairs(count).to_list()
     return Dataset.from_list([{**row, "images": [make_image(i, width=32 + 32 * (i % 2))]} for i, row in enumerate(rows)])
 
 
+@functools.cache
 def mixed_pairs(count: int) -> Dataset:
     """Pairs with one image and with none, in turn."""
     rows = image_pairs(count).to_list()

@@ -53,9 +53,9 @@ class Settings:
 QUICK = Settings(
     images=120,
     worked=90,
-    questions=48,
-    eval_questions=24,
-    margin_questions=24,
+    questions=36,
+    eval_questions=12,
+    margin_questions=12,
     hidden=64,
     layers=2,
     reading_epochs=1,

@@ -1,5 +1,6 @@
 """Check whether a model can attend by segments (`mpo.batching.attention`)."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -135,6 +136,7 @@ def _own_class(module: nn.Module) -> Any:
     return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed"))
 
 
+@functools.cache  # parsing takes milliseconds, for the same few classes again and again
 def _source(what: Any) -> str | None:
     try:
         return inspect.getsource(what)

@@ -298,6 +298,7 @@ def test_varlen_call(monkeypatch, grouped_kernel):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_not_compiled_again_and_again():
     """Ten batches of different lengths: a few graphs, not ten."""
     torch._dynamo.reset()
@@ -314,6 +315,7 @@ def test_compiled_layers_are_not_compiled_again_and_again():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_compiled_layers_with_a_varlen_kernel_are_one_graph(monkeypatch):
     """No graph break, and one more graph for rows with branches; the kernel is a mock that computes nothing."""
     torch._dynamo.reset()

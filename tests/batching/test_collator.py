@@ -127,7 +127,7 @@ def test_padding_to_a_multiple(words):
     [
         ({"prompt": "two", "rejected": "five"}, "has no 'chosen'"),
         ({"prompt": "two", "chosen": "five", "rejected": None}, "has no 'rejected'"),
-        ({**CHAT, "images": [make_image(0)]}, "have images, but the processing class is a tokenizer"),
+        ({**CHAT, "images": [make_image(0)]}, "images, .*is a tokenizer"),
     ],
 )
 def test_refusals(words, record, message):
@@ -195,7 +195,7 @@ def test_images_are_processed_once(processor, monkeypatch):
 
 def test_more_placeholders_than_images(processor):
     prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "?"}]}]
-    with pytest.raises(ValueError, match="does not match number of image placeholders"):
+    with pytest.raises(ValueError, match="number of image placeholders"):
         PairCollator(processor)([{**CHAT, "prompt": prompt, "images": [make_image(0)]}])
 
 

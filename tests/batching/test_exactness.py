@@ -43,6 +43,8 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.batching.attention import packed_attention
 from mpo.encoding.turns import Completion
 
+pytestmark = pytest.mark.slow
+
 HALF_ULP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float64: 2.0**-53}
 """How much of a number's size is lost, at most, when it is rounded once."""
 
@@ -239,7 +241,6 @@ def test_random_batches(processor, family, precision, trained, checkpointing, re
     check(both, batches, precision, record_property)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "precision"), [*[(family, "float32") for family in FAMILIES], ("qwen2", "bfloat16")])
 def test_every_shape(processor, family, precision, record_property):
     """1 to 8 completions a prompt, each with 0 to 3 images."""
@@ -334,7 +335,6 @@ def two_steps(folder, processor, records, *, rows, weights=torch.float32, rounde
     return kept.gradients, torch.tensor(losses)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
     [{"weights": torch.bfloat16, "rounded": True}, {"autocast": True}],

@@ -288,10 +288,10 @@ def test_identity_tells_plans_apart():
         ({"batching": "rows"}, "'pairs' or 'tokens', not 'rows'"),
         ({"batching": "tokens"}, "needs max_tokens"),
         ({}, "needs pairs_per_batch"),
-        ({"pairs_per_batch": 0}, "pairs_per_batch must be 1 or more, not 0"),
+        ({"pairs_per_batch": 0}, "pairs_per_batch must .*not 0"),
         ({"pairs_per_batch": 2, "max_tokens": 99}, "max_tokens=99 has no effect"),
         ({"batching": "tokens", "max_tokens": 99999, "pairs_per_batch": 2}, "pairs_per_batch=2 has no effect"),
-        ({"pairs_per_batch": 1, "world_size": 2, "rank": 2}, "rank must be from 0 to world_size - 1 = 1"),
+        ({"pairs_per_batch": 1, "world_size": 2, "rank": 2}, "rank must .*world_size - 1 = 1"),
         ({"pairs_per_batch": 9, "drop_last": True, "micro_batches_per_step": 4}, "drop_last=True leaves nothing"),
     ],
 )
@@ -311,7 +311,7 @@ def test_what_costs_are_needed_for():
 
 def test_a_record_beyond_the_budget():
     costs = costs_of([10, 500, 10], [10, 20, 10], [10, 20, 10], [0, 2, 0])
-    with pytest.raises(ValueError, match=r"1 of 3 records .*max_tokens=100.*record 1 with 540 tokens and 2 tiles"):
+    with pytest.raises(ValueError, match=r"1 of 3 .*max_tokens=100.*record 1 .*540 tokens .*2 tiles"):
         PairBatchSampler(costs, batching="tokens", max_tokens=100)
     with pytest.raises(ValueError, match="max_tiles=1: 1"):
         PairBatchSampler(costs, batching="tokens", max_tokens=1000, max_tiles=1)

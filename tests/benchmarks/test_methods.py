@@ -1,7 +1,6 @@
 """benchmarks/methods.py: its task, its intervals, and the whole path at tiny size, interrupted and resumed."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -52,26 +51,28 @@ def test_paired_interval_by_hand():
 
 
 @pytest.mark.slow
-def test_the_whole_path(tmp_path):
+def test_the_whole_path(tmp_path, monkeypatch, capsys):
     """Every method is trained and measured once; a second run finds everything done and makes the same file."""
-    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--seeds", "1", "--quick", "--workers", "1"]
-    command += ["--work", str(tmp_path / "work"), "--output"]
-    first = subprocess.run([*command, str(tmp_path / "a.json")], capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr + "".join(log.read_text() for log in tmp_path.rglob("log.txt"))
-    result = json.loads((tmp_path / "a.json").read_text())
-    methods = result["summary"]["methods"]
+    from methods import main
+
+    def run(output, *sizes):
+        arguments = ["--seeds", "1", "--workers", "1", "--work", str(tmp_path / "work"), "--output", str(tmp_path / output)]
+        monkeypatch.setattr(sys, "argv", ["methods.py", *arguments, *sizes])
+        main()
+        return json.loads((tmp_path / output).read_text())["summary"]
+
+    summary = run("a.json", "--quick")
+    methods = summary["methods"]
     assert list(methods) == ["warm_up", "more_warm_up", "sft", "dpo", "bco", "dpo_sft", "bco_sft", "mpo_no_delta", "mpo"]
     assert all(len(numbers[form]["accuracy"]) == 1 for numbers in methods.values() for form in ("direct", "reasoned"))
     # The first update has the same direction for DPO and BCO, and for the three mixtures; these differ in any case.
     margins = [methods[name]["margin"][0] for name in ("warm_up", "more_warm_up", "sft", "dpo", "dpo_sft")]
     assert margins[0] == 0.0 and len(set(margins)) == len(margins)
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    assert first.stdout.count("\n| ") == 15
+    assert capsys.readouterr().out.count("\n| ") == 15
 
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
-    second = subprocess.run([*command, str(tmp_path / "b.json")], capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    assert json.loads((tmp_path / "b.json").read_text())["summary"] == result["summary"]
+    assert run("b.json", "--quick") == summary
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")} == done
-    other = subprocess.run([*command[:4], *command[5:], str(tmp_path / "c.json")], capture_output=True, text=True)
-    assert other.returncode == 1 and str(tmp_path / "work") in other.stderr
+    with pytest.raises(SystemExit, match=str(tmp_path / "work")):
+        run("c.json")

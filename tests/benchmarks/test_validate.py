@@ -1,7 +1,7 @@
 """benchmarks/validate.py on a few records: the real command, with and without a processor, and what is written down."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,22 +11,14 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "validate.py"
 
 
 @pytest.mark.slow
-def test_what_is_written(tmp_path):
+def test_what_is_written(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    command = [
-        sys.executable,
-        str(PATH),
-        "--texts",
-        "40",
-        "--images",
-        "6",
-        "--workers",
-        "2",
-        "--output",
-        str(tmp_path / "a.json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    sizes = ["--texts", "40", "--images", "6", "--workers", "2"]
+    monkeypatch.setattr(sys, "argv", [str(PATH), *sizes, "--output", str(tmp_path / "a.json")])
+    monkeypatch.syspath_prepend(str(PATH.parent))
+    monkeypatch.setitem(sys.modules, "data", None)  # tests/data has this name too, and has it again afterwards
+    del sys.modules["data"]
+    runpy.run_path(str(PATH), run_name="__main__")
     result = json.loads((tmp_path / "a.json").read_text())
     cases = result["cases"]
     assert [(case["kind"], case["records"], case["with_processor"]) for case in cases] == [

@@ -146,7 +146,7 @@ def test_an_image_that_cannot_be_read_is_named_with_its_record(load, tmp_path):
     with pytest.raises(ValueError, match=r"record 'second\\x1b', image 1: \S*b\.png: this image"):
         find_duplicates(pairs)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(ValueError, match=r"record 'second\\x1b': '\S*b\.png' cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"record 'second\\x1b': '\S*b\.png' .*No such file"):
         find_duplicates(pairs, near=False)
 
 

@@ -173,6 +173,7 @@ def watched(trainer) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_resumed_run_draws_the_same(tmp_path, way):
     """Two epochs of four steps, resumed in the middle of the second: the same noise, and bitwise the same weights."""
@@ -189,6 +190,7 @@ def test_a_resumed_run_draws_the_same(tmp_path, way):
     assert difference(torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt")) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_every_epoch_has_its_own_noise(tmp_path, workers):
     kept = {"dataloader_num_workers": workers, "dataloader_persistent_workers": bool(workers)}
@@ -199,6 +201,7 @@ def test_every_epoch_has_its_own_noise(tmp_path, workers):
     assert len(seen) == len(noises) == 3
 
 
+@pytest.mark.slow
 def test_the_reference_sees_what_the_policy_sees(tmp_path):
     """At the first step both are the same model, so the rewards are 0."""
     trainer = small_run(tmp_path, augment=True, max_steps=1)

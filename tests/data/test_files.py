@@ -80,14 +80,14 @@ def test_a_json_array(tmp_path, indent):
     ("text", "reason"),
     [
         ("[]", "has no pairs"),
-        ("[1]", "pairs.json:1: the array has a number"),
-        ("[\n{},", "pairs.json:2: no pair in any known format"),
+        ("[1]", "pairs.json:1: .*a number"),
+        ("[\n{},", "pairs.json:2: .*known format"),
         (f"[{json.dumps(line(0))} {json.dumps(line(1))}]", "pairs.json:1: not JSON after this object"),
-        ("[\n\n5,]", "pairs.json:3: the array has a number"),
+        ("[\n\n5,]", "pairs.json:3: .*a number"),
         ("[{]", "pairs.json:1: not JSON from here on"),
         ("[", "pairs.json:1: not JSON from here on"),
         ("[" * 100_000, "pairs.json:1: not JSON from here on"),
-        ("[] x", "pairs.json: .*after the end of the array"),
+        ("[] x", "pairs.json: .*after the end"),
     ],
 )
 def test_arrays_that_are_none(tmp_path, text, reason):
@@ -108,7 +108,7 @@ def test_parquet(images):
     assert pairs["id"][6] == f"{images}/part-1.parquet:3"
     whole = (images / "part-0.parquet").read_bytes()
     (images / "part-0.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="part-0.parquet is not a Parquet file"):
+    with pytest.raises(ValueError, match=r"part-0\.parquet .*Parquet file"):
         load_preferences(images / "part-0.parquet")
 
 
@@ -140,13 +140,13 @@ def test_a_saved_folder_reads_nothing_beside_it(tmp_path):
     state = json.loads((tmp_path / "saved" / "state.json").read_text())
     state["_data_files"] = [{"filename": "../secret/data-00000-of-00001.arrow"}]
     (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
-    with pytest.raises(ValueError, match="saved .* a file outside it, .*secret"):
+    with pytest.raises(ValueError, match="saved .*outside.*secret"):
         load_preferences(tmp_path / "saved")
 
 
 def test_names_of_nothing(tmp_path):
     """A name on the Hub while offline, missing files, and unknown file types."""
-    with pytest.raises(ValueError, match="'somebody/pairs' is not a file or folder"):
+    with pytest.raises(ValueError, match="'somebody/pairs' is not a file"):
         load_preferences("somebody/pairs")
     (tmp_path / "pairs.csv").write_text("question,chosen")
     os.mkfifo(tmp_path / "pipe.jsonl")
@@ -154,8 +154,8 @@ def test_names_of_nothing(tmp_path):
         ("none.jsonl", "There is no file .*none.jsonl"),
         ("/none/at/all", "There is no file /none/at/all"),
         ("none-*.jsonl", "There is no file .*none-\\*.jsonl"),
-        ("pairs.csv", "pairs.csv has an unknown file type.*parquet"),
-        ("pipe.jsonl", "pipe.jsonl is not a regular file"),
+        ("pairs.csv", "pairs.csv .*unknown file type.*parquet"),
+        ("pipe.jsonl", "pipe.jsonl .*not a regular"),
     ):
         with pytest.raises(ValueError, match=reason):
             load_preferences(tmp_path / name)
@@ -200,14 +200,14 @@ SAMPLE = [("0.json", line(0)), ("0.png", b"an image")]
         ([("0.png", b"an image")], "one member 0.json"),
         ([*SAMPLE, ("0.caption.json", line(0))], "one member 0.json"),
         ([*SAMPLE, ("0.txt", b"a text")], "'0.txt' is not an image"),
-        ([*SAMPLE, ("1.json", line(1)), ("0.jpg", b"another")], "its key was there before"),
-        ([*SAMPLE, ("0.png", b"another")], "this member is there twice"),
-        ([("0.json", line(0)), ("0.png", None)], "a link or a device"),
+        ([*SAMPLE, ("1.json", line(1)), ("0.jpg", b"another")], "key was there before"),
+        ([*SAMPLE, ("0.png", b"another")], "there twice"),
+        ([("0.json", line(0)), ("0.png", None)], "link or a device"),
         ([("0.json", b"{"), ("0.png", b"an image")], "0: not JSON"),
         ([("0.json", b"[]")], "a JSON list"),
         ([("0.json", line(0, image="1.png")), ("0.png", b"an image")], "'1.png' is not a member"),
-        ([("0.json", line(0, image=[5])), ("0.png", b"an image")], "its image 5 is not a member"),
-        ([("0.json", line(0)), ("0.png", b"")], "image 1 of 1 is no bytes"),
+        ([("0.json", line(0, image=[5])), ("0.png", b"an image")], "image 5 .*not a member"),
+        ([("0.json", line(0)), ("0.png", b"")], "image 1 .*no bytes"),
         ([("0.json", line(0, question="<image><image>")), ("0.png", b"an image")], "2 <image> placeholders for 1"),
     ],
 )

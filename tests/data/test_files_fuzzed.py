@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from mpo.data import load_preferences
 from mpo.io import BadRecord
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [
     {"question": f"What is {number}? é", "chosen": "This.", "rejected": "That.", "answer_gt": str(number)} for number in range(3)
 ]

@@ -106,7 +106,7 @@ def test_trl_implicit(images):
     text = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
     row = only(text, images, format="trl")
     assert [shown(row[side])[0][1] for side in ("prompt", "chosen", "rejected")] == ["The sky is", " blue.", " green."]
-    with pytest.raises(BadRecord, match="no pair in any known format"):
+    with pytest.raises(BadRecord, match="any known format"):
         only(text, images)
     with pytest.raises(BadRecord, match="without 'prompt'"):
         only({"chosen": "A", "rejected": [1]}, images, format="trl")
@@ -181,7 +181,7 @@ def test_trl_prompt_of_text_beside_whole_conversations(before, images):
     assert shown(row["prompt"]) == shown_by_trl(maybe_extract_prompt(line)["prompt"])
     assert [shown(row[side]) for side in ("chosen", "rejected")] == [[("assistant", "A cat.")], [("assistant", "A dog.")]]
     assert row["prompt_id"] == "p"
-    with pytest.raises(BadRecord, match="'chosen' begins with a message of the system|'chosen' begins with a message of the user"):
+    with pytest.raises(BadRecord, match="'chosen' begins with .*(system|user)"):
         only({**line, "prompt": "Another question?"}, images)
 
 

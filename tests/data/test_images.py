@@ -119,7 +119,7 @@ def test_16_bits_with_a_transparent_colour(kind, channels):
     header = struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0)
     see_through = chunk(b"tRNS", struct.pack(f">{channels}H", *[4660] * channels))
     content = png(header, zlib.compress(row), before=see_through)
-    with pytest.raises(ValueError, match="16 bits and a transparent colour"):
+    with pytest.raises(ValueError, match="16 bits .*transparent"):
         open_image(content, where="the image")
 
 
@@ -308,7 +308,7 @@ def test_the_limit_is_ours_to_move(monkeypatch):
 
 @pytest.mark.parametrize("source", [None, 3, {}, {"bytes": None, "path": None}, [1], PILImage], ids=str)
 def test_what_is_no_image(source):
-    with pytest.raises(ValueError, match="an image is a path"):
+    with pytest.raises(ValueError, match="image is a path"):
         open_image(source)
 
 
@@ -502,11 +502,11 @@ def test_an_image_that_became_a_link_is_not_followed(tmp_path):
     inner = tmp_path / "data" / "sub"
     (inner / "a.png").unlink()
     (inner / "a.png").symlink_to(tmp_path / "private" / "a.png")
-    with pytest.raises(ValueError, match="a.png has become a link to .*private"):
+    with pytest.raises(ValueError, match="a.png .*link.*private"):
         record_images(record)
     assert len(record_images({"prompt": "?", "images": record["images"]})) == 1
     (inner / "a.png").unlink()
     inner.rmdir()
     inner.symlink_to(tmp_path / "private")
-    with pytest.raises(ValueError, match="a.png has become a link to .*private"):
+    with pytest.raises(ValueError, match="a.png .*link.*private"):
         record_images(record)

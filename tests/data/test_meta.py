@@ -82,7 +82,7 @@ def test_load_pairs_of_a_meta(mmpr):
     assert len(load_preferences(mmpr, limit=7)) == 7
     tiles = load_preferences(mmpr, tiles={"max": 12})["tiles"]
     assert {one["max"] for one in tiles} == {6, 12}
-    with pytest.raises(ValueError, match="a stream's pairs are not counted"):
+    with pytest.raises(ValueError, match="how often .*streaming=false"):
         load_preferences(mmpr, streaming=True)
 
 
@@ -128,7 +128,7 @@ def test_a_meta_has_no_splits(mmpr):
     ("fields", "reason"),
     [
         ({"length": 11}, "has 10 lines, .*'length' says 11"),
-        ({"length": -1}, "'length' .*of 0 or more; got a number"),
+        ({"length": -1}, "'length' .*0 or more.*a number"),
         ({"length": 10.0}, "'length' .*got 10.0"),
         ({"length": "10"}, "'length' .*got text"),
         ({"repeat_time": 0}, "'repeat_time' .*got 0"),
@@ -138,15 +138,15 @@ def test_a_meta_has_no_splits(mmpr):
         ({"repeat_time": float("nan")}, "'repeat_time' .*got nan"),
         ({"repeat_time": float("inf")}, "'repeat_time' .*got inf"),
         ({"repeat_time": None}, "'repeat_time' .*got None"),
-        ({"max_dynamic_patch": 0}, "'max_dynamic_patch' .*of 1 or more; got a number"),
+        ({"max_dynamic_patch": 0}, "'max_dynamic_patch' .*1 or more.*a number"),
         ({"max_dynamic_patch": True}, "'max_dynamic_patch' .*got a boolean"),
-        ({"data_augment": "yes"}, "'data_augment' is text instead of true or false"),
+        ({"data_augment": "yes"}, "'data_augment' .*true or false"),
         ({"annotation": "gone"}, "'annotation' is missing"),
         ({"annotation": ""}, "'annotation' is empty"),
         ({"annotation": None}, "'annotation' is null"),
         ({"annotation": 5}, "'annotation' is a number"),
-        ({"annotation": "none.jsonl"}, "there is no annotation file"),
-        ({"annotation": "MMPR-v1.2/annotations"}, "there is no annotation file"),
+        ({"annotation": "none.jsonl"}, "no annotation file"),
+        ({"annotation": "MMPR-v1.2/annotations"}, "no annotation file"),
         ({"annotation": "https://example.org/a.jsonl"}, "nothing is downloaded"),
         ({"root": "gone"}, "'root' is missing"),
         ({"root": ["a"]}, "'root' is a list"),
@@ -165,7 +165,7 @@ def test_entries_that_make_no_sense(mmpr, fields, reason):
     [
         ("", "not JSON"),
         ("{", "not JSON"),
-        ("[]", "a list instead of an object"),
+        ("[]", "list instead of"),
         ("{}", "an empty object"),
         ("5", "a number instead"),
         ('{"a": 5}', "source 'a' is a number"),

@@ -159,7 +159,7 @@ def test_describe(sources):
         ({"format": ["trl"]}, r"'a': format .*got \['trl'\]"),
         ({"frames": 5}, "'a': frames .*got 5"),
         ({"streaming": True}, "'a' .*'streaming'"),
-        ({"weight": 2, "repeat_time": 2}, "'a' has a weight and a repeat_time"),
+        ({"weight": 2, "repeat_time": 2}, "'a' .*weight and a repeat_time"),
         ({"weight": 2}, "'b' has no weight"),
         ({"tiles": {"most": 3}}, "'a': 'tiles' .*got 'most'"),
         ({"tiles": {"maxx": 3}}, "'a': 'tiles' .*got 'maxx'.*max"),
@@ -195,7 +195,7 @@ def test_refusals_of_settings(sources):
         mix([])
     with pytest.raises(ValueError, match="size=6, .*5 pairs"):
         mix([{**sources[0], "cap": 5}], sampling="sqrt", size=6)
-    with pytest.raises(ValueError, match="repeat_time and cap leave no pair"):
+    with pytest.raises(ValueError, match="repeat_time and cap .*no pair"):
         mix([{**sources[2], "repeat_time": 0.1}])
 
 
@@ -261,7 +261,7 @@ def test_a_question_of_all_pairs_cannot_be_split(tmp_path):
         lines.append({"image": f"{index}.png", "question": "Describe it.", "chosen": f"It is {index}.", "rejected": "No."})
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     pairs = load_preferences(tmp_path / "p.jsonl")
-    with pytest.raises(ValueError, match=r"the question '<image>Describe it.' is in 6 pairs.*by='image'"):
+    with pytest.raises(ValueError, match=r"'<image>Describe it.' is in 6 pairs.*by='image'"):
         split_eval(pairs, 2)
     assert len(split_eval(pairs, 2, by="image")[1]) == 2
 
@@ -305,7 +305,7 @@ def test_patterns_and_nulls_in_a_mixture_file(sources, tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("sources: [", "neither YAML nor JSON"),
-        ("3", "list of sources.*got int"),
+        ("3", "list of sources.*int"),
         ("{sources: [], seeds: 1}", "unknown keys .*'seeds'"),
     ]
     + [
@@ -367,7 +367,7 @@ def test_columns_of_a_stream(sources):
 
 
 def test_streams_are_not_counted(sources):
-    with pytest.raises(ValueError, match="a stream's pairs are not counted"):
+    with pytest.raises(ValueError, match="'a' has a repeat_time"):
         stream_mixture([{**sources[0], "repeat_time": 2}])
 
 
@@ -431,7 +431,7 @@ def test_a_mixture_cannot_contain_itself(tmp_path, names):
     """Directly, or through others."""
     for name, other in zip(names, names[1:] + names[0], strict=True):
         (tmp_path / f"{name}.yaml").write_text(f"sources: [{{path: {other}.yaml}}]\n")
-    with pytest.raises(ValueError, match=rf"{names[-1]}\.yaml has .*a\.yaml as a source"):
+    with pytest.raises(ValueError, match=rf"{names[-1]}\.yaml .*a\.yaml as a source"):
         load_preferences(tmp_path / "a.yaml")
 
 

@@ -88,7 +88,7 @@ SILENT = [
     ("line", "message"),
     [
         ('{"question": ', r"pairs.jsonl:2: not JSON"),
-        ("[1, 2]", "a JSON list instead of an object"),
+        ("[1, 2]", "JSON list instead"),
         ({"question": "?", "chosen": "a"}, "'rejected' is missing"),
         ({**GOOD, "chosen": ""}, "'chosen' is empty"),
         ({**GOOD, "chosen": SILENT}, "'chosen' is empty"),

@@ -15,6 +15,8 @@ from mpo.data.meta import read_meta
 from mpo.data.records import FEATURES, to_prompt, to_records
 from mpo.io import BadRecord
 
+pytestmark = pytest.mark.slow
+
 FIELDS = sorted({field for line in GOOD.values() for field in line} | {"rejected_messages", "rejected_images", "system", "videos"})
 WORDS = [
     "user",

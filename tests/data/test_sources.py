@@ -29,7 +29,7 @@ def test_a_mixture_in_json_or_yaml(tmp_path, name):
     assert len(eval_part) == 4
     with pytest.raises(ValueError, match="no split 'validation'.*'train' or 'eval'"):
         load_preferences(tmp_path / name, split="validation")
-    with pytest.raises(ValueError, match="is a mixture, whose sources have their own image_root"):
+    with pytest.raises(ValueError, match="mixture.* own image_root"):
         load_preferences(tmp_path / name, image_root=tmp_path)
 
 

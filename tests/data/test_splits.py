@@ -35,7 +35,7 @@ def test_a_data_set_laid_out_as_on_the_hub(tmp_path):
     assert asked(load_preferences(folder, split="train[20%:60%]")) == QUESTIONS[1:3]
     with pytest.raises(ValueError, match=r"'train\[x\]' could not be loaded"):
         load_preferences(folder, split="train[x]")
-    with pytest.raises(ValueError, match="has no split 'dev\\[:2\\]'|has no split 'dev'"):
+    with pytest.raises(ValueError, match=r"no split 'dev(\[:2\])?'"):
         load_preferences(folder, split="dev[:2]")
 
 
@@ -48,7 +48,7 @@ def test_a_readme_is_not_obeyed(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     for named in ("../secret.jsonl", "hf://datasets/somebody/pairs/a.jsonl", "http://127.0.0.1:9/a.jsonl"):
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {named}\n---\n")
-        with pytest.raises(ValueError, match="given is not a folder of pairs"):
+        with pytest.raises(ValueError, match="given .*folder of pairs"):
             load_preferences(folder)
     write(folder / "own.jsonl", [line(0), {"question": "?"}])
     with pytest.raises(ValueError, match="given/own.jsonl:2: 'chosen' is missing"):
@@ -68,7 +68,7 @@ def test_names_that_tell_a_split(tmp_path):
     assert of("test") == ["pairs-test.jsonl"]
     assert of("validation") == of("val") == ["dev.jsonl", "validation/x.jsonl", "data/valid-0.jsonl"]
     assert of("train_prefs") == ["data/train_prefs-00000-of-00002.jsonl"]
-    with pytest.raises(ValueError, match="no split 'held_out'.*train, validation, test, train_prefs"):
+    with pytest.raises(ValueError, match="no split 'held_out'.*validation, test, train_prefs"):
         of("held_out")
     made(tmp_path, "held_out-2.jsonl", "held_out/x.jsonl")
     assert of("held_out") == ["held_out/x.jsonl", "held_out-2.jsonl"]
@@ -95,7 +95,7 @@ def test_links_in_a_folder(tmp_path):
     (folder / "a.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
     assert asked(load_preferences(folder)) == QUESTIONS[:1]
     (folder / "b.jsonl").symlink_to(tmp_path / "nothing.jsonl")
-    with pytest.raises(ValueError, match="b.jsonl is not a regular file"):
+    with pytest.raises(ValueError, match="b.jsonl is not .*regular"):
         load_preferences(folder)
 
 

@@ -181,11 +181,11 @@ def test_refusals(processor):
     dataset = Dataset.from_list(records_with([[make_image(0)]]))
     with pytest.raises(ValueError, match="IterableDataset.*batching='pairs'"):
         measure(dataset.to_iterable_dataset(), processor)
-    with pytest.raises(ValueError, match="processing class is a tokenizer"):
+    with pytest.raises(ValueError, match="is a tokenizer"):
         measure(dataset, processor.tokenizer)
     broken = records_with([[]])
     broken[0] |= {"id": "b7", "images": [{"bytes": b"no image", "path": None}]}
-    with pytest.raises(ValueError, match="record 'b7': image 1 of 1: this file is not an image"):
+    with pytest.raises(ValueError, match="'b7': image 1 .*not an image"):
         measure(Dataset.from_list(broken).cast_column("images", List(Image())), processor)
     with pytest.raises(ValueError, match="one value per record"):
         PairCosts(*(np.zeros(n, dtype=np.int32) for n in (2, 2, 2, 2)), np.arange(3))

@@ -55,8 +55,8 @@ def test_weights_multiply_the_values(name):
     [
         ("chosen", torch.zeros(2, dtype=torch.float64), r"rejected must be float64.*got torch.float32"),
         ("ref_chosen", torch.zeros(2, device="meta"), r"ref_chosen must be on cpu"),
-        ("chosen_tokens", torch.ones(2, dtype=torch.bool), r"chosen_tokens must be numbers of tokens"),
-        ("mean_sqrt_tokens", torch.ones(2), r"mean_sqrt_tokens must have shape \(\), a scalar"),
+        ("chosen_tokens", torch.ones(2, dtype=torch.bool), r"chosen_tokens must be numbers"),
+        ("mean_sqrt_tokens", torch.ones(2), r"mean_sqrt_tokens .*shape \(\)"),
     ],
 )
 def test_pair_logps_says_what_is_wrong(field, value, message):

@@ -402,7 +402,7 @@ def too_large(tensors):
 @pytest.mark.parametrize(
     "change, dtype, message",
     [
-        (zero_b, "auto", "adapter is zero in all 4 layers"),
+        (zero_b, "auto", "is zero in all 4"),
         (not_finite, "auto", r"model.language_model.layers.1.self_attn.q_proj.lora_A.weight\."),
         (other_rank, "auto", r"lora_A.weight: \(2, 32\), expected \(4, 32\).*--base"),
         (without_one, "auto", "1 tensor missing .*lora_A"),

@@ -299,7 +299,7 @@ def test_wrong_cached_values_stop_the_run(tmp_path, processor):
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     sums = trainer.compute_ref_log_probs(trainer.model, batch).flatten()
     trainer._references.add(batch.completion_keys, sums + 0.5, batch.labelled.lengths)
-    with pytest.raises(ValueError, match="must give the same log-probs.*mpo cache"):
+    with pytest.raises(ValueError, match="same log-probs.*mpo cache"):
         trainer.train()
 
 
@@ -338,7 +338,7 @@ def test_an_adapter_that_starts_elsewhere_stops_before_the_first_step(tmp_path, 
     """VB-LoRA begins at a random mixture of its vectors, 0.002 nats from the base: no option says so."""
     config = VBLoRAConfig(num_vectors=32, vector_length=8, r=4, target_modules=TARGETS, init_vector_bank_bound=2.0)
     trainer = trainer_of(tmp_path, processor, base(processor), peft_config=config)
-    with pytest.raises(ValueError, match="does not start at the base model"):
+    with pytest.raises(ValueError, match="method does not start"):
         trainer.train()
 
 
@@ -395,7 +395,7 @@ def test_a_base_weight_unfrozen_after_construction(tmp_path, processor, start):
 
     model, peft_config, _ = adapted(tmp_path, processor, "LoRA", start)
     trainer = trainer_of(tmp_path, processor, model, [Unfreeze()], peft_config=peft_config)
-    with pytest.raises(ValueError, match="lm_head.weight was frozen when the trainer was made"):
+    with pytest.raises(ValueError, match="lm_head.weight was frozen"):
         trainer.train()
 
 
@@ -434,7 +434,7 @@ def test_layers_that_were_copied_are_padded(tmp_path, processor):
     model = base(processor)
     layers = model.model.language_model.layers
     layers[1] = copy.deepcopy(layers[1])
-    with pytest.raises(ValueError, match="layer 1 has its own config"):
+    with pytest.raises(ValueError, match="layer 1 .*own config"):
         trainer_of(tmp_path, processor, model, rows="packed")
 
 

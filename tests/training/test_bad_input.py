@@ -37,15 +37,15 @@ def with_placeholders(count: int) -> list:
 
 
 RECORDS = {
-    "missing column": ([{"prompt": "a", "chosen": "b"}], "train_dataset has no column 'rejected'; it has prompt, chosen"),
+    "missing column": ([{"prompt": "a", "chosen": "b"}], "train_dataset has no column 'rejected'.*prompt, chosen"),
     "columns of MMPR": (
         [{"question": "a", "good": "b", "bad": "c"}],
-        "no column 'chosen' and no column 'rejected'.*load_preferences",
+        "no column 'chosen' .*'rejected'.*load_preferences",
     ),
     "missing value": ([pair(), pair(rejected=None)], "record 'no-17' has no 'rejected'"),
     "empty chosen": ([pair(chosen=messages("", "assistant"))], "record 'no-17': 'chosen' is empty"),
     "empty rejected": ([pair(rejected=messages("  \n", "assistant"))], "record 'no-17': 'rejected' is empty"),
-    "equal completions": ([pair(rejected=pair()["chosen"])], "record 'no-17': 'chosen' and 'rejected' are the same"),
+    "equal completions": ([pair(rejected=pair()["chosen"])], "record 'no-17': 'chosen' and 'rejected' .*same"),
     "more placeholders than images": ([image_pair(prompt=with_placeholders(2))], "record 'no-17'.*[Nn]umber of images"),
     "fewer placeholders than images": (
         [image_pair(prompt=with_placeholders(1), images=[make_image(1), make_image(2)])],
@@ -66,12 +66,12 @@ def test_records(tmp_path, processor, case):
 
 
 def test_an_image_that_is_none(tmp_path, processor):
-    with pytest.raises(ValueError, match="record 'no-17': image 1 of 1 is None"):
+    with pytest.raises(ValueError, match="record 'no-17': image 1 .*None"):
         PairCollator(processor)([image_pair(images=[None])])
 
 
 LENGTHS = {
-    "prompt alone too long": (pair(), {"max_length": 20}, "record 'no-17': its prompt alone has"),
+    "prompt alone too long": (pair(), {"max_length": 20}, "record 'no-17': .*prompt alone has"),
     "image tokens would be truncated": (image_pair(), {"max_length": 20}, "image tokens included"),
 }
 
@@ -86,7 +86,7 @@ def test_lengths(tmp_path, processor, case):
 def test_completions_that_are_equal_once_truncated(processor):
     record = pair(chosen=messages("The answer is 2.", "assistant"), rejected=messages("The answer is 9, not 2.", "assistant"))
     prompt_tokens = int(completion_mask(PairCollator(processor)([record]))[0].argmax())
-    with pytest.raises(ValueError, match="record 'no-17': truncated to max_length=.*, 'chosen' and 'rejected' are the same"):
+    with pytest.raises(ValueError, match=f"record 'no-17': .*max_length={prompt_tokens + 2}.*'chosen' and 'rejected'.* same"):
         PairCollator(processor, max_length=prompt_tokens + 2)([record])
 
 
@@ -102,7 +102,7 @@ def test_images_for_a_text_model(tmp_path, processor):
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [({"image_size": 64}, "tokens per tile is 16, the model's is 4"), ({"patch_size": 16}, "tokens per tile")],
+    [({"image_size": 64}, "tokens per tile .*16, .*4"), ({"patch_size": 16}, "tokens per tile")],
     ids=["other tile", "other patch"],
 )
 def test_the_processor_of_another_model(tmp_path, processor, other, message):

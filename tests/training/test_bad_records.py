@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from small_runs import difference, record, run_on_ranks, small_run, with_bad_images
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run, with_bad_images
 from support import completion_mask, image_pairs, make_image, messages
 
 from mpo import MPOConfig
@@ -122,12 +123,12 @@ def test_measured_and_planned_as_next_to_nothing(processor):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_by_default_it_stops_the_run(tmp_path, workers):
-    with pytest.raises(ValueError, match="record 'pair-3': image 1 of 1: this file is not an image"):
+    with pytest.raises(ValueError, match="'pair-3': image 1 .*not an image"):
         small_run(tmp_path, bad=[3], dataloader_num_workers=workers).train()
 
 
 def test_an_image_of_a_stream(tmp_path):
-    with pytest.raises(ValueError, match="record 'pair-3': image 1 of 1: this file is not an image"):
+    with pytest.raises(ValueError, match="'pair-3': image 1 .*not an image"):
         small_run(tmp_path, bad=[3], stream=True, max_steps=4).train()
 
 
@@ -200,7 +201,7 @@ def test_evaluation(tmp_path):
 def test_too_many_stop_the_run_before_it_saves(tmp_path):
     """Two of eight are 25 %: more than 20, less than 30."""
     settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 4, "on_bad_record": "skip", "bad": [0, 5]}
-    with pytest.raises(ValueError, match=r"2 of the 8 train records .* max_bad_fraction=0.2 .*bad_records.jsonl.*record 'pair-"):
+    with pytest.raises(ValueError, match=r"2 of .*8 train records .*max_bad_fraction=0.2 .*bad_records.jsonl.*'pair-"):
         small_run(tmp_path / "a", max_bad_fraction=0.2, **settings).train()
     assert not list((tmp_path / "a").glob("checkpoint-*")) and len(listed(tmp_path / "a")) == 2
     trainer = small_run(tmp_path / "b", max_bad_fraction=0.3, **settings)

@@ -56,7 +56,7 @@ def test_the_step_is_not_applied_and_the_run_stops(tmp_path, optim, poison):
     remember = Remember(2)
     settings = {"pairs": 16, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": optim}
     trainer = small_run(tmp_path, **settings, callbacks=[Poison(3, poison), remember])
-    with pytest.raises(FloatingPointError, match=r"of step 3 is not finite.*record 'pair-\d+', record 'pair-\d+'"):
+    with pytest.raises(FloatingPointError, match=r"step 3 .*not finite.*'pair-\d+', record 'pair-\d+'"):
         trainer.train()
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert all(torch.equal(value, remember.weights[name]) for name, value in trainer.model.state_dict().items())
@@ -101,7 +101,7 @@ def test_the_fused_optimiser_is_gated_on_the_device():
         optimizer.step()
         assert (not torch.equal(before, weight)) == moves
     assert optimizer.state[weight]["step"] == 1
-    with pytest.raises(FloatingPointError, match="gradient norm of step 2 .* record 2"):
+    with pytest.raises(FloatingPointError, match="gradient norm .*step 2 .*record 2"):
         guard.check()
     guard.check()  # a new window
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import difference, record, run_on_ranks, small_run
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run
 
 # Eight pairs a step. Of 13 the second step has five, of 9 one: then a rank is left with repeated pairs alone.
 STEP = {"learning_rate": 5e-6, "num_train_epochs": 2, "warmup_steps": 0, "reward_shift": "none", "max_grad_norm": 0.0}
@@ -41,7 +42,7 @@ PREDICTED = {"pairs": 4, "kind": "mixed", "max_steps": 1, "eval_pairs": 5, "per_
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Path:
-    """Results of all two-rank runs, from one torchrun."""
+    """Results of all two-rank runs, from one group of processes."""
     folder = tmp_path_factory.mktemp("ranks")
     scenarios = {f"{run}, {split}": {**RUNS[run], **TWO_RANKS[split]} for run in RUNS for split in TWO_RANKS}
     scenarios |= {"tokens": {**WITH_DELTA, "batching": "tokens", "max_tokens_per_batch": 200}}
@@ -61,6 +62,11 @@ def one_process(tmp_path, settings) -> dict:
     trainer.train()
     record(trainer, tmp_path / "end.pt")
     return {**torch.load(tmp_path / "end.pt"), "trainer": trainer}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    return one_process(tmp_path_factory.mktemp("alone"), {**WITH_DELTA, "per_device_train_batch_size": 4})
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -97,14 +103,13 @@ def test_batches_by_tokens_count_every_pair_once(two_ranks):
 
 
 @pytest.mark.parametrize("name", ["delta", "saved"])
-def test_delta_is_the_mean_of_all_rewards_on_every_rank(two_ranks, tmp_path, name):
+def test_delta_is_the_mean_of_all_rewards_on_every_rank(two_ranks, alone, name):
     ranks = [json.loads((two_ranks / f"{name}-rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["delta"] == ranks[1]["delta"] != 0
     assert ranks[0]["rewards_seen"] == 2 * 2 * 13  # two rewards a pair, two epochs: none twice
     assert ranks[0]["fingerprint"] == ranks[1]["fingerprint"]
     # One process has micro-batches of four, two ranks have two each: the same order of updates.
-    settings = {**WITH_DELTA, "per_device_train_batch_size": 4}
-    trainer = one_process(tmp_path, settings)["trainer"]
+    trainer = alone["trainer"]
     assert ranks[0]["delta"] == pytest.approx(trainer.mixture.reward_shift.value.item(), rel=1e-4)
     first, again = ranks[0]["evaluation"]
     assert {k: v for k, v in first.items() if "second" not in k and "runtime" not in k} == {
@@ -115,9 +120,9 @@ def test_delta_is_the_mean_of_all_rewards_on_every_rank(two_ranks, tmp_path, nam
         assert first[key] == pytest.approx(metrics[key], rel=1e-4), key
 
 
-def test_logs_are_means_over_all_ranks(two_ranks, tmp_path):
+def test_logs_are_means_over_all_ranks(two_ranks, alone):
     logs = torch.load(two_ranks / "delta.pt")["logs"]
-    mine = one_process(tmp_path, {**WITH_DELTA, "per_device_train_batch_size": 4})["trainer"].state.log_history
+    mine = alone["trainer"].state.log_history
     assert len(logs) > 1
     for theirs, ours in zip(logs, mine, strict=False):
         for key in ("loss", "loss/sft", "rewards/margins", "train_loss", "completion_tokens/rejected"):

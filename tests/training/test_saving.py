@@ -104,7 +104,7 @@ def test_a_half_written_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"pairs": 10}, "pairs in the data set = 8"),
+        ({"pairs": 10}, "in the data set = 8"),
         ({"gradient_accumulation_steps": 2}, "pairs per step = 2"),
         ({"seed": 1}, "seed = 42"),
     ],

@@ -1,12 +1,14 @@
 """Four processes train as one does; a cache and a checkpoint of one number of processes serve another."""
 
+import functools
 import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_runs import difference, record, run_on_ranks, small_run
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run
 
 pytestmark = pytest.mark.slow
 
@@ -72,11 +74,19 @@ def shards(folder: Path) -> set[Path]:
     return set(folder.glob("cache2*/*/*.parquet"))
 
 
-def one_process(folder: Path, kind: str) -> dict:
-    trainer = small_run(folder, **settings(kind, 1))
-    trainer.train()
-    record(trainer, folder / "end.pt")
-    return torch.load(folder / "end.pt") | {"value": trainer.mixture.reward_shift.value.item()}
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The end of a kind's run in one process, which is trained once."""
+
+    @functools.cache
+    def end(kind: str) -> dict:
+        folder = tmp_path_factory.mktemp("alone")
+        trainer = small_run(folder, **settings(kind, 1))
+        trainer.train()
+        record(trainer, folder / "end.pt")
+        return torch.load(folder / "end.pt") | {"value": trainer.mixture.reward_shift.value.item()}
+
+    return end
 
 
 OUTCOMES = [
@@ -90,9 +100,9 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize(("name", "kind", "ranks"), OUTCOMES, ids=[name for name, _, _ in OUTCOMES])
-def test_the_end_is_that_of_one_process(runs, tmp_path, name, kind, ranks, record_property):
+def test_the_end_is_that_of_one_process(runs, one_process, name, kind, ranks, record_property):
     """Weights to 1e-6 at a learning rate of 5e-6; delta the same on all ranks, and the mean of every pair's rewards, once."""
-    alone = one_process(tmp_path, kind)
+    alone = one_process(kind)
     together = torch.load(runs / f"{name}.pt")
     apart = difference(alone["weights"], together["weights"])
     record_property("difference", (f"{ranks} processes: {name}", apart))

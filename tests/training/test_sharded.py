@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import record, run_on_ranks, small_run
+from ranks import run_on_ranks
+from small_runs import record, small_run
 
 # Nine pairs, four micro-batches of two or one a step: the last step has one pair, and one rank repeats pairs that do not count.
 STEP = {"pairs": 9, "learning_rate": 5e-6, "num_train_epochs": 2, "warmup_steps": 0, "max_grad_norm": 0.0}

@@ -1,8 +1,5 @@
 """`verify_first_batch`: one comparison of packed with padded rows in training, and a step that does not notice."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from small_runs import difference, small_run
@@ -92,14 +89,3 @@ def test_rows_that_are_padded_after_all(tmp_path, caplog):
     (warning,) = [record.message for record in caplog.records if record.message.startswith("Rows are padded")]
     assert "verify_first_batch has no effect" in warning and "packed_attention has no effect" in warning
     assert not reports(caplog)
-
-
-def test_models_load_nothing_until_asked():
-    code = "import sys, mpo.models; assert 'torch' not in sys.modules; from mpo.models import load_internvl, load_processor; "
-    code += "print(load_internvl.__module__, load_processor.__module__)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.split() == ["mpo.models.loading", "mpo.models.loading"]
-    import mpo.models
-
-    with pytest.raises(AttributeError, match="load_internvl"):
-        _ = mpo.models.load_intern

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import difference, record, run_on_ranks, small_run
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run
+from torch.multiprocessing import ProcessRaisedException
 
 from mpo.models.official.convert import convert
 
@@ -101,5 +103,5 @@ def test_a_run_goes_on_from_its_checkpoint(two_ranks, stage, kind):
 def test_a_cache_of_pieces_is_refused(two_ranks):
     """A reference is known by its weights, and no rank has them."""
     settings = {**STEP, **TWO_RANKS, **zero(3), "checkpoint": str(two_ranks / "start"), "reference": "cached"}
-    with pytest.raises(AssertionError, match="reference='cached'.*ZeRO-3.*launch=zero2"):
+    with pytest.raises(ProcessRaisedException, match="reference='cached'.*ZeRO-3.*launch=zero2"):
         run_on_ranks(two_ranks, {"cached": settings})

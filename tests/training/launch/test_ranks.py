@@ -1,17 +1,25 @@
-"""`mpo train launch.nproc_per_node=2`: the same weights as one process, and what happens when a rank is killed."""
+"""`mpo train launch.nproc_per_node=2`: the same weights as one process, and what happens when a rank is killed.
+
+Ranks are processes of their own; the launcher is one where it is killed with them, and runs in the test's process elsewhere.
+"""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from small_runs import difference
+from small_runs import difference, in_fork
 from support import make_image
+from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.distributed.run import main as torchrun
 
+from mpo.commands import main
 from mpo.models.small import small_internvl
 from mpo.training.checkpoint import latest_checkpoint
 
@@ -30,31 +38,34 @@ def command(tmp_path_factory, processor):
         lines.append(json.dumps({"image": f"{index}.png", "question": "What is it?", **completions}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     settings = ["use_cpu=true", "dataloader_num_workers=0", "global_batch_size=4", "learning_rate=1e-3", "save_steps=2"]
-    return [
-        *(sys.executable, "-m", "mpo", "train", f"model.name_or_path={folder / 'model'}", f"data.path={folder / 'pairs.jsonl'}"),
-        *(f"trainer.{setting}" for setting in settings),
-    ]
+    paths = [f"model.name_or_path={folder / 'model'}", f"data.path={folder / 'pairs.jsonl'}"]
+    return ["train", *paths, *(f"trainer.{setting}" for setting in settings)]
 
 
-def run(command, **options):
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, **options)
+@pytest.fixture(autouse=True)
+def handlers():
+    """torchrun takes SIGTERM and SIGINT for itself."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_two_ranks_train_as_one_process(command, tmp_path):
+def test_two_ranks_train_as_one_process(command, tmp_path, capfd):
     for ranks in (1, 2):
-        done = run([*command, f"run_dir={tmp_path / str(ranks)}", f"launch.nproc_per_node={ranks}"])
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("mpo train: done") == 1
+        assert main([*command, f"run_dir={tmp_path / str(ranks)}", f"launch.nproc_per_node={ranks}"]) == 0
+        assert capfd.readouterr().out.count("mpo train: done") == 1
     one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
     assert difference(one, two) < 1e-6
     assert not list(tmp_path.glob("*/resolved.yaml.*"))
 
 
-def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_path):
+def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_path, capfd):
     """Rank 1 is killed in training: the job ends promptly with the reason; the same command resumes from the last checkpoint."""
     here = tmp_path / "run"
     command = [*command, f"run_dir={here}", "launch.nproc_per_node=2"]
-    job = subprocess.Popen([*command, "trainer.max_steps=2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    program = [sys.executable, "-m", "mpo", *command, "trainer.max_steps=2000"]
+    job = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed = None
     while killed is None and job.poll() is None:
         time.sleep(0.05)
@@ -72,29 +83,33 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_pa
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"cut")
     (partial / "trainer_state.json").write_text('{"global_st')
-    done = run([*command, f"trainer.max_steps={step + 2}"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"resuming from {newest}" in done.stdout
+    assert main([*command, f"trainer.max_steps={step + 2}"]) == 0
+    assert f"resuming from {newest}" in capfd.readouterr().out
     assert json.loads((here / "trainer_state.json").read_text())["global_step"] == step + 2
 
 
-def test_a_rank_says_whose_record_is_wrong(command, tmp_path):
+def test_a_rank_says_whose_record_is_wrong(command, tmp_path, capfd):
     """A user's mistake that only the ranks find is one message with exit status 2, without tracebacks."""
     wrong = tmp_path / "pairs.jsonl"
     wrong.write_text(json.dumps({"image": "missing.png", "question": "?", "chosen": "a", "rejected": "b"}))
-    done = run([*command, f"run_dir={tmp_path / 'run'}", "launch.nproc_per_node=2", f"data.path={wrong}"])
-    assert done.returncode == 2
-    assert "mpo: error: rank " in done.stderr
-    assert "missing.png" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main([*command, f"run_dir={tmp_path / 'run'}", "launch.nproc_per_node=2", f"data.path={wrong}"]) == 2
+    errors = capfd.readouterr().err
+    assert "mpo: error: rank " in errors
+    assert "missing.png" in errors
+    assert "Traceback" not in errors
 
 
-def test_started_by_torchrun(command, tmp_path):
+def test_started_by_torchrun(command, tmp_path, monkeypatch, capfd):
     """Ranks started by another launcher need an explicit run_dir."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command[1:]]
-    done = run(torchrun, cwd=tmp_path)
-    assert done.returncode != 0
-    assert "run_dir=" in done.stderr
-    done = run([*torchrun, f"run_dir={tmp_path / 'run'}"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (Path(tmp_path) / "run" / "model.safetensors").exists()
+    monkeypatch.chdir(tmp_path)
+
+    def a_rank():
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(get_free_port()))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert main(command) == 2
+
+    assert in_fork(a_rank) == 0
+    assert "run_dir=" in capfd.readouterr().err
+    torchrun(["--standalone", "--nproc-per-node=2", "--module", "mpo", *command, f"run_dir={tmp_path / 'run'}"])
+    assert (tmp_path / "run" / "model.safetensors").exists()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import difference, record, run_on_ranks, small_run, whole_weights
+from ranks import run_on_ranks
+from small_runs import difference, record, small_run, whole_weights
 from support import image_pairs, make_image, messages, text_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback

@@ -1,42 +1,34 @@
-"""Run under torchrun by `small_runs.run_on_ranks`: every scenario of a JSON file, one after the other, in one process group."""
+"""Small runs on several ranks: forked processes, which need not import everything again, in one process group."""
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from small_runs import record, small_run, whole_weights
+from small_runs import record, small_run, warm_up, whole_weights
+from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.multiprocessing import start_processes
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
-def shard_on_cpus() -> None:
-    """accelerate takes FSDP and DeepSpeed for GPUs alone. Both run on CPUs too, so tell it that these are GPUs."""
-    init, choose = AcceleratorState.__init__, PartialState._prepare_backend
-
-    def as_on_gpus(self, *args, fsdp_plugin=None, **kwargs):
-        if fsdp_plugin is not None:
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-
-    def gloo(self, cpu=False, *args, **kwargs):
-        return choose(self, cpu, *args, **kwargs) if cpu else ("gloo", DistributedType.MULTI_GPU)
-
-    AcceleratorState.__init__ = as_on_gpus
-    PartialState._prepare_backend = gloo
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
+    """Run scenarios, each the arguments of `small_run`, in one group of processes; results are files in `folder`."""
+    warm_up()
+    size = str(ranks)
+    environment = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port())}
+    start_processes(one_rank, (folder, scenarios, environment), nprocs=ranks, start_method="fork")
 
 
-def main(scenarios: Path) -> None:
-    torch.set_num_threads(1)
+def one_rank(rank: int, folder: Path, scenarios: dict[str, dict], environment: dict[str, str]) -> None:
+    """Run all scenarios, one after the other."""
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
     shard_on_cpus()
-    folder = scenarios.parent
-    for name, settings in json.loads(scenarios.read_text()).items():
+    for name, settings in scenarios.items():
         unset_hf_deepspeed_config()  # the last scenario's
         resumed, predicts = settings.pop("resume", None), settings.pop("predict", False)
         trainer = small_run(folder / name, **settings)
@@ -62,9 +54,21 @@ def main(scenarios: Path) -> None:
         record(trainer, folder / f"{name}.pt")
     dist.barrier()  # a rank that leaves early takes its connections with it
     time.sleep(1)  # until all have left the barrier
-    sys.stdout.flush()
     os._exit(0)  # past the end of gloo's threads, which now and then aborts a process that has done its work
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def shard_on_cpus() -> None:
+    """accelerate takes FSDP and DeepSpeed for GPUs alone. Both run on CPUs too, so tell it that these are GPUs."""
+    init, choose = AcceleratorState.__init__, PartialState._prepare_backend
+
+    def as_on_gpus(self, *args, fsdp_plugin=None, **kwargs):
+        if fsdp_plugin is not None:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+
+    def gloo(self, cpu=False, *args, **kwargs):
+        return choose(self, cpu, *args, **kwargs) if cpu else ("gloo", DistributedType.MULTI_GPU)
+
+    AcceleratorState.__init__ = as_on_gpus
+    PartialState._prepare_backend = gloo
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

@@ -53,6 +53,7 @@ OTHERS = {
     "_models": {"training/reference/use.py"},  # accelerate
     "_n_gpu": {"preflight/doctor/step.py", "training/mpo.py"},  # transformers' arguments
     "_name_or_path": {"models/loading.py", "training/reference/fingerprint.py", "training/start.py"},
+    "_option_string_actions": {"commands/__init__.py"},  # argparse
     "_orig_mod": {"models/packable.py", "training/reference/fingerprint.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors
     "_weight_conversions": {"models/export/rows.py"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpo.commands import main
-from mpo.preflight.doctor.checks import CHECKS
+from mpo.preflight.doctor import CHECKS
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from real_shapes import real_processor, write_checkpoint
 from support import make_image
 
 from mpo.commands.train import settable
-from mpo.preflight.dry_run.run import dry_run
+from mpo.preflight.dry_run import dry_run
 from mpo.training.job import TrainJob
 
 EXPERIMENTS = Path(str(files("mpo.recipes"))) / "experiment"

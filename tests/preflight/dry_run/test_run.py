@@ -8,7 +8,7 @@ from support import TEXTS, make_image
 
 from mpo.commands import main
 from mpo.models.small import small_internvl, small_processor
-from mpo.preflight.dry_run.page import histogram
+from mpo.preflight.dry_run import histogram
 
 
 @pytest.fixture(scope="module")

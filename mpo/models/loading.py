@@ -122,11 +122,11 @@ def load_processor(
         ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tile
             settings for a processor without tiling.
     """
-    folder = official_folder(name_or_path)
+    folder = official_folder(name_or_path, weights=False)
     if folder is None:
         processor = open_processor(name_or_path, trust_remote_code=trust_remote_code)
     else:
-        processor = open_official(folder).processor
+        processor = open_official(folder, weights=False).processor
         if processor is None:
             raise ValueError(
                 f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and the other tokenizer files from the original "
@@ -153,8 +153,12 @@ def as_dtype(dtype: Any) -> torch.dtype | Literal["auto"]:
     raise ValueError(f"Expected model.dtype to be auto, float32, bfloat16 or float16, or such a torch.dtype; got {dtype!r}.")
 
 
-def official_folder(name_or_path: str) -> Path | None:
+def official_folder(name_or_path: str, *, weights: bool = True) -> Path | None:
     """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint in another format.
+
+    Args:
+        name_or_path: as in `load_model`.
+        weights: download the weights too.
 
     Raises:
         ValueError: for an adapter.
@@ -164,18 +168,15 @@ def official_folder(name_or_path: str) -> Path | None:
     if path is None or not is_official(json.loads(Path(path).read_text())):
         return None
     path = Path(name_or_path)
-    return (
-        path
-        if path.is_dir()
-        else Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    )
+    files = ["*.json", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
+    return path if path.is_dir() else Path(snapshot_download(name_or_path, allow_patterns=files))
 
 
 def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:
     """Load the config of a checkpoint in either format, without its weights."""
-    folder = official_folder(name_or_path)
+    folder = official_folder(name_or_path, weights=False)
     if folder is not None:
-        return open_official(folder).config
+        return open_official(folder, weights=False).config
     return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mpo.training.job import TrainJob
 
 TITLES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "LM head"}
-PARTS = (*TITLES.values(), "adapters")
+REST = "model"
+PARTS = (*TITLES.values(), REST, "adapters")
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,13 @@ class Count:
 def titles(model: nn.Module) -> Callable[[str], str]:
     """Return a function from the name of a parameter or module of `model` to the title of its part; adapters are a separate part.
 
-    Raises:
-        ValueError: for a vision-language model of an unknown family.
+    In a vision-language model of an unknown family, all but adapters and LM head is one part.
     """
     base = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    family = INTERNVL if base is None else family_of(base.config, "dry_run=true")
+    try:
+        family = INTERNVL if base is None else family_of(base.config, "dry_run=true")
+    except ValueError:
+        return lambda name: "adapters" if "lora_" in name else TITLES["head"] if "lm_head" in name.split(".") else REST
     return lambda name: "adapters" if "lora_" in name else TITLES[family.part_of(name)]
 
 

@@ -9,7 +9,7 @@ takes three times as long, 3 to 11 s instead of 1 to 3; and tensors of its devic
 without a GPU ("hasPrimaryContext expects a valid device index", PyTorch 2.14).
 
 Private names of other libraries, checked on TRL 1.16: `trl.kernels.chunked_logprob._forward_tile`, `_backward_tile` and
-`_addmm_fp32`.
+`_addmm_fp32`, `trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, add_fused_lm_head
 
 from mpo.batching.attention import use_packed_attention
 from mpo.batching.logits_to_keep import add_logits_to_keep
@@ -154,7 +154,7 @@ def _trace(
     live = _Live(model)
     planned = _Planned(autocast, gpu, live)
     with contextlib.ExitStack() as stack:
-        for context in (*_kernels(autocast, gpu), _no_value_checks()):
+        for context in (*_kernels(autocast, gpu, base), _no_value_checks()):
             stack.enter_context(context)
         if args.gradient_checkpointing:
             checkpointing["context_fn"] = lambda: (contextlib.nullcontext(), _Planned(autocast, gpu, live))
@@ -378,7 +378,7 @@ def _flash(
     return output
 
 
-def _kernels(autocast: torch.dtype | None, gpu: bool) -> list[Any]:
+def _kernels(autocast: torch.dtype | None, gpu: bool, model: Any) -> list[Any]:
     """Replacements of what is chosen by a tensor's device."""
     replaced: dict[str, Any] = {
         "torch.is_autocast_enabled": lambda device=None: autocast is not None,
@@ -390,6 +390,9 @@ def _kernels(autocast: torch.dtype | None, gpu: bool) -> list[Any]:
     if gpu:  # Triton kernels work in place
         replaced |= {f"trl.kernels.chunked_logprob.{name}": _nothing for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")}
         replaced["mpo.batching.attention._varlen_fits"] = lambda query: query.dtype in (torch.bfloat16, torch.float16)
+    else:  # a tile of logits is wider than a small vocabulary; a CPU has no memory for columns that are never written
+        columns = min(_CHUNKED_LOGPROB_CHUNK_SIZE, len(model.get_output_embeddings().weight))
+        replaced["trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE"] = columns
     return [mock.patch(name, function) for name, function in replaced.items()]
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LONGEST = 5
 BAR = 40
 """Length of a histogram's longest bar in characters."""
+NOT_SUBTRACTED = ("use_liger_kernel", "activation_offloading")
+"""Settings that save memory on GPUs, by an amount that is not known here."""
 LORA = {"kind": "lora", "r": 16, "lora_alpha": 32}
 
 
@@ -70,7 +72,7 @@ def dry_run(job: TrainJob) -> str:
         [
             f"Dry run of {structure.name} ({built}), loss {args.mixture()!r}, {time.perf_counter() - start:.1f} s",
             parameters_section(count_parameters(model)),
-            memory_section(estimate, where),
+            memory_section(estimate, where, [name for name in NOT_SUBTRACTED if job.trainer.get(name)]),
             *verdict(job, estimate, model, work, args, gpu=gpu, sharding=sharding),
             work_section(work, args, sharding.world_size),
             lengths_section(work, [name_of(records, int(index)) for index in longest]),
@@ -170,8 +172,8 @@ def parameters_section(counts: dict[str, Count]) -> str:
     return _titled("Parameters", _columns(("", "all", "trained"), rows))
 
 
-def memory_section(estimate: MemoryEstimate, where: str) -> str:
-    """Show the memory estimate by component, and at each point of a step that can be the peak."""
+def memory_section(estimate: MemoryEstimate, where: str, not_subtracted: list[str]) -> str:
+    """Show the memory estimate by component, and in each phase of a step, one of which is the peak."""
 
     def rows(components: Iterable[Component]) -> list[tuple[str, str, str]]:
         return [(component.name, size(component.size), component.why) for component in components]
@@ -186,6 +188,7 @@ def memory_section(estimate: MemoryEstimate, where: str) -> str:
         lines += ["margin (an allowance)"]
         lines += _columns(None, rows(estimate.margin), indent=4)
     lines.append(f"peak {size(estimate.total)} per rank, at: {estimate.peak_moment}")
+    lines += [f"NOT subtracted: what trainer.{name} saves" for name in not_subtracted]
     if estimate.unknown:
         lines.append(f"NOT included: activations; {estimate.unknown}")
     return _titled(f"Memory, {where}", lines)

@@ -147,7 +147,7 @@ def estimate_memory(
     """
     sharding = sharding or Sharding()
     autocast = bool(args.bf16 or args.fp16)
-    compute = 2 if autocast else model.get_input_embeddings().weight.element_size()  # type: ignore[operator, union-attr]
+    compute = 2 if autocast else model.get_input_embeddings().weight.element_size()
     raised = sharding.raises_weights(autocast) and not four_bits
 
     def gradient(weight: Tensor) -> float:
@@ -214,7 +214,7 @@ def estimate_memory(
 
 def _weights(model: nn.Module, sharding: Sharding, four_bits: bool, raised: bool) -> tuple[int, str]:
     total = weight_bytes(model, four_bits=four_bits)
-    bits = 8 * model.get_input_embeddings().weight.element_size()  # type: ignore[operator, union-attr]
+    bits = 8 * model.get_input_embeddings().weight.element_size()
     why = "language model in 4 bits (NF4)" if four_bits else f"{bits} bits per weight"
     if sharding.is_deepspeed:
         return int(sum(2 * p.numel() for p in model.parameters()) * sharding.share("weights")), "16 bits per weight (DeepSpeed)"

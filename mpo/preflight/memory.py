@@ -19,7 +19,7 @@ from mpo.models.packable import find_text_model
 from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
 from mpo.preflight.structure import titles
-from mpo.preflight.trace import CASTS, StepMemory, trace_step
+from mpo.preflight.trace import CASTS, StepMemory, fields_of, trace_step
 
 CUDA_CONTEXT = 700 * 2**20
 """CUDA context, kernels and cuBLAS workspaces, approximately, on recent NVIDIA GPUs; PyTorch does not count them."""
@@ -126,7 +126,7 @@ class MemoryEstimate:
 
 def estimate_memory(
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Any,
     args: Any,
     *,
     gpu: bool,
@@ -160,7 +160,7 @@ def estimate_memory(
     paged = "paged" in args.optim and gpu
     reference, reference_why = _reference(model, args, sharding, with_adapters)
     accumulates = args.gradient_accumulation_steps > 1
-    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+    tensors = [value for value in fields_of(batch).values() if isinstance(value, Tensor)]
     fixed = [
         Component("weights", weights, weights_why),
         Component("reference model", reference, reference_why),

@@ -77,7 +77,7 @@ class StepMemory:
 
 def trace_step(
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Any,
     args: Any,
     part_of: Callable[[str], str],
     *,
@@ -127,9 +127,15 @@ def trace_step(
     return StepMemory({key[1]: size for key, size in sums.items() if key[0] == KEPT}, phases)
 
 
+def fields_of(batch: Any) -> dict[str, Any]:
+    """The fields of a batch that are set, by name: the only place where the dry run looks into one."""
+    fields = batch if isinstance(batch, Mapping) else vars(batch)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _trace(
     model: Any,
-    batch: Mapping[str, Any],
+    batch: Any,
     args: Any,
     part_of: Callable[[str], str],
     places: Mapping[nn.Module, str],
@@ -146,7 +152,7 @@ def _trace(
     add_tile_order(base.base_model)
     if args.disable_dropout:
         disable_dropout(model)
-    inputs = {name: value.to("meta") for name, value in batch.items() if name in INPUTS}
+    inputs = {name: value.to("meta") for name, value in fields_of(batch).items() if name in INPUTS}
     if inputs.get("segments") is not None:
         use_packed_attention(model, "segments" if args.packed_attention == "segments" else "auto")
     tower = SharedTower(model, model) if can_share(model) else None

@@ -148,7 +148,7 @@ def pairs(folder: Path) -> Path:
 
 def peak(config: dict, ranks: int) -> float:
     """Estimate the GiB per rank with a dry run."""
-    from mpo.preflight.dry_run.run import dry_run
+    from mpo.preflight.dry_run import dry_run
     from mpo.training.job import TrainJob
 
     page = dry_run(TrainJob.from_config({**config, "launch": {"nproc_per_node": ranks}}))

@@ -35,8 +35,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.batching.collator import PairCollator
 from mpo.models.small import small_processor
 from mpo.models.tower import find_tower
-from mpo.preflight.dry_run.batch import BatchShape
-from mpo.preflight.dry_run.memory import estimate_memory
+from mpo.preflight.memory import estimate_memory
 
 RESULTS = Path(__file__).parent / "results"
 WITHIN = 0.15
@@ -173,7 +172,7 @@ def estimate(case: Case, shape: Shape, *, gpu: bool = False) -> dict[str, Any]:
             with torch.device("meta"):
                 model = get_peft_model(model, adapter())
         how = {"gpu": gpu, "four_bits": case.tune == "qlora", "with_adapters": case.tune != "full"}
-        found = estimate_memory(model, BatchShape.of(batch), arguments(case, folder), **how)
+        found = estimate_memory(model, batch, arguments(case, folder), **how)
     parts = {component.name: component.size / 2**20 for component in (*found.fixed, *found.passing)}
     return {
         "total": found.step / 2**20,

@@ -223,7 +223,7 @@ for _backend, _name in BACKENDS.items():
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     """Apply PyTorch's attention to one segment at a time; queries (N, heads, head_dim), keys and values (K, ...)."""
     group = query.shape[1] // key.shape[1]
-    shared = query.device.type == "cpu"  # on GPUs, only PyTorch's slowest kernel supports a mask with enable_gqa
+    shared = _takes_groups(query)
     if group > 1 and not shared:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     sizes_q, sizes_k = [queries for queries, _ in segments.lengths], [keys for _, keys in segments.lengths]
@@ -237,6 +237,11 @@ def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
         )
         outputs.append(attended[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def _takes_groups(query: Tensor) -> bool:
+    """Whether a fast kernel takes a mask together with enable_gqa; on GPUs only PyTorch's slowest one does."""
+    return query.device.type == "cpu"
 
 
 # Not compiled: the loop would be recompiled for every number and length of segments.

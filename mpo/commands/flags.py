@@ -115,6 +115,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "P",
         "help": "sample from the smallest set of most likely tokens with this total probability",
     },
+    "--verbose": {**FLAG, "help": "add the reports of PyTorch's collect_env and of transformers env"},
 }
 """Every flag, with the arguments of `add_argument` but for its default."""
 

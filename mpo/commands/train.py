@@ -81,7 +81,7 @@ def _train(config: DictConfig) -> int:
     plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
     job = TrainJob.from_config(plain)
     if job.dry_run:
-        from mpo.preflight.dry_run.run import dry_run
+        from mpo.preflight.dry_run import dry_run
 
         print(dry_run(job))
         return 0

@@ -128,12 +128,12 @@ def load_processor(
         ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tile
             settings for a processor without tiling.
     """
-    folder = official_folder(name_or_path)
+    folder = official_folder(name_or_path, weights=False)
     if folder is None:
         with opening(name_or_path):
             processor = open_processor(name_or_path, trust_remote_code=trust_remote_code)
     else:
-        processor = open_official(folder).processor
+        processor = open_official(folder, weights=False).processor
         if processor is None:
             raise ValueError(
                 f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and the other tokenizer files from the original "
@@ -160,8 +160,12 @@ def as_dtype(dtype: Any) -> torch.dtype | Literal["auto"]:
     raise ValueError(f"Expected model.dtype to be auto, float32, bfloat16 or float16, or such a torch.dtype; got {dtype!r}.")
 
 
-def official_folder(name_or_path: str) -> Path | None:
+def official_folder(name_or_path: str, *, weights: bool = True) -> Path | None:
     """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint in another format.
+
+    Args:
+        name_or_path: as in `load_model`.
+        weights: download the weights too.
 
     Raises:
         NotOpened: for a checkpoint that cannot be found.
@@ -174,7 +178,8 @@ def official_folder(name_or_path: str) -> Path | None:
             return None
         if Path(name_or_path).is_dir():
             return Path(name_or_path)
-        return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+        files = ["*.json", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
+        return Path(snapshot_download(name_or_path, allow_patterns=files))
 
 
 @contextmanager
@@ -203,9 +208,9 @@ def opening(name_or_path: str) -> Iterator[None]:
 
 def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:
     """Load the config of a checkpoint in either format, without its weights."""
-    folder = official_folder(name_or_path)
+    folder = official_folder(name_or_path, weights=False)
     if folder is not None:
-        return open_official(folder).config
+        return open_official(folder, weights=False).config
     return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 

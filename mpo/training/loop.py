@@ -19,6 +19,7 @@ from mpo.training.loading import LoadsBatches
 from mpo.training.metrics import Meter
 from mpo.training.resuming import Resumes
 from mpo.training.samples.callback import SampleResponses
+from mpo.training.start import adds_router_loss
 
 
 class Loop(LoadsBatches, Evaluates, Resumes):
@@ -39,11 +40,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         Raises:
             ValueError: for the router loss of a model that does not return router logits.
         """
-        if self.aux_loss_enabled and self.model.config.model_type == "internvl":  # transformers 5.17 to 5.24
-            raise ValueError(
-                f"router_aux_loss_coef={self.router_aux_loss_coef:g} (default: the model's config) adds the router loss, and "
-                "transformers' InternVL does not return router logits. Set router_aux_loss_coef=0."
-            )
+        self.aux_loss_enabled = adds_router_loss(self.model.config, self.args)
         self._meters = {"train": Meter(), "eval": Meter()}
         self._whole_run = [0.0, 0.0]  # sum of losses, number of records
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)

@@ -22,7 +22,7 @@ from trl.trainer import dpo_trainer
 
 from mpo.batching.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
 from mpo.batching.batch import Batch
-from mpo.batching.collator import LabelledBatches, PairCollator
+from mpo.batching.collator import LabelledBatches
 from mpo.batching.logits_to_keep import add_logits_to_keep
 from mpo.batching.randomness import disable_dropout, trainable_in_4_bits
 from mpo.batching.verify import compare, without_dropout
@@ -36,7 +36,7 @@ from mpo.models.drop_path import DropPath
 from mpo.models.fit import check_fit, check_targets
 from mpo.models.learning_rates import split_groups
 from mpo.models.liger import use_liger_layers
-from mpo.models.packable import fixed_context, why_not
+from mpo.models.packable import fixed_context
 from mpo.models.tower import SharedTower, can_share
 from mpo.schema import EPOCH, PADDING, TRL_COLUMNS, names
 from mpo.training.checkpoint import load_state, load_weights
@@ -53,10 +53,12 @@ from mpo.training.start import (
     check_leftovers,
     check_trained,
     checked_arguments,
+    choose_layout,
     fingerprint_of,
     frozen_copy,
     load_by_name,
     load_processing_class,
+    pair_collator,
 )
 
 logger = logging.getLogger(__name__)
@@ -193,7 +195,13 @@ class MPOTrainer(UsesReference, Loop, DPOTrainer):  # type: ignore[misc]
         self._is_cast = False
         self._start_loop()
         self._prepare_models(starts_from_reference)
-        self.layout, reason = self._choose_layout(compute_metrics)
+        self.layout, reason = choose_layout(
+            args,
+            *(model for model in (self.model, self.ref_model) if model is not None),
+            router_loss=self.aux_loss_enabled,
+            own_collator=not self._collator_is_ours,
+            reads_logits=compute_metrics is not None,
+        )
         if reason is not None:
             unused = {"verify_first_batch": args.verify_first_batch, "packed_attention": args.packed_attention != "auto"}
             ignored = "".join(f" {name} has no effect on them." for name, is_set in unused.items() if is_set)
@@ -268,31 +276,6 @@ class MPOTrainer(UsesReference, Loop, DPOTrainer):  # type: ignore[misc]
             whole = self.model if model is None else model
             split_groups(optimizer, whole, rate=self.args.learning_rate, rates=rates, vision_layer_decay=decay)
         return optimizer
-
-    def _choose_layout(self, compute_metrics: Any) -> tuple[str, str | None]:
-        """Choose packed rows, or padded rows and the reason why packed ones are not possible."""
-        args: MPOConfig = self.args
-        if args.rows == "padded":
-            return "padded", None
-        models = [model for model in (self.model, self.ref_model) if model is not None]
-        reasons = (
-            "the run has a data_collator of its own" if not self._collator_is_ours else None,
-            "compute_metrics reads the logits of padded rows" if compute_metrics is not None else None,
-            "truncation_mode='keep_end' truncates prompts" if args.truncation_mode == "keep_end" and args.max_length else None,
-            f"pad_to_multiple_of={args.pad_to_multiple_of} is set" if args.pad_to_multiple_of else None,
-            "the router loss counts the prompt's tokens once per completion" if self.aux_loss_enabled else None,
-            "neftune_noise_alpha scales its noise by the length of a row" if args.neftune_noise_alpha else None,
-            *(why_not(model) for model in models),
-        )
-        reason = next((reason for reason in reasons if reason is not None), None)
-        if reason is not None and args.rows == "packed":
-            raise ValueError(f"rows='packed' (or padding_free=True) is not possible here: {reason}. Use rows='auto'.")
-        if reason is not None and args.batching == "tokens":
-            raise ValueError(
-                f"batching='tokens' counts the prompt that completions share once, and rows must be padded here: {reason}. Use "
-                "batching='pairs'."
-            )
-        return ("packed", None) if reason is None else ("padded", reason)
 
     # --- Training after evaluation
 
@@ -544,20 +527,7 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         raise ValueError("on_bad_record='skip' needs mpo's PairCollator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
         return LabelledBatches(users)
-    if args.pad_token is not None:
-        getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
-    return PairCollator(
-        processing_class,
-        max_length=args.max_length,
-        truncation_mode=args.truncation_mode,
-        completion_end=args.completion_end,
-        tile_budget=args.tile_budget,
-        pad_to_multiple_of=args.pad_to_multiple_of,
-        keys=args.reference == "cached",
-        ld_alpha=args.ld_alpha,
-        on_bad_record=args.on_bad_record,
-        augment_seed=args.seed if args.data_seed is None else args.data_seed,
-    )
+    return pair_collator(processing_class, args)
 
 
 @contextlib.contextmanager

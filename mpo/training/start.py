@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mpo.batching.attention import check_backend
+from mpo.batching.collator import PairCollator
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
+from mpo.models.packable import why_not
 from mpo.models.strict import load_strictly, refuse_adapter
 from mpo.training.config import MPOConfig
 from mpo.training.reference.adapters import adapted, continued, has_tuner_layers, identity
@@ -48,6 +50,84 @@ def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
     if args.rows != "padded":
         check_backend(args.packed_attention)
     return copy.copy(args)
+
+
+def adds_router_loss(config: Any, args: MPOConfig) -> bool:
+    """Whether training adds the loss that balances experts, as `DPOTrainer` decides it (``aux_loss_enabled``, TRL 1.16).
+
+    Args:
+        config: the model's config.
+        args: the run's configuration.
+
+    Raises:
+        ValueError: for a model that does not return router logits.
+    """
+    text = config.get_text_config()
+    given = args.router_aux_loss_coef
+    coefficient = getattr(text, "router_aux_loss_coef", 0.0) if given is None else given
+    if not hasattr(text, "output_router_logits") or coefficient == 0.0:
+        return False
+    if config.model_type == "internvl":  # transformers 5.17 to 5.24
+        raise ValueError(
+            f"router_aux_loss_coef={coefficient:g} (default: the model's config) adds the router loss, and transformers' InternVL "
+            "does not return router logits. Set router_aux_loss_coef=0."
+        )
+    return True
+
+
+def choose_layout(
+    args: MPOConfig, *models: nn.Module, router_loss: bool, own_collator: bool = False, reads_logits: bool = False
+) -> tuple[str, str | None]:
+    """Choose the rows of a run: packed, or padded and the reason why packed ones are not possible.
+
+    Args:
+        args: the run's configuration.
+        models: the policy, and the reference if it is another model; parameters may be on the meta device.
+        router_loss: training adds the router loss (`adds_router_loss`).
+        own_collator: the run has a collator of its own.
+        reads_logits: the run has ``compute_metrics``.
+
+    Raises:
+        ValueError: for settings that need packed rows where they are not possible.
+    """
+    if args.rows == "padded":
+        return "padded", None
+    reasons = (
+        "the run has a data_collator of its own" if own_collator else None,
+        "compute_metrics reads the logits of padded rows" if reads_logits else None,
+        "truncation_mode='keep_end' truncates prompts" if args.truncation_mode == "keep_end" and args.max_length else None,
+        f"pad_to_multiple_of={args.pad_to_multiple_of} is set" if args.pad_to_multiple_of else None,
+        "the router loss counts the prompt's tokens once per completion" if router_loss else None,
+        "neftune_noise_alpha scales its noise by the length of a row" if args.neftune_noise_alpha else None,
+        *(why_not(model) for model in models),
+    )
+    reason = next((reason for reason in reasons if reason is not None), None)
+    if reason is not None and args.rows == "packed":
+        raise ValueError(f"rows='packed' (or padding_free=True) is not possible here: {reason}. Use rows='auto'.")
+    if reason is not None and args.batching == "tokens":
+        raise ValueError(
+            f"batching='tokens' counts the prompt that completions share once, and rows must be padded here: {reason}. Use "
+            "batching='pairs'."
+        )
+    return ("packed", None) if reason is None else ("padded", reason)
+
+
+def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
+    """Build the collator of a run; its layout is chosen later (`choose_layout`)."""
+    if args.pad_token is not None:
+        getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
+    return PairCollator(
+        processing_class,
+        max_length=args.max_length,
+        truncation_mode=args.truncation_mode,
+        completion_end=args.completion_end,
+        tile_budget=args.tile_budget,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        keys=args.reference == "cached",
+        ld_alpha=args.ld_alpha,
+        on_bad_record=args.on_bad_record,
+        augment_seed=args.seed if args.data_seed is None else args.data_seed,
+    )
 
 
 def check_columns(dataset: Any, name: str) -> None:

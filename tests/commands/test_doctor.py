@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpo.commands import main
-from mpo.preflight.doctor.checks import CHECKS
+from mpo.preflight.doctor import CHECKS, ENVIRONMENT, as_json, environment
 
 
 @pytest.mark.slow
@@ -37,6 +37,15 @@ def test_a_broken_torchvision_is_found_with_its_fix_and_status_1(tmp_path, capfd
         assert found[name]["status"] == "problem" and "operator torchvision::nms does not exist" in found[name]["value"]
         assert found[name]["fix"].startswith("pip install --force-reinstall --no-deps 'torchvision==0.")
     assert found["torch"]["status"] == "ok" and "Traceback" not in json.dumps(read)
+
+
+@pytest.mark.slow
+def test_reports_of_pytorch_and_transformers_are_attached():
+    reports = environment()
+    assert list(reports) == list(ENVIRONMENT)
+    for name, report in zip(("PyTorch", "`transformers`"), reports.values(), strict=True):
+        assert f"{name} version: " in report
+    assert json.loads(as_json([], reports))["environment"] == reports
 
 
 def test_help_teaches_and_needs_no_torch():

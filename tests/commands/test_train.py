@@ -17,8 +17,7 @@ from support import make_image
 from mpo.commands import main
 from mpo.commands.train import GROUPS, settable
 from mpo.models.family import INTERNVL
-from mpo.preflight.dry_run.build import build_structure
-from mpo.preflight.dry_run.parts import count_parameters
+from mpo.preflight.structure import build_structure, count_parameters
 from mpo.training.job import TrainJob, run_train_job
 
 RECIPES = Path(str(files("mpo.recipes")))

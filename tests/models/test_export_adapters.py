@@ -26,7 +26,7 @@ from mpo.models.export.run import export
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_internvl, load_model, load_processor
 from mpo.models.small import small_internvl
-from mpo.preflight.dry_run.build import meta_model
+from mpo.preflight.structure import meta_model
 from mpo.training.job import TrainJob
 
 LAYERS = {"target_modules": r".*language_model.*\.(q_proj|v_proj)", "task_type": "CAUSAL_LM"}

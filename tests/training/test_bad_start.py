@@ -13,7 +13,7 @@ from mpo import MPOConfig
 from mpo.encoding.costs import RecordMeasure, measure
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor
-from mpo.preflight.dry_run.build import build_structure
+from mpo.preflight.structure import build_structure
 from mpo.training.job import TrainJob
 from mpo.training.record_checks import check_before_training, may_exceed
 

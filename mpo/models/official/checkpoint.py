@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ class OfficialCheckpoint:
         config: transformers' config of the same model.
         generation_config: with the tokens that end generation.
         processor: the processor; None for a folder without a tokenizer.
-        files: its tensors.
         names: the names of its tensors in both formats.
     """
 
@@ -39,8 +39,12 @@ class OfficialCheckpoint:
     config: InternVLConfig
     generation_config: GenerationConfig
     processor: InternVLProcessor | None
-    files: TensorFiles
     names: TensorNames
+
+    @cached_property
+    def files(self) -> TensorFiles:
+        """Its tensors."""
+        return TensorFiles(self.folder)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over names on disk in transformers' format and tensors."""
@@ -69,8 +73,12 @@ class OfficialCheckpoint:
         return [name for name in self.files.names() if not (name == head and self.config.tie_word_embeddings)]
 
 
-def open_official(folder: Path) -> OfficialCheckpoint:
+def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
     """Open the folder of an official checkpoint, without running its code or reading tensors.
+
+    Args:
+        folder: the folder.
+        weights: whether it must have its weights.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, saying why.
@@ -99,7 +107,10 @@ def open_official(folder: Path) -> OfficialCheckpoint:
     generation = GenerationConfig(
         eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id if tokenizer is None else tokenizer.pad_token_id
     )
-    return OfficialCheckpoint(folder, official, config, generation, processor, TensorFiles(folder), tensor_names(official))
+    checkpoint = OfficialCheckpoint(folder, official, config, generation, processor, tensor_names(official))
+    if weights:
+        _ = checkpoint.files  # raises
+    return checkpoint
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from mpo.preflight.doctor.hub import hub
+from mpo.preflight.machine import hub
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from mpo.preflight.doctor.disk import disk, file_system, folder
-from mpo.preflight.doctor.machine import GIB, machine
+from mpo.preflight.machine import GIB, disk, file_system, folder, machine
 
 Usage = namedtuple("Usage", "total used free")
 FIX = "mpo train ... run_dir=/larger/disk/runs"
@@ -32,14 +31,12 @@ def look(path):
 
 def test_this_machine():
     found = {finding.name: finding for finding in machine()}
-    assert int(found["CPU cores"].value.split()[0]) >= 1
     total = psutil.virtual_memory().total / GIB
     assert f"free of {total:.1f} GiB" in found["memory"].value
-    assert os.uname().machine in found["system"].value
 
 
 def test_a_container_that_may_use_less_memory_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("mpo.preflight.doctor.machine.CGROUP", tmp_path / "memory.max")
+    monkeypatch.setattr("mpo.preflight.machine.CGROUP", tmp_path / "memory.max")
     for written, said in (("1073741824\n", "container: 1.0 GiB"), ("max\n", None)):
         (tmp_path / "memory.max").write_text(written)
         value = next(finding.value for finding in machine() if finding.name == "memory")

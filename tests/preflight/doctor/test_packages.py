@@ -4,8 +4,7 @@ import importlib.metadata
 
 import pytest
 
-from mpo.preflight.doctor.imports import NAMES, fix_import, import_failure
-from mpo.preflight.doctor.packages import OPTIONAL, REQUIRED, optional, required
+from mpo.preflight.packages import NAMES, OPTIONAL, REQUIRED, fix_import, import_failure, optional, private_names, required
 
 
 def by_name(findings):
@@ -24,7 +23,7 @@ def versions(monkeypatch):
             raise changed[name]
         return changed.get(name) or importlib.metadata.version(name)
 
-    monkeypatch.setattr("mpo.preflight.doctor.versions.version", version)
+    monkeypatch.setattr("mpo.preflight.packages.version", version)
     return changed
 
 
@@ -47,7 +46,6 @@ def test_what_a_run_needs_is_here_and_imports():
     assert [finding for finding in found.values() if finding.status == "problem"] == []
     for name in REQUIRED:
         assert importlib.metadata.version(name) in found[name].value
-    assert "CUDA" in found["torch"].value or "CPU build" in found["torch"].value or "ROCm" in found["torch"].value
 
 
 def test_a_missing_package_is_a_problem_and_a_missing_option_is_not(versions):
@@ -138,3 +136,11 @@ def test_metadata_that_cannot_be_read_is_a_finding(versions):
     found = by_name(required())
     assert found["pillow"].status == "note" and "could not be checked: KeyError" in found["pillow"].value
     assert found["hydra-core"].status == "ok"
+
+
+def test_the_private_names_are_there_and_a_missing_one_is_a_problem(monkeypatch):
+    assert list(private_names()) == []
+    monkeypatch.delattr("trl.trainer.dpo_trainer.get_peft_model")
+    (found,) = private_names()
+    assert (found.name, found.status, found.fix) == ("trl", "problem", "pip install 'trl==1.16.*'")
+    assert "trl.trainer.dpo_trainer.get_peft_model" in found.value

@@ -2,9 +2,7 @@
 
 import json
 
-from mpo.preflight.doctor.checks import STEP
-from mpo.preflight.doctor.finding import Finding, Section
-from mpo.preflight.doctor.page import as_json, section_text, summary
+from mpo.preflight.doctor import STEP, Finding, Section, as_json, section_text, summary
 
 FINE = Section(STEP, (Finding("one step", "loss 6.6"),))
 ILL = Section(

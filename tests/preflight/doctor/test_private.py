@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mpo.preflight.doctor.private import masked
+from mpo.preflight.doctor import masked
 
 
 @pytest.fixture

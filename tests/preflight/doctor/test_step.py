@@ -4,9 +4,8 @@ import tempfile
 
 import pytest
 
-from mpo.preflight.doctor.finding import TRACEBACK
-from mpo.preflight.doctor.four_bits import four_bits, layer_error
-from mpo.preflight.doctor.step import _fix, take_step, training_step
+from mpo.preflight.doctor import TRACEBACK
+from mpo.preflight.trial import _fix, four_bits, layer_error, take_step, training_step
 
 
 def test_a_step_is_taken(tmp_path, monkeypatch):
@@ -51,7 +50,7 @@ def test_a_layer_in_four_bits_computes_and_is_off_by_what_four_bits_cost():
 
 def test_a_layer_that_is_too_far_off_or_fails_is_a_problem(monkeypatch):
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr("mpo.preflight.doctor.four_bits.TOLERANCE", 0.001)
+    monkeypatch.setattr("mpo.preflight.trial.TOLERANCE", 0.001)
     (found,) = four_bits()
     assert found.status == "problem" and "expected" in found.value
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", lambda self, given: 1 / 0)

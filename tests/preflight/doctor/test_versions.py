@@ -6,7 +6,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from mpo.preflight.doctor.versions import TESTED, install_command, installed, judge, supported
+from mpo.preflight.packages import TESTED, install_command, installed, judge, supported
 
 
 def test_the_lower_bounds_are_the_package_metadata():
@@ -40,7 +40,7 @@ def test_what_is_installed_here_is_fine():
     ],
 )
 def test_old_is_a_problem_and_new_a_note(there, status, said, monkeypatch):
-    monkeypatch.setattr("mpo.preflight.doctor.versions.TESTED", {"transformers": "5.24"})
+    monkeypatch.setattr("mpo.preflight.packages.TESTED", {"transformers": "5.24"})
     found = judge("transformers", there, SpecifierSet(">=5.17"))
     assert (found.status, found.value) == (status, said)
     assert found.fix == ("pip install 'transformers>=5.17'" if status == "problem" else "")

@@ -6,19 +6,15 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from real_shapes import config_of
-from support import TEXTS
+from real_shapes import config_of, real_processor
+from support import TEXTS, make_image, messages
 from transformers import Adafactor
 
 from mpo import MPOConfig
+from mpo.batching.collator import PairCollator
 from mpo.models.small import small_internvl, small_processor
-from mpo.preflight.dry_run.batch import BatchShape
-from mpo.preflight.dry_run.build import meta_model
-from mpo.preflight.dry_run.memory import estimate_memory
-from mpo.preflight.dry_run.sharding import Sharding
-from mpo.preflight.dry_run.state import optimiser_bytes, trained_bytes, weight_bytes
-
-BATCH = BatchShape(tokens=3000, keys=5500, masks=0, labelled=400, tiles=13, pixels=13 * 3 * 448**2, packed=True, shared=True)
+from mpo.preflight.memory import Sharding, estimate_memory, optimiser_bytes, trained_bytes, weight_bytes
+from mpo.preflight.structure import meta_model
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +23,25 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def one_billion():
-    return meta_model(config_of("InternVL3-1B", 1), "float32")
+def processor():
+    return real_processor()
+
+
+@pytest.fixture(scope="module")
+def batch(processor):
+    """A pair with an image of 12 tiles and a thumbnail."""
+    record = {
+        "prompt": messages("What is it?", "user"),
+        "chosen": messages("It is a cat. " * 20, "assistant"),
+        "rejected": messages("It is a dog. " * 20, "assistant"),
+        "images": [make_image(0, 40, 30)],
+    }
+    return PairCollator(processor, layout="packed")([record])
+
+
+@pytest.fixture(scope="module")
+def one_billion(processor):
+    return meta_model(config_of("InternVL3-1B", processor.image_token_id), "float32")
 
 
 def arguments(**settings):
@@ -93,9 +106,9 @@ def test_four_bits_are_what_bitsandbytes_allocates():
     assert weight_bytes(model, four_bits=True) == pytest.approx(allocated, rel=0.001)
 
 
-def test_full_fine_tuning_by_hand(one_billion):
+def test_full_fine_tuning_by_hand(one_billion, batch):
     """938.2 M float32 weights: 3.495 GiB; the same for the reference and the gradients, twice that for AdamW."""
-    found = parts(estimate_memory(one_billion, BATCH, arguments(), gpu=True))
+    found = parts(estimate_memory(one_billion, batch, arguments(), gpu=True))
     weights = 938_193_024 * 4
     assert found["weights"] == pytest.approx(weights, rel=1e-3)
     assert found["reference model"] == found["gradients"] == weights
@@ -112,40 +125,41 @@ def test_full_fine_tuning_by_hand(one_billion):
         ("zero3", 2 / 8, 2 / 8, 12 / 8, 2 / 8),
     ],
 )
-def test_bytes_a_weight_on_each_of_eight_ranks(kind, weights, gradients, state, reference):
+def test_bytes_a_weight_on_each_of_eight_ranks(kind, weights, gradients, state, reference, processor, batch):
     """bfloat16 weights under bf16: DDP keeps all in bfloat16; accelerate casts trained weights to float32 under FSDP2; ZeRO
     keeps float32 master weights and two moments, 12 bytes (arXiv 1910.02054, figure 1)."""
-    model = meta_model(config_of("InternVL3-1B", 1), "bfloat16")
-    found = parts(estimate_memory(model, BATCH, arguments(bf16=True), gpu=True, sharding=Sharding(kind, 8)))
+    model = meta_model(config_of("InternVL3-1B", processor.image_token_id), "bfloat16")
+    found = parts(estimate_memory(model, batch, arguments(bf16=True), gpu=True, sharding=Sharding(kind, 8)))
     each = {name: found[name] / 938_193_024 for name in ("weights", "gradients", "optimiser state", "reference model")}
     assert list(each.values()) == pytest.approx([weights, gradients, state, reference], rel=1e-3)
     assert ("DDP's buckets" in found) == (kind == "ddp")
     assert ("gathered weights" in found) == (kind in ("fsdp2", "zero3"))
 
 
-def test_what_needs_no_second_model(one_billion):
-    assert parts(estimate_memory(one_billion, BATCH, arguments(reference="cached"), gpu=True))["reference model"] == 0
+def test_what_needs_no_second_model(one_billion, batch):
+    assert parts(estimate_memory(one_billion, batch, arguments(reference="cached"), gpu=True))["reference model"] == 0
     without = arguments(loss_type=["orpo", "sft"])
-    assert parts(estimate_memory(one_billion, BATCH, without, gpu=True))["reference model"] == 0
+    assert parts(estimate_memory(one_billion, batch, without, gpu=True))["reference model"] == 0
     with torch.device("meta"):
         adapted = get_peft_model(copy.deepcopy(one_billion), LoraConfig(target_modules=r".*language_model.*q_proj"))
-    found = parts(estimate_memory(adapted, BATCH, arguments(), gpu=True, with_adapters=True))
+    found = parts(estimate_memory(adapted, batch, arguments(), gpu=True, with_adapters=True))
     assert found["reference model"] == 0
     assert found["gradients"] == trained_bytes(adapted) < 2**24
 
 
-def test_gradients_are_always_there_when_they_are_accumulated(one_billion):
-    once = estimate_memory(one_billion, BATCH, arguments(), gpu=True)
-    over = estimate_memory(one_billion, BATCH, arguments(gradient_accumulation_steps=4), gpu=True)
+def test_gradients_are_always_there_when_they_are_accumulated(one_billion, batch):
+    once = estimate_memory(one_billion, batch, arguments(), gpu=True)
+    over = estimate_memory(one_billion, batch, arguments(gradient_accumulation_steps=4), gpu=True)
     assert "gradients" in {component.name for component in over.fixed} - {component.name for component in once.fixed}
     assert over.total > once.total
 
 
-def test_checkpointing_and_eight_bits_save(one_billion):
-    plain = estimate_memory(one_billion, BATCH, arguments(), gpu=True)
-    checkpointed = estimate_memory(one_billion, BATCH, arguments(gradient_checkpointing=True), gpu=True)
-    assert parts(checkpointed)["activations"] < parts(plain)["activations"] / 8
-    small = estimate_memory(one_billion, BATCH, arguments(optim="paged_adamw_8bit"), gpu=True)
+def test_checkpointing_and_eight_bits_save(one_billion, batch):
+    plain = estimate_memory(one_billion, batch, arguments(), gpu=True)
+    checkpointed = estimate_memory(one_billion, batch, arguments(gradient_checkpointing=True), gpu=True)
+    kept = [sum(size for name, size in parts(one).items() if "activations" in name) for one in (checkpointed, plain)]
+    assert kept[0] < kept[1] / 6
+    small = estimate_memory(one_billion, batch, arguments(optim="paged_adamw_8bit"), gpu=True)
     assert parts(small)["optimiser state"] == 0
     assert "CPU memory" in next(c.why for c in small.fixed if c.name == "optimiser state")
 

@@ -7,8 +7,7 @@ from support import TEXTS
 
 from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
-from mpo.preflight.dry_run.build import meta_model
-from mpo.preflight.dry_run.parts import count_parameters
+from mpo.preflight.structure import count_parameters, meta_model
 
 
 def totals(model):

@@ -8,7 +8,7 @@ from support import TEXTS, make_image
 
 from mpo.commands import main
 from mpo.models.small import small_internvl, small_processor
-from mpo.preflight.dry_run.page import histogram
+from mpo.preflight.dry_run import histogram
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,7 @@ def test_refusals_are_one_message(page):
 def test_settings_of_a_gpu_are_accepted_without_one(page):
     text = page("trainer.bf16=true", "trainer.activation_offloading=true")
     assert "casts of weights" in text
+    assert "NOT subtracted: what trainer.activation_offloading saves" in text
 
 
 def test_a_histogram_counts_every_value():

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from mpo.batching.collator import PairCollator
 from mpo.batching.sampler import PackingReport, PairBatchSampler
 from mpo.encoding.costs import PairCosts
-from mpo.models.packable import why_not
-from mpo.preflight.dry_run.activations import activations
-from mpo.preflight.dry_run.batch import BatchShape
-from mpo.preflight.dry_run.precision import Precision
+from mpo.models.packable import find_text_model, fixed_context
+from mpo.models.parts import base_model
+from mpo.models.tower import find_tower
+from mpo.training.start import adds_router_loss, choose_layout, pair_collator
 
 
 @dataclass(frozen=True)
 class Workload:
     """The measured data of a job.
 
-    ``total``: number of records. ``records``: the measured ones, all or an evenly spaced subset; ``costs``: their costs.
-    ``most_expensive``: indices of the records of the micro-batch with the highest memory; ``batch``: its sizes. ``packing``: report
-    of the sampler that plans the batches; None without one.
+    ``total``: number of records. ``records``: the measured ones, all or an evenly spaced subset; ``costs``: their costs without
+    truncation; ``tokens``: as they are trained, in rows of ``layout``, shape (N,), without padding. ``padded_because``: why rows
+    are padded, if they have to be. ``most_expensive``: indices of the records of the micro-batch with the highest memory.
+    ``packing``: report of the sampler that plans the batches; None without one.
     """
 
     total: int
     records: Any
     costs: PairCosts
+    tokens: Any
+    layout: str
+    padded_because: str | None
+    collator: PairCollator
     most_expensive: list[int]
-    batch: BatchShape
     steps: int
     epochs: float
     micro_batches: int
     pairs_per_step: float
     packing: PackingReport | None
+
+    def batch(self, indices: list[int]) -> Any:
+        """Collate records as the trainer does."""
+        return self.collator([self.records[index] for index in indices])
 
     @property
     def sampled(self) -> bool:
@@ -42,9 +51,7 @@ class Workload:
         return len(self.costs) < self.total
 
 
-def plan_workload(
-    pairs: Any, records: Any, costs: PairCosts, model: Any, processor: Any, args: Any, *, ranks: int, gpu: bool
-) -> Workload:
+def plan_workload(pairs: Any, records: Any, costs: PairCosts, model: Any, processor: Any, args: Any, *, ranks: int) -> Workload:
     """Plan a run over its data.
 
     Args:
@@ -55,8 +62,11 @@ def plan_workload(
         processor: processor of the run.
         args: the run's `MPOConfig`.
         ranks: number of ranks.
-        gpu: whether the run uses GPUs.
+
+    Raises:
+        ValueError: for settings of rows that the trainer refuses for this model.
     """
+    layout, reason = choose_layout(args, model, router_loss=adds_router_loss(model.config, args))
     truncated = costs.truncate(args.max_length, skip=args.on_bad_record == "skip")
     sampler = None
     if args.batching == "tokens" or args.group_same_prompt > 1:
@@ -80,15 +90,20 @@ def plan_workload(
         micro_batches = round(len(sampler) * scale)
     per_epoch = max(-(-micro_batches // args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
-    most_expensive = _most_expensive(truncated, sampler, model, args, gpu)
-    rules = {"completion_end": args.completion_end, "tile_budget": args.tile_budget, "max_length": args.max_length}
-    collator = PairCollator(processor, layout=layout_of(model, args), **rules)
+    tokens = truncated.tokens() if layout == "packed" else 2 * truncated.prompt + truncated.chosen + truncated.rejected
+    has_images = hasattr(model.config, "vision_config")
+    collator = replace(
+        pair_collator(processor, args), layout=layout, context=fixed_context(model), blank_image=ranks > 1 and has_images
+    )
     return Workload(
         total=len(pairs),
         records=records,
         costs=costs,
-        most_expensive=most_expensive,
-        batch=BatchShape.of(collator([records[index] for index in most_expensive])),
+        tokens=tokens,
+        layout=layout,
+        padded_because=reason,
+        collator=collator,
+        most_expensive=_most_expensive(tokens, costs.tiles, sampler, model, args),
         steps=steps,
         epochs=steps / per_epoch,
         micro_batches=micro_batches,
@@ -97,30 +112,22 @@ def plan_workload(
     )
 
 
-def layout_of(model: Any, args: Any) -> str:
-    """Return the layout that the trainer will use: packed or padded."""
-    keeps_end = args.truncation_mode == "keep_end" and args.max_length
-    padded = args.rows == "padded" or args.pad_to_multiple_of or keeps_end or why_not(model) is not None
-    return "padded" if padded else "packed"
-
-
-def _most_expensive(costs: PairCosts, sampler: PairBatchSampler | None, model: Any, args: Any, gpu: bool) -> list[int]:
-    """Return the planned batch with the largest activations; without a plan, a batch of the most expensive pairs."""
-    each = _bytes_of(costs, model, args, gpu)
+def _most_expensive(tokens: Any, tiles: Any, sampler: PairBatchSampler | None, model: Any, args: Any) -> list[int]:
+    """Return the planned batch with the largest activations, about; without a plan, a batch of the most expensive pairs."""
+    base = base_model(model)
+    tower: Any = find_tower(base)
+    each = tokens * _width(find_text_model(base))
+    if tower is not None:
+        size, patch = (np.ravel(getattr(tower.config, name, 0))[0] for name in ("image_size", "patch_size"))
+        trained = any(parameter.requires_grad for parameter in tower.parameters())
+        each = each + tiles * (3 * size**2 + (((size // max(patch, 1)) ** 2) * _width(tower) if trained else 0))
     if sampler is None:
         return np.argsort(-each, kind="stable")[: args.per_device_train_batch_size].tolist()
     batches = [[abs(index) - (index < 0) for index in batch] for batch in sampler]
     return max(batches, key=lambda batch: float(each[batch].sum()))
 
 
-def _bytes_of(costs: PairCosts, model: Any, args: Any, gpu: bool) -> Any:
-    """Approximate bytes of activations of each record, shape (N,): linear in its tokens and tiles."""
-    precision = Precision.of(model, args, gpu=gpu)
-
-    def kept(tokens: int, tiles: int) -> int:
-        shape = BatchShape(tokens, tokens, 0, 1, tiles, 0, True, True)
-        return activations(model, shape, precision, checkpointing=args.gradient_checkpointing).kept()
-
-    none, token, tile = kept(0, 1), kept(1000, 1), kept(0, 1001)
-    per_token, per_tile = (token - none) / 1000, (tile - none) / 1000 + 12 * 448 * 448
-    return costs.tokens() * per_token + costs.tiles * per_tile
+def _width(model: Any) -> int:
+    """Numbers per token that go through the linear layers of a model: a measure of its activations."""
+    linears = [module for module in (() if model is None else model.modules()) if isinstance(module, nn.Linear)]
+    return sum(module.in_features + module.out_features for module in linears)

@@ -1,18 +1,25 @@
-"""Build the model of a job without its weights, and load its processor."""
+"""Build the model of a job without its weights, load its processor, and count the parameters of its parts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+from mpo.models.family import INTERNVL, family_of
 from mpo.models.fit import check_targets
 from mpo.models.loading import as_dtype, load_processor, model_config
 
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
+
+TITLES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "LM head"}
+REST = "model"
+PARTS = (*TITLES.values(), REST, "adapters")
 
 
 @dataclass(frozen=True)
@@ -72,3 +79,39 @@ def adapted(model: Any, job: TrainJob) -> Any:
     check_targets(model, adapter)
     with torch.device(model.device):
         return get_peft_model(model, adapter)
+
+
+@dataclass
+class Count:
+    """Number of parameters of a part: all, and trained ones."""
+
+    total: int = 0
+    trainable: int = 0
+
+
+def titles(model: nn.Module) -> Callable[[str], str]:
+    """Return a function from the name of a parameter or module of `model` to the title of its part; adapters are a separate part.
+
+    In a vision-language model of an unknown family, all but adapters and LM head is one part.
+    """
+    base = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    try:
+        family = INTERNVL if base is None else family_of(base.config, "dry_run=true")
+    except ValueError:
+        return lambda name: "adapters" if "lora_" in name else TITLES["head"] if "lm_head" in name.split(".") else REST
+    return lambda name: "adapters" if "lora_" in name else TITLES[family.part_of(name)]
+
+
+def count_parameters(model: nn.Module) -> dict[str, Count]:
+    """Count parameters by part. Weights shared by head and input embeddings count once, for the language model.
+
+    Args:
+        model: a model; may be on the meta device.
+    """
+    counts = {part: Count() for part in PARTS}
+    part_of = titles(model)
+    for name, parameter in model.named_parameters():
+        count = counts[part_of(name)]
+        count.total += parameter.numel()
+        count.trainable += parameter.numel() if parameter.requires_grad else 0
+    return counts

@@ -1,0 +1,284 @@
+"""Check required and optional packages: installed, a supported version, importable, and with the private names that mpo uses."""
+
+from __future__ import annotations
+
+import platform
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions, requires, version
+from shlex import quote
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from mpo.preflight.doctor import Finding, attempted, first_cause, one_line
+
+TESTED: Mapping[str, str] = {
+    "torch": "2.15",
+    "transformers": "5.24",
+    "trl": "1.16",
+    "peft": "0.21",
+    "accelerate": "1.15",
+    "datasets": "5.2",
+    "bitsandbytes": "0.50",
+}
+"""The newest tested release of each package."""
+
+NAMES = {
+    "pillow": "PIL.Image:open",
+    "hydra-core": "hydra:compose",
+    "torch": "torch:Tensor",
+    "torchvision": "torchvision.ops:nms",
+    "datasets": "datasets:Dataset",
+    "bitsandbytes": "bitsandbytes.nn:Linear4bit",
+    "flash-attn": "flash_attn:flash_attn_varlen_func",
+    "flash-attn-3": "flash_attn_interface:flash_attn_varlen_func",
+    "deepspeed": "deepspeed:initialize",
+    "accelerate": "accelerate:Accelerator",
+    "transformers": "transformers:InternVLForConditionalGeneration",
+    "liger-kernel": "liger_kernel.transformers:LigerRMSNorm",
+    "peft": "peft:LoraConfig",
+    "trl": "trl:DPOTrainer",
+}
+"""An object that a run uses from each package, as several packages import lazily. Packages that others import come first."""
+
+REQUIRED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "hydra-core", "pillow")
+
+OPTIONAL = {
+    "bitsandbytes": "QLoRA, 8-bit optimizers",
+    "flash-attn": "trainer.packed_attention=flash_attn_2",
+    "flash-attn-3": "trainer.packed_attention=flash_attn_3",
+    "liger-kernel": "trainer.use_liger_kernel=true",
+    "deepspeed": "launch=zero1, zero2, zero3",
+}
+"""The settings that need each package."""
+
+INSTALL = {
+    "flash-attn": "pip install --no-build-isolation 'mpo-trainer[flash]'",
+    "flash-attn-3": "pip install --no-build-isolation 'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
+}
+"""Install commands of packages that need special options."""
+
+PRIVATE = {
+    "trl": (
+        "trl.trainer.dpo_trainer:get_peft_model",
+        "trl.models.utils:disable_gradient_checkpointing",
+        "trl.trainer.utils:add_fused_lm_head",
+        "trl.trainer.utils:create_model_from_path",
+        "trl.kernels.chunked_logprob:_addmm_fp32",
+        *(f"trl:DPOTrainer.{name}" for name in ("_prepare_dataset", "_set_signature_columns_if_needed", "_tag_names", "_paper")),
+    ),
+    "transformers": (
+        "transformers:PreTrainedModel._can_set_attn_implementation",
+        "transformers.integrations.liger:apply_liger_kernel",
+        *(
+            f"transformers:Trainer.{name}"
+            for name in (
+                "_get_num_items_in_batch",
+                "_get_grad_norm",
+                "_run_epoch",
+                "_maybe_log_save_evaluate",
+                "_finalize_training",
+                "_get_dataloader",
+                "_get_eval_sampler",
+                "_load_from_checkpoint",
+                "_load_best_model",
+                "_load_optimizer_and_scheduler",
+                "_load_callback_state",
+                "_save_checkpoint",
+                "_save_rng_state",
+                "_prepare_inputs",
+            )
+        ),
+    ),
+    "accelerate": ("accelerate.utils.fsdp_utils:fsdp2_prepare_model",),
+}
+"""Names without a promise that the trainer overrides or calls; the files that use them list all."""
+
+
+def required() -> Iterator[Finding]:
+    """Check mpo-trainer, Python and the packages of `REQUIRED`."""
+    yield Finding("mpo-trainer", version("mpo-trainer"))
+    yield from attempted("Python", _python)
+    asked = supported()
+    for name in REQUIRED:
+        yield from attempted(name, partial(_package, name, asked.get(name, Supported())))
+
+
+def optional() -> Iterator[Finding]:
+    """Check the packages of `OPTIONAL`, which must work if they are installed."""
+    asked = supported()
+    for name, purpose in OPTIONAL.items():
+        yield from attempted(name, partial(_package, name, asked.get(name, Supported()), purpose))
+
+
+def private_names() -> Iterator[Finding]:
+    """Check that the installed releases have the names of `PRIVATE`."""
+    for package, names in PRIVATE.items():
+        if installed(package) is None or import_failure(package) is not None:
+            continue  # already reported
+        for missing in filter(_is_missing, names):
+            fix = f"pip install '{package}=={TESTED[package]}.*'"
+            yield Finding(package, f"{installed(package)} has no {missing.replace(':', '.')}, which mpo uses", "problem", fix)
+
+
+def _is_missing(name: str) -> bool:
+    module, _, path = name.partition(":")
+    try:
+        found: object = import_module(module)
+        for attribute in path.split("."):
+            found = getattr(found, attribute)
+    except (ImportError, AttributeError):
+        return True
+    return False
+
+
+def _python() -> Iterator[Finding]:
+    found = judge("Python", platform.python_version(), SpecifierSet(metadata("mpo-trainer")["Requires-Python"]))
+    yield found if found.status == "ok" else Finding("Python", found.value, "problem", "conda create -n mpo python=3.12")
+
+
+def _package(name: str, asked: Supported, purpose: str | None = None) -> Iterator[Finding]:
+    current = installed(name)
+    if current is None:
+        command = INSTALL.get(name) or install_command(name)
+        if purpose is None:
+            yield Finding(name, "not installed", "problem", command)
+        else:
+            yield Finding(name, f"not installed ({purpose})", "ok", command)
+        return
+    found = judge(name, current, asked.versions)
+    failure = None if found.status == "problem" else import_failure(name)
+    if failure is not None:
+        found = Finding(name, f"{current} cannot be imported: {one_line(failure)}", "problem", fix_import(failure, name))
+    yield found
+
+
+@dataclass(frozen=True)
+class Supported:
+    """The requirement of mpo-trainer for a package.
+
+    Args:
+        versions: supported versions.
+        extra: the extra of mpo-trainer that installs the package; None: always installed.
+    """
+
+    versions: SpecifierSet = field(default_factory=SpecifierSet)
+    extra: str | None = None
+
+
+def supported() -> dict[str, Supported]:
+    """Read the requirements of mpo-trainer from its metadata, by package.
+
+    >>> str(supported()["pillow"].versions), supported()["bitsandbytes"].extra
+    ('>=10', 'qlora')
+    """
+    extras = metadata("mpo-trainer").get_all("Provides-Extra") or []
+    found: dict[str, Supported] = {}
+    for line in requires("mpo-trainer") or []:
+        asked = Requirement(line)
+        extra = None if asked.marker is None else next((e for e in extras if asked.marker.evaluate({"extra": e})), None)
+        found.setdefault(canonicalize_name(asked.name), Supported(asked.specifier, extra))
+    return found
+
+
+def install_command(name: str) -> str:
+    """Return the command that installs a supported version of a package.
+
+    >>> install_command("transformers"), install_command("bitsandbytes"), install_command("deepspeed")
+    ("pip install 'transformers>=5.17'", "pip install 'mpo-trainer[qlora]'", "pip install 'mpo-trainer[deepspeed]'")
+    """
+    asked = supported().get(name, Supported())
+    return f"pip install {quote(f'mpo-trainer[{asked.extra}]' if asked.extra else f'{name}{asked.versions}')}"
+
+
+def installed(name: str) -> str | None:
+    """Return the installed version of a package; None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def judge(name: str, current: str, versions: SpecifierSet) -> Finding:
+    """Compare a version with the supported and the tested versions.
+
+    Args:
+        name: name of the package.
+        current: its installed version.
+        versions: supported versions.
+
+    >>> judge("transformers", "5.10.0", SpecifierSet(">=5.17"))  # doctest: +NORMALIZE_WHITESPACE
+    Finding(name='transformers', value='5.10.0 is not supported (>=5.17, tested up to 5.24)', status='problem',
+            fix="pip install 'transformers>=5.17'")
+    """
+    tested = TESTED.get(name)
+    about = ", ".join([str(versions)] * bool(versions) + [f"tested up to {tested}"] * bool(tested))
+    about = f" ({about})" if about else ""
+    if not versions.contains(current, prereleases=True):
+        return Finding(name, f"{current} is not supported{about}", "problem", f"pip install '{name}{versions}'")
+    if tested and Version(current).release[: tested.count(".") + 1] > Version(tested).release:
+        return Finding(name, f"{current} is newer than tested{about}", "note")
+    return Finding(name, current + about)
+
+
+def import_failure(package: str) -> BaseException | None:
+    """Import the object of `NAMES` from a package; return the original error if that fails."""
+    module, _, name = NAMES[package].partition(":")
+    try:
+        getattr(import_module(module), name)
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return first_cause(error)
+    return None
+
+
+def failing_alike(error: BaseException) -> str | None:
+    """Return the first package whose import fails with the same error; the others depend on it."""
+    for package in NAMES:
+        if installed(package) is not None:
+            failure = import_failure(package)
+            if failure is not None and str(failure) == str(error):
+                return package
+    return None
+
+
+def fix_import(error: BaseException, package: str) -> str:
+    """Return the command that fixes a failed import.
+
+    Args:
+        error: the original error.
+        package: the imported package.
+    """
+    package = failing_alike(error) or package
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        owner = _owner(error.name)
+        if installed(owner) is None:
+            return install_command(owner)
+        package = owner  # it is installed, but incomplete
+    elif package == "torchvision" or "torchvision" in str(error):
+        torch = Version(installed("torch") or "0")
+        if torch.major == 2:  # torchvision 0.(15 + x) belongs to torch 2.x
+            return f"pip install --force-reinstall --no-deps 'torchvision==0.{15 + torch.minor}.*'"
+        package = "torchvision"
+    elif isinstance(error, ImportError) and error.name and (other := _owner(error.name)) != package and installed(other):
+        return f"pip install --upgrade {package} {other}"  # one imports a name that the other does not have
+    if package == "torch":
+        return "pip install --force-reinstall torch torchvision"
+    if package.startswith("flash-attn"):
+        return f"pip install --force-reinstall --no-build-isolation --no-deps {package}   (or pip uninstall {package})"
+    return f"pip install --force-reinstall --no-deps {package}=={installed(package)}"
+
+
+def _owner(module: str) -> str:
+    """Return the package that a module belongs to."""
+    top = module.partition(".")[0]
+    for package, name in NAMES.items():
+        if name.partition(":")[0].partition(".")[0] == top:
+            return package
+    return next(iter(packages_distributions().get(top, [])), top.replace("_", "-"))

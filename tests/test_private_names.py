@@ -43,6 +43,9 @@ TRAINER = {  # overridden or called on TRL's and transformers' trainers
 OTHERS = {
     "_attn_implementation": {"batching/attention.py"},  # configurations of transformers
     "_can_set_attn_implementation": {"models/packable.py"},
+    "_CHUNKED_LOGPROB_CHUNK_SIZE": {"preflight/trace.py"},  # TRL's head
+    "_cdata": {"preflight/trace.py"},  # torch
+    "_scaled_dot_product_flash_attention_for_cpu": {"preflight/trace.py"},  # torch
     "_DropoutNd": {"batching/randomness.py"},  # torch
     "_forward_pre_hooks": {"batching/attention.py"},  # torch
     "_from_config": {"training/start.py"},
@@ -51,7 +54,7 @@ OTHERS = {
     "_info": {"data/encoded.py"},  # datasets
     "_is_view": {"models/official/tensors.py"},  # torch
     "_models": {"training/reference/use.py"},  # accelerate
-    "_n_gpu": {"preflight/doctor/step.py", "training/mpo.py"},  # transformers' arguments
+    "_n_gpu": {"preflight/trial.py", "training/mpo.py"},  # transformers' arguments
     "_name_or_path": {"models/loading.py", "training/reference/fingerprint.py", "training/start.py"},
     "_option_string_actions": {"commands/__init__.py"},  # argparse
     "_orig_mod": {"models/packable.py", "training/reference/fingerprint.py"},  # torch

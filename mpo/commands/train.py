@@ -5,31 +5,48 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+
+from mpo.io import did_you_mean
+from mpo.recipes import EXPERIMENTS
 
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
     from mpo.training.launch.place import Place
 
-GROUPS = ("model", "data", "loss", "peft", "trainer", "launch", "experiment")
+GROUPS = ("model", "method", "peft", "loss", "data", "trainer", "launch", "experiment")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `mpo train` with Hydra's command line and return the exit status."""
-    before = sys.argv
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["mpo train", *map(settable, arguments)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
         hydra.main(version_base="1.3", config_path="pkg://mpo.recipes", config_name="train")(_task)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except CompactHydraException as error:
+        message = str(error)
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+            name = error.missing_cfg_file.split("/")[-1]
+            near = did_you_mean(name, error.options, most=20) or " mpo train --help lists the options."
+            message = f"{message.splitlines()[0]}.{near}"
+        print("\n".join(filter(None, [f"mpo: error: {message}", str(error.__cause__ or "")])), file=sys.stderr)
+        return 2
     finally:
         sys.argv = before
+        os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
     return 0
 
 
@@ -43,6 +60,27 @@ def settable(argument: str) -> str:
     if match is None or match[1] in GROUPS or match[1].split(".")[0] == "hydra":
         return argument
     return f"++{argument}"
+
+
+def groups() -> str:
+    """List the groups with their options, for the help: names that differ in their size only as one."""
+    lines = []
+    for group in GROUPS:
+        shown, sizes = [], defaultdict(list)
+        for name in sorted(GlobalHydra.instance().config_loader().get_group_options(group)):
+            size = re.fullmatch(r"(\w+)_(\d+)(b\w*)", name)
+            if group == "model" and size:
+                sizes[size[1]].append((int(size[2]), size[3]))
+            elif group != "experiment" or name not in EXPERIMENTS:
+                shown.append(name)
+        shown += [f"{family}_{{{','.join(f'{n}{rest}' for n, rest in sorted(found))}}}" for family, found in sorted(sizes.items())]
+        if group == "experiment":
+            shown.append("MODEL, MODEL_lora, MODEL_qlora for each MODEL with a size")
+        lines.append(textwrap.fill(f"{group}: {', '.join(shown)}", 110, subsequent_indent="    ", break_on_hyphens=False))
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("mpo_groups", groups, replace=True)
 
 
 def _task(config: DictConfig) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from mpo.io import did_you_mean
@@ -83,6 +87,35 @@ def groups() -> str:
 OmegaConf.register_new_resolver("mpo_groups", groups, replace=True)
 
 
+class CheckSweep(Callback):  # type: ignore[misc]
+    """Refuse a sweep whose jobs write to the same folder, before the first of them runs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra with the configuration of the sweep."""
+        from mpo.commands.errors import user_errors
+
+        if status := user_errors(lambda: self._check(config)):
+            raise SystemExit(status)  # Hydra turns exceptions of callbacks into warnings
+
+    def _check(self, config: DictConfig) -> int:
+        sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+        if "hydra.job.num" in str(sweep["subdir"]) or not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return 0
+        loader: Any = GlobalHydra.instance().config_loader()
+        words = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+        jobs: dict[str, list[str]] = {}
+        for overrides in BasicSweeper.split_arguments(words, None)[0]:
+            job = loader.load_sweep_config(config, overrides).hydra.sweep
+            folder = os.path.normpath(os.path.join(job.dir, job.subdir))
+            if folder in jobs:
+                raise ValueError(
+                    f"Two jobs of the sweep would write to {folder}: {' '.join(jobs[folder])} and {' '.join(overrides)}. Put "
+                    f"${{hydra.job.num}} into hydra.sweep.subdir (here {sweep['subdir']!r}), or leave it out."
+                )
+            jobs[folder] = overrides
+        return 0
+
+
 def _task(config: DictConfig) -> None:
     from mpo.commands.errors import user_errors
 
@@ -126,7 +159,8 @@ def _train_on_ranks(job: TrainJob, place: Place) -> int:
     from mpo.training.launch.ranks import start_ranks
 
     try:
-        status = start_ranks(place, "mpo.commands.rank", [str(job.save())])
+        with tempfile.TemporaryDirectory() as folder:
+            status = start_ranks(place, "mpo.commands.rank", [str(job.save(folder))])
     except RuntimeError as error:
         newest = job.newest_checkpoint()
         print(

@@ -48,15 +48,18 @@ from mpo.training.checkpoint import (
     save_state,
 )
 from mpo.training.config import MPOConfig
+from mpo.training.content import content_of
 from mpo.training.finite import FiniteGuard
 from mpo.training.metrics import Meter
 from mpo.training.model_card import extend_card
 from mpo.training.reference.cache import ReferenceCache
+from mpo.training.resume import check_same_run, description
 from mpo.training.samples.callback import SampleResponses
 from mpo.training.start import fingerprint_of
 
 logger = logging.getLogger(__name__)
 
+PLAN = "plan of batches"
 REFERENCE = "reference"  # folder of a checkpoint, for a reference that sync_ref_model updates
 
 
@@ -98,6 +101,9 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         self._sampler: PairBatchSampler | None = None
         self._epoch = torch.zeros((), dtype=torch.int64)  # data loader workers read it
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._content: str | None = None  # of the training set, read when training begins
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        self._description = description(unwrapped, self.args, self.processing_class, self.optimizer)
         self._bad_records: BadRecords | None = None
         if self.args.on_bad_record == "skip":
             writes = self.is_world_process_zero()
@@ -509,12 +515,16 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             steps, metrics and the loss: the mean over all pairs of the run, including those before it was resumed.
 
         Raises:
-            ValueError: when there is no complete checkpoint to resume from, or it belongs to another run.
+            ValueError: when there is no complete checkpoint to resume from, a file of it is truncated, or the run that wrote it had
+                other settings (`mpo.training.resume`) or other records (`mpo.training.content`).
             FloatingPointError: when a loss or gradient was not finite.
         """
+        self._content = content_of(self.train_dataset) if self.train_dataset is not None else None
         if resume_from_checkpoint:
             asked = None if resume_from_checkpoint is True else resume_from_checkpoint
             resume_from_checkpoint = complete_checkpoint(self.args.output_dir, asked)
+            order = {} if self.args.ignore_data_skip else {name: value for name, value in self._order().items() if name != PLAN}
+            check_same_run(resume_from_checkpoint, self._description, order)
         self._meters["train"].clear()
         self._guard.clear()
         self._whole_run = [0.0, 0.0]
@@ -542,7 +552,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()  # no rank may write into a folder that counts as complete
             state = self._state()
             if self.args.should_save:
-                save_state(folder, state)
+                save_state(folder, {**state, "run": self._description})
                 if self.args.sync_ref_model:
                     self.accelerator.unwrap_model(self.ref_model).save_pretrained(os.path.join(folder, REFERENCE))
             self.state.save_to_json = partial(finish_checkpoint, self.state)
@@ -593,9 +603,10 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
         sized = hasattr(self.train_dataset, "__len__")
         return {
             "pairs in the data set": len(self.train_dataset) if sized else None,
+            "content of the data set": self._content,
             "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "plan of batches": None if self._sampler is None else self._sampler.identity,
+            PLAN: None if self._sampler is None else self._sampler.identity,
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -604,14 +615,7 @@ class PairLoop(DPOTrainer):  # type: ignore[misc]
             return
         state = load_state(checkpoint)
         if not self.args.ignore_data_skip:
-            for name, now in self._order().items():
-                before = state["order"][name]
-                if before != now:
-                    raise ValueError(
-                        f"The run that wrote {checkpoint} had {name} = {before} and this one has {now}, so the remaining "
-                        "pairs would not be those of that run. Resume with the same value, set ignore_data_skip=True to "
-                        "continue from the beginning of the data, or pass the folder as the model to a new run."
-                    )
+            check_same_run(checkpoint, {}, {PLAN: self._order()[PLAN]})  # not known earlier
         self._total_train_tokens = state["num_tokens"]
         self._whole_run = state["whole_run"]
         if self._bad_records is not None and state.get("bad_records"):

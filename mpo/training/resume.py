@@ -42,8 +42,8 @@ MAY_CHANGE = {
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
     *("dataloader_multiprocessing_context", "dataset_num_proc", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"),
     *("ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "seed", "data_seed"),
-    # Limits and checks that change no step, and a folder of values that are found by content.
-    *("max_bad_fraction", "verify_first_batch", "reference_cache"),
+    # Limits and checks that change no step, and where the reference's log-probs come from, which are the same live or cached.
+    *("max_bad_fraction", "verify_first_batch", "reference", "reference_cache", "precompute_ref_log_probs"),
 }
 """Fields of `MPOConfig` that may differ when a run is resumed. All others must be equal."""
 MAY_CHANGE_IN_RECIPES = {
@@ -120,7 +120,9 @@ def check_same_run(checkpoint: str, run: Mapping[str, Any], order: Mapping[str, 
         before, now = {}, {}
     for name in order.keys() & state["order"].keys():
         before[name], now[name] = state["order"][name], order[name]
-    check_same(before, now, checkpoint, fix="choose another output_dir for a new run")
+    other_pairs = any(state["order"].get(name, value) != value for name, value in order.items())
+    fix = "set ignore_data_skip=True to go on from the beginning of the other pairs, or " if other_pairs else ""
+    check_same(before, now, checkpoint, fix=f"{fix}choose another output_dir")
 
 
 def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:
@@ -139,7 +141,7 @@ def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], checkpo
         first, second = ({n: v for n, v in one.items() if n == "peft.kind" or n[:5] != "peft."} for one in (first, second))
     names = {*first, *second}
     first, second = ({name: one.get(name) for name in names} for one in (first, second))
-    check_same(first, second, checkpoint, fix="choose another run_dir for a new run")
+    check_same(first, second, checkpoint, fix="choose another run_dir")
 
 
 def _recipe_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,8 +187,8 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: st
     if changed:
         listed = "".join(f"\n  {name} = {_short(before[name])} (now {_short(now[name])})" for name in changed)
         raise ValueError(
-            f"The run that wrote {checkpoint} had other settings:{listed}\nSet them back to resume it, or {fix}. (A checkpoint can "
-            "also be the model of a new run; with ignore_data_skip=True, a run goes on with other pairs, from their beginning.)"
+            f"The run that wrote {checkpoint} had other settings:{listed}\nSet them back to resume it, or {fix} "
+            "for a new run (the checkpoint can be its model)."
         )
 
 

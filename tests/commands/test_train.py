@@ -209,7 +209,7 @@ def test_cfg_job():
 
 
 @pytest.mark.slow
-def test_a_run_and_its_resumption(arguments, tmp_path, capsys):
+def test_a_run_and_its_resumption(arguments, pairs, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *arguments, "trainer.max_steps=2", "trainer.save_steps=1"]) == 0
     assert yaml.safe_load((run / "resolved.yaml").read_text())["trainer"]["max_steps"] == 2
@@ -223,6 +223,16 @@ def test_a_run_and_its_resumption(arguments, tmp_path, capsys):
     assert [log["step"] for log in state["log_history"] if "loss" in log] == [1, 2, 3]
     assert main(["train", *arguments, "resume=never"]) == 2
     assert "resume=never, but" in capsys.readouterr().err
+    # Other records of equal number, found once they are loaded; resolved.yaml stays that of the run.
+    resolved = (run / "resolved.yaml").read_text()
+    other = pairs.with_name("other.jsonl")
+    other.write_text(pairs.read_text().replace("I think", "I guess"))
+    assert main(["train", *arguments, "trainer.max_steps=4", f"data.path={other}"]) == 2
+    assert "content of the data set = " in capsys.readouterr().err
+    assert main(["train", *arguments, "trainer.max_steps=4", "loss=dpo", "trainer.learning_rate=1e-3"]) == 2
+    error = capsys.readouterr().err
+    assert "loss.loss_type = " in error and "trainer.learning_rate = 5e-06 (now 0.001)" in error
+    assert (run / "resolved.yaml").read_text() == resolved
 
 
 @pytest.mark.slow
@@ -259,3 +269,12 @@ def test_a_sweep(arguments, tmp_path):
     losses = [yaml.safe_load((tmp_path / "run" / n / "resolved.yaml").read_text())["loss"]["loss_type"] for n in ("0", "1")]
     assert losses == [["sigmoid"], ["sft"]]
     assert (tmp_path / "run" / "1" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("subdir", [".", "${loss.beta}", "same"])
+def test_a_sweep_into_one_folder_is_refused(arguments, tmp_path, subdir, capsys):
+    """Before its first job runs."""
+    assert main(["train", "-m", *arguments, f"hydra.sweep.subdir={subdir}", "trainer.max_steps=1,2"]) == 2
+    error = capsys.readouterr().err
+    assert "hydra.sweep.subdir" in error and str(tmp_path / "run") in error and "max_steps=2" in error
+    assert not list(tmp_path.rglob("resolved.yaml"))

@@ -8,16 +8,30 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
+import textwrap
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from mpo.io import did_you_mean
+from mpo.recipes import EXPERIMENTS
+
+if TYPE_CHECKING:
     from mpo.training.job import TrainJob
     from mpo.training.launch.place import Place
 
-GROUPS = ("model", "data", "loss", "peft", "trainer", "launch", "experiment")
+GROUPS = ("model", "method", "peft", "loss", "data", "trainer", "launch", "experiment")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 
 
@@ -37,16 +51,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _with_hydra() -> int:
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
         hydra.main(version_base="1.3", config_path="pkg://mpo.recipes", config_name="train")(_task)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except MissingConfigException as error:
+        name = (error.missing_cfg_file or "").split("/")[-1]
+        near = did_you_mean(name, error.options or [], most=20) or " mpo train --help lists the options."
+        raise ValueError(f"{str(error).splitlines()[0]}.{near}" if name and error.options else str(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError("\n".join(filter(None, [str(error), str(error.__cause__ or "")]))) from error
     return 0
 
 
@@ -62,6 +76,56 @@ def settable(argument: str) -> str:
     return f"++{argument}"
 
 
+def groups() -> str:
+    """List the groups with their options, for the help: names that differ in their size only as one."""
+    lines = []
+    for group in GROUPS:
+        shown, sizes = [], defaultdict(list)
+        for name in sorted(GlobalHydra.instance().config_loader().get_group_options(group)):
+            size = re.fullmatch(r"(\w+)_(\d+)(b\w*)", name)
+            if group == "model" and size:
+                sizes[size[1]].append((int(size[2]), size[3]))
+            elif group != "experiment" or name not in EXPERIMENTS:
+                shown.append(name)
+        shown += [f"{family}_{{{','.join(f'{n}{rest}' for n, rest in sorted(found))}}}" for family, found in sorted(sizes.items())]
+        if group == "experiment":
+            shown.append("MODEL, MODEL_lora, MODEL_qlora for each MODEL with a size")
+        lines.append(textwrap.fill(f"{group}: {', '.join(shown)}", 110, subsequent_indent="    ", break_on_hyphens=False))
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("mpo_groups", groups, replace=True)
+
+
+class CheckSweep(Callback):  # type: ignore[misc]
+    """Refuse a sweep whose jobs write to the same folder, before the first of them runs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra with the configuration of the sweep."""
+        from mpo.commands.outcome import user_errors
+
+        if status := user_errors(lambda: self._check(config)):
+            raise SystemExit(status)  # Hydra turns exceptions of callbacks into warnings
+
+    def _check(self, config: DictConfig) -> int:
+        sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+        if "hydra.job.num" in str(sweep["subdir"]) or not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return 0
+        loader: Any = GlobalHydra.instance().config_loader()
+        words = OverridesParser.create(config_loader=loader).parse_overrides(list(config.hydra.overrides.task))
+        jobs: dict[str, list[str]] = {}
+        for overrides in BasicSweeper.split_arguments(words, None)[0]:
+            job = loader.load_sweep_config(config, overrides).hydra.sweep
+            folder = os.path.normpath(os.path.join(job.dir, job.subdir))
+            if folder in jobs:
+                raise ValueError(
+                    f"Two jobs of the sweep would write to {folder}: {' '.join(jobs[folder])} and {' '.join(overrides)}. Put "
+                    f"${{hydra.job.num}} into hydra.sweep.subdir (here {sweep['subdir']!r}), or leave it out."
+                )
+            jobs[folder] = overrides
+        return 0
+
+
 def _task(config: DictConfig) -> None:
     from mpo.commands.outcome import user_errors
 
@@ -71,7 +135,6 @@ def _task(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> int:
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
@@ -108,7 +171,8 @@ def _train_on_ranks(job: TrainJob, place: Place) -> int:
     from mpo.training.launch.ranks import start_ranks
 
     try:
-        status = start_ranks(place, "mpo.commands.rank", [str(job.save())])
+        with tempfile.TemporaryDirectory() as folder:
+            status = start_ranks(place, "mpo.commands.rank", [str(job.save(folder))])
     except RuntimeError as error:
         newest = job.newest_checkpoint()
         print(

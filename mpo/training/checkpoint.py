@@ -2,13 +2,14 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerState
 
 from mpo.io import flush, temporary_path, write_text
@@ -104,15 +105,40 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{folder} has no {STATE_FILE}, so it is not a checkpoint of MPOTrainer and its reward shift is unknown. "
             "To train from its weights, pass the folder as the model instead of resuming from it."
         )
-    state: dict[str, Any] = json.loads(path.read_text())
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise _damaged(path, error) from error
     return state
+
+
+def _damaged(path: Path, error: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}), so {path.parent} cannot be resumed from. Resume from another checkpoint.")
+
+
+def _check_files(folder: str) -> None:
+    """Refuse truncated files before anything reads them.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):  # torch.save writes zip files
+            raise _damaged(path, "not the whole of what torch.save wrote")
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise _damaged(path, error) from error
 
 
 def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLike[str] | None = None) -> str:
     """Return the checkpoint to resume from: `asked`, or the newest complete one in `run_dir`.
 
     Raises:
-        ValueError: when there is none, or it is incomplete, or lacks the optimizer, scheduler or random states.
+        ValueError: when there is none, or it is incomplete, a file is truncated, or the optimizer, scheduler or random states
+            are missing.
     """
     folder = latest_checkpoint(run_dir) if asked is None else str(asked)
     if folder is None:
@@ -132,6 +158,7 @@ def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLik
             f"{folder} has weights but no {', '.join(missing)} (save_only_model=True writes none), so the run cannot be "
             "continued. Resume from another checkpoint, or pass the folder as the model of a new run."
         )
+    _check_files(folder)
     return folder
 
 

@@ -30,6 +30,7 @@ from mpo.training.config import MPOConfig
 from mpo.training.launch.place import KEYS, Place, find_place
 from mpo.training.mpo import MPOTrainer
 from mpo.training.record_checks import check_before_training
+from mpo.training.same_run import check_same_recipe
 from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
 from mpo.training.samples.prompts import first_prompts, load_prompts
 from mpo.training.without_gpu import without_gpu
@@ -265,7 +266,18 @@ class TrainJob:
         return latest_checkpoint(self.run_dir)
 
     def checkpoint(self) -> str | None:
-        """Return the checkpoint to resume from, if any."""
+        """Return the checkpoint to resume from, if any.
+
+        Raises:
+            ValueError: when ``resume`` is not one, or the ``resolved.yaml`` of its run has other settings.
+        """
+        folder = self._checkpoint()
+        if folder is not None and (saved := Path(folder).parent / RESOLVED).is_file():
+            before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(saved)))
+            check_same_recipe(before, asdict(self), folder)
+        return folder
+
+    def _checkpoint(self) -> str | None:
         newest = self.newest_checkpoint()
         if self.resume == "auto":
             return newest
@@ -417,10 +429,10 @@ class TrainJob:
             llm_int8_skip_modules=family.not_quantized(),
         )
 
-    def save(self) -> Path:
-        """Write ``resolved.yaml`` into the run folder."""
-        path = Path(self.run_dir) / RESOLVED
-        write_text(path, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))  # the launcher of every node writes it
+    def save(self, folder: str | os.PathLike[str] | None = None) -> Path:
+        """Write ``resolved.yaml`` into a folder; by default, the run folder."""
+        path = Path(folder or self.run_dir) / RESOLVED
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))
         return path
 
     @classmethod
@@ -429,10 +441,22 @@ class TrainJob:
         return cls.from_config(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
 
 
+class _SaveResolved(TrainerCallback):
+    """Write ``resolved.yaml`` of a resumed job once the trainer has compared it with the run."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.job = job
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.job.save()
+
+
 def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> MPOTrainer:
     """Train, and save the model with its processor in the run folder.
 
-    An interrupted job that is run again resumes from its newest complete checkpoint (``resume="auto"``).
+    An interrupted job that is run again resumes from its newest complete checkpoint (``resume="auto"``). `mpo.training.same_run`
+    lists what may have changed; other settings or records are refused, and ``resolved.yaml`` stays that of the run.
 
     Args:
         job: a checked job.
@@ -443,10 +467,10 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     """
     args = job.arguments()  # first, because it joins the process group and configures how from_pretrained shards models
     with args.main_process_first(local=False, desc="the run folder"):
-        if args.process_index == 0:
+        checkpoint = job.checkpoint()  # compares with the resolved.yaml that `save` replaces
+        if args.process_index == 0 and checkpoint is None:
             job.save()
-            if job.checkpoint() is None:  # the list of bad records belongs to an earlier run
-                (Path(job.run_dir) / BAD_RECORDS).unlink(missing_ok=True)
+            (Path(job.run_dir) / BAD_RECORDS).unlink(missing_ok=True)  # belongs to an earlier run
     pairs = load_preferences(**job.train_data())
     evaluation = job.eval_data()
     eval_pairs = load_preferences(**evaluation) if evaluation else None
@@ -464,10 +488,10 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
         train_dataset=pairs,
         eval_dataset=eval_pairs,
         processing_class=loaded.processor,
-        callbacks=[*samples, *callbacks],
+        callbacks=[_SaveResolved(job), *samples, *callbacks],
         peft_config=job.adapter(job.family(loaded.model.config)),
     )
-    trainer.train(resume_from_checkpoint=job.checkpoint())
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
     trainer.save_model()
     return trainer

@@ -13,11 +13,13 @@ from transformers.trainer_utils import TrainOutput
 from mpo.batching.attention import usual_attention
 from mpo.training.bad_records import BadRecords
 from mpo.training.checkpoint import complete_checkpoint
+from mpo.training.content import content_of
 from mpo.training.evaluating import Evaluates
 from mpo.training.finite import FiniteGuard
 from mpo.training.loading import LoadsBatches
 from mpo.training.metrics import Meter
-from mpo.training.resuming import Resumes
+from mpo.training.resuming import PLAN, Resumes
+from mpo.training.same_run import check_same_run, description
 from mpo.training.samples.callback import SampleResponses
 from mpo.training.start import adds_router_loss
 
@@ -54,6 +56,9 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         self._sampler = None
         self._epoch = torch.zeros((), dtype=torch.int64)  # data loader workers read it
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._content: str | None = None  # of the training set, read when training begins
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        self._description = description(unwrapped, self.args, self.processing_class, self.optimizer)
         self._bad_records: BadRecords | None = None
         if self.args.on_bad_record == "skip":
             writes = self.is_world_process_zero()
@@ -176,12 +181,16 @@ class Loop(LoadsBatches, Evaluates, Resumes):
             steps, metrics and the loss: the mean over all records of the run, including those before it was resumed.
 
         Raises:
-            ValueError: when there is no complete checkpoint to resume from, or it belongs to another run.
+            ValueError: when there is no complete checkpoint to resume from, a file of it is truncated, or the run that wrote it had
+                other settings (`mpo.training.same_run`) or other records (`mpo.training.content`).
             FloatingPointError: when a loss or gradient was not finite.
         """
+        self._content = content_of(self.train_dataset) if self.train_dataset is not None else None
         if resume_from_checkpoint:
             asked = None if resume_from_checkpoint is True else resume_from_checkpoint
             resume_from_checkpoint = complete_checkpoint(self.args.output_dir, asked)
+            order = {} if self.args.ignore_data_skip else {name: value for name, value in self._order().items() if name != PLAN}
+            check_same_run(resume_from_checkpoint, self._description, order)
         self._meters["train"].clear()
         self._guard.clear()
         self._whole_run = [0.0, 0.0]

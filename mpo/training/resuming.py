@@ -18,6 +18,9 @@ from mpo.training.checkpoint import (
     load_weights,
     save_state,
 )
+from mpo.training.same_run import check_same_run
+
+PLAN = "plan of batches"
 
 
 class Resumes(Trainer):  # type: ignore[misc]
@@ -32,7 +35,7 @@ class Resumes(Trainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()  # no rank may write into a folder that counts as complete
             state = self._state()
             if self.args.should_save:
-                save_state(folder, state)
+                save_state(folder, {**state, "run": self._description})
                 self._save_more(folder)
             self.state.save_to_json = partial(finish_checkpoint, self.state)
             try:
@@ -83,9 +86,10 @@ class Resumes(Trainer):  # type: ignore[misc]
         sized = hasattr(self.train_dataset, "__len__")
         return {
             "pairs in the data set": len(self.train_dataset) if sized else None,
+            "content of the data set": self._content,
             "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "plan of batches": None if self._sampler is None else self._sampler.identity,
+            PLAN: None if self._sampler is None else self._sampler.identity,
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -96,14 +100,7 @@ class Resumes(Trainer):  # type: ignore[misc]
     def _restore_state(self, state: dict[str, Any], checkpoint: str) -> None:
         """Continue from what `_state` returned."""
         if not self.args.ignore_data_skip:
-            for name, now in self._order().items():
-                before = state["order"][name]
-                if before != now:
-                    raise ValueError(
-                        f"The run that wrote {checkpoint} had {name} = {before} and this one has {now}, so the remaining "
-                        "pairs would not be those of that run. Resume with the same value, set ignore_data_skip=True to "
-                        "continue from the beginning of the data, or pass the folder as the model to a new run."
-                    )
+            check_same_run(checkpoint, {}, {PLAN: self._order()[PLAN]})  # not known earlier
         self._total_train_tokens = state["num_tokens"]
         self._whole_run = state["whole_run"]
         if self._bad_records is not None and state.get("bad_records"):

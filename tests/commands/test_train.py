@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,10 @@ from omegaconf import OmegaConf
 from support import make_image
 
 from mpo.commands import main
-from mpo.commands.train import GROUPS, settable
+from mpo.commands.train import settable
 from mpo.models.family import INTERNVL
 from mpo.preflight.structure import build_structure, count_parameters
 from mpo.training.job import TrainJob, run_train_job
-
-RECIPES = Path(str(files("mpo.recipes")))
-OPTIONS = sorted((path.parent.name, path.stem) for path in RECIPES.glob("*/*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -97,35 +93,6 @@ def test_an_official_checkpoint(arguments, tmp_path):
     assert (Path(job.run_dir) / "model.safetensors").exists()
 
 
-def test_every_folder_is_a_group():
-    assert {path.name for path in RECIPES.iterdir() if path.is_dir() and not path.name.startswith("__")} == set(GROUPS)
-
-
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
-def test_every_recipe_binds(group, option, pairs, tmp_path):
-    """Every file of every group composes, and every key of the result is accepted."""
-    overrides = [f"{group}={option}", f"data.path={pairs}", f"run_dir={tmp_path}", "trainer.use_cpu=true", "trainer.bf16=false"]
-    config = composed(overrides)
-    if config["model"].get("name_or_path") == "???":
-        config["model"]["name_or_path"] = "somewhere"
-    config["dry_run"] = group in ("launch", "experiment")  # some shard the model over GPUs, and there are none here
-    job = TrainJob.from_config(config)
-    job.adapter()
-    assert job.planned_arguments().gradient_accumulation_steps >= 1
-
-
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
-def test_every_recipe_says_what_it_is(group, option):
-    text = (RECIPES / group / f"{option}.yaml").read_text()
-    assert "#" in text
-    assert isinstance(yaml.safe_load(text), dict)
-
-
-def test_the_default_loss_is_mpo(pairs, tmp_path):
-    config = composed([f"data.path={pairs}", "model.name_or_path=x", f"run_dir={tmp_path}"])
-    assert repr(TrainJob.from_config(config).arguments().mixture()) == "Mixture(0.8 sigmoid + 0.2 bco_pair + 1 sft)"
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -193,9 +160,20 @@ def test_where_adapters_go(arguments):
     assert not re.fullmatch(plain.target_modules, "model.vision_tower.encoder.layer.0.attention.q_proj")
 
 
-def test_unknown_option_of_a_group(capsys):
-    assert main(["train", "loss=mpoo"]) != 0
-    assert "Could not find 'loss/mpoo'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("override", "name", "near"),
+    [
+        ("loss=mpoo", "loss/mpoo", "'mpo'"),
+        ("model=internvl3_8", "model/internvl3_8", "'internvl3_8b'"),
+        ("experiment=internvl3_8b_lor", "experiment/internvl3_8b_lor", "'internvl3_8b_lora'"),
+        ("experiment=nothing", "experiment/nothing", "mpo train --help"),
+    ],
+)
+def test_unknown_option_of_a_group(override, name, near, capsys):
+    assert main(["train", override]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mpo: error:")
+    assert name in error and near in error and "Traceback" not in error
 
 
 def test_errors_are_one_message(arguments, capsys):
@@ -212,9 +190,11 @@ def run_mpo(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_help_teaches():
-    """It lists the groups with their options and example commands."""
+    """It lists the groups with their options, sizes of a family in one word, and example commands."""
     shown = run_mpo("train", "--help")
     assert shown.returncode == 0
+    assert "internvl3_{1b,2b,8b,9b,14b,38b,78b}" in shown.stdout
+    assert max(map(len, shown.stdout.split("The configuration")[0].splitlines())) <= 132
     for text in ("loss: bco", "peft: lora, none, qlora", "mpo train experiment=", "pairs.jsonl", "learning_rate"):
         assert text in shown.stdout
     assert "train" in run_mpo("--help").stdout
@@ -228,7 +208,7 @@ def test_cfg_job():
 
 
 @pytest.mark.slow
-def test_a_run_and_its_resumption(arguments, tmp_path, capsys):
+def test_a_run_and_its_resumption(arguments, pairs, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *arguments, "trainer.max_steps=2", "trainer.save_steps=1"]) == 0
     assert yaml.safe_load((run / "resolved.yaml").read_text())["trainer"]["max_steps"] == 2
@@ -242,6 +222,16 @@ def test_a_run_and_its_resumption(arguments, tmp_path, capsys):
     assert [log["step"] for log in state["log_history"] if "loss" in log] == [1, 2, 3]
     assert main(["train", *arguments, "resume=never"]) == 2
     assert "resume=never, but" in capsys.readouterr().err
+    # Other records of equal number, found once they are loaded; resolved.yaml stays that of the run.
+    resolved = (run / "resolved.yaml").read_text()
+    other = pairs.with_name("other.jsonl")
+    other.write_text(pairs.read_text().replace("I think", "I guess"))
+    assert main(["train", *arguments, "trainer.max_steps=4", f"data.path={other}"]) == 2
+    assert "content of the data set = " in capsys.readouterr().err
+    assert main(["train", *arguments, "trainer.max_steps=4", "loss=dpo", "trainer.learning_rate=1e-3"]) == 2
+    error = capsys.readouterr().err
+    assert "loss.loss_type = " in error and "trainer.learning_rate = 5e-06 (now 0.001)" in error
+    assert (run / "resolved.yaml").read_text() == resolved
 
 
 @pytest.mark.slow
@@ -278,3 +268,12 @@ def test_a_sweep(arguments, tmp_path):
     losses = [yaml.safe_load((tmp_path / "run" / n / "resolved.yaml").read_text())["loss"]["loss_type"] for n in ("0", "1")]
     assert losses == [["sigmoid"], ["sft"]]
     assert (tmp_path / "run" / "1" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("subdir", [".", "${loss.beta}", "same"])
+def test_a_sweep_into_one_folder_is_refused(arguments, tmp_path, subdir, capsys):
+    """Before its first job runs."""
+    assert main(["train", "-m", *arguments, f"hydra.sweep.subdir={subdir}", "trainer.max_steps=1,2"]) == 2
+    error = capsys.readouterr().err
+    assert "hydra.sweep.subdir" in error and str(tmp_path / "run") in error and "max_steps=2" in error
+    assert not list(tmp_path.rglob("resolved.yaml"))

@@ -117,9 +117,7 @@ def fingerprint(
         "model weights": _hash_weights(model),
         "model config": _hash_settings(config),
         "compute dtype": str(compute_dtype).removeprefix("torch."),
-        "tokenizer": _hash_tokenizer(getattr(processing_class, "tokenizer", processing_class)),
-        "chat template": _hash_settings({"template": template}),
-        "image processor": _hash_settings(images),
+        **processor_parts(processing_class),
         "scoring": _hash_settings(rules),
         "format": FORMAT,
     }
@@ -131,6 +129,19 @@ def fingerprint(
         "chat_template": template,
     }
     return Fingerprint(parts, {"model config": config, "image processor": images, "scoring": rules}, about)
+
+
+def processor_parts(processing_class: Any) -> dict[str, str]:
+    """Return the parts of a fingerprint that say how text and images become input: part -> hash.
+
+    Raises:
+        ValueError: for a setting that is not a plain value.
+    """
+    return {
+        "tokenizer": _hash_tokenizer(getattr(processing_class, "tokenizer", processing_class)),
+        "chat template": _hash_settings({"template": _chat_template(processing_class)}),
+        "image processor": _hash_settings(_image_settings(processing_class)),
+    }
 
 
 def _base_model(model: nn.Module) -> Any:

@@ -1,8 +1,6 @@
 """A dry run of every experiment, at the published shapes, without the Hub, weights or a GPU."""
 
 import json
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -12,10 +10,10 @@ from support import make_image
 
 from mpo.commands.train import settable
 from mpo.preflight.dry_run import dry_run
+from mpo.recipes import EXPERIMENTS
 from mpo.training.job import TrainJob
 
-EXPERIMENTS = Path(str(files("mpo.recipes"))) / "experiment"
-NAMES = sorted(path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("*.yaml"))
+NAMES = sorted([*EXPERIMENTS, "demo"])
 ADVISED = ("internvl3_78b", "internvl3_5_30b_a3b")
 """Experiments that do not fit on one GPU, of which the report also says what to change."""
 
@@ -67,23 +65,3 @@ def test_small_gpus_are_large_enough(gpu_gb, processor, pairs, tmp_path):
     config["model"]["name_or_path"] = str(write_checkpoint(config["model"]["name_or_path"], tmp_path / "model", processor))
     page = dry_run(TrainJob.from_config({**config, "dry_run_gpu_gb": gpu_gb}))
     assert f"fits on a GPU of {gpu_gb} GiB" in page
-
-
-def test_published_numbers():
-    """The runs of the official scripts: learning rate, pairs per step, tokens, drop path."""
-    expected = {
-        "internvl2_8b": (5e-6, 256, 6144, 0.1),
-        "internvl2_5_26b": (1e-6, 256, 8192, 0.4),
-        "internvl2_5_78b": (1e-6, 512, 8192, 0.4),
-        "internvl3_8b": (2e-7, 256, 12288, 0.1),
-        "internvl3_38b": (2e-7, 512, 8192, 0.4),
-        "internvl3_5_4b": (2e-7, 256, 16384, 0.0),
-        "internvl3_5_30b_a3b": (2e-7, 256, 16384, 0.1),
-        "internvl3_5_38b": (2e-7, 256, 16384, 0.4),
-    }
-    for name, numbers in expected.items():
-        with initialize_config_module("mpo.recipes", version_base="1.3"):
-            config = compose("train", [f"experiment={name}"])
-        trainer = config.trainer
-        assert (trainer.learning_rate, trainer.global_batch_size, trainer.max_length, config.drop_path) == numbers, name
-        assert (trainer.warmup_steps, trainer.weight_decay, trainer.num_train_epochs) == (0.03, 0.05, 1)

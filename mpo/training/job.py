@@ -350,7 +350,7 @@ class TrainJob:
                 )
             given["gradient_accumulation_steps"] = total // (pairs * ranks)
         rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
-        own = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
+        own: dict[str, Any] = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
         own |= {name: self.data[name] for name in SKIPPING if self.data.get(name) is not None}
         return MPOConfig(**own, **self.loss, **given)
 
@@ -441,7 +441,7 @@ class TrainJob:
         return cls.from_config(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
 
 
-class _SaveResolved(TrainerCallback):
+class _SaveResolved(TrainerCallback):  # type: ignore[misc]
     """Write ``resolved.yaml`` of a resumed job once the trainer has compared it with the run."""
 
     def __init__(self, job: TrainJob) -> None:

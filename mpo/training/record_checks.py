@@ -110,10 +110,11 @@ def may_exceed(records: Any, processor: Any, limit: int) -> list[int]:
         images = len(encoded_images(record))
         if images and of_image is None:
             return float("inf")
-        outline = {name: _outline(record[name]) for name in ("prompt", *SIDES) if record.get(name) is not None}
-        if any(roles is None for roles, _ in outline.values()):
+        found = {name: _outline(record[name]) for name in ("prompt", *SIDES) if record.get(name) is not None}
+        outline = {name: one for name, one in found.items() if one is not None}
+        if len(outline) < len(found):
             return float("inf")
-        roles = tuple((name, roles) for name, (roles, _) in outline.items())
+        roles = tuple((name, own) for name, (own, _) in outline.items())
         if roles not in added:
             added[roles] = _of_template(dict(roles), processor)
         normalizer = backend.normalizer
@@ -129,18 +130,18 @@ def _context(config: Any) -> int | None:
     return found
 
 
-def _outline(value: Any) -> tuple[tuple[str, ...] | None, list[str]]:
-    """The roles of messages and their texts. No roles: plain text; None: messages with more than texts and images."""
+def _outline(value: Any) -> tuple[tuple[str, ...], list[str]] | None:
+    """The roles of messages, none for plain text, and the texts. None: messages with more than texts and images."""
     if isinstance(value, str):
         return (), [value]
     texts = []
     for message in value:
         if any(part is not None for name, part in message.items() if name not in ("role", "content")):
-            return None, []
+            return None
         content = message["content"] or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if any(part.get("type") not in ("text", "image") for part in parts):
-            return None, []
+            return None
         texts += [part["text"] for part in parts if part.get("text")]
     return tuple(message["role"] for message in value), texts
 
@@ -183,7 +184,7 @@ def name_of(records: Any, index: int) -> str:
 
 def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any) -> int | None:
     """Find the largest max_tiles that makes the records in `over` fit; None if they do not fit with one tile per image."""
-    image_processor = getattr(processor, "image_processor", None)
+    image_processor: Any = getattr(processor, "image_processor", None)
     if not hasattr(image_processor, "max_patches"):
         return None
     some = records.select(over[:200])

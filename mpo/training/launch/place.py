@@ -67,8 +67,8 @@ def find_place(
     """
     given = {key: launch.get(key) for key in KEYS}
     for key in ("nproc_per_node", "nnodes"):
-        if given[key] is not None and (not isinstance(given[key], int) or given[key] < 1):
-            raise ValueError(f"launch.{key} must be a positive integer or null; got {given[key]!r}.")
+        if (number := given[key]) is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"launch.{key} must be a positive integer or null; got {number!r}.")
     if "RANK" in environ and "WORLD_SIZE" in environ:
         world_size = int(environ["WORLD_SIZE"])
         nproc_per_node = int(environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -112,7 +112,7 @@ def find_place(
     node_rank = given["node_rank"]
     if node_rank is None:
         node_rank = int(environ["SLURM_NODEID"]) if in_slurm else 0 if nnodes == 1 else None
-    if nnodes > 1 and (node_rank is None or master_addr is None):
+    if node_rank is None or (nnodes > 1 and master_addr is None):
         raise ValueError(
             f"launch.nnodes={nnodes} needs launch.node_rank (0 to {nnodes - 1}, different on each node) and "
             "launch.master_addr (the address of node 0). Inside srun both are read from Slurm."

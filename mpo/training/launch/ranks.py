@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from torch.distributed.elastic.agent.server.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
@@ -44,7 +44,8 @@ def start_ranks(place: Place, module: str, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // place.nproc_per_node, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # prints forty lines per failure
     try:
-        run(parse_args([*where, f"--nproc-per-node={place.nproc_per_node}", "--module", module, *arguments]))
+        words = [*where, f"--nproc-per-node={place.nproc_per_node}", "--module", module, *arguments]
+        run(parse_args(words))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode == USER_ERROR:

@@ -18,6 +18,9 @@ from mpo.data.augment import compress_tiles
 from mpo.encoding.keys import first_alike, same_image
 from mpo.encoding.movable import Movable
 from mpo.encoding.tiles import splits_into_tiles
+from mpo.models.family import known_family
+from mpo.models.parts import base_model
+from mpo.models.tower import find_tower
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +123,17 @@ def add_tile_order(backbone: nn.Module) -> None:
 
     The backbone's hooks remove the keyword before its forward. Without the keyword nothing changes.
     """
-    tower = getattr(backbone, "vision_tower", None)
-    if tower is None or hasattr(tower, "tile_order"):
+    tower = find_tower(backbone)
+    if tower is None or hasattr(tower, "tile_order") or not known_family(base_model(backbone).config).tiled:
         return
     tower.__dict__["tile_order"] = None  # a plain attribute, not a module or buffer
-    backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
+
+    def take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        tower.__dict__["tile_order"] = kwargs.pop("tile_order", None)
+        return args, kwargs
+
+    backbone.register_forward_pre_hook(take_keyword, with_kwargs=True)
     tower.register_forward_hook(_in_order)
-
-
-def _take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    module.vision_tower.__dict__["tile_order"] = kwargs.pop("tile_order", None)
-    return args, kwargs
 
 
 def _in_order(module: nn.Module, args: Any, output: Any) -> Any:

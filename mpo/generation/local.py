@@ -17,6 +17,7 @@ from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import Record, end_of_turn_token
 from mpo.generation.generator import Question, Response
+from mpo.models.family import known_family
 
 
 class LocalGenerator:
@@ -154,7 +155,7 @@ class LocalGenerator:
 
     def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> Tensor:
         """Generate the new tokens of `n` rows per record, padded on the right."""
-        shared = n > 1 and self.model.config.model_type == "internvl"
+        shared = n > 1 and known_family(self.model.config).shares_prompt
         inputs: Mapping[str, Any] = self.encode(records if shared else [record for record in records for _ in range(n)])
         if shared:
             inputs = self._prefill(inputs, n)

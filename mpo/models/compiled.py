@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mpo.models.packable import find_text_model
-from mpo.models.tower import find_tower
+from mpo.models.tower import tower_layers
 
 
 def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | None = None) -> None:
@@ -24,7 +24,8 @@ def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | 
     Raises:
         ValueError: for a model without a known stack of layers.
     """
-    layers = [layer for stack in _stacks(model) for layer in stack]
+    stack = getattr(find_text_model(model), "layers", None)
+    layers = [*(stack if isinstance(stack, nn.ModuleList) else []), *tower_layers(model)]
     if not layers:
         raise ValueError(
             f"torch_compile compiles a model layer by layer; no known layers found in {type(model).__name__}. Leave torch_compile "
@@ -33,9 +34,3 @@ def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | 
     options: dict[str, Any] = {"dynamic": True, **({"backend": backend} if backend else {}), **({"mode": mode} if mode else {})}
     for layer in layers:
         layer.compile(**options)
-
-
-def _stacks(model: nn.Module) -> list[nn.ModuleList]:
-    text, tower = find_text_model(model), find_tower(model)
-    found = [getattr(text, "layers", None), getattr(getattr(tower, "encoder", None), "layer", None)]
-    return [stack for stack in found if isinstance(stack, nn.ModuleList)]

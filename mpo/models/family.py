@@ -1,4 +1,4 @@
-"""Model families: where the parts of a model stand among its modules. A new family is one entry of `FAMILIES`."""
+"""Model families: all that the library knows of a kind of model by name. A new family is one entry of `FAMILIES`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ class Family:
         loose: parameters that belong to the projector but are not in its modules.
         linear: the linear layers that LoRA adapts in each part.
         towers: values of ``config.vision_config.model_type``; empty: the family has one kind of tower.
+        language: module of the language model, if there is a tower.
+        branches: the residual branches of the tower's layers, whose outputs have one row per image or tile; empty if they do not.
+        tiled: whether the tower's output has one row per tile, in the order of its input.
+        shares_prompt: whether the cache of a prompt with images can be repeated and continued by `generate`.
+        router_loss: whether transformers returns the router logits of its mixtures of experts.
         projector_in_tower: whether the projector's modules stand inside of the tower, and its layers deeper in them.
     """
 
@@ -33,6 +38,11 @@ class Family:
     linear: Mapping[str, tuple[str, ...]]
     loose: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
+    language: str = "language_model"
+    branches: tuple[str, ...] = ()
+    tiled: bool = False
+    shares_prompt: bool = False
+    router_loss: bool = True
     projector_in_tower: bool = False
 
     def part_of(self, name: str) -> str:
@@ -61,7 +71,8 @@ class Family:
 
     def projections(self) -> str:
         """A regular expression of every projection outside the vision tower: the default target of adapters."""
-        return rf"^(?!.*{self.vision or 'vision_tower'}).*\.({'|'.join(self.linear['language'])})$"
+        outside = rf"(?!.*{self.vision})" if self.vision else ""
+        return rf"^{outside}.*\.({'|'.join(self.linear['language'])})$"
 
     def adapted_layers(self, choices: Mapping[str, Any]) -> str:
         """A regular expression over module names that matches the layers to adapt: those of parts with the choice ``"lora"``.
@@ -80,7 +91,7 @@ class Family:
         where = {
             "vision": rf".*{self.vision}\.{without}.*\.",
             "projector": rf".*(?:{projector})\.{deeper}",
-            "language": r".*language_model\..*\." if self.vision else r".*\.",
+            "language": rf".*{self.language}\..*\." if self.vision else r".*\.",
         }
         patterns = [f"{where[part]}(?:{'|'.join(self.linear[part])})" for part in chosen]
         return f"^(?:{'|'.join(patterns)})$"
@@ -101,6 +112,10 @@ INTERNVL = Family(
         "projector": ("linear_1", "linear_2"),
         "language": _LANGUAGE,
     },
+    branches=("attention", "mlp"),
+    tiled=True,
+    shares_prompt=True,
+    router_loss=False,  # transformers 5.17 to 5.24
 )
 LLAVA = Family(
     types=("llava", "llava_next", "llava_onevision"),
@@ -114,6 +129,7 @@ LLAVA = Family(
         "projector": ("linear_1", "linear_2"),
         "language": _LANGUAGE,
     },
+    branches=("self_attn", "mlp"),
 )
 QWEN_VL = Family(
     types=("qwen2_vl", "qwen2_5_vl"),
@@ -141,13 +157,28 @@ QWEN3_VL = Family(
 )
 TEXT = Family(types=(), vision="", layers="", projector=(), linear={"language": _LANGUAGE})
 """Any model without images: language and head."""
+UNKNOWN = Family(types=(), vision="", layers="", projector=(), linear={})
 FAMILIES = (INTERNVL, LLAVA, QWEN_VL, QWEN3_VL)
 _NOT_TEXT = re.compile(r"vision|visual|image|img|vit_|vq|audio|speech|mm_", re.IGNORECASE)
 """In the keys of a config: the model has more than text."""
 
 
+def takes_images(config: Any) -> bool:
+    """Whether a model has a vision tower, by transformers' config; of any family."""
+    return hasattr(config, "vision_config")
+
+
+def known_family(config: Any) -> Family:
+    """The family of a model; `UNKNOWN` for a vision-language model of another one, for uses that can do without it."""
+    found = next((family for family in FAMILIES if config.model_type in family.types), None)
+    if found is not None:
+        return found if not found.towers or _tower_type(config) in found.towers else UNKNOWN
+    parts = {name for name, value in config.to_dict().items() if isinstance(value, dict) and "model_type" in value}
+    return UNKNOWN if parts - {"attn_config", "ffn_config"} or any(map(_NOT_TEXT.search, config.to_dict())) else TEXT
+
+
 def family_of(config: Any, why: str) -> Family:
-    """The family of a model.
+    """The family of a model, where it matters.
 
     Args:
         config: transformers' config of the model.
@@ -156,16 +187,16 @@ def family_of(config: Any, why: str) -> Family:
     Raises:
         ValueError: for a vision-language model of an unknown family, whose parts would be mistaken for others.
     """
-    found = next((family for family in FAMILIES if config.model_type in family.types), None)
-    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
-    if found is not None and (not found.towers or tower in found.towers):
-        return found
-    parts = {name for name, value in config.to_dict().items() if isinstance(value, dict) and "model_type" in value}
-    if found is None and parts <= {"attn_config", "ffn_config"} and not any(map(_NOT_TEXT.search, config.to_dict())):
-        return TEXT
+    family = known_family(config)
+    if family is not UNKNOWN:
+        return family
     known = ", ".join(name for family in FAMILIES for name in family.types)
-    kind = f"{config.model_type!r} with a vision tower {tower!r}" if found is not None else repr(config.model_type)
+    kind = repr(config.model_type) + (f" with a vision tower {tower!r}" if (tower := _tower_type(config)) else "")
     raise ValueError(
         f"{why} needs to know the parts of the model, and those of model_type {kind} are not known (known: {known}, with the "
         "towers of the original checkpoints, and text models). Leave it out, or add the family to mpo/models/family.py."
     )
+
+
+def _tower_type(config: Any) -> str:
+    return str(getattr(getattr(config, "vision_config", None), "model_type", ""))

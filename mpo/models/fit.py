@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import AutoProcessor
 
+from mpo.models.family import takes_images
+
 IMAGE_TOKENS = ("start_image_token", "end_image_token", "image_token")
 """The names in InternVL's processor of the tokens for an image: ``<img>``, ``</img>`` and ``<IMG_CONTEXT>``."""
 
@@ -50,7 +52,7 @@ def check_fit(model: Any, processing_class: Any) -> None:
         raise ValueError(f"{missing}. {fix} If tokens were added, call model.resize_token_embeddings(len(tokenizer)).")
     if not hasattr(processing_class, "image_processor"):
         return
-    if not hasattr(config, "vision_config"):
+    if not takes_images(config):
         raise ValueError(
             f"{type(model).__name__} has no vision tower, but {name} processes images. Pass a vision-language model, "
             "or for text only the tokenizer as processing_class."

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
+from mpo.models.family import takes_images
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.config import is_official
@@ -97,7 +98,7 @@ def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust
         model.name_or_path = str(name_or_path)  # an adapter's config names its base by it
         return model
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    loader = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
     return load_strictly(loader.from_pretrained, name_or_path, trust_remote_code=trust_remote_code, **given)
 
 

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import TrainOutput
 
 from mpo.batching.attention import usual_attention
+from mpo.models.family import known_family
 from mpo.training.bad_records import BadRecords
 from mpo.training.checkpoint import complete_checkpoint
 from mpo.training.evaluating import Evaluates
@@ -39,10 +40,10 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         Raises:
             ValueError: for the router loss of a model that does not return router logits.
         """
-        if self.aux_loss_enabled and self.model.config.model_type == "internvl":  # transformers 5.17 to 5.24
+        if self.aux_loss_enabled and not known_family(self.model.config).router_loss:
             raise ValueError(
                 f"router_aux_loss_coef={self.router_aux_loss_coef:g} (default: the model's config) adds the router loss, and "
-                "transformers' InternVL does not return router logits. Set router_aux_loss_coef=0."
+                f"transformers' {type(self.model).__name__} does not return router logits. Set router_aux_loss_coef=0."
             )
         self._meters = {"train": Meter(), "eval": Meter()}
         self._whole_run = [0.0, 0.0]  # sum of losses, number of records

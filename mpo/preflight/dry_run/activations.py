@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpo.models.family import INTERNVL, known_family
 from mpo.models.packable import find_text_model
 from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
@@ -67,11 +68,12 @@ def activations(
     tower: Any = find_tower(base)
     if tower is not None and batch.tiles:
         in_tower = is_trained(tower)
-        if in_tower and not _is_internvit(tower):
-            unknown.append(f"{type(tower).__name__}")
-        elif _is_internvit(tower):
+        family = known_family(base.config)
+        if family is INTERNVL:
             parts["vision tower"] = _tower(tower, batch, precision, checkpointing)
-        bridge = next((module for name, module in base.named_modules() if name.endswith("multi_modal_projector")), None)
+        elif in_tower:
+            unknown.append(type(tower).__name__)
+        bridge = next((module for name, module in base.named_modules() if name.endswith(family.projector)), None)
         flows = flows or in_tower or (bridge is not None and is_trained(bridge))
         if bridge is not None and hasattr(bridge, "linear_1"):
             kept = 0
@@ -124,8 +126,3 @@ def _stack(layers: list[Any], kept: Callable[[Any], int], input_: int, checkpoin
         flows = flows or is_trained(layer)
         total += kept(layer) if flows else 0
     return PartMemory(total, 0, 0)
-
-
-def _is_internvit(tower: Any) -> bool:
-    layers = getattr(getattr(tower, "encoder", None), "layer", None)
-    return bool(layers) and hasattr(layers[0], "lambda_1")

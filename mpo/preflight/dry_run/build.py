@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from mpo.models.family import takes_images
 from mpo.models.fit import check_targets
 from mpo.models.loading import as_dtype, load_processor, model_config
 
@@ -56,7 +57,7 @@ def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_c
     """
     asked = as_dtype(dtype)
     chosen = (config.dtype or torch.float32) if asked == "auto" else asked
-    loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    loader = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
     with torch.device("meta"):
         return loader.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mpo.models.packable import find_text_model
 from mpo.models.parts import base_model
-from mpo.models.tower import find_tower
+from mpo.models.tower import find_tower, tower_layers
 from mpo.preflight.dry_run.activations import Activations, PartMemory, activations
 from mpo.preflight.dry_run.batch import BatchShape
 from mpo.preflight.dry_run.parts import titles
@@ -215,9 +215,8 @@ def _gathered(model: nn.Module, sharding: Sharding, precision: Precision) -> int
 
 
 def _layers(base: Any) -> list[Any]:
-    tower = find_tower(base)
     text: Any = find_text_model(base)
-    return [*text.layers, *(getattr(getattr(tower, "encoder", None), "layer", []))]
+    return [*text.layers, *tower_layers(base)]
 
 
 def _autocast_copies(model: nn.Module, precision: Precision, checkpointing: bool) -> dict[str, int]:

@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
 
     from transformers.utils import logging
 
+    from mpo.demo.folder import DemoSettings, quick_settings
+    from mpo.demo.report import summarize
     from mpo.demo.run import run_demo
-    from mpo.demo.settings import full_settings, quick_settings
-    from mpo.demo.summary import summarize
 
     logging.disable_progress_bar()  # the stages have progress bars of their own
-    settings = (quick_settings if args.quick else full_settings)(args.seed)
+    settings = quick_settings(args.seed) if args.quick else DemoSettings(seed=args.seed)
     print(f"mpo demo: writing to {args.output_dir}")
     progress = run_demo(args.output_dir, settings, restart=args.restart)
     print()

@@ -1,6 +1,5 @@
 """The demo end to end, small: every stage, the report, and resuming after an interruption."""
 
-import json
 import re
 import time
 
@@ -8,10 +7,9 @@ import pytest
 
 from mpo.commands import main
 from mpo.demo import run
-from mpo.demo.folder import DemoFolder
+from mpo.demo.folder import DemoFolder, DemoSettings, quick_settings
+from mpo.demo.report import summarize
 from mpo.demo.run import STAGES, run_demo
-from mpo.demo.settings import DemoSettings, quick_settings
-from mpo.demo.summary import summarize
 from mpo.io import read_json_lines
 from mpo.pipelines.mmpr.pairing import judge
 
@@ -106,7 +104,7 @@ class TestTinyDemo:
 
     def test_the_log_has_every_term(self, finished):
         folder, _ = finished
-        log = json.loads(folder.mpo_log.read_text())["log_history"]
+        log = folder.log()["log_history"]
         steps = [entry for entry in log if "loss" in entry]
         assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
         for key in (

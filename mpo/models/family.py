@@ -13,37 +13,22 @@ _LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 
 @dataclass(frozen=True)
 class Family:
-    """The parts of a family's models, by transformers' module names.
+    """The parts of a family's models, by transformers' module names."""
 
-    Attributes:
-        types: values of ``config.model_type``.
-        vision: module of the vision tower; empty for text models.
-        layers: modules of the tower's layers, inside of it.
-        projector: modules between the tower and the language model.
-        loose: parameters that belong to the projector but are not in its modules.
-        linear: the linear layers that LoRA adapts in each part.
-        towers: values of ``config.vision_config.model_type``; empty: the family has one kind of tower.
-        language: module of the language model, if there is a tower.
-        branches: the residual branches of the tower's layers, whose outputs have one row per image or tile; empty if they do not.
-        tiled: whether the tower's output has one row per tile, in the order of its input.
-        shares_prompt: whether the cache of a prompt with images can be repeated and continued by `generate`.
-        router_loss: whether transformers returns the router logits of its mixtures of experts.
-        projector_in_tower: whether the projector's modules stand inside of the tower, and its layers deeper in them.
-    """
-
-    types: tuple[str, ...]
-    vision: str
-    layers: str
-    projector: tuple[str, ...]
-    linear: Mapping[str, tuple[str, ...]]
-    loose: tuple[str, ...] = ()
-    towers: tuple[str, ...] = ()
-    language: str = "language_model"
+    types: tuple[str, ...]  # values of ``config.model_type``
+    vision: str  # module of the vision tower; empty for text models
+    layers: str  # modules of the tower's layers, inside of it
+    projector: tuple[str, ...]  # modules between the tower and the language model
+    linear: Mapping[str, tuple[str, ...]]  # the linear layers that LoRA adapts in each part
+    loose: tuple[str, ...] = ()  # parameters that belong to the projector but are not in its modules
+    towers: tuple[str, ...] = ()  # values of ``config.vision_config.model_type``; empty: the family has one kind of tower
+    language: str = "language_model"  # module of the language model, if there is a tower
+    # the residual branches of the tower's layers, whose outputs have one row per image or tile; empty if they do not
     branches: tuple[str, ...] = ()
-    tiled: bool = False
-    shares_prompt: bool = False
-    router_loss: bool = True
-    projector_in_tower: bool = False
+    tiled: bool = False  # whether the tower's output has one row per tile, in the order of its input
+    shares_prompt: bool = False  # whether the cache of a prompt with images can be repeated and continued by `generate`
+    router_loss: bool = True  # whether transformers returns the router logits of its mixtures of experts
+    projector_in_tower: bool = False  # whether the projector's modules stand inside of the tower, and its layers deeper in them
 
     def part_of(self, name: str) -> str:
         """The part that a parameter belongs to, by its name; an adapter belongs to the part it adapts.
@@ -68,6 +53,11 @@ class Family:
         """
         found = re.search(rf"{self.vision}\..*?{re.escape(self.layers)}\.(\d+)\.", f"{name}.") if self.vision else None
         return int(found[1]) if found else None
+
+    def depth(self, model: Any) -> int:
+        """The number of layers of a model's vision tower, from the names of its parameters; 0 without one."""
+        depths = (self.vision_depth(name) for name, _ in model.named_parameters())
+        return 1 + max((depth for depth in depths if depth is not None), default=-1)
 
     def projections(self) -> str:
         """A regular expression of every projection outside the vision tower: the default target of adapters."""

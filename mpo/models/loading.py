@@ -61,16 +61,10 @@ def load_model(
         ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, or tile
             settings for a processor without tiling.
     """
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": attn_implementation,
-        "quantization_config": quantization_config,
-        "trust_remote_code": trust_remote_code,
-    }
-    model = load_internvl(name_or_path, **options)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
     tiles: dict[str, Any] = {"min_tiles": min_tiles, "max_tiles": max_tiles, "thumbnail": thumbnail}
-    processor = load_processor(name_or_path, **tiles, trust_remote_code=trust_remote_code)
-    return LoadedModel(model, processor)
+    model = load_internvl(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    return LoadedModel(model, load_processor(name_or_path, trust_remote_code=trust_remote_code, **tiles))
 
 
 def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
@@ -92,8 +86,7 @@ def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust
     given = {name: value for name, value in options.items() if value is not None}
     given["dtype"] = as_dtype(dtype)
     check_attention(given.get("attn_implementation"))
-    folder = official_folder(name_or_path)
-    if folder is not None:
+    if (folder := official_folder(name_or_path)) is not None:
         model = _load_official(folder, given)
         model.name_or_path = str(name_or_path)  # an adapter's config names its base by it
         return model
@@ -112,12 +105,7 @@ def load_processor(
 ) -> Any:
     """Load the processor of a checkpoint in either format, or the tokenizer of a text model.
 
-    Args:
-        name_or_path: as in `load_model`.
-        min_tiles: as in `load_model`.
-        max_tiles: as in `load_model`.
-        thumbnail: as in `load_model`.
-        trust_remote_code: as in `load_model`.
+    The arguments are those of `load_model`.
 
     Raises:
         ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tile
@@ -129,10 +117,7 @@ def load_processor(
     else:
         processor = open_official(folder).processor
         if processor is None:
-            raise ValueError(
-                f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and the other tokenizer files from the original "
-                "checkpoint."
-            )
+            raise ValueError(f"{name_or_path} has no tokenizer. Copy its files (tokenizer_config.json, ...) from the original.")
     set_tiles(processor, min_tiles, max_tiles, thumbnail)
     return processor
 
@@ -164,18 +149,14 @@ def official_folder(name_or_path: str) -> Path | None:
     path = cached_file(name_or_path, "config.json")
     if path is None or not is_official(json.loads(Path(path).read_text())):
         return None
-    path = Path(name_or_path)
-    return (
-        path
-        if path.is_dir()
-        else Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    )
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
 
 
 def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:
     """Load the config of a checkpoint in either format, without its weights."""
-    folder = official_folder(name_or_path)
-    if folder is not None:
+    if (folder := official_folder(name_or_path)) is not None:
         return open_official(folder).config
     return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 

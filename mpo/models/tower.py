@@ -95,9 +95,7 @@ class DropPath:
             kind = base_model(model).config.model_type
             raise ValueError(f"vision_drop_path={rate} needs a vision tower of {known}; the model is a {kind!r}. Leave it out.")
         if not any(parameter.requires_grad for parameter in tower.parameters()):
-            raise ValueError(
-                f"vision_drop_path={rate} has no effect: the vision tower is frozen. Leave it out, or train the tower."
-            )
+            raise ValueError(f"vision_drop_path={rate} has no effect: the vision tower is frozen. Leave it out.")
         self.remove_from(model)
         self._on = True
         hooks = vars(tower)["drop_path_hooks"] = []

@@ -31,12 +31,11 @@ from mpo.encoding.images import add_tile_order
 from mpo.encoding.templates import is_processor
 from mpo.losses import SFT, PairLogps
 from mpo.losses.quality import RewardShift
-from mpo.models.compiled import compile_layers
 from mpo.models.family import takes_images
 from mpo.models.fit import check_fit, check_targets
-from mpo.models.learning_rates import split_groups
-from mpo.models.liger import use_liger_layers
+from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context, why_not
+from mpo.models.parts import split_groups
 from mpo.models.tower import DropPath, SharedTower, can_share
 from mpo.schema import EPOCH, PADDING, TRL_COLUMNS, names
 from mpo.training.checkpoint import load_state, load_weights

@@ -1,6 +1,8 @@
 """Parts of a model: frozen, with adapters, with their own learning rate."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +10,11 @@ from small_runs import small_run
 from support import TEXTS, text_pairs
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
+import mpo
 from mpo import MPOConfig, MPOTrainer
 from mpo.encoding.images import add_tile_order
 from mpo.models.family import FAMILIES, INTERNVL, PARTS, TEXT, family_of, known_family
-from mpo.models.learning_rates import split_groups
-from mpo.models.parts import check_parts, freeze_parts
+from mpo.models.parts import check_parts, freeze_parts, split_groups
 from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import DropPath, SharedTower, can_share, find_tower, tower_layers
 from mpo.training.job import TrainJob
@@ -212,6 +214,19 @@ def test_the_parts_of_other_families(kind):
     freeze_parts(model, {"vision": 1, "head": "freeze"})
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {family.vision_depth(name) for name in trained if parts[name] == "vision"} == {1}
+
+
+def test_a_familys_names_stand_in_its_spec_alone():
+    """Where another module names a tower or a projector, the models of other families are overlooked."""
+    names = {name for family in FAMILIES for name in (family.vision, family.language, *family.projector)}
+    package = Path(mpo.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.is_relative_to(package / "models" / "official") or path.name in ("family.py", "small.py", "smollm2.py"):
+            continue  # the official form and the small models are InternVL's
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node, ast.Constant) else None
+            words = found.split(".") if isinstance(found, str) and " " not in found else []
+            assert names.isdisjoint(words), f"{path}:{node.lineno} names {found}"
 
 
 @pytest.mark.parametrize("kind", OTHERS)

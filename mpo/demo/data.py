@@ -40,16 +40,19 @@ def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
             drawn = rng.choice(sources[split], size=settings.digits_per_image, replace=False).tolist()
             digits: list[int] = handwriting.labels[drawn].tolist()
             kind = list(KINDS.values())[number % len(KINDS)]
-            line = {
+            line: dict[str, Any] = {
                 "id": f"{split}-{number:05d}",
                 "image": f"{split}/{number:05d}.png",
                 "question": kind.text,
                 "ground_truth": kind.ground_truth(digits),
                 "kind": kind.name,
             }
-            more = {"worked": {"worked_example": kind.worked_example(digits)}, "eval": {"digits": digits}}
-            draw(handwriting, drawn, digit_size=settings.tile_size).save(folder.data / str(line["image"]))
-            lines.append(line | more.get(split, {}))
+            if split == "worked":
+                line["worked_example"] = kind.worked_example(digits)
+            if split == "eval":
+                line["digits"] = digits
+            draw(handwriting, drawn, digit_size=settings.tile_size).save(folder.data / line["image"])
+            lines.append(line)
             drawn_so_far |= set(drawn)
         used[split] = sorted(drawn_so_far)
         write_json_lines(folder.lines(split), lines)

@@ -83,7 +83,7 @@ class TensorNames:
             ValueError: for a name that transformers' InternVL does not have.
         """
         name, found = _match(self._from_ours, ours, "transformers' InternVL")
-        return name.format(**found)
+        return str(name.format(**found))
 
     def split(self, official: str, tensor: Tensor) -> list[Tensor]:
         """Split an official tensor into transformers' tensors, in the order of `ours`."""
@@ -91,7 +91,7 @@ class TensorNames:
         if len(sizes) == 1 or len(tensor) % (groups * sum(sizes)):  # of another shape than expected: the check lists it
             return list(tensor.chunk(len(sizes)))
         blocks: Tensor = tensor.unflatten(0, (groups, sum(sizes), -1))  # type: ignore[no-untyped-call]
-        return [part.flatten(0, 2) for part in blocks.split(sizes, dim=1)]
+        return [part.flatten(0, 2) for part in torch.split(blocks, sizes, dim=1)]
 
     def join(self, official: str, tensors: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""

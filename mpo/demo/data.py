@@ -1,7 +1,5 @@
 """Stage 1: draw handwritten digits side by side, with disjoint sources in every split, and ask questions about them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The settings of the demo, and the layout of its output folder."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,7 +37,7 @@ class DemoSettings:
         write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> DemoSettings:
+    def read(cls, path: Path) -> "DemoSettings":
         """Read settings written by `write`."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 

@@ -1,7 +1,5 @@
 """Stage 8: the result as text, and as a self-contained HTML report."""
 
-from __future__ import annotations
-
 import os
 import platform
 import random

@@ -1,7 +1,5 @@
 """Run the stages of the demo in order, each one once."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable

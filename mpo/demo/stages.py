@@ -1,7 +1,5 @@
 """Stages 2 to 7: warm up, evaluate, sample, pair, train with MPO, evaluate again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict

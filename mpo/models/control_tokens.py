@@ -4,8 +4,6 @@ A tokenizer encodes them as control tokens. Image placeholders have to match the
 text cannot be collated; other control tokens train the model to write them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

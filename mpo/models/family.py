@@ -1,7 +1,5 @@
 """Model families: all that the library knows of a kind of model by name. A new family is one entry of `FAMILIES`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ class Family:
     vision: str  # module of the vision tower; empty for text models
     layers: str  # modules of the tower's layers, inside of it
     projector: tuple[str, ...]  # modules between the tower and the language model
-    linear: Mapping[str, tuple[str, ...]]  # the linear layers that LoRA adapts in each part
+    linear: Mapping[str, tuple[str, ...]]  # the linear layers that LoRA adapts in tower and projector
     loose: tuple[str, ...] = ()  # parameters that belong to the projector but are not in its modules
     towers: tuple[str, ...] = ()  # values of ``config.vision_config.model_type``; empty: the family has one kind of tower
     language: str = "language_model"  # module of the language model, if there is a tower
@@ -62,7 +60,7 @@ class Family:
     def projections(self) -> str:
         """A regular expression of every projection outside the vision tower: the default target of adapters."""
         outside = rf"(?!.*{self.vision})" if self.vision else ""
-        return rf"^{outside}.*\.({'|'.join(self.linear['language'])})$"
+        return rf"^{outside}.*\.({'|'.join(_LANGUAGE)})$"
 
     def adapted_layers(self, choices: Mapping[str, Any]) -> str:
         """A regular expression over module names that matches the layers to adapt: those of parts with the choice ``"lora"``.
@@ -73,7 +71,8 @@ class Family:
         Raises:
             ValueError: when no part is adapted, or the family has no such part.
         """
-        chosen = [part for part in self.linear if choices.get(part, "freeze") == "lora"]
+        linear = {**self.linear, "language": _LANGUAGE}
+        chosen = [part for part in linear if choices.get(part, "freeze") == "lora"]
         if not chosen:
             raise ValueError("train_parts adapts no part. Set one to lora, or use peft=none.")
         projector = "|".join(self.projector)
@@ -83,7 +82,7 @@ class Family:
             "projector": rf".*(?:{projector})\.{deeper}",
             "language": rf".*{self.language}\..*\." if self.vision else r".*\.",
         }
-        patterns = [f"{where[part]}(?:{'|'.join(self.linear[part])})" for part in chosen]
+        patterns = [f"{where[part]}(?:{'|'.join(linear[part])})" for part in chosen]
         return f"^(?:{'|'.join(patterns)})$"
 
     def not_quantized(self) -> list[str]:
@@ -100,7 +99,6 @@ INTERNVL = Family(
     linear={  # those of tower and language model as in the official InternVL code
         "vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
         "projector": ("linear_1", "linear_2"),
-        "language": _LANGUAGE,
     },
     branches=("attention", "mlp"),
     tiled=True,
@@ -117,7 +115,6 @@ LLAVA = Family(
     linear={
         "vision": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
         "projector": ("linear_1", "linear_2"),
-        "language": _LANGUAGE,
     },
     branches=("self_attn", "mlp"),
 )
@@ -130,7 +127,6 @@ QWEN_VL = Family(
     linear={
         "vision": ("qkv", r"attn\.proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
         "projector": (r"mlp\.[02]",),
-        "language": _LANGUAGE,
     },
 )
 QWEN3_VL = Family(
@@ -142,10 +138,9 @@ QWEN3_VL = Family(
     linear={
         "vision": ("qkv", r"attn\.proj", "linear_fc1", "linear_fc2"),
         "projector": ("linear_fc1", "linear_fc2"),
-        "language": _LANGUAGE,
     },
 )
-TEXT = Family(types=(), vision="", layers="", projector=(), linear={"language": _LANGUAGE})
+TEXT = Family(types=(), vision="", layers="", projector=(), linear={})
 """Any model without images: language and head."""
 UNKNOWN = Family(types=(), vision="", layers="", projector=(), linear={})
 FAMILIES = (INTERNVL, LLAVA, QWEN_VL, QWEN3_VL)

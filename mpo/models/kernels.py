@@ -1,7 +1,5 @@
 """Faster layers: `torch_compile`, and `use_liger_kernel`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

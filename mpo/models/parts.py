@@ -1,7 +1,5 @@
 """The parts of a vision-language model: whether each is trained, adapted with LoRA, or frozen, and its learning rate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

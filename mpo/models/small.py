@@ -5,8 +5,6 @@ its dynamic tiling, the InternVL video processor and a Qwen2-style tokenizer. On
 from a published checkpoint, so code that runs on these models runs on the published ones.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Refuse checkpoints whose tensors differ from the model's; transformers only warns and initializes missing ones at random."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

@@ -11,7 +11,7 @@ import argparse
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -19,25 +19,20 @@ from typing import Any
 
 from transformers import set_seed
 
-from mpo.demo.folder import DemoFolder
+from mpo.demo.folder import DemoFolder, DemoSettings, quick_settings
 from mpo.demo.run import run_demo
-from mpo.demo.settings import DemoSettings, full_settings, quick_settings
 from mpo.demo.stages import measure_after, train_mpo
 from mpo.io import read_json_lines
 
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
 class ControlFolder(DemoFolder):
     """The demo's folder, with the model of another method instead of MPO's; ``method`` names a recipe of ``recipes/loss``."""
 
-    method: str
-
-    @property
-    def mpo(self) -> Path:
-        """The run folder of the method."""
-        return self.root / f"control_{self.method}"
+    def __init__(self, root: Path, method: str) -> None:
+        super().__init__(root)
+        self.method, self.mpo = method, root / f"control_{method}"
 
     def responses(self, when: str) -> Path:
         """The demo's responses before training, and the method's responses after training."""
@@ -75,7 +70,7 @@ def run_control(root: Path, settings: DemoSettings, methods: Sequence[str]) -> d
         right[method] = correct_of(folder, "after")
     less = {f"mpo less {name}": difference(correct, right["mpo"]) for name, correct in right.items() if name != "mpo"}
     folders = {"mpo": DemoFolder(root), **{method: ControlFolder(root, method) for method in methods}}
-    steps = {name: json.loads(folder.mpo_log.read_text(encoding="utf-8"))["global_step"] for name, folder in folders.items()}
+    steps = {name: folder.log()["global_step"] for name, folder in folders.items()}
     return {"steps": steps, "right": {name: share(correct) for name, correct in right.items()}, "differences": less}
 
 
@@ -90,7 +85,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="use the demo's quick sizes, to test the script only")
     parser.add_argument("--output", type=Path, help="JSON file to write (default: results/demo_control_cpu_DATE.json here)")
     options = parser.parse_args()
-    found = run_control(options.demo, (quick_settings if options.quick else full_settings)(options.seed), options.methods)
+    found = run_control(
+        options.demo, quick_settings(options.seed) if options.quick else DemoSettings(seed=options.seed), options.methods
+    )
     about: dict[str, Any] = {"date": date.today().isoformat(), "seed": options.seed, "quick": options.quick}
     about |= {"device": f"{platform.machine()} CPU", "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "transformers", "trl", "mpo-trainer")}

@@ -15,8 +15,7 @@ from transformers import set_seed
 from comparison.measure import measure, reward_margin
 from comparison.prepare import worked_rows
 from comparison.settings import Settings
-from mpo.demo.logs import logs_to
-from mpo.demo.warmup import train_on_examples
+from mpo.demo.stages import logs_to, train_on_examples
 from mpo.models.loading import load_model
 from mpo.training.job import TrainJob, run_train_job
 

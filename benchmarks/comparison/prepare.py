@@ -12,8 +12,8 @@ from transformers import set_seed
 from comparison.measure import generator_of, measure
 from comparison.settings import Settings
 from comparison.task import DIGITS, draw_lines, questions, reading_examples, worked_examples
-from mpo.demo.images import load_handwriting, split_sources
-from mpo.demo.warmup import train_on_examples
+from mpo.demo.data import load_handwriting, split_sources
+from mpo.demo.stages import train_on_examples
 from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor

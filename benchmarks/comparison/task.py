@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpo.demo.images import Handwriting, draw
-from mpo.demo.questions import QuestionKind
+from mpo.demo.data import Handwriting, QuestionKind, draw
 from mpo.generation.generator import Question
 
 DIGITS = 3

@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> Report:
 
     from transformers.utils import logging
 
+    from mpo.demo.folder import DemoSettings, quick_settings
+    from mpo.demo.report import summarize
     from mpo.demo.run import run_demo
-    from mpo.demo.settings import full_settings, quick_settings
-    from mpo.demo.summary import summarize
 
     logging.disable_progress_bar()  # the stages have progress bars of their own
-    settings = (quick_settings if args.quick else full_settings)(args.seed)
+    settings = quick_settings(args.seed) if args.quick else DemoSettings(seed=args.seed)
     print(f"mpo demo: writing to {args.output}")
     progress = run_demo(args.output, settings, restart=args.restart)
     report = (args.output / "report.html").resolve()

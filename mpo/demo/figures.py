@@ -1,17 +1,16 @@
 """The plots of the report."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mpo.demo.questions import KINDS
+from mpo.demo.data import KINDS
 from mpo.evaluation.intervals import wilson_interval
 
 BEFORE, AFTER, THIRD, GREY = "#9aa5b1", "#2563a8", "#c2571a", "#52606d"
@@ -27,24 +26,18 @@ def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     Returns:
         A PNG as a data URL, like every function here.
     """
-    groups = [("all questions", *((n["correct"], n["total"]) for n in (before, after)))]
-    groups += [(name, *(tuple(n["kinds"][name]) for n in (before, after))) for name in KINDS if before["kinds"][name][1]]
-    groups += [("digits read", *((n["read"], n["total"]) for n in (before, after)))]
+    asked = [name for name in KINDS if before["kinds"][name][1]]
     figure, axes = _figure()
-    for offset, index, colour, label in ((-0.2, 1, BEFORE, "before MPO"), (0.2, 2, AFTER, "after MPO")):
-        counts = [group[index] for group in groups]
-        shares = [100 * right / total for right, total in counts]
-        bounds = [wilson_interval(right, total) for right, total in counts]
-        errors = [
-            [share - 100 * low for share, (low, _) in zip(shares, bounds, strict=True)],
-            [100 * high - share for share, (_, high) in zip(shares, bounds, strict=True)],
-        ]
-        positions = [index + offset for index in range(len(groups))]
+    for offset, found, colour, label in ((-0.2, before, BEFORE, "before MPO"), (0.2, after, AFTER, "after MPO")):
+        counts = [(found["correct"], found["total"]), *(found["kinds"][name] for name in asked), (found["read"], found["total"])]
+        shares = np.array([100 * right / total for right, total in counts])
+        low, high = 100 * np.array([wilson_interval(right, total) for right, total in counts]).T
+        positions = np.arange(len(counts)) + offset
         whiskers = {"ecolor": "#1f2933", "capsize": 3, "lw": 1}
-        axes.bar(positions, shares, 0.38, color=colour, label=label, yerr=errors, error_kw=whiskers)
-        for position, share, high in zip(positions, shares, errors[1], strict=True):
-            axes.annotate(f"{share:.0f}", (position, share + high), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
-    axes.set_xticks(range(len(groups)), [group[0] for group in groups])
+        axes.bar(positions, shares, 0.38, color=colour, label=label, yerr=[shares - low, high - shares], error_kw=whiskers)
+        for position, share, top in zip(positions, shares, high, strict=True):
+            axes.annotate(f"{share:.0f}", (position, top), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.set_xticks(range(len(asked) + 2), ["all questions", *asked, "digits read"])
     axes.set_ylim(0, 108)
     axes.set_ylabel("correct, %")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, frameon=False)
@@ -54,13 +47,10 @@ def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def terms_figure(log: Sequence[Mapping[str, float]]) -> str:
     """Plot the weighted loss and each unweighted term over the steps of MPO training."""
     figure, axes = _figure()
-    for key, label, colour in (
-        ("loss", "loss = 0.8 preference + 0.2 quality + generation", "#1f2933"),
-        ("loss/sigmoid", "preference (DPO)", AFTER),
-        ("loss/bco_pair", "quality (BCO)", THIRD),
-        ("loss/sft", "generation (SFT)", GREY),
-    ):
-        _line(axes, log, key, label, colour)
+    _line(axes, log, "loss", "loss = 0.8 preference + 0.2 quality + generation", "#1f2933")
+    _line(axes, log, "loss/sigmoid", "preference (DPO)", AFTER)
+    _line(axes, log, "loss/bco_pair", "quality (BCO)", THIRD)
+    _line(axes, log, "loss/sft", "generation (SFT)", GREY)
     axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
     axes.set_ylabel("nats")
     axes.legend(fontsize=8, frameon=False, loc="upper right")

@@ -1,9 +1,7 @@
-"""The layout of the demo's output folder."""
-
-from __future__ import annotations
+"""The settings of the demo, and the layout of its output folder."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,82 +10,90 @@ from mpo.io import write_text
 
 
 @dataclass(frozen=True)
+class DemoSettings:
+    """The settings of the demo. The defaults take five to ten minutes on two cores."""
+
+    seed: int = 0  # random seed of the demo
+    worked_sources: int = 100  # handwritten digits for the worked examples; a multiple of ten
+    question_sources: int = 1000  # other digits for the questions; a multiple of ten. The rest of the 1,797 is for evaluation
+    worked_examples: int = 400  # questions with a worked example
+    questions: int = 4000  # questions with only a ground truth
+    eval_questions: int = 1000  # questions for evaluation
+    digits_per_image: int = 3  # digits side by side
+    tile_size: int = 32  # pixels; an image is `digits_per_image` tiles wide and one tile high
+    patch_size: int = 16  # pixels of a vision-tower patch
+    hidden_size: int = 128  # width of language model and vision tower
+    layers: int = 4  # layers of each
+    warm_epochs: int = 32  # epochs over the worked examples
+    warm_batch: int = 32  # worked examples per step
+    warm_learning_rate: float = 1e-3  # peak of the cosine schedule
+    responses_per_question: int = 8  # responses sampled per question, at temperature 1
+    max_pairs: int = 8  # maximum number of pairs per question
+    # changes to the recipe `experiment=demo`, as on the command line of `mpo train`
+    mpo_overrides: list[str] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Write the settings as JSON."""
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "DemoSettings":
+        """Read settings written by `write`."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def quick_settings(seed: int) -> DemoSettings:
+    """Settings of the quick demo: about a minute on two cores. Every stage runs, but the accuracy is low."""
+    return DemoSettings(
+        seed=seed,
+        questions=300,
+        eval_questions=200,
+        warm_epochs=14,
+        layers=2,
+        responses_per_question=4,
+        max_pairs=3,
+        mpo_overrides=["trainer.max_steps=30", "trainer.save_steps=10"],
+    )
+
+
 class DemoFolder:
     """The paths in the output folder.
 
-    Attributes:
+    Args:
         root: the output folder.
     """
 
-    root: Path
-
-    @property
-    def settings(self) -> Path:
-        """The settings of this demo."""
-        return self.root / "settings.json"
-
-    @property
-    def progress(self) -> Path:
-        """The finished stages, their times and their results."""
-        return self.root / "progress.json"
-
-    @property
-    def data(self) -> Path:
-        """Images and questions. Image paths in all files of the demo are relative to this folder."""
-        return self.root / "data"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings = root / "settings.json"
+        self.progress = root / "progress.json"  # the finished stages, their times and their results
+        self.data = root / "data"  # images and questions; image paths in all files of the demo are relative to it
+        self.sources = self.data / "sources.json"  # the handwritten digits of each split
+        self.warm = root / "warm"  # the warmed-up model: MPO's initial policy and its reference
+        self.samples = root / "samples.jsonl"  # responses sampled for the questions
+        self.pairs = root / "pairs.jsonl"  # in MMPR's format
+        self.mpo = root / "mpo"  # the run folder of MPO training, with the trained model
+        self.report = root / "report.html"
 
     def lines(self, split: str) -> Path:
         """The questions of one split: `worked`, `questions` or `eval`."""
         return self.data / f"{split}.jsonl"
 
-    @property
-    def sources(self) -> Path:
-        """The handwritten digits of each split."""
-        return self.data / "sources.json"
-
-    @property
-    def warm(self) -> Path:
-        """The warmed-up model: MPO's initial policy and its reference."""
-        return self.root / "warm"
-
     def responses(self, when: str) -> Path:
         """Responses to the evaluation questions, `before` or `after` MPO."""
         return self.root / f"responses_{when}.jsonl"
 
-    @property
-    def samples(self) -> Path:
-        """Responses sampled for the questions."""
-        return self.root / "samples.jsonl"
-
-    @property
-    def pairs(self) -> Path:
-        """Preference pairs in MMPR's format."""
-        return self.root / "pairs.jsonl"
-
-    @property
-    def mpo(self) -> Path:
-        """The run folder of MPO training, with the trained model."""
-        return self.root / "mpo"
-
-    @property
-    def mpo_log(self) -> Path:
-        """The log of MPO training."""
-        return self.mpo / "trainer_state.json"
-
-    @property
-    def report(self) -> Path:
-        """The report of the results."""
-        return self.root / "report.html"
+    def log(self) -> dict[str, Any]:
+        """Read the state of MPO training, with its log."""
+        return dict(json.loads((self.mpo / "trainer_state.json").read_text(encoding="utf-8")))
 
     def question(self, line: dict[str, Any]) -> Question:
-        """Return the question of a line with its image."""
+        """The question of a line with its image."""
         return Question(line["question"], (self.data / line["image"],))
 
     def read_progress(self) -> dict[str, Any]:
         """Read the stages by name; empty for a new folder."""
-        if not self.progress.is_file():
-            return {}
-        return dict(json.loads(self.progress.read_text(encoding="utf-8")))
+        return dict(json.loads(self.progress.read_text(encoding="utf-8"))) if self.progress.is_file() else {}
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Write the stages by name, atomically."""

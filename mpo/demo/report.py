@@ -1,24 +1,57 @@
-"""Stage 8: a self-contained HTML report."""
+"""Stage 8: the result as text, and as a self-contained HTML report."""
 
-from __future__ import annotations
-
-import json
 import os
 import platform
 import random
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
 from typing import Any
 
 from mpo.demo.figures import accuracy_figure, margin_figure, png_url, rewards_figure, terms_figure
-from mpo.demo.folder import DemoFolder
-from mpo.demo.page import STYLE
-from mpo.demo.settings import DemoSettings
-from mpo.demo.summary import CONTROL, percent
+from mpo.demo.folder import DemoFolder, DemoSettings
+from mpo.evaluation.intervals import wilson_interval
 from mpo.io import read_json_lines, write_text
 
 SAMPLES = 12
+
+CONTROL = (
+    "The warmed-up model is not the control. At full size and seed 0, plain SFT on the chosen completions reached 51.8 % from "
+    "the same model with the same pairs, steps and rate, and MPO 49.6 % (standard error 1.6 points each): "
+    "benchmarks/demo_control.py."
+)
+"""The accuracy of the control (SFT), measured on one seed as its result file states."""
+
+
+def percent(successes: int, trials: int) -> str:
+    """Format a proportion in percent with its 95 % interval.
+
+    >>> percent(50, 100)
+    '50.0 % (40.4 to 59.6)'
+    """
+    low, high = wilson_interval(successes, trials)
+    return f"{successes / trials:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
+
+
+def summarize(progress: dict[str, Any]) -> str:
+    """Summarize the accuracy before and after, with intervals and the p-value of the change.
+
+    Args:
+        progress: the result of `mpo.demo.run.run_demo`.
+    """
+    before, after = progress["before"]["numbers"], progress["after"]["numbers"]
+    paired = after["paired"]
+    seconds = sum(stage["seconds"] for stage in progress.values())
+    return "\n".join(
+        [
+            f"Evaluation accuracy, {after['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
+            f"  before MPO  {percent(before['correct'], before['total'])}",
+            f"  after MPO   {percent(after['correct'], after['total'])}",
+            f"  {paired['gained']} questions gained, {paired['lost']} lost, p = {paired['p_value']:.2g} (exact McNemar test)",
+            *textwrap.wrap(CONTROL, 110),
+        ]
+    )
 
 
 def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
@@ -29,18 +62,14 @@ def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """
     stages = folder.read_progress()
     numbers = {name: stage["numbers"] for name, stage in stages.items() if stage["done"]}
-    log = [entry for entry in json.loads(folder.mpo_log.read_text(encoding="utf-8"))["log_history"] if "loss" in entry]
-    page = "\n".join(
-        [
-            "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>mpo demo</title>",
-            f"<style>{STYLE}</style></head><body><main>",
-            _opening(numbers, settings),
-            _figures(numbers, log),
-            _samples(folder, settings),
-            _tables(numbers, stages, settings),
-            "</main></body></html>",
-        ]
-    )
+    log = [entry for entry in folder.log()["log_history"] if "loss" in entry]
+    page = f"""<!doctype html><html lang='en'><head><meta charset='utf-8'><title>mpo demo</title>
+<style>{STYLE}</style></head><body><main>
+{_opening(numbers, settings)}
+{_figures(numbers, log)}
+{_samples(folder, settings)}
+{_tables(numbers, stages, settings)}
+</main></body></html>"""
     write_text(folder.report, page)
     return {"bytes": len(page.encode())}
 
@@ -63,96 +92,123 @@ the three sets.</p>"""
 
 
 def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
-    figures = [
-        _figure(
+    figures = (
+        (
             "Accuracy on evaluation images",
             accuracy_figure(numbers["before"], numbers["after"]),
             "Greedy responses; error bars are 95 % intervals. 'Digits read' counts responses whose first line names the digits.",
         ),
-        _figure("Terms of the loss", terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
-        _figure(
+        ("Terms of the loss", terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
+        (
             "Rewards and delta",
             rewards_figure(log),
             "A reward is 0.1 times the log-ratio of policy and reference. Delta, which the quality loss subtracts, is the running "
             "mean of all rewards.",
         ),
-        _figure(
+        (
             "Margin",
             margin_figure(log),
             "Reward of the chosen minus reward of the rejected completion, and the fraction of pairs in which it is positive.",
         ),
-    ]
-    return f"<section class='figures'>{''.join(figures)}</section>"
-
-
-def _figure(title: str, url: str, caption: str) -> str:
-    return (
-        f"<figure><h2>{escape(title)}</h2><img src='{url}' alt='{escape(title)}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+    shown = (
+        f"<figure><h2>{title}</h2><img src='{url}' alt='{title}'><figcaption>{escape(caption)}</figcaption></figure>"
+        for title, url, caption in figures
+    )
+    return f"<section class='figures'>{''.join(shown)}</section>"
 
 
 def _samples(folder: DemoFolder, settings: DemoSettings) -> str:
     pairs = read_json_lines(folder.pairs)
     random.Random(settings.seed).shuffle(pairs)
     one_each = list({pair["image"]: pair for pair in pairs}.values())[:SAMPLES]
+    cards = (
+        f"""
+<article><img src='{png_url((folder.data / pair["image"]).read_bytes())}' alt='handwritten digits'>
+<p class='question'>{escape(pair["question"])} <span>({escape(pair["answer_gt"])})</span></p>
+<h3 class='chosen'>chosen</h3><pre>{escape(pair["chosen"])}</pre>
+<h3 class='rejected'>rejected: {escape(pair["rejected_meta"]["negative"].replace("_", " "))}</h3>
+<pre>{escape(pair["rejected"])}</pre></article>"""
+        for pair in one_each
+    )
     return f"""
 <h2>{len(one_each)} of the pairs it was trained on</h2>
 <p>Both completions are the model's own responses. Only the ground truth, in brackets, was known. The final answer of the
 chosen response is correct, but its reading or reasoning may not be: only the final answer is checked.</p>
-<section class='cards'>{"".join(_card(folder, pair) for pair in one_each)}</section>"""
-
-
-def _card(folder: DemoFolder, pair: dict[str, Any]) -> str:
-    negative = pair["rejected_meta"]["negative"].replace("_", " ")
-    return f"""
-<article><img src='{png_url((folder.data / pair["image"]).read_bytes())}' alt='handwritten digits'>
-<p class='question'>{escape(pair["question"])} <span>({escape(pair["answer_gt"])})</span></p>
-<h3 class='chosen'>chosen</h3><pre>{escape(pair["chosen"])}</pre>
-<h3 class='rejected'>rejected: {escape(negative)}</h3><pre>{escape(pair["rejected"])}</pre></article>"""
+<section class='cards'>{"".join(cards)}</section>"""
 
 
 def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSettings) -> str:
     before, after, pair = numbers["before"], numbers["after"], numbers["pair"]
     images, sources = numbers["data"]["images"], numbers["data"]["sources"]
-    data = [(name.replace("_", "-"), f"{images[name]:,} images of {sources[name]:,} digits") for name in images]
-    pairing = [
-        ("responses sampled", f"{numbers['sample']['responses']:,}"),
-        *((f"of these {name.replace('_', ' ')}", f"{count:,}") for name, count in pair["responses"].items()),
-        ("questions with only correct responses", f"{pair['all_right']:,}"),
-        ("questions with only incorrect responses", f"{pair['all_wrong']:,}"),
-        ("questions with pairs", f"{pair['paired']:,}"),
-        *((f"pairs, {name.replace('_', ' ')}", f"{count:,}") for name, count in pair["pairs"].items()),
-    ]
-    measured = [
-        ("correct before", percent(before["correct"], before["total"])),
-        ("correct after", percent(after["correct"], after["total"])),
-        ("digits read before", percent(before["read"], before["total"])),
-        ("digits read after", percent(after["read"], after["total"])),
-        ("without a final answer, before / after", f"{before['unparsable']} / {after['unparsable']}"),
-    ]
-    model = [
-        ("parameters", f"{numbers['warm_up']['parameters']:,}"),
-        ("tokens in the vocabulary", f"{numbers['warm_up']['tokens']:,}"),
-        ("warm-up steps", f"{numbers['warm_up']['steps']:,}"),
-        ("MPO steps", f"{numbers['mpo']['steps']:,}"),
-        ("seed", str(settings.seed)),
-    ]
-    times = [(name.replace("_", " "), f"{stage['seconds']:.0f} s") for name, stage in stages.items() if stage["done"]]
-    times.append(("total", f"{sum(stage['seconds'] for stage in stages.values()) / 60:.1f} min"))
-    software = [(name, version(name)) for name in ("mpo-trainer", "torch", "transformers", "trl")]
-    software += [("python", platform.python_version()), ("machine", f"{platform.machine()}, {os.cpu_count()} CPU cores")]
-    tables = (
-        ("Data", data),
-        ("Model", model),
-        ("Pairs", pairing),
-        ("Evaluation questions", measured),
-        ("Time", times),
-        ("Software", software),
-    )
-    return "<section class='tables'>" + "".join(_table(title, rows) for title, rows in tables) + "</section>"
+    tables: dict[str, dict[str, Any]] = {
+        "Data": {name.replace("_", "-"): f"{images[name]:,} images of {sources[name]:,} digits" for name in images},
+        "Model": {
+            "parameters": numbers["warm_up"]["parameters"],
+            "tokens in the vocabulary": numbers["warm_up"]["tokens"],
+            "warm-up steps": numbers["warm_up"]["steps"],
+            "MPO steps": numbers["mpo"]["steps"],
+            "seed": str(settings.seed),
+        },
+        "Pairs": {
+            "responses sampled": numbers["sample"]["responses"],
+            **{f"of these {name.replace('_', ' ')}": count for name, count in pair["responses"].items()},
+            "questions with only correct responses": pair["all_right"],
+            "questions with only incorrect responses": pair["all_wrong"],
+            "questions with pairs": pair["paired"],
+            **{f"pairs, {name.replace('_', ' ')}": count for name, count in pair["pairs"].items()},
+        },
+        "Evaluation questions": {
+            "correct before": percent(before["correct"], before["total"]),
+            "correct after": percent(after["correct"], after["total"]),
+            "digits read before": percent(before["read"], before["total"]),
+            "digits read after": percent(after["read"], after["total"]),
+            "without a final answer, before / after": f"{before['unparsable']} / {after['unparsable']}",
+        },
+        "Time": {
+            **{name.replace("_", " "): f"{stage['seconds']:.0f} s" for name, stage in stages.items() if stage["done"]},
+            "total": f"{sum(stage['seconds'] for stage in stages.values()) / 60:.1f} min",
+        },
+        "Software": {
+            **{name: version(name) for name in ("mpo-trainer", "torch", "transformers", "trl")},
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        },
+    }
+
+    def row(item: tuple[str, int | str]) -> str:
+        name, value = item
+        return f"<tr><th>{escape(name)}</th><td>{escape(value if isinstance(value, str) else f'{value:,}')}</td></tr>"
+
+    shown = (f"<div><h2>{title}</h2><table>{''.join(map(row, rows.items()))}</table></div>" for title, rows in tables.items())
+    return f"<section class='tables'>{''.join(shown)}</section>"
 
 
-def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f"<div><h2>{title}</h2><table>{lines}</table></div>"
+STYLE = """
+:root { color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #dde3ea; --good: #1f7a4d; --bad: #b3261e; }
+body { margin: 0; background: #f6f8fa; color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { font-size: 30px; margin: 0 0 8px; }
+h2 { font-size: 18px; margin: 0 0 8px; }
+main > p { max-width: 78ch; }
+.result { font-size: 46px; line-height: 1.2; margin: 12px 0; color: var(--soft); }
+.result strong { color: #2563a8; }
+.figures, .cards, .tables { display: grid; gap: 16px; margin: 24px 0 36px; }
+.figures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.cards { grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); }
+.tables { grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); align-items: start; }
+figure, article, .tables > div { margin: 0; padding: 16px; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
+figure img { width: 100%; height: auto; }
+figcaption { color: var(--soft); font-size: 14px; }
+article img { width: 192px; max-width: 100%; border: 1px solid var(--line); }
+.question { margin: 8px 0; font-weight: 600; }
+.question span { color: var(--soft); font-weight: 400; }
+h3 { margin: 8px 0 2px; font-size: 13px; }
+.chosen { color: var(--good); }
+.rejected { color: var(--bad); }
+pre { margin: 0; font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; }
+table { width: 100%; border-collapse: collapse; font-size: 14px; }
+th, td { padding: 3px 0; text-align: left; font-weight: 400; border-top: 1px solid var(--line); }
+td { text-align: right; font-variant-numeric: tabular-nums; }
+@media (max-width: 760px) { .figures { grid-template-columns: 1fr; } }
+"""

@@ -1,7 +1,5 @@
 """Run the stages of the demo in order, each one once."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable
@@ -11,29 +9,20 @@ from typing import Any
 
 from transformers import set_seed
 
-from mpo.demo.dataset import make_dataset
-from mpo.demo.folder import DemoFolder
+from mpo.demo.data import make_dataset
+from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.demo.report import write_report
-from mpo.demo.settings import DemoSettings
-from mpo.demo.stages import measure_after, measure_before, pair, sample, train_mpo
-from mpo.demo.warmup import warm_up
+from mpo.demo.stages import measure_after, measure_before, pair, sample, train_mpo, warm_up
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the demo.
+    """A stage of the demo. It returns its results; an interrupted stage is run again and may reuse its files in the folder."""
 
-    Attributes:
-        name: key of its time and results in `progress.json`.
-        title: its description, as printed.
-        run: runs the stage and returns its results. An interrupted stage is run again and may reuse its files in the folder.
-        made: its main output, relative to the output folder.
-    """
-
-    name: str
+    name: str  # key of its time and results in `progress.json`
     title: str
     run: Callable[[DemoFolder, DemoSettings], dict[str, Any]]
-    made: str
+    made: str  # its main output, relative to the output folder
 
 
 STAGES = (
@@ -91,9 +80,6 @@ def _prepare(folder: DemoFolder, settings: DemoSettings, restart: bool) -> None:
         if restart:
             shutil.rmtree(folder.root)
         elif DemoSettings.read(folder.settings) != settings:
-            raise ValueError(
-                f"--output={folder.root} contains a demo with another seed or size (see {folder.settings}). Add --restart to "
-                "delete it, or choose another folder."
-            )
+            raise ValueError(f"--output={folder.root} contains another demo (see {folder.settings}); --restart deletes it.")
     folder.root.mkdir(parents=True, exist_ok=True)
     settings.write(folder.settings)

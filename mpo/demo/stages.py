@@ -1,24 +1,24 @@
-"""Stages 3 to 7: evaluate, sample, pair, train with MPO, evaluate again."""
+"""Stages 2 to 7: warm up, evaluate, sample, pair, train with MPO, evaluate again."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, Features, Image, List, Value
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from trl import SFTConfig, SFTTrainer
 
-from mpo.demo.folder import DemoFolder
-from mpo.demo.logs import logs_to
-from mpo.demo.questions import KINDS
-from mpo.demo.settings import DemoSettings
+from mpo.demo.data import KINDS
+from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.evaluation.accuracy import measure_accuracy
 from mpo.evaluation.intervals import compare_paired
 from mpo.generation.local import LocalGenerator
 from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model
+from mpo.models.small import small_internvl, small_processor
 from mpo.pipelines.mmpr.lines import build_pairs
 from mpo.training.job import TrainJob, run_train_job
 
@@ -26,6 +26,50 @@ MAX_NEW_TOKENS = 64
 """Maximum length of a response in tokens; worked examples have about 35."""
 
 RESPONSES_PER_BATCH = 400
+_MESSAGES = List({"role": Value("string"), "content": Value("string")})
+_FEATURES = Features({"images": List(Image()), "prompt": _MESSAGES, "completion": _MESSAGES})
+
+
+def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
+    """Build the model and train it on the worked examples with TRL's SFTTrainer.
+
+    Returns:
+        The numbers of parameters, tokens and steps, and the last loss.
+    """
+    lines = read_json_lines(folder.lines("worked"))
+    processor = small_processor(
+        [line[text] for text in ("question", "worked_example") for line in lines],
+        image_size=settings.tile_size,
+        patch_size=settings.patch_size,
+        max_patches=settings.digits_per_image,
+    )
+    model = small_internvl(
+        processor,
+        hidden_size=settings.hidden_size,
+        layers=settings.layers,
+        vision_hidden_size=settings.hidden_size,
+        vision_layers=settings.layers,
+        # A small tower trained from scratch learns faster with a large initial layer scale.
+        layer_scale_init_value=1.0,
+        seed=settings.seed,
+    )
+    trainer = train_on_examples(
+        model,
+        processor,
+        [{**line, "image": str(folder.data / line["image"]), "text": line["worked_example"]} for line in lines],
+        folder.warm,
+        num_train_epochs=settings.warm_epochs,
+        per_device_train_batch_size=settings.warm_batch,
+        learning_rate=settings.warm_learning_rate,
+        seed=settings.seed,
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens": len(processor.tokenizer),
+        "steps": trainer.state.global_step,
+        "last_loss": losses[-1] if losses else None,
+    }
 
 
 def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
@@ -91,23 +135,18 @@ def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
         max_new_tokens=MAX_NEW_TOKENS,
     )
     read = [reads_digits(text, line["digits"]) for text, line in zip(accuracy.responses, lines, strict=True)]
+    found = zip(lines, accuracy.responses, accuracy.correct, strict=True)
     write_json_lines(
-        folder.responses(when),
-        (
-            {"id": line["id"], "response": text, "correct": correct}
-            for line, text, correct in zip(lines, accuracy.responses, accuracy.correct, strict=True)
-        ),
+        folder.responses(when), ({"id": line["id"], "response": text, "correct": correct} for line, text, correct in found)
     )
-    kinds = {
-        name: [correct for line, correct in zip(lines, accuracy.correct, strict=True) if line["kind"] == name] for name in KINDS
-    }
+    of_kind = {name: [right for line, right in zip(lines, accuracy.correct, strict=True) if line["kind"] == name] for name in KINDS}
     return {
         "correct": sum(accuracy.correct),
         "total": len(lines),
         "interval": list(accuracy.interval),
         "unparsable": accuracy.unparsable,
         "read": sum(read),
-        "kinds": {name: [sum(results), len(results)] for name, results in kinds.items()},
+        "kinds": {name: [sum(results), len(results)] for name, results in of_kind.items()},
     }
 
 
@@ -123,3 +162,60 @@ def reads_digits(response: str, digits: Sequence[int]) -> bool:
 def _generator(model: Path, progress: str) -> LocalGenerator:
     loaded = load_model(str(model), dtype="float32")
     return LocalGenerator(loaded.model, loaded.processor, responses_per_batch=RESPONSES_PER_BATCH, progress=progress)
+
+
+def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, str]], output: Path, **settings: Any) -> SFTTrainer:
+    """Train a model with TRL's SFTTrainer, on the CPU in float32, and save it with its processor.
+
+    Args:
+        model: the model, trained in place.
+        processor: its processor.
+        rows: `{"image", "question", "text"}`: the path of an image, the question and the completion.
+        output: folder of the model, and of `train.log`.
+        settings: further arguments of `SFTConfig`.
+    """
+    conversations = [
+        {
+            "images": [row["image"]],
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": row["text"]}],
+        }
+        for row in rows
+    ]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(output),
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            weight_decay=0.05,
+            max_length=None,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            bf16=False,
+            dataloader_pin_memory=False,
+            logging_steps=20,
+            save_strategy="no",
+            report_to="none",
+            **settings,
+        ),
+        train_dataset=Dataset.from_list(conversations, features=_FEATURES),
+        processing_class=processor,
+    )
+    with logs_to(output / "train.log"):
+        trainer.train()
+    trainer.save_model()
+    processor.save_pretrained(output)
+    return trainer
+
+
+@contextmanager
+def logs_to(path: Path) -> Iterator[None]:
+    """Append everything printed to stdout to a file. Progress bars and warnings go to stderr and stay visible.
+
+    Args:
+        path: the file; its folder is created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
+        yield

@@ -18,6 +18,7 @@ from mpo.data.augment import compress_tiles
 from mpo.encoding.keys import first_alike, same_image
 from mpo.encoding.movable import Movable
 from mpo.encoding.tiles import splits_into_tiles
+from mpo.models.family import known_family
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,21 +116,22 @@ def _outline(image: Any) -> Any:
     return (image.mode, image.size) if isinstance(image, Image.Image) else getattr(image, "shape", None)
 
 
-def add_tile_order(backbone: nn.Module) -> None:
+def add_tile_order(backbone: Any) -> None:
     """Let `backbone(..., tile_order=TileOrder)` put its vision tower's outputs, one per distinct tile, in the order of the prompts.
 
     The backbone's hooks remove the keyword before its forward. Without the keyword nothing changes.
     """
-    tower = getattr(backbone, "vision_tower", None)
-    if tower is None or hasattr(tower, "tile_order"):
+    family = known_family(backbone.config)
+    if not family.tiled or hasattr(tower := getattr(backbone, family.vision), "tile_order"):
         return
     tower.__dict__["tile_order"] = None  # a plain attribute, not a module or buffer
     backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
     tower.register_forward_hook(_in_order)
 
 
-def _take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    module.vision_tower.__dict__["tile_order"] = kwargs.pop("tile_order", None)
+def _take_keyword(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    tower = getattr(module, known_family(module.config).vision)  # of this module, which may be a copy
+    tower.__dict__["tile_order"] = kwargs.pop("tile_order", None)
     return args, kwargs
 
 

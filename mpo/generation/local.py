@@ -18,6 +18,7 @@ from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import Record, end_of_turn_token
 from mpo.generation.generator import OnText, Question, Reply, Response, check_decoding
+from mpo.models.family import known_family
 
 TILE_BUDGETS = ("prompt", "image")
 
@@ -185,7 +186,7 @@ class LocalGenerator:
 
     def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> tuple[Tensor, list[int]]:
         """The new tokens of `n` rows per record, padded on the right, and the number of tokens of each record's prompt."""
-        shared = n > 1 and self.model.config.model_type == "internvl"
+        shared = n > 1 and known_family(self.model.config).shares_prompt
         inputs: Mapping[str, Any] = self.encode(records if shared else [record for record in records for _ in range(n)])
         prompts = inputs["attention_mask"].sum(dim=1).tolist()[:: 1 if shared else n]
         if shared:

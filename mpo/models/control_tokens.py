@@ -4,8 +4,6 @@ A tokenizer encodes them as control tokens. Image placeholders have to match the
 text cannot be collated; other control tokens train the model to write them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,17 +27,14 @@ def check_texts(texts: Mapping[str, Any], images: int, processing_class: Any, wh
     for side, content in texts.items():
         text = texts_of(content)
         placed = images if side == "prompt" and isinstance(content, str) else 0
-        if image and text.count(image) > placed:
-            _refuse(where, side, image)
+        refused = [image] if image and text.count(image) > placed else []
         if video and side == "prompt" and images and video in text:  # not replaced in completions and in prompts without images
-            _refuse(where, side, video)
-
-
-def _refuse(where: str, side: str, token: str) -> None:
-    raise ValueError(
-        f"{where}: the text of '{side}' holds {token!r}, which the processor reads as the placeholder of an image or video that "
-        "the record does not have. Remove it from the text, or leave the record out."
-    )
+            refused.append(video)
+        if refused:
+            raise ValueError(
+                f"{where}: the text of '{side}' holds {refused[0]!r}, which the processor reads as the placeholder of an image or "
+                "video that the record does not have. Remove it from the text, or leave the record out."
+            )
 
 
 def texts_of(content: Any) -> str:

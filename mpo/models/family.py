@@ -1,6 +1,4 @@
-"""Model families: where the parts of a model stand among its modules. A new family is one entry of `FAMILIES`."""
-
-from __future__ import annotations
+"""Model families: all that the library knows of a kind of model by name. A new family is one entry of `FAMILIES`."""
 
 import re
 from collections.abc import Mapping
@@ -13,27 +11,22 @@ _LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 
 @dataclass(frozen=True)
 class Family:
-    """The parts of a family's models, by transformers' module names.
+    """The parts of a family's models, by transformers' module names."""
 
-    Attributes:
-        types: values of ``config.model_type``.
-        vision: module of the vision tower; empty for text models.
-        layers: modules of the tower's layers, inside of it.
-        projector: modules between the tower and the language model.
-        loose: parameters that belong to the projector but are not in its modules.
-        linear: the linear layers that LoRA adapts in each part.
-        towers: values of ``config.vision_config.model_type``; empty: the family has one kind of tower.
-        projector_in_tower: whether the projector's modules stand inside of the tower, and its layers deeper in them.
-    """
-
-    types: tuple[str, ...]
-    vision: str
-    layers: str
-    projector: tuple[str, ...]
-    linear: Mapping[str, tuple[str, ...]]
-    loose: tuple[str, ...] = ()
-    towers: tuple[str, ...] = ()
-    projector_in_tower: bool = False
+    types: tuple[str, ...]  # values of ``config.model_type``
+    vision: str  # module of the vision tower; empty for text models
+    layers: str  # modules of the tower's layers, inside of it
+    projector: tuple[str, ...]  # modules between the tower and the language model
+    linear: Mapping[str, tuple[str, ...]]  # the linear layers that LoRA adapts in tower and projector
+    loose: tuple[str, ...] = ()  # parameters that belong to the projector but are not in its modules
+    towers: tuple[str, ...] = ()  # values of ``config.vision_config.model_type``; empty: the family has one kind of tower
+    language: str = "language_model"  # module of the language model, if there is a tower
+    # the residual branches of the tower's layers, whose outputs have one row per image or tile; empty if they do not
+    branches: tuple[str, ...] = ()
+    tiled: bool = False  # whether the tower's output has one row per tile, in the order of its input
+    shares_prompt: bool = False  # whether the cache of a prompt with images can be repeated and continued by `generate`
+    router_loss: bool = True  # whether transformers returns the router logits of its mixtures of experts
+    projector_in_tower: bool = False  # whether the projector's modules stand inside of the tower, and its layers deeper in them
 
     def part_of(self, name: str) -> str:
         """The part that a parameter belongs to, by its name; an adapter belongs to the part it adapts.
@@ -59,9 +52,15 @@ class Family:
         found = re.search(rf"{self.vision}\..*?{re.escape(self.layers)}\.(\d+)\.", f"{name}.") if self.vision else None
         return int(found[1]) if found else None
 
+    def depth(self, model: Any) -> int:
+        """The number of layers of a model's vision tower, from the names of its parameters; 0 without one."""
+        depths = (self.vision_depth(name) for name, _ in model.named_parameters())
+        return 1 + max((depth for depth in depths if depth is not None), default=-1)
+
     def projections(self) -> str:
         """A regular expression of every projection outside the vision tower: the default target of adapters."""
-        return rf"^(?!.*{self.vision or 'vision_tower'}).*\.({'|'.join(self.linear['language'])})$"
+        outside = rf"(?!.*{self.vision})" if self.vision else ""
+        return rf"^{outside}.*\.({'|'.join(_LANGUAGE)})$"
 
     def adapted_layers(self, choices: Mapping[str, Any]) -> str:
         """A regular expression over module names that matches the layers to adapt: those of parts with the choice ``"lora"``.
@@ -72,7 +71,8 @@ class Family:
         Raises:
             ValueError: when no part is adapted, or the family has no such part.
         """
-        chosen = [part for part in self.linear if choices.get(part, "freeze") == "lora"]
+        linear = {**self.linear, "language": _LANGUAGE}
+        chosen = [part for part in linear if choices.get(part, "freeze") == "lora"]
         if not chosen:
             raise ValueError("train_parts adapts no part. Set one to lora, or use peft=none.")
         projector = "|".join(self.projector)
@@ -80,9 +80,9 @@ class Family:
         where = {
             "vision": rf".*{self.vision}\.{without}.*\.",
             "projector": rf".*(?:{projector})\.{deeper}",
-            "language": r".*language_model\..*\." if self.vision else r".*\.",
+            "language": rf".*{self.language}\..*\." if self.vision else r".*\.",
         }
-        patterns = [f"{where[part]}(?:{'|'.join(self.linear[part])})" for part in chosen]
+        patterns = [f"{where[part]}(?:{'|'.join(linear[part])})" for part in chosen]
         return f"^(?:{'|'.join(patterns)})$"
 
     def not_quantized(self) -> list[str]:
@@ -99,8 +99,11 @@ INTERNVL = Family(
     linear={  # those of tower and language model as in the official InternVL code
         "vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
         "projector": ("linear_1", "linear_2"),
-        "language": _LANGUAGE,
     },
+    branches=("attention", "mlp"),
+    tiled=True,
+    shares_prompt=True,
+    router_loss=False,  # transformers 5.17 to 5.24
 )
 LLAVA = Family(
     types=("llava", "llava_next", "llava_onevision"),
@@ -112,8 +115,8 @@ LLAVA = Family(
     linear={
         "vision": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
         "projector": ("linear_1", "linear_2"),
-        "language": _LANGUAGE,
     },
+    branches=("self_attn", "mlp"),
 )
 QWEN_VL = Family(
     types=("qwen2_vl", "qwen2_5_vl"),
@@ -124,7 +127,6 @@ QWEN_VL = Family(
     linear={
         "vision": ("qkv", r"attn\.proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
         "projector": (r"mlp\.[02]",),
-        "language": _LANGUAGE,
     },
 )
 QWEN3_VL = Family(
@@ -136,18 +138,32 @@ QWEN3_VL = Family(
     linear={
         "vision": ("qkv", r"attn\.proj", "linear_fc1", "linear_fc2"),
         "projector": ("linear_fc1", "linear_fc2"),
-        "language": _LANGUAGE,
     },
 )
-TEXT = Family(types=(), vision="", layers="", projector=(), linear={"language": _LANGUAGE})
+TEXT = Family(types=(), vision="", layers="", projector=(), linear={})
 """Any model without images: language and head."""
+UNKNOWN = Family(types=(), vision="", layers="", projector=(), linear={})
 FAMILIES = (INTERNVL, LLAVA, QWEN_VL, QWEN3_VL)
 _NOT_TEXT = re.compile(r"vision|visual|image|img|vit_|vq|audio|speech|mm_", re.IGNORECASE)
 """In the keys of a config: the model has more than text."""
 
 
+def takes_images(config: Any) -> bool:
+    """Whether a model has a vision tower, by transformers' config; of any family."""
+    return hasattr(config, "vision_config")
+
+
+def known_family(config: Any) -> Family:
+    """The family of a model; `UNKNOWN` for a vision-language model of another one, for uses that can do without it."""
+    found = next((family for family in FAMILIES if config.model_type in family.types), None)
+    if found is not None:
+        return found if not found.towers or _tower_type(config) in found.towers else UNKNOWN
+    parts = {name for name, value in config.to_dict().items() if isinstance(value, dict) and "model_type" in value}
+    return UNKNOWN if parts - {"attn_config", "ffn_config"} or any(map(_NOT_TEXT.search, config.to_dict())) else TEXT
+
+
 def family_of(config: Any, why: str) -> Family:
-    """The family of a model.
+    """The family of a model, where it matters.
 
     Args:
         config: transformers' config of the model.
@@ -156,16 +172,16 @@ def family_of(config: Any, why: str) -> Family:
     Raises:
         ValueError: for a vision-language model of an unknown family, whose parts would be mistaken for others.
     """
-    found = next((family for family in FAMILIES if config.model_type in family.types), None)
-    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
-    if found is not None and (not found.towers or tower in found.towers):
-        return found
-    parts = {name for name, value in config.to_dict().items() if isinstance(value, dict) and "model_type" in value}
-    if found is None and parts <= {"attn_config", "ffn_config"} and not any(map(_NOT_TEXT.search, config.to_dict())):
-        return TEXT
+    family = known_family(config)
+    if family is not UNKNOWN:
+        return family
     known = ", ".join(name for family in FAMILIES for name in family.types)
-    kind = f"{config.model_type!r} with a vision tower {tower!r}" if found is not None else repr(config.model_type)
+    kind = repr(config.model_type) + (f" with a vision tower {tower!r}" if (tower := _tower_type(config)) else "")
     raise ValueError(
         f"{why} needs to know the parts of the model, and those of model_type {kind} are not known (known: {known}, with the "
         "towers of the original checkpoints, and text models). Leave it out, or add the family to mpo/models/family.py."
     )
+
+
+def _tower_type(config: Any) -> str:
+    return str(getattr(getattr(config, "vision_config", None), "model_type", ""))

@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import AutoProcessor
 
+from mpo.models.family import takes_images
+
 IMAGE_TOKENS = ("start_image_token", "end_image_token", "image_token")
 """The names in InternVL's processor of the tokens for an image: ``<img>``, ``</img>`` and ``<IMG_CONTEXT>``."""
 
@@ -26,9 +28,8 @@ def open_processor(name_or_path: str, **options: Any) -> Any:
         if "image_token" not in str(error):
             raise
         raise ValueError(
-            f"The tokenizer of {name_or_path} has no image tokens ({error}), so prompts cannot contain images. It needs "
-            "<img>, </img> and <IMG_CONTEXT>, and names for them in tokenizer_config.json (extra_special_tokens: "
-            "start_image_token, end_image_token, context_image_token). Copy the tokenizer's files from the model's own checkpoint."
+            f"The tokenizer of {name_or_path} has no image tokens ({error}). It needs <img>, </img>, <IMG_CONTEXT> and their names "
+            "(extra_special_tokens: start_image_token, end_image_token, context_image_token). Copy the files of the original."
         ) from error
 
 
@@ -50,12 +51,15 @@ def check_fit(model: Any, processing_class: Any) -> None:
         raise ValueError(f"{missing}. {fix} If tokens were added, call model.resize_token_embeddings(len(tokenizer)).")
     if not hasattr(processing_class, "image_processor"):
         return
-    if not hasattr(config, "vision_config"):
-        raise ValueError(
-            f"{type(model).__name__} has no vision tower, but {name} processes images. Pass a vision-language model, "
-            "or for text only the tokenizer as processing_class."
-        )
-    _check_image_tokens(processing_class, tokenizer, fix)
+    if not takes_images(config):
+        raise ValueError(f"{name} processes images, but {type(model).__name__} has no vision tower. Pass the tokenizer alone.")
+    for token in filter(None, (getattr(processing_class, name, None) for name in IMAGE_TOKENS)):
+        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+            raise ValueError(
+                f"The tokenizer does not have the image token {token}: it encodes it as {len(ids)} tokens "
+                f"({', '.join(map(repr, tokenizer.convert_ids_to_tokens(ids)))}). {fix}"
+            )
     vision_size = getattr(config.vision_config, "image_size", None)
     if isinstance(vision_size, (list, tuple)):
         vision_size = vision_size[0]
@@ -107,28 +111,11 @@ def check_targets(model: nn.Module, peft_config: Any) -> None:
         return
     names = [name for name, _ in model.named_modules() if name]
     for target in [targets] if isinstance(targets, str) else sorted(targets):
-        if isinstance(targets, str):
-            found = any(re.fullmatch(target, name) for name in names)
-        else:
-            found = any(name == target or name.endswith(f".{target}") for name in names)
-        if not found:
+        pattern = target if isinstance(targets, str) else rf"(.*\.)?{re.escape(target)}"
+        if not any(re.fullmatch(pattern, name) for name in names):
             linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
             raise ValueError(
                 f"target_modules={target!r} matches no layer of {type(model).__name__}, so no adapter would be added. Give the "
                 "last parts of layer names, or one regular expression over full names; its linear layers end in "
                 f"{', '.join(linear)}."
-            )
-
-
-def _check_image_tokens(processor: Any, tokenizer: Any, fix: str) -> None:
-    """Refuse a tokenizer that splits an image token into several tokens."""
-    for name in IMAGE_TOKENS:
-        token = getattr(processor, name, None)
-        if not isinstance(token, str):
-            continue
-        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
-            raise ValueError(
-                f"The tokenizer does not have the image token {token}: it encodes it as {len(ids)} tokens "
-                f"({', '.join(map(repr, tokenizer.convert_ids_to_tokens(ids)))}). {fix}"
             )

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
 from mpo.io import read_json_object
+from mpo.models.family import takes_images
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import open_official
 from mpo.models.official.config import is_official
@@ -66,16 +67,10 @@ def load_model(
         ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, or tile
             settings for a processor without tiling.
     """
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": attn_implementation,
-        "quantization_config": quantization_config,
-        "trust_remote_code": trust_remote_code,
-    }
-    model = load_internvl(name_or_path, **options)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
     tiles: dict[str, Any] = {"min_tiles": min_tiles, "max_tiles": max_tiles, "thumbnail": thumbnail}
-    processor = load_processor(name_or_path, **tiles, trust_remote_code=trust_remote_code)
-    return LoadedModel(model, processor)
+    model = load_internvl(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    return LoadedModel(model, load_processor(name_or_path, trust_remote_code=trust_remote_code, **tiles))
 
 
 def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
@@ -97,13 +92,12 @@ def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust
     given = {name: value for name, value in options.items() if value is not None}
     given["dtype"] = as_dtype(dtype)
     check_attention(given.get("attn_implementation"))
-    folder = official_folder(name_or_path)
-    if folder is not None:
+    if (folder := official_folder(name_or_path)) is not None:
         model = _load_official(folder, given)
         model.name_or_path = str(name_or_path)  # an adapter's config names its base by it
         return model
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    loader = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
     return load_strictly(loader.from_pretrained, name_or_path, trust_remote_code=trust_remote_code, **given)
 
 
@@ -117,12 +111,7 @@ def load_processor(
 ) -> Any:
     """Load the processor of a checkpoint in either format, or the tokenizer of a text model.
 
-    Args:
-        name_or_path: as in `load_model`.
-        min_tiles: as in `load_model`.
-        max_tiles: as in `load_model`.
-        thumbnail: as in `load_model`.
-        trust_remote_code: as in `load_model`.
+    The arguments are those of `load_model`.
 
     Raises:
         ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tile
@@ -135,10 +124,7 @@ def load_processor(
     else:
         processor = open_official(folder, weights=False).processor
         if processor is None:
-            raise ValueError(
-                f"{name_or_path} has no tokenizer. Copy tokenizer_config.json and the other tokenizer files from the original "
-                "checkpoint."
-            )
+            raise ValueError(f"{name_or_path} has no tokenizer. Copy its files (tokenizer_config.json, ...) from the original.")
     set_tiles(processor, min_tiles, max_tiles, thumbnail)
     return processor
 
@@ -208,8 +194,7 @@ def opening(name_or_path: str) -> Iterator[None]:
 
 def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:
     """Load the config of a checkpoint in either format, without its weights."""
-    folder = official_folder(name_or_path, weights=False)
-    if folder is not None:
+    if (folder := official_folder(name_or_path, weights=False)) is not None:
         return open_official(folder, weights=False).config
     return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 

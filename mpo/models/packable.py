@@ -66,11 +66,8 @@ def _wrapper_trouble(model: nn.Module, outer: PreTrainedModel, text_model: PreTr
         source = _source(inspect.getmodule(_own_class(module)))
         if source is None or _own_class(module).__module__ == _own_class(text_model).__module__:
             return f"{type(text_model).__name__} is not a plain text model"
-        for sign, what in (
-            ("get_rope_index", "positions"),
-            ("token_type_ids", "attention masks"),
-            ("causal_mask", "attention masks"),
-        ):
+        masks = "attention masks"
+        for sign, what in (("get_rope_index", "positions"), ("token_type_ids", masks), ("causal_mask", masks)):
             if sign in source:
                 return f"{type(module).__name__} computes its own {what}"
     return None
@@ -108,16 +105,16 @@ def _layer_trouble(text_model: PreTrainedModel) -> str | None:
         if len(attentions) != 1:
             return f"layer {number} has {len(attentions)} attention modules of the usual kind, not 1"
         attention = attentions[0]
-        if getattr(attention, "config", text_model.config) is not text_model.config:  # a layer that was copied (peft, upscaling)
-            return f"layer {number} has its own config, so it would keep its usual attention"
-        if not getattr(attention, "is_causal", False):
-            return f"layer {number} is not causal"
-        if getattr(attention, "sliding_window", None):
-            return f"layer {number} attends in a sliding window"
-        if hasattr(attention, "sinks"):
-            return f"layer {number} has attention sinks"
-        if getattr(attention, "attention_dropout", 0):
-            return f"layer {number} has attention dropout"
+        copied = getattr(attention, "config", text_model.config) is not text_model.config  # by peft, or to upscale a model
+        for wrong, what in (
+            (copied, "has its own config, so it would keep its usual attention"),
+            (not getattr(attention, "is_causal", False), "is not causal"),
+            (getattr(attention, "sliding_window", None), "attends in a sliding window"),
+            (hasattr(attention, "sinks"), "has attention sinks"),
+            (getattr(attention, "attention_dropout", 0), "has attention dropout"),
+        ):
+            if wrong:
+                return f"layer {number} {what}"
         if not _passes_keywords_on(attention) or not _passes_keywords_on(layer):
             return f"{type(layer).__name__} does not pass keyword arguments on to its attention"
     return None

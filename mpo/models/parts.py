@@ -1,10 +1,9 @@
-"""The parts of a vision-language model, and whether each is trained, adapted with LoRA, or frozen."""
-
-from __future__ import annotations
+"""The parts of a vision-language model: whether each is trained, adapted with LoRA, or frozen, and its learning rate."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -38,17 +37,11 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
                 f"layers to train); got train_parts.{part}={choice!r}."
             )
         if choice == "lora" and part == "head":
-            raise ValueError(
-                "train_parts.head=lora has no effect: the loss reads the head's weight directly, not its adapter. Freeze the head, "
-                "or set peft=none."
-            )
+            raise ValueError("train_parts.head=lora has no effect: the loss reads the head's weight, not its adapter. Freeze it.")
         if choice == "lora" and not adapters:
             raise ValueError(f"train_parts.{part}=lora needs adapters. Add peft=lora or peft=qlora.")
         if choice == "train" and adapters and part != "projector":
-            raise ValueError(
-                f"train_parts.{part}=train would keep a second copy of that part besides the adapters, which only the projector "
-                f"is small enough for. Use lora or freeze."
-            )
+            raise ValueError(f"train_parts.{part}=train with adapters keeps a second copy of a large part. Use lora or freeze.")
     if choices and set(PARTS) <= choices.keys() and all(choices[part] == "freeze" for part in PARTS):
         raise ValueError("train_parts freezes every part, so nothing would be trained. Set one to train or lora.")
 
@@ -66,10 +59,7 @@ def check_adapter(choices: Mapping[str, Any], adapter: Any, family: Family = INT
     """
     frozen = [part for part in PARTS[:3] if choices.get(part, "freeze") == "freeze"]
     if choices and frozen and getattr(adapter, "bias", "none") == "all":
-        raise ValueError(
-            f"peft.bias=all trains the biases of the whole model, but train_parts freezes {', '.join(frozen)}. Use "
-            "peft.bias=lora_only to train those of adapted layers, or leave train_parts out."
-        )
+        raise ValueError(f"peft.bias=all trains all biases, but train_parts freezes {', '.join(frozen)}. Use peft.bias=lora_only.")
     tokens = getattr(adapter, "trainable_token_indices", None) or {}
     named = [*(getattr(adapter, "modules_to_save", None) or []), *(tokens if isinstance(tokens, Mapping) else ["embed_tokens"])]
     for name in named:
@@ -93,9 +83,7 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
         if part not in names:
             why = " (its head is tied to the input embeddings, part of language)" if part == "head" else ""
             raise ValueError(f"train_parts.{part}: {type(model).__name__} has no such part{why}. Leave it out.")
-    depth = 1 + max(
-        (number for name, _ in model.named_parameters() if (number := family.vision_depth(name)) is not None), default=-1
-    )
+    depth = family.depth(model)
     last = choices.get("vision")
     if isinstance(last, int) and last > depth:
         raise ValueError(f"train_parts.vision={last} is more than the {depth} layers of the vision tower.")
@@ -106,3 +94,46 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
             choice = "train" if number is not None and number >= depth - choice else "freeze"
         if choice == "freeze":
             parameter.requires_grad_(False)
+
+
+def split_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, rate: float, rates: Mapping[str, float], vision_layer_decay: float
+) -> None:
+    """Split a new optimizer's parameter groups by learning rate; other settings of a group are kept.
+
+    With decay d, layer i of L in the vision tower has d^(L - i) of the tower's rate, its embeddings d^(L + 1): layer-wise decay as
+    in BEiT (arXiv 2106.08254), with the projector in place of its head.
+
+    Args:
+        optimizer: an optimizer without state.
+        model: the model whose parameters it has.
+        rate: learning rate of parts without their own.
+        rates: part -> learning rate.
+        vision_layer_decay: d; 1 for no decay.
+
+    Raises:
+        ValueError: for a learning rate of a part that is not trained, and for a model of an unknown family.
+    """
+    setting = f"{next(iter(rates))}_learning_rate" if rates else "vision_layer_decay"
+    family = family_of(base_model(model).config, setting)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = family.depth(model)
+    trained = {family.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for part in rates:
+        if part not in trained:
+            raise ValueError(f"{part}_learning_rate={rates[part]} has no effect: that part is frozen. Leave it out.")
+    if vision_layer_decay != 1 and "vision" not in trained:
+        raise ValueError(f"vision_layer_decay={vision_layer_decay} has no effect: the vision tower is frozen. Leave it out.")
+
+    def rate_of(name: str) -> float:
+        part, depth = family.part_of(name), family.vision_depth(name)
+        below = 0 if part != "vision" else layers + 1 if depth is None else layers - depth
+        return rates.get(part, rate) * float(vision_layer_decay**below)
+
+    groups = []
+    for group in optimizer.param_groups:
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_rate.setdefault(rate_of(names[id(parameter)]), []).append(parameter)
+        groups += [{**group, "lr": own, "params": parameters} for own, parameters in by_rate.items()]
+    optimizer.param_groups[:] = groups

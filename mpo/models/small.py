@@ -5,16 +5,14 @@ its dynamic tiling, the InternVL video processor and a Qwen2-style tokenizer. On
 from a published checkpoint, so code that runs on these models runs on the published ones.
 """
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Regex as TokenizersRegex
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     GotOcr2ImageProcessor,
@@ -24,24 +22,22 @@ from transformers import (
     InternVLVideoProcessor,
     InternVLVisionConfig,
     LlamaConfig,
-    PreTrainedConfig,
     Qwen2Config,
     Qwen2Tokenizer,
     Qwen3Config,
 )
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 TextFamily = Literal["qwen2", "qwen3", "llama"]
+TEXT_CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
 
 DOWNSAMPLE_RATIO = 0.5
 """Pixel shuffle: four neighbouring patches become one token, as in every published InternVL."""
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
-
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
 VIDEO_TOKEN = "<video>"
+IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+"""The tokens of an image, by their names in the processor's tokenizer."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -105,17 +101,35 @@ def processor_around(
     image_seq_length = _tokens_per_tile(image_size, patch_size)
     if max_patches < 1:
         raise ValueError(f"max_patches, the largest number of tiles per image, must be 1 or more; got max_patches={max_patches}.")
-    pixels: dict[str, Any] = {
-        "size": {"height": image_size, "width": image_size},
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
-    }
+    tiles = partial(GotOcr2ImageProcessor, crop_to_patches=crop_to_patches, min_patches=1, max_patches=max_patches)
+    return assemble_processor(tokenizer, tiles, image_size=image_size, image_seq_length=image_seq_length)
+
+
+def assemble_processor(
+    tokenizer: Any,
+    image_processor: Callable[..., Any],
+    *,
+    image_size: int,
+    image_seq_length: int,
+    chat_template: str = CHAT_TEMPLATE,
+) -> InternVLProcessor:
+    """Put an InternVL processor together; images and videos are normalized as in every InternVL.
+
+    Args:
+        tokenizer: with InternVL's tokens.
+        image_processor: makes the image processor for given sizes of pixels and their normalization.
+        image_size: height and width of a tile, in pixels.
+        image_seq_length: tokens per tile.
+        chat_template: the Jinja template.
+    """
+    pixels: dict[str, Any] = {"size": {"height": image_size, "width": image_size}}
+    pixels |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of ImageNet
     return InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(crop_to_patches=crop_to_patches, min_patches=1, max_patches=max_patches, **pixels),
+        image_processor=image_processor(**pixels),
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(**pixels),
         image_seq_length=image_seq_length,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 
@@ -160,11 +174,12 @@ def small_internvl(
     Raises:
         ValueError: for an unknown family, or sizes that do not fit each other or the processor.
     """
-    if text not in ("qwen2", "qwen3", "llama"):
+    if text not in TEXT_CONFIGS:
         raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
     tokenizer = processor.tokenizer
     tile = processor.image_processor.size["height"] if image_size is None else image_size
-    patch = _patch_size_of(tile, processor.image_seq_length) if patch_size is None else patch_size
+    side = round(math.sqrt(processor.image_seq_length) / DOWNSAMPLE_RATIO)  # in patches
+    patch = max(1, tile // side) if patch_size is None else patch_size
     if _tokens_per_tile(tile, patch) != processor.image_seq_length:
         raise ValueError(
             f"A {tile}-pixel tile of {patch}-pixel patches gives {_tokens_per_tile(tile, patch)} tokens, but the processor writes "
@@ -172,52 +187,52 @@ def small_internvl(
         )
     heads = heads or max(2, hidden_size // 32)
     vision_heads = vision_heads or max(2, vision_hidden_size // 32)
-    _check_divides("hidden_size", hidden_size, "heads", heads)
-    _check_divides("vision_hidden_size", vision_hidden_size, "vision_heads", vision_heads)
-
+    for name, size, count in (("", hidden_size, heads), ("vision_", vision_hidden_size, vision_heads)):
+        if size % count or size // count % 2:
+            raise ValueError(f"{name}hidden_size / {name}heads must be an even number, but {size} / {count} is {size / count:g}.")
     end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    config = InternVLConfig(
-        vision_config=InternVLVisionConfig(
-            hidden_size=vision_hidden_size,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=vision_heads,
-            intermediate_size=4 * vision_hidden_size,
-            attention_bias=True,
-            image_size=[tile, tile],
-            patch_size=[patch, patch],
-            layer_scale_init_value=layer_scale_init_value,
-        ),
-        text_config=_text_config(
-            text,
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=3 * hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
-            max_position_embeddings=max_position_embeddings,
-            tie_word_embeddings=tie_word_embeddings,
-            bos_token_id=None,
-            eos_token_id=end_of_turn,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_id=processor.image_token_id,
-        image_seq_length=processor.image_seq_length,
-        downsample_ratio=DOWNSAMPLE_RATIO,
+    text_config = TEXT_CONFIGS[text](
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
+        max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
+        bos_token_id=None,
+        eos_token_id=end_of_turn,
+        pad_token_id=tokenizer.pad_token_id,
+        **({} if text == "qwen2" else {"head_dim": hidden_size // heads}),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = InternVLForConditionalGeneration(config)
+        model = untrained_internvl(
+            processor,
+            text_config,
+            hidden_size=vision_hidden_size,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=vision_heads,
+            image_size=[tile, tile],
+            patch_size=[patch, patch],
+            layer_scale_init_value=layer_scale_init_value,
+        )
     model.generation_config = GenerationConfig(eos_token_id=end_of_turn, pad_token_id=tokenizer.pad_token_id)
     return model.eval()
 
 
-def _text_config(family: TextFamily, **sizes: Any) -> PreTrainedConfig:
-    if family == "qwen2":
-        return Qwen2Config(**sizes)
-    head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
-    return (Qwen3Config if family == "qwen3" else LlamaConfig)(head_dim=head_dim, **sizes)
+def untrained_internvl(processor: InternVLProcessor, text_config: Any, **vision: Any) -> InternVLForConditionalGeneration:
+    """An InternVL for a processor around a language model of given config; `vision` are settings of `InternVLVisionConfig`."""
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config=InternVLVisionConfig(attention_bias=True, intermediate_size=4 * vision["hidden_size"], **vision),
+            text_config=text_config,
+            image_token_id=processor.image_token_id,
+            image_seq_length=processor.image_seq_length,
+            downsample_ratio=DOWNSAMPLE_RATIO,
+            tie_word_embeddings=text_config.tie_word_embeddings,
+        )
+    )
 
 
 def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, eos_token: str) -> Qwen2Tokenizer:
@@ -230,22 +245,15 @@ def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, eos_token: str) -
         )
     if eos_token not in special:
         raise ValueError(f"eos_token must be one of {', '.join(special)}; got eos_token={eos_token!r}.")
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(TokenizersRegex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
+    qwen, bpe = Qwen2Tokenizer().backend_tokenizer, Tokenizer(models.BPE())
+    bpe.normalizer, bpe.pre_tokenizer, bpe.decoder = qwen.normalizer, qwen.pre_tokenizer, qwen.decoder
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(special), initial_alphabet=alphabet, show_progress=False, special_tokens=[]
     )
     bpe.train_from_iterator(texts, trainer)
     tokenizer = Qwen2Tokenizer(
         vocab=bpe.get_vocab(),
-        merges=_merges(bpe),
+        merges=[tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]],
         unk_token=None,
         eos_token=eos_token,
         pad_token="<|endoftext|>",
@@ -253,19 +261,10 @@ def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, eos_token: str) -
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": VIDEO_TOKEN,
-        },
+        extra_special_tokens={**IMAGE_TOKENS, "video_token": VIDEO_TOKEN},
     )
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
     return tokenizer
-
-
-def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
 
 
 def _tokens_per_tile(image_size: int, patch_size: int) -> int:
@@ -275,12 +274,3 @@ def _tokens_per_tile(image_size: int, patch_size: int) -> int:
             f"{patch_size} is {image_size / max(patch_size, 1):g}."
         )
     return int((image_size // patch_size) ** 2 * DOWNSAMPLE_RATIO**2)
-
-
-def _patch_size_of(image_size: int, image_seq_length: int) -> int:
-    return max(1, image_size // round(math.sqrt(image_seq_length) / DOWNSAMPLE_RATIO))
-
-
-def _check_divides(name: str, size: int, heads_name: str, heads: int) -> None:
-    if size % heads or size // heads % 2:
-        raise ValueError(f"{name} / {heads_name} must be an even number, but {size} / {heads} is {size / heads:g}.")

@@ -8,17 +8,10 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLVisionConfig,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mpo.models.loading import LoadedModel
-from mpo.models.small import DOWNSAMPLE_RATIO, INTERNVL_TOKENS, VIDEO_TOKEN, processor_around
+from mpo.models.small import IMAGE_TOKENS, INTERNVL_TOKENS, VIDEO_TOKEN, processor_around, untrained_internvl
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -55,12 +48,7 @@ def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: in
     tokenizer = AutoTokenizer.from_pretrained(
         folder,
         gguf_file=GGUF_FILE,
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": VIDEO_TOKEN,
-        },
+        extra_special_tokens={**IMAGE_TOKENS, "video_token": VIDEO_TOKEN},
     )
     tokenizer.add_special_tokens({"extra_special_tokens": [*INTERNVL_TOKENS, VIDEO_TOKEN]}, replace_extra_special_tokens=False)
     processor = processor_around(tokenizer, image_size=image_size, patch_size=patch_size, max_patches=max_tiles)
@@ -71,23 +59,15 @@ def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: in
         text_config = text_model.config
         if hasattr(text_config, "quantization_config"):
             del text_config.quantization_config  # the weights are plain float32 now, and saved as such
-        config = InternVLConfig(
-            vision_config=InternVLVisionConfig(
-                hidden_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=256,
-                attention_bias=True,
-                image_size=[image_size, image_size],
-                patch_size=[patch_size, patch_size],
-            ),
-            text_config=text_config,
-            image_token_id=processor.image_token_id,
-            image_seq_length=processor.image_seq_length,
-            downsample_ratio=DOWNSAMPLE_RATIO,
-            tie_word_embeddings=text_config.tie_word_embeddings,
+        model = untrained_internvl(
+            processor,
+            text_config,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=[image_size, image_size],
+            patch_size=[patch_size, patch_size],
         )
-        model = InternVLForConditionalGeneration(config)
     model.model.language_model.load_state_dict(text_model.model.state_dict())
     model.lm_head.load_state_dict(text_model.lm_head.state_dict())
     model.tie_weights()

@@ -1,15 +1,14 @@
 """Refuse checkpoints whose tensors differ from the model's; transformers only warns and initializes missing ones at random."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
 from mpo.io import read_json_object
-from mpo.models.official.expected import listing
+
+Shape = tuple[int, ...]
 
 
 def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | None = None, **options: Any) -> Any:
@@ -32,22 +31,44 @@ def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | Non
     try:
         model, report = load(name_or_path, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True})
     except (OSError, SafetensorError) as error:
+        raise ValueError(f"A file of {name_or_path} is missing or cannot be read ({error}). Download it again.") from error
+    problems = _problems(report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+    if problems:
         raise ValueError(
-            f"A file of {name_or_path} is missing or cannot be read ({error}). Download the checkpoint again."
-        ) from error
-    differing = [f"{name}: {tuple(found)}, expected {tuple(expected)}" for name, found, expected in report["mismatched_keys"]]
-    problems = [
-        listing("missing", sorted(report["missing_keys"])),
-        listing("not of this model", sorted(report["unexpected_keys"])),
-        listing("of another shape", sorted(differing)),
-    ]
-    if any(problems):
-        raise ValueError(
-            f"The weights in {name_or_path} do not fit {type(model).__name__} as its config.json describes it: "
-            + "; ".join(filter(None, problems))
-            + f". {fix or 'Download the checkpoint again, all its files, or fix its config.json.'}"
+            f"The weights in {name_or_path} do not fit {type(model).__name__} as its config.json describes it: {problems}. "
+            f"{fix or 'Download the checkpoint again, all its files, or fix its config.json.'}"
         )
     return model
+
+
+def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
+    """Check that a checkpoint has exactly the tensors of its config, with their shapes.
+
+    Raises:
+        ValueError: listing missing, unexpected and differently shaped tensors.
+    """
+    if problems := misfits(found, expected):
+        raise ValueError(f"{where} does not match its config.json: {problems}.")
+
+
+def misfits(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
+    """Describe missing, unexpected and differently shaped tensors; empty when there are none."""
+    differing = [(name, found[name], expected[name]) for name in found.keys() & expected if found[name] != expected[name]]
+    return _problems(expected.keys() - found, found.keys() - expected, differing)
+
+
+def _problems(missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> str:
+    differing = [f"{name}: {tuple(found)}, expected {tuple(expected)}" for name, found, expected in mismatched]
+    problems = []
+    for what, names in (("missing", missing), ("not of this model", unexpected), ("of another shape", differing)):
+        if names := sorted(names):
+            problems.append(f"{len(names)} tensor{'s' * (len(names) > 1)} {what} ({shortened(names)})")
+    return "; ".join(problems)
+
+
+def shortened(names: list[str], most: int = 8) -> str:
+    """The first names, and the number of others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def refuse_adapter(name_or_path: Any) -> None:

@@ -1,20 +1,32 @@
-"""Run a frozen vision tower once per image: the reference reuses the output of the policy's forward pass."""
+"""The vision tower: find it, share a frozen one's output between policy and reference, and train one with stochastic depth."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from mpo.models.family import FAMILIES, family_of, known_family
+from mpo.models.parts import base_model
 
 
 def find_tower(model: nn.Module) -> nn.Module | None:
-    """The vision tower of a vision-language model, wrapped or not; None if there is none."""
-    return next((module for name, module in model.named_modules() if name.split(".")[-1] == "vision_tower"), None)
+    """The vision tower of a model of a known family, wrapped or not; None if there is none."""
+    tower = known_family(base_model(model).config).vision
+    return next((module for name, module in model.named_modules() if tower and name.split(".")[-1] == tower), None)
+
+
+def tower_layers(model: nn.Module) -> list[Any]:
+    """The layers of a model's vision tower, the first one first; empty if there is none."""
+    tower, layers = find_tower(model), known_family(base_model(model).config).layers
+    stacks = [] if tower is None else [module for name, module in tower.named_modules() if f".{name}".endswith(f".{layers}")]
+    return list(stacks[0]) if stacks else []  # type: ignore[call-overload]
 
 
 class SharedTower:
-    """Record the output of one model's tower and replay it in place of another's.
+    """Record the output of one model's tower and replay it in place of another's, so that it runs once per image.
 
     Args:
         policy: the model whose tower runs; it must be frozen and deterministic (see `can_share`).
@@ -31,12 +43,11 @@ class SharedTower:
         forward = getattr(tower.forward, "unshared", tower.forward)  # undo the sharing of an earlier trainer
 
         def once(*args: Any, **kwargs: Any) -> Any:
-            if self._playing:
-                assert self._output is not None, "the policy's forward pass comes first"
-                return self._output
-            with torch.no_grad():  # a hook that makes inputs require gradients would keep activations
-                self._output = forward(*args, **kwargs)
-            return self._output
+            if not self._playing:
+                with torch.no_grad():  # a hook that makes inputs require gradients would keep activations
+                    self._output = forward(*args, **kwargs)
+            assert self._output is not None, "the policy's forward pass comes first"
+            return copy.copy(self._output)  # Qwen's models change its fields
 
         once.unshared = forward  # type: ignore[attr-defined]
         tower.forward = once  # type: ignore[method-assign]  # FSDP and ZeRO need modules and hooks unchanged
@@ -60,3 +71,60 @@ def can_share(model: nn.Module) -> bool:
     return not any(
         getattr(module, "attention_dropout", 0) or (isinstance(module, nn.Dropout) and module.p) for module in tower.modules()
     )
+
+
+class DropPath:
+    """Stochastic depth (arXiv 1603.09382): drop the output of a layer's attention or MLP for random tiles, in training mode.
+
+    Kept outputs are divided by the keep probability. The rate grows linearly with depth, from 0 in the first layer to `rate` in the
+    last, as in the official InternVisionEncoder; transformers has none. It adds nothing to a checkpoint.
+
+    Args:
+        model: a model whose tower's layers have branches with one output row per tile (`mpo.models.family`).
+        rate: drop probability of the last layer; 0.1 (300M tower) or 0.4 (6B) in most official recipes.
+
+    Raises:
+        ValueError: for a model without such a vision tower, or with a frozen one.
+    """
+
+    def __init__(self, model: nn.Module, rate: float) -> None:
+        tower, layers = find_tower(model), tower_layers(model)
+        branches = family_of(base_model(model).config, f"vision_drop_path={rate}").branches
+        if tower is None or not branches:
+            known = ", ".join(name for family in FAMILIES if family.branches for name in family.types)
+            kind = base_model(model).config.model_type
+            raise ValueError(f"vision_drop_path={rate} needs a vision tower of {known}; the model is a {kind!r}. Leave it out.")
+        if not any(parameter.requires_grad for parameter in tower.parameters()):
+            raise ValueError(f"vision_drop_path={rate} has no effect: the vision tower is frozen. Leave it out.")
+        self.remove_from(model)
+        self._on = True
+        hooks = vars(tower)["drop_path_hooks"] = []
+        for layer, probability in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
+            if probability > 0:
+                hooks += [getattr(layer, name).register_forward_hook(self._dropping(probability)) for name in branches]
+
+    @staticmethod
+    def remove_from(model: nn.Module) -> None:
+        """Remove the hooks of any `DropPath` from a model."""
+        for hook in vars(find_tower(model) or model).pop("drop_path_hooks", ()):
+            hook.remove()
+
+    def _dropping(self, probability: float) -> Any:
+        def drop(module: nn.Module, args: Any, output: Any) -> Any:
+            if not (module.training and self._on):
+                return output
+            branch: Tensor = output[0] if isinstance(output, tuple) else output
+            kept = torch.empty(len(branch), *[1] * (branch.dim() - 1), dtype=branch.dtype, device=branch.device)
+            branch = branch * kept.bernoulli_(1 - probability).div_(1 - probability)
+            return (branch, *output[1:]) if isinstance(output, tuple) else branch
+
+        return drop
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Disable dropping, for reference passes through a model with adapters."""
+        self._on = False
+        try:
+            yield
+        finally:
+            self._on = True

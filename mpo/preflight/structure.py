@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from mpo.models.family import INTERNVL, family_of
+from mpo.models.family import INTERNVL, family_of, takes_images
 from mpo.models.fit import check_targets
 from mpo.models.loading import as_dtype, load_processor, model_config
 
@@ -63,7 +63,7 @@ def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_c
     """
     asked = as_dtype(dtype)
     chosen = (config.dtype or torch.float32) if asked == "auto" else asked
-    loader = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    loader = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
     with torch.device("meta"):
         return loader.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
 

@@ -78,8 +78,8 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         language_learning_rate: learning rate of the language model.
         head_learning_rate: learning rate of the output head, if it has its own weights.
         vision_layer_decay: factor between the learning rates of a tower layer and of the layer above it
-            (`mpo.models.learning_rates`).
-        vision_drop_path: stochastic depth of the tower's last layer (`mpo.models.drop_path`); off in the reference.
+            (`mpo.models.parts`).
+        vision_drop_path: stochastic depth of the tower's last layer (`mpo.models.tower`); off in the reference.
         completion_end: end of the labelled tokens of a completion: its end-of-turn token (``"end_of_turn"``), or the end of
             everything that the chat template puts after the prompt (``"template"``, TRL).
         tile_budget: what the processor's tile limit applies to: all images of a prompt together (``"prompt"``, the official

@@ -90,7 +90,7 @@ class TrainJob:
         train_parts: part of the model -> train, freeze, lora, or for ``vision`` the number of last layers to train
             (`mpo.models.parts`); None: train all parts, or follow ``peft``.
         lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
-        drop_path: drop path rate of the vision tower (`mpo.models.drop_path`).
+        drop_path: drop path rate of the vision tower (`mpo.models.tower`).
         samples: prompts to sample responses to during training (`mpo.training.samples`): ``path`` and ``image_root`` of a file, or
             else the first ``count`` prompts of the evaluation data, and arguments of `SampleResponses`. None: no sampling.
         dry_run: describe the run instead of running it (`mpo.preflight.dry_run`).

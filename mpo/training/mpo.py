@@ -31,13 +31,12 @@ from mpo.encoding.images import add_tile_order
 from mpo.encoding.templates import is_processor
 from mpo.losses import SFT, PairLogps
 from mpo.losses.quality import RewardShift
-from mpo.models.compiled import compile_layers
-from mpo.models.drop_path import DropPath
+from mpo.models.family import takes_images
 from mpo.models.fit import check_fit, check_targets
-from mpo.models.learning_rates import split_groups
-from mpo.models.liger import use_liger_layers
+from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context
-from mpo.models.tower import SharedTower, can_share
+from mpo.models.parts import split_groups
+from mpo.models.tower import DropPath, SharedTower, can_share
 from mpo.schema import EPOCH, PADDING, TRL_COLUMNS, names
 from mpo.training.checkpoint import load_state, load_weights
 from mpo.training.config import MPOConfig
@@ -158,7 +157,7 @@ class MPOTrainer(UsesReference, Loop, DPOTrainer):  # type: ignore[misc]
             if is_peft_model(model):
                 model, peft_config = model.get_base_model(), next(iter(model.peft_config.values()))
             undo.enter_context(_temporarily(dpo_trainer, get_peft_model=adapters.put_on))
-            if hasattr(model.config, "vision_config") and not is_processor(processing_class):  # the vision tower never runs
+            if takes_images(model.config) and not is_processor(processing_class):  # the vision tower never runs
                 undo.enter_context(_temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
             # TRL's disable_dropout would include adapters; caching and packing are done here.
             undo.enter_context(_temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
@@ -213,7 +212,7 @@ class MPOTrainer(UsesReference, Loop, DPOTrainer):  # type: ignore[misc]
                 data_collator,
                 layout=self.layout,
                 context=fixed_context(self.model),
-                blank_image=self.accelerator.num_processes > 1 and hasattr(self.model.config, "vision_config"),
+                blank_image=self.accelerator.num_processes > 1 and takes_images(self.model.config),
             )
         if args.reference == "cached" and self.mixture.needs_reference:
             reference = reference or adapters.reference

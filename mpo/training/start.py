@@ -67,10 +67,10 @@ def adds_router_loss(config: Any, args: MPOConfig) -> bool:
     coefficient = getattr(text, "router_aux_loss_coef", 0.0) if given is None else given
     if not hasattr(text, "output_router_logits") or coefficient == 0.0:
         return False
-    if config.model_type == "internvl":  # transformers 5.17 to 5.24
+    if not known_family(config).router_loss:
         raise ValueError(
-            f"router_aux_loss_coef={coefficient:g} (default: the model's config) adds the router loss, and transformers' InternVL "
-            "does not return router logits. Set router_aux_loss_coef=0."
+            f"router_aux_loss_coef={coefficient:g} (default: the model's config) adds the router loss, and transformers' models of "
+            f"type {config.model_type} do not return router logits. Set router_aux_loss_coef=0."
         )
     return True
 

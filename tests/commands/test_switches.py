@@ -14,7 +14,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from mpo.commands import main
 from mpo.commands.train import settable
-from mpo.models.liger import use_liger_layers
+from mpo.models.kernels import use_liger_layers
 from mpo.models.small import small_internvl
 from mpo.training.job import TrainJob, run_train_job
 

@@ -13,10 +13,9 @@ import pytest
 
 from mpo.commands import main
 from mpo.demo import run
-from mpo.demo.folder import DemoFolder
+from mpo.demo.folder import DemoFolder, DemoSettings, quick_settings
+from mpo.demo.report import summarize
 from mpo.demo.run import STAGES, run_demo
-from mpo.demo.settings import DemoSettings, quick_settings
-from mpo.demo.summary import summarize
 from mpo.io import read_json_lines
 from mpo.pipelines.mmpr.pairing import judge
 
@@ -47,7 +46,7 @@ def finished(tmp_path_factory):
     """A tiny demo, from the command line: its folder, its progress, and what the command printed."""
     folder, printed = DemoFolder(tmp_path_factory.mktemp("tiny") / "demo"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr("mpo.demo.settings.quick_settings", lambda seed: replace(TINY, seed=seed))
+        patch.setattr("mpo.demo.folder.quick_settings", lambda seed: replace(TINY, seed=seed))
         assert main(["demo", "--quick", "--output", str(folder.root)]) == 0
     return folder, folder.read_progress(), printed.getvalue()
 
@@ -115,7 +114,7 @@ class TestTinyDemo:
 
     def test_the_log_has_every_term(self, finished):
         folder, *_ = finished
-        log = json.loads(folder.mpo_log.read_text())["log_history"]
+        log = folder.log()["log_history"]
         steps = [entry for entry in log if "loss" in entry]
         assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
         for key in (
@@ -149,7 +148,7 @@ class TestTinyDemo:
 
     def test_the_command_run_again_gives_json(self, finished, monkeypatch, capfd):
         folder, progress, _ = finished
-        monkeypatch.setattr("mpo.demo.settings.quick_settings", lambda seed: replace(TINY, seed=seed))
+        monkeypatch.setattr("mpo.demo.folder.quick_settings", lambda seed: replace(TINY, seed=seed))
         assert main(["demo", "--quick", "--output", str(folder.root), "--json"]) == 0
         found = json.loads(capfd.readouterr().out)
         assert list(found["stages"]) == list(progress) and found["report"].endswith("report.html")

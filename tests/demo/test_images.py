@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpo.demo.dataset import assert_disjoint, make_dataset
-from mpo.demo.folder import DemoFolder
-from mpo.demo.images import Handwriting, draw, load_handwriting, split_sources
-from mpo.demo.questions import KINDS
-from mpo.demo.settings import DemoSettings
+from mpo.demo.data import KINDS, Handwriting, assert_disjoint, draw, load_handwriting, make_dataset, split_sources
+from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.io import read_json_lines
 
 SMALL = DemoSettings(worked_sources=20, question_sources=200, worked_examples=12, questions=30, eval_questions=9)

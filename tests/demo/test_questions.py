@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo.demo.questions import KINDS
+from mpo.demo.data import KINDS
 from mpo.pipelines.mmpr.pairing import judge
 
 DIGITS = st.lists(st.integers(0, 9), min_size=2, max_size=4)

@@ -23,7 +23,7 @@ from small_runs import small_run
 from support import make_image, perturbed
 
 from mpo.batching.attention import packed_attention
-from mpo.models.compiled import compile_layers
+from mpo.models.kernels import compile_layers
 from mpo.models.small import small_internvl
 
 DEVICE = "cuda"

@@ -5,8 +5,8 @@ import torch
 from small_runs import difference, small_run
 from support import TEXTS
 
-from mpo.models.drop_path import DropPath
 from mpo.models.small import small_internvl, small_processor
+from mpo.models.tower import DropPath
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.models.export import trial
-from mpo.models.export.float32 import in_float32
 from mpo.models.export.run import export
 from mpo.models.export.trained import merged, open_trained
-from mpo.models.export.trial import Trial, logits_of, question
+from mpo.models.export.trial import Trial, in_float32, logits_of, question
 from mpo.models.loading import load_internvl, load_model, load_processor
 from mpo.models.official.tensors import TensorFiles
 from mpo.models.small import small_internvl

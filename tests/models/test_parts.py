@@ -1,17 +1,22 @@
 """Parts of a model: frozen, with adapters, with their own learning rate."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from small_runs import small_run
-from support import TEXTS
+from support import TEXTS, text_pairs
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-from mpo.models.family import FAMILIES, INTERNVL, PARTS, TEXT, family_of
-from mpo.models.learning_rates import split_groups
-from mpo.models.parts import check_parts, freeze_parts
+import mpo
+from mpo import MPOConfig, MPOTrainer
+from mpo.encoding.images import add_tile_order
+from mpo.models.family import FAMILIES, INTERNVL, PARTS, TEXT, family_of, known_family
+from mpo.models.parts import check_parts, freeze_parts, split_groups
 from mpo.models.small import small_internvl, small_processor
+from mpo.models.tower import DropPath, SharedTower, can_share, find_tower, tower_layers
 from mpo.training.job import TrainJob
 
 
@@ -160,22 +165,25 @@ LANGUAGE = {
 }
 
 
-def shaped(kind):
-    """A model of a family, on the meta device."""
+def shaped(kind, device="meta", **more):
+    """A model of a family, by default without weights."""
     if kind.startswith("qwen"):
         rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
-        config = CONFIG_MAPPING[kind](vision_config=QWEN_VISION, text_config={**LANGUAGE, "rope_parameters": rope})
+        config = CONFIG_MAPPING[kind](vision_config=QWEN_VISION, text_config={**LANGUAGE, "rope_parameters": rope}, **more)
     else:
         tower = "siglip_vision_model" if kind in ("llava_onevision", "paligemma") else "clip_vision_model"
         text = {"llava_onevision": "qwen2", "paligemma": "gemma"}.get(kind, "llama")
         config = CONFIG_MAPPING[kind](
-            vision_config={"model_type": tower, **VISION}, text_config={"model_type": text, **LANGUAGE}, projection_dim=32
+            vision_config={"model_type": tower, **VISION}, text_config={"model_type": text, **LANGUAGE}, projection_dim=32, **more
         )
-    with torch.device("meta"):
+    with torch.device(device):
         return AutoModelForImageTextToText.from_config(config)
 
 
-@pytest.mark.parametrize("kind", [name for family in FAMILIES for name in family.types if name != "internvl"])
+OTHERS = [name for family in FAMILIES for name in family.types if name != "internvl"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_the_parts_of_other_families(kind):
     """Nothing of the tower counts as language: not its parameters, not its adapters, not what QLoRA quantizes."""
     model = shaped(kind)
@@ -208,10 +216,91 @@ def test_the_parts_of_other_families(kind):
     assert {family.vision_depth(name) for name in trained if parts[name] == "vision"} == {1}
 
 
+def test_a_familys_names_stand_in_its_spec_alone():
+    """Where another module names a tower or a projector, the models of other families are overlooked."""
+    names = {name for family in FAMILIES for name in (family.vision, family.language, *family.projector)}
+    package = Path(mpo.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.is_relative_to(package / "models" / "official") or path.name in ("family.py", "small.py", "smollm2.py"):
+            continue  # the official form and the small models are InternVL's
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node, ast.Constant) else None
+            words = found.split(".") if isinstance(found, str) and " " not in found else []
+            assert names.isdisjoint(words), f"{path}:{node.lineno} names {found}"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_tower_of_other_families(kind):
+    """It is found, and its layers; stochastic depth works where a layer's branches have a row per image, or is refused by name."""
+    model = shaped(kind)
+    family = known_family(model.config)
+    assert find_tower(model) is model.get_submodule(f"model.{family.vision}")
+    layers = tower_layers(model)
+    assert [family.vision_depth(name) for name, module in model.named_modules() if module in layers] == [0, 1]
+    add_tile_order(model.base_model)
+    assert not hasattr(find_tower(model), "tile_order")
+    if not family.branches:
+        with pytest.raises(ValueError, match=f"vision_drop_path=0.5 .*'{kind}'"):
+            DropPath(model, 0.5)
+        return
+    model = shaped(kind, device="cpu")
+    DropPath(model.train(), 0.5)
+    tower, pixels = find_tower(model), torch.randn(1, 3, 28, 28).repeat(32, 1, 1, 1)
+    dropped = tower(pixels).last_hidden_state
+    assert 1 < len({tuple(image.flatten().tolist()) for image in dropped}) <= 4  # attention, MLP, both or none of the last layer
+    freeze_parts(model, {"vision": "freeze"})
+    with pytest.raises(ValueError, match="vision_drop_path=0.5 .*frozen"):
+        DropPath(model, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_a_frozen_tower_of_other_families_is_shared(kind):
+    """The reference computes the same from the policy's output, without running its own tower."""
+    image = {"image_token_index": 5} if kind == "llava" else {"image_token_id": 5}
+    policy, reference = shaped(kind, "cpu", **image).eval(), shaped(kind, "cpu", **image).eval()
+    reference.load_state_dict(policy.state_dict())
+    assert not can_share(policy)
+    freeze_parts(policy, {"vision": "freeze", "projector": "freeze"})
+    assert can_share(policy)
+    inputs = {"input_ids": torch.tensor([[7, 5, 5, 5, 5, 8]])}
+    if kind == "llava":
+        inputs["pixel_values"] = torch.randn(1, 3, 28, 28)
+    else:
+        inputs |= {"pixel_values": torch.randn(16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == 5).int()
+    expected = reference(**inputs).logits
+    tower = SharedTower(policy, reference)
+    assert torch.equal(policy(**inputs).logits, expected)
+    inputs["pixel_values"].fill_(torch.nan)
+    with tower.playing():
+        assert torch.equal(reference(**inputs).logits, expected)
+    assert reference(**inputs).logits.isnan().any()
+
+
+@pytest.mark.parametrize("kind, layout", [("llava", "packed"), ("qwen3_vl", "padded"), ("paligemma", "padded")])
+def test_other_families_train(tmp_path, kind, layout, processor):
+    """Also an unknown one, where no setting needs to know the parts; packed only around a plain text model."""
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = processor.chat_template
+    model = shaped(kind, "cpu")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    settings = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False, "save_strategy": "no"}
+    args = MPOConfig(str(tmp_path), max_steps=1, learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, **settings)
+    trainer = MPOTrainer(model=model, args=args, train_dataset=text_pairs(4), processing_class=tokenizer)
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert trainer.layout == layout
+    trainer.train()
+    assert not torch.equal(before, model.get_input_embeddings().weight)
+
+
 def test_an_unknown_family_is_refused_only_where_parts_matter(tmp_path):
     model = shaped("paligemma")
     with pytest.raises(ValueError, match="train_parts .*'paligemma'"):
         freeze_parts(model, {"vision": "freeze"})
+    with pytest.raises(ValueError, match="vision_drop_path=0.1 .*'paligemma'"):
+        DropPath(model, 0.1)
+    assert find_tower(model) is None and not can_share(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with pytest.raises(ValueError, match="vision_learning_rate .*'paligemma'"):
         split_groups(optimizer, model, rate=1.0, rates={"vision": 0.5}, vision_layer_decay=1)

@@ -12,45 +12,34 @@ import torch
 from transformers import AutoConfig
 
 from mpo.io import atomic_folder, refuse_existing
+from mpo.models.export.rows import NEW_ROWS
 from mpo.models.export.trained import Trained, merged, open_trained
 from mpo.models.export.trial import Comparison, Trial
+from mpo.models.family import INTERNVL
 from mpo.models.fit import missing_rows
 from mpo.models.loading import official_folder
-from mpo.models.official.checkpoint import read_config
-from mpo.models.official.config import is_official, transformers_config
+from mpo.models.official.checkpoint import expected_shapes, read_config, read_official
+from mpo.models.official.config import transformers_config
 from mpo.models.official.convert import ORIGINAL, checked_difference, to_official
-from mpo.models.official.expected import check_shapes, expected_shapes
 from mpo.models.official.tensors import TensorFiles
+from mpo.models.strict import check_shapes
 
 Form = Literal["transformers", "official"]
 
 
 @dataclass(frozen=True)
 class Export:
-    """The result of an export.
+    """The result of an export."""
 
-    Attributes:
-        folder: the exported folder.
-        form: its format.
-        dtype: dtype of its weights, such as ``"bfloat16"``.
-        tensors: number of tensors.
-        files: number of weight files.
-        bytes: their total size.
-        base: name or path of the base that an adapter was merged into; None for a full model.
-        comparison: comparison with the trained model; None if not compared.
-        official_difference: the largest difference of logits between both formats, relative to the largest logit; None if not
-            compared.
-    """
-
-    folder: Path
-    form: Form
-    dtype: str
-    tensors: int
-    files: int
-    bytes: int
-    base: str | None
-    comparison: Comparison | None
-    official_difference: float | None
+    folder: Path  # the exported folder
+    form: Form  # its format
+    dtype: str  # dtype of its weights, such as ``"bfloat16"``
+    tensors: int  # number of tensors
+    files: int  # number of weight files
+    bytes: int  # their total size
+    base: str | None  # name or path of the base that an adapter was merged into; None for a full model
+    comparison: Comparison | None  # comparison with the trained model; None if not compared
+    official_difference: float | None  # difference of logits of both formats, relative to the largest; None if not compared
 
 
 def export(
@@ -100,13 +89,15 @@ def export(
     processor = trained.processor()
     model = trained.load(dtype)
     if missing := missing_rows(model, processor):
-        raise ValueError(f"{trained.weights} cannot be exported with the tokenizer of {source}: {missing}. {_rows_hint(trained)}")
+        fix = (
+            "Call model.resize_token_embeddings(len(tokenizer)) before training, and train again."
+            if trained.adapter is None
+            else NEW_ROWS
+        )
+        raise ValueError(f"{trained.weights} cannot be exported with the tokenizer of {source}: {missing}. {fix}")
     trial = Trial.of(model, processor, moves=not trained.residual) if check else None
     if trial is not None and trial.moved == 0 and trained.must_change_logits:
-        raise ValueError(
-            f"The adapter in {source} does not change the base's logits, so the export would be the base. Check the learning rate "
-            "and the folder."
-        )
+        raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
     model = merged(model, progress=progress)
     shard_bytes = int(shard_gb * 1e9)
     difference = None
@@ -117,36 +108,19 @@ def export(
         name = str(model.dtype).removeprefix("torch.")
         del model
         gc.collect()  # peft's layers and their base layers are reference cycles
-        _check_names(ours)
+        config = AutoConfig.from_pretrained(ours)
+        if config.model_type in INTERNVL.types:  # loading the folder does not check that its names are the standard ones
+            check_shapes(TensorFiles(ours).shapes(), expected_shapes(config), str(ours))
         comparison = None if trial is None else trial.compare(ours)
         if original is not None:
-            config, folder = original
-            (ours / ORIGINAL).write_text(json.dumps(config))
-            to_official(ours, partial, folder, shard_bytes, progress)
+            (ours / ORIGINAL).write_text(json.dumps(original[0]))
+            to_official(ours, partial, original[1], shard_bytes, progress)
             difference = checked_difference(partial, ours, None if check else False)
             shutil.rmtree(ours)
-        files = list(partial.glob("*.safetensors"))
-        size = sum(path.stat().st_size for path in files)
+        sizes = [path.stat().st_size for path in partial.glob("*.safetensors")]
         tensors = len(TensorFiles(partial).names())
     merged_into = None if trained.adapter is None else trained.weights
-    return Export(target, form, name, tensors, len(files), size, merged_into, comparison, difference)
-
-
-def _rows_hint(trained: Trained) -> str:
-    if trained.adapter is None:
-        return "Call model.resize_token_embeddings(len(tokenizer)) before training, and train again."
-    return (
-        "Tokens were added, and their trained rows are not in the adapter's folder. Give the resized base with --base if its "
-        "new rows were not trained, or train again with modules_to_save=['embed_tokens', 'lm_head'] in the adapter's config."
-    )
-
-
-def _check_names(folder: Path) -> None:
-    """Check that an InternVL's files have the standard tensor names, which loading them does not check."""
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type == "internvl":
-        files = TensorFiles(folder)
-        check_shapes({name: files.shape(name) for name in files.names()}, expected_shapes(config), str(folder))
+    return Export(target, form, name, tensors, len(sizes), sum(sizes), merged_into, comparison, difference)
 
 
 def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path | None]:
@@ -155,9 +129,9 @@ def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path
     Raises:
         ValueError: when there is none, or `like` is of another model.
     """
-    config, folder = _official_config(trained, like)
-    if trained.config.model_type != "internvl":
+    if trained.config.model_type not in INTERNVL.types:
         raise ValueError(f"The official format exists for InternVL alone; {trained.weights} is a {trained.config.model_type}.")
+    config, folder = (read_official(like, "--like="), like) if like is not None else _official_config(trained)
     fitting = copy.deepcopy(config)
     fitting["llm_config"]["vocab_size"] = trained.config.text_config.vocab_size
     described = transformers_config(fitting, image_token_id=trained.config.image_token_id)
@@ -165,15 +139,9 @@ def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path
     return config, folder
 
 
-def _official_config(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path | None]:
-    if like is not None:
-        config = read_config(like)
-        if not is_official(config):
-            raise ValueError(f"--like={like} is not an InternVLChatModel. Give a folder in the official format.")
-        return config, like
+def _official_config(trained: Trained) -> tuple[dict[str, Any], Path | None]:
     for place in filter(None, (trained.weights, trained.base)):
-        folder = official_folder(place)
-        if folder is not None:
+        if (folder := official_folder(place)) is not None:
             return read_config(folder), folder
         if (Path(place) / ORIGINAL).exists():
             return json.loads((Path(place) / ORIGINAL).read_text()), None

@@ -16,16 +16,15 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from mpo.io import read_json_object
 from mpo.models.export.rows import fit_rows, mark_untied, untie
 from mpo.models.fit import open_processor
-from mpo.models.loading import as_dtype, load_internvl, load_processor, official_folder
-from mpo.models.official.checkpoint import open_official
-from mpo.models.official.expected import misfits
+from mpo.models.loading import as_dtype, load_internvl, load_processor, model_config
 from mpo.models.official.tensors import TensorFiles
+from mpo.models.strict import misfits, shortened
 
 FACTORS = {"lora_B": "lora_A", "lora_embedding_A": "lora_embedding_B"}
 """The LoRA factor that is initialized to zero -> the other factor."""
@@ -46,32 +45,24 @@ NOT_REPRODUCIBLE = {
 }
 """Initializations that change the base and cannot be reproduced at loading: prefix of the name -> reason and remedy."""
 
+EARLIER = "Export an earlier checkpoint of the run."
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained checkpoint, opened but not loaded.
+    """A trained checkpoint, opened but not loaded."""
 
-    Attributes:
-        folder: folder of the checkpoint.
-        weights: name or path that the model is loaded from: the folder itself, or the adapter's base.
-        base: name or path of the checkpoint that it was trained from, if known.
-        adapter: config of the adapter; None for a full model.
-        tensors: tensors of the adapter, by their names on disk.
-    """
-
-    folder: Path
-    weights: str
-    base: str | None = None
-    adapter: PeftConfig | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    folder: Path  # folder of the checkpoint
+    weights: str  # name or path that the model is loaded from: the folder itself, or the adapter's base
+    base: str | None = None  # name or path of the checkpoint that it was trained from, if known
+    adapter: PeftConfig | None = None  # config of the adapter; None for a full model
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)  # tensors of the adapter, by their names on disk
 
     @cached_property
     def config(self) -> Any:
         """The model's config in transformers' format."""
-        official = official_folder(self.weights)
-        return AutoConfig.from_pretrained(self.weights) if official is None else open_official(official).config
+        return model_config(self.weights)
 
     def processor(self) -> Any:
         """The processor or tokenizer of the run, or else of the checkpoint that it was trained from.
@@ -111,10 +102,10 @@ class Trained:
         if self.adapter is not None:
             model = self._adapt(model)
             if chosen != "auto" and model.dtype != chosen:
-                cast_base(model, chosen)
+                _cast_base(model, chosen)  # the adapter keeps its dtype
         if (self.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
-        check_finite(dict(model.named_parameters()), self.weights, model.dtype)
+        _check_finite(dict(model.named_parameters()), self.weights, model.dtype)
         return model.eval()
 
     def _adapt(self, model: Any) -> PeftModel:
@@ -129,12 +120,8 @@ class Trained:
         expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
         carried = [name for name in carried if name not in expected]
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items() if name not in carried}
-        problems = misfits(found, expected)
-        if problems:
-            raise ValueError(
-                f"The adapter in {self.folder} does not fit {self.weights}: {problems}. Give the checkpoint that it was trained on "
-                "with --base."
-            )
+        if problems := misfits(found, expected):
+            raise ValueError(f"The adapter in {self.folder} does not fit {self.weights}: {problems}. Give its base with --base.")
         set_peft_model_state_dict(adapted, {name: self.tensors[name] for name in found})
         for name in carried:
             adapted.get_parameter(name).data.copy_(self.tensors[name])
@@ -153,24 +140,21 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
         ValueError: for an incomplete checkpoint, an adapter that is zero or not finite, or a base that cannot be found or is
             quantised.
     """
-    if re.fullmatch(r"checkpoint-\d+", folder.name) and not _reads(folder / "trainer_state.json"):
-        raise ValueError(f"{folder} is incomplete (trainer_state.json is missing or truncated). Export an earlier checkpoint.")
+    if re.fullmatch(r"checkpoint-\d+", folder.name):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            raise ValueError(f"{folder} is incomplete (trainer_state.json is missing or cut off). {EARLIER}") from None
     if not (folder / CONFIG_NAME).exists():
         if not (folder / "config.json").exists():
-            inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
-            inside += sorted(path.parent.name for path in folder.glob("*/config.json"))
-            raise ValueError(
-                f"Expected {CONFIG_NAME} or config.json in {folder}, and found neither."
-                + (f" Give one of its folders: {', '.join(inside)}." if inside else "")
-            )
+            inside = sorted({path.parent.name for name in (CONFIG_NAME, "config.json") for path in folder.glob(f"*/{name}")})
+            fix = f" Give one of its folders: {', '.join(inside)}." if inside else ""
+            raise ValueError(f"Expected {CONFIG_NAME} or config.json in {folder}, and found neither.{fix}")
         TensorFiles(folder)
         _refuse_quantised(read_json_object(folder / "config.json"), str(folder))
         return Trained(folder, str(folder), base)
-    whole = sorted(path.name for path in folder.glob("model*.safetensors"))
-    if whole:
-        raise ValueError(
-            f"{folder} holds both an adapter ({CONFIG_NAME}) and a full model ({whole[0]}), from two runs. Move one of them away."
-        )
+    if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
+        raise ValueError(f"{folder} holds an adapter ({CONFIG_NAME}) and a full model ({whole[0]}), of two runs. Move one away.")
     read_json_object(folder / CONFIG_NAME)
     config = PeftConfig.from_pretrained(folder)
     _check_mergeable(config, folder)
@@ -188,8 +172,7 @@ def merged(model: Any, *, progress: bool = True) -> Any:
     """
     if not isinstance(model, PeftModel):
         return model
-    dtype = model.dtype
-    kind = model.active_peft_config.peft_type.value
+    dtype, kind = model.dtype, model.active_peft_config.peft_type.value
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     try:
         whole: Any = model.merge_and_unload(progressbar=progress, safe_merge=True)
@@ -199,17 +182,14 @@ def merged(model: Any, *, progress: bool = True) -> Any:
         name = _short(layers[0][0]) if layers else "?"
         if "NaNs detected" in str(error):
             raise ValueError(f"{name}.weight is not finite after merging.{_range_hint(dtype)}") from error
-        raise ValueError(
-            f"peft cannot merge the {kind} adapter of {name} into its weights ({error}). Serve the adapter with its base instead."
-        ) from error
+        raise ValueError(f"peft cannot merge the {kind} adapter of {name} ({error}). Serve the adapter with its base.") from error
     head = whole.get_output_embeddings()
     if tied and head is not None and head.weight is not whole.get_input_embeddings().weight:  # only one of the two was trained
         mark_untied(whole)
     return whole
 
 
-def cast_base(model: PeftModel, dtype: torch.dtype) -> None:
-    """Cast the base weights under an adapter; the adapter keeps its dtype."""
+def _cast_base(model: PeftModel, dtype: torch.dtype) -> None:
     prefix = model.base_model.prefix
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and prefix not in name and "inv_freq" not in name:
@@ -217,24 +197,10 @@ def cast_base(model: PeftModel, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
-    """Refuse weights that are not finite.
-
-    Args:
-        tensors: tensors by name.
-        where: their origin, for the message.
-        dtype: the dtype that they were cast to, if any.
-
-    Raises:
-        ValueError: naming the tensors.
-    """
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+def _check_finite(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
+    bad = [_short(name) for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
-        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-        raise ValueError(
-            f"{where} has weights that are not finite: {', '.join(map(_short, bad[:8]))}{more}.{_range_hint(dtype)} "
-            "Export an earlier checkpoint of the run."
-        )
+        raise ValueError(f"{where} has weights that are not finite: {shortened(bad)}.{_range_hint(dtype)} {EARLIER}")
 
 
 def _check_mergeable(config: PeftConfig, folder: Path) -> None:
@@ -249,9 +215,7 @@ def _check_mergeable(config: PeftConfig, folder: Path) -> None:
     init = str(getattr(config, "init_lora_weights", None)).lower()
     for name, why in NOT_REPRODUCIBLE.items():
         if init.startswith(name):
-            raise ValueError(
-                f"The adapter in {folder} was initialized with init_lora_weights={init!r}, which cannot be reproduced: {why}."
-            )
+            raise ValueError(f"The adapter in {folder} has init_lora_weights={init!r}, which cannot be reproduced: {why}.")
     if init in RESIDUAL and is_qlora(folder):
         raise ValueError(
             f"The adapter in {folder} was initialized with init_lora_weights={init!r} on a 4-bit base ({RESOLVED}), whose "
@@ -268,24 +232,17 @@ def is_qlora(source: Path) -> bool:
 def _read_adapter(folder: Path, config: PeftConfig) -> dict[str, Tensor]:
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.exists():
-        raise ValueError(
-            f"{folder} has {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}; adapters are read from safetensors files only."
-        )
+        raise ValueError(f"{folder} has {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}. Other formats are not read.")
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors raises its own class, which is not exported
-        raise ValueError(f"{path} cannot be read ({error}). Export an earlier checkpoint of the run.") from error
-    check_finite(tensors, str(folder))
+        raise ValueError(f"{path} cannot be read ({error}). {EARLIER}") from error
+    _check_finite(tensors, str(folder))
     if config.peft_type != PeftType.LORA:  # other types have no factor initialized to zero
         return tensors
     products = [(name, name.replace(zero, other)) for name in tensors for zero, other in FACTORS.items() if f".{zero}" in name]
-    if products and not any(
-        bool(tensors[zero].any()) and other in tensors and bool(tensors[other].any()) for zero, other in products
-    ):
-        raise ValueError(
-            f"The adapter in {folder} is zero in all {len(products)} layers, as before training, so the export would be the "
-            "base. Check the learning rate and the folder."
-        )
+    if products and not any(tensors[zero].any() and other in tensors and tensors[other].any() for zero, other in products):
+        raise ValueError(f"The adapter in {folder} is zero in all {len(products)} layers. Check the learning rate and the folder.")
     return tensors
 
 
@@ -306,20 +263,11 @@ def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
 
 
 def _refuse_quantised(config: Mapping[str, Any], name: str) -> None:
-    quantised = config.get("quantization_config")
-    if quantised:
+    if quantised := config.get("quantization_config"):
         raise ValueError(
             f"The weights of {name} are quantised ({quantised.get('quant_method', 'see its config.json')}), and adapters cannot "
             "be merged into them. Give the unquantised checkpoint with --base."
         )
-
-
-def _reads(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _short(name: str) -> str:

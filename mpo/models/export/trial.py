@@ -1,23 +1,22 @@
 """Compare the exported model with the trained one on a question about an image."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from mpo.models.export.float32 import in_float32
 from mpo.models.loading import load_internvl, load_processor
+from mpo.models.official.convert import TOLERANCE, distance
 
 QUESTION = "What is shown in the image?"
 NEW_TOKENS = 16
-
-TOLERANCE = 1e-4
-"""The largest allowed difference of float32 logits, relative to the largest logit."""
 
 ROUNDINGS = 4
 """The largest allowed difference of half-precision logits, as a multiple of the rounding error of the trained model's.
@@ -52,21 +51,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Trial:
-    """A question and the trained model's response to it.
+    """A question and the trained model's response to it."""
 
-    Attributes:
-        inputs: the question and its image, encoded; one row.
-        tokens: tokens of the response, (1, N).
-        logits: logits after every token of question and response, (tokens, vocabulary), float32.
-        exact: the logits computed in float32; for a float32 model the same tensor.
-        moved: as in `Comparison`.
-    """
-
-    inputs: dict[str, Tensor]
-    tokens: Tensor
-    logits: Tensor
-    exact: Tensor
-    moved: float | None
+    inputs: dict[str, Tensor]  # the question and its image, encoded; one row
+    tokens: Tensor  # tokens of the response, (1, N)
+    logits: Tensor  # logits after every token of question and response, (tokens, vocabulary), float32
+    exact: Tensor  # the logits computed in float32; for a float32 model the same tensor
+    moved: float | None  # as in `Comparison`
 
     @classmethod
     @torch.no_grad()
@@ -106,10 +97,10 @@ class Trial:
             raise ValueError(f"The processor in {folder} encodes a question differently from the run's. {BUG}")
         model = load_internvl(str(folder)).eval()
         logits = logits_of(model, inputs, self.tokens)
-        difference, apart = distance(logits, self.logits), rms(logits - self.logits)
+        difference, apart = distance(logits, self.logits), (logits - self.logits).norm()
         roundings = rounding = None
         if model.dtype != torch.float32:
-            roundings = apart / rms(self.logits - self.exact) if apart else 0.0
+            roundings = float(apart / (self.logits - self.exact).norm()) if apart else 0.0  # of as many numbers
             rounding = distance(self.logits, self.exact)
         if not (difference <= TOLERANCE if roundings is None else roundings <= ROUNDINGS):
             how = f"{TOLERANCE:.0e}" if roundings is None else f"{ROUNDINGS} times the rounding error, not {roundings:.1f} times,"
@@ -164,11 +155,38 @@ def logits_of(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> Tensor:
     return logits[0].float()
 
 
-def distance(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest expected logit."""
-    return float((logits - expected).abs().max() / expected.abs().max())
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Run every module with temporary float32 copies of its weights.
+
+    The logits are those of ``model.float()``; the extra memory is that of one layer.
+    """
+    narrow: dict[nn.Module, list[Tensor]] = {}
+
+    def widen(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        narrow[module] = [parameter.data for parameter in _own(module)]
+        for parameter in _own(module):
+            parameter.data = _wide(parameter.data)
+        return tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
+
+    def restore(module: nn.Module, args: Any, output: Any) -> None:
+        for parameter, data in zip(_own(module), narrow.pop(module), strict=True):
+            parameter.data = data
+
+    owners = [module for module in model.modules() if next(iter(_own(module)), None) is not None]
+    hooks = [module.register_forward_pre_hook(widen, with_kwargs=True) for module in owners]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in owners]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def rms(difference: Tensor) -> float:
-    """The root mean square of a tensor."""
-    return float(difference.square().mean().sqrt())
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a module's own forward uses; an adapter layer also reads those of its base layer."""
+    return list(module.parameters(recurse=isinstance(module, BaseTunerLayer)))
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value

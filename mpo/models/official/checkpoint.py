@@ -1,6 +1,6 @@
 """Open the folder of an official checkpoint: its config, its tokenizer, its tensors under either name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, InternVLConfig, InternVLProcessor
+from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import set_zero3_state
 
 from mpo.io import read_json_object
 from mpo.models.official.config import is_official, tensor_names, text_model, transformers_config
-from mpo.models.official.expected import Shape, check_shapes, expected_shapes
 from mpo.models.official.names import TensorNames
 from mpo.models.official.processor import load_tokenizer, official_processor
 from mpo.models.official.tensors import TensorFiles
+from mpo.models.strict import Shape, check_shapes
 
 IMAGE_TOKEN_IDS = {"internlm2": 92_546, "qwen2": 151_667, "qwen3": 151_671, "qwen3_moe": 151_671}
 """Ids of ``<IMG_CONTEXT>`` in the published checkpoints, for folders without a tokenizer."""
@@ -23,23 +25,14 @@ IMAGE_TOKEN_IDS = {"internlm2": 92_546, "qwen2": 151_667, "qwen3": 151_671, "qwe
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """The contents of the folder.
+    """The contents of the folder."""
 
-    Attributes:
-        folder: folder of the checkpoint.
-        official: its config.json.
-        config: transformers' config of the same model.
-        generation_config: with the tokens that end generation.
-        processor: the processor; None for a folder without a tokenizer.
-        names: the names of its tensors in both formats.
-    """
-
-    folder: Path
-    official: dict[str, Any]
-    config: InternVLConfig
-    generation_config: GenerationConfig
-    processor: InternVLProcessor | None
-    names: TensorNames
+    folder: Path  # folder of the checkpoint
+    official: dict[str, Any]  # its config.json
+    config: InternVLConfig  # transformers' config of the same model
+    generation_config: GenerationConfig  # with the tokens that end generation
+    processor: InternVLProcessor | None  # the processor; None for a folder without a tokenizer
+    names: TensorNames  # the names of its tensors in both formats
 
     @cached_property
     def files(self) -> TensorFiles:
@@ -48,29 +41,34 @@ class OfficialCheckpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over names on disk in transformers' format and tensors."""
-        for name in self._kept():
-            yield from zip(self.names.ours(name), self.names.split(name, self.files[name]), strict=True)
+        return self._renamed(self.files.__getitem__)
 
-    def shapes(self) -> dict[str, Shape]:
-        """Names on disk in transformers' format and shapes; no tensor is read."""
-        found: dict[str, Shape] = {}
-        for name in self._kept():
-            tensors = self.names.split(name, torch.empty(self.files.shape(name), device="meta"))
-            found |= {ours: tuple(tensor.shape) for ours, tensor in zip(self.names.ours(name), tensors, strict=True)}
-        return found
-
-    def check(self) -> None:
-        """Check that its tensors are those of its config.
+    def check(self) -> int:
+        """Check that its tensors are those of its config, without reading them, and return their number in transformers' format.
 
         Raises:
             ValueError: listing those that differ.
         """
-        check_shapes(self.shapes(), expected_shapes(self.config), str(self.folder))
+        shapes = self.files.shapes()
+        found = {name: tuple(tensor.shape) for name, tensor in self._renamed(lambda name: torch.empty(shapes[name], device="meta"))}
+        check_shapes(found, expected_shapes(self.config), str(self.folder))
+        return len(found)
 
-    def _kept(self) -> list[str]:
-        """All tensors except a tied output head, which is the same matrix as the embeddings."""
-        head = "language_model.lm_head.weight"
-        return [name for name in self.files.names() if not (name == head and self.config.tie_word_embeddings)]
+    def _renamed(self, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name in self.files.names():
+            if name == "language_model.lm_head.weight" and self.config.tie_word_embeddings:
+                continue  # the same matrix as the embeddings
+            yield from zip(self.names.ours(name), self.names.split(name, read(name)), strict=True)
+
+
+def expected_shapes(config: InternVLConfig) -> dict[str, Shape]:
+    """Names on disk in transformers' format and shapes for a model of this config; nothing is allocated."""
+    with torch.device("meta"), set_zero3_state():  # or ZeRO-3 would shard the parameters
+        model = InternVLForConditionalGeneration(config)
+    state = model.state_dict()
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
 
 
 def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
@@ -83,11 +81,7 @@ def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
     Raises:
         ValueError: for a checkpoint that cannot be loaded, saying why.
     """
-    official = read_config(folder)
-    if not is_official(official):
-        raise ValueError(
-            f"{folder} is not an InternVLChatModel: expected model_type='internvl_chat', got {official.get('model_type')!r}."
-        )
+    official = read_official(folder)
     kind = text_model(official)
     tokenizer = load_tokenizer(folder)
     end = None
@@ -123,3 +117,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"Expected a checkpoint in {folder}, and found no config.json. Give the folder that contains it.")
     return read_json_object(path)
+
+
+def read_official(folder: Path, setting: str = "") -> dict[str, Any]:
+    """Read config.json of a folder in the official format; `setting` is what named it, for the error.
+
+    Raises:
+        ValueError: when there is none, or it is of another format.
+    """
+    config = read_config(folder)
+    if not is_official(config):
+        raise ValueError(
+            f"{setting}{folder} is not an InternVLChatModel: expected model_type='internvl_chat', got {config.get('model_type')!r}."
+        )
+    return config

@@ -10,23 +10,14 @@ from transformers import CONFIG_MAPPING, InternVLConfig, InternVLVisionConfig
 from mpo.models.official.names import TensorNames
 
 TEXT_MODELS = {
-    "internlm2": "llama",
-    "internlm3": "llama",
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3_moe",
+    "internlm2": ("InternLM2ForCausalLM", "llama"),
+    "internlm3": ("InternLM3ForCausalLM", "llama"),
+    "llama": ("LlamaForCausalLM", "llama"),
+    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "qwen3_moe"),
 }
-"""Official ``llm_config.model_type`` -> transformers' text model."""
-
-CLASSES = {
-    "InternLM2ForCausalLM": "internlm2",
-    "InternLM3ForCausalLM": "internlm3",
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-}
+"""Official ``llm_config.model_type`` -> its class, transformers' text model."""
 
 # Defaults of InternVisionConfig for keys missing from config.json: the 6B tower's.
 VISION_DEFAULTS: dict[str, Any] = {
@@ -41,6 +32,13 @@ VISION_DEFAULTS: dict[str, Any] = {
     "initializer_range": 0.02,
     "num_channels": 3,
 }
+VISION_NAMES: dict[str, tuple[str, Any]] = {
+    "use_qk_norm": ("qk_normalization", True),
+    "attention_bias": ("qkv_bias", False),
+    "projection_dropout": ("dropout", 0.0),
+    "layer_scale_init_value": ("initializer_factor", 0.1),
+}
+"""Settings of the tower with another name: transformers' name -> official name, its default."""
 
 
 def is_official(config: Mapping[str, Any]) -> bool:
@@ -55,18 +53,16 @@ def text_model(official: Mapping[str, Any]) -> str:
         ValueError: for a language model that is not supported, naming those that are.
     """
     llm = official["llm_config"]
-    names = [CLASSES.get(name) for name in llm.get("architectures") or []]
-    found = next((name for name in names if name), llm.get("model_type"))
+    classes = llm.get("architectures") or []
+    found = next((name for name, (cls, _) in TEXT_MODELS.items() if cls in classes), llm.get("model_type"))
     if found not in TEXT_MODELS:
         raise ValueError(
-            f"The language model of this checkpoint is {' or '.join(llm.get('architectures') or [str(found)])}, which transformers "
+            f"The language model of this checkpoint is {' or '.join(classes or [str(found)])}, which transformers "
             "does not support in InternVL. Use one with InternLM2, Llama, Qwen2, Qwen2.5 or Qwen3 (dense or MoE): InternVL2, 2.5, "
             "3 and 3.5, except InternVL2-4B (Phi-3) and InternVL3.5-GPT-OSS."
         )
     if found == "internlm3" and (llm.get("bias") or llm.get("qkv_bias")):
-        raise ValueError(
-            "This InternLM3 has biases (bias or qkv_bias), which transformers' Llama, its replacement, does not support."
-        )
+        raise ValueError("This InternLM3 has biases (bias or qkv_bias), which transformers' Llama does not have.")
     return str(found)
 
 
@@ -92,13 +88,11 @@ def transformers_config(official: Mapping[str, Any], *, image_token_id: int, eos
     """
     version = official.get("ps_version", "v1")
     if version != "v2":
-        raise ValueError(
-            f"Expected ps_version='v2', the pixel shuffle of transformers; got ps_version={version!r}. Use InternVL2 or later."
-        )
+        raise ValueError(f"Expected ps_version='v2', as in InternVL2 and later; got ps_version={version!r}.")
     llm = copy.deepcopy(official["llm_config"])  # transformers' config classes modify their arguments
     vision = {**VISION_DEFAULTS, **official["vision_config"]}
     kind = text_model(official)
-    text_class = CONFIG_MAPPING[TEXT_MODELS[kind]]
+    text_class = CONFIG_MAPPING[TEXT_MODELS[kind][1]]
     taken = {*inspect.signature(text_class.__init__).parameters, "rope_theta", "rope_scaling"}
     tied = bool(llm.get("tie_word_embeddings")) and kind.startswith("qwen3")  # older ones are saved and trained untied
     text = {name: value for name, value in llm.items() if name in taken and value is not None and name not in ("self", "dtype")}
@@ -113,10 +107,7 @@ def transformers_config(official: Mapping[str, Any], *, image_token_id: int, eos
         text_config=text_class(**text),
         vision_config=InternVLVisionConfig(
             **{name: vision[name] for name in VISION_DEFAULTS},
-            use_qk_norm=vision.get("qk_normalization", True),
-            attention_bias=vision.get("qkv_bias", False),
-            projection_dropout=vision.get("dropout", 0.0),
-            layer_scale_init_value=vision.get("initializer_factor", 0.1),
+            **{ours: vision.get(name, default) for ours, (name, default) in VISION_NAMES.items()},
             image_size=[size, size],
             patch_size=[patch, patch],
         ),
@@ -133,17 +124,15 @@ def official_config(config: InternVLConfig) -> dict[str, Any]:
     """Create an official config.json like InternVL2.5's, for a model that was not converted from the official format."""
     vision: Any = config.vision_config
     text: Any = config.text_config
-    kind = next((name for name, ours in TEXT_MODELS.items() if name == ours == text.model_type), None)
-    if kind is None:
-        raise ValueError(
-            f"The official format does not support the language model {text.model_type}; it supports "
-            f"{', '.join(sorted(set(TEXT_MODELS.values())))}."
-        )
+    cls, kind = TEXT_MODELS.get(text.model_type, (None, None))
+    if kind != text.model_type:
+        supported = ", ".join(sorted({ours for _, ours in TEXT_MODELS.values()}))
+        raise ValueError(f"The official format does not support the language model {text.model_type}; it supports {supported}.")
     rope = dict(text.rope_parameters)
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")}
     llm = {name: value for name, value in text.to_dict().items() if name != "rope_parameters"}
     llm |= {
-        "architectures": [next(name for name, found in CLASSES.items() if found == kind)],
+        "architectures": [cls],
         "rope_theta": rope["rope_theta"],
         "rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling,
     }
@@ -169,15 +158,12 @@ def official_config(config: InternVLConfig) -> dict[str, Any]:
         "use_thumbnail": True,
         "vision_config": {
             **{name: getattr(vision, name) for name in VISION_DEFAULTS},
+            **{name: getattr(vision, ours) for ours, (name, _) in VISION_NAMES.items()},
             "architectures": ["InternVisionModel"],
             "model_type": "intern_vit_6b",
             "drop_path_rate": 0.0,
-            "dropout": vision.projection_dropout,
             "image_size": vision.image_size[0],
-            "initializer_factor": vision.layer_scale_init_value,
             "patch_size": vision.patch_size[0],
-            "qk_normalization": vision.use_qk_norm,
-            "qkv_bias": vision.attention_bias,
             "use_flash_attn": True,
         },
     }

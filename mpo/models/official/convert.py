@@ -2,28 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from mpo.io import atomic_folder
-from mpo.models.official.checkpoint import open_official, read_config
+from mpo.models.official.checkpoint import expected_shapes, open_official, read_config, read_official
 from mpo.models.official.config import is_official, official_config, tensor_names, transformers_config
-from mpo.models.official.expected import check_shapes, expected_shapes
 from mpo.models.official.forward import official_logits
 from mpo.models.official.tensors import TensorFiles, write_shards
+from mpo.models.strict import check_shapes
 
 ORIGINAL = "official_config.json"
 """The official config.json, kept in a converted checkpoint: transformers' config lacks some of its keys."""
 
 TOLERANCE = 1e-4
-"""The largest allowed difference of the logits of both formats in float32, relative to the largest logit."""
+"""The largest allowed difference of the logits of two forms of a model in float32, relative to the largest logit."""
 
 TOKENIZER_FILES = ("*token*", "vocab.json", "merges.txt", "generation_config.json")
 
@@ -76,9 +74,8 @@ def _to_transformers(source: Path, target: Path, like: Path | None, shard_bytes:
     if like is not None:
         raise ValueError(f"--like={like} is for conversion to the official format, and this is to transformers'. Leave it out.")
     checkpoint = open_official(source)
-    checkpoint.check()
-    shapes = checkpoint.shapes()
-    write_shards(target, _shown(checkpoint.tensors(), len(shapes), progress), shard_bytes=shard_bytes)
+    count = checkpoint.check()
+    write_shards(target, checkpoint.tensors(), count, shard_bytes=shard_bytes, progress=progress)
     config = checkpoint.config
     config.architectures = [InternVLForConditionalGeneration.__name__]
     config.save_pretrained(target)
@@ -86,7 +83,7 @@ def _to_transformers(source: Path, target: Path, like: Path | None, shard_bytes:
     if checkpoint.processor is not None:
         checkpoint.processor.save_pretrained(target)
     shutil.copyfile(source / "config.json", target / ORIGINAL)
-    return len(shapes)
+    return count
 
 
 def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int, progress: bool) -> int:
@@ -104,16 +101,12 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
     """
     config = InternVLConfig.from_pretrained(source)
     files = TensorFiles(source)
-    check_shapes({name: files.shape(name) for name in files.names()}, expected_shapes(config), str(source))
+    check_shapes(files.shapes(), expected_shapes(config), str(source))
     official = _official_of(source, like, config)
     names = tensor_names(official)
     parts = {name: names.ours(name) for name in dict.fromkeys(names.official(ours) for ours in files.names())}
-
-    def joined() -> Iterator[tuple[str, Tensor]]:
-        for name, ours in parts.items():
-            yield name, names.join(name, [files[part] for part in ours])
-
-    write_shards(target, _shown(joined(), len(parts), progress), shard_bytes=shard_bytes)
+    joined = ((name, names.join(name, [files[part] for part in ours])) for name, ours in parts.items())
+    write_shards(target, joined, len(parts), shard_bytes=shard_bytes, progress=progress)
     for pattern in TOKENIZER_FILES if like is None else ("*.py", *TOKENIZER_FILES):
         for path in (source if like is None else like).glob(pattern):
             shutil.copyfile(path, target / path.name)
@@ -124,17 +117,13 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
 def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dict[str, Any]:
     """The official config.json: of `like`, of the checkpoint that this one was converted from, or created from its config."""
     if like is not None:
-        official = read_config(like)
-        if not is_official(official):
-            raise ValueError(f"--like={like} is not an InternVLChatModel. Give a folder in the official format.")
+        official = read_official(like, "--like=")
     elif (source / ORIGINAL).exists():
         official = json.loads((source / ORIGINAL).read_text())
     else:
         official = official_config(config)
-    text: Any = config.text_config
-    llm = official["llm_config"]
-    if llm["vocab_size"] != text.vocab_size:  # tokens were added
-        llm["vocab_size"] = text.vocab_size
+    llm, text = official["llm_config"], config.text_config
+    llm["vocab_size"] = text.vocab_size  # tokens may have been added
     read = transformers_config(official, image_token_id=config.image_token_id)
     if read.tie_word_embeddings and not config.tie_word_embeddings:  # the head was trained untied
         official["tie_word_embeddings"] = llm["tie_word_embeddings"] = False
@@ -143,10 +132,6 @@ def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dic
         for part in (official, llm):
             part["dtype" if "dtype" in part else "torch_dtype"] = name
     return official
-
-
-def _shown(tensors: Iterator[tuple[str, Tensor]], count: int, progress: bool) -> Iterator[tuple[str, Tensor]]:
-    return iter(tqdm(tensors, total=count, unit="tensor", desc="converting", disable=not progress))
 
 
 def checked_difference(official: Path, ours: Path, compare: bool | None) -> float | None:
@@ -163,15 +148,16 @@ def checked_difference(official: Path, ours: Path, compare: bool | None) -> floa
     Raises:
         ValueError: for logits that differ.
     """
-    size = 4 * sum(path.stat().st_size for path in ours.glob("*.safetensors"))  # two float32 models from bfloat16 files
-    if not (compare or (compare is None and size < _free_memory())):
+    if compare is None:
+        import psutil
+
+        size = sum(path.stat().st_size for path in ours.glob("*.safetensors"))
+        compare = 4 * size < psutil.virtual_memory().available  # two float32 models from bfloat16 files
+    if not compare:
         return None
     difference = largest_difference(official, ours)
-    if difference > TOLERANCE:
-        raise ValueError(
-            f"The logits of {official} and {ours} differ by {difference:.1e} of the largest. This is a bug in the conversion. "
-            "Report it with the checkpoint's config.json."
-        )
+    if not difference <= TOLERANCE:  # NaN is not
+        raise ValueError(f"The logits of {official} and {ours} differ by {difference:.1e} of the largest: a bug. Report it.")
     return difference
 
 
@@ -192,10 +178,9 @@ def largest_difference(official: Path, ours: Path) -> float:
         computed = model(input_ids=ids, pixel_values=pixels).logits
     del model
     expected = official_logits(TensorFiles(official), read_config(official), config, ids, pixels)
-    return float((computed - expected).abs().max() / expected.abs().max())
+    return distance(computed, expected)
 
 
-def _free_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+def distance(logits: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected logit."""
+    return float((logits - expected).abs().max() / expected.abs().max())

@@ -32,8 +32,9 @@ def official_logits(
     Returns:
         (1, N, vocabulary), float32.
     """
-    images = _Weights(files, "vision_model.").tower(pixel_values, {**official["vision_config"]}, config)
-    images = _projector(_Weights(files, "mlp1."), images)
+    images = _Weights(files, "vision_model.").tower(pixel_values, official["vision_config"], config)
+    mlp = _Weights(files, "mlp1.")
+    images = mlp.linear(F.gelu(mlp.linear(mlp.norm(images, "0", 1e-5), "1")), "3")
     language = _Weights(files, "language_model.")
     name = "model.tok_embeddings.weight" if text_model(official) == "internlm2" else "model.embed_tokens.weight"
     embeddings = F.embedding(input_ids, language(name))
@@ -70,7 +71,7 @@ class _Weights:
             return F.layer_norm(x, weight.shape, weight, bias, eps)
         return F.rms_norm(x, weight.shape, weight, eps)
 
-    def tower(self, pixels: Tensor, vision: dict[str, Any], config: InternVLConfig) -> Tensor:
+    def tower(self, pixels: Tensor, vision: Mapping[str, Any], config: InternVLConfig) -> Tensor:
         """(tiles, 3, height, width) -> (tiles, patches / 4, 4 * width): the last layer's patches, joined two by two."""
         sizes: Any = config.vision_config
         eps, heads = sizes.layer_norm_eps, sizes.num_attention_heads
@@ -91,10 +92,6 @@ class _Weights:
         side = round((x.shape[1] - 1) ** 0.5)
         blocks = x[:, 1:].unflatten(1, (side // 2, 2, side // 2, 2))  # rows of blocks, row in a block, columns, column in a block
         return blocks.transpose(2, 3).flatten(3).flatten(1, 2)
-
-
-def _projector(weights: _Weights, x: Tensor) -> Tensor:
-    return weights.linear(F.gelu(weights.linear(weights.norm(x, "0", 1e-5), "1")), "3")
 
 
 def _internlm2(weights: _Weights, llm: Mapping[str, Any], x: Tensor) -> Tensor:

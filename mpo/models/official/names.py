@@ -6,6 +6,7 @@ interleaves them in one matrix, for each key-value head its query heads, its key
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,6 @@ INTERNLM2_LAYER = (
     ("feed_forward.w3.weight", "mlp.up_proj.weight"),
     ("feed_forward.w2.weight", "mlp.down_proj.weight"),
 )
-OTHER_LANGUAGE = (("{rest}", "{rest}"),)
 
 
 class TensorNames:
@@ -63,7 +63,7 @@ class TensorNames:
             rows += _under("language_model.", "language_model.", INTERNLM2)
             rows += _under("language_model.model.layers.{layer}.", "language_model.model.layers.{layer}.", INTERNLM2_LAYER)
         else:
-            rows += _under("language_model.", "language_model.", OTHER_LANGUAGE)
+            rows.append(("language_model.{rest}", "language_model.{rest}"))
         self._from_official = [(_pattern(official), ours) for official, *ours in rows]
         self._from_ours = [(_pattern(name), official) for official, *ours in rows for name in ours]
 
@@ -73,10 +73,8 @@ class TensorNames:
         Raises:
             ValueError: for a name that InternVLChatModel does not have.
         """
-        for pattern, names in self._from_official:
-            if match := pattern.fullmatch(official):
-                return [name.format(**match.groupdict()) for name in names]
-        raise ValueError(f"An InternVLChatModel has no tensor {official!r}.")
+        names, found = _match(self._from_official, official, "InternVLChatModel")
+        return [name.format(**found) for name in names]
 
     def official(self, ours: str) -> str:
         """The official name of a tensor of transformers' format, or of the tensor that it is a part of.
@@ -84,35 +82,40 @@ class TensorNames:
         Raises:
             ValueError: for a name that transformers' InternVL does not have.
         """
-        for pattern, name in self._from_ours:
-            if match := pattern.fullmatch(ours):
-                return name.format(**match.groupdict())
-        raise ValueError(f"transformers' InternVL has no tensor {ours!r}.")
+        name, found = _match(self._from_ours, ours, "transformers' InternVL")
+        return str(name.format(**found))
 
     def split(self, official: str, tensor: Tensor) -> list[Tensor]:
         """Split an official tensor into transformers' tensors, in the order of `ours`."""
-        if ".attn.qkv." in official:
-            return list(tensor.chunk(3))
-        if ".attention.wqkv." in official:
-            group = self.heads // self.key_value_heads
-            by_head = tensor.unflatten(0, (self.key_value_heads, group + 2, -1))  # type: ignore[no-untyped-call]
-            return [by_head[:, :group].flatten(0, 2), by_head[:, group].flatten(0, 1), by_head[:, group + 1].flatten(0, 1)]
-        return [tensor]
+        groups, sizes = self._layout(official)
+        if len(sizes) == 1 or len(tensor) % (groups * sum(sizes)):  # of another shape than expected: the check lists it
+            return list(tensor.chunk(len(sizes)))
+        blocks: Tensor = tensor.unflatten(0, (groups, sum(sizes), -1))  # type: ignore[no-untyped-call]
+        return [part.flatten(0, 2) for part in torch.split(blocks, sizes, dim=1)]
 
     def join(self, official: str, tensors: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""
+        groups, sizes = self._layout(official)
+        if len(sizes) == 1:
+            return tensors[0]
+        return torch.cat([part.unflatten(0, (groups, -1)) for part in tensors], dim=1).flatten(0, 1)  # type: ignore[no-untyped-call]
+
+    def _layout(self, official: str) -> tuple[int, list[int]]:
+        """The number of groups of blocks of rows, and how many blocks of a group each of transformers' tensors has."""
         if ".attn.qkv." in official:
-            return torch.cat(list(tensors))
-        if ".attention.wqkv." in official:
-            by_head = (tensor.unflatten(0, (self.key_value_heads, -1)) for tensor in tensors)  # type: ignore[no-untyped-call]
-            query, key, value = by_head
-            return torch.cat([query, key, value], dim=1).flatten(0, 1)
-        (tensor,) = tensors
-        return tensor
+            return 1, [1, 1, 1]
+        return (self.key_value_heads, [self.heads // self.key_value_heads, 1, 1]) if ".wqkv." in official else (1, [1])
 
 
 def _under(official: str, ours: str, rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     return [(official + first, *(ours + name for name in names)) for first, *names in rows]
+
+
+def _match(rows: Sequence[tuple[re.Pattern[str], Any]], name: str, where: str) -> tuple[Any, dict[str, str]]:
+    for pattern, other in rows:
+        if match := pattern.fullmatch(name):
+            return other, match.groupdict()
+    raise ValueError(f"{where} has no tensor {name!r}.")
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -2,23 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoTokenizer,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-)
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import AutoTokenizer, InternVLProcessor, PreTrainedConfig, PreTrainedTokenizerFast
 
 from mpo.models.control_tokens import added_start
-from mpo.models.official.spm import read_sentencepiece
-from mpo.models.small import CHAT_TEMPLATE, IMAGENET_MEAN, IMAGENET_STD
+from mpo.models.small import CHAT_TEMPLATE, IMAGE_TOKENS, assemble_processor
 from mpo.models.tiles import TileImageProcessor
-
-IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 
 OLD_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 NEW_SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -99,24 +92,64 @@ def official_processor(tokenizer: Any, official: Mapping[str, Any]) -> InternVLP
     """
     side = official.get("force_image_size") or official["vision_config"]["image_size"]
     patch = official["vision_config"].get("patch_size", 14)
-    pixels: dict[str, Any] = {
-        "size": {"height": side, "width": side},
-        "image_mean": IMAGENET_MEAN,
-        "image_std": IMAGENET_STD,
-    }
-    bos = "".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer)))
-    template = chat_template(official.get("template", "internvl2_5"), bos=bos)
-    tokenizer.chat_template = template
-    return InternVLProcessor(
-        image_processor=TileImageProcessor(
-            crop_to_patches=official.get("dynamic_image_size", True),
-            min_patches=official.get("min_dynamic_patch", 1),
-            max_patches=official.get("max_dynamic_patch", 12),
-            use_thumbnail=official.get("use_thumbnail", True),
-            **pixels,
-        ),
-        tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(**pixels),
-        image_seq_length=int((side // patch) ** 2 * official.get("downsample_ratio", 0.5) ** 2),
-        chat_template=template,
+    tiles = partial(
+        TileImageProcessor,
+        crop_to_patches=official.get("dynamic_image_size", True),
+        min_patches=official.get("min_dynamic_patch", 1),
+        max_patches=official.get("max_dynamic_patch", 12),
+        use_thumbnail=official.get("use_thumbnail", True),
     )
+    bos = "".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer)))
+    tokenizer.chat_template = chat_template(official.get("template", "internvl2_5"), bos=bos)
+    tokens = int((side // patch) ** 2 * official.get("downsample_ratio", 0.5) ** 2)
+    return assemble_processor(tokenizer, tiles, image_size=side, image_seq_length=tokens, chat_template=tokenizer.chat_template)
+
+
+def read_sentencepiece(path: Path, added: Mapping[str, Mapping[str, Any]]) -> Tokenizer:
+    """Read a SentencePiece model of type BPE, as InternLM2's, as a fast tokenizer.
+
+    Args:
+        path: path of tokenizer.model.
+        added: ``added_tokens_decoder`` of tokenizer_config.json: id -> content and flags. Those within the vocabulary replace the
+            piece with that id.
+
+    Raises:
+        ValueError: when the sentencepiece package is missing, or the model is of another type.
+    """
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise ValueError(f"{path} needs SentencePiece, which is not installed: pip install 'mpo-trainer[internlm2]'") from error
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(path.read_bytes())
+    if proto.trainer_spec.model_type != 2:
+        raise ValueError(f"Expected a SentencePiece model of type BPE (2); {path} has type {proto.trainer_spec.model_type}.")
+    pieces = [piece.piece for piece in proto.pieces]
+    pieces[:3] = ["<unk>", "<s>", "</s>"]
+    for number, token in added.items():
+        if int(number) < len(pieces):
+            pieces[int(number)] = token["content"]
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(ids, _spm_merges(pieces), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    space = normalizers.Replace(" ", "▁")
+    prefix = proto.normalizer_spec.add_dummy_prefix
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if prefix else space
+    end = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *end])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token["content"], special=token.get("special", True), normalized=False)
+            for _, token in sorted(added.items(), key=lambda item: int(item[0]))
+        ]
+    )
+    return tokenizer
+
+
+def _spm_merges(pieces: list[str]) -> list[tuple[str, str]]:
+    """Merges in the order of the pieces that they create."""
+    rank = {piece: number for number, piece in enumerate(pieces)}
+    merges = []
+    for piece in pieces:
+        parts = [(piece[:at], piece[at:]) for at in range(1, len(piece)) if piece[:at] in rank and piece[at:] in rank]
+        merges += sorted(parts, key=lambda pair: (rank[pair[0]], rank[pair[1]]))
+    return merges

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -54,38 +55,41 @@ class TensorFiles:
         """Names of all tensors, in the order of the files."""
         return list(self._where)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
-        return tuple(self._files[self._where[name]].get_slice(name).get_shape())
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all tensors, without reading them."""
+        return {name: tuple(self._files[file].get_slice(name).get_shape()) for name, file in self._where.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._files[self._where[name]].get_tensor(name)
         return tensor
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_bytes: int) -> None:
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], count: int, *, shard_bytes: int, progress: bool = True
+) -> None:
     """Write tensors in order into files of at most `shard_bytes` (or one larger tensor), with an index.
 
     Args:
         folder: an existing folder.
         tensors: names and tensors; at most one shard is in memory at once.
+        count: number of tensors.
         shard_bytes: the largest size of a file.
+        progress: show a progress bar.
     """
-    places: list[list[str]] = []
+    written: list[list[str]] = []
     total = 0
-    for shard in _shards(tensors, shard_bytes):
-        save_file(shard, _part(folder, len(places)), metadata={"format": "pt"})
-        places.append(list(shard))
+    for shard in _shards(tqdm(tensors, total=count, unit="tensor", desc="converting", disable=not progress), shard_bytes):
+        save_file(shard, folder / f"part-{len(written)}", metadata={"format": "pt"})
+        written.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
-    if len(places) == 1:
-        _part(folder, 0).rename(folder / SINGLE)
-        return
-    names = [f"model-{number:05d}-of-{len(places):05d}.safetensors" for number in range(1, len(places) + 1)]
+    last = len(written)
+    names = [SINGLE] if last == 1 else [f"model-{number:05d}-of-{last:05d}.safetensors" for number in range(1, last + 1)]
     for number, name in enumerate(names):
-        _part(folder, number).rename(folder / name)
-    where = {tensor: name for name, shard in zip(names, places, strict=True) for tensor in shard}
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (folder / f"part-{number}").rename(folder / name)
+    if last > 1:
+        where = {tensor: name for name, shard in zip(names, written, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
@@ -98,7 +102,3 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator
         shard[name] = tensor.contiguous().clone() if tensor._is_view() else tensor.contiguous()
         size += tensor.nbytes
     yield shard
-
-
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}"

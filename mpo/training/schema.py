@@ -1,0 +1,193 @@
+"""The keys of a training job and their types. pydantic checks values as they are: text is not a number, nor 1 a yes or no."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
+
+from mpo.io import did_you_mean
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Path = str
+Part = str | int | None
+
+
+class Tiles(TypedDict, total=False):
+    """How images are split into tiles."""
+
+    min: Positive | None
+    max: Positive | None
+    thumbnail: bool | None
+
+
+class Frames(TypedDict, total=False):
+    """Number of frames of a video."""
+
+    min: Positive | None
+    max: Positive | None
+
+
+class Data(TypedDict, total=False):
+    """Arguments of `mpo.data.load_preferences` for the training data, and with ``eval_`` for the evaluation data."""
+
+    path: Path | None
+    meta: Path | None  # names that data groups give to their path
+    mix: Path | None
+    format: str | None
+    image_root: Path | None
+    split: str | None
+    limit: Positive | None
+    tiles: Tiles | None
+    frames: Frames | None
+    source: str | None
+    on_bad_record: str | None
+    max_bad_fraction: Share | None
+    bad_records: Path | None
+    streaming: bool
+    num_proc: Positive | None
+    seed: NotNegative | None
+    eval_path: Path | None
+    eval_image_root: Path | None
+    eval_split: str | None
+    eval_format: str | None
+
+
+class Model(TypedDict, total=False):
+    """Arguments of `mpo.models.loading.load_model`."""
+
+    _target_: str
+    name_or_path: Path
+    dtype: Any  # checked by `mpo.models.loading.as_dtype`
+    attn_implementation: str | None
+    min_tiles: Positive | None
+    max_tiles: Positive | None
+    thumbnail: bool | None
+    trust_remote_code: bool
+
+
+class Launch(TypedDict, total=False):
+    """Nodes and ranks (`mpo.training.launch.place`)."""
+
+    nproc_per_node: Positive | None
+    nnodes: Positive | None
+    node_rank: NotNegative | None
+    master_addr: str | None
+    master_port: Annotated[int, Field(ge=1, le=65535)] | None
+
+
+class Samples(TypedDict, total=False):
+    """Prompts, and arguments of `mpo.training.samples.callback.SampleResponses`."""
+
+    path: Path | None
+    image_root: Path | None
+    count: NotNegative
+    every: Any  # checked by `check_sampling`, like the two below
+    max_new_tokens: int
+    temperature: float
+
+
+class Parts(TypedDict, total=False):
+    """What is done with each part of the model (`mpo.models.parts`)."""
+
+    vision: Part
+    projector: Part
+    language: Part
+    head: Part
+
+
+class Rates(TypedDict, total=False):
+    """The learning rate of each part of the model."""
+
+    vision: Rate | None
+    projector: Rate | None
+    language: Rate | None
+    head: Rate | None
+
+
+class Job(TypedDict, total=False):
+    """The keys of ``recipes/train.yaml`` whose value is not a group."""
+
+    run_dir: Path
+    resume: str
+    seed: NotNegative | None
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    dry_run: bool
+    dry_run_gpu_gb: Rate | None
+    dry_run_records: Positive | None
+
+
+KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a group of keys",
+    list: "a list",
+    type(None): "null",
+}
+
+
+def hints(schema: type) -> dict[str, Any]:
+    """The keys of a TypedDict or dataclass, with the types of their values."""
+    return get_type_hints(schema, include_extras=True)
+
+
+def check_keys(known: Mapping[str, Any], given: Any, where: str) -> None:
+    """Check the keys of a group and the types of their values.
+
+    Args:
+        known: key -> type.
+        given: the group.
+        where: its name in messages; empty for the top of the configuration.
+
+    Raises:
+        ValueError: naming the first unknown key with its closest match, or the key with a value of another type.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} must be a group of keys; got {given!r}. Choose one with {where}=NAME.")
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"Unknown key {key!r} in {where or 'the configuration'}.{did_you_mean(str(key), known, most=20)}")
+        _check_value(known[key], value, f"{where}.{key}" if where else key)
+
+
+def _check_value(kind: Any, value: Any, name: str) -> None:
+    nested = next((part for part in (kind, *get_args(kind)) if is_typeddict(part)), None)
+    if nested is not None and isinstance(value, Mapping):
+        return check_keys(hints(nested), value, name)
+    try:
+        TypeAdapter(kind, config=None if nested else ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+    except PydanticUserError:  # a type that pydantic cannot check
+        return None
+    except ValidationError as error:
+        if isinstance(value, int | float) and not isinstance(value, bool) and str in _parts(kind):
+            return None  # YAML takes run_name=2026 for a number
+        found = error.errors()
+        limits = [one["msg"].removeprefix("Input should be ") for one in found if not one["type"].endswith(("_type", "_error"))]
+        expected = limits[0] if len(found) - len(limits) < len(found) and limits else _described(kind)
+        raise ValueError(f"{name} must be {expected}; got {value!r}.") from None
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The types that a type consists of, without limits."""
+    if get_origin(kind) is Annotated:
+        return _parts(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [part for member in get_args(kind) for part in _parts(member)]
+    return [kind]
+
+
+def _described(kind: Any) -> str:
+    words: list[str] = []
+    for part in _parts(kind):
+        if get_origin(part) is Literal:
+            words += map(repr, get_args(part))
+        else:
+            words.append(KINDS.get(get_origin(part) or part) or ("a group of keys" if is_typeddict(part) else "text"))
+    return " or ".join(dict.fromkeys(words))

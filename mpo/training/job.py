@@ -19,26 +19,30 @@ from transformers.utils import is_bitsandbytes_available, is_liger_kernel_availa
 
 from mpo.batching.attention import check_backend
 from mpo.data import load_preferences
-from mpo.data.mixture_file import LOAD_KEYS, read_mixture
+from mpo.data.mixture_file import read_mixture
 from mpo.io import BAD_RECORDS, did_you_mean, write_text
 from mpo.models.family import INTERNVL, PARTS, Family, family_of
-from mpo.models.loading import as_dtype, check_attention, model_config
+from mpo.models.loading import as_dtype, check_attention, load_model, model_config
 from mpo.models.parts import check_adapter, check_parts, freeze_parts
 from mpo.models.strict import refuse_adapter
+from mpo.training import schema
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.config import MPOConfig
-from mpo.training.launch.place import KEYS, Place, find_place
+from mpo.training.launch.place import Place, find_place
 from mpo.training.mpo import MPOTrainer
 from mpo.training.record_checks import check_before_training
 from mpo.training.same_run import check_same_recipe
 from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
 from mpo.training.samples.prompts import first_prompts, load_prompts
+from mpo.training.schema import check_keys, hints
 from mpo.training.without_gpu import without_gpu
 
 RESOLVED = "resolved.yaml"
 PEFT_KINDS = ("none", "lora", "qlora")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
-SAMPLES = ("path", "image_root", "count", "every", "max_new_tokens", "temperature")
+GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
+OPTIONAL = {"train_parts": schema.Parts, "lr": schema.Rates, "samples": schema.Samples}
+"""Groups that may be null, and their keys."""
 LOSS_FIELDS = (
     "loss_type",
     "loss_weights",
@@ -122,27 +126,26 @@ class TrainJob:
         Raises:
             ValueError: for unknown keys (names the closest match), missing values, and invalid combinations.
         """
-        refuse_unknown(config, [f.name for f in fields(cls)], "the configuration")
+        check_keys({**hints(schema.Job), **dict.fromkeys((*GROUPS, *OPTIONAL), Any)}, config, "")
         job = cls(**config)
-        for group in ("model", "data", "loss", "peft", "trainer", "launch"):
+        for group in GROUPS:
             if not isinstance(getattr(job, group), dict):
                 raise ValueError(f"{group} must be a group of keys; got {getattr(job, group)!r}. Choose one with {group}=NAME.")
-        target = job.loader()
-        refuse_unknown(job.model, ["_target_", *inspect.signature(target).parameters], "model")
-        refuse_unknown(job.data, [*LOAD_KEYS, "tiles", "streaming", *DATA_NAMES, *EVAL_KEYS], "data")
+        job.check_loader()
+        for group, known in {"data": schema.Data, "launch": schema.Launch, **OPTIONAL}.items():
+            if getattr(job, group) is not None:
+                check_keys(hints(known), getattr(job, group), group)
         for name in ("eval_split", "eval_format"):
             if job.data.get(name) and not job.data.get("eval_path"):
                 raise ValueError(f"data.{name} needs data.eval_path, which is not set. Set it or remove data.{name}.")
-        refuse_unknown(job.loss, LOSS_FIELDS, "loss")
-        config_fields = [f.name for f in fields(MPOConfig) if f.init]
         for name, place in ELSEWHERE.items():
             if name in job.trainer:
                 raise ValueError(f"trainer.{name} cannot be set. Set {place} instead.")
-        refuse_unknown(job.trainer, ["global_batch_size", *config_fields], "trainer")
-        refuse_unknown(job.launch, KEYS, "launch")
+        settings = {f.name: kind for f in fields(MPOConfig) if f.init and (kind := hints(MPOConfig)[f.name])}
+        check_keys({name: settings[name] for name in LOSS_FIELDS}, job.loss, "loss")
+        check_keys({**settings, "global_batch_size": schema.Positive | None, "fsdp": bool | str | None}, job.trainer, "trainer")
         job.check_sharding()
         job.check_peft()
-        refuse_unknown(job.lr or {}, PARTS, "lr")
         check_parts(job.parts(), adapters=job.peft["kind"] != "none")
         job.adapter(job.expected_family())
         job.check_samples()
@@ -169,6 +172,17 @@ class TrainJob:
         except ImportError as error:
             raise ValueError(f"model._target_ cannot be imported: {error}") from error
 
+    def check_loader(self) -> None:
+        """Refuse arguments that the function that loads the model does not take."""
+        loader = self.loader()
+        if loader is load_model:
+            check_keys(hints(schema.Model), self.model, "model")
+            return
+        try:  # a function of the user's, or a small model of the library
+            inspect.signature(loader).bind(**{key: value for key, value in self.model.items() if key != "_target_"})
+        except TypeError as error:
+            raise ValueError(f"model: {self.model['_target_']} {error}.") from None
+
     def check_peft(self) -> None:
         """Refuse invalid adapter settings."""
         kind = self.peft.get("kind")
@@ -183,7 +197,8 @@ class TrainJob:
             return
         from peft import LoraConfig
 
-        refuse_unknown(self.peft, ["kind", *(f.name for f in fields(LoraConfig) if f.name != "task_type")], "peft")
+        known = {"kind": str, **hints(LoraConfig), "r": schema.Positive, "lora_alpha": float, "lora_dropout": schema.Share}
+        check_keys({name: of for name, of in known.items() if name != "task_type"}, self.peft, "peft")
         if kind == "qlora":
             try:
                 import bitsandbytes  # noqa: F401
@@ -200,11 +215,7 @@ class TrainJob:
     def check_samples(self) -> None:
         """Refuse invalid sampling settings."""
         given = self.samples or {}
-        refuse_unknown(given, SAMPLES, "samples")
         check_sampling(given.get("every", 100), given.get("max_new_tokens", 256), given.get("temperature", 0.0))
-        count = given.get("count", 4)
-        if not isinstance(count, int) or count < 0:
-            raise ValueError(f"samples.count, the number of prompts to sample, must be an integer >= 0; got {count!r}.")
         if given.get("image_root") and not given.get("path"):
             raise ValueError("samples.image_root needs samples.path, which is not set. Set it or remove samples.image_root.")
         if given.get("every") == WITH_EVALUATIONS and self.trainer.get("eval_strategy", "no") == "no":
@@ -495,11 +506,3 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     trainer.save_state()
     trainer.save_model()
     return trainer
-
-
-def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise a ValueError for the first unknown key, with its closest match."""
-    known = list(known)
-    for key in given:
-        if key not in known:
-            raise ValueError(f"Unknown key {key!r} in {where}.{did_you_mean(key, known, most=20)}")

@@ -18,6 +18,7 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mpo.batching.attention import check_backend
 from mpo.batching.collator import PairCollator
+from mpo.models.family import known_family
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
 from mpo.models.packable import why_not

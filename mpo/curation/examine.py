@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from mpo.curation.completions import refusal, unfinished
 from mpo.curation.findings import Finding, kind_of
 from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, question_text, video_key
-from mpo.data.folders import Folders
 from mpo.data.images import open_image
+from mpo.data.paths import Folders
 from mpo.data.records import Row, Rows, rows_from
 from mpo.data.shards import Shard
-from mpo.data.video import checked_frames, frames_of, open_frames
+from mpo.data.video import DEFAULT_FRAMES, checked_frames, frames_of, open_frames
 from mpo.io import BadRecord
 
 TINY = 10
@@ -119,10 +119,10 @@ class Examiner:
                 if not self.wanted.only_keys:
                     findings += _unused(rows, place)
                 for row in rows:
-                    row["frames"] = row["frames"] or part.frames
+                    row["frames"] = row["frames"] or checked_frames(part.frames)
                     row["tiles"] = row["tiles"] or part.tiles
                     shown = [self._image(image) for image in row["images"]]
-                    films = [self._video(path, checked_frames(row["frames"])) for path in row["videos"] or ()]
+                    films = [self._video(path, row["frames"] or DEFAULT_FRAMES) for path in row["videos"] or ()]
                     own = [key for key, _, _ in shown] + [key for key, _ in films]
                     images += own
                     owner += [len(where)] * len(own)

@@ -16,9 +16,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
-from mpo.data.formats import detect, mmpr
-from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from mpo.io import BadRecord, json_line, remove, temporary_path
+from mpo.data.formats import FORMATS, detect
+from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.io import json_line, remove, temporary_path
 from mpo.schema import names
 
 FORMS = ("trl", "mmpr", "parquet", "disk")
@@ -196,8 +196,9 @@ def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
 def _reads_back(line: dict[str, Any], metadata: dict[str, Any]) -> bool:
     """Whether a line is detected as MMPR's and gives this metadata: its fields may have a meaning, in MMPR or another format."""
     try:
+        mmpr = FORMATS["mmpr"]
         return detect(line) is mmpr and json.dumps(next(mmpr.read(line)).metadata) == json.dumps(metadata)
-    except BadRecord:
+    except ValueError:
         return False
 
 

@@ -27,7 +27,7 @@ from datasets import Dataset, DatasetInfo, concatenate_datasets
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from mpo.data.folders import Folders
+from mpo.data.paths import Folders
 from mpo.data.records import FEATURES, OPTIONAL, Row, Rows, rows_from
 from mpo.data.shards import Shard
 from mpo.io import BadRecord

@@ -87,8 +87,7 @@ def load_preferences(
     check_format(format)
     _check(split, limit, on_bad_record, max_bad_fraction)
     own_tiles = checked_tiles(tiles)
-    limits = checked_frames(frames)
-    own_frames = limits if frames and any(value is not None for value in frames.values()) else None
+    own_frames = checked_frames(frames)
     path = os.path.expanduser(path)
     reading: dict[str, Any] = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
     reading |= {"format": format, "num_proc": num_proc}

@@ -80,8 +80,8 @@ class LinesShard:
                     continue
                 try:
                     yield where, parse_line(text)
-                except BadRecord as bad:
-                    yield where, BadRecord(where, bad.reason)
+                except ValueError as error:
+                    yield where, BadRecord(where, str(error))
 
     def _rest_of_line(self, file: BinaryIO, text: bytes) -> int:
         """Skip to the end of a line that begins with `text`; return the number of skipped bytes."""
@@ -248,18 +248,18 @@ def parse_line(text: bytes) -> dict[str, Any]:
     """Parse a line of a JSONL file.
 
     Raises:
-        BadRecord: for anything but a JSON object, and for an object with a duplicate field of a pair.
+        ValueError: for anything but a JSON object, and for an object with a duplicate field of a pair.
     """
     line = parse_json(text, "the line")
     if not isinstance(line, dict):
-        raise BadRecord("", f"a JSON {type(line).__name__} instead of an object with the fields of a pair ({json_kind(line)}).")
+        raise ValueError(f"a JSON {type(line).__name__} instead of an object with the fields of a pair ({json_kind(line)}).")
     # Python keeps the last of two values. The exact check takes time, so it is done only if a name occurs more than once.
     for name, quoted in _QUOTED:
         if name in line and text.count(quoted) > 1:
             try:
                 json.loads(text, object_pairs_hook=_refuse_twice)
             except RecursionError:
-                raise BadRecord("", "the line is nested too deeply to be read.") from None
+                raise ValueError("the line is nested too deeply to be read.") from None
             break
     return line
 
@@ -269,7 +269,7 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(line) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRecord("", f"{twice!r} is there twice, but only the last one would be used. Remove one of them.")
+        raise ValueError(f"{twice!r} is there twice, but only the last one would be used. Remove one of them.")
     return line
 
 

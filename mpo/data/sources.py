@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 
 from mpo.data.converted import Converted, Reading, convert
 from mpo.data.files import files_of, open_files
-from mpo.data.formats.vlfeedback import MAX_PAIRS
+from mpo.data.formats import MAX_PAIRS
 from mpo.data.records import FEATURES, FRAMES, TILES
 from mpo.data.shards import Shard
 from mpo.io import BAD_RECORDS, MIN_DENOMINATOR, BadRecord

@@ -98,8 +98,8 @@ class _Sample:
         where = f"{path}:{self.key}"
         try:
             return where, _with_images(self.key, self.members)
-        except BadRecord as bad:
-            return where, BadRecord(where, bad.reason)
+        except ValueError as error:
+            return where, BadRecord(where, str(error))
 
 
 def _key(name: str) -> str:
@@ -111,13 +111,13 @@ def _key(name: str) -> str:
 def _with_images(key: str, members: dict[str, bytes]) -> dict[str, Any]:
     texts = [name for name in members if name.lower().endswith(".json")]
     if len(texts) != 1:
-        raise BadRecord("", f"a sample must have one member {Path(key).name}.json with its line; got {sorted(members)}.")
+        raise ValueError(f"a sample must have one member {Path(key).name}.json with its line; got {sorted(members)}.")
     line = parse_line(members.pop(texts[0]))
     column = next((name for name in ("images", "image", "img_path") if line.get(name)), "images")
     found = _named(line.get(column), members) if line.get(column) else list(members)
     others = [name for name in found if name.rpartition(".")[2].lower() not in IMAGES]
     if others:
-        raise BadRecord("", f"the member {others[0]!r} is not an image of a known type ({', '.join(IMAGES)}). Remove it.")
+        raise ValueError(f"the member {others[0]!r} is not an image of a known type ({', '.join(IMAGES)}). Remove it.")
     if found:
         line[column] = [{"bytes": members[name], "path": name} for name in found]
     return line
@@ -130,6 +130,6 @@ def _named(given: Any, members: dict[str, bytes]) -> list[str]:
         last = one.rpartition("/")[2] if isinstance(one, str) else None
         matching = [name for name in members if last in (name, name.partition(".")[2])]
         if len(matching) != 1:
-            raise BadRecord("", f"its image {one!r} is not a member of the sample, which has {sorted(members)}. Fix the name.")
+            raise ValueError(f"its image {one!r} is not a member of the sample, which has {sorted(members)}. Fix the name.")
         names += matching
     return names

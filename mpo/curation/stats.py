@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mpo.curation.dedupe import texts
 from mpo.curation.similar import normalised, overlap
 from mpo.data.eval_part import content_keys, encoded
+from mpo.visible import table
 
 Numbers = NDArray[Any]
 WORDS = ("question", "chosen", "rejected")
@@ -141,16 +142,6 @@ def stats_text(stats: Stats) -> str:
         mean_overlap = f"{stats.overlap[places].mean():.2f}"
         sources.append((name, f"{len(places):,}", f"{len(places) / count:.1%}", *means, f"{longer:.0%}", mean_overlap))
     return "\n\n".join([head, table(rows), table(sources)])
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of cells in columns: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append(f"{row[0]:<{widths[0]}}{numbers}".rstrip())
-    return "\n".join(lines)
 
 
 def _number(value: float) -> str:

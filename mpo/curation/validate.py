@@ -16,8 +16,7 @@ from mpo.curation.examine import Examined, Examiner, Part, Wanted
 from mpo.curation.findings import Finding, Tally, findings_table
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
-from mpo.data.meta import is_meta, read_meta
-from mpo.data.mixture_file import check_sources, is_mixture, read_mixture, refuse_beside_mixture
+from mpo.data.mixture_file import check_sources, is_meta, is_mixture, read_meta, read_mixture, refuse_beside_mixture
 from mpo.data.sources import folder_of
 from mpo.data.video import checked_frames
 from mpo.io import atomic_write
@@ -130,8 +129,7 @@ def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
         inner = read_mixture(path)["sources"]
     if inner is not None:
         shared = {name: source.get(name) for name in ("format", "frames", "tiles")}
-        own = [{**one.load, **({"tiles": one.tiles} if one.tiles else {})} for one in check_sources(inner)]
-        return [part for one in own for part in _parts({**shared, **one}, workers)]
+        return [part for one in check_sources(inner) for part in _parts({**shared, **one.load}, workers)]
     shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
     return [Part(shard, root, source.get("format"), source.get("frames"), source.get("tiles")) for shard in shards]

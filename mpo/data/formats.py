@@ -337,7 +337,7 @@ class _TRL(Format):
         if named["ground_truth"] is None:  # other files call it 'answer'
             named["ground_truth"], used = line.get("answer"), [*used, "answer"]
         sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        yield _pair(line, **sides, **named, metadata={**own, **_rest(line, used)})
+        yield _pair(line, (), **sides, **named, metadata={**own, **_rest(line, used)})
 
 
 def _begins_with(conversation: Any, prompt: str) -> bool:

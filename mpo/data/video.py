@@ -91,7 +91,7 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     paths = record.get("videos") or []
     if not paths:
         return dict(record)
-    prompt = record.get("prompt") if isinstance(record.get("prompt"), list) else []
+    prompt: list[Any] = record["prompt"] if isinstance(record.get("prompt"), list) else []
     kinds = [part.get("type") for message in prompt for part in _parts(message)]
     images = record.get("images") if record.get("images") is not None else record.get("image")
     own = iter([] if images is None else images if isinstance(images, (list, tuple)) else [images])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.data.formats import FORMATS
-from mpo.data.meta import read_meta
+from mpo.data.mixture_file import read_meta
 from mpo.data.paths import Folders
 from mpo.data.records import FEATURES, to_prompt, to_records
 from mpo.io import BadRecord

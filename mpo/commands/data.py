@@ -222,12 +222,10 @@ def validate(args: argparse.Namespace) -> int:
 
 def stats(args: argparse.Namespace) -> int:
     _keep_input(args, html=args.html)
-    from mpo.curation.stats import compute_stats, stats_text
+    from mpo.curation.stats import compute_stats, stats_page, stats_text
 
     found = compute_stats(_load(args), _processor(args), num_proc=_workers(args))
     if args.html:
-        from mpo.curation.stats_page import stats_page
-
         write_text(args.html, stats_page(found, str(args.path)))
     _print(stats_text(found))
     return 0
@@ -263,8 +261,7 @@ def convert(args: argparse.Namespace) -> int:
     written = _write(pairs, args.target, args)
     if not args.check:
         return 0
-    from mpo.curation.compare import first_difference
-    from mpo.curation.write import not_kept
+    from mpo.curation.write import first_difference, not_kept
     from mpo.data import load_preferences
 
     again = load_preferences(written.path, **({"image_root": written.image_root} if written.image_root else {}))

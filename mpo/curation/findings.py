@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TextIO
+
+from mpo.io import json_line
 
 PROBLEMS = (
-    "no pair",
-    "empty text",
-    "equal completions",
-    "placeholders and images",
-    "image not there",
-    "image not decoded",
-    "video not decoded",
-    "file damaged",
-    "not encoded",
-    "too long",
-    "in eval too",
+    *("no pair", "empty text", "equal completions", "placeholders and images", "image not there", "image not decoded"),
+    *("video not decoded", "file damaged", "not encoded", "too long", "in eval too"),
 )
 """Findings that prevent training."""
 NOTES = (
-    "truncated by max_length",
-    "image in eval too",
-    "tiny image",
-    "duplicate",
-    "equal but for space",
-    "refusal",
-    "unfinished",
-    "control token",
-    "gives no pair",
-    "pairs left out",
+    *("truncated by max_length", "image in eval too", "tiny image", "duplicate", "equal but for space", "refusal", "unfinished"),
+    *("control token", "gives no pair", "pairs left out"),
 )
 """Findings to inspect, which do not prevent training."""
-_KINDS = (
-    (r"are the same completion", "equal completions"),
-    (r"\bis empty\b", "empty text"),
-    (r"^not JSON from here on|^not JSON after|after the end of the array", "file damaged"),
-    (r"placeholders for \d+ (?:images|videos)", "placeholders and images"),
-    (
-        r"there is no (?:image|video)|lies outside|is an address|is a URL|not a (?:image|video) file|cannot be reached",
-        "image not there",
-    ),
-)
+_KINDS = {
+    "equal completions": r"are the same completion",
+    "empty text": r"\bis empty\b",
+    "file damaged": r"^not JSON from here on|^not JSON after|after the end of the array",
+    "placeholders and images": r"placeholders for \d+ (?:images|videos)",
+    "image not there": r"there is no (?:image|video)|lies outside|is a URL|not a (?:image|video) file|cannot be reached",
+}
 WIDEST = 100
 """Maximum characters of an example's reason in the table."""
 
@@ -72,17 +53,13 @@ class Tally:
             self.counts[one.kind] = self.counts.get(one.kind, 0) + 1
             self.examples.setdefault(one.kind, one)
             if self.file is not None:
-                self.file.write(json.dumps(as_line(one), ensure_ascii=False) + "\n")
+                line = {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
+                self.file.write(json_line(line))
 
     @property
     def problems(self) -> int:
         """Number of findings that prevent training."""
         return sum(count for kind, count in self.counts.items() if kind in PROBLEMS)
-
-
-def as_line(one: Finding) -> dict[str, Any]:
-    """Convert a finding to a line of ``bad_records.jsonl``."""
-    return {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
 
 
 def kind_of(reason: str) -> str:
@@ -91,7 +68,7 @@ def kind_of(reason: str) -> str:
     >>> kind_of("'chosen' is empty. A pair needs a prompt, a chosen and a rejected completion.")
     'empty text'
     """
-    return next((kind for pattern, kind in _KINDS if re.search(pattern, reason)), "no pair")
+    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, reason)), "no pair")
 
 
 def findings_table(tally: Tally) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from html import escape
+from io import BytesIO
+from typing import Any
 
 STYLE = """
 body { margin: 0; background: #f6f8fa; color: #1f2933; font: 16px/1.55 system-ui, sans-serif; }
@@ -31,6 +34,8 @@ def html_page(title: str, body: str) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{heading}\n{body}\n</main></body></html>\n'
 
 
-def png_url(png: bytes) -> str:
-    """Encode a PNG as a data URL, to embed it in a page."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def png_url(save: Callable[..., Any], **settings: Any) -> str:
+    """Encode a PNG as a data URL, to embed it in a page; ``save`` writes it to a file, as `Figure.savefig` does."""
+    png = BytesIO()
+    save(png, format="png", **settings)
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
-from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,17 +24,12 @@ ABOUT = [name for name in names() if name not in ("id", "images", "prompt", "cho
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:
     """Show records as text: images by name and size and, with a processor, the model's tokens."""
-    return "\n\n".join(_record_text(record, processor) for record in _records(pairs))
+    return "\n\n".join(_record_text(record, processor) for record in encoded(pairs, pairs.column_names))
 
 
 def show_page(pairs: Dataset, title: str, processor: Any = None) -> str:
     """Show records as one self-contained HTML page with their images."""
-    articles = "\n".join(_article(record, processor) for record in _records(pairs))
-    return html_page(title, articles)
-
-
-def _records(pairs: Dataset) -> Any:
-    return encoded(pairs, pairs.column_names)
+    return html_page(title, "\n".join(_article(record, processor) for record in encoded(pairs, pairs.column_names)))
 
 
 def _record_text(record: Mapping[str, Any], processor: Any) -> str:
@@ -50,10 +45,9 @@ def _record_text(record: Mapping[str, Any], processor: Any) -> str:
 def _article(record: Mapping[str, Any], processor: Any) -> str:
     about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in _about(record))
     images = "".join(map(_img, images_of(record)))
-    seen = "".join(
-        f'<h3 class="{name.split(",")[0]}">{escape(name)}</h3><pre>{escape(text)}</pre>'
-        for name, text in _as_seen(record, processor)
-    )
+    seen = ""
+    for name, text in _as_seen(record, processor):
+        seen += f'<h3 class="{name.split(",")[0]}">{escape(name)}</h3><pre>{escape(text)}</pre>'
     return f"<article><h2>{escape(str(record.get('id')))}</h2>{images}<dl>{about}</dl>{seen}</article>"
 
 
@@ -72,18 +66,12 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
     # The encoder expects columns without a value to be missing.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
     shown = show_record({**bare, "images": opened} if opened else bare, processor, as_trained)
-    found: list[tuple[str, list[str]]] = []
-    for line in shown.split("\n"):
-        if line.startswith("    "):
-            found[-1][1].append(line[4:])
-        else:
-            found.append((line, []))
-    return [(name, "\n".join(lines)) for name, lines in found]
+    # A heading, and its lines, which are indented.
+    parts = [part.split("\n") for part in re.split(r"\n(?!    )", shown)]
+    return [(name, "\n".join(line[4:] for line in lines)) for name, *lines in parts]
 
 
 def _img(opened: Image.Image) -> str:
     size = f"{opened.width} x {opened.height}"
     opened.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    png = BytesIO()
-    opened.save(png, format="PNG")
-    return f'<img title="{size}" alt="{size}" src="{png_url(png.getvalue())}">'
+    return f'<img title="{size}" alt="{size}" src="{png_url(opened.save)}">'

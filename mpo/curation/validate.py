@@ -43,13 +43,9 @@ class Report:
         """Format the report as a table for a terminal."""
         listed = sum(self.tally.counts.values())
         where = f" All {listed:,} findings: {self.output}" if listed else ""
-        if self.may_start:
-            verdict = f"Training may start.{where}"
-        elif not self.pairs:
-            verdict = f"Training may not start: there is no pair.{where}"
-        else:
-            verdict = f"Training may not start: {self.tally.problems:,} problems (!).{where}"
-        return f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines\n{findings_table(self.tally)}\n{verdict}"
+        why = "there is no pair" if not self.pairs else f"{self.tally.problems:,} problems (!)"
+        verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
+        return f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines\n{findings_table(self.tally)}\n{verdict}{where}"
 
 
 def validate(
@@ -88,9 +84,7 @@ def validate(
     """
     check_format(format)
     if processor is None and (max_length is not None or context is not None):
-        raise ValueError(
-            "--max-length needs --model, since lengths are counted in the model's tokens. Add --model or leave --max-length out."
-        )
+        raise ValueError("--max-length needs --model, since lengths are counted in the model's tokens. Add --model.")
     wanted = Wanted(processor, max_length, context)
     checked_frames(frames)
     settings = {"format": format, "image_root": image_root, "split": split, "frames": frames}
@@ -154,9 +148,8 @@ def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> It
     shown = np.isin(np.concatenate([shard.images for shard in examined]), np.concatenate([shard.images for shard in evaluated]))
     for index in np.unique(owner[shown]):
         if not leaked[index]:
-            yield Finding(
-                "image in eval too", where[index], "the evaluation file has one of its images or videos, with another question"
-            )
+            reason = "the evaluation file has one of its images or videos, with another question"
+            yield Finding("image in eval too", where[index], reason)
 
 
 _EXAMINER: Examiner | None = None

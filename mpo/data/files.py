@@ -5,18 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import re
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from mpo.data.shards import DAMAGE, ROWS, ArrayShard, DatasetShard, LinesShard, ParquetShard, Shard, one_line, opened
+from mpo.data.shards import DAMAGE, ROWS, ArrayShard, DatasetShard, LinesShard, ParquetShard, Shard, damaged, one_line, opened
 from mpo.data.splits import KNOWN, LINES, TARS, files_of_split
 from mpo.data.tars import TarShard
-
-__all__ = ["KNOWN", "Shard", "files_of", "open_files"]
 
 SHARD_BYTES = 16 * 2**20
 """Approximate size in bytes of a shard of a JSONL file."""
@@ -52,7 +50,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
         return _of_dataset(_sliced(found, text, split), text)
     if not found:
         raise ValueError(f"There is no file that matches {text}. Set data.path to a file of preference pairs.")
-    return [shard for one in found for shard in _of_file(one, min_shards)]
+    return [shard for one in found for shard in _of_file(str(one), min_shards)]
 
 
 def files_of(path: str | Path, split: str = "train") -> list[Path]:
@@ -74,9 +72,7 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
 def _files_at(text: str, split: str) -> list[Path]:
     is_file = os.path.exists(text)
     if split != "train" and (is_file or _is_pattern(text)):
-        raise ValueError(
-            f"{text} has no splits, but split={split!r} is given. Set data.path to the file of that split, and leave split out."
-        )
+        raise ValueError(f"{text} has no splits, but split={split!r} is given. Set data.path to the file of that split.")
     return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
 
 
@@ -92,80 +88,56 @@ def _is_saved(folder: Path) -> bool:
 # File types
 
 
-def _of_file(path: Path, min_shards: int) -> list[Shard]:
-    name = path.name.lower()
+def _of_file(path: str, min_shards: int) -> list[Shard]:
+    name = os.path.basename(path).lower()
     if name.endswith(".parquet"):
         return _of_parquet(path)
     if name.endswith(TARS):
         return [TarShard(path)]
-    if name.endswith((".gz", ".json")) and name.endswith(KNOWN):
-        if not name.endswith(LINES) and _is_array(path):
-            return [ArrayShard(path)]
-        if name.endswith(".gz"):
-            return [LinesShard(path, 0, None, 1)]
-    elif not name.endswith(LINES):
+    if not name.endswith(KNOWN):
         raise ValueError(f"{path} has an unknown file type. Pairs are read from files that end in {', '.join(KNOWN)}.")
-    return _of_lines(path, min_shards)
+    if not name.endswith(LINES) and _is_array(path):
+        return [ArrayShard(path)]
+    return [LinesShard(path, 0, None, 1)] if name.endswith(".gz") else _of_lines(path, min_shards)
 
 
-def _of_lines(path: Path, min_shards: int) -> list[Shard]:
+def _of_lines(path: str, min_shards: int) -> list[Shard]:
     """Split a JSONL file at line ends, and count its lines, so that errors can name them."""
-    size = path.stat().st_size
+    size = os.path.getsize(path)
     step = max(1, min(max(SHARD_BYTES, -(-size // MAX_SHARDS)), size // min_shards))
     shards: list[Shard] = []
     start, line = 0, 1
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         while start < size:
-            lines, end = _count_lines(file, start, step)
-            shards.append(LinesShard(path, start, end, line))
-            start, line = end, line + lines
+            lines, left = 0, step
+            while left > 0 and (block := file.read(min(left, 2**20))):
+                lines += block.count(b"\n")
+                left -= len(block)
+            while block and not block.endswith(b"\n"):  # to the end of the line
+                block = file.readline(2**20)
+                lines += block.endswith(b"\n")
+            shards.append(LinesShard(path, start, file.tell(), line))
+            start, line = file.tell(), line + lines
     return shards
 
 
-def _count_lines(file: BinaryIO, start: int, step: int) -> tuple[int, int]:
-    """Count the lines from `start` to the end of the line that is `step` bytes further; return the count and that position."""
-    file.seek(start)
-    lines, left = 0, step
-    while left > 0:
-        block = file.read(min(left, 2**20))
-        if not block:
-            return lines, file.tell()
-        lines += block.count(b"\n")
-        left -= len(block)
-    if block[-1:] != b"\n":
-        while True:
-            rest = file.readline(2**20)
-            if not rest:
-                return lines, file.tell()
-            if rest[-1:] == b"\n":
-                lines += 1
-                break
-    return lines, file.tell()
-
-
-def _is_array(path: Path) -> bool:
+def _is_array(path: str) -> bool:
     try:
         with opened(path) as file:
             head: bytes = file.read(4096)
     except DAMAGE as error:
-        raise ValueError(f"{path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
+        raise damaged(path, error) from error
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-def _of_parquet(path: Path) -> list[Shard]:
+def _of_parquet(path: str) -> list[Shard]:
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is not a Parquet file, or is cut short ({one_line(error)}). Download or write it again."
-        ) from error
-    shards: list[Shard] = []
-    first = 1
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        shards.append(ParquetShard(path, group, first, rows))
-        first += rows
-    return shards
+        raise damaged(path, error, "not a Parquet file, ") from error
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    firsts = accumulate(rows, initial=1)
+    return [ParquetShard(path, group, first, count) for group, (count, first) in enumerate(zip(rows, firsts, strict=False))]
 
 
 def _from_disk(path: Path, split: str) -> Dataset:
@@ -186,30 +158,24 @@ def _sliced(files: list[Path], folder: str, split: str) -> Dataset:
     """Load a slice of a split with `datasets`, which gets the files and reads nothing else."""
     kind = "parquet" if files[0].name.lower().endswith(".parquet") else "json"
     if files[0].name.lower().endswith(TARS):
-        raise ValueError(
-            f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Set data.limit, or data.path "
-            "to some of them."
-        )
+        raise ValueError(f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Set data.limit.")
     name = split[: split.index("[")]
     try:
         return load_dataset(kind, data_files={name: [str(file.resolve()) for file in files]}, split=split)
     except Exception as error:  # of many types: no such slice, damaged files
-        raise ValueError(
-            f"{split!r} could not be loaded from the files in {folder} ({one_line(error)}). Set data.split to a valid slice."
-        ) from error
+        found = f"{split!r} could not be loaded from the files in {folder} ({one_line(error)})"
+        raise ValueError(f"{found}. Set data.split to a valid slice.") from error
 
 
 def _from_hub(name: str, split: str) -> Dataset:
     try:
         return load_dataset(name, split=split)
     except Exception as error:  # of many types: no such name or split, no network, no files in it
-        raise ValueError(
-            f"{name!r} is not a file or folder, and could not be loaded from the Hub ({one_line(error)}). Set data.path to a "
-            "file of preference pairs or to the name of a data set."
-        ) from error
+        found = f"{name!r} is not a file or folder, and could not be loaded from the Hub ({one_line(error)})"
+        raise ValueError(f"{found}. Set data.path to a file of preference pairs or to the name of a data set.") from error
 
 
 def _of_dataset(dataset: Dataset, name: str) -> list[Shard]:
     step = max(ROWS, -(-len(dataset) // MAX_SHARDS))
     bare = dataset.with_format("arrow")
-    return [DatasetShard(bare, name, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]
+    return [DatasetShard(name, bare, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]

@@ -58,11 +58,7 @@ class Format:
     NEEDS: str
 
     def matches(self, line: Line) -> bool:
-        """Whether a line is in this format.
-
-        Raises:
-            ValueError: for a line that has two prompts.
-        """
+        """Whether a line is in this format. Raises ValueError for a line that has two prompts."""
         raise NotImplementedError
 
     def read(self, line: Line) -> Iterator[FoundPair]:
@@ -390,21 +386,13 @@ def detect(line: Line) -> Format:
 
 
 def check_format(name: str | None) -> None:
-    """Check the name of a format.
-
-    Raises:
-        ValueError: for an unknown name; the message lists the formats.
-    """
+    """Check the name of a format. Raises ValueError for an unknown name; the message lists the formats."""
     if name is not None and name not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, or null to detect it; got {name!r}.")
 
 
 def images(line: Line) -> Any:
-    """Return the images of a line, from ``image`` or ``images``.
-
-    Raises:
-        ValueError: for a line with both fields.
-    """
+    """Return the images of a line, from ``image`` or ``images``. Raises ValueError for a line with both fields."""
     return _one_of(line, "image", "images")
 
 

@@ -112,11 +112,7 @@ def _formats() -> list[str]:
 
 
 def check_pixels(size: tuple[int, int], name: str) -> None:
-    """Refuse an image without pixels, or with more than `MAX_PIXELS`.
-
-    Raises:
-        ValueError: for such a size.
-    """
+    """Refuse an image without pixels, or with more than `MAX_PIXELS`. Raises ValueError for such a size."""
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{name}: an image of {width} x {height} pixels has none. Leave the record out.")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset, interleave_datasets
 
-from mpo.data.converted import Reading
 from mpo.data.eval_part import By, choose_eval
 from mpo.data.formats import check_format
 from mpo.data.mixing import Mixture, Taken, amounts, draw, joined
@@ -30,7 +29,7 @@ from mpo.data.mixture_file import (
     refuse_beside_mixture,
     weights_of,
 )
-from mpo.data.records import checked_tiles
+from mpo.data.records import Reading, checked_tiles
 from mpo.data.sources import BadList, Stream, folder_of, load_source, spread, stem, with_own, with_settings
 from mpo.data.video import checked_frames
 from mpo.io import BAD_RECORDS, MAX_BAD_FRACTION

@@ -123,11 +123,7 @@ def texts_of(messages: Sequence[Message]) -> str:
 
 
 def checked_text(value: Any, name: str) -> str:
-    """Check that a value is text that can be encoded as Unicode.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Check that a value is text that can be encoded as Unicode. Raises ValueError for anything else."""
     if not isinstance(value, str):
         raise ValueError(f"{name} has {json_kind(value)} where text is expected.")
     if not value.isascii():

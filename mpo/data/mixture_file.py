@@ -107,11 +107,7 @@ class Source:
 
 
 def check_sources(sources: Sequence[Mapping[str, Any]]) -> list[Source]:
-    """Check the dicts of sources.
-
-    Raises:
-        ValueError: as in `Source.of`, and for no sources or two with the same name.
-    """
+    """Check the dicts of sources. Raises ValueError as in `Source.of`, and for no sources or two with the same name."""
     checked = [Source.of(source) for source in sources]
     if not checked:
         raise ValueError("A mixture needs at least one source. Add one to sources.")
@@ -153,11 +149,7 @@ def check_settings(
 
 
 def weights_of(sources: Sequence[Source]) -> list[float]:
-    """Return the weights of sources that all have one.
-
-    Raises:
-        ValueError: for a source without a weight.
-    """
+    """Return the weights of sources that all have one. Raises ValueError for a source without a weight."""
     lacking = [source.name for source in sources if source.weight is None]
     if lacking:
         raise ValueError(f"Source {lacking[0]!r} has no weight, but others have one. Set it for every source, or for none.")
@@ -223,11 +215,7 @@ def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str
 
 
 def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:
-    """Refuse settings of a single source for a whole mixture.
-
-    Raises:
-        ValueError: for the first setting that is not None.
-    """
+    """Refuse settings of a single source for a whole mixture. Raises ValueError for the first setting that is not None."""
     for name, value in settings.items():
         if value is not None:
             found = f"{path} is a mixture, whose sources have their own {name}; got {name}={value}"

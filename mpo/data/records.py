@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +230,7 @@ def _boolean(value: Any, field: str) -> bool | None:
 
 
 def checked_tiles(value: Any) -> Row | None:
-    """Check limits of tiles; return all three keys, or None if nothing is set.
-
-    Raises:
-        ValueError: for invalid limits.
-    """
+    """Check limits of tiles; return all three keys, or None if nothing is set. Raises ValueError for invalid limits."""
     if value is None:
         return None
     expected = f"'tiles' must be an object with {', '.join(TILES)}, each optional"
@@ -251,17 +248,31 @@ def checked_tiles(value: Any) -> Row | None:
     return tiles if any(item is not None for item in tiles.values()) else None
 
 
-def rows_from(lines: Iterator[tuple[str, Any]], find: Find, format: str | None, source: str | None) -> Iterator[Rows | BadRecord]:
-    """Yield the records of each line, or the reason why it has none.
+@dataclass(frozen=True)
+class Reading:
+    """How lines are read: see `mpo.data.load_preferences`."""
 
-    Args:
-        lines: the place of each line and the parsed line, or its BadRecord.
-        find: as in `to_records`, like the other arguments.
-        format: the lines' format.
-        source: name of the source.
-    """
-    for where, line in lines:
-        try:
-            yield line if isinstance(line, BadRecord) else to_records(line, where=where, find=find, format=format, source=source)
-        except BadRecord as bad:
-            yield bad
+    image_root: str
+    format: str | None = None
+    source: str | None = None
+    skip: bool = True
+
+    def rows(self, lines: Iterable[tuple[str, Any]]) -> Iterator[Rows | BadRecord]:
+        """Yield the records of each line or, if bad lines are skipped, the reason why it has none.
+
+        Args:
+            lines: the place of each line and the parsed line, or its BadRecord.
+
+        Raises:
+            BadRecord: the reason, unless bad lines are skipped.
+        """
+        find = Folders(self.image_root)
+        for where, line in lines:
+            try:
+                if isinstance(line, BadRecord):
+                    raise line
+                yield to_records(line, where=where, find=find, format=self.format, source=self.source)
+            except BadRecord as bad:
+                if not self.skip:
+                    raise
+                yield bad

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -31,101 +31,84 @@ ROWS = 256
 _NAMES = ("image", "images", "question", "prompt", "chosen", "rejected", "messages", "rejected_response", "conversations", "text")
 _QUOTED = [(name, f'"{name}"'.encode()) for name in _NAMES]
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
 Line = tuple[str, "dict[str, Any] | BadRecord"]
 
 
-class Shard(Protocol):
-    """Part of a source."""
+@dataclass(frozen=True)
+class Shard:
+    """Part of a source: a file, or some of its lines or rows."""
+
+    path: str
 
     @property
     def size(self) -> int:
         """The approximate bytes, or the rows; the same unit for all shards of a source."""
+        return os.path.getsize(self.path)
 
     def lines(self) -> Iterator[Line]:
-        """Yield the place of each line and the line."""
+        """Yield the place of each line and the line. Raises ValueError for a damaged file."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class LinesShard:
+class LinesShard(Shard):
     """The lines of a JSONL file from byte `start` to `end` (None: its end); `first` is the number of the first line."""
 
-    path: Path
     start: int
     end: int | None
     first: int
 
     @property
     def size(self) -> int:  # noqa: D102
-        return (self.path.stat().st_size if self.end is None else self.end) - self.start
+        return (super().size if self.end is None else self.end) - self.start
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number, place = self.first - 1, self.start
-        with opened(self.path) as file:
-            file.seek(place)
-            while self.end is None or place < self.end:
-                text = self._read(file, MAX_LINE_BYTES + 1)
-                if not text:
-                    return
-                number += 1
-                place += len(text)
-                where = f"{self.path}:{number}"
-                if len(text) > MAX_LINE_BYTES:
-                    place += self._rest_of_line(file, text)
-                    reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line."
-                    yield where, BadRecord(where, reason)
-                    continue
-                if number == 1:
-                    text = text.removeprefix(b"\xef\xbb\xbf")
-                if text.isspace():
-                    continue
-                try:
-                    yield where, parse_line(text)
-                except ValueError as error:
-                    yield where, BadRecord(where, str(error))
-
-    def _rest_of_line(self, file: BinaryIO, text: bytes) -> int:
-        """Skip to the end of a line that begins with `text`; return the number of skipped bytes."""
-        passed = 0
-        while text and not text.endswith(b"\n"):
-            text = self._read(file, 2**20)
-            passed += len(text)
-        return passed
-
-    def _read(self, file: BinaryIO, most: int) -> bytes:
         try:
-            return file.readline(most)
+            with opened(self.path) as file:
+                file.seek(place)
+                while (self.end is None or place < self.end) and (text := file.readline(MAX_LINE_BYTES + 1)):
+                    number += 1
+                    place += len(text)
+                    where = f"{self.path}:{number}"
+                    if len(text) > MAX_LINE_BYTES:
+                        while text and not text.endswith(b"\n"):
+                            text = file.readline(2**20)
+                            place += len(text)
+                        reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line."
+                        yield where, BadRecord(where, reason)
+                        continue
+                    if number == 1:
+                        text = text.removeprefix(b"\xef\xbb\xbf")
+                    if not text.isspace():
+                        yield where, _parsed(text, where)
         except DAMAGE as error:
-            raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
+            raise damaged(self.path, error) from error
+
+
+def _parsed(text: bytes, where: str) -> dict[str, Any] | BadRecord:
+    try:
+        return parse_line(text)
+    except ValueError as error:
+        return BadRecord(where, str(error))
 
 
 @dataclass(frozen=True)
-class ArrayShard:
+class ArrayShard(Shard):
     """A file that is one JSON array of objects. Its whole text is in memory, but only one parsed object at a time.
 
     After invalid JSON nothing can be parsed: the rest of the file is one bad record.
     """
 
-    path: Path
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.path.stat().st_size
-
     def lines(self) -> Iterator[Line]:  # noqa: D102
         try:
             text = self._read().decode("utf-8-sig")
         except (UnicodeDecodeError, *DAMAGE) as error:
-            raise ValueError(
-                f"{self.path} is not UTF-8, damaged or cut short ({one_line(error)}). Download or write it again."
-            ) from error
-        decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
-
-        def skip_blanks(place: int) -> int:
-            found = blank.match(text, place)
-            return found.end() if found else place
-
-        number, counted = 1, 0
-        place = skip_blanks(skip_blanks(0) + 1)  # after the bracket
+            raise damaged(self.path, error, "not UTF-8, ") from error
+        number, counted, decode = 1, 0, json.JSONDecoder().raw_decode
+        place = _after_blanks(text, _after_blanks(text, 0) + 1)  # after the bracket
         token = text[place : place + 1]
         while token != "]":
             number, counted = number + text.count("\n", counted, place), place
@@ -133,28 +116,22 @@ class ArrayShard:
             try:
                 line, place = decode(text, place)
             except (ValueError, RecursionError) as error:
-                yield (
-                    where,
-                    BadRecord(where, f"not JSON from here on ({one_line(error)}), in a file that is one array. Fix the file."),
-                )
+                reason = f"not JSON from here on ({one_line(error)}), in a file that is one array. Fix the file."
+                yield where, BadRecord(where, reason)
                 return
-            if isinstance(line, dict):
-                yield where, line
-            else:
-                kind = json_kind(line)
-                yield where, BadRecord(where, f"the array has {kind}; expected an object with the fields of a pair.")
-            place = skip_blanks(place)
+            reason = f"the array has {json_kind(line)}; expected an object with the fields of a pair."
+            yield where, line if isinstance(line, dict) else BadRecord(where, reason)
+            place = _after_blanks(text, place)
             token = text[place : place + 1]
             if token == ",":
-                place = skip_blanks(place + 1)
+                place = _after_blanks(text, place + 1)
             elif token != "]":
-                yield where, BadRecord(where, "not JSON after this object: expected a comma or the end of the array. Fix the file.")
+                reason = "not JSON after this object: expected a comma or the end of the array. Fix the file."
+                yield where, BadRecord(where, reason)
                 return
         if text[place + 1 :].strip():
-            yield (
-                str(self.path),
-                BadRecord(str(self.path), "there is text after the end of the array. Remove it, or write the file as JSONL."),
-            )
+            reason = "there is text after the end of the array. Remove it, or write the file as JSONL."
+            yield self.path, BadRecord(self.path, reason)
 
     def _read(self) -> bytearray:
         text = bytearray()
@@ -162,39 +139,44 @@ class ArrayShard:
             while block := file.read(2**24):
                 text += block
                 if len(text) > MAX_ARRAY_BYTES:
-                    raise ValueError(
-                        f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read at once. "
-                        "Write it as JSONL, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
-                    )
+                    found = f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read at once"
+                    raise ValueError(f"{found}. Write it as JSONL: jq -c '.[]' FILE.json > FILE.jsonl")
         return text
 
 
+def _after_blanks(text: str, place: int) -> int:
+    found = _BLANKS.match(text, place)
+    return found.end() if found else place
+
+
 @dataclass(frozen=True)
-class ParquetShard:
+class ParquetShard(Shard):
     """A row group of a Parquet file; `first` is the number of its first row."""
 
-    path: Path
     group: int
     first: int
-    size: int
+    rows: int
+
+    @property
+    def size(self) -> int:  # noqa: D102
+        return self.rows
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number = self.first
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(ROWS, row_groups=[self.group]):
-                    yield from _rows(batch, str(self.path), number)
+                    yield from _rows(batch, self.path, number)
                     number += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
+            raise damaged(self.path, error) from error
 
 
 @dataclass(frozen=True)
-class DatasetShard:
-    """Rows of a data set in Arrow format, whose images stay encoded."""
+class DatasetShard(Shard):
+    """Rows of a data set in Arrow format, whose images stay encoded; `path` may be its name on the Hub."""
 
     dataset: Dataset
-    name: str
     start: int
     end: int
 
@@ -207,8 +189,8 @@ class DatasetShard:
             try:
                 rows = self.dataset[start : min(start + ROWS, self.end)]
             except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-                raise ValueError(f"{self.name} is damaged ({one_line(error)}). Save or download it again.") from error
-            yield from _rows(rows, self.name, start + 1)
+                raise ValueError(f"{self.path} is damaged ({one_line(error)}). Save or download it again.") from error
+            yield from _rows(rows, self.path, start + 1)
 
 
 def _rows(table: Any, name: str, first: int) -> Iterator[Line]:
@@ -225,20 +207,14 @@ def _rows(table: Any, name: str, first: int) -> Iterator[Line]:
 
 
 def _row(row: Any, where: str) -> dict[str, Any] | BadRecord:
-    try:
-        line: dict[str, Any] = row.to_pylist()[0]
-        return line
-    except Exception as error:
-        column = next((name for name in row.schema.names if not _is_readable(row, name)), "?")
-        return BadRecord(where, f"the value of column {column!r} cannot be read ({one_line(error)}). Fix it or leave the row out.")
-
-
-def _is_readable(row: Any, column: str) -> bool:
-    try:
-        row.column(column).to_pylist()
-    except Exception:
-        return False
-    return True
+    line: dict[str, Any] = {}
+    for column in row.schema.names:
+        try:
+            line[column] = row.column(column).to_pylist()[0]
+        except Exception as error:
+            reason = f"the value of column {column!r} cannot be read ({one_line(error)}). Fix it or leave the row out."
+            return BadRecord(where, reason)
+    return line
 
 
 # Lines
@@ -273,9 +249,14 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return line
 
 
-def opened(path: Path) -> Any:
+def opened(path: str) -> Any:
     """Open a file as bytes, decompressed if it is gzip."""
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def damaged(path: str, error: BaseException, kind: str = "") -> ValueError:
+    """Return the error of a file that cannot be read; ``kind`` says what else it may be."""
+    return ValueError(f"{path} is {kind}damaged or cut short ({one_line(error)}). Download or write it again.")
 
 
 def one_line(error: BaseException) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 from datasets import Dataset, IterableDataset, Value
 from datasets.fingerprint import Hasher
 
-from mpo.data.converted import Reading, convert
+from mpo.data.converted import convert
 from mpo.data.files import files_of, open_files
 from mpo.data.formats import MAX_PAIRS
-from mpo.data.records import FEATURES, FRAMES, TILES
+from mpo.data.records import FEATURES, FRAMES, TILES, Reading
 from mpo.data.shards import Shard
 from mpo.io import MIN_DENOMINATOR, BadRecord
 
@@ -141,7 +141,7 @@ class Stream:
         """
         for shard in shards:
             name, lines, bad = repr(shard), 0, 0
-            for found in self._reading.lines(shard):
+            for found in self._reading.rows(shard.lines()):
                 lines += 1
                 if isinstance(found, BadRecord):
                     bad += 1

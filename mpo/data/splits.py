@@ -56,27 +56,20 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
                 found.setdefault(_split_of(name, asked, as_on_hub=place != folder), []).append(entry)
     names = [name for name, files in found.items() if files]
     if not names:
-        raise ValueError(
-            f"{folder} is not a folder of pairs: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}, and it "
-            "was not written by save_to_disk. Name such files after their split (train.jsonl, test-0.parquet), or put them into a "
-            "folder named after it. Set data.path to such a folder, a file, or a pattern such as 'folder/*.jsonl'."
+        none = f"{folder} is not a folder of pairs: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}"
+        advice = (
+            "Name files or their folder after their split (train.jsonl), or set data.path to a pattern such as 'folder/*.jsonl'"
         )
+        raise ValueError(f"{none}, and it was not written by save_to_disk. {advice}.")
     files = found.get(_SPLIT_OF.get(asked, asked))
     if not files:
-        raise ValueError(
-            f"{folder} has no split {split!r}. Set data.split to one of {', '.join(names)}, or data.path to the files themselves."
-        )
-    return _of_one_kind(files, folder)
-
-
-def _of_one_kind(files: list[Path], folder: Path) -> list[Path]:
+        raise ValueError(f"{folder} has no split {split!r}. Set data.split to one of {', '.join(names)}, or data.path to files.")
     kinds = [[file for file in files if file.name.lower().endswith(endings)] for endings in KINDS]
     there = [kind for kind in kinds if kind]
     if len(there) > 1 and not kinds[0]:
-        raise ValueError(
-            f"{folder} has files of several types, such as {' and '.join(kind[0].name for kind in there)}, which may have the same "
-            f"pairs. Set data.path to a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'."
-        )
+        several = f"{folder} has files of several types, such as {' and '.join(kind[0].name for kind in there)}"
+        advice = f"Set data.path to a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'"
+        raise ValueError(f"{several}, which may have the same pairs. {advice}.")
     return there[0]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from mpo.data.shards import DAMAGE, Line, one_line, parse_line
+from mpo.data.shards import DAMAGE, Line, Shard, damaged, parse_line
 from mpo.io import BadRecord
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
@@ -17,87 +18,47 @@ MAX_SAMPLE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class TarShard:
+class TarShard(Shard):
     """A WebDataset tar: the members with one key are a sample, ``key.json`` is its line, ``key.jpg`` and similar are its images.
 
     A line may name its images by their members; otherwise the sample has all its image members, in the tar's order.
     """
 
-    path: Path
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.path.stat().st_size
-
     def lines(self) -> Iterator[Line]:  # noqa: D102
-        sample: _Sample | None = None
         seen: set[str] = set()
         try:
             with tarfile.open(self.path, "r|*") as archive:
-                for member in archive:
-                    if member.isdir():
-                        continue
-                    key = _key(member.name)
-                    if sample is None or key != sample.key:
-                        if sample is not None:
-                            yield sample.line(self.path)
-                        sample = _Sample(key)
-                        if key in seen:
-                            sample.refuse(
-                                f"{self.path}:{member.name}",
-                                "its key was there before, after which other samples came. Put the members of a sample one "
-                                "after the other.",
-                            )
-                        seen.add(key)
-                    sample.add(archive, member, self.path)
+                members = (member for member in archive if not member.isdir())
+                for key, sample in groupby(members, lambda member: _key(member.name)):
+                    yield self._line(archive, key, sample, key not in seen)
+                    seen.add(key)
         except (tarfile.TarError, *DAMAGE) as error:
-            raise ValueError(
-                f"{self.path} is not a tar, damaged or cut short ({one_line(error)}). Download or write it again."
-            ) from error
-        if sample is not None:
-            yield sample.line(self.path)
+            raise damaged(self.path, error, "not a tar, ") from error
 
-
-@dataclass
-class _Sample:
-    """The members of one key so far, or the first reason why they are not a valid sample."""
-
-    key: str
-    members: dict[str, bytes] = field(default_factory=dict)
-    size: int = 0
-    bad: BadRecord | None = None
-
-    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-        """Read the next member, unless the sample is already bad."""
-        where, name = f"{path}:{member.name}", member.name.rpartition("/")[2]
-        if self.bad is not None:
-            return
-        self.size += member.size
-        file = archive.extractfile(member) if member.isreg() and self.size <= MAX_SAMPLE_BYTES else None
-        if not member.isreg():
-            self.refuse(where, "a link or a device in the tar. Pack the files themselves.")
-        elif name in self.members:
-            self.refuse(where, "this member is there twice. Remove one of them.")
-        elif file is None:
-            self.refuse(
-                where,
-                f"the members of its sample have more than {MAX_SAMPLE_BYTES >> 20} MiB, but are read at once. Make the images "
-                "smaller, or leave the sample out.",
-            )
-        else:
-            self.members[name] = file.read()
-
-    def refuse(self, where: str, reason: str) -> None:
-        self.bad = BadRecord(where, reason)
-        self.members.clear()
-
-    def line(self, path: Path) -> Line:
-        """Return the place of the sample and its line with the images in it."""
-        if self.bad is not None:
-            return self.bad.where, self.bad
-        where = f"{path}:{self.key}"
+    def _line(self, archive: tarfile.TarFile, key: str, sample: Iterator[tarfile.TarInfo], is_new: bool) -> Line:
+        """Return the place of a sample and its line with the images in it, or the first reason why it is not valid."""
+        members: dict[str, bytes] = {}
+        size = 0
+        for member in sample:
+            where, name = f"{self.path}:{member.name}", member.name.rpartition("/")[2]
+            size += member.size
+            file = archive.extractfile(member) if member.isreg() and size <= MAX_SAMPLE_BYTES else None
+            if not is_new:
+                reason = "its key was there before, after which other samples came. Put the members of a sample together."
+            elif not member.isreg():
+                reason = "a link or a device in the tar. Pack the files themselves."
+            elif name in members:
+                reason = "this member is there twice. Remove one of them."
+            elif file is None:
+                found = f"the members of its sample have more than {MAX_SAMPLE_BYTES >> 20} MiB, but are read at once"
+                reason = f"{found}. Make the images smaller, or leave the sample out."
+            else:
+                members[name] = file.read()
+                continue
+            return where, BadRecord(where, reason)
+        where = f"{self.path}:{key}"
         try:
-            return where, _with_images(self.key, self.members)
+            return where, _with_images(key, members)
         except ValueError as error:
             return where, BadRecord(where, str(error))
 
@@ -111,7 +72,7 @@ def _key(name: str) -> str:
 def _with_images(key: str, members: dict[str, bytes]) -> dict[str, Any]:
     texts = [name for name in members if name.lower().endswith(".json")]
     if len(texts) != 1:
-        raise ValueError(f"a sample must have one member {Path(key).name}.json with its line; got {sorted(members)}.")
+        raise ValueError(f"a sample must have one member {os.path.basename(key)}.json with its line; got {sorted(members)}.")
     line = parse_line(members.pop(texts[0]))
     column = next((name for name in ("images", "image", "img_path") if line.get(name)), "images")
     found = _named(line.get(column), members) if line.get(column) else list(members)

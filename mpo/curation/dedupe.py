@@ -37,12 +37,7 @@ class Duplicate:
 
 
 def find_duplicates(
-    pairs: Dataset,
-    *,
-    near: bool = True,
-    threshold: float = 0.9,
-    image_bits: int = 3,
-    num_proc: int | None = None,
+    pairs: Dataset, *, near: bool = True, threshold: float = 0.9, image_bits: int = 3, num_proc: int | None = None
 ) -> list[Duplicate]:
     """Find duplicate pairs in a data set; the first of each group is kept.
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.curation.completions import refusal, unfinished
-from mpo.curation.findings import Finding, kind_of
 from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, question_text, video_key
 from mpo.data.images import open_image
 from mpo.data.records import Reading, Row, Rows
@@ -20,6 +19,23 @@ from mpo.data.shards import Shard
 from mpo.data.video import DEFAULT_FRAMES, checked_frames, frames_of, open_frames
 from mpo.io import BadRecord
 
+PROBLEMS = (
+    *("no pair", "empty text", "equal completions", "placeholders and images", "image not there", "image not decoded"),
+    *("video not decoded", "file damaged", "not encoded", "too long", "in eval too"),
+)
+"""Findings that prevent training."""
+NOTES = (
+    *("truncated by max_length", "image in eval too", "tiny image", "duplicate", "equal but for space", "refusal", "unfinished"),
+    *("control token", "gives no pair", "pairs left out"),
+)
+"""Findings to inspect, which do not prevent training."""
+_KINDS = {
+    "equal completions": r"are the same completion",
+    "empty text": r"\bis empty\b",
+    "file damaged": r"^not JSON from here on|^not JSON after|after the end of the array",
+    "placeholders and images": r"placeholders for \d+ (?:images|videos)",
+    "image not there": r"there is no (?:image|video)|lies outside|is a URL|not a (?:image|video) file|cannot be reached",
+}
 TINY = 10
 """Pixels of an image's shorter side below which it is reported as tiny."""
 ROOM = 256
@@ -29,6 +45,15 @@ MAX_CACHED = 100_000
 """Maximum number of images, and of videos, whose results a process remembers."""
 Image = tuple[int, str | None, tuple[int, int]]
 """The key of an image, why it cannot be decoded, and its size in pixels."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding in the record at ``where`` (``file:line``)."""
+
+    kind: str
+    where: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -87,26 +112,19 @@ class Examiner:
         """Examine one shard of a source."""
         shard, lines = part.shard, 0
         findings: list[Finding] = []
-        places: list[str] = []
         where: list[str] = []
         keys: list[tuple[int, int]] = []
         images: list[int] = []
         owner: list[int] = []
-
-        def parsed() -> Any:
-            for place, line in shard.lines():
-                places.append(place)
-                yield place, line
-
         try:
-            for rows in Reading(part.image_root, part.format).rows(parsed()):
+            for rows in Reading(part.image_root, part.format).rows(shard.lines()):
                 lines += 1
-                place = places.pop()
                 if isinstance(rows, BadRecord):
                     findings.append(Finding(kind_of(rows.reason), rows.where, rows.reason))
                     continue
                 if not self.wanted.only_keys:
-                    findings += _unused(rows, place)
+                    findings += _unused(rows)
+                place = rows.where
                 for row in rows:
                     row["frames"] = row["frames"] or checked_frames(part.frames)
                     row["tiles"] = row["tiles"] or part.tiles
@@ -220,12 +238,21 @@ class Examiner:
         return key, None
 
 
-def _unused(rows: Rows, where: str) -> list[Finding]:
+def kind_of(reason: str) -> str:
+    """Classify the reason of a BadRecord.
+
+    >>> kind_of("'chosen' is empty. A pair needs a prompt, a chosen and a rejected completion.")
+    'empty text'
+    """
+    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, reason)), "no pair")
+
+
+def _unused(rows: Rows) -> list[Finding]:
     """Report a line without pairs, or with pairs beyond the limit."""
     if not rows:
-        return [Finding("gives no pair", where, "no two of its completions differ in rating and text")]
+        return [Finding("gives no pair", rows.where, "no two of its completions differ in rating and text")]
     if rows.dropped:
-        return [Finding("pairs left out", where, f"{rows.dropped} pairs beyond the {len(rows)} with the largest margins")]
+        return [Finding("pairs left out", rows.where, f"{rows.dropped} pairs beyond the {len(rows)} with the largest margins")]
     return []
 
 

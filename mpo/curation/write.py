@@ -55,12 +55,7 @@ def not_kept(written: Written) -> list[str]:
 
 
 def write_pairs(
-    pairs: Dataset,
-    target: str | Path,
-    *,
-    form: str | None = None,
-    images: str | None = None,
-    image_root: str | Path | None = None,
+    pairs: Dataset, target: str | Path, *, form: str | None = None, images: str | None = None, image_root: str | Path | None = None
 ) -> Written:
     """Write pairs; the target appears when it is complete.
 

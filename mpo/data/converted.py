@@ -45,16 +45,13 @@ _DONE = "info.json"
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted source: its pairs, the skipped bad records in order, and the number of lines.
-
-    ``empty`` counts the good lines that give no pair, ``dropped`` the pairs beyond the limit of pairs per line.
-    """
+    """A converted source."""
 
     pairs: Dataset | None
-    bad: list[BadRecord]
+    bad: list[BadRecord]  # those that were skipped, in order
     lines: int
-    empty: int
-    dropped: int
+    empty: int  # good lines that give no pair
+    dropped: int  # pairs beyond the limit of pairs per line
 
 
 def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:

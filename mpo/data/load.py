@@ -18,17 +18,7 @@ from datasets import Dataset, IterableDataset, interleave_datasets
 from mpo.data.eval_part import By, choose_eval
 from mpo.data.formats import check_format
 from mpo.data.mixing import Mixture, Taken, amounts, draw, joined
-from mpo.data.mixture_file import (
-    Sampling,
-    check_settings,
-    check_sources,
-    is_meta,
-    is_mixture,
-    read_meta,
-    read_mixture,
-    refuse_beside_mixture,
-    weights_of,
-)
+from mpo.data.mixture_file import Sampling, check_settings, check_sources, is_meta, is_mixture, read_mixture, weights_of
 from mpo.data.records import Reading, checked_tiles
 from mpo.data.sources import BadList, Stream, folder_of, load_source, spread, stem, with_own, with_settings
 from mpo.data.video import checked_frames
@@ -212,12 +202,7 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
     splits = ("train",) if is_meta(path) else ("train", "eval")
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
-    if is_meta(path):
-        sources = [spec.as_source() for spec in read_meta(path, base=base)]
-        described: dict[str, Any] = {"sources": sources, "sampling": "repeat_time"}
-    else:
-        refuse_beside_mixture(path, image_root=base)
-        described = read_mixture(path)
+    described = read_mixture(path, base=base)
     sources = [_merged(source, settings) for source in described["sources"]]
     mixture = mix(**{"seed": seed, **described, "sources": sources})
     if split == "eval":

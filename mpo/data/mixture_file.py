@@ -167,13 +167,14 @@ def is_mixture(path: str | Path) -> bool:
     return isinstance(sources, list) and all(isinstance(source, Mapping) for source in sources)
 
 
-def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the arguments of `mix` from a file: YAML or JSON with a list ``sources`` and settings, or MMPR's meta.json.
 
     Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out.
 
     Args:
         path: the file.
+        base: as in `read_meta`, and only for a meta.json.
         within: the mixtures that contain this one, the outermost first.
 
     Raises:
@@ -184,7 +185,8 @@ def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Set data.mix to a YAML or JSON file of sources.")
     if is_meta(path):
-        return {"sources": [spec.as_source() for spec in read_meta(path)], "sampling": "repeat_time"}
+        return {"sources": [spec.as_source() for spec in read_meta(path, base=base)], "sampling": "repeat_time"}
+    refuse_beside_mixture(path, image_root=base)
     import yaml
 
     try:

@@ -46,8 +46,9 @@ Row = dict[str, Any]
 
 
 class Rows(list[Row]):
-    """The records of one line; ``dropped`` counts the pairs of the line that are left out."""
+    """The records of one line, its place, and the number of its pairs that are left out."""
 
+    where: str = ""
     dropped: int = 0
 
 
@@ -57,7 +58,7 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
     Args:
         line: the parsed line.
         where: name of the line for error messages, such as ``pairs.jsonl:17``.
-        find: finds images and videos, such as `mpo.data.folders.Folders`.
+        find: finds images and videos, such as `mpo.data.paths.Folders`.
         format: the line's format; None: detect it.
         source: name of the source, if the line has none.
 
@@ -68,6 +69,7 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
     with _refusing(where):
         reader = detect(line) if format is None else FORMATS[format]
         rows = Rows()
+        rows.where = where
         for pair in reader.read(line):
             rows.append(_row(pair, where, find, source))
             rows.dropped += pair.dropped
@@ -96,15 +98,9 @@ def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
 
 
 def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
-    """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; completions are ignored.
+    """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; arguments and errors as in `to_records`.
 
-    Args:
-        line: the parsed line: ``question`` or ``prompt``, and images as in any format.
-        where: name of the line, for error messages.
-        image_root: the folder that image paths are relative to and must be inside.
-
-    Raises:
-        BadRecord: as in `to_records`.
+    The line has ``question`` or ``prompt``, and images as in any format. Completions are ignored.
     """
     field = "question" if "question" in line else "prompt"
     with _refusing(where):

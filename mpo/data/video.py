@@ -103,19 +103,22 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         frames_of(path, where=f"{where}: video {number} of {len(paths)}", min_frames=limits["min"], max_frames=limits["max"])
         for number, path in enumerate(paths, start=1)
     ]
-    in_order: list[Any] = []
-    videos = iter(frames)
-    for kind in kinds:
-        if kind == "video":
-            in_order += next(videos)
-        elif kind == "image":
-            in_order += [image for image in [next(own, None)] if image is not None]
-    in_order += own  # more images than image parts: refused later, where images are counted
-    counts = iter(map(len, frames))
-    messages = []
+    videos, in_order, messages = iter(frames), [], []
     for message in prompt:
-        content = [new for part in _parts(message) for new in _as_frames(part, counts)]
+        content: list[Any] = []
+        for part in _parts(message):
+            if part.get("type") == "video":
+                shown = next(videos)
+                in_order += shown
+                # The chat template puts a line break after every image.
+                for number in range(1, len(shown) + 1):
+                    content += [{"type": "text", "text": f"Frame{number}: "}, {"type": "image", "text": None}]
+                continue
+            if part.get("type") == "image":
+                in_order += [image for image in [next(own, None)] if image is not None]
+            content.append(part)
         messages.append({**message, "content": content} if content else message)
+    in_order += own  # more images than image parts: refused later, where images are counted
     kept = {name: value for name, value in record.items() if name not in ("videos", "frames", "image")}
     return {**kept, "prompt": messages, "images": in_order, "tiles": {"min": 1, "max": 1}}
 
@@ -123,14 +126,6 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
 def _parts(message: Mapping[str, Any]) -> list[Any]:
     content = message.get("content")
     return content if isinstance(content, list) else []
-
-
-def _as_frames(part: dict[str, Any], counts: Iterator[int]) -> list[dict[str, Any]]:
-    if part.get("type") != "video":
-        return [part]
-    named = range(1, next(counts) + 1)
-    # The chat template puts a line break after every image.
-    return [new for i in named for new in ({"type": "text", "text": f"Frame{i}: "}, {"type": "image", "text": None})]
 
 
 def frames_of(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from support import TEXTS, make_image
 
-from mpo.curation.findings import NOTES, PROBLEMS
+from mpo.curation.examine import NOTES, PROBLEMS
 from mpo.curation.validate import validate
 from mpo.data import load_preferences
 from mpo.data.encoded import with_encoded_images

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from PIL import Image
 
 from mpo.curation import similar
 from mpo.curation.same_image import glimpse, may_be_same, same_image
-from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, question_text, shown_keys, video_key
+from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, per_record, question_text, shown_keys, video_key
 from mpo.data.images import open_image
 
 VERSION = 2
@@ -62,7 +61,15 @@ def find_duplicates(
         raise ValueError(f"threshold must be above 0.5 and at most 1; got {threshold}.")
     if not 0 <= image_bits < similar.BLOCKS:
         raise ValueError(f"image_bits must be from 0 to {similar.BLOCKS - 1}; got {image_bits}.")
-    hashes = _signatures(pairs, near, num_proc)
+    features = {
+        "exact": Value("int64"),
+        "numbers": Value("int64"),
+        "looks": List(Value("int64")),
+        "signature": List(Value("uint32")),
+    }
+    columns, title = ["id", "prompt", "chosen", "rejected", "images", "videos"], "Reading texts and images"
+    signature = partial(_signature, near=near)
+    hashes = per_record(pairs, columns, signature, features, ("duplicates", VERSION, near), title, num_proc)
     found = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
     if near:
         found |= {one.index: one for one in _near(pairs, hashes, threshold, image_bits, set(found))}
@@ -96,21 +103,6 @@ def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
     """
     for place, image in enumerate(record.get("images") or (), start=1):
         yield open_image(image, where=f"record {record.get('id')!r}, image {place}")
-
-
-def _signatures(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
-    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images", "videos"])
-    columns = {"exact": Value("int64"), "numbers": Value("int64"), "looks": List(Value("int64"))}
-    columns["signature"] = List(Value("uint32"))
-    return bare.map(
-        _signature,
-        fn_kwargs={"near": near},
-        remove_columns=bare.column_names,
-        features=Features(columns),
-        new_fingerprint=Hasher.hash([bare._fingerprint, "duplicates", VERSION, near]),
-        num_proc=num_proc,
-        desc="Reading texts and images",
-    )
 
 
 def _signature(record: dict[str, Any], near: bool) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.curation.completions import refusal, unfinished
-from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, question_text, video_key
+from mpo.curation.dedupe import texts
+from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, video_key
 from mpo.data.images import open_image
 from mpo.data.records import Reading, Row, Rows
 from mpo.data.shards import Shard
@@ -258,7 +259,7 @@ def _unused(rows: Rows) -> list[Finding]:
 
 def _keys(row: Row, images: list[int]) -> tuple[int, int]:
     """Compute the keys of a pair and of its question; ``images`` has the keys of its images and videos."""
-    pair = "\0".join([question_text(row["prompt"]), *map(str, images)])
+    question, *completions = texts(row)
+    pair = "\0".join([question, *map(str, images)])
     asked = "\0".join([asked_text(row["prompt"]), *map(str, images)])
-    completions = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
     return key_of("\0\0".join([pair, *completions])), key_of(asked)

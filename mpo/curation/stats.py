@@ -8,14 +8,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, Value
 from numpy.typing import NDArray
 
 from mpo.curation.dedupe import texts
 from mpo.curation.page import html_page, png_url
 from mpo.curation.similar import normalised, overlap
-from mpo.data.eval_part import content_keys, encoded
+from mpo.data.eval_part import content_keys, per_record
 from mpo.visible import table
 
 if TYPE_CHECKING:
@@ -77,16 +76,9 @@ def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None
     Raises:
         ValueError: for a record that cannot be encoded.
     """
-    bare = encoded(pairs, ["prompt", "chosen", "rejected", "images"])
     features = {**{name: Value("int32") for name in (*WORDS, "images")}, "overlap": Value("float32")}
-    found = bare.map(
-        _count,
-        remove_columns=bare.column_names,
-        features=Features(features),
-        new_fingerprint=Hasher.hash([bare._fingerprint, "stats", 1]),
-        num_proc=num_proc,
-        desc="Counting words",
-    )
+    columns = ["prompt", "chosen", "rejected", "images"]
+    found = per_record(pairs, columns, _count, features, ("stats", 1), "Counting words", num_proc)
     column = {name: np.asarray(found.data.column(name).to_numpy()) for name in features}
     tokens, tiles = {}, None
     if processor is not None:
@@ -94,11 +86,8 @@ def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None
 
         costs = measure(pairs, processor, num_proc=num_proc)
         tokens, tiles = {"prompt": costs.prompt, "chosen": costs.chosen, "rejected": costs.rejected}, costs.tiles
-    keys = content_keys(pairs, num_proc=num_proc)
-    prompts = {
-        (question, *own)
-        for question, own in zip(keys.data.column("question").to_pylist(), keys.data.column("images").to_pylist(), strict=True)
-    }
+    keys = content_keys(pairs, num_proc=num_proc).data
+    prompts = {(one, *own) for one, own in zip(*(keys.column(name).to_pylist() for name in ("question", "images")), strict=True)}
     sources = pairs.select_columns(["source"])[:]["source"] if "source" in pairs.column_names else [None] * len(pairs)
     return Stats(
         source=np.array([name or "(no source)" for name in sources], dtype=str),

@@ -92,22 +92,25 @@ def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
 
     Images are read but not decoded. The result is in datasets' cache: the same records are read once.
     """
-    bare = encoded(pairs, ["prompt", "images", "videos"])
-    return bare.map(
-        _keys,
-        remove_columns=bare.column_names,
-        features=Features({"question": Value("int64"), "images": List(Value("int64"))}),
-        new_fingerprint=Hasher.hash([bare._fingerprint, "content keys", 2]),
-        num_proc=num_proc,
-        desc="Reading questions and images",
-    )
+    features = {"question": Value("int64"), "images": List(Value("int64"))}
+    title = "Reading questions and images"
+    return per_record(pairs, ["prompt", "images", "videos"], _keys, features, ("content keys", 2), title, num_proc)
+
+
+def per_record(
+    pairs: Dataset, columns: Iterable[str], compute: Any, features: dict[str, Any], key: Any, title: str, num_proc: int | None
+) -> Dataset:
+    """Compute values of each record from some of its columns; ``key`` names the result in datasets' cache."""
+    bare = encoded(pairs, columns)
+    fingerprint = Hasher.hash([bare._fingerprint, *key])
+    settings = {"remove_columns": bare.column_names, "new_fingerprint": fingerprint, "num_proc": num_proc, "desc": title}
+    return bare.map(compute, features=Features(features), **settings)
 
 
 def encoded(pairs: Dataset, columns: Iterable[str]) -> Dataset:
     """Select the columns of records that exist, with images as dicts with ``bytes`` or ``path``."""
-    bare: Dataset = with_encoded_images(
-        pairs.with_format(None).select_columns([name for name in columns if name in pairs.column_names])
-    )
+    there = [name for name in columns if name in pairs.column_names]
+    bare: Dataset = with_encoded_images(pairs.with_format(None).select_columns(there))
     return bare
 
 

@@ -12,10 +12,27 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from mpo.data.shards import DAMAGE, ROWS, ArrayShard, DatasetShard, LinesShard, ParquetShard, Shard, damaged, one_line, opened
-from mpo.data.splits import KNOWN, LINES, TARS, files_of_split
-from mpo.data.tars import TarShard
+from mpo.data import shards
+from mpo.data.shards import DAMAGE, LinesShard, Shard, damaged, one_line
+from mpo.io import BAD_RECORDS
 
+LINES = (".jsonl", ".jsonl.gz", ".ndjson")
+ARRAYS = (".json", ".json.gz")
+TARS = (".tar", ".tar.gz", ".tgz")
+KNOWN = (*LINES, *ARRAYS, ".parquet", *TARS)
+"""Endings of files that pairs can be read from."""
+KINDS = (TARS, LINES, ARRAYS, (".parquet",))
+"""File types, of which a split has one; next to tars, other files are ignored."""
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""The words for each split, as on the Hub."""
+NOT_PAIRS = ("dataset_info.json", "dataset_infos.json", BAD_RECORDS)
+"""Files next to the pairs that contain none."""
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")
 SHARD_BYTES = 16 * 2**20
 """Approximate size in bytes of a shard of a JSONL file."""
 MAX_SHARDS = 256
@@ -29,7 +46,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
 
     Args:
         path: a file: JSONL (optionally compressed with gzip), a JSON array, Parquet, a WebDataset tar; several files by a
-            pattern such as ``shards-*.tar``; a folder of such files (`mpo.data.splits`) or of `save_to_disk`; or the name of a
+            pattern such as ``shards-*.tar``; a folder of such files (`files_of_split`) or of `save_to_disk`; or the name of a
             data set on the Hub. For a local folder, nothing is downloaded and no file outside it is read, whatever its files say.
         split: the split to load; ``"train"`` for a source without splits. For a folder of files and a data set on the Hub, also
             a slice such as ``"train[:100]"``.
@@ -85,6 +102,74 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
+# Splits of a folder
+
+
+def files_of_split(folder: Path, split: str) -> list[Path]:
+    """Find the files of a split in a folder by their names alone, all of one type. Next to tars, other files are ignored.
+
+    They are in the folder itself or in its ``data`` folder, under a name that has the split or in a folder named after it:
+
+        train.jsonl, pairs_test-0.parquet          a word of the name
+        data/train_prefs-00000-of-00002.parquet    as on the Hub: the name before the numbers
+        validation/part-7.jsonl                    the name of the folder
+
+    Files without a split in their names belong to ``train``. References from one file to others are not followed.
+
+    Args:
+        folder: the folder.
+        split: name of the split, or another word for it.
+
+    Raises:
+        ValueError: for a folder without files of pairs, without that split, or with files of several types.
+    """
+    asked = split.lower()
+    found: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for entry in _entries(place):
+            name = entry.name.lower()
+            if entry.is_dir() and (name in _SPLIT_OF or name == asked):
+                found.setdefault(_SPLIT_OF.get(name, name), []).extend(filter(_may_hold_pairs, _entries(entry)))
+            elif _may_hold_pairs(entry):
+                found.setdefault(_split_of(name, asked, as_on_hub=place != folder), []).append(entry)
+    names = [name for name, files in found.items() if files]
+    if not names:
+        none = f"{folder} is not a folder of pairs: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}"
+        advice = (
+            "Name files or their folder after their split (train.jsonl), or set data.path to a pattern such as 'folder/*.jsonl'"
+        )
+        raise ValueError(f"{none}, and it was not written by save_to_disk. {advice}.")
+    files = found.get(_SPLIT_OF.get(asked, asked))
+    if not files:
+        raise ValueError(f"{folder} has no split {split!r}. Set data.split to one of {', '.join(names)}, or data.path to files.")
+    kinds = [[file for file in files if file.name.lower().endswith(endings)] for endings in KINDS]
+    there = [kind for kind in kinds if kind]
+    if len(there) > 1 and not kinds[0]:
+        several = f"{folder} has files of several types, such as {' and '.join(kind[0].name for kind in there)}"
+        advice = f"Set data.path to a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'"
+        raise ValueError(f"{several}, which may have the same pairs. {advice}.")
+    return there[0]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _may_hold_pairs(entry: Path) -> bool:
+    name = entry.name.lower()
+    return name.endswith(KNOWN) and name[0] != "." and name not in NOT_PAIRS and not entry.is_dir()
+
+
+def _split_of(name: str, asked: str, *, as_on_hub: bool) -> str:
+    """Find the split of a file name in lower case; the requested split may have any name."""
+    if as_on_hub and (shard := _SHARD.match(name)):
+        return _SPLIT_OF.get(shard[1], shard[1])
+    if name.startswith(asked) and not name[len(asked) :][:1].isalnum():
+        return _SPLIT_OF.get(asked, asked)
+    words = re.findall(r"[a-z]+", name)
+    return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "train")
+
+
 # File types
 
 
@@ -93,11 +178,11 @@ def _of_file(path: str, min_shards: int) -> list[Shard]:
     if name.endswith(".parquet"):
         return _of_parquet(path)
     if name.endswith(TARS):
-        return [TarShard(path)]
+        return [shards.TarShard(path)]
     if not name.endswith(KNOWN):
         raise ValueError(f"{path} has an unknown file type. Pairs are read from files that end in {', '.join(KNOWN)}.")
     if not name.endswith(LINES) and _is_array(path):
-        return [ArrayShard(path)]
+        return [shards.ArrayShard(path)]
     return [LinesShard(path, 0, None, 1)] if name.endswith(".gz") else _of_lines(path, min_shards)
 
 
@@ -105,7 +190,7 @@ def _of_lines(path: str, min_shards: int) -> list[Shard]:
     """Split a JSONL file at line ends, and count its lines, so that errors can name them."""
     size = os.path.getsize(path)
     step = max(1, min(max(SHARD_BYTES, -(-size // MAX_SHARDS)), size // min_shards))
-    shards: list[Shard] = []
+    parts: list[Shard] = []
     start, line = 0, 1
     with open(path, "rb") as file:
         while start < size:
@@ -116,14 +201,14 @@ def _of_lines(path: str, min_shards: int) -> list[Shard]:
             while block and not block.endswith(b"\n"):  # to the end of the line
                 block = file.readline(2**20)
                 lines += block.endswith(b"\n")
-            shards.append(LinesShard(path, start, file.tell(), line))
+            parts.append(LinesShard(path, start, file.tell(), line))
             start, line = file.tell(), line + lines
-    return shards
+    return parts
 
 
 def _is_array(path: str) -> bool:
     try:
-        with opened(path) as file:
+        with shards.opened(path) as file:
             head: bytes = file.read(4096)
     except DAMAGE as error:
         raise damaged(path, error) from error
@@ -137,7 +222,7 @@ def _of_parquet(path: str) -> list[Shard]:
         raise damaged(path, error, "not a Parquet file, ") from error
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     firsts = accumulate(rows, initial=1)
-    return [ParquetShard(path, group, first, count) for group, (count, first) in enumerate(zip(rows, firsts, strict=False))]
+    return [shards.ParquetShard(path, group, first, count) for group, (count, first) in enumerate(zip(rows, firsts, strict=False))]
 
 
 def _from_disk(path: Path, split: str) -> Dataset:
@@ -176,6 +261,6 @@ def _from_hub(name: str, split: str) -> Dataset:
 
 
 def _of_dataset(dataset: Dataset, name: str) -> list[Shard]:
-    step = max(ROWS, -(-len(dataset) // MAX_SHARDS))
+    step = max(shards.ROWS, -(-len(dataset) // MAX_SHARDS))
     bare = dataset.with_format("arrow")
-    return [DatasetShard(name, bare, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]
+    return [shards.DatasetShard(name, bare, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]

@@ -52,7 +52,7 @@ def load_preferences(
 
     Args:
         path: a file (JSONL, optionally with gzip; a JSON array; Parquet; a WebDataset tar), several files by a pattern
-            (``*.tar``), a folder of such files (`mpo.data.splits`) or of `save_to_disk`, the name of a data set on the Hub, MMPR's
+            (``*.tar``), a folder of such files (`mpo.data.files`) or of `save_to_disk`, the name of a data set on the Hub, MMPR's
             ``meta.json``, or a mixture file (`mpo.data.mixture_file.read_mixture`): YAML, or JSON with ``sources``.
         format: format of the lines, see `mpo.data.formats`; None: detect it for each line.
         image_root: the folder that image paths are relative to and must be inside; default: the folder of the file. For a

@@ -128,10 +128,8 @@ def _parts(message: Mapping[str, Any]) -> list[Any]:
     return content if isinstance(content, list) else []
 
 
-def frames_of(
-    path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES, per_second: float = FRAMES_PER_SECOND
-) -> list[Frame]:
-    """Choose the frames of a video, undecoded: `per_second` per second, at least `min_frames`, at most `max_frames` or all it has.
+def frames_of(path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES) -> list[Frame]:
+    """Choose the frames of a video, undecoded: `FRAMES_PER_SECOND`, at least `min_frames`, at most `max_frames` or all it has.
 
     Raises:
         ValueError: for a missing file, and for a file that FFmpeg cannot read as a video.
@@ -140,7 +138,7 @@ def frames_of(
         raise ValueError(f"Expected 1 <= min_frames <= max_frames; got min_frames={min_frames} and max_frames={max_frames}.")
     with _named(where):
         header = _header(path)
-    wanted = min(max(round(header.seconds * per_second), min_frames), max_frames)
+    wanted = min(max(round(header.seconds * FRAMES_PER_SECOND), min_frames), max_frames)
     count = min(wanted, header.frames)
     return [Frame(path, place, count) for place in range(count)]
 

@@ -12,7 +12,7 @@ from datasets import Dataset, Value
 from numpy.typing import NDArray
 
 from mpo.curation.dedupe import texts
-from mpo.curation.page import html_page, png_url
+from mpo.curation.show import html_page, png_url
 from mpo.curation.similar import normalised, overlap
 from mpo.data.eval_part import content_keys, per_record
 from mpo.visible import table

@@ -100,8 +100,7 @@ class _RLAIFV(Format):
         return any(name in line for name in ("ds_name", "origin_dataset", "origin_split")) and _has_question(line)
 
     def read(self, line: Line) -> Iterator[FoundPair]:
-        metadata = _rest(line, ("image", "question", "chosen", "rejected", "system", "idx"))
-        yield _of_rlhf_v(line, line, line.get("idx"), metadata)
+        yield _of_rlhf_v(line, line, ("image", "question", "chosen", "rejected", "system", "idx"), line.get("idx"))
 
 
 class _RLHFV(Format):
@@ -122,11 +121,8 @@ class _RLHFV(Format):
         return all(name in pair for name in ("question", "chosen", "rejected"))
 
     def read(self, line: Line) -> Iterator[FoundPair]:
-        index = line.get("idx")
-        metadata = _rest(line, ("image", "text", "system", "idx", "origin_split_inner_idx"))
-        yield _of_rlhf_v(
-            line, self._pair(line.get("text")), line.get("origin_split_inner_idx") if index is None else index, metadata
-        )
+        index = line.get("origin_split_inner_idx") if line.get("idx") is None else line["idx"]
+        yield _of_rlhf_v(line, self._pair(line.get("text")), ("image", "text", "system", "idx", "origin_split_inner_idx"), index)
 
     @staticmethod
     def _pair(text: Any) -> Line:
@@ -136,10 +132,10 @@ class _RLHFV(Format):
         return pair
 
 
-def _of_rlhf_v(line: Line, pair: Line, id: Any, metadata: Line) -> FoundPair:
+def _of_rlhf_v(line: Line, pair: Line, used: Iterable[str], id: Any) -> FoundPair:
     prompt, chosen, rejected = (pair.get(name) for name in ("question", "chosen", "rejected"))
     image = line.get("image") or line.get("image_path")
-    return FoundPair(prompt, chosen, rejected, image, system=line.get("system"), id=id, metadata=metadata)
+    return FoundPair(prompt, chosen, rejected, image, system=line.get("system"), id=id, metadata=_rest(line, used))
 
 
 # Ratings
@@ -398,9 +394,11 @@ def images(line: Line) -> Any:
 
 def _pair(line: Line, used: Iterable[str] = (), **own: Any) -> FoundPair:
     """Read the fields that most formats share; ``own`` are the others, and ``used`` the fields of the line that they are from."""
-    shared = {name: line.get(name) for name in ("chosen", "rejected", "system", "id")}
-    shared |= {"images": images(line), "videos": _one_of(line, "video", "videos")}
-    return FoundPair(**{**shared, "metadata": _rest(line, (*_COMMON, *used)), **own})
+    if "metadata" not in own:
+        own["metadata"] = _rest(line, (*_COMMON, *used))
+    own = {"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own}
+    videos = _one_of(line, "video", "videos")
+    return FoundPair(images=images(line), videos=videos, system=line.get("system"), id=line.get("id"), **own)
 
 
 def _one_of(line: Line, *names: str) -> Any:

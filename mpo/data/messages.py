@@ -45,8 +45,8 @@ def completion_messages(value: str | list[Any], name: str) -> list[Message]:
     Raises:
         ValueError: for an invalid completion, and for one with an image.
     """
-    given = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
-    messages = [_message(message, name) for message in given]
+    given: list[Message] = [{"role": "assistant", "content": value}]
+    messages = given if isinstance(value, str) else [_message(message, name) for message in value]
     first, last = messages[0]["role"], messages[-1]["role"]
     if first in ("system", "user"):
         raise ValueError(f"{name} begins with a message of the {first}, which belongs in the prompt. Move it there.")
@@ -174,13 +174,12 @@ def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:
 def _check_placeholders(messages: list[Message], kind: str, placed: int, wanted: int, elsewhere: Mapping[str, str]) -> None:
     """Refuse placeholders that do not match the images (or videos); without any placeholders, put them in front."""
     placeholder = _PLACEHOLDERS[kind]
-    counts = [sum(part["text"].count(placeholder) for part in one["content"] if part["type"] == "text") for one in messages]
-    found = placed + sum(count for one, count in zip(messages, counts, strict=True) if one["role"] in PLACES)
+    found = placed + sum(_count(one, placeholder) for one in messages if one["role"] in PLACES)
     if found == wanted:
         return
     turns, strays = [], []  # with placeholders or images, and where no placeholder is allowed
-    for place, (one, count) in enumerate(zip(messages, counts, strict=True), start=1):
-        turn = f"turn {place} ({one['role']})"
+    for place, one in enumerate(messages, start=1):
+        turn, count = f"turn {place} ({one['role']})", _count(one, placeholder)
         if (count and one["role"] in PLACES) or any(part["type"] == kind for part in one["content"]):
             turns.append(turn)
         if count and one["role"] not in PLACES:
@@ -199,10 +198,14 @@ def _check_placeholders(messages: list[Message], kind: str, placed: int, wanted:
     raise ValueError(f"{reason}Put one for each into turns of the user or a tool, or none anywhere to put all in front.")
 
 
+def _count(message: Message, placeholder: str) -> int:
+    return sum(part["text"].count(placeholder) for part in message["content"] if part["type"] == "text")
+
+
 def _split_text(part: dict[str, Any]) -> list[dict[str, Any]]:
     """Split a text part at its placeholders; a line break after a placeholder is dropped, as the chat template adds it."""
-    if part["type"] != "text":
-        return [part]
+    if part["type"] != "text" or "<" not in part["text"]:
+        return [part] if part["text"] != "" else []
     parts: list[dict[str, Any]] = []
     for piece in _SPLIT.split(part["text"]):
         if piece in _PLACEHOLDERS.values():

@@ -62,9 +62,11 @@ def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int] | None:
     Raises:
         ValueError: for anything but a mapping, unknown keys, and invalid limits.
     """
-    if limits is not None and not isinstance(limits, Mapping):
+    if limits is None:
+        return None
+    if not isinstance(limits, Mapping):
         raise ValueError(f"frames must have min and max, such as {{'min': 8, 'max': 32}}; got {limits!r}.")
-    given = {name: value for name, value in (limits or {}).items() if value is not None}
+    given = {name: value for name, value in limits.items() if value is not None}
     if unknown := given.keys() - {"min", "max"}:
         raise ValueError(f"frames must have min and max, each optional; got {sorted(map(str, unknown))}.")
     for name, value in given.items():

@@ -1,8 +1,9 @@
-"""Escape control characters of untrusted text before it is printed to a terminal."""
+"""Print to a terminal: tables, and untrusted text whose control characters are escaped."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters without tabs and line breaks: escape codes and changes of the text direction."""
@@ -15,3 +16,13 @@ def visible(text: str) -> str:
     \x1b[2J
     """
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows of cells in columns: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append(f"{row[0]:<{widths[0]}}{numbers}".rstrip())
+    return "\n".join(lines)

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from PIL import Image
 
+from mpo.curation import similar
 from mpo.curation.same_image import glimpse, may_be_same, same_image
-from mpo.curation.similar import (
-    BANDS,
-    BLOCKS,
-    ROWS,
-    SIGNATURE,
-    difference_hash,
-    differing_bits,
-    ngrams,
-    normalised,
-    numbers,
-    overlap,
-    signature,
-)
-from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, question_text, shown_keys, video_key
+from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, per_record, question_text, shown_keys, video_key
 from mpo.data.images import open_image
 
 VERSION = 2
@@ -49,12 +36,7 @@ class Duplicate:
 
 
 def find_duplicates(
-    pairs: Dataset,
-    *,
-    near: bool = True,
-    threshold: float = 0.9,
-    image_bits: int = 3,
-    num_proc: int | None = None,
+    pairs: Dataset, *, near: bool = True, threshold: float = 0.9, image_bits: int = 3, num_proc: int | None = None
 ) -> list[Duplicate]:
     """Find duplicate pairs in a data set; the first of each group is kept.
 
@@ -77,21 +59,24 @@ def find_duplicates(
     """
     if not 0.5 < threshold <= 1:
         raise ValueError(f"threshold must be above 0.5 and at most 1; got {threshold}.")
-    if not 0 <= image_bits < BLOCKS:
-        raise ValueError(f"image_bits must be from 0 to {BLOCKS - 1}; got {image_bits}.")
-    hashes = _signatures(pairs, near, num_proc)
-    duplicates = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
+    if not 0 <= image_bits < similar.BLOCKS:
+        raise ValueError(f"image_bits must be from 0 to {similar.BLOCKS - 1}; got {image_bits}.")
+    features = {
+        "exact": Value("int64"),
+        "numbers": Value("int64"),
+        "looks": List(Value("int64")),
+        "signature": List(Value("uint32")),
+    }
+    columns, title = ["id", "prompt", "chosen", "rejected", "images", "videos"], "Reading texts and images"
+    signature = partial(_signature, near=near)
+    hashes = per_record(pairs, columns, signature, features, ("duplicates", VERSION, near), title, num_proc)
+    found = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
     if near:
-        for one in _near(pairs, hashes, threshold, image_bits, set(duplicates)):
-            duplicates[one.index] = one
-    return [_settled(duplicates[index], duplicates) for index in sorted(duplicates)]
-
-
-def _settled(one: Duplicate, all_: dict[int, Duplicate]) -> Duplicate:
-    same_as = one.same_as
-    while same_as in all_:
-        same_as = all_[same_as].same_as
-    return Duplicate(one.index, same_as, one.reason)
+        found |= {one.index: one for one in _near(pairs, hashes, threshold, image_bits, set(found))}
+    kept: dict[int, int] = {}
+    for index in sorted(found):  # a duplicate of a duplicate is one of the record that is kept, which is earlier
+        kept[index] = kept.get(found[index].same_as, found[index].same_as)
+    return [Duplicate(index, same_as, found[index].reason) for index, same_as in kept.items()]
 
 
 def without(pairs: Dataset, duplicates: list[Duplicate]) -> Dataset:
@@ -120,41 +105,23 @@ def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
         yield open_image(image, where=f"record {record.get('id')!r}, image {place}")
 
 
-def _signatures(pairs: Dataset, near: bool, num_proc: int | None) -> Dataset:
-    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images", "videos"])
-    return bare.map(
-        _Signature(near),
-        remove_columns=bare.column_names,
-        features=Features(
-            {"exact": Value("int64"), "numbers": Value("int64"), "signature": List(Value("uint32")), "looks": List(Value("int64"))}
-        ),
-        new_fingerprint=Hasher.hash([bare._fingerprint, "duplicates", VERSION, near]),
-        num_proc=num_proc,
-        desc="Reading texts and images",
-    )
-
-
-class _Signature:
-    """Computes the exact key of one record and, for near duplicates, the signature of its texts and the hashes of its images."""
-
-    def __init__(self, near: bool) -> None:
-        self.near = near
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        words = texts(record)
-        try:
-            shown = shown_keys(record)
-        except OSError as error:
-            name = f"record {record.get('id')!r}: {str(error.filename)!r}"
-            raise ValueError(f"{name} cannot be read ({error.strerror}). Restore the file or leave the record out.") from error
-        exact = key_of("\0".join([*words, *map(str, shown)]))
-        if not self.near:
-            return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
-        # Videos are compared by their files only; keys of different files differ in many bits.
-        looks = [difference_hash(image) for image in images_of(record)]
-        looks += [video_key(video) for video in record.get("videos") or ()]
-        figures = key_of("\0".join(" ".join(numbers(text)) for text in words))
-        return {"exact": exact, "numbers": figures, "signature": signature(normalised(" ".join(words))), "looks": looks}
+def _signature(record: dict[str, Any], near: bool) -> dict[str, Any]:
+    """Compute the exact key of one record and, for near duplicates, the signature of its texts and the hashes of its images."""
+    words = texts(record)
+    try:
+        shown = shown_keys(record)
+    except OSError as error:
+        name = f"record {record.get('id')!r}: {str(error.filename)!r}"
+        raise ValueError(f"{name} cannot be read ({error.strerror}). Restore the file or leave the record out.") from error
+    exact = key_of("\0".join([*words, *map(str, shown)]))
+    if not near:
+        return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
+    # Videos are compared by their files only; keys of different files differ in many bits.
+    looks = [similar.difference_hash(image) for image in images_of(record)]
+    looks += [video_key(video) for video in record.get("videos") or ()]
+    numbers = key_of("\0".join(" ".join(similar.numbers(text)) for text in words))
+    signature = similar.signature(similar.normalised(" ".join(words)))
+    return {"exact": exact, "numbers": numbers, "signature": signature, "looks": looks}
 
 
 def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
@@ -164,24 +131,34 @@ def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
 
 
 def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, dropped: set[int]) -> Iterator[Duplicate]:
-    signatures = np.stack(hashes.with_format("numpy")[:]["signature"]).astype(np.uint64).reshape(-1, SIGNATURE)
+    signatures = np.stack(hashes.with_format("numpy")[:]["signature"]).astype(np.uint64).reshape(-1, similar.SIGNATURE)
     looks = hashes.data.column("looks").to_pylist()
     first_look = np.array([own[0] if own else 0 for own in looks], dtype=np.int64).view(np.uint64)
     counts = np.array([len(own) for own in looks], dtype=np.uint64)
     same = _mixed(np.asarray(hashes.data.column("numbers").to_numpy()).view(np.uint64), counts)
     bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images"])
-    same_images = _SameImages(bare)
 
     @lru_cache(maxsize=4096)
     def read(index: int) -> list[tuple[NDArray[np.uint64], list[str]]]:
-        return [(ngrams(normalised(text)), numbers(text)) for text in texts(bare[index])]
+        return [(similar.ngrams(similar.normalised(text)), similar.numbers(text)) for text in texts(bare[index])]
+
+    @lru_cache(maxsize=4096)
+    def glimpses(index: int) -> list[NDArray[np.int16]]:
+        return [glimpse(image) for image in images_of(bare[index])]
+
+    def same_images(one: int, other: int) -> bool:
+        """Compare the pixels; called only for records that agree in all else."""
+        if not all(map(may_be_same, glimpses(one), glimpses(other))):
+            return False
+        first, second = bare[one], bare[other]
+        return _files(first) == _files(second) or all(map(same_image, images_of(first), images_of(second)))
 
     tried: set[tuple[int, int]] = set()
-    for band in range(BANDS):
+    for band in range(similar.BANDS):
         key = same
-        for row in range(ROWS):
-            key = _mixed(key, signatures[:, band * ROWS + row])
-        for block in range(BLOCKS):
+        for row in range(similar.ROWS):
+            key = _mixed(key, signatures[:, band * similar.ROWS + row])
+        for block in range(similar.BLOCKS):
             own = _mixed(key, (first_look >> np.uint64(16 * block)) & np.uint64(0xFFFF))
             for group in _groups(own):
                 kept: list[int] = []
@@ -192,7 +169,7 @@ def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, dropped:
                         if (other, index) in tried:
                             continue
                         tried.add((other, index))
-                        if int((signatures[other] == signatures[index]).sum()) < SIGNATURE * threshold - SLACK:
+                        if int((signatures[other] == signatures[index]).sum()) < similar.SIGNATURE * threshold - SLACK:
                             continue
                         reason = _alike(read(other), read(index), looks[other], looks[index], threshold, bits)
                         if reason is not None and same_images(other, index):
@@ -201,20 +178,6 @@ def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, dropped:
                             break
                     else:
                         kept.append(index)
-
-
-class _SameImages:
-    """Tells whether two records have the same images, by their pixels; called only for records that agree in all else."""
-
-    def __init__(self, bare: Dataset) -> None:
-        self._bare = bare
-        self._glimpses = lru_cache(maxsize=4096)(lambda index: [glimpse(one) for one in images_of(bare[index])])
-
-    def __call__(self, one: int, other: int) -> bool:
-        if not all(map(may_be_same, self._glimpses(one), self._glimpses(other))):
-            return False
-        first, second = self._bare[one], self._bare[other]
-        return _files(first) == _files(second) or all(map(same_image, images_of(first), images_of(second)))
 
 
 def _files(record: Mapping[str, Any]) -> list[int]:
@@ -238,10 +201,10 @@ def _groups(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
 def _alike(one: Any, other: Any, looks: list[int], other_looks: list[int], threshold: float, bits: int) -> str | None:
     if len(looks) != len(other_looks):
         return None
-    apart = max((differing_bits(a, b) for a, b in zip(looks, other_looks, strict=True)), default=0)
+    apart = max((similar.differing_bits(a, b) for a, b in zip(looks, other_looks, strict=True)), default=0)
     if apart > bits or any(a[1] != b[1] for a, b in zip(one, other, strict=True)):
         return None
-    least = min(overlap(a[0], b[0]) for a, b in zip(one, other, strict=True))
+    least = min(similar.overlap(a[0], b[0]) for a, b in zip(one, other, strict=True))
     if least < threshold:
         return None
     seen = ", images that look the same" if looks else ""

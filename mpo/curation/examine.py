@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpo.curation.completions import refusal, unfinished
-from mpo.curation.findings import Finding, kind_of
-from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, question_text, video_key
-from mpo.data.folders import Folders
+from mpo.curation.dedupe import texts
+from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, video_key
 from mpo.data.images import open_image
-from mpo.data.records import Row, Rows, rows_from
+from mpo.data.records import Reading, Row, Rows
 from mpo.data.shards import Shard
-from mpo.data.video import checked_frames, frames_of, open_frames
+from mpo.data.video import DEFAULT_FRAMES, checked_frames, frames_of, open_frames
 from mpo.io import BadRecord
 
+PROBLEMS = (
+    *("no pair", "empty text", "equal completions", "placeholders and images", "image not there", "image not decoded"),
+    *("video not decoded", "file damaged", "not encoded", "too long", "in eval too"),
+)
+"""Findings that prevent training."""
+NOTES = (
+    *("truncated by max_length", "image in eval too", "tiny image", "duplicate", "equal but for space", "refusal", "unfinished"),
+    *("control token", "gives no pair", "pairs left out"),
+)
+"""Findings to inspect, which do not prevent training."""
+_KINDS = {
+    "equal completions": r"are the same completion",
+    "empty text": r"\bis empty\b",
+    "file damaged": r"^not JSON from here on|^not JSON after|after the end of the array",
+    "placeholders and images": r"placeholders for \d+ (?:images|videos)",
+    "image not there": r"there is no (?:image|video)|lies outside|is a URL|not a (?:image|video) file|cannot be reached",
+}
 TINY = 10
 """Pixels of an image's shorter side below which it is reported as tiny."""
 ROOM = 256
@@ -27,6 +44,17 @@ ROOM = 256
 _SIDES = ("prompt", "chosen", "rejected")
 MAX_CACHED = 100_000
 """Maximum number of images, and of videos, whose results a process remembers."""
+Image = tuple[int, str | None, tuple[int, int]]
+"""The key of an image, why it cannot be decoded, and its size in pixels."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding in the record at ``where`` (``file:line``)."""
+
+    kind: str
+    where: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -52,78 +80,59 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """The results for one shard.
-
-    Attributes:
-        lines: number of lines.
-        findings: findings in the records, in order.
-        where: the place of each of the N pairs.
-        pair: key of each pair's question, images, videos and completions, shape (N,).
-        prompt: key of each pair's question (`mpo.data.eval_part.asked_text`), images and videos, shape (N,).
-        images: keys of the images and videos of all pairs, shape (M,).
-        owner: index of the pair that each of these belongs to, shape (M,).
-    """
+    """The results for one shard: N pairs, with M images and videos."""
 
     lines: int
-    findings: list[Finding]
-    where: list[str]
-    pair: NDArray[np.int64]
-    prompt: NDArray[np.int64]
-    images: NDArray[np.int64]
-    owner: NDArray[np.int64]
+    findings: list[Finding]  # in the order of the records
+    where: list[str]  # the place of each pair
+    pair: NDArray[np.int64]  # key of each pair's question, images, videos and completions, shape (N,)
+    prompt: NDArray[np.int64]  # key of each pair's question (`mpo.data.eval_part.asked_text`), images and videos, shape (N,)
+    images: NDArray[np.int64]  # keys of the images and videos of all pairs, shape (M,)
+    owner: NDArray[np.int64]  # index of the pair that each of these belongs to, shape (M,)
 
 
-@dataclass
 class Examiner:
-    """Examines the shards of a source; each process has one, which caches results for images."""
+    """Examines the shards of a source; each process has one, which remembers the results for images and videos."""
 
-    wanted: Wanted
-    _images: dict[str, tuple[int, str | None, tuple[int, int]]] = field(default_factory=dict)
-    _videos: dict[tuple[str, int, int], tuple[int, str | None]] = field(default_factory=dict)
-    _shapes: set[Any] = field(default_factory=set)
-    _measure: Any = None
-    _controls: re.Pattern[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.wanted.processor is not None and not self.wanted.only_keys:
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self._image_at = lru_cache(MAX_CACHED)(lambda path: self._image({"path": path}))
+        self._video_at = lru_cache(MAX_CACHED)(self._video)
+        self._shapes: set[Any] = set()
+        self._measure: Any = None
+        self._controls: re.Pattern[str] | None = None
+        if wanted.processor is not None and not wanted.only_keys:
             from mpo.encoding.costs import RecordMeasure
             from mpo.models.control_tokens import control_tokens
 
-            self._measure = RecordMeasure(self.wanted.processor, "end_of_turn", "prompt", "raise")
-            tokens = control_tokens(self.wanted.processor)
+            self._measure = RecordMeasure(wanted.processor, "end_of_turn", "prompt", "raise")
+            tokens = control_tokens(wanted.processor)
             self._controls = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
     def __call__(self, part: Part) -> Examined:
         """Examine one shard of a source."""
-        shard = part.shard
+        shard, lines = part.shard, 0
         findings: list[Finding] = []
         where: list[str] = []
         keys: list[tuple[int, int]] = []
         images: list[int] = []
         owner: list[int] = []
-        lines = 0
-        places: list[str] = []
-
-        def parsed() -> Any:
-            for place, line in shard.lines():
-                places.append(place)
-                yield place, line
-
         try:
-            for rows in rows_from(parsed(), Folders(part.image_root), part.format, None):
+            for rows in Reading(part.image_root, part.format).rows(shard.lines()):
                 lines += 1
-                place = places.pop()
                 if isinstance(rows, BadRecord):
                     findings.append(Finding(kind_of(rows.reason), rows.where, rows.reason))
                     continue
                 if not self.wanted.only_keys:
-                    findings += _unused(rows, place)
+                    findings += _unused(rows)
+                place = rows.where
                 for row in rows:
-                    row["frames"] = row["frames"] or part.frames
+                    row["frames"] = row["frames"] or checked_frames(part.frames)
                     row["tiles"] = row["tiles"] or part.tiles
-                    shown = [self._image(image) for image in row["images"]]
-                    films = [self._video(path, checked_frames(row["frames"])) for path in row["videos"] or ()]
-                    own = [key for key, _, _ in shown] + [key for key, _ in films]
+                    limits = tuple((row["frames"] or DEFAULT_FRAMES).values())
+                    shown = [self._image_at(one["path"]) if one.get("bytes") is None else self._image(one) for one in row["images"]]
+                    films = [self._video_at(path, *limits) for path in row["videos"] or ()]
+                    own = [key for key, *_ in (*shown, *films)]
                     images += own
                     owner += [len(where)] * len(own)
                     where.append(place)
@@ -133,38 +142,34 @@ class Examiner:
         except BadRecord as bad:  # the rest of the shard cannot be read
             findings.append(Finding("file damaged", bad.where, bad.reason))
         except ValueError as error:
-            findings.append(Finding("file damaged", str(getattr(shard, "path", getattr(shard, "name", ""))), str(error)))
+            findings.append(Finding("file damaged", shard.path, str(error)))
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         return Examined(lines, findings, where, pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64))
 
-    def _check_record(
-        self, row: Row, where: str, shown: list[tuple[int, str | None, tuple[int, int]]], wrong_videos: list[str]
-    ) -> list[Finding]:
-        found = [Finding("video not decoded", where, wrong) for wrong in wrong_videos]
+    def _check_record(self, row: Row, where: str, shown: list[Image], wrong_videos: list[str]) -> list[Finding]:
+        found = [("video not decoded", wrong) for wrong in wrong_videos]
         for number, (_, wrong, size) in enumerate(shown, start=1):
             if wrong is not None:
-                found.append(Finding("image not decoded", where, wrong))
+                found.append(("image not decoded", wrong))
             elif min(size) < TINY:
-                found.append(Finding("tiny image", where, f"image {number} has {size[0]} x {size[1]} pixels"))
-        completions = [" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in _SIDES[1:]]
-        if completions[0] == completions[1]:
-            found.append(Finding("equal but for space", where, "'chosen' and 'rejected' differ only in white space"))
+                found.append(("tiny image", f"image {number} has {size[0]} x {size[1]} pixels"))
+        chosen, rejected = (" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in _SIDES[1:])
+        if chosen == rejected:
+            found.append(("equal but for space", "'chosen' and 'rejected' differ only in white space"))
         for side in ("chosen", "rejected"):
             completion = content_text(row[side][-1]["content"])
-            words = refusal(completion)
-            if words is not None:
-                found.append(Finding("refusal", where, f"'{side}' refuses: {words!r}"))
-            reason = unfinished(completion)
-            if reason is not None:
-                found.append(Finding("unfinished", where, f"'{side}' looks unfinished: {reason}"))
+            if words := refusal(completion):
+                found.append(("refusal", f"'{side}' refuses: {words!r}"))
+            if reason := unfinished(completion):
+                found.append(("unfinished", f"'{side}' looks unfinished: {reason}"))
         controls = self._written_out(row)
         image_token = getattr(self.wanted.processor, "image_token", None)  # reported as a problem when the record is measured
         for side, token in [(side, token) for side, token in controls if token != image_token][:1]:
             reason = f"the text of '{side}' holds {token!r}, which is encoded as the control token of that name"
-            found.append(Finding("control token", where, reason))
+            found.append(("control token", reason))
         if self._measure is not None and not wrong_videos and all(wrong is None for _, wrong, _ in shown):
-            found += self._lengths(row, where, measured=bool(controls))
-        return found
+            found += self._lengths(row, measured=bool(controls))
+        return [Finding(kind, where, reason) for kind, reason in found]
 
     def _written_out(self, row: Row) -> list[tuple[str, str]]:
         """List the model's control tokens in a record's texts, each with its side."""
@@ -174,28 +179,26 @@ class Examiner:
 
         return [(side, token) for side in _SIDES for token in self._controls.findall(texts_of(row[side]))]
 
-    def _lengths(self, row: Row, where: str, *, measured: bool) -> list[Finding]:
+    def _lengths(self, row: Row, *, measured: bool) -> list[tuple[str, str]]:
         shape = tuple((side, message["role"], len(message["content"])) for side in _SIDES for message in row[side])
         if not measured and shape in self._shapes and self._is_surely_short(row):
             return []
         try:
             cost = self._measure(row)
         except ValueError as error:
-            return [Finding("not encoded", where, str(error))]
+            return [("not encoded", str(error))]
         self._shapes.add(shape)
         prompt, longest = cost["prompt"], cost["prompt"] + max(cost["chosen"], cost["rejected"])
         tiles = f", {cost['tiles']} tiles" if cost["tiles"] else ""
         most, context = self.wanted.max_length, self.wanted.context
-        if most is not None and prompt + 1 > most:
-            return [Finding("too long", where, f"the prompt alone takes {prompt:,} tokens{tiles}; max_length is {most:,}")]
         kept = longest if most is None else min(longest, most)
+        both = "the prompt and the longer completion take"
+        if most is not None and prompt + 1 > most:
+            return [("too long", f"the prompt alone takes {prompt:,} tokens{tiles}; max_length is {most:,}")]
         if context is not None and kept > context:
-            reason = f"the prompt and the longer completion take {kept:,} tokens{tiles}; the model's context is {context:,} tokens"
-            return [Finding("too long", where, reason)]
+            return [("too long", f"{both} {kept:,} tokens{tiles}; the model's context is {context:,} tokens")]
         if most is not None and longest > most:
-            return [
-                Finding("truncated by max_length", where, f"the prompt and the longer completion take {longest:,} tokens{tiles}")
-            ]
+            return [("truncated by max_length", f"{both} {longest:,} tokens{tiles}")]
         return []
 
     def _is_surely_short(self, row: Row) -> bool:
@@ -210,60 +213,53 @@ class Examiner:
         limits = [limit for limit in (self.wanted.max_length, self.wanted.context) if limit is not None]
         return all(2 * (size["prompt"] + max(size["chosen"], size["rejected"])) + ROOM <= limit for limit in limits)
 
-    def _image(self, image: Row) -> tuple[int, str | None, tuple[int, int]]:
-        """Return the key, the error or None, and the size in pixels of an image; each file is opened only once."""
-        path = image["path"] if image.get("bytes") is None else None
-        known = self._images.get(path) if path is not None else None
-        if known is not None:
-            return known
+    def _image(self, image: Row) -> Image:
+        """Read an image, and decode it if it is to be checked."""
+        path = image.get("path") or ""
         try:
             data = image_bytes(image)
+            size = (TINY, TINY) if self.wanted.only_keys else open_image(data, where=path).size
         except OSError as error:
             return 0, f"{path}: cannot be read ({error})", (0, 0)
-        wrong, size = None, (TINY, TINY)
-        if not self.wanted.only_keys:
-            try:
-                size = open_image(data, where=path or image.get("path") or "").size
-            except ValueError as error:
-                wrong, size = str(error), (0, 0)
-        found = key_of(data), wrong, size
-        if path is not None:
-            if len(self._images) >= MAX_CACHED:
-                self._images.clear()
-            self._images[path] = found
-        return found
+        except ValueError as error:
+            return key_of(data), str(error), (0, 0)
+        return key_of(data), None, size
 
-    def _video(self, path: str, limits: Mapping[str, int]) -> tuple[int, str | None]:
-        """Return the key and the error or None of a video, decoding its frames as in training; each is opened only once."""
-        name = path, limits["min"], limits["max"]
-        if name not in self._videos:
-            if len(self._videos) >= MAX_CACHED:
-                self._videos.clear()
-            key, wrong = 0, None
-            try:
-                key = video_key(path)
-                if not self.wanted.only_keys:
-                    open_frames(path, frames_of(path, min_frames=limits["min"], max_frames=limits["max"]))
-            except OSError as error:
-                wrong = f"{path}: cannot be read ({error})"
-            except ValueError as error:
-                wrong = str(error)
-            self._videos[name] = key, wrong
-        return self._videos[name]
+    def _video(self, path: str, least: int, most: int) -> tuple[int, str | None]:
+        """Return the key and the error or None of a video, decoding its frames as in training."""
+        key = 0
+        try:
+            key = video_key(path)
+            if not self.wanted.only_keys:
+                open_frames(path, frames_of(path, min_frames=least, max_frames=most))
+        except OSError as error:
+            return key, f"{path}: cannot be read ({error})"
+        except ValueError as error:
+            return key, str(error)
+        return key, None
 
 
-def _unused(rows: Rows, where: str) -> list[Finding]:
+def kind_of(reason: str) -> str:
+    """Classify the reason of a BadRecord.
+
+    >>> kind_of("'chosen' is empty. A pair needs a prompt, a chosen and a rejected completion.")
+    'empty text'
+    """
+    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, reason)), "no pair")
+
+
+def _unused(rows: Rows) -> list[Finding]:
     """Report a line without pairs, or with pairs beyond the limit."""
     if not rows:
-        return [Finding("gives no pair", where, "no two of its completions differ in rating and text")]
+        return [Finding("gives no pair", rows.where, "no two of its completions differ in rating and text")]
     if rows.dropped:
-        return [Finding("pairs left out", where, f"{rows.dropped} pairs beyond the {len(rows)} with the largest margins")]
+        return [Finding("pairs left out", rows.where, f"{rows.dropped} pairs beyond the {len(rows)} with the largest margins")]
     return []
 
 
 def _keys(row: Row, images: list[int]) -> tuple[int, int]:
     """Compute the keys of a pair and of its question; ``images`` has the keys of its images and videos."""
-    pair = "\0".join([question_text(row["prompt"]), *map(str, images)])
+    question, *completions = texts(row)
+    pair = "\0".join([question, *map(str, images)])
     asked = "\0".join([asked_text(row["prompt"]), *map(str, images)])
-    completions = ("\n".join(content_text(message["content"]) for message in row[side]) for side in ("chosen", "rejected"))
     return key_of("\0\0".join([pair, *completions])), key_of(asked)

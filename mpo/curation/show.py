@@ -1,8 +1,10 @@
-"""Show records to people, as stored in the data and as tokenised for a model."""
+"""Show records to people, as stored in the data and as tokenised for a model: as text, or as a self-contained HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import re
+from collections.abc import Callable, Mapping
 from html import escape
 from io import BytesIO
 from types import SimpleNamespace
@@ -12,11 +14,27 @@ from datasets import Dataset
 from PIL import Image
 
 from mpo.curation.dedupe import images_of, texts
-from mpo.curation.page import html_page, png_url
 from mpo.data.eval_part import encoded
 from mpo.schema import names
 from mpo.visible import visible
 
+STYLE = """
+body { margin: 0; background: #f6f8fa; color: #1f2933; font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 64px; }
+article, figure, main > pre { margin: 0 0 20px; padding: 16px; background: #fff; border: 1px solid #dde3ea; border-radius: 8px; }
+h1 { font-size: 24px; margin: 0 0 12px; overflow-wrap: anywhere; }
+h2 { font-size: 16px; margin: 0 0 8px; overflow-wrap: anywhere; }
+h3 { font-size: 13px; margin: 12px 0 2px; }
+pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+main > pre { white-space: pre; overflow-x: auto; }
+.chosen { color: #1f7a4d; }
+.rejected { color: #b3261e; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 16px; align-items: start; }
+figure img { width: 100%; height: auto; }
+article img { max-width: 320px; max-height: 320px; margin: 0 8px 8px 0; border: 1px solid #dde3ea; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 12px; margin: 8px 0; font-size: 13px; color: #52606d; }
+dd { margin: 0; overflow-wrap: anywhere; }
+"""
 THUMBNAIL_SIDE = 512
 """Maximum pixels of an image's longer side on the page."""
 ABOUT = [name for name in names() if name not in ("id", "images", "prompt", "chosen", "rejected")]
@@ -24,22 +42,17 @@ ABOUT = [name for name in names() if name not in ("id", "images", "prompt", "cho
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:
     """Show records as text: images by name and size and, with a processor, the model's tokens."""
-    return "\n\n".join(_record_text(record, processor) for record in _records(pairs))
+    return "\n\n".join(_record_text(record, processor) for record in encoded(pairs, pairs.column_names))
 
 
 def show_page(pairs: Dataset, title: str, processor: Any = None) -> str:
     """Show records as one self-contained HTML page with their images."""
-    articles = "\n".join(_article(record, processor) for record in _records(pairs))
-    return html_page(title, articles)
-
-
-def _records(pairs: Dataset) -> Any:
-    return encoded(pairs, pairs.column_names)
+    return html_page(title, "\n".join(_article(record, processor) for record in encoded(pairs, pairs.column_names)))
 
 
 def show_data(pairs: Dataset, processor: Any = None) -> list[dict[str, Any]]:
     """Show records as `show_text` does, for JSON: ``id``, the other columns, ``images`` and, by its heading, each text."""
-    return [_record_data(record, processor) for record in _records(pairs)]
+    return [_record_data(record, processor) for record in encoded(pairs, pairs.column_names)]
 
 
 def _record_data(record: Mapping[str, Any], processor: Any) -> dict[str, Any]:
@@ -63,10 +76,9 @@ def _record_text(record: Mapping[str, Any], processor: Any) -> str:
 def _article(record: Mapping[str, Any], processor: Any) -> str:
     about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in _about(record))
     images = "".join(map(_img, images_of(record)))
-    seen = "".join(
-        f'<h3 class="{name.split(",")[0]}">{escape(name)}</h3><pre>{escape(text)}</pre>'
-        for name, text in _as_seen(record, processor)
-    )
+    seen = ""
+    for name, text in _as_seen(record, processor):
+        seen += f'<h3 class="{name.split(",")[0]}">{escape(name)}</h3><pre>{escape(text)}</pre>'
     return f"<article><h2>{escape(str(record.get('id')))}</h2>{images}<dl>{about}</dl>{seen}</article>"
 
 
@@ -85,18 +97,26 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
     # The encoder expects columns without a value to be missing.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
     shown = show_record({**bare, "images": opened} if opened else bare, processor, as_trained)
-    found: list[tuple[str, list[str]]] = []
-    for line in shown.split("\n"):
-        if line.startswith("    "):
-            found[-1][1].append(line[4:])
-        else:
-            found.append((line, []))
-    return [(name, "\n".join(lines)) for name, lines in found]
+    # A heading, and its lines, which are indented.
+    parts = [part.split("\n") for part in re.split(r"\n(?!    )", shown)]
+    return [(name, "\n".join(line[4:] for line in lines)) for name, *lines in parts]
 
 
 def _img(opened: Image.Image) -> str:
     size = f"{opened.width} x {opened.height}"
     opened.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return f'<img title="{size}" alt="{size}" src="{png_url(opened.save)}">'
+
+
+def html_page(title: str, body: str) -> str:
+    """Build a page from a body of HTML and a title of plain text."""
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    heading = f"<h1>{escape(title)}</h1>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{heading}\n{body}\n</main></body></html>\n'
+
+
+def png_url(save: Callable[..., Any], **settings: Any) -> str:
+    """Encode a PNG as a data URL, to embed it in a page; ``save`` writes it to a file, as `Figure.savefig` does."""
     png = BytesIO()
-    opened.save(png, format="PNG")
-    return f'<img title="{size}" alt="{size}" src="{png_url(png.getvalue())}">'
+    save(png, format="png", **settings)
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")

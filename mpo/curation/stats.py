@@ -1,48 +1,46 @@
-"""Compute statistics of pairs: lengths, tiles, differences between chosen and rejected completions, by source."""
+"""Compute statistics of pairs, by source, and show them as text or as a page: lengths, tiles, differences between completions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, Value
 from numpy.typing import NDArray
 
 from mpo.curation.dedupe import texts
+from mpo.curation.show import html_page, png_url
 from mpo.curation.similar import normalised, overlap
-from mpo.data.eval_part import content_keys, encoded
+from mpo.data.eval_part import content_keys, per_record
+from mpo.visible import table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Numbers = NDArray[Any]
 WORDS = ("question", "chosen", "rejected")
 POINTS = (0, 0.05, 0.5, 0.95, 1)
 QUANTILES = ("min", "5 %", "median", "95 %", "max")
 """Names of the quantiles at `POINTS`."""
+CHOSEN, REJECTED, GREY = "#2563a8", "#c2571a", "#9aa5b1"
+MAX_SOURCES = 20
+"""Maximum number of sources in the plot of length differences; the largest are shown."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """Statistics of N pairs.
-
-    Attributes:
-        source: source of each pair, shape (N,).
-        prompts: number of distinct prompts (question and images).
-        images: number of images of each pair, shape (N,).
-        words: number of words of ``question``, ``chosen`` and ``rejected``, each shape (N,).
-        overlap: Jaccard overlap of the words of both completions, shape (N,).
-        tokens: number of a model's tokens of ``prompt``, ``chosen`` and ``rejected``, each shape (N,); empty without a model.
-        tiles: number of tiles of each pair's images, shape (N,); None without a model.
-    """
+    """Statistics of N pairs, each array of shape (N,)."""
 
     source: NDArray[np.str_]
-    prompts: int
-    images: Numbers
-    words: dict[str, Numbers]
-    overlap: Numbers
-    tokens: dict[str, Numbers]
-    tiles: Numbers | None
+    prompts: int  # number of distinct prompts (question and images)
+    images: Numbers  # number of images
+    words: dict[str, Numbers]  # number of words of question, chosen and rejected
+    overlap: Numbers  # Jaccard overlap of the words of both completions
+    tokens: dict[str, Numbers]  # number of a model's tokens of prompt, chosen and rejected; empty without a model
+    tiles: Numbers | None  # number of tiles of the images; None without a model
 
     @property
     def unit(self) -> str:
@@ -81,16 +79,9 @@ def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None
     Raises:
         ValueError: for a record that cannot be encoded.
     """
-    bare = encoded(pairs, ["prompt", "chosen", "rejected", "images"])
     features = {**{name: Value("int32") for name in (*WORDS, "images")}, "overlap": Value("float32")}
-    found = bare.map(
-        _count,
-        remove_columns=bare.column_names,
-        features=Features(features),
-        new_fingerprint=Hasher.hash([bare._fingerprint, "stats", 1]),
-        num_proc=num_proc,
-        desc="Counting words",
-    )
+    columns = ["prompt", "chosen", "rejected", "images"]
+    found = per_record(pairs, columns, _count, features, ("stats", 1), "Counting words", num_proc)
     column = {name: np.asarray(found.data.column(name).to_numpy()) for name in features}
     tokens, tiles = {}, None
     if processor is not None:
@@ -98,11 +89,8 @@ def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None
 
         costs = measure(pairs, processor, num_proc=num_proc)
         tokens, tiles = {"prompt": costs.prompt, "chosen": costs.chosen, "rejected": costs.rejected}, costs.tiles
-    keys = content_keys(pairs, num_proc=num_proc)
-    prompts = {
-        (question, *own)
-        for question, own in zip(keys.data.column("question").to_pylist(), keys.data.column("images").to_pylist(), strict=True)
-    }
+    keys = content_keys(pairs, num_proc=num_proc).data
+    prompts = {(one, *own) for one, own in zip(*(keys.column(name).to_pylist() for name in ("question", "images")), strict=True)}
     sources = pairs.select_columns(["source"])[:]["source"] if "source" in pairs.column_names else [None] * len(pairs)
     return Stats(
         source=np.array([name or "(no source)" for name in sources], dtype=str),
@@ -173,15 +161,79 @@ def stats_text(stats: Stats) -> str:
     return "\n\n".join([head, table(measures), table(sources)])
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of cells in columns: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append(f"{row[0]:<{widths[0]}}{numbers}".rstrip())
-    return "\n".join(lines)
-
-
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.2f}"
+
+
+# As a page
+
+
+def stats_page(stats: Stats, title: str) -> str:
+    """Build a self-contained HTML page with the tables of `stats_text` and plots.
+
+    Raises:
+        ValueError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ValueError("The page has plots and needs matplotlib. Install it: pip install matplotlib") from None
+    figures = [
+        ("Length of completions", _lengths(stats)),
+        ("Length of the chosen minus the rejected completion", _gaps(stats)),
+        ("Words that both completions share", _histogram(stats.overlap, "shared words over all words", whole=False)),
+        ("Length of prompts", _histogram(stats.tokens.get("prompt", stats.words["question"]), f"{stats.unit} of a prompt")),
+    ]
+    if stats.tiles is not None and stats.tiles.any():
+        figures.append(("Tiles", _histogram(stats.tiles, "tiles of a pair's images")))
+    elif stats.images.any():
+        figures.append(("Images", _histogram(stats.images, "images of a pair")))
+    plots = "\n".join(
+        f'<figure><img alt="{name}" src="{png_url(figure.savefig, dpi=130)}"><figcaption>{name}</figcaption></figure>'
+        for name, figure in ((escape(name), figure) for name, figure in figures)
+    )
+    return html_page(title, f'<pre>{escape(stats_text(stats))}</pre>\n<div class="figures">\n{plots}\n</div>')
+
+
+def _lengths(stats: Stats) -> Figure:
+    lengths = stats.tokens or stats.words
+    most = max(float(np.quantile(np.concatenate([lengths["chosen"], lengths["rejected"]]), 0.995)), 1.0)
+    figure, axes = _figure()
+    for side, colour in (("chosen", CHOSEN), ("rejected", REJECTED)):
+        shown = np.minimum(lengths[side], most)
+        axes.hist(shown, np.linspace(0, most, 50), histtype="step", lw=1.6, color=colour, label=side)
+    axes.set_xlabel(f"{stats.unit} (the longest 0.5 % in the last bar)")
+    axes.set_ylabel("pairs")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _gaps(stats: Stats) -> Figure:
+    groups = stats.by_source()[:MAX_SOURCES]
+    figure, axes = _figure(height=max(3.2, 0.32 * len(groups) + 1.2))
+    look = {"showfliers": False, "patch_artist": True, "boxprops": {"facecolor": "#dbe7f3", "edgecolor": CHOSEN}}
+    axes.boxplot([stats.gap[places] for _, places in groups], orientation="horizontal", **look)
+    axes.set_yticks(range(1, len(groups) + 1), [name if len(name) <= 28 else name[:25] + "..." for name, _ in groups], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color=GREY, lw=0.8, zorder=0)
+    axes.set_xlabel(f"{stats.unit} of the chosen minus the rejected completion")
+    return figure
+
+
+def _histogram(values: Any, label: str, *, whole: bool = True) -> Figure:
+    figure, axes = _figure()
+    low, high = float(values.min()), float(values.max())
+    edges = np.unique(np.linspace(low, high + 1, int(min(50, high - low + 1)) + 1).astype(int)) if whole else np.linspace(0, 1, 41)
+    axes.hist(values, edges, color=CHOSEN)
+    axes.set_xlabel(label)
+    axes.set_ylabel("pairs")
+    return figure
+
+
+def _figure(height: float = 3.2) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

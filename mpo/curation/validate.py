@@ -3,26 +3,64 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from mpo.curation.examine import Examined, Examiner, Part, Wanted
-from mpo.curation.findings import Finding, Tally, findings_table
+from mpo.curation.examine import NOTES, PROBLEMS, Examined, Examiner, Finding, Part, Wanted
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
-from mpo.data.meta import is_meta, read_meta
-from mpo.data.mixture_file import check_sources, is_mixture, read_mixture, refuse_beside_mixture
+from mpo.data.mixture_file import check_sources, is_meta, is_mixture, read_mixture
 from mpo.data.sources import folder_of
 from mpo.data.video import checked_frames
-from mpo.io import atomic_write
+from mpo.io import atomic_write, json_line
 
 SHARDS_PER_WORKER = 8
+WIDEST = 100
+"""Maximum characters of an example's reason in the table."""
+
+
+@dataclass
+class Tally:
+    """Counts each kind of finding and keeps its first example. Every finding is written to ``file`` as a line of JSON."""
+
+    file: TextIO | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, Finding] = field(default_factory=dict)
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Count findings and write them to the file."""
+        for one in findings:
+            self.counts[one.kind] = self.counts.get(one.kind, 0) + 1
+            self.examples.setdefault(one.kind, one)
+            if self.file is not None:
+                line = {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
+                self.file.write(json_line(line))
+
+    @property
+    def problems(self) -> int:
+        """Number of findings that prevent training."""
+        return sum(count for kind, count in self.counts.items() if kind in PROBLEMS)
+
+
+def findings_table(tally: Tally) -> str:
+    """Format a table with a row per kind, problems (!) first: its count and an example."""
+    kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in tally.counts]
+    if not kinds:
+        return "  nothing found"
+    name, count = max(map(len, kinds)), max(len(f"{tally.counts[kind]:,}") for kind in kinds)
+    lines = []
+    for kind in kinds:
+        example = tally.examples[kind]
+        reason = example.reason if len(example.reason) <= WIDEST else example.reason[: WIDEST - 3] + "..."
+        flag = "!" if kind in PROBLEMS else " "
+        lines.append(f"  {flag} {kind:<{name}}  {tally.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -44,13 +82,9 @@ class Report:
         """Format the report as a table for a terminal."""
         listed = sum(self.tally.counts.values())
         where = f" All {listed:,} findings: {self.output}" if listed else ""
-        if self.may_start:
-            verdict = f"Training may start.{where}"
-        elif not self.pairs:
-            verdict = f"Training may not start: there is no pair.{where}"
-        else:
-            verdict = f"Training may not start: {self.tally.problems:,} problems (!).{where}"
-        return f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines\n{findings_table(self.tally)}\n{verdict}"
+        why = "there is no pair" if not self.pairs else f"{self.tally.problems:,} problems (!)"
+        verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
+        return f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines\n{findings_table(self.tally)}\n{verdict}{where}"
 
 
 def validate(
@@ -89,9 +123,7 @@ def validate(
     """
     check_format(format)
     if processor is None and (max_length is not None or context is not None):
-        raise ValueError(
-            "--max-length needs --model, since lengths are counted in the model's tokens. Add --model or leave --max-length out."
-        )
+        raise ValueError("--max-length needs --model, since lengths are counted in the model's tokens. Add --model.")
     wanted = Wanted(processor, max_length, context)
     checked_frames(frames)
     settings = {"format": format, "image_root": image_root, "split": split, "frames": frames}
@@ -122,16 +154,10 @@ def validate(
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
     """Return the shards of a source, or of all sources of a mixture; arguments as in `load_preferences`."""
     path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
-    inner = None
-    if is_meta(path):
-        inner = [spec.as_source() for spec in read_meta(path, base=image_root)]
-    elif is_mixture(path):
-        refuse_beside_mixture(path, image_root=image_root)
-        inner = read_mixture(path)["sources"]
-    if inner is not None:
+    if is_meta(path) or is_mixture(path):
         shared = {name: source.get(name) for name in ("format", "frames", "tiles")}
-        own = [{**one.load, **({"tiles": one.tiles} if one.tiles else {})} for one in check_sources(inner)]
-        return [part for one in own for part in _parts({**shared, **one}, workers)]
+        inner = check_sources(read_mixture(path, base=image_root)["sources"])
+        return [part for one in inner for part in _parts({**shared, **one.load}, workers)]
     shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
     return [Part(shard, root, source.get("format"), source.get("frames"), source.get("tiles")) for shard in shards]
@@ -156,9 +182,8 @@ def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> It
     shown = np.isin(np.concatenate([shard.images for shard in examined]), np.concatenate([shard.images for shard in evaluated]))
     for index in np.unique(owner[shown]):
         if not leaked[index]:
-            yield Finding(
-                "image in eval too", where[index], "the evaluation file has one of its images or videos, with another question"
-            )
+            reason = "the evaluation file has one of its images or videos, with another question"
+            yield Finding("image in eval too", where[index], reason)
 
 
 _EXAMINER: Examiner | None = None

@@ -16,9 +16,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
-from mpo.data.formats import detect, mmpr
-from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from mpo.io import BadRecord, json_line, remove, temporary_path
+from mpo.data.formats import FORMATS, detect
+from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.io import json_line, remove, temporary_path
 from mpo.schema import names
 
 FORMS = ("trl", "mmpr", "parquet", "disk")
@@ -55,12 +55,7 @@ def not_kept(written: Written) -> list[str]:
 
 
 def write_pairs(
-    pairs: Dataset,
-    target: str | Path,
-    *,
-    form: str | None = None,
-    images: str | None = None,
-    image_root: str | Path | None = None,
+    pairs: Dataset, target: str | Path, *, form: str | None = None, images: str | None = None, image_root: str | Path | None = None
 ) -> Written:
     """Write pairs; the target appears when it is complete.
 
@@ -83,13 +78,9 @@ def write_pairs(
     if images not in IMAGES:
         raise ValueError(f"images must be one of {', '.join(IMAGES)}; got {images!r}.")
     if form == "disk" and images != "bytes":
-        raise ValueError(
-            f"images={images!r} cannot be used with form='disk', which stores images inside. Leave it out, or write Parquet."
-        )
+        raise ValueError(f"images={images!r} cannot be used with form='disk', which stores images inside. Write Parquet.")
     if in_lines and images == "bytes":
-        raise ValueError(
-            "images='bytes' cannot be used with JSONL, which holds paths of images. Use images='copy', or write Parquet."
-        )
+        raise ValueError("images='bytes' cannot be used with JSONL, which holds paths. Use images='copy', or write Parquet.")
     if image_root is not None and (not in_lines or images == "copy"):
         raise ValueError(f"image_root={str(image_root)!r} needs a JSONL file and images='path'. Leave it out.")
     if target.exists():
@@ -108,22 +99,20 @@ def write_pairs(
         aside.replace(target)
     finally:
         remove(aside)
-    lost = {name: _filled(pairs, name) for name in NOT_IN_MMPR if name in pairs.column_names} if form == "mmpr" else {}
-    return Written(target, form, len(pairs), root, {name: count for name, count in lost.items() if count})
+    lost = {}
+    for name in NOT_IN_MMPR if form == "mmpr" else ():
+        values = pairs.select_columns([name])[:][name] if name in pairs.column_names else []
+        if count := sum(value is not None for value in values):
+            lost[name] = count
+    return Written(target, form, len(pairs), root, lost)
 
 
 def _form_of(target: Path) -> str:
     ending = target.suffix.lower()
     form = ENDINGS.get("" if ending[1:].isdigit() else ending)
     if form is None:
-        raise ValueError(
-            f"{target} has an unknown suffix {ending}. Use .jsonl, .parquet or, for a save_to_disk folder, no suffix; or set form."
-        )
+        raise ValueError(f"{target} has an unknown suffix {ending}. Use .jsonl, .parquet, none (save_to_disk), or set form.")
     return form
-
-
-def _filled(pairs: Dataset, column: str) -> int:
-    return sum(value is not None for value in pairs.select_columns([column])[:][column])
 
 
 # JSONL
@@ -133,9 +122,8 @@ def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, images: s
     shown = [name for name in ("images", "videos") if name in pairs.column_names]
     places: list[dict[str, list[Path]]] = []
     for record in encoded(pairs, shown) if shown else ():
-        own = {"images": [_place(image, target, images) for image in record.get("images") or ()]}
-        own["videos"] = [_video_place(video, target, images) for video in record.get("videos") or ()]
-        places.append(own)
+        shown_images = [_place(image, target, images) for image in record.get("images") or ()]
+        places.append({"images": shown_images, "videos": [_video_place(one, target, images) for one in record.get("videos") or ()]})
     root = _root((place for own in places for some in own.values() for place in some), image_root)
     to_line = trl_line if form == "trl" else mmpr_line
     rest = pairs.with_format(None).select_columns([name for name in pairs.column_names if name not in shown])
@@ -157,10 +145,8 @@ def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | Non
     root = Path(given).expanduser().resolve()
     outside = next((place for place in every if not place.is_relative_to(root)), None)
     if outside is not None:
-        name = repr(str(outside))
-        raise ValueError(
-            f"The image {name} lies outside image_root={root}. Set it to a folder that contains all images, or use images='copy'."
-        )
+        found = f"The image {str(outside)!r} lies outside image_root={root}"
+        raise ValueError(f"{found}. Set it to a folder that contains all images, or use images='copy'.")
     return root
 
 
@@ -196,27 +182,24 @@ def mmpr_line(record: Mapping[str, Any]) -> dict[str, Any]:
 def _reads_back(line: dict[str, Any], metadata: dict[str, Any]) -> bool:
     """Whether a line is detected as MMPR's and gives this metadata: its fields may have a meaning, in MMPR or another format."""
     try:
+        mmpr = FORMATS["mmpr"]
         return detect(line) is mmpr and json.dumps(next(mmpr.read(line)).metadata) == json.dumps(metadata)
-    except BadRecord:
+    except ValueError:
         return False
 
 
 def _one_turn(record: Mapping[str, Any], side: str, role: str) -> str:
-    messages = record[side]
+    messages, name = record[side], f"Record {record.get('id')!r}"
     if isinstance(messages, str):
         return messages
-    if [message["role"] for message in messages] != [role]:
-        raise ValueError(
-            f"Record {record.get('id')!r}: MMPR's form has one prompt and one completion, but '{side}' has the turns "
-            f"{', '.join(message['role'] for message in messages)}. Use form='trl'."
-        )
+    roles = [message["role"] for message in messages]
+    if roles != [role]:
+        found = f"MMPR's form has one prompt and one completion, but '{side}' has the turns {', '.join(roles)}"
+        raise ValueError(f"{name}: {found}. Use form='trl'.")
     parts = _parts(messages[0]["content"])
-    for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
-        if side == "prompt" and any(placeholder in part.get("text", "") for part in parts):
-            raise ValueError(
-                f"Record {record.get('id')!r}: its text has {placeholder}, which stands for an image or a video in MMPR's "
-                "form. Use form='trl'."
-            )
+    for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if side == "prompt" else ():
+        if any(placeholder in part.get("text", "") for part in parts):
+            raise ValueError(f"{name}: its text has {placeholder}, which stands for a file in MMPR's form. Use form='trl'.")
     # The line break after a placeholder belongs to it: readers drop one.
     return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>\n" for part in parts)
 
@@ -244,8 +227,11 @@ def _place(image: Mapping[str, Any], target: Path, images: str) -> Path:
     """Return the path of an image's file; it is copied if requested, or if there is no file."""
     if images == "path" and image.get("bytes") is None:
         return Path(image["path"]).resolve()
-    data = image_bytes(image)
-    return _copied(lambda aside: aside.write_bytes(data), key_of(data), _suffix(image, data), target)
+    data, suffix = image_bytes(image), Path(image.get("path") or "").suffix
+    if not suffix:
+        with Image.open(BytesIO(data)) as opened:
+            suffix = f".{(opened.format or 'png').lower()}"
+    return _copied(lambda aside: aside.write_bytes(data), key_of(data), suffix, target)
 
 
 def _video_place(video: str, target: Path, images: str) -> Path:
@@ -264,14 +250,6 @@ def _copied(write: Callable[[Path], Any], key: int, suffix: str, target: Path) -
         write(aside)
         aside.replace(copy)
     return copy
-
-
-def _suffix(image: Mapping[str, Any], data: bytes) -> str:
-    suffix = Path(image.get("path") or "").suffix
-    if suffix:
-        return suffix
-    with Image.open(BytesIO(data)) as opened:
-        return f".{(opened.format or 'png').lower()}"
 
 
 def _put(image: Mapping[str, Any], target: Path, images: str) -> dict[str, Any]:
@@ -308,3 +286,37 @@ def _write_parquet(pairs: Dataset, aside: Path, target: Path, images: str) -> Pa
                 outside |= {Path(one["path"]) for own in rows["images"] for one in own if one["bytes"] is None}
             writer.write_table(pa.Table.from_pydict(rows, schema=schema))
     return _root(outside)
+
+
+# Comparing what was written with its source
+
+
+def first_difference(one: Dataset, other: Dataset) -> str | None:
+    """Describe the first difference between two data sets, or return None. A missing column is equal to nulls.
+
+    Images are compared by the bytes of their files, message contents by their texts and images.
+    """
+    if len(one) != len(other):
+        return f"{len(one):,} pairs against {len(other):,}"
+    columns = list(dict.fromkeys([*one.column_names, *other.column_names]))
+    for place, (left, right) in enumerate(zip(encoded(one, columns), encoded(other, columns), strict=True)):
+        for column in columns:
+            a, b = _plain(left.get(column)), _plain(right.get(column))
+            if a != b:
+                return f"record {place} ({left.get('id')!r}), column {column!r}: {a!r:.60} against {b!r:.60}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {"bytes", "path"}:
+            return key_of(image_bytes(value))
+        return {key: plain for key, plain in ((key, _plain(one)) for key, one in value.items()) if plain is not None} or None
+    if isinstance(value, list):
+        joined: list[Any] = []
+        for one in map(_plain, value):
+            if joined and all(isinstance(part, dict) and part.get("type") == "text" for part in (joined[-1], one)):
+                one = {"type": "text", "text": (joined.pop().get("text") or "") + (one.get("text") or "")}  # adjacent text parts
+            joined.append(one)
+        return joined or None
+    return value

@@ -11,13 +11,15 @@ import gc
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,7 @@ from datasets import Dataset, DatasetInfo, concatenate_datasets
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from mpo.data.folders import Folders
-from mpo.data.records import FEATURES, OPTIONAL, Row, Rows, rows_from
+from mpo.data.records import FEATURES, OPTIONAL, Reading, Row
 from mpo.data.shards import Shard
 from mpo.io import BadRecord
 
@@ -43,38 +44,14 @@ _DONE = "info.json"
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How lines are read: see `mpo.data.load_preferences`."""
-
-    image_root: str
-    format: str | None = None
-    source: str | None = None
-    skip: bool = False
-
-    def lines(self, shard: Shard) -> Iterator[Rows | BadRecord]:
-        """Yield the records of each line of a shard, or the reason why the line has none.
-
-        Raises:
-            BadRecord: for a line that has none, unless bad lines are skipped.
-        """
-        for rows in rows_from(shard.lines(), Folders(self.image_root), self.format, self.source):
-            if isinstance(rows, BadRecord) and not self.skip:
-                raise rows
-            yield rows
-
-
-@dataclass(frozen=True)
 class Converted:
-    """A converted source: its pairs, the skipped bad records in order, and the number of lines.
-
-    ``empty`` counts the good lines that give no pair, ``dropped`` the pairs beyond the limit of pairs per line.
-    """
+    """A converted source."""
 
     pairs: Dataset | None
-    bad: list[BadRecord]
+    bad: list[BadRecord]  # those that were skipped, in order
     lines: int
-    empty: int
-    dropped: int
+    empty: int  # good lines that give no pair
+    dropped: int  # pairs beyond the limit of pairs per line
 
 
 def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
@@ -92,15 +69,14 @@ def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *
         ValueError: for damaged files.
     """
     digest = hashlib.blake2b(json.dumps([VERSION, asdict(reading), key]).encode(), digest_size=8).hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mpo_pairs" / f"{_plain(name)}-{digest}"
+    plain = re.sub(r"[^\w.-]", "_", name)[-80:]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mpo_pairs" / f"{plain}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     asked = time.time()
     with FileLock(f"{folder}.lock"):
         if not _is_current(folder, shards, reading, asked):
             # One name, under the lock: the next run removes what a killed one left.
-            aside = folder.with_name(
-                f"{folder.name}.incomplete"
-            )  # one name, under the lock: the next run removes what a killed one left
+            aside = folder.with_name(f"{folder.name}.incomplete")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             try:
@@ -129,7 +105,7 @@ def _is_current(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Re
             continue
         before = {bad.where: bad.reason for bad in _bad_of(folder, part)}
         lines = ((where, line) for where, line in shard.lines() if where in before)
-        now = rows_from(lines, Folders(reading.image_root), reading.format, reading.source)
+        now = reading.rows(lines)
         if any(not isinstance(rows, BadRecord) or before.get(rows.where) != rows.reason for rows in now):
             return False
     os.utime(done)
@@ -141,10 +117,6 @@ def _bad_of(folder: Path, part: dict[str, Any]) -> list[BadRecord]:
         return [BadRecord(**json.loads(line)) for line in listed]
 
 
-def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[-80:]
-
-
 def _processes(shards: Sequence[Shard], asked: int | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = sum(shard.size for shard in shards)
@@ -153,79 +125,60 @@ def _processes(shards: Sequence[Shard], asked: int | None) -> int:
 
 
 def _write(shards: Sequence[Shard], reading: Reading, folder: Path, name: str, processes: int) -> None:
-    parts: dict[int, dict[str, Any]] = {}
+    stems = [str(folder / f"{number:05d}") for number in range(len(shards))]
     total = sum(shard.size for shard in shards)
-    with tqdm(total=total, desc=f"Reading {name}", unit="", unit_scale=True, disable=total < PARALLEL_FROM_BYTES // 8) as bar:
-        if processes == 1:
-            for number, shard in enumerate(shards):
-                parts[number] = _write_shard(shard, reading, str(folder / f"{number:05d}"))
-                bar.update(shard.size)
-        else:
-            _in_processes(shards, reading, folder, processes, parts, bar)
-    info = {
-        "parts": [{"file": f"{number:05d}.arrow", **parts[number]} for number in range(len(shards))],
-        "columns": sorted({column for part in parts.values() for column in part.pop("columns")}),
-    }
-    (folder / _DONE).write_text(json.dumps(info))
-
-
-def _in_processes(
-    shards: Sequence[Shard], reading: Reading, folder: Path, processes: int, parts: dict[int, dict[str, Any]], bar: Any
-) -> None:
-    waiting = iter(enumerate(shards))
-    running: dict[Future[dict[str, Any]], int] = {}
-    pool = ProcessPoolExecutor(processes)
+    parts: list[dict[str, Any]] = []
+    pool = ProcessPoolExecutor(processes) if processes > 1 else None
     try:
-        while True:
-            for number, shard in waiting:
-                running[pool.submit(_write_shard, shard, reading, str(folder / f"{number:05d}"))] = number
-                if len(running) >= 2 * processes:
-                    break
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=running.__getitem__):
-                number = running.pop(future)
-                parts[number] = future.result()
-                bar.update(shards[number].size)
+        with tqdm(total=total, desc=f"Reading {name}", unit="", unit_scale=True, disable=total < PARALLEL_FROM_BYTES // 8) as bar:
+            for shard, part in zip(shards, (pool.map if pool else map)(_write_shard, shards, repeat(reading), stems), strict=False):
+                parts.append(part)
+                bar.update(shard.size)
     except BrokenProcessPool:
-        raise RuntimeError(
-            "A process that read the data was killed, perhaps because memory ran out. Set data.num_proc=1."
-        ) from None
+        found = "A process that read the data was killed, perhaps because memory ran out"
+        raise RuntimeError(f"{found}. Set data.num_proc=1.") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    columns = sorted({column for part in parts for column in part.pop("columns")})
+    (folder / _DONE).write_text(json.dumps({"parts": parts, "columns": columns}))
 
 
 def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
     """Write a shard's records to ``stem.arrow`` and its bad records to ``stem.bad``; return its entry for ``info.json``."""
-    lines, pairs, bad, empty, dropped = 0, 0, 0, 0, 0
+    counts = dict.fromkeys(("lines", "pairs", "bad", "empty", "dropped"), 0)
     columns: set[str] = set()
+    rows: list[Row] = []
+    size = 0
     with (
         _no_garbage_collection(),
         pa.OSFile(f"{stem}.arrow", "wb") as sink,
         pa.ipc.new_stream(sink, FEATURES.arrow_schema) as writer,
         open(f"{stem}.bad", "w", encoding="utf-8") as list_of_bad,
     ):
-        rows: list[Row] = []
-        size = 0
-        for found in reading.lines(shard):
-            lines += 1
+
+        def write_batch() -> None:
+            batch = pa.RecordBatch.from_pylist(rows, schema=FEATURES.arrow_schema)
+            writer.write_batch(batch)
+            columns.update(name for name in OPTIONAL if batch.column(name).null_count < len(rows))
+
+        for found in reading.rows(shard.lines()):
+            counts["lines"] += 1
             if isinstance(found, BadRecord):
-                bad += 1
+                counts["bad"] += 1
                 list_of_bad.write(json.dumps({"where": found.where, "reason": found.reason}) + "\n")
                 continue
-            empty += not found
-            dropped += found.dropped
+            counts["pairs"] += len(found)
+            counts["empty"] += not found
+            counts["dropped"] += found.dropped
             rows += found
             size += sum(len(image["bytes"] or b"") for row in found for image in row["images"])
             if len(rows) >= BATCH_ROWS or size >= BATCH_BYTES:
-                pairs += len(rows)
-                _write_batch(writer, rows, columns)
+                write_batch()
                 rows, size = [], 0
-        pairs += len(rows)
         if rows:
-            _write_batch(writer, rows, columns)
-    return {"lines": lines, "pairs": pairs, "bad": bad, "empty": empty, "dropped": dropped, "columns": sorted(columns)}
+            write_batch()
+    return {"file": f"{Path(stem).name}.arrow", **counts, "columns": sorted(columns)}
 
 
 @contextmanager
@@ -240,22 +193,13 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _write_batch(writer: Any, rows: list[Row], columns: set[str]) -> None:
-    batch = pa.RecordBatch.from_pylist(rows, schema=FEATURES.arrow_schema)
-    writer.write_batch(batch)
-    columns.update(name for name in OPTIONAL if batch.column(name).null_count < len(rows))
-
-
 def _open(folder: Path) -> Converted:
     info = json.loads((folder / _DONE).read_text())
-    bad = []
-    for part in info["parts"]:
-        if part["bad"]:
-            bad += _bad_of(folder, part)
-    files = [str(folder / part["file"]) for part in info["parts"] if part["pairs"]]
-    lines, empty, dropped = (sum(part[count] for part in info["parts"]) for count in ("lines", "empty", "dropped"))
-    if not files:
+    parts = info["parts"]
+    bad = [one for part in parts if part["bad"] for one in _bad_of(folder, part)]
+    lines, empty, dropped = (sum(part[count] for part in parts) for count in ("lines", "empty", "dropped"))
+    found = [Dataset.from_file(str(folder / part["file"]), info=DatasetInfo(features=FEATURES)) for part in parts if part["pairs"]]
+    if not found:
         return Converted(None, bad, lines, empty, dropped)
-    parts = [Dataset.from_file(file, info=DatasetInfo(features=FEATURES)) for file in files]
-    pairs = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    pairs = found[0] if len(found) == 1 else concatenate_datasets(found)
     return Converted(pairs.remove_columns([name for name in OPTIONAL if name not in info["columns"]]), bad, lines, empty, dropped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,15 +51,11 @@ def choose_eval(
     check_eval(amount, by)
     count = int(amount * len(pairs)) if 0 < amount < 1 else int(amount)
     if not 0 < count < len(pairs):
-        raise ValueError(
-            f"eval_size={amount} of {len(pairs):,} pairs is {count:,} pairs, but both parts need at least one pair. Set it to a "
-            "fraction between 0 and 1, or to a number of pairs that leaves some to train on."
-        )
-    keys = content_keys(pairs, num_proc=num_proc)
-    questions = keys.data.column("question").to_pylist()
-    images = keys.data.column("images").to_pylist()
+        found = f"eval_size={amount} of {len(pairs):,} pairs is {count:,} pairs, but both parts need at least one pair"
+        raise ValueError(f"{found}. Set it to a fraction below 1, or to a number of pairs that leaves some to train on.")
+    keys = content_keys(pairs, num_proc=num_proc).data
     linked: list[list[Hashable]] = []
-    for question, own in zip(questions, images, strict=True):
+    for question, own in zip(keys.column("question").to_pylist(), keys.column("images").to_pylist(), strict=True):
         links: list[Hashable] = [("image", key) for key in own] if by != "question" else []
         if by != "image" or not links:  # without images, only the question can connect pairs
             links.append(("question", question))
@@ -96,22 +92,25 @@ def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
 
     Images are read but not decoded. The result is in datasets' cache: the same records are read once.
     """
-    bare = encoded(pairs, ["prompt", "images", "videos"])
-    return bare.map(
-        _keys,
-        remove_columns=bare.column_names,
-        features=Features({"question": Value("int64"), "images": List(Value("int64"))}),
-        new_fingerprint=Hasher.hash([bare._fingerprint, "content keys", 2]),
-        num_proc=num_proc,
-        desc="Reading questions and images",
-    )
+    features = {"question": Value("int64"), "images": List(Value("int64"))}
+    title = "Reading questions and images"
+    return per_record(pairs, ["prompt", "images", "videos"], _keys, features, ("content keys", 2), title, num_proc)
+
+
+def per_record(
+    pairs: Dataset, columns: Iterable[str], compute: Any, features: dict[str, Any], key: Any, title: str, num_proc: int | None
+) -> Dataset:
+    """Compute values of each record from some of its columns; ``key`` names the result in datasets' cache."""
+    bare = encoded(pairs, columns)
+    fingerprint = Hasher.hash([bare._fingerprint, *key])
+    settings = {"remove_columns": bare.column_names, "new_fingerprint": fingerprint, "num_proc": num_proc, "desc": title}
+    return bare.map(compute, features=Features(features), **settings)
 
 
 def encoded(pairs: Dataset, columns: Iterable[str]) -> Dataset:
     """Select the columns of records that exist, with images as dicts with ``bytes`` or ``path``."""
-    bare: Dataset = with_encoded_images(
-        pairs.with_format(None).select_columns([name for name in columns if name in pairs.column_names])
-    )
+    there = [name for name in columns if name in pairs.column_names]
+    bare: Dataset = with_encoded_images(pairs.with_format(None).select_columns(there))
     return bare
 
 
@@ -181,30 +180,23 @@ def components(linked: Sequence[Sequence[Hashable]]) -> NDArray[np.int64]:
     >>> components([["a"], ["b"], ["a", "c"], ["c"]]).tolist()
     [0, 1, 0, 0]
     """
-    parent = list(range(len(linked)))
+    from networkx.utils import UnionFind
 
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    first: dict[Hashable, int] = {}
+    sets = UnionFind()
     for place, links in enumerate(linked):
-        for link in links:
-            one, other = root(first.setdefault(link, place)), root(place)
-            parent[max(one, other)] = min(one, other)
-    return np.unique([root(place) for place in range(len(linked))], return_inverse=True)[1]
+        sets.union(place, *(("link", link) for link in links))
+    number: dict[Any, int] = {}
+    return np.array([number.setdefault(sets[place], len(number)) for place in range(len(linked))], dtype=np.int64)
 
 
 def _too_large(pairs: Dataset, linked: Sequence[Sequence[Hashable]], sizes: Any, count: int, by: By) -> str:
     common, times = Counter(link for links in linked for link in links).most_common(1)[0]
     place = next(place for place, links in enumerate(linked) if common in links)
-    kind: Callable[[Any], str] = lambda link: link[0]  # noqa: E731
-    what = f"the question {question_text(pairs[place]['prompt'])[:80]!r}" if kind(common) == "question" else "one image"
-    other = " With by='image', only images connect pairs." if by == "both" and kind(common) == "question" else ""
-    return (
-        f"An evaluation part of {count:,} of {len(pairs):,} pairs is too small: pairs with the same question or image stay "
-        f"together, and the smallest such group has {int(sizes.min()):,} pairs ({what} is in {times:,} pairs). Set a larger "
-        f"eval_size, or use a separate file of evaluation pairs.{other}"
+    is_question = common[0] == "question"  # type: ignore[index]  # a pair of its kind and its key
+    what = f"the question {question_text(pairs[place]['prompt'])[:80]!r}" if is_question else "one image"
+    found = (
+        f"An evaluation part of {count:,} of {len(pairs):,} pairs is too small: pairs with the same question or image stay together"
     )
+    smallest = f"and the smallest such group has {int(sizes.min()):,} pairs ({what} is in {times:,} pairs)"
+    other = " With by='image', only images connect pairs." if by == "both" and is_question else ""
+    return f"{found}, {smallest}. Set a larger eval_size, or use a separate file of evaluation pairs.{other}"

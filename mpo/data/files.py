@@ -5,19 +5,34 @@ from __future__ import annotations
 import glob
 import os
 import re
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from mpo.data.shards import DAMAGE, ROWS, ArrayShard, DatasetShard, LinesShard, ParquetShard, Shard, one_line, opened
-from mpo.data.splits import KNOWN, LINES, TARS, files_of_split
-from mpo.data.tars import TarShard
+from mpo.data import shards
+from mpo.data.shards import DAMAGE, LinesShard, Shard, damaged, one_line
+from mpo.io import BAD_RECORDS
 
-__all__ = ["KNOWN", "Shard", "files_of", "open_files"]
-
+LINES = (".jsonl", ".jsonl.gz", ".ndjson")
+ARRAYS = (".json", ".json.gz")
+TARS = (".tar", ".tar.gz", ".tgz")
+KNOWN = (*LINES, *ARRAYS, ".parquet", *TARS)
+"""Endings of files that pairs can be read from."""
+KINDS = (TARS, LINES, ARRAYS, (".parquet",))
+"""File types, of which a split has one; next to tars, other files are ignored."""
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""The words for each split, as on the Hub."""
+NOT_PAIRS = ("dataset_info.json", "dataset_infos.json", BAD_RECORDS)
+"""Files next to the pairs that contain none."""
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")
 SHARD_BYTES = 16 * 2**20
 """Approximate size in bytes of a shard of a JSONL file."""
 MAX_SHARDS = 256
@@ -31,7 +46,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
 
     Args:
         path: a file: JSONL (optionally compressed with gzip), a JSON array, Parquet, a WebDataset tar; several files by a
-            pattern such as ``shards-*.tar``; a folder of such files (`mpo.data.splits`) or of `save_to_disk`; or the name of a
+            pattern such as ``shards-*.tar``; a folder of such files (`files_of_split`) or of `save_to_disk`; or the name of a
             data set on the Hub. For a local folder, nothing is downloaded and no file outside it is read, whatever its files say.
         split: the split to load; ``"train"`` for a source without splits. For a folder of files and a data set on the Hub, also
             a slice such as ``"train[:100]"``.
@@ -52,7 +67,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
         return _of_dataset(_sliced(found, text, split), text)
     if not found:
         raise ValueError(f"There is no file that matches {text}. Set data.path to a file of preference pairs.")
-    return [shard for one in found for shard in _of_file(one, min_shards)]
+    return [shard for one in found for shard in _of_file(str(one), min_shards)]
 
 
 def files_of(path: str | Path, split: str = "train") -> list[Path]:
@@ -74,9 +89,7 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
 def _files_at(text: str, split: str) -> list[Path]:
     is_file = os.path.exists(text)
     if split != "train" and (is_file or _is_pattern(text)):
-        raise ValueError(
-            f"{text} has no splits, but split={split!r} is given. Set data.path to the file of that split, and leave split out."
-        )
+        raise ValueError(f"{text} has no splits, but split={split!r} is given. Set data.path to the file of that split.")
     return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
 
 
@@ -89,83 +102,127 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
+# Splits of a folder
+
+
+def files_of_split(folder: Path, split: str) -> list[Path]:
+    """Find the files of a split in a folder by their names alone, all of one type. Next to tars, other files are ignored.
+
+    They are in the folder itself or in its ``data`` folder, under a name that has the split or in a folder named after it:
+
+        train.jsonl, pairs_test-0.parquet          a word of the name
+        data/train_prefs-00000-of-00002.parquet    as on the Hub: the name before the numbers
+        validation/part-7.jsonl                    the name of the folder
+
+    Files without a split in their names belong to ``train``. References from one file to others are not followed.
+
+    Args:
+        folder: the folder.
+        split: name of the split, or another word for it.
+
+    Raises:
+        ValueError: for a folder without files of pairs, without that split, or with files of several types.
+    """
+    asked = split.lower()
+    found: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for entry in _entries(place):
+            name = entry.name.lower()
+            if entry.is_dir() and (name in _SPLIT_OF or name == asked):
+                found.setdefault(_SPLIT_OF.get(name, name), []).extend(filter(_may_hold_pairs, _entries(entry)))
+            elif _may_hold_pairs(entry):
+                found.setdefault(_split_of(name, asked, as_on_hub=place != folder), []).append(entry)
+    names = [name for name, files in found.items() if files]
+    if not names:
+        none = f"{folder} is not a folder of pairs: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}"
+        advice = (
+            "Name files or their folder after their split (train.jsonl), or set data.path to a pattern such as 'folder/*.jsonl'"
+        )
+        raise ValueError(f"{none}, and it was not written by save_to_disk. {advice}.")
+    files = found.get(_SPLIT_OF.get(asked, asked))
+    if not files:
+        raise ValueError(f"{folder} has no split {split!r}. Set data.split to one of {', '.join(names)}, or data.path to files.")
+    kinds = [[file for file in files if file.name.lower().endswith(endings)] for endings in KINDS]
+    there = [kind for kind in kinds if kind]
+    if len(there) > 1 and not kinds[0]:
+        several = f"{folder} has files of several types, such as {' and '.join(kind[0].name for kind in there)}"
+        advice = f"Set data.path to a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'"
+        raise ValueError(f"{several}, which may have the same pairs. {advice}.")
+    return there[0]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _may_hold_pairs(entry: Path) -> bool:
+    name = entry.name.lower()
+    return name.endswith(KNOWN) and name[0] != "." and name not in NOT_PAIRS and not entry.is_dir()
+
+
+def _split_of(name: str, asked: str, *, as_on_hub: bool) -> str:
+    """Find the split of a file name in lower case; the requested split may have any name."""
+    if as_on_hub and (shard := _SHARD.match(name)):
+        return _SPLIT_OF.get(shard[1], shard[1])
+    if name.startswith(asked) and not name[len(asked) :][:1].isalnum():
+        return _SPLIT_OF.get(asked, asked)
+    words = re.findall(r"[a-z]+", name)
+    return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "train")
+
+
 # File types
 
 
-def _of_file(path: Path, min_shards: int) -> list[Shard]:
-    name = path.name.lower()
+def _of_file(path: str, min_shards: int) -> list[Shard]:
+    name = os.path.basename(path).lower()
     if name.endswith(".parquet"):
         return _of_parquet(path)
     if name.endswith(TARS):
-        return [TarShard(path)]
-    if name.endswith((".gz", ".json")) and name.endswith(KNOWN):
-        if not name.endswith(LINES) and _is_array(path):
-            return [ArrayShard(path)]
-        if name.endswith(".gz"):
-            return [LinesShard(path, 0, None, 1)]
-    elif not name.endswith(LINES):
+        return [shards.TarShard(path)]
+    if not name.endswith(KNOWN):
         raise ValueError(f"{path} has an unknown file type. Pairs are read from files that end in {', '.join(KNOWN)}.")
-    return _of_lines(path, min_shards)
+    if not name.endswith(LINES) and _is_array(path):
+        return [shards.ArrayShard(path)]
+    return [LinesShard(path, 0, None, 1)] if name.endswith(".gz") else _of_lines(path, min_shards)
 
 
-def _of_lines(path: Path, min_shards: int) -> list[Shard]:
+def _of_lines(path: str, min_shards: int) -> list[Shard]:
     """Split a JSONL file at line ends, and count its lines, so that errors can name them."""
-    size = path.stat().st_size
+    size = os.path.getsize(path)
     step = max(1, min(max(SHARD_BYTES, -(-size // MAX_SHARDS)), size // min_shards))
-    shards: list[Shard] = []
+    parts: list[Shard] = []
     start, line = 0, 1
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         while start < size:
-            lines, end = _count_lines(file, start, step)
-            shards.append(LinesShard(path, start, end, line))
-            start, line = end, line + lines
-    return shards
+            lines, left = 0, step
+            while left > 0 and (block := file.read(min(left, 2**20))):
+                lines += block.count(b"\n")
+                left -= len(block)
+            while block and not block.endswith(b"\n"):  # to the end of the line
+                block = file.readline(2**20)
+                lines += block.endswith(b"\n")
+            parts.append(LinesShard(path, start, file.tell(), line))
+            start, line = file.tell(), line + lines
+    return parts
 
 
-def _count_lines(file: BinaryIO, start: int, step: int) -> tuple[int, int]:
-    """Count the lines from `start` to the end of the line that is `step` bytes further; return the count and that position."""
-    file.seek(start)
-    lines, left = 0, step
-    while left > 0:
-        block = file.read(min(left, 2**20))
-        if not block:
-            return lines, file.tell()
-        lines += block.count(b"\n")
-        left -= len(block)
-    if block[-1:] != b"\n":
-        while True:
-            rest = file.readline(2**20)
-            if not rest:
-                return lines, file.tell()
-            if rest[-1:] == b"\n":
-                lines += 1
-                break
-    return lines, file.tell()
-
-
-def _is_array(path: Path) -> bool:
+def _is_array(path: str) -> bool:
     try:
-        with opened(path) as file:
+        with shards.opened(path) as file:
             head: bytes = file.read(4096)
     except DAMAGE as error:
-        raise ValueError(f"{path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
+        raise damaged(path, error) from error
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-def _of_parquet(path: Path) -> list[Shard]:
+def _of_parquet(path: str) -> list[Shard]:
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is not a Parquet file, or is cut short ({one_line(error)}). Download or write it again."
-        ) from error
-    shards: list[Shard] = []
-    first = 1
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        shards.append(ParquetShard(path, group, first, rows))
-        first += rows
-    return shards
+        raise damaged(path, error, "not a Parquet file, ") from error
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    firsts = accumulate(rows, initial=1)
+    return [shards.ParquetShard(path, group, first, count) for group, (count, first) in enumerate(zip(rows, firsts, strict=False))]
 
 
 def _from_disk(path: Path, split: str) -> Dataset:
@@ -186,30 +243,24 @@ def _sliced(files: list[Path], folder: str, split: str) -> Dataset:
     """Load a slice of a split with `datasets`, which gets the files and reads nothing else."""
     kind = "parquet" if files[0].name.lower().endswith(".parquet") else "json"
     if files[0].name.lower().endswith(TARS):
-        raise ValueError(
-            f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Set data.limit, or data.path "
-            "to some of them."
-        )
+        raise ValueError(f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Set data.limit.")
     name = split[: split.index("[")]
     try:
         return load_dataset(kind, data_files={name: [str(file.resolve()) for file in files]}, split=split)
     except Exception as error:  # of many types: no such slice, damaged files
-        raise ValueError(
-            f"{split!r} could not be loaded from the files in {folder} ({one_line(error)}). Set data.split to a valid slice."
-        ) from error
+        found = f"{split!r} could not be loaded from the files in {folder} ({one_line(error)})"
+        raise ValueError(f"{found}. Set data.split to a valid slice.") from error
 
 
 def _from_hub(name: str, split: str) -> Dataset:
     try:
         return load_dataset(name, split=split)
     except Exception as error:  # of many types: no such name or split, no network, no files in it
-        raise ValueError(
-            f"{name!r} is not a file or folder, and could not be loaded from the Hub ({one_line(error)}). Set data.path to a "
-            "file of preference pairs or to the name of a data set."
-        ) from error
+        found = f"{name!r} is not a file or folder, and could not be loaded from the Hub ({one_line(error)})"
+        raise ValueError(f"{found}. Set data.path to a file of preference pairs or to the name of a data set.") from error
 
 
 def _of_dataset(dataset: Dataset, name: str) -> list[Shard]:
-    step = max(ROWS, -(-len(dataset) // MAX_SHARDS))
+    step = max(shards.ROWS, -(-len(dataset) // MAX_SHARDS))
     bare = dataset.with_format("arrow")
-    return [DatasetShard(bare, name, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]
+    return [shards.DatasetShard(name, bare, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]

@@ -1,10 +1,9 @@
-"""Open images safely: only inside their folder, fully decoded, as upright RGB; a bad file raises an error that names it."""
+"""Open images safely: fully decoded, as upright RGB; a bad file raises an error that names it."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,15 +15,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
+from mpo.data.paths import regular_file
+
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused before decoding: a file of a few kilobytes can claim gigabytes."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
 """Formats that Pillow may try. Not EPS, which runs another program, nor formats without a magic number, which match any bytes."""
 ORIENTATION = 0x0112  # of EXIF
 _TURNED = range(5, 9)  # width and height are swapped
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
-_KINDS[stat.S_IFBLK] = "a device"
 _OTHER_FILES = (
     (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg|<svg)", "an SVG drawing, which has no pixels. Convert it to PNG"),
     (rb"\s*(<!doctype html|<html|<head|<body)", "an HTML page: its download went wrong. Get the image again"),
@@ -32,92 +30,6 @@ _OTHER_FILES = (
     (rb"....ftyp(heic|heix|mif1|msf1)", "a HEIC image. Convert it to JPEG"),
     (rb"%PDF", "a PDF file. Convert its pages to PNG"),
 )
-
-
-def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, where: str = "", setting: str = "image_root") -> str:
-    """Resolve the path of a file that a data file names and that must be inside a folder.
-
-    Args:
-        root: the folder; ``..``, absolute paths and links may lead anywhere inside it, but not outside.
-        path: the path in the data file, relative to `root` or absolute.
-        what: what the file is, for error messages.
-        where: name of the record, for error messages.
-        setting: name of the setting of `root`, for error messages.
-
-    Raises:
-        ValueError: for a path that is not text, a URL, a path that leaves the folder, and anything but a regular file: a missing
-            file, a folder, a device, a pipe.
-    """
-    name = f"{where}: the {what} {str(path)[:200]!r}" if where else f"The {what} {str(path)[:200]!r}"
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError(f"{name} is no path. Give the path of a file, relative to {setting}.")
-    if _URL.match(path):
-        raise ValueError(f"{name} is a URL, and nothing is downloaded while data is read. Download it into {setting} ({root}).")
-    try:
-        folder = _real(os.fspath(root))
-        full = _real_file(os.path.join(folder, path))
-        if os.path.commonpath((folder, full)) != folder:
-            raise ValueError(f"{name} lies outside {folder}. Set {setting} to a folder that contains all {what}s.")
-        kind = stat.S_IFMT(os.lstat(full).st_mode)
-    except FileNotFoundError:
-        raise ValueError(f"{name}: there is no {what} {path!r} in {root}. Set {setting} to the folder of the {what}s.") from None
-    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, no permission
-        raise ValueError(f"{name} cannot be reached in {root} ({error}). Fix the path or leave the record out.") from error
-    if kind != stat.S_IFREG:
-        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path or leave the record out.")
-    return full
-
-
-@lru_cache(maxsize=4096)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
-def _real_file(path: str) -> str:
-    """Do as `os.path.realpath`, with two system calls if the folder was resolved before."""
-    folder, name = os.path.split(path)
-    if name in ("", ".", ".."):
-        return os.path.realpath(path)
-    full = os.path.join(_real(folder), name)
-    return os.path.realpath(full, strict=True) if stat.S_ISLNK(os.lstat(full).st_mode) else full
-
-
-def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
-    """Check that a path is that of a regular file, which can be opened without blocking.
-
-    Raises:
-        ValueError: for a URL, and for anything but a regular file.
-    """
-    path = os.fspath(path)
-    if _URL.match(path):
-        raise ValueError(
-            f"{where}: this is a URL, and nothing is downloaded while data is read. Download the {what} and give its path."
-        )
-    try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
-    except (OSError, ValueError):  # ValueError: a zero byte in the name
-        raise ValueError(f"{where}: there is no such {what} file. Paths are relative to the current folder.") from None
-    if kind != stat.S_IFREG:
-        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path.")
-    return path
-
-
-def check_unmoved(path: str, where: str) -> None:
-    """Refuse a path that has become a link, or contains one, since the record was read: it may lead out of the record's root.
-
-    Args:
-        path: the real path that `inside` returned.
-        where: name of the record, for error messages.
-
-    Raises:
-        ValueError: for a path that is no longer the real one.
-    """
-    real = os.path.realpath(path)
-    if real != path:
-        raise ValueError(
-            f"{where}: {path} has become a link to {real} since the data was read. Put the file itself there, or save the data "
-            "file again, so that it is read again."
-        )
 
 
 def open_image(source: Any, *, where: str = "") -> Image.Image:
@@ -172,10 +84,8 @@ def _header(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
         except OSError as error:
             raise ValueError(f"{name}: this image cannot be opened ({error.strerror}). Fix its permissions.") from error
     else:
-        raise ValueError(
-            f"{name}: an image is a path, the bytes of a file, a dict with 'bytes' or 'path', or a PIL image; got "
-            f"{'neither bytes nor path' if isinstance(source, Mapping) else type(source).__name__}."
-        )
+        found = "neither" if isinstance(source, Mapping) else type(source).__name__
+        raise ValueError(f"{name}: an image is a path, bytes, a dict with 'bytes' or 'path', or a PIL image; got {found}.")
     with stream, _refusing(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about files that are then refused or decoded anyway
         head = stream.read(512)
@@ -202,19 +112,13 @@ def _formats() -> list[str]:
 
 
 def check_pixels(size: tuple[int, int], name: str) -> None:
-    """Refuse an image without pixels, or with more than `MAX_PIXELS`.
-
-    Raises:
-        ValueError: for such a size.
-    """
+    """Refuse an image without pixels, or with more than `MAX_PIXELS`. Raises ValueError for such a size."""
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{name}: an image of {width} x {height} pixels has none. Leave the record out.")
     if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{name}: an image of {width:,} x {height:,} pixels is beyond the limit of {MAX_PIXELS:,}. Make it smaller, "
-            "leave the record out, or raise mpo.data.images.MAX_PIXELS."
-        )
+        found = f"{name}: an image of {width:,} x {height:,} pixels is beyond the limit of {MAX_PIXELS:,}"
+        raise ValueError(f"{found}. Make it smaller, leave the record out, or raise mpo.data.images.MAX_PIXELS.")
 
 
 @contextmanager
@@ -230,19 +134,17 @@ def _refusing(name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise
-        raise ValueError(
-            f"{name}: this image is cut short or damaged ({type(error).__name__}: {error}). Fix it or leave the record out."
-        ) from error
+        found = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name}: this image is cut short or damaged ({found}). Fix it or leave the record out.") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _orientation(image: Image.Image) -> int:
     """Read EXIF's orientation, 1 to 8, as far as the header tells."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns these itself
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # Pillow would decode the image in search of it
+    # Pillow turns TIFFs itself, and would decode a PNG in search of EXIF data.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # invalid EXIF data are ignored
@@ -261,18 +163,14 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
         image.load()
     rgb = _colours(image, name)
     if orientation > 1:
-        rgb = _turned(rgb, orientation)
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        rgb = rgb.copy()
+        rgb.info["exif"] = exif.tobytes()
+        rgb = ImageOps.exif_transpose(rgb)
     if rgb is not image:
         rgb.info.clear()  # it includes the orientation, by which a saved copy would be turned again
     return rgb
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    holder = Image.Exif()
-    holder[ORIENTATION] = orientation
-    image = image.copy()
-    image.info["exif"] = holder.tobytes()
-    return ImageOps.exif_transpose(image)
 
 
 def _colours(image: Image.Image, name: str) -> Image.Image:
@@ -281,11 +179,10 @@ def _colours(image: Image.Image, name: str) -> Image.Image:
     sixteen = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
     see_through = image.info.get("transparency")
     if see_through is not None and (sixteen or (isinstance(see_through, tuple) and max(see_through) > 255)):
-        raise ValueError(
-            f"{name}: it has 16 bits and a transparent colour, which Pillow loses. Convert it to 8 bits or add an alpha channel."
-        )
+        raise ValueError(f"{name}: it has 16 bits and a transparent colour, which Pillow loses. Convert it to 8 bits.")
     if sixteen:
-        return _of_16_bits(image)
+        values = np.asarray(image).astype(np.uint32) & 0xFFFF
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
         kind = "32-bit integers" if mode == "I" else "floating-point numbers"
         raise ValueError(f"{name}: its pixels are {kind}, which do not define white. Convert it to 8 or 16 bits.")
@@ -297,8 +194,3 @@ def _colours(image: Image.Image, name: str) -> Image.Image:
     if mode == "RGB" and not isinstance(image, ImageFile.ImageFile):
         return image
     return image.convert("RGB")
-
-
-def _of_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.uint32) & 0xFFFF
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")

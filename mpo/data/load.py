@@ -1,6 +1,6 @@
 """Load preference pairs: dispatch to one source, or to a mixture of sources, each of which is loaded in the same way.
 
-One way through the files: this file -> `mixture_file` or `meta` (what a mixture is made of) and `mixing` (how much of each) ->
+One way through the files: this file -> `mixture_file` (what a mixture is made of) and `mixing` (how much of each) ->
 `sources` (one source) -> `files` and `shards` (lines) -> `records` (a line is a record, or bad).
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from datasets import Dataset, IterableDataset, interleave_datasets
 
 from mpo.data.eval_part import By, choose_eval
 from mpo.data.formats import check_format
-from mpo.data.meta import is_meta, read_meta
-from mpo.data.mixing import AddColumns, amounts, draw, dressed, joined, source_columns
-from mpo.data.mixture_file import Sampling, check_settings, check_sources, is_mixture, read_mixture, weights_of
-from mpo.data.records import checked_tiles
-from mpo.data.sources import load_source, spread, with_settings
+from mpo.data.mixing import Mixture, Taken, amounts, draw, joined
+from mpo.data.mixture_file import Sampling, check_settings, check_sources, is_meta, is_mixture, read_mixture, weights_of
+from mpo.data.records import Reading, checked_tiles
+from mpo.data.sources import BadList, Stream, folder_of, load_source, spread, stem, with_own, with_settings
 from mpo.data.video import checked_frames
-from mpo.io import MAX_BAD_FRACTION
+from mpo.io import BAD_RECORDS, MAX_BAD_FRACTION
 
 logger = logging.getLogger(__name__)
 ON_BAD_RECORD = ("raise", "skip")
@@ -54,7 +52,7 @@ def load_preferences(
 
     Args:
         path: a file (JSONL, optionally with gzip; a JSON array; Parquet; a WebDataset tar), several files by a pattern
-            (``*.tar``), a folder of such files (`mpo.data.splits`) or of `save_to_disk`, the name of a data set on the Hub, MMPR's
+            (``*.tar``), a folder of such files (`mpo.data.files`) or of `save_to_disk`, the name of a data set on the Hub, MMPR's
             ``meta.json``, or a mixture file (`mpo.data.mixture_file.read_mixture`): YAML, or JSON with ``sources``.
         format: format of the lines, see `mpo.data.formats`; None: detect it for each line.
         image_root: the folder that image paths are relative to and must be inside; default: the folder of the file. For a
@@ -86,23 +84,22 @@ def load_preferences(
     """
     check_format(format)
     _check(split, limit, on_bad_record, max_bad_fraction)
-    own_tiles = checked_tiles(tiles)
-    limits = checked_frames(frames)
-    own_frames = limits if frames and any(value is not None for value in frames.values()) else None
+    own = {"tiles": checked_tiles(tiles), "frames": checked_frames(frames)}
     path = os.path.expanduser(path)
-    reading: dict[str, Any] = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
-    reading |= {"format": format, "num_proc": num_proc}
-    if not is_meta(path) and not is_mixture(path):
-        own = {"tiles": own_tiles, "frames": own_frames}
-        return load_source(
-            path, own=own, image_root=image_root, split=split, limit=limit, name=source, streaming=streaming, **reading
-        )
+    if is_meta(path) or is_mixture(path):
+        if streaming:
+            found = f"{path} says how often each pair is used, but a stream's pairs are not counted"
+            raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
+        bad = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
+        settings = {"format": format, "num_proc": num_proc, **bad}
+        return with_settings(spread(_load_mixture(path, image_root, split, seed, settings), limit), own)
+    root = os.path.expanduser(image_root) if image_root else folder_of(path)
+    reading = Reading(os.path.realpath(root), format, source or stem(path), skip=on_bad_record == "skip")
+    listed = BadList(Path(bad_records or BAD_RECORDS), max_bad_fraction)
     if streaming:
-        raise ValueError(
-            f"{path} says how often each pair is used, but a stream's pairs are not counted. Set streaming=false, or call "
-            "mpo.data.load.stream_mixture."
-        )
-    return with_settings(spread(_load_mixture(path, image_root, split, seed, reading), limit), own_tiles, own_frames)
+        stream = Stream(reading, listed, own).open(path, split)
+        return stream if limit is None else stream.take(limit)
+    return load_source(path, split, reading, listed, own, limit, num_proc)
 
 
 def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) -> None:
@@ -115,42 +112,7 @@ def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) ->
     if isinstance(max_bad_fraction, bool) or not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction must be between 0 and 1; got {max_bad_fraction!r}.")
     if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
-        raise ValueError(
-            f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave max_bad_fraction out."
-        )
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Counts of one source: its training pairs, how many the mixture takes of them, and its evaluation pairs."""
-
-    name: str
-    pairs: int
-    taken: int
-    eval: int
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The training pairs, source after source, and the evaluation pairs (None: no evaluation part)."""
-
-    train: Dataset
-    eval: Dataset | None
-    taken: tuple[Taken, ...]
-
-    def describe(self) -> str:
-        """Format a table of each source's name, pairs, taken pairs, and fraction of the mixture."""
-        total = sum(row.taken for row in self.taken)
-        rows = [*self.taken, Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))]
-        cells = [("source", "pairs", "taken", "fraction", "eval")]
-        cells += [(r.name, f"{r.pairs:,}", f"{r.taken:,}", f"{r.taken / max(total, 1):.1%}", f"{r.eval:,}") for r in rows]
-        columns = range(4 if self.eval is None else 5)
-        widths = [max(len(row[column]) for row in cells) for column in columns]
-        lines = []
-        for row in cells:
-            numbers = "".join(f"  {row[column]:>{widths[column]}}" for column in columns[1:])
-            lines.append(f"{row[0]:<{widths[0]}}{numbers}")
-        return "\n".join(lines)
+        raise ValueError(f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave it out.")
 
 
 def load_mixture(sources: Sequence[Mapping[str, Any]], **settings: Any) -> Dataset:
@@ -185,7 +147,7 @@ def mix(
     """
     checked = check_sources(sources)
     sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
-    loaded = [dressed(source, load_preferences(**{"seed": seed, **source.load})) for source in checked]
+    loaded = [with_settings(load_preferences(**{"seed": seed, **source.load}), {"augment": source.augment}) for source in checked]
     pairs = joined(checked, loaded)
     starts = np.cumsum([0, *map(len, loaded)])
     in_eval = np.zeros(len(pairs), dtype=bool)
@@ -200,10 +162,8 @@ def mix(
     )
     for row in taken:
         if row.pairs and not row.taken:
-            logger.warning(
-                f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} pairs rounds to 0. Increase its repeat_time "
-                "or weight, or remove it."
-            )
+            found = f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} pairs rounds to 0"
+            logger.warning(f"{found}. Increase its repeat_time or weight, or remove it.")
     order = np.concatenate(drawn)
     if not len(order):
         raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source. Increase them.")
@@ -227,16 +187,13 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> It
     checked = check_sources(sources)
     counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
     if counted:
-        raise ValueError(
-            f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's pairs are not counted. Set a weight instead."
-        )
+        raise ValueError(f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's pairs are not counted. Set a weight.")
     weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
     streams = []
     for source in checked:
         stream = load_preferences(**{**source.load, "streaming": True})
-        streams.append(
-            stream.map(AddColumns(source_columns(source)), features=stream.features) if source_columns(source) else stream
-        )
+        own = {} if source.augment is None else {"augment": source.augment}
+        streams.append(stream.map(with_own, fn_kwargs={"own": own}, features=stream.features) if own else stream)
     probabilities = None if weights is None else list(np.array(weights) / sum(weights))
     return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
 
@@ -245,22 +202,12 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
     splits = ("train",) if is_meta(path) else ("train", "eval")
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
-    if is_meta(path):
-        sources = [spec.as_source() for spec in read_meta(path, base=base)]
-        described: dict[str, Any] = {"sources": sources, "sampling": "repeat_time"}
-    elif base:
-        raise ValueError(
-            f"{path} is a mixture, whose sources have their own image_root; got {base}. Set it for each source in the file."
-        )
-    else:
-        described = read_mixture(path)
+    described = read_mixture(path, base=base)
     sources = [_merged(source, settings) for source in described["sources"]]
     mixture = mix(**{"seed": seed, **described, "sources": sources})
     if split == "eval":
         if mixture.eval is None:
-            raise ValueError(
-                f"{path} has no evaluation part. Add eval_size to it, a fraction or a number of pairs, such as eval_size: 0.01."
-            )
+            raise ValueError(f"{path} has no evaluation part. Add eval_size to it, a fraction or a number of pairs, such as 0.01.")
         return mixture.eval
     logger.info(f"{path}:\n{mixture.describe()}")
     return mixture.train

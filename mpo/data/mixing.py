@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value, concatenate_datasets
-from datasets.fingerprint import Hasher
+from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
 from mpo.data.encoded import with_encoded_images
 from mpo.data.mixture_file import Sampling, Source, weights_of
-from mpo.data.records import TILES
+from mpo.visible import table
 
-# How much of each source
+
+@dataclass(frozen=True)
+class Taken:
+    """Counts of one source: its training pairs, how many the mixture takes of them, and its evaluation pairs."""
+
+    name: str
+    pairs: int
+    taken: int
+    eval: int
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The training pairs, source after source, and the evaluation pairs (None: no evaluation part)."""
+
+    train: Dataset
+    eval: Dataset | None
+    taken: tuple[Taken, ...]
+
+    def describe(self) -> str:
+        """Format a table of each source's name, pairs, taken pairs, and fraction of the mixture."""
+        total = sum(row.taken for row in self.taken)
+        in_all = Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))
+        cells = [("source", "pairs", "taken", "fraction", "eval")]
+        for row in (*self.taken, in_all):
+            cells.append((row.name, f"{row.pairs:,}", f"{row.taken:,}", f"{row.taken / max(total, 1):.1%}", f"{row.eval:,}"))
+        return table([row[: 4 if self.eval is None else 5] for row in cells])
 
 
 def amounts(sources: Sequence[Source], pairs: Sequence[int], sampling: Sampling, size: int | None = None) -> list[int]:
@@ -41,9 +67,7 @@ def shares(total: int, weights: Sequence[float], caps: Sequence[float]) -> list[
     """
     weight, most = np.array(weights, dtype=float), np.array(caps, dtype=float)
     if most.sum() < total:
-        raise ValueError(
-            f"size={total:,}, but the caps of the sources allow {int(most.sum()):,} pairs. Set a smaller size, or raise a cap."
-        )
+        raise ValueError(f"size={total:,}, but the sources' caps allow {int(most.sum()):,} pairs. Set a smaller size.")
     capped = np.zeros(len(weight), dtype=bool)
     while True:
         part = np.where(capped, most, 0.0)
@@ -70,27 +94,6 @@ def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.concatenate([np.tile(np.arange(pairs), whole), np.sort(rng.choice(pairs, rest, replace=False))])
 
 
-# Columns
-
-
-def dressed(source: Source, pairs: Dataset) -> Dataset:
-    """Add the columns of a source's settings to its pairs; a record's own tiles and augment take precedence."""
-    for name, (feature, value) in source_columns(source).items():
-        column = [value] * len(pairs)
-        if name in pairs.column_names:
-            own = pairs.select_columns([name])[:][name]
-            if all(one is None for one in own):
-                pairs = pairs.remove_columns([name])
-            elif all(one is not None for one in own):
-                continue
-            else:
-                column = [value if one is None else one for one in own]
-                pairs = pairs.remove_columns([name])
-        fingerprint = Hasher.hash([pairs._fingerprint, name, value])
-        pairs = pairs.add_column(name, column, feature=feature, new_fingerprint=fingerprint)
-    return pairs
-
-
 def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
     """Concatenate data sets, still memory-mapped; a missing column is filled with null.
 
@@ -102,32 +105,8 @@ def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
         for column, feature in pairs.features.items():
             name, known = first.setdefault(column, (source.name, feature))
             if known != feature and column != "images":
-                raise ValueError(
-                    f"The column {column!r} is {feature} in source {source.name!r} and {known} in {name!r}, so they cannot be "
-                    "concatenated. Convert one to the other's format with `mpo data convert`."
-                )
+                found = f"The column {column!r} is {feature} in source {source.name!r} and {known} in {name!r}"
+                raise ValueError(f"{found}. Convert one to the other's format with `mpo data convert`.")
     images = [str(pairs.features["images"]) for pairs in loaded if "images" in pairs.column_names]
     alike = loaded if len(set(images)) < 2 else [with_encoded_images(pairs) for pairs in loaded]
     return alike[0] if len(alike) == 1 else concatenate_datasets(list(alike))
-
-
-def source_columns(source: Source) -> dict[str, tuple[Any, Any]]:
-    """Return the columns that a source sets, with their types and values."""
-    columns: dict[str, tuple[Any, Any]] = {}
-    if source.tiles is not None:
-        columns["tiles"] = (dict(TILES), source.tiles)
-    if source.augment is not None:
-        columns["augment"] = (Value("bool"), source.augment)
-    return columns
-
-
-class AddColumns:
-    """Adds the columns of a source's settings to one record of a stream."""
-
-    def __init__(self, columns: Mapping[str, tuple[Any, Any]]) -> None:
-        self._values = {name: value for name, (_, value) in columns.items()}
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add the columns; the record's own values take precedence."""
-        own = {name: record[name] for name in self._values if record.get(name) is not None}
-        return {**record, **self._values, **own}

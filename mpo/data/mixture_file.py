@@ -1,4 +1,4 @@
-"""Check the description of a mixture: its sources, how much to take of each, and files of both.
+"""Check the description of a mixture: its sources, how much to take of each, and files of both, MMPR's ``meta.json`` too.
 
 A source is a dict with the arguments of `load_preferences` and
 
@@ -16,7 +16,7 @@ import glob
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +24,14 @@ from typing import Any, Literal
 import numpy as np
 
 from mpo.data.eval_part import check_eval
-from mpo.data.meta import is_meta, one_object, read_meta
 from mpo.data.records import checked_tiles
 from mpo.data.video import checked_frames
-from mpo.io import did_you_mean
+from mpo.io import BadRecord, did_you_mean, json_kind, parse_json
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
 SAMPLINGS = ("repeat_time", "weight", "sqrt")
 OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
-"""Keys of a source that are not arguments of `load_preferences`, or not passed to it."""
+"""Keys of a source that are not arguments of `load_preferences`, or checked as the source's own."""
 LOAD_KEYS = (
     *("path", "format", "image_root", "split", "limit", "frames", "source", "on_bad_record", "max_bad_fraction", "bad_records"),
     *("num_proc", "seed"),
@@ -40,6 +39,24 @@ LOAD_KEYS = (
 """Arguments of `mpo.data.load_preferences` that a source may have."""
 MIXTURES = (".yaml", ".yml")
 FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
+MAX_BYTES = 64 * 2**20
+"""Maximum size of a JSON file that may be a mixture or a ``meta.json``; the largest of MMPR has 46 kB."""
+
+
+def _is_whole(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_positive(value: Any, below: float = float("inf")) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < below
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("cap", "limit"), (_is_whole, "a number of pairs, 1 or more")),
+    **dict.fromkeys(("image_root", "format", "split"), (lambda value: isinstance(value, (str, Path)), "text")),
+    "augment": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(("repeat_time", "weight"), (_is_positive, "a number above 0")),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,6 @@ class Source:
     repeat_time: float = 1.0
     weight: float | None = None
     cap: int | None = None
-    tiles: dict[str, Any] | None = None
     augment: bool | None = None
 
     @classmethod
@@ -63,27 +79,16 @@ class Source:
         """
         known = (*OWN, *LOAD_KEYS)
         if not isinstance(given, Mapping) or not isinstance(given.get("path"), (str, Path)) or not given["path"]:
-            raise ValueError(
-                f"A source of a mixture must have a path, which is text (optional: {', '.join(known)}); got {given!r}."
-            )
+            raise ValueError(f"A source of a mixture must have a path, which is text; got {given!r}. Optional: {', '.join(known)}.")
         given = {key: value for key, value in given.items() if value is not None}
         name = str(given.get("name") or Path(str(given["path"])).stem)
         unknown = next((key for key in given if key not in known), None)
         if unknown is not None:
             meant = did_you_mean(unknown, known)
             raise ValueError(f"Source {name!r} has an unknown key {unknown!r}.{meant} Known keys: {', '.join(known)}.")
-        for key in ("cap", "limit"):
-            if key in given and not _is_whole(given[key], 1):
-                raise ValueError(f"Source {name!r}: {key} must be a number of pairs, 1 or more; got {given[key]!r}.")
-        for key in ("image_root", "format", "split"):
-            if not isinstance(given.get(key, ""), (str, Path)):
-                raise ValueError(f"Source {name!r}: {key} must be text; got {given[key]!r}.")
-        if not isinstance(given.get("augment", False), bool):
-            raise ValueError(f"Source {name!r}: augment must be true or false; got {given['augment']!r}.")
-        for key in ("repeat_time", "weight"):
-            number = given.get(key, 1)
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
-                raise ValueError(f"Source {name!r}: {key} must be a number above 0; got {number!r}.")
+        for key, (is_right, expected) in _CHECKS.items():
+            if key in given and not is_right(given[key]):
+                raise ValueError(f"Source {name!r}: {key} must be {expected}; got {given[key]!r}.")
         if "weight" in given and "repeat_time" in given:
             raise ValueError(f"Source {name!r} has a weight and a repeat_time, but only one of them can be used. Remove one.")
         load = {"source": name, **{key: value for key, value in given.items() if key not in OWN}}
@@ -92,8 +97,9 @@ class Source:
             tiles = checked_tiles(given.get("tiles"))
         except ValueError as error:
             raise ValueError(f"Source {name!r}: {error}") from None
-        own = {key: given[key] for key in ("repeat_time", "weight", "augment") if key in given}
-        return cls(name, load, cap=given.get("cap"), tiles=tiles, **own)
+        load |= {"tiles": tiles} if tiles else {}
+        own = {key: given[key] for key in ("repeat_time", "weight", "cap", "augment") if key in given}
+        return cls(name, load, **own)
 
     def rng(self, seed: int) -> np.random.Generator:
         """Make the random generator of this source, which is independent of other sources."""
@@ -101,11 +107,7 @@ class Source:
 
 
 def check_sources(sources: Sequence[Mapping[str, Any]]) -> list[Source]:
-    """Check the dicts of sources.
-
-    Raises:
-        ValueError: as in `Source.of`, and for no sources or two with the same name.
-    """
+    """Check the dicts of sources. Raises ValueError as in `Source.of`, and for no sources or two with the same name."""
     checked = [Source.of(source) for source in sources]
     if not checked:
         raise ValueError("A mixture needs at least one source. Add one to sources.")
@@ -130,66 +132,49 @@ def check_settings(
     Raises:
         ValueError: for settings that are invalid or cannot be combined.
     """
-    chosen = _sampling(sources, sampling)
+    weighted = any(source.weight is not None for source in sources)
+    chosen: Sampling = ("weight" if weighted else "repeat_time") if sampling is None else sampling
+    if chosen not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
+    if weighted and chosen != "weight":
+        raise ValueError(f"sampling={sampling} does not use the sources' weights. Remove them, or set sampling=weight.")
     if not _is_whole(seed, 0):
         raise ValueError(f"seed must be a whole number of 0 or more; got {seed!r}.")
-    if size is not None and (chosen == "repeat_time" or not _is_whole(size, 1)):
-        raise ValueError(
-            f"size={size!r} with sampling={chosen}: size must be a whole number of 1 or more, and is only for sampling=weight or "
-            "sqrt. Leave it out for sampling=repeat_time."
-        )
+    if size is not None and (chosen == "repeat_time" or not _is_whole(size)):
+        found = f"size={size!r} with sampling={chosen}"
+        raise ValueError(f"{found}: size must be a whole number of 1 or more, and is only for sampling=weight or sqrt.")
     if eval_size is not None:
         check_eval(eval_size, eval_by)
     return chosen
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _sampling(sources: Sequence[Source], sampling: Any) -> Sampling:
-    weighted = any(source.weight is not None for source in sources)
-    if sampling is None:
-        return "weight" if weighted else "repeat_time"
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
-    if weighted and sampling != "weight":
-        raise ValueError(f"sampling={sampling} does not use the sources' weights. Remove them, or set sampling=weight.")
-    return sampling  # type: ignore[no-any-return]  # checked above
-
-
 def weights_of(sources: Sequence[Source]) -> list[float]:
-    """Return the weights of sources that all have one.
-
-    Raises:
-        ValueError: for a source without a weight.
-    """
+    """Return the weights of sources that all have one. Raises ValueError for a source without a weight."""
     lacking = [source.name for source in sources if source.weight is None]
     if lacking:
-        raise ValueError(
-            f"Source {lacking[0]!r} has no weight, but others have one. Set it for every source of the mixture, or for none."
-        )
+        raise ValueError(f"Source {lacking[0]!r} has no weight, but others have one. Set it for every source, or for none.")
     return [float(source.weight) for source in sources if source.weight is not None]
 
 
-# Files
+# Mixture files
 
 
 def is_mixture(path: str | Path) -> bool:
     """Whether a file is a mixture file: by its ending, or as a JSON object with a list of sources."""
     if os.fspath(path).lower().endswith(MIXTURES):
         return True
-    sources = one_object(path).get("sources")
+    sources = (_object_in(Path(path)) or {}).get("sources")
     return isinstance(sources, list) and all(isinstance(source, Mapping) for source in sources)
 
 
-def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the arguments of `mix` from a file: YAML or JSON with a list ``sources`` and settings, or MMPR's meta.json.
 
     Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out.
 
     Args:
         path: the file.
+        base: as in `read_meta`, and only for a meta.json.
         within: the mixtures that contain this one, the outermost first.
 
     Raises:
@@ -200,7 +185,8 @@ def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Set data.mix to a YAML or JSON file of sources.")
     if is_meta(path):
-        return {"sources": [spec.as_source() for spec in read_meta(path)], "sampling": "repeat_time"}
+        return {"sources": [spec.as_source() for spec in read_meta(path, base=base)], "sampling": "repeat_time"}
+    refuse_beside_mixture(path, image_root=base)
     import yaml
 
     try:
@@ -220,41 +206,151 @@ def read_mixture(path: str | Path, *, within: tuple[Path, ...] = ()) -> dict[str
         check_settings(check_sources(settings["sources"]), **{key: settings[key] for key in FILE_KEYS[1:] if key in settings})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    _refuse_cycle(path, settings["sources"], within)
+    within = (*within, path.resolve())
+    for source in settings["sources"]:
+        place = Path(source["path"]).expanduser()
+        if place.resolve() in within:
+            raise ValueError(f"{path} has {place} as a source, which contains {path} itself. Replace it by a file of pairs.")
+        if is_mixture(place):
+            read_mixture(place, within=within)
     return settings
 
 
-def _refuse_cycle(path: Path, sources: Sequence[Mapping[str, Any]], within: tuple[Path, ...]) -> None:
-    """Follow sources that are mixtures themselves, and refuse one that contains itself."""
-    within = (*within, path.resolve())
-    for source in sources:
-        place = Path(source["path"]).expanduser()
-        if place.resolve() in within:
-            raise ValueError(
-                f"{path} has {place} as a source, which contains {path} itself. Replace it by a file of preference pairs."
-            )
-        if is_mixture(place):
-            read_mixture(place, within=within)
-
-
 def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:
-    """Refuse settings of a single source for a whole mixture.
-
-    Raises:
-        ValueError: for the first setting that is not None.
-    """
+    """Refuse settings of a single source for a whole mixture. Raises ValueError for the first setting that is not None."""
     for name, value in settings.items():
         if value is not None:
-            raise ValueError(
-                f"{path} is a mixture, whose sources have their own {name}; got {name}={value}. Set it for each source in the file."
-            )
+            found = f"{path} is a mixture, whose sources have their own {name}; got {name}={value}"
+            raise ValueError(f"{found}. Set it for each source in the file.")
 
 
 def _beside(folder: Path, source: Any) -> Any:
     if not isinstance(source, dict):
         return source
-    places = {key: folder / str(source[key]) for key in ("path", "image_root") if source.get(key)}
-    return {
-        **source,
-        **{key: str(place) for key, place in places.items() if place.exists() or glob.glob(str(place), recursive=True)},
-    }
+    places = {key: str(folder / str(source[key])) for key in ("path", "image_root") if source.get(key)}
+    return {**source, **{key: place for key, place in places.items() if Path(place).exists() or glob.glob(place, recursive=True)}}
+
+
+def _object_in(path: Path) -> dict[str, Any] | None:
+    """Read the single object of a ``.json`` file that begins as one and is not too large; empty if it is none, such as lines."""
+    if not path.name.lower().endswith(".json") or not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return None
+    with path.open("rb") as file:
+        if file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
+            return None
+    try:
+        found = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError):  # lines, each of them JSON
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# MMPR's meta.json
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One source of a ``meta.json``."""
+
+    name: str
+    root: Path  # the folder of its images
+    annotation: Path  # the JSONL file of its pairs
+    data_augment: bool = False  # whether its images are augmented in training
+    repeat_time: float = 1.0  # how often its pairs are used; below 1, a random fraction of them
+    length: int | None = None  # number of lines of the file
+    max_tiles: int | None = None  # maximum tiles per image (max_dynamic_patch); None: the processor's setting
+
+    def as_source(self) -> dict[str, Any]:
+        """Convert to a source of `mpo.data.load.mix`."""
+        names = {"name": self.name, "source": self.name, "path": str(self.annotation), "image_root": str(self.root)}
+        tiles = None if self.max_tiles is None else {"max": self.max_tiles}
+        return {**names, "repeat_time": self.repeat_time, "augment": self.data_augment or None, "tiles": tiles}
+
+
+def is_meta(path: str | Path) -> bool:
+    """Whether a file is a ``meta.json`` and not a file of pairs: an object of objects with an ``annotation``."""
+    found = _object_in(Path(path))
+    if found is None:
+        return False
+    is_meta = bool(found) and all(isinstance(entry, dict) and "annotation" in entry for entry in found.values())
+    return is_meta or Path(path).name.lower() == "meta.json"
+
+
+def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[SourceSpec]:
+    """Read and check MMPR's ``meta.json``: many sources, each with its annotations, its images and its repeat_time.
+
+        {"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
+                  "max_dynamic_patch": 6}, ...}
+
+    Args:
+        path: the file.
+        base: the folder that its paths are relative to; every ``root`` must be inside it, also after following links. The default
+            is the first of these folders that has the annotations: the file's folder, its parent (as MMPR's own files expect),
+            the current folder. A ``root`` may then be any folder. Set a base for files that you do not trust.
+
+    Raises:
+        ValueError: for a file that is not a meta.json, entries with missing or invalid values, missing files, a root outside
+            `base`, and annotations whose number of lines is not ``length``.
+    """
+    path = Path(path).expanduser()
+    try:
+        found = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), "a meta.json")
+    except OSError as error:
+        raise ValueError(f"There is no file {path} that can be read ({error}). Set data.meta to a meta.json.") from error
+    except BadRecord as bad:
+        raise ValueError(f"{path}: {bad.reason}") from None
+    if not isinstance(found, dict) or not found:
+        kind = "an empty object" if found == {} else json_kind(found)
+        raise ValueError(f"{path} holds {kind} instead of an object of sources, each with a root and an annotation.")
+    bases = [Path(base).expanduser()] if base else [path.parent, path.parent.resolve().parent, Path.cwd()]
+    specs = [_entry(f"{path}: source {name!r}", name, entry, bases) for name, entry in found.items()]
+    for spec in specs if base else ():
+        root = spec.root.resolve()
+        if not root.is_relative_to(bases[0].resolve()):
+            outside = f"{path}: source {spec.name!r}: its 'root' is {root}, which lies outside data.image_root ({bases[0]})"
+            raise ValueError(f"{outside}. Fix 'root' or, if you trust the file, set data.image_root to a folder that contains it.")
+    return specs
+
+
+def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} is {json_kind(entry)} instead of an object with a root and an annotation.")
+    for field in ("root", "annotation"):
+        value = entry.get(field)
+        if not isinstance(value, str) or (field == "annotation" and not value) or "\0" in value:
+            found = "is missing" if field not in entry else "is empty" if value == "" else f"is {json_kind(value)}"
+            raise ValueError(f"{where}: {field!r} {found}. Set it to a path.")
+        if "://" in value:
+            raise ValueError(f"{where}: {field!r} is {value!r}, but nothing is downloaded for a data file. Set it to a local path.")
+    augment, repeat_time = entry.get("data_augment"), entry.get("repeat_time", 1)
+    if augment is not None and not isinstance(augment, bool):
+        raise ValueError(f"{where}: 'data_augment' is {json_kind(augment)} instead of true or false.")
+    if not _is_positive(repeat_time, 1e6):
+        raise ValueError(f"{where}: 'repeat_time' must be a number above 0 and below 1e6; got {repeat_time!r}.")
+    for field, least in (("length", 0), ("max_dynamic_patch", 1)):
+        value = entry.get(field)
+        if value is not None and not _is_whole(value, least):
+            found = str(value) if isinstance(value, float) else json_kind(value)
+            raise ValueError(f"{where}: {field!r} must be a whole number of {least} or more; got {found}.")
+    base = next((one for one in bases if (one / entry["annotation"]).is_file()), None)
+    if base is None:
+        tried = ", ".join(str(one / entry["annotation"]) for one in bases)
+        raise ValueError(f"{where}: there is no annotation file; tried {tried}. Set data.image_root to the folder of these paths.")
+    annotation = base / entry["annotation"]
+    root = next((one / entry["root"] for one in (base, *bases) if (one / entry["root"]).is_dir()), base / entry["root"])
+    length = entry.get("length")
+    if length is not None and (lines := count_lines(annotation)) != length:
+        found = f"{annotation} has {lines:,} lines, and 'length' says {length:,}"
+        raise ValueError(f"{where}: {found}. Its download may be cut short: repeat it, or correct 'length' or leave it out.")
+    return SourceSpec(name, root, annotation, bool(augment), float(repeat_time), length, entry.get("max_dynamic_patch"))
+
+
+def count_lines(path: str | os.PathLike[str]) -> int:
+    """Count the lines of a file, including a last line without a line end, but not blank lines at the end."""
+    lines, ends = 0, 0
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            if text := block.rstrip():
+                lines = ends + text.count(b"\n") + 1
+            ends += block.count(b"\n")
+    return lines

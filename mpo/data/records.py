@@ -8,44 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Features, Image, List, Value
 
-from mpo.data.folders import Folders
-from mpo.data.formats import read_line
-from mpo.data.messages import (
-    IMAGE_PLACEHOLDER,
-    VIDEO_PLACEHOLDER,
-    checked_text,
-    completion_messages,
-    prompt_messages,
-    texts_of,
-    there,
-    with_system,
-)
-from mpo.data.pairs import FoundPair, images
+from mpo.data.formats import FORMATS, FoundPair, detect, images
+from mpo.data.messages import checked_text, completion_messages, prompt_messages, texts_of, there, with_system
+from mpo.data.paths import Folders
 from mpo.data.video import checked_frames
 from mpo.io import BadRecord, did_you_mean, json_kind
 from mpo.schema import COLUMNS, names
-
-__all__ = [
-    "FEATURES",
-    "FRAMES",
-    "IMAGE_PLACEHOLDER",
-    "OPTIONAL",
-    "TILES",
-    "VIDEO_PLACEHOLDER",
-    "Row",
-    "Rows",
-    "checked_tiles",
-    "rows_from",
-    "to_prompt",
-    "to_record",
-    "to_records",
-]
 
 TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
 FRAMES = {"min": Value("int32"), "max": Value("int32")}
@@ -70,8 +46,9 @@ Row = dict[str, Any]
 
 
 class Rows(list[Row]):
-    """The records of one line; ``dropped`` counts the pairs of the line that are left out."""
+    """The records of one line, its place, and the number of its pairs that are left out."""
 
+    where: str = ""
     dropped: int = 0
 
 
@@ -81,7 +58,7 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
     Args:
         line: the parsed line.
         where: name of the line for error messages, such as ``pairs.jsonl:17``.
-        find: finds images and videos, such as `mpo.data.folders.Folders`.
+        find: finds images and videos, such as `mpo.data.paths.Folders`.
         format: the line's format; None: detect it.
         source: name of the source, if the line has none.
 
@@ -89,21 +66,27 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
         BadRecord: for a line that is not a valid pair: missing or empty fields, fields of another type, equal completions, files
             that are missing or outside their root, placeholders that do not match the images.
     """
-    try:
+    with _refusing(where):
+        reader = detect(line) if format is None else FORMATS[format]
         rows = Rows()
-        for pair in read_line(line, format):
+        rows.where = where
+        for pair in reader.read(line):
             rows.append(_row(pair, where, find, source))
             rows.dropped += pair.dropped
-    except BadRecord as bad:
-        raise BadRecord(where, bad.reason) from None
-    except ValueError as error:
-        raise BadRecord(where, str(error)) from None
-    except RecursionError:
-        raise BadRecord(where, "the line is nested too deeply to be read.") from None
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
             row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]
     return rows
+
+
+@contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise BadRecord(where, str(error)) from None
+    except RecursionError:
+        raise BadRecord(where, "the line is nested too deeply to be read.") from None
 
 
 def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
@@ -115,43 +98,27 @@ def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
 
 
 def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
-    """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; completions are ignored.
+    """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; arguments and errors as in `to_records`.
 
-    Args:
-        line: the parsed line: ``question`` or ``prompt``, and images as in any format.
-        where: name of the line, for error messages.
-        image_root: the folder that image paths are relative to and must be inside.
-
-    Raises:
-        BadRecord: as in `to_records`.
+    The line has ``question`` or ``prompt``, and images as in any format. Completions are ignored.
     """
     field = "question" if "question" in line else "prompt"
-    try:
+    with _refusing(where):
         asked = there(line.get(field), repr(field), "Give the prompt a text.")
         found = _images(images(line), Folders(image_root))
-        return {
-            "id": _name(line.get("id"), "'id'") or where,
-            "images": found,
-            "prompt": with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), line.get("system")),
-        }
-    except BadRecord as bad:
-        raise BadRecord(where, bad.reason) from None
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(where, str(error)) from None
+        prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), line.get("system"))
+        return {"id": _name(line.get("id"), "'id'") or where, "images": found, "prompt": prompt}
 
 
 def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
     asked, better, worse = there(pair.prompt, "the prompt"), there(pair.chosen, "'chosen'"), there(pair.rejected, "'rejected'")
     chosen, rejected = completion_messages(better, "'chosen'"), completion_messages(worse, "'rejected'")
     if chosen == rejected:
-        raise BadRecord("", "'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out.")
+        raise ValueError("'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out.")
     images = _images(pair.images, find)
     videos = [find(_path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
-    elsewhere = {
-        "'chosen'": texts_of(chosen),
-        "'rejected'": texts_of(rejected),
-        "'system'": pair.system if isinstance(pair.system, str) else "",
-    }
+    elsewhere = {"'chosen'": texts_of(chosen), "'rejected'": texts_of(rejected)}
+    elsewhere["'system'"] = pair.system if isinstance(pair.system, str) else ""
     prompt = prompt_messages(asked, "the prompt", {"image": len(images), "video": len(videos)}, elsewhere)
     prompt = with_system(prompt, pair.system)
     return {
@@ -165,8 +132,8 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
         "rejected": rejected,
         "ground_truth": _ground_truth(pair.ground_truth),
         "margin": _number(pair.margin, "'margin'"),
-        "tiles": _tiles(pair.tiles),
-        "frames": _frames(pair.frames),
+        "tiles": checked_tiles(pair.tiles),
+        "frames": checked_frames(pair.frames),
         "augment": _boolean(pair.augment, "'augment'"),
         "metadata": json.dumps(pair.metadata, default=str) if pair.metadata else None,
     }
@@ -181,7 +148,7 @@ def _listed(value: Any, kind: str) -> Sequence[Any]:
     if isinstance(value, (str, bytes, Mapping)):
         return (value,)
     if not isinstance(value, list):
-        raise BadRecord("", f"{kind}s must be a path or a list of paths; got {json_kind(value)}.")
+        raise ValueError(f"{kind}s must be a path or a list of paths; got {json_kind(value)}.")
     return value
 
 
@@ -199,14 +166,14 @@ def _image(image: Any, what: str, find: Find) -> Row:
         return {"bytes": None, "path": find(checked_text(path, what), "image")}
     if not isinstance(image, (bytes, bytearray)) or not image:
         found = json_kind(image) if image != b"" else "no bytes"
-        raise BadRecord("", f"{what} is {found} instead of a path or the bytes of a file.")
+        raise ValueError(f"{what} is {found} instead of a path or the bytes of a file.")
     name = path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
     return {"bytes": bytes(image), "path": checked_text(name, what) if name else None}
 
 
 def _path(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
-        raise BadRecord("", f"{what} is {json_kind(value) if value != '' else 'empty'} instead of a path.")
+        raise ValueError(f"{what} is {json_kind(value) if value != '' else 'empty'} instead of a path.")
     return checked_text(value, what)
 
 
@@ -234,7 +201,7 @@ def _name(value: Any, field: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or (isinstance(value, int) and abs(value) >= 2**63):
-        raise BadRecord("", f"{field} is {json_kind(value)} instead of text or a whole number of 64 bits.")
+        raise ValueError(f"{field} is {json_kind(value)} instead of text or a whole number of 64 bits.")
     return checked_text(str(value), field)
 
 
@@ -248,58 +215,60 @@ def _number(value: Any, field: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 3e38 or not math.isfinite(value):
-        raise BadRecord("", f"{field} is {value if isinstance(value, float) else json_kind(value)} instead of a finite number.")
+        raise ValueError(f"{field} is {value if isinstance(value, float) else json_kind(value)} instead of a finite number.")
     return float(value)
 
 
 def _boolean(value: Any, field: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
-        raise BadRecord("", f"{field} is {json_kind(value)} instead of true or false.")
+        raise ValueError(f"{field} is {json_kind(value)} instead of true or false.")
     return value
 
 
-def _tiles(value: Any) -> Row | None:
+def checked_tiles(value: Any) -> Row | None:
+    """Check limits of tiles; return all three keys, or None if nothing is set. Raises ValueError for invalid limits."""
     if value is None:
         return None
     expected = f"'tiles' must be an object with {', '.join(TILES)}, each optional"
     if not isinstance(value, Mapping):
-        raise BadRecord("", f"{expected}; got {json_kind(value)}.")
+        raise ValueError(f"{expected}; got {json_kind(value)}.")
     unknown = next((key for key in value if key not in TILES), None)
     if unknown is not None:
-        raise BadRecord("", f"{expected}; got {unknown!r}.{did_you_mean(unknown, TILES)}")
+        raise ValueError(f"{expected}; got {unknown!r}.{did_you_mean(unknown, TILES)}")
     for name in ("min", "max"):
         most = value.get(name)
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 1 <= most < 2**31):
-            raise BadRecord("", f"{name} of 'tiles' must be a whole number of 1 or more; got {most!r:.50}.")
+            raise ValueError(f"{name} of 'tiles' must be a whole number of 1 or more; got {most!r:.50}.")
     _boolean(value.get("thumbnail"), "the thumbnail of 'tiles'")
     tiles = {name: value.get(name) for name in TILES}
     return tiles if any(item is not None for item in tiles.values()) else None
 
 
-def _frames(value: Any) -> Row | None:
-    return checked_frames(value) if value and any(item is not None for item in value.values()) else None
+@dataclass(frozen=True)
+class Reading:
+    """How lines are read: see `mpo.data.load_preferences`."""
 
+    image_root: str
+    format: str | None = None
+    source: str | None = None
+    skip: bool = True
 
-def checked_tiles(value: Any) -> Row | None:
-    """Check the tile limits of a source; return all three keys, or None if nothing is set.
+    def rows(self, lines: Iterable[tuple[str, Any]]) -> Iterator[Rows | BadRecord]:
+        """Yield the records of each line or, if bad lines are skipped, the reason why it has none.
 
-    Raises:
-        ValueError: for invalid limits.
-    """
-    return _tiles(value)
+        Args:
+            lines: the place of each line and the parsed line, or its BadRecord.
 
-
-def rows_from(lines: Iterator[tuple[str, Any]], find: Find, format: str | None, source: str | None) -> Iterator[Rows | BadRecord]:
-    """Yield the records of each line, or the reason why it has none.
-
-    Args:
-        lines: the place of each line and the parsed line, or its BadRecord.
-        find: as in `to_records`, like the other arguments.
-        format: the lines' format.
-        source: name of the source.
-    """
-    for where, line in lines:
-        try:
-            yield line if isinstance(line, BadRecord) else to_records(line, where=where, find=find, format=format, source=source)
-        except BadRecord as bad:
-            yield bad
+        Raises:
+            BadRecord: the reason, unless bad lines are skipped.
+        """
+        find = Folders(self.image_root)
+        for where, line in lines:
+            try:
+                if isinstance(line, BadRecord):
+                    raise line
+                yield to_records(line, where=where, find=find, format=self.format, source=self.source)
+            except BadRecord as bad:
+                if not self.skip:
+                    raise
+                yield bad

@@ -1,19 +1,21 @@
 """Read the shards of a source, line by line; each shard can be read by a different process.
 
 A line is yielded with its place (``file:line``), as a dict or as a BadRecord. Damage after which nothing can be read raises a
-ValueError with the name of the file. Tars: `mpo.data.tars`.
+ValueError with the name of the file.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from itertools import groupby
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -26,106 +28,92 @@ MAX_LINE_BYTES = 64 * 2**20
 """Maximum bytes of a line. A longer line is not a pair but another kind of file."""
 MAX_ARRAY_BYTES = 2**30
 """Maximum uncompressed bytes of a JSON array: it is read at once, and a small compressed file may contain many gigabytes."""
+TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
+MAX_SAMPLE_BYTES = 256 * 2**20
+"""Maximum uncompressed bytes of all members of a sample of a tar, which are in memory at once."""
 ROWS = 256
 """Number of table rows that are converted to lines at once."""
 _NAMES = ("image", "images", "question", "prompt", "chosen", "rejected", "messages", "rejected_response", "conversations", "text")
 _QUOTED = [(name, f'"{name}"'.encode()) for name in _NAMES]
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
 Line = tuple[str, "dict[str, Any] | BadRecord"]
 
 
-class Shard(Protocol):
-    """Part of a source."""
+@dataclass(frozen=True)
+class Shard:
+    """Part of a source: a file, or some of its lines or rows."""
+
+    path: str
 
     @property
     def size(self) -> int:
         """The approximate bytes, or the rows; the same unit for all shards of a source."""
+        return os.path.getsize(self.path)
 
     def lines(self) -> Iterator[Line]:
-        """Yield the place of each line and the line."""
+        """Yield the place of each line and the line. Raises ValueError for a damaged file."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class LinesShard:
+class LinesShard(Shard):
     """The lines of a JSONL file from byte `start` to `end` (None: its end); `first` is the number of the first line."""
 
-    path: Path
     start: int
     end: int | None
     first: int
 
     @property
     def size(self) -> int:  # noqa: D102
-        return (self.path.stat().st_size if self.end is None else self.end) - self.start
+        return (super().size if self.end is None else self.end) - self.start
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number, place = self.first - 1, self.start
-        with opened(self.path) as file:
-            file.seek(place)
-            while self.end is None or place < self.end:
-                text = self._read(file, MAX_LINE_BYTES + 1)
-                if not text:
-                    return
-                number += 1
-                place += len(text)
-                where = f"{self.path}:{number}"
-                if len(text) > MAX_LINE_BYTES:
-                    place += self._rest_of_line(file, text)
-                    reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line."
-                    yield where, BadRecord(where, reason)
-                    continue
-                if number == 1:
-                    text = text.removeprefix(b"\xef\xbb\xbf")
-                if text.isspace():
-                    continue
-                try:
-                    yield where, parse_line(text)
-                except BadRecord as bad:
-                    yield where, BadRecord(where, bad.reason)
-
-    def _rest_of_line(self, file: BinaryIO, text: bytes) -> int:
-        """Skip to the end of a line that begins with `text`; return the number of skipped bytes."""
-        passed = 0
-        while text and not text.endswith(b"\n"):
-            text = self._read(file, 2**20)
-            passed += len(text)
-        return passed
-
-    def _read(self, file: BinaryIO, most: int) -> bytes:
         try:
-            return file.readline(most)
+            with opened(self.path) as file:
+                file.seek(place)
+                while (self.end is None or place < self.end) and (text := file.readline(MAX_LINE_BYTES + 1)):
+                    number += 1
+                    place += len(text)
+                    where = f"{self.path}:{number}"
+                    if len(text) > MAX_LINE_BYTES:
+                        while text and not text.endswith(b"\n"):
+                            text = file.readline(2**20)
+                            place += len(text)
+                        reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line."
+                        yield where, BadRecord(where, reason)
+                        continue
+                    if number == 1:
+                        text = text.removeprefix(b"\xef\xbb\xbf")
+                    if not text.isspace():
+                        yield where, _parsed(text, where)
         except DAMAGE as error:
-            raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
+            raise damaged(self.path, error) from error
+
+
+def _parsed(text: bytes, where: str) -> dict[str, Any] | BadRecord:
+    try:
+        return parse_line(text)
+    except ValueError as error:
+        return BadRecord(where, str(error))
 
 
 @dataclass(frozen=True)
-class ArrayShard:
+class ArrayShard(Shard):
     """A file that is one JSON array of objects. Its whole text is in memory, but only one parsed object at a time.
 
     After invalid JSON nothing can be parsed: the rest of the file is one bad record.
     """
 
-    path: Path
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.path.stat().st_size
-
     def lines(self) -> Iterator[Line]:  # noqa: D102
         try:
             text = self._read().decode("utf-8-sig")
         except (UnicodeDecodeError, *DAMAGE) as error:
-            raise ValueError(
-                f"{self.path} is not UTF-8, damaged or cut short ({one_line(error)}). Download or write it again."
-            ) from error
-        decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*")
-
-        def skip_blanks(place: int) -> int:
-            found = blank.match(text, place)
-            return found.end() if found else place
-
-        number, counted = 1, 0
-        place = skip_blanks(skip_blanks(0) + 1)  # after the bracket
+            raise damaged(self.path, error, "not UTF-8, ") from error
+        number, counted, decode = 1, 0, json.JSONDecoder().raw_decode
+        place = _after_blanks(text, _after_blanks(text, 0) + 1)  # after the bracket
         token = text[place : place + 1]
         while token != "]":
             number, counted = number + text.count("\n", counted, place), place
@@ -133,28 +121,22 @@ class ArrayShard:
             try:
                 line, place = decode(text, place)
             except (ValueError, RecursionError) as error:
-                yield (
-                    where,
-                    BadRecord(where, f"not JSON from here on ({one_line(error)}), in a file that is one array. Fix the file."),
-                )
+                reason = f"not JSON from here on ({one_line(error)}), in a file that is one array. Fix the file."
+                yield where, BadRecord(where, reason)
                 return
-            if isinstance(line, dict):
-                yield where, line
-            else:
-                kind = json_kind(line)
-                yield where, BadRecord(where, f"the array has {kind}; expected an object with the fields of a pair.")
-            place = skip_blanks(place)
+            reason = f"the array has {json_kind(line)}; expected an object with the fields of a pair."
+            yield where, line if isinstance(line, dict) else BadRecord(where, reason)
+            place = _after_blanks(text, place)
             token = text[place : place + 1]
             if token == ",":
-                place = skip_blanks(place + 1)
+                place = _after_blanks(text, place + 1)
             elif token != "]":
-                yield where, BadRecord(where, "not JSON after this object: expected a comma or the end of the array. Fix the file.")
+                reason = "not JSON after this object: expected a comma or the end of the array. Fix the file."
+                yield where, BadRecord(where, reason)
                 return
         if text[place + 1 :].strip():
-            yield (
-                str(self.path),
-                BadRecord(str(self.path), "there is text after the end of the array. Remove it, or write the file as JSONL."),
-            )
+            reason = "there is text after the end of the array. Remove it, or write the file as JSONL."
+            yield self.path, BadRecord(self.path, reason)
 
     def _read(self) -> bytearray:
         text = bytearray()
@@ -162,39 +144,44 @@ class ArrayShard:
             while block := file.read(2**24):
                 text += block
                 if len(text) > MAX_ARRAY_BYTES:
-                    raise ValueError(
-                        f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read at once. "
-                        "Write it as JSONL, which is read line by line: jq -c '.[]' FILE.json > FILE.jsonl"
-                    )
+                    found = f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read at once"
+                    raise ValueError(f"{found}. Write it as JSONL: jq -c '.[]' FILE.json > FILE.jsonl")
         return text
 
 
+def _after_blanks(text: str, place: int) -> int:
+    found = _BLANKS.match(text, place)
+    return found.end() if found else place
+
+
 @dataclass(frozen=True)
-class ParquetShard:
+class ParquetShard(Shard):
     """A row group of a Parquet file; `first` is the number of its first row."""
 
-    path: Path
     group: int
     first: int
-    size: int
+    rows: int
+
+    @property
+    def size(self) -> int:  # noqa: D102
+        return self.rows
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number = self.first
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(ROWS, row_groups=[self.group]):
-                    yield from _rows(batch, str(self.path), number)
+                    yield from _rows(batch, self.path, number)
                     number += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path} is damaged or cut short ({one_line(error)}). Download or write it again.") from error
+            raise damaged(self.path, error) from error
 
 
 @dataclass(frozen=True)
-class DatasetShard:
-    """Rows of a data set in Arrow format, whose images stay encoded."""
+class DatasetShard(Shard):
+    """Rows of a data set in Arrow format, whose images stay encoded; `path` may be its name on the Hub."""
 
     dataset: Dataset
-    name: str
     start: int
     end: int
 
@@ -207,8 +194,8 @@ class DatasetShard:
             try:
                 rows = self.dataset[start : min(start + ROWS, self.end)]
             except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-                raise ValueError(f"{self.name} is damaged ({one_line(error)}). Save or download it again.") from error
-            yield from _rows(rows, self.name, start + 1)
+                raise ValueError(f"{self.path} is damaged ({one_line(error)}). Save or download it again.") from error
+            yield from _rows(rows, self.path, start + 1)
 
 
 def _rows(table: Any, name: str, first: int) -> Iterator[Line]:
@@ -225,20 +212,96 @@ def _rows(table: Any, name: str, first: int) -> Iterator[Line]:
 
 
 def _row(row: Any, where: str) -> dict[str, Any] | BadRecord:
-    try:
-        line: dict[str, Any] = row.to_pylist()[0]
-        return line
-    except Exception as error:
-        column = next((name for name in row.schema.names if not _is_readable(row, name)), "?")
-        return BadRecord(where, f"the value of column {column!r} cannot be read ({one_line(error)}). Fix it or leave the row out.")
+    line: dict[str, Any] = {}
+    for column in row.schema.names:
+        try:
+            line[column] = row.column(column).to_pylist()[0]
+        except Exception as error:
+            reason = f"the value of column {column!r} cannot be read ({one_line(error)}). Fix it or leave the row out."
+            return BadRecord(where, reason)
+    return line
 
 
-def _is_readable(row: Any, column: str) -> bool:
-    try:
-        row.column(column).to_pylist()
-    except Exception:
-        return False
-    return True
+# Tars
+
+
+@dataclass(frozen=True)
+class TarShard(Shard):
+    """A WebDataset tar: the members with one key are a sample, ``key.json`` is its line, ``key.jpg`` and similar are its images.
+
+    A line may name its images by their members; otherwise the sample has all its image members, in the tar's order.
+    """
+
+    def lines(self) -> Iterator[Line]:  # noqa: D102
+        seen: set[str] = set()
+        try:
+            with tarfile.open(self.path, "r|*") as archive:
+                members = (member for member in archive if not member.isdir())
+                for key, sample in groupby(members, lambda member: _key(member.name)):
+                    yield self._line(archive, key, sample, key not in seen)
+                    seen.add(key)
+        except (tarfile.TarError, *DAMAGE) as error:
+            raise damaged(self.path, error, "not a tar, ") from error
+
+    def _line(self, archive: tarfile.TarFile, key: str, sample: Iterator[tarfile.TarInfo], is_new: bool) -> Line:
+        """Return the place of a sample and its line with the images in it, or the first reason why it is not valid."""
+        members: dict[str, bytes] = {}
+        size = 0
+        for member in sample:
+            where, name = f"{self.path}:{member.name}", member.name.rpartition("/")[2]
+            size += member.size
+            file = archive.extractfile(member) if member.isreg() and size <= MAX_SAMPLE_BYTES else None
+            if not is_new:
+                reason = "its key was there before, after which other samples came. Put the members of a sample together."
+            elif not member.isreg():
+                reason = "a link or a device in the tar. Pack the files themselves."
+            elif name in members:
+                reason = "this member is there twice. Remove one of them."
+            elif file is None:
+                found = f"the members of its sample have more than {MAX_SAMPLE_BYTES >> 20} MiB, but are read at once"
+                reason = f"{found}. Make the images smaller, or leave the sample out."
+            else:
+                members[name] = file.read()
+                continue
+            return where, BadRecord(where, reason)
+        where = f"{self.path}:{key}"
+        try:
+            return where, _with_images(key, members)
+        except ValueError as error:
+            return where, BadRecord(where, str(error))
+
+
+def _key(name: str) -> str:
+    """Return the key of a member: its folder and its name up to the first dot."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
+
+
+def _with_images(key: str, members: dict[str, bytes]) -> dict[str, Any]:
+    texts = [name for name in members if name.lower().endswith(".json")]
+    if len(texts) != 1:
+        raise ValueError(f"a sample must have one member {os.path.basename(key)}.json with its line; got {sorted(members)}.")
+    line = parse_line(members.pop(texts[0]))
+    column = next((name for name in ("images", "image", "img_path") if line.get(name)), "images")
+    found = _named(line.get(column), members) if line.get(column) else list(members)
+    others = [name for name in found if name.rpartition(".")[2].lower() not in TAR_IMAGES]
+    if others:
+        raise ValueError(f"the member {others[0]!r} is not an image of a known type ({', '.join(TAR_IMAGES)}). Remove it.")
+    if found:
+        line[column] = [{"bytes": members[name], "path": name} for name in found]
+    return line
+
+
+def _named(given: Any, members: dict[str, bytes]) -> list[str]:
+    """Find the members that a line names as its images: by their names, with or without a folder, or by the part after the key."""
+    names = []
+    for one in given if isinstance(given, list) else [given]:
+        last = one.rpartition("/")[2] if isinstance(one, str) else None
+        matching = [name for name in members if last in (name, name.partition(".")[2])]
+        if len(matching) != 1:
+            raise ValueError(f"its image {one!r} is not a member of the sample, which has {sorted(members)}. Fix the name.")
+        names += matching
+    return names
 
 
 # Lines
@@ -248,18 +311,18 @@ def parse_line(text: bytes) -> dict[str, Any]:
     """Parse a line of a JSONL file.
 
     Raises:
-        BadRecord: for anything but a JSON object, and for an object with a duplicate field of a pair.
+        ValueError: for anything but a JSON object, and for an object with a duplicate field of a pair.
     """
     line = parse_json(text, "the line")
     if not isinstance(line, dict):
-        raise BadRecord("", f"a JSON {type(line).__name__} instead of an object with the fields of a pair ({json_kind(line)}).")
+        raise ValueError(f"a JSON {type(line).__name__} instead of an object with the fields of a pair ({json_kind(line)}).")
     # Python keeps the last of two values. The exact check takes time, so it is done only if a name occurs more than once.
     for name, quoted in _QUOTED:
         if name in line and text.count(quoted) > 1:
             try:
                 json.loads(text, object_pairs_hook=_refuse_twice)
             except RecursionError:
-                raise BadRecord("", "the line is nested too deeply to be read.") from None
+                raise ValueError("the line is nested too deeply to be read.") from None
             break
     return line
 
@@ -269,13 +332,18 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(line) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRecord("", f"{twice!r} is there twice, but only the last one would be used. Remove one of them.")
+        raise ValueError(f"{twice!r} is there twice, but only the last one would be used. Remove one of them.")
     return line
 
 
-def opened(path: Path) -> Any:
+def opened(path: str) -> Any:
     """Open a file as bytes, decompressed if it is gzip."""
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def damaged(path: str, error: BaseException, kind: str = "") -> ValueError:
+    """Return the error of a file that cannot be read; ``kind`` says what else it may be."""
+    return ValueError(f"{path} is {kind}damaged or cut short ({one_line(error)}). Download or write it again.")
 
 
 def one_line(error: BaseException) -> str:

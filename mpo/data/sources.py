@@ -6,59 +6,66 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
+from datasets.fingerprint import Hasher
 
-from mpo.data.converted import Converted, Reading, convert
+from mpo.data.converted import convert
 from mpo.data.files import files_of, open_files
-from mpo.data.formats.vlfeedback import MAX_PAIRS
-from mpo.data.records import FEATURES, FRAMES, TILES
+from mpo.data.formats import MAX_PAIRS
+from mpo.data.records import FEATURES, FRAMES, TILES, Reading
 from mpo.data.shards import Shard
-from mpo.io import BAD_RECORDS, MIN_DENOMINATOR, BadRecord
+from mpo.io import MIN_DENOMINATOR, BadRecord
 
 logger = logging.getLogger(__name__)
 STREAM_SHARDS = 64
 """Minimum number of shards of a streamed JSONL file, for the workers and ranks that share it."""
+SETTINGS = {"tiles": TILES, "frames": FRAMES, "augment": Value("bool")}
+"""Columns that a source may set for records that have none of their own."""
+
+
+@dataclass(frozen=True)
+class BadList:
+    """The file that lists bad records, and the maximum fraction of them."""
+
+    path: Path
+    most: float
+
+    def add(self, records: Sequence[BadRecord]) -> None:
+        """Append records that the file does not list yet: every rank and every epoch reports the same ones."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        known = set(self.path.read_text("utf-8").splitlines()) if self.path.is_file() else set()
+        lines = [json.dumps({"where": bad.where, "reason": bad.reason}) for bad in records]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines if line not in known))
 
 
 def load_source(
-    path: str,
-    *,
-    own: Mapping[str, dict[str, Any] | None],
-    format: str | None,
-    image_root: str | Path | None,
-    split: str,
-    limit: int | None,
-    name: str | None,
-    on_bad_record: str,
-    max_bad_fraction: float,
-    bad_records: str | Path | None,
-    streaming: bool,
-    num_proc: int | None,
-) -> Any:
-    """Load the pairs of one source, whose settings are checked; see `mpo.data.load_preferences`.
-
-    Args:
-        own: ``tiles`` and ``frames`` of records that have none of their own.
-        name: name of the source in the records.
-    """
-    root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    reading = Reading(os.path.realpath(root), format, name or _stem(path), skip=on_bad_record == "skip")
-    bad_file = Path(bad_records) if bad_records else Path(BAD_RECORDS)
-    if streaming:
-        stream = _Stream(reading, dict(own), bad_file, max_bad_fraction)
-        shards = open_files(path, split, min_shards=STREAM_SHARDS)
-        records = IterableDataset.from_generator(stream, features=FEATURES, gen_kwargs={"shards": shards})
-        return records if limit is None else records.take(limit)
+    path: str, split: str, reading: Reading, listed: BadList, own: Mapping[str, Any], limit: int | None, num_proc: int | None
+) -> Dataset:
+    """Load the pairs of one source, whose settings are checked; ``own`` are its `SETTINGS`. See `mpo.data.load_preferences`."""
     key, opened = _key(path, split)
-    converted = convert(lambda: opened or open_files(path, split), reading, key, name=_stem(path), num_proc=num_proc)
-    _report(converted, path, bad_file, max_bad_fraction)
-    _report_unused(converted, path)
+    converted = convert(lambda: opened or open_files(path, split), reading, key, name=stem(path), num_proc=num_proc)
+    bad, lines = converted.bad, converted.lines
+    if bad:
+        listed.add(bad)
+        message = f"{len(bad):,} of {lines:,} records of {path} are bad and left out; {listed.path} lists them. The first: {bad[0]}"
+        if len(bad) > listed.most * lines:
+            raise ValueError(f"{message} That is more than max_bad_fraction={listed.most:g} allows. Fix them, or increase it.")
+        logger.warning(message)
+    if converted.empty:
+        found = f"{converted.empty:,} of {lines:,} records of {path} give no pair"
+        logger.warning(f"{found}: no two of their completions differ in rating and text.")
+    if converted.dropped:
+        found = f"{converted.dropped:,} pairs of {path} are left out"
+        logger.warning(f"{found}: only the {MAX_PAIRS} with the largest margins per prompt are used.")
     if converted.pairs is None:
         raise ValueError(f"{path} has no pairs. Set data.path to a file of preference pairs.")
-    return with_settings(_first(converted.pairs, limit), own["tiles"], own["frames"])
+    pairs = converted.pairs if limit is None else converted.pairs.select(range(min(limit, len(converted.pairs))))
+    return with_settings(pairs, own)
 
 
 def folder_of(path: str) -> str:
@@ -72,7 +79,8 @@ def folder_of(path: str) -> str:
     return os.path.dirname(path) or "."
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
+    """Return the name of a file or folder up to its first dot, which names a source."""
     name = os.path.basename(os.path.abspath(path)) if os.path.exists(path) else path
     return name.partition(".")[0] or name
 
@@ -87,10 +95,6 @@ def _key(path: str, split: str) -> tuple[Any, list[Shard]]:
     return [path, split, [getattr(getattr(shard, "dataset", None), "_fingerprint", None) for shard in shards[:1]]], shards
 
 
-def _first(pairs: Dataset, limit: int | None) -> Dataset:
-    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
-
-
 def spread(pairs: Dataset, limit: int | None) -> Dataset:
     """Select `limit` pairs, evenly spread: the middles of equal intervals."""
     if limit is None or limit >= len(pairs):
@@ -98,94 +102,60 @@ def spread(pairs: Dataset, limit: int | None) -> Dataset:
     return pairs.select([(2 * number + 1) * len(pairs) // (2 * limit) for number in range(limit)])
 
 
-def with_settings(pairs: Dataset, tiles: dict[str, Any] | None, frames: dict[str, Any] | None) -> Dataset:
-    """Add the settings of the source to records that have none of their own."""
-    if "videos" not in pairs.column_names:
-        frames = None
-    for name, given, feature in (("tiles", tiles, TILES), ("frames", frames, FRAMES)):
-        if given is not None:
-            column = [given] * len(pairs)
-            if name in pairs.column_names:
-                column = [own or given for own in pairs.select_columns([name])[:][name]]
-                pairs = pairs.remove_columns([name])
-            pairs = pairs.add_column(name, column, feature=feature)
+def with_settings(pairs: Dataset, own: Mapping[str, Any]) -> Dataset:
+    """Add the settings of a source to records that have none of their own."""
+    for name, value in own.items():
+        if value is None or (name == "frames" and "videos" not in pairs.column_names):
+            continue
+        column = [value] * len(pairs)
+        fingerprint = Hasher.hash([pairs._fingerprint, name, value])
+        if name in pairs.column_names:
+            column = [value if one is None else one for one in pairs.select_columns([name])[:][name]]
+            pairs = pairs.remove_columns([name])
+        pairs = pairs.add_column(name, column, feature=SETTINGS[name], new_fingerprint=fingerprint)
     return pairs
 
 
-# Bad records
+def with_own(record: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the settings of a source to one record that has none of its own."""
+    return {**record, **{name: value for name, value in own.items() if record.get(name) is None}}
 
 
-def _report(converted: Converted, path: str, listed: Path, most: float) -> None:
-    """List the bad records that were skipped.
+class Stream:
+    """Generates the records of several shards of a source; arguments as in `load_source`."""
 
-    Raises:
-        ValueError: if there are too many of them.
-    """
-    if not converted.bad:
-        return
-    count, lines = len(converted.bad), converted.lines
-    lines_of_list = [json.dumps({"where": bad.where, "reason": bad.reason}, ensure_ascii=True) for bad in converted.bad]
-    _append(listed, lines_of_list)
-    message = (
-        f"{count:,} of {lines:,} records of {path} are bad and left out; {listed} lists them with reasons. The first: "
-        f"{converted.bad[0]}"
-    )
-    if count > most * lines:
-        raise ValueError(f"{message} That is more than max_bad_fraction={most:g} allows. Fix the records, or increase it.")
-    logger.warning(message)
-
-
-def _report_unused(converted: Converted, path: str) -> None:
-    """Log how many good lines give no pair, and how many pairs exceed the limit per line."""
-    if converted.empty:
-        logger.warning(
-            f"{converted.empty:,} of {converted.lines:,} records of {path} give no pair: no two of their completions differ in "
-            "rating and text."
-        )
-    if converted.dropped:
-        logger.warning(
-            f"{converted.dropped:,} pairs of {path} are left out: only the {MAX_PAIRS} with the largest margins per "
-            "prompt are used."
-        )
-
-
-def _append(path: Path, lines: Sequence[str]) -> None:
-    """Append lines that a file does not have yet: every rank and every epoch reports the same lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = set(path.read_text("utf-8").splitlines()) if path.is_file() else set()
-    new = [line for line in lines if line not in known]
-    if new:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in new))
-
-
-class _Stream:
-    """Generates the records of several shards of a source."""
-
-    def __init__(self, reading: Reading, own: dict[str, Any], listed: Path, most: float) -> None:
-        self._reading, self._own, self._listed, self._most = reading, own, listed, most
+    def __init__(self, reading: Reading, listed: BadList, own: Mapping[str, Any]) -> None:
+        self._reading, self._listed, self._own = reading, listed, own
         self._read: dict[str, tuple[int, int]] = {}  # lines and bad lines of each shard so far; datasets passes shards singly
 
+    def open(self, path: str, split: str) -> IterableDataset:
+        """Open a source as a stream of records."""
+        shards = open_files(path, split, min_shards=STREAM_SHARDS)
+        return IterableDataset.from_generator(self, features=FEATURES, gen_kwargs={"shards": shards})
+
     def __call__(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+        """Yield the records of shards.
+
+        Raises:
+            ValueError: if too many of the records that this process has read are bad; each is counted once.
+        """
         for shard in shards:
             name, lines, bad = repr(shard), 0, 0
-            for found in self._reading.lines(shard):
+            for found in self._reading.rows(shard.lines()):
                 lines += 1
                 if isinstance(found, BadRecord):
                     bad += 1
-                    _append(self._listed, [json.dumps({"where": found.where, "reason": found.reason})])
+                    self._listed.add([found])
                     self._read[name] = lines, bad
                     self._check_fraction(found)
                     continue
                 for row in found:
-                    yield {**row, **{name: row[name] or given for name, given in self._own.items()}}
+                    yield with_own(row, self._own)
             self._read[name] = lines, bad
 
     def _check_fraction(self, last: BadRecord) -> None:
-        """Raise if too many of the records that this process has read of the stream are bad; each is counted once."""
         lines, bad = (sum(counts) for counts in zip(*self._read.values(), strict=True))
-        if bad > self._most * max(lines, MIN_DENOMINATOR):
-            raise ValueError(
-                f"{bad:,} of the first {lines:,} records of this stream are bad, which is more than "
-                f"max_bad_fraction={self._most:g} allows; {self._listed} lists them. Fix them, or increase it. The last: {last}"
-            )
+        if bad > self._listed.most * max(lines, MIN_DENOMINATOR):
+            found = f"{bad:,} of the first {lines:,} records of this stream are bad"
+            allowed = f"which is more than max_bad_fraction={self._listed.most:g} allows"
+            raise ValueError(f"{found}, {allowed}; {self._listed.path} lists them. Fix them, or increase it. The last: {last}")

@@ -20,10 +20,12 @@ from typing import Any
 
 from PIL import Image
 
-from mpo.data.images import check_pixels, regular_file
+from mpo.data.images import check_pixels
+from mpo.data.paths import regular_file
 
 MIN_FRAMES = 8
 MAX_FRAMES = 32
+DEFAULT_FRAMES = {"min": MIN_FRAMES, "max": MAX_FRAMES}
 FRAMES_PER_SECOND = 1.0
 """Frames per second of a video, between the minimum and the maximum. (The official code draws the number at random.)"""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif"
@@ -54,15 +56,17 @@ class _Header:
     seconds: float
 
 
-def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int]:
-    """Check the minimum and maximum frames of a video, ``min`` and ``max``; missing values and None are the defaults above.
+def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int] | None:
+    """Check the minimum and maximum frames of a video, ``min`` and ``max``; return both, or None if nothing is set.
 
     Raises:
         ValueError: for anything but a mapping, unknown keys, and invalid limits.
     """
-    if limits is not None and not isinstance(limits, Mapping):
+    if limits is None:
+        return None
+    if not isinstance(limits, Mapping):
         raise ValueError(f"frames must have min and max, such as {{'min': 8, 'max': 32}}; got {limits!r}.")
-    given = {name: value for name, value in (limits or {}).items() if value is not None}
+    given = {name: value for name, value in limits.items() if value is not None}
     if unknown := given.keys() - {"min", "max"}:
         raise ValueError(f"frames must have min and max, each optional; got {sorted(map(str, unknown))}.")
     for name, value in given.items():
@@ -72,7 +76,7 @@ def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int]:
     least = given.get("min", min(MIN_FRAMES, most))
     if not 1 <= least <= most:
         raise ValueError(f"frames must have 1 <= min <= max; got min {least} and max {most}.")
-    return {"min": least, "max": most}
+    return {"min": least, "max": most} if given else None
 
 
 def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -89,42 +93,36 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     paths = record.get("videos") or []
     if not paths:
         return dict(record)
-    prompt = record.get("prompt")
-    parts = [part for message in prompt for part in _parts(message)] if isinstance(prompt, list) else []
-    places = [part.get("type") for part in parts if part.get("type") in ("image", "video")]
+    prompt: list[Any] = record["prompt"] if isinstance(record.get("prompt"), list) else []
+    kinds = [part.get("type") for message in prompt for part in _parts(message)]
     images = record.get("images") if record.get("images") is not None else record.get("image")
-    own = iter([] if images is None else list(images) if isinstance(images, (list, tuple)) else [images])
-    if places.count("video") != len(paths):
-        raise ValueError(
-            f"{where}: the prompt has {places.count('video')} video parts for {len(paths)} videos. Give messages with one part "
-            '{"type": "video"} for each.'
-        )
-    limits = checked_frames(record.get("frames"))
+    own = iter([] if images is None else images if isinstance(images, (list, tuple)) else [images])
+    if kinds.count("video") != len(paths):
+        found = f"the prompt has {kinds.count('video')} video parts for {len(paths)} videos"
+        raise ValueError(f'{where}: {found}. Give messages with one part {{"type": "video"}} for each.')
+    limits = checked_frames(record.get("frames")) or DEFAULT_FRAMES
     frames = [
         frames_of(path, where=f"{where}: video {number} of {len(paths)}", min_frames=limits["min"], max_frames=limits["max"])
         for number, path in enumerate(paths, start=1)
     ]
-    in_order: list[Any] = []
-    videos = iter(frames)
-    for kind in places:
-        if kind == "video":
-            in_order += next(videos)
-        else:
-            in_order += [image for image in [next(own, None)] if image is not None]
+    videos, in_order, messages = iter(frames), [], []
+    for message in prompt:
+        content: list[Any] = []
+        for part in _parts(message):
+            if part.get("type") == "video":
+                shown = next(videos)
+                in_order += shown
+                # The chat template puts a line break after every image.
+                for number in range(1, len(shown) + 1):
+                    content += [{"type": "text", "text": f"Frame{number}: "}, {"type": "image", "text": None}]
+                continue
+            if part.get("type") == "image":
+                in_order += [image for image in [next(own, None)] if image is not None]
+            content.append(part)
+        messages.append({**message, "content": content} if content else message)
     in_order += own  # more images than image parts: refused later, where images are counted
-    counts = iter(map(len, frames))
-    messages = [
-        {**message, "content": [new for part in _parts(message) for new in _as_frames(part, counts)]}
-        if isinstance(message.get("content"), list)
-        else message
-        for message in prompt or []
-    ]
-    return {
-        **{name: value for name, value in record.items() if name not in ("videos", "frames", "image")},
-        "prompt": messages,
-        "images": in_order,
-        "tiles": {"min": 1, "max": 1},
-    }
+    kept = {name: value for name, value in record.items() if name not in ("videos", "frames", "image")}
+    return {**kept, "prompt": messages, "images": in_order, "tiles": {"min": 1, "max": 1}}
 
 
 def _parts(message: Mapping[str, Any]) -> list[Any]:
@@ -132,18 +130,8 @@ def _parts(message: Mapping[str, Any]) -> list[Any]:
     return content if isinstance(content, list) else []
 
 
-def _as_frames(part: dict[str, Any], counts: Iterator[int]) -> list[dict[str, Any]]:
-    if part.get("type") != "video":
-        return [part]
-    named = range(1, next(counts) + 1)
-    # The chat template puts a line break after every image.
-    return [new for i in named for new in ({"type": "text", "text": f"Frame{i}: "}, {"type": "image", "text": None})]
-
-
-def frames_of(
-    path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES, per_second: float = FRAMES_PER_SECOND
-) -> list[Frame]:
-    """Choose the frames of a video, undecoded: `per_second` per second, at least `min_frames`, at most `max_frames` or all it has.
+def frames_of(path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES) -> list[Frame]:
+    """Choose the frames of a video, undecoded: `FRAMES_PER_SECOND`, at least `min_frames`, at most `max_frames` or all it has.
 
     Raises:
         ValueError: for a missing file, and for a file that FFmpeg cannot read as a video.
@@ -152,7 +140,7 @@ def frames_of(
         raise ValueError(f"Expected 1 <= min_frames <= max_frames; got min_frames={min_frames} and max_frames={max_frames}.")
     with _named(where):
         header = _header(path)
-    wanted = min(max(round(header.seconds * per_second), min_frames), max_frames)
+    wanted = min(max(round(header.seconds * FRAMES_PER_SECOND), min_frames), max_frames)
     count = min(wanted, header.frames)
     return [Frame(path, place, count) for place in range(count)]
 
@@ -265,10 +253,8 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
         except Exception as error:
             if isinstance(error, ValueError) and str(error).startswith(path):
                 raise
-            raise ValueError(
-                f"{path}: FFmpeg cannot read this as a video, or it is damaged ({type(error).__name__}: {error}). Fix it or "
-                "leave the record out."
-            ) from error
+            found = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path}: FFmpeg cannot read this as a video, or it is damaged ({found}). Fix it.") from error
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from torch import Tensor
 from trl.data_utils import common_prefix_length, extract_prompt, prepare_multimodal_messages
 from trl.trainer.utils import remove_none_values
 
-from mpo.data.images import check_unmoved, open_image
+from mpo.data.images import open_image
+from mpo.data.paths import check_unmoved
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.templates import is_processor, probe
 from mpo.models.control_tokens import check_texts

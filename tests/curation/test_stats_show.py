@@ -8,8 +8,7 @@ import pytest
 from support import TEXTS, make_image
 
 from mpo.curation.show import show_page, show_text
-from mpo.curation.stats import compute_stats, stats_text
-from mpo.curation.stats_page import stats_page
+from mpo.curation.stats import compute_stats, stats_page, stats_text
 from mpo.data import load_preferences
 from mpo.models.small import small_processor
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from support import TEXTS, make_image
 
-from mpo.curation.findings import NOTES, PROBLEMS
+from mpo.curation.examine import NOTES, PROBLEMS
 from mpo.curation.validate import validate
 from mpo.data import load_preferences
 from mpo.data.encoded import with_encoded_images
-from mpo.data.formats.vlfeedback import ASPECTS
+from mpo.data.formats import ASPECTS
 from mpo.models.small import small_processor
 
 GOOD = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}

@@ -8,8 +8,7 @@ from data.malformed import GOOD
 from datasets import Dataset
 from support import make_image
 
-from mpo.curation.compare import first_difference
-from mpo.curation.write import not_kept, write_pairs
+from mpo.curation.write import first_difference, not_kept, write_pairs
 from mpo.data import load_preferences
 from mpo.data.formats import FORMATS
 from mpo.data.records import FEATURES

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mpo.data.folders import Folders
 from mpo.data.formats import FORMATS, detect
+from mpo.data.paths import Folders
 from mpo.data.records import FEATURES, to_record, to_records
 from mpo.io import BadRecord
 
@@ -412,7 +412,7 @@ def test_links_inside_are_followed(images):
 
 def test_a_folder_is_listed_after_many_look_ups(images):
     """The results stay the same when a folder's files are known from its listing."""
-    from mpo.data.folders import LIST_AFTER
+    from mpo.data.paths import LIST_AFTER
 
     find = Folders(images)
     for _ in range(LIST_AFTER + 5):

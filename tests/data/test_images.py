@@ -17,7 +17,8 @@ from support import make_image
 
 from mpo.data import images, load_preferences
 from mpo.data.encoded import with_encoded_images
-from mpo.data.images import image_size, inside, open_image
+from mpo.data.images import image_size, open_image
+from mpo.data.paths import inside
 from mpo.encoding.turns import record_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mpo.data import load_preferences
-from mpo.data.meta import count_lines, is_meta, read_meta
+from mpo.data.mixture_file import count_lines, is_meta, read_meta
 
 
 def annotations(folder, name, count, image=None):

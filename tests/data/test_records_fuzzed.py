@@ -9,9 +9,9 @@ from data.malformed import GOOD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpo.data.folders import Folders
 from mpo.data.formats import FORMATS
-from mpo.data.meta import read_meta
+from mpo.data.mixture_file import read_meta
+from mpo.data.paths import Folders
 from mpo.data.records import FEATURES, to_prompt, to_records
 from mpo.io import BadRecord
 

@@ -9,7 +9,7 @@ import pytest
 from data.test_files import QUESTIONS, SAMPLE, asked, line, tar
 from datasets import Dataset
 
-from mpo.data import load_preferences, shards, tars
+from mpo.data import load_preferences, shards
 from mpo.io import BadRecord
 
 
@@ -117,7 +117,7 @@ def test_values_that_python_cannot_hold(tmp_path, kind, saved):
 )
 def test_bad_samples_of_a_tar(tmp_path, monkeypatch, members, where, reason):
     """The whole sample is bad, and the other samples are read."""
-    monkeypatch.setattr(tars, "MAX_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr(shards, "MAX_SAMPLE_BYTES", 1000)
     path = tar(tmp_path / "shard.tar", [*SAMPLE, *members, ("2.json", line(2)), ("2.png", b"an image")])
     refused(path, f":{where}", reason)
     good, bad = skipping(path)

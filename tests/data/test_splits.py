@@ -8,7 +8,7 @@ from data.test_files import QUESTIONS, asked, line, tar, write
 from datasets import Dataset
 
 from mpo.data import load_preferences
-from mpo.data.splits import files_of_split
+from mpo.data.files import files_of_split
 
 
 def made(folder, *names):

@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> Report:
     written = write(pairs, args.target, args)
     if not args.check:
         return Report(written_text(written), {**written_data(written), "checked": False})
-    from mpo.curation.compare import first_difference
-    from mpo.curation.write import not_kept
+    from mpo.curation.write import first_difference, not_kept
     from mpo.data import load_preferences
 
     again = load_preferences(written.path, **({"image_root": written.image_root} if written.image_root else {}))

@@ -28,11 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     refuse_replacing("--html", args.html, "<!doctype html>")
-    from mpo.curation.stats import compute_stats, stats_data, stats_text
+    from mpo.curation.stats import compute_stats, stats_data, stats_page, stats_text
 
     found = compute_stats(load(args), load_processor(args), num_proc=processes(args))
     if args.html:
-        from mpo.curation.stats_page import stats_page
-
         write_text(args.html, stats_page(found, str(args.path)))
     return Report(stats_text(found), {"path": args.path, **stats_data(found), "html": args.html})

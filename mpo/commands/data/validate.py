@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     refuse_replacing("--output", args.output, '{"where": ')
-    from mpo.curation.findings import PROBLEMS
+    from mpo.curation.examine import PROBLEMS
     from mpo.curation.validate import validate
 
     processor = load_processor(args)

@@ -11,7 +11,8 @@ from typing import Any
 from datasets import Image, List
 
 from mpo.data import load_preferences
-from mpo.data.records import IMAGE_PLACEHOLDER, to_prompt
+from mpo.data.messages import IMAGE_PLACEHOLDER
+from mpo.data.records import to_prompt
 from mpo.encoding.keys import image_key
 from mpo.encoding.turns import Record, record_images
 

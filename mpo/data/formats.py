@@ -1,0 +1,430 @@
+"""Read the formats of preference pairs, a class each. Values are not checked here but in `mpo.data.records`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from mpo.io import json_kind, parse_json
+
+Line = Mapping[str, Any]
+OWN_DATA_SET = (
+    "Load the file with datasets.load_dataset and pass that to MPOTrainer, which reads TRL's columns and drops the None values "
+    "that Arrow adds to calls and tools."
+)
+ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
+"""What a completion of VLFeedback is rated in."""
+MAX_PAIRS = 6
+"""Maximum pairs per prompt of VLFeedback: all pairs of four completions; of more, the pairs with the largest margins."""
+MAX_RESPONSES = 64
+"""Maximum completions per prompt of VLFeedback."""
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES |= {"system": "system", "observation": "tool", "tool": "tool"}
+"""The role of each name of ShareGPT."""
+_COMMON = ("image", "images", "video", "videos", "system", "id", "chosen", "rejected")
+_CANNOT = "records have no field for it. Remove it or leave the record out"
+_TRL_CANNOT = f"records have no field for it. {OWN_DATA_SET.rstrip('.')}"
+
+
+@dataclass(frozen=True)
+class FoundPair:
+    """A pair as read from a file: nothing is checked, and every value may have any type. None: the line has no such value."""
+
+    prompt: Any  # text with <image> and <video> placeholders, or messages
+    chosen: Any  # the preferred completion, text or messages
+    rejected: Any
+    images: Any = None  # one image or several: paths, bytes, or dicts with bytes or path
+    videos: Any = None  # one path or several
+    system: Any = None  # text of a system message in front of the prompt
+    id: Any = None
+    prompt_id: Any = None  # other pairs may have the same
+    source: Any = None
+    ground_truth: Any = None
+    margin: Any = None  # how much better the chosen completion is
+    tiles: Any = None  # how the images are split into tiles: min, max, thumbnail
+    frames: Any = None  # number of frames of each video: min, max
+    augment: Any = None  # whether the images are augmented in training
+    metadata: Any = field(default_factory=dict)  # the other fields of the line
+    dropped: int = 0  # number of pairs of the line that are dropped after this one
+
+
+class Format:
+    """A format of lines. ``NAME`` is the value of ``format=``, and ``NEEDS`` says in error messages which fields a line has."""
+
+    NAME: str
+    NEEDS: str
+
+    def matches(self, line: Line) -> bool:
+        """Whether a line is in this format. Raises ValueError for a line that has two prompts."""
+        raise NotImplementedError
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        """Read the pairs of a line, without checking their values.
+
+        Raises:
+            ValueError: for a line that cannot be read in this format.
+        """
+        raise NotImplementedError
+
+
+# MMPR and the data sets with its fields
+
+
+class _MMPR(Format):
+    """MMPR's annotation lines, v1.0 to v1.2. If ``metadata`` is the only other field, `mpo data convert` wrote it."""
+
+    NAME = "mmpr"
+    NEEDS = "question, chosen, rejected; optional: image or video"
+
+    def matches(self, line: Line) -> bool:
+        return _has_question(line)
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        _refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
+        other = _rest(line, (*_COMMON, "question", "answer_gt"))
+        if len(other) == 1 and isinstance(other.get("metadata"), Mapping):
+            other = dict(other["metadata"])
+        yield _pair(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"), metadata=other)
+
+
+class _RLAIFV(Format):
+    """RLAIF-V-Dataset: MMPR's fields, and some that name its source."""
+
+    NAME = "rlaif_v"
+    NEEDS = "question, chosen, rejected, image (bytes or path) or image_path; ds_name, origin_dataset or origin_split"
+
+    def matches(self, line: Line) -> bool:
+        return any(name in line for name in ("ds_name", "origin_dataset", "origin_split")) and _has_question(line)
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        yield _of_rlhf_v(line, line, ("image", "question", "chosen", "rejected", "system", "idx"), line.get("idx"))
+
+
+class _RLHFV(Format):
+    """RLHF-V-Dataset: ``text`` is JSON with ``question``, ``chosen``, ``rejected``."""
+
+    NAME = "rlhf_v"
+    NEEDS = "text (JSON with question, chosen, rejected), image (bytes or path) or image_path"
+
+    def matches(self, line: Line) -> bool:
+        if "text" not in line or not ("image" in line or "image_path" in line):
+            return False
+        if not any(name in line for name in ("question", "prompt", "chosen", "rejected")):
+            return True  # no other field can be part of a pair
+        try:
+            pair = self._pair(line["text"])
+        except ValueError:
+            return False
+        return all(name in pair for name in ("question", "chosen", "rejected"))
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        index = line.get("origin_split_inner_idx") if line.get("idx") is None else line["idx"]
+        yield _of_rlhf_v(line, self._pair(line.get("text")), ("image", "text", "system", "idx", "origin_split_inner_idx"), index)
+
+    @staticmethod
+    def _pair(text: Any) -> Line:
+        pair = parse_json(text, "'text', which holds the pair in rlhf_v's lines") if isinstance(text, str) else text
+        if not isinstance(pair, Mapping):
+            raise ValueError(f"'text' holds {json_kind(pair)} instead of rlhf_v's object with question, chosen, rejected.")
+        return pair
+
+
+def _of_rlhf_v(line: Line, pair: Line, used: Iterable[str], id: Any) -> FoundPair:
+    prompt, chosen, rejected = (pair.get(name) for name in ("question", "chosen", "rejected"))
+    image = line.get("image") or line.get("image_path")
+    return FoundPair(prompt, chosen, rejected, image, system=line.get("system"), id=id, metadata=_rest(line, used))
+
+
+# Ratings
+
+
+class _VLFeedback(Format):
+    """VLFeedback (Silkie, arXiv 2312.10665): completions of several models, each rated in three aspects.
+
+    The rating of a completion is the mean over the aspects. Of two completions, the one with the higher rating is chosen, and the
+    margin is the difference. Completions with equal ratings or equal texts make no pair. Lines without a pair, and pairs beyond
+    `MAX_PAIRS`, are counted and reported.
+    """
+
+    NAME = "vlfeedback"
+    NEEDS = "prompt, completions (each with response and annotations), img_path or image"
+
+    def matches(self, line: Line) -> bool:
+        return "completions" in line
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        """Those with the largest margin first."""
+        completions = _completions(line.get("completions"))
+        ratings = [_rating(completion, place) for place, completion in enumerate(completions)]
+        texts = [completion.get("response") for completion in completions]
+        ranked = [
+            (abs(ratings[one] - ratings[other]), *((one, other) if ratings[one] > ratings[other] else (other, one)))
+            for one, other in combinations(range(len(completions)), 2)
+            if ratings[one] != ratings[other] and texts[one] != texts[other]
+        ]
+        ranked.sort(key=lambda pair: -pair[0])
+        image = _one_of(line, "img_path", "image")
+        metadata = _rest(line, ("prompt", "completions", "img_path", "image", "system", "id", "models"))
+        taken = ranked[:MAX_PAIRS]
+        for place, (margin, better, worse) in enumerate(taken, start=1):
+            models = {f"{side}_model": completions[at].get("model") for side, at in (("chosen", better), ("rejected", worse))}
+            yield FoundPair(
+                prompt=line.get("prompt"),
+                chosen=texts[better],
+                rejected=texts[worse],
+                images=image,
+                system=line.get("system"),
+                id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
+                margin=margin,
+                metadata={**metadata, **models, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},
+                dropped=len(ranked) - len(taken) if place == len(taken) else 0,
+            )
+
+
+def _completions(given: Any) -> list[Line]:
+    """Check the completions: a list of objects or, as datasets may store it, an object of lists."""
+    if isinstance(given, Mapping):
+        columns = {name: value for name, value in given.items() if isinstance(value, list)}
+        if len(columns) < len(given) or len({len(value) for value in columns.values()}) != 1:
+            raise ValueError("'completions' is an object whose fields are not lists of one length. Give a list of objects.")
+        given = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if not isinstance(given, list) or not all(isinstance(one, Mapping) for one in given):
+        raise ValueError(f"'completions' must be a list, each an object; got {json_kind(given)}.")
+    if not 2 <= len(given) <= MAX_RESPONSES:
+        raise ValueError(f"'completions' has {len(given)} entries; expected 2 to {MAX_RESPONSES}.")
+    return given
+
+
+def _rating(completion: Line, place: int) -> float:
+    annotations, total = completion.get("annotations"), 0.0
+    if not isinstance(annotations, Mapping):
+        raise ValueError(f"entry {place + 1} of 'completions' has no object 'annotations'.")
+    for aspect in ASPECTS:
+        given = annotations.get(aspect)
+        rating = given.get("Rating") if isinstance(given, Mapping) else given
+        try:
+            value = float(rating) if isinstance(rating, (str, int, float)) and not isinstance(rating, bool) else math.nan
+        except (ValueError, OverflowError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(
+                f"entry {place + 1} of 'completions' has no number as its rating of {aspect!r}. Fix it or leave it out."
+            )
+        total += value
+    return total / len(ASPECTS)
+
+
+# Conversations
+
+
+class _ShareGPT(Format):
+    """LLaMA-Factory's ranking data: ``conversations`` of ``{from, value}``, or ``messages`` of ``{role, content}``."""
+
+    NAME = "sharegpt"
+    NEEDS = "conversations (or messages), chosen, rejected; optional: images or videos"
+
+    def matches(self, line: Line) -> bool:
+        if "conversations" in line:
+            return True
+        has_prompt = line.get("prompt") not in (None, "", [])  # beside it, messages only repeat TRL's prompt and completion
+        return "messages" in line and ("chosen" in line or "rejected" in line) and not has_prompt
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        _refuse(line, ("tools", "audios"), _CANNOT)
+        turns = _one_of(line, "conversations", "messages")
+        if not isinstance(turns, list) or not turns:
+            raise ValueError(f"'conversations' must be a list of turns; got {'an empty one' if turns == [] else json_kind(turns)}.")
+        prompt = [_message(turn, f"turn {place + 1}") for place, turn in enumerate(turns)]
+        if (role := prompt[-1]["role"]) not in ("user", "tool"):
+            raise ValueError(f"the last turn is the {role}'s, but 'chosen' and 'rejected' reply to a human. Remove that turn.")
+        sides = {side: line.get(side) for side in ("chosen", "rejected")}
+        sides = {side: [_message(one, f"{side!r}")] if isinstance(one, Mapping) else one for side, one in sides.items()}
+        yield _pair(line, ("conversations", "messages"), prompt=prompt, **sides)
+
+
+def _message(turn: Any, what: str) -> dict[str, Any]:
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{what} is {json_kind(turn)} instead of an object with 'from' and 'value'.")
+    role = _one_of(turn, "from", "role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"{what} is from {role!r}; 'from' must be one of {', '.join(ROLES)}.")
+    return {"role": ROLES[role], "content": _one_of(turn, "value", "content")}
+
+
+class _Swift(Format):
+    """ms-swift's RLHF data. ``rejected_images`` must equal ``images``: a pair has one prompt and one set of images."""
+
+    NAME = "swift"
+    NEEDS = "messages (the last one the chosen completion) and rejected_response or rejected_messages; optional: images or videos"
+    _REJECTED = ("rejected_response", "rejected_messages")
+
+    def matches(self, line: Line) -> bool:
+        return "messages" in line and any(name in line for name in (*self._REJECTED, "rejected_images"))
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        _refuse(line, ("tools", "objects", "audios", "rejected_tools", "rejected_audios"), _CANNOT)
+        for kind in ("images", "videos"):
+            if line.get(f"rejected_{kind}") not in (None, line.get(kind)):
+                raise ValueError(
+                    f"'rejected_{kind}' differ from {kind!r}, but a pair has one set of them. Remove 'rejected_{kind}'."
+                )
+        prompt, chosen = self._split(line.get("messages"), "messages")
+        rejected = _one_of(line, *self._REJECTED)
+        if line.get("rejected_messages") is not None:
+            other_prompt, rejected = self._split(rejected, "rejected_messages")
+            if other_prompt != prompt:
+                raise ValueError("'rejected_messages' differ from 'messages' before the last one, but a pair has one prompt.")
+        used = (*self._REJECTED, "messages", "rejected_images", "rejected_videos", "margin")
+        yield _pair(line, used, prompt=prompt, chosen=chosen, rejected=rejected, margin=line.get("margin"))
+
+    @staticmethod
+    def _split(messages: Any, name: str) -> tuple[list[Any], list[Any]]:
+        """Split a conversation into the prompt and its last message, the completion."""
+        if not isinstance(messages, list) or len(messages) < 2:
+            found = f"a list of {len(messages)}" if isinstance(messages, list) else json_kind(messages)
+            raise ValueError(f"{name!r} must be a list of at least two messages, the last one the completion; got {found}.")
+        last = messages[-1]
+        if not isinstance(last, Mapping) or last.get("role") != "assistant":
+            raise ValueError(f"the last of {name!r} must be a message of the assistant, the completion; got {last!r:.100}.")
+        return messages[:-1], [last]
+
+
+# TRL
+
+
+class _TRL(Format):
+    """TRL's preference formats, and saved rows of `load_preferences`, which keep all their columns.
+
+    Without ``prompt``, the common prefix of the completions is the prompt. This holds for messages, and for text only if the format
+    is given: any two texts may begin alike, so a line that lost its prompt would look the same. It also holds for messages that
+    begin with a text ``prompt`` (as in UltraFeedback).
+    """
+
+    NAME = "trl"
+    NEEDS = (
+        "prompt, chosen, rejected as text or messages; or no prompt, and messages (text with format=trl) that begin with it; "
+        "optional: images"
+    )
+    _OWN = ("prompt_id", "source", "ground_truth", "margin", "tiles", "augment")
+
+    def matches(self, line: Line) -> bool:
+        return "prompt" in line or (isinstance(line.get("chosen"), list) and isinstance(line.get("rejected"), list))
+
+    def read(self, line: Line) -> Iterator[FoundPair]:
+        _refuse(line, ("tools", "chat_template_kwargs"), _TRL_CANNOT)
+        prompt, chosen, rejected = (line.get(name) for name in ("prompt", "chosen", "rejected"))
+        is_prefix = prompt is None and chosen and rejected and ("prompt" not in line or isinstance(chosen, list))
+        if is_prefix or (isinstance(prompt, str) and _begins_with(chosen, prompt) and _begins_with(rejected, prompt)):
+            prompt, chosen, rejected = _split_common_prefix(chosen, rejected)
+        metadata = line.get("metadata")
+        own = parse_json(metadata, "'metadata'") if isinstance(metadata, str) and metadata else metadata
+        own = own if isinstance(own, dict) else {} if own in (None, "") else {"metadata": own}
+        named: dict[str, Any] = {name: line.get(name) for name in self._OWN}
+        used = [*_COMMON, *self._OWN, "prompt", "metadata"]
+        if isinstance(line.get("frames"), Mapping):  # in other files, frames may mean images
+            named["frames"], used = line["frames"], [*used, "frames"]
+        if named["ground_truth"] is None:  # other files call it 'answer'
+            named["ground_truth"], used = line.get("answer"), [*used, "answer"]
+        sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        yield _pair(line, (), **sides, **named, metadata={**own, **_rest(line, used)})
+
+
+def _begins_with(conversation: Any, prompt: str) -> bool:
+    """Whether a conversation begins with the prompt as a user's turn, possibly after a system message."""
+    if not isinstance(conversation, list):
+        return False
+    turns = [turn for turn in conversation[:2] if isinstance(turn, Mapping) and turn.get("role") != "system"]
+    return bool(turns) and turns[0].get("role") == "user" and _text(turns[0].get("content")) == prompt.strip()
+
+
+def _text(content: Any) -> str | None:
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        content = "".join(text for text in texts if isinstance(text, str))
+    return content.strip() if isinstance(content, str) else None
+
+
+def _split_common_prefix(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    if type(chosen) is not type(rejected) or not isinstance(chosen, (str, list)):
+        raise ValueError("without 'prompt', 'chosen' and 'rejected' must be both text or both lists of messages. Add 'prompt'.")
+    shorter = min(len(chosen), len(rejected))
+    length = next((place for place in range(shorter) if chosen[place] != rejected[place]), shorter)
+    if isinstance(chosen, str) and 0 < length < shorter and chosen[length - 1] == " ":
+        length -= 1  # as TRL does: the space belongs to the completion
+    if isinstance(chosen, list) and length == shorter and shorter:
+        length -= 1  # equal completions: reported later, by the checks of all formats
+    if not length:
+        raise ValueError("there is no prompt: 'chosen' and 'rejected' do not begin with the same one. Add 'prompt'.")
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+# All formats
+
+FORMATS = {one.NAME: one for one in (_Swift(), _ShareGPT(), _VLFeedback(), _RLAIFV(), _RLHFV(), _MMPR(), _TRL())}
+"""In the order of detection: the more specific formats come first."""
+
+
+def detect(line: Line) -> Format:
+    """Find the format of a line by the fields that the line has.
+
+    Raises:
+        ValueError: for a line in no known format (the message lists the formats), and for a line with two prompts.
+    """
+    for one in FORMATS.values():
+        if one.matches(line):
+            return one
+    known = "; ".join(f"{name}: {one.NEEDS}" for name, one in FORMATS.items())
+    has = ", ".join(map(repr, list(line)[:20])) or "nothing"
+    raise ValueError(f"no pair in any known format: the line has {has}. Use one of these, with the fields they need: {known}.")
+
+
+def check_format(name: str | None) -> None:
+    """Check the name of a format. Raises ValueError for an unknown name; the message lists the formats."""
+    if name is not None and name not in FORMATS:
+        raise ValueError(f"format is one of {', '.join(FORMATS)}, or null to detect it; got {name!r}.")
+
+
+def images(line: Line) -> Any:
+    """Return the images of a line, from ``image`` or ``images``. Raises ValueError for a line with both fields."""
+    return _one_of(line, "image", "images")
+
+
+def _pair(line: Line, used: Iterable[str] = (), **own: Any) -> FoundPair:
+    """Read the fields that most formats share; ``own`` are the others, and ``used`` the fields of the line that they are from."""
+    if "metadata" not in own:
+        own["metadata"] = _rest(line, (*_COMMON, *used))
+    own = {"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own}
+    videos = _one_of(line, "video", "videos")
+    return FoundPair(images=images(line), videos=videos, system=line.get("system"), id=line.get("id"), **own)
+
+
+def _one_of(line: Line, *names: str) -> Any:
+    """Return the value of the one field, of several alternatives, that a line has."""
+    found = [name for name in names if line.get(name) is not None]
+    if len(found) > 1:
+        raise ValueError(f"the line has both {found[0]!r} and {found[1]!r}, which mean the same. Keep one of them.")
+    return line[found[0]] if found else None
+
+
+def _rest(line: Line, used: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in used and value is not None}
+
+
+def _refuse(line: Line, fields: Iterable[str], why: str) -> None:
+    """Refuse a line with fields that a record cannot hold."""
+    for name in fields:
+        if line.get(name) not in (None, "", [], {}):
+            raise ValueError(f"the line has {name!r}: {why}.")
+
+
+def _has_question(line: Line) -> bool:
+    """Whether a line has a ``question``; with a second prompt beside it, its format is ambiguous."""
+    other = next((name for name in ("prompt", "messages", "conversations") if line.get(name) not in (None, "", [])), None)
+    if other is not None and line.get("question") not in (None, ""):
+        raise ValueError(
+            f"the line has both 'question' and {other!r}, either of which may be the prompt. Keep one, or set format=."
+        )
+    return "question" in line

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpo.data.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 if TYPE_CHECKING:
     from PIL.Image import Image

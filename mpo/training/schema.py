@@ -115,7 +115,7 @@ class Job(TypedDict, total=False):
 
     run_dir: Path
     resume: str
-    seed: NotNegative | None
+    seed: NotNegative
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     dry_run: bool
     dry_run_gpu_gb: Rate | None
@@ -150,7 +150,7 @@ def check_keys(known: Mapping[str, Any], given: Any, where: str) -> None:
         ValueError: naming the first unknown key with its closest match, or the key with a value of another type.
     """
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where} must be a group of keys; got {given!r}. Choose one with {where}=NAME.")
+        raise ValueError(f"{where} must be a group of keys; got {given!r}.")
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"Unknown key {key!r} in {where or 'the configuration'}.{did_you_mean(str(key), known, most=20)}")
@@ -159,18 +159,21 @@ def check_keys(known: Mapping[str, Any], given: Any, where: str) -> None:
 
 def _check_value(kind: Any, value: Any, name: str) -> None:
     nested = next((part for part in (kind, *get_args(kind)) if is_typeddict(part)), None)
-    if nested is not None and isinstance(value, Mapping):
+    if nested is not None and value is not None:
         return check_keys(hints(nested), value, name)
+    if nested is not None:
+        return None
     try:
-        TypeAdapter(kind, config=None if nested else ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+        TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
     except PydanticUserError:  # a type that pydantic cannot check
         return None
     except ValidationError as error:
-        if isinstance(value, int | float) and not isinstance(value, bool) and str in _parts(kind):
+        if isinstance(value, int | float) and not isinstance(value, bool) and {str} == {*_parts(kind)} - {type(None)}:
             return None  # YAML takes run_name=2026 for a number
-        found = error.errors()
-        limits = [one["msg"].removeprefix("Input should be ") for one in found if not one["type"].endswith(("_type", "_error"))]
-        expected = limits[0] if len(found) - len(limits) < len(found) and limits else _described(kind)
+        limits = [
+            one["msg"].removeprefix("Input should be ") for one in error.errors() if not one["type"].endswith(("_type", "_error"))
+        ]
+        expected = limits[0] if limits else _described(kind)
         raise ValueError(f"{name} must be {expected}; got {value!r}.") from None
 
 

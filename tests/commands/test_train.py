@@ -1,9 +1,11 @@
 """`mpo train`: help, composition of every recipe, errors, a run, its resumption, a sweep."""
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,14 @@ from support import make_image
 
 from mpo.commands import main
 from mpo.commands.train import settable
+from mpo.data import load_preferences
 from mpo.models.family import INTERNVL
+from mpo.models.loading import load_model
 from mpo.preflight.structure import build_structure, count_parameters
-from mpo.training.job import TrainJob, run_train_job
+from mpo.training import schema
+from mpo.training.job import GROUPS, OPTIONAL, TrainJob, run_train_job
+from mpo.training.launch.place import KEYS
+from mpo.training.schema import hints
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +140,73 @@ def test_refusals_before_anything_loads(arguments, override, message, monkeypatc
         if "batching" in override:
             with pytest.raises(ValueError, match=message):
                 TrainJob.from_config({**config, "dry_run": True})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_steps=x", "trainer.max_steps must be a whole number; got 'x'"),
+        ("trainer.max_steps=2.5", "trainer.max_steps .*2.5"),
+        ("trainer.learning_rate=fast", "trainer.learning_rate must be a number; got 'fast'"),
+        ("trainer.learning_rate=[0.1]", r"trainer.learning_rate .*\[0.1\]"),
+        ("trainer.use_cpu=5", "trainer.use_cpu must be true or false; got 5"),
+        ("trainer.global_batch_size=0", "trainer.global_batch_size .*1; got 0"),
+        ("loss.beta=null", "loss.beta must be a number; got None"),
+        ("loss.loss_type=7", "loss.loss_type .*7"),
+        ("data.limit=abc", "data.limit must be a whole number or null; got 'abc'"),
+        ("data.limit=-1", "data.limit .*1; got -1"),
+        ("data.max_bad_fraction=2", "data.max_bad_fraction .*1; got 2"),
+        ("data.tiles.max=many", "data.tiles.max .*'many'"),
+        ("data.tiles.mux=1", "Did you mean 'max'"),
+        ("data.tiles=3", "data.tiles must be a group of keys; got 3"),
+        ("data.num_proc=0", "data.num_proc .*got 0"),
+        ("model.max_tiles=0", "model.max_tiles .*1; got 0"),
+        ("model.thumbnail=maybe", "model.thumbnail must be true or false or null; got 'maybe'"),
+        ("lr.vision=fast", "lr.vision must be a number or null; got 'fast'"),
+        ("lr.vision=-1", "lr.vision .*0; got -1"),
+        ("lr.visio=1e-6", "Did you mean 'vision'"),
+        ("drop_path=1", "drop_path .*1; got 1"),
+        ("seed=one", "seed must be a whole number; got 'one'"),
+        ("seed=true", "seed .*True"),
+        ("launch.nnodes=two", "launch.nnodes must be a whole number or null; got 'two'"),
+        ("launch.master_port=70000", "launch.master_port .*65535; got 70000"),
+        ("samples.count=-1", "samples.count .*0; got -1"),
+        ("samples.coun=1", "Did you mean 'count'"),
+        ("dry_run_gpu_gb=big", "dry_run_gpu_gb must be a number or null; got 'big'"),
+        ("model=3", "model must be a group of keys; got 3"),
+    ],
+)
+def test_a_value_of_another_type_is_named(arguments, override, message):
+    config = composed([*arguments, "model.name_or_path=/nowhere"])
+    key, value = override.split("=", 1)
+    place = config
+    *groups, last = key.split(".")
+    for group in groups:
+        if place.get(group) is None:
+            place[group] = {}
+        place = place[group]
+    place[last] = yaml.safe_load(value)
+    with pytest.raises(ValueError, match=message):
+        TrainJob.from_config(config)
+
+
+def test_the_keys_of_a_job_are_the_arguments_of_what_it_calls():
+    loading = inspect.signature(load_preferences).parameters
+    renamed = {"meta", "mix", "eval_path", "eval_image_root", "eval_split", "eval_format"}
+    assert set(hints(schema.Data)) - renamed == set(loading)
+    assert set(hints(schema.Model)) - {"_target_"} == set(inspect.signature(load_model).parameters) - {"quantization_config"}
+    assert set(hints(schema.Launch)) == set(KEYS)
+    assert {field.name for field in fields(TrainJob)} == {*hints(schema.Job), *GROUPS, *OPTIONAL}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"r": 0}, {"r": "8"}, {"lora_alpha": "x"}, {"lora_dropout": 1.5}, {"bias": "some"}, {"target_modules": 3}]
+)
+def test_a_setting_of_an_adapter_of_another_type_is_named(arguments, settings):
+    config = composed([*arguments, "model.name_or_path=/nowhere", "peft=lora"])
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"peft.{name} .*got {value!r}"):
+        TrainJob.from_config({**config, "peft": {**config["peft"], **settings}})
 
 
 @pytest.mark.parametrize(

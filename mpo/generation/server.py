@@ -95,7 +95,6 @@ class ServerModel:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        import httpx
         import openai
 
         try:
@@ -108,7 +107,9 @@ class ServerModel:
             raise ConnectionError(f"{self.url} refuses the request ({_reason(error)}).") from error
         except openai.APIConnectionError as error:
             raise ConnectionError(f"{self.url} cannot be reached ({error.__cause__ or error}). Is the server running?") from error
-        except (openai.OpenAIError, httpx.HTTPError) as error:
+        except Exception as error:  # a broken stream raises the error of the client's HTTP library, which depends on its version
+            if not isinstance(error, openai.OpenAIError) and not type(error).__module__.startswith("http"):
+                raise
             raise ConnectionError(f"{self.url} failed while it responded ({error}).") from error
 
 

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
+from yaml import YAMLError
 
 from mpo.batching.attention import check_backend
 from mpo.data import load_preferences
@@ -38,6 +39,7 @@ from mpo.training.schema import check_keys, hints
 from mpo.training.without_gpu import without_gpu
 
 RESOLVED = "resolved.yaml"
+FINAL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PEFT_KINDS = ("none", "lora", "qlora")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
@@ -159,8 +161,8 @@ class TrainJob:
             refuse_adapter(job.model["name_or_path"])
         if job.model.get("dtype") is not None:
             job.model = {**job.model, "dtype": str(as_dtype(job.model["dtype"])).removeprefix("torch.")}
-        job.checkpoint()
         job.check_packages(job.planned_arguments())
+        job.checkpoint()
         return job
 
     def loader(self) -> Any:
@@ -284,12 +286,23 @@ class TrainJob:
         """
         folder = self._checkpoint()
         if folder is not None and (saved := Path(folder).parent / RESOLVED).is_file():
-            before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(saved)))
+            try:
+                before: Any = OmegaConf.to_container(OmegaConf.load(saved))
+            except (OSError, ValueError, YAMLError) as error:
+                before = error
+            if not isinstance(before, dict) or not before:
+                raise ValueError(f"{saved} is damaged ({before}). Delete it to compare with what the checkpoint says alone.")
             check_same_recipe(before, asdict(self), folder)
         return folder
 
     def _checkpoint(self) -> str | None:
         newest = self.newest_checkpoint()
+        finished = [name for name in FINAL_WEIGHTS if (Path(self.run_dir) / name).is_file()]
+        if newest is None and finished and self.resume in ("auto", "never"):
+            raise ValueError(
+                f"{self.run_dir} contains {finished[0]} of a finished run, and no checkpoint to compare with. Choose another "
+                "run_dir, or delete that one to train again."
+            )
         if self.resume == "auto":
             return newest
         if self.resume == "never":
@@ -299,8 +312,13 @@ class TrainJob:
                     "from it, or choose another run_dir."
                 )
             return None
-        if not (Path(self.resume) / "trainer_state.json").is_file():
+        if not isinstance(self.resume, str) or not (Path(self.resume) / "trainer_state.json").is_file():
             raise ValueError(f"resume must be auto, never or the path of a checkpoint; got {self.resume!r}.")
+        if newest is not None and Path(self.resume).resolve().parent != Path(self.run_dir).resolve():
+            raise ValueError(
+                f"resume={self.resume} is a checkpoint of another run, and {self.run_dir} contains {Path(newest).name} of its own. "
+                "Choose another run_dir."
+            )
         return str(self.resume)
 
     def place(self) -> Place:

@@ -57,6 +57,8 @@ MAY_CHANGE_IN_RECIPES = {
 """Keys and groups of a recipe that may differ; those of ``trainer`` are `MAY_CHANGE`."""
 _NOT_OF_AN_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version", "task_type")
 
+_NOT_OF_A_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "id2label", "label2id")
+
 
 def description(model: nn.Module, args: MPOConfig, processing_class: Any, optimizer: Any) -> dict[str, Any]:
     """Describe what a resumed run must have in common with this one, besides weights and records, as plain JSON values by name.
@@ -77,9 +79,12 @@ def description(model: nn.Module, args: MPOConfig, processing_class: Any, optimi
         "optimizer passed to the trainer": optimizer and {"class": type(optimizer).__name__, **optimizer.defaults},
         "adapters": {adapter: config.peft_type for adapter, config in adapters.items()},
     }
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    settings = {name: value for name, value in _flat(base.config.to_dict()) if not {*name.split(".")} & {*_NOT_OF_A_MODEL}}
+    found |= {f"config.json's {name}": value for name, value in settings.items()}
     for adapter, config in adapters.items():
-        settings = config.to_dict().items()
-        found |= {f"{adapter} adapter's {name}": value for name, value in settings if name not in _NOT_OF_AN_ADAPTER}
+        own = config.to_dict().items()
+        found |= {f"{adapter} adapter's {name}": value for name, value in own if name not in _NOT_OF_AN_ADAPTER}
     plain: dict[str, Any] = json.loads(json.dumps(found, default=_plain))
     return plain
 

@@ -12,7 +12,7 @@ from mpo.io import did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Path = str
 Part = str | int | None
@@ -114,7 +114,7 @@ class Job(TypedDict, total=False):
     """The keys of ``recipes/train.yaml`` whose value is not a group."""
 
     run_dir: Path
-    resume: str
+    resume: Any  # checked by `TrainJob.checkpoint`
     seed: NotNegative
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     dry_run: bool

@@ -1,7 +1,9 @@
 """What may change before a run is resumed, and what is refused by name: by the trainer, and by a recipe."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from support import make_image, text_pairs
 
 from mpo import MPOConfig
 from mpo.training.content import content_of
-from mpo.training.job import TrainJob
+from mpo.training.job import FINAL_WEIGHTS, TrainJob
 from mpo.training.same_run import MAY_CHANGE, MAY_CHANGE_IN_RECIPES
 
 SAVING = {"kind": "lora", "pairs": 4, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
@@ -70,6 +72,21 @@ def test_the_trainer_refuses(saved, settings, names):
         line = next(line for key, line in lines.items() if key.endswith(name))
         first, second = line.split(" = ", 1)[1].split(" (now ")
         assert before in first and now in second
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("text_config.rms_norm_eps", 0.1), ("vision_config.layer_norm_eps", 0.2), ("downsample_ratio", 0.25)]
+)
+def test_another_config_of_the_model_is_refused(saved, key, value):
+    trainer = small_run(saved.parent, **{**SAVING, "max_steps": 2})
+    *parts, name = key.split(".")
+    config = trainer.model.get_base_model().config
+    for part in parts:
+        config = getattr(config, part)
+    setattr(config, name, value)
+    trainer._start_loop()
+    with pytest.raises(ValueError, match=rf"config.json's {key} = .* \(now {value}\)"):
+        trainer.train(resume_from_checkpoint=str(saved))
 
 
 def test_an_optimizer_of_the_user(tmp_path):
@@ -202,6 +219,35 @@ def test_another_kind_of_training(interrupted):
 def test_a_recipe_accepts(interrupted, changes):
     job = TrainJob.from_config(changed(interrupted, changes))
     assert job.checkpoint().endswith("checkpoint-3")
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "- 1", b"\xff\xfe"], ids=repr)
+def test_a_damaged_recipe_is_named(interrupted, text):
+    path = Path(interrupted["run_dir"], "resolved.yaml")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is damaged"):
+        TrainJob.from_config(interrupted)
+
+
+@pytest.mark.parametrize("resume", [True, False, None, 3, "maybe"])
+def test_what_resume_may_be(interrupted, resume):
+    with pytest.raises(ValueError, match=f"resume must be auto, never or .*got {resume!r}"):
+        TrainJob.from_config({**interrupted, "resume": resume})
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("name", FINAL_WEIGHTS)
+def test_a_finished_run_without_a_checkpoint_is_not_replaced(composed, tmp_path, resume, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))} contains {name}.*run_dir"):
+        TrainJob.from_config({**composed, "run_dir": str(tmp_path), "resume": resume})
+
+
+def test_a_checkpoint_of_another_run_does_not_replace_a_run(interrupted, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(interrupted["run_dir"], other, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"resume=.*other.*contains checkpoint-3"):
+        TrainJob.from_config({**interrupted, "resume": f"{other}/checkpoint-3"})
 
 
 # --- The content of the records

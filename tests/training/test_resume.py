@@ -231,7 +231,7 @@ def test_a_damaged_recipe_is_named(interrupted, text):
 
 @pytest.mark.parametrize("resume", [True, False, None, 3, "maybe"])
 def test_what_resume_may_be(interrupted, resume):
-    with pytest.raises(ValueError, match=f"resume must be auto, never or .*got {resume!r}"):
+    with pytest.raises(ValueError, match=f"resume .*auto, never.* {resume!r}"):
         TrainJob.from_config({**interrupted, "resume": resume})
 
 

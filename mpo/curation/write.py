@@ -111,7 +111,9 @@ def _form_of(target: Path) -> str:
     ending = target.suffix.lower()
     form = ENDINGS.get("" if ending[1:].isdigit() else ending)
     if form is None:
-        raise ValueError(f"{target} has an unknown suffix {ending}. Use .jsonl, .parquet, none (save_to_disk), or set form.")
+        raise ValueError(
+            f"{target} has an unknown suffix {ending}. Use .jsonl, .parquet, none (save_to_disk), or choose the format."
+        )
     return form
 
 

@@ -58,7 +58,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
     text = os.fspath(path)
     if not os.path.exists(text) and not _is_pattern(text):
         if Path(text).name.lower().endswith(KNOWN) or not _HUB_NAME.fullmatch(text):
-            raise ValueError(f"There is no file {text}. Set data.path to a file of preference pairs.")
+            raise ValueError(f"There is no file {text}. Give a file of preference pairs.")
         return _of_dataset(_from_hub(text, split), text)
     if os.path.isdir(text) and _is_saved(Path(text)):
         return _of_dataset(_from_disk(Path(text), split), text)
@@ -66,7 +66,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
     if os.path.isdir(text) and _SLICE.search(split):
         return _of_dataset(_sliced(found, text, split), text)
     if not found:
-        raise ValueError(f"There is no file that matches {text}. Set data.path to a file of preference pairs.")
+        raise ValueError(f"There is no file that matches {text}. Give a file of preference pairs.")
     return [shard for one in found for shard in _of_file(str(one), min_shards)]
 
 
@@ -82,14 +82,14 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
     found = files_of_split(Path(text), _SLICE.sub("", split)) if os.path.isdir(text) else _files_at(text, split)
     for one in found:
         if not one.is_file():
-            raise ValueError(f"{one} is not a regular file. Set data.path to a file of preference pairs.")
+            raise ValueError(f"{one} is not a regular file. Give a file of preference pairs.")
     return found
 
 
 def _files_at(text: str, split: str) -> list[Path]:
     is_file = os.path.exists(text)
     if split != "train" and (is_file or _is_pattern(text)):
-        raise ValueError(f"{text} has no splits, but split={split!r} is given. Set data.path to the file of that split.")
+        raise ValueError(f"{text} has no splits, but split={split!r} is given. Give the file of that split.")
     return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
 
 
@@ -135,18 +135,16 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
     names = [name for name, files in found.items() if files]
     if not names:
         none = f"{folder} is not a folder of pairs: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}"
-        advice = (
-            "Name files or their folder after their split (train.jsonl), or set data.path to a pattern such as 'folder/*.jsonl'"
-        )
+        advice = "Name files or their folder after their split (train.jsonl), or give a pattern such as 'folder/*.jsonl'"
         raise ValueError(f"{none}, and it was not written by save_to_disk. {advice}.")
     files = found.get(_SPLIT_OF.get(asked, asked))
     if not files:
-        raise ValueError(f"{folder} has no split {split!r}. Set data.split to one of {', '.join(names)}, or data.path to files.")
+        raise ValueError(f"{folder} has no split {split!r}. Choose one of {', '.join(names)}, or give files.")
     kinds = [[file for file in files if file.name.lower().endswith(endings)] for endings in KINDS]
     there = [kind for kind in kinds if kind]
     if len(there) > 1 and not kinds[0]:
         several = f"{folder} has files of several types, such as {' and '.join(kind[0].name for kind in there)}"
-        advice = f"Set data.path to a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'"
+        advice = f"Give a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'"
         raise ValueError(f"{several}, which may have the same pairs. {advice}.")
     return there[0]
 
@@ -232,7 +230,7 @@ def _from_disk(path: Path, split: str) -> Dataset:
         raise ValueError(f"{path} is damaged, or not complete ({one_line(error)}). Save it again with save_to_disk.") from error
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
     if split not in splits:
-        raise ValueError(f"{path} has no split {split!r}. Set data.split to one of {', '.join(map(str, splits))}.")
+        raise ValueError(f"{path} has no split {split!r}. Choose one of {', '.join(map(str, splits))}.")
     for file in splits[split].cache_files:  # state.json names them
         if not Path(os.path.abspath(file["filename"])).is_relative_to(os.path.abspath(path)):
             raise ValueError(f"{path} refers to a file outside it, {file['filename']}, which is not read. Save the data set again.")
@@ -243,13 +241,15 @@ def _sliced(files: list[Path], folder: str, split: str) -> Dataset:
     """Load a slice of a split with `datasets`, which gets the files and reads nothing else."""
     kind = "parquet" if files[0].name.lower().endswith(".parquet") else "json"
     if files[0].name.lower().endswith(TARS):
-        raise ValueError(f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Set data.limit.")
+        raise ValueError(
+            f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Limit the number of pairs instead."
+        )
     name = split[: split.index("[")]
     try:
         return load_dataset(kind, data_files={name: [str(file.resolve()) for file in files]}, split=split)
     except Exception as error:  # of many types: no such slice, damaged files
         found = f"{split!r} could not be loaded from the files in {folder} ({one_line(error)})"
-        raise ValueError(f"{found}. Set data.split to a valid slice.") from error
+        raise ValueError(f"{found}. Give a valid slice.") from error
 
 
 def _from_hub(name: str, split: str) -> Dataset:
@@ -257,7 +257,7 @@ def _from_hub(name: str, split: str) -> Dataset:
         return load_dataset(name, split=split)
     except Exception as error:  # of many types: no such name or split, no network, no files in it
         found = f"{name!r} is not a file or folder, and could not be loaded from the Hub ({one_line(error)})"
-        raise ValueError(f"{found}. Set data.path to a file of preference pairs or to the name of a data set.") from error
+        raise ValueError(f"{found}. Give a file of preference pairs, or the name of a data set.") from error
 
 
 def _of_dataset(dataset: Dataset, name: str) -> list[Shard]:

@@ -183,7 +183,7 @@ def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tu
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"There is no file {path}. Set data.mix to a YAML or JSON file of sources.")
+        raise ValueError(f"There is no file {path}. Give a YAML or JSON file of sources.")
     if is_meta(path):
         return {"sources": [spec.as_source() for spec in read_meta(path, base=base)], "sampling": "repeat_time"}
     refuse_beside_mixture(path, image_root=base)
@@ -296,7 +296,7 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
     try:
         found = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), "a meta.json")
     except OSError as error:
-        raise ValueError(f"There is no file {path} that can be read ({error}). Set data.meta to a meta.json.") from error
+        raise ValueError(f"There is no file {path} that can be read ({error}). Give a meta.json.") from error
     except BadRecord as bad:
         raise ValueError(f"{path}: {bad.reason}") from None
     if not isinstance(found, dict) or not found:

@@ -63,7 +63,7 @@ def load_source(
         found = f"{converted.dropped:,} pairs of {path} are left out"
         logger.warning(f"{found}: only the {MAX_PAIRS} with the largest margins per prompt are used.")
     if converted.pairs is None:
-        raise ValueError(f"{path} has no pairs. Set data.path to a file of preference pairs.")
+        raise ValueError(f"{path} has no pairs. Give a file of preference pairs.")
     pairs = converted.pairs if limit is None else converted.pairs.select(range(min(limit, len(converted.pairs))))
     return with_settings(pairs, own)
 

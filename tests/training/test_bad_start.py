@@ -116,7 +116,7 @@ def test_a_folder_whose_tokenizer_has_no_image_tokens(tmp_path):
 
 
 def test_an_unknown_part(tmp_path):
-    with pytest.raises(ValueError, match="train_parts; got 'tower'"):
+    with pytest.raises(ValueError, match="'tower' in train_parts"):
         job(tmp_path, train_parts={"tower": "freeze"})
     with pytest.raises(ValueError, match="'tower' in lr"):
         job(tmp_path, lr={"tower": 1e-5})

@@ -46,7 +46,7 @@ def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, wher
     except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, no permission
         raise ValueError(f"{name} cannot be reached in {root} ({error}). Fix the path or leave the record out.") from error
     if kind != stat.S_IFREG:
-        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not the {what}'s file. Fix the path or leave the record out.")
+        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path or leave the record out.")
     return full
 
 
@@ -120,7 +120,7 @@ def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         raise ValueError(f"{where}: there is no such {what} file. Paths are relative to the current folder.") from None
     if kind != stat.S_IFREG:
-        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not the {what}'s file. Fix the path.")
+        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path.")
     return path
 
 

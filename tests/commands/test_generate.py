@@ -5,8 +5,10 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -175,3 +177,46 @@ def test_a_real_server(home, ask, server):
     assert status == 1 and "'other'" in err
     status, _, err = ask(server.removesuffix("/v1"))
     assert status == 1 and "/v1" in err
+
+
+class StreamingServer(BaseHTTPRequestHandler):
+    """Answers as OpenAI-compatible servers do, in three chunks."""
+
+    def log_message(self, *args):
+        pass
+
+    def _reply(self, kind, text):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self):  # noqa: N802
+        self._reply("application/json", json.dumps({"object": "list", "data": [{"id": "tiny", "object": "model"}]}))
+
+    def do_POST(self):  # noqa: N802
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert asked["model"] == "tiny" and asked["stream"]
+        common = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "tiny"}
+        deltas = [({"content": text}, None) for text in ("It ", "is ", "5.")] + [({}, "stop")]
+        chunks = [{**common, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
+        chunks.append({**common, "choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}})
+        self._reply("text/event-stream", "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n")
+
+
+def test_a_server_is_asked_whatever_http_library_its_client_uses(capsys):
+    pytest.importorskip("openai")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StreamingServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        assert main(["generate", address, "2 + 3?"]) == 0
+        assert capsys.readouterr().out == "It is 5.\n"
+        assert main(["generate", address, "2 + 3?", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (found["finish_reason"], found["prompt_tokens"], found["completion_tokens"]) == ("stop", 4, 3)
+    assert main(["generate", address, "2 + 3?"]) == 1
+    assert f"{address} cannot be reached" in capsys.readouterr().err

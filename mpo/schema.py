@@ -1,8 +1,10 @@
-"""The columns of a preference record, each named once: what it holds, and which part of the library depends on it."""
+"""The records, and the columns of a preference record, each named once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,36 @@ def names(**properties: object) -> tuple[str, ...]:
     ('margin', 'tiles', 'frames', 'augment')
     """
     return tuple(column.name for column in COLUMNS if all(getattr(column, key) == value for key, value in properties.items()))
+
+
+Message = dict[str, Any]
+"""A chat message: ``role`` and ``content``, a text or a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image"}``."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with a known answer.
+
+    Attributes:
+        messages: the conversation up to the user's turn that asks; images are placeholders in it.
+        images: images or paths of image files, one per placeholder, in order.
+        ground_truths: the known answers, each of them right; empty where none is known.
+        kind: the kind of answer (`mpo.verification` lists them); None to detect it from the rest.
+        choices: the texts of a multiple-choice question's choices, in order: A, B, ...
+        unit: the unit of a number.
+        tolerance: how far a number may be from the ground truth, as a fraction of it; None for the kind's own.
+        id: of the question, unique in its data set.
+        source: the data set that it comes from.
+        metadata: everything else that is known about it.
+    """
+
+    messages: Sequence[Message]
+    images: Sequence[Any] = ()
+    ground_truths: Sequence[str] = ()
+    kind: str | None = None
+    choices: Sequence[str] | None = None
+    unit: str | None = None
+    tolerance: float | None = None
+    id: str = ""
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -47,6 +47,8 @@ IMAGE_COLUMNS = ("images", "image")
 """Columns of images: ours, and TRL's name for a single one."""
 TRL_COLUMNS = ("image", "tools", "chat_template_kwargs")
 """Columns of TRL's formats that a user's data set may have beside ours; all of them change a record's tokens."""
+CONVERSATION_COLUMNS = ("messages", "completion")
+"""Columns of TRL's formats for supervised training that take the place of chosen and rejected."""
 EPOCH = "epoch"
 """Key of a record that is to be augmented: which pass over the records it is in. Only training has it."""
 PADDING = "is_padding"

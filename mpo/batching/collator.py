@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -11,13 +11,13 @@ from torch import Tensor
 from mpo.batching.batch import Batch, ModelInput
 from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
-from mpo.batching.skipping import BLANK_PAIR, sort_out
+from mpo.batching.skipping import BLANK, sort_out
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import TileOrder
 from mpo.encoding.keys import completion_key, image_key, same_image
 from mpo.encoding.templates import is_processor, probe
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED
-from mpo.encoding.turns import Completion, Record, describe
+from mpo.encoding.turns import CONVERSATION, SIDES, TRAIN_ON, Completion, Record, as_completion, describe
 from mpo.schema import EPOCH, PADDING
 
 LAYOUTS = ("packed", "padded")
@@ -61,6 +61,8 @@ class PairCollator:
         >>> batch.size, batch["input_ids"].shape  # doctest: +SKIP
     """
 
+    sides: ClassVar[tuple[str, ...]] = SIDES
+
     processing_class: Any
     max_length: int | None = None
     truncation_mode: str = "keep_start"
@@ -87,7 +89,7 @@ class PairCollator:
             self.truncation_mode,
             self.completion_end,
             self.tile_budget,
-            same_image=same_image if self.layout == "packed" else None,
+            same_image=same_image if self.layout == "packed" and len(self.sides) > 1 else None,
             augment_seed=self.augment_seed,
             context=self.context and self.context // (self.pad_to_multiple_of or 1) * (self.pad_to_multiple_of or 1),
         )
@@ -102,7 +104,7 @@ class PairCollator:
             if self.on_bad_record == "raise":
                 raise
             kept, bad = sort_out(records, self._collate)
-            records = [records[place] for place in kept] + [BLANK_PAIR] * (len(records) - len(kept))
+            records = [records[place] for place in kept] + [BLANK] * (len(records) - len(kept))
             batch = replace(self._collate(records), kept=tuple(kept), bad=tuple(bad))
         if self.keep_records is not None and self.keep_records.item():
             batch = replace(batch, records=tuple(records))
@@ -111,7 +113,7 @@ class PairCollator:
     def _collate(self, records: list[Record]) -> Batch:
         if self.keys and any(EPOCH in record for record in records):
             raise ValueError(AUGMENTED_AND_CACHED)
-        pairs, pixels, order = self._encode(records)
+        pairs, pixels, order = self._encode(records, self.sides)
         blank: list[Encoded] = []
         if self.blank_image and not pixels and is_processor(self.processing_class):  # a tokenizer's records have no images
             blank, pixels, order = self._blank()
@@ -123,8 +125,9 @@ class PairCollator:
             batch = self._pad(pairs, blank)
             if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
                 pixels["pixel_values"] = pixels["pixel_values"][order]
-            # An image belongs to both completions: once for the chosen rows, once for the rejected ones.
-            images = {name: value if blank else torch.cat([value, value]) for name, value in pixels.items()}
+            # An image belongs to all completions: of pairs, once for the chosen rows, once for the rejected ones.
+            each = 1 if blank else len(self.sides)
+            images = {name: value if each == 1 else torch.cat([value] * each) for name, value in pixels.items()}
         return replace(
             batch,
             model_inputs=batch.model_inputs | images,
@@ -132,6 +135,7 @@ class PairCollator:
             counted=sum(PADDING not in record for record in records) if any(PADDING in record for record in records) else None,
             is_truncated=None if self.max_length is None else self._is_truncated(pairs, self.max_length),
             completion_keys=tuple(self._completion_keys(pairs)) if self.keys else None,
+            sides=len(self.sides),
         )
 
     def _blank(self) -> tuple[list[Encoded], dict[str, Tensor], Tensor | None]:
@@ -144,7 +148,11 @@ class PairCollator:
         return Encoder(self.processing_class)([{"prompt": prompt, "images": [_WHITE]}], sides=())
 
     def _is_truncated(self, pairs: list[Encoded], max_length: int) -> Tensor:
-        return torch.tensor([len(pair.prompt_ids) + len(completion.ids) > max_length for pair, completion in _by_side(pairs)])
+        return torch.tensor([len(pair.prompt_ids) + len(completion.ids) > max_length for pair, completion in self._by_side(pairs)])
+
+    def _by_side(self, pairs: Sequence[Encoded]) -> list[tuple[Encoded, Completion]]:
+        """Return each record with its completion: first all of the first side (chosen), then all of the second."""
+        return [(pair, pair.completions[side]) for side in range(len(self.sides)) for pair in pairs]
 
     def _completion_keys(self, pairs: list[Encoded]) -> list[bytes]:
         image_keys: dict[int, bytes] = {}
@@ -152,7 +160,7 @@ class PairCollator:
             if id(image) not in image_keys:
                 image_keys[id(image)] = image_key(image)
         keys = []
-        for pair, each in _by_side(pairs):
+        for pair, each in self._by_side(pairs):
             prompt, completion = self._truncated(pair, each)
             settings = []  # each after a negative number, which is no token's id
             if "use_thumbnail" in pair.limits:  # the same ids: three tiles, or two and a thumbnail. (A count has one grid.)
@@ -179,7 +187,7 @@ class PairCollator:
             groups.setdefault(pair.prompt, []).append(number)
         # Text may merge with its prompt's last token, so the prompt of a group is the common prefix of its pairs.
         rows: list[Row] = []
-        places = [0] * (2 * len(pairs))
+        places = [0] * (len(self.sides) * len(pairs))
         # Image tensors are in the order of their prompts; rows without images may be anywhere.
         for members in groups.values():
             prompt = min((pairs[number].prompt_ids for number in members), key=len)
@@ -214,7 +222,7 @@ class PairCollator:
         )
 
     def _pad(self, pairs: list[Encoded], blank: list[Encoded]) -> Batch:
-        rows = _by_side(pairs)
+        rows = self._by_side(pairs)
         kept = slice(None)
         if self.max_length is not None:
             keep_end = self.truncation_mode == "keep_end"
@@ -244,6 +252,36 @@ class PairCollator:
 
 
 @dataclass
+class ConversationCollator(PairCollator):
+    """Collate conversations of any number of turns, with images in any turn of the user, into one batch.
+
+    Args:
+        train_on: which turns of the assistant are labelled, one of `mpo.encoding.turns.TRAIN_ON`.
+        args: as in `PairCollator`; records as `mpo.encoding.turns.as_completion` takes them. ``"packed"``: a row per
+            conversation, concatenated; positions begin at 0 in each, and none attends to another. None is ever truncated.
+
+    >>> ConversationCollator.sides
+    ('completion',)
+    """
+
+    sides: ClassVar[tuple[str, ...]] = CONVERSATION
+
+    train_on: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.train_on not in TRAIN_ON:
+            raise ValueError(f"Expected train_on to be one of {', '.join(TRAIN_ON)}; got train_on={self.train_on!r}.")
+        if self.max_length is not None or self.completion_end != "end_of_turn":
+            raise ValueError(
+                "Conversations are not truncated, and their turns end in end-of-turn tokens. Leave out max_length, completion_end."
+            )
+        super().__post_init__()
+
+    def _collate(self, records: list[Record]) -> Batch:
+        return super()._collate([as_completion(record, self.train_on) for record in records])
+
+
+@dataclass
 class LabelledBatches:
     """Wrap a user's collator of padded rows: add the labels for the LM head.
 
@@ -264,11 +302,6 @@ class LabelledBatches:
         inputs = dict(collated)
         labels = label_padded_rows(inputs["input_ids"], inputs.pop("completion_mask"))
         return Batch(inputs, *labels, tokens=int(inputs["attention_mask"].sum()))
-
-
-def _by_side(pairs: Sequence[Encoded]) -> list[tuple[Encoded, Completion]]:
-    """Return each pair with its completion: first all chosen, then all rejected ones."""
-    return [(pair, pair.completions[side]) for side in range(2) for pair in pairs]
 
 
 def _after_prompt(prompt: list[int], own_prompt: list[int], completion: Completion, limit: int | None) -> Completion:

@@ -5,12 +5,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mpo.encoding.turns import Record, describe, encoded_images
-from mpo.schema import PADDING
+from mpo.encoding.turns import SIDES, Record, describe, encoded_images
+from mpo.schema import CONVERSATION_COLUMNS, PADDING
 
 ON_BAD_RECORD = ("raise", "skip")
-BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", PADDING: True}
-"""Replaces a bad record, so that the batch keeps its number of pairs; it has a few tokens and does not count."""
+BLANK: Record = {"id": "a blank record", "prompt": "?", "chosen": ".", "rejected": ",", "completion": ".", PADDING: True}
+"""Replaces a bad record, so that the batch keeps its number of records; it has a few tokens and does not count."""
 
 
 def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[dict[str, Any]]]:
@@ -42,7 +42,9 @@ def _entry(record: Record, error: str) -> dict[str, Any]:
         (image.get("path"), zlib.crc32(image.get("bytes") or b"")) if isinstance(image, Mapping) else None
         for image in encoded_images(record)
     ]
-    content = repr([*(record.get(name) for name in ("id", "prompt", "chosen", "rejected")), images])
+    texts = [record.get(name) for name in ("id", "prompt", *SIDES)]
+    texts += [record[name] for name in CONVERSATION_COLUMNS if name in record]
+    content = repr([*texts, images])
     return {
         "id": record.get("id"),
         "where": where,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -22,10 +22,10 @@ from mpo.data.video import Frame, frame_size, with_frames
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
-from mpo.encoding.turns import describe, encoded_images, render
-from mpo.schema import IMAGE_COLUMNS, TRL_COLUMNS, names
+from mpo.encoding.turns import SIDES, as_completion, describe, encoded_images, render
+from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
 
-READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS)
+READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS, *CONVERSATION_COLUMNS)
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
 FORMAT = 5
 """Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""
@@ -39,7 +39,8 @@ class PairCosts:
     """The costs of N records, each array of shape (N,).
 
     ``prompt``: tokens of the prompt, image tokens included. ``chosen``, ``rejected``: tokens of the completions, up to the last
-    labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images.
+    labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images. Of a
+    conversation, ``chosen`` is the one completion, ``rejected`` is 0, and ``prompt`` has the image tokens of all turns.
     """
 
     prompt: NDArray[np.int32]
@@ -103,37 +104,43 @@ def measure(
     max_length: int | None = None,
     on_bad_record: str = "raise",
     num_proc: int | None = None,
+    sides: Sequence[str] = SIDES,
+    train_on: str = "all",
 ) -> PairCosts:
-    """Measure every record as `PairCollator` encodes it; only the headers of images are read.
+    """Measure every record as `PairCollator` or `ConversationCollator` encodes it; only the headers of images are read.
 
     The result is cached by datasets: the same records, tokenizer, chat template and image processor settings are measured once.
 
     Args:
-        dataset: preference records, a `datasets.Dataset`.
+        dataset: preference records or conversations, a `datasets.Dataset`.
         processing_class: the tokenizer or processor of the run.
         completion_end: as in `PairCollator`.
         tile_budget: as in `PairCollator`.
         max_length: as in `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements are valid for any `max_length`.
         on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
         num_proc: number of processes.
+        sides: the columns of the completions: of pairs (`SIDES`), or `CONVERSATION`.
+        train_on: as in `ConversationCollator`.
 
     Raises:
         ValueError: for a stream, a processor that cannot count an image's tokens, or a record that cannot be encoded.
     """
     if not isinstance(dataset, Dataset):
+        unit = "pairs" if sides == SIDES else "conversations"
         what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
         raise ValueError(
             f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, which needs "
-            "all records: use batching='pairs', or load the records as a datasets.Dataset."
+            f"all records: use batching={unit!r}, or load the records as a datasets.Dataset."
         )
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
     as_files = with_encoded_images(as_files)
     settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
+    settings += [] if sides == SIDES else [*sides, train_on]
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings])
     measured = as_files.map(
-        RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record),
+        RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on),
         remove_columns=as_files.column_names,
         features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
         new_fingerprint=fingerprint,
@@ -148,8 +155,17 @@ def measure(
 class RecordMeasure:
     """Measure one record without decoding its images: a dict of `MEASURED`. Each process of datasets' `map` gets a copy."""
 
-    def __init__(self, processing_class: Any, completion_end: str, tile_budget: str, on_bad_record: str) -> None:
+    def __init__(
+        self,
+        processing_class: Any,
+        completion_end: str,
+        tile_budget: str,
+        on_bad_record: str,
+        sides: Sequence[str] = SIDES,
+        train_on: str = "all",
+    ) -> None:
         self.processing_class, self.tile_budget, self.on_bad_record = processing_class, tile_budget, on_bad_record
+        self.sides, self.train_on = sides, train_on
         self.encoder = Encoder(processing_class, completion_end=completion_end, tile_budget=tile_budget)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
@@ -162,19 +178,21 @@ class RecordMeasure:
             return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _group("a bad record", [])}
 
     def _costs(self, record: dict[str, Any]) -> dict[str, int]:
-        record = with_frames(record, where=describe(record))
+        record = with_frames(record, where=describe(record)) if self.sides == SIDES else as_completion(record, self.train_on)
         images = encoded_images(record)
         stand_ins = [None if image is None else _STAND_IN for image in images]
         record = {name: value for name, value in record.items() if name not in IMAGE_COLUMNS and value is not None}
-        rendered = render({**record, "images": stand_ins}, self.processing_class, split_turns=self.encoder.splits_turns)
-        prompt_ids, (chosen, rejected) = self.encoder.encode_text(rendered, describe(record), cache(self.encoder.tokenize))
+        options = {"sides": self.sides, "split_turns": self.encoder.splits_turns}
+        rendered = render({**record, "images": stand_ins}, self.processing_class, **options)
+        prompt_ids, completions = self.encoder.encode_text(rendered, describe(record), cache(self.encoder.tokenize))
         prompt, tiles = len(prompt_ids), 0
+        lengths = dict(zip(SIDES, [*(len(completion.ids) for completion in completions), 0], strict=False))
         if images:
             limits = tile_limits(record, len(images), self.processing_class, describe(record), budget=self.tile_budget)
             added, tiles = self._of_images(images, limits, describe(record))
             prompt += added
         group = _group(f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", images)
-        return {"prompt": prompt, "chosen": len(chosen.ids), "rejected": len(rejected.ids), "tiles": tiles, "group": group}
+        return {"prompt": prompt, **lengths, "tiles": tiles, "group": group}
 
     def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
         """Tokens added when a prompt's placeholders, of one token each, are replaced by image tokens; and tiles."""
@@ -204,7 +222,8 @@ def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int
     # counts the tokens around an image. Checked with transformers 5.23.
     if not hasattr(processing_class, "_get_num_multimodal_tokens"):
         raise ValueError(
-            f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it. Use batching='pairs'."
+            f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it. Use "
+            "batching='pairs' (of conversations: 'conversations')."
         )
 
     @cache

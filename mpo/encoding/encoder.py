@@ -107,7 +107,10 @@ class Encoder:
         found = []
         for record, one, prompt, limit in zip(records, rendered, prompts, limits, strict=True):
             ids, completions = self.encode_text(one, describe(record), tokenize)
-            if prompt in with_images:
+            if one.later_images:
+                encoded = self._with_later_images(one, ids, completions[0], *with_images[prompt], describe(record), tokenize)
+                encoded.prompt, encoded.images, encoded.limits = prompt, one.images, limit
+            elif prompt in with_images:
                 shared, extra = with_images[prompt]
                 # The end of the prompt, where a completion's tokens merge with it:
                 left_out = tokenize(one.prompt, is_opened(one, self.completion_end))[len(ids) :]
@@ -189,7 +192,7 @@ class Encoder:
             )
         processed, order = process(
             self.processing_class,
-            text=[rendered[place].prompt for place in places],
+            text=[rendered[place].with_images for place in places],
             images=[rendered[place].images for place in places],
             limits=[limits[place] for place in places],
             padding=True,
@@ -207,6 +210,30 @@ class Encoder:
             extra = {name: torch.cat([value.new_zeros(len(start)), value]) for name, value in own.items()}
             encoded[place] = (start + ids[row][mask[row]].tolist(), extra)
         return encoded, pixels, order
+
+    def _with_later_images(
+        self,
+        rendered: Rendered,
+        prompt_ids: list[int],
+        completion: Completion,
+        processed: list[int],
+        extra: dict[str, Tensor],
+        where: str,
+        tokenize: Callable[[str, bool], list[int]],
+    ) -> Encoded:
+        """Put the processor's tokens of every image in the place of its placeholder, in the prompt and in the completion."""
+        written = tokenize(rendered.with_images, is_opened(rendered, self.completion_end))
+        widths = placeholder_widths(written, processed, getattr(self.processing_class, "image_token_id", None))
+        count = len(prompt_ids) + len(completion.ids)
+        if widths is None or written[:count] != prompt_ids + completion.ids:
+            raise ValueError(
+                f"{where}: the images of its later turns cannot be found among the tokens that "
+                f"{type(self.processing_class).__name__} writes. Put text between images, or all images into the first turn."
+            )
+        begin, end = sum(widths[: len(prompt_ids)]), sum(widths[:count])
+        flags = zip(completion.loss_mask, widths[len(prompt_ids) : count], strict=True)
+        whole = Completion(processed[begin:end], [flag for flag, width in flags for _ in range(width)])
+        return Encoded(processed[:begin], [whole], 0, extra={name: value[:end] for name, value in extra.items()})
 
     def _check_context(self, record: Record, encoded: Encoded, context: int) -> None:
         longest = len(encoded.prompt_ids) + encoded.longest()
@@ -246,3 +273,44 @@ class Encoder:
                 f"{describe(record)} has {longest} tokens, and truncation_mode='keep_end' with max_length={max_length} would "
                 "remove image tokens at its beginning. Use 'keep_start' or raise max_length."
             )
+
+
+def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_token: int | None) -> list[int] | None:
+    """The number of processed tokens that each written token became: 1 for text, more for the placeholder of an image.
+
+    Args:
+        written: a text's tokens, with one image token for each image.
+        processed: the same after the processor has replaced each image token by the same tokens around a run of image tokens.
+        image_token: its id.
+
+    Returns:
+        None if the two do not correspond in this way.
+
+    >>> placeholder_widths([5, 0, 6, 0], [5, 8, 0, 0, 9, 6, 8, 0, 9], image_token=0)  # 8 and 9 stand around the image tokens
+    [1, 4, 1, 3]
+    """
+    texts, runs = _between(written, image_token), _between(processed, image_token, runs=True)
+    if len(runs) != len(texts):
+        return None
+    before = len(runs[0]) - len(texts[0])
+    after = len(runs[-1]) - len(texts[-1])
+    opening, closing = runs[0][len(texts[0]) :], runs[-1][: max(after, 0)]
+    ends = [[], *[closing] * (len(texts) - 1)], [*[opening] * (len(texts) - 1), []]
+    if min(before, after) < 0 or any(run != [*a, *text, *b] for run, text, a, b in zip(runs, texts, *ends, strict=True)):
+        return None
+    places = [place for place, token in enumerate(processed) if token == image_token]
+    starts = [place for place in places if place == 0 or processed[place - 1] != image_token]
+    counts = [end - start for start, end in zip(starts, [*starts[1:], len(processed)], strict=True)]
+    tokens = iter(before + count - len(run) + after for count, run in zip(counts, runs[1:], strict=True))
+    return [next(tokens) if token == image_token else 1 for token in written]
+
+
+def _between(ids: Sequence[int], image_token: int | None, runs: bool = False) -> list[list[int]]:
+    """The tokens before, between and after image tokens, or `runs` of them."""
+    parts: list[list[int]] = [[]]
+    for place, token in enumerate(ids):
+        if token != image_token:
+            parts[-1].append(token)
+        elif not runs or place == 0 or ids[place - 1] != image_token:
+            parts.append([])
+    return parts

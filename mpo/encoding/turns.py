@@ -1,7 +1,8 @@
 """Convert a record to token ids: where the prompt ends, and which tokens of a completion are labelled.
 
 A record is a dict in one of TRL's preference formats: ``prompt``, ``chosen`` and ``rejected`` as plain strings or as lists of
-messages; ``prompt`` may be missing when both completions repeat it; ``images`` (or ``image``) and ``videos`` are optional.
+messages; ``prompt`` may be missing when both completions repeat it; ``images`` (or ``image``) and ``videos`` are optional. A
+conversation, ``messages``, is a prompt up to the assistant's first turn and one ``completion`` (`as_completion`).
 """
 
 import json
@@ -27,6 +28,10 @@ from mpo.models.control_tokens import check_texts
 Record = dict[str, Any]
 SIDES = ("chosen", "rejected")
 """The columns of a preference record's completions."""
+CONVERSATION = ("completion",)
+"""The column of the one completion that a conversation is encoded with."""
+TRAIN_ON = ("all", "last", "flagged")
+"""Which of the assistant's turns are labelled: all, the last, or those whose message has ``"train": true``."""
 Tokenize = Callable[[str], list[int]]
 
 
@@ -48,12 +53,22 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt with its completions as text. ``images`` holds the images that the prompt has placeholders for, in order."""
+    """A prompt with its completions as text.
+
+    ``images`` holds the images that it has placeholders for, in order: the last ``later_images`` of them in its only completion,
+    in turns of the user, the others in the prompt.
+    """
 
     prompt: str
     completions: list[list[Piece]]
     images: list[Any]
     conversational: bool
+    later_images: int = 0
+
+    @property
+    def with_images(self) -> str:
+        """The text that has all placeholders: the prompt, or with `later_images` the whole conversation."""
+        return self.prompt + "".join(piece.text for piece in self.completions[0]) if self.later_images else self.prompt
 
 
 Opened = dict[str | bytes, Image.Image]
@@ -112,6 +127,109 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     return list(images) if several else [images]
 
 
+def as_completion(record: Record, train_on: str = "all") -> Record:
+    """Split a conversation at the assistant's first turn, into a prompt and one completion.
+
+    Args:
+        record: ``messages``, or TRL's ``prompt`` and ``completion``, in which the prompt's turns are never labelled. Images are
+            parts of the user's messages; without such parts, all of them precede the user's first text. ``"train": false`` in a
+            message of the assistant leaves it unlabelled.
+        train_on: one of `TRAIN_ON`.
+
+    Returns:
+        the record with ``prompt``, ``completion`` and ``labelled``, a flag for each message of the completion.
+
+    Raises:
+        ValueError: for turns that are missing, out of order, empty or unlabelled, and for an image outside the user's turns.
+    """
+    where = describe(record)
+    if record.get("messages") is None:
+        if record.get("prompt") is None or record.get("completion") is None:
+            raise ValueError(f"{where} needs 'messages', or 'prompt' and 'completion'; it has {sorted(record)}.")
+        completion = record["completion"]
+        return {**record, "labelled": _labelled(completion, train_on, where) if isinstance(completion, list) else [True]}
+    others = [name for name in ("prompt", *CONVERSATION, *SIDES) if record.get(name) is not None]
+    if others:
+        raise ValueError(f"{where} has 'messages' and also {_listed(others)}. Give the conversation once.")
+    messages = record["messages"]
+    _check_turns(messages, where)
+    record = with_frames({**record, "prompt": messages}, where=where)
+    messages = record["prompt"]
+    if any(map(_placeholders, messages)):  # all contents in one form, or images would be put before the first text
+        messages = [
+            {**message, "content": [{"type": "text", "text": content}]}
+            if isinstance(content := message.get("content"), str)
+            else message
+            for message in messages
+        ]
+    first = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
+    prompt, completion = messages[:first], messages[first:]
+    kept = {name: value for name, value in record.items() if name != "messages"}
+    return {**kept, "prompt": prompt, "completion": completion, "labelled": _labelled(completion, train_on, where)}
+
+
+_FOLLOWS = {
+    "system": ("beginning",),
+    "user": ("beginning", "system", "assistant"),
+    "assistant": ("user", "tool"),
+    "tool": ("tool call", "tool"),
+}
+"""What a message of a role may follow."""
+
+
+def _check_turns(messages: Any, where: str) -> None:
+    """Refuse a conversation without turns of the assistant, with turns out of order, and with an empty one."""
+    if not isinstance(messages, list):
+        raise ValueError(f"{where}: 'messages' is of type {type(messages).__name__} instead of a list of messages.")
+    before, roles = "beginning", []
+    for place, message in enumerate(messages, start=1):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in _FOLLOWS:
+            raise ValueError(f"{where}: message {place} has the role {role!r} instead of one of {', '.join(_FOLLOWS)}.")
+        if before not in _FOLLOWS[role]:
+            raise ValueError(f"{where}: its turns are out of order: message {place}, of role {role!r}, follows the {before}.")
+        images = _placeholders(message, ("image", "video"))
+        if images and role != "user":
+            raise ValueError(f"{where}: message {place}, of role {role!r}, has an image. Images belong to the user's messages.")
+        if role in ("user", "assistant") and _is_empty(message) and not images:
+            raise ValueError(f"{where}: message {place}, of role {role!r}, is empty. Give it text or leave the record out.")
+        before = "tool call" if message.get("tool_calls") else role
+        roles.append(role)
+    if "assistant" not in roles:
+        raise ValueError(f"{where} has no message of the assistant, so there is nothing to learn. Leave the record out.")
+
+
+def _labelled(completion: list[Any], train_on: str, where: str) -> list[bool]:
+    """Whether each message of a completion is labelled."""
+    assert train_on in TRAIN_ON
+    of_assistant = [isinstance(message, Mapping) and message.get("role") == "assistant" for message in completion]
+    flags = [message.get("train") if isinstance(message, Mapping) else None for message in completion]
+    for place, (flag, is_assistants) in enumerate(zip(flags, of_assistant, strict=True)):
+        if not (flag is None or isinstance(flag, bool)) or (flag and not is_assistants):
+            raise ValueError(
+                f"{where}: 'train' of an assistant's message is true or false; got {flag!r} in a message of role "
+                f"{completion[place].get('role')!r}."
+            )
+    default = {"all": True, "last": None, "flagged": False}[train_on]
+    last = max((place for place, is_assistants in enumerate(of_assistant) if is_assistants), default=0)
+    found = [
+        is_assistants and (flag if flag is not None else place == last if default is None else default)
+        for place, (flag, is_assistants) in enumerate(zip(flags, of_assistant, strict=True))
+    ]
+    if not any(found) and any(of_assistant):
+        raise ValueError(
+            f"{where}: none of the assistant's turns is labelled (train_on={train_on!r}), so there is nothing to learn. Set "
+            '"train": true in one, or leave the record out.'
+        )
+    return found
+
+
+def _placeholders(message: Any, kinds: Sequence[str] = ("image",)) -> int:
+    """The number of image parts of a message."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return sum(isinstance(part, Mapping) and part.get("type") in kinds for part in content) if isinstance(content, list) else 0
+
+
 def render(
     record: Record,
     processing_class: Any,
@@ -127,7 +245,8 @@ def render(
 
     Args:
         record: a record (see the top of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
-            message, a tool call or a tool is the padding of Arrow's structs and is removed; in JSON text it is kept.
+            message, a tool call or a tool is the padding of Arrow's structs and is removed; in JSON text it is kept. A conversation
+            comes from `as_completion`; its completion may have images.
         processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
         sides: the columns of the completions; none for a prompt to generate from.
         split_turns: split a completion of several messages into what the assistant wrote and the rest.
@@ -158,10 +277,12 @@ def render(
     if as_text:
         return Rendered(texts["prompt"], [[Piece(texts[side], labelled=True)] for side in sides], images, conversational=False)
 
-    chat = _Chat(record, texts["prompt"], images, processing_class, where)
+    later = sum(map(_placeholders, texts[sides[0]])) if len(sides) == 1 else 0
+    first = max(len(images) - later, 0)
+    chat = _Chat(record, texts["prompt"], images[:first], processing_class, where)
     if not sides:
         return Rendered(chat.opening(chat.continues), [], images, conversational=True)
-    conversations = [chat.completed(texts[side], side) for side in sides]
+    conversations = [chat.completed(texts[side], side, images[first:]) for side in sides]
     whole = [chat.text(messages) for messages, _ in conversations]
     # A generation prompt may differ from the rendered turn (DeepSeek-R1's <think>): the prompt is the common prefix of all.
     continued = any(given is not chat.prompt for _, given in conversations)
@@ -172,8 +293,8 @@ def render(
         if len(texts[side]) == 1 or not split_turns:
             completions.append([Piece(text[len(prompt) :], labelled=True)])
         else:
-            completions.append(_turns(chat, given, messages[len(given) :], prompt))
-    return Rendered(prompt, completions, images, conversational=True)
+            completions.append(_turns(chat, given, messages[len(given) :], prompt, record.get("labelled")))
+    return Rendered(prompt, completions, images, conversational=True, later_images=later)
 
 
 def _with_images(record: Record, opened: Opened | None) -> tuple[Record, list[Any]]:
@@ -248,9 +369,9 @@ class _Chat:
             )
         self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
 
-    def completed(self, completion: list[Any], side: str) -> tuple[list[Any], list[Any]]:
+    def completed(self, completion: list[Any], side: str, images: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
         """All messages including the completion's, and the prompt's messages before the completion's first turn."""
-        completion = self._as_taken(completion, side)
+        completion = self._as_taken(completion, side, images)
         for place, message in enumerate(completion):
             if message["role"] == "assistant" and _is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
@@ -366,8 +487,10 @@ def _unpadded(value: Any) -> Any:
     return remove_none_values(value) if isinstance(value, (list, Mapping)) else value
 
 
-def _turns(chat: _Chat, prompt: list[Any], completion: list[Any], prompt_text: str) -> list[Piece]:
-    """Split a completion of several messages into pieces; only the assistant's are labelled."""
+def _turns(
+    chat: _Chat, prompt: list[Any], completion: list[Any], prompt_text: str, labelled: Sequence[bool] | None = None
+) -> list[Piece]:
+    """Split a completion of several messages into pieces; the assistant's are labelled, or those of `labelled`."""
     pieces = []
     done = prompt_text
 
@@ -389,7 +512,7 @@ def _turns(chat: _Chat, prompt: list[Any], completion: list[Any], prompt_text: s
         by_assistant = message["role"] == "assistant"
         if by_assistant and index > 0:
             extend(labelled=False, upto=index, generation_prompt=True)
-        extend(labelled=by_assistant, upto=index + 1)
+        extend(labelled=by_assistant if labelled is None else labelled[index], upto=index + 1)
     return pieces
 
 
@@ -506,5 +629,5 @@ def describe(record: Mapping[str, Any]) -> str:
     """The name of a record in errors: its id, or else the beginning of its prompt."""
     if record.get("id") is not None:
         return f"record {record['id']!r}"
-    prompt = str(record.get("prompt", ""))
+    prompt = str(record.get("prompt") or record.get("messages") or "")
     return f"the record with prompt {prompt[:80]!r}" if prompt else "a record"

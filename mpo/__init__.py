@@ -4,7 +4,7 @@ Nothing heavy is imported until it is used:
 
 >>> import mpo
 >>> sorted(mpo.__all__)
-['MPOConfig', 'MPOTrainer', '__version__', 'losses']
+['MPOConfig', 'MPOTrainer', 'PackedSFTConfig', 'PackedSFTTrainer', '__version__', 'losses']
 """
 
 from importlib import import_module
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     from mpo import losses
     from mpo.training.config import MPOConfig
     from mpo.training.mpo import MPOTrainer
+    from mpo.training.sft import PackedSFTTrainer
+    from mpo.training.sft_config import PackedSFTConfig
 
 __version__ = version("mpo-trainer")
-__all__ = ["MPOConfig", "MPOTrainer", "__version__", "losses"]
+__all__ = ["MPOConfig", "MPOTrainer", "PackedSFTConfig", "PackedSFTTrainer", "__version__", "losses"]
 
-_HOME = {"MPOConfig": "mpo.training.config", "MPOTrainer": "mpo.training.mpo"}
+_HOME = {
+    "MPOConfig": "mpo.training.config",
+    "MPOTrainer": "mpo.training.mpo",
+    "PackedSFTConfig": "mpo.training.sft_config",
+    "PackedSFTTrainer": "mpo.training.sft",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,13 +10,14 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from small_runs import record, small_run, warm_up, whole_weights
+from small_sft import small_sft
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import start_processes
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
 def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
-    """Run scenarios, each the arguments of `small_run`, in one group of processes; results are files in `folder`."""
+    """Run scenarios, the arguments of `small_run` (with "sft" of `small_sft`), in one group of processes, with files as results."""
     warm_up()
     size = str(ranks)
     environment = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port())}
@@ -31,12 +32,12 @@ def one_rank(rank: int, folder: Path, scenarios: dict[str, dict], environment: d
     for name, settings in scenarios.items():
         unset_hf_deepspeed_config()  # the last scenario's
         resumed, predicts = settings.pop("resume", None), settings.pop("predict", False)
-        trainer = small_run(folder / name, **settings)
+        trainer = (small_sft if settings.pop("sft", False) else small_run)(folder / name, **settings)
         trainer.train(resume_from_checkpoint=None if resumed is None else str(folder / resumed))
         metrics = trainer.evaluate() if settings.get("eval_pairs") else {}
         again = trainer.evaluate() if settings.get("eval_pairs") else {}
         predicted = trainer.predict(trainer.eval_dataset).label_ids.tolist() if predicts else None
-        shift = trainer.mixture.reward_shift
+        shift = getattr(getattr(trainer, "mixture", None), "reward_shift", None)
         weights = whole_weights(trainer)
         (folder / f"{name}-rank{dist.get_rank()}.json").write_text(
             json.dumps(

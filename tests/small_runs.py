@@ -107,7 +107,7 @@ def with_bad_images(dataset: Dataset, places) -> Dataset:
 
 def record(trainer, path) -> None:
     """Save the end state of a run: weights, optimizer, delta, logs. Every rank calls it."""
-    shift = trainer.mixture.reward_shift
+    shift = getattr(getattr(trainer, "mixture", None), "reward_shift", None)
     logs = [{name: value for name, value in log.items() if not _is_time(name)} for log in trainer.state.log_history]
     weights = whole_weights(trainer)
     if not trainer.is_world_process_zero():

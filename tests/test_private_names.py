@@ -27,15 +27,15 @@ TRAINER = {  # overridden or called on TRL's and transformers' trainers
     "_maybe_log_save_evaluate": {"training/loop.py"},
     "_name": {"training/mpo.py"},
     "_paper": {"training/mpo.py"},
-    "_prepare_dataset": {"training/mpo.py"},
-    "_prepare_inputs": {"training/loading.py", "training/mpo.py", "training/reference/use.py"},
+    "_prepare_dataset": {"training/policy.py"},
+    "_prepare_inputs": {"training/evaluating.py", "training/loading.py", "training/policy.py", "training/reference/use.py"},
     "_remove_unused_columns": {"training/loading.py"},
     "_run_epoch": {"training/loading.py"},
     "_save_checkpoint": {"training/resuming.py"},
     "_save_rng_state": {"training/resuming.py"},
-    "_set_signature_columns_if_needed": {"training/mpo.py"},
-    "_signature_columns": {"training/mpo.py"},
-    "_tag_names": {"training/mpo.py"},
+    "_set_signature_columns_if_needed": {"training/policy.py"},
+    "_signature_columns": {"training/policy.py"},
+    "_tag_names": {"training/mpo.py", "training/sft.py"},
     "_total_train_tokens": {"training/loop.py", "training/resuming.py"},
     "_tp_size": {"training/loop.py"},
     "_train_batch_size": {"training/loading.py"},
@@ -54,7 +54,7 @@ OTHERS = {
     "_info": {"data/encoded.py"},  # datasets
     "_is_view": {"models/official/tensors.py"},  # torch
     "_models": {"training/reference/use.py"},  # accelerate
-    "_n_gpu": {"preflight/trial.py", "training/mpo.py"},  # transformers' arguments
+    "_n_gpu": {"preflight/trial.py", "training/start.py"},  # transformers' arguments
     "_name_or_path": {"models/loading.py", "training/reference/fingerprint.py", "training/start.py"},
     "_option_string_actions": {"commands/__init__.py"},  # argparse
     "_orig_mod": {"models/packable.py", "training/reference/fingerprint.py"},  # torch

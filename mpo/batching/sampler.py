@@ -1,6 +1,6 @@
-"""Plan batches of pairs: a number of pairs or a budget of tokens, pairs of one prompt together, ranks balanced.
+"""Plan batches of records: a number or a budget of tokens, pairs of one prompt together, ranks balanced.
 
-An epoch is planned as a whole, identically on every rank, from the seed and its number: pairs -> units (pairs of one prompt) ->
+An epoch is planned as a whole, identically on every rank, from the seed and its number: records -> units (pairs of one prompt) ->
 batches -> slots (one batch for every rank) -> optimiser steps (consecutive slots).
 """
 
@@ -20,7 +20,7 @@ from mpo.batching.planned import Batches, Floats, Ints, split, take_units
 from mpo.encoding.costs import PairCosts
 
 BALANCE_SLOTS = 8
-"""Ranks are balanced by exchanging batches among this many slots (or those of a step, if more)."""
+"""By default ranks are balanced by exchanging batches among this many slots (or those of a step, if more)."""
 IDENTITY = (
     *("batching", "pairs_per_batch", "max_tokens", "max_tiles", "group_same_prompt", "micro_batches_per_step", "world_size"),
     *("shuffle", "seed", "drop_last", "window", "attention_cost", "tile_cost"),
@@ -54,6 +54,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         allow_oversized: put a record that exceeds a budget into its own batch. False: raise an error for it. For
             ``batching="tokens"`` only. MPOTrainer never sets it: there such a record is an error.
         window: number of units from which a batch is packed.
+        balance_slots: number of slots among which ranks exchange batches of like cost. 1: only those of the same optimiser step, so
+            that the batches of a step are a uniform draw.
         attention_cost: cost of one query-key pair of the language model, relative to a token through its layers; about
             2 x layers x width / parameters of the layers (3e-5 for 7B, 1e-4 for 0.5B).
         tile_cost: cost of one tile in the vision tower, relative to a token; about 50 for InternVL3-8B, 600 for InternVL3-1B.
@@ -83,6 +85,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         drop_last: bool = False,
         allow_oversized: bool = False,
         window: int = 1024,
+        balance_slots: int = BALANCE_SLOTS,
         attention_cost: float = 5e-5,
         tile_cost: float = 100.0,
     ) -> None:
@@ -105,6 +108,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             "group_same_prompt": group_same_prompt,
             "micro_batches_per_step": micro_batches_per_step,
             "world_size": world_size,
+            "balance_slots": balance_slots,
         }
         for name, value in counts.items():
             if value < 1:
@@ -122,7 +126,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         self.group_same_prompt = min(group_same_prompt, pairs_per_batch or group_same_prompt)
         self.micro_batches_per_step, self.world_size, self.rank = micro_batches_per_step, world_size, rank
         self.shuffle, self.seed, self.drop_last, self.window = shuffle, seed, drop_last, window
-        self.attention_cost, self.tile_cost = attention_cost, tile_cost
+        self.attention_cost, self.tile_cost, self.balance_slots = attention_cost, tile_cost, balance_slots
         self.epoch = 0
         self._oversized = self._find_oversized(allow_oversized)
         self._plan: tuple[int, Batches] | None = None
@@ -153,6 +157,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
     def identity(self) -> str:
         """A checksum of everything that determines the pairs of a step, compared when a checkpoint is resumed."""
         settings = {name: getattr(self, name) for name in IDENTITY}
+        settings |= {"balance_slots": self.balance_slots} if self.balance_slots != BALANCE_SLOTS else {}
         checksum = zlib.crc32(repr(settings).encode())
         for values in self.costs.arrays():
             checksum = zlib.crc32(values.tobytes(), checksum)
@@ -311,7 +316,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 
     def _deal(self, cost: Floats, rng: np.random.Generator) -> Ints:
         """Order batches so that those of a slot cost nearly the same."""
-        slots = max(self.micro_batches_per_step, BALANCE_SLOTS) if self.shuffle else self.micro_batches_per_step
+        slots = max(self.micro_batches_per_step, self.balance_slots) if self.shuffle else self.micro_batches_per_step
         size = slots * self.world_size
         whole = len(cost) // size * size
         dealt = [np.zeros(0, dtype=np.int64)]

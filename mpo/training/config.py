@@ -1,47 +1,19 @@
 """MPOConfig: TRL's DPOConfig with the MPO paper's defaults, the fields of this library, and checks of what does not go together."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig
 
-from mpo.batching.skipping import ON_BAD_RECORD
-from mpo.encoding.tiles import BUDGETS
-from mpo.io import MAX_BAD_FRACTION
 from mpo.losses import Mixture
-from mpo.models.family import PARTS
+from mpo.training.loop_config import LoopConfig, choice
 
 MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
 MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]
 
 
-def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
-    return field(default=default, metadata={"help": help, "choices": list(choices)})
-
-
-_CHOSEN = (
-    *("reward_shift", "sft_average", "completion_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
-    *("on_bad_record", "truncation_mode"),
-)
-
-# Fields of TRL's and transformers' classes that a preference run does not read: the value that means off, the reason, what to use.
-_WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
-    "dataset_num_proc": (None, "records are tokenized by the data loader during training. Use dataloader_num_workers."),
-    "eval_use_gather_object": (False, "evaluation gathers tensors, not objects."),
-    "label_smoothing_factor": (0.0, "it belongs to transformers' loss. Use loss_type='cdpo' with label_smoothing."),
-}
-
-
-def _has_bf16() -> bool:
-    """Whether a GPU computes in bfloat16 natively. On older GPUs PyTorch emulates it, which is slow."""
-    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(is_torch_bf16_gpu_available()) and not emulated
-
-
 @dataclass
-class MPOConfig(DPOConfig):  # type: ignore[misc]
+class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     """Configuration of a training run: TRL's `DPOConfig` with the defaults of the MPO paper (arXiv 2411.10442, section 7).
 
     Without arguments the loss is MPO: 0.8 DPO + 0.2 BCO with a reward shift + 1.0 SFT, beta 0.1. When ``loss_type`` is given,
@@ -96,6 +68,16 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         ValueError: for unknown loss types, a wrong number of weights, negative weights, and settings that no chosen loss uses.
     """
 
+    by_number: ClassVar[str] = "pairs"
+    chosen: ClassVar[tuple[str, ...]] = (
+        *("reward_shift", "sft_average", "completion_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
+        *("on_bad_record", "truncation_mode"),
+    )
+    without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
+        **LoopConfig.without_effect,
+        "label_smoothing_factor": (0.0, "it belongs to transformers' loss. Use loss_type='cdpo' with label_smoothing."),
+    }
+
     loss_type: list[str] | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Loss or list of losses, by TRL's names. Default: sigmoid, bco_pair and sft, which together are MPO."},
@@ -103,35 +85,21 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
     loss_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of the losses, one per loss type. Default: 0.8, 0.2, 1.0 for MPO, else 1.0 each."}
     )
-    reward_shift: str = _choice(
+    reward_shift: str = choice(
         "running_mean", ("running_mean", "none"), "Delta of the BCO loss: the running mean of past rewards (paper), or none (TRL)."
     )
-    sft_average: str = _choice(
+    sft_average: str = choice(
         "completion",
         ("completion", "token", "square"),
         "Average the SFT loss per completion (paper), per token (TRL), or by the square root of the length.",
     )
-    completion_end: str = _choice(
+    completion_end: str = choice(
         "end_of_turn",
         ("end_of_turn", "template"),
         "Last labelled token of a completion: its end-of-turn token, or the end of the chat template's text (TRL).",
     )
 
-    tile_budget: str = _choice(
-        "prompt", BUDGETS, "Apply the processor's tile limit to all images of a prompt together, or to each image (TRL)."
-    )
-
-    rows: str = _choice(
-        "auto",
-        ("auto", "packed", "padded"),
-        "Layout of rows: completions in their prompt's row (packed), or a padded row each; auto: packed if possible.",
-    )
-    packed_attention: str = _choice(
-        "auto",
-        ("auto", "segments", "flash_attn_2", "flash_attn_3"),
-        "Attention kernel of packed rows: PyTorch's best (auto), one call per segment, or the flash-attn package's.",
-    )
-    reference: str = _choice(
+    reference: str = choice(
         "live",
         ("live", "cached"),
         "Source of reference log-probs: computed in every step (live), or computed once and kept on disk (cached).",
@@ -140,45 +108,14 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         default=None,
         metadata={"help": "Folder of cached reference log-probs, shared by runs. Default: ~/.cache/mpo/references."},
     )
-    batching: str = _choice(
+    batching: str = choice(
         "pairs",
         ("pairs", "tokens"),
         "Size of training batches: per_device_train_batch_size pairs, or as many pairs as max_tokens_per_batch allows.",
     )
-    max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={"help": "Maximum tokens of a batch per device, with batching=tokens. A prompt that pairs share counts once."},
-    )
-    max_tiles_per_batch: int | None = field(
-        default=None, metadata={"help": "Maximum image tiles of a batch per device, with batching=tokens. Default: no limit."}
-    )
-    group_same_prompt: int = field(
+    group_same_prompt: int = field(  # type: ignore[misc]
         default=1,
         metadata={"help": "Maximum number of pairs with the same prompt that are put into one batch, where they share the prompt."},
-    )
-    verify_first_batch: bool = field(
-        default=False, metadata={"help": "Compare the first batch's packed rows with padded rows, and log the differences."}
-    )
-    on_bad_record: str = _choice(
-        "raise",
-        ON_BAD_RECORD,
-        "Action for a record that cannot be used: stop the run, or skip it and list it in bad_records.jsonl.",
-    )
-    max_bad_fraction: float = field(
-        default=MAX_BAD_FRACTION,
-        metadata={"help": "Maximum fraction of bad records, with on_bad_record=skip; the run stops above it."},
-    )
-
-    vision_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the vision tower."})
-    projector_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
-    language_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the language model."})
-    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the output head."})
-    vision_layer_decay: float = field(
-        default=1.0,
-        metadata={"help": "Factor between the learning rates of a layer of the vision tower and of the layer above it."},
-    )
-    vision_drop_path: float = field(
-        default=0.0, metadata={"help": "Stochastic depth of the vision tower's last layer; 0.1 or 0.4 in the official recipes."}
     )
 
     max_length: int | None = field(
@@ -188,14 +125,7 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
         },
     )
     learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training pairs."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule after the warm-up."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps, or, below 1, the fraction of all steps."})
-    logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata={"help": "Replace a loss that is not finite by the mean of the others in the logs. This hides divergence."},
-    )
 
     def __post_init__(self) -> None:
         if self.loss_type is None:
@@ -206,22 +136,11 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             self.loss_type = [self.loss_type]
         if self.precompute_ref_log_probs:
             self.reference = "cached"
-        if self.padding_free and self.rows == "auto":
-            self.rows = "packed"
-        for name in _CHOSEN:
-            choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
+        super().__post_init__()
+
+    def _check(self) -> None:
         if self.group_same_prompt < 1:
             raise ValueError(f"group_same_prompt must be a number of pairs, at least 1 (no groups); got {self.group_same_prompt}.")
-        packed_only = {
-            "padding_free": self.padding_free,
-            "packed_attention": self.packed_attention != "auto",
-            "verify_first_batch": self.verify_first_batch,
-        }
-        for name, is_set in packed_only.items() if self.rows == "padded" else ():
-            if is_set:
-                raise ValueError(f"{name}={getattr(self, name)!r} needs packed rows, and rows='padded'. Leave one of them out.")
         if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss_type):
             raise ValueError(
                 "use_weighting weights each pair, and the aot losses sort the batch, which separates pairs from their weights. "
@@ -229,19 +148,6 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             )
         if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
             raise ValueError(f"ld_alpha must be between 0 and 1; got {self.ld_alpha}.")
-        if self.train_sampling_strategy == "batch_rebalance":
-            raise ValueError(
-                "train_sampling_strategy='batch_rebalance' needs tokenized data, and records are tokenized with their batch. "
-                "Use 'random'."
-            )
-        if self.train_sampling_strategy == "group_by_length":
-            raise ValueError(
-                "train_sampling_strategy='group_by_length' needs tokenized data, and records are tokenized with their batch. Use "
-                "'random' with batching='tokens' and max_tokens_per_batch, which groups records by their cost."
-            )
-        for name, (off, reason) in _WITHOUT_EFFECT.items():
-            if getattr(self, name) != off:
-                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: {reason}")
         if not self.sync_ref_model and (self.ref_model_mixup_alpha, self.ref_model_sync_steps) != (0.6, 512):
             raise ValueError("ref_model_mixup_alpha and ref_model_sync_steps need sync_ref_model=True. Set it, or leave them out.")
         if self.precompute_ref_batch_size is not None:
@@ -252,68 +158,14 @@ class MPOConfig(DPOConfig):  # type: ignore[misc]
             raise ValueError(
                 "sync_ref_model updates the reference, and reference='cached' keeps its first log-probs. Use one of them."
             )
-        if (self.batching == "tokens") != (self.max_tokens_per_batch is not None):
-            raise ValueError("batching='tokens' and max_tokens_per_batch go together: set both, or neither.")
-        if self.batching == "tokens" and self.rows == "padded":
-            raise ValueError(
-                "batching='tokens' counts the prompt that completions share once, and rows='padded' computes it for each of them. "
-                "Use rows='packed', or batching='pairs'."
-            )
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size=True continues after an out-of-memory error with the weights and reward shift of the failed "
-                "attempt. Set per_device_train_batch_size (and gradient_accumulation_steps) instead."
-            )
-        if not self.dataloader_in_order:
-            raise ValueError(
-                "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not "
-                "continue where it stopped, and repeated pairs could not be recognized. Leave it at True."
-            )
-        if self.max_tiles_per_batch is not None and self.batching != "tokens":
-            raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")
-        if (self.batching == "tokens" or self.group_same_prompt > 1) and self.train_sampling_strategy != "random":
-            raise ValueError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} would be ignored: batching and group_same_prompt plan "
-                "the batches. Leave it at 'random'."
-            )
         if self.reference_cache is not None and self.reference != "cached":
             raise ValueError("reference_cache needs reference='cached'. Set it, or leave this out.")
-        if not 0.0 <= self.max_bad_fraction < 1.0:
-            raise ValueError(f"max_bad_fraction must be at least 0 and below 1; got {self.max_bad_fraction}.")
-        if self.max_bad_fraction != MAX_BAD_FRACTION and self.on_bad_record == "raise":
-            raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
-        if not 0.0 < self.vision_layer_decay <= 1.0:
-            raise ValueError(f"vision_layer_decay must be above 0 and at most 1 (no decay); got {self.vision_layer_decay}.")
-        if not 0.0 <= self.vision_drop_path < 1.0:
-            raise ValueError(f"vision_drop_path must be a probability, at least 0 and below 1; got {self.vision_drop_path}.")
-        bf16: bool | None = self.bf16  # type: ignore[has-type]
-        if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
-            self.bf16 = False  # TRL's default would raise an error here
         needs_reference = self.mixture().needs_reference  # a wrong loss fails here, before any model loads
         if self.reference == "cached" and not needs_reference:
             raise ValueError(
                 "reference='cached' (or precompute_ref_log_probs=True) has no effect: none of the losses "
                 f"{self.loss_type} has a reference. Leave it out."
             )
-        super().__post_init__()
-        if self.activation_offloading and self.device.type == "cpu":
-            raise ValueError(
-                "activation_offloading=True moves activations from a GPU to the CPU, and this run has no GPU. Leave it out."
-            )
-        if self.use_liger_kernel and self.device.type == "cpu":
-            raise ValueError("use_liger_kernel=True runs Triton kernels on a GPU, and this run has no GPU. Leave it out.")
-        accelerator_config = self.accelerator_config
-        if accelerator_config.dispatch_batches or accelerator_config.split_batches or not accelerator_config.even_batches:
-            raise ValueError(
-                "accelerator_config: dispatch_batches and split_batches would separate chosen from rejected rows, and "
-                "even_batches=False gives ranks unequal numbers of batches. Leave them at their defaults; no pair counts twice."
-            )
-        accelerator_config.dispatch_batches = False
-
-    def learning_rates(self) -> dict[str, float]:
-        """Learning rates of the parts that have their own (`mpo.models.parts`), by name."""
-        given = {part: getattr(self, f"{part}_learning_rate") for part in PARTS}
-        return {part: float(rate) for part, rate in given.items() if rate is not None}
 
     def mixture(self) -> Mixture:
         """Build the loss of this configuration, with no state."""

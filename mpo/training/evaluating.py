@@ -45,8 +45,8 @@ class Evaluates(Trainer):  # type: ignore[misc]
             kwargs: likewise.
 
         Returns:
-            the loss, and unless `prediction_loss_only` logits (2P, T, vocabulary) and input ids (2P, T): rows 2i and 2i + 1 are the
-            chosen and the rejected completion of the batch's record i.
+            the loss, and unless `prediction_loss_only` logits (S P, T, vocabulary) and input ids (S P, T): the S completions of the
+            batch's record 0 (of a pair, the chosen and the rejected one), then those of record 1.
 
         Raises:
             ValueError: when logits of packed rows are needed.
@@ -58,13 +58,16 @@ class Evaluates(Trainer):  # type: ignore[misc]
                 "are needed, or rows='padded'."
             )
         size, counted = inputs.size, self._counted(inputs)
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
-        self._rows = None
-        if logits is None:
-            return loss, None, None
+        self._rows, prepared = None, self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if prediction_loss_only:
+                return self.compute_loss(model, prepared), None, None
+            loss, outputs = self.compute_loss(model, prepared, return_outputs=True)
+        logits, labels = outputs.logits, prepared["input_ids"]
         counts = self.accelerator.gather(torch.tensor([counted], device=self.accelerator.device)).tolist()
         self._rows, self._loss_is_next = (size, inputs.sides, counts), True
-        order = inputs.by_side(torch.arange(2 * size, device=logits.device)).T.flatten()  # without rows of a blank image alone
+        rows = torch.arange(inputs.sides * size, device=logits.device)  # without that of a blank image alone
+        order = inputs.by_side(rows).T.flatten()
         inputs.model_inputs["input_ids"] = inputs["input_ids"][order.to(inputs["input_ids"].device)]
         return loss, logits[order], labels[order]
 
@@ -85,13 +88,13 @@ class Evaluates(Trainer):  # type: ignore[misc]
         """Return the logits of a data set's rows.
 
         Args:
-            test_dataset: preference records.
+            test_dataset: records.
             args: see transformers' `Trainer.predict`.
             kwargs: likewise.
 
         Returns:
-            predictions (2 x records, T, vocabulary), label_ids (2 x records, T), the input ids of the same rows, and metrics. Rows
-            2i and 2i + 1 are the chosen and the rejected completion of record i; bad records that were skipped have none.
+            predictions (rows, T, vocabulary), label_ids (rows, T), the input ids of the same rows, and metrics. Rows 2i and 2i + 1
+            are the chosen and the rejected completion of pair i, row i is conversation i; bad records that were skipped have none.
 
         Raises:
             ValueError: when `dataloader_drop_last` would drop records.

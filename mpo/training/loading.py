@@ -43,7 +43,8 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
 
         if kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1):
             if isinstance(dataset, IterableDataset):
-                raise ValueError("A stream cannot be planned: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
+                by_number = f"batching={self.args.by_number!r} and group_same_prompt=1"
+                raise ValueError(f"A stream cannot be planned: use {by_number}, or a datasets.Dataset.")
             dataset = self._remove_unused_columns(dataset, description="training")  # otherwise they would be decoded
             self._sampler = self._plan(dataset)
             dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
@@ -84,17 +85,16 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
         return self.data_collator
 
+    def _encoding_rules(self) -> dict[str, Any]:
+        """Return how records are encoded, besides what all trainers set: arguments of `mpo.encoding.costs.measure`."""
+        return {"completion_end": self.args.completion_end, "max_length": self.args.max_length}
+
     def _plan(self, dataset: Any) -> PairBatchSampler:
-        """Plan which pairs share a batch, on all ranks."""
+        """Plan which records share a batch, on all ranks."""
         args = self.args
         by_tokens = args.batching == "tokens"
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
-            rules: dict[str, Any] = {
-                "completion_end": args.completion_end,
-                "tile_budget": args.tile_budget,
-                "max_length": args.max_length,
-            }
-            rules["on_bad_record"] = args.on_bad_record
+            rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **self._encoding_rules()}
             costs = measure(dataset, self.processing_class, **rules)
         sampler = PairBatchSampler(
             costs,
@@ -108,6 +108,8 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
             rank=self.accelerator.process_index,
             seed=args.seed if args.data_seed is None else args.data_seed,
             drop_last=args.dataloader_drop_last,
+            allow_oversized=args.oversized == "own_row",
+            balance_slots=args.balance_slots,
         )
         if self.is_world_process_zero():
             logger.info(f"Batches: {sampler.report()}.")
@@ -170,7 +172,7 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         return max(0, min(size, rest - int(self.accelerator.process_index) * size)) if rest else size
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
-        """Return the records of an optimizer step over its micro-batches and all ranks, the denominator of its loss."""
+        """Return the denominator of a step's loss (`_step_denominator`), over its micro-batches and all ranks."""
         if not batch_samples:
             return None
         # Decided before the batches are used: later the data loader's end would be attributed to the first of them.
@@ -179,6 +181,14 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         first = [batch.lengths[0, : batch.counted] for batch in batch_samples]
         lengths = torch.cat(first).to(device).float()
         self._before_step()
+        return self._step_denominator(lengths)
+
+    def _step_denominator(self, lengths: Tensor) -> Tensor:
+        """Return the denominator of a step's loss over all ranks: the number of its records.
+
+        Args:
+            lengths: labelled tokens of the first completion of each of this rank's records that count, shape (records,).
+        """
         step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
         records: Tensor = step[0].clamp_min(1)  # a step whose records are all bad has a loss of 0
         self._mean_sqrt_tokens = step[1] / records

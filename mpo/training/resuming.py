@@ -26,6 +26,9 @@ PLAN = "plan of batches"
 class Resumes(Trainer):  # type: ignore[misc]
     """Save and restore everything that the rest of a run depends on."""
 
+    unit: str
+    _start_identity: str | None = None  # of the weights that a checkpoint does not hold
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         with self._not_counted():
@@ -78,16 +81,17 @@ class Resumes(Trainer):  # type: ignore[misc]
             "window": self._meters["train"].state(self._over_ranks),
             "whole_run": self._whole_run,
             "order": self._order(),
+            "start": self._start_identity,
             "bad_records": None if self._bad_records is None else self._bad_records.state(),
         }
 
     def _order(self) -> dict[str, Any]:
-        """Return what determines which pairs a step gets."""
+        """Return what determines which records a step gets."""
         sized = hasattr(self.train_dataset, "__len__")
         return {
-            "pairs in the data set": len(self.train_dataset) if sized else None,
+            f"{self.unit} in the data set": len(self.train_dataset) if sized else None,
             "content of the data set": self._content,
-            "pairs per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            f"{self.unit} per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
             PLAN: None if self._sampler is None else self._sampler.identity,
         }
@@ -108,7 +112,18 @@ class Resumes(Trainer):  # type: ignore[misc]
         # Rank 0 gets the sums of all ranks, the others zeros, since all take part in the next reading.
         self._meters["train"].restore(state["window"], share=float(self.accelerator.process_index == 0))
 
+    def _check_identity(self, checkpoint: str) -> None:
+        """Refuse a model with other weights, where a checkpoint does not hold them, than the run started from."""
+        saved = load_state(checkpoint).get("start")
+        if saved is not None and saved != self._start_identity and self.accelerator.process_index == 0:
+            raise ValueError(
+                f"The run that wrote {checkpoint} started from another model than the one passed here, and a checkpoint does not "
+                "hold it (the reference, or the weights that are not trained). Pass the model that the run started from, not its "
+                "checkpoint, and resume."
+            )
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._check_identity(resume_from_checkpoint)
         if self._holds_whole_model() and is_peft_model(self.model):
             check_adapter(self.model, resume_from_checkpoint)
         if self._holds_whole_model() and not is_peft_model(self.model):

@@ -12,6 +12,7 @@ from torch import nn
 
 from mpo.training.checkpoint import load_state
 from mpo.training.config import MPOConfig
+from mpo.training.loop_config import LoopConfig
 from mpo.training.reference.fingerprint import processor_parts
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ _NOT_OF_AN_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "
 _NOT_OF_A_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "id2label", "label2id")
 
 
-def description(model: nn.Module, args: MPOConfig, processing_class: Any, optimizer: Any) -> dict[str, Any]:
+def description(model: nn.Module, args: LoopConfig, processing_class: Any, optimizer: Any) -> dict[str, Any]:
     """Describe what a resumed run must have in common with this one, besides weights and records, as plain JSON values by name.
 
     Args:

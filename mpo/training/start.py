@@ -5,7 +5,8 @@ and `get_config_model_id`; `PreTrainedModel._from_config`, `PretrainedConfig._na
 """
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,19 +18,28 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mpo.batching.attention import check_backend
-from mpo.batching.collator import PairCollator
+from mpo.batching.collator import ConversationCollator, PairCollator
+from mpo.encoding.turns import SIDES
 from mpo.models.family import known_family
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
 from mpo.models.packable import why_not
 from mpo.models.strict import load_strictly, refuse_adapter
 from mpo.training.config import MPOConfig
+from mpo.training.loop_config import LoopConfig
 from mpo.training.reference.adapters import adapted, continued, has_tuner_layers, identity
 from mpo.training.reference.fingerprint import Fingerprint, fingerprint
 
+logger = logging.getLogger(__name__)
 
-def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
+
+def checked_arguments(args: Any, model: Any, kind: type[LoopConfig] = MPOConfig) -> Any:
     """Return a copy of the run's configuration, or a default one named after the model; the caller's is never changed.
+
+    Args:
+        args: an instance of `kind`, or None.
+        model: the model, or its name.
+        kind: the trainer's configuration.
 
     Raises:
         ValueError: for another class, model_init_kwargs beside a model that is loaded already, or an attention kernel that is not
@@ -37,11 +47,12 @@ def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
     """
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
-        args = MPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-MPO")
-    if not isinstance(args, MPOConfig):
+        args = kind(f"{name.rstrip('/').split('/')[-1] or 'model'}-{'MPO' if kind is MPOConfig else 'SFT'}")
+    if not isinstance(args, kind):
+        more = " (and pass loss_type to keep a loss other than MPO)" if kind is MPOConfig else ""
         raise ValueError(
-            f"MPOTrainer needs an MPOConfig, got {type(args).__name__}. MPOConfig has the same fields: replace the name "
-            "(and pass loss_type to keep a loss other than MPO)."
+            f"The trainer needs an {kind.__name__}, got {type(args).__name__}. {kind.__name__} has the same fields: replace the "
+            f"name{more}."
         )
     if args.model_init_kwargs is not None and not isinstance(model, str):
         raise ValueError(
@@ -53,7 +64,17 @@ def checked_arguments(args: MPOConfig | None, model: Any) -> MPOConfig:
     return copy.copy(args)
 
 
-def adds_router_loss(config: Any, args: MPOConfig) -> bool:
+def one_gpu(args: Any) -> Any:
+    """Let a process use one GPU; return its configuration. transformers would split each batch over all (nn.DataParallel)."""
+    if args.n_gpu > 1:
+        logger.warning(
+            f"Training uses 1 of {args.n_gpu} GPUs. Start the script with torchrun or accelerate launch to use all of them."
+        )
+        args._n_gpu = 1
+    return args
+
+
+def adds_router_loss(config: Any, args: LoopConfig) -> bool:
     """Whether training adds the loss that balances experts, as `DPOTrainer` decides it (``aux_loss_enabled``, TRL 1.16).
 
     Args:
@@ -77,7 +98,7 @@ def adds_router_loss(config: Any, args: MPOConfig) -> bool:
 
 
 def choose_layout(
-    args: MPOConfig, *models: nn.Module, router_loss: bool, own_collator: bool = False, reads_logits: bool = False
+    args: LoopConfig, *models: nn.Module, router_loss: bool, own_collator: bool = False, reads_logits: bool = False
 ) -> tuple[str, str | None]:
     """Choose the rows of a run: packed, or padded and the reason why packed ones are not possible.
 
@@ -108,9 +129,23 @@ def choose_layout(
     if reason is not None and args.batching == "tokens":
         raise ValueError(
             f"batching='tokens' counts the prompt that completions share once, and rows must be padded here: {reason}. Use "
-            "batching='pairs'."
+            f"batching={args.by_number!r}."
         )
     return ("packed", None) if reason is None else ("padded", reason)
+
+
+def conversation_collator(processing_class: Any, args: Any) -> ConversationCollator:
+    """Build the collator of a run on conversations (`PackedSFTConfig`); its layout is chosen later."""
+    if args.pad_token is not None:
+        getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
+    return ConversationCollator(
+        processing_class,
+        tile_budget=args.tile_budget,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        on_bad_record=args.on_bad_record,
+        augment_seed=args.seed if args.data_seed is None else args.data_seed,
+        train_on=args.train_on,
+    )
 
 
 def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
@@ -131,24 +166,31 @@ def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
     )
 
 
-def check_columns(dataset: Any, name: str) -> None:
-    """Refuse a data set without chosen or rejected completions.
+def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,)) -> None:
+    """Refuse a data set without what its records need.
+
+    Args:
+        dataset: a data set.
+        name: its name in the error message.
+        needed: sets of columns; a record has all of one.
 
     Raises:
         ValueError: naming the missing columns.
     """
     columns = getattr(dataset, "column_names", None) or []  # None: not known before a stream is read
-    missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
+    missing = min(([column for column in each if columns and column not in columns] for each in needed), key=len)
     if missing:
         hint = " Load MMPR files with mpo.data.load_preferences." if "question" in columns else ""
+        records = "A conversation needs 'messages', or 'prompt' and 'completion'."
+        if SIDES in needed:
+            records = "A preference record needs 'chosen' and 'rejected', and 'prompt' unless both contain it."
         raise ValueError(
-            f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. A preference record "
-            f"needs 'chosen' and 'rejected', and 'prompt' unless both contain it.{hint} "
+            f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. {records}{hint} "
             "(dataset.rename_column renames other columns.)"
         )
 
 
-def load_processing_class(model: Any, args: MPOConfig) -> Any:
+def load_processing_class(model: Any, args: LoopConfig) -> Any:
     """Load the processor or tokenizer of a model, by its name.
 
     Raises:
@@ -166,7 +208,7 @@ def load_processing_class(model: Any, args: MPOConfig) -> Any:
     return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
-def load_by_name(name: str, args: MPOConfig, quantization_config: Any, *, whole: bool) -> PreTrainedModel:
+def load_by_name(name: str, args: LoopConfig, quantization_config: Any, *, whole: bool) -> PreTrainedModel:
     """Load a model as TRL does, but strictly.
 
     Args:

@@ -408,3 +408,77 @@ def test_workers_get_no_plan():
     assert pickle.loads(pickle.dumps(records)).sampler is None
     assert len(records) == 1
     assert records[0] == {"id": 1}
+
+
+def conversations_of_the_paper(count: int, seed: int = 0) -> PairCosts:
+    """Conversations with InternVL 2.5's token shares (arXiv 2412.05271): images 46 %, several 9 %, video 40 %, text 5 %.
+
+    A tile has 256 tokens. Records per kind follow from its share and its mean length.
+    """
+    rng, drawn = np.random.default_rng(seed), 20_000
+    text = {"image": (250, 0.8), "several": (350, 0.7), "video": (200, 0.7), "text": (700, 1.0)}
+    tiles = {
+        "image": rng.choice([1, 3, 5, 7, 9, 10, 13], drawn, p=[0.1, 0.12, 0.15, 0.28, 0.15, 0.1, 0.1]),
+        "several": rng.integers(2, 7, drawn) * rng.integers(1, 5, drawn),
+        "video": rng.integers(8, 33, drawn),
+        "text": np.zeros(drawn, dtype=np.int64),
+    }
+    tokens = {k: 256 * tiles[k] + rng.lognormal(np.log(mean), sigma, drawn).astype(int) + 16 for k, (mean, sigma) in text.items()}
+    shares = {"image": 0.4592, "several": 0.0937, "video": 0.3979, "text": 0.0492}
+    rates = np.array([share / tokens[kind].mean() for kind, share in shares.items()])
+    kinds, places = rng.choice(4, count, p=rates / rates.sum()), rng.integers(0, drawn, count)
+    table = np.array([[np.minimum(tokens[kind], 16384), tiles[kind]] for kind in shares])
+    length, images = table[kinds, 0, places].astype(np.int32), table[kinds, 1, places].astype(np.int32)
+    return PairCosts(length - 10, np.full(count, 10, np.int32), np.zeros(count, np.int32), images, np.arange(count))
+
+
+@pytest.fixture(scope="module")
+def packed_conversations():
+    """16,384 tokens and 48 tiles a pack; 64 ranks of 8 micro-batches, the paper's 512 packs a step."""
+    costs = conversations_of_the_paper(100_000)
+    options = {"max_tokens": 16384, "max_tiles": 48, "world_size": 64, "micro_batches_per_step": 8, "balance_slots": 1}
+    return costs, PairBatchSampler(costs, batching="tokens", **options)
+
+
+def test_packs_of_conversations_are_full(packed_conversations, record_property):
+    """At most 1 % more packs than the sums of tokens and tiles need; every conversation once, in packs within both budgets."""
+    costs, sampler = packed_conversations
+    bound = max(costs.tokens().sum() / 16384, costs.tiles.sum() / 48)
+    packs = sampler._planned()
+    real = packs.records[packs.records >= 0]
+    assert np.array_equal(np.sort(real), np.arange(len(costs)))
+    assert max(np.add.reduceat(costs.tokens()[real], packs.starts[: sampler.report().batches])) <= 16384
+    record_property("difference", ("packs of conversations beyond the lower bound", sampler.report().batches / bound - 1))
+    assert sampler.report().batches <= 1.01 * bound
+
+
+def test_ranks_get_packs_of_the_same_cost(packed_conversations, record_property):
+    """The most expensive pack of a micro-step costs 3 % more than the mean, with vision and attention counted."""
+    sampler = packed_conversations[1]
+    record_property("difference", ("imbalance of 64 ranks", sampler.report().imbalance - 1))
+    assert sampler.report().imbalance <= 1.03
+
+
+def test_packs_of_a_step_are_a_uniform_draw(packed_conversations):
+    """Mean costs of steps scatter as those of random packs do; with slots exchanged between steps of one micro-batch they do not."""
+    costs, sampler = packed_conversations
+
+    def scatter(sampler):
+        """Variance of steps' mean costs, times packs a step, over the variance of packs: 1 for a uniform draw."""
+        cost = sampler._measure(sampler._planned())[2]
+        size = sampler.world_size * sampler.micro_batches_per_step
+        whole = cost[: len(cost) // size * size].reshape(-1, size)
+        return whole.mean(axis=1).var() * size / whole.var()
+
+    options = {"max_tokens": 16384, "max_tiles": 48, "world_size": 64}
+    alone = PairBatchSampler(costs, batching="tokens", **options, balance_slots=1)
+    exchanged = PairBatchSampler(costs, batching="tokens", **options)
+    assert 0.5 < scatter(sampler) < 1.6 and 0.7 < scatter(alone) < 1.4 and scatter(exchanged) > 5
+
+
+def test_a_resumed_epoch_has_the_same_packs(packed_conversations):
+    """The plan is a function of the seed and the epoch: pack n of a rank is an index into it."""
+    costs, sampler = packed_conversations
+    options = {"max_tokens": 16384, "max_tiles": 48, "world_size": 64, "micro_batches_per_step": 8, "balance_slots": 1}
+    again = PairBatchSampler(costs, batching="tokens", **options)
+    assert list(again)[100:] == list(sampler)[100:] and again.identity == sampler.identity

@@ -10,7 +10,7 @@ from transformers import HfArgumentParser
 from trl import DPOConfig
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.training.config import _has_bf16
+from mpo.training.loop_config import _has_bf16
 
 
 def config(**settings) -> MPOConfig:
@@ -101,7 +101,7 @@ def test_a_quantized_model_needs_an_adapter(internvl, processor, pairs_of_text, 
 
 def test_emulated_bf16_is_not_chosen(tmp_path, monkeypatch):
     """PyTorch reports bfloat16 on a T4 and emulates it."""
-    monkeypatch.setattr("mpo.training.config.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr("mpo.training.loop_config.is_torch_bf16_gpu_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for native in (False, True):
         monkeypatch.setattr(

@@ -1,0 +1,193 @@
+"""LoopConfig: the settings that runs on pairs and on conversations share, and the checks of what does not go together."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from transformers.utils import is_torch_bf16_gpu_available
+
+from mpo.batching.sampler import BALANCE_SLOTS
+from mpo.batching.skipping import ON_BAD_RECORD
+from mpo.encoding.tiles import BUDGETS
+from mpo.io import MAX_BAD_FRACTION
+from mpo.models.family import PARTS
+
+
+def choice(default: str, choices: tuple[str, ...], help: str) -> Any:
+    """Return a field of one of several values, which `LoopConfig` checks."""
+    return field(default=default, metadata={"help": help, "choices": list(choices)})
+
+
+def _has_bf16() -> bool:
+    """Whether a GPU computes in bfloat16 natively. On older GPUs PyTorch emulates it, which is slow."""
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(is_torch_bf16_gpu_available()) and not emulated
+
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments as _Base
+else:
+    _Base = object  # its fields would take the place of TRL's
+
+
+@dataclass
+class LoopConfig(_Base):  # type: ignore[misc]
+    """Fields and checks of `mpo.training.loop.Loop`; a configuration of TRL comes after this class among the bases.
+
+    Attributes:
+        by_number: the value of ``batching`` for batches of ``per_device_train_batch_size`` records.
+        chosen: names of the fields that have one of several values.
+        without_effect: fields that a run does not read: the value that means off, the reason, what to use.
+        group_same_prompt: most records of one prompt in a batch.
+        oversized: what happens to a record that exceeds the limits of a batch.
+        balance_slots: as in `mpo.batching.sampler.PairBatchSampler`.
+    """
+
+    by_number: ClassVar[str]
+    chosen: ClassVar[tuple[str, ...]] = ("tile_budget", "rows", "packed_attention", "batching", "on_bad_record")
+    without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
+        "dataset_num_proc": (None, "records are tokenized by the data loader during training. Use dataloader_num_workers."),
+        "eval_use_gather_object": (False, "evaluation gathers tensors, not objects."),
+    }
+    group_same_prompt: ClassVar[int] = 1
+    oversized: ClassVar[str] = "refuse"
+    balance_slots: ClassVar[int] = BALANCE_SLOTS
+
+    tile_budget: str = choice(
+        "prompt", BUDGETS, "Apply the processor's tile limit to all images of a prompt together, or to each image (TRL)."
+    )
+    rows: str = choice(
+        "auto",
+        ("auto", "packed", "padded"),
+        "Layout of rows: completions in their prompt's row (packed), or a padded row each; auto: packed if possible.",
+    )
+    packed_attention: str = choice(
+        "auto",
+        ("auto", "segments", "flash_attn_2", "flash_attn_3"),
+        "Attention kernel of packed rows: PyTorch's best (auto), one call per segment, or the flash-attn package's.",
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Maximum tokens of a batch per device, with batching=tokens. A prompt that pairs share counts once."},
+    )
+    max_tiles_per_batch: int | None = field(
+        default=None, metadata={"help": "Maximum image tiles of a batch per device, with batching=tokens. Default: no limit."}
+    )
+    verify_first_batch: bool = field(
+        default=False, metadata={"help": "Compare the first batch's packed rows with padded rows, and log the differences."}
+    )
+    on_bad_record: str = choice(
+        "raise",
+        ON_BAD_RECORD,
+        "Action for a record that cannot be used: stop the run, or skip it and list it in bad_records.jsonl.",
+    )
+    max_bad_fraction: float = field(
+        default=MAX_BAD_FRACTION,
+        metadata={"help": "Maximum fraction of bad records, with on_bad_record=skip; the run stops above it."},
+    )
+    vision_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the vision tower."})
+    projector_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
+    language_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the language model."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the output head."})
+    vision_layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor between the learning rates of a layer of the vision tower and of the layer above it."},
+    )
+    vision_drop_path: float = field(
+        default=0.0, metadata={"help": "Stochastic depth of the vision tower's last layer; 0.1 or 0.4 in the official recipes."}
+    )
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training records."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule after the warm-up."})
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Replace a loss that is not finite by the mean of the others in the logs. This hides divergence."},
+    )
+
+    def _check(self) -> None:
+        """Check the fields of a subclass, after its choices and before TRL's."""
+
+    def __post_init__(self) -> None:
+        if self.padding_free and self.rows == "auto":
+            self.rows = "packed"
+        for name in self.chosen:
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
+        self._check()
+        packed_only = {
+            "packing": getattr(self, "packing", False),
+            "padding_free": self.padding_free,
+            "packed_attention": self.packed_attention != "auto",
+            "verify_first_batch": self.verify_first_batch,
+        }
+        for name, is_set in packed_only.items() if self.rows == "padded" else ():
+            if is_set:
+                raise ValueError(f"{name}={getattr(self, name)!r} needs packed rows, and rows='padded'. Leave one of them out.")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "train_sampling_strategy='batch_rebalance' needs tokenized data, and records are tokenized with their batch. "
+                "Use 'random'."
+            )
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "train_sampling_strategy='group_by_length' needs tokenized data, and records are tokenized with their batch. Use "
+                "'random' with batching='tokens' and max_tokens_per_batch, which groups records by their cost."
+            )
+        for name, (off, reason) in self.without_effect.items():
+            if getattr(self, name) != off:
+                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: {reason}")
+        if (self.batching == "tokens") != (self.max_tokens_per_batch is not None):
+            raise ValueError("batching='tokens' and max_tokens_per_batch go together: set both, or neither.")
+        if self.batching == "tokens" and self.rows == "padded":
+            raise ValueError(
+                "batching='tokens' counts the tokens of packed rows, where completions share their prompt, and rows='padded'. "
+                f"Use rows='packed', or batching={self.by_number!r}."
+            )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True continues after an out-of-memory error with the weights and reward shift of the failed "
+                "attempt. Set per_device_train_batch_size (and gradient_accumulation_steps) instead."
+            )
+        if not self.dataloader_in_order:
+            raise ValueError(
+                "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not "
+                "continue where it stopped, and repeated pairs could not be recognized. Leave it at True."
+            )
+        if self.max_tiles_per_batch is not None and self.batching != "tokens":
+            raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")
+        if (self.batching == "tokens" or self.group_same_prompt > 1) and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} would be ignored: batching and group_same_prompt plan "
+                "the batches. Leave it at 'random'."
+            )
+        if not 0.0 <= self.max_bad_fraction < 1.0:
+            raise ValueError(f"max_bad_fraction must be at least 0 and below 1; got {self.max_bad_fraction}.")
+        if self.max_bad_fraction != MAX_BAD_FRACTION and self.on_bad_record == "raise":
+            raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
+        if not 0.0 < self.vision_layer_decay <= 1.0:
+            raise ValueError(f"vision_layer_decay must be above 0 and at most 1 (no decay); got {self.vision_layer_decay}.")
+        if not 0.0 <= self.vision_drop_path < 1.0:
+            raise ValueError(f"vision_drop_path must be a probability, at least 0 and below 1; got {self.vision_drop_path}.")
+        bf16: bool | None = self.bf16
+        if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
+            self.bf16 = False  # TRL's default would raise an error here
+        super().__post_init__()
+        if self.activation_offloading and self.device.type == "cpu":
+            raise ValueError(
+                "activation_offloading=True moves activations from a GPU to the CPU, and this run has no GPU. Leave it out."
+            )
+        if self.use_liger_kernel and self.device.type == "cpu":
+            raise ValueError("use_liger_kernel=True runs Triton kernels on a GPU, and this run has no GPU. Leave it out.")
+        accelerator_config = self.accelerator_config
+        if accelerator_config.dispatch_batches or accelerator_config.split_batches or not accelerator_config.even_batches:
+            raise ValueError(
+                "accelerator_config: dispatch_batches and split_batches would separate the rows of a record, and "
+                "even_batches=False gives ranks unequal numbers of batches. Leave them at their defaults; no record counts twice."
+            )
+        accelerator_config.dispatch_batches = False
+
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rates of the parts that have their own (`mpo.models.parts`), by name."""
+        given = {part: getattr(self, f"{part}_learning_rate") for part in PARTS}
+        return {part: float(rate) for part, rate in given.items() if rate is not None}

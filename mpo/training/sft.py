@@ -1,0 +1,173 @@
+"""PackedSFTTrainer: TRL's SFTTrainer on packed conversations, with the loop of MPOTrainer."""
+
+import contextlib
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from trl import SFTTrainer
+from trl.trainer import sft_trainer
+
+from mpo.batching.batch import Batch
+from mpo.encoding.turns import CONVERSATION
+from mpo.models.fit import check_fit
+from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
+from mpo.training.loop import Loop
+from mpo.training.policy import HasPolicy, temporarily
+from mpo.training.sft_config import PackedSFTConfig
+from mpo.training.start import Adapters, checked_arguments, conversation_collator, load_processing_class, one_gpu
+
+
+class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
+    """Train a model on conversations, many in one row (InternVL 2.5, arXiv 2412.05271, sections 3.2 and 3.3).
+
+    It takes the arguments of TRL's `SFTTrainer`; the configuration is a `PackedSFTConfig`. A record has ``messages`` (or ``prompt``
+    and ``completion``) and optional ``images``, ``videos`` and ``tools``, in TRL's formats, with images in any turn of the user.
+    Differences from TRL:
+
+    * Conversations with images are packed: each attends to itself alone, and log-probs and gradients are those of a row each.
+    * Every turn of the assistant is labelled, through its end-of-turn token, whatever the chat template.
+    * The loss of an optimiser step is the mean over its tokens or conversations (``loss_average``), however they are split over
+      micro-batches and ranks.
+    * Runs resume bitwise, stop at a value that is not finite, and list bad records, as `mpo.MPOTrainer`'s do.
+
+    Example:
+        >>> from mpo import PackedSFTConfig, PackedSFTTrainer  # doctest: +SKIP
+        >>> trainer = PackedSFTTrainer(  # doctest: +SKIP
+        ...     model="OpenGVLab/InternVL3-1B-hf", args=PackedSFTConfig("runs/sft"), train_dataset=conversations
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
+
+    Raises:
+        ValueError: for arguments of `SFTTrainer` that do not apply, and for what `mpo.MPOTrainer` refuses.
+    """
+
+    _tag_names = ["trl", "sft", "mpo"]
+    unit = "conversations"
+    columns = ("prompt", *CONVERSATION_COLUMNS, *names(encoded=True), *TRL_COLUMNS)
+    needed = (("messages",), ("prompt", *CONVERSATION))
+    _collator_is_ours = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: PackedSFTConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_loss_func: Any = None,
+        compute_metrics: Any = None,
+        callbacks: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: Any = None,
+        preprocess_logits_for_metrics: Any = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        formatting_func: Any = None,
+    ) -> None:
+        others = {
+            "data_collator": (data_collator, "conversations are packed by this library's collator."),
+            "compute_loss_func": (compute_loss_func, "the loss is set by loss_type and loss_average."),
+            "formatting_func": (formatting_func, "the chat template renders conversations. Give 'messages' with dataset.map."),
+        }
+        for name, (value, reason) in others.items():
+            if value is not None:
+                raise ValueError(f"{name} would be ignored: {reason} Leave it out.")
+        args = one_gpu(checked_arguments(args, model, PackedSFTConfig))
+        if processing_class is None:
+            processing_class = load_processing_class(model, args)
+        train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset)
+        with contextlib.ExitStack() as undo:
+            model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config, undo)
+            adapters = Adapters(model if is_peft_model(model) else None, optimizer=optimizers[0], fingerprint=None)
+            model, peft_config = self._handed_over(model, args, processing_class, peft_config, adapters, sft_trainer, undo)
+            # Packing and labels are this library's collator's.
+            undo.enter_context(temporarily(args, packing=False, padding_free=False, assistant_only_loss=False))
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=conversation_collator(processing_class, args),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                "Context and sequence parallelism (cp_size, sp_size) split a row over ranks, and packed conversations attend by "
+                "segments of one row. Set both to 1."
+            )
+        adapters.unround(self.model)
+        self._start_identity = adapters.identity
+        check_fit(self.model, processing_class)
+        self._start_loop()
+        self._prepare_policy(without_dropout=False)
+        self._choose_rows(router_loss=False, reads_logits=compute_metrics is not None)
+
+    def _encoding_rules(self) -> dict[str, Any]:
+        return {"sides": CONVERSATION, "train_on": self.args.train_on}
+
+    def _step_denominator(self, lengths: Tensor) -> Tensor:
+        """Return the sum of the weights of a step's conversations over all ranks (`PackedSFTConfig.weights`)."""
+        return self._over_ranks(self.args.weights(lengths).sum()).clamp_min(1)  # a step whose records are all bad has a loss of 0
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """Compute the loss of a micro-batch: in training its sum divided by the weights of the whole step, otherwise its mean.
+
+        With w(n) the weight of a conversation with n labelled tokens (`PackedSFTConfig.weights`), the loss is the sum of
+        w(n) / n times the negative log-likelihood of each conversation, divided by the sum of w(n).
+
+        Args:
+            model: the policy.
+            inputs: a batch.
+            return_outputs: also return the model's outputs (with logits, from a second forward pass).
+            num_items_in_batch: the sum of w(n) of the optimizer step, over all micro-batches and ranks.
+        """
+        mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self._verify(inputs)
+        outputs = self._outputs(model, inputs, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
+        counted = self._counted(inputs) if mode == "eval" or inputs.counted is None else inputs.counted
+        counts = (torch.arange(inputs.size, device=outputs.log_probs.device) < counted).float()
+        lengths = inputs.lengths[0].float().clamp_min(1)
+        weights = self.args.weights(lengths) * counts
+        values = outputs.log_probs
+        if self.args.loss_type == "dft":
+            values = values * values.detach().exp()
+        total, whole = -(inputs.sums(values)[0] * weights / lengths).sum(), weights.sum()
+
+        def of_tokens(values: Tensor) -> tuple[Tensor, Tensor]:
+            return (inputs.sums(values.detach().float())[0] * counts).sum(), (lengths * counts).sum()
+
+        measured: dict[str, Any] = {
+            "loss": (total, whole),
+            "mean_token_accuracy": of_tokens(outputs.is_top1),
+            "entropy": of_tokens(outputs.entropy),
+            "completion_tokens": ((lengths * counts).sum(), counts.sum()),
+            "tokens": (float(inputs.tokens) if counted else 0.0, counts.sum()),
+        }
+        share = num_items_in_batch if mode == "train" and num_items_in_batch is not None else whole.clamp_min(1)
+        loss = total / share
+        if self.aux_loss_enabled:
+            measured["aux_loss"] = (outputs.aux_loss * counts.sum(), counts.sum())
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss * whole / share
+        self._meters[mode].add(measured)
+        if mode == "train":
+            self._guard.see_loss(self.state.global_step + 1, inputs.names, loss)
+            if num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**inputs.model_inputs, use_cache=False)

@@ -1,0 +1,101 @@
+"""PackedSFTConfig: TRL's SFTConfig with InternVL 2.5's settings, and checks of what does not go together."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+from trl import SFTConfig
+
+from mpo.encoding.turns import TRAIN_ON
+from mpo.training.loop_config import LoopConfig, choice
+
+POWERS = {"token": 1.0, "sample": 0.0, "square": 0.5}
+"""The weight of a conversation with n labelled tokens in the loss is n to this power."""
+
+
+@dataclass
+class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
+    """Configuration of training on packed conversations: TRL's `SFTConfig` with InternVL 2.5's settings (arXiv 2412.05271).
+
+    Fields that `mpo.MPOConfig` also has mean the same there.
+
+    Args:
+        loss_average: the mean that a step's loss is, over all its micro-batches and ranks: over labelled tokens (``"token"``, TRL),
+            over conversations, each the mean over its own (``"sample"``), or these weighted by the square root of their number
+            (``"square"``, InternVL 2.5's re-weighting).
+        train_on: which turns of the assistant are labelled: ``"all"``, the ``"last"``, or the ``"flagged"`` ones, with
+            ``"train": true`` in their message. ``"train": false`` always leaves a turn unlabelled.
+        batching: ``"tokens"``: a batch holds as many conversations as fit into ``max_tokens_per_batch`` and
+            ``max_tiles_per_batch``. ``"conversations"``: it holds ``per_device_train_batch_size`` of them.
+        max_tokens_per_batch: maximum tokens of a batch on one device, with ``batching="tokens"``. Default: 16,384.
+        max_tiles_per_batch: maximum image tiles of a batch on one device, with ``batching="tokens"``. Default: 48.
+        oversized: a conversation that exceeds these limits alone: ``"refuse"`` it, or give it its ``"own_row"``.
+
+    Of TRL's fields, ``packing`` and ``padding_free`` demand packed rows, which are used wherever the model allows it anyway;
+    ``assistant_only_loss`` is always on. A conversation is never truncated.
+
+    Raises:
+        ValueError: for a setting that would be ignored, or that does not go together with another.
+    """
+
+    by_number: ClassVar[str] = "conversations"
+    balance_slots: ClassVar[int] = 1  # the packs of a step are a uniform draw
+    chosen: ClassVar[tuple[str, ...]] = (*LoopConfig.chosen, "loss_average", "train_on", "oversized", "loss_type")
+    without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
+        **LoopConfig.without_effect,
+        "assistant_only_loss": (True, "the assistant's turns alone are labelled."),
+        "chat_template_path": (None, "the chat template is read before it. Set processing_class.chat_template."),
+        "dataset_kwargs": (None, "records are encoded by the data loader. Leave it out."),
+        "dataset_text_field": ("text", "records are conversations, without a column of plain text. Give 'messages'."),
+        "eos_token": (None, "the chat template ends a turn. Set processing_class.eos_token for plain text."),
+        "eval_packing": (None, "evaluation has the rows of training. Use `rows`."),
+        "label_smoothing_factor": (0.0, "the loss has no label smoothing."),
+        "max_length": (None, "no conversation is truncated. Use max_tokens_per_batch and `oversized`."),
+        "packing_strategy": ("bfd", "no conversation is cut. Use max_tokens_per_batch and `oversized`."),
+        "shuffle_dataset": (False, "records are shuffled in every epoch. Use dataset.shuffle for another order of the data set."),
+        "truncation_mode": ("keep_start", "no conversation is truncated."),
+    }
+
+    loss_average: str = choice(
+        "square",
+        tuple(POWERS),
+        "Mean of a loss: by token, by conversation (sample), or by the square root of its length (square).",
+    )
+    train_on: str = choice("all", TRAIN_ON, "Label all turns of the assistant, the last, or those with train=true.")
+    batching: str = choice(
+        "tokens",
+        ("conversations", "tokens"),
+        "Size of training batches: per_device_train_batch_size conversations, or as many as max_tokens_per_batch allows.",
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "Maximum tokens of a batch per device, with batching=tokens. Default: 16384."}
+    )
+    max_tiles_per_batch: int | None = field(
+        default=None, metadata={"help": "Maximum image tiles of a batch per device, with batching=tokens. Default: 48."}
+    )
+    oversized: str = choice(  # type: ignore[misc]
+        "refuse", ("refuse", "own_row"), "Refuse a conversation that exceeds these limits alone, or give it its own row."
+    )
+    loss_type: str = choice("nll", ("nll", "dft"), "Negative log-likelihood (nll), or Dynamic Fine-Tuning (dft, arXiv 2508.05629).")
+    assistant_only_loss: bool = field(default=True, metadata={"help": "Always on: the assistant's turns alone are labelled."})
+    max_length: int | None = field(default=None, metadata={"help": "Not used: no conversation is truncated."})
+    learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate of AdamW."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Number of warm-up steps, or, below 1, the fraction of all steps."})
+
+    def __post_init__(self) -> None:
+        if self.batching == "tokens":
+            self.max_tokens_per_batch = 16384 if self.max_tokens_per_batch is None else self.max_tokens_per_batch
+            self.max_tiles_per_batch = 48 if self.max_tiles_per_batch is None else self.max_tiles_per_batch
+        if self.packing and self.rows == "auto":
+            self.rows = "packed"
+        super().__post_init__()
+
+    def _check(self) -> None:
+        if self.completion_only_loss is False:
+            raise ValueError("completion_only_loss=False would be ignored: the assistant's turns alone are labelled. Leave it out.")
+        if self.oversized == "own_row" and self.batching != "tokens":
+            raise ValueError("oversized='own_row' needs batching='tokens'. Set it, or leave this out.")
+
+    def weights(self, lengths: Tensor) -> Tensor:
+        """Weights of conversations in the loss, of their numbers of labelled tokens (FloatTensor): both of shape (N,)."""
+        return lengths.pow(POWERS[self.loss_average])

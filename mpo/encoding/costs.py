@@ -182,8 +182,8 @@ class RecordMeasure:
         images = encoded_images(record)
         stand_ins = [None if image is None else _STAND_IN for image in images]
         record = {name: value for name, value in record.items() if name not in IMAGE_COLUMNS and value is not None}
-        options = {"sides": self.sides, "split_turns": self.encoder.splits_turns}
-        rendered = render({**record, "images": stand_ins}, self.processing_class, **options)
+        record = {**record, "images": stand_ins}
+        rendered = render(record, self.processing_class, sides=self.sides, split_turns=self.encoder.splits_turns)
         prompt_ids, completions = self.encoder.encode_text(rendered, describe(record), cache(self.encoder.tokenize))
         prompt, tiles = len(prompt_ids), 0
         lengths = dict(zip(SIDES, [*(len(completion.ids) for completion in completions), 0], strict=False))

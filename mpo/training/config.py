@@ -141,7 +141,7 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     def _check(self) -> None:
         if self.group_same_prompt < 1:
             raise ValueError(f"group_same_prompt must be a number of pairs, at least 1 (no groups); got {self.group_same_prompt}.")
-        if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss_type):
+        if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss_type or ()):
             raise ValueError(
                 "use_weighting weights each pair, and the aot losses sort the batch, which separates pairs from their weights. "
                 "Use one of them."

@@ -169,7 +169,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
             raise ValueError(f"vision_layer_decay must be above 0 and at most 1 (no decay); got {self.vision_layer_decay}.")
         if not 0.0 <= self.vision_drop_path < 1.0:
             raise ValueError(f"vision_drop_path must be a probability, at least 0 and below 1; got {self.vision_drop_path}.")
-        bf16: bool | None = self.bf16
+        bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
             self.bf16 = False  # TRL's default would raise an error here
         super().__post_init__()

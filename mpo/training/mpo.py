@@ -158,8 +158,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         self._tower_is_shared = starts_from_reference
         self._tower = None
         if can_share(self.model):
-            copied = starts_from_reference and self.ref_model is not None
-            self._tower = SharedTower(self.model, self.ref_model if copied else self.model)
+            self._tower = SharedTower(self.model, (self.ref_model if starts_from_reference else None) or self.model)
         self._choose_rows(router_loss=self.aux_loss_enabled, reads_logits=compute_metrics is not None)
         if args.reference == "cached" and self.mixture.needs_reference:
             reference = reference or adapters.reference

@@ -48,6 +48,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
 
     _collator_is_ours: bool
     _is_cast = False
+    data_collator: Any
 
     # --- Construction
 

@@ -448,8 +448,9 @@ def test_packs_of_conversations_are_full(packed_conversations, record_property):
     real = packs.records[packs.records >= 0]
     assert np.array_equal(np.sort(real), np.arange(len(costs)))
     assert max(np.add.reduceat(costs.tokens()[real], packs.starts[: sampler.report().batches])) <= 16384
-    record_property("difference", ("packs of conversations beyond the lower bound", sampler.report().batches / bound - 1))
-    assert sampler.report().batches <= 1.01 * bound
+    beyond = len(sampler._compose(0, 0)) / bound - 1
+    record_property("difference", ("packs of conversations beyond the lower bound", beyond))
+    assert beyond <= 0.01 and sampler.report().batches / bound <= 1.01 + 64 / bound  # as many on every rank
 
 
 def test_ranks_get_packs_of_the_same_cost(packed_conversations, record_property):
@@ -460,7 +461,7 @@ def test_ranks_get_packs_of_the_same_cost(packed_conversations, record_property)
 
 
 def test_packs_of_a_step_are_a_uniform_draw(packed_conversations):
-    """Mean costs of steps scatter as those of random packs do; with slots exchanged between steps of one micro-batch they do not."""
+    """Mean costs of steps scatter as those of random packs do; with packs exchanged between steps they do not."""
     costs, sampler = packed_conversations
 
     def scatter(sampler):

@@ -12,12 +12,13 @@ from mpo.batching.batch import Batch, ModelInput
 from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.batching.skipping import BLANK, sort_out
+from mpo.encoding.conversations import TRAIN_ON, as_completion
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import TileOrder
 from mpo.encoding.keys import completion_key, image_key, same_image
 from mpo.encoding.templates import is_processor, probe
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED
-from mpo.encoding.turns import CONVERSATION, SIDES, TRAIN_ON, Completion, Record, as_completion, describe
+from mpo.encoding.turns import CONVERSATION, SIDES, Completion, Record, describe
 from mpo.schema import EPOCH, PADDING
 
 LAYOUTS = ("packed", "padded")
@@ -256,8 +257,8 @@ class ConversationCollator(PairCollator):
     """Collate conversations of any number of turns, with images in any turn of the user, into one batch.
 
     Args:
-        train_on: which turns of the assistant are labelled, one of `mpo.encoding.turns.TRAIN_ON`.
-        args: as in `PairCollator`; records as `mpo.encoding.turns.as_completion` takes them. ``"packed"``: a row per
+        train_on: which turns of the assistant are labelled, one of `mpo.encoding.conversations.TRAIN_ON`.
+        args: as in `PairCollator`; records as `mpo.encoding.conversations.as_completion` takes them. ``"packed"``: a row per
             conversation, concatenated; positions begin at 0 in each, and none attends to another. None is ever truncated.
 
     >>> ConversationCollator.sides

@@ -19,10 +19,11 @@ from PIL import Image
 from mpo.data.encoded import with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import Frame, frame_size, with_frames
+from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
-from mpo.encoding.turns import SIDES, as_completion, describe, encoded_images, render
+from mpo.encoding.turns import SIDES, describe, encoded_images, render
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
 
 READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS, *CONVERSATION_COLUMNS)

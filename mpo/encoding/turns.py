@@ -2,7 +2,7 @@
 
 A record is a dict in one of TRL's preference formats: ``prompt``, ``chosen`` and ``rejected`` as plain strings or as lists of
 messages; ``prompt`` may be missing when both completions repeat it; ``images`` (or ``image``) and ``videos`` are optional. A
-conversation, ``messages``, is a prompt up to the assistant's first turn and one ``completion`` (`as_completion`).
+conversation, ``messages``, is a prompt up to the assistant's first turn and one ``completion`` (`mpo.encoding.conversations`).
 """
 
 import json
@@ -30,8 +30,6 @@ SIDES = ("chosen", "rejected")
 """The columns of a preference record's completions."""
 CONVERSATION = ("completion",)
 """The column of the one completion that a conversation is encoded with."""
-TRAIN_ON = ("all", "last", "flagged")
-"""Which of the assistant's turns are labelled: all, the last, or those whose message has ``"train": true``."""
 Tokenize = Callable[[str], list[int]]
 
 
@@ -127,109 +125,6 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     return list(images) if several else [images]
 
 
-def as_completion(record: Record, train_on: str = "all") -> Record:
-    """Split a conversation at the assistant's first turn, into a prompt and one completion.
-
-    Args:
-        record: ``messages``, or TRL's ``prompt`` and ``completion``, in which the prompt's turns are never labelled. Images are
-            parts of the user's messages; without such parts, all of them precede the user's first text. ``"train": false`` in a
-            message of the assistant leaves it unlabelled.
-        train_on: one of `TRAIN_ON`.
-
-    Returns:
-        the record with ``prompt``, ``completion`` and ``labelled``, a flag for each message of the completion.
-
-    Raises:
-        ValueError: for turns that are missing, out of order, empty or unlabelled, and for an image outside the user's turns.
-    """
-    where = describe(record)
-    if record.get("messages") is None:
-        if record.get("prompt") is None or record.get("completion") is None:
-            raise ValueError(f"{where} needs 'messages', or 'prompt' and 'completion'; it has {sorted(record)}.")
-        completion = record["completion"]
-        return {**record, "labelled": _labelled(completion, train_on, where) if isinstance(completion, list) else [True]}
-    others = [name for name in ("prompt", *CONVERSATION, *SIDES) if record.get(name) is not None]
-    if others:
-        raise ValueError(f"{where} has 'messages' and also {_listed(others)}. Give the conversation once.")
-    messages = record["messages"]
-    _check_turns(messages, where)
-    record = with_frames({**record, "prompt": messages}, where=where)
-    messages = record["prompt"]
-    if any(map(_placeholders, messages)):  # all contents in one form, or images would be put before the first text
-        messages = [
-            {**message, "content": [{"type": "text", "text": content}]}
-            if isinstance(content := message.get("content"), str)
-            else message
-            for message in messages
-        ]
-    first = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
-    prompt, completion = messages[:first], messages[first:]
-    kept = {name: value for name, value in record.items() if name != "messages"}
-    return {**kept, "prompt": prompt, "completion": completion, "labelled": _labelled(completion, train_on, where)}
-
-
-_FOLLOWS = {
-    "system": ("beginning",),
-    "user": ("beginning", "system", "assistant"),
-    "assistant": ("user", "tool"),
-    "tool": ("tool call", "tool"),
-}
-"""What a message of a role may follow."""
-
-
-def _check_turns(messages: Any, where: str) -> None:
-    """Refuse a conversation without turns of the assistant, with turns out of order, and with an empty one."""
-    if not isinstance(messages, list):
-        raise ValueError(f"{where}: 'messages' is of type {type(messages).__name__} instead of a list of messages.")
-    before, roles = "beginning", []
-    for place, message in enumerate(messages, start=1):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in _FOLLOWS:
-            raise ValueError(f"{where}: message {place} has the role {role!r} instead of one of {', '.join(_FOLLOWS)}.")
-        if before not in _FOLLOWS[role]:
-            raise ValueError(f"{where}: its turns are out of order: message {place}, of role {role!r}, follows the {before}.")
-        images = _placeholders(message, ("image", "video"))
-        if images and role != "user":
-            raise ValueError(f"{where}: message {place}, of role {role!r}, has an image. Images belong to the user's messages.")
-        if role in ("user", "assistant") and _is_empty(message) and not images:
-            raise ValueError(f"{where}: message {place}, of role {role!r}, is empty. Give it text or leave the record out.")
-        before = "tool call" if message.get("tool_calls") else role
-        roles.append(role)
-    if "assistant" not in roles:
-        raise ValueError(f"{where} has no message of the assistant, so there is nothing to learn. Leave the record out.")
-
-
-def _labelled(completion: list[Any], train_on: str, where: str) -> list[bool]:
-    """Whether each message of a completion is labelled."""
-    assert train_on in TRAIN_ON
-    of_assistant = [isinstance(message, Mapping) and message.get("role") == "assistant" for message in completion]
-    flags = [message.get("train") if isinstance(message, Mapping) else None for message in completion]
-    for place, (flag, is_assistants) in enumerate(zip(flags, of_assistant, strict=True)):
-        if not (flag is None or isinstance(flag, bool)) or (flag and not is_assistants):
-            raise ValueError(
-                f"{where}: 'train' of an assistant's message is true or false; got {flag!r} in a message of role "
-                f"{completion[place].get('role')!r}."
-            )
-    default = {"all": True, "last": None, "flagged": False}[train_on]
-    last = max((place for place, is_assistants in enumerate(of_assistant) if is_assistants), default=0)
-    found = [
-        is_assistants and (flag if flag is not None else place == last if default is None else default)
-        for place, (flag, is_assistants) in enumerate(zip(flags, of_assistant, strict=True))
-    ]
-    if not any(found) and any(of_assistant):
-        raise ValueError(
-            f"{where}: none of the assistant's turns is labelled (train_on={train_on!r}), so there is nothing to learn. Set "
-            '"train": true in one, or leave the record out.'
-        )
-    return found
-
-
-def _placeholders(message: Any, kinds: Sequence[str] = ("image",)) -> int:
-    """The number of image parts of a message."""
-    content = message.get("content") if isinstance(message, Mapping) else None
-    return sum(isinstance(part, Mapping) and part.get("type") in kinds for part in content) if isinstance(content, list) else 0
-
-
 def render(
     record: Record,
     processing_class: Any,
@@ -246,7 +141,7 @@ def render(
     Args:
         record: a record (see the top of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
             message, a tool call or a tool is the padding of Arrow's structs and is removed; in JSON text it is kept. A conversation
-            comes from `as_completion`; its completion may have images.
+            comes from `mpo.encoding.conversations.as_completion`; its completion may have images.
         processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
         sides: the columns of the completions; none for a prompt to generate from.
         split_turns: split a completion of several messages into what the assistant wrote and the rest.
@@ -277,7 +172,7 @@ def render(
     if as_text:
         return Rendered(texts["prompt"], [[Piece(texts[side], labelled=True)] for side in sides], images, conversational=False)
 
-    later = sum(map(_placeholders, texts[sides[0]])) if len(sides) == 1 else 0
+    later = sum(map(image_parts, texts[sides[0]])) if len(sides) == 1 else 0
     first = max(len(images) - later, 0)
     chat = _Chat(record, texts["prompt"], images[:first], processing_class, where)
     if not sides:
@@ -290,6 +185,8 @@ def render(
     chat.check_prompt(prompt)
     completions = []
     for side, text, (messages, given) in zip(sides, whole, conversations, strict=True):
+        if "labelled" in record:
+            _check_tool_calls(messages, text, where)
         if len(texts[side]) == 1 or not split_turns:
             completions.append([Piece(text[len(prompt) :], labelled=True)])
         else:
@@ -318,7 +215,7 @@ def _check_completions(record: Mapping[str, Any], sides: Sequence[str]) -> None:
     for side in sides:
         completion = record[side]
         messages = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-        if not messages or _is_empty(messages[-1]):
+        if not messages or is_empty(messages[-1]):
             raise ValueError(f"{where}: '{side}' is empty. Give the completion its text or leave the record out.")
     if any(record[one] == record[other] for one, other in combinations(sides, 2)):
         raise ValueError(f"{where}: {_listed(sides)} are the same, so there is nothing to prefer. Leave the record out.")
@@ -328,7 +225,13 @@ def _listed(sides: Sequence[str]) -> str:
     return " and ".join(map(repr, sides))
 
 
-def _is_empty(message: Any) -> bool:
+def image_parts(message: Any, kinds: Sequence[str] = ("image",)) -> int:
+    """The number of image parts of a message, or of parts of other `kinds`."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return sum(isinstance(part, Mapping) and part.get("type") in kinds for part in content) if isinstance(content, list) else 0
+
+
+def is_empty(message: Any) -> bool:
     """Whether a message has neither text nor tool calls."""
     if not isinstance(message, Mapping):
         return False
@@ -353,7 +256,10 @@ class _Chat:
     def __init__(self, record: Record, prompt: list[Any], images: list[Any], processing_class: Any, where: str) -> None:
         self.processing_class, self.where = processing_class, where
         tools = record.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) else tools
+        try:
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+        except ValueError as error:
+            raise ValueError(f"{where}: its 'tools' are not JSON: {error}.") from error
         self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(record.get("chat_template_kwargs") or {})}
         if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
             raise ValueError(
@@ -361,7 +267,7 @@ class _Chat:
                 "give prompt, chosen and rejected as plain text."
             )
         self.prompt = self._as_taken(prompt, "prompt", images)
-        if self.prompt and self.prompt[-1]["role"] == "assistant" and _is_empty(self.prompt[-1]):
+        if self.prompt and self.prompt[-1]["role"] == "assistant" and is_empty(self.prompt[-1]):
             self.prompt = self.prompt[:-1]
         if not self.prompt:
             raise ValueError(
@@ -373,7 +279,7 @@ class _Chat:
         """All messages including the completion's, and the prompt's messages before the completion's first turn."""
         completion = self._as_taken(completion, side, images)
         for place, message in enumerate(completion):
-            if message["role"] == "assistant" and _is_empty(message):
+            if message["role"] == "assistant" and is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
         if completion[0]["role"] not in ("assistant", "tool"):
             raise ValueError(
@@ -471,6 +377,16 @@ def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[s
         else:
             content = [*first, *second]
     return {**message, **more, "content": content}
+
+
+def _check_tool_calls(messages: list[Any], text: str, where: str) -> None:
+    """Refuse a tool call that the chat template leaves out: the model would learn to write nothing."""
+    for call in (call for message in messages for call in message.get("tool_calls") or ()):
+        name = call.get("function", call).get("name")
+        if str(name) not in text:
+            raise ValueError(
+                f"{where}: the chat template does not render its tool call of {name!r}. Use a template for tools, or leave it out."
+            )
 
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from trl import SFTConfig
 
-from mpo.encoding.turns import TRAIN_ON
+from mpo.encoding.conversations import TRAIN_ON
 from mpo.training.loop_config import LoopConfig, choice
 
 POWERS = {"token": 1.0, "sample": 0.0, "square": 0.5}

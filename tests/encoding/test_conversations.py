@@ -7,9 +7,10 @@ from datasets import Dataset
 from support import TEXTS, make_image
 
 from mpo.batching.collator import ConversationCollator
+from mpo.encoding.conversations import as_completion
 from mpo.encoding.costs import measure
 from mpo.encoding.encoder import placeholder_widths
-from mpo.encoding.turns import CONVERSATION, as_completion
+from mpo.encoding.turns import CONVERSATION
 from mpo.models.small import small_processor
 
 END = "<|im_end|>"
@@ -143,6 +144,7 @@ def test_measured_without_opening_images(processor):
 
 
 U, A = turn("user", "Hi"), turn("assistant", "Yes.")
+CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +171,20 @@ U, A = turn("user", "Hi"), turn("assistant", "Yes.")
         ({"messages": [U, turn("assistant", "Yes.", train=False)]}, "train_on='all'"),
         ({"messages": [U, turn("assistant", "Yes.", train="no")]}, "train.*'no'"),
         ({"messages": [U, A, turn("user", "Hi", train=True), A]}, "train.*'user'"),
-        ({"messages": [U, A], "prompt": [U]}, "'messages' and also 'prompt'"),
-        ({"prompt": [U]}, "'completion'.*prompt"),
+        ({"messages": [U, A], "prompt": [U]}, "has .'messages', 'prompt'"),
+        ({"prompt": [U]}, "'completion'.*'prompt'"),
+        ({"prompt": "Hi", "completion": [A]}, "'prompt' is of type str"),
+        ({"messages": [{"role": "user", "content": 5}, A]}, "message 1.*int"),
+        ({"messages": [turn("user"), A]}, "message 1.*empty"),
+        ({"messages": [{"role": "user", "content": [{"text": "Hi"}]}, A]}, "message 1.*None.*text, image, video"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}, A]}, "message 1.*'audio'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "http://a/b"}]}, A]}, "message 1.*'url'.*'images'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}, A]}, "message 1.*int"),
+        ({"messages": [{"role": "user", "content": "<image> Hi"}, A], "images": [make_image(0)]}, "message 1.*'<image>'"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}, A]}, "0 videos"),
+        ({"messages": [U, turn("assistant", "Yes.", weight=0), U, A]}, "message 2.*'weight'.*train"),
+        ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": CALLS}]}, "tool call of 'add'"),
+        ({"messages": [U, A], "tools": "[{"}, "'tools' are not JSON"),
         ({"text": "Hi"}, "needs 'messages'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -10,12 +10,13 @@ from datasets import Dataset
 from ranks import run_on_ranks
 from small_runs import difference, record, with_bad_images
 from small_sft import small_sft
-from support import make_image
+from support import make_image, mixed_pairs
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from mpo import PackedSFTConfig, PackedSFTTrainer
 from mpo.batching.collator import ConversationCollator
+from mpo.training.samples.callback import SampleResponses
 
 SGD = {"optim": "sgd", "warmup_steps": 0, "max_grad_norm": 0.0, "num_train_epochs": 2, "lr_scheduler_type": "constant"}
 TOKENS = {"batching": "tokens", "max_tokens_per_batch": 400, "max_tiles_per_batch": 16}
@@ -127,6 +128,7 @@ def two_ranks(tmp_path_factory):
     step = {"sft": True, "records": 9, **SGD, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     scenarios = {"ranks": step, "tokens": {"sft": True, "records": 9, **SGD, **TOKENS, "save_strategy": "steps", "save_steps": 1}}
     scenarios |= {"resumed": {**scenarios["tokens"], "save_strategy": "no", "resume": "tokens/checkpoint-1"}}
+    scenarios |= {"sharded": {**step, "fsdp": True, "fsdp_config": {"version": 2}, "gradient_checkpointing": True}}
     run_on_ranks(folder, scenarios)
     return folder
 
@@ -135,6 +137,7 @@ def test_two_ranks_equal_one(two_ranks, tmp_path):
     """Nine conversations, eight a step: the second step has one, and the other rank repeats another that does not count."""
     alone = trained(tmp_path, records=9, **SGD, per_device_train_batch_size=8)
     assert difference(torch.load(two_ranks / "ranks.pt")["weights"], alone) < 1e-6
+    assert difference(torch.load(two_ranks / "sharded.pt")["weights"], alone) < 1e-6
 
 
 def test_two_ranks_resume_bitwise(two_ranks):
@@ -257,6 +260,12 @@ def test_evaluated_and_predicted(tmp_path):
     assert len(predicted.predictions) == len(predicted.label_ids) == 5
     first = trainer.processing_class.tokenizer.decode(predicted.label_ids[3])
     assert "What is 3?" in first
+
+
+def test_samples_while_training(tmp_path):
+    trainer = small_sft(tmp_path, max_steps=2, callbacks=[SampleResponses(mixed_pairs(2), every=1, max_new_tokens=2)])
+    trainer.train()
+    assert [log["samples/length"] for log in trainer.state.log_history if "samples/length" in log] == [2, 2, 2]
 
 
 def test_a_stream(tmp_path):

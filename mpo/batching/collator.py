@@ -185,7 +185,7 @@ class PairCollator:
     def _pack(self, pairs: list[Encoded], blank: list[Encoded]) -> Batch:
         groups: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):
-            groups.setdefault(pair.prompt, []).append(number)
+            groups.setdefault(pair.prompt if len(self.sides) > 1 else number, []).append(number)
         # Text may merge with its prompt's last token, so the prompt of a group is the common prefix of its pairs.
         rows: list[Row] = []
         places = [0] * (len(self.sides) * len(pairs))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpo.data.video import with_frames
-from mpo.encoding.turns import CONVERSATION, SIDES, Record, describe, image_parts, is_empty
+from mpo.encoding.turns import CONVERSATION, Record, describe, image_parts, is_empty
 from mpo.schema import IMAGE_COLUMNS
 
 TRAIN_ON = ("all", "last", "flagged")
@@ -38,7 +38,7 @@ def as_completion(record: Record, train_on: str = "all") -> Record:
         ValueError: for turns that are missing, out of order, empty or unlabelled, and for an image outside the user's turns.
     """
     where = describe(record)
-    given = [name for name in ("messages", "prompt", *CONVERSATION, *SIDES) if record.get(name) is not None]
+    given = [name for name in ("messages", "prompt", *CONVERSATION) if record.get(name) is not None]
     if given == ["prompt", *CONVERSATION]:
         prompt, completion = record["prompt"], record["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -47,7 +47,7 @@ def as_completion(record: Record, train_on: str = "all") -> Record:
         _check_messages(completion, "completion", record, where)
         return {**record, "labelled": _labelled(completion, train_on, where)}
     if given != ["messages"]:
-        raise ValueError(f"{where} needs 'messages', or 'prompt' and 'completion', and nothing else of these; it has {given}.")
+        raise ValueError(f"{where} needs 'messages', or 'prompt' and 'completion'; it has {given or sorted(record)}.")
     messages = record["messages"]
     _check_messages(messages, "messages", record, where)
     _check_turns(messages, where)

@@ -9,6 +9,7 @@ import json
 import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -172,7 +173,7 @@ def render(
     if as_text:
         return Rendered(texts["prompt"], [[Piece(texts[side], labelled=True)] for side in sides], images, conversational=False)
 
-    later = sum(map(image_parts, texts[sides[0]])) if len(sides) == 1 else 0
+    later = sum(map(image_parts, texts[sides[0]])) if tuple(sides) == CONVERSATION else 0
     first = max(len(images) - later, 0)
     chat = _Chat(record, texts["prompt"], images[:first], processing_class, where)
     if not sides:
@@ -410,11 +411,15 @@ def _turns(
     pieces = []
     done = prompt_text
 
+    @cache
+    def rendered(upto: int, generation_prompt: bool = False) -> str:
+        return chat.text(prompt + completion[:upto], add_generation_prompt=generation_prompt)
+
     def extend(labelled: bool, upto: int, generation_prompt: bool = False) -> None:
         nonlocal done
-        text = chat.text(prompt + completion[:upto], add_generation_prompt=generation_prompt)
+        text = rendered(upto, generation_prompt)
         if generation_prompt:  # as for the prompt: up to where the next turn differs
-            text = os.path.commonprefix([text, chat.text(prompt + completion[: upto + 1])])
+            text = os.path.commonprefix([text, rendered(upto + 1)])
         if not text.startswith(done):
             raise ValueError(
                 f"{chat.where}: the chat template renders turns differently when others follow, so the turns of a completion of "

@@ -27,8 +27,8 @@ from mpo.training.start import adds_router_loss
 class Loop(LoadsBatches, Evaluates, Resumes):
     """Run the loop of a TRL trainer, which comes after this class among the bases, with steps that are the mean over records.
 
-    A trainer adds its loss, in `compute_loss`, and calls `_start_loop` at the end of its construction. Its arguments have
-    ``on_bad_record``, ``max_bad_fraction``, ``batching`` and the limits of batches (`mpo.MPOConfig`).
+    A trainer adds its loss, in `compute_loss`, and calls `_start_loop` at the end of its construction. Its arguments are a
+    `mpo.training.loop_config.LoopConfig`.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the records of the whole step

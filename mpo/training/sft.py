@@ -10,7 +10,7 @@ from trl import SFTTrainer
 from trl.trainer import sft_trainer
 
 from mpo.batching.batch import Batch
-from mpo.encoding.turns import CONVERSATION
+from mpo.encoding.turns import CONVERSATION, SIDES
 from mpo.models.fit import check_fit
 from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.loop import Loop
@@ -45,7 +45,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
 
     _tag_names = ["trl", "sft", "mpo"]
     unit = "conversations"
-    columns = ("prompt", *CONVERSATION_COLUMNS, *names(encoded=True), *TRL_COLUMNS)
+    columns = (*(name for name in names(encoded=True) if name not in SIDES), *CONVERSATION_COLUMNS, *TRL_COLUMNS)
     needed = (("messages",), ("prompt", *CONVERSATION))
     _collator_is_ours = True
 

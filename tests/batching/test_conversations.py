@@ -78,14 +78,14 @@ def test_packed_rows_equal_single_rows(model, processor, rows, dtype, record_pro
 
 def test_the_row(processor):
     """Positions begin at 0 in each conversation, no segment has another's keys, and labels are shifted."""
-    records = conversations(6)
+    records = [*conversations(6), conversations(6)[0]]  # the first one twice: it is not shared
     collator = ConversationCollator(processor, layout="packed")
     batch, alone = collator(records), [collator([record]) for record in records]
     assert batch["position_ids"][0].tolist() == [place for one in alone for place in range(one["input_ids"].shape[1])]
     assert batch["segments"].lengths == tuple((one["input_ids"].shape[1],) * 2 for one in alone)
     assert batch["segments"].key_index is None
     assert torch.equal(batch.shift_labels, torch.cat([one.shift_labels for one in alone], dim=1))
-    assert (batch.sides, batch.size, batch.lengths.shape) == (1, 6, (1, 6))
+    assert (batch.sides, batch.size, batch.lengths.shape) == (1, 7, (1, 7))
     assert batch.lengths[0].tolist() == [one.lengths.item() for one in alone]
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conversations import conversation, conversation_set, turn
+from conversations import conversation, conversation_set, conversations, turn
 from datasets import Dataset
 from ranks import run_on_ranks
 from small_runs import difference, record, with_bad_images
@@ -206,6 +206,18 @@ def test_bad_records_are_listed(tmp_path):
     trainer.train()
     lines = (tmp_path / "bad_records.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["conversation-2"]
+
+
+def test_batches_of_bad_records_alone(tmp_path):
+    """They change nothing: a loss and a gradient of 0."""
+    records = [*conversations(4), conversation(9)]
+    for bad in records[:4]:
+        bad["messages"][0] = turn("user", "")
+    trainer = small_sft(tmp_path, dataset=Dataset.from_list(records), on_bad_record="skip", max_bad_fraction=0.9)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert logs[-1]["bad_records"] == 4 and max(log["loss"] for log in logs) > 1
+    assert any((log["loss"], log["grad_norm"]) == (0, 0) for log in logs)
 
 
 def test_bad_records_count_for_nothing(tmp_path):

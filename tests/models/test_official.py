@@ -16,7 +16,7 @@ from mpo.commands import main
 from mpo.encoding.encoder import Encoder
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_internvl, load_model, load_processor
-from mpo.models.official.checkpoint import open_official
+from mpo.models.official.checkpoint import IMAGE_TOKEN_IDS, open_official
 from mpo.models.official.convert import convert, largest_difference
 from mpo.models.official.forward import official_logits
 from mpo.models.official.processor import OLD_SYSTEM
@@ -88,7 +88,8 @@ def test_without_a_tokenizer_it_loads_as_a_model(tmp_path, monkeypatch):
     official = write_official(tmp_path / "official", "qwen2", tokenizer=False)
     with pytest.raises(ValueError, match=f"{official} has no tokenizer"):
         load_internvl(str(official))
-    monkeypatch.setitem(__import__("mpo.models.official.checkpoint", fromlist=["x"]).IMAGE_TOKEN_IDS, "qwen2", 5)
+    words = json.loads((official / "config.json").read_text())["llm_config"]["vocab_size"]
+    monkeypatch.setitem(IMAGE_TOKEN_IDS, ("qwen2", words), 5)
     assert load_internvl(str(official)).config.image_token_id == 5
     with pytest.raises(ValueError, match=f"{official} has no tokenizer"):
         load_processor(str(official))

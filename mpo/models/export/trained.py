@@ -19,12 +19,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from mpo.io import read_json_object
 from mpo.models.export.rows import fit_rows, mark_untied, untie
 from mpo.models.fit import open_processor
 from mpo.models.loading import as_dtype, load_internvl, load_processor, model_config
 from mpo.models.official.tensors import TensorFiles
-from mpo.models.strict import misfits, shortened
+from mpo.models.strict import misfits, read_json, shortened
 
 FACTORS = {"lora_B": "lora_A", "lora_embedding_A": "lora_embedding_B"}
 """The LoRA factor that is initialized to zero -> the other factor."""
@@ -151,11 +150,11 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
             fix = f" Give one of its folders: {', '.join(inside)}." if inside else ""
             raise ValueError(f"Expected {CONFIG_NAME} or config.json in {folder}, and found neither.{fix}")
         TensorFiles(folder)
-        _refuse_quantised(read_json_object(folder / "config.json"), str(folder))
+        _refuse_quantised(read_json(folder / "config.json"), str(folder))
         return Trained(folder, str(folder), base)
     if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
         raise ValueError(f"{folder} holds an adapter ({CONFIG_NAME}) and a full model ({whole[0]}), of two runs. Move one away.")
-    read_json_object(folder / CONFIG_NAME)
+    read_json(folder / CONFIG_NAME)
     config = PeftConfig.from_pretrained(folder)
     _check_mergeable(config, folder)
     tensors = _read_adapter(folder, config)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 IGNORED = {field.name for field in fields(PreTrainedConfig)} | {
     "attn_implementation",
@@ -85,7 +86,23 @@ class Vision(_Keys):
     @model_validator(mode="after")
     def _divisible(self) -> "Vision":
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"expected hidden_size={self.hidden_size} to be a multiple of {self.num_attention_heads} heads")
+            heads = f"num_attention_heads={self.num_attention_heads}"
+            raise ValueError(f"expected hidden_size={self.hidden_size} to be a multiple of {heads}")
+        return self
+
+
+class Rope(_Keys):
+    """``rope_scaling``: its kind and, but for kinds without one, its factor."""
+
+    type: str | None = None
+    rope_type: str | None = None
+    factor: Positive | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> "Rope":
+        kind = self.rope_type or self.type
+        if kind != "default" and (kind not in ROPE_INIT_FUNCTIONS or (self.factor is None and kind != "longrope")):
+            raise ValueError(f"expected a type among default, {', '.join(ROPE_INIT_FUNCTIONS)} with its factor")
         return self
 
 
@@ -104,7 +121,8 @@ class Language(_Keys):
     hidden_act: Activation = "silu"
     rms_norm_eps: Positive = 1e-6
     rope_theta: Positive = 10_000.0
-    rope_scaling: dict[str, Any] | None = None
+    rope_scaling: Rope | None = None
+    max_position_embeddings: Size | None = None  # null is refused by transformers
     tie_word_embeddings: bool = False
     quantization_config: None = None  # a quantised checkpoint is refused
     torch_dtype: DType = None
@@ -112,19 +130,20 @@ class Language(_Keys):
 
     @model_validator(mode="after")
     def _divisible(self) -> "Language":
-        for name, size, parts in (
-            ("num_attention_heads", self.num_attention_heads, self.num_key_value_heads or 1),
-            ("hidden_size", self.hidden_size, 1 if self.head_dim else self.num_attention_heads),
-        ):
-            if size % parts:
-                raise ValueError(f"expected {name}={size} to be a multiple of {parts} heads")
+        for whole, part in (("num_attention_heads", "num_key_value_heads"), ("hidden_size", "num_attention_heads")):
+            size, parts = getattr(self, whole), getattr(self, part) or 1
+            if size % parts and not (whole == "hidden_size" and self.head_dim):
+                raise ValueError(f"expected {whole}={size} to be a multiple of {part}={parts}")
         return self
 
     @property
     def text(self) -> dict[str, Any]:
         """The keys that decide the model, for transformers' config class."""
-        given = {name: value for name, value in self.model_dump().items() if name not in IGNORED and not name.startswith("_")}
-        return {name: value for name, value in given.items() if value is not None or name in self.model_fields_set}
+        given = self.model_dump(exclude=IGNORED)
+        if self.rope_scaling is not None:
+            given["rope_scaling"] = self.rope_scaling.model_dump(exclude_unset=True)
+        set_or_default = self.model_fields_set | {name for name, value in given.items() if value is not None}
+        return {name: value for name, value in given.items() if name in set_or_default and not name.startswith("_")}
 
 
 class InternLM2(Language):
@@ -149,6 +168,8 @@ class Experts(Language):
     num_experts: Size
     num_experts_per_tok: Size
     moe_intermediate_size: Size
+    norm_topk_prob: bool = False
+    decoder_sparse_step: Size = 1
 
 
 L = TypeVar("L", bound=Language)
@@ -223,7 +244,8 @@ def parse(official: Mapping[str, Any], where: str) -> "Chat[Any]":
     llm = official.get("llm_config")
     kind = text_model(llm, where) if isinstance(llm, Mapping) else "llama"
     try:
-        return Chat[TEXT_MODELS[kind][2]].model_validate(dict(official))  # type: ignore[misc]
+        checked: Chat[Any] = Chat[TEXT_MODELS[kind][2]].model_validate(dict(official))  # type: ignore[misc]
+        return checked
     except ValidationError as error:
         found = "; ".join(_described(one) for one in error.errors())
         raise ValueError(f"{where}: {found}. Copy the file from the original checkpoint, or correct it.") from None
@@ -242,9 +264,9 @@ def text_model(llm: Mapping[str, Any] | Language, where: str = "config.json") ->
     found = next((name for name, (cls, *_) in TEXT_MODELS.items() if cls in names), kind if isinstance(kind, str) else None)
     if found not in TEXT_MODELS:
         raise ValueError(
-            f"{where}: the language model of this checkpoint is {' or '.join(map(str, names or [kind]))}, which transformers "
-            "does not support in InternVL. Use one with InternLM2, Llama, Qwen2, Qwen2.5 or Qwen3 (dense or MoE): InternVL2, 2.5, "
-            "3 and 3.5, except InternVL2-4B (Phi-3) and InternVL3.5-GPT-OSS."
+            f"{where}: the language model (llm_config.architectures) is {' or '.join(map(str, names or [kind]))}, which "
+            "transformers does not support in InternVL. Use one with InternLM2, Llama, Qwen2, Qwen2.5 or Qwen3 (dense or MoE): "
+            "InternVL2, 2.5, 3 and 3.5, except InternVL2-4B (Phi-3) and InternVL3.5-GPT-OSS."
         )
     return found
 

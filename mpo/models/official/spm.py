@@ -6,14 +6,14 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-NORMAL, UNKNOWN, USER_DEFINED, UNUSED = 1, 2, 4, 5
-"""Types of pieces in sentencepiece_model.proto; others are control pieces and bytes."""
+NORMAL, UNKNOWN, USER_DEFINED = 1, 2, 4
+"""Types of pieces in sentencepiece_model.proto; others are control pieces, bytes and unused ones."""
 
 
 def read_sentencepiece(
     path: Path, added: Mapping[str, Mapping[str, Any]], *, prefix_every_text: bool = True
 ) -> tuple[Tokenizer, dict[str, str]]:
-    """Read tokenizer.model of type BPE, as InternLM2's and Llama's, or unigram.
+    """Read a tokenizer.model of type BPE, as InternLM2's and Llama's.
 
     Args:
         path: path of tokenizer.model.
@@ -39,39 +39,35 @@ def read_sentencepiece(
     except Exception as error:  # protobuf's own class
         raise ValueError(f"{path} cannot be read ({error}). Copy the file from the original again.") from error
     trained, rules = proto.trainer_spec, proto.normalizer_spec
-    if trained.model_type not in (1, 2) or trained.treat_whitespace_as_suffix or not rules.escape_whitespaces:
+    if trained.model_type != 2 or trained.treat_whitespace_as_suffix or not rules.escape_whitespaces:  # unigram's ties differ
         raise ValueError(
-            f"Expected a SentencePiece model of type unigram (1) or BPE (2) that marks spaces in front of words; {path} has type "
-            f"{trained.model_type}, or other marks."
+            f"Expected a SentencePiece model of type BPE (2) that marks spaces in front of words; {path} has type "
+            f"{trained.model_type}, or other marks. Add the tokenizer.json of the original."
         )
     pieces = [piece.piece for piece in proto.pieces]
+    for number, token in added.items():
+        if int(number) < len(pieces):
+            pieces[int(number)] = token["content"]
     special = {
         name: pieces[place]
         for name, place in (("unk_token", trained.unk_id), ("bos_token", trained.bos_id), ("eos_token", trained.eos_id))
         if 0 <= place < len(pieces)
     }
-    for number, token in added.items():
-        if int(number) < len(pieces):
-            pieces[int(number)] = token["content"]
-    scores = [piece.score for piece in proto.pieces]
     kinds = [piece.type for piece in proto.pieces]
-    if trained.model_type == 1:
-        found = [score if kind in (NORMAL, USER_DEFINED) else min(scores) - 100 for score, kind in zip(scores, kinds, strict=True)]
-        vocabulary = list(zip(pieces, found, strict=True))
-        model = models.Unigram(vocabulary, unk_id=trained.unk_id, byte_fallback=trained.byte_fallback)
-    else:
-        ids = {piece: number for number, piece in enumerate(pieces)}
-        mergeable = [piece if kind in (NORMAL, USER_DEFINED) else "" for piece, kind in zip(pieces, kinds, strict=True)]
-        merges = _merges(mergeable, scores)
-        unknown = pieces[kinds.index(UNKNOWN)]
-        model = models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=trained.byte_fallback)
-    tokenizer = Tokenizer(model)
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    mergeable = [piece if kind in (NORMAL, USER_DEFINED) else "" for piece, kind in zip(pieces, kinds, strict=True)]
+    merges = _merges(mergeable, [piece.score for piece in proto.pieces])
+    unknown = pieces[kinds.index(UNKNOWN)]
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=trained.byte_fallback))
     steps: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" +"), " ")]
     if rules.add_dummy_prefix and prefix_every_text:
         steps.append(normalizers.Prepend("▁"))
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    steps.append(normalizers.Replace(" ", "▁"))
+    if rules.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(Regex(r"▁+\z"), ""))  # written marks too
+    tokenizer.normalizer = normalizers.Sequence(steps)
     if rules.add_dummy_prefix and not prefix_every_text:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     end = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []

@@ -420,10 +420,10 @@ class TrainJob:
         settings["target_modules"] = settings.get("target_modules") or family.projections()
         if parts := self.parts():
             settings["target_modules"] = family.adapted_layers(parts)
-            if parts.get("projector") == "train" and len(family.projector) > 1:
+            if parts.get("projector") == "train" and len(family.projector + family.loose) > 1:
                 raise ValueError(
-                    f"train_parts.projector=train beside adapters: peft cannot train the lists of modules of this family "
-                    f"({', '.join(family.projector)}). Use train_parts.projector=lora."
+                    f"train_parts.projector=train beside adapters: peft cannot train all of this family's projector, only one "
+                    f"module ({', '.join(family.projector + family.loose)}). Use train_parts.projector=lora."
                 )
             if parts.get("projector") == "train":
                 settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]

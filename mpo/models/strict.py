@@ -1,11 +1,11 @@
 """Refuse checkpoints whose tensors differ from the model's; transformers only warns and initializes missing ones at random."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file, find_adapter_config_file
@@ -58,10 +58,8 @@ def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
         raise
     except Exception as error:  # of any kind: a config class runs on whatever the file holds
         found = read_json(str(cached_file(name_or_path, "config.json")))
-        parts = [found, *(value for value in found.values() if isinstance(value, dict))]
-        dtypes = [(key, part[key]) for part in parts for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)]
-        unknown = [f"{key}={name!r} is not the name of a dtype" for key, name in dtypes if not hasattr(torch, name)]
-        reason = unknown[0] if unknown else f"transformers cannot read it ({' '.join(str(error).split())})"
+        dtypes = re.findall(r"'(?:torch_)?dtype': '(?!float|bfloat)[^']*'", str(found))
+        reason = f"{dtypes[0]} is not the name of a dtype" if dtypes else f"transformers cannot read it: {error!r}"
         raise ValueError(f"{name_or_path}, config.json: {reason}. Copy the file from the original, or correct it.") from error
 
 

@@ -183,7 +183,7 @@ def test_the_name_of_a_dtype(tmp_path):
     with pytest.raises(ValueError, match=f"{official}/config.json: torch_dtype='bf16'"):
         load_internvl(str(official))
     edit_config(ours, "text_config", dtype="torch.bfloat16")
-    with pytest.raises(ValueError, match=f"{ours}, config.json: dtype='torch.bfloat16'"):
+    with pytest.raises(ValueError, match=f"{ours}, config.json: 'dtype': 'torch.bfloat16'"):
         load_internvl(str(ours))
 
 

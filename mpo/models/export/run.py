@@ -104,7 +104,7 @@ def export(
     difference = None
     with atomic_folder(target) as partial:
         ours = partial if form == "transformers" else partial / "merged"
-        if model.config.model_type in INTERNVL.types:
+        if model.config.model_type in INTERNVL.types:  # the official format and servers expect these names
             standard_names(model)
         model.save_pretrained(ours, max_shard_size=shard_bytes)
         processor.save_pretrained(ours)

@@ -155,7 +155,10 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
     if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
         raise ValueError(f"{folder} holds an adapter ({CONFIG_NAME}) and a full model ({whole[0]}), of two runs. Move one away.")
     read_json(folder / CONFIG_NAME)
-    config = PeftConfig.from_pretrained(folder)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except Exception as error:  # of any kind: peft does not check the values of the file
+        raise ValueError(f"{folder / CONFIG_NAME} does not describe an adapter of peft: {error!r}. {EARLIER}") from error
     _check_mergeable(config, folder)
     tensors = _read_adapter(folder, config)
     named = base or config.base_model_name_or_path
@@ -252,20 +255,21 @@ def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
     if (Path(name) / CONFIG_NAME).exists():
         raise ValueError(f"The base {name} is an adapter itself. Export it first, and give the result with --base.")
     try:
-        config = json.loads(Path(cached_file(name, "config.json")).read_text())
+        path = Path(cached_file(name, "config.json"))
     except (OSError, TypeError, ValueError) as error:  # TypeError: a folder without that file
         raise ValueError(
             f"The base of the adapter in {folder}, {name}, cannot be found: it is neither a folder with a config.json nor a "
             f"reachable name on the Hub.{fix}"
         ) from error
-    _refuse_quantised(config, name)
+    _refuse_quantised(read_json(path), name)
 
 
 def _refuse_quantised(config: Mapping[str, Any], name: str) -> None:
     if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         raise ValueError(
-            f"The weights of {name} are quantised ({quantised.get('quant_method', 'see its config.json')}), and adapters cannot "
-            "be merged into them. Give the unquantised checkpoint with --base."
+            f"The weights of {name} are quantised ({kind or 'see its config.json'}), and adapters cannot be merged into them. Give "
+            "the unquantised checkpoint with --base."
         )
 
 

@@ -23,7 +23,8 @@ VISION_SIZES = ("image_size", "patch_size")
 
 def is_official(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of an InternVLChatModel."""
-    return config.get("model_type") == "internvl_chat" or "InternVLChatModel" in (config.get("architectures") or [])
+    classes = config.get("architectures")
+    return config.get("model_type") == "internvl_chat" or (isinstance(classes, list) and "InternVLChatModel" in classes)
 
 
 def tensor_names(official: Chat[Any]) -> TensorNames:

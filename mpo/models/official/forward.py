@@ -98,8 +98,8 @@ def _internlm2(weights: _Weights, llm: Language, x: Tensor) -> Tensor:
     heads, eps, act = llm.num_attention_heads, llm.rms_norm_eps, ACT2FN[llm.hidden_act]
     shared, size = llm.num_key_value_heads or heads, llm.head_dim or llm.hidden_size // heads
     frequencies = llm.rope_theta ** -(torch.arange(0, size, 2) / size)
-    if llm.rope_scaling is not None and llm.rope_scaling.type == "linear":  # "dynamic" is for longer rows
-        frequencies = frequencies / llm.rope_scaling.factor
+    if llm.rope_scaling is not None and llm.rope_scaling.get("type") == "linear":  # "dynamic" is for longer rows
+        frequencies = frequencies / llm.rope_scaling["factor"]
     angles = torch.outer(torch.arange(x.shape[1]).float(), frequencies)
     cosine, sine = angles.cos(), angles.sin()
     for number in range(llm.num_hidden_layers):

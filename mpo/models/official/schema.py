@@ -38,12 +38,6 @@ def _known_rope(rope: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _multiple(model: Any, whole: str, part: str) -> None:
-    size, parts = getattr(model, whole), getattr(model, part) or 1
-    if size % parts:
-        raise ValueError(f"expected {whole}={size} to be a multiple of {part}={parts}")
-
-
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -82,7 +76,9 @@ class Vision(_Keys):
 
     @model_validator(mode="after")
     def _divisible(self) -> "Vision":
-        _multiple(self, "hidden_size", "num_attention_heads")
+        size, heads = self.hidden_size, self.num_attention_heads
+        if size % heads:
+            raise ValueError(f"expected hidden_size={size} to be a multiple of num_attention_heads={heads}")
         return self
 
 
@@ -108,19 +104,11 @@ class Language(_Keys):
     torch_dtype: DType = None
     dtype: DType = None
 
-    @model_validator(mode="after")
-    def _divisible(self) -> "Language":
-        _multiple(self, "num_attention_heads", "num_key_value_heads")
-        if not self.head_dim:
-            _multiple(self, "hidden_size", "num_attention_heads")
-        return self
-
     @property
     def text(self) -> dict[str, Any]:
         """The keys that decide the model, for transformers' config class."""
-        given = self.model_dump(exclude=IGNORED).items()
-        given_or_default = {name: value for name, value in given if value is not None or name in self.model_fields_set}
-        return {name: value for name, value in given_or_default.items() if not name.startswith("_")}
+        given = {name: value for name, value in self.model_dump(exclude=IGNORED).items() if not name.startswith("_")}
+        return {name: value for name, value in given.items() if value is not None or name in self.model_fields_set}
 
 
 class InternLM2(Language):
@@ -183,14 +171,12 @@ class Chat(_Keys, Generic[L]):
     def _fitting(self) -> "Chat[L]":
         vision, layers = self.vision_config, self.vision_config.num_hidden_layers
         if self.force_image_size not in (None, 0, vision.image_size):
+            default = f"vision_config.image_size={vision.image_size} (224 when left out)"
+            raise ValueError(f"expected force_image_size to be {default}; got {self.force_image_size}")
+        patches = (vision.image_size // vision.patch_size) ** 2
+        if not 1 <= self.tokens_per_tile == patches * self.downsample_ratio**2:
             raise ValueError(
-                f"expected force_image_size to be vision_config.image_size, {vision.image_size} (224 when it is left out); "
-                f"got {self.force_image_size}"
-            )
-        if not 1 <= self.tokens_per_tile == (vision.image_size // vision.patch_size) ** 2 * self.downsample_ratio**2:
-            raise ValueError(
-                f"a tile of {vision.image_size} pixels with patches of {vision.patch_size} is not divided by "
-                f"downsample_ratio={self.downsample_ratio}"
+                f"image_size / patch_size is {patches**0.5:g}, which downsample_ratio={self.downsample_ratio} does not fit"
             )
         if not -layers - 1 <= self.select_layer <= layers:
             raise ValueError(f"expected select_layer to be one of {layers} layers; got {self.select_layer}")

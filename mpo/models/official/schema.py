@@ -41,7 +41,7 @@ def _known_rope(rope: dict[str, Any]) -> dict[str, Any]:
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Activation = Literal[tuple(ACT2FN)]  # type: ignore[valid-type]
+Activation = Annotated[str, Field(pattern=f"^({'|'.join(ACT2FN)})$")]
 Rank = Annotated[int, Field(ge=0), AfterValidator(_merged)]
 Rope = Annotated[dict[str, Any], AfterValidator(_known_rope)]
 DType = Annotated[

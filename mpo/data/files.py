@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from codecs import BOM_UTF8
 from itertools import accumulate
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def _is_array(path: str) -> bool:
             head: bytes = file.read(4096)
     except DAMAGE as error:
         raise damaged(path, error) from error
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return head.removeprefix(BOM_UTF8).lstrip()[:1] == b"["
 
 
 def _of_parquet(path: str) -> list[Shard]:

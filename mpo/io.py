@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from PIL.Image import DecompressionBombError
-
 DUPLICATE_KEY = "duplicate key"
 """Kind of the BadRecord of an object that has a key twice."""
 MAX_REASON_LENGTH = 2000
@@ -47,9 +45,9 @@ class BadRecord(ValueError):
 
 RECORD_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),  # values of another type or size
-    *(OSError, EOFError, SyntaxError, struct.error, zlib.error, DecompressionBombError),  # files, and Pillow's decoders
+    *(OSError, EOFError, SyntaxError, struct.error, zlib.error),  # files, and their decoders
 )
-"""What a record can raise in code that expects a good one."""
+"""What a record can raise in code that expects a good one; `mpo.data.images` turns Pillow's own errors into a ValueError."""
 
 
 @contextmanager

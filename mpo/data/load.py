@@ -48,7 +48,7 @@ def load_preferences(
     tiles: Mapping[str, Any] | None = None,
     frames: Mapping[str, Any] | None = None,
     source: str | None = None,
-    metadata: Sequence[str] = (),
+    metadata: Sequence[str] | None = None,
     on_bad_record: str = "raise",
     max_bad_fraction: float = MAX_BAD_FRACTION,
     bad_records: str | Path | None = None,

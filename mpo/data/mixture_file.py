@@ -116,7 +116,8 @@ def source_name(source: Mapping[str, Any]) -> str:
 
 
 def checked_names(names: Any) -> tuple[str, ...]:
-    """Check a list of names of fields. Raises ValueError for anything else; a text alone would be taken as its letters."""
+    """Check a list of names of fields, or None. Raises ValueError for anything else: a text would be taken as its letters."""
+    names = () if names is None else names
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"metadata must be a list of names of fields, such as ['note']; got {names!r:.100}.")
     return tuple(names)

@@ -329,7 +329,7 @@ def after_blanks(text: str, place: int) -> int:
     return found.end() if found else place
 
 
-def decode_text(data: bytes, what: str) -> str:
+def decode_text(data: bytes | bytearray, what: str) -> str:
     """Decode UTF-8, with or without a byte order mark.
 
     Raises:

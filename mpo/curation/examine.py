@@ -143,8 +143,8 @@ class Examiner:
         except ValueError as error:
             findings.append(Finding(FILE_DAMAGED, shard.path, str(error)))
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
-        shown, owners = np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64)
-        return Examined(lines, findings, where, pair, prompt, shown, owners, unused)
+        arrays = pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64)
+        return Examined(lines, findings, where, *arrays, unused)
 
     def _check_record(self, row: Row, where: str, shown: list[Image], wrong_videos: list[str]) -> list[Finding]:
         found = [("video not decoded", wrong) for wrong in wrong_videos]

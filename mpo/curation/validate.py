@@ -174,8 +174,8 @@ def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
         return [part for one in inner for part in _parts({**shared, **one.load}, workers)]
     shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    own = [source.get(name) for name in ("format", "frames", "tiles")]
-    return [Part(shard, root, *own, tuple(source.get("metadata") or ())) for shard in shards]
+    own = {name: source.get(name) for name in ("format", "frames", "tiles")}
+    return [Part(shard, root, **own, metadata=tuple(source.get("metadata") or ())) for shard in shards]
 
 
 def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:

@@ -105,7 +105,7 @@ class _RLAIFV(Format):
 
     NAME = "rlaif_v"
     NEEDS = "question, chosen, rejected, image (bytes or path) or image_path; ds_name, origin_dataset or origin_split"
-    USES = ("image", "question", "chosen", "rejected", "system", "system_prompt", "idx", "metadata")
+    USES: tuple[str, ...] = ("image", "question", "chosen", "rejected", "system", "system_prompt", "idx", "metadata")
     ABOUT = ("image_path", "origin_split")
 
     def matches(self, line: Line) -> bool:

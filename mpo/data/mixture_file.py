@@ -237,18 +237,19 @@ def _parse_yaml(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-            for (key, _), name in zip(reversed(node.value), reversed(names), strict=False):
-                if names.count(name) > 1:
-                    line = key.start_mark.line + 1
-                    raise BadRecord("", f"{name!r} is there twice (line {line}), but only the last one would be used. Remove one.")
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key.value, str) and key.value != "<<"):
+                if key.value in seen:
+                    found = f"{key.value!r} is there twice (line {key.start_mark.line + 1}), but only the last one would be used"
+                    raise BadRecord("", f"{found}. Remove one of them.", DUPLICATE_KEY)
+                seen.add(key.value)
             return dict(super().construct_mapping(node, deep))
 
     try:
         return yaml.load(text, Loader)
+    except BadRecord:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, BadRecord):
-            raise
         raise ValueError(f"it is neither YAML nor JSON ({error}). Fix the file.") from error
 
 

@@ -98,7 +98,7 @@ def to_records(
         chosen = PROMPTS if format is not None else ()  # a given format says which of them is the prompt
         own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen))
         for pair in pairs:
-            rows.append(_row(pair, {**own, **pair.metadata}, where, find, source))
+            rows.append(_row(pair, _merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
@@ -128,35 +128,41 @@ def metadata_of(
     used = reader.uses(line)
     unused = {name: value for name, value in line.items() if name not in used and value is not None}
     judged = {name: value for name, value in unused.items() if name not in reader.ABOUT and name not in TRUTHS}
-    texts = [_said(text) for pair in pairs[:1] for text in (pair.prompt, pair.chosen, pair.rejected, pair.system)]
     inner: dict[str, Any] = {}
     for pair in pairs:
         inner |= pair.inner
-        for side, value in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-            inner |= {f"{side}.{name}": found for name, found in _inside(value)}
-    if judged or inner:
-        files = [file for pair in pairs[:1] for kind in ("image", "video") for file in _listed(getattr(pair, f"{kind}s"), kind)]
-        check_unused({name: value for name, value in {**judged, **inner}.items() if name not in names}, texts, files)
+        for side in ("prompt", "chosen", "rejected"):
+            if isinstance(value := getattr(pair, side), list):
+                inner |= {f"{side}.{name}": found for name, found in _inside(value)}
+    judged = {name: value for name, value in {**judged, **inner}.items() if name not in names}
+    if judged and pairs:
+        first = pairs[0]
+        files = [*_listed(first.images, "image"), *_listed(first.videos, "video")]
+        check_unused(judged, lambda: _said([first.prompt, first.chosen, first.rejected, first.system]), files)
     own = line.get("metadata")
     if isinstance(own, str) and own.lstrip()[:1] in ("{", "["):
         own = parse_json(own, "'metadata'")
     own = dict(own) if isinstance(own, Mapping) else {} if own in (None, "") else {"metadata": own}
-    for name, value in {**unused, **called}.items():
-        if own.setdefault(name, value) != value:
-            raise ValueError(f"{name!r} has another value in 'metadata' than in the line. Remove one of them.")
-    return own, [*unused, *called, *inner]
+    return _merged(own, {**unused, **called}), [*unused, *called, *inner]
+
+
+def _merged(metadata: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    for name in metadata.keys() & more.keys():
+        if metadata[name] != more[name]:
+            raise ValueError(f"{name!r} has two values, {metadata[name]!r:.50} and {more[name]!r:.50}, in the metadata. Rename it.")
+    return {**metadata, **more}
 
 
 def _said(conversation: Any) -> Any:
     """Return the texts of a conversation without the other fields of its messages and parts."""
     if isinstance(conversation, list):
         return [_said(one.get("text", one.get("content")) if isinstance(one, Mapping) else one) for one in conversation]
-    return conversation if isinstance(conversation, str) else None
+    return conversation
 
 
 def _inside(conversation: Any) -> Iterator[tuple[str, Any]]:
     """Yield the fields of messages, and of their parts, that are not part of a message here."""
-    for message in conversation if isinstance(conversation, list) else ():
+    for message in conversation:
         if isinstance(message, Mapping):
             content = message.get("content")
             yield from _others(message, ("role", "content", "tool_calls"))
@@ -187,7 +193,8 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
         asked = there(line.get(field), repr(field), "Give the prompt a text.")
         found, first = _images(images(line), Folders(image_root)), system_of(line)
         unused = {name: value for name, value in line.items() if name not in (field, *PROMPT_USES) and value is not None}
-        check_unused({**unused, **dict(_inside(asked))}, [_said(asked), first], _listed(images(line), "image"))
+        inner = dict(_inside(asked)) if isinstance(asked, list) else {}
+        check_unused({**unused, **inner}, lambda: _said([asked, first]), _listed(images(line), "image"))
         prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), first)
         return {"id": _name(line.get("id"), "'id'") or where, "images": found, "prompt": prompt}
 
@@ -332,7 +339,7 @@ def checked_tiles(value: Any) -> Row | None:
     _boolean(value.get("thumbnail"), "the thumbnail of 'tiles'")
     tiles = {name: value.get(name) for name in TILES}
     if tiles["min"] is not None and tiles["max"] is not None and tiles["min"] > tiles["max"]:
-        raise ValueError(f"'tiles' must have min <= max; got min {tiles['min']} and max {tiles['max']}.")
+        raise ValueError(f"'tiles' must have 1 <= min <= max; got min {tiles['min']}, max {tiles['max']}.")
     return tiles if any(item is not None for item in tiles.values()) else None
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from mpo.data.messages import MESSAGES_AS_TEXT
@@ -35,12 +36,12 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\s\u3040-\
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 
 
-def check_unused(unused: Mapping[str, Any], used: Any, shown: Sequence[Any]) -> None:
+def check_unused(unused: Mapping[str, Any], used: Callable[[], Any], shown: Sequence[Any]) -> None:
     """Refuse fields that may be something the model should see.
 
     Args:
         unused: the fields that the format does not use, by name; None, empty texts and empty lists are nothing.
-        used: what the format uses, of any structure; a message or text that only repeats texts in it is metadata.
+        used: returns what the format uses, of any structure; a message or text that only repeats texts in it is metadata.
         shown: the images and videos of the record: paths, bytes, or dicts with ``bytes`` or ``path``.
 
     Raises:
@@ -51,13 +52,13 @@ def check_unused(unused: Mapping[str, Any], used: Any, shown: Sequence[Any]) -> 
         for path, leaf in _leaves(value, name):
             kind = _kind(leaf, path, shown)
             if kind in (_MESSAGE, _TEXT):
-                repeated = {text.strip() for text in _texts(used)} if repeated is None else repeated
+                repeated = {text.strip() for text in _texts(used())} if repeated is None else repeated
                 said = leaf.get("content", leaf.get("value")) if isinstance(leaf, Mapping) else leaf
                 if all(text.strip() in repeated for text in _texts(said)):
                     continue
             if kind is not None:
                 what = f"the field {path!r} is not used, but may be {kind} ({leaf!r:.60})"
-                raise BadRecord("", f"{what}. Rename it to one that the format uses, or name it in metadata=[{name!r}].", KIND)
+                raise BadRecord("", f"{what}. Rename it to one that is used, remove it, or say metadata=[{name!r}].", KIND)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -92,7 +93,7 @@ def _is_history(value: Sequence[Any]) -> bool:
 
 def _kind(value: Any, path: str, shown: Sequence[Any]) -> str | None:
     """Say what a value may be that the model should see; None for metadata."""
-    name = f"_{_BETWEEN_WORDS.sub('_', path.rpartition('.')[2]).lower()}_"
+    shows, asks = _named(path)
     if isinstance(value, Mapping) and _is_file(value):
         value, file = value.get("bytes") or value.get("path"), True
     else:
@@ -102,15 +103,22 @@ def _kind(value: Any, path: str, shown: Sequence[Any]) -> str | None:
     if isinstance(value, str):
         if MESSAGES_AS_TEXT.match(value):
             return _MESSAGE
-        kind = next((kind for kind, pattern in _FILE.items() if pattern.fullmatch(value)), "an image" if file else None)
-        if kind is not None:
-            return None if _is_shown(value, shown) else kind
+        kind = next((kind for kind, pattern in _FILE.items() if "." in value and pattern.fullmatch(value)), None)
+        if file or kind is not None:
+            return None if _is_shown(value, shown) else kind or "an image"
         words = len(_WORD.findall(value))
         if _ENCODED.match(value):
             return "an image"
-        if _ASKS.search(name) or words > MAX_LABEL_WORDS or (words > 2 and value.rstrip()[-1:] in ".?!:\u3002\uff1f\uff01\uff1a"):
+        if asks or words > MAX_LABEL_WORDS or (words > 2 and value.rstrip()[-1:] in ".?!:\u3002\uff1f\uff01\uff1a"):
             return _TEXT
-    return "an image" if value and (file or (not shown and _SHOWS.search(name))) else None
+    return "an image" if value and (file or (shows and not shown)) else None
+
+
+@lru_cache(maxsize=4096)
+def _named(path: str) -> tuple[bool, bool]:
+    """Whether a field is called like an image, or like a part of the prompt."""
+    name = f"_{_BETWEEN_WORDS.sub('_', path.rpartition('.')[2]).lower()}_"
+    return bool(_SHOWS.search(name)), bool(_ASKS.search(name))
 
 
 def _is_shown(file: str, shown: Sequence[Any]) -> bool:

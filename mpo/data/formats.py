@@ -434,7 +434,8 @@ def _pair(line: Line, **own: Any) -> FoundPair:
 
 def system_of(line: Line) -> Any:
     """Return the system message of a line, from ``system`` or ``system_prompt``. Raises ValueError for a line with both."""
-    return _one_of(line, "system", "system_prompt")
+    given = {name: line[name] for name in ("system", "system_prompt") if line.get(name) not in (None, "")}
+    return _one_of(given, *given)
 
 
 def _one_of(line: Line, *names: str) -> Any:

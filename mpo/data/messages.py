@@ -24,8 +24,8 @@ _PLACEHOLDERS = {"video": VIDEO_PLACEHOLDER, "image": IMAGE_PLACEHOLDER}
 # In this order, so that images come before videos when both are put first.
 _SPLIT = re.compile(f"({IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER})")
 MESSAGES_AS_TEXT = re.compile(
-    r"""\s*\[?\s*\{(?=.*["'](?:role|from)["']\s*:\s*["'](?:system|user|assistant|tool|human|gpt|observation)["'])"""
-    r"""(?=.*["'](?:content|value)["']\s*:)|\s*\[\s*\{\s*["']type["']\s*:\s*["'](?:text|image|image_url|video)["']\s*[,}]""",
+    r"""\s*"?\[?\s*\{(?=.*["'](?:role|from)\\?["']\s*:\s*\\?["'](?:system|user|assistant|tool|human|gpt|observation)\\?["'])"""
+    r"""(?=.*["'](?:content|value)\\?["']\s*:)|\s*\[\s*\{\s*["']type["']\s*:\s*["'](?:text|image|image_url|video)["']\s*[,}]""",
     re.DOTALL,
 )
 """The JSON, or Python's text, of messages or of the parts of a message: a list that was written as text."""
@@ -134,7 +134,7 @@ def checked_text(value: Any, name: str) -> str:
     """Check that a value is text that can be encoded as Unicode. Raises ValueError for anything else."""
     if not isinstance(value, str):
         raise ValueError(f"{name} has {json_kind(value)} where text is expected.")
-    if value.lstrip()[:1] in ("{", "[") and MESSAGES_AS_TEXT.match(value):
+    if value.lstrip()[:1] in ("{", "[", '"') and MESSAGES_AS_TEXT.match(value):
         raise ValueError(f"{name} is the text of messages ({value:.60}...). Give it as a list, as json.loads makes it.")
     if not value.isascii():
         try:

@@ -12,6 +12,7 @@ from data.malformed import GOOD
 from data.test_formats import PLAIN, shown
 from datasets import Dataset
 
+from mpo.curation.validate import validate
 from mpo.data import load_preferences
 from mpo.data.files import open_files
 from mpo.data.formats import FORMATS
@@ -165,6 +166,7 @@ def test_a_system_prompt_is_the_systems_turn(format, images):
     for row in read({**GOOD[format], "system_prompt": "Be brief."}, images):
         assert shown(row["prompt"])[0] == ("system", "Be brief.")
         assert "system_prompt" not in json.loads(row["metadata"] or "{}")
+    assert read({**GOOD[format], "system": "", "system_prompt": "Be brief."}, images)[0]["prompt"] == row["prompt"]
     with pytest.raises(BadRecord, match="both 'system' and 'system_prompt'"):
         read({**GOOD[format], "system": "Be long.", "system_prompt": "Be brief."}, images)
 
@@ -228,6 +230,50 @@ def test_the_user_says_what_is_metadata(images, tmp_path):
     for wrong in ("note", [5], {"note": 1}):
         with pytest.raises(ValueError, match="metadata"):
             load_preferences(path, metadata=wrong)
+
+
+def test_validate_lists_the_fields_that_are_not_used(tmp_path):
+    """Each once, with the number of its lines; and what is refused, by its kind."""
+    lines = [{**PLAIN, "idx": place, **({"note": "Look at this."} if place == 2 else {"kind": "x"})} for place in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl")
+    assert report.unused == {"idx": 2, "kind": 2} and report.tally.counts["unused field"] == 1
+    assert "idx (2), kind (2)" in report.text()
+    report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl", metadata=["note"])
+    assert report.unused == {"idx": 3, "kind": 2, "note": 1} and report.may_start
+
+
+def test_images_of_a_tar_that_its_line_does_not_name(images):
+    from data.test_files import tar
+
+    data = (images / "a.png").read_bytes()
+    tar(images / "pairs.tar", [("1.json", json.dumps({**PLAIN, "images": ["1.png"]}).encode()), ("1.png", data), ("1.b.png", data)])
+    with pytest.raises(BadRecord, match="pairs.tar:1: .*'1.b.png'"):
+        outcome(images / "pairs.tar")
+
+
+# Settings
+
+
+def test_names_of_a_nested_mixture(tmp_path):
+    """A name that is given for a mixture is a prefix of its sources' names; without one these stay as they are."""
+    (tmp_path / "a.jsonl").write_text(json.dumps(PLAIN))
+    (tmp_path / "inner.yaml").write_text("sources: [{path: a.jsonl, name: one}]")
+    for own, name in (("name: all", "all/one"), ("cap: 1", "one"), ("source: s", "s/one")):
+        (tmp_path / "outer.yaml").write_text(f"sources: [{{path: inner.yaml, {own}}}]")
+        assert load_preferences(tmp_path / "outer.yaml")["source"] == [name]
+    assert load_preferences(tmp_path / "inner.yaml", source="mine")["source"] == ["mine/one"]
+
+
+def test_tiles_of_more_than_the_maximum(tmp_path, images):
+    (tmp_path / "a.jsonl").write_text(json.dumps(PLAIN))
+    wrong = {"min": 5, "max": 2}
+    with pytest.raises(BadRecord, match="min 5, max 2"):
+        read({**PLAIN, "tiles": wrong}, images)
+    with pytest.raises(ValueError, match="min 5, max 2"):
+        load_preferences(tmp_path / "a.jsonl", tiles=wrong)
+    with pytest.raises(ValueError, match="'a'.*min 5, max 2"):
+        mix([{"path": str(tmp_path / "a.jsonl"), "tiles": wrong}])
 
 
 # Duplicate keys
@@ -334,6 +380,7 @@ AS_TEXT = {
     "Python": str(TURNS[1:]),
     "ShareGPT": json.dumps([{"from": "gpt", "value": "Hello."}]),
     "parts": json.dumps([{"type": "text", "text": "Hello."}]),
+    "JSON in JSON": json.dumps(json.dumps(TURNS[1:])),
     "spaced": "\n [ " + json.dumps(TURNS[1], indent=1) + "]",
 }
 

@@ -40,6 +40,7 @@ LOAD_KEYS = (
 """Arguments of `mpo.data.load_preferences` that a source may have."""
 MIXTURES = (".yaml", ".yml")
 FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
+META_KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
 MAX_BYTES = 64 * 2**20
 """Maximum size of a JSON file that may be a mixture or a ``meta.json``; the largest of MMPR has 46 kB."""
 
@@ -361,6 +362,9 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
             raise ValueError(f"{where}: {field!r} {found}. Set it to a path.")
         if "://" in value:
             raise ValueError(f"{where}: {field!r} is {value!r}, but nothing is downloaded for a data file. Set it to a local path.")
+    for field in entry.keys() - set(META_KEYS):
+        if meant := did_you_mean(field, META_KEYS):
+            raise ValueError(f"{where} has an unknown key {field!r}.{meant}")
     augment, repeat_time = entry.get("data_augment"), entry.get("repeat_time", 1)
     if augment is not None and not isinstance(augment, bool):
         raise ValueError(f"{where}: 'data_augment' is {json_kind(augment)} instead of true or false.")

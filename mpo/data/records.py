@@ -19,7 +19,7 @@ from datasets import Features, Image, List, Value
 from mpo.data.formats import FORMATS, Format, FoundPair, detect, images, system_of
 from mpo.data.messages import checked_text, completion_messages, prompt_messages, texts_of, there, with_system
 from mpo.data.paths import Folders
-from mpo.data.unused import check_unused
+from mpo.data.unused import KIND, check_unused
 from mpo.data.video import checked_frames
 from mpo.io import BadRecord, bad_record, did_you_mean, json_kind, parse_json
 from mpo.schema import COLUMNS, names
@@ -137,6 +137,10 @@ def metadata_of(
     judged = {name: value for name, value in {**judged, **inner}.items() if name not in names}
     if judged and pairs:
         first = pairs[0]
+        alike = next((name for name in judged if name.strip().lower() in used and name not in used), None)
+        if alike is not None:
+            meant = f"the field {alike!r} is not used. Did you mean {alike.strip().lower()!r}?"
+            raise BadRecord("", f"{meant} Rename it, remove it, or say metadata=[{alike!r}].", KIND)
         files = [*_listed(first.images, "image"), *_listed(first.videos, "video")]
         check_unused(judged, lambda: _said([first.prompt, first.chosen, first.rejected, first.system]), files)
     own = line.get("metadata")

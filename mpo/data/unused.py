@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from mpo.data.messages import MESSAGES_AS_TEXT
-from mpo.io import BadRecord, parse_json
+from mpo.io import DUPLICATE_KEY, BadRecord, parse_json
 
 KIND = "unused field"
 MAX_LABEL_WORDS = 6
@@ -66,8 +66,9 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") and not MESSAGES_AS_TEXT.match(value):
         try:
             value = parse_json(value, path)
-        except BadRecord:
-            pass
+        except BadRecord as bad:  # another text that begins like JSON
+            if bad.kind == DUPLICATE_KEY:
+                raise
     if isinstance(value, Mapping) and not _is_file(value) and not _is_message(value):
         for name, inner in value.items():
             yield from _leaves(inner, f"{path}.{name}")

@@ -307,6 +307,27 @@ def test_duplicate_keys_of_lines(case, ending, images):
         outcome(path, case.split()[0])
 
 
+def test_names_that_are_almost_those_of_used_fields(images, tmp_path):
+    """Of another case, or with blanks: neither they nor the field itself win. In a meta.json, a key that is misspelt."""
+    for name in ("Chosen", " chosen", "QUESTION", "Image"):
+        with pytest.raises(BadRecord, match=f"{name!r}.*{name.strip().lower()!r}"):
+            read({**GOOD["mmpr"], name: 5}, images)
+        assert len(read({**GOOD["mmpr"], name: 5}, images, metadata=[name])) == 1
+    (tmp_path / "a.jsonl").write_text('{"question": "?", "chosen": "A", "rejected": "B"}')
+    (tmp_path / "meta.json").write_text('{"one": {"root": "", "annotation": "a.jsonl", "repeat_tme": 5}}')
+    with pytest.raises(ValueError, match="'repeat_tme'.*'repeat_time'"):
+        load_preferences(tmp_path / "meta.json")
+
+
+def test_duplicate_columns_and_keys_in_text(images):
+    table = pa.Table.from_arrays([pa.array([text]) for text in "QABW"], names=["question", "chosen", "rejected", "chosen"])
+    pq.write_table(table, images / "pairs.parquet")
+    with pytest.raises(ValueError, match="pairs.parquet.*'chosen' twice"):
+        outcome(images / "pairs.parquet")
+    with pytest.raises(BadRecord, match="'a' is there twice"):
+        read({**PLAIN, "more": '{"a": "1.png", "a": 2}'}, images)
+
+
 def test_duplicate_keys_of_other_files(tmp_path):
     """MMPR's meta.json, in which a whole source would vanish; mixtures in JSON and YAML; JSON files of any use."""
     (tmp_path / "a.jsonl").write_text('{"question": "?", "chosen": "A", "rejected": "B"}\n')

@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mpo.encoding.turns import Record, describe, encoded_images
+from mpo.encoding.turns import Record, describe
 from mpo.io import BadRecord, bad_record
-from mpo.schema import PADDING
+from mpo.schema import IMAGE_COLUMNS, PADDING
 
 ON_BAD_RECORD = ("raise", "skip")
 BLANK_PAIR: Record = {"id": "a blank pair", "prompt": "?", "chosen": ".", "rejected": ",", PADDING: True}
@@ -40,10 +40,9 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
 
 def _entry(record: Record, reason: str) -> dict[str, Any]:
     where = describe(record)
-    images = [
-        (image.get("path"), zlib.crc32(image.get("bytes") or b"")) if isinstance(image, Mapping) else None
-        for image in encoded_images(record)
-    ]
+    given = [record.get(name) for name in IMAGE_COLUMNS]
+    files = [image for one in given for image in (one if isinstance(one, list) else [one]) if isinstance(image, Mapping)]
+    images = [(image.get("path"), zlib.crc32(data) if isinstance(data := image.get("bytes"), bytes) else 0) for image in files]
     content = repr([*(record.get(name) for name in ("id", "prompt", "chosen", "rejected")), images])
     return {
         "id": record.get("id"),

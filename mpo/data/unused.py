@@ -36,13 +36,16 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\s\u3040-\
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 
 
-def check_unused(unused: Mapping[str, Any], used: Callable[[], Any], shown: Sequence[Any]) -> None:
+def check_unused(
+    unused: Mapping[str, Any], used: Callable[[], Any], shown: Sequence[Any], advice: str = "say metadata=[{!r}]"
+) -> None:
     """Refuse fields that may be something the model should see.
 
     Args:
         unused: the fields that the format does not use, by name; None, empty texts and empty lists are nothing.
         used: returns what the format uses, of any structure; a message or text that only repeats texts in it is metadata.
         shown: the images and videos of the record: paths, bytes, or dicts with ``bytes`` or ``path``.
+        advice: what to do for a field that is metadata, with a place for its name.
 
     Raises:
         BadRecord: of kind `KIND`, with the first such field, its value, and what to do.
@@ -58,7 +61,7 @@ def check_unused(unused: Mapping[str, Any], used: Callable[[], Any], shown: Sequ
                     continue
             if kind is not None:
                 what = f"the field {path!r} is not used, but may be {kind} ({leaf!r:.60})"
-                raise BadRecord("", f"{what}. Rename it to one that is used, remove it, or say metadata=[{name!r}].", KIND)
+                raise BadRecord("", f"{what}. Rename it to one that is used, or {advice.format(name)}.", KIND)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.templates import is_processor, probe
 from mpo.io import bad_record, parse_json
 from mpo.models.control_tokens import check_texts
-from mpo.schema import LOADED
+from mpo.schema import IMAGE_COLUMNS, LOADED
 
 Record = dict[str, Any]
 SIDES = ("chosen", "rejected")
@@ -104,11 +104,12 @@ def _file_of(image: Any) -> str | None:
 
 def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     """The images of a record, unopened."""
-    images = record.get("images")
-    if images is None:
-        images = record.get("image")
-    if images is None:
+    given = [record[name] for name in IMAGE_COLUMNS if record.get(name) is not None]
+    if not given:
         return []
+    if len(given) > 1:
+        raise ValueError(f"{describe(record)} has both 'images' and 'image'. Drop one of the columns.")
+    images = given[0]
     several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
     return list(images) if several else [images]
 
@@ -237,7 +238,11 @@ class _Chat:
         tools = record.get("tools")
         with bad_record(where):
             tools = parse_json(tools, "'tools'") if isinstance(tools, str) else tools
-        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(record.get("chat_template_kwargs") or {})}
+        own = record.get("chat_template_kwargs") or {}
+        for column, value, kind in (("tools", tools or [], list), ("chat_template_kwargs", own, Mapping)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{where}: {column!r} must be {'a list' if kind is list else 'an object'}; got {value!r:.50}.")
+        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(own)}
         if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
             raise ValueError(
                 f"{where} is a conversation, and {type(processing_class).__name__} has no chat template. Set its chat_template, or "

@@ -56,7 +56,8 @@ WRONG = {
     "tiles": (5, {"min": 5, "max": 2}, {"most": 3}, "4"),
     "augment": ("no", 1),
     "videos": ("a.mp4", [5]),
-    "images": (5, [5], {"a": 1}),
+    "images": (5, [5], {"a": 1}, [{"bytes": "text", "path": 5}]),
+    "image": ({"bytes": b"x", "path": None},),
     "prompt": (5, [5], {"role": "user"}),
     "chosen": (5, [5], [{"content": "a"}], [{"role": "assistant", "content": 5}]),
     "tools": (5, "{", '{"a": 1, "a": 2}'),
@@ -76,6 +77,20 @@ def test_a_column_of_another_type_is_a_bad_record(processor, column):
         assert batch.kept == (1,) and [one["where"] for one in batch.bad] == ["record 'bad'"], value
     if column in ("tiles", "augment", "videos"):
         assert f"'{column}'" in batch.bad[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("system_prompt", "Be brief."), ("context", "Paris"), ("image_path", "b.png"), ("photo", {"bytes": b"x", "path": None})],
+)
+def test_a_column_that_no_trainer_uses(processor, internvl, tmp_path, column, value):
+    """As in files: refused when the trainer is made, with its name; labels and numbers are not."""
+    pairs = image_pairs(2).add_column("score", [1.0, 2.0]).add_column("kind", ["a label", "another"])
+    args = MPOConfig(str(tmp_path), report_to="none", use_cpu=True)
+    MPOTrainer(internvl, args=args, train_dataset=pairs, processing_class=processor)
+    wrong = Dataset.from_list([{**row, "images": [], column: value} for row in pairs.remove_columns("images")])
+    with pytest.raises(ValueError, match=f"train_dataset: .*'{column}.*remove_columns"):
+        MPOTrainer(internvl, args=args, train_dataset=wrong, processing_class=processor)
 
 
 @pytest.mark.parametrize("sides", ["chosen", "rejected"])

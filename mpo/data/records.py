@@ -45,7 +45,10 @@ PROMPTS = ("question", "prompt", "messages", "conversations")
 """Names of the prompt in any format."""
 TRUTHS = ("answer", "answer_gt", "ground_truth")
 """Names of the known answer, which is no part of a prompt in any format."""
-PROMPT_USES = ("image", "images", "system", "system_prompt", "id", "metadata", "chosen", "rejected", *TRUTHS)
+PROMPT_USES = (
+    *("image", "images", "system", "system_prompt", "id", "metadata", *TRUTHS),
+    *("chosen", "rejected", "chosen_meta", "rejected_meta"),
+)
 """Fields of a line that prompts are read from, completions among them, which are ignored."""
 EQUAL, NOT_THERE = "equal completions", "image not there"
 """Kinds of bad records."""
@@ -187,11 +190,12 @@ def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
     return rows[0]
 
 
-def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
+def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata: Sequence[str] = ()) -> Row:
     """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; arguments and errors as in `to_records`.
 
     The line has ``question`` or ``prompt``, and images as in any format. Completions are ignored.
     """
+    line = {name: value for name, value in line.items() if name not in metadata}
     field = "question" if "question" in line else "prompt"
     with bad_record(where):
         asked = there(line.get(field), repr(field), "Give the prompt a text.")

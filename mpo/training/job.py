@@ -251,7 +251,8 @@ class TrainJob:
         if not count or not (path or eval_pairs):
             return []
         if path:
-            records = load_prompts(path, image_root=given.get("image_root"), count=count, tiles=self.data.get("tiles"))
+            own = {name: self.data.get(name) for name in ("tiles", "metadata")}
+            records = load_prompts(path, image_root=given.get("image_root"), count=count, **own)
         else:
             records = first_prompts(eval_pairs, count, on_bad_record=self.data.get("on_bad_record") or "raise")
         return [SampleResponses(records, **settings)]

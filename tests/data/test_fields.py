@@ -214,6 +214,7 @@ def test_prompts_to_generate_for(images):
     for name in ("image_path", "history", "context"):
         with pytest.raises(BadRecord, match=f"'{name}'"):
             to_prompt({"question": ASKED, name: {**AN_IMAGE, **A_PROMPT}[name]}, where="a:1", image_root=images)
+    assert to_prompt({"question": ASKED, "context": "Paris"}, where="a:1", image_root=images, metadata=["context"])
     line = {**GOOD["mmpr"], "answer": "It is a cat on a mat.", "id": 3}
     assert to_prompt(line, where="a:1", image_root=images)["id"] == "3"
 

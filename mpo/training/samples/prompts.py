@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,12 @@ MAX_RECORDS_PER_PROMPT = 100
 
 
 def load_prompts(
-    path: str | Path, *, count: int, image_root: str | Path | None = None, tiles: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    count: int,
+    image_root: str | Path | None = None,
+    tiles: Mapping[str, Any] | None = None,
+    metadata: Sequence[str] | None = None,
 ) -> list[Record]:
     """Load the first prompts of a file.
 
@@ -31,26 +36,28 @@ def load_prompts(
         count: number of different prompts.
         image_root: the folder that image paths are relative to; by default the file's own.
         tiles: how their images are split into tiles, as in `load_preferences`.
+        metadata: fields that are metadata, as in `load_preferences`.
 
     Raises:
         ValueError: for a file that does not exist or has no prompts, and for lines that are not prompts (named as ``file:line``).
     """
     path = Path(path).expanduser()
     if path.suffix not in (".jsonl", ".json"):
-        return first_prompts(load_preferences(path, image_root=image_root, tiles=tiles), count)
+        return first_prompts(load_preferences(path, image_root=image_root, tiles=tiles, metadata=metadata), count)
     if not path.is_file():
         raise ValueError(f"samples.path={path}: there is no such file. Set it to a file of prompts.")
-    found = first_prompts(_read_prompts(path, Path(image_root).expanduser() if image_root else path.parent), count)
+    root = Path(image_root).expanduser() if image_root else path.parent
+    found = first_prompts(_read_prompts(path, root, metadata or ()), count)
     if not found:
         raise ValueError(f"{path} has no prompts.")
     return [{**record, "tiles": dict(tiles)} for record in found] if tiles else found
 
 
-def _read_prompts(path: Path, image_root: Path) -> Iterator[Record]:
+def _read_prompts(path: Path, image_root: Path, metadata: Sequence[str]) -> Iterator[Record]:
     for where, line in LinesShard(str(path), 0, None, 1).lines():
         if isinstance(line, BadRecord):
             raise line
-        yield to_prompt(line, where=where, image_root=image_root)
+        yield to_prompt(line, where=where, image_root=image_root, metadata=metadata)
 
 
 def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str = "raise") -> list[Record]:

@@ -88,6 +88,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--max-length": {**NUMBER, "help": "maximum number of tokens of prompt and completion (trainer.max_length)"},
     "--max-new-tokens": {**NUMBER, "help": "maximum length of the response, in tokens"},
     "--max-tiles": {**NUMBER, "help": "maximum number of tiles of all images of a prompt (model.max_tiles)"},
+    "--metadata": {"action": "append", "metavar": "FIELD", "help": "field that is only metadata; may be repeated (data.metadata)"},
     "--min-frames": {**NUMBER, "help": "minimum number of frames of a video (data.frames.min)"},
     "--model": {"metavar": "MODEL", "help": "count tokens and tiles with this model's processor; weights are not loaded"},
     "--model-name": {"metavar": "NAME", "help": "model to use on a server with several (default: its first one)"},

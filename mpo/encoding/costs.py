@@ -16,13 +16,14 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpo.data.encoded import with_encoded_images
+from mpo.data.encoded import file_state, with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import Frame, frame_size, with_frames
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
 from mpo.encoding.turns import describe, encoded_images, render
+from mpo.io import BadRecord, bad_record
 from mpo.schema import IMAGE_COLUMNS, TRL_COLUMNS, names
 
 READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS)
@@ -131,7 +132,7 @@ def measure(
     as_files = with_encoded_images(as_files)
     settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
-    fingerprint = Hasher.hash([as_files._fingerprint, settings])
+    fingerprint = Hasher.hash([as_files._fingerprint, settings, file_state(as_files)])
     measured = as_files.map(
         RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record),
         remove_columns=as_files.column_names,
@@ -155,8 +156,9 @@ class RecordMeasure:
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
         """The costs of a record, by name."""
         try:
-            return self._costs(record)
-        except ValueError:
+            with bad_record(describe(record)):
+                return self._costs(record)
+        except BadRecord:
             if self.on_bad_record == "raise":
                 raise
             return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _group("a bad record", [])}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -45,10 +46,14 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
             if isinstance(dataset, IterableDataset):
                 raise ValueError("A stream cannot be planned: use batching='pairs' and group_same_prompt=1, or a datasets.Dataset.")
             dataset = self._remove_unused_columns(dataset, description="training")  # otherwise they would be decoded
-            self._sampler = self._plan(dataset)
-            dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
-        elif kwargs.get("is_training") and "augment" in (getattr(dataset, "column_names", None) or []):
-            dataset = IndexedRecords(self._remove_unused_columns(dataset, description="training"), epoch=self._epoch)
+            self._sampler, counted = self._plan(dataset)
+            dataset = IndexedRecords(dataset, self._sampler, self._epoch, counted if self._collator_is_ours else None)
+            kwargs["sampler_fn"] = lambda _: self._sampler
+        elif self._collator_is_ours and not isinstance(dataset, IterableDataset):
+            description = kwargs.get("description", "training").lower()
+            if isinstance(dataset, datasets.Dataset):
+                dataset = self._remove_unused_columns(dataset, description=description)
+            dataset = IndexedRecords(dataset, epoch=self._epoch if kwargs.get("is_training") else None)
         if kwargs.get("is_training") and self._sampler is None and self.args.dataloader_drop_last and hasattr(dataset, "__len__"):
             if len(dataset) < (needed := kwargs["batch_size"] * ranks):
                 raise ValueError(
@@ -84,8 +89,8 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
         return self.data_collator
 
-    def _plan(self, dataset: Any) -> PairBatchSampler:
-        """Plan which pairs share a batch, on all ranks."""
+    def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any]:
+        """Plan which pairs share a batch, on all ranks. Returns the sampler, and the tokens of each record's prompt."""
         args = self.args
         by_tokens = args.batching == "tokens"
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
@@ -111,7 +116,7 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         )
         if self.is_world_process_zero():
             logger.info(f"Batches: {sampler.report()}.")
-        return sampler
+        return sampler, costs.prompt
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """Move a batch to the device. Under DeepSpeed, transformers also casts image tensors."""

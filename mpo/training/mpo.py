@@ -37,7 +37,7 @@ from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context
 from mpo.models.parts import split_groups
 from mpo.models.tower import DropPath, SharedTower, can_share
-from mpo.schema import EPOCH, PADDING, TRL_COLUMNS, names
+from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING, TRL_COLUMNS, names
 from mpo.training.checkpoint import load_state, load_weights
 from mpo.training.config import MPOConfig
 from mpo.training.loop import Loop
@@ -354,7 +354,7 @@ class MPOTrainer(UsesReference, Loop, DPOTrainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            self._signature_columns = ["id", "prompt_id", *names(encoded=True), *TRL_COLUMNS, PADDING, EPOCH]
+            self._signature_columns = [*LOADED, *names(encoded=True), *TRL_COLUMNS, PADDING, EPOCH, COUNTED, BAD]
 
     # --- Log-probs
 

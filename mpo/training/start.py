@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
@@ -18,11 +19,14 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mpo.batching.attention import check_backend
 from mpo.batching.collator import PairCollator
+from mpo.data.unused import check_unused
+from mpo.io import bad_record
 from mpo.models.family import known_family
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
 from mpo.models.packable import why_not
 from mpo.models.strict import load_strictly, refuse_adapter
+from mpo.schema import TRL_COLUMNS, names
 from mpo.training.config import MPOConfig
 from mpo.training.reference.adapters import adapted, continued, has_tuner_layers, identity
 from mpo.training.reference.fingerprint import Fingerprint, fingerprint
@@ -132,10 +136,10 @@ def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
 
 
 def check_columns(dataset: Any, name: str) -> None:
-    """Refuse a data set without chosen or rejected completions.
+    """Refuse a data set without chosen or rejected completions, or with a column that is not used but may be part of a prompt.
 
     Raises:
-        ValueError: naming the missing columns.
+        ValueError: naming the missing columns, or the column that is not used (`mpo.data.unused`).
     """
     columns = getattr(dataset, "column_names", None) or []  # None: not known before a stream is read
     missing = [column for column in ("chosen", "rejected") if columns and column not in columns]
@@ -146,6 +150,14 @@ def check_columns(dataset: Any, name: str) -> None:
             f"needs 'chosen' and 'rejected', and 'prompt' unless both contain it.{hint} "
             "(dataset.rename_column renames other columns.)"
         )
+    if isinstance(dataset, Dataset) and len(dataset) and dataset.format["type"] != "custom":
+        record = dataset.with_format("arrow")[:1].to_pylist()[0]  # images stay encoded
+        unused = {column: value for column, value in record.items() if column not in (*names(), *TRL_COLUMNS)}
+        images = record.get("images") or record.get("image") or []
+        shown = images if isinstance(images, list) else [images]
+        with bad_record(name):
+            used = [record.get(column) for column in ("prompt", "chosen", "rejected")]
+            check_unused(unused, lambda: used, shown, "call dataset.remove_columns({!r})")
 
 
 def load_processing_class(model: Any, args: MPOConfig) -> Any:

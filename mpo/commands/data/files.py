@@ -13,7 +13,7 @@ from mpo.commands.flags import add
 def add_input(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
     """PATH, and the flags of how to read it; `split` for an action that can read one split of several."""
     parser.add_argument("path", metavar="PATH", help="preference data set: a file, a folder, or a data set on the Hub")
-    add(parser, "--format", "--image-root")
+    add(parser, "--format", "--image-root", "--metadata")
     if split:
         add(parser, "--split", default="train")
 
@@ -31,9 +31,9 @@ def load(args: argparse.Namespace) -> Any:
     from mpo.data.mixture_file import is_mixture, read_mixture, refuse_beside_mixture
 
     if is_mixture(args.path):
-        refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root)
+        refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root, metadata=args.metadata)
         return load_mixture(**read_mixture(args.path))
-    given = {"format": args.format, "image_root": args.image_root, "split": getattr(args, "split", None)}
+    given = {name: getattr(args, name, None) for name in ("format", "image_root", "metadata", "split")}
     return load_preferences(
         args.path, num_proc=processes(args), **{name: value for name, value in given.items() if value is not None}
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.demo.data import Handwriting, QuestionKind, draw
-from mpo.generation.generator import Question
+from mpo.generation.before import Question
 
 DIGITS = 3
 READING = "What are the digits?"

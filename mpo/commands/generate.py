@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.data.images import open_image
-    from mpo.generation.generator import Question, check_decoding
+    from mpo.generation.before import Question, check_decoding
 
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("temperature", "max_new_tokens", "seed")}
     settings["top_p"] = 1.0 if args.top_p is None else args.top_p

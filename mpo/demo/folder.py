@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpo.generation.generator import Question
+from mpo.generation.before import Question
 from mpo.io import write_text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpo.evaluation.intervals import wilson_interval
-from mpo.generation.generator import Generator, Question
+from mpo.generation.before import Generator, Question
 from mpo.verification.ground_truth import is_correct
 
 _FINAL_ANSWER = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)

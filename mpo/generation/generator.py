@@ -1,118 +1,207 @@
-"""The interface of text generators: sample responses to questions about images."""
+"""The interface of text generators: requests in, responses out, from a model in this process or on a server."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+from mpo.data.messages import IMAGE_PLACEHOLDER, PLACES, VIDEO_PLACEHOLDER, prompt_messages
+from mpo.schema import Message
 
 OnText = Callable[[str], None]
 """Called with each new part of a response's text as it comes."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question, with the images it is about.
+class Request:
+    """What a model is asked.
 
     Attributes:
-        text: the question as the user would type it.
-        images: images or paths of image files, in the order they are shown; they come before the text.
-        system: the system prompt; None for that of the chat template.
+        messages: chat messages that end with a turn of the user (or a tool); a content is text, or parts, among which images and
+            videos are placeholders, ``{"type": "image"}``, in order. They are read as a record's prompt is
+            (`mpo.data.messages.prompt_messages`): ``<image>`` in a text is a placeholder too, and without any, images come first.
+            Afterwards all contents are parts.
+        images: PIL images, paths of image files, or encoded bytes, one per placeholder.
+        prefix: the start of the assistant's response, which the model goes on from; None or empty for no prefix.
+        metadata: carried along untouched.
+        videos: paths of videos, or folders of their frames, one per placeholder.
 
     Raises:
-        ValueError: for an empty text, and for one with a placeholder, which would be read as text.
+        ValueError: for messages without a turn to respond to, and for placeholders that do not match the images.
     """
 
-    text: str
-    images: tuple[str | Path | Image, ...] = ()
-    system: str | None = None
+    messages: Sequence[Message]
+    images: Sequence[Any] = ()
+    prefix: str | None = None
+    metadata: Any = None
+    videos: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
+        for name in ("images", "videos"):
+            given = getattr(self, name)
+            if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+                raise ValueError(
+                    f"Expected a list of {name}; got a {type(given).__name__}: {given!r:.60}. Give a list, also of one."
+                )
+        messages = self.messages if isinstance(self.messages, str) else list(self.messages)
+        if not messages:
+            raise ValueError("The request has no messages. Give it one of the user.")
+        wanted = {"image": len(self.images), "video": len(self.videos)}
+        checked = prompt_messages(messages, "the request", wanted)
+        if checked[-1]["role"] not in PLACES:
+            remedy = "Give its start of a response as prefix." if checked[-1]["role"] == "assistant" else "Add the user's."
+            raise ValueError(f"The request ends with a message of the {checked[-1]['role']}, to which nobody responds. {remedy}")
+        object.__setattr__(self, "messages", checked)
+
+    @classmethod
+    def ask(
+        cls,
+        text: str,
+        *,
+        images: Sequence[Any] = (),
+        system: str | None = None,
+        prefix: str | None = None,
+        videos: Sequence[Any] = (),
+    ) -> Request:
+        """Make a request of one question, with its images and videos before its text.
+
+        Args:
+            text: the question as a user would type it.
+            images: as in `Request`.
+            system: the system prompt; None for that of the chat template.
+            prefix: as in `Request`.
+            videos: as in `Request`.
+
+        Raises:
+            ValueError: for an empty text, and one with a placeholder.
+        """
+        if not isinstance(text, str) or not text.strip():
             raise ValueError("The question is empty. Give it a text.")
         for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
-            if placeholder in self.text:
+            if placeholder in text:
                 raise ValueError(
                     f"The question contains {placeholder}, which is not a placeholder here: images come before the text. Remove "
                     "it, and give the images apart from the text."
                 )
+        content = [*[{"type": "image"}] * len(images), *[{"type": "video"}] * len(videos), {"type": "text", "text": text}]
+        first = [] if system is None else [{"role": "system", "content": system}]
+        return cls([*first, {"role": "user", "content": content}], images, prefix, videos=videos)
 
 
 @dataclass(frozen=True)
-class Reply:
-    """The response to one question, from a model in this process or on a server.
+class Response:
+    """The response to a request.
 
     Attributes:
-        text: its text, without special tokens.
+        text: its text, without special tokens and without the request's prefix.
         finish_reason: ``"stop"`` if the model ended it, ``"length"`` if the token limit did, or what the server says.
         prompt_tokens: number of tokens of the prompt, with those of its images; None if the server does not say.
         completion_tokens: number of sampled tokens, with the one that ends it; None if the server does not say.
+        logprobs: log-probs of the sampled tokens, on demand.
     """
 
     text: str
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    logprobs: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Response:
-    """A sampled response.
+class GenerationError(Exception):
+    """A request that got no response, and will get none if it is asked again.
 
     Attributes:
-        text: its text, special tokens included, without the token that ends it.
-        ids: its tokens, without the token that ends it.
-        finished: whether it ended before the token limit.
-        prompt_tokens: number of tokens of its prompt, with those of the images.
+        reason: why.
+        retryable: False.
     """
 
-    text: str
-    ids: tuple[int, ...]
-    finished: bool
-    prompt_tokens: int = 0
+    retryable = False
 
-    @property
-    def tokens(self) -> int:
-        """Number of sampled tokens, with the token that ends it."""
-        return len(self.ids) + self.finished
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+Item = Request | tuple[Request, Sequence[int]]
+"""A request of a stream, alone or with the numbers of its samples that are wanted; alone it means 0 to n - 1."""
 
 
 class Generator(Protocol):
-    """A model that responds to questions, in this process or on a server."""
+    """A model that responds to requests, in this process or on a server."""
 
     def generate(
         self,
-        questions: Sequence[Question],
+        requests: Sequence[Request],
         *,
         n: int = 1,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
         max_new_tokens: int = 1024,
+        stop: Sequence[str] = (),
         seed: int = 0,
-    ) -> list[list[str]]:
-        """Sample `n` responses to every question.
+        logprobs: bool = False,
+    ) -> list[list[Response]]:
+        """Sample `n` responses to every request.
 
         Args:
-            questions: what to ask.
-            n: responses per question.
+            requests: what to ask.
+            n: responses per request.
             temperature: 0 is greedy, 1 samples from the model's own distribution.
+            top_p: sample from the smallest set of most likely tokens with this total probability.
+            top_k: sample from the `top_k` most likely tokens; 0 for all.
             max_new_tokens: the longest response, in tokens; a longer one is truncated.
-            seed: random seed of the sampling. The same questions, arguments and seed give the same responses.
+            stop: texts that end a response; they are not part of it.
+            seed: random seed of the sampling.
+            logprobs: return the log-probs of the sampled tokens.
 
         Returns:
-            For each question, in order, its `n` responses without special tokens.
+            For each request, in order, its `n` responses.
 
         Raises:
-            ValueError: for invalid arguments, or an image that cannot be opened.
+            ValueError: for invalid arguments, and for a request that cannot be asked, such as for an image that is gone.
+            GenerationError: for a request that the server refuses.
+            ConnectionError: for a server that cannot be reached or used at all.
         """
+        ...
+
+    def stream(
+        self,
+        requests: Iterable[Item] | AsyncIterable[Item],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int = 1024,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        logprobs: bool = False,
+        concurrency: int | None = None,
+    ) -> AsyncIterator[tuple[int, int, Response | GenerationError]]:
+        """Sample responses to requests that are taken one by one, a bounded number ahead.
+
+        Args:
+            requests: what to ask. One may come with the numbers of its samples that are wanted, as ``(request, (1, 3))``, where
+                the others are there already; otherwise they are 0 to `n` - 1.
+            n: as in `generate`, as are all others.
+            concurrency: the largest number of requests at the same time; None for the generator's own.
+
+        Yields:
+            the number of the request (from 0), that of the sample, and the response, each as it comes, in any order. A request that
+            fails for good yields its `GenerationError` for every sample that is missing, and the others go on.
+
+        Raises:
+            ValueError: for invalid arguments.
+            ConnectionError: for a server that cannot be reached or used at all: no server, another model, a wrong key.
+        """
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies the model in a ledger: its name or a fingerprint of its weights; no keys, no addresses."""
         ...
 
 

@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import Record, end_of_turn_token
-from mpo.generation.generator import OnText, Question, Reply, Response, check_decoding
+from mpo.generation.before import OnText, Question, Reply, Response, check_decoding
 from mpo.models.family import known_family
 
 TILE_BUDGETS = ("prompt", "image")

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mpo.data.images import open_image
-from mpo.generation.generator import OnText, Question, Reply, check_decoding
+from mpo.generation.before import OnText, Question, Reply, check_decoding
 
 
 class ServerModel:

@@ -8,7 +8,7 @@ from support import make_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mpo.commands import main
-from mpo.generation.generator import Question
+from mpo.generation.before import Question
 from mpo.generation.local import LocalGenerator
 
 

@@ -18,7 +18,7 @@ from support import TEXTS, make_image
 from transformers import Qwen2ForCausalLM
 
 from mpo.commands import main
-from mpo.generation.generator import Question
+from mpo.generation.before import Question
 from mpo.generation.open import open_local
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor

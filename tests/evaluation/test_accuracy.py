@@ -3,7 +3,7 @@
 import pytest
 
 from mpo.evaluation.accuracy import extract_answer, measure_accuracy
-from mpo.generation.generator import Question
+from mpo.generation.before import Question
 
 
 class Parrot:

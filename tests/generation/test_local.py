@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 from mpo.data.images import open_image
 from mpo.encoding.encoder import Encoder
-from mpo.generation.generator import Question
+from mpo.generation.before import Question
 from mpo.generation.local import LocalGenerator, _record, _Streamer
 from mpo.models.export import trial
 

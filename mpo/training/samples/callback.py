@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from mpo.encoding.turns import Record
-from mpo.generation.generator import Response
+from mpo.generation.before import Response
 from mpo.generation.local import LocalGenerator
 from mpo.training.samples.log import SampleLog
 from mpo.training.samples.measures import repeated_fraction, summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpo.generation.generator import Response
+from mpo.generation.before import Response
 
 
 def repeated_fraction(tokens: Sequence[int], size: int = 4) -> float:

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from mpo.data.images import open_image
-from mpo.generation.generator import Question, Response
+from mpo.generation.before import Question, Response
 from mpo.generation.local import LocalGenerator
 from mpo.training.samples.callback import SampleResponses, page
 from mpo.training.samples.log import SampleLog

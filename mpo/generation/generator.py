@@ -43,9 +43,7 @@ class Request:
         for name in ("images", "videos"):
             given = getattr(self, name)
             if isinstance(given, str | bytes) or not isinstance(given, Sequence):
-                raise ValueError(
-                    f"Expected a list of {name}; got a {type(given).__name__}: {given!r:.60}. Give a list, also of one."
-                )
+                raise ValueError(f"Expected a list of {name}; got {given!r:.60}. Give a list, also of one.")
         messages = self.messages if isinstance(self.messages, str) else list(self.messages)
         if not messages:
             raise ValueError("The request has no messages. Give it one of the user.")

@@ -8,9 +8,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from itertools import groupby
+from itertools import cycle, groupby
 from typing import Any, TypeVar
 
 from mpo.generation.endpoint import CHAT, COMPLETIONS, Endpoint, FailedError, RefusedError, SettingsError, explained
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 CONCURRENCY = 32
 """Requests at the same time, unless told otherwise."""
+POOL = 16
+"""Connections of one client: a request's cost grows with them, since httpx looks through all of its pool."""
 LONGEST_WAIT = 30.0
 """In seconds, between two attempts, unless the server asks for a longer one."""
 
@@ -225,7 +227,7 @@ class _Run:
     def __init__(self, generator: ServerGenerator, decoding: Decoding, concurrency: int) -> None:
         self.generator, self.decoding = generator, decoding
         self.endpoints: list[Endpoint] = []
-        self.clients: dict[Endpoint, Any] = {}
+        self.clients: dict[Endpoint, Iterator[Any]] = {}
         self.slots = asyncio.Semaphore(concurrency)
         self.proven = False  # a request with these settings was answered
         self.judging = asyncio.Lock()
@@ -241,11 +243,12 @@ class _Run:
         run = cls(generator, decoding, concurrency)
         failures = []
         for endpoint in generator.endpoints:
-            client = run.clients[endpoint] = await stack.enter_async_context(endpoint.client())
+            pools = [await stack.enter_async_context(endpoint.client()) for _ in range(-(-concurrency // POOL))]
+            run.clients[endpoint] = cycle(pools)
             endpoint.running, endpoint.probing = 0, asyncio.Lock()
             try:
                 if endpoint.kind is None:
-                    generator.name = await endpoint.introduce(client, generator.name, generator.kind)
+                    generator.name = await endpoint.introduce(pools[0], generator.name, generator.kind)
                 run.endpoints.append(endpoint)
             except FailedError as error:
                 failures.append(f"{error}")
@@ -330,7 +333,7 @@ class _Run:
                 try:
                     path, body = await self._body(endpoint, request, samples)
                     limit = min(max(end - time.monotonic(), 0.1), generator.timeout)
-                    data = await endpoint.send(self.clients[endpoint], path, body, limit)
+                    data = await endpoint.send(next(self.clients[endpoint]), path, body, limit)
                     choices = self._checked(endpoint, data)[: len(samples)]
                     self.proven = True
                     return endpoint, choices, data.get("usage") or {}
@@ -403,7 +406,7 @@ class _Run:
                 if not refused:  # otherwise the length of the response may be what is refused
                     body["max_tokens"] = 1
                 try:
-                    self._checked(endpoint, await endpoint.send(self.clients[endpoint], path, body))
+                    self._checked(endpoint, await endpoint.send(next(self.clients[endpoint]), path, body))
                     self.proven = True
                     return
                 except RefusedError as error:
@@ -434,7 +437,7 @@ class _Run:
         """
         async with endpoint.probing:
             if endpoint.prefix is None:
-                endpoint.prefix = await endpoint.try_prefix(self.clients[endpoint], str(self.generator.name))
+                endpoint.prefix = await endpoint.try_prefix(next(self.clients[endpoint]), str(self.generator.name))
                 ways = {"flag": "goes on from a prefix with continue_final_message", "itself": "goes on from a prefix by itself"}
                 self.generator.notice(f"{endpoint.shown} {ways.get(endpoint.prefix, endpoint.prefix)}.")
         if endpoint.prefix in ("flag", "itself"):
@@ -471,7 +474,7 @@ class _Run:
         held = max(map(len, self.decoding.stop), default=1) - 1
         try:
             path, body = await self._body(endpoint, request, (0,))
-            async for chunk in endpoint.chunks(self.clients[endpoint], path, body):
+            async for chunk in endpoint.chunks(next(self.clients[endpoint]), path, body):
                 self._check_model(endpoint, chunk.model)
                 usage = chunk.usage or usage
                 for choice in chunk.choices:

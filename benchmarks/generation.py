@@ -67,7 +67,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=32)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, subprocess.Popen([sys.executable, STUB], stdout=subprocess.PIPE, text=True) as stub:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen([sys.executable, STUB], stdout=subprocess.PIPE, text=True) as stub,
+    ):
         try:
             assert stub.stdout is not None
             url = stub.stdout.readline().strip()

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from mpo.batching.logprobs import prompt_record
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.keys import image_key
@@ -365,14 +366,8 @@ class LocalGenerator:
 
 
 def _record(request: Request, number: int) -> Record:
-    """The request as a record of the encoder: a prefix is a message of the assistant, which the response continues."""
-    record: Record = {"id": f"request {number}", "prompt": list(request.messages), "images": list(request.images)}
-    if request.videos:
-        record["videos"] = list(map(str, request.videos))
-    if request.prefix:
-        prefix = {"role": "assistant", "content": [{"type": "text", "text": request.prefix}]}
-        record |= {"prompt": [*request.messages, prefix], PREFIX: request.prefix}
-    return record
+    record = prompt_record(request, f"request {number}")
+    return {**record, PREFIX: request.prefix} if request.prefix else record
 
 
 def _batches(samples: Sequence[Sequence[int]], size: int) -> Iterator[list[tuple[int, Sequence[int]]]]:

@@ -454,14 +454,14 @@ class _Run:
         """The prompt of a request without images, with its prefix, by the template."""
         from transformers import AutoTokenizer
 
+        from mpo.batching.logprobs import prompt_record
         from mpo.encoding.turns import render
         from mpo.models.control_tokens import added_start
 
         template = self.generator.template
         if isinstance(template, str | os.PathLike):
             template = self.generator.template = AutoTokenizer.from_pretrained(template)
-        prompt = [*request.messages, {"role": "assistant", "content": [{"type": "text", "text": request.prefix}]}]
-        text = render({"id": "the request", "prompt": prompt}, template, sides=()).prompt
+        text = render(prompt_record(request, "the request"), template, sides=()).prompt
         tokenizer = getattr(template, "tokenizer", template)
         # Servers add the tokens that begin a text, which the template has written already.
         return text.removeprefix(tokenizer.bos_token or "") if added_start(tokenizer) else text

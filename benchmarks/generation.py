@@ -2,7 +2,7 @@
 
     python benchmarks/generation.py --requests 2000
 
-The stub runs in another process. Prints JSON: CPU milliseconds per request, requests per second (of wall time, and of CPU time), the
+The stub runs in another process. Prints JSON: CPU milliseconds per request, requests per second of wall time and of CPU time, the
 bytes of an image, and the peak memory in MB.
 """
 

@@ -79,9 +79,7 @@ def completion_logprobs(
         ValueError: for a request or a completion that cannot be encoded, and a model that packed rows do not fit.
     """
     if len(requests) != len(completions):
-        raise ValueError(
-            f"Expected the completions of every request; got {len(requests)} requests and {len(completions)} of these."
-        )
+        raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
     if layout not in (None, "packed", "padded"):
         raise ValueError(f"Expected layout to be packed, padded or None; got layout={layout!r}.")
     reason = why_not(model)

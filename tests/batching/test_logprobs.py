@@ -1,5 +1,7 @@
 """Log-probs of given completions: packed rows against padded ones, and against a plain forward pass of each completion."""
 
+import copy
+
 import pytest
 import torch
 from packed_and_padded import in_bfloat16, internvl, text_model
@@ -70,8 +72,8 @@ def test_bfloat16_errs_no_more_than_padded_rows(processor):
 def test_adapters_text_models_and_models_that_cannot_be_packed(processor):
     text = text_model(vocab_size=len(processor.tokenizer))
     adapted = get_peft_model(text, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
-    tokenizer = processor.tokenizer
-    tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = processor.chat_template
     one, other = (
         completion_logprobs(adapted, tokenizer, REQUESTS[1:2], COMPLETIONS[1:2], layout=layout) for layout in ("packed", "padded")
     )

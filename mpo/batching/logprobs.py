@@ -134,7 +134,8 @@ def _packed(model: Any, rows: Sequence[Row], images: Sequence[dict[str, Tensor]]
     inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments, **pixels}
     kept = LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1))
     values = _at_labels(model, inputs, kept, packed.shift_labels[0, packed.labelled_positions])
-    return values[torch.searchsorted(packed.labelled_positions, packed.labelled.node)].split(packed.labelled.lengths.tolist())
+    ordered = values[torch.searchsorted(packed.labelled_positions, packed.labelled.node)]
+    return torch.split(ordered, packed.labelled.lengths.tolist())
 
 
 def _padded(model: Any, encoded: Encoded, images: dict[str, Tensor], max_tokens: int, padding: int | None) -> Iterator[Tensor]:
@@ -153,13 +154,13 @@ def _padded(model: Any, encoded: Encoded, images: dict[str, Tensor], max_tokens:
         inputs |= {name: rows([value.tolist()] * len(part), 0) for name, value in encoded.extra.items()}
         inputs |= {name: torch.cat([value] * len(part)) for name, value in images.items()}
         kept, shift_labels, labelled = label_padded_rows(ids, labels)
-        yield from _at_labels(model, inputs, kept, shift_labels[0]).split(labelled.lengths.tolist())
+        yield from torch.split(_at_labels(model, inputs, kept, shift_labels[0]), labelled.lengths.tolist())
 
 
 def _at_labels(model: Any, inputs: dict[str, Any], kept: LogitsToKeep, labels: Tensor) -> Tensor:
     """The log-probs of labels (M,) at the positions that are kept, shape (M,) float32 on the CPU."""
     moved = {name: value.to(model.device) for name, value in inputs.items()}
     logits = model(**moved, **{KEYWORD: kept.to(model.device)}, use_cache=False).logits[0]
-    parts = zip(logits.split(CHUNK), labels.to(model.device).split(CHUNK), strict=True)
+    parts = zip(torch.split(logits, CHUNK), torch.split(labels.to(model.device), CHUNK), strict=True)
     values = [part.float().log_softmax(dim=-1).gather(1, label.unsqueeze(1)).squeeze(1) for part, label in parts]
     return torch.cat(values).cpu()

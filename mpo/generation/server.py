@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from itertools import cycle, groupby
 from typing import Any, TypeVar
@@ -143,7 +143,7 @@ class ServerGenerator:
 
     async def stream(
         self, requests: Iterable[Item] | AsyncIterable[Item], *, concurrency: int | None = None, **settings: Any
-    ) -> AsyncIterator[tuple[int, int, Response | GenerationError]]:
+    ) -> AsyncGenerator[tuple[int, int, Response | GenerationError], None]:
         """Sample responses as they are asked for; see `mpo.generation.generator.Generator.stream`."""
         decoding = Decoding(**settings)
         count = checked_concurrency(concurrency) or self.concurrency
@@ -526,8 +526,8 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 def _prices(given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
-    values = [given.get("prompt"), given.get("completion")] if isinstance(given, Mapping) else list(given)
-    if len(values) != 2 or not all(isinstance(value, int | float) and value >= 0 for value in values):
+    values: list[Any] = [given.get("prompt"), given.get("completion")] if isinstance(given, Mapping) else list(given)
+    if len(values) != 2 or not all(isinstance(value, int | float) and 0 <= value < float("inf") for value in values):
         raise ValueError(f"Expected prices of a million prompt tokens and a million completion tokens; got prices={given!r}.")
     return float(values[0]), float(values[1])
 

@@ -31,6 +31,7 @@ from mpo.generation.generator import (
     Response,
     Usage,
     checked_concurrency,
+    checked_requests,
     numbered,
 )
 from mpo.generation.steps import Sampler, StopTexts, TextStream, text_after
@@ -123,7 +124,7 @@ class LocalGenerator:
 
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""
-        decoding = Decoding(**settings)
+        decoding, requests = Decoding(**settings), checked_requests(requests)
         samples = [range(decoding.n)] * len(requests)
         sampled = self._sample([_record(request, number) for number, request in enumerate(requests)], samples, decoding)
         return [

@@ -23,12 +23,26 @@ from mpo.generation.generator import (
     Response,
     Usage,
     checked_concurrency,
+    checked_requests,
     numbered,
 )
-from mpo.generation.wire import KINDS, MAX_CHOICES, Choice, chat_fields, check_understood, decoding_fields, read_choices, shares
+from mpo.generation.wire import (
+    KINDS,
+    MAX_CHOICES,
+    OWN_FIELDS,
+    Choice,
+    chat_fields,
+    check_understood,
+    decoding_fields,
+    read_choices,
+    read_usage,
+    shares,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Tokens = tuple[int | None, int | None]
+"""Numbers of prompt and completion tokens, as far as a server says them."""
 CONCURRENCY = 32
 """Requests at the same time, unless told otherwise."""
 POOL = 16
@@ -92,12 +106,17 @@ class ServerGenerator:
             import openai  # noqa: F401
         except ModuleNotFoundError:
             raise ValueError("A server needs the package openai: pip install 'mpo-trainer[server]'.") from None
-        given = [urls] if isinstance(urls, str) else list(urls)
+        given = list(urls) if isinstance(urls, Sequence) and not isinstance(urls, str) else [urls]
         if not given or len(set(given)) < len(given):
             raise ValueError(f"Expected the address of a server, or several different ones; got {len(given)} of {len(set(given))}.")
+        if model is not None and (not isinstance(model, str) or not model):
+            raise ValueError(f"Expected the model's name, or None for the server's first; got model={model!r}.")
+        if extra is not None and (not isinstance(extra, Mapping) or (taken := sorted(OWN_FIELDS & set(extra)))):
+            found = extra if not isinstance(extra, Mapping) else ", ".join(taken)
+            raise ValueError(f"Expected fields in extra that the generator does not set itself; got {found}. Use its own settings.")
         if kind is not None and kind not in KINDS:
             raise ValueError(f"Expected kind to be one of {', '.join(KINDS)}; got kind={kind!r}.")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key_variable):
+        if not isinstance(key_variable, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key_variable):
             raise ValueError("key_variable is the name of an environment variable, such as OPENAI_API_KEY, not the key itself.")
         for name, value in (("timeout", timeout), ("total_timeout", total_timeout)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
@@ -123,7 +142,7 @@ class ServerGenerator:
             GenerationError: for the first request that fails for good, with its number; the others are not awaited.
             ConnectionError: for a server that cannot be reached or used at all.
         """
-        decoding = Decoding(**settings)
+        decoding, requests = Decoding(**settings), checked_requests(requests)
         for number, request in enumerate(requests):
             for image in (*request.images, *request.videos):
                 if isinstance(image, str | os.PathLike) and not os.path.isfile(image):
@@ -265,8 +284,7 @@ class _Run:
         texts: dict[int, str] = {}
 
         async def part(numbers: Sequence[int]) -> None:
-            endpoint, choices, usage = await self._answered(request, numbers)
-            prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            endpoint, choices, (prompt_tokens, completion_tokens) = await self._answered(request, numbers)
             self.generator.usage.add(len(choices), prompt_tokens, completion_tokens)
             tokens = shares(completion_tokens, [len(choice.text) for choice in choices])
             for sample, choice, own in zip(numbers, choices, tokens, strict=False):
@@ -311,7 +329,7 @@ class _Run:
                 "(kind='transformers' sends it), or \"do_sample\": true in the generation_config.json of the model's folder."
             )
 
-    async def _answered(self, request: Request, samples: Sequence[int]) -> tuple[Endpoint, list[Choice], Mapping[str, Any]]:
+    async def _answered(self, request: Request, samples: Sequence[int]) -> tuple[Endpoint, list[Choice], Tokens]:
         """Ask for consecutive samples, until there is a response: the server, its choices, and the tokens.
 
         Raises:
@@ -336,7 +354,7 @@ class _Run:
                     data = await endpoint.send(next(self.clients[endpoint]), path, body, limit)
                     choices = self._checked(endpoint, data)[: len(samples)]
                     self.proven = True
-                    return endpoint, choices, data.get("usage") or {}
+                    return endpoint, choices, read_usage(data)
                 except RefusedError as error:
                     await self._judge(f"{error}", refused=True)
                     raise GenerationError(explained(f"{error}")) from None
@@ -376,7 +394,7 @@ class _Run:
         for choice in choices:
             if choice.finish_reason in ("error", "abort"):
                 raise FailedError(f"{endpoint.shown} ended a response with {choice.finish_reason!r}.")
-            if not choice.text and choice.finish_reason == "length" and (data.get("usage") or {}).get("completion_tokens") == 0:
+            if not choice.text and choice.finish_reason == "length" and read_usage(data)[1] == 0:
                 raise RefusedError(f"{endpoint.shown} has no room for a response in its context")
         return choices
 
@@ -460,7 +478,10 @@ class _Run:
 
         template = self.generator.template
         if isinstance(template, str | os.PathLike):
-            template = self.generator.template = AutoTokenizer.from_pretrained(template)
+            try:
+                template = self.generator.template = AutoTokenizer.from_pretrained(template)
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"template={template} holds no tokenizer ({error}). Give the model's folder.") from error
         text = render(prompt_record(request, "the request"), template, sides=()).prompt
         tokenizer = getattr(template, "tokenizer", template)
         # Servers add the tokens that begin a text, which the template has written already.
@@ -526,8 +547,9 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 def _prices(given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
-    values: list[Any] = [given.get("prompt"), given.get("completion")] if isinstance(given, Mapping) else list(given)
-    if len(values) != 2 or not all(isinstance(value, int | float) and 0 <= value < float("inf") for value in values):
+    keyed = isinstance(given, Mapping)
+    values: list[Any] = [given.get("prompt"), given.get("completion")] if keyed else list(given)
+    if len(given) != 2 or not all(isinstance(value, int | float) and 0 <= value < float("inf") for value in values):
         raise ValueError(f"Expected prices of a million prompt tokens and a million completion tokens; got prices={given!r}.")
     return float(values[0]), float(values[1])
 

@@ -132,12 +132,13 @@ class Endpoint:
             RefusedError: for what will not.
             ConnectionError: for a server that cannot be used: a wrong address, model or key.
         """
-        with self._errors(timeout or self.timeout):
-            options: Any = {} if timeout is None else {"timeout": timeout}
-            if body is None:
-                text = await client.get(path, cast_to=str, options=options)
-            else:
-                text = await client.post(path, body=body, cast_to=str, options=options)
+        seconds = timeout or self.timeout
+        with self._errors(seconds):
+            async with asyncio.timeout(seconds):  # the client's own limit is of each read
+                if body is None:
+                    text = await client.get(path, cast_to=str)
+                else:
+                    text = await client.post(path, body=body, cast_to=str)
         try:
             return json.loads(text)
         except ValueError:
@@ -175,10 +176,13 @@ class Endpoint:
                 after = retry_after(error.response.headers.get("retry-after"))
                 raise FailedError(f"{url} fails ({status}: {said}).", after=after, limited=status == 429) from None
             raise RefusedError(f"{url} refuses the request ({status}: {said})") from None
-        except openai.APITimeoutError:
-            raise FailedError(f"{url} gives no response in {timeout:.0f} s.") from None
+        except (openai.APITimeoutError, TimeoutError):
+            raise FailedError(f"{url} gives no response in {timeout:g} s.") from None
         except openai.APIConnectionError as error:
-            reason = self.clean(f"{url} cannot be reached ({error.__cause__ or error}). Is the server running?")
+            cause = error.__cause__ or error
+            if not type(cause).__name__.startswith("Connect"):  # the request may be what breaks the connection
+                raise FailedError(self.clean(f"{url} breaks the connection ({cause}).")) from None
+            reason = self.clean(f"{url} cannot be reached ({cause}). Is the server running?")
             raise FailedError(reason, unreachable=True) from None
         except openai.OpenAIError as error:
             raise FailedError(self.clean(f"{url} fails ({error}).")) from None

@@ -122,7 +122,7 @@ class ServerGenerator:
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"Expected {name} to be a number of seconds above 0; got {name}={value!r}.")
         for name, whole in (("concurrency", concurrency), ("attempts", attempts), ("max_tiles", max_tiles)):
-            if whole is not None and (isinstance(whole, bool) or not isinstance(whole, int) or whole < 1):
+            if (whole is not None or name != "max_tiles") and (isinstance(whole, bool) or not isinstance(whole, int) or whole < 1):
                 raise ValueError(f"Expected {name} to be a whole number of 1 or more; got {name}={whole!r}.")
         self.endpoints = [Endpoint(url, key_variable, timeout) for url in given]
         self.name = model

@@ -198,7 +198,7 @@ def _read(statement: Statement, kind: str | None, choices: Sequence[str] | None)
 
 def _trimmed(sentence: str) -> str:
     return (
-        undress(re.sub(r"\s*\((?:because|since|as|i\.e\.)[^()]{0,400}\)\s*$", "", sentence.strip())).rstrip(" \t。.;,")
+        undress(re.sub(r"\s*\((?:because|since|as|i\.e\.)[^()]{0,400}\)\s*$", "", sentence.strip())).strip(" \t。.;,*_")
         or sentence.strip()
     )
 

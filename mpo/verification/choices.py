@@ -27,6 +27,7 @@ _SEVERAL = re.compile(
 )
 _TOGETHER = re.compile(r"[A-H]{2,8}")
 _NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without)\b|n['’]t\b|不|没", re.IGNORECASE)
+_CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
 _NOT = re.compile(
     r"(?:\bnot|\bn't|\bneither|\bnor|\bexcept|\brather than|\binstead of|不是|不选|并非|非)\s*(?:the|an?|option|choice|选项)?\s*[(\"'*]*$",
     re.IGNORECASE,
@@ -117,6 +118,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         return Named(frozenset(found), "text" if found else "it names no choice")
     if all(read_number(choice) is not None for choice in choices):
         return _stated(text, choices)
+    text = _CONDITION.sub("", text)
     plain, spans, negated = f" {normalize(text)} ", [], False
     for place, choice in enumerate(choices):
         words = normalize(choice)
@@ -133,6 +135,10 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     if len(kept) > 1:
         return Named(frozenset(kept), "it names several choices", both=True)
     return Named(frozenset(kept), "text" if kept else "it names no choice")
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _number_at_start(text: str) -> str | None:
@@ -167,17 +173,19 @@ def _stated(text: str, choices: Sequence[str]) -> Named:
     return Named(found, "text" if found else "it names no choice")
 
 
-_SMALL_WORDS = frozenset("a an the it would will be is are was were do does did of to in on at and or that this".split())
+_SMALL_WORDS = frozenset(
+    "a an the it would will may might likely probably also be is are was were do does did of to in on at and or that this".split()
+)
 
 
 def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:
     """The choices whose words all stand in a sentence, in their order: `will decrease` in `will likely decrease`."""
-    words = normalize(text).split()
+    words = [_stem(word) for word in normalize(text).split()]
     found = set()
     if _NEGATED.search(text):
         return frozenset()
     for place, choice in enumerate(choices):
-        wanted = [word for word in normalize(choice).split() if word not in _SMALL_WORDS]
+        wanted = [_stem(word) for word in normalize(choice).split() if word not in _SMALL_WORDS]
         following = iter(words)
         if wanted and all(word in following for word in wanted):
             found.add(place)

@@ -15,7 +15,7 @@ from mpo.verification.choices import read_choice
 from mpo.verification.dress import boxed, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import BOLD, CUE, REFUSAL, numbers_in, sentences_of, stated_number
+from mpo.verification.prose import BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
 from mpo.verification.sequences import read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
@@ -51,7 +51,7 @@ _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?thin
 _TAG = re.compile(r"<answer>((?:(?!</?answer>)[\s\S]){0,4000})</answer>", re.IGNORECASE)
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 _LABEL = re.compile(
-    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice|solution|result)(?:[ \t]{{1,3}}(?:to|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}[:：]"
+    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}[:：]"
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$"
     r"|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
     r"|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]",
@@ -66,11 +66,13 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _IS_CORRECT = re.compile(
-    r"(?<![\w])(?:[*(\[\"]{0,3}(?:options?|choices?|answers?|选项)[ \t]?)?[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))[*)\]）\".:]{0,4}"
-    r"(?:[ \t]?[^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
-    r"(?:correct|right|best|most\s(?:appropriate|likely|accurate|suitable))|(?:是|为)?正确)",
-    re.IGNORECASE,
+    r"(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
+    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
+    r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
+    r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))|(?:是|为)?正确)",
+    re.IGNORECASE | re.MULTILINE,
 )
+_IS_LETTER = re.compile(r"\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\".。]{0,4}(?=\s|$)", re.IGNORECASE)
 _OPTION = re.compile(
     r"(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))",
     re.IGNORECASE,
@@ -139,8 +141,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
         failed = failed or found.reason
     if failed:
         return Extraction(None, "none", failed)
-    givens = frozenset(number.value for _, _, shown in find_numbers(asked[:TAIL]) if (number := read_number(shown)) is not None)
-    return _unstated(text.strip(), kind, choices, givens)
+    return _unstated(text.strip(), kind, choices, asked[-TAIL:])
 
 
 def _statements(text: str, kind: str | None) -> Iterator[Statement]:
@@ -156,6 +157,8 @@ def _statements(text: str, kind: str | None) -> Iterator[Statement]:
         for found in _IS_CORRECT.finditer(text):
             if not re.search(r"\b(?:not|n't|neither|if)\b", found[0]):
                 yield Statement(found.start(), found[1], "letter")
+        for found in _IS_LETTER.finditer(text):
+            yield Statement(found.start(), found[1], "letter")
 
 
 def _line_after(text: str, start: int) -> str:
@@ -224,6 +227,8 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
             return Extraction(_letters(named.indices), method)
     if REFUSAL.search(text):
         return Extraction(None, "none", "refusal")
+    if method == "boxed" and choices and read_number(text) is not None:
+        return Extraction(None, "none", "its number is that of no choice")
     return None
 
 
@@ -236,7 +241,7 @@ def _letters(indices: frozenset[int]) -> str:
     return ", ".join(chr(65 + index) for index in sorted(indices))
 
 
-def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, givens: Collection[Fraction]) -> Extraction:
+def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """The answer of a response that states none in a known form."""
     if kind == "choice":
         return _unstated_choice(whole, choices)
@@ -252,7 +257,7 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, given
     if kind in {"number", "chart", "math"}:
         if read_number(whole) is not None:
             return Extraction(whole, "whole")
-        found = _unstated_number(kept, givens)
+        found = _unstated_number(kept, asked)
         if found.answer is not None or kind == "number":
             return found
     if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
@@ -290,25 +295,34 @@ def _number(sentence: str, kind: str) -> str | None:
     return found[0][2] if found and found[0][0] <= 3 else stated_number(sentence)
 
 
-def _unstated_number(sentences: Sequence[str], givens: Collection[Fraction]) -> Extraction:
+def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if not numbered:
         refused = any(REFUSAL.search(sentence) for sentence in (sentences[0], sentences[-1]))
         return Extraction(None, "none", "refusal" if refused else "no number")
-    fresh = [sentence for sentence in numbered if any(_is_fresh(shown, givens) for _, _, shown in numbers_in(sentence))]
+    givens = frozenset(number.value for _, _, shown in find_numbers(asked) if (number := read_number(shown)) is not None)
+    fresh = [sentence for sentence in numbered if any(_is_fresh(shown, givens) for _, _, shown in numbers_in(sentence))] or numbered
     cues = [sentence for sentence in numbered if CUE.search(sentence)]
-    bold = [sentence for sentence in numbered if any(read_number(a or b) for a, b in BOLD.findall(sentence))]
-    opens = numbered[0] is sentences[0] and (not fresh or fresh[0] is numbered[0])
-    if cues or bold:
+    bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
+    words = content_words(asked)
+    opens = numbered[0] is sentences[0] and (fresh[0] is numbered[0] or numbered[-1] is numbered[0])
+    if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues):
+        chosen, method = bold[0], "opening"
+    elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
-    elif opens and fresh:
+    elif opens and _shared(words, fresh[-1]) <= _shared(words, numbered[0]):
         chosen, method = numbered[0], "opening"
     else:
-        chosen, method = (fresh or numbered)[-1], "conclusion"
+        chosen, method = fresh[-1], "conclusion"
     if REFUSAL.search(chosen) or (REFUSAL.search(sentences[0]) and not cues):
         return Extraction(None, "none", "refusal")
     shown = stated_number(chosen, givens)
     return Extraction(shown, method) if shown else Extraction(None, "none", "hedge" if shown == "" else "no number")
+
+
+def _shared(words: Sequence[str], sentence: str) -> int:
+    """How many words of the question a sentence has."""
+    return len(set(words) & set(content_words(sentence)))
 
 
 def _is_fresh(shown: str, givens: Collection[Fraction]) -> bool:

@@ -15,7 +15,7 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 CUE = re.compile(
-    r"(?:^|[\s*>])(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude|in total|overall|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
+    r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude|in total|overall(?=,)|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
 _POLITE = re.compile(
@@ -25,11 +25,16 @@ _POLITE = re.compile(
 )
 _SENTENCE = re.compile(r"(?<=[.!?])[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+")
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
+_ABOUT = (
+    r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still|the number|the year|year|with"
+    r"|大约|约)\W{1,3}){0,3}$"
+)
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|be|has|have|had|of|to|at|shows?|reads?|contain(?:s|ing)?|find|get|got|in|as|left|leaves|means)|=|≈|:|：|是|为|有|等于|得)\W{0,4}"
-    r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still|the number|the year|year|大约|约)\W{1,3}){0,3}$",
+    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)|=|≈|:|：|是|为|有|等于|得)\W{0,4}"
+    + _ABOUT,
     re.IGNORECASE,
 )
+_PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
     r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|number|line|row|column|point|angle|triangle|grade|level|than|by|per|from|within|above|below|over|under)|[∠△])\s?[#(]?$",
     re.IGNORECASE,
@@ -77,6 +82,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
     found = numbers_in(plain)
     if not found:
         return None
+    if re.search(r"\d\s?:\s?\d", plain):  # a ratio or a time
+        return ""
     different = len({shown for _, _, shown in found}) > 1
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
         return ""
@@ -84,5 +91,26 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
         if re.fullmatch(r"\s?(?:or|to|–|或|至|到)\s?", plain[end:start]):
             return ""
     fresh = [number for number in found if (read := read_number(number[2])) is None or read.value not in givens] or found
-    after = [shown for start, _, shown in fresh if _COPULA.search(plain[max(0, start - 40) : start])]
-    return after[-1] if after else fresh[0][2]
+    for verb in (_COPULA, _PREPOSITION):
+        if after := [shown for start, _, shown in fresh if verb.search(plain[max(0, start - 40) : start])]:
+            return after[-1]
+    return fresh[0][2]
+
+
+_FUNCTION_WORDS = frozenset(
+    "is are was were be been do does did has have had can could will would should a an the this these those that there it in on of at to and or as image picture figure graph chart".split()
+)
+
+
+def content_words(text: str) -> list[str]:
+    """Return the words of a text that carry its content, in the singular and in order.
+
+    >>> content_words("Are these cats black?")
+    ['cat', 'black']
+    """
+    words = re.findall(r"[^\W_]+", text.lower().replace("n't", " not"))
+    return [
+        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+        for word in words
+        if word not in _FUNCTION_WORDS
+    ]

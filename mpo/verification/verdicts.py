@@ -8,7 +8,7 @@ from mpo.schema import Question
 from mpo.verification.extraction import Extraction, find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
-from mpo.verification.prose import CUE, REFUSAL, sentences_of
+from mpo.verification.prose import CUE, REFUSAL, content_words, sentences_of
 from mpo.verification.texts import read_yes_no
 
 
@@ -78,10 +78,11 @@ _POLAR = re.compile(
     r"(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s[^.?!\n]{3,400})\?",
     re.IGNORECASE,
 )
-_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
-_FUNCTION_WORDS = frozenset(
-    "is are was were be been do does did has have had can could will would should a an the this these those that there it in on of at to and or as image picture figure graph chart".split()
+_WHERE = re.compile(
+    r"\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?(?:image|picture|figure|graph|photo|chart|plot)s?\b",
+    re.IGNORECASE,
 )
+_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
 
 
 def restated(response: str, asked: str) -> bool | None:
@@ -100,22 +101,13 @@ def restated(response: str, asked: str) -> bool | None:
     questions = _POLAR.findall(asked[-2000:])
     if not questions or _NEGATION.search(questions[-1]):
         return None
-    wanted = _content(questions[-1])
+    wanted = content_words(_WHERE.sub("", questions[-1]))
     sentences = sentences_of(response[:20_000])
     for sentence in (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1]):
-        following = iter(_content(sentence))
+        following = iter(content_words(sentence))
         if wanted and all(word in following for word in wanted) and not REFUSAL.search(sentence):
             return not _NEGATION.search(sentence)
     return None
-
-
-def _content(text: str) -> list[str]:
-    words = re.findall(r"[^\W_]+", text.lower().replace("n't", " not"))
-    return [
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-        for word in words
-        if word not in _FUNCTION_WORDS
-    ]
 
 
 def _said(said: bool, kind: str, question: Question) -> Extraction | None:

@@ -19,6 +19,7 @@ from mpo.verification.prose import BOLD, CUE, REFUSAL, content_words, numbers_in
 from mpo.verification.sequences import read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
+_NO_CHOICE = "its number is that of no choice"
 HEAD, TAIL = 20_000, 40_000
 """Of a longer response, only so many characters of its beginning and its end are read."""
 
@@ -72,7 +73,10 @@ _IS_CORRECT = re.compile(
     r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))|(?:是|为)?正确)",
     re.IGNORECASE | re.MULTILINE,
 )
-_IS_LETTER = re.compile(r"\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\".。]{0,4}(?=\s|$)", re.IGNORECASE)
+_IS_LETTER = re.compile(
+    r"\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _OPTION = re.compile(
     r"(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))",
     re.IGNORECASE,
@@ -136,7 +140,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
         found = _read(statement, kind, choices)
         if found is None:
             continue
-        if found.answer is not None or found.reason in {"hedge", "refusal"}:
+        if found.answer is not None or found.reason in {"hedge", "refusal", _NO_CHOICE}:
             return found
         failed = failed or found.reason
     if failed:
@@ -228,7 +232,7 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
     if REFUSAL.search(text):
         return Extraction(None, "none", "refusal")
     if method == "boxed" and choices and read_number(text) is not None:
-        return Extraction(None, "none", "its number is that of no choice")
+        return Extraction(None, "none", _NO_CHOICE)
     return None
 
 
@@ -301,28 +305,39 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         refused = any(REFUSAL.search(sentence) for sentence in (sentences[0], sentences[-1]))
         return Extraction(None, "none", "refusal" if refused else "no number")
     givens = frozenset(number.value for _, _, shown in find_numbers(asked) if (number := read_number(shown)) is not None)
-    fresh = [sentence for sentence in numbered if any(_is_fresh(shown, givens) for _, _, shown in numbers_in(sentence))] or numbered
+    fresh = [sentence for sentence in numbered if any(_is_fresh(shown, givens) for _, _, shown in numbers_in(sentence))]
     cues = [sentence for sentence in numbered if CUE.search(sentence)]
     bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
-    words = content_words(asked)
-    opens = numbered[0] is sentences[0] and (fresh[0] is numbered[0] or numbered[-1] is numbered[0])
+    last = (fresh or numbered)[-1]
+    said = {
+        sentence: stated_number(sentence, givens)
+        for sentence in {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
+    }
+    opens = numbered[0] is sentences[0] and bool(said[numbered[0]]) and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues):
         chosen, method = bold[0], "opening"
+    elif opens and _equal(said[numbered[0]], said[numbered[-1]]):
+        chosen, method = numbered[0], "opening"
     elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
-    elif opens and _shared(words, fresh[-1]) <= _shared(words, numbered[0]):
+    elif opens and _shared(asked, last) <= _shared(asked, numbered[0]):
         chosen, method = numbered[0], "opening"
     else:
-        chosen, method = fresh[-1], "conclusion"
+        chosen, method = last, "conclusion"
     if REFUSAL.search(chosen) or (REFUSAL.search(sentences[0]) and not cues):
         return Extraction(None, "none", "refusal")
-    shown = stated_number(chosen, givens)
+    shown = said[chosen]
     return Extraction(shown, method) if shown else Extraction(None, "none", "hedge" if shown == "" else "no number")
 
 
-def _shared(words: Sequence[str], sentence: str) -> int:
+def _equal(one: str | None, other: str | None) -> bool:
+    first, second = read_number(one or ""), read_number(other or "")
+    return first is not None and second is not None and first.value == second.value
+
+
+def _shared(asked: str, sentence: str) -> int:
     """How many words of the question a sentence has."""
-    return len(set(words) & set(content_words(sentence)))
+    return len(set(content_words(asked)) & set(content_words(sentence)))
 
 
 def _is_fresh(shown: str, givens: Collection[Fraction]) -> bool:
@@ -333,13 +348,14 @@ def _is_fresh(shown: str, givens: Collection[Fraction]) -> bool:
 def _unstated_choice(whole: str, choices: Sequence[str] | None) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
+    listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
     named = read_choice(_tidy(whole if len(kept) == 1 else first), choices)
     if named.both and len(kept) == 1:
         return Extraction(None, "none", named.method)
-    if len(named.indices) == 1 and named.method == "letter":
+    if len(named.indices) == 1 and named.method == "letter" and not listed:
         return Extraction(_letters(named.indices), "letter")
     last = read_choice(_tidy(kept[-1]), choices)
-    if last.method == "letter" and len(last.indices) == 1:
+    if not listed and last.method == "letter" and len(last.indices) == 1:
         return Extraction(_letters(last.indices), "letter")
     options = [
         (found.start(), found[1] or found[2])
@@ -354,11 +370,13 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None) -> Extraction:
         return Extraction(None, "none", "refusal" if REFUSAL.search(kept[0]) else "no letter")
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""
-    for sentence, method in (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening")):
-        named = read_choice(_tidy(_without_cue(sentence)), choices)
-        if len(named.indices) == 1:
-            return Extraction(_letters(named.indices), method)
-        several = several or (named.method if named.both else "")
+    places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))
+    for methods in ({"letter", "text"}, {"words"}):  # what it says before what it paraphrases
+        for sentence, method in places:
+            named = read_choice(_tidy(_without_cue(sentence)), choices)
+            if len(named.indices) == 1 and named.method in methods:
+                return Extraction(_letters(named.indices), method)
+            several = several or (named.method if named.both else "")
     if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
         return Extraction(None, "none", "refusal")
     if several:

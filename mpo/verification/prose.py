@@ -88,7 +88,7 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
         return ""
     for (_, end, _), (start, _, _) in zip(found, found[1:], strict=False):
-        if re.fullmatch(r"\s?(?:or|to|–|或|至|到)\s?", plain[end:start]):
+        if re.fullmatch(r"\s?(?:or|and|to|–|或|和|至|到)\s?", plain[end:start]):
             return ""
     fresh = [number for number in found if (read := read_number(number[2])) is None or read.value not in givens] or found
     for verb in (_COPULA, _PREPOSITION):

@@ -75,7 +75,7 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
 
 
 _POLAR = re.compile(
-    r"(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s[^.?!\n]{3,400})\?",
+    r"(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s(?:[^.?!\n]|\.\d){3,400})\?",
     re.IGNORECASE,
 )
 _WHERE = re.compile(

@@ -116,7 +116,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         said = read_yes_no(text)
         found = [place for place, choice in enumerate(choices) if said is not None and read_yes_no(choice) is said]
         return Named(frozenset(found), "text" if found else "it names no choice")
-    if all(read_number(choice) is not None for choice in choices):
+    if are_numbers(choices):
         return _stated(text, choices)
     text = _CONDITION.sub("", text)
     plain, spans, negated = f" {normalize(text)} ", [], False
@@ -162,6 +162,11 @@ def _places(text: str, words: str) -> list[int]:
         if len(places) > 50:
             break
     return places
+
+
+def are_numbers(choices: Sequence[str]) -> bool:
+    """Whether all choices are numbers."""
+    return all(read_number(choice) is not None for choice in choices)
 
 
 def _stated(text: str, choices: Sequence[str]) -> Named:

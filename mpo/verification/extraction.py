@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mpo.verification.choices import read_choice
+from mpo.verification.choices import are_numbers, read_choice
 from mpo.verification.dress import boxed, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
@@ -140,7 +140,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
         found = _read(statement, kind, choices)
         if found is None:
             continue
-        if found.answer is not None or found.reason in {"hedge", "refusal", _NO_CHOICE}:
+        if found.answer is not None or found.reason in {"hedge", "refusal"}:
             return found
         failed = failed or found.reason
     if failed:
@@ -248,7 +248,7 @@ def _letters(indices: frozenset[int]) -> str:
 def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """The answer of a response that states none in a known form."""
     if kind == "choice":
-        return _unstated_choice(whole, choices)
+        return _unstated_choice(whole, choices, asked)
     kept = sentences_of(whole)
     if kind == "yes_no":
         for sentence in (kept[0], *(sentence for sentence in reversed(kept) if CUE.search(sentence)), kept[-1]):
@@ -345,7 +345,7 @@ def _is_fresh(shown: str, givens: Collection[Fraction]) -> bool:
     return number is None or number.value not in givens
 
 
-def _unstated_choice(whole: str, choices: Sequence[str] | None) -> Extraction:
+def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
     listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
@@ -368,6 +368,12 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None) -> Extraction:
         return Extraction(_letters(named.indices), "letter")
     if not choices:
         return Extraction(None, "none", "refusal" if REFUSAL.search(kept[0]) else "no letter")
+    if are_numbers(choices):
+        number = _unstated_number(kept, asked)
+        named = read_choice(number.answer, choices) if number.answer is not None else None
+        if named is None or not named.indices:
+            return Extraction(None, "none", number.reason if named is None else _NO_CHOICE)
+        return Extraction(_letters(named.indices), number.method)
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""
     places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))

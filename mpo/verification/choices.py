@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mpo.verification.dress import undress
 from mpo.verification.number import find_numbers, read_number, same_number
@@ -12,7 +13,11 @@ from mpo.verification.prose import stated_number
 from mpo.verification.texts import normalize, read_yes_no
 
 _LETTER = r"[A-Za-zＡ-Ｚａ-ｚ]"
-_LEAD = r"(?:(?:the\s+)?(?:final\s+|correct\s+|right\s+|best\s+)*(?:answers?|options?|choices?)\s*(?:is|are|:)?\s*|(?:正确)?(?:选项|答案)\s*(?:是|为|：|:)?\s*|故?选\s*(?:择|：|:)?\s*|(?:it|this)(?:\s+(?:is|must be|should be|would be)|['’]s)\s+)*"
+_LEAD = (
+    r"(?:(?:the\s{1,3})?(?:(?:final|correct|right|best)\s{1,3}){0,3}(?:answers?|options?|choices?)(?:\s{0,3}(?:is|are|:))?\s{0,3}"
+    r"|(?:正确)?(?:选项|答案)(?:\s{0,3}(?:是|为|：|:))?\s{0,3}|故?选(?:\s{0,3}(?:择|：|:))?\s{0,3}"
+    r"|(?:it|this)(?:\s{1,3}(?:is|must be|should be|would be)|['’]s)\s{1,3}){0,4}"
+)
 _ALONE = re.compile(
     rf"{_LEAD}[(\[（【]?\s*({_LETTER})\s*[)\]）】]?\s*[.:：、,，。)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
     re.IGNORECASE,
@@ -32,6 +37,10 @@ _NOT = re.compile(
     r"(?:\bnot|\bn't|\bneither|\bnor|\bexcept|\brather than|\binstead of|不是|不选|并非|非)\s*(?:the|an?|option|choice|选项)?\s*[(\"'*]*$",
     re.IGNORECASE,
 )
+
+
+MOST_CHARACTERS = 2000
+"""Of a longer text, only the beginning is read."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,12 @@ def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool 
         choices: the texts of the choices, in order; None where only letters are known.
         truth: the text is a ground truth, which says the text of a choice where it could also be a letter.
     """
-    text = undress(text)
+    return _read(text, None if choices is None else tuple(choices), truth)
+
+
+@lru_cache(maxsize=4096)
+def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
+    text = undress(text)[:MOST_CHARACTERS]
     size = len(choices) if choices is not None else 26
     texts = choices or ()
     exact = [place for place, choice in enumerate(texts) if same_choice(text, choice)]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
+MOST_BOXED = 40
+"""Of more, the last ones count."""
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RAISED = re.compile(r"[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathsf|operatorname|mbox|rm|bf|displaystyle)\s?\{([^{}]*)\}")
-_PAIRS = ("**", "__", "``", "*", "`", '"', "“”", "'", "‘’", "$$", "$", "\\(\\)", "\\[\\]", "「」", "『』", "«»")
+_PAIRS = [(mark, mark) for mark in ("**", "__", "``", "*", "`", '"', "'", "$$", "$")]
+_PAIRS += [("“", "”"), ("‘", "’"), ("\\(", "\\)"), ("\\[", "\\]"), ("「", "」"), ("『", "』"), ("«", "»")]
+_OPENING = frozenset("#-•" + "".join(opening[0] for opening, _ in _PAIRS))
 _MINUS = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\ufe63": "-", "\u2011": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " "}
 )
@@ -23,7 +27,7 @@ def boxed(text: str) -> list[tuple[int, int, str]]:
     [(3, 22, '\\frac{1}{2}')]
     """
     found, end = [], 0
-    for match in re.finditer(r"\\f?boxed?\s?\{", text):
+    for match in list(re.finditer(r"\\f?boxed?\s?\{", text))[-MOST_BOXED:]:
         if match.start() < end:  # inside the one before
             continue
         depth, place = 1, match.end()
@@ -47,21 +51,14 @@ def undress(text: str) -> str:
     """
     text = text.strip()
     for _ in range(8):
+        if text[:1] not in _OPENING or (text[:1] == "-" and text[1:2] != " "):
+            break
         before = text
-        for pair in _PAIRS:
-            half = len(pair) // 2
-            opening, closing = (
-                (pair[:half], pair[half:]) if pair in {"“”", "‘’", "\\(\\)", "\\[\\]", "「」", "『』", "«»"} else (pair, pair)
-            )
-            size = len(opening) + len(closing)
-            if (
-                len(text) > size
-                and text.startswith(opening)
-                and text.endswith(closing)
-                and opening not in text[len(opening) : -len(closing)]
-            ):
-                text = text[len(opening) : -len(closing)].strip()
-        boxes = boxed(text) if "\\" in text else []
+        for opening, closing in _PAIRS:
+            inner = text[len(opening) : -len(closing)]
+            if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing) and opening not in inner:
+                text = inner.strip()
+        boxes = boxed(text) if text.startswith("\\") else []
         if len(boxes) == 1 and boxes[0][0] == 0 and not text[boxes[0][1] :].strip(" .。"):
             text = boxes[0][2].strip()
         if (whole := _WRAPPED.fullmatch(text)) is not None:

@@ -7,6 +7,7 @@ but the answer, or says it in its conclusion or its first sentence. The last sta
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,6 +49,8 @@ class Statement:
     method: str
 
 
+MOST_STATEMENTS = 40
+"""Of more statements of one form, the last ones are read."""
 _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
 _TAG = re.compile(r"<answer>((?:(?!</?answer>)[\s\S]){0,4000})</answer>", re.IGNORECASE)
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
@@ -149,25 +152,30 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
 
 
 def _statements(text: str, kind: str | None) -> Iterator[Statement]:
-    for found in _TAG.finditer(text):
+    for found in _last(_TAG, text):
         yield Statement(found.start(), found[1], "tag")
     for start, _, content in boxed(text):
         yield Statement(start, content, "boxed")
     for pattern, method in ((_LABEL, "label"), (_STATEMENT, "statement")):
-        for found in pattern.finditer(text):
+        for found in _last(pattern, text):
             if not _OF_OTHERS.search(text[max(0, found.start() - 40) : found.start()] + found[0]):
                 yield Statement(found.start(), _line_after(text, found.end()), method)
     if kind == "choice":
-        for found in _IS_CORRECT.finditer(text):
+        for found in _last(_IS_CORRECT, text):
             if not re.search(r"\b(?:not|n't|neither|if)\b", found[0]):
                 yield Statement(found.start(), found[1], "letter")
-        for found in _IS_LETTER.finditer(text):
+        for found in _last(_IS_LETTER, text):
             yield Statement(found.start(), found[1], "letter")
+
+
+def _last(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
+    """The last matches of a pattern."""
+    return deque(pattern.finditer(text), maxlen=MOST_STATEMENTS)
 
 
 def _line_after(text: str, start: int) -> str:
     """The rest of a line, or the next one that has something in it."""
-    after = text[start : start + 4000].lstrip(" \t*_:：>")
+    after = text[start : start + 1000].lstrip(" \t*_:：>")
     after = after.lstrip(" \t\n*_:：>#") if not after or after[0] == "\n" else after
     if after.startswith(("$$", "\\[", "```")):
         return after.split("\n\n", 1)[0]

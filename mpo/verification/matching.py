@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
 from mpo.io import did_you_mean
 from mpo.verification.choices import same_choices
@@ -47,6 +48,8 @@ class Rules:
     tolerance: float | None = None
 
 
+LONGEST = 10_000
+"""Longest answer and ground truth that are read, in characters."""
 Matcher = Callable[[str, str, Rules], "tuple[bool, str] | bool"]
 """Takes the answer, the ground truth and the rules; returns whether they match, and why."""
 
@@ -112,6 +115,9 @@ def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
         return Verdict(False, "none", "the answer is empty")
     if answer.strip() == truth.strip():
         return Verdict(True, "equal", "the same characters")
+    if max(len(answer), len(truth)) > LONGEST:
+        same = answer.casefold().split() == truth.casefold().split()
+        return Verdict(same, "equal" if same else "none", f"texts of more than {LONGEST:,} characters are equal or not")
     found = kind or detect_kind(truth, rules.choices)
     result = MATCHERS[found](answer, truth, rules)
     correct, reason = result if isinstance(result, tuple) else (result, "")
@@ -147,8 +153,13 @@ def detect_kind(ground_truth: str, choices: Sequence[str] | None = None) -> str:
     >>> [detect_kind(truth) for truth in ("12 cm", "yes", "[0, 1)", "red, blue", r"\frac{x}{2}", "C", "a cat")]
     ['number', 'yes_no', 'interval', 'list', 'expression', 'choice', 'text']
     """
+    return "choice" if choices is not None else _detect(ground_truth)
+
+
+@lru_cache(maxsize=4096)
+def _detect(ground_truth: str) -> str:
     truth = undress(ground_truth)
-    if choices is not None or re.fullmatch(r"\(?[A-H]\)?", truth):
+    if re.fullmatch(r"\(?[A-H]\)?", truth):
         return "choice"
     if len(truth) < 12 and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"

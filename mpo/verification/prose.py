@@ -41,13 +41,19 @@ _NO_ANSWER = re.compile(
 )
 
 
+MOST_SENTENCES, MOST_CHARACTERS = 400, 2000
+"""Sentences that are read, of the beginning and the end, and characters of each."""
+
+
 def sentences_of(text: str) -> list[str]:
     """Return the sentences of a text, without courtesies where there is anything else.
 
     >>> sentences_of("It is 7. I hope this helps!")
     ['It is 7.']
     """
-    found = [sentence.strip() for sentence in _SENTENCE.split(text) if sentence and sentence.strip()]
+    found = [sentence.strip()[:MOST_CHARACTERS] for sentence in _SENTENCE.split(text) if sentence and sentence.strip()]
+    if len(found) > MOST_SENTENCES:
+        found = found[: MOST_SENTENCES // 2] + found[-MOST_SENTENCES // 2 :]
     return [sentence for sentence in found if not _POLITE.search(sentence)] or found
 
 

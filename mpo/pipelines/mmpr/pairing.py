@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mpo.verification.ground_truth import is_correct
-from mpo.verification.responses import parse_response
+from mpo.pipelines.mmpr.strict_format import parse_response
 
 Negative = Literal["wrong_answer", "wrong_format"]
 Verdict = Literal["correct", "wrong_answer", "wrong_format"]

@@ -3,7 +3,7 @@
 import pytest
 
 from mpo.verification.ground_truth import is_correct
-from mpo.verification.responses import ParsedResponse, parse_response
+from mpo.pipelines.mmpr.strict_format import ParsedResponse, parse_response
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Worker:
         if (first := self._line()) != b"ready\n":
             self.close()
             if first == b"missing\n":
-                raise ModuleNotFoundError("Comparing expressions needs math-verify: pip install 'mpo-trainer[verify]'.")
+                raise ValueError("Comparing expressions needs math-verify. Install it: pip install mpo-trainer[verify]")
             raise RuntimeError(f"The process that compares expressions did not start; it wrote {first!r} instead of ready.")
 
     def ask(self, answer: str, truth: str) -> tuple[bool, float | None, float | None] | None:
@@ -135,7 +135,7 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     (True, None, None, 'mathematically equal')
 
     Raises:
-        ModuleNotFoundError: where math-verify is not installed.
+        ValueError: where math-verify is not installed.
     """
     given, known = latex(answer), latex(truth)
     if _squeezed(given) == _squeezed(known):

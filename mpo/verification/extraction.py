@@ -301,6 +301,8 @@ def _number(sentence: str, kind: str) -> str | None:
     if re.search(r"\b(?:either|between)\b", sentence[:40], re.IGNORECASE) or _RANGE.match(sentence):
         if len({shown for _, _, shown in found}) > 1:
             return ""
+    if len(found) > 1 and re.fullmatch(r"[\d\s.,;/-]+", sentence):
+        return ""  # "1 3 8" is three numbers
     last = re.split(r"=|≈|\\approx\b", sentence)[-1].strip(" $\\])")
     if read_number(last) is not None:
         return last

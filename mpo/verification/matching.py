@@ -78,7 +78,7 @@ def match(
 
     Raises:
         ValueError: for an unknown kind, an answer or ground truth that is no text, or a tolerance that is no number from 0.
-        ModuleNotFoundError: where an expression or a document needs a package of `mpo-trainer[verify]` that is not installed.
+        ValueError: where an expression or a document needs a package of `mpo-trainer[verify]` that is not installed.
 
     >>> match("3,14", "3.14").correct, match("-5", "5").correct, match("(b)", "blue", choices=["red", "blue"]).correct
     (True, False, True)

@@ -65,12 +65,12 @@ def document_distance(answer: str, truth: str) -> float:
     ANLS (Biten et al., 2019) is one minus it. Case and surrounding white space do not count.
 
     Raises:
-        ModuleNotFoundError: where rapidfuzz is not installed.
+        ValueError: where rapidfuzz is not installed.
     """
     try:
         from rapidfuzz.distance import Levenshtein
-    except ImportError as error:
-        raise ModuleNotFoundError("Comparing documents needs rapidfuzz: pip install 'mpo-trainer[verify]'.") from error
+    except ImportError:
+        raise ValueError("Comparing documents needs rapidfuzz. Install it: pip install mpo-trainer[verify]") from None
     given, known = (" ".join(undress(text)[:20_000].casefold().split()).rstrip(" .") for text in (answer, truth))
     return float(Levenshtein.normalized_distance(given, known))
 

@@ -21,7 +21,6 @@ def verify(response: str, question: Question) -> Verdict:
 
     Raises:
         ValueError: for a question without a ground truth, of an unknown kind, or with impossible choices or tolerance.
-        ModuleNotFoundError: as `match`.
 
     >>> question = Question([{"role": "user", "content": "How many?"}], ground_truths=["7"])
     >>> verify("3 + 4 = 7. Final answer: 7", question).correct, verify("I cannot see it.", question)

@@ -1,4 +1,4 @@
-"""Measure `mpo.verification` on real responses with published verdicts, beside math-verify and the rules of InternVL's checker.
+r"""Measure `mpo.verification` on real responses with published verdicts, beside math-verify and the rules of InternVL's checker.
 
     python benchmarks/verification.py FOLDER            # JSON into results/
     python benchmarks/verification.py FOLDER --disagreements second
@@ -9,7 +9,7 @@ FOLDER has files `*.jsonl.gz` whose lines are `{"id", "question", "choices", "un
 Where both a published and another verdict can be defended (arguable), the published one stays.
 
 The rules of InternVL's data pipeline (`utils/accuracy_reward.py`): the text after `Final answer:` or `Answer:`, else the last
-`\\boxed{}`, else the whole response is right when it is the ground truth (case aside), when both are the same after VQA's
+`\boxed{}`, else the whole response is right when it is the ground truth (case aside), when both are the same after VQA's
 normalisation, when it begins with the letter of the right choice, or when math-verify says so.
 """
 
@@ -36,7 +36,15 @@ from mpo.verification.texts import normalize
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 LABELS = HERE / "verification_labels.jsonl"
-HOSTILE = ["9^9^9^9", "10^8!", "10^{10^9}", "\\frac{1}{" * 60 + "2" + "}" * 60, "(x+1)^{5000}", "x^{x^{x^{x}}}", "(a+b+c+d+e+f)^{90}"]
+HOSTILE = [
+    "9^9^9^9",
+    "10^8!",
+    "10^{10^9}",
+    "\\frac{1}{" * 60 + "2" + "}" * 60,
+    "(x+1)^{5000}",
+    "x^{x^{x^{x}}}",
+    "(a+b+c+d+e+f)^{90}",
+]
 HOSTILE += ["\\sum_{n=1}^{99999999} \\frac{1}{n}", "\\int e^{x^2} \\sin(x^3) dx", "\\prod_{k=1}^{9999999} k"]
 
 
@@ -44,7 +52,9 @@ def question_of(line: dict[str, Any]) -> Question:
     """The question of a line."""
     kind = "choice" if line["choices"] else "list" if line["answer_type"] == "list" else "number"
     asked = [{"role": "user", "content": line["question"]}]
-    return Question(asked, ground_truths=[line["ground_truth"]], kind=kind, choices=line["choices"], unit=line["unit"], id=line["id"])
+    return Question(
+        asked, ground_truths=[line["ground_truth"]], kind=kind, choices=line["choices"], unit=line["unit"], id=line["id"]
+    )
 
 
 def half(identifier: str) -> str:
@@ -59,7 +69,11 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in map(json.loads, file):
             label = corrected.get((name, line["id"]))
-            yield {**line, "correct": label["correct"] if label else line["is_right"], "arguable": bool(label and label["arguable"])}
+            yield {
+                **line,
+                "correct": label["correct"] if label else line["is_right"],
+                "arguable": bool(label and label["arguable"]),
+            }
 
 
 def ours(line: dict[str, Any]) -> bool:
@@ -107,22 +121,26 @@ def scores(counts: Counter[tuple[bool, bool]]) -> dict[str, float]:
     return {**found, "true_positives": right, "false_positives": wrong, "false_negatives": missed}
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, checkers: dict[str, Callable[[dict[str, Any]], bool]] = CHECKERS) -> dict[str, Any]:
     """Precision and recall of each checker per half, file and labels, and the disagreements in three kinds."""
     counts: dict[tuple[str, str, str, str], Counter[tuple[bool, bool]]] = {}
     kinds = {part: Counter[str]() for part in ("first", "second")}
     for path in sorted(folder.glob("*.jsonl.gz")):
         for line in read(path):
-            for name, checker in CHECKERS.items():
+            for name, checker in checkers.items():
                 said = checker(line)
                 for labels, label in (("published", line["is_right"]), ("corrected", line["correct"])):
                     for source in (path.name.removesuffix(".jsonl.gz"), "pooled"):
                         counts.setdefault((half(line["id"]), labels, source, name), Counter())[said, label] += 1
                 if name == "mpo.verification" and said != line["is_right"]:
-                    kind = "arguable" if line["arguable"] else "published label wrong" if said == line["correct"] else "we are wrong"
+                    kind = (
+                        "arguable" if line["arguable"] else "published label wrong" if said == line["correct"] else "we are wrong"
+                    )
                     kinds[half(line["id"])][kind] += 1
     return {
-        "scores": [dict(zip(("half", "labels", "responses", "checker"), key, strict=True)) | scores(c) for key, c in counts.items()],
+        "scores": [
+            dict(zip(("half", "labels", "responses", "checker"), key, strict=True)) | scores(c) for key, c in counts.items()
+        ],
         "disagreements": {part: dict(found) for part, found in kinds.items()},
     }
 

@@ -34,7 +34,8 @@ _TOGETHER = re.compile(r"[A-H]{2,8}")
 _NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without)\b|n['’]t\b|不|没", re.IGNORECASE)
 _CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
 _NOT = re.compile(
-    r"(?:\bnot|\bn't|\bneither|\bnor|\bexcept|\brather than|\binstead of|不是|不选|并非|非)\s*(?:the|an?|option|choice|选项)?\s*[(\"'*]*$",
+    r"(?:\bnot|\bn't|\bneither|\bnor|\bexcept|\brather than|\binstead of|不是|不选|并非|非)\s*(?:the|an?|option|choice"
+    r"|选项)?\s*[(\"'*]*$",
     re.IGNORECASE,
 )
 
@@ -65,8 +66,8 @@ def _index(letter: str) -> int:
 def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool = False) -> Named:
     """Find the choice that an answer names.
 
-    >>> read_choice("**(b)**").indices, read_choice("B) blue", ["red", "blue"]).indices, read_choice("blue", ["red", "blue"]).indices
-    (frozenset({1}), frozenset({1}), frozenset({1}))
+    >>> read_choice("**(b)**").indices, read_choice("blue", ["red", "blue"]).indices
+    (frozenset({1}), frozenset({1}))
     >>> read_choice("A or B").both
     True
 
@@ -89,7 +90,7 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
         return Named(frozenset(literal[:1]), "text")
     if (found := _ALONE.fullmatch(text)) and _index(found[1]) < size:
         return Named(frozenset({_index(found[1])}), "letter")
-    if exact:  # several with the same text are one
+    if exact and not (re.match(r"[(\[（【]", text) and _WITH_TEXT.match(text)):  # several with the same text are one
         return Named(frozenset(exact[:1]), "text")
     if found := _SEVERAL.fullmatch(text):
         joined = re.sub(_LEAD, "", found[0], count=1, flags=re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Expressions: compared by math-verify in processes of their own, which can be killed and have a limit of memory.
 
-The processes are plain ones, not those of `multiprocessing`: they start from threads, notebooks, `python -c` and daemons (as workers of
-a data loader are), import neither the user's script nor torch, and end with this process.
+The processes are plain ones, not those of `multiprocessing`: they start from threads, notebooks, `python -c` and daemonic processes
+(as the workers of a data loader are), import neither the user's script nor torch, and end with this process.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mpo.verification.dress import plain_math, undress
+from mpo.verification.rational import rational
 
 SECONDS = 2.0
 """CPU time that one comparison may take."""
@@ -140,10 +141,20 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     given, known = latex(answer), latex(truth)
     if _squeezed(given) == _squeezed(known):
         return True, None, None, "the same expression"
+    one, other = rational(_right_side(given, known)), rational(_right_side(known, given))
+    if one and other and (one[0] == other[0] or one[1] or other[1]):
+        return one[0] == other[0], None, None, "mathematically equal" if one[0] == other[0] else "another expression"
     for name, text in (("the answer", given), ("the ground truth", known)):
         if problem := refused(text):
             return False, None, None, f"{name} {problem}"
     return _compared(given, known)
+
+
+def _right_side(text: str, beside: str) -> str:
+    """The right side of `y = ...`, where the other expression has the same left side or none."""
+    name, sign, right = text.partition("=")
+    left = beside.partition("=")[0].strip() if "=" in beside else name.strip()
+    return right if sign and re.fullmatch(r"[A-Za-z]", name.strip()) and left == name.strip() else text
 
 
 @lru_cache(maxsize=4096)
@@ -227,6 +238,6 @@ def refused(text: str) -> str:
     plain = re.sub(r"[{}()\s]", "", text)
     powers = re.findall(r"\^-?(\d+)", plain)
     large = re.search(r"\d{4,}!|!!|\d!!", plain) or re.search(r"\^[^\s+*/=]{0,40}!", plain)
-    if any(len(power) > 3 or int(power) > 400 for power in powers) or re.search(r"\^-?[\w.]+\^", plain) or large:
+    if any(len(power) > 3 or int(power) > 400 for power in powers) or re.search(r"(?<![A-Za-z])\d\^-?[\d.]+\^", plain) or large:
         return "has a power or factorial too large to compute"
     return ""

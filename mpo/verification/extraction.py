@@ -1,7 +1,7 @@
 r"""Find the final answer of a response.
 
-A response states its answer in a form (`Final answer: 7`, `\boxed{7}`, `<answer>7</answer>`, `the answer is 7`, `答案：7`), or is nothing
-but the answer, or says it in its conclusion or its first sentence. The last statement counts, since models correct themselves.
+A response states its answer in a form (`Final answer: 7`, `\boxed{7}`, `<answer>7</answer>`, `the answer is 7`, `答案：7`), or is
+nothing but the answer, or says it in its conclusion or its first sentence. The last statement counts, as models correct themselves.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Extraction:
 
     Attributes:
         answer: the answer as written, without decoration; the letter of a choice; None where there is none.
-        method: how it was found: `tag`, `boxed`, `label`, `statement`, `letter`, `whole`, `conclusion`, `opening`, `only`; or `none`.
+        method: how it was found: `tag`, `boxed`, `label`, `statement`, `letter`, `whole`, `conclusion`, `opening`, `only`, `none`.
         reason: why there is no answer: `empty`, `unfinished reasoning`, `refusal`, `hedge`, ...; empty where there is one.
     """
 
@@ -55,25 +55,30 @@ _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?thin
 _TAG = re.compile(r"<answer>((?:(?!</?answer>)[\s\S]){0,4000})</answer>", re.IGNORECASE)
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 _LABEL = re.compile(
-    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}[:：]"
+    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
+    rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}[:：]"
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$"
     r"|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
     r"|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]",
     re.IGNORECASE | re.MULTILINE,
 )
 _STATEMENT = re.compile(
-    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
+    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
+    rf"|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
     r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-H]\b))"
-    r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])",
+    r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])",
     re.IGNORECASE,
 )
 _IS_CORRECT = re.compile(
-    r"(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
+    r"(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
+    r"|choices?|answers?|选项)[ \t]?)?"
     r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
-    r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))|(?:是|为)?正确)",
+    r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
+    r"|(?:是|为)?正确)",
     re.IGNORECASE | re.MULTILINE,
 )
 _IS_LETTER = re.compile(
@@ -81,16 +86,19 @@ _IS_LETTER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _OPTION = re.compile(
-    r"(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))",
+    r"(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
+    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))",
     re.IGNORECASE,
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
 _OTHERS = re.compile(
-    r"^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows|because|that (?:it|we))\b|不是|不)",
+    r"^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
+    r"|because|that (?:it|we))\b|不是|不)",
     re.IGNORECASE,
 )
 _OF_OTHERS = re.compile(
-    r"\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
+    r"\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
+    r"|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
     r"|\b(?:if|not|isn't)\b[^\n.,]{0,20}$",
     re.IGNORECASE,
 )
@@ -262,6 +270,7 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
         for sentence in (kept[0], *(sentence for sentence in reversed(kept) if CUE.search(sentence)), kept[-1]):
             if read_yes_no(_without_cue(sentence)) is not None:
                 return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
+        return Extraction(None, "none", "it says neither yes nor no")
     if kind == "box":
         return Extraction(whole, "whole") if read_boxes(whole) else Extraction(None, "none", "there is no box")
     if kind == "interval" and read_intervals(whole):
@@ -277,7 +286,7 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
     if kind in {"expression", "math", None} and (spans := list(_MATH.finditer(whole))):
         last = next(part for part in spans[-1].groups() if part).strip()
         return Extraction(last.rpartition("=")[2].strip() or last, "conclusion")
-    if len(kept) == 1 and "\n" not in whole:
+    if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
         if _EITHER.match(whole):
             return Extraction(None, "none", "hedge")
         copula = re.search(r"\b(?:is|are|was|were)\s+((?:\S{1,40}\s?){1,8})$", whole[-400:]) if len(whole.split()) >= 4 else None
@@ -358,6 +367,8 @@ def _is_fresh(shown: str, givens: Collection[Fraction]) -> bool:
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
+    if re.search(r"(?<!\w)\(?[A-H]\)?\s(?:or|and)\s(?:option\s)?\(?[A-H]\)?(?!\w)", kept[-1]):
+        return Extraction(None, "none", "it names several choices")
     listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
     named = read_choice(_tidy(whole if len(kept) == 1 else first), choices)
     if named.both and len(kept) == 1:

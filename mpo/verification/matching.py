@@ -84,8 +84,8 @@ def match(
     (True, False, True)
     """
     check_rules(kind, choices, tolerance)
-    truths = [ground_truth] if isinstance(ground_truth, str) else list(ground_truth)
-    if not isinstance(answer, str) or not all(isinstance(truth, str) for truth in truths):
+    truths = list(ground_truth) if isinstance(ground_truth, list | tuple) else [ground_truth]
+    if not isinstance(answer, str) or any(not isinstance(truth, str) for truth in truths):
         raise ValueError(
             f"match compares texts; got {type(answer).__name__} and {', '.join(type(truth).__name__ for truth in truths)}."
         )

@@ -1,6 +1,6 @@
 """Numbers: read them in the forms that people and models write, and compare them.
 
-`read_number` takes a whole text, `find_numbers` the numbers inside one. Values are exact fractions, so `0.1 + 0.2` is never a question.
+`read_number` takes a whole text, `find_numbers` the numbers inside one. Values are exact fractions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Number:
     digits: int = 0
 
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+_ONES += " nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _SMALL = {word: number for number, word in enumerate(_ONES.split())} | {
     word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
@@ -57,7 +58,8 @@ _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
 _SCALE = r"\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|[千万萬亿億])|(?:k|K|M|B|bn|mn)(?![\w/^]))"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
 _APPROXIMATE = re.compile(
-    r"^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?|[~≈∼≃])\s*)+",
+    r"^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
+    r"|[~≈∼≃])\s*)+",
     re.IGNORECASE,
 )
 _ASSIGNED = re.compile(r"^[^=<>≤≥≠]{1,60}=\s*(?=[^=])")

@@ -9,29 +9,36 @@ from fractions import Fraction
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
-    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|view|identify|provide|have enough|say|access|be determined)"
-    r"|cannot (?:help|see|process|determine|tell|answer|view|identify|provide|say|access|be (?:determined|answered|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible|unclear|unsure|uncertain)"
-    r"|not enough information|insufficient (?:information|data)|no way to (?:know|tell)|need more information)\b|无法|不能确定|不知道|抱歉|不确定",
+    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer"
+    r"|view|identify|provide|have enough|say|access|be determined)"
+    r"|cannot (?:help|see|process|determine|tell|answer|view|identify|provide|say|access|be (?:determined|answered"
+    r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
+    r"|unclear|unsure|uncertain)"
+    r"|not enough information|insufficient (?:information|data)|no way to (?:know|tell)|need more information)\b|无法"
+    r"|不能确定|不知道|抱歉|不确定",
     re.IGNORECASE,
 )
 CUE = re.compile(
-    r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude|in total|overall(?=,)|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
+    r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
+    r"|in total|overall(?=,)|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
 _POLITE = re.compile(
-    r"\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
+    r"\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
+    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.!?])[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+")
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
 _ABOUT = (
-    r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still|the number|the year|year|with"
+    r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still"
+    r"|the number|the year|year|with"
     r"|大约|约)\W{1,3}){0,3}$"
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)|=|≈|:|：|是|为|有|等于|得)\W{0,4}"
-    + _ABOUT,
+    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)"
+    r"|=|≈|:|：|是|为|有|等于|得)\W{0,4}" + _ABOUT,
     re.IGNORECASE,
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
@@ -104,7 +111,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
 
 
 _FUNCTION_WORDS = frozenset(
-    "is are was were be been do does did has have had can could will would should a an the this these those that there it in on of at to and or as image picture figure graph chart".split()
+    "is are was were be been do does did has have had can could will would should a an "
+    "the this these those that there it in on of at to and or as image picture figure graph chart".split()
 )
 
 

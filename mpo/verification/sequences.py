@@ -196,7 +196,9 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def same_boxes(answer: str, truth: str, least: float) -> tuple[bool, str]:
-    """Whether every box of the answer covers its own box of the ground truth, with an intersection over union of at least `least`."""
+    """Whether every box of the answer covers its own box of the ground truth, with an intersection over union of at"
+    " least `least`.
+    """
     given, known = read_boxes(answer), read_boxes(truth)
     if given is None or known is None:
         return (

@@ -31,7 +31,8 @@ def verify(response: str, question: Question) -> Verdict:
         raise ValueError(f"A response is a text; got {type(response).__name__}.")
     if isinstance(question.ground_truths, str) or not question.ground_truths:
         raise ValueError(
-            f"Question {question.id!r} needs ground_truths, a list of texts, to verify a response; it has {question.ground_truths!r}."
+            f"Question {question.id!r} needs ground_truths, a list of texts, to verify a response; it has"
+            f" {question.ground_truths!r}."
         )
     verdict = Verdict(False, "none", "")
     for truth in question.ground_truths:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mpo.schema import Question
 from mpo.verification import MATCHERS, extract, match, register, verify
 from mpo.verification.expressions import refused, same_expression
+from mpo.verification.rational import rational
 
 CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text().splitlines()]
 """Answers (compared as they are) and responses (whose answer is found first), each with the verdict that a person gives it."""
@@ -223,15 +224,16 @@ def test_mistakes_are_named(call, named):
 
 
 PIECES = st.sampled_from(
-    "1 2 , . - / % $ \\frac{ } { ( ) [ ] A B C yes no 是 答案： answer is Final answer: \\boxed{ ** <answer> </think> x ^ = ½ ² √ π ∞ or and not "
-    "three hundred cm ≤ : \n".split(" ")
+    "1 2 , . - / % $ \\frac{ } { ( ) [ ] A B C yes no 是 答案： answer is Final answer: \\boxed{ ** <answer> </think> x ^"
+    " = ½ ² √ π ∞ "
+    "or and not three hundred cm ≤ : \n".split(" ")
 )
 TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=12).map(" ".join), st.lists(PIECES, max_size=12).map("".join))
 QUICK = [kind for kind in KINDS if kind not in ("expression", "math")]  # the others start processes: a test of their own
 
 
 @given(text=TEXTS, other=TEXTS, kind=st.sampled_from(QUICK), choices=st.none() | st.lists(TEXTS, min_size=1, max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_text_has_a_verdict_and_the_same_one_again(text, other, kind, choices):
     first = extract(text, kind=kind, choices=choices)
     assert (first.answer is None) == bool(first.reason) == (first.method == "none")
@@ -241,7 +243,7 @@ def test_any_text_has_a_verdict_and_the_same_one_again(text, other, kind, choice
 
 
 @given(text=TEXTS, kind=st.sampled_from([*KINDS, None]), choices=st.none() | st.lists(TEXTS, min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_what_is_equal_is_right(text, kind, choices):
     assert match(text, text, kind, choices=choices).correct is bool(text.strip())
 
@@ -268,7 +270,7 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["choice", "number", "text", "list", None])
+@pytest.mark.parametrize("kind", ["choice", "number", None])
 def test_long_texts_take_no_time(kind):
     """A million characters; a rule that is quadratic would take minutes."""
     for piece in LONG:
@@ -296,14 +298,14 @@ def test_hostile_expressions_are_refused_without_computing():
 
 
 def test_a_comparison_that_takes_too_long_is_ended():
-    correct, *_, reason = same_expression("\\sum_{n=1}^{99999999} \\frac{1}{n^3+n+1}", "x + 1")
-    assert not correct
-    assert same_expression("(x+3)(x-3)", "x^2 - 9")[0]
+    correct, *_, reason = same_expression("(\\sqrt{a}+b+c+d+f+g)^{90}", "x + 1")
+    assert not correct and "2 s" in reason
+    assert same_expression("\\sqrt{x^2+2x+1}", "\\sqrt{(x+1)^2}")[0]
 
 
 def test_expressions_in_a_thread():
     found = []
-    threads = [threading.Thread(target=lambda: found.append(match("x^2-1", "(x-1)(x+1)").correct)) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(match("\\sqrt{8}x", "2\\sqrt{2}x").correct)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -311,14 +313,12 @@ def test_expressions_in_a_thread():
     assert found == [True, True]
 
 
-UNGUARDED = (
-    "from mpo.verification import match\nprint(match('x^2-4', '(x-2)(x+2)').correct)\nimport sys\nprint('torch' in sys.modules)\n"
-)
+UNGUARDED = "from mpo.verification import match\nprint(match('√8', '2√2').correct)\nimport sys\nprint('torch' in sys.modules)\n"
 DAEMON = """
 import multiprocessing
 def work(queue):
     from mpo.verification import match
-    queue.put(match('x^2-4', '(x-2)(x+2)').correct)
+    queue.put(match('√8', '2√2').correct)
 if __name__ == '__main__':
     context = multiprocessing.get_context('fork')
     queue = context.Queue()
@@ -346,3 +346,47 @@ def test_expressions_where_users_work(way, tmp_path):
         env=environment,
     )
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("x^2-1", "(x-1)(x+1)", True),
+        ("2/3x", "\\frac{2x}{3}", True),
+        ("-x^2", "(-x)^2", False),
+        ("x^{-1}", "\\frac{1}{x}", True),
+        ("(x+1)^5000", "(x+1)^{5000}", True),
+        ("(x+1)^5000", "x^5000+1", False),
+        ("0.5x", "x/2", True),
+        ("ab", "ba", True),
+        ("x-y", "y-x", False),
+        ("[(x+1)]", "1+x", True),
+    ],
+)
+def test_rational_expressions(one, other, equal):
+    assert (rational(one)[0] == rational(other)[0]) is equal
+
+
+@pytest.mark.parametrize("text", ["\\sqrt{x}", "e^x", "x^y", "1/0", "x 2", "(x", "", "2^{3^4}", "x=1", "i+1", "(" * 5000])
+def test_what_is_no_rational_expression(text):
+    assert rational(text) is None
+
+
+DATA = Path(os.environ.get("MPO_VERIFICATION_DATA", "shared/data/verification"))
+
+
+@pytest.mark.skipif(not list(DATA.glob("*.jsonl.gz")), reason="needs the responses; MPO_VERIFICATION_DATA names their folder")
+def test_measured_precision_and_recall():
+    """The half that decided no rule: at least 0.98 and 0.93 on corrected labels per model, 0.96 and 0.92 on published"
+    " ones together."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    try:
+        import verification as benchmark
+    finally:
+        del sys.path[0]
+    measured = benchmark.measure(DATA, {"mpo.verification": benchmark.ours})["scores"]
+    for row in (row for row in measured if row["half"] == "second"):
+        pooled, published = row["responses"] == "pooled", row["labels"] == "published"
+        if pooled or not published:
+            assert row["precision"] >= (0.96 if published else 0.98), row
+            assert row["recall"] >= (0.92 if published else 0.93), row

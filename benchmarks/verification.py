@@ -5,7 +5,7 @@ r"""Measure `mpo.verification` on real responses with published verdicts, beside
 
 FOLDER has files `*.jsonl.gz` whose lines are `{"id", "question", "choices", "unit", "ground_truth", "answer_type", "response",
 "is_right"}`. Ids are halved by a hash: the rules were decided on the first half, the second half measures them.
-`verification_labels.jsonl` has the verdicts that were corrected by hand, on reading every disagreement: ids and labels, no responses.
+`verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses.
 Where both a published and another verdict can be defended (arguable), the published one stays.
 
 The rules of InternVL's data pipeline (`utils/accuracy_reward.py`): the text after `Final answer:` or `Answer:`, else the last

@@ -14,16 +14,17 @@ from mpo.verification.texts import normalize, read_yes_no
 
 _LETTER = r"[A-Za-zＡ-Ｚａ-ｚ]"
 _LEAD = (
-    r"(?:(?:the\s{1,3})?(?:(?:final|correct|right|best)\s{1,3}){0,3}(?:answers?|options?|choices?)(?:\s{0,3}(?:is|are|:))?\s{0,3}"
-    r"|(?:正确)?(?:选项|答案)(?:\s{0,3}(?:是|为|：|:))?\s{0,3}|故?选(?:\s{0,3}(?:择|：|:))?\s{0,3}"
+    r"(?:(?:the\s{1,3})?(?:(?:final|correct|right|best)\s{1,3}){0,3}(?:answers?|ans\.?|options?|choices?)(?:\s{0,3}(?:is|are))?(?:\s{0,3}[:：])?\s{0,3}"
+    r"|(?:我认为|应该|因此)?(?:正确)?(?:选项|答案|是)(?:\s{0,3}(?:是|为|：|:))?\s{0,3}|故?选(?:\s{0,3}(?:择|：|:))?\s{0,3}"
     r"|(?:it|this)(?:\s{1,3}(?:is|must be|should be|would be)|['’]s)\s{1,3}){0,4}"
 )
 _ALONE = re.compile(
-    rf"{_LEAD}[(\[（【]?\s*({_LETTER})\s*[)\]）】]?\s*[.:：、,，。)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
+    rf"{_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"{_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*[).:：、,，。\]])[\s.:：、,，。*-]*(?=\S)", re.IGNORECASE
+    rf"{_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))[\s.:：、,，。*-]*(?=\S)",
+    re.IGNORECASE,
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
@@ -134,6 +135,11 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     if are_numbers(choices):
         return _stated(text, choices)
     text = _CONDITION.sub("", text)
+    if len(few := normalize(text).split()) <= 3:  # "dark blue" is not blue
+        ends = [choice for choice in choices if normalize(text).endswith(f" {normalize(choice)}")]
+        said = normalize(max(ends, key=len)).split() if ends else []
+        if ends and few[-len(said) - 1] not in _BEFORE_A_CHOICE and not _NEGATED.search(text):
+            return Named(frozenset(), "it names no choice")
     plain, spans, negated = f" {normalize(text)} ", [], False
     for place, choice in enumerate(choices):
         words = normalize(choice)
@@ -193,6 +199,9 @@ def _stated(text: str, choices: Sequence[str]) -> Named:
     return Named(found, "text" if found else "it names no choice")
 
 
+_BEFORE_A_CHOICE = frozenset(
+    "it its this is are was the a an they he she answer option choice color colour likely probably so thus".split()
+)
 _SMALL_WORDS = frozenset(
     "a an the it would will may might likely probably also be is are was were do does did of to in on at and or that this".split()
 )

@@ -180,6 +180,8 @@ def latex(text: str) -> str:
     if not text.isascii():
         text = "".join(_LATEX.get(character, character) for character in text)
         text = re.sub(r"[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: plain_math(found[0]).replace("^", "^{", 1) + "}", text)
+    if re.search(r"\b(?:sin|cos|tan|cot|sec|csc)|\\(?:sin|cos|tan|cot|sec|csc)", text):
+        text = re.sub(r"(\d+(?:\.\d+)?)\s?(?:°|\^\s?\{?\\circ\}?)", r"(\1 \\cdot \\frac{\\pi}{180})", text)
     text = re.sub(r"\*\*", "^", text).replace("*", " \\cdot ").replace("\\cdotp", "\\cdot")
     text = re.sub(r"\^\s?\(([^()]{1,60})\)", r"^{\1}", text)
     text = re.sub(r"\^(-?\d{2,})", r"^{\1}", text)

@@ -52,11 +52,11 @@ class Statement:
 MOST_STATEMENTS = 40
 """Of more statements of one form, the last ones are read."""
 _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
-_TAG = re.compile(r"<answer>((?:(?!</?answer>)[\s\S]){0,4000})</answer>", re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:(?!</?answer>)[\s\S]){0,4000})(?:</answer>|$)", re.IGNORECASE)
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 _LABEL = re.compile(
     rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
-    rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}[:：]"
+    rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$"
     r"|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
     r"|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]",
@@ -101,6 +101,12 @@ _OF_OTHERS = re.compile(
     r"|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
     r"|\b(?:if|not|isn't)\b[^\n.,]{0,20}$",
     re.IGNORECASE,
+)
+_CORRECTED = re.compile(
+    r"\b(?i:but|wait|actually|rather|no)\b[^\n]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|\bchoose)[ \t]\(?([A-H])\)?\W{0,3}$"
+)
+_ENDS_IN_LETTER = re.compile(
+    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
 )
 _EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
@@ -199,6 +205,8 @@ def _read(statement: Statement, kind: str | None, choices: Sequence[str] | None)
             text = inner[-1][2]
         elif nested := list(_STATEMENT.finditer(text)) or list(_LABEL.finditer(text)):  # "Final Answer: The final answer is 12"
             text = _line_after(text, nested[-1].end())
+    if quoted := re.fullmatch(r"\"([^\"]{1,400})\"\s?[}\],].{0,200}", text):  # JSON
+        text = quoted[1]
     if not text or (method == "statement" and _OTHERS.match(text)):
         return None
     if kind == "choice":
@@ -227,6 +235,11 @@ def _trimmed(sentence: str) -> str:
 
 
 def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction | None:
+    if method != "boxed" and (found := _CORRECTED.search(text)) and read_choice(found[1], choices).indices:
+        return Extraction(_letters(read_choice(found[1], choices).indices), method)
+    reason = re.split(r"\b(?:because|since|as)\b|\s\(", text, maxsplit=1)[0]
+    if (named := read_choice(_tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
+        return Extraction(_letters(named.indices), method)
     for part in (
         undress(text),
         _ENDS.split(text, maxsplit=1)[0],
@@ -321,6 +334,11 @@ def _number(sentence: str, kind: str) -> str | None:
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if not numbered:
+        if any(
+            re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", sentence, re.IGNORECASE)
+            for sentence in (sentences[0], sentences[-1])
+        ):
+            return Extraction("0", "opening")
         refused = any(REFUSAL.search(sentence) for sentence in (sentences[0], sentences[-1]))
         return Extraction(None, "none", "refusal" if refused else "no number")
     givens = frozenset(number.value for _, _, shown in find_numbers(asked) if (number := read_number(shown)) is not None)
@@ -332,8 +350,11 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         sentence: stated_number(sentence, givens)
         for sentence in {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
     }
-    opens = numbered[0] is sentences[0] and bool(said[numbered[0]]) and (fresh[:1] == numbered[:1] or len(numbered) == 1)
-    if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues):
+    steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
+    opens = (
+        not steps and numbered[0] is sentences[0] and bool(said[numbered[0]]) and (fresh[:1] == numbered[:1] or len(numbered) == 1)
+    )
+    if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
         chosen, method = bold[0], "opening"
     elif opens and _equal(said[numbered[0]], said[numbered[-1]]):
         chosen, method = numbered[0], "opening"
@@ -387,13 +408,21 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     ]
     if len({letter.upper() for _, letter in options}) == 1 and (named := read_choice(options[0][1], choices)).indices:
         return Extraction(_letters(named.indices), "letter")
+    if (
+        (found := _ENDS_IN_LETTER.search(kept[-1]))
+        and not REFUSAL.search(kept[-1])
+        and (named := read_choice(found[1], choices)).indices
+    ):
+        return Extraction(_letters(named.indices), "conclusion")
     if not choices:
         return Extraction(None, "none", "refusal" if REFUSAL.search(kept[0]) else "no letter")
     if are_numbers(choices):
         number = _unstated_number(kept, asked)
-        named = read_choice(number.answer, choices) if number.answer is not None else None
-        if named is None or not named.indices:
-            return Extraction(None, "none", number.reason if named is None else _NO_CHOICE)
+        if number.answer is None:
+            return Extraction(None, "none", number.reason)
+        named = read_choice(number.answer, choices)
+        if not named.indices:
+            return Extraction(None, "none", _NO_CHOICE)
         return Extraction(_letters(named.indices), number.method)
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""

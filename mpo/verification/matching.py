@@ -84,7 +84,7 @@ def match(
     (True, False, True)
     """
     check_rules(kind, choices, tolerance)
-    truths = list(ground_truth) if isinstance(ground_truth, list | tuple) else [ground_truth]
+    truths: list[str] = list(ground_truth) if isinstance(ground_truth, list | tuple) else [ground_truth]  # type: ignore[list-item]
     if not isinstance(answer, str) or any(not isinstance(truth, str) for truth in truths):
         raise ValueError(
             f"match compares texts; got {type(answer).__name__} and {', '.join(type(truth).__name__ for truth in truths)}."
@@ -184,10 +184,12 @@ def is_expression(text: str) -> bool:
     """
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
-    if re.search(r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)\b|√|[π²³]|\w\^", text):
+    if re.search(
+        r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])|√|\bsqrt\s?\(|[π²³]|\w\^", text
+    ):
         return True
     words = re.findall(r"[^\W\d_]+", text)
-    operators = re.search(r"[\w)]\s?[+\-*/=]\s?[\w(]", text)
+    operators = re.search(r"[\w)]\s?[+\-*/=<>≤≥]\s?[\w(]", text)
     return bool(operators) and all(
         len(word) <= 1 or word in {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi"} for word in words
     )
@@ -198,10 +200,22 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if known is None:
         return _math_values(answer, truth, rules) if is_expression(truth) else same_text(answer, truth)
     if given is None:
-        if is_expression(answer) or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer)):
+        if (
+            is_expression(answer)
+            or re.fullmatch(r"\d{1,3}!", answer.strip())
+            or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer))
+        ):
             return _math_values(answer, truth, rules)
-        return False, "the answer is no number"
+        if (given := read_number(_LEADING.sub("", undress(answer)))) is None:
+            return False, "the answer is no number"
     return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
+
+
+_LEADING = re.compile(
+    r"^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
+    r"| equals)?\s?[:：]?\s?",
+    re.IGNORECASE,
+)
 
 
 def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
@@ -266,6 +280,8 @@ def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 def _item(answer: str, truth: str, rules: Rules) -> bool:
     if answer == truth:
         return True
+    if truth[:1] in {"(", "["} and len(read_list(truth)[0]) > 1:
+        return _list(answer, truth, rules)[0]
     kind = "math" if is_expression(answer) or is_expression(truth) else "text" if read_number(truth) is None else "number"
     return bool(_match(answer, truth, kind, replace(rules, choices=None)).correct)
 

@@ -55,7 +55,7 @@ _WORD = rf"(?:{'|'.join([*_SMALL, *_LARGE])})"
 _WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
-_SCALE = r"\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|[千万萬亿億])|(?:k|K|M|B|bn|mn)(?![\w/^]))"
+_SCALE = r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|[千万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))|(?:k|K)(?![\w/^]))"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
 _APPROXIMATE = re.compile(
     r"^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
@@ -72,7 +72,7 @@ _FORM = re.compile(
     rf"(?P<scale>{_SCALE})?"
 )
 _FIND = re.compile(
-    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:百分之[\d零〇一二两三四五六七八九十百.]{{1,12}}"
+    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|百分之[\d零〇一二两三四五六七八九十百.]{{1,12}}"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
     rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?=[个只条张人位年岁米厘件种次天块本辆座棵])"
@@ -104,6 +104,8 @@ def _read(text: str) -> Number | None:
         return Number(Fraction(int(text)))
     text = _APPROXIMATE.sub("", plain_math(undress(text)))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
+    if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
+        text = wrapped[1].strip()
     return _digits(text) or _worded(text)
 
 
@@ -128,15 +130,20 @@ def _digits(text: str) -> Number | None:
 
 def _unit(rest: str) -> str | None:
     """The unit of what follows a number; None where that is no unit."""
+    rest = re.sub(r"^-(?=[A-Za-z])", "", rest)  # 12-inch
     rest = re.sub(r"\s*[(（](?:because|since|as|that is|i\.e\.)[^)）]*[)）]$", "", rest).rstrip(" .。,;")
     if re.search(r"\d", re.sub(r"\^?\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(]", rest):
         return None
     words = rest.split()
-    if re.search(r"[+=√π\\|<>_]|\^(?!\{?[23])", rest) or (
+    if re.search(r"[+=√π\\|<>_±]|\^(?!\{?[23])", rest) or (
         len(rest) == 1 and rest.isascii() and rest.isalpha() and not is_unit(rest)
     ):
         return None  # "2x", "2.5e", "2π"
-    if len(words) > 8 or re.search(r"\b(?:or|and|to|not|but|more|less|than|at least)\b|或|和|到", rest, re.IGNORECASE):
+    if (
+        len(words) > 8
+        or any(word.lower() in _SMALL for word in words)
+        or re.search(r"\b(?:or|and|to|not|but|more|less|than|at least)\b|或|和|到", rest, re.IGNORECASE)
+    ):
         return None
     return canonical_unit(rest)
 
@@ -165,7 +172,7 @@ def _value(found: re.Match[str]) -> Number | None:
             step = Fraction(10) ** (exponent - decimals) if decimals else step
         elif decimals:
             step = Fraction(1, 10**decimals)
-    if value is None:
+    if value is None or (found["inner"] and not found["currency"] and found["sign"]):
         return None
     scale = found["scale"]
     if scale:
@@ -211,6 +218,8 @@ def _worded(text: str) -> Number | None:
         sign, low = -1, low[match.end() :]
     if low in {"none", "nil", "no", "没有", "无"}:
         return Number(Fraction(0)) if low != "no" else None
+    if sign < 0 and low[:1].isdigit() and (inner := _digits(low)):
+        return replace(inner, value=-inner.value)
     if low.startswith("百分之"):
         inner = _digits(low[3:]) or _chinese(low[3:])
         return replace(inner, unit="%") if inner else None
@@ -237,8 +246,8 @@ def _worded(text: str) -> Number | None:
         if not tail or max(tail) > 9:
             return None
         value, rest = value + Fraction(int("".join(map(str, tail))), 10 ** len(tail)), ""
-    elif rest.startswith("dozen"):
-        value, rest = value * 12, rest[5:].strip()
+    elif part := re.match(r"(?:a )?dozen\b", rest):
+        value, rest = value * 12, rest[part.end() :].strip()
     unit = _unit(rest) if rest else ""
     return None if unit is None else Number(sign * value, unit)
 

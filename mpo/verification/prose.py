@@ -20,7 +20,8 @@ REFUSAL = re.compile(
 )
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
-    r"|in total|overall(?=,)|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
+    r"|in total|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b|finally|this means"
+    r"|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
 _POLITE = re.compile(
@@ -43,7 +44,8 @@ _COPULA = re.compile(
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
-    r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|number|line|row|column|point|angle|triangle|grade|level|than|by|per|from|within|above|below|over|under)|[∠△])\s?[#(]?$",
+    r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|number|line|row|column|point|angle|triangle|grade"
+    r"|level|than|not|(?:divided|multiplied) by|per|from|within|above|below|over|under)|[∠△])\s?[#(]?$",
     re.IGNORECASE,
 )
 
@@ -95,11 +97,14 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
     found = numbers_in(plain)
     if not found:
         return None
-    if re.search(r"\d\s?:\s?\d", plain):  # a ratio or a time
+    if re.search(r"\d(?::| : )\d", plain):  # a ratio or a time
         return ""
     different = len({shown for _, _, shown in found}) > 1
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
         return ""
+    if spans := [found.span() for found in re.finditer(r"\b(?:between|from) \S{1,20} (?:and|to) \S{1,20}", plain)]:
+        outside = [number for number in found if not any(start <= number[0] < end for start, end in spans)]
+        found = outside or found
     for (_, end, _), (start, _, _) in zip(found, found[1:], strict=False):
         if re.fullmatch(r"\s?(?:or|and|to|–|或|和|至|到)\s?", plain[end:start]):
             return ""

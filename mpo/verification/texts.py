@@ -26,6 +26,7 @@ def normalize(text: str) -> str:
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", undress(text)).casefold())
     plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", text.replace("\u2212", "-")).translate(_DROPPED)
     plain = re.sub(r"(?<=[^\W\d])[-/](?=[^\W\d])", " ", plain).replace("&", " and ")
+    plain = re.sub(r"(?<=\d)\s?:\s?(?=\d)", ":", plain)
     plain = " ".join(_STOPS.sub(" ", plain).split())
     return _ARTICLES.sub("", plain).strip() or plain or " ".join(text.split())
 
@@ -51,6 +52,9 @@ def read_yes_no(text: str) -> bool | None:
     (True, False, None, None)
     """
     low = unicodedata.normalize("NFKC", undress(text)).casefold().strip(" .。!,，*\"'")
+    low = re.sub(r"^(?:absolutely|definitely|certainly|of course|sure)\b[\s,]*(?=yes|no)", "", low)
+    if re.match(r"(?:(?:absolutely|definitely|certainly) not|not at all|not really|i do(?: not|n['’]t) think so)\b", low):
+        return False
     first = re.match(r"[a-z]+|[是否对正确错误没有真假会能可以不的无]+", low)
     if first is None or re.match(r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b", low):
         return None

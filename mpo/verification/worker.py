@@ -8,6 +8,7 @@ import json
 import logging
 import signal
 import sys
+from typing import Any
 
 MEMORY_BYTES = 2 * 2**30
 
@@ -56,7 +57,7 @@ def compare(answer: str, truth: str) -> tuple[bool, float | None, float | None]:
     return bool(equal), value(given[0]), value(known[0])
 
 
-def value(expression: object) -> float | None:
+def value(expression: Any) -> float | None:
     """The value of a sympy expression, of the right side of an equation; None where it is no real number."""
     import sympy
 

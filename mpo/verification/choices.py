@@ -137,8 +137,8 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     text = _CONDITION.sub("", text)
     if len(few := normalize(text).split()) <= 3:  # "dark blue" is not blue
         ends = [choice for choice in choices if normalize(text).endswith(f" {normalize(choice)}")]
-        said = normalize(max(ends, key=len)).split() if ends else []
-        if ends and few[-len(said) - 1] not in _BEFORE_A_CHOICE and not _NEGATED.search(text):
+        named = normalize(max(ends, key=len)).split() if ends else []
+        if ends and few[-len(named) - 1] not in _BEFORE_A_CHOICE and not _NEGATED.search(text):
             return Named(frozenset(), "it names no choice")
     plain, spans, negated = f" {normalize(text)} ", [], False
     for place, choice in enumerate(choices):

@@ -254,8 +254,9 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
             return Extraction(_letters(named.indices), method)
         if "different choices" in named.method:
             return Extraction(None, "none", named.method)
-    if (found := list(_OPTION.finditer(text))) and len({option[1] or option[2] for option in found}) == 1:
-        named = read_choice(found[0][1] or found[0][2], choices)
+    options = list(_OPTION.finditer(text))
+    if len({option[1] or option[2] for option in options}) == 1:
+        named = read_choice(options[0][1] or options[0][2], choices)
         if named.indices:
             return Extraction(_letters(named.indices), method)
     if REFUSAL.search(text):
@@ -437,7 +438,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return Extraction(None, "none", "refusal")
     if several:
         return Extraction(None, "none", several)
-    found = {index for sentence in kept[:200] for index in read_choice(_tidy(sentence), choices).indices}
-    if len(found) == 1:
-        return Extraction(_letters(frozenset(found)), "only")
-    return Extraction(None, "none", "it names several choices" if found else "it names no choice")
+    indices = {index for sentence in kept[:200] for index in read_choice(_tidy(sentence), choices).indices}
+    if len(indices) == 1:
+        return Extraction(_letters(frozenset(indices)), "only")
+    return Extraction(None, "none", "it names several choices" if indices else "it names no choice")

@@ -233,7 +233,7 @@ QUICK = [kind for kind in KINDS if kind not in ("expression", "math")]  # the ot
 
 
 @given(text=TEXTS, other=TEXTS, kind=st.sampled_from(QUICK), choices=st.none() | st.lists(TEXTS, min_size=1, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_text_has_a_verdict_and_the_same_one_again(text, other, kind, choices):
     first = extract(text, kind=kind, choices=choices)
     assert (first.answer is None) == bool(first.reason) == (first.method == "none")
@@ -243,7 +243,7 @@ def test_any_text_has_a_verdict_and_the_same_one_again(text, other, kind, choice
 
 
 @given(text=TEXTS, kind=st.sampled_from([*KINDS, None]), choices=st.none() | st.lists(TEXTS, min_size=1, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_is_equal_is_right(text, kind, choices):
     assert match(text, text, kind, choices=choices).correct is bool(text.strip())
 
@@ -300,7 +300,7 @@ def test_hostile_expressions_are_refused_without_computing():
 def test_a_comparison_that_takes_too_long_is_ended():
     correct, *_, reason = same_expression("(\\sqrt{a}+b+c+d+f+g)^{90}", "x + 1")
     assert not correct and "2 s" in reason
-    assert same_expression("\\sqrt{x^2+2x+1}", "\\sqrt{(x+1)^2}")[0]
+    assert same_expression("\\sqrt{18}x", "3\\sqrt{2}x")[0]
 
 
 def test_expressions_in_a_thread():

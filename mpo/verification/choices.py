@@ -77,12 +77,12 @@ def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool 
         choices: the texts of the choices, in order; None where only letters are known.
         truth: the text is a ground truth, which says the text of a choice where it could also be a letter.
     """
-    return _read(text, None if choices is None else tuple(choices), truth)
+    return _read(text[:MOST_CHARACTERS], None if choices is None else tuple(choices), truth)
 
 
 @lru_cache(maxsize=4096)
 def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
-    text = undress(text)[:MOST_CHARACTERS]
+    text = undress(text)
     size = len(choices) if choices is not None else 26
     texts = choices or ()
     exact = [place for place, choice in enumerate(texts) if same_choice(text, choice)]
@@ -200,7 +200,8 @@ def _stated(text: str, choices: Sequence[str]) -> Named:
 
 
 _BEFORE_A_CHOICE = frozenset(
-    "it its this is are was the a an they he she answer option choice color colour likely probably so thus".split()
+    "will would may might should must it its this is are was the a an they he she answer option choice color colour likely "
+    "probably so thus".split()
 )
 _SMALL_WORDS = frozenset(
     "a an the it would will may might likely probably also be is are was were do does did of to in on at and or that this".split()

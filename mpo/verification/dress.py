@@ -69,6 +69,18 @@ def undress(text: str) -> str:
     return text
 
 
+_MARKED = re.compile(r"(?<![\\$])\$(?=[^\s$])([^$\n]{1,200})(?<=\S)\$(?![\d$])")
+
+
+def without_math_marks(text: str) -> str:
+    r"""Take the dollar signs off mathematics in a text, not off prices.
+
+    >>> without_math_marks("so $x=5$ for $5 or $6")
+    'so x=5 for $5 or $6'
+    """
+    return _MARKED.sub(r"\1", text) if "$" in text else text
+
+
 def plain_math(text: str) -> str:
     r"""Write LaTeX and special characters of numbers as plain ones: `\frac{1}{2}` as 1/2, `½` as 1/2, a long minus as a hyphen.
 

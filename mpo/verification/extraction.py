@@ -52,7 +52,10 @@ class Statement:
 MOST_STATEMENTS = 40
 """Of more statements of one form, the last ones are read."""
 _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
-_TAG = re.compile(r"<answer>((?:(?!</?answer>)[\s\S]){0,4000})(?:</answer>|$)", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(?:answer|final_answer|conclusion)>((?:(?!</?(?:answer|final_answer|conclusion)>)[\s\S]){0,4000})(?:</(?:answer|final_answer|conclusion)>|$)",
+    re.IGNORECASE,
+)
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 _LABEL = re.compile(
     rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
@@ -100,6 +103,10 @@ _OF_OTHERS = re.compile(
     r"\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
     r"|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
     r"|\b(?:if|not|isn't)\b[^\n.,]{0,20}$",
+    re.IGNORECASE,
+)
+_DESPITE = re.compile(
+    r"(?m)^[^.!?\n]{0,200}?(?:can['’]t|cannot|not sure|not certain|unable|sorry)[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)",
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
@@ -277,6 +284,7 @@ def _letters(indices: frozenset[int]) -> str:
 
 def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """The answer of a response that states none in a known form."""
+    whole = _DESPITE.sub("", whole) or whole
     if kind == "choice":
         return _unstated_choice(whole, choices, asked)
     kept = sentences_of(whole)

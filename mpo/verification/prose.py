@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from fractions import Fraction
 
+from mpo.verification.dress import without_math_marks
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
@@ -88,6 +89,7 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
         sentence: the sentence.
         givens: the values in the question.
     """
+    sentence = without_math_marks(sentence)
     for a, b in reversed(BOLD.findall(sentence)):
         if read_number(a or b) is not None:
             return str(a or b)

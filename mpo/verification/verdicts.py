@@ -69,7 +69,7 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
         and "%" in answer + asked + "%" * ("percent" in asked.lower())
     ):
         known = read_number(truth)
-        if known is not None and not known.unit and (abs(known.value) > 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE)):
+        if known is not None and not known.unit and (abs(known.value) >= 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE)):
             return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 

@@ -32,7 +32,8 @@ def test_cases_by_hand(kind):
         if "answer" in case:
             verdict = match(case["answer"], case["ground_truth"], kind, **rules(case))
         else:
-            verdict = verify(case["response"], Question([], ground_truths=[case["ground_truth"]], kind=kind, **rules(case)))
+            asked = [{"role": "user", "content": case.get("question", "")}]
+            verdict = verify(case["response"], Question(asked, ground_truths=[case["ground_truth"]], kind=kind, **rules(case)))
         if verdict.correct is not case["right"]:
             wrong.append((case, verdict))
     assert not wrong

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -349,8 +348,3 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
         elif truth.value.denominator != 1 and not truth.digits and answer.digits >= 3 and difference <= step / 2:
             return True, "the ground truth rounded"
     return False, "another number"
-
-
-def is_digit_like(text: str) -> bool:
-    """Whether a text has a digit of any script."""
-    return any(unicodedata.category(character) in {"Nd", "No"} for character in text)

@@ -80,7 +80,7 @@ def looked_up(tree: ast.AST) -> Iterator[str]:
 def defined(tree: ast.AST) -> Iterator[str]:
     """Names of functions, classes, variables and attributes that a file defines."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.id if isinstance(node, ast.Name) else node.attr

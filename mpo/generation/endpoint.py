@@ -96,7 +96,7 @@ class Endpoint:
             ConnectionError: if it has another model, or none.
         """
         try:
-            data = await self._models(client, optional=model is not None)
+            data = await self._listed(client, optional=model is not None)
             models = sorted(data["data"], key=lambda one: one.get("status") != {"value": "loaded"})
             names = [str(one["id"]) for one in models]
         except (AttributeError, KeyError, TypeError):
@@ -111,7 +111,7 @@ class Endpoint:
         self.kind = found
         return name
 
-    async def _models(self, client: Any, *, optional: bool) -> Any:
+    async def _listed(self, client: Any, *, optional: bool) -> Any:
         for last in (False, False, True):
             try:
                 return await self.send(client, "/models", None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpo.evaluation.accuracy import extract_answer, measure_accuracy
+from mpo.evaluation.accuracy import measure_accuracy
 from mpo.generation.generator import Request, Response
 
 
@@ -15,21 +15,6 @@ class Parrot:
     def generate(self, questions, **settings):
         self.settings = settings
         return [[Response(text, "stop", 1, 1)] for text in self.responses]
-
-
-@pytest.mark.parametrize(
-    ("response", "answer"),
-    [
-        ("3 + 4 = 7\nFinal answer: 7", "7"),
-        ("FINAL ANSWER: 7\n", "7"),
-        ("Answer: 7", "7"),
-        ("Final answer: 6\nFinal answer: 7", "7"),
-        ("Final answer:", None),
-        ("seven", None),
-    ],
-)
-def test_extraction(response, answer):
-    assert extract_answer(response) == answer
 
 
 def test_right_wrong_and_unparsable():

@@ -1,0 +1,95 @@
+"""Sample responses of a model to questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mpo.generation.generator import Generator, Request, Response, check_decoding
+from mpo.pipelines.step import Record, Step
+
+QUESTION, CHOICES = "{question}", "{choices}"
+
+
+class Sample(Step):
+    """Give each question a list of ``responses``, with ``text``, ``finish_reason`` and numbers of tokens.
+
+    Args:
+        generator: the model to ask.
+        n: responses per question.
+        temperature: 0 is greedy, 1 samples from the model's own distribution.
+        top_p: sample from the smallest set of most likely tokens with this total probability.
+        top_k: sample from the `top_k` most likely tokens; 0 for all.
+        max_new_tokens: the longest response, in tokens.
+        stop: texts that end a response.
+        seed: random seed of the sampling.
+        prompt: text of the last turn, in which ``{question}`` is replaced by the question and ``{choices}`` by its choices, a
+            line each (``A. ...``).
+        system: the system prompt; None for that of the question or the chat template.
+
+    Raises:
+        ValueError: for settings without a meaning, and a prompt without ``{question}``.
+    """
+
+    verb = "sample"
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int = 1024,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        prompt: str = QUESTION,
+        system: str | None = None,
+    ) -> None:
+        check_decoding(n=n, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, seed=seed)
+        if isinstance(stop, str):
+            raise ValueError(f"Expected a list of texts as stop; got {stop!r}. Give [{stop!r}].")
+        if prompt.count(QUESTION) != 1:
+            raise ValueError(f"Expected a prompt with {QUESTION} once; got {prompt!r}.")
+        self.generator, self.prompt, self.system = generator, prompt, system
+        self.sampling = {
+            "n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "max_new_tokens": max_new_tokens, "stop": list(stop), "seed": seed,
+        }  # fmt: skip
+
+    def requests(self, record: Record) -> list[Request]:
+        """One request: the question's messages, with the prompt around the text of the last turn."""
+        if not record.get("messages"):
+            raise ValueError("the question has no 'messages'. Load questions with mpo.data.load_questions.")
+        messages = Request(record["messages"], record.get("images", ()), videos=record.get("videos", ())).messages
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        if system and messages[0]["role"] == "system":
+            raise ValueError("the question has a system prompt, and the step another. Leave one of them out.")
+        *before, last = messages
+        content: list[dict[str, Any]] = list(last["content"])
+        texts = [place for place, part in enumerate(content) if part["type"] == "text"]
+        if not texts:
+            raise ValueError("the last turn of the question has no text.")
+        question = "".join(content[place]["text"] for place in texts)
+        start, end = self._around(record.get("choices") or (), question)
+        content[texts[0]] = {"type": "text", "text": start + content[texts[0]]["text"]}
+        content[texts[-1]] = {"type": "text", "text": content[texts[-1]]["text"] + end}
+        asked = [*system, *before, {"role": last["role"], "content": content}]
+        return [Request(asked, record.get("images", ()), metadata=record["id"], videos=record.get("videos", ()))]
+
+    def _around(self, choices: Sequence[str], question: str) -> list[str]:
+        """The prompt before and after the question, with the choices in it."""
+        if CHOICES not in self.prompt:
+            if hidden := next((choice for choice in choices if choice not in question), None):
+                raise ValueError(f"the text of the question lacks its choice {hidden!r}. Put {CHOICES} into the prompt.")
+        elif not choices:
+            raise ValueError(f"the prompt has {CHOICES}, and the question has no choices.")
+        lines = "\n".join(f"{chr(ord('A') + place)}. {choice}" for place, choice in enumerate(choices))
+        return [part.replace(CHOICES, lines) for part in self.prompt.split(QUESTION)]
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
+        """The question with its responses."""
+        (sampled,) = responses
+        names = ("text", "finish_reason", "prompt_tokens", "completion_tokens")
+        return {**record, "responses": [{name: getattr(response, name) for name in names} for response in sampled]}

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpo.generation.before import Question
+from mpo.generation.generator import Request
 from mpo.io import write_text
 
 
@@ -87,9 +87,9 @@ class DemoFolder:
         """Read the state of MPO training, with its log."""
         return dict(json.loads((self.mpo / "trainer_state.json").read_text(encoding="utf-8")))
 
-    def question(self, line: dict[str, Any]) -> Question:
+    def question(self, line: dict[str, Any]) -> Request:
         """The question of a line with its image."""
-        return Question(line["question"], (self.data / line["image"],))
+        return Request.ask(line["question"], images=[self.data / line["image"]])
 
     def read_progress(self) -> dict[str, Any]:
         """Read the stages by name; empty for a new folder."""

@@ -80,15 +80,19 @@ def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]
 def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Sample several responses to each question from the warmed-up model, at temperature 1."""
     lines = read_json_lines(folder.lines("questions"))
-    responses = _generator(folder.warm, "sampling").generate(
+    sampled = _generator(folder.warm, "sampling").generate(
         [folder.question(line) for line in lines],
         n=settings.responses_per_question,
         temperature=1.0,
         max_new_tokens=MAX_NEW_TOKENS,
         seed=settings.seed,
     )
-    write_json_lines(folder.samples, ({"id": line["id"], "responses": texts} for line, texts in zip(lines, responses, strict=True)))
-    return {"responses": sum(map(len, responses))}
+    samples = [
+        {"id": line["id"], "responses": [response.text for response in responses]}
+        for line, responses in zip(lines, sampled, strict=True)
+    ]
+    write_json_lines(folder.samples, samples)
+    return {"responses": sum(map(len, sampled))}
 
 
 def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpo.evaluation.intervals import wilson_interval
-from mpo.generation.before import Generator, Question
+from mpo.generation.generator import Generator, Request
 from mpo.verification.ground_truth import is_correct
 
 _FINAL_ANSWER = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
@@ -52,7 +52,7 @@ def extract_answer(response: str) -> str | None:
 
 
 def measure_accuracy(
-    generator: Generator, questions: Sequence[Question], ground_truths: Sequence[str], *, max_new_tokens: int = 1024
+    generator: Generator, questions: Sequence[Request], ground_truths: Sequence[str], *, max_new_tokens: int = 1024
 ) -> Accuracy:
     """Respond to questions greedily and compare the final answers with the ground truth.
 
@@ -70,7 +70,7 @@ def measure_accuracy(
             f"Expected one ground truth per question and at least one question; got {len(questions)} questions and "
             f"{len(ground_truths)} ground truths."
         )
-    responses = [sampled[0] for sampled in generator.generate(questions, temperature=0.0, max_new_tokens=max_new_tokens)]
+    responses = [sampled[0].text for sampled in generator.generate(questions, temperature=0.0, max_new_tokens=max_new_tokens)]
     answers = [extract_answer(response) for response in responses]
     correct = [answer is not None and is_correct(answer, known) for answer, known in zip(answers, ground_truths, strict=True)]
     return Accuracy(responses, correct, unparsable=answers.count(None))

@@ -44,6 +44,8 @@ class Request:
             given = getattr(self, name)
             if isinstance(given, str | bytes) or not isinstance(given, Sequence):
                 raise ValueError(f"Expected a list of {name}; got {given!r:.60}. Give a list, also of one.")
+        if self.prefix is not None and (not isinstance(self.prefix, str) or (self.prefix and not self.prefix.strip())):
+            raise ValueError(f"Expected the prefix to be text that is not all white space, or None; got prefix={self.prefix!r}.")
         messages = self.messages if isinstance(self.messages, str) else list(self.messages)
         if not messages:
             raise ValueError("The request has no messages. Give it one of the user.")
@@ -108,7 +110,7 @@ class Response:
     logprobs: tuple[float, ...] | None = None
 
 
-class GenerationError(Exception):
+class GenerationError(ValueError):
     """A request that got no response, and will get none if it is asked again.
 
     Attributes:
@@ -203,22 +205,125 @@ class Generator(Protocol):
         ...
 
 
-def check_decoding(*, n: Any = 1, temperature: Any, max_new_tokens: Any, seed: Any = 0, top_k: Any = 0, top_p: Any = 1.0) -> None:
-    """Refuse settings of `Generator.generate` that have no meaning.
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """The settings of `Generator.generate`, checked.
 
     Raises:
         ValueError: naming the setting, its value and what it may be; and for settings that have no effect together.
     """
-    whole = {"n": (n, 1), "max_new_tokens": (max_new_tokens, 1), "seed": (seed, 0), "top_k": (top_k, 0)}
-    for name, (value, least) in whole.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
-    for name, number in (("temperature", temperature), ("top_p", top_p)):
-        real = isinstance(number, Real) and not isinstance(number, bool)
-        if not real or not (0 <= number < math.inf if name == "temperature" else 0 < number <= 1):
-            expected = "0 (greedy) or more" if name == "temperature" else "above 0, and 1 at most"
-            raise ValueError(f"Expected {name} to be a number {expected}; got {name}={number!r}.")
-    if temperature == 0 and n > 1:
-        raise ValueError(f"temperature=0 gives the same response {n} times, with n={n}. Set n=1, or a temperature above 0.")
-    if temperature == 0 and (top_p != 1 or top_k):
-        raise ValueError(f"top_k={top_k} and top_p={top_p} have no effect at temperature=0. Leave them out, or sample.")
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 1024
+    stop: Sequence[str] = ()
+    seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("max_new_tokens", 1), ("seed", 0), ("top_k", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
+        for name in ("temperature", "top_p"):
+            number = getattr(self, name)
+            real = isinstance(number, Real) and not isinstance(number, bool)
+            if not real or not (0 <= number < math.inf if name == "temperature" else 0 < number <= 1):
+                expected = "0 (greedy) or more" if name == "temperature" else "above 0, and 1 at most"
+                raise ValueError(f"Expected {name} to be a number {expected}; got {name}={number!r}.")
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"Expected stop to be texts that end a response, none of them empty; got stop={self.stop!r}.")
+        object.__setattr__(self, "stop", tuple(stop))
+        if not isinstance(self.logprobs, bool):
+            raise ValueError(f"Expected logprobs to be True or False; got logprobs={self.logprobs!r}.")
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(
+                f"temperature=0 gives the same response {self.n} times, with n={self.n}. Set n=1, or a temperature above 0."
+            )
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k):
+            raise ValueError(
+                f"top_k={self.top_k} and top_p={self.top_p} have no effect at temperature=0. Leave them out, or sample."
+            )
+
+    def before_stop(self, text: str) -> str:
+        """The text up to the first of the texts that end it."""
+        return text[: min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=len(text))]
+
+    def samples_of(self, item: Item) -> tuple[Request, tuple[int, ...]]:
+        """The request of a stream's item, and the numbers of its samples that are wanted.
+
+        Raises:
+            ValueError: for anything but a request, alone or with numbers of samples.
+        """
+        if isinstance(item, Request):
+            return item, tuple(range(self.n))
+        request, samples = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
+        if not isinstance(request, Request):
+            raise ValueError(f"Expected a Request, alone or as (request, sample numbers); got {item!r:.80}.")
+        numbers = tuple(samples)
+        whole = all(isinstance(one, Integral) and not isinstance(one, bool) and one >= 0 for one in numbers)
+        if not whole or len({*numbers}) < len(numbers):
+            raise ValueError(f"Expected different sample numbers from 0 on; got {samples!r:.80}.")
+        return request, numbers
+
+
+@dataclass
+class Usage:
+    """What a generator has used so far.
+
+    Attributes:
+        prices: of a million prompt tokens and a million completion tokens, in the user's currency; None if nothing is charged.
+        requests: number of requests that were answered; one for several samples of a prompt counts once.
+        responses: number of responses.
+        prompt_tokens: of all requests, as the generator counts them.
+        completion_tokens: of all responses.
+        unknown: number of requests whose tokens the server did not say.
+    """
+
+    prices: tuple[float, float] | None = None
+    requests: int = 0
+    responses: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    unknown: int = 0
+
+    @property
+    def cost(self) -> float | None:
+        """The price of all tokens so far; None without prices."""
+        if self.prices is None:
+            return None
+        return (self.prompt_tokens * self.prices[0] + self.completion_tokens * self.prices[1]) / 1e6
+
+    def add(self, responses: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Count a request that was answered."""
+        self.requests += 1
+        self.responses += responses
+        self.prompt_tokens += prompt_tokens or 0
+        self.completion_tokens += completion_tokens or 0
+        self.unknown += prompt_tokens is None or completion_tokens is None
+
+
+async def numbered(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[tuple[int, Item]]:
+    """Number the items of a stream from 0, as they are taken."""
+    number = 0
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield number, item
+            number += 1
+    else:
+        for number, item in enumerate(items):  # noqa: B020
+            yield number, item
+
+
+def checked_concurrency(concurrency: Any) -> int | None:
+    """Check the largest number of requests at the same time; None for the generator's own.
+
+    Raises:
+        ValueError: naming its value.
+    """
+    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1):
+        raise ValueError(f"Expected concurrency to be a whole number of 1 or more; got concurrency={concurrency!r}.")
+    return concurrency

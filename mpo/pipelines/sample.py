@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from mpo.generation.generator import Generator, Request, Response, check_decoding
+from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.step import Record, Step
 
 QUESTION, CHOICES = "{question}", "{choices}"
@@ -16,16 +17,11 @@ class Sample(Step):
 
     Args:
         generator: the model to ask.
-        n: responses per question.
-        temperature: 0 is greedy, 1 samples from the model's own distribution.
-        top_p: sample from the smallest set of most likely tokens with this total probability.
-        top_k: sample from the `top_k` most likely tokens; 0 for all.
-        max_new_tokens: the longest response, in tokens.
-        stop: texts that end a response.
-        seed: random seed of the sampling.
         prompt: text of the last turn, in which ``{question}`` is replaced by the question and ``{choices}`` by its choices, a
             line each (``A. ...``).
         system: the system prompt; None for that of the question or the chat template.
+
+        sampling: settings of `mpo.generation.generator.Generator.generate`: n, temperature, max_new_tokens, ...
 
     Raises:
         ValueError: for settings without a meaning, and a prompt without ``{question}``.
@@ -33,30 +29,11 @@ class Sample(Step):
 
     verb = "sample"
 
-    def __init__(
-        self,
-        generator: Generator,
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 1024,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        prompt: str = QUESTION,
-        system: str | None = None,
-    ) -> None:
-        check_decoding(n=n, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, seed=seed)
-        if isinstance(stop, str):
-            raise ValueError(f"Expected a list of texts as stop; got {stop!r}. Give [{stop!r}].")
+    def __init__(self, generator: Generator, *, prompt: str = QUESTION, system: str | None = None, **sampling: Any) -> None:
         if prompt.count(QUESTION) != 1:
             raise ValueError(f"Expected a prompt with {QUESTION} once; got {prompt!r}.")
         self.generator, self.prompt, self.system = generator, prompt, system
-        self.sampling = {
-            "n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-            "max_new_tokens": max_new_tokens, "stop": list(stop), "seed": seed,
-        }  # fmt: skip
+        self.sampling = asdict(Decoding(**sampling))
 
     def requests(self, record: Record) -> list[Request]:
         """One request: the question's messages, with the prompt around the text of the last turn."""

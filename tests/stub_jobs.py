@@ -1,6 +1,7 @@
 """A job against the stub server, for processes that tests kill."""
 
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def stub_job(url, folder, count=40, *, n=2, temperature=1.0, **settings):
 
 def run_stub_job(url, folder, count, workers=1, file_bytes=None, err=None):
     """Run it in a process of its own; `file_bytes` is the size at which its disk is full."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had ignored
     if err:
         sys.stderr = open(err, "a", buffering=1)  # noqa: SIM115
     if file_bytes:

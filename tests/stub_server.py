@@ -194,9 +194,10 @@ class StubServer:
     def _streamed(self, common: dict[str, Any], choices: list[dict[str, Any]], usage: dict[str, int]) -> Response:
         deltas: list[dict[str, Any]] = []
         for choice in choices:
-            for word in choice["message"]["content"].split(" "):
-                deltas.append({"index": choice["index"], "delta": {"content": word + " "}, "finish_reason": None})
-            deltas.append({"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]})
+            first, *rest = (choice["text"] if "text" in choice else choice["message"]["content"]).split(" ")
+            for text, finish in [(first, None), *((f" {word}", None) for word in rest), ("", choice["finish_reason"])]:
+                said: dict[str, Any] = {"text": text} if "text" in choice else {"delta": {"content": text}}
+                deltas.append({"index": choice["index"], "finish_reason": finish, **said})
         chunks = [{**common, "object": "chat.completion.chunk", "choices": [delta]} for delta in deltas]
         chunks.append({**common, "object": "chat.completion.chunk", "choices": [], "usage": usage})
         lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]

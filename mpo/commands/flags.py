@@ -107,7 +107,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--shuffle": {**FLAG, "help": "shuffle the records instead of keeping their order"},
     "--split": {"metavar": "NAME", "help": "split of a folder or a data set on the Hub"},
     "--step": {**SWITCH, "help": "run one training step of a tiny model"},
+    "--prefix": {"metavar": "TEXT", "help": "start of the response, which the model goes on from"},
     "--system": {"metavar": "TEXT", "help": "system prompt"},
+    "--video": {"type": path, "action": "append", "metavar": "FILE", "help": "video to show before the question; may be repeated"},
     "--temperature": {"type": within(0, math.inf), "metavar": "T", "help": "sampling temperature; 0: greedy"},
     "--threshold": {"type": within(0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
     "--top-p": {

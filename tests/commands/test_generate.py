@@ -18,7 +18,7 @@ from support import TEXTS, make_image
 from transformers import Qwen2ForCausalLM
 
 from mpo.commands import main
-from mpo.generation.before import Question
+from mpo.generation.generator import Request
 from mpo.generation.open import open_local
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
@@ -68,9 +68,9 @@ def ask(home, capsys, monkeypatch):
 def test_the_stream_is_the_greedy_response(home, ask, model):
     status, out, err = ask(model, "--image", "a.png", "--image", "b.png", "--system", "Be brief.")
     generator = open_local(str(home / model))
-    question = Question(ASKED, (home / "a.png", home / "b.png"), "Be brief.")
+    question = Request.ask(ASKED, images=[home / "a.png", home / "b.png"], system="Be brief.")
     ((expected,),) = generator.generate([question], temperature=0, max_new_tokens=6)
-    assert status == 0 and out == visible(expected) + "\n" and expected
+    assert status == 0 and out == visible(expected.text) + "\n" and expected.text
     assert ("4-bit" in err) == (model == "adapter")
 
 

@@ -40,7 +40,7 @@ class Result:
         record: the record.
         outputs: what the last step made of it.
         dropped: ``id``, ``input_id``, ``step``, ``reason`` and ``record`` of each record, it or one made of it, without an output.
-        counts: numbers of its records, responses and tokens by step, as in `mpo.pipelines.report`.
+        counts: numbers of its records and responses by step, as in `mpo.pipelines.report`.
         failed: it has no output for a reason other than a step's `Dropped`.
     """
 
@@ -209,13 +209,13 @@ class Flow:
             found = [self._ledger.get(key) for key in keys]
         asked = _Asked(request, about, found, keys)
         if asked.missing:
+            if self._stopping:  # nobody takes it any more
+                raise asyncio.CancelledError
             self._queues[name].put_nowait(asked)
             await asked.done
         whole = [response for response in asked.found if response is not None]
         counts[f"{name}/responses"] += len(whole)
-        counts[f"{name}/prompt_tokens"] += next((response.prompt_tokens or 0 for response in whole), 0)
         for response in whole:
-            counts[f"{name}/completion_tokens"] += response.completion_tokens or 0
             counts[f"{name}/finish_reason/{response.finish_reason}"] += 1
         if asked.errors:
             first = min(asked.errors)
@@ -228,10 +228,12 @@ class Flow:
 
         async def items() -> AsyncIterator[tuple[Request, Sequence[int]]]:
             number = 0
-            while (asked := await queue.get()) is not None and not self._stopping:
+            while (asked := await queue.get()) is not None:
                 pending[number] = asked
-                number += 1
+                if self._stopping:
+                    return
                 yield asked.request, asked.missing
+                number += 1
 
         assert step.generator is not None
         settings = {"concurrency": self._concurrency, **step.sampling}
@@ -260,12 +262,11 @@ def children(step: Step, record: Record, found: Any) -> list[Record]:
     Raises:
         TypeError: for outputs of another type than the step says.
     """
-    if isinstance(found, list) != step.many or not found:
+    each = found if isinstance(found, list) else [found]
+    if isinstance(found, list) != step.many or not each or not all(isinstance(one, dict) for one in each):
         expected = "a list of records" if step.many else "one record"
         raise TypeError(f"Step {step.verb!r} must return {expected} or raise Dropped with the reason; got {found!r:.80}.")
-    if not step.many:
-        return [{**found, "id": record["id"]}]
-    return [{**one, "id": f"{record['id']}/{place}"} for place, one in enumerate(found)]
+    return [{**one, "id": f"{record['id']}/{place}" if step.many else record["id"]} for place, one in enumerate(each)]
 
 
 def step_names(steps: Sequence[Step]) -> list[str]:

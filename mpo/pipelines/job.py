@@ -135,7 +135,7 @@ class Job:
             ValueError: as in `run`.
         """
         steps = {name: step.settings() for name, step in zip(self.names, self.steps, strict=True)}
-        path, own = self.folder / SETTINGS, {"version": VERSION, "steps": json.loads(json.dumps(steps))}
+        path, own = self.folder / SETTINGS, {"version": VERSION, "order": self.names, "steps": json.loads(json.dumps(steps))}
         before = read_json_object(path) if path.exists() else None
         if before is not None:
             self.shards = before.get("shards") if self.shards is None else self.shards
@@ -159,7 +159,7 @@ class Job:
     def _refuse_others(self, before: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         there, here = _flat(before), _flat(own)
         wrong = [name for name in here if there.get(name) != here[name]]
-        wrong += [name for name in there if name.rpartition(".")[0].startswith("steps") and name not in here]
+        wrong += [name for name in there if name.startswith("steps.") and name not in here]
         if wrong:
             listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong)
             raise ValueError(f"{self.folder} is that of another job: {listed}. Give the same settings, or another folder.")
@@ -282,6 +282,6 @@ def total(parts: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Flatten nested settings to names with dots."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or not value:
         return {name: value}
     return {inner: one for key in value for inner, one in _flat(value[key], f"{name}.{key}" if name else str(key)).items()}

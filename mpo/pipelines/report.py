@@ -33,8 +33,8 @@ def make_report(counts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, An
 
     Args:
         counts: ``records``, ``output``, ``dropped`` (numbers of input records), and by step, after its name and a slash: ``in``,
-            ``out``, ``dropped`` (numbers of records), ``responses``, ``prompt_tokens`` (once a request), ``completion_tokens``,
-            ``finish_reason/...``, ``reason/...``, and a measure's ``sum`` and ``number``.
+            ``out``, ``dropped`` (numbers of records), ``responses``, ``finish_reason/...``, ``reason/...``, and a measure's ``sum``
+            and ``number``.
         steps: names of the steps.
     """
     report: dict[str, Any] = {name: counts.get(name, 0) for name in ("records", "output", "dropped")}

@@ -65,8 +65,8 @@ def test_every_record_is_in_one_place(whole):
     assert judge["odd"] == pytest.approx(sum(one["odd"] for one in output) / len(output))
     assert asked == COUNT and sample["responses"] == 2 * COUNT == len(read_json_lines(folder / "ledger.jsonl"))
     spent = progress["spent"]
+    assert (spent["requests"], spent["responses"], spent["prompt_tokens"]) == (COUNT, 2 * COUNT, COUNT * 10)
     assert spent["cost"] == pytest.approx((spent["prompt_tokens"] + 2 * spent["completion_tokens"]) / 1e6)
-    assert (spent["prompt_tokens"], spent["completion_tokens"]) == (sample["prompt_tokens"], sample["completion_tokens"])
 
 
 def test_a_finished_job_asks_nothing(whole):
@@ -202,9 +202,9 @@ def test_another_configuration_is_refused_with_both_values(whole):
         with pytest.raises(ValueError, match="records.digest"):
             job.run()
         job = stub_job(stub.url, folder, COUNT)
-        job.steps, job.names = job.steps[:1], job.names[:1]
-        with pytest.raises(ValueError, match="steps.judge"):
-            job.run()
+        for steps in (job.steps[:1], [job.steps[0], *[Judge()] * 2], job.steps[::-1]):
+            with pytest.raises(ValueError, match=r"order is \['sample', 'judge'\] there"):
+                Job(steps, job.records, folder).run()
         assert stub.asked == 0
 
 

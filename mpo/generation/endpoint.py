@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mpo.generation.generator import Request
-from mpo.generation.wire import KINDS, Kind, chat_fields, kind_of
+from mpo.generation.wire import KINDS, Kind, chat_fields, kind_of, read_usage
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 NO_KEY = "none"
@@ -94,7 +94,7 @@ class Endpoint:
         """
         try:
             data = await self._models(client, optional=model is not None)
-            models = sorted(data["data"], key=lambda one: (one.get("status") or {}).get("value") != "loaded")
+            models = sorted(data["data"], key=lambda one: one.get("status") != {"value": "loaded"})
             names = [str(one["id"]) for one in models]
         except (AttributeError, KeyError, TypeError):
             raise ConnectionError(f"{self.shown} is no OpenAI-compatible server: it lists no models. Check it.") from None
@@ -203,8 +203,7 @@ class Endpoint:
         async def tokens(prefix: str | None, *, flag: bool = False) -> int | None:
             fields = chat_fields(self.kind or KINDS["other"], Request.ask("Is it?", prefix=prefix), continued=flag)
             data = await self.send(client, CHAT, {"model": model, **fields, "max_tokens": 1, "temperature": 0.0})
-            usage = data.get("usage") if isinstance(data, Mapping) else None
-            return usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+            return read_usage(data)[0]
 
         try:
             flagged = await tokens(_PROBE, flag=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol
 
-from mpo.data.messages import IMAGE_PLACEHOLDER, PLACES, VIDEO_PLACEHOLDER, prompt_messages
+from mpo.data.messages import IMAGE_PLACEHOLDER, PLACES, VIDEO_PLACEHOLDER, checked_text, prompt_messages
 from mpo.schema import Message
 
 OnText = Callable[[str], None]
@@ -44,7 +44,7 @@ class Request:
             given = getattr(self, name)
             if isinstance(given, str | bytes) or not isinstance(given, Sequence):
                 raise ValueError(f"Expected a list of {name}; got {given!r:.60}. Give a list, also of one.")
-        if self.prefix is not None and (not isinstance(self.prefix, str) or (self.prefix and not self.prefix.strip())):
+        if self.prefix and not checked_text(self.prefix, "prefix").strip():
             raise ValueError(f"Expected the prefix to be text that is not all white space, or None; got prefix={self.prefix!r}.")
         messages = self.messages if isinstance(self.messages, str) else list(self.messages)
         if not messages:
@@ -227,12 +227,14 @@ class Decoding:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
+            object.__setattr__(self, name, int(value))
         for name in ("temperature", "top_p"):
             number = getattr(self, name)
             real = isinstance(number, Real) and not isinstance(number, bool)
             if not real or not (0 <= number < math.inf if name == "temperature" else 0 < number <= 1):
                 expected = "0 (greedy) or more" if name == "temperature" else "above 0, and 1 at most"
                 raise ValueError(f"Expected {name} to be a number {expected}; got {name}={number!r}.")
+            object.__setattr__(self, name, float(number))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
             raise ValueError(f"Expected stop to be texts that end a response, none of them empty; got stop={self.stop!r}.")
@@ -263,7 +265,7 @@ class Decoding:
         request, samples = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
         if not isinstance(request, Request):
             raise ValueError(f"Expected a Request, alone or as (request, sample numbers); got {item!r:.80}.")
-        numbers = tuple(samples)
+        numbers = tuple(samples) if isinstance(samples, Iterable) else (None,)
         whole = all(isinstance(one, Integral) and not isinstance(one, bool) and one >= 0 for one in numbers)
         if not whole or len({*numbers}) < len(numbers):
             raise ValueError(f"Expected different sample numbers from 0 on; got {samples!r:.80}.")
@@ -304,6 +306,19 @@ class Usage:
         self.prompt_tokens += prompt_tokens or 0
         self.completion_tokens += completion_tokens or 0
         self.unknown += prompt_tokens is None or completion_tokens is None
+
+
+def checked_requests(requests: Any) -> list[Request]:
+    """The requests of `Generator.generate` as a list.
+
+    Raises:
+        ValueError: for anything but several requests.
+    """
+    given = list(requests) if isinstance(requests, Iterable) and not isinstance(requests, str | bytes) else [requests]
+    wrong = next((one for one in given if not isinstance(one, Request)), None if isinstance(requests, Iterable) else requests)
+    if wrong is not None:
+        raise ValueError(f"Expected a list of requests, such as [Request.ask('What is it?')]; got {wrong!r:.80}.")
+    return given
 
 
 async def numbered(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[tuple[int, Item]]:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from mpo.batching.logprobs import prompt_record
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.keys import image_key
@@ -30,6 +31,7 @@ from mpo.generation.generator import (
     Response,
     Usage,
     checked_concurrency,
+    checked_requests,
     numbered,
 )
 from mpo.generation.steps import Sampler, StopTexts, TextStream, text_after
@@ -122,7 +124,7 @@ class LocalGenerator:
 
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""
-        decoding = Decoding(**settings)
+        decoding, requests = Decoding(**settings), checked_requests(requests)
         samples = [range(decoding.n)] * len(requests)
         sampled = self._sample([_record(request, number) for number, request in enumerate(requests)], samples, decoding)
         return [
@@ -365,14 +367,8 @@ class LocalGenerator:
 
 
 def _record(request: Request, number: int) -> Record:
-    """The request as a record of the encoder: a prefix is a message of the assistant, which the response continues."""
-    record: Record = {"id": f"request {number}", "prompt": list(request.messages), "images": list(request.images)}
-    if request.videos:
-        record["videos"] = list(map(str, request.videos))
-    if request.prefix:
-        prefix = {"role": "assistant", "content": [{"type": "text", "text": request.prefix}]}
-        record |= {"prompt": [*request.messages, prefix], PREFIX: request.prefix}
-    return record
+    record = prompt_record(request, f"request {number}")
+    return {**record, PREFIX: request.prefix} if request.prefix else record
 
 
 def _batches(samples: Sequence[Sequence[int]], size: int) -> Iterator[list[tuple[int, Sequence[int]]]]:

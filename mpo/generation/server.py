@@ -8,9 +8,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from itertools import groupby
+from itertools import cycle, groupby
 from typing import Any, TypeVar
 
 from mpo.generation.endpoint import CHAT, COMPLETIONS, Endpoint, FailedError, RefusedError, SettingsError, explained
@@ -23,14 +23,30 @@ from mpo.generation.generator import (
     Response,
     Usage,
     checked_concurrency,
+    checked_requests,
     numbered,
 )
-from mpo.generation.wire import KINDS, MAX_CHOICES, Choice, chat_fields, check_understood, decoding_fields, read_choices, shares
+from mpo.generation.wire import (
+    KINDS,
+    MAX_CHOICES,
+    OWN_FIELDS,
+    Choice,
+    chat_fields,
+    check_understood,
+    decoding_fields,
+    read_choices,
+    read_usage,
+    shares,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Tokens = tuple[int | None, int | None]
+"""Numbers of prompt and completion tokens, as far as a server says them."""
 CONCURRENCY = 32
 """Requests at the same time, unless told otherwise."""
+POOL = 16
+"""Connections of one client: a request's cost grows with them, since httpx looks through all of its pool."""
 LONGEST_WAIT = 30.0
 """In seconds, between two attempts, unless the server asks for a longer one."""
 
@@ -90,12 +106,17 @@ class ServerGenerator:
             import openai  # noqa: F401
         except ModuleNotFoundError:
             raise ValueError("A server needs the package openai: pip install 'mpo-trainer[server]'.") from None
-        given = [urls] if isinstance(urls, str) else list(urls)
+        given = list(urls) if isinstance(urls, Sequence) and not isinstance(urls, str) else [urls]
         if not given or len(set(given)) < len(given):
             raise ValueError(f"Expected the address of a server, or several different ones; got {len(given)} of {len(set(given))}.")
+        if model is not None and (not isinstance(model, str) or not model):
+            raise ValueError(f"Expected the model's name, or None for the server's first; got model={model!r}.")
+        if extra is not None and (not isinstance(extra, Mapping) or (taken := sorted(OWN_FIELDS & set(extra)))):
+            found = extra if not isinstance(extra, Mapping) else ", ".join(taken)
+            raise ValueError(f"Expected fields in extra that the generator does not set itself; got {found}. Use its own settings.")
         if kind is not None and kind not in KINDS:
             raise ValueError(f"Expected kind to be one of {', '.join(KINDS)}; got kind={kind!r}.")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key_variable):
+        if not isinstance(key_variable, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key_variable):
             raise ValueError("key_variable is the name of an environment variable, such as OPENAI_API_KEY, not the key itself.")
         for name, value in (("timeout", timeout), ("total_timeout", total_timeout)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
@@ -121,7 +142,7 @@ class ServerGenerator:
             GenerationError: for the first request that fails for good, with its number; the others are not awaited.
             ConnectionError: for a server that cannot be reached or used at all.
         """
-        decoding = Decoding(**settings)
+        decoding, requests = Decoding(**settings), checked_requests(requests)
         for number, request in enumerate(requests):
             for image in (*request.images, *request.videos):
                 if isinstance(image, str | os.PathLike) and not os.path.isfile(image):
@@ -141,7 +162,7 @@ class ServerGenerator:
 
     async def stream(
         self, requests: Iterable[Item] | AsyncIterable[Item], *, concurrency: int | None = None, **settings: Any
-    ) -> AsyncIterator[tuple[int, int, Response | GenerationError]]:
+    ) -> AsyncGenerator[tuple[int, int, Response | GenerationError], None]:
         """Sample responses as they are asked for; see `mpo.generation.generator.Generator.stream`."""
         decoding = Decoding(**settings)
         count = checked_concurrency(concurrency) or self.concurrency
@@ -227,7 +248,7 @@ class _Run:
     def __init__(self, generator: ServerGenerator, decoding: Decoding, concurrency: int) -> None:
         self.generator, self.decoding = generator, decoding
         self.endpoints: list[Endpoint] = []
-        self.clients: dict[Endpoint, Any] = {}
+        self.clients: dict[Endpoint, Iterator[Any]] = {}
         self.slots = asyncio.Semaphore(concurrency)
         self.proven = False  # a request with these settings was answered
         self.judging = asyncio.Lock()
@@ -243,11 +264,12 @@ class _Run:
         run = cls(generator, decoding, concurrency)
         failures = []
         for endpoint in generator.endpoints:
-            client = run.clients[endpoint] = await stack.enter_async_context(endpoint.client())
+            pools = [await stack.enter_async_context(endpoint.client()) for _ in range(-(-concurrency // POOL))]
+            run.clients[endpoint] = cycle(pools)
             endpoint.running, endpoint.probing = 0, asyncio.Lock()
             try:
                 if endpoint.kind is None:
-                    generator.name = await endpoint.introduce(client, generator.name, generator.kind)
+                    generator.name = await endpoint.introduce(pools[0], generator.name, generator.kind)
                 run.endpoints.append(endpoint)
             except FailedError as error:
                 failures.append(f"{error}")
@@ -264,8 +286,7 @@ class _Run:
         texts: dict[int, str] = {}
 
         async def part(numbers: Sequence[int]) -> None:
-            endpoint, choices, usage = await self._answered(request, numbers)
-            prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            endpoint, choices, (prompt_tokens, completion_tokens) = await self._answered(request, numbers)
             self.generator.usage.add(len(choices), prompt_tokens, completion_tokens)
             tokens = shares(completion_tokens, [len(choice.text) for choice in choices])
             for sample, choice, own in zip(numbers, choices, tokens, strict=False):
@@ -310,7 +331,7 @@ class _Run:
                 "(kind='transformers' sends it), or \"do_sample\": true in the generation_config.json of the model's folder."
             )
 
-    async def _answered(self, request: Request, samples: Sequence[int]) -> tuple[Endpoint, list[Choice], Mapping[str, Any]]:
+    async def _answered(self, request: Request, samples: Sequence[int]) -> tuple[Endpoint, list[Choice], Tokens]:
         """Ask for consecutive samples, until there is a response: the server, its choices, and the tokens.
 
         Raises:
@@ -332,10 +353,10 @@ class _Run:
                 try:
                     path, body = await self._body(endpoint, request, samples)
                     limit = min(max(end - time.monotonic(), 0.1), generator.timeout)
-                    data = await endpoint.send(self.clients[endpoint], path, body, limit)
+                    data = await endpoint.send(next(self.clients[endpoint]), path, body, limit)
                     choices = self._checked(endpoint, data)[: len(samples)]
                     self.proven = True
-                    return endpoint, choices, data.get("usage") or {}
+                    return endpoint, choices, read_usage(data)
                 except RefusedError as error:
                     await self._judge(f"{error}", refused=True)
                     raise GenerationError(explained(f"{error}")) from None
@@ -375,7 +396,7 @@ class _Run:
         for choice in choices:
             if choice.finish_reason in ("error", "abort"):
                 raise FailedError(f"{endpoint.shown} ended a response with {choice.finish_reason!r}.")
-            if not choice.text and choice.finish_reason == "length" and (data.get("usage") or {}).get("completion_tokens") == 0:
+            if not choice.text and choice.finish_reason == "length" and read_usage(data)[1] == 0:
                 raise RefusedError(f"{endpoint.shown} has no room for a response in its context")
         return choices
 
@@ -405,7 +426,7 @@ class _Run:
                 if not refused:  # otherwise the length of the response may be what is refused
                     body["max_tokens"] = 1
                 try:
-                    self._checked(endpoint, await endpoint.send(self.clients[endpoint], path, body))
+                    self._checked(endpoint, await endpoint.send(next(self.clients[endpoint]), path, body))
                     self.proven = True
                     return
                 except RefusedError as error:
@@ -436,7 +457,7 @@ class _Run:
         """
         async with endpoint.probing:
             if endpoint.prefix is None:
-                endpoint.prefix = await endpoint.try_prefix(self.clients[endpoint], str(self.generator.name))
+                endpoint.prefix = await endpoint.try_prefix(next(self.clients[endpoint]), str(self.generator.name))
                 ways = {"flag": "goes on from a prefix with continue_final_message", "itself": "goes on from a prefix by itself"}
                 self.generator.notice(f"{endpoint.shown} {ways.get(endpoint.prefix, endpoint.prefix)}.")
         if endpoint.prefix in ("flag", "itself"):
@@ -453,14 +474,17 @@ class _Run:
         """The prompt of a request without images, with its prefix, by the template."""
         from transformers import AutoTokenizer
 
+        from mpo.batching.logprobs import prompt_record
         from mpo.encoding.turns import render
         from mpo.models.control_tokens import added_start
 
         template = self.generator.template
         if isinstance(template, str | os.PathLike):
-            template = self.generator.template = AutoTokenizer.from_pretrained(template)
-        prompt = [*request.messages, {"role": "assistant", "content": [{"type": "text", "text": request.prefix}]}]
-        text = render({"id": "the request", "prompt": prompt}, template, sides=()).prompt
+            try:
+                template = self.generator.template = AutoTokenizer.from_pretrained(template)
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"template={template} holds no tokenizer ({error}). Give the model's folder.") from error
+        text = render(prompt_record(request, "the request"), template, sides=()).prompt
         tokenizer = getattr(template, "tokenizer", template)
         # Servers add the tokens that begin a text, which the template has written already.
         return text.removeprefix(tokenizer.bos_token or "") if added_start(tokenizer) else text
@@ -473,7 +497,7 @@ class _Run:
         held = max(map(len, self.decoding.stop), default=1) - 1
         try:
             path, body = await self._body(endpoint, request, (0,))
-            async for chunk in endpoint.chunks(self.clients[endpoint], path, body):
+            async for chunk in endpoint.chunks(next(self.clients[endpoint]), path, body):
                 self._check_model(endpoint, chunk.model)
                 usage = chunk.usage or usage
                 for choice in chunk.choices:
@@ -525,8 +549,9 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 def _prices(given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
-    values = [given.get("prompt"), given.get("completion")] if isinstance(given, Mapping) else list(given)
-    if len(values) != 2 or not all(isinstance(value, int | float) and value >= 0 for value in values):
+    keyed = isinstance(given, Mapping)
+    values: list[Any] = [given.get("prompt"), given.get("completion")] if keyed else list(given)
+    if len(given) != 2 or not all(isinstance(value, int | float) and 0 <= value < float("inf") for value in values):
         raise ValueError(f"Expected prices of a million prompt tokens and a million completion tokens; got prices={given!r}.")
     return float(values[0]), float(values[1])
 

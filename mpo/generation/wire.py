@@ -18,6 +18,8 @@ from mpo.data.paths import regular_file
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.generation.generator import Decoding, Request
 
+OWN_FIELDS = frozenset("model messages prompt max_tokens temperature top_p top_k n seed stop logprobs stream".split())
+"""Fields that settings of the generator decide."""
 MAX_CHOICES = 128
 """Samples that are asked for at once: LMDeploy's and OpenAI's limit."""
 _SIGNATURES = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"GIF8", "image/gif"))
@@ -223,6 +225,18 @@ def read_choices(data: Any) -> list[Choice]:
     if not found:
         raise ValueError("it has no choices")
     return found
+
+
+def read_usage(data: Any) -> tuple[int | None, int | None]:
+    """The numbers of prompt and completion tokens of a response; None where it does not say.
+
+    >>> read_usage({"usage": {"prompt_tokens": 3, "completion_tokens": "x"}}), read_usage([])
+    ((3, None), (None, None))
+    """
+    usage = data.get("usage") if isinstance(data, Mapping) else None
+    counts = [usage.get(name) if isinstance(usage, Mapping) else None for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+    return prompt, completion
 
 
 def _logprobs(given: Any) -> tuple[float, ...] | None:

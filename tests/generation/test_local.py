@@ -200,6 +200,8 @@ USER = {"role": "user", "content": "What is it?"}
         (lambda: Request([{"role": "user", "content": [{"type": "image"}]}]), "0 images"),
         (lambda: Request([USER], images="a.png"), "'a.png'"),
         (lambda: Request([USER], prefix=" \n"), "prefix="),
+        (lambda: Request([USER], prefix="\ud800"), "prefix"),
+        (lambda: Request([USER], prefix=5), "prefix"),
         (lambda: Request([{"role": "robot", "content": "?"}]), "'robot'"),
         (lambda: Request([{"role": "user", "content": None}]), "null"),
     ],
@@ -364,6 +366,8 @@ def test_images_that_cannot_be_opened_are_named(tmp_path):
 
 def test_no_questions_give_no_responses(internvl, processor):
     assert LocalGenerator(internvl, processor).generate([], n=4) == []
+    with pytest.raises(ValueError, match="list of requests"):
+        LocalGenerator(internvl, processor).generate(QUESTIONS[0])
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_what_is_sent_overrules_the_checkpoints_generation_config():
     said = {}
     for kind in ("vllm", "sglang", "lmdeploy", "transformers", "other"):
         with StubServer(kind=kind) as stub:
-            ServerGenerator(stub.url, extra={"seed": 3} if kind == "other" else None).generate([ASKED], temperature=0.5)
+            ServerGenerator(stub.url, extra={"user": "me"} if kind == "other" else None).generate([ASKED], temperature=0.5)
             ServerGenerator(stub.url).generate([ASKED], temperature=0, stop=["5"])
             said[kind], greedy = stub.bodies
             assert "seed" not in greedy and greedy["temperature"] == 0 and ("stop" in greedy) == (kind != "transformers")
@@ -78,7 +78,7 @@ def test_what_is_sent_overrules_the_checkpoints_generation_config():
     }
     assert said["vllm"]["repetition_penalty"] == said["sglang"]["repetition_penalty"] == 1.0 and said["vllm"]["min_p"] == 0.0
     assert json.loads(said["transformers"]["generation_config"]) == {"do_sample": True, "repetition_penalty": 1.0, "top_k": 0}
-    assert said["other"]["seed"] == 3 and said["vllm"]["temperature"] == 0.5
+    assert said["other"]["user"] == "me" and said["vllm"]["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("form", ["path", "bytes", "datasets"])
@@ -386,6 +386,10 @@ def test_in_a_running_event_loop(stub):
 
     assert texts(asyncio.run(notebook())) == texts(ServerGenerator(stub.url).generate([ASKED], temperature=0))
     assert ServerGenerator(stub.url).generate([]) == []
+    assert len(ServerGenerator(stub.url).generate(ASKED for _ in range(2))) == 2
+    for wrong in (ASKED, ["What?"], "What?", None, [(ASKED, (1,))]):
+        with pytest.raises(ValueError, match="list of requests"):
+            ServerGenerator(stub.url).generate(wrong)
 
 
 def test_one_question_is_streamed(stub):
@@ -413,6 +417,12 @@ def test_one_question_is_streamed(stub):
         ({"max_tiles": 0}, "max_tiles=0"),
         ({"prices": {"prompt": 1}}, "prices="),
         ({"prices": (1, -1)}, "prices="),
+        ({"prices": {"prompt": 1, "completion": 2, "image": 3}}, "prices="),
+        ({"urls": None}, "None"),
+        ({"model": ""}, "model=''"),
+        ({"extra": {"model": "x"}}, "model"),
+        ({"extra": ["a"]}, "extra"),
+        ({"key_variable": None}, "key_variable"),
     ],
 )
 def test_invalid_arguments_are_refused(given, name):

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,12 +17,12 @@ from mpo.data.paths import regular_file
 from mpo.io import atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import Record, children, log, step_names
 from mpo.pipelines.ledger import content_hash, json_bytes
-from mpo.pipelines.part import DROPPED, OUTPUT, Part, locked
+from mpo.pipelines.part import DROPPED, OUTPUT, SHARDS, Part, locked, total
 from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import Dropped, Step, to_record
 
 VERSION = 1
-SETTINGS, REPORT, PAGE, SHARDS, IMAGES = "job.json", "report.json", "report.html", "shards", "images"
+SETTINGS, REPORT, PAGE, IMAGES = "job.json", "report.json", "report.html", "images"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
@@ -268,16 +267,6 @@ class Job:
 def _content(value: Any) -> str:
     """What JSON lacks, as text that tells it from others: the hash of an image, or its text."""
     return content_hash(value) if isinstance(value, bytes | bytearray) or hasattr(value, "tobytes") else str(value)
-
-
-def total(parts: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:
-    """Add up the counts of parts, and what was spent on them."""
-    counts: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part["counts"])
-        spent.update(part["spent"])
-    return counts, spent
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

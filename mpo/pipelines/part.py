@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
 from decimal import Decimal
@@ -26,6 +26,8 @@ from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Step
 
 LEDGER, OUTPUT, DROPPED, PROGRESS = "ledger.jsonl", "output.jsonl", "dropped.jsonl", "progress.json"
+SHARDS = "shards"
+"""Folder of the parts of a job that has several."""
 SYNC_SECONDS = 0.5
 """Between two flushes to disk: what a power failure can cost."""
 _EMPTY = {"records": 0, "sizes": [0, 0], "counts": {}, "spent": {}}
@@ -126,6 +128,16 @@ class Part:
                 writing.end()
 
 
+def total(parts: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:
+    """Add up the counts of parts, and what was spent on them."""
+    counts: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part["counts"])
+        spent.update(part["spent"])
+    return counts, spent
+
+
 class _Writing:
     """The files of a part that is being worked on, flushed to disk from a thread of its own."""
 
@@ -168,6 +180,7 @@ class _Writing:
         try:
             with suppress(*[OSError] if kind else []):  # it has its error already
                 self._sync()
+            self._show(self._progress())
         finally:
             for file in self._files:
                 os.close(file)

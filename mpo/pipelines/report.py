@@ -113,7 +113,8 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, unit="record", disable=quiet, dynamic_ncols=True)
         self._total, self._first, self._show = total, done, show
         self._start = self._last = time.monotonic()
-        self._quiet = quiet
+        self._quiet, self._done = quiet, done
+        self._said: list[str] = []
 
     def update(self, counts: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
         """Show how far the job is.
@@ -122,25 +123,34 @@ class Progress:
             counts: as in `make_report`.
             spent: what has been paid for, as in `mpo.pipelines.job.spent`.
         """
-        now, done = time.monotonic(), counts.get("records", 0)
-        if not self._show or now - self._last < (EVERY_SECONDS if self._quiet else 0.5):
-            return
-        self._last = now
-        tokens = spent.get("prompt_tokens", 0) + spent.get("completion_tokens", 0)
-        parts = [f"{spent['requests']:,} requests"] if "requests" in spent else []
-        parts += [f"{tokens:,} tokens"] * bool(tokens) + [f"cost {spent['cost']:,.2f}"] * (spent.get("cost") is not None)
-        parts += [f"{counts['dropped']:,} dropped"] * bool(counts.get("dropped"))
-        for name, value in counts.items():
-            if name.endswith("/sum") and counts[f"{name[:-4]}/number"]:
-                parts.append(f"{name.split('/')[-2]} {value / counts[f'{name[:-4]}/number']:.3f}")
+        now, self._said = time.monotonic(), self._text(counts, spent)
+        self._done = counts.get("records", 0)
         if not self._quiet:
-            self._bar.set_postfix_str(", ".join(parts), refresh=False)
-            self._bar.update(done - self._bar.n)
-            return
-        rate = (done - self._first) / max(now - self._start, 1e-9)
-        left = f", {(self._total - done) / rate / 60:,.0f} min left" if rate else ""
-        print(f"{done:,} of {self._total:,} records, {rate:.3g} a second{left}, {', '.join(parts)}", file=sys.stderr, flush=True)
+            self._bar.set_postfix_str(", ".join(self._said), refresh=False)
+            self._bar.update(self._done - self._bar.n)
+        elif now - self._last >= EVERY_SECONDS:
+            self._last = now
+            self._print()
+
+    @staticmethod
+    def _text(counts: Mapping[str, Any], spent: Mapping[str, Any]) -> list[str]:
+        tokens = spent.get("prompt_tokens", 0) + spent.get("completion_tokens", 0)
+        said = [f"{spent['requests']:,} requests"] if "requests" in spent else []
+        said += [f"{tokens:,} tokens"] * bool(tokens) + [f"cost {spent.get('cost', 0):,.2f}"] * ("cost" in spent)
+        said += [f"{counts['dropped']:,} dropped"] * bool(counts.get("dropped"))
+        for name, number in counts.items():
+            if name.endswith("/number") and number:
+                said.append(f"{name.split('/')[-2]} {counts[f'{name[:-7]}/sum'] / number:.3f}")
+        return said
+
+    def _print(self) -> None:
+        rate = (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        left = f"{(self._total - self._done) / rate / 60:,.0f} min left" if rate else "time left unknown"
+        said = [f"{self._done:,} of {self._total:,} records", f"{rate:.3g} a second", left, *self._said]
+        print(", ".join(said), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the bar, or print the last line."""
         self._bar.close()
+        if self._quiet and self._show:
+            self._print()

@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mpo.pipelines.job import SHARDS, Job, total
-from mpo.pipelines.part import InUse
+from mpo.pipelines.part import SHARDS, InUse, total
 from mpo.pipelines.report import Progress
+
+if TYPE_CHECKING:
+    from mpo.pipelines.job import Job
 
 try:
     import multiprocess

@@ -184,7 +184,7 @@ class Flow:
         try:
             requests = step.requests(record)
             asked = (self._ask(name, step, record["id"], place, request, counts) for place, request in enumerate(requests))
-            responses = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
+            responses: list[Any] = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
             if error := next((one for one in responses if isinstance(one, BaseException)), None):
                 raise error
             found = step.finish(record, responses)

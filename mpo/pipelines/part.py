@@ -165,7 +165,8 @@ class _Writing:
         self._counts: Counter[str] = Counter(before["counts"])
         self._earlier, self._start = Counter(before["spent"]), _usage(steps)
         self._failures: list[Result] = []
-        self._lock, self._ending, self._error = threading.Lock(), threading.Event(), None
+        self._lock, self._ending = threading.Lock(), threading.Event()
+        self._error: OSError | None = None
         self._written: str | None = None
         self._shown = 0.0
         self._thread = threading.Thread(target=self._sync_always, daemon=True)

@@ -128,7 +128,7 @@ class Progress:
         if not self._quiet:
             self._bar.set_postfix_str(", ".join(self._said), refresh=False)
             self._bar.update(self._done - self._bar.n)
-        elif now - self._last >= EVERY_SECONDS:
+        elif self._show and now - self._last >= EVERY_SECONDS:
             self._last = now
             self._print()
 

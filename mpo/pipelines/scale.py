@@ -11,7 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-from mpo.pipelines.part import SHARDS, InUse, total
+from mpo.pipelines.part import SHARDS, InUse, locked, total
 from mpo.pipelines.report import Progress
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def executor(job: Job, kind: str = "slurm", *, tasks: int, **settings: Any) -> P
         Executor = LocalPipelineExecutor  # noqa: N806
     else:
         raise ValueError(f"Expected slurm, ray or local; got {kind!r}.")
-    job.prepare(tasks)
+    with locked(job.folder, "job"):
+        job.prepare(tasks)
     folder = str(job.folder / SHARDS / LOGS)
     # datatrove's marks of finished tasks say nothing here: a task that ended with an error may have finished many shards
     return Executor([Work(job)], tasks=tasks, logging_dir=folder, skip_completed=False, **settings)
@@ -131,9 +132,13 @@ class _Supervised(LocalPipelineExecutor):  # type: ignore[misc]
     def _rank(self, rank: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent says when to stop
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        parent = multiprocess.parent_process()
-        threading.Thread(target=lambda: (parent.join(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         self._run_for_rank(rank, rank + 1)
+
+
+def _end_with_parent() -> None:
+    multiprocess.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _error(process: Any, receiver: Any) -> BaseException | None:

@@ -275,8 +275,8 @@ def step_names(steps: Sequence[Step]) -> list[str]:
     Raises:
         ValueError: without any steps.
     """
-    if not steps:
-        raise ValueError("Expected one step or more; got none.")
+    if not isinstance(steps, Sequence) or not steps:
+        raise ValueError(f"Expected a list of one step or more; got {steps!r:.80}.")
     verbs = [step.verb for step in steps]
     return [verb if verb not in verbs[:place] else f"{verb}_{verbs[:place].count(verb) + 1}" for place, verb in enumerate(verbs)]
 

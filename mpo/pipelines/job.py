@@ -12,12 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.paths import regular_file
 from mpo.io import atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import Record, children, log, step_names
 from mpo.pipelines.ledger import content_hash, json_bytes
-from mpo.pipelines.part import DROPPED, OUTPUT, SHARDS, Part, locked, total
+from mpo.pipelines.part import DROPPED, OUTPUT, SHARDS, Part, locked, plain, total
 from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import Dropped, Step, to_record
 
@@ -67,6 +69,8 @@ class Job:
             raise ValueError(
                 "The records can be read only once, and a job reads them several times. Give a list, or load_questions."
             )
+        if shards is not None and shards < 1:
+            raise ValueError(f"Expected one shard or more; got shards={shards!r}.")
         self.names = step_names(steps)
         self.steps, self.records, self.folder = list(steps), records, Path(folder).absolute()
         self.shards, self.concurrency, self.max_failures, self.drop_bad = shards, concurrency, max_failures, drop_bad
@@ -90,6 +94,8 @@ class Job:
             OSError: for a full disk; the same command goes on.
             KeyboardInterrupt: after Ctrl-C, when the responses on their way have come; the same command goes on.
         """
+        if workers < 1:
+            raise ValueError(f"Expected one worker or more; got workers={workers!r}.")
         try:
             with locked(self.folder, "job"):
                 self.prepare(workers)
@@ -248,7 +254,7 @@ class Job:
         if len(parts) > 1:
             for name in (OUTPUT, DROPPED):
                 with atomic_write(self.folder / name, "wb", durable=True) as whole:
-                    for part in parts:
+                    for part in filter(lambda part: part.size, parts):
                         with open(part.folder / name, "rb") as file:
                             while block := file.read(2**20):
                                 whole.write(block)
@@ -264,9 +270,9 @@ class Job:
             return [line[:SHOWN_BYTES] for line in islice(file, SHOWN_LINES)]
 
 
-def _content(value: Any) -> str:
-    """What JSON lacks, as text that tells it from others: the hash of an image, or its text."""
-    return content_hash(value) if isinstance(value, bytes | bytearray) or hasattr(value, "tobytes") else str(value)
+def _content(value: Any) -> Any:
+    """What stands in the digest for what JSON lacks."""
+    return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

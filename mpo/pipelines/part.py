@@ -261,13 +261,20 @@ class _Writing:
                 with atomic_write(path, "wb") as file:
                     file.write(value)
             return f"{path.parent.name}/{path.name}"
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        if hasattr(value, "item"):
-            return value.item()
-        if isinstance(value, date | Decimal):
-            return str(value)
-        raise TypeError(f"A record has a {type(value).__name__}, which JSON cannot hold: {value!r:.80}")
+        return plain(value)
+
+
+def plain(value: Any) -> Any:
+    """What JSON lacks, but for images: paths, numbers of numpy, dates, decimal numbers. Raises ValueError for anything else."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, date | Decimal):
+        return str(value)
+    if getattr(value, "shape", None) == ():
+        return value.item()
+    raise ValueError(
+        f"a record has a {type(value).__name__}, which JSON cannot hold: {value!r:.80}. Leave it out, or make it text."
+    )
 
 
 def _ending(data: Any) -> str:

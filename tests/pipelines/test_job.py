@@ -318,7 +318,7 @@ def test_workers_give_the_same_bytes_and_take_over(whole, tmp_path):
 
 def test_shards_in_one_process_give_the_same_bytes(whole, tmp_path):
     with StubServer() as stub:
-        stub_job(stub.url, tmp_path / "job", COUNT, shards=7).run()
+        stub_job(stub.url, tmp_path / "job", COUNT, shards=COUNT + 3).run()
         assert stub.asked == COUNT
     assert contents(tmp_path / "job") == contents(whole[0])
 
@@ -386,8 +386,17 @@ def test_a_step_that_returns_no_record(wrong):
         ([*questions(2), *questions(1)], "record 2: the id 'q0'.*record 0"),
         ([], "no records"),
         (iter(questions(1)), "only once"),
+        ([{"id": "q0", "thing": object()}], "a record has a object"),
     ],
 )
 def test_records_that_are_none(tmp_path, records, name):
     with pytest.raises(ValueError, match=name):
         Job([Judge()], records, tmp_path).run()
+
+
+def test_settings_without_a_meaning(tmp_path):
+    for settings, name in (({"shards": 0}, "shards=0"), ({"steps": []}, "got \\[\\]"), ({"steps": Judge()}, "list of one step")):
+        with pytest.raises(ValueError, match=name):
+            Job(**{"steps": [Judge()], "records": questions(1), "folder": tmp_path, **settings})
+    with pytest.raises(ValueError, match="workers=0"):
+        Job([Judge()], questions(1), tmp_path).run(workers=0)

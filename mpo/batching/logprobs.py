@@ -80,6 +80,11 @@ def completion_logprobs(
     """
     if len(requests) != len(completions):
         raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
+    for given in completions:
+        if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+            raise ValueError(f"Expected a list of texts for every request; got {given!r:.80}.")
+    if isinstance(max_tokens_per_batch, bool) or not isinstance(max_tokens_per_batch, int) or max_tokens_per_batch < 1:
+        raise ValueError(f"Expected max_tokens_per_batch to be 1 or more; got max_tokens_per_batch={max_tokens_per_batch!r}.")
     if layout not in (None, "packed", "padded"):
         raise ValueError(f"Expected layout to be packed, padded or None; got layout={layout!r}.")
     reason = why_not(model)

@@ -27,7 +27,7 @@ class Request:
         images: PIL images, paths of image files, or encoded bytes, one per placeholder.
         prefix: the start of the assistant's response, which the model goes on from; None or empty for no prefix.
         metadata: carried along untouched.
-        videos: paths of videos, or folders of their frames, one per placeholder.
+        videos: paths of videos, one per placeholder.
 
     Raises:
         ValueError: for messages without a turn to respond to, and for placeholders that do not match the images.
@@ -314,9 +314,9 @@ def checked_requests(requests: Any) -> list[Request]:
     Raises:
         ValueError: for anything but several requests.
     """
-    given = list(requests) if isinstance(requests, Iterable) and not isinstance(requests, str | bytes) else [requests]
-    wrong = next((one for one in given if not isinstance(one, Request)), None if isinstance(requests, Iterable) else requests)
-    if wrong is not None:
+    given = list(requests) if isinstance(requests, Iterable) and not isinstance(requests, str | bytes) else None
+    if given is None or not all(isinstance(one, Request) for one in given):
+        wrong = requests if given is None else next(one for one in given if not isinstance(one, Request))
         raise ValueError(f"Expected a list of requests, such as [Request.ask('What is it?')]; got {wrong!r:.80}.")
     return given
 

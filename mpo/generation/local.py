@@ -106,8 +106,8 @@ class LocalGenerator:
         tile_budget: str = "prompt",
         sharded: bool = False,
     ) -> None:
-        if responses_per_batch < 1:
-            raise ValueError(f"responses_per_batch must be 1 or more, not {responses_per_batch}.")
+        if isinstance(responses_per_batch, bool) or not isinstance(responses_per_batch, int) or responses_per_batch < 1:
+            raise ValueError(f"Expected a responses_per_batch of 1 or more; got responses_per_batch={responses_per_batch!r}.")
         if tile_budget not in TILE_BUDGETS:
             raise ValueError(f"Expected tile_budget to be {' or '.join(TILE_BUDGETS)}; got tile_budget={tile_budget!r}.")
         self.model = model

@@ -8,9 +8,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from itertools import cycle, groupby
+from itertools import groupby
 from typing import Any, TypeVar
 
 from mpo.generation.endpoint import CHAT, COMPLETIONS, Endpoint, FailedError, RefusedError, SettingsError, explained
@@ -122,7 +122,7 @@ class ServerGenerator:
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"Expected {name} to be a number of seconds above 0; got {name}={value!r}.")
         for name, whole in (("concurrency", concurrency), ("attempts", attempts), ("max_tiles", max_tiles)):
-            if whole is not None and (isinstance(whole, bool) or not isinstance(whole, int) or whole < 1):
+            if (whole is not None or name != "max_tiles") and (isinstance(whole, bool) or not isinstance(whole, int) or whole < 1):
                 raise ValueError(f"Expected {name} to be a whole number of 1 or more; got {name}={whole!r}.")
         self.endpoints = [Endpoint(url, key_variable, timeout) for url in given]
         self.name = model
@@ -245,10 +245,10 @@ class ServerGenerator:
 class _Run:
     """One stream of a generator: its clients, which belong to an event loop, and its settings."""
 
-    def __init__(self, generator: ServerGenerator, decoding: Decoding, concurrency: int) -> None:
-        self.generator, self.decoding = generator, decoding
+    def __init__(self, generator: ServerGenerator, decoding: Decoding, concurrency: int, stack: AsyncExitStack) -> None:
+        self.generator, self.decoding, self.stack = generator, decoding, stack
         self.endpoints: list[Endpoint] = []
-        self.clients: dict[Endpoint, Iterator[Any]] = {}
+        self.clients: dict[Endpoint, list[Any]] = {}
         self.slots = asyncio.Semaphore(concurrency)
         self.proven = False  # a request with these settings was answered
         self.judging = asyncio.Lock()
@@ -261,15 +261,14 @@ class _Run:
             ConnectionError: if none can be reached, or one has another model.
             ValueError: for settings that one of them would ignore.
         """
-        run = cls(generator, decoding, concurrency)
+        run = cls(generator, decoding, concurrency, stack)
         failures = []
         for endpoint in generator.endpoints:
-            pools = [await stack.enter_async_context(endpoint.client()) for _ in range(-(-concurrency // POOL))]
-            run.clients[endpoint] = cycle(pools)
+            run.clients[endpoint] = []
             endpoint.running, endpoint.probing = 0, asyncio.Lock()
             try:
                 if endpoint.kind is None:
-                    generator.name = await endpoint.introduce(pools[0], generator.name, generator.kind)
+                    generator.name = await endpoint.introduce(await run._client(endpoint), generator.name, generator.kind)
                 run.endpoints.append(endpoint)
             except FailedError as error:
                 failures.append(f"{error}")
@@ -280,6 +279,13 @@ class _Run:
         for endpoint in run.endpoints:
             check_understood(endpoint.kind or KINDS["other"], endpoint.shown, decoding, generator.max_tiles)
         return run
+
+    async def _client(self, endpoint: Endpoint) -> Any:
+        """A client with few enough requests."""
+        clients, place = self.clients[endpoint], max(endpoint.running - 1, 0) // POOL
+        if place >= len(clients):
+            clients.append(await self.stack.enter_async_context(endpoint.client()))
+        return clients[min(place, len(clients) - 1)]
 
     async def ask(self, number: int, request: Request, samples: Sequence[int], found: asyncio.Queue[Any]) -> None:
         """Put the samples of a request into the queue, as they come; those that cannot be had as errors."""
@@ -353,7 +359,7 @@ class _Run:
                 try:
                     path, body = await self._body(endpoint, request, samples)
                     limit = min(max(end - time.monotonic(), 0.1), generator.timeout)
-                    data = await endpoint.send(next(self.clients[endpoint]), path, body, limit)
+                    data = await endpoint.send(await self._client(endpoint), path, body, limit)
                     choices = self._checked(endpoint, data)[: len(samples)]
                     self.proven = True
                     return endpoint, choices, read_usage(data)
@@ -426,7 +432,7 @@ class _Run:
                 if not refused:  # otherwise the length of the response may be what is refused
                     body["max_tokens"] = 1
                 try:
-                    self._checked(endpoint, await endpoint.send(next(self.clients[endpoint]), path, body))
+                    self._checked(endpoint, await endpoint.send(await self._client(endpoint), path, body))
                     self.proven = True
                     return
                 except RefusedError as error:
@@ -457,7 +463,7 @@ class _Run:
         """
         async with endpoint.probing:
             if endpoint.prefix is None:
-                endpoint.prefix = await endpoint.try_prefix(next(self.clients[endpoint]), str(self.generator.name))
+                endpoint.prefix = await endpoint.try_prefix(await self._client(endpoint), str(self.generator.name))
                 ways = {"flag": "goes on from a prefix with continue_final_message", "itself": "goes on from a prefix by itself"}
                 self.generator.notice(f"{endpoint.shown} {ways.get(endpoint.prefix, endpoint.prefix)}.")
         if endpoint.prefix in ("flag", "itself"):
@@ -497,7 +503,7 @@ class _Run:
         held = max(map(len, self.decoding.stop), default=1) - 1
         try:
             path, body = await self._body(endpoint, request, (0,))
-            async for chunk in endpoint.chunks(next(self.clients[endpoint]), path, body):
+            async for chunk in endpoint.chunks(await self._client(endpoint), path, body):
                 self._check_model(endpoint, chunk.model)
                 usage = chunk.usage or usage
                 for choice in chunk.choices:

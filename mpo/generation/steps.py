@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
 from mpo.generation.generator import Decoding, OnText
@@ -34,8 +34,6 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         self.step = 0
         self.logprobs: list[Tensor] = []
         self._warpers: list[LogitsProcessor] = []
-        if decoding.temperature not in (0, 1):
-            self._warpers.append(TemperatureLogitsWarper(float(decoding.temperature)))
         if decoding.top_k:
             self._warpers.append(TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:
@@ -45,7 +43,9 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         """Choose tokens by their logits, shape (rows, vocabulary)."""
         if scores.isnan().any():
             raise ValueError("The model's logits are not numbers (nan). Check its weights, or load it in bfloat16 or float32.")
-        warped = scores
+        warped = scores - scores.amax(dim=-1, keepdim=True)  # so that no division overflows
+        if self.decoding.temperature > 0:
+            warped = warped / max(self.decoding.temperature, 1e-30)
         for warper in self._warpers:
             warped = warper(input_ids, warped)
         if self.decoding.temperature > 0:

@@ -90,6 +90,9 @@ def test_adapters_text_models_and_models_that_cannot_be_packed(processor):
         (REQUESTS[:2], [["5"]], {}, "2 requests and 1"),
         (REQUESTS[:2], [["5"], [""]], {}, "request 1"),
         (REQUESTS[:1], [["5"]], {"layout": "rows"}, "layout='rows'"),
+        (REQUESTS[:1], ["5 6"], {}, "'5 6'"),
+        (REQUESTS[:1], [[5]], {}, "5"),
+        (REQUESTS[:1], [["5"]], {"max_tokens_per_batch": 0}, "max_tokens_per_batch=0"),
         ([Request.ask("?", images=["gone.png"])], [["5"]], {}, "request 0.*gone"),
     ],
 )

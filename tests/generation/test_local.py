@@ -69,12 +69,12 @@ def test_seed_decides_the_responses_and_leaves_the_random_state(lively, processo
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"n": 2}, {"temperature": 0.7, "top_p": 0.9, "top_k": 50}], ids=str)
 def test_responses_do_not_depend_on_the_batch(lively, processor, settings):
     """Alone, in a batch with others, in another order, batch by batch and streamed: the same text of each request and sample."""
-    settings = {"max_new_tokens": 8, "seed": 4, **settings}
+    settings = {"max_new_tokens": 5, "seed": 4, **settings}
     requests = [*QUESTIONS, Request.ask("And 3 plus 4?"), Request.ask("What is the sum?", images=QUESTIONS[1].images)]
     generator = LocalGenerator(lively, processor)
     alone = [texts(generator.generate([request], **settings))[0] for request in requests]
     assert texts(generator.generate(requests[::-1], **settings)) == alone[::-1]
-    for size in (1, 3, 64):
+    for size in (1, 64):
         assert texts(LocalGenerator(lively, processor, responses_per_batch=size).generate(requests, **settings)) == alone
     found = {(place, number): response.text for place, number, response in streamed(generator, requests, concurrency=3, **settings)}
     assert found == {(place, number): text for place, several in enumerate(alone) for number, text in enumerate(several)}
@@ -128,6 +128,8 @@ def test_shared_prompts_give_what_separate_prompts_give(lively, processor):
     shared = texts(generator.generate(QUESTIONS, n=3, temperature=1.0, top_k=1, max_new_tokens=8))
     assert shared == [several * 3 for several in greedy]
     assert len({several[0] for several in greedy}) > 1  # the response depends on the question
+    coldest = generator.generate(QUESTIONS, temperature=1e-320, max_new_tokens=8)  # 0 in float32
+    assert texts(coldest) == greedy
 
 
 def test_sampling_follows_the_models_distribution(lively, processor):

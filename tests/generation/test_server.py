@@ -223,6 +223,18 @@ def test_time_limits():
         ServerGenerator(stub.url, timeout=0.2, total_timeout=0.6).generate([ASKED])
 
 
+def test_a_request_that_breaks_connections_does_not_hold_the_others_up():
+    """Others are asked while it waits for its second attempt, more than the one that is asked together with its first."""
+
+    def poison(body):
+        return "reset" if "bad" in body["messages"][0]["content"] else None
+
+    with StubServer(poison=poison) as stub:
+        found = streamed(ServerGenerator(stub.url, concurrency=2, attempts=2), [Request.ask("bad"), *[ASKED] * 40])
+        bad = [place for place, body in enumerate(stub.bodies) if body["messages"][0]["content"] == "bad"]
+    assert len(found) == 41 and len(bad) == 2 and bad[1] - bad[0] > 3
+
+
 def test_the_key_is_of_the_environment_and_nowhere_else(monkeypatch, caplog):
     secret = "sk-very-secret"
     with StubServer(key=secret) as stub:
@@ -413,6 +425,7 @@ def test_one_question_is_streamed(stub):
         ({"timeout": 0}, "timeout=0"),
         ({"total_timeout": "1"}, "total_timeout='1'"),
         ({"concurrency": 0}, "concurrency=0"),
+        ({"concurrency": None}, "concurrency=None"),
         ({"attempts": 1.5}, "attempts=1.5"),
         ({"max_tiles": 0}, "max_tiles=0"),
         ({"prices": {"prompt": 1}}, "prices="),

@@ -89,6 +89,7 @@ class StubServer:
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
         routes = [
             Route("/v1/models", self._models),
+            Route("/v1/asked", lambda request: JSONResponse(self.asked)),  # for benchmarks/pipelines.py
             Route("/v1/chat/completions", self._asked, methods=["POST"]),
             Route("/v1/completions", self._asked, methods=["POST"]),
         ]

@@ -181,6 +181,7 @@ class ServerGenerator:
                     number, item = taken
                     request, samples = decoding.samples_of(item)
                     await run.ask(number, request, samples, found)
+                    await found.join()  # what is paid for is in the caller's hands before anything else is asked
 
             async def finish() -> None:
                 try:
@@ -198,6 +199,7 @@ class ServerGenerator:
                     if isinstance(one, BaseException):
                         raise one
                     yield one
+                    found.task_done()
             finally:
                 worker.cancel()
                 await asyncio.gather(worker, return_exceptions=True)

@@ -45,7 +45,7 @@ def test_reports_of_pytorch_and_transformers_are_attached():
     assert list(reports) == list(ENVIRONMENT)
     for name, report in zip(("PyTorch", "`transformers`"), reports.values(), strict=True):
         assert f"{name} version: " in report
-    assert json.loads(as_json([], reports))["environment"] == reports
+    assert as_json([], reports)["environment"] == reports
 
 
 def test_help_teaches_and_needs_no_torch():

@@ -46,7 +46,7 @@ def test_only_a_step_that_was_taken_says_that_a_run_can_start():
 
 
 def test_json_is_the_same():
-    read = json.loads(as_json([ILL, FINE]))
+    read = json.loads(json.dumps(as_json([ILL, FINE])))
     assert read["problems"] == 3
     assert read["sections"][0]["findings"][2] == {
         "name": "trl",

@@ -8,7 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,20 +38,27 @@ class Failed(Exception):
 
 def reported(options: argparse.Namespace) -> int:
     """Run a command, print its report, and return its exit status. With `--json` nothing else is on stdout."""
+    with stdout_to_stderr() if options.json else nullcontext():
+        report: Report = options.run(options)
     if options.json:
-        with _stdout_to_stderr():
-            report: Report = options.run(options)
-        print(json.dumps(report.data, indent=2, default=_plain, allow_nan=False))
-    else:
-        report = options.run(options)
-        if report.text:
-            print(visible(report.text))
+        print_json(report.data)
+    elif report.text:
+        print(visible(report.text))
     sys.stdout.flush()
     return report.status
 
 
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one JSON document, with paths and the numbers of numpy."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if hasattr(value, "item") else os.fspath(value)
+
+    print(json.dumps(data, indent=2, default=plain, allow_nan=False))
+
+
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Send what libraries and child processes print to stderr."""
     sys.stdout.flush()
     saved = os.dup(1)
@@ -62,11 +69,6 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON lacks: paths, and the numbers of numpy."""
-    return value.item() if hasattr(value, "item") else os.fspath(value)
 
 
 def user_errors(work: Callable[[], int], who: str = "") -> int:
@@ -86,13 +88,13 @@ def user_errors(work: Callable[[], int], who: str = "") -> int:
             raise
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
-        message: object = error
+        message = str(error)
         if isinstance(error, OSError) and error.strerror is not None:
-            message = f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
+            message = f"{error.strerror}." if error.filename is None else f"{error.filename}: {error.strerror}."
             if isinstance(error, FileNotFoundError):
-                message = f"{message} Check that the file exists and that its path is correct."
+                message += " Check that the file exists and that its path is correct."
             elif error.filename is None:
-                message = f"{message} MPO_TRACEBACK=1 shows where it happens."
+                message += " MPO_TRACEBACK=1 shows where it happens."
         print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
         return 2 if isinstance(error, (ValueError, *_NO_FILE)) else 1
 

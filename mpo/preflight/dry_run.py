@@ -19,6 +19,7 @@ from mpo.preflight.structure import adapted, build_structure, count_parameters
 from mpo.preflight.workload import Workload, plan_workload
 from mpo.training.record_checks import check_records, measure_records, name_of, sample
 from mpo.training.without_gpu import plans_gpu
+from mpo.visible import table
 
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
@@ -155,7 +156,7 @@ def parameter_lines(counts: dict[str, tuple[int, int]]) -> list[str]:
     total = {"total": tuple(map(sum, zip(*counts.values(), strict=True)))}
     rows = [(part, f"{both[0]:,}", f"{both[1]:,}") for part, both in {**counts, **total}.items() if both[0]]
     tied = "(the LM head shares the weights of the input embeddings, which count for the language model)"
-    return _columns([("", "all", "trained"), *rows], align=">") + [tied] * (not counts["LM head"][0])
+    return table([("", "all", "trained"), *rows]).split("\n") + [tied] * (not counts["LM head"][0])
 
 
 def memory_lines(estimate: MemoryEstimate) -> list[str]:
@@ -167,8 +168,7 @@ def memory_lines(estimate: MemoryEstimate) -> list[str]:
         "temporary memory, by phase of the step": [(moment, number, "") for moment, number in estimate.moments.items()],
         "margin (an allowance)": estimate.margin,
     }.items():
-        table = _columns([(name, size(number), why) for name, number, why in rows], indent=4)
-        lines += [title, *table] if table else []
+        lines += [title, *_columns([(name, size(number), why) for name, number, why in rows], indent=4)] if rows else []
     return [*lines, f"peak {size(estimate.total)} per rank, at: {estimate.peak_moment}"]
 
 
@@ -235,6 +235,6 @@ def size(number: float) -> str:
     return f"{number / 2**20:.1f} MiB" if number else "0"
 
 
-def _columns(rows: Sequence[tuple[str, str, str]], *, indent: int = 0, align: str = "<") -> list[str]:
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    return [f"{'':{indent}}{a:<{widths[0]}}  {b:>{widths[1]}}  {c:{align}{widths[2]}}" for a, b, c in rows]
+def _columns(rows: Sequence[tuple[str, str, str]], *, indent: int = 0) -> list[str]:
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    return [f"{'':{indent}}{name:<{widths[0]}}  {value:>{widths[1]}}  {about}" for name, value, about in rows]

@@ -19,6 +19,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -213,33 +214,26 @@ class ReferenceCache:
 def _place(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]:
     if root.exists() and not root.is_dir():
         raise ValueError(f"The cache of reference log-probs must be a folder, but {root} is a file. Pass another path.")
-    if (root / META_FILE).is_file():
-        return _same_fingerprint(root, fingerprint), None
     kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
-    folder = root / f"{kind}-{fingerprint.digest[:12]}"
-    if (folder / META_FILE).is_file():
-        return _same_fingerprint(folder, fingerprint), None
+    own = root / f"{kind}-{fingerprint.digest[:12]}"
+    for folder in (root, own):
+        if not (folder / META_FILE).is_file():
+            continue
+        if differences := fingerprint.differences(read_fingerprint(folder)):
+            raise ValueError(
+                f"{folder} holds reference log-probs of another model or other settings. Differences (there -> here): "
+                f"{'; '.join(differences)}. Pass its parent, where each fingerprint has its own sub-folder, or an empty folder. "
+                f"`mpo cache inspect {folder}` shows its settings."
+            )
+        return folder, None
     others = {}
     for meta in root.glob(f"*/{META_FILE}"):
-        try:
+        with suppress(ValueError):  # damaged, and not used here
             others[meta.parent.name] = fingerprint.differences(read_fingerprint(meta.parent))
-        except ValueError:  # damaged, and not used here
-            continue
     if not others:
-        return folder, None
+        return own, None
     name, differences = min(others.items(), key=lambda item: len(item[1]))
-    return folder, (
+    return own, (
         f"{root} has no reference log-probs for these settings, so they are computed. The nearest, {name}, differs in (there -> "
         f"here): {'; '.join(differences)}."
     )
-
-
-def _same_fingerprint(folder: Path, fingerprint: Fingerprint) -> Path:
-    differences = fingerprint.differences(read_fingerprint(folder))
-    if differences:
-        raise ValueError(
-            f"{folder} holds reference log-probs of another model or other settings. Differences (there -> here): "
-            f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has its own sub-folder, or an empty folder. "
-            f"`mpo cache inspect {folder}` shows its settings."
-        )
-    return folder

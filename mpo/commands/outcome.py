@@ -19,17 +19,11 @@ _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 
 @dataclass(frozen=True)
 class Report:
-    """What a command reports.
+    """What a command reports."""
 
-    Attributes:
-        text: the report as text; empty if it was printed as it came.
-        data: the report as JSON (`--json`).
-        status: exit status, 1 if a problem was found.
-    """
-
-    text: str
-    data: Mapping[str, Any] = field(default_factory=dict)
-    status: int = 0
+    text: str  # the report as text; empty if it was printed as it came
+    data: Mapping[str, Any] = field(default_factory=dict)  # the report as JSON (`--json`)
+    status: int = 0  # exit status, 1 if a problem was found
 
 
 class Failed(Exception):

@@ -32,19 +32,12 @@ TRACEBACK = "MPO_TRACEBACK=1 mpo doctor"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Args:
-        name: subject of the check.
-        value: result of the check.
-        status: ``ok``, ``note``, or ``problem``, which must be fixed before a run.
-        fix: command that fixes the problem.
-    """
-
-    name: str
-    value: str
-    status: Literal["ok", "note", "problem"] = "ok"
-    fix: str = ""
+    name: str  # subject of the check
+    value: str  # result of the check
+    status: Literal["ok", "note", "problem"] = "ok"  # a problem must be fixed before a run
+    fix: str = ""  # command that fixes the problem
 
 
 @dataclass(frozen=True)

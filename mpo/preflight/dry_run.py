@@ -16,7 +16,7 @@ from mpo.encoding.show import show_record
 from mpo.models.fit import check_fit
 from mpo.preflight.memory import MemoryEstimate, Sharding, estimate_memory
 from mpo.preflight.structure import adapted, build_structure, count_parameters
-from mpo.preflight.workload import Workload, plan_workload
+from mpo.preflight.workload import Workload
 from mpo.training.record_checks import check_records, measure_records, name_of, sample
 from mpo.training.without_gpu import plans_gpu
 from mpo.visible import table
@@ -54,7 +54,7 @@ def dry_run(job: TrainJob) -> str:
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)
-    work = plan_workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size)
+    work = Workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size)
 
     def estimate(
         policy: Any = model,
@@ -88,7 +88,9 @@ def dry_run(job: TrainJob) -> str:
         "Parameters": parameter_lines(count_parameters(model)),
         f"Memory, {where}": memory,
         **(
-            verdict(found.total, available, lambda: advise(job, model, work, args, sharding, estimate)) if gpu and available else {}
+            _verdict(found.total, available, lambda: _advise(job, model, work, args, sharding, estimate))
+            if gpu and available
+            else {}
         ),
         "Work": work_lines(work, args, sharding.world_size),
         "Lengths": length_lines(work),
@@ -97,14 +99,8 @@ def dry_run(job: TrainJob) -> str:
     return "\n\n".join("\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items())
 
 
-def verdict(total: int, available: float, advice: Callable[[], dict[str, int]]) -> dict[str, list[str]]:
-    """Say whether an estimate fits a GPU, and which settings save memory if not.
-
-    Args:
-        total: the estimate, in bytes.
-        available: memory of the GPU, in GiB.
-        advice: returns the estimate, in bytes, by the setting that is changed.
-    """
+def _verdict(total: int, available: float, advice: Callable[[], dict[str, int]]) -> dict[str, list[str]]:
+    """Say whether an estimate, in bytes, fits a GPU of `available` GiB, and else what each setting of the advice would save."""
     if total <= available * 2**30:
         return {f"The run fits on a GPU of {available:g} GiB and uses {total / 2**30 / available:.0%} of it.": []}
     rows = [
@@ -116,19 +112,10 @@ def verdict(total: int, available: float, advice: Callable[[], dict[str, int]]) 
     return {title: [*_columns(rows), "a lower model.max_tiles or trainer.max_length shortens the longest record"]}
 
 
-def advise(
+def _advise(
     job: TrainJob, model: Any, work: Workload, args: Any, sharding: Sharding, estimate: Callable[..., MemoryEstimate]
 ) -> dict[str, int]:
-    """Return the estimates, in bytes per rank, with each setting that may save memory.
-
-    Args:
-        job: the job.
-        model: the policy on the meta device.
-        work: its data.
-        args: the job's `MPOConfig`.
-        sharding: sharding of the run.
-        estimate: estimates the memory of the job with other settings.
-    """
+    """Return the estimates, in bytes per rank, with each setting that may save memory."""
     kind = job.peft["kind"]
     tried: dict[str, dict[str, Any]] = {}
     if not args.gradient_checkpointing:

@@ -84,18 +84,13 @@ class Component(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank.
+    """Bytes on one rank."""
 
-    ``fixed``: components allocated during the whole step. ``passing``: components allocated during a part of it. ``moments``:
-    the largest sums of the latter in each phase of the step. ``margin``: allocator and driver. ``unknown``: why temporary memory
-    is not included.
-    """
-
-    fixed: list[Component]
-    passing: list[Component]
-    moments: dict[str, int]
-    margin: list[Component]
-    unknown: str | None = None
+    fixed: list[Component]  # allocated during the whole step
+    passing: list[Component]  # allocated during a part of it
+    moments: dict[str, int]  # the largest sums of the latter in each phase of the step
+    margin: list[Component]  # allocator and driver
+    unknown: str | None = None  # why temporary memory is not included
 
     @property
     def peak_moment(self) -> str:

@@ -13,26 +13,16 @@ KEYS = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
 
 @dataclass(frozen=True)
 class Place:
-    """The ranks of a job, and the position of this process among them.
+    """The ranks of a job, and the position of this process among them."""
 
-    Args:
-        nproc_per_node: ranks on this node, usually one per GPU.
-        nnodes: nodes of the job.
-        node_rank: rank of this node, from 0.
-        master_addr: rendezvous address: a host name or IP address of node 0. None for a single node.
-        master_port: a free port on node 0.
-        world_size: total number of ranks.
-        is_rank: this process is itself a rank, started by torchrun, accelerate or Slurm.
-        environment: variables that PyTorch needs and the launcher did not set (Slurm with one task per rank).
-    """
-
-    nproc_per_node: int = 1
-    nnodes: int = 1
-    node_rank: int = 0
-    master_addr: str | None = None
-    master_port: int = 29500
-    world_size: int = 1
-    is_rank: bool = False
+    nproc_per_node: int = 1  # ranks on this node, usually one per GPU
+    nnodes: int = 1  # nodes of the job
+    node_rank: int = 0  # rank of this node, from 0
+    master_addr: str | None = None  # rendezvous address: a host name or IP address of node 0; None for a single node
+    master_port: int = 29500  # a free port on node 0
+    world_size: int = 1  # total number of ranks
+    is_rank: bool = False  # this process is itself a rank, started by torchrun, accelerate or Slurm
+    # Variables that PyTorch needs and the launcher did not set (Slurm with one task per rank).
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -20,10 +20,9 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,19 +46,12 @@ from mpo.training.reference.shards import (
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Found:
-    """Result of `ReferenceCache.get`, all of shape (N,), in the order of the keys.
+class Found(NamedTuple):
+    """Result of `ReferenceCache.get`, all of shape (N,), in the order of the keys."""
 
-    Args:
-        known: whether the cache has the entry.
-        logps: float32 log-prob sums; NaN where unknown.
-        tokens: int32 numbers of labelled tokens; 0 where unknown.
-    """
-
-    known: npt.NDArray[np.bool_]
-    logps: npt.NDArray[np.float32]
-    tokens: npt.NDArray[np.int32]
+    known: npt.NDArray[np.bool_]  # whether the cache has the entry
+    logps: npt.NDArray[np.float32]  # log-prob sums; NaN where unknown
+    tokens: npt.NDArray[np.int32]  # numbers of labelled tokens; 0 where unknown
 
 
 class ReferenceCache:

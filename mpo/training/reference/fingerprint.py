@@ -48,17 +48,12 @@ _DROPOUT = ("dropout", "drop_path", "layerdrop")  # off in a reference
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What all log-probs of a cache share, by named part.
+    """What all log-probs of a cache share, by named part. Two fingerprints are equal if their parts are."""
 
-    Args:
-        parts: part -> hash, in hex (``compute dtype``: its name). Two fingerprints are equal if their parts are.
-        settings: part -> the settings that were hashed, for parts that are settings. Only used to report differences.
-        about: origin, for information. Never compared.
-    """
-
-    parts: Mapping[str, str]
+    parts: Mapping[str, str]  # part -> hash, in hex (``compute dtype``: its name)
+    # Part -> the settings that were hashed, for parts that are settings. Only used to report differences.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)  # origin, for information; never compared
 
     @property
     def digest(self) -> str:

@@ -45,17 +45,11 @@ class ForeignShard(ValueError):
 
 @dataclass(frozen=True)
 class Entries:
-    """Cache entries, one per completion, sorted by key, without duplicates. 24 bytes each.
+    """Cache entries, one per completion, sorted by key, without duplicates. 24 bytes each. All of shape (N,)."""
 
-    Args:
-        keys: shape (N,), 16 raw bytes each.
-        logps: shape (N,), float32, the sum of the labelled tokens' log-probs.
-        tokens: shape (N,), int32, the number of labelled tokens.
-    """
-
-    keys: npt.NDArray[np.bytes_]
-    logps: npt.NDArray[np.float32]
-    tokens: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.bytes_]  # 16 raw bytes each
+    logps: npt.NDArray[np.float32]  # sums of the labelled tokens' log-probs
+    tokens: npt.NDArray[np.int32]  # numbers of labelled tokens
 
     def __len__(self) -> int:
         return len(self.keys)

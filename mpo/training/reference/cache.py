@@ -214,7 +214,7 @@ def _place(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]:
         if differences := fingerprint.differences(read_fingerprint(folder)):
             raise ValueError(
                 f"{folder} holds reference log-probs of another model or other settings. Differences (there -> here): "
-                f"{'; '.join(differences)}. Pass its parent, where each fingerprint has its own sub-folder, or an empty folder. "
+                f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has a sub-folder, or an empty one. "
                 f"`mpo cache inspect {folder}` shows its settings."
             )
         return folder, None

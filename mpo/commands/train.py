@@ -166,9 +166,10 @@ def _train(config: DictConfig) -> int:
             "The default run_dir contains the time, which differs between ranks started by another launcher. Set run_dir=... to a "
             "folder that all nodes can access."
         )
-    resumed = None
+    resumed, before = None, -1
     if place.is_rank or place.node_rank == 0:
         resumed = job.checkpoint()
+        before = read_json_object(Path(resumed, "trainer_state.json"))["global_step"] if resumed else -1
         print(f"mpo train: {'resuming from ' + resumed if resumed else 'writing to ' + job.run_dir}")
     if job.needs_ranks():
         status = _train_on_ranks(job, place)
@@ -179,7 +180,7 @@ def _train(config: DictConfig) -> int:
         run_train_job(job)
         status = 0
     if status == 0 and place.node_rank == 0 and os.environ.get("RANK", "0") == "0":
-        _report(job.run_dir, resumed)
+        _report(job.run_dir, resumed, before)
     return status
 
 
@@ -196,12 +197,13 @@ def _train_on_ranks(job: TrainJob, place: Place) -> int:
         return 1
 
 
-def _report(run_dir: str, resumed: str | None) -> None:
+def _report(run_dir: str, resumed: str | None, before: int) -> None:
     """Say how a run ended, also when the checkpoint that it resumed from was its end."""
     state = read_json_object(Path(run_dir, "trainer_state.json"))
-    step = state["global_step"]
-    if resumed and read_json_object(Path(resumed, "trainer_state.json"))["global_step"] == step:
-        print(f"mpo train: nothing was left to train: {resumed} has {step} steps, and this run ends at step {state['max_steps']}.")
+    if state["global_step"] == before:
+        print(
+            f"mpo train: nothing was left to train: {resumed} has {before} steps, and this run ends at step {state['max_steps']}."
+        )
     print(f"mpo train: done. The trained model was saved to {run_dir}")
     metrics = {name: value for entry in state["log_history"] for name, value in entry.items()}
     metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items() if isinstance(value, (int, float))}

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,21 +78,18 @@ def dry_run(job: TrainJob) -> str:
     most_expensive = [name_of(records, index) for index in work.most_expensive[:LONGEST]]
     most_expensive += ["..."] * (len(work.most_expensive) > LONGEST)
     where = f"{'GPU' if gpu else 'CPU'}, {sharding}, most expensive micro-batch: {', '.join(most_expensive)}"
-    memory = memory_lines(found) + [
-        f"NOT subtracted: what trainer.{name} saves" for name in NOT_SUBTRACTED if job.trainer.get(name)
-    ]
+    memory = memory_lines(found)
+    memory += [f"NOT subtracted: what trainer.{name} saves" for name in NOT_SUBTRACTED if job.trainer.get(name)]
     if found.unknown:
         memory.append(f"NOT included: activations; {found.unknown}")
+    advice = partial(_advise, job, model, work, args, sharding, estimate)
+    verdict = _verdict(found.total, available, advice) if gpu and available else {}
     built = "with weights, no config available" if real else "on the meta device, no weights loaded"
     sections = {
         f"Dry run of {name} ({built}), loss {args.mixture()!r}, {time.perf_counter() - start:.1f} s": [],
         "Parameters": parameter_lines(count_parameters(model)),
         f"Memory, {where}": memory,
-        **(
-            _verdict(found.total, available, lambda: _advise(job, model, work, args, sharding, estimate))
-            if gpu and available
-            else {}
-        ),
+        **verdict,
         "Work": work_lines(work, args, sharding.world_size),
         "Lengths": length_lines(work),
         f"As the model sees it: {name_of(records, 0)}": show_record(records[0], processor, args).split("\n"),

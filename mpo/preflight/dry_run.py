@@ -138,7 +138,7 @@ def _advise(
 
 def parameter_lines(counts: dict[str, tuple[int, int]]) -> list[str]:
     """Show the numbers of parameters by part."""
-    total = {"total": tuple(map(sum, zip(*counts.values(), strict=True)))}
+    total: dict[str, Any] = {"total": tuple(map(sum, zip(*counts.values(), strict=True)))}
     rows = [(part, f"{both[0]:,}", f"{both[1]:,}") for part, both in {**counts, **total}.items() if both[0]]
     tied = "(the LM head shares the weights of the input embeddings, which count for the language model)"
     return table([("", "all", "trained"), *rows]).split("\n") + [tied] * (not counts["LM head"][0])

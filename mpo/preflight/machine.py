@@ -75,11 +75,12 @@ def disk(runs: Path) -> Iterator[Finding]:
     def look(name: str, find: Callable[[], Path], roomy: int, least: int, fix: str) -> Iterator[Finding]:
         yield folder(name, find(), roomy, least, fix)
 
-    for name, *how in (
+    folders: tuple[tuple[Any, ...], ...] = (
         ("runs", lambda: runs, 50 * GIB, 1 * GIB, "mpo train ... run_dir=/larger/disk/runs"),
         ("Hugging Face", hugging_face, 50 * GIB, 1 * GIB, "export HF_HOME=/larger/disk/huggingface"),
         ("references", references, 1 * GIB, GIB // 10, "export MPO_CACHE=/larger/disk/mpo"),
-    ):
+    )
+    for name, *how in folders:
         yield from attempted(name, partial(look, name, *how))
 
 

@@ -172,7 +172,7 @@ def estimate_memory(
 
 
 def _permanent(
-    model: nn.Module, batch: Any, args: Any, gpu: bool, sharding: Sharding, four_bits: bool, with_adapters: bool, raised: bool
+    model: Any, batch: Any, args: Any, gpu: bool, sharding: Sharding, four_bits: bool, with_adapters: bool, raised: bool
 ) -> list[Component]:
     """What exists during the whole step: weights, reference, optimizer state, batch, and buffers of the strategy."""
     bits = 8 * model.get_input_embeddings().weight.element_size()

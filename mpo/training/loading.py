@@ -197,7 +197,7 @@ def batch_sampler(costs: Any, args: MPOConfig, *, pairs_per_batch: int, ranks: i
     """
     return PairBatchSampler(
         costs,
-        batching=args.batching,
+        batching="tokens" if args.batching == "tokens" else "pairs",
         pairs_per_batch=None if args.batching == "tokens" else pairs_per_batch,
         max_tokens=args.max_tokens_per_batch,
         max_tiles=args.max_tiles_per_batch,

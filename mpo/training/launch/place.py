@@ -74,11 +74,11 @@ def find_place(
                 f"srun started {slurm_tasks} tasks on {slurm_nodes} nodes. Start one task per node, or one per GPU "
                 "(--ntasks-per-node)."
             )
-        per_node, node_rank = slurm_tasks // slurm_nodes, int(environ["SLURM_NODEID"])
+        per_node, node = slurm_tasks // slurm_nodes, int(environ["SLURM_NODEID"])
         world = {"WORLD_SIZE": slurm_tasks, "LOCAL_WORLD_SIZE": per_node, "MASTER_ADDR": master_addr, "MASTER_PORT": master_port}
         environment = {name: str(value) for name, value in world.items()}
         environment |= {"RANK": environ["SLURM_PROCID"], "LOCAL_RANK": environ["SLURM_LOCALID"]}
-        return Place(per_node, slurm_nodes, node_rank, master_addr, master_port, slurm_tasks, is_rank=True, environment=environment)
+        return Place(per_node, slurm_nodes, node, master_addr, master_port, slurm_tasks, is_rank=True, environment=environment)
     nnodes = given["nnodes"] or (slurm_nodes if in_slurm else 1)
     nproc_per_node = given["nproc_per_node"] or max(gpus, 1)
     node_rank = given["node_rank"]

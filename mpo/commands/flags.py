@@ -6,39 +6,24 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of a whole number of `least` or more."""
+def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], Any]:
+    """The type of a finite number, an int or a float, between `low` (included unless `open_low`) and `high` (included)."""
 
-    def whole(text: str) -> int:
-        try:
-            if (value := int(text)) >= least:
-                return value
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, got {text!r}")
-
-    return whole
-
-
-def within(low: float, high: float, *, open_low: bool = False) -> Callable[[str], float]:
-    """The type of a finite number between `low` (included unless `open_low`) and `high` (included)."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
+    def read(text: str) -> Any:
+        with suppress(ValueError, OverflowError):
+            value = kind(text)
             if math.isfinite(value) and low <= value <= high and not (open_low and value == low):
                 return value
-        except ValueError:
-            pass
         least = f"above {low:g}" if open_low else f"of {low:g} or more"
         most = "" if math.isinf(high) else f", {high:g} at most"
-        raise argparse.ArgumentTypeError(f"expected a number {least}{most}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a {'whole ' * (kind is int)}number {least}{most}, got {text!r}")
 
-    return number
+    return read
 
 
 def path(text: str) -> Path:
@@ -48,7 +33,7 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-COUNT, SEED, ABOVE_0 = at_least(1), at_least(0), within(0, math.inf, open_low=True)
+COUNT, SEED, ABOVE_0 = number(int, 1), number(int, 0), number(float, 0, open_low=True)
 FLAG: dict[str, Any] = {"action": "store_true"}
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 NUMBER: dict[str, Any] = {"type": COUNT, "metavar": "N"}
@@ -116,10 +101,10 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--prefix": {"metavar": "TEXT", "help": "start of the response, which the model goes on from"},
     "--system": {"metavar": "TEXT", "help": "system prompt"},
     "--video": {"type": path, "action": "append", "metavar": "FILE", "help": "video to show before the question; may be repeated"},
-    "--temperature": {"type": within(0, math.inf), "metavar": "T", "help": "sampling temperature; 0: greedy"},
-    "--threshold": {"type": within(0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
+    "--temperature": {"type": number(float, 0), "metavar": "T", "help": "sampling temperature; 0: greedy"},
+    "--threshold": {"type": number(float, 0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
     "--top-p": {
-        "type": within(0, 1, open_low=True),
+        "type": number(float, 0, 1, open_low=True),
         "metavar": "P",
         "help": "sample from the smallest set of most likely tokens with this total probability",
     },

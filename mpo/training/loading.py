@@ -18,6 +18,7 @@ from mpo.batching.sampler import PairBatchSampler
 from mpo.batching.streams import FilledStream, RepeatedStream
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import measure
+from mpo.training.config import MPOConfig
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,6 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
     def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any]:
         """Plan which pairs share a batch, on all ranks. Returns the sampler, and the tokens of each record's prompt."""
         args = self.args
-        by_tokens = args.batching == "tokens"
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
             rules: dict[str, Any] = {
                 "completion_end": args.completion_end,
@@ -101,19 +101,8 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
             }
             rules["on_bad_record"] = args.on_bad_record
             costs = measure(dataset, self.processing_class, **rules)
-        sampler = PairBatchSampler(
-            costs,
-            batching="tokens" if by_tokens else "pairs",
-            pairs_per_batch=None if by_tokens else self._train_batch_size,
-            max_tokens=args.max_tokens_per_batch,
-            max_tiles=args.max_tiles_per_batch,
-            group_same_prompt=args.group_same_prompt,
-            micro_batches_per_step=args.gradient_accumulation_steps,
-            world_size=self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
+        ranks = {"ranks": self.accelerator.num_processes, "rank": self.accelerator.process_index}
+        sampler = batch_sampler(costs, args, pairs_per_batch=self._train_batch_size, **ranks)
         if self.is_world_process_zero():
             logger.info(f"Batches: {sampler.report()}.")
         return sampler, costs.prompt
@@ -199,3 +188,28 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         if self._bad_records is not None:
             dataset = self.train_dataset if data == "train" else dataset
             self._bad_records.settle({data: len(dataset) if hasattr(dataset, "__len__") else None})
+
+
+def batch_sampler(costs: Any, args: MPOConfig, *, pairs_per_batch: int, ranks: int, rank: int = 0) -> PairBatchSampler:
+    """Plan the batches of a run.
+
+    Args:
+        costs: costs of the records as they are trained.
+        args: the run's configuration.
+        pairs_per_batch: micro-batch size, without token budgets.
+        ranks: number of ranks.
+        rank: this one.
+    """
+    return PairBatchSampler(
+        costs,
+        batching="tokens" if args.batching == "tokens" else "pairs",
+        pairs_per_batch=None if args.batching == "tokens" else pairs_per_batch,
+        max_tokens=args.max_tokens_per_batch,
+        max_tiles=args.max_tiles_per_batch,
+        group_same_prompt=args.group_same_prompt,
+        micro_batches_per_step=args.gradient_accumulation_steps,
+        world_size=ranks,
+        rank=rank,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        drop_last=args.dataloader_drop_last,
+    )

@@ -34,9 +34,8 @@ def load(args: argparse.Namespace) -> Any:
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root, metadata=args.metadata)
         return load_mixture(**read_mixture(args.path))
     given = {name: getattr(args, name, None) for name in ("format", "image_root", "metadata", "split")}
-    return load_preferences(
-        args.path, num_proc=processes(args), **{name: value for name, value in given.items() if value is not None}
-    )
+    given = {name: value for name, value in given.items() if value is not None}
+    return load_preferences(args.path, num_proc=processes(args), **given)
 
 
 def ids(pairs: Any) -> list[str]:
@@ -76,19 +75,12 @@ def written_text(written: Any) -> str:
     """What was written, as text."""
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
     lines = [f"{written.path}: {written.pairs:,} pairs{root}"]
-    for column, count in written.lost.items():
-        lines.append(
-            f"  {column!r} of {count:,} records was dropped, because MMPR's form has no field for it; --output-format trl keeps it"
-        )
+    why = "because MMPR's form has no field for it; --output-format trl keeps it"
+    lines += [f"  {column!r} of {count:,} records was dropped, {why}" for column, count in written.lost.items()]
     return "\n".join(lines)
 
 
 def written_data(written: Any) -> dict[str, Any]:
     """What was written, for JSON."""
-    return {
-        "path": written.path,
-        "format": written.form,
-        "pairs": written.pairs,
-        "image_root": written.image_root,
-        "dropped_columns": written.lost,
-    }
+    data = {"path": written.path, "format": written.form, "pairs": written.pairs}
+    return {**data, "image_root": written.image_root, "dropped_columns": written.lost}

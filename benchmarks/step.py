@@ -171,7 +171,6 @@ def processor_of(case: Case, shape: Shape) -> Any:
         image_size=shape.image_size,
         patch_size=shape.patch_size,
         max_patches=max(case.tiles - 1, 1),
-        crop_to_patches=case.tiles > 1,
         vocab_size=300,
     )
 

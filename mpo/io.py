@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import os
@@ -9,11 +10,15 @@ import re
 import secrets
 import shutil
 import stat
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+DUPLICATE_KEY = "duplicate key"
+"""Kind of the BadRecord of an object that has a key twice."""
 MAX_REASON_LENGTH = 2000
 """In characters: what a file holds may be of any length, and part of the reason."""
 BAD_RECORDS = "bad_records.jsonl"
@@ -27,16 +32,36 @@ TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{12}\.tmp")
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used: where it stands (``file:line`` or a record's id), and the reason."""
+    """A record that cannot be used: where it stands (``file:line`` or a record's id), the reason, and its kind, if it has one."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, kind: str = "") -> None:
         reason = reason if len(reason) <= MAX_REASON_LENGTH else reason[: MAX_REASON_LENGTH - 3] + "..."
         super().__init__(f"{where}: {reason}" if where else reason)
-        self.where = where
-        self.reason = reason
+        self.where, self.reason, self.kind = where, reason, kind
 
-    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:  # it crosses processes
-        return BadRecord, (self.where, self.reason)
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str, str]]:  # it crosses processes
+        return BadRecord, (self.where, self.reason, self.kind)
+
+
+RECORD_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),  # values of another type or size
+    *(OSError, EOFError, SyntaxError, struct.error, zlib.error),  # files, and their decoders
+)
+"""What a record can raise in code that expects a good one; `mpo.data.images` turns Pillow's own errors into a ValueError."""
+
+
+@contextmanager
+def bad_record(where: str) -> Iterator[None]:
+    """Turn every error that a record can cause into its BadRecord. A BadRecord, or an error that names `where`, keeps its words."""
+    try:
+        yield
+    except RecursionError:
+        raise BadRecord(where, "nested too deeply to be read.") from None
+    except BadRecord as bad:
+        raise (bad if bad.where else BadRecord(where, bad.reason, bad.kind)) from bad.__cause__
+    except RECORD_ERRORS as error:
+        reason = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {error}). Fix it."
+        raise BadRecord(where, reason.removeprefix(where).lstrip(":, ") if where else reason) from error
 
 
 def did_you_mean(name: Any, known: Iterable[str], *, most: int = 0) -> str:
@@ -246,22 +271,77 @@ def parse_json(text: str | bytes, what: str) -> Any:
     """Parse JSON of unknown origin.
 
     Args:
-        text: the JSON; bytes are UTF-8.
+        text: the JSON; bytes are UTF-8, with or without a byte order mark.
         what: what it is said to be, for errors.
 
     Raises:
-        BadRecord: when it is none, with the place of the mistake.
+        BadRecord: when it is none, with the place of the mistake; and for an object, at any depth, with the same key twice.
     """
+    return parse_json_at(text if isinstance(text, str) else decode_text(text, what), 0, what, whole=True)[0]
+
+
+def parse_json_at(text: str, start: int, what: str, *, whole: bool = False) -> tuple[Any, int]:
+    """Parse the JSON value at a place of a text; return it and the place after it. `whole`: nothing else is in the text."""
     try:
-        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
-    except UnicodeDecodeError as error:
-        raise BadRecord("", f"not UTF-8 (byte {error.start + 1} of {what}). Save the file as UTF-8.") from None
+        value, end = _DECODER.raw_decode(text, after_blanks(text, start))
+        if whole and (end := after_blanks(text, end)) < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return value, end
+    except _Twice as twice:
+        (key,) = twice.args
+        found = f"{key!r} is there twice, but only the last one would be used"
+        quoted = json.dumps(key, ensure_ascii=False)
+        if whole and "\n" in text.strip() and text.count(quoted) == 2:
+            found += f" (line {text.count(chr(10), 0, text.rfind(quoted)) + 1})"
+        raise BadRecord("", f"{found}. Remove one of them.", DUPLICATE_KEY) from None
     except json.JSONDecodeError as error:
-        raise BadRecord("", f"not JSON ({error.msg} at character {error.pos + 1} of {what}).") from None
+        found = "a zero byte" if text[error.pos : error.pos + 1] == "\0" else error.msg
+        if text[:1] == "\0" or text[1:2] == "\0":
+            found = "a zero byte: it may be UTF-16. Save the file as UTF-8"
+        elif error.msg == "Extra data" and "\r" in text[max(0, error.pos - 1) : error.pos + 1]:
+            found = "two values with a carriage return (CR) between them: write line feeds (LF) as line ends"
+        raise BadRecord("", f"not JSON ({found}, at character {error.pos + 1} of {what}).") from None
     except RecursionError:
         raise BadRecord("", f"nested too deeply to be {what}.") from None
     except ValueError:  # Python reads no whole numbers of more than 4,300 digits
         raise BadRecord("", f"a number in {what} is too long.") from None
+
+
+class _Twice(Exception):  # noqa: N818  not an error of its own
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+def after_blanks(text: str, place: int) -> int:
+    """Return the first place from `place` on that has none of JSON's white space."""
+    found = _BLANKS.match(text, place)
+    return found.end() if found else place
+
+
+def decode_text(data: bytes | bytearray, what: str) -> str:
+    """Decode UTF-8, with or without a byte order mark.
+
+    Raises:
+        BadRecord: for anything else, with the first wrong byte.
+    """
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        name = "UTF-16 or UTF-32, " if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) else ""
+        line = data.count(b"\n", 0, error.start) + 1
+        place = f"byte {error.start + 1} of {what}{f', line {line}' if line > 1 else ''}"
+        raise BadRecord("", f"{name}not UTF-8 ({place}). Save the file as UTF-8.") from None
 
 
 def json_kind(value: Any) -> str:

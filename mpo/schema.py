@@ -49,10 +49,36 @@ TRL_COLUMNS = ("image", "tools", "chat_template_kwargs")
 """Columns of TRL's formats that a user's data set may have beside ours; all of them change a record's tokens."""
 CONVERSATION_COLUMNS = ("messages", "completion")
 """Columns of TRL's formats for supervised training that take the place of chosen and rejected."""
-EPOCH = "epoch"
+LOADED = ("id", "source", "prompt_id")
+"""Columns that the records of `mpo.data.load_preferences` have, and together only they: the paths of their files are real ones."""
+
+
+class InternalKey(str):
+    """A key that the library adds to a record. No column of a data set can be it, whatever its name: it equals itself alone."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __reduce__(self) -> str:  # it stays itself in other processes
+        return str(self)
+
+
+EPOCH = InternalKey("EPOCH")
 """Key of a record that is to be augmented: which pass over the records it is in. Only training has it."""
-PADDING = "is_padding"
+PADDING = InternalKey("PADDING")
 """Key of a record that only fills a batch up."""
+COUNTED = InternalKey("COUNTED")
+"""Key of a record whose batch was planned: how many tokens its prompt had when it was measured."""
+BAD = InternalKey("BAD")
+"""Key of what takes the place of a record that the data set could not return: the error."""
 
 
 def names(**properties: object) -> tuple[str, ...]:

@@ -46,15 +46,14 @@ def tower_shapes(large: bool, tile: int, patch: int) -> dict[str, tuple[int, ...
     return shapes
 
 
-def language_shapes(family: str, words: int) -> dict[str, tuple[int, ...]]:
-    size = WIDTH // HEADS
+def language_shapes(family: str, words: int, size: int = WIDTH // HEADS) -> dict[str, tuple[int, ...]]:
     if family == "internlm2":
         shapes = {"model.tok_embeddings.weight": (words, WIDTH), "model.norm.weight": (WIDTH,), "output.weight": (words, WIDTH)}
         for layer in range(LAYERS):
             at = f"model.layers.{layer}."
             shapes |= {
                 f"{at}attention.wqkv.weight": ((HEADS + 2 * SHARED) * size, WIDTH),
-                f"{at}attention.wo.weight": (WIDTH, WIDTH),
+                f"{at}attention.wo.weight": (WIDTH, HEADS * size),
                 f"{at}attention_norm.weight": (WIDTH,),
                 f"{at}ffn_norm.weight": (WIDTH,),
                 f"{at}feed_forward.w1.weight": (INNER, WIDTH),
@@ -65,10 +64,10 @@ def language_shapes(family: str, words: int) -> dict[str, tuple[int, ...]]:
     shapes = {"model.embed_tokens.weight": (words, WIDTH), "model.norm.weight": (WIDTH,), "lm_head.weight": (words, WIDTH)}
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
-        rows = {"q": WIDTH, "k": SHARED * size, "v": SHARED * size}
+        rows = {"q": HEADS * size, "k": SHARED * size, "v": SHARED * size}
         shapes |= {f"{at}{name}.weight": (WIDTH,) for name in ("input_layernorm", "post_attention_layernorm")}
         shapes |= {f"{at}self_attn.{name}_proj.weight": (count, WIDTH) for name, count in rows.items()}
-        shapes[f"{at}self_attn.o_proj.weight"] = (WIDTH, WIDTH)
+        shapes[f"{at}self_attn.o_proj.weight"] = (WIDTH, HEADS * size)
         if family == "qwen2":
             shapes |= {f"{at}self_attn.{name}_proj.bias": (count,) for name, count in rows.items()}
         if family.startswith("qwen3"):
@@ -92,8 +91,9 @@ def write_official(
     template: str = "internvl2_5",
     tile: int = TILE,
     patch: int = PATCH,
+    head_dim: int | None = None,
 ) -> Path:
-    """Write a checkpoint; `large` gives the 6B tower's norms."""
+    """Write a checkpoint; `large` gives the 6B tower's norms, `head_dim` heads of another size than hidden_size / heads."""
     folder.mkdir(parents=True)
     made = small_processor(TEXTS, image_size=tile, patch_size=patch).tokenizer
     words = len(made)
@@ -101,7 +101,9 @@ def write_official(
     joined = 4 * TOWER
     shapes |= {"mlp1.0.weight": (joined,), "mlp1.0.bias": (joined,), "mlp1.1.weight": (WIDTH, joined), "mlp1.1.bias": (WIDTH,)}
     shapes |= {"mlp1.3.weight": (WIDTH, WIDTH), "mlp1.3.bias": (WIDTH,)}
-    shapes |= {f"language_model.{name}": shape for name, shape in language_shapes(family, words).items()}
+    shapes |= {
+        f"language_model.{name}": shape for name, shape in language_shapes(family, words, head_dim or WIDTH // HEADS).items()
+    }
     generator = torch.Generator().manual_seed(0)
     tensors = {name: (torch.randn(shape, generator=generator) * 0.3).to(dtype) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -126,8 +128,8 @@ def write_official(
     }
     if family == "internlm2":
         llm["rope_scaling"] = {"type": "dynamic", "factor": 2.0}
-    if family not in ("internlm2", "qwen2"):
-        llm["head_dim"] = WIDTH // HEADS
+    if head_dim or family not in ("internlm2", "qwen2"):
+        llm["head_dim"] = head_dim or WIDTH // HEADS
     if family == "qwen3_moe":
         llm |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": INNER, "norm_topk_prob": True}
     config = {

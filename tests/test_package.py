@@ -13,6 +13,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from stub_server import StubServer
 from support import make_image
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,16 @@ def test_the_example_runs(files, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     runpy.run_path(sys.argv[0], run_name="__main__")
     assert (files / "run" / "model.safetensors").is_file()
+
+
+def test_the_example_of_a_job_runs(tmp_path, monkeypatch, capsys):
+    lines = [json.dumps({"question": f"What is {number}?"}) + "\n" for number in range(3)]
+    (tmp_path / "questions.jsonl").write_text("".join(lines))
+    with StubServer() as stub:
+        words = [ROOT / "examples" / "sample_questions.py", stub.url, tmp_path / "questions.jsonl", tmp_path / "job"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert "3 in the output" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ OTHERS = {
     "_orig_mod": {"models/packable.py", "training/reference/fingerprint.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors
     "_target_": {"commands/train.py"},  # Hydra
-    "_weight_conversions": {"models/export/rows.py"},
+    "_weight_conversions": {"models/export/rows.py", "models/official/layouts.py"},
 }
 PYTHON = ("__", "_replace")  # Python's own, and its named tuples
 LOOKUPS = ("getattr", "hasattr", "setattr", "delattr")
@@ -80,7 +80,7 @@ def looked_up(tree: ast.AST) -> Iterator[str]:
 def defined(tree: ast.AST) -> Iterator[str]:
     """Names of functions, classes, variables and attributes that a file defines."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.id if isinstance(node, ast.Name) else node.attr

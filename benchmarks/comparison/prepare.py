@@ -98,9 +98,10 @@ def _pair(folder: Path, split: str, limits: tuple[int, int], seed: int, settings
     count, max_pairs = limits
     lines = read_json_lines(folder / f"{split}.jsonl")[:count]
     loaded = load_model(str(folder / "warm"), dtype="float32")
-    responses = generator_of(loaded).generate(
+    sampled = generator_of(loaded).generate(
         questions(lines, "reasoned", folder), n=settings.responses, max_new_tokens=settings.max_new_tokens, seed=seed
     )
+    responses = [[response.text for response in several] for several in sampled]
     pairs, report = build_pairs(lines, responses, max_pairs=max_pairs, seed=seed)
     write_json_lines(folder / f"{split}_pairs.jsonl", pairs)
     return {"questions": report.questions, "all_right": report.all_right, "all_wrong": report.all_wrong, "pairs": len(pairs)}

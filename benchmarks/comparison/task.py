@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.demo.data import Handwriting, QuestionKind, draw
-from mpo.generation.generator import Question
+from mpo.generation.generator import Request
 
 DIGITS = 3
 READING = "What are the digits?"
@@ -83,9 +83,9 @@ def asked(question: str, form: str) -> str:
     return f"{question.splitlines()[0]}\n{PROMPTS[form]}"
 
 
-def questions(lines: Sequence[dict[str, Any]], form: str, root: Path) -> list[Question]:
+def questions(lines: Sequence[dict[str, Any]], form: str, root: Path) -> list[Request]:
     """The questions of lines, with the instruction of one of the forms of `PROMPTS`."""
-    return [Question(asked(line["question"], form), (root / line["image"],)) for line in lines]
+    return [Request.ask(asked(line["question"], form), images=[root / line["image"]]) for line in lines]
 
 
 def reading_examples(lines: Sequence[dict[str, Any]], root: Path) -> list[dict[str, str]]:

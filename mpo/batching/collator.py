@@ -19,6 +19,7 @@ from mpo.encoding.keys import completion_key, image_key, same_image
 from mpo.encoding.templates import is_processor, probe
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED
 from mpo.encoding.turns import CONVERSATION, SIDES, Completion, Record, describe
+from mpo.io import RECORD_ERRORS, BadRecord
 from mpo.schema import EPOCH, PADDING
 
 LAYOUTS = ("packed", "padded")
@@ -101,10 +102,12 @@ class PairCollator:
         records = list(records)
         try:
             batch = self._collate(records)
-        except ValueError:
-            if self.on_bad_record == "raise":
+        except RECORD_ERRORS as error:
+            if self.on_bad_record == "raise" and isinstance(error, ValueError):  # it names its record
                 raise
             kept, bad = sort_out(records, self._collate)
+            if self.on_bad_record == "raise":
+                raise (BadRecord(bad[0]["where"], bad[0]["reason"]) if bad else error) from error
             records = [records[place] for place in kept] + [BLANK] * (len(records) - len(kept))
             batch = replace(self._collate(records), kept=tuple(kept), bad=tuple(bad))
         if self.keep_records is not None and self.keep_records.item():

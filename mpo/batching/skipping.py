@@ -5,8 +5,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mpo.encoding.turns import SIDES, Record, describe, encoded_images
-from mpo.schema import CONVERSATION_COLUMNS, PADDING
+from mpo.encoding.turns import SIDES, Record, describe
+from mpo.io import BadRecord, bad_record
+from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, PADDING
 
 ON_BAD_RECORD = ("raise", "skip")
 BLANK: Record = {"id": "a blank record", "prompt": "?", "chosen": ".", "rejected": ",", "completion": ".", PADDING: True}
@@ -18,7 +19,7 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
 
     Args:
         records: records of a batch that `collate` refused.
-        collate: raises ValueError for a bad record.
+        collate: raises one of `mpo.io.RECORD_ERRORS` for a bad record.
 
     Returns:
         the indices of the good ones; and for each bad one that would have counted, ``id``, ``where`` (its name in errors),
@@ -27,27 +28,27 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
     kept, bad = [], []
     for place, record in enumerate(records):
         try:
-            collate([record])
-        except ValueError as error:
+            with bad_record(describe(record)):
+                collate([record])
+        except BadRecord as error:
             if PADDING not in record:
-                bad.append(_entry(record, str(error)))
+                bad.append(_entry(record, error.reason))
         else:
             kept.append(place)
     return kept, bad
 
 
-def _entry(record: Record, error: str) -> dict[str, Any]:
+def _entry(record: Record, reason: str) -> dict[str, Any]:
     where = describe(record)
-    images = [
-        (image.get("path"), zlib.crc32(image.get("bytes") or b"")) if isinstance(image, Mapping) else None
-        for image in encoded_images(record)
-    ]
+    given = [record.get(name) for name in IMAGE_COLUMNS]
+    files = [image for one in given for image in (one if isinstance(one, list) else [one]) if isinstance(image, Mapping)]
+    images = [(image.get("path"), zlib.crc32(data) if isinstance(data := image.get("bytes"), bytes) else 0) for image in files]
     texts = [record.get(name) for name in ("id", "prompt", *SIDES)]
     texts += [record[name] for name in CONVERSATION_COLUMNS if name in record]
     content = repr([*texts, images])
     return {
         "id": record.get("id"),
         "where": where,
-        "reason": error.removeprefix(where).lstrip(":, "),
+        "reason": reason,
         "key": hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
     }

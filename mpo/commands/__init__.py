@@ -16,7 +16,7 @@ from pkgutil import iter_modules
 from typing import Any, NoReturn
 
 from mpo.commands.flags import add
-from mpo.commands.outcome import reported, user_errors
+from mpo.commands.outcome import leave_interrupts_to_parent, reported, user_errors
 from mpo.io import did_you_mean
 from mpo.visible import visible
 
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `mpo`; returns the exit status."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    if argv is None:
+        leave_interrupts_to_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:  # Hydra reads its own command line
         from mpo.commands import train

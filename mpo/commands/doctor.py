@@ -7,7 +7,6 @@ them are listed at the end. Lines marked * are notes. The exit status is 1 if th
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from mpo.commands.flags import add
@@ -40,5 +39,5 @@ def run(args: argparse.Namespace) -> Report:
     if not args.json:
         for name, report in reports.items():
             print(f"{name}\n{report}\n")
-    data = json.loads(as_json(sections, reports))
-    return Report(summary(sections), data, int(data["problems"] > 0))
+    data = as_json(sections, reports)
+    return Report(summary(sections), data, int(bool(data["problems"])))

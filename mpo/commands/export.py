@@ -47,16 +47,8 @@ def run(args: argparse.Namespace) -> Report:
     from mpo.models.export.trained import is_qlora
 
     refuse_unwritable("TARGET", args.target)
-    done = export(
-        args.source,
-        args.target,
-        base=args.base,
-        form=args.output_format,
-        dtype=args.dtype,
-        shard_gb=args.shard_gb,
-        like=args.like,
-        check=args.check,
-    )
+    how = {"like": args.like, "check": args.check, "shard_gb": args.shard_gb, "dtype": args.dtype, "form": args.output_format}
+    done = export(args.source, args.target, base=args.base, **how)
     qlora = is_qlora(args.source)
     return Report("\n".join(report(done, qlora=qlora)), {**asdict(done), "qlora": qlora, "serve": serving(done)})
 

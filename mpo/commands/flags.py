@@ -6,39 +6,24 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of a whole number of `least` or more."""
+def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], Any]:
+    """The type of a finite number, an int or a float, between `low` (included unless `open_low`) and `high` (included)."""
 
-    def whole(text: str) -> int:
-        try:
-            if (value := int(text)) >= least:
-                return value
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, got {text!r}")
-
-    return whole
-
-
-def within(low: float, high: float, *, open_low: bool = False) -> Callable[[str], float]:
-    """The type of a finite number between `low` (included unless `open_low`) and `high` (included)."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
+    def read(text: str) -> Any:
+        with suppress(ValueError, OverflowError):
+            value = kind(text)
             if math.isfinite(value) and low <= value <= high and not (open_low and value == low):
                 return value
-        except ValueError:
-            pass
         least = f"above {low:g}" if open_low else f"of {low:g} or more"
         most = "" if math.isinf(high) else f", {high:g} at most"
-        raise argparse.ArgumentTypeError(f"expected a number {least}{most}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a {'whole ' * (kind is int)}number {least}{most}, got {text!r}")
 
-    return number
+    return read
 
 
 def path(text: str) -> Path:
@@ -48,7 +33,7 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-COUNT, SEED, ABOVE_0 = at_least(1), at_least(0), within(0, math.inf, open_low=True)
+COUNT, SEED, ABOVE_0 = number(int, 1), number(int, 0), number(float, 0, open_low=True)
 FLAG: dict[str, Any] = {"action": "store_true"}
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 NUMBER: dict[str, Any] = {"type": COUNT, "metavar": "N"}
@@ -56,6 +41,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--base": {"metavar": "MODEL", "help": "base model of an adapter (default: as in its config)"},
     "--check": {**SWITCH, "help": "read the result again and compare it with the source"},
     "--device": {"metavar": "DEVICE", "help": "device to run on, such as cpu or cuda:1 (default: the first GPU, if there is one)"},
+    "--drop-bad": {**FLAG, "help": "drop questions that cannot be asked, such as without their image, instead of stopping"},
     "--dry-run": {**FLAG, "help": "show the changes without making them"},
     "--dtype": {"choices": ("auto", "bfloat16", "float16", "float32"), "help": "dtype of the weights; auto: as in the checkpoint"},
     "--eval-by": {"choices": ("both", "image", "question"), "help": "keep the parts disjoint in questions, in images, or in both"},
@@ -88,9 +74,11 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--max-length": {**NUMBER, "help": "maximum number of tokens of prompt and completion (trainer.max_length)"},
     "--max-new-tokens": {**NUMBER, "help": "maximum length of the response, in tokens"},
     "--max-tiles": {**NUMBER, "help": "maximum number of tiles of all images of a prompt (model.max_tiles)"},
+    "--metadata": {"action": "append", "metavar": "FIELD", "help": "field that is only metadata; may be repeated (data.metadata)"},
     "--min-frames": {**NUMBER, "help": "minimum number of frames of a video (data.frames.min)"},
     "--model": {"metavar": "MODEL", "help": "count tokens and tiles with this model's processor; weights are not loaded"},
     "--model-name": {"metavar": "NAME", "help": "model to use on a server with several (default: its first one)"},
+    "--n": {**NUMBER, "help": "responses per question"},
     "--num-proc": {**NUMBER, "help": "number of processes (default: one per CPU core)"},
     "--output": {"type": path, "metavar": "PATH", "help": "file or folder to write"},
     "--output-format": {"help": "format to write"},
@@ -98,23 +86,29 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": "folder that image paths in the written JSONL are relative to (default: their deepest common folder)",
     },
+    "--prompt": {"metavar": "TEXT", "help": "prompt, in which {question} and {choices} are replaced"},
+    "--questions": {"type": path, "metavar": "FILE", "help": "file of questions: JSONL, JSON or Parquet"},
     "--quick": {**FLAG, "help": "run a smaller demo of about a minute; its accuracy is low"},
     "--removed": {"type": path, "metavar": "FILE", "help": "file to list the removed pairs in (default: TARGET.removed.jsonl)"},
     "--restart": {**FLAG, "help": "delete an earlier demo in the output folder and run all stages"},
+    "--retry-dropped": {**FLAG, "help": "try the questions again that were dropped"},
     "--run-dir": {"type": path, "metavar": "DIR", "help": "folder that runs are written to (run_dir)"},
     "--seed": {"type": SEED, "metavar": "N", "help": "random seed"},
     "--shard-gb": {"type": ABOVE_0, "metavar": "GB", "help": "maximum size of a weight shard"},
     "--shuffle": {**FLAG, "help": "shuffle the records instead of keeping their order"},
     "--split": {"metavar": "NAME", "help": "split of a folder or a data set on the Hub"},
     "--step": {**SWITCH, "help": "run one training step of a tiny model"},
+    "--prefix": {"metavar": "TEXT", "help": "start of the response, which the model goes on from"},
     "--system": {"metavar": "TEXT", "help": "system prompt"},
-    "--temperature": {"type": within(0, math.inf), "metavar": "T", "help": "sampling temperature; 0: greedy"},
-    "--threshold": {"type": within(0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
+    "--video": {"type": path, "action": "append", "metavar": "FILE", "help": "video to show before the question; may be repeated"},
+    "--temperature": {"type": number(float, 0), "metavar": "T", "help": "sampling temperature; 0: greedy"},
+    "--threshold": {"type": number(float, 0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
     "--top-p": {
-        "type": within(0, 1, open_low=True),
+        "type": number(float, 0, 1, open_low=True),
         "metavar": "P",
         "help": "sample from the smallest set of most likely tokens with this total probability",
     },
+    "--workers": {**NUMBER, "help": "number of processes (extra scale)"},
     "--verbose": {**FLAG, "help": "add the reports of PyTorch's collect_env and of transformers env"},
 }
 """Every flag, with the arguments of `add_argument` but for its default."""

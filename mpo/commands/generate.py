@@ -1,8 +1,11 @@
-"""Ask a model one question, with images, and print its response as it comes.
+"""Ask a model one question, with images, and print its response as it comes; or a file of questions.
 
 MODEL is a folder or a model id on the Hub: a trained model, an adapter (loaded on its base), a run or a checkpoint of
 one, an InternVL in either format, or another model of transformers. Or it is the address of an OpenAI-compatible server
 (vLLM, LMDeploy, SGLang, transformers serve), with the key in OPENAI_API_KEY if it needs one.
+
+A file of questions is JSONL, JSON or Parquet: question (or messages), image or images, answer, choices, id. It is a job in the
+folder --output: after an interruption the same command goes on, and asks nothing again that was answered.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.commands.flags import add
+from mpo.commands.generate_job import configure_job, refuse_job_flags, run_job
 from mpo.commands.outcome import Report
 from mpo.visible import visible
 
@@ -24,47 +28,56 @@ mpo generate OpenGVLab/InternVL3-1B-hf "What differs?" --image a.png --image b.p
 mpo generate runs/lora "Describe it." --image a.png --temperature 0.7 --top-p 0.9 --seed 1
 mpo generate http://localhost:8000/v1 "What is in the image?" --image a.png --json
 cat question.txt | mpo generate runs/first -
+mpo generate http://localhost:8000/v1 --questions questions.jsonl --output sampled --n 8 --temperature 1
 """
-LOCAL = ("base", "device", "dtype", "max_tiles")
+LOCAL = ("base", "device", "dtype")
 """Flags for a model in this process, which a server does not take."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1")
-    parser.add_argument("question", metavar="QUESTION", help="question; - reads it from stdin")
-    add(parser, "--image", "--system")
+    parser.add_argument("question", metavar="QUESTION", nargs="?", help="question; - reads it from stdin")
+    add(parser, "--image", "--video", "--system", "--prefix")
     add(parser, "--max-new-tokens", default=1024)
     add(parser, "--temperature", default=0.0)
     add(parser, "--top-p", otherwise="1")
     add(parser, "--seed", default=0)
     add(parser, "--max-tiles", "--base", "--device", "--model-name")
     add(parser, "--dtype", otherwise="auto")
+    configure_job(parser)
 
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.data.images import open_image
-    from mpo.generation.generator import Question, check_decoding
+    from mpo.generation.generator import Decoding, Request
 
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("temperature", "max_new_tokens", "seed")}
     settings["top_p"] = 1.0 if args.top_p is None else args.top_p
-    check_decoding(**settings)
+    Decoding(**settings)
+    at_server = re.match("https?://", args.model, re.IGNORECASE)
+    if args.questions is not None:
+        return run_job(args, lambda: _server(args) if at_server else _local(args, None), local=not at_server, settings=settings)
+    refuse_job_flags(args)
     text = args.question if args.question != "-" else _stdin()
-    question = Question(text, tuple(open_image(path) for path in args.image or ()), args.system)
-    model = _server(args) if re.match("https?://", args.model, re.IGNORECASE) else _local(args, question)
-    reply = model.ask(question, **settings, on_text=None if args.json else _print)
+    for path in args.image or ():
+        open_image(path)  # before a model is loaded, or anything is paid
+    question = Request.ask(text, images=args.image or (), videos=args.video or (), system=args.system, prefix=args.prefix)
+    model = _server(args) if at_server else _local(args, question)
+    response = model.ask(question, **settings, on_text=None if args.json else _print)
     if not args.json:
         print(flush=True)
-    if reply.finish_reason == "length":
+    if response.finish_reason == "length":
         print(f"mpo generate: the response was truncated at --max-new-tokens={args.max_new_tokens}.", file=sys.stderr)
-    return Report("", {"model": args.model, **asdict(reply)})
+    said = {name: value for name, value in asdict(response).items() if name != "logprobs"}
+    return Report("", {"model": args.model, **said})
 
 
 def _server(args: argparse.Namespace) -> Any:
-    from mpo.generation.server import ServerModel
+    from mpo.generation.server import ServerGenerator
 
     if given := [f"--{name.replace('_', '-')}" for name in LOCAL if getattr(args, name) is not None]:
         raise ValueError(f"{given[0]} has no effect on a server, which has loaded its model. Leave it out.")
-    return ServerModel(args.model, args.model_name)
+    return ServerGenerator(args.model, args.model_name, max_tiles=args.max_tiles)
 
 
 def _local(args: argparse.Namespace, question: Any) -> Any:
@@ -75,8 +88,9 @@ def _local(args: argparse.Namespace, question: Any) -> Any:
     if args.model_name is not None:
         raise ValueError(f"--model-name={args.model_name} needs the address of a server, and MODEL is {args.model}. Leave it out.")
     opened = open_local(args.model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=args.max_tiles)
-    if question.images and not is_processor(opened.processor):
-        raise ValueError(f"{args.model} is a text model and takes no images. Leave --image out.")
+    if question is not None and (question.images or question.videos) and not is_processor(opened.processor):
+        given = "--image" if question.images else "--video"
+        raise ValueError(f"{args.model} is a text model and takes no images. Leave {given} out.")
     if is_qlora(Path(args.model)):
         print(f"mpo generate: {args.model} was trained on 4-bit weights; it is loaded on the original ones.", file=sys.stderr)
     return opened

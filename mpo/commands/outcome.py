@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,17 +20,11 @@ _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 
 @dataclass(frozen=True)
 class Report:
-    """What a command reports.
+    """What a command reports."""
 
-    Attributes:
-        text: the report as text; empty if it was printed as it came.
-        data: the report as JSON (`--json`).
-        status: exit status, 1 if a problem was found.
-    """
-
-    text: str
-    data: Mapping[str, Any] = field(default_factory=dict)
-    status: int = 0
+    text: str  # the report as text; empty if it was printed as it came
+    data: Mapping[str, Any] = field(default_factory=dict)  # the report as JSON (`--json`)
+    status: int = 0  # exit status, 1 if a problem was found
 
 
 class Failed(Exception):
@@ -38,20 +33,27 @@ class Failed(Exception):
 
 def reported(options: argparse.Namespace) -> int:
     """Run a command, print its report, and return its exit status. With `--json` nothing else is on stdout."""
+    with stdout_to_stderr() if options.json else nullcontext():
+        report: Report = options.run(options)
     if options.json:
-        with _stdout_to_stderr():
-            report: Report = options.run(options)
-        print(json.dumps(report.data, indent=2, default=_plain, allow_nan=False))
-    else:
-        report = options.run(options)
-        if report.text:
-            print(visible(report.text))
+        print_json(report.data)
+    elif report.text:
+        print(visible(report.text))
     sys.stdout.flush()
     return report.status
 
 
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one JSON document, with paths and the numbers of numpy."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if hasattr(value, "item") else os.fspath(value)
+
+    print(json.dumps(data, indent=2, default=plain, allow_nan=False))
+
+
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Send what libraries and child processes print to stderr."""
     sys.stdout.flush()
     saved = os.dup(1)
@@ -64,9 +66,9 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def _plain(value: Any) -> Any:
-    """What JSON lacks: paths, and the numbers of numpy."""
-    return value.item() if hasattr(value, "item") else os.fspath(value)
+def leave_interrupts_to_parent() -> None:
+    """Let processes that are forked from here ignore Ctrl-C, which reaches them too: this one ends them, without tracebacks."""
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
 
 
 def user_errors(work: Callable[[], int], who: str = "") -> int:
@@ -86,13 +88,13 @@ def user_errors(work: Callable[[], int], who: str = "") -> int:
             raise
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
-        message: object = error
+        message = str(error)
         if isinstance(error, OSError) and error.strerror is not None:
-            message = f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
+            message = f"{error.strerror}." if error.filename is None else f"{error.filename}: {error.strerror}."
             if isinstance(error, FileNotFoundError):
-                message = f"{message} Check that the file exists and that its path is correct."
+                message += " Check that the file exists and that its path is correct."
             elif error.filename is None:
-                message = f"{message} MPO_TRACEBACK=1 shows where it happens."
+                message += " MPO_TRACEBACK=1 shows where it happens."
         print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)
         return 2 if isinstance(error, (ValueError, *_NO_FILE)) else 1
 

@@ -8,15 +8,7 @@ from pathlib import Path
 
 
 def refuse_unwritable(name: str, target: Path) -> None:
-    """Refuse a target in a folder that cannot be created or written.
-
-    Args:
-        name: its name on the command line.
-        target: the file or folder to write.
-
-    Raises:
-        ValueError: naming the folder.
-    """
+    """Refuse a file or folder, by its name on the command line, in a folder that cannot be created or written."""
     above = next(path for path in target.absolute().parents if os.path.lexists(path))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         reason = "cannot be written" if above.is_dir() else "is not a folder"
@@ -37,13 +29,7 @@ def refuse_targets(targets: Mapping[str, Path | None]) -> None:
 
 
 def refuse_replacing(name: str, target: Path | None, start: str) -> None:
-    """Refuse to replace a file that the command has not written itself.
-
-    Args:
-        name: its name on the command line.
-        target: the file to write.
-        start: how a file of this command starts.
-    """
+    """Refuse to replace a file, by its name on the command line, that does not start as those of the command (`start`)."""
     if target is None:
         return
     if target.is_dir():

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from mpo.commands.outcome import user_errors
+from mpo.commands.outcome import leave_interrupts_to_parent, user_errors
 
 
 def main(path: str) -> int:
@@ -17,4 +17,5 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
+    leave_interrupts_to_parent()
     sys.exit(main(sys.argv[1]))

@@ -5,6 +5,7 @@ The recipe is composed and checked before anything loads; `mpo train --help` is 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -12,6 +13,8 @@ import tempfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -24,7 +27,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mpo.io import did_you_mean
+from mpo.io import did_you_mean, read_json_object
 from mpo.recipes import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -33,21 +36,29 @@ if TYPE_CHECKING:
 
 GROUPS = ("model", "method", "peft", "loss", "data", "trainer", "launch", "experiment")
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
+_RESULTS: list[dict[str, Any]] = []
+"""Of the runs of this command, of which a sweep has several."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run `mpo train` with Hydra's command line and return the exit status."""
-    from mpo.commands.outcome import user_errors
+    """Run `mpo train` with Hydra's command line and return the exit status; with `--json`, print the results of its runs alone."""
+    from mpo.commands.outcome import print_json, stdout_to_stderr, user_errors
 
+    as_json, words = "--json" in arguments, [settable(word) for word in arguments if word != "--json"]
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["mpo train", *map(settable, arguments)], "1"  # errors come here, not to stderr
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["mpo train", *words], "1"  # errors come here, not to stderr
+    _RESULTS.clear()
     try:
-        return user_errors(_with_hydra)
+        with stdout_to_stderr() if as_json else nullcontext():
+            status = user_errors(_with_hydra)
     finally:
         sys.argv = before[0]
         os.environ.pop("HYDRA_FULL_ERROR")
         if before[1] is not None:
             os.environ["HYDRA_FULL_ERROR"] = before[1]
+    if as_json and _RESULTS:
+        print_json({"runs": _RESULTS})
+    return status
 
 
 def _with_hydra() -> int:
@@ -146,7 +157,8 @@ def _train(config: DictConfig) -> int:
     if job.dry_run:
         from mpo.preflight.dry_run import dry_run
 
-        print(dry_run(job))
+        _RESULTS.append({"run_dir": job.run_dir, "dry_run": dry_run(job)})
+        print(_RESULTS[-1]["dry_run"])
         return 0
     place = job.place()
     if not named and (place.is_rank or place.nnodes > 1):
@@ -154,17 +166,22 @@ def _train(config: DictConfig) -> int:
             "The default run_dir contains the time, which differs between ranks started by another launcher. Set run_dir=... to a "
             "folder that all nodes can access."
         )
+    resumed, before = None, -1
     if place.is_rank or place.node_rank == 0:
         resumed = job.checkpoint()
+        before = read_json_object(Path(resumed, "trainer_state.json"))["global_step"] if resumed else -1
         print(f"mpo train: {'resuming from ' + resumed if resumed else 'writing to ' + job.run_dir}")
     if job.needs_ranks():
-        return _train_on_ranks(job, place)
-    os.environ.update(place.environment)
-    if not place.is_rank:  # transformers would use DataParallel over all visible GPUs
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    run_train_job(job)
-    print(f"mpo train: done. The trained model was saved to {job.run_dir}")
-    return 0
+        status = _train_on_ranks(job, place)
+    else:
+        os.environ.update(place.environment)
+        if not place.is_rank:  # transformers would use DataParallel over all visible GPUs
+            os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        run_train_job(job)
+        status = 0
+    if status == 0 and place.node_rank == 0 and os.environ.get("RANK", "0") == "0":
+        _report(job.run_dir, resumed, before)
+    return status
 
 
 def _train_on_ranks(job: TrainJob, place: Place) -> int:
@@ -172,15 +189,22 @@ def _train_on_ranks(job: TrainJob, place: Place) -> int:
 
     try:
         with tempfile.TemporaryDirectory() as folder:
-            status = start_ranks(place, "mpo.commands.rank", [str(job.save(folder))])
+            return start_ranks(place, "mpo.commands.rank", [str(job.save(folder))])
     except RuntimeError as error:
         newest = job.newest_checkpoint()
-        print(
-            f"mpo: error: {error} "
-            + (f"Run the same command to resume from {newest}." if newest else "No checkpoint has been saved yet."),
-            file=sys.stderr,
-        )
+        further = f"Run the same command to resume from {newest}." if newest else "No checkpoint has been saved yet."
+        print(f"mpo: error: {error} {further}", file=sys.stderr)
         return 1
-    if status == 0 and place.node_rank == 0:
-        print(f"mpo train: done. The trained model was saved to {job.run_dir}")
-    return status
+
+
+def _report(run_dir: str, resumed: str | None, before: int) -> None:
+    """Say how a run ended, also when the checkpoint that it resumed from was its end."""
+    state = read_json_object(Path(run_dir, "trainer_state.json"))
+    if state["global_step"] == before:
+        print(
+            f"mpo train: nothing was left to train: {resumed} has {before} steps, and this run ends at step {state['max_steps']}."
+        )
+    print(f"mpo train: done. The trained model was saved to {run_dir}")
+    metrics = {name: value for entry in state["log_history"] for name, value in entry.items()}
+    metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items() if isinstance(value, (int, float))}
+    _RESULTS.append({"run_dir": run_dir, "resumed_from": resumed, "metrics": metrics})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +16,16 @@ from mpo.curation.completions import refusal, unfinished
 from mpo.curation.dedupe import texts
 from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, video_key
 from mpo.data.images import open_image
-from mpo.data.records import Reading, Row, Rows
-from mpo.data.shards import Shard
+from mpo.data.messages import EMPTY, PLACEHOLDERS
+from mpo.data.records import EQUAL, NOT_THERE, Reading, Row, Rows
+from mpo.data.shards import FILE_DAMAGED, Shard
+from mpo.data.unused import KIND as UNUSED
 from mpo.data.video import DEFAULT_FRAMES, checked_frames, frames_of, open_frames
-from mpo.io import BadRecord
+from mpo.io import DUPLICATE_KEY, BadRecord
 
 PROBLEMS = (
-    *("no pair", "empty text", "equal completions", "placeholders and images", "image not there", "image not decoded"),
-    *("video not decoded", "file damaged", "not encoded", "too long", "in eval too"),
+    *("no pair", EMPTY, EQUAL, PLACEHOLDERS, DUPLICATE_KEY, UNUSED, NOT_THERE, "image not decoded"),
+    *("video not decoded", FILE_DAMAGED, "not encoded", "too long", "in eval too"),
 )
 """Findings that prevent training."""
 NOTES = (
@@ -30,13 +33,6 @@ NOTES = (
     *("control token", "gives no pair", "pairs left out"),
 )
 """Findings to inspect, which do not prevent training."""
-_KINDS = {
-    "equal completions": r"are the same completion",
-    "empty text": r"\bis empty\b",
-    "file damaged": r"^not JSON from here on|^not JSON after|after the end of the array",
-    "placeholders and images": r"placeholders for \d+ (?:images|videos)",
-    "image not there": r"there is no (?:image|video)|lies outside|is a URL|not a (?:image|video) file|cannot be reached",
-}
 TINY = 10
 """Pixels of an image's shorter side below which it is reported as tiny."""
 ROOM = 256
@@ -76,6 +72,7 @@ class Part:
     format: str | None = None
     frames: Mapping[str, int] | None = None
     tiles: Mapping[str, Any] | None = None
+    metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +86,7 @@ class Examined:
     prompt: NDArray[np.int64]  # key of each pair's question (`mpo.data.eval_part.asked_text`), images and videos, shape (N,)
     images: NDArray[np.int64]  # keys of the images and videos of all pairs, shape (M,)
     owner: NDArray[np.int64]  # index of the pair that each of these belongs to, shape (M,)
+    unused: Counter[str]  # how many lines have each field that their format does not use
 
 
 class Examiner:
@@ -111,18 +109,19 @@ class Examiner:
 
     def __call__(self, part: Part) -> Examined:
         """Examine one shard of a source."""
-        shard, lines = part.shard, 0
+        shard, lines, unused = part.shard, 0, Counter[str]()
         findings: list[Finding] = []
         where: list[str] = []
         keys: list[tuple[int, int]] = []
         images: list[int] = []
         owner: list[int] = []
         try:
-            for rows in Reading(part.image_root, part.format).rows(shard.lines()):
+            for rows in Reading(part.image_root, part.format, metadata=part.metadata).rows(shard.lines()):
                 lines += 1
                 if isinstance(rows, BadRecord):
-                    findings.append(Finding(kind_of(rows.reason), rows.where, rows.reason))
+                    findings.append(Finding(rows.kind or "no pair", rows.where, rows.reason))
                     continue
+                unused.update(rows.unused)
                 if not self.wanted.only_keys:
                     findings += _unused(rows)
                 place = rows.where
@@ -140,11 +139,12 @@ class Examiner:
                     if not self.wanted.only_keys:
                         findings += self._check_record(row, place, shown, [wrong for _, wrong in films if wrong is not None])
         except BadRecord as bad:  # the rest of the shard cannot be read
-            findings.append(Finding("file damaged", bad.where, bad.reason))
+            findings.append(Finding(bad.kind or FILE_DAMAGED, bad.where, bad.reason))
         except ValueError as error:
-            findings.append(Finding("file damaged", shard.path, str(error)))
+            findings.append(Finding(FILE_DAMAGED, shard.path, str(error)))
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
-        return Examined(lines, findings, where, pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64))
+        arrays = pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64)
+        return Examined(lines, findings, where, *arrays, unused)
 
     def _check_record(self, row: Row, where: str, shown: list[Image], wrong_videos: list[str]) -> list[Finding]:
         found = [("video not decoded", wrong) for wrong in wrong_videos]
@@ -237,15 +237,6 @@ class Examiner:
         except ValueError as error:
             return key, str(error)
         return key, None
-
-
-def kind_of(reason: str) -> str:
-    """Classify the reason of a BadRecord.
-
-    >>> kind_of("'chosen' is empty. A pair needs a prompt, a chosen and a rejected completion.")
-    'empty text'
-    """
-    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, reason)), "no pair")
 
 
 def _unused(rows: Rows) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from mpo.curation.examine import NOTES, PROBLEMS, Examined, Examiner, Finding, Part, Wanted
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
-from mpo.data.mixture_file import check_sources, is_meta, is_mixture, read_mixture
+from mpo.data.mixture_file import check_sources, checked_names, is_meta, is_mixture, read_mixture
 from mpo.data.sources import folder_of
 from mpo.data.video import checked_frames
 from mpo.io import atomic_write, json_line
@@ -65,13 +66,17 @@ def findings_table(tally: Tally) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``."""
+    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``.
+
+    ``unused`` has the fields that are metadata because their format does not use them, each with the number of its lines.
+    """
 
     path: str
     lines: int
     pairs: int
     tally: Tally
     output: Path
+    unused: Counter[str]
 
     @property
     def may_start(self) -> bool:
@@ -84,7 +89,12 @@ class Report:
         where = f" All {listed:,} findings: {self.output}" if listed else ""
         why = "there is no pair" if not self.pairs else f"{self.tally.problems:,} problems (!)"
         verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
-        return f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines\n{findings_table(self.tally)}\n{verdict}{where}"
+        lines = [f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines", findings_table(self.tally)]
+        if self.unused:
+            lines.append(
+                "Fields that are only metadata: " + ", ".join(f"{name} ({self.unused[name]:,})" for name in sorted(self.unused))
+            )
+        return "\n".join([*lines, f"{verdict}{where}"])
 
 
 def validate(
@@ -94,6 +104,7 @@ def validate(
     image_root: str | Path | None = None,
     split: str = "train",
     frames: Mapping[str, Any] | None = None,
+    metadata: Sequence[str] | None = None,
     processor: Any = None,
     max_length: int | None = None,
     context: int | None = None,
@@ -104,12 +115,13 @@ def validate(
     """Check every record of a source.
 
     Args:
-        path: as in `mpo.data.load_preferences`, like the next four; or a mixture file (`mpo.data.mixture_file.read_mixture`), of
+        path: as in `mpo.data.load_preferences`, like the next five; or a mixture file (`mpo.data.mixture_file.read_mixture`), of
             which each source is read once.
         format: format of the lines.
         image_root: the folder that image paths are relative to.
         split: the split to check, of a source with several.
         frames: number of frames of each video, ``min`` and ``max``; a mixture's sources may have their own.
+        metadata: fields that are metadata, whatever they hold.
         processor: processor of the model to train, for lengths in tokens and tiles.
         max_length: maximum tokens of prompt and completion; needs a processor.
         context: maximum tokens of the model; needs a processor.
@@ -126,19 +138,21 @@ def validate(
         raise ValueError("--max-length needs --model, since lengths are counted in the model's tokens. Add --model.")
     wanted = Wanted(processor, max_length, context)
     checked_frames(frames)
-    settings = {"format": format, "image_root": image_root, "split": split, "frames": frames}
+    own = {"frames": frames, "metadata": checked_names(metadata)}
+    settings = {"format": format, "image_root": image_root, "split": split, **own}
     parts = _parts({**settings, "path": path}, workers)
     evaluated: list[Examined] = []
     if evaluation is not None:
         others = _parts({**settings, "path": evaluation}, workers)
         evaluated = list(_each(others, Wanted(only_keys=True), workers, f"Reading {evaluation}"))
     output = Path(output).expanduser()
-    lines = 0
+    lines, unused = 0, Counter[str]()
     examined: list[Examined] = []
     with atomic_write(output) as file:
         tally = Tally(file)
         for shard in _each(parts, wanted, workers, f"Checking {path}"):
             lines += shard.lines
+            unused += shard.unused
             tally.add(shard.findings)
             shard.findings.clear()
             examined.append(shard)
@@ -148,19 +162,20 @@ def validate(
             tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
         tally.add(_over_all(examined, evaluated))
         tally.file = None
-    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output)
+    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output, unused)
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
     """Return the shards of a source, or of all sources of a mixture; arguments as in `load_preferences`."""
     path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
     if is_meta(path) or is_mixture(path):
-        shared = {name: source.get(name) for name in ("format", "frames", "tiles")}
+        shared = {name: source.get(name) for name in ("format", "frames", "tiles", "metadata")}
         inner = check_sources(read_mixture(path, base=image_root)["sources"])
         return [part for one in inner for part in _parts({**shared, **one.load}, workers)]
     shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    return [Part(shard, root, source.get("format"), source.get("frames"), source.get("tiles")) for shard in shards]
+    own = {name: source.get(name) for name in ("format", "frames", "tiles")}
+    return [Part(shard, root, **own, metadata=tuple(source.get("metadata") or ())) for shard in shards]
 
 
 def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:

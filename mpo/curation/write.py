@@ -18,6 +18,7 @@ from PIL import Image
 from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
 from mpo.data.formats import FORMATS, detect
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.data.records import metadata_of
 from mpo.io import json_line, remove, temporary_path
 from mpo.schema import names
 
@@ -185,7 +186,7 @@ def _reads_back(line: dict[str, Any], metadata: dict[str, Any]) -> bool:
     """Whether a line is detected as MMPR's and gives this metadata: its fields may have a meaning, in MMPR or another format."""
     try:
         mmpr = FORMATS["mmpr"]
-        return detect(line) is mmpr and json.dumps(next(mmpr.read(line)).metadata) == json.dumps(metadata)
+        return detect(line) is mmpr and json.dumps(metadata_of(mmpr, line, list(mmpr.read(line)))[0]) == json.dumps(metadata)
     except ValueError:
         return False
 

@@ -33,7 +33,7 @@ from mpo.data.records import FEATURES, OPTIONAL, Reading, Row
 from mpo.data.shards import Shard
 from mpo.io import BadRecord
 
-VERSION = 6
+VERSION = 7
 """Increase it when the same files give different records, so that cached results of earlier versions are not used."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 * 2**20

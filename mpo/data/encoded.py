@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset, List
 from datasets import Image as ImageFeature
 from datasets.fingerprint import Hasher
@@ -32,6 +35,35 @@ def with_encoded_images(dataset: Any) -> Any:
         else:
             dataset = _with_feature(dataset, name, feature)
     return dataset
+
+
+def file_state(dataset: Dataset) -> str:
+    """Hash the names, sizes and modification times of all image and video files that a data set may read.
+
+    It belongs to the key of every cached result that depends on them: a file may be replaced under its name.
+    """
+    paths: set[str | None] = set()
+    for name in (*IMAGE_COLUMNS, "videos"):
+        for array in dataset.data.column(name).chunks if name in dataset.column_names else ():
+            while not pa.types.is_string(array.type):
+                if pa.types.is_struct(array.type) and array.type.get_field_index("path") >= 0:
+                    array = array.field("path")
+                elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+                    array = array.flatten()
+                else:
+                    break
+            else:
+                paths.update(array.unique().to_pylist())
+    states = [(path, _state(path)) for path in sorted(path for path in paths if path)]
+    return hashlib.blake2b(repr(states).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # bytes with a name, or a file that is gone
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _with_feature(dataset: Dataset, name: str, feature: Any) -> Dataset:

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from mpo.data.encoded import with_encoded_images
+from mpo.data.encoded import file_state, with_encoded_images
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 By = Literal["both", "image", "question"]
@@ -100,9 +100,9 @@ def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
 def per_record(
     pairs: Dataset, columns: Iterable[str], compute: Any, features: dict[str, Any], key: Any, title: str, num_proc: int | None
 ) -> Dataset:
-    """Compute values of each record from some of its columns; ``key`` names the result in datasets' cache."""
+    """Compute values of each record from some of its columns; ``key`` and the state of its files name the result in the cache."""
     bare = encoded(pairs, columns)
-    fingerprint = Hasher.hash([bare._fingerprint, *key])
+    fingerprint = Hasher.hash([bare._fingerprint, *key, file_state(bare)])
     settings = {"remove_columns": bare.column_names, "new_fingerprint": fingerprint, "num_proc": num_proc, "desc": title}
     return bare.map(compute, features=Features(features), **settings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from codecs import BOM_UTF8
 from itertools import accumulate
 from pathlib import Path
 
@@ -210,14 +211,17 @@ def _is_array(path: str) -> bool:
             head: bytes = file.read(4096)
     except DAMAGE as error:
         raise damaged(path, error) from error
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return head.removeprefix(BOM_UTF8).lstrip()[:1] == b"["
 
 
 def _of_parquet(path: str) -> list[Shard]:
     try:
         metadata = pq.read_metadata(path)
+        names = metadata.schema.to_arrow_schema().names
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error, "not a Parquet file, ") from error
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{path} has the column {twice!r} twice, but only the last one would be used. Rename or remove one.")
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     firsts = accumulate(rows, initial=1)
     return [shards.ParquetShard(path, group, first, count) for group, (count, first) in enumerate(zip(rows, firsts, strict=False))]

@@ -24,7 +24,7 @@ MAX_RESPONSES = 64
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES |= {"system": "system", "observation": "tool", "tool": "tool"}
 """The role of each name of ShareGPT."""
-_COMMON = ("image", "images", "video", "videos", "system", "id", "chosen", "rejected")
+_COMMON = ("image", "images", "video", "videos", "system", "system_prompt", "id", "chosen", "rejected", "metadata")
 _CANNOT = "records have no field for it. Remove it or leave the record out"
 _TRL_CANNOT = f"records have no field for it. {OWN_DATA_SET.rstrip('.')}"
 
@@ -47,19 +47,30 @@ class FoundPair:
     tiles: Any = None  # how the images are split into tiles: min, max, thumbnail
     frames: Any = None  # number of frames of each video: min, max
     augment: Any = None  # whether the images are augmented in training
-    metadata: Any = field(default_factory=dict)  # the other fields of the line
+    metadata: dict[str, Any] = field(default_factory=dict)  # what is known about the pair and not in a field of the line
+    inner: dict[str, Any] = field(default_factory=dict)  # fields inside of used ones that the format does not use
     dropped: int = 0  # number of pairs of the line that are dropped after this one
 
 
 class Format:
-    """A format of lines. ``NAME`` is the value of ``format=``, and ``NEEDS`` says in error messages which fields a line has."""
+    """A format of lines.
+
+    ``NAME`` is the value of ``format=``; ``NEEDS`` says in error messages which fields a line has; ``USES`` are the fields that it
+    reads, and ``ABOUT`` those that its published data sets have besides, which are metadata.
+    """
 
     NAME: str
     NEEDS: str
+    USES: tuple[str, ...]
+    ABOUT: tuple[str, ...] = ()
 
     def matches(self, line: Line) -> bool:
         """Whether a line is in this format. Raises ValueError for a line that has two prompts."""
         raise NotImplementedError
+
+    def uses(self, line: Line) -> tuple[str, ...]:
+        """Return the fields that are read of a line."""
+        return self.USES
 
     def read(self, line: Line) -> Iterator[FoundPair]:
         """Read the pairs of a line, without checking their values.
@@ -74,20 +85,19 @@ class Format:
 
 
 class _MMPR(Format):
-    """MMPR's annotation lines, v1.0 to v1.2. If ``metadata`` is the only other field, `mpo data convert` wrote it."""
+    """MMPR's annotation lines, v1.0 to v1.2."""
 
     NAME = "mmpr"
     NEEDS = "question, chosen, rejected; optional: image or video"
+    USES = (*_COMMON, "question", "answer_gt")
+    ABOUT = ("chosen_meta", "rejected_meta")
 
     def matches(self, line: Line) -> bool:
         return _has_question(line)
 
     def read(self, line: Line) -> Iterator[FoundPair]:
         _refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
-        other = _rest(line, (*_COMMON, "question", "answer_gt"))
-        if len(other) == 1 and isinstance(other.get("metadata"), Mapping):
-            other = dict(other["metadata"])
-        yield _pair(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"), metadata=other)
+        yield _pair(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"))
 
 
 class _RLAIFV(Format):
@@ -95,19 +105,26 @@ class _RLAIFV(Format):
 
     NAME = "rlaif_v"
     NEEDS = "question, chosen, rejected, image (bytes or path) or image_path; ds_name, origin_dataset or origin_split"
+    USES: tuple[str, ...] = ("image", "question", "chosen", "rejected", "system", "system_prompt", "idx", "metadata")
+    ABOUT = ("image_path", "origin_split")
 
     def matches(self, line: Line) -> bool:
         return any(name in line for name in ("ds_name", "origin_dataset", "origin_split")) and _has_question(line)
 
+    def uses(self, line: Line) -> tuple[str, ...]:
+        return self.USES if line.get("image") else (*self.USES, "image_path")
+
     def read(self, line: Line) -> Iterator[FoundPair]:
-        yield _of_rlhf_v(line, line, ("image", "question", "chosen", "rejected", "system", "idx"), line.get("idx"))
+        yield _of_rlhf_v(line, line, line.get("idx"))
 
 
-class _RLHFV(Format):
+class _RLHFV(_RLAIFV):
     """RLHF-V-Dataset: ``text`` is JSON with ``question``, ``chosen``, ``rejected``."""
 
     NAME = "rlhf_v"
     NEEDS = "text (JSON with question, chosen, rejected), image (bytes or path) or image_path"
+    USES = ("image", "text", "system", "system_prompt", "idx", "origin_split_inner_idx", "metadata")
+    ABOUT = ("image_path", "origin_split")
 
     def matches(self, line: Line) -> bool:
         if "text" not in line or not ("image" in line or "image_path" in line):
@@ -122,7 +139,9 @@ class _RLHFV(Format):
 
     def read(self, line: Line) -> Iterator[FoundPair]:
         index = line.get("origin_split_inner_idx") if line.get("idx") is None else line["idx"]
-        yield _of_rlhf_v(line, self._pair(line.get("text")), ("image", "text", "system", "idx", "origin_split_inner_idx"), index)
+        pair = self._pair(line.get("text"))
+        inner = {f"text.{name}": value for name, value in pair.items() if name not in ("question", "chosen", "rejected")}
+        yield _of_rlhf_v(line, pair, index, inner)
 
     @staticmethod
     def _pair(text: Any) -> Line:
@@ -132,10 +151,10 @@ class _RLHFV(Format):
         return pair
 
 
-def _of_rlhf_v(line: Line, pair: Line, used: Iterable[str], id: Any) -> FoundPair:
+def _of_rlhf_v(line: Line, pair: Line, id: Any, inner: dict[str, Any] | None = None) -> FoundPair:
     prompt, chosen, rejected = (pair.get(name) for name in ("question", "chosen", "rejected"))
     image = line.get("image") or line.get("image_path")
-    return FoundPair(prompt, chosen, rejected, image, system=line.get("system"), id=id, metadata=_rest(line, used))
+    return FoundPair(prompt, chosen, rejected, image, system=system_of(line), id=id, metadata=inner or {}, inner=inner or {})
 
 
 # Ratings
@@ -151,6 +170,7 @@ class _VLFeedback(Format):
 
     NAME = "vlfeedback"
     NEEDS = "prompt, completions (each with response and annotations), img_path or image"
+    USES = ("prompt", "completions", "img_path", "image", "system", "system_prompt", "id", "models", "metadata")
 
     def matches(self, line: Line) -> bool:
         return "completions" in line
@@ -167,19 +187,24 @@ class _VLFeedback(Format):
         ]
         ranked.sort(key=lambda pair: -pair[0])
         image = _one_of(line, "img_path", "image")
-        metadata = _rest(line, ("prompt", "completions", "img_path", "image", "system", "id", "models"))
         taken = ranked[:MAX_PAIRS]
         for place, (margin, better, worse) in enumerate(taken, start=1):
-            models = {f"{side}_model": completions[at].get("model") for side, at in (("chosen", better), ("rejected", worse))}
+            own = {
+                f"{side}_{name}": value
+                for side, at in (("chosen", better), ("rejected", worse))
+                for name, value in completions[at].items()
+                if name not in ("response", "annotations") and value is not None
+            }
             yield FoundPair(
                 prompt=line.get("prompt"),
                 chosen=texts[better],
                 rejected=texts[worse],
                 images=image,
-                system=line.get("system"),
+                system=system_of(line),
                 id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
                 margin=margin,
-                metadata={**metadata, **models, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},
+                metadata={**own, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},
+                inner={name: value for name, value in own.items() if not name.endswith("_model")},
                 dropped=len(ranked) - len(taken) if place == len(taken) else 0,
             )
 
@@ -225,6 +250,7 @@ class _ShareGPT(Format):
 
     NAME = "sharegpt"
     NEEDS = "conversations (or messages), chosen, rejected; optional: images or videos"
+    USES = (*_COMMON, "conversations", "messages")
 
     def matches(self, line: Line) -> bool:
         if "conversations" in line:
@@ -242,7 +268,7 @@ class _ShareGPT(Format):
             raise ValueError(f"the last turn is the {role}'s, but 'chosen' and 'rejected' reply to a human. Remove that turn.")
         sides = {side: line.get(side) for side in ("chosen", "rejected")}
         sides = {side: [_message(one, f"{side!r}")] if isinstance(one, Mapping) else one for side, one in sides.items()}
-        yield _pair(line, ("conversations", "messages"), prompt=prompt, **sides)
+        yield _pair(line, prompt=prompt, **sides)
 
 
 def _message(turn: Any, what: str) -> dict[str, Any]:
@@ -251,15 +277,21 @@ def _message(turn: Any, what: str) -> dict[str, Any]:
     role = _one_of(turn, "from", "role")
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{what} is from {role!r}; 'from' must be one of {', '.join(ROLES)}.")
-    return {"role": ROLES[role], "content": _one_of(turn, "value", "content")}
+    other = {name: value for name, value in turn.items() if name not in ("from", "value")}
+    return {**other, "role": ROLES[role], "content": _one_of(turn, "value", "content")}
 
 
 class _Swift(Format):
-    """ms-swift's RLHF data. ``rejected_images`` must equal ``images``: a pair has one prompt and one set of images."""
+    """ms-swift's RLHF data.
+
+    A completion is all that follows the last turn of the user. ``rejected_response`` replaces all of it; ``rejected_messages`` are
+    the whole conversation, which has the same prompt. ``rejected_images`` must equal ``images``: a pair has one set of images.
+    """
 
     NAME = "swift"
-    NEEDS = "messages (the last one the chosen completion) and rejected_response or rejected_messages; optional: images or videos"
+    NEEDS = "messages (the last one of the assistant) and rejected_response or rejected_messages; optional: images or videos"
     _REJECTED = ("rejected_response", "rejected_messages")
+    USES = (*_COMMON, *_REJECTED, "messages", "rejected_images", "rejected_videos", "margin")
 
     def matches(self, line: Line) -> bool:
         return "messages" in line and any(name in line for name in (*self._REJECTED, "rejected_images"))
@@ -276,20 +308,22 @@ class _Swift(Format):
         if line.get("rejected_messages") is not None:
             other_prompt, rejected = self._split(rejected, "rejected_messages")
             if other_prompt != prompt:
-                raise ValueError("'rejected_messages' differ from 'messages' before the last one, but a pair has one prompt.")
-        used = (*self._REJECTED, "messages", "rejected_images", "rejected_videos", "margin")
-        yield _pair(line, used, prompt=prompt, chosen=chosen, rejected=rejected, margin=line.get("margin"))
+                found = "'rejected_messages' differ from 'messages' up to the last turn of the user"
+                raise ValueError(f"{found}, but a pair has one prompt. Leave the record out.")
+        yield _pair(line, prompt=prompt, chosen=chosen, rejected=rejected, margin=line.get("margin"))
 
     @staticmethod
     def _split(messages: Any, name: str) -> tuple[list[Any], list[Any]]:
-        """Split a conversation into the prompt and its last message, the completion."""
+        """Split a conversation into the prompt, up to the last turn of the user, and the completion."""
         if not isinstance(messages, list) or len(messages) < 2:
             found = f"a list of {len(messages)}" if isinstance(messages, list) else json_kind(messages)
             raise ValueError(f"{name!r} must be a list of at least two messages, the last one the completion; got {found}.")
         last = messages[-1]
         if not isinstance(last, Mapping) or last.get("role") != "assistant":
             raise ValueError(f"the last of {name!r} must be a message of the assistant, the completion; got {last!r:.100}.")
-        return messages[:-1], [last]
+        by_user = [place for place, one in enumerate(messages) if isinstance(one, Mapping) and one.get("role") == "user"]
+        start = by_user[-1] + 1 if by_user else len(messages) - 1  # without a user it is refused later, as in all formats
+        return messages[:start], messages[start:]
 
 
 # TRL
@@ -309,6 +343,12 @@ class _TRL(Format):
         "optional: images"
     )
     _OWN = ("prompt_id", "source", "ground_truth", "margin", "tiles", "augment")
+    USES = (*_COMMON, *_OWN, "prompt")
+
+    def uses(self, line: Line) -> tuple[str, ...]:
+        frames = ["frames"] if isinstance(line.get("frames"), Mapping) else []  # in other files, frames may mean images
+        answer = ["answer"] if line.get("ground_truth") is None else []  # other files call it so
+        return (*self.USES, *frames, *answer)
 
     def matches(self, line: Line) -> bool:
         return "prompt" in line or (isinstance(line.get("chosen"), list) and isinstance(line.get("rejected"), list))
@@ -319,17 +359,10 @@ class _TRL(Format):
         is_prefix = prompt is None and chosen and rejected and ("prompt" not in line or isinstance(chosen, list))
         if is_prefix or (isinstance(prompt, str) and _begins_with(chosen, prompt) and _begins_with(rejected, prompt)):
             prompt, chosen, rejected = _split_common_prefix(chosen, rejected)
-        metadata = line.get("metadata")
-        own = parse_json(metadata, "'metadata'") if isinstance(metadata, str) and metadata else metadata
-        own = own if isinstance(own, dict) else {} if own in (None, "") else {"metadata": own}
-        named: dict[str, Any] = {name: line.get(name) for name in self._OWN}
-        used = [*_COMMON, *self._OWN, "prompt", "metadata"]
-        if isinstance(line.get("frames"), Mapping):  # in other files, frames may mean images
-            named["frames"], used = line["frames"], [*used, "frames"]
-        if named["ground_truth"] is None:  # other files call it 'answer'
-            named["ground_truth"], used = line.get("answer"), [*used, "answer"]
-        sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        yield _pair(line, (), **sides, **named, metadata={**own, **_rest(line, used)})
+        own: dict[str, Any] = {name: line.get(name) for name in (*self._OWN, "frames") if name in self.uses(line)}
+        if own["ground_truth"] is None:
+            own["ground_truth"] = line.get("answer")
+        yield _pair(line, prompt=prompt, chosen=chosen, rejected=rejected, **own)
 
 
 def _begins_with(conversation: Any, prompt: str) -> bool:
@@ -392,13 +425,17 @@ def images(line: Line) -> Any:
     return _one_of(line, "image", "images")
 
 
-def _pair(line: Line, used: Iterable[str] = (), **own: Any) -> FoundPair:
-    """Read the fields that most formats share; ``own`` are the others, and ``used`` the fields of the line that they are from."""
-    if "metadata" not in own:
-        own["metadata"] = _rest(line, (*_COMMON, *used))
+def _pair(line: Line, **own: Any) -> FoundPair:
+    """Read the fields that most formats share; ``own`` are the others."""
     own = {"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own}
     videos = _one_of(line, "video", "videos")
-    return FoundPair(images=images(line), videos=videos, system=line.get("system"), id=line.get("id"), **own)
+    return FoundPair(images=images(line), videos=videos, system=system_of(line), id=line.get("id"), **own)
+
+
+def system_of(line: Line) -> Any:
+    """Return the system message of a line, from ``system`` or ``system_prompt``. Raises ValueError for a line with both."""
+    given = {name: line[name] for name in ("system", "system_prompt") if line.get(name) not in (None, "")}
+    return _one_of(given, *given)
 
 
 def _one_of(line: Line, *names: str) -> Any:
@@ -407,10 +444,6 @@ def _one_of(line: Line, *names: str) -> Any:
     if len(found) > 1:
         raise ValueError(f"the line has both {found[0]!r} and {found[1]!r}, which mean the same. Keep one of them.")
     return line[found[0]] if found else None
-
-
-def _rest(line: Line, used: Iterable[str]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key not in used and value is not None}
 
 
 def _refuse(line: Line, fields: Iterable[str], why: str) -> None:

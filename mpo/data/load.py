@@ -18,7 +18,17 @@ from datasets import Dataset, IterableDataset, interleave_datasets
 from mpo.data.eval_part import By, choose_eval
 from mpo.data.formats import check_format
 from mpo.data.mixing import Mixture, Taken, amounts, draw, joined
-from mpo.data.mixture_file import Sampling, check_settings, check_sources, is_meta, is_mixture, read_mixture, weights_of
+from mpo.data.mixture_file import (
+    Sampling,
+    check_settings,
+    check_sources,
+    checked_names,
+    is_meta,
+    is_mixture,
+    read_mixture,
+    source_name,
+    weights_of,
+)
 from mpo.data.records import Reading, checked_tiles
 from mpo.data.sources import BadList, Stream, folder_of, load_source, spread, stem, with_own, with_settings
 from mpo.data.video import checked_frames
@@ -38,6 +48,7 @@ def load_preferences(
     tiles: Mapping[str, Any] | None = None,
     frames: Mapping[str, Any] | None = None,
     source: str | None = None,
+    metadata: Sequence[str] | None = None,
     on_bad_record: str = "raise",
     max_bad_fraction: float = MAX_BAD_FRACTION,
     bad_records: str | Path | None = None,
@@ -63,7 +74,9 @@ def load_preferences(
             (`mpo.encoding.tiles`). A record's own settings take precedence.
         frames: number of frames of each video, ``min`` (8) and ``max`` (32), evenly spread in time (`mpo.data.video`). A record's
             own settings take precedence.
-        source: name of the source in the records; default: the name of the file.
+        source: name of the source in the records; default: the name of the file. For a mixture: a prefix of its sources' names.
+        metadata: fields that are metadata, whatever they hold; a field that no format uses, but that may be an image, a message or
+            text of the prompt, is refused without it (`mpo.data.unused`).
         on_bad_record: ``"raise"``, or ``"skip"`` to leave bad records out, count and list them.
         max_bad_fraction: with ``"skip"``, the maximum fraction of bad records; of a stream, the fraction of the records that a
             process has read so far, but of at least 100.
@@ -84,6 +97,7 @@ def load_preferences(
     """
     check_format(format)
     _check(split, limit, on_bad_record, max_bad_fraction)
+    metadata = checked_names(metadata)
     own = {"tiles": checked_tiles(tiles), "frames": checked_frames(frames)}
     path = os.path.expanduser(path)
     if is_meta(path) or is_mixture(path):
@@ -91,10 +105,10 @@ def load_preferences(
             found = f"{path} says how often each pair is used, but a stream's pairs are not counted"
             raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
         bad = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
-        settings = {"format": format, "num_proc": num_proc, **bad}
-        return with_settings(spread(_load_mixture(path, image_root, split, seed, settings), limit), own)
+        settings = {"format": format, "num_proc": num_proc, "metadata": metadata, **bad}
+        return with_settings(spread(_load_mixture(path, image_root, split, seed, settings, source), limit), own)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    reading = Reading(os.path.realpath(root), format, source or stem(path), skip=on_bad_record == "skip")
+    reading = Reading(os.path.realpath(root), format, source or stem(path), on_bad_record == "skip", metadata)
     listed = BadList(Path(bad_records or BAD_RECORDS), max_bad_fraction)
     if streaming:
         stream = Stream(reading, listed, own).open(path, split)
@@ -198,12 +212,12 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> It
     return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
 
 
-def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any]) -> Dataset:
+def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any], name: str | None) -> Dataset:
     splits = ("train",) if is_meta(path) else ("train", "eval")
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
     described = read_mixture(path, base=base)
-    sources = [_merged(source, settings) for source in described["sources"]]
+    sources = [_merged(source, settings, name) for source in described["sources"]]
     mixture = mix(**{"seed": seed, **described, "sources": sources})
     if split == "eval":
         if mixture.eval is None:
@@ -213,7 +227,9 @@ def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, set
     return mixture.train
 
 
-def _merged(source: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(source: Mapping[str, Any], settings: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
+    if prefix is not None:
+        source = {**source, "source": f"{prefix}/{source.get('source') or source_name(source)}"}
     merged = {**settings, **{key: value for key, value in source.items() if value is not None}}
     if merged["on_bad_record"] == "raise" and source.get("max_bad_fraction") is None:
         del merged["max_bad_fraction"]  # it is only for sources that skip bad records

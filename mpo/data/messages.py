@@ -10,17 +10,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpo.data.formats import OWN_DATA_SET
-from mpo.io import json_kind
+from mpo.io import BadRecord, json_kind
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 NEEDED = "A pair needs a prompt, a chosen and a rejected completion."
+EMPTY, PLACEHOLDERS = "empty text", "placeholders and images"
+"""Kinds of bad records."""
 ROLES = ("system", "user", "assistant", "tool")
 PLACES = ("user", "tool")
 """Roles whose texts are split at placeholders: the input of the model. In other roles, a placeholder is text or a mistake."""
 _PLACEHOLDERS = {"video": VIDEO_PLACEHOLDER, "image": IMAGE_PLACEHOLDER}
 # In this order, so that images come before videos when both are put first.
 _SPLIT = re.compile(f"({IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER})")
+MESSAGES_AS_TEXT = re.compile(
+    r"""\s*"?\[?\s*\{(?=.*["'](?:role|from)\\?["']\s*:\s*\\?["'](?:system|user|assistant|tool|human|gpt|observation)\\?["'])"""
+    r"""(?=.*["'](?:content|value)\\?["']\s*:)|\s*\[\s*\{\s*["']type["']\s*:\s*["'](?:text|image|image_url|video)["']\s*[,}]""",
+    re.DOTALL,
+)
+"""The JSON, or Python's text, of messages or of the parts of a message: a list that was written as text."""
 Message = dict[str, Any]
 
 
@@ -33,7 +41,7 @@ def there(value: Any, name: str, needed: str = NEEDED) -> Any:
     if value is None:
         raise ValueError(f"{name} is missing. {needed}")
     if value == [] or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"{name} is empty. {needed}")
+        raise BadRecord("", f"{name} is empty. {needed}", EMPTY)
     if not isinstance(value, (str, list)):
         raise ValueError(f"{name} is {json_kind(value)} instead of text or a list of messages.")
     return value
@@ -58,7 +66,7 @@ def completion_messages(value: str | list[Any], name: str) -> list[Message]:
         raise ValueError(f"{name} has an image, but images belong to the prompt. Move it there or leave the record out.")
     by_assistant = [message["content"] for message in messages if message["role"] == "assistant"]
     if not all("".join(part["text"] for part in content).strip() for content in by_assistant):
-        raise ValueError(f"{name} is empty. Give the completion its text or leave the record out.")
+        raise BadRecord("", f"{name} is empty. Give the completion its text or leave the record out.", EMPTY)
     return messages
 
 
@@ -92,7 +100,7 @@ def prompt_messages(
             if message["role"] in PLACES:
                 message["content"] = [segment for part in message["content"] for segment in _split_text(part)]
     if not any(part["type"] != "text" or part["text"].strip() for message in messages for part in message["content"]):
-        raise ValueError(f"{name} is empty. {NEEDED}")
+        raise BadRecord("", f"{name} is empty. {NEEDED}", EMPTY)
     return messages
 
 
@@ -126,6 +134,8 @@ def checked_text(value: Any, name: str) -> str:
     """Check that a value is text that can be encoded as Unicode. Raises ValueError for anything else."""
     if not isinstance(value, str):
         raise ValueError(f"{name} has {json_kind(value)} where text is expected.")
+    if value.lstrip()[:1] in ("{", "[", '"') and MESSAGES_AS_TEXT.match(value):
+        raise ValueError(f"{name} is the text of messages ({value:.60}...). Give it as a list, as json.loads makes it.")
     if not value.isascii():
         try:
             value.encode()
@@ -195,7 +205,8 @@ def _check_placeholders(messages: list[Message], kind: str, placed: int, wanted:
     reason += f" (in {', '.join(turns)}). " if turns and several else ". "
     if strays:
         reason += f"{placeholder} in {', '.join(strays)} places nothing: {kind}s are not allowed there. "
-    raise ValueError(f"{reason}Put one for each into turns of the user or a tool, or none anywhere to put all in front.")
+    advice = "Put one for each into turns of the user or a tool, or none anywhere to put all in front."
+    raise BadRecord("", reason + advice, PLACEHOLDERS)
 
 
 def _count(message: Message, placeholder: str) -> int:

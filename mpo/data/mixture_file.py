@@ -7,15 +7,16 @@ A source is a dict with the arguments of `load_preferences` and
     weight        its weight in the mixture, relative to the other weights, instead of repeat_time
     cap           maximum number of its pairs
     tiles         how its images are split into tiles: min, max, thumbnail; a record's own settings take precedence
+    metadata      fields that are metadata, whatever they hold
     augment       whether its images are augmented in training; a record's own setting takes precedence
 """
 
 from __future__ import annotations
 
 import glob
-import json
 import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 from mpo.data.eval_part import check_eval
 from mpo.data.records import checked_tiles
 from mpo.data.video import checked_frames
-from mpo.io import BadRecord, did_you_mean, json_kind, parse_json
+from mpo.io import DUPLICATE_KEY, BadRecord, decode_text, did_you_mean, json_kind, parse_json
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
 SAMPLINGS = ("repeat_time", "weight", "sqrt")
@@ -34,11 +35,12 @@ OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
 """Keys of a source that are not arguments of `load_preferences`, or checked as the source's own."""
 LOAD_KEYS = (
     *("path", "format", "image_root", "split", "limit", "frames", "source", "on_bad_record", "max_bad_fraction", "bad_records"),
-    *("num_proc", "seed"),
+    *("num_proc", "seed", "metadata"),
 )
 """Arguments of `mpo.data.load_preferences` that a source may have."""
 MIXTURES = (".yaml", ".yml")
 FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
+META_KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
 MAX_BYTES = 64 * 2**20
 """Maximum size of a JSON file that may be a mixture or a ``meta.json``; the largest of MMPR has 46 kB."""
 
@@ -81,7 +83,7 @@ class Source:
         if not isinstance(given, Mapping) or not isinstance(given.get("path"), (str, Path)) or not given["path"]:
             raise ValueError(f"A source of a mixture must have a path, which is text; got {given!r}. Optional: {', '.join(known)}.")
         given = {key: value for key, value in given.items() if value is not None}
-        name = str(given.get("name") or Path(str(given["path"])).stem)
+        name = source_name(given)
         unknown = next((key for key in given if key not in known), None)
         if unknown is not None:
             meant = did_you_mean(unknown, known)
@@ -91,8 +93,11 @@ class Source:
                 raise ValueError(f"Source {name!r}: {key} must be {expected}; got {given[key]!r}.")
         if "weight" in given and "repeat_time" in given:
             raise ValueError(f"Source {name!r} has a weight and a repeat_time, but only one of them can be used. Remove one.")
-        load = {"source": name, **{key: value for key, value in given.items() if key not in OWN}}
+        load = {key: value for key, value in given.items() if key not in OWN}
+        if "name" in given or not (is_meta(given["path"]) or is_mixture(given["path"])):  # whose sources have names already
+            load.setdefault("source", name)
         try:
+            checked_names(given.get("metadata", ()))
             checked_frames(given.get("frames"))
             tiles = checked_tiles(given.get("tiles"))
         except ValueError as error:
@@ -104,6 +109,19 @@ class Source:
     def rng(self, seed: int) -> np.random.Generator:
         """Make the random generator of this source, which is independent of other sources."""
         return np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+
+
+def source_name(source: Mapping[str, Any]) -> str:
+    """Return the name of a source: its own, or that of its file."""
+    return str(source.get("name") or Path(str(source["path"])).stem)
+
+
+def checked_names(names: Any) -> tuple[str, ...]:
+    """Check a list of names of fields, or None. Raises ValueError for anything else: a text would be taken as its letters."""
+    names = () if names is None else names
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"metadata must be a list of names of fields, such as ['note']; got {names!r:.100}.")
+    return tuple(names)
 
 
 def check_sources(sources: Sequence[Mapping[str, Any]]) -> list[Source]:
@@ -187,13 +205,11 @@ def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tu
     if is_meta(path):
         return {"sources": [spec.as_source() for spec in read_meta(path, base=base)], "sampling": "repeat_time"}
     refuse_beside_mixture(path, image_root=base)
-    import yaml
-
     try:
-        text = path.read_text("utf-8-sig")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is neither YAML nor JSON ({' '.join(str(error).split())}). Fix the file.") from error
+        data = path.read_bytes()
+        found = parse_json(data, "the file") if path.suffix == ".json" else _parse_yaml(decode_text(data, "the file"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     settings = {"sources": found} if isinstance(found, list) else found
     if not isinstance(settings, dict) or not isinstance(settings.get("sources"), list):
         raise ValueError(f"{path} must have a list of sources, or 'sources' with such a list; got {type(found).__name__}.")
@@ -216,6 +232,28 @@ def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tu
     return settings
 
 
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML like `parse_json`: a key that is twice in a mapping is refused. (Merged mappings, ``<<``, may be overridden.)"""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key.value, str) and key.value != "<<"):
+                if key.value in seen:
+                    found = f"{key.value!r} is there twice (line {key.start_mark.line + 1}), but only the last one would be used"
+                    raise BadRecord("", f"{found}. Remove one of them.", DUPLICATE_KEY)
+                seen.add(key.value)
+            return dict(super().construct_mapping(node, deep))
+
+    try:
+        return yaml.load(text, Loader)
+    except BadRecord:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"it is neither YAML nor JSON ({error}). Fix the file.") from error
+
+
 def refuse_beside_mixture(path: str | Path, **settings: Any) -> None:
     """Refuse settings of a single source for a whole mixture. Raises ValueError for the first setting that is not None."""
     for name, value in settings.items():
@@ -236,11 +274,13 @@ def _object_in(path: Path) -> dict[str, Any] | None:
     if not path.name.lower().endswith(".json") or not path.is_file() or path.stat().st_size > MAX_BYTES:
         return None
     with path.open("rb") as file:
-        if file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
+        if file.read(64).removeprefix(BOM_UTF8).lstrip()[:1] != b"{":
             return None
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError):  # lines, each of them JSON
+        found = parse_json(path.read_bytes(), "the file")
+    except BadRecord as bad:  # lines, each of them JSON
+        if bad.kind == DUPLICATE_KEY:
+            raise BadRecord(str(path), bad.reason, bad.kind) from None
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -294,11 +334,11 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
     """
     path = Path(path).expanduser()
     try:
-        found = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), "a meta.json")
+        found = parse_json(path.read_bytes(), "a meta.json")
     except OSError as error:
         raise ValueError(f"There is no file {path} that can be read ({error}). Give a meta.json.") from error
     except BadRecord as bad:
-        raise ValueError(f"{path}: {bad.reason}") from None
+        raise BadRecord(str(path), bad.reason, bad.kind) from None
     if not isinstance(found, dict) or not found:
         kind = "an empty object" if found == {} else json_kind(found)
         raise ValueError(f"{path} holds {kind} instead of an object of sources, each with a root and an annotation.")
@@ -322,6 +362,9 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
             raise ValueError(f"{where}: {field!r} {found}. Set it to a path.")
         if "://" in value:
             raise ValueError(f"{where}: {field!r} is {value!r}, but nothing is downloaded for a data file. Set it to a local path.")
+    for field in entry.keys() - set(META_KEYS):
+        if meant := did_you_mean(field, META_KEYS):
+            raise ValueError(f"{where} has an unknown key {field!r}.{meant}")
     augment, repeat_time = entry.get("data_augment"), entry.get("repeat_time", 1)
     if augment is not None and not isinstance(augment, bool):
         raise ValueError(f"{where}: 'data_augment' is {json_kind(augment)} instead of true or false.")

@@ -9,18 +9,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datasets import Features, Image, List, Value
 
-from mpo.data.formats import FORMATS, FoundPair, detect, images
+from mpo.data.formats import FORMATS, Format, FoundPair, detect, images, system_of
 from mpo.data.messages import checked_text, completion_messages, prompt_messages, texts_of, there, with_system
 from mpo.data.paths import Folders
+from mpo.data.unused import KIND, check_unused
 from mpo.data.video import checked_frames
-from mpo.io import BadRecord, did_you_mean, json_kind
+from mpo.io import BadRecord, bad_record, did_you_mean, json_kind, parse_json
 from mpo.schema import COLUMNS, names
 
 TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
@@ -40,19 +41,41 @@ FEATURES = Features({column.name: _TYPES[column.type] for column in COLUMNS})
 OPTIONAL = names(optional=True)
 """Columns that are left out of a data set if no record has a value there."""
 
+PROMPTS = ("question", "prompt", "messages", "conversations")
+"""Names of the prompt in any format."""
+TRUTHS = ("answer", "answer_gt", "ground_truth")
+"""Names of the known answer, which is no part of a prompt in any format."""
+PROMPT_USES = (
+    *("image", "images", "system", "system_prompt", "id", "metadata", *TRUTHS),
+    *("chosen", "rejected", "chosen_meta", "rejected_meta"),
+)
+"""Fields of a line that prompts are read from, completions among them, which are ignored."""
+EQUAL, NOT_THERE = "equal completions", "image not there"
+"""Kinds of bad records."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 Find = Callable[[str, str], str]
 """Maps a path in a file and its kind (image, video) to the real path; a ValueError if there is no such file inside the root."""
 Row = dict[str, Any]
 
 
 class Rows(list[Row]):
-    """The records of one line, its place, and the number of its pairs that are left out."""
+    """The records of one line, its place, the number of its pairs that are left out, and the fields that are not used."""
 
     where: str = ""
     dropped: int = 0
+    unused: Sequence[str] = ()
 
 
-def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str | None = None, source: str | None = None) -> Rows:
+def to_records(
+    line: Mapping[str, Any],
+    *,
+    where: str,
+    find: Find,
+    format: str | None = None,
+    source: str | None = None,
+    metadata: Sequence[str] = (),
+) -> Rows:
     """Convert a line to its records: one, in most formats.
 
     Args:
@@ -61,17 +84,24 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
         find: finds images and videos, such as `mpo.data.paths.Folders`.
         format: the line's format; None: detect it.
         source: name of the source, if the line has none.
+        metadata: fields that are metadata, whatever they hold.
 
     Raises:
         BadRecord: for a line that is not a valid pair: missing or empty fields, fields of another type, equal completions, files
-            that are missing or outside their root, placeholders that do not match the images.
+            that are missing or outside their root, placeholders that do not match the images, fields that the format does not use
+            although the model should see them (`mpo.data.unused`).
     """
-    with _refusing(where):
-        reader = detect(line) if format is None else FORMATS[format]
+    with bad_record(where):
         rows = Rows()
         rows.where = where
-        for pair in reader.read(line):
-            rows.append(_row(pair, where, find, source))
+        called = {name: line[name] for name in metadata if line.get(name) is not None}
+        line = {name: value for name, value in line.items() if name not in metadata} if metadata else line
+        reader = detect(line) if format is None else FORMATS[format]
+        pairs = list(reader.read(line))
+        chosen = PROMPTS if format is not None else ()  # a given format says which of them is the prompt
+        own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen))
+        for pair in pairs:
+            rows.append(_row(pair, _merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
@@ -79,14 +109,77 @@ def to_records(line: Mapping[str, Any], *, where: str, find: Find, format: str |
     return rows
 
 
-@contextmanager
-def _refusing(where: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise BadRecord(where, str(error)) from None
-    except RecursionError:
-        raise BadRecord(where, "the line is nested too deeply to be read.") from None
+def metadata_of(
+    reader: Format,
+    line: Mapping[str, Any],
+    pairs: Sequence[FoundPair],
+    called: Mapping[str, Any] = NOTHING,
+    names: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what a line says that its format does not use, as metadata, and the names of these fields.
+
+    Args:
+        reader: the line's format.
+        line: the line without the fields that the user calls metadata.
+        pairs: its pairs.
+        called: the fields that the user calls metadata.
+        names: fields that are not refused.
+
+    Raises:
+        ValueError: for a field that the model should see, and for one that the line's own metadata have with another value.
+    """
+    used = reader.uses(line)
+    unused = {name: value for name, value in line.items() if name not in used and value is not None}
+    judged = {name: value for name, value in unused.items() if name not in reader.ABOUT and name not in TRUTHS}
+    inner: dict[str, Any] = {}
+    for pair in pairs:
+        inner |= pair.inner
+        for side in ("prompt", "chosen", "rejected"):
+            if isinstance(value := getattr(pair, side), list):
+                inner |= {f"{side}.{name}": found for name, found in _inside(value)}
+    judged = {name: value for name, value in {**judged, **inner}.items() if name not in names}
+    if judged and pairs:
+        first = pairs[0]
+        alike = next((name for name in judged if name.strip().lower() in used and name not in used), None)
+        if alike is not None:
+            meant = f"the field {alike!r} is not used. Did you mean {alike.strip().lower()!r}?"
+            raise BadRecord("", f"{meant} Rename it, remove it, or say metadata=[{alike!r}].", KIND)
+        files = [*_listed(first.images, "image"), *_listed(first.videos, "video")]
+        check_unused(judged, lambda: _said([first.prompt, first.chosen, first.rejected, first.system]), files)
+    own = line.get("metadata")
+    if isinstance(own, str) and own.lstrip()[:1] in ("{", "["):
+        own = parse_json(own, "'metadata'")
+    own = dict(own) if isinstance(own, Mapping) else {} if own in (None, "") else {"metadata": own}
+    return _merged(own, {**unused, **called}), [*unused, *called, *inner]
+
+
+def _merged(metadata: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    for name in metadata.keys() & more.keys():
+        if metadata[name] != more[name]:
+            raise ValueError(f"{name!r} has two values, {metadata[name]!r:.50} and {more[name]!r:.50}, in the metadata. Rename it.")
+    return {**metadata, **more}
+
+
+def _said(conversation: Any) -> Any:
+    """Return the texts of a conversation without the other fields of its messages and parts."""
+    if isinstance(conversation, list):
+        return [_said(one.get("text", one.get("content")) if isinstance(one, Mapping) else one) for one in conversation]
+    return conversation
+
+
+def _inside(conversation: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of messages, and of their parts, that are not part of a message here."""
+    for message in conversation:
+        if isinstance(message, Mapping):
+            content = message.get("content")
+            yield from _others(message, ("role", "content", "tool_calls"))
+            for part in content if isinstance(content, list) else ():
+                if isinstance(part, Mapping):
+                    yield from _others(part, ("type", "text"))
+
+
+def _others(mapping: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    return ((name, value) for name, value in mapping.items() if value is not None and name not in known)
 
 
 def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
@@ -97,26 +190,31 @@ def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
     return rows[0]
 
 
-def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
+def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata: Sequence[str] = ()) -> Row:
     """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; arguments and errors as in `to_records`.
 
     The line has ``question`` or ``prompt``, and images as in any format. Completions are ignored.
     """
+    line = {name: value for name, value in line.items() if name not in metadata}
     field = "question" if "question" in line else "prompt"
-    with _refusing(where):
+    with bad_record(where):
         asked = there(line.get(field), repr(field), "Give the prompt a text.")
-        found = _images(images(line), Folders(image_root))
-        prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), line.get("system"))
+        found, first = _images(images(line), Folders(image_root)), system_of(line)
+        unused = {name: value for name, value in line.items() if name not in (field, *PROMPT_USES) and value is not None}
+        inner = dict(_inside(asked)) if isinstance(asked, list) else {}
+        check_unused({**unused, **inner}, lambda: _said([asked, first]), _listed(images(line), "image"))
+        prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), first)
         return {"id": _name(line.get("id"), "'id'") or where, "images": found, "prompt": prompt}
 
 
-def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
+def _row(pair: FoundPair, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
     asked, better, worse = there(pair.prompt, "the prompt"), there(pair.chosen, "'chosen'"), there(pair.rejected, "'rejected'")
     chosen, rejected = completion_messages(better, "'chosen'"), completion_messages(worse, "'rejected'")
     if chosen == rejected:
-        raise ValueError("'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out.")
+        equal = "'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out."
+        raise BadRecord("", equal, EQUAL)
     images = _images(pair.images, find)
-    videos = [find(_path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
+    videos = [_found(find, _path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
     elsewhere = {"'chosen'": texts_of(chosen), "'rejected'": texts_of(rejected)}
     elsewhere["'system'"] = pair.system if isinstance(pair.system, str) else ""
     prompt = prompt_messages(asked, "the prompt", {"image": len(images), "video": len(videos)}, elsewhere)
@@ -135,7 +233,7 @@ def _row(pair: FoundPair, where: str, find: Find, source: str | None) -> Row:
         "tiles": checked_tiles(pair.tiles),
         "frames": checked_frames(pair.frames),
         "augment": _boolean(pair.augment, "'augment'"),
-        "metadata": json.dumps(pair.metadata, default=str) if pair.metadata else None,
+        "metadata": json.dumps(metadata, default=str) if metadata else None,
     }
 
 
@@ -163,12 +261,19 @@ def _image(image: Any, what: str, find: Find) -> Row:
         path, image = image.get("path"), image.get("bytes")
         image = _path(path, what) if image is None and path is not None else image
     if path is not None and image is path:
-        return {"bytes": None, "path": find(checked_text(path, what), "image")}
+        return {"bytes": None, "path": _found(find, checked_text(path, what), "image")}
     if not isinstance(image, (bytes, bytearray)) or not image:
         found = json_kind(image) if image != b"" else "no bytes"
         raise ValueError(f"{what} is {found} instead of a path or the bytes of a file.")
     name = path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
     return {"bytes": bytes(image), "path": checked_text(name, what) if name else None}
+
+
+def _found(find: Find, path: str, kind: str) -> str:
+    try:
+        return find(path, kind)
+    except ValueError as error:
+        raise BadRecord("", str(error), NOT_THERE) from None
 
 
 def _path(value: Any, what: str) -> str:
@@ -241,6 +346,8 @@ def checked_tiles(value: Any) -> Row | None:
             raise ValueError(f"{name} of 'tiles' must be a whole number of 1 or more; got {most!r:.50}.")
     _boolean(value.get("thumbnail"), "the thumbnail of 'tiles'")
     tiles = {name: value.get(name) for name in TILES}
+    if tiles["min"] is not None and tiles["max"] is not None and tiles["min"] > tiles["max"]:
+        raise ValueError(f"'tiles' must have 1 <= min <= max; got min {tiles['min']}, max {tiles['max']}.")
     return tiles if any(item is not None for item in tiles.values()) else None
 
 
@@ -252,6 +359,7 @@ class Reading:
     format: str | None = None
     source: str | None = None
     skip: bool = True
+    metadata: tuple[str, ...] = ()
 
     def rows(self, lines: Iterable[tuple[str, Any]]) -> Iterator[Rows | BadRecord]:
         """Yield the records of each line or, if bad lines are skipped, the reason why it has none.
@@ -267,7 +375,7 @@ class Reading:
             try:
                 if isinstance(line, BadRecord):
                     raise line
-                yield to_records(line, where=where, find=find, format=self.format, source=self.source)
+                yield to_records(line, where=where, find=find, format=self.format, source=self.source, metadata=self.metadata)
             except BadRecord as bad:
                 if not self.skip:
                     raise

@@ -7,13 +7,13 @@ ValueError with the name of the file.
 from __future__ import annotations
 
 import gzip
-import json
 import os
-import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 
-from mpo.io import BadRecord, json_kind, parse_json
+from mpo.io import BadRecord, after_blanks, bad_record, decode_text, json_kind, parse_json, parse_json_at
 
 DAMAGE = (OSError, EOFError, zlib.error)  # errors of reading a file, compressed or not
 MAX_LINE_BYTES = 64 * 2**20
@@ -33,10 +33,8 @@ MAX_SAMPLE_BYTES = 256 * 2**20
 """Maximum uncompressed bytes of all members of a sample of a tar, which are in memory at once."""
 ROWS = 256
 """Number of table rows that are converted to lines at once."""
-_NAMES = ("image", "images", "question", "prompt", "chosen", "rejected", "messages", "rejected_response", "conversations", "text")
-_QUOTED = [(name, f'"{name}"'.encode()) for name in _NAMES]
-
-_BLANKS = re.compile(r"[ \t\r\n]*")
+FILE_DAMAGED = "file damaged"
+"""Kind of a bad record after which nothing of its file can be read."""
 
 Line = tuple[str, "dict[str, Any] | BadRecord"]
 
@@ -85,19 +83,18 @@ class LinesShard(Shard):
                         reason = f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line."
                         yield where, BadRecord(where, reason)
                         continue
-                    if number == 1:
-                        text = text.removeprefix(b"\xef\xbb\xbf")
-                    if not text.isspace():
-                        yield where, _parsed(text, where)
+                    if text.strip() not in (b"", BOM_UTF8):
+                        yield where, _parsed(partial(parse_line, text), where)
         except DAMAGE as error:
             raise damaged(self.path, error) from error
 
 
-def _parsed(text: bytes, where: str) -> dict[str, Any] | BadRecord:
+def _parsed(parse: Callable[[], dict[str, Any]], where: str) -> dict[str, Any] | BadRecord:
     try:
-        return parse_line(text)
-    except ValueError as error:
-        return BadRecord(where, str(error))
+        with bad_record(where):
+            return parse()
+    except BadRecord as bad:
+        return bad
 
 
 @dataclass(frozen=True)
@@ -109,34 +106,35 @@ class ArrayShard(Shard):
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         try:
-            text = self._read().decode("utf-8-sig")
-        except (UnicodeDecodeError, *DAMAGE) as error:
-            raise damaged(self.path, error, "not UTF-8, ") from error
-        number, counted, decode = 1, 0, json.JSONDecoder().raw_decode
-        place = _after_blanks(text, _after_blanks(text, 0) + 1)  # after the bracket
-        token = text[place : place + 1]
-        while token != "]":
-            number, counted = number + text.count("\n", counted, place), place
-            where = f"{self.path}:{number}"
-            try:
-                line, place = decode(text, place)
-            except (ValueError, RecursionError) as error:
-                reason = f"not JSON from here on ({one_line(error)}), in a file that is one array. Fix the file."
-                yield where, BadRecord(where, reason)
-                return
-            reason = f"the array has {json_kind(line)}; expected an object with the fields of a pair."
-            yield where, line if isinstance(line, dict) else BadRecord(where, reason)
-            place = _after_blanks(text, place)
+            data = self._read()
+        except DAMAGE as error:
+            raise damaged(self.path, error) from error
+        number, counted, where = 1, 0, f"{self.path}:1"
+        try:
+            text = decode_text(data, "the file")
+            place = after_blanks(text, after_blanks(text, 0) + 1)  # after the bracket
             token = text[place : place + 1]
-            if token == ",":
-                place = _after_blanks(text, place + 1)
-            elif token != "]":
-                reason = "not JSON after this object: expected a comma or the end of the array. Fix the file."
-                yield where, BadRecord(where, reason)
-                return
-        if text[place + 1 :].strip():
-            reason = "there is text after the end of the array. Remove it, or write the file as JSONL."
-            yield self.path, BadRecord(self.path, reason)
+            while token != "]":
+                number, counted = number + text.count("\n", counted, place), place
+                where = f"{self.path}:{number}"
+                try:
+                    line, place = parse_json_at(text, place, "the array")
+                except BadRecord as bad:
+                    reason = bad.reason.removeprefix("not JSON ")
+                    raise BadRecord("", f"not JSON from here on: {reason} Nothing after it is read.", bad.kind) from None
+                reason = f"the array has {json_kind(line)}; expected an object with the fields of a pair."
+                yield where, line if isinstance(line, dict) else BadRecord(where, reason)
+                place = after_blanks(text, place)
+                token = text[place : place + 1]
+                if token == ",":
+                    place = after_blanks(text, place + 1)
+                elif token != "]":
+                    raise BadRecord("", "not JSON after this object: expected a comma or the end of the array. Fix the file.")
+            if text[place + 1 :].strip():
+                where = self.path
+                raise BadRecord("", "there is text after the end of the array. Remove it, or write the file as JSONL.")
+        except BadRecord as bad:  # nothing after it can be read
+            yield where, BadRecord(where, bad.reason, bad.kind or FILE_DAMAGED)
 
     def _read(self) -> bytearray:
         text = bytearray()
@@ -147,11 +145,6 @@ class ArrayShard(Shard):
                     found = f"{self.path} is one JSON array of more than {MAX_ARRAY_BYTES >> 20:,} MiB, which is read at once"
                     raise ValueError(f"{found}. Write it as JSONL: jq -c '.[]' FILE.json > FILE.jsonl")
         return text
-
-
-def _after_blanks(text: str, place: int) -> int:
-    found = _BLANKS.match(text, place)
-    return found.end() if found else place
 
 
 @dataclass(frozen=True)
@@ -265,10 +258,7 @@ class TarShard(Shard):
                 continue
             return where, BadRecord(where, reason)
         where = f"{self.path}:{key}"
-        try:
-            return where, _with_images(key, members)
-        except ValueError as error:
-            return where, BadRecord(where, str(error))
+        return where, _parsed(lambda: _with_images(key, members), where)
 
 
 def _key(name: str) -> str:
@@ -287,6 +277,8 @@ def _with_images(key: str, members: dict[str, bytes]) -> dict[str, Any]:
     others = [name for name in found if name.rpartition(".")[2].lower() not in TAR_IMAGES]
     if others:
         raise ValueError(f"the member {others[0]!r} is not an image of a known type ({', '.join(TAR_IMAGES)}). Remove it.")
+    if unused := sorted(members.keys() - set(found)):
+        raise ValueError(f"the line does not name the member {unused[0]!r} of its sample among its images. Name or remove it.")
     if found:
         line[column] = [{"bytes": members[name], "path": name} for name in found]
     return line
@@ -311,28 +303,11 @@ def parse_line(text: bytes) -> dict[str, Any]:
     """Parse a line of a JSONL file.
 
     Raises:
-        ValueError: for anything but a JSON object, and for an object with a duplicate field of a pair.
+        BadRecord: for anything but a JSON object, and for a duplicate key at any depth.
     """
     line = parse_json(text, "the line")
     if not isinstance(line, dict):
         raise ValueError(f"a JSON {type(line).__name__} instead of an object with the fields of a pair ({json_kind(line)}).")
-    # Python keeps the last of two values. The exact check takes time, so it is done only if a name occurs more than once.
-    for name, quoted in _QUOTED:
-        if name in line and text.count(quoted) > 1:
-            try:
-                json.loads(text, object_pairs_hook=_refuse_twice)
-            except RecursionError:
-                raise ValueError("the line is nested too deeply to be read.") from None
-            break
-    return line
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    line = dict(pairs)
-    if len(line) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice, but only the last one would be used. Remove one of them.")
     return line
 
 

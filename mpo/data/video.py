@@ -12,6 +12,7 @@ Needs PyAV (``pip install mpo-trainer[video]``).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     paths = record.get("videos") or []
     if not paths:
         return dict(record)
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"{where}: 'videos' must be a list of paths; got {paths!r:.100}.")
     prompt: list[Any] = record["prompt"] if isinstance(record.get("prompt"), list) else []
     kinds = [part.get("type") for message in prompt for part in _parts(message)]
     images = record.get("images") if record.get("images") is not None else record.get("image")
@@ -220,8 +223,13 @@ def _upright(frame: Any) -> Image.Image:
     return image.rotate(turned, expand=True) if turned else image
 
 
-@lru_cache(maxsize=4096)
 def _header(path: str) -> _Header:
+    state = os.stat(regular_file(path, path, "video"))
+    return _header_of(path, state.st_size, state.st_mtime_ns)  # the file may be replaced
+
+
+@lru_cache(maxsize=4096)
+def _header_of(path: str, size: int, mtime: int) -> _Header:
     with _opened(path) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
         check_pixels((width, height), path)

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +37,8 @@ def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
             drawn = rng.choice(sources[split], size=settings.digits_per_image, replace=False).tolist()
             digits: list[int] = handwriting.labels[drawn].tolist()
             kind = list(KINDS.values())[number % len(KINDS)]
-            line: dict[str, Any] = {
-                "id": f"{split}-{number:05d}",
-                "image": f"{split}/{number:05d}.png",
-                "question": kind.text,
-                "ground_truth": kind.ground_truth(digits),
-                "kind": kind.name,
-            }
+            line: dict[str, Any] = {"id": f"{split}-{number:05d}", "image": f"{split}/{number:05d}.png", "question": kind.text}
+            line |= {"ground_truth": kind.ground_truth(digits), "kind": kind.name}
             if split == "worked":
                 line["worked_example"] = kind.worked_example(digits)
             if split == "eval":
@@ -59,14 +53,8 @@ def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     return {"images": counts, "sources": {split: len(drawn) for split, drawn in used.items()}}
 
 
-@dataclass(frozen=True)
-class Handwriting:
-    """Single handwritten digits.
-
-    Attributes:
-        images: shape `(sources, 8, 8)`, ink from 0 to 16.
-        labels: shape `(sources,)`, 0 to 9.
-    """
+class Handwriting(NamedTuple):
+    """Single handwritten digits: ``images`` of shape (sources, 8, 8), ink from 0 to 16; ``labels`` of shape (sources,), 0 to 9."""
 
     images: NDArray[np.float64]
     labels: NDArray[np.int64]
@@ -100,17 +88,16 @@ def split_sources(
     if worked % 10 or questions % 10:
         raise ValueError(f"Expected multiples of ten, as there are ten digits; got worked={worked}, questions={questions}.")
     assigned: dict[str, list[int]] = {name: [] for name in SPLITS}
+    first, second = worked // 10, (worked + questions) // 10
     for digit in range(10):
         sources = rng.permutation(np.flatnonzero(labels == digit))
-        first, second = worked // 10, (worked + questions) // 10
         if second >= len(sources):
             raise ValueError(
                 f"worked={worked}, questions={questions} need {second} of the {len(sources)} sources of the digit {digit}, and at "
                 "least one must remain for evaluation. Set fewer worked or question sources."
             )
-        assigned["worked"] += sources[:first].tolist()
-        assigned["questions"] += sources[first:second].tolist()
-        assigned["eval"] += sources[second:].tolist()
+        for name, part in zip(SPLITS, np.split(sources, [first, second]), strict=True):
+            assigned[name] += part.tolist()
     return {name: np.array(sorted(sources)) for name, sources in assigned.items()}
 
 
@@ -139,8 +126,7 @@ def draw(handwriting: Handwriting, sources: Sequence[int], *, digit_size: int) -
     return paper.resize((digit_size * len(sources), digit_size), Image.Resampling.BICUBIC).convert("RGB")
 
 
-@dataclass(frozen=True)
-class QuestionKind:
+class QuestionKind(NamedTuple):
     """One kind of question about the digits of an image; ``work`` gives the steps as text and the ground truth of digits."""
 
     name: str
@@ -185,14 +171,12 @@ def _double(digits: Sequence[int]) -> tuple[str, str]:
     return " , ".join(steps), " ".join(str(2 * digit) for digit in digits)
 
 
-KINDS: dict[str, QuestionKind] = {
-    kind.name: kind
-    for kind in (
-        QuestionKind("sum", "What is the sum of all digits?", _sum),
-        QuestionKind("order", "What are the digits from smallest to largest?", _order),
-        QuestionKind("double", "What is twice each digit?", _double),
-    )
-}
+_KINDS = (
+    QuestionKind("sum", "What is the sum of all digits?", _sum),
+    QuestionKind("order", "What are the digits from smallest to largest?", _order),
+    QuestionKind("double", "What is twice each digit?", _double),
+)
+KINDS = {kind.name: kind for kind in _KINDS}
 """Every kind of question, by name.
 
 Each ground truth depends on every digit, so that a misread image rarely leads to a correct final answer.

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpo.generation.generator import Question
-from mpo.io import write_text
+from mpo.generation.generator import Request
+from mpo.io import read_json_object, write_text
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DemoSettings:
     @classmethod
     def read(cls, path: Path) -> "DemoSettings":
         """Read settings written by `write`."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        return cls(**read_json_object(path))
 
 
 def quick_settings(seed: int) -> DemoSettings:
@@ -57,11 +57,7 @@ def quick_settings(seed: int) -> DemoSettings:
 
 
 class DemoFolder:
-    """The paths in the output folder.
-
-    Args:
-        root: the output folder.
-    """
+    """The paths in the output folder `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -85,15 +81,15 @@ class DemoFolder:
 
     def log(self) -> dict[str, Any]:
         """Read the state of MPO training, with its log."""
-        return dict(json.loads((self.mpo / "trainer_state.json").read_text(encoding="utf-8")))
+        return read_json_object(self.mpo / "trainer_state.json")
 
-    def question(self, line: dict[str, Any]) -> Question:
+    def question(self, line: dict[str, Any]) -> Request:
         """The question of a line with its image."""
-        return Question(line["question"], (self.data / line["image"],))
+        return Request.ask(line["question"], images=[self.data / line["image"]])
 
     def read_progress(self) -> dict[str, Any]:
         """Read the stages by name; empty for a new folder."""
-        return dict(json.loads(self.progress.read_text(encoding="utf-8"))) if self.progress.is_file() else {}
+        return read_json_object(self.progress) if self.progress.is_file() else {}
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Write the stages by name, atomically."""

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
+from itertools import starmap
 from typing import Any
 
 from mpo.demo.figures import accuracy_figure, margin_figure, png_url, rewards_figure, terms_figure
@@ -43,15 +44,13 @@ def summarize(progress: dict[str, Any]) -> str:
     before, after = progress["before"]["numbers"], progress["after"]["numbers"]
     paired = after["paired"]
     seconds = sum(stage["seconds"] for stage in progress.values())
-    return "\n".join(
-        [
-            f"Evaluation accuracy, {after['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
-            f"  before MPO  {percent(before['correct'], before['total'])}",
-            f"  after MPO   {percent(after['correct'], after['total'])}",
-            f"  {paired['gained']} questions gained, {paired['lost']} lost, p = {paired['p_value']:.2g} (exact McNemar test)",
-            *textwrap.wrap(CONTROL, 110),
-        ]
-    )
+    lines = [
+        f"Evaluation accuracy, {after['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
+        f"  before MPO  {percent(before['correct'], before['total'])}",
+        f"  after MPO   {percent(after['correct'], after['total'])}",
+        f"  {paired['gained']} questions gained, {paired['lost']} lost, p = {paired['p_value']:.2g} (exact McNemar test)",
+    ]
+    return "\n".join([*lines, *textwrap.wrap(CONTROL, 110)])
 
 
 def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
@@ -92,28 +91,25 @@ the three sets.</p>"""
 
 
 def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
-    figures = (
-        (
-            "Accuracy on evaluation images",
+    figures = {
+        "Accuracy on evaluation images": (
             accuracy_figure(numbers["before"], numbers["after"]),
             "Greedy responses; error bars are 95 % intervals. 'Digits read' counts responses whose first line names the digits.",
         ),
-        ("Terms of the loss", terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
-        (
-            "Rewards and delta",
+        "Terms of the loss": (terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
+        "Rewards and delta": (
             rewards_figure(log),
             "A reward is 0.1 times the log-ratio of policy and reference. Delta, which the quality loss subtracts, is the running "
             "mean of all rewards.",
         ),
-        (
-            "Margin",
+        "Margin": (
             margin_figure(log),
             "Reward of the chosen minus reward of the rejected completion, and the fraction of pairs in which it is positive.",
         ),
-    )
+    }
     shown = (
         f"<figure><h2>{title}</h2><img src='{url}' alt='{title}'><figcaption>{escape(caption)}</figcaption></figure>"
-        for title, url, caption in figures
+        for title, (url, caption) in figures.items()
     )
     return f"<section class='figures'>{''.join(shown)}</section>"
 
@@ -176,11 +172,10 @@ def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSetti
         },
     }
 
-    def row(item: tuple[str, int | str]) -> str:
-        name, value = item
+    def row(name: str, value: int | str) -> str:
         return f"<tr><th>{escape(name)}</th><td>{escape(value if isinstance(value, str) else f'{value:,}')}</td></tr>"
 
-    shown = (f"<div><h2>{title}</h2><table>{''.join(map(row, rows.items()))}</table></div>" for title, rows in tables.items())
+    shown = (f"<div><h2>{title}</h2><table>{''.join(starmap(row, rows.items()))}</table></div>" for title, rows in tables.items())
     return f"<section class='tables'>{''.join(shown)}</section>"
 
 

@@ -3,9 +3,8 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import set_seed
 
@@ -15,8 +14,7 @@ from mpo.demo.report import write_report
 from mpo.demo.stages import measure_after, measure_before, pair, sample, train_mpo, warm_up
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A stage of the demo. It returns its results; an interrupted stage is run again and may reuse its files in the folder."""
 
     name: str  # key of its time and results in `progress.json`

@@ -37,20 +37,16 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
         The numbers of parameters, tokens and steps, and the last loss.
     """
     lines = read_json_lines(folder.lines("worked"))
-    processor = small_processor(
-        [line[text] for text in ("question", "worked_example") for line in lines],
-        image_size=settings.tile_size,
-        patch_size=settings.patch_size,
-        max_patches=settings.digits_per_image,
-    )
+    texts = [line[text] for text in ("question", "worked_example") for line in lines]
+    tiles = {"image_size": settings.tile_size, "patch_size": settings.patch_size, "max_patches": settings.digits_per_image}
+    processor = small_processor(texts, **tiles)
     model = small_internvl(
         processor,
         hidden_size=settings.hidden_size,
         layers=settings.layers,
         vision_hidden_size=settings.hidden_size,
         vision_layers=settings.layers,
-        # A small tower trained from scratch learns faster with a large initial layer scale.
-        layer_scale_init_value=1.0,
+        layer_scale_init_value=1.0,  # a small tower trained from scratch learns faster with a large one
         seed=settings.seed,
     )
     trainer = train_on_examples(
@@ -80,15 +76,19 @@ def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]
 def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Sample several responses to each question from the warmed-up model, at temperature 1."""
     lines = read_json_lines(folder.lines("questions"))
-    responses = _generator(folder.warm, "sampling").generate(
+    sampled = _generator(folder.warm, "sampling").generate(
         [folder.question(line) for line in lines],
         n=settings.responses_per_question,
         temperature=1.0,
         max_new_tokens=MAX_NEW_TOKENS,
         seed=settings.seed,
     )
-    write_json_lines(folder.samples, ({"id": line["id"], "responses": texts} for line, texts in zip(lines, responses, strict=True)))
-    return {"responses": sum(map(len, responses))}
+    samples = [
+        {"id": line["id"], "responses": [response.text for response in responses]}
+        for line, responses in zip(lines, sampled, strict=True)
+    ]
+    write_json_lines(folder.samples, samples)
+    return {"responses": sum(map(len, sampled))}
 
 
 def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
@@ -109,11 +109,8 @@ def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Train the warmed-up model on the pairs with `mpo train experiment=demo`. Resumes from the newest checkpoint."""
     with initialize_config_module("mpo.recipes", version_base="1.3"):
         config = compose("train", overrides=["experiment=demo", *settings.mpo_overrides])
-    config.run_dir = str(folder.mpo)
-    config.seed = settings.seed
-    config.model.name_or_path = str(folder.warm)
-    config.data.path = str(folder.pairs)
-    config.data.image_root = str(folder.data)
+    config.run_dir, config.seed = str(folder.mpo), settings.seed
+    config.model.name_or_path, config.data.path, config.data.image_root = map(str, (folder.warm, folder.pairs, folder.data))
     with logs_to(folder.mpo / "train.log"):
         trainer = run_train_job(TrainJob.from_config(OmegaConf.to_container(config, resolve=True)))
     return {"steps": trainer.state.global_step}
@@ -174,31 +171,20 @@ def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, st
         output: folder of the model, and of `train.log`.
         settings: further arguments of `SFTConfig`.
     """
+
+    def turn(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
     conversations = [
-        {
-            "images": [row["image"]],
-            "prompt": [{"role": "user", "content": row["question"]}],
-            "completion": [{"role": "assistant", "content": row["text"]}],
-        }
+        {"images": [row["image"]], "prompt": turn("user", row["question"]), "completion": turn("assistant", row["text"])}
         for row in rows
     ]
+    fixed: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 0.05, "max_length": None}
+    fixed |= {"gradient_checkpointing": False, "use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
+    fixed |= {"logging_steps": 20, "save_strategy": "no", "report_to": "none"}
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(output),
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            weight_decay=0.05,
-            max_length=None,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
-            dataloader_pin_memory=False,
-            logging_steps=20,
-            save_strategy="no",
-            report_to="none",
-            **settings,
-        ),
+        args=SFTConfig(output_dir=str(output), **fixed, **settings),
         train_dataset=Dataset.from_list(conversations, features=_FEATURES),
         processing_class=processor,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from mpo.data.video import with_frames
 from mpo.encoding.turns import CONVERSATION, Record, describe, image_parts, is_empty
-from mpo.schema import IMAGE_COLUMNS
+from mpo.schema import BAD, IMAGE_COLUMNS
 
 TRAIN_ON = ("all", "last", "flagged")
 """Which of the assistant's turns are labelled: all, the last, or those whose message has ``"train": true``."""
@@ -37,6 +37,8 @@ def as_completion(record: Record, train_on: str = "all") -> Record:
     Raises:
         ValueError: for turns that are missing, out of order, empty or unlabelled, and for an image outside the user's turns.
     """
+    if BAD in record:
+        raise record[BAD]
     where = describe(record)
     given = [name for name in ("messages", "prompt", *CONVERSATION) if record.get(name) is not None]
     if given == ["prompt", *CONVERSATION]:

@@ -16,7 +16,7 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpo.data.encoded import with_encoded_images
+from mpo.data.encoded import file_state, with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import Frame, frame_size, with_frames
 from mpo.encoding.conversations import as_completion
@@ -24,6 +24,7 @@ from mpo.encoding.encoder import Encoder
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
 from mpo.encoding.turns import SIDES, describe, encoded_images, render
+from mpo.io import BadRecord, bad_record
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
 
 READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS, *CONVERSATION_COLUMNS)
@@ -41,7 +42,7 @@ class PairCosts:
 
     ``prompt``: tokens of the prompt, image tokens included. ``chosen``, ``rejected``: tokens of the completions, up to the last
     labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images. Of a
-    conversation, ``chosen`` is the one completion, ``rejected`` is 0, and ``prompt`` has the image tokens of all turns.
+    conversation, ``chosen`` is the one completion with the images of later turns, and ``rejected`` is 0.
     """
 
     prompt: NDArray[np.int32]
@@ -139,7 +140,7 @@ def measure(
     settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
     settings += [] if sides == SIDES else [*sides, train_on]
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
-    fingerprint = Hasher.hash([as_files._fingerprint, settings])
+    fingerprint = Hasher.hash([as_files._fingerprint, settings, file_state(as_files)])
     measured = as_files.map(
         RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on),
         remove_columns=as_files.column_names,
@@ -172,8 +173,9 @@ class RecordMeasure:
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
         """The costs of a record, by name."""
         try:
-            return self._costs(record)
-        except ValueError:
+            with bad_record(describe(record)):
+                return self._costs(record)
+        except BadRecord:
             if self.on_bad_record == "raise":
                 raise
             return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _group("a bad record", [])}
@@ -190,21 +192,23 @@ class RecordMeasure:
         lengths = dict(zip(SIDES, [*(len(completion.ids) for completion in completions), 0], strict=False))
         if images:
             limits = tile_limits(record, len(images), self.processing_class, describe(record), budget=self.tile_budget)
-            added, tiles = self._of_images(images, limits, describe(record))
-            prompt += added
+            counts = self._of_images(images, limits, describe(record))
+            first = len(images) - rendered.later_images
+            prompt += sum(added for added, _ in counts[:first])
+            lengths["chosen"] += sum(added for added, _ in counts[first:])
+            tiles = sum(own for _, own in counts)
         group = _group(f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", images)
         return {"prompt": prompt, **lengths, "tiles": tiles, "group": group}
 
-    def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> tuple[int, int]:
-        """Tokens added when a prompt's placeholders, of one token each, are replaced by image tokens; and tiles."""
+    def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> list[tuple[int, int]]:
+        """Of each image, the tokens added when its placeholder, of one token, is replaced by image tokens; and its tiles."""
         rule = _image_rule(self.processing_class)
-        tokens = tiles = 0
+        counts = []
         for place, image in enumerate(images):
             height, width = _size(image, f"{where}: image {place + 1} of {len(images)}")
             image_tokens, image_tiles = rule(height, width, tuple(limits.items()))
-            tokens += image_tokens - 1
-            tiles += image_tiles
-        return tokens, tiles
+            counts.append((image_tokens - 1, image_tiles))
+        return counts
 
 
 _STAND_IN = Image.new("RGB", (1, 1))

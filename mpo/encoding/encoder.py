@@ -28,6 +28,7 @@ from mpo.encoding.turns import (
     with_eos,
 )
 from mpo.models.control_tokens import added_start
+from mpo.schema import BAD, COUNTED
 
 
 @dataclass
@@ -95,6 +96,8 @@ class Encoder:
             an `Encoded` per record; the processor's image tensors; and, if these are tiles, their order
             (`mpo.encoding.images.process`): they are then stored once per distinct image, otherwise once per distinct prompt.
         """
+        for bad in (record[BAD] for record in records if BAD in record):
+            raise bad
         records = [with_frames(record, where=describe(record)) for record in records]
         opened: Opened = {}
         rendered = [
@@ -128,6 +131,12 @@ class Encoder:
                 self._check_length(record, encoded, self.max_length)
             if self.context is not None:
                 self._check_context(record, encoded, self.context)
+            if one.images and record.get(COUNTED, len(encoded.prompt_ids)) != len(encoded.prompt_ids):
+                counted, tokens = record[COUNTED], len(encoded.prompt_ids)
+                raise ValueError(
+                    f"{describe(record)}: its prompt had {counted} tokens when batches were planned and has {tokens} now: an image "
+                    "was replaced since. Start the run again."
+                )
             found.append(encoded)
         return found, pixels, order
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import InternVLProcessor
 
+from mpo.data.records import checked_tiles
 from mpo.schema import EPOCH
 
 BUDGETS = ("prompt", "image")
@@ -42,7 +43,10 @@ def tile_limits(
     Raises:
         ValueError: for invalid limits, or a processor that does not split images into tiles.
     """
-    own = {name: value for name, value in (record.get("tiles") or {}).items() if value is not None}
+    try:
+        own = {name: value for name, value in (checked_tiles(record.get("tiles")) or {}).items() if value is not None}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if not images:
         return {}
     if not splits_into_tiles(processing_class):
@@ -52,9 +56,6 @@ def tile_limits(
                 "Drop the column 'tiles'."
             )
         return {}
-    unknown = own.keys() - LIMITS
-    if unknown:
-        raise ValueError(f"{where}: expected only {', '.join(LIMITS)} in 'tiles'; got {sorted(unknown)}.")
     image_processor = processing_class.image_processor
     if "thumbnail" in own and not hasattr(image_processor, "use_thumbnail"):
         raise ValueError(
@@ -89,6 +90,8 @@ def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, whe
     Raises:
         ValueError: for a processor that does not split images into tiles.
     """
+    if not isinstance(record.get("augment"), bool | None):
+        raise ValueError(f"{where}: 'augment' must be true or false; got {record['augment']!r:.50}. Rename the column.")
     if not images or not record.get("augment") or EPOCH not in record:
         return {}
     if not splits_into_tiles(processing_class):

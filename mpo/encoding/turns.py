@@ -5,7 +5,6 @@ messages; ``prompt`` may be missing when both completions repeat it; ``images`` 
 conversation, ``messages``, is a prompt up to the assistant's first turn and one ``completion`` (`mpo.encoding.conversations`).
 """
 
-import json
 import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from mpo.data.images import open_image
 from mpo.data.paths import check_unmoved
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.templates import is_processor, probe
+from mpo.io import bad_record, parse_json
 from mpo.models.control_tokens import check_texts
+from mpo.schema import IMAGE_COLUMNS, LOADED
 
 Record = dict[str, Any]
 SIDES = ("chosen", "rejected")
@@ -89,7 +90,7 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
     name = describe(record)
     images = encoded_images(with_frames(record, where=name))
     places: dict[str, list[int]] = {}
-    if record.get("prompt_id") is not None:  # from load_preferences, whose paths are resolved; others may contain links
+    if all(record.get(column) is not None for column in LOADED):  # their paths are resolved; others may contain links
         for path in {path for image in images if (path := _file_of(image)) is not None}:
             check_unmoved(path, name)
     for place, image in enumerate(images):
@@ -117,11 +118,12 @@ def _file_of(image: Any) -> str | None:
 
 def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     """The images of a record, unopened."""
-    images = record.get("images")
-    if images is None:
-        images = record.get("image")
-    if images is None:
+    given = [record[name] for name in IMAGE_COLUMNS if record.get(name) is not None]
+    if not given:
         return []
+    if len(given) > 1:
+        raise ValueError(f"{describe(record)} has both 'images' and 'image'. Drop one of the columns.")
+    images = given[0]
     several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
     return list(images) if several else [images]
 
@@ -154,6 +156,8 @@ def render(
             the messages, or a text contains an image token (`mpo.models.control_tokens`).
     """
     where = describe(record)
+    if isinstance(sides, str):
+        raise ValueError(f"sides must be a list of columns, such as [{sides!r}]; got the text {sides!r}.")
     _check_completions(record, sides)
     record, images = _with_images(record, opened)
     texts = {key: record[key] for key in ("prompt", *sides) if record.get(key) is not None}
@@ -257,11 +261,13 @@ class _Chat:
     def __init__(self, record: Record, prompt: list[Any], images: list[Any], processing_class: Any, where: str) -> None:
         self.processing_class, self.where = processing_class, where
         tools = record.get("tools")
-        try:
-            tools = json.loads(tools) if isinstance(tools, str) else tools
-        except ValueError as error:
-            raise ValueError(f"{where}: its 'tools' are not JSON: {error}.") from error
-        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(record.get("chat_template_kwargs") or {})}
+        with bad_record(where):
+            tools = parse_json(tools, "'tools'") if isinstance(tools, str) else tools
+        own = record.get("chat_template_kwargs") or {}
+        for column, value, kind in (("tools", tools or [], list), ("chat_template_kwargs", own, Mapping)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{where}: {column!r} must be {'a list' if kind is list else 'an object'}; got {value!r:.50}.")
+        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(own)}
         if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
             raise ValueError(
                 f"{where} is a conversation, and {type(processing_class).__name__} has no chat template. Set its chat_template, or "

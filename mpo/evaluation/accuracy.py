@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpo.evaluation.intervals import wilson_interval
-from mpo.generation.generator import Generator, Question
-from mpo.verification.ground_truth import is_correct
-
-_FINAL_ANSWER = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
+from mpo.generation.generator import Generator, Request
+from mpo.schema import Question
+from mpo.verification import verify
 
 
 @dataclass(frozen=True)
@@ -38,21 +36,8 @@ class Accuracy:
         return wilson_interval(sum(self.correct), len(self.correct))
 
 
-def extract_answer(response: str) -> str | None:
-    r"""Extract the final answer by the rule of InternVL's chain-of-thought evaluation: the text after `Final answer:` or `Answer:`.
-
-    The last match counts. The rule is less strict than `mpo.verification.responses.parse_response`, which selects training
-    examples.
-
-    >>> extract_answer("3 + 4 = 7\nanswer: 7"), extract_answer("seven")
-    ('7', None)
-    """
-    found = _FINAL_ANSWER.findall(response)
-    return (found[-1].strip() or None) if found else None
-
-
 def measure_accuracy(
-    generator: Generator, questions: Sequence[Question], ground_truths: Sequence[str], *, max_new_tokens: int = 1024
+    generator: Generator, questions: Sequence[Request], ground_truths: Sequence[str], *, max_new_tokens: int = 1024
 ) -> Accuracy:
     """Respond to questions greedily and compare the final answers with the ground truth.
 
@@ -70,7 +55,9 @@ def measure_accuracy(
             f"Expected one ground truth per question and at least one question; got {len(questions)} questions and "
             f"{len(ground_truths)} ground truths."
         )
-    responses = [sampled[0] for sampled in generator.generate(questions, temperature=0.0, max_new_tokens=max_new_tokens)]
-    answers = [extract_answer(response) for response in responses]
-    correct = [answer is not None and is_correct(answer, known) for answer, known in zip(answers, ground_truths, strict=True)]
-    return Accuracy(responses, correct, unparsable=answers.count(None))
+    responses = [sampled[0].text for sampled in generator.generate(questions, temperature=0.0, max_new_tokens=max_new_tokens)]
+    verdicts = [
+        verify(response, Question(request.messages, ground_truths=[truth]))
+        for response, request, truth in zip(responses, questions, ground_truths, strict=True)
+    ]
+    return Accuracy(responses, [verdict.correct for verdict in verdicts], sum(verdict.method == "none" for verdict in verdicts))

@@ -1,137 +1,344 @@
-"""The interface of text generators: sample responses to questions about images."""
+"""The interface of text generators: requests in, responses out, from a model in this process or on a server."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+from mpo.data.messages import IMAGE_PLACEHOLDER, PLACES, VIDEO_PLACEHOLDER, checked_text, prompt_messages
+from mpo.schema import Message
 
 OnText = Callable[[str], None]
 """Called with each new part of a response's text as it comes."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question, with the images it is about.
+class Request:
+    """What a model is asked.
 
     Attributes:
-        text: the question as the user would type it.
-        images: images or paths of image files, in the order they are shown; they come before the text.
-        system: the system prompt; None for that of the chat template.
+        messages: chat messages that end with a turn of the user (or a tool); a content is text, or parts, among which images and
+            videos are placeholders, ``{"type": "image"}``, in order. They are read as a record's prompt is
+            (`mpo.data.messages.prompt_messages`): ``<image>`` in a text is a placeholder too, and without any, images come first.
+            Afterwards all contents are parts.
+        images: PIL images, paths of image files, or encoded bytes, one per placeholder.
+        prefix: the start of the assistant's response, which the model goes on from; None or empty for no prefix.
+        metadata: carried along untouched.
+        videos: paths of videos, one per placeholder.
 
     Raises:
-        ValueError: for an empty text, and for one with a placeholder, which would be read as text.
+        ValueError: for messages without a turn to respond to, and for placeholders that do not match the images.
     """
 
-    text: str
-    images: tuple[str | Path | Image, ...] = ()
-    system: str | None = None
+    messages: Sequence[Message]
+    images: Sequence[Any] = ()
+    prefix: str | None = None
+    metadata: Any = None
+    videos: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
+        for name in ("images", "videos"):
+            given = getattr(self, name)
+            if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+                raise ValueError(f"Expected a list of {name}; got {given!r:.60}. Give a list, also of one.")
+        if self.prefix and not checked_text(self.prefix, "prefix").strip():
+            raise ValueError(f"Expected the prefix to be text that is not all white space, or None; got prefix={self.prefix!r}.")
+        messages = self.messages if isinstance(self.messages, str) else list(self.messages)
+        if not messages:
+            raise ValueError("The request has no messages. Give it one of the user.")
+        wanted = {"image": len(self.images), "video": len(self.videos)}
+        checked = prompt_messages(messages, "the request", wanted)
+        if checked[-1]["role"] not in PLACES:
+            remedy = "Give its start of a response as prefix." if checked[-1]["role"] == "assistant" else "Add the user's."
+            raise ValueError(f"The request ends with a message of the {checked[-1]['role']}, to which nobody responds. {remedy}")
+        object.__setattr__(self, "messages", checked)
+
+    @classmethod
+    def ask(
+        cls,
+        text: str,
+        *,
+        images: Sequence[Any] = (),
+        system: str | None = None,
+        prefix: str | None = None,
+        videos: Sequence[Any] = (),
+    ) -> Request:
+        """Make a request of one question, with its images and videos before its text.
+
+        Args:
+            text: the question as a user would type it.
+            images: as in `Request`.
+            system: the system prompt; None for that of the chat template.
+            prefix: as in `Request`.
+            videos: as in `Request`.
+
+        Raises:
+            ValueError: for an empty text, and one with a placeholder.
+        """
+        if not isinstance(text, str) or not text.strip():
             raise ValueError("The question is empty. Give it a text.")
         for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
-            if placeholder in self.text:
+            if placeholder in text:
                 raise ValueError(
                     f"The question contains {placeholder}, which is not a placeholder here: images come before the text. Remove "
                     "it, and give the images apart from the text."
                 )
+        content = [*[{"type": "image"}] * len(images), *[{"type": "video"}] * len(videos), {"type": "text", "text": text}]
+        first = [] if system is None else [{"role": "system", "content": system}]
+        return cls([*first, {"role": "user", "content": content}], images, prefix, videos=videos)
 
 
 @dataclass(frozen=True)
-class Reply:
-    """The response to one question, from a model in this process or on a server.
+class Response:
+    """The response to a request.
 
     Attributes:
-        text: its text, without special tokens.
+        text: its text, without special tokens and without the request's prefix.
         finish_reason: ``"stop"`` if the model ended it, ``"length"`` if the token limit did, or what the server says.
         prompt_tokens: number of tokens of the prompt, with those of its images; None if the server does not say.
         completion_tokens: number of sampled tokens, with the one that ends it; None if the server does not say.
+        logprobs: log-probs of the sampled tokens, on demand.
     """
 
     text: str
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    logprobs: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Response:
-    """A sampled response.
+class GenerationError(ValueError):
+    """A request that got no response, and will get none if it is asked again.
 
     Attributes:
-        text: its text, special tokens included, without the token that ends it.
-        ids: its tokens, without the token that ends it.
-        finished: whether it ended before the token limit.
-        prompt_tokens: number of tokens of its prompt, with those of the images.
+        reason: why.
+        retryable: False.
     """
 
-    text: str
-    ids: tuple[int, ...]
-    finished: bool
-    prompt_tokens: int = 0
+    retryable = False
 
-    @property
-    def tokens(self) -> int:
-        """Number of sampled tokens, with the token that ends it."""
-        return len(self.ids) + self.finished
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+Item = Request | tuple[Request, Sequence[int]]
+"""A request of a stream, alone or with the numbers of its samples that are wanted; alone it means 0 to n - 1."""
 
 
 class Generator(Protocol):
-    """A model that responds to questions, in this process or on a server."""
+    """A model that responds to requests, in this process or on a server."""
 
     def generate(
         self,
-        questions: Sequence[Question],
+        requests: Sequence[Request],
         *,
         n: int = 1,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
         max_new_tokens: int = 1024,
+        stop: Sequence[str] = (),
         seed: int = 0,
-    ) -> list[list[str]]:
-        """Sample `n` responses to every question.
+        logprobs: bool = False,
+    ) -> list[list[Response]]:
+        """Sample `n` responses to every request.
 
         Args:
-            questions: what to ask.
-            n: responses per question.
+            requests: what to ask.
+            n: responses per request.
             temperature: 0 is greedy, 1 samples from the model's own distribution.
+            top_p: sample from the smallest set of most likely tokens with this total probability.
+            top_k: sample from the `top_k` most likely tokens; 0 for all.
             max_new_tokens: the longest response, in tokens; a longer one is truncated.
-            seed: random seed of the sampling. The same questions, arguments and seed give the same responses.
+            stop: texts that end a response; they are not part of it.
+            seed: random seed of the sampling.
+            logprobs: return the log-probs of the sampled tokens.
 
         Returns:
-            For each question, in order, its `n` responses without special tokens.
+            For each request, in order, its `n` responses.
 
         Raises:
-            ValueError: for invalid arguments, or an image that cannot be opened.
+            ValueError: for invalid arguments, and for a request that cannot be asked, such as for an image that is gone.
+            GenerationError: for a request that the server refuses.
+            ConnectionError: for a server that cannot be reached or used at all.
         """
         ...
 
+    def stream(
+        self,
+        requests: Iterable[Item] | AsyncIterable[Item],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int = 1024,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        logprobs: bool = False,
+        concurrency: int | None = None,
+    ) -> AsyncIterator[tuple[int, int, Response | GenerationError]]:
+        """Sample responses to requests that are taken one by one, a bounded number ahead.
 
-def check_decoding(*, n: Any = 1, temperature: Any, max_new_tokens: Any, seed: Any = 0, top_k: Any = 0, top_p: Any = 1.0) -> None:
-    """Refuse settings of `Generator.generate` that have no meaning.
+        Args:
+            requests: what to ask. One may come with the numbers of its samples that are wanted, as ``(request, (1, 3))``, where
+                the others are there already; otherwise they are 0 to `n` - 1.
+            n: as in `generate`, as are all others.
+            concurrency: the largest number of requests at the same time; None for the generator's own.
+
+        Yields:
+            the number of the request (from 0), that of the sample, and the response, each as it comes, in any order. A request that
+            fails for good yields its `GenerationError` for every sample that is missing, and the others go on.
+
+        Raises:
+            ValueError: for invalid arguments.
+            ConnectionError: for a server that cannot be reached or used at all: no server, another model, a wrong key.
+        """
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies the model in a ledger: its name or a fingerprint of its weights; no keys, no addresses."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """The settings of `Generator.generate`, checked.
 
     Raises:
         ValueError: naming the setting, its value and what it may be; and for settings that have no effect together.
     """
-    whole = {"n": (n, 1), "max_new_tokens": (max_new_tokens, 1), "seed": (seed, 0), "top_k": (top_k, 0)}
-    for name, (value, least) in whole.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
-    for name, number in (("temperature", temperature), ("top_p", top_p)):
-        real = isinstance(number, Real) and not isinstance(number, bool)
-        if not real or not (0 <= number < math.inf if name == "temperature" else 0 < number <= 1):
-            expected = "0 (greedy) or more" if name == "temperature" else "above 0, and 1 at most"
-            raise ValueError(f"Expected {name} to be a number {expected}; got {name}={number!r}.")
-    if temperature == 0 and n > 1:
-        raise ValueError(f"temperature=0 gives the same response {n} times, with n={n}. Set n=1, or a temperature above 0.")
-    if temperature == 0 and (top_p != 1 or top_k):
-        raise ValueError(f"top_k={top_k} and top_p={top_p} have no effect at temperature=0. Leave them out, or sample.")
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 1024
+    stop: Sequence[str] = ()
+    seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("max_new_tokens", 1), ("seed", 0), ("top_k", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
+            object.__setattr__(self, name, int(value))
+        for name in ("temperature", "top_p"):
+            number = getattr(self, name)
+            real = isinstance(number, Real) and not isinstance(number, bool)
+            if not real or not (0 <= number < math.inf if name == "temperature" else 0 < number <= 1):
+                expected = "0 (greedy) or more" if name == "temperature" else "above 0, and 1 at most"
+                raise ValueError(f"Expected {name} to be a number {expected}; got {name}={number!r}.")
+            object.__setattr__(self, name, float(number))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"Expected stop to be texts that end a response, none of them empty; got stop={self.stop!r}.")
+        object.__setattr__(self, "stop", tuple(stop))
+        if not isinstance(self.logprobs, bool):
+            raise ValueError(f"Expected logprobs to be True or False; got logprobs={self.logprobs!r}.")
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(
+                f"temperature=0 gives the same response {self.n} times, with n={self.n}. Set n=1, or a temperature above 0."
+            )
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k):
+            raise ValueError(
+                f"top_k={self.top_k} and top_p={self.top_p} have no effect at temperature=0. Leave them out, or sample."
+            )
+
+    def before_stop(self, text: str) -> str:
+        """The text up to the first of the texts that end it."""
+        return text[: min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=len(text))]
+
+    def samples_of(self, item: Item) -> tuple[Request, tuple[int, ...]]:
+        """The request of a stream's item, and the numbers of its samples that are wanted.
+
+        Raises:
+            ValueError: for anything but a request, alone or with numbers of samples.
+        """
+        if isinstance(item, Request):
+            return item, tuple(range(self.n))
+        request, samples = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
+        if not isinstance(request, Request):
+            raise ValueError(f"Expected a Request, alone or as (request, sample numbers); got {item!r:.80}.")
+        numbers = tuple(samples) if isinstance(samples, Iterable) else (None,)
+        whole = all(isinstance(one, Integral) and not isinstance(one, bool) and one >= 0 for one in numbers)
+        if not whole or len({*numbers}) < len(numbers):
+            raise ValueError(f"Expected different sample numbers from 0 on; got {samples!r:.80}.")
+        return request, numbers
+
+
+@dataclass
+class Usage:
+    """What a generator has used so far.
+
+    Attributes:
+        prices: of a million prompt tokens and a million completion tokens, in the user's currency; None if nothing is charged.
+        requests: number of requests that were answered; one for several samples of a prompt counts once.
+        responses: number of responses.
+        prompt_tokens: of all requests, as the generator counts them.
+        completion_tokens: of all responses.
+        unknown: number of requests whose tokens the server did not say.
+    """
+
+    prices: tuple[float, float] | None = None
+    requests: int = 0
+    responses: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    unknown: int = 0
+
+    @property
+    def cost(self) -> float | None:
+        """The price of all tokens so far; None without prices."""
+        if self.prices is None:
+            return None
+        return (self.prompt_tokens * self.prices[0] + self.completion_tokens * self.prices[1]) / 1e6
+
+    def add(self, responses: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Count a request that was answered."""
+        self.requests += 1
+        self.responses += responses
+        self.prompt_tokens += prompt_tokens or 0
+        self.completion_tokens += completion_tokens or 0
+        self.unknown += prompt_tokens is None or completion_tokens is None
+
+
+def checked_requests(requests: Any) -> list[Request]:
+    """The requests of `Generator.generate` as a list.
+
+    Raises:
+        ValueError: for anything but several requests.
+    """
+    given = list(requests) if isinstance(requests, Iterable) and not isinstance(requests, str | bytes) else None
+    if given is None or not all(isinstance(one, Request) for one in given):
+        wrong = requests if given is None else next(one for one in given if not isinstance(one, Request))
+        raise ValueError(f"Expected a list of requests, such as [Request.ask('What is it?')]; got {wrong!r:.80}.")
+    return given
+
+
+async def numbered(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[tuple[int, Item]]:
+    """Number the items of a stream from 0, as they are taken."""
+    number = 0
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield number, item
+            number += 1
+    else:
+        for number, item in enumerate(items):  # noqa: B020
+            yield number, item
+
+
+def checked_concurrency(concurrency: Any) -> int | None:
+    """Check the largest number of requests at the same time; None for the generator's own.
+
+    Raises:
+        ValueError: naming its value.
+    """
+    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1):
+        raise ValueError(f"Expected concurrency to be a whole number of 1 or more; got concurrency={concurrency!r}.")
+    return concurrency

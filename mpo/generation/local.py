@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,23 +14,68 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from mpo.batching.logprobs import prompt_record
 from mpo.batching.randomness import eval_mode
-from mpo.encoding.encoder import Encoder
-from mpo.encoding.turns import Record, end_of_turn_token
-from mpo.generation.generator import OnText, Question, Reply, Response, check_decoding
+from mpo.encoding.encoder import Encoded, Encoder
+from mpo.encoding.keys import image_key
+from mpo.encoding.templates import is_processor
+from mpo.encoding.turns import Record, describe, end_of_turn_token
+from mpo.generation.generator import (
+    Decoding,
+    GenerationError,
+    Item,
+    OnText,
+    Request,
+    Response,
+    Usage,
+    checked_concurrency,
+    checked_requests,
+    numbered,
+)
+from mpo.generation.steps import Sampler, StopTexts, TextStream, text_after
 from mpo.models.family import known_family
 
 TILE_BUDGETS = ("prompt", "image")
+PREFIX = "prefix"
+"""Key of a record made from a request with a prefix."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled response, in tokens.
+
+    Attributes:
+        text: its text, special tokens included, without the token that ends it.
+        ids: its tokens, without the token that ends it.
+        finished: whether it ended before the token limit.
+        prompt_tokens: number of tokens of its prompt, with those of the images.
+        tokens: number of sampled tokens, with the token that ends it.
+        logprobs: of these, on demand.
+        last: the prompt's last token.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+    prompt_tokens: int
+    tokens: int
+    logprobs: tuple[float, ...] | None = None
+    last: int = 0
 
 
 class LocalGenerator:
     """Sample responses from a transformers model, in left-padded batches; prompts are encoded as in training.
 
     Weights, training mode and random state are unchanged. Of the checkpoint's generation config only the tokens that end a
-    response are used: a response is a sample of the model's own distribution.
+    response are used: a response is a sample of the model's own distribution. Log-probs are those of that distribution, whatever
+    the temperature.
+
+    A response depends on its request, the number of the sample and the seed alone, not on the batch: every row draws its own
+    random numbers. What the hardware adds is rounding: a matrix product of another size may differ in its last bits, and where
+    two tokens are as good as equal, the other one may be taken. In float32 this is rare; in bfloat16 and float16 long
+    responses do differ between batch sizes, unless the kernels are batch-invariant.
 
     For InternVL a prompt and its images are computed once, whatever the number of responses: its key-value cache is copied
     for each of them. (`generate(num_return_sequences=n)` computes the prompt n times, and before transformers had
@@ -40,6 +88,9 @@ class LocalGenerator:
         progress: label of the progress bar; None for no bar.
         tile_budget: whether the tile limit applies per prompt or per image, as in `MPOConfig`.
         sharded: the weights are sharded over several ranks, all of which make the same calls.
+
+    Attributes:
+        usage: the tokens so far.
 
     Raises:
         ValueError: for an invalid argument.
@@ -55,8 +106,8 @@ class LocalGenerator:
         tile_budget: str = "prompt",
         sharded: bool = False,
     ) -> None:
-        if responses_per_batch < 1:
-            raise ValueError(f"responses_per_batch must be 1 or more, not {responses_per_batch}.")
+        if isinstance(responses_per_batch, bool) or not isinstance(responses_per_batch, int) or responses_per_batch < 1:
+            raise ValueError(f"Expected a responses_per_batch of 1 or more; got responses_per_batch={responses_per_batch!r}.")
         if tile_budget not in TILE_BUDGETS:
             raise ValueError(f"Expected tile_budget to be {' or '.join(TILE_BUDGETS)}; got tile_budget={tile_budget!r}.")
         self.model = model
@@ -65,54 +116,78 @@ class LocalGenerator:
         self.responses_per_batch = responses_per_batch
         self.progress = progress
         self.sharded = sharded
+        self.usage = Usage()
         self._encoder = Encoder(processor, tile_budget=tile_budget)
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
+        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    def generate(
-        self,
-        questions: Sequence[Question],
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        max_new_tokens: int = 1024,
-        seed: int = 0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> list[list[str]]:
-        """Sample `n` responses to every question; see `mpo.generation.generator.Generator` and `respond`.
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
+        """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""
+        decoding, requests = Decoding(**settings), checked_requests(requests)
+        samples = [range(decoding.n)] * len(requests)
+        sampled = self._sample([_record(request, number) for number, request in enumerate(requests)], samples, decoding)
+        return [
+            [self._response(request, one, decoding) for one in several] for request, several in zip(requests, sampled, strict=True)
+        ]
 
-        Returns:
-            For each question, in order, its `n` responses without special tokens.
-        """
-        settings: dict[str, Any] = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-        responses = self.respond([_record(question) for question in questions], **settings, top_k=top_k, top_p=top_p)
-        return [[self.tokenizer.decode(one.ids, skip_special_tokens=True) for one in several] for several in responses]
-
-    def respond(
-        self,
-        records: Sequence[Record],
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        max_new_tokens: int = 1024,
-        seed: int = 0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        on_text: OnText | None = None,
-    ) -> list[list[Response]]:
-        """Sample `n` responses to the prompt of every record.
+    async def stream(
+        self, requests: Iterable[Item] | AsyncIterable[Item], *, concurrency: int | None = None, **settings: Any
+    ) -> AsyncIterator[tuple[int, int, Response | GenerationError]]:
+        """Sample responses as they are asked for, batch by batch; see `mpo.generation.generator.Generator.stream`.
 
         Args:
-            records: with ``prompt`` and ``images`` as in training. Their completions are ignored.
-            n: responses per prompt; must be 1 at temperature 0, where all would be the same.
-            temperature: 0 is greedy, 1 samples from the model's own distribution.
-            max_new_tokens: the longest response, in tokens.
-            seed: random seed of the sampling. Every batch draws from the seed and its own position, so responses also depend on
-                `responses_per_batch`.
-            top_k: sample from the `top_k` most likely tokens; 0 for all.
-            top_p: sample from the smallest set of most likely tokens with this total probability.
-            on_text: called with the response's text, without special tokens, as it comes; for one record and n=1.
+            requests: as there.
+            concurrency: the largest number of responses in one batch; None for `responses_per_batch`.
+            settings: as there.
+        """
+        decoding = Decoding(**settings)
+        size = checked_concurrency(concurrency) or self.responses_per_batch
+        waiting: list[tuple[int, Request, tuple[int, ...]]] = []
+        async for number, item in numbered(requests):
+            waiting.append((number, *decoding.samples_of(item)))
+            if sum(len(samples) for _, _, samples in waiting) >= size:
+                for found in await asyncio.to_thread(self._answer, waiting, decoding):
+                    yield found
+                waiting = []
+        for found in await asyncio.to_thread(self._answer, waiting, decoding):
+            yield found
+
+    def _answer(
+        self, asked: Sequence[tuple[int, Request, tuple[int, ...]]], decoding: Decoding
+    ) -> list[tuple[int, int, Response | GenerationError]]:
+        """The responses of some requests; if one of them cannot be encoded, the others are asked without it."""
+        try:
+            records = [_record(request, number) for number, request, _ in asked]
+            sampled = self._sample(records, [samples for *_, samples in asked], decoding)
+        except ValueError as error:
+            if len(asked) > 1:
+                return [found for one in asked for found in self._answer([one], decoding)]
+            return [(number, sample, GenerationError(str(error))) for number, _, samples in asked for sample in samples]
+        return [
+            (number, sample, self._response(request, one, decoding))
+            for (number, request, samples), several in zip(asked, sampled, strict=True)
+            for sample, one in zip(samples, several, strict=True)
+        ]
+
+    def ask(self, request: Request, *, on_text: OnText | None = None, **settings: Any) -> Response:
+        """Ask one question; settings and errors as in `generate`.
+
+        Args:
+            request: what to ask.
+            on_text: called with the response's text as it comes.
+            settings: those of `generate`, without `n`.
+        """
+        decoding = Decoding(**settings)
+        ((sample,),) = self._sample([_record(request, 0)], [(0,)], decoding, on_text)
+        return self._response(request, sample, decoding)
+
+    def respond(self, records: Sequence[Record], **settings: Any) -> list[list[Sample]]:
+        """Sample responses, in tokens, to the prompts of records as training has them; their completions are ignored.
+
+        Args:
+            records: with ``prompt``, and ``images`` or ``videos``.
+            settings: as in `generate`.
 
         Returns:
             for each record, in order, its `n` responses.
@@ -120,44 +195,107 @@ class LocalGenerator:
         Raises:
             ValueError: for invalid arguments, and for a prompt that cannot be encoded.
         """
-        check_decoding(n=n, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, top_k=top_k, top_p=top_p)
-        if on_text is not None and (len(records) != 1 or n != 1):
-            raise ValueError(f"on_text needs one record and n=1; got {len(records)} records and n={n}.")
-        decoding: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        if temperature > 0:
-            decoding = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        size = max(1, self.responses_per_batch // n)
-        responses: list[list[Response]] = []
+        decoding = Decoding(**settings)
+        return self._sample(records, [range(decoding.n)] * len(records), decoding)
+
+    def identity(self) -> dict[str, Any]:
+        """The fingerprint of the weights, and what turns a request into the model's input."""
+        hasher = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            hasher.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+        images = getattr(self.processor, "image_processor", None)
+        return {
+            "weights": hasher.hexdigest(),
+            "template": hashlib.sha256(str(getattr(self.processor, "chat_template", None)).encode()).hexdigest(),
+            "max_tiles": getattr(images, "max_patches", None),
+            "tile_budget": self._encoder.tile_budget,
+        }
+
+    def _sample(
+        self,
+        records: Sequence[Record],
+        samples: Sequence[Sequence[int]],
+        decoding: Decoding,
+        on_text: OnText | None = None,
+    ) -> list[list[Sample]]:
+        """The samples of some records with these numbers, in batches of `responses_per_batch`."""
+        found: list[list[Sample]] = [[] for _ in records]
         with (
             _unchanged(self.model),
-            tqdm(total=len(records), desc=self.progress, disable=self.progress is None, unit="question") as bar,
+            tqdm(total=sum(map(len, samples)), desc=self.progress, disable=self.progress is None, unit="response") as bar,
         ):
-            for first in range(0, len(records), size):
-                batch = records[first : first + size]
-                torch.manual_seed(hash((seed, first)) & 0x7FFF_FFFF_FFFF_FFFF)
-                if on_text is not None:
-                    decoding["streamer"] = _Streamer(self.tokenizer, self._ends, on_text)
-                rows, prompts = self._rows(batch, n, max_new_tokens=max_new_tokens, **decoding)
-                found = [self._response(row, prompts[place // n]) for place, row in enumerate(rows.tolist())]
-                responses += [found[place : place + n] for place in range(0, len(found), n)]
-                bar.update(len(batch))
-        return responses
+            for batch in _batches(samples, self.responses_per_batch):
+                for place, sample in self._batch(records, batch, decoding, on_text):
+                    found[place].append(sample)
+                    bar.update()
+        for several in found:
+            if several:
+                self.usage.add(len(several), several[0].prompt_tokens, sum(sample.tokens for sample in several))
+        return found
 
-    def ask(
-        self,
-        question: Question,
-        *,
-        temperature: float = 0.0,
-        max_new_tokens: int = 1024,
-        seed: int = 0,
-        top_p: float = 1.0,
-        on_text: OnText | None = None,
-    ) -> Reply:
-        """Ask one question; arguments and errors as in `respond`."""
-        settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "top_p": top_p}
-        ((response,),) = self.respond([_record(question)], **settings, on_text=on_text)
-        text = self.tokenizer.decode(response.ids, skip_special_tokens=True)
-        return Reply(text, "stop" if response.finished else "length", response.prompt_tokens, response.tokens)
+    def _batch(
+        self, records: Sequence[Record], batch: Sequence[tuple[int, Sequence[int]]], decoding: Decoding, on_text: OnText | None
+    ) -> Iterator[tuple[int, Sample]]:
+        prompts, inputs = self._encode([records[place] for place, _ in batch])
+        counts = [len(numbers) for _, numbers in batch]
+        if max(counts) > 1 and known_family(self.model.config).shares_prompt:
+            model_inputs = self._prefill(inputs, counts)
+        elif max(counts) > 1:
+            _, model_inputs = self._encode([records[place] for place, numbers in batch for _ in numbers])
+        else:
+            model_inputs = inputs
+        sampler = Sampler(
+            decoding,
+            [
+                _noise_key(prompt, decoding.seed, number)
+                for prompt, (_, numbers) in zip(prompts, batch, strict=True)
+                for number in numbers
+            ],
+        )
+        ends = StopTexts(self.tokenizer, decoding, model_inputs["input_ids"].shape[1], sum(counts))
+        stream = None if on_text is None else TextStream(self.tokenizer, self._ends, decoding, on_text)
+        if stream is not None and PREFIX in records[0]:
+            stream.before = prompts[0].prompt_ids[-1:]
+        if isinstance(self.model, FSDPModule) and is_peft_model(self.model):
+            # Without it, weights outside the layers would stay sharded.
+            register_fsdp_forward_method(self.model, "generate")  # type: ignore[arg-type]
+        generated = self.model.generate(
+            **model_inputs,
+            do_sample=False,  # the sampler leaves one token
+            max_new_tokens=decoding.max_new_tokens,
+            logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([ends] if decoding.stop else []),
+            streamer=stream,
+            eos_token_id=self._ends,
+            pad_token_id=self._pad,
+            use_cache=True,
+            synced_gpus=self.sharded,
+        )
+        rows = generated[:, model_inputs["input_ids"].shape[1] :].tolist()
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist() if decoding.logprobs else [None] * len(rows)
+        places = [place for place, (_, numbers) in enumerate(batch) for _ in numbers]
+        for place, row, stopped, logps in zip(places, rows, ends.tokens, logprobs, strict=True):
+            yield batch[place][0], self._sample_of(prompts[place], row[:stopped], stopped is not None, logps)
+
+    def _sample_of(self, prompt: Encoded, row: list[int], stopped: bool, logprobs: list[float] | None) -> Sample:
+        end = next((place for place, token in enumerate(row) if token in self._ends), None)
+        ids = tuple(row[:end])
+        tokens = len(ids) + (end is not None)
+        return Sample(
+            self.tokenizer.decode(ids, skip_special_tokens=False),
+            ids,
+            stopped or end is not None,
+            prompt_tokens=len(prompt.prompt_ids),
+            tokens=tokens,
+            logprobs=None if logprobs is None else tuple(logprobs[:tokens]),
+            last=prompt.prompt_ids[-1],
+        )
+
+    def _response(self, request: Request, sample: Sample, decoding: Decoding) -> Response:
+        text = text_after(self.tokenizer, [sample.last] if request.prefix else [], sample.ids)
+        finish = "stop" if sample.finished else "length"
+        return Response(decoding.before_stop(text), finish, sample.prompt_tokens, sample.tokens, sample.logprobs)
 
     def encode(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """Encode prompts as one left-padded batch, with their images, on the model's device.
@@ -165,9 +303,16 @@ class LocalGenerator:
         Raises:
             ValueError: for no records, and for a prompt that cannot be encoded.
         """
+        return self._encode(records)[1]
+
+    def _encode(self, records: Sequence[Record]) -> tuple[list[Encoded], dict[str, Tensor]]:
         if not records:
             raise ValueError("There are no records to encode. Give one or more.")
+        if not is_processor(self.processor) and (shown := next((one for one in records if one.get("images")), None)):
+            raise ValueError(f"{describe(shown)} has images, and the generator has only a tokenizer. Give it the processor.")
         prompts, images, order = self._encoder(records, sides=())
+        for record, prompt in zip(records, prompts, strict=True):
+            self._check_prompt(record, prompt)
         if order is not None:
             images["pixel_values"] = images["pixel_values"][order]
         width = max(len(prompt.prompt_ids) for prompt in prompts)
@@ -182,32 +327,28 @@ class LocalGenerator:
         for name in {name for prompt in prompts for name in prompt.extra}:
             rows = [one.extra[name].tolist() if name in one.extra else [0] * len(one.prompt_ids) for one in prompts]
             inputs[name] = padded(rows, 0)
-        return {name: value.to(self.model.device) for name, value in (inputs | images).items()}
+        return prompts, {name: value.to(self.model.device) for name, value in (inputs | images).items()}
 
-    def _rows(self, records: Sequence[Record], n: int, **settings: Any) -> tuple[Tensor, list[int]]:
-        """The new tokens of `n` rows per record, padded on the right, and the number of tokens of each record's prompt."""
-        shared = n > 1 and known_family(self.model.config).shares_prompt
-        inputs: Mapping[str, Any] = self.encode(records if shared else [record for record in records for _ in range(n)])
-        prompts = inputs["attention_mask"].sum(dim=1).tolist()[:: 1 if shared else n]
-        if shared:
-            inputs = self._prefill(inputs, n)
-        if isinstance(self.model, FSDPModule) and is_peft_model(self.model):
-            # Without it, weights outside the layers would stay sharded.
-            register_fsdp_forward_method(self.model, "generate")  # type: ignore[arg-type]
-        generated = self.model.generate(
-            **inputs,
-            **settings,
-            eos_token_id=self._ends,
-            pad_token_id=self._pad,
-            use_cache=True,
-            synced_gpus=self.sharded,
-        )
-        return generated[:, inputs["input_ids"].shape[1] :], prompts
+    def _check_prompt(self, record: Record, prompt: Encoded) -> None:
+        """Refuse a prompt beyond the model's context, and one whose template cuts the end of its prefix off."""
+        if self._context is not None and len(prompt.prompt_ids) >= self._context:
+            raise ValueError(
+                f"{describe(record)}: its prompt has {len(prompt.prompt_ids)} tokens (image tokens included), and the context of "
+                f"{self._context} leaves none for a response. Use fewer or smaller images, fewer tiles, or a shorter text."
+            )
+        prefix = record.get(PREFIX, "")
+        space = prefix[len(prefix.rstrip()) :]
+        if space and not self.tokenizer.decode(prompt.prompt_ids[-len(space) - 1 :]).endswith(space):
+            raise ValueError(
+                f"{describe(record)}: the chat template cuts off the white space at the end of the prefix {prefix[-20:]!r}. End "
+                "the prefix before it."
+            )
 
-    def _prefill(self, inputs: Mapping[str, Tensor], n: int) -> dict[str, Any]:
-        """Compute each prompt without its last token once, and repeat the inputs and the cache `n` times for `generate`."""
+    def _prefill(self, inputs: Mapping[str, Tensor], counts: list[int]) -> dict[str, Any]:
+        """Compute each prompt without its last token once, and repeat inputs and cache `counts` times for `generate`."""
         mask = inputs["attention_mask"]
-        repeated = {name: inputs[name].repeat_interleave(n, dim=0) for name in ("input_ids", "attention_mask")}
+        rows = torch.repeat_interleave(torch.tensor(counts)).to(mask.device)
+        repeated = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
         if mask.shape[1] == 1:  # prompts of one token, which has to stay
             return repeated
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -221,54 +362,39 @@ class LocalGenerator:
             use_cache=True,
             logits_to_keep=1,
         )
-        cache.batch_repeat_interleave(n)
+        cache.batch_select_indices(rows)
         return {**repeated, "past_key_values": cache}
 
-    def _response(self, row: list[int], prompt_tokens: int) -> Response:
-        end = next((place for place, token in enumerate(row) if token in self._ends), None)
-        ids = row[:end]
-        return Response(self.tokenizer.decode(ids, skip_special_tokens=False), tuple(ids), end is not None, prompt_tokens)
+
+def _record(request: Request, number: int) -> Record:
+    record = prompt_record(request, f"request {number}")
+    return {**record, PREFIX: request.prefix} if request.prefix else record
 
 
-class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """Pass on the text of one response token by token: together what `decode` gives for all of its tokens.
+def _batches(samples: Sequence[Sequence[int]], size: int) -> Iterator[list[tuple[int, Sequence[int]]]]:
+    """Batches of at most `size` responses: the places of records with sample numbers; those of a record together if they fit.
 
-    All tokens are decoded each time, since the text of a token depends on those before it: a character may take several tokens,
-    and SentencePiece drops the space at the beginning of a text.
+    >>> list(_batches([(0, 1), (0,), (0, 1, 2)], 2))
+    [[(0, (0, 1))], [(1, (0,))], [(2, (0, 1))], [(2, (2,))]]
     """
-
-    def __init__(self, tokenizer: Any, ends: Sequence[int], on_text: OnText) -> None:
-        self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
-        self.ids: list[int] | None = None  # the first call has the prompt
-        self.shown = ""
-
-    def put(self, value: Tensor) -> None:
-        """Take the next token."""
-        if self.ids is None:
-            self.ids = []
-        elif int(value) not in self.ends:
-            self.ids.append(int(value))
-            self._show(final=False)
-
-    def end(self) -> None:
-        """Pass on the rest."""
-        self._show(final=True)
-
-    def _show(self, *, final: bool) -> None:
-        text = self.tokenizer.decode(self.ids or [], skip_special_tokens=True)
-        if not final and text.endswith("\N{REPLACEMENT CHARACTER}"):  # a part of a character
-            return
-        if not final and getattr(self.tokenizer, "clean_up_tokenization_spaces", False):  # a space may go with the next token
-            text = text[: max(text.rfind(" "), 0)]
-        if len(text) > len(self.shown):
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
+    batch: list[tuple[int, Sequence[int]]] = []
+    for place, numbers in enumerate(samples):
+        for first in range(0, len(numbers), size):
+            part = numbers[first : first + size]
+            if batch and sum(len(others) for _, others in batch) + len(part) > size:
+                yield batch
+                batch = []
+            batch.append((place, part))
+    if batch:
+        yield batch
 
 
-def _record(question: Question) -> Record:
-    content = [*({"type": "image"} for _ in question.images), {"type": "text", "text": question.text}]
-    system = [] if question.system is None else [{"role": "system", "content": question.system}]
-    return {"prompt": [*system, {"role": "user", "content": content}], "images": list(question.images)}
+def _noise_key(prompt: Encoded, seed: int, number: int) -> int:
+    """64 bits from the prompt's tokens and images, the seed and the number of the sample."""
+    hasher = hashlib.blake2b(repr((prompt.prompt_ids, seed, number)).encode(), digest_size=8)
+    for image in prompt.images:
+        hasher.update(image_key(image))
+    return int.from_bytes(hasher.digest(), "little", signed=True)
 
 
 def _end_tokens(model: Any, processor: Any) -> list[int]:

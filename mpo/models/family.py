@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 PARTS = ("vision", "projector", "language", "head")
@@ -106,11 +106,10 @@ INTERNVL = Family(
     router_loss=False,  # transformers 5.17 to 5.24
 )
 LLAVA = Family(
-    types=("llava", "llava_next", "llava_onevision"),
+    types=("llava",),
     vision="vision_tower",
     layers="encoder.layers",
     projector=("multi_modal_projector",),
-    loose=("image_newline",),
     towers=("clip_vision_model", "siglip_vision_model"),
     linear={
         "vision": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
@@ -118,6 +117,7 @@ LLAVA = Family(
     },
     branches=("self_attn", "mlp"),
 )
+LLAVA_NEXT = replace(LLAVA, types=("llava_next", "llava_onevision"), loose=("image_newline",))
 QWEN_VL = Family(
     types=("qwen2_vl", "qwen2_5_vl"),
     vision="visual",
@@ -143,7 +143,7 @@ QWEN3_VL = Family(
 TEXT = Family(types=(), vision="", layers="", projector=(), linear={})
 """Any model without images: language and head."""
 UNKNOWN = Family(types=(), vision="", layers="", projector=(), linear={})
-FAMILIES = (INTERNVL, LLAVA, QWEN_VL, QWEN3_VL)
+FAMILIES = (INTERNVL, LLAVA, LLAVA_NEXT, QWEN_VL, QWEN3_VL)
 _NOT_TEXT = re.compile(r"vision|visual|image|img|vit_|vq|audio|speech|mm_", re.IGNORECASE)
 """In the keys of a config: the model has more than text."""
 

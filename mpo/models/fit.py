@@ -20,13 +20,18 @@ def open_processor(name_or_path: str, **options: Any) -> Any:
         options: arguments of `from_pretrained`.
 
     Raises:
-        ValueError: for a tokenizer without image tokens.
+        OSError: for missing files.
+        ValueError: for a tokenizer without image tokens, and files that cannot be read.
     """
     try:
         return AutoProcessor.from_pretrained(name_or_path, **options)
-    except AttributeError as error:
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: the libraries do not check the values of a file
         if "image_token" not in str(error):
-            raise
+            raise ValueError(
+                f"The tokenizer or processor of {name_or_path} cannot be read ({error!r}). Copy its files from the original again."
+            ) from error
         raise ValueError(
             f"The tokenizer of {name_or_path} has no image tokens ({error}). It needs <img>, </img>, <IMG_CONTEXT> and their names "
             "(extra_special_tokens: start_image_token, end_image_token, context_image_token). Copy the files of the original."

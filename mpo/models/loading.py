@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import constants, snapshot_download
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GotOcr2ImageProcessor,
@@ -17,12 +16,11 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
-from mpo.io import read_json_object
 from mpo.models.family import takes_images
 from mpo.models.fit import open_processor
-from mpo.models.official.checkpoint import open_official
+from mpo.models.official.checkpoint import NO_TOKENIZER, open_official
 from mpo.models.official.config import is_official
-from mpo.models.strict import load_strictly, refuse_adapter
+from mpo.models.strict import load_strictly, read_hf_config, read_json, refuse_adapter
 from mpo.models.tiles import TileImageProcessor
 
 
@@ -96,7 +94,7 @@ def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust
         model = _load_official(folder, given)
         model.name_or_path = str(name_or_path)  # an adapter's config names its base by it
         return model
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    config = read_hf_config(name_or_path, trust_remote_code=trust_remote_code)
     loader = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
     return load_strictly(loader.from_pretrained, name_or_path, trust_remote_code=trust_remote_code, **given)
 
@@ -124,7 +122,7 @@ def load_processor(
     else:
         processor = open_official(folder, weights=False).processor
         if processor is None:
-            raise ValueError(f"{name_or_path} has no tokenizer. Copy its files (tokenizer_config.json, ...) from the original.")
+            raise ValueError(f"{name_or_path} has no {NO_TOKENIZER}. Copy the tokenizer's files from the original.")
     set_tiles(processor, min_tiles, max_tiles, thumbnail)
     return processor
 
@@ -160,7 +158,7 @@ def official_folder(name_or_path: str, *, weights: bool = True) -> Path | None:
     refuse_adapter(name_or_path)
     with opening(name_or_path):
         path = cached_file(name_or_path, "config.json")
-        if path is None or not is_official(read_json_object(path)):
+        if path is None or not is_official(read_json(path)):
             return None
         if Path(name_or_path).is_dir():
             return Path(name_or_path)
@@ -196,7 +194,7 @@ def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:
     """Load the config of a checkpoint in either format, without its weights."""
     if (folder := official_folder(name_or_path, weights=False)) is not None:
         return open_official(folder, weights=False).config
-    return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    return read_hf_config(name_or_path, trust_remote_code=trust_remote_code)
 
 
 def check_attention(name: str | None) -> None:

@@ -66,7 +66,6 @@ def small_processor(
     patch_size: int = 8,
     max_patches: int = 12,
     vocab_size: int = 512,
-    crop_to_patches: bool = True,
     eos_token: str = "<|im_end|>",
 ) -> InternVLProcessor:
     """Build an InternVL processor with a tokenizer trained on given texts.
@@ -78,7 +77,6 @@ def small_processor(
         max_patches: the largest number of tiles per image. An image with more than one tile always gets a thumbnail tile after
             them: transformers' image processor has no setting for it.
         vocab_size: the largest number of tokens, at least 256 bytes and 13 special tokens. Few texts give fewer.
-        crop_to_patches: whether to split images into tiles; if False, every image is resized to one square tile.
         eos_token: the tokenizer's end-of-sequence token. Published InternVLs have `<|im_end|>`; in some chat models it is not the
             token that ends a turn.
 
@@ -89,19 +87,15 @@ def small_processor(
         ValueError: for sizes that do not divide, or a vocabulary smaller than the bytes and special tokens.
     """
     tokenizer = _train_tokenizer(texts, vocab_size=vocab_size, eos_token=eos_token)
-    return processor_around(
-        tokenizer, image_size=image_size, patch_size=patch_size, max_patches=max_patches, crop_to_patches=crop_to_patches
-    )
+    return processor_around(tokenizer, image_size=image_size, patch_size=patch_size, max_patches=max_patches)
 
 
-def processor_around(
-    tokenizer: Any, *, image_size: int, patch_size: int, max_patches: int = 12, crop_to_patches: bool = True
-) -> InternVLProcessor:
+def processor_around(tokenizer: Any, *, image_size: int, patch_size: int, max_patches: int = 12) -> InternVLProcessor:
     """Build an InternVL processor around a tokenizer that has InternVL's tokens; arguments as in `small_processor`."""
     image_seq_length = _tokens_per_tile(image_size, patch_size)
     if max_patches < 1:
         raise ValueError(f"max_patches, the largest number of tiles per image, must be 1 or more; got max_patches={max_patches}.")
-    tiles = partial(GotOcr2ImageProcessor, crop_to_patches=crop_to_patches, min_patches=1, max_patches=max_patches)
+    tiles = partial(GotOcr2ImageProcessor, crop_to_patches=True, min_patches=1, max_patches=max_patches)
     return assemble_processor(tokenizer, tiles, image_size=image_size, image_seq_length=image_seq_length)
 
 

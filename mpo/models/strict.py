@@ -1,14 +1,66 @@
 """Refuse checkpoints whose tensors differ from the model's; transformers only warns and initializes missing ones at random."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers.utils import find_adapter_config_file
+from transformers import AutoConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file, find_adapter_config_file
 
-from mpo.io import read_json_object
+from mpo.io import BadRecord, read_json_object
 
 Shape = tuple[int, ...]
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file of a checkpoint, which holds one object.
+
+    Raises:
+        ValueError: naming the file, for one that is cut off, has a byte order mark, or is not an object.
+    """
+    try:
+        return read_json_object(path)
+    except BadRecord as error:
+        raise ValueError(f"{error} Copy the file from the original again; it must be UTF-8 without a byte order mark.") from None
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Read which file of a checkpoint holds each tensor.
+
+    Raises:
+        ValueError: naming the index, for one whose ``weight_map`` is missing or does not name files of its folder.
+    """
+    where = read_json(path).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) and Path(name).name == name for name in where.values()):
+        raise ValueError(
+            f"{path}: expected weight_map to map tensors to file names; got {shorten(repr(where), 60)}. Copy the file again."
+        )
+    return where
+
+
+def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
+    """`AutoConfig.from_pretrained`, with errors that name the file.
+
+    Args:
+        name_or_path: name or path of a checkpoint.
+        options: arguments of `from_pretrained`.
+
+    Raises:
+        OSError: when there is no config.json.
+        ValueError: for values that transformers refuses.
+    """
+    try:
+        return AutoConfig.from_pretrained(name_or_path, **options)
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: a config class runs on whatever the file holds
+        found = read_json(str(cached_file(name_or_path, "config.json")))
+        dtypes = re.findall(r"'(?:torch_)?dtype': '(?!float|bfloat)[^']*'", str(found))
+        reason = f"{dtypes[0]} is not the name of a dtype" if dtypes else f"transformers cannot read it: {error!r}"
+        raise ValueError(f"{name_or_path}, config.json: {reason}. Copy the file from the original, or correct it.") from error
 
 
 def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | None = None, **options: Any) -> Any:
@@ -24,20 +76,31 @@ def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | Non
         the model.
 
     Raises:
-        ValueError: for an adapter, for a missing or truncated file, or listing the missing, unexpected and differently shaped
-            tensors. A missing tied head and tensors that a model is known to ignore are allowed.
+        ValueError: for an adapter, a missing or truncated file, a tied tensor with values of its own, or listing the missing,
+            unexpected and differently shaped tensors. A missing tied head and tensors that a model is known to ignore are
+            allowed.
     """
     refuse_adapter(name_or_path)
+    if (index := Path(name_or_path) / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        read_index(index)
     try:
         model, report = load(name_or_path, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"A file of {name_or_path} is missing or cannot be read ({error}). Download it again.") from error
+    except (AttributeError, KeyError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"The config.json of {name_or_path} does not describe a model: {error!r}. Correct its values.") from error
     problems = _problems(report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
     if problems:
         raise ValueError(
             f"The weights in {name_or_path} do not fit {type(model).__name__} as its config.json describes it: {problems}. "
             f"{fix or 'Download the checkpoint again, all its files, or fix its config.json.'}"
         )
+    for head, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if model.get_parameter_or_buffer(head) is not model.get_parameter_or_buffer(source):  # transformers only warns
+            raise ValueError(
+                f"{name_or_path} holds {head} and {source}, which differ, but its config.json ties the two. To keep both set "
+                "tie_word_embeddings to false, in text_config too; otherwise remove the first from the weights."
+            )
     return model
 
 
@@ -86,7 +149,7 @@ def refuse_adapter(name_or_path: Any) -> None:
         return
     if found is None:
         return
-    base = read_json_object(found).get("base_model_name_or_path")
+    base = read_json(found).get("base_model_name_or_path")
     raise ValueError(
         f"{name_or_path} is an adapter of {base or 'a base that its adapter_config.json does not name'}, not a model. To train "
         f"the two as one model, merge them and give the new folder: mpo export {name_or_path} NEW_FOLDER. To continue training "

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -25,30 +26,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-Status = Literal["ok", "note", "problem"]
-
 TRACEBACK = "MPO_TRACEBACK=1 mpo doctor"
 """Shows the traceback; the fix of problems without a specific one."""
-
-LONGEST = 160
-"""Maximum length of an error message in characters."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Args:
-        name: subject of the check.
-        value: result of the check.
-        status: ``ok``, ``note``, or ``problem``, which must be fixed before a run.
-        fix: command that fixes the problem.
-    """
-
-    name: str
-    value: str
-    status: Status = "ok"
-    fix: str = ""
+    name: str  # subject of the check
+    value: str  # result of the check
+    status: Literal["ok", "note", "problem"] = "ok"  # a problem must be fixed before a run
+    fix: str = ""  # command that fixes the problem
 
 
 @dataclass(frozen=True)
@@ -68,14 +57,14 @@ def attempted(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Fin
         yield Finding(name, f"could not be checked: {one_line(first_cause(error))}", "note", TRACEBACK)
 
 
-def one_line(error: BaseException) -> str:
-    r"""Format an error as one line.
+def one_line(error: BaseException, longest: int = 160) -> str:
+    r"""Format an error as one line of at most `longest` characters.
 
     >>> one_line(ValueError("no space,\n  nowhere"))
     'ValueError: no space, nowhere'
     """
-    text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip().removesuffix(":")
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def first_cause(error: BaseException) -> BaseException:
@@ -86,7 +75,6 @@ def first_cause(error: BaseException) -> BaseException:
 
 
 STEP = "Training step"
-
 CHECKS: dict[str, tuple[str, ...]] = {
     "Packages": ("packages:required", "packages:private_names"),
     "Optional packages": ("packages:optional", "trial:four_bits"),
@@ -101,41 +89,21 @@ CHECKS: dict[str, tuple[str, ...]] = {
 
 
 def check(title: str, runs: Path) -> Section:
-    """Run a check.
+    """Run a check: a key of `CHECKS`. `runs` is the folder of runs."""
 
-    Args:
-        title: a key of `CHECKS`.
-        runs: folder of runs.
-    """
-    found = chain.from_iterable(attempted("this check", partial(_run, name, runs)) for name in CHECKS[title])
+    def run(qualified: str) -> Iterable[Finding]:
+        module, _, name = qualified.partition(":")
+        function: Callable[..., Iterable[Finding]] = getattr(import_module(f"mpo.preflight.{module}"), name)
+        return function(runs) if name == "disk" else function()
+
+    found = chain.from_iterable(attempted("this check", partial(run, name)) for name in CHECKS[title])
     return Section(title, tuple(replace(one, value=masked(one.value), fix=masked(one.fix)) for one in found))
-
-
-def _run(qualified: str, runs: Path) -> Iterable[Finding]:
-    module, _, name = qualified.partition(":")
-    function: Callable[..., Iterable[Finding]] = getattr(import_module(f"mpo.preflight.{module}"), name)
-    return function(runs) if name == "disk" else function()
 
 
 SECONDS = 180
 """Timeout of one check in seconds."""
-
-RANKS = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_",
-    "PMI_",
-    "PMIX_",
-    "OMPI_",
-    "MV2_",
-    "ACCELERATE_",
-    "FSDP_",
-    "TORCHELASTIC_",
-)
-"""Prefixes of variables that describe the ranks of a job. With them, the training step would wait for the other ranks."""
-
+RANKS = re.compile("(LOCAL_)?(RANK|WORLD_SIZE)|(MASTER|PMIX?|OMPI|MV2|ACCELERATE|FSDP|TORCHELASTIC)_")
+"""Start of variables that describe the ranks of a job. With them, the training step would wait for the other ranks."""
 PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mpo.preflight.doctor import serve; serve(sys.argv[1:])"
 """Without the current folder in sys.path, where a file may have the name of a package; the `mpo` script does the same."""
 
@@ -164,8 +132,7 @@ def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iter
             print(output, file=sys.stderr)
         if left:
             value = f"took longer than {seconds:g} s" if "Timeout (" in output else f"Python {_ending(child.returncode)}"
-            title = left.pop(0)
-            yield Section(title, (Finding("this check", value, "problem", TRACEBACK),))
+            yield Section(left.pop(0), (Finding("this check", value, "problem", TRACEBACK),))
 
 
 def serve(arguments: Sequence[str]) -> None:
@@ -186,7 +153,7 @@ def serve(arguments: Sequence[str]) -> None:
 
 def without_ranks(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without the variables of a job with several ranks."""
-    return {name: value for name, value in environ.items() if not name.startswith(RANKS)}
+    return {name: value for name, value in environ.items() if not RANKS.match(name)}
 
 
 def _ending(status: int) -> str:
@@ -200,17 +167,13 @@ ENVIRONMENT = {
 
 
 def environment(seconds: float = SECONDS) -> dict[str, str]:
-    """Return the reports of PyTorch and transformers about the environment, without private data.
-
-    Args:
-        seconds: timeout of each.
-    """
+    """Return the reports of PyTorch and transformers about the environment, without private data; `seconds`: timeout of each."""
     found = {}
     for name, arguments in ENVIRONMENT.items():
         command = [sys.executable, *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=without_ranks(os.environ))
-            errors = done.stderr.strip().splitlines() or [_ending(done.returncode)]
+            errors = (done.stderr.strip() or _ending(done.returncode)).splitlines()
             text = f"failed: {errors[-1]}" if done.returncode else done.stdout
         except subprocess.TimeoutExpired:
             text = f"took longer than {seconds:g} s"
@@ -219,10 +182,7 @@ def environment(seconds: float = SECONDS) -> dict[str, str]:
 
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY", re.IGNORECASE)
-"""Names of environment variables that contain secrets."""
-
-SHORTEST = 8
-"""Minimum length of a secret in characters; shorter values (true, 1) occur in ordinary text."""
+"""Names of environment variables that contain secrets, if of 8 characters or more: shorter values occur in ordinary text."""
 
 
 def masked(text: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -232,39 +192,25 @@ def masked(text: str, environ: Mapping[str, str] = os.environ) -> str:
     'https://***@proxy:80 said no to ***'
     """
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    secrets = {value for name, value in environ.items() if SECRET.search(name) and len(value) >= SHORTEST}
+    secrets = {value for name, value in environ.items() if SECRET.search(name) and len(value) >= 8}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = re.sub(r"\bhf_[A-Za-z0-9]{16,}", "***", text)
-    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
-    for home in _homes():
-        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    user = _user()
-    return re.sub(rf"(?<=[/\\]){re.escape(user)}(?![\w.-])", "~", text) if user else text
-
-
-def _homes() -> list[str]:
-    """Return the home folder and its real path, the longer one first."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home folder
-        return []
-    names = {str(home), os.path.realpath(home)} - {os.sep}
-    return sorted(names, key=len, reverse=True)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a user id without a name, in a container
-        return ""
+    text = re.sub(r"(?<=://)[^/@\s]+(?=@)|\bhf_[A-Za-z0-9]{16,}", "***", text)
+    private = []
+    with suppress(RuntimeError):  # a user without a home folder
+        homes = {str(Path.home()), os.path.realpath(Path.home())} - {os.sep}
+        private = [re.escape(home) for home in sorted(homes, key=len, reverse=True)]
+    with suppress(OSError, KeyError, ImportError):  # a user id without a name, in a container
+        private.append(rf"(?<=[/\\]){re.escape(getpass.getuser())}")
+    for pattern in private:
+        text = re.sub(rf"{pattern}(?![\w.-])", "~", text)
+    return text
 
 
 SYMBOLS = {"ok": " ", "note": "*", "problem": "!"}
 WIDEST = 120
 """Maximum length of a line with a finding and its fix, in characters."""
-
-WIDTH = 14
+WIDTH = 17
 """Width of the column of names. It is fixed, because each section is printed when its check ends."""
 
 
@@ -273,10 +219,17 @@ def section_text(section: Section) -> str:
 
     >>> print(section_text(Section("Machine", (Finding("CPU cores", "2"), Finding("disk", "full", "problem", "rm -r old")))))
     Machine
-        CPU cores       2
-      ! disk            full
+        CPU cores          2
+      ! disk               full
     """
-    return "\n".join([section.title, *map(_line, section.findings)])
+    lines = [section.title]
+    for found in section.findings:
+        line = f"  {SYMBOLS[found.status]} {found.name:<{WIDTH}}  {found.value}"
+        if found.fix and found.status != "problem":
+            line += " " if len(line) + len(found.fix) + 4 <= WIDEST else "\n" + " " * (WIDTH + 6)
+            line += f"-> {found.fix}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def summary(sections: Sequence[Section]) -> str:
@@ -284,31 +237,23 @@ def summary(sections: Sequence[Section]) -> str:
     found = [finding for section in sections for finding in section.findings]
     problems, notes = ([finding for finding in found if finding.status == status] for status in ("problem", "note"))
     known = f"{_count(len(notes), 'note')} (*)"
-    if problems:
-        fixes: dict[str, list[str]] = {}
-        for finding in problems:
-            fixes.setdefault(finding.fix, []).append(finding.name)
-        who = [names[0] + f" and {len(names) - 1} more" * (len(names) > 1) for names in fixes.values()]
-        width = max(WIDTH, *map(len, who))
-        lines = [f"    {names:<{width}}  {fix}" for names, fix in zip(who, fixes, strict=True)]
-        return "\n".join([f"{_count(len(problems), 'problem')} (!), {known}. Fix before a run:", *lines])
-    tried = any(section.title == STEP and all(finding.status == "ok" for finding in section.findings) for section in sections)
-    return f"No problems, {known}. The training step succeeded." if tried else f"No problems, {known}. Training was not tested."
+    if not problems:
+        tried = any(section.title == STEP and all(one.status == "ok" for one in section.findings) for section in sections)
+        return f"No problems, {known}. " + ("The training step succeeded." if tried else "Training was not tested.")
+    fixes: dict[str, list[str]] = {}
+    for finding in problems:
+        fixes.setdefault(finding.fix, []).append(finding.name)
+    who = {fix: names[0] + f" and {len(names) - 1} more" * (len(names) > 1) for fix, names in fixes.items()}
+    width = max(WIDTH, *map(len, who.values()))
+    lines = [f"    {names:<{width}}  {fix}" for fix, names in who.items()]
+    return "\n".join([f"{_count(len(problems), 'problem')} (!), {known}. Fix before a run:", *lines])
 
 
-def as_json(sections: Iterable[Section], reports: Mapping[str, str] | None = None) -> str:
-    """Format the findings, and the reports of `environment`, as JSON."""
+def as_json(sections: Iterable[Section], reports: Mapping[str, str] | None = None) -> dict[str, object]:
+    """Return the findings, and the reports of `environment`, as JSON's values."""
     listed = [asdict(section) for section in sections]
     problems = sum(finding["status"] == "problem" for section in listed for finding in section["findings"])
-    return json.dumps({"problems": problems, "sections": listed, **({"environment": reports} if reports else {})}, indent=2)
-
-
-def _line(finding: Finding) -> str:
-    line = f"  {SYMBOLS[finding.status]} {finding.name:<{WIDTH}}  {finding.value}"
-    if not finding.fix or finding.status == "problem":
-        return line
-    gap = " " if len(line) + len(finding.fix) + 4 <= WIDEST else "\n" + " " * (WIDTH + 6)
-    return f"{line}{gap}-> {finding.fix}"
+    return {"problems": problems, "sections": listed, **({"environment": reports} if reports else {})}
 
 
 def _count(number: int, what: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from mpo.data import load_preferences
 from mpo.encoding.show import show_record
 from mpo.models.fit import check_fit
-from mpo.preflight.memory import KINDS, Component, MemoryEstimate, Sharding, estimate_memory
-from mpo.preflight.structure import Count, adapted, build_structure, count_parameters
-from mpo.preflight.workload import Workload, plan_workload
+from mpo.preflight.memory import MemoryEstimate, Sharding, estimate_memory
+from mpo.preflight.structure import adapted, build_structure, count_parameters
+from mpo.preflight.workload import Workload
 from mpo.training.record_checks import check_records, measure_records, name_of, sample
 from mpo.training.without_gpu import plans_gpu
+from mpo.visible import table
 
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
@@ -45,196 +47,146 @@ def dry_run(job: TrainJob) -> str:
         ValueError: for problems that would stop the run: a processor that does not match the model, records that do not fit.
     """
     start = time.perf_counter()
-    args = job.planned_arguments()
-    gpu = plans_gpu(job.trainer)
+    args, gpu = job.planned_arguments(), plans_gpu(job.trainer)
     sharding = Sharding.of(job.trainer, job.place().world_size)
-    structure = build_structure(job)
-    model, processor = structure.model, structure.processor
+    model, processor, name, real = build_structure(job)
     check_fit(model, processor)
     pairs = load_preferences(**{**job.train_data(), "streaming": False})
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)
-    work = plan_workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size)
-    kind = job.peft["kind"]
-    batch = work.batch(work.most_expensive)
-    estimate = estimate_memory(
-        model, batch, args, gpu=gpu, sharding=sharding, four_bits=kind == "qlora", with_adapters=kind != "none"
-    )
-    longest = np.argsort(-work.costs.tokens(), kind="stable")[:LONGEST]
-    most_expensive = ", ".join(name_of(records, index) for index in work.most_expensive[:LONGEST]) + (
-        ", ..." if len(work.most_expensive) > LONGEST else ""
-    )
-    where = f"{'GPU' if gpu else 'CPU'}, {sharding}, most expensive micro-batch: {most_expensive}"
-    built = "with weights, no config available" if structure.real else "on the meta device, no weights loaded"
-    first = name_of(records, 0)
-    return "\n\n".join(
-        [
-            f"Dry run of {structure.name} ({built}), loss {args.mixture()!r}, {time.perf_counter() - start:.1f} s",
-            parameters_section(count_parameters(model)),
-            memory_section(estimate, where, [name for name in NOT_SUBTRACTED if job.trainer.get(name)]),
-            *verdict(job, estimate, model, work, args, gpu=gpu, sharding=sharding),
-            work_section(work, args, sharding.world_size),
-            lengths_section(work, [name_of(records, int(index)) for index in longest]),
-            f"As the model sees it: {first}\n" + _indented(show_record(records[0], processor, args)),
-        ]
-    )
+    work = Workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size)
 
-
-def verdict(
-    job: TrainJob, estimate: MemoryEstimate, model: Any, work: Workload, args: Any, *, gpu: bool, sharding: Sharding
-) -> list[str]:
-    """Say whether the estimate fits a GPU, and which settings save memory if not. Empty without a GPU to compare with."""
-    there = job.dry_run_gpu_gb
-    if there is None and gpu and torch.cuda.is_available():
-        there = torch.cuda.get_device_properties(0).total_memory / 2**30
-    if there is None or not gpu:
-        return []
-    if estimate.total <= there * 2**30:
-        return [f"The run fits on a GPU of {there:g} GiB and uses {estimate.total / 2**30 / there:.0%} of it."]
-    lines = [
-        f"WARNING: the estimate of {size(estimate.total)} exceeds the GPU's {there:g} GiB. What each setting saves on its own:"
-    ]
-    saving = advise(job, model, work, estimate.total, args, gpu=gpu, sharding=sharding)
-    width = max((len(change) for change, _ in saving), default=0)
-    for change, saved in saving:
-        left = estimate.total - saved
-        lines.append(
-            f"  {change:<{width}}  {size(saved):>10}  leaves {size(left)}{', which fits' if left <= there * 2**30 else ''}"
-        )
-    lines.append("  a lower model.max_tiles or trainer.max_length shortens the longest record")
-    return ["\n".join(lines)]
-
-
-def advise(
-    job: TrainJob, model: Any, work: Workload, now: int, args: Any, *, gpu: bool, sharding: Sharding
-) -> list[tuple[str, int]]:
-    """Return settings that save memory and the bytes per rank that each saves on its own, largest first.
-
-    Args:
-        job: the job.
-        model: the policy on the meta device.
-        work: its data.
-        now: the job's estimate, in bytes.
-        args: the job's `MPOConfig`.
-        gpu: whether the run has a GPU.
-        sharding: sharding of the run.
-    """
-    adapters = job.peft["kind"] != "none"
-    four_bits = job.peft["kind"] == "qlora"
-    most_expensive = work.batch(work.most_expensive)
-
-    def total(
+    def estimate(
         policy: Any = model,
-        batch: Any = most_expensive,
+        indices: list[int] = work.most_expensive,
         over: Sharding = sharding,
-        bits: bool = four_bits,
-        with_: bool = adapters,
+        kind: str = job.peft["kind"],
         **changed: Any,
-    ) -> int:
-        settings = copy.copy(args)
-        for name, value in changed.items():
-            object.__setattr__(settings, name, value)
-        found = estimate_memory(policy, batch, settings, gpu=gpu, sharding=over, four_bits=bits, with_adapters=with_)
-        return found.total
+    ) -> MemoryEstimate:
+        """Estimate the run's memory, or that of a run with other settings."""
+        settings, batch = copy.copy(args), work.batch(indices)
+        for setting, value in changed.items():
+            object.__setattr__(settings, setting, value)
+        how = {"four_bits": kind == "qlora", "with_adapters": kind != "none"}
+        return estimate_memory(policy, batch, settings, gpu=gpu, sharding=over, **how)
 
-    tried: dict[str, int] = {}
+    found = estimate()
+    available = job.dry_run_gpu_gb
+    if available is None and torch.cuda.is_available():
+        available = torch.cuda.get_device_properties(0).total_memory / 2**30
+    most_expensive = [name_of(records, index) for index in work.most_expensive[:LONGEST]]
+    most_expensive += ["..."] * (len(work.most_expensive) > LONGEST)
+    where = f"{'GPU' if gpu else 'CPU'}, {sharding}, most expensive micro-batch: {', '.join(most_expensive)}"
+    memory = memory_lines(found)
+    memory += [f"NOT subtracted: what trainer.{name} saves" for name in NOT_SUBTRACTED if job.trainer.get(name)]
+    if found.unknown:
+        memory.append(f"NOT included: activations; {found.unknown}")
+    advice = partial(_advise, job, model, work, args, sharding, estimate)
+    verdict = _verdict(found.total, available, advice) if gpu and available else {}
+    built = "with weights, no config available" if real else "on the meta device, no weights loaded"
+    sections = {
+        f"Dry run of {name} ({built}), loss {args.mixture()!r}, {time.perf_counter() - start:.1f} s": [],
+        "Parameters": parameter_lines(count_parameters(model)),
+        f"Memory, {where}": memory,
+        **verdict,
+        "Work": work_lines(work, args, sharding.world_size),
+        "Lengths": length_lines(work),
+        f"As the model sees it: {name_of(records, 0)}": show_record(records[0], processor, args).split("\n"),
+    }
+    return "\n\n".join("\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items())
+
+
+def _verdict(total: int, available: float, advice: Callable[[], dict[str, int]]) -> dict[str, list[str]]:
+    """Say whether an estimate, in bytes, fits a GPU of `available` GiB, and else what each setting of the advice would save."""
+    if total <= available * 2**30:
+        return {f"The run fits on a GPU of {available:g} GiB and uses {total / 2**30 / available:.0%} of it.": []}
+    rows = [
+        (change, size(total - left), f"leaves {size(left)}" + ", which fits" * (left <= available * 2**30))
+        for change, left in sorted(advice().items(), key=lambda pair: pair[1])
+        if total - left > 0.01 * total
+    ]
+    title = f"WARNING: the estimate of {size(total)} exceeds the GPU's {available:g} GiB. What each setting saves on its own:"
+    return {title: [*_columns(rows), "a lower model.max_tiles or trainer.max_length shortens the longest record"]}
+
+
+def _advise(
+    job: TrainJob, model: Any, work: Workload, args: Any, sharding: Sharding, estimate: Callable[..., MemoryEstimate]
+) -> dict[str, int]:
+    """Return the estimates, in bytes per rank, with each setting that may save memory."""
+    kind = job.peft["kind"]
+    tried: dict[str, dict[str, Any]] = {}
     if not args.gradient_checkpointing:
-        tried["trainer.gradient_checkpointing=true"] = total(gradient_checkpointing=True)
-    if not adapters and args.reference == "live" and args.mixture().needs_reference:
-        tried["trainer.reference=cached"] = total(reference="cached")
+        tried["trainer.gradient_checkpointing=true"] = {"gradient_checkpointing": True}
+    if kind == "none" and args.reference == "live" and args.mixture().needs_reference:
+        tried["trainer.reference=cached"] = {"reference": "cached"}
     if "8bit" not in args.optim and not sharding.is_deepspeed:
-        tried["trainer.optim=adamw_bnb_8bit"] = total(optim="adamw_bnb_8bit")
-        tried["trainer.optim=paged_adamw_8bit"] = total(optim="paged_adamw_8bit")
-    if not adapters:
-        tried["peft=lora"] = total(policy=adapted(copy.deepcopy(model), replace(job, peft=LORA)), with_=True)
-        tried["peft=qlora"] = total(
-            policy=adapted(copy.deepcopy(model), replace(job, peft={**LORA, "kind": "qlora"})), with_=True, bits=True
-        )
-    elif not four_bits:
-        tried["peft=qlora"] = total(bits=True)
+        tried |= {f"trainer.optim={optim}": {"optim": optim} for optim in ("adamw_bnb_8bit", "paged_adamw_8bit")}
+    if kind == "none":
+        for other in ("lora", "qlora"):
+            policy = adapted(copy.deepcopy(model), replace(job, peft={**LORA, "kind": other}))
+            tried[f"peft={other}"] = {"policy": policy, "kind": other}
+    elif kind == "lora":
+        tried["peft=qlora"] = {"kind": "qlora"}
     if args.batching == "pairs" and len(work.most_expensive) > 1:
-        tried["trainer.per_device_train_batch_size=1"] = total(batch=work.batch(work.most_expensive[:1]))
-    if "weights" not in KINDS[sharding.kind] and gpu and not four_bits:
-        ranks = max(sharding.world_size, 8)
-        tried[f"FSDP2 over {ranks} GPUs"] = total(over=Sharding("fsdp2", ranks))
-    saved = [(change, now - after) for change, after in tried.items() if now - after > 0.01 * now]
-    return sorted(saved, key=lambda pair: -pair[1])
+        tried["trainer.per_device_train_batch_size=1"] = {"indices": work.most_expensive[:1]}
+    if not sharding.shards("weights") and kind != "qlora":
+        over = Sharding("fsdp2", max(sharding.world_size, 8))
+        tried[f"FSDP2 over {over.world_size} GPUs"] = {"over": over}
+    return {change: estimate(**how).total for change, how in tried.items()}
 
 
-def parameters_section(counts: dict[str, Count]) -> str:
+def parameter_lines(counts: dict[str, tuple[int, int]]) -> list[str]:
     """Show the numbers of parameters by part."""
-    rows = [(part, f"{count.total:,}", f"{count.trainable:,}") for part, count in counts.items() if count.total]
-    total, trained = (sum(getattr(count, name) for count in counts.values()) for name in ("total", "trainable"))
-    rows.append(("total", f"{total:,}", f"{trained:,}"))
-    if not counts["LM head"].total:
-        rows.append(("(the LM head shares the weights of the input embeddings, which count for the language model)", "", ""))
-    return _titled("Parameters", _columns(("", "all", "trained"), rows))
+    total: dict[str, Any] = {"total": tuple(map(sum, zip(*counts.values(), strict=True)))}
+    rows = [(part, f"{both[0]:,}", f"{both[1]:,}") for part, both in {**counts, **total}.items() if both[0]]
+    tied = "(the LM head shares the weights of the input embeddings, which count for the language model)"
+    return table([("", "all", "trained"), *rows]).split("\n") + [tied] * (not counts["LM head"][0])
 
 
-def memory_section(estimate: MemoryEstimate, where: str, not_subtracted: list[str]) -> str:
+def memory_lines(estimate: MemoryEstimate) -> list[str]:
     """Show the memory estimate by component, and in each phase of a step, one of which is the peak."""
-
-    def rows(components: Iterable[Component]) -> list[tuple[str, str, str]]:
-        return [(component.name, size(component.size), component.why) for component in components]
-
-    lines = ["permanent"]
-    lines += _columns(None, rows(estimate.fixed), indent=4)
-    lines += ["temporary"]
-    lines += _columns(None, rows(estimate.passing), indent=4)
-    lines += ["temporary memory, by phase of the step"]
-    lines += _columns(None, [(moment, size(bytes_), "") for moment, bytes_ in estimate.moments.items()], indent=4)
-    if estimate.margin:
-        lines += ["margin (an allowance)"]
-        lines += _columns(None, rows(estimate.margin), indent=4)
-    lines.append(f"peak {size(estimate.total)} per rank, at: {estimate.peak_moment}")
-    lines += [f"NOT subtracted: what trainer.{name} saves" for name in not_subtracted]
-    if estimate.unknown:
-        lines.append(f"NOT included: activations; {estimate.unknown}")
-    return _titled(f"Memory, {where}", lines)
+    lines = []
+    for title, rows in {
+        "permanent": estimate.fixed,
+        "temporary": estimate.passing,
+        "temporary memory, by phase of the step": [(moment, number, "") for moment, number in estimate.moments.items()],
+        "margin (an allowance)": estimate.margin,
+    }.items():
+        lines += [title, *_columns([(name, size(number), why) for name, number, why in rows], indent=4)] if rows else []
+    return [*lines, f"peak {size(estimate.total)} per rank, at: {estimate.peak_moment}"]
 
 
-def work_section(work: Workload, args: Any, ranks: int) -> str:
+def work_lines(work: Workload, args: Any, ranks: int) -> list[str]:
     """Show the steps, epochs, tokens and tiles of the run."""
-    truncated = work.costs.truncate(args.max_length, skip=args.on_bad_record == "skip")
     once = "once per pair" if work.layout == "packed" else "twice per pair, without padding"
-    scale = work.total / len(work.costs) * work.epochs
-    about = "about " if work.sampled else ""
+    measured = len(work.costs)
+    tokens, tiles = (int(values.sum() * work.total / measured * work.epochs) for values in (work.tokens, work.tiles))
     lines = [
         f"{work.total:,} pairs; epochs: {work.epochs:.4g}; steps: {work.steps:,} of {work.pairs_per_step:.4g} pairs "
         f"(micro-batches per step and rank: {args.gradient_accumulation_steps}; ranks: {ranks})",
-        f"{about}{int(work.tokens.sum() * scale):,} tokens and {int(truncated.tiles.sum() * scale):,} tiles in all epochs "
-        f"(prompts counted {once})",
+        f"{'about ' * (measured < work.total)}{tokens:,} tokens and {tiles:,} tiles in all epochs (prompts counted {once})",
         f"rows: {work.layout}" + (f", because {work.padded_because}" if work.padded_because else ""),
     ]
-    if work.sampled:
+    if measured < work.total:
         lines.append(
-            f"measured on {len(work.costs):,} records, evenly spaced (dry_run_records); the longest record may not be one of them"
+            f"measured on {measured:,} records, evenly spaced (dry_run_records); the longest record may not be one of them"
         )
-    if work.packing is not None:
-        lines.append(f"batches: {work.packing}")
-    return _titled("Work", lines)
+    return lines + ([f"batches: {work.packing}"] if work.packing is not None else [])
 
 
-def lengths_section(work: Workload, names: list[str]) -> str:
+def length_lines(work: Workload) -> list[str]:
     """Show histograms of tokens and tiles per record, and the longest records."""
-    tokens = work.costs.tokens()
-    lines = [*histogram("tokens per record", tokens)]
-    if work.costs.tiles.any():
-        lines += ["", *histogram("tiles per record", work.costs.tiles, bins=15)]
-    lines += ["", "longest records (without truncation)"]
-    longest = np.argsort(-tokens, kind="stable")[: len(names)]
-    costs = work.costs
-    rows = [
-        (
-            name,
-            f"{tokens[index]:,} tokens",
-            f"prompt {costs.prompt[index]:,}, completions {costs.chosen[index]:,} and {costs.rejected[index]:,}, "
-            f"{costs.tiles[index]} tiles",
-        )
-        for name, index in zip(names, longest, strict=True)
-    ]
-    return _titled("Lengths", lines + _columns(None, rows, indent=4))
+    costs, tokens = work.costs, work.costs.tokens()
+    lines = histogram("tokens per record", tokens)
+    if costs.tiles.any():
+        lines += ["", *histogram("tiles per record", costs.tiles, bins=15)]
+    rows = []
+    for index in map(int, np.argsort(-tokens, kind="stable")[:LONGEST]):
+        prompt, chosen, rejected = (f"{values[index]:,}" for values in (costs.prompt, costs.chosen, costs.rejected))
+        parts = f"prompt {prompt}, completions {chosen} and {rejected}, {costs.tiles[index]} tiles"
+        rows.append((name_of(work.records, index), f"{tokens[index]:,} tokens", parts))
+    return [*lines, "", "longest records (without truncation)", *_columns(rows, indent=4)]
 
 
 def histogram(title: str, values: Any, bins: int = 10) -> list[str]:
@@ -248,13 +200,12 @@ def histogram(title: str, values: Any, bins: int = 10) -> list[str]:
     """
     low, high = int(values.min()), int(values.max())
     edges = np.unique(np.linspace(low, high + 1, min(bins, high - low + 1) + 1).astype(int))
-    counts = [int(((values >= begin) & (values < end)).sum()) for begin, end in zip(edges[:-1], edges[1:], strict=True)]
+    counts = np.histogram(values, edges)[0].tolist()
     ranges = [f"{b:,}" if e - b == 1 else f"{b:,}-{e - 1:,}" for b, e in zip(edges[:-1], edges[1:], strict=True)]
     width, most = max(map(len, ranges)), len(f"{max(counts):,}")
     lines = [f"{title}: min {low:,}, median {int(np.median(values)):,}, max {high:,}"]
     for range_, count in zip(ranges, counts, strict=True):
-        bar = "#" * -(-count * BAR // max(counts))
-        lines.append(f"    {range_:>{width}}  {count:>{most},} {bar}".rstrip())
+        lines.append(f"    {range_:>{width}}  {count:>{most},} {'#' * -(-count * BAR // max(counts))}".rstrip())
     return lines
 
 
@@ -269,24 +220,6 @@ def size(number: float) -> str:
     return f"{number / 2**20:.1f} MiB" if number else "0"
 
 
-def _titled(title: str, lines: Iterable[str]) -> str:
-    return "\n".join([title, *(f"  {line}".rstrip() for line in lines)])
-
-
-def _columns(head: tuple[str, ...] | None, rows: list[tuple[str, str, str]], indent: int = 0) -> list[str]:
-    table = ([head] if head else []) + [row for row in rows if any(row[1:])]
-    notes = [row[0] for row in rows if not any(row[1:])]
-    widths = [max((len(row[column]) for row in table), default=0) for column in range(3)]
-    numbers = head is not None  # the last column holds numbers too
-    return [
-        (
-            " " * indent + f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}"
-            if numbers
-            else " " * indent + f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}"
-        )
-        for a, b, c in table
-    ] + notes
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in text.split("\n"))
+def _columns(rows: Sequence[tuple[str, str, str]], *, indent: int = 0) -> list[str]:
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    return [f"{'':{indent}}{name:<{widths[0]}}  {value:>{widths[1]}}  {about}" for name, value, about in rows]

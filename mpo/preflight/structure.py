@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
 
 TITLES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "LM head"}
 REST = "model"
-PARTS = (*TITLES.values(), REST, "adapters")
 
 
-@dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
     """``model``: the policy as it will be trained, with its adapters, on the meta device unless ``real``; ``name``: its name."""
 
     model: Any
@@ -46,11 +43,9 @@ def build_structure(job: TrainJob) -> Structure:
         loaded = job.loader()(**settings)
         return Structure(adapted(loaded.model, job), loaded.processor, job.model["_target_"], True)
     code = bool(settings.get("trust_remote_code"))
-    config = model_config(name, code)
-    model = meta_model(config, settings.get("dtype", "auto"), trust_remote_code=code)
+    model = meta_model(model_config(name, code), settings.get("dtype", "auto"), trust_remote_code=code)
     tiles = {key: settings.get(key) for key in ("min_tiles", "max_tiles", "thumbnail")}
-    processor = load_processor(name, **tiles, trust_remote_code=code)
-    return Structure(adapted(model, job), processor, str(name), False)
+    return Structure(adapted(model, job), load_processor(name, **tiles, trust_remote_code=code), str(name), False)
 
 
 def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_code: bool = False) -> Any:
@@ -81,14 +76,6 @@ def adapted(model: Any, job: TrainJob) -> Any:
         return get_peft_model(model, adapter)
 
 
-@dataclass
-class Count:
-    """Number of parameters of a part: all, and trained ones."""
-
-    total: int = 0
-    trainable: int = 0
-
-
 def titles(model: nn.Module) -> Callable[[str], str]:
     """Return a function from the name of a parameter or module of `model` to the title of its part; adapters are a separate part.
 
@@ -102,16 +89,15 @@ def titles(model: nn.Module) -> Callable[[str], str]:
     return lambda name: "adapters" if "lora_" in name else TITLES[family.part_of(name)]
 
 
-def count_parameters(model: nn.Module) -> dict[str, Count]:
-    """Count parameters by part. Weights shared by head and input embeddings count once, for the language model.
+def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Count parameters by part: all, and trained ones. Weights shared by head and input embeddings count for the language model.
 
     Args:
         model: a model; may be on the meta device.
     """
-    counts = {part: Count() for part in PARTS}
+    counts = dict.fromkeys((*TITLES.values(), REST, "adapters"), (0, 0))
     part_of = titles(model)
     for name, parameter in model.named_parameters():
-        count = counts[part_of(name)]
-        count.total += parameter.numel()
-        count.trainable += parameter.numel() if parameter.requires_grad else 0
+        total, trained = counts[part_of(name)]
+        counts[part_of(name)] = total + parameter.numel(), trained + parameter.numel() * parameter.requires_grad
     return counts

@@ -19,9 +19,9 @@ import copy
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -42,30 +42,19 @@ from mpo.models.packable import find_text_model
 from mpo.models.parts import base_model
 from mpo.models.tower import SharedTower, can_share
 
-INPUTS = (
-    "input_ids",
-    "position_ids",
-    "segments",
-    "positions_to_keep",
-    "shift_labels",
-    "pixel_values",
-    "tile_order",
-    "image_grid_thw",
-    "image_sizes",
-)
+INPUTS = ("input_ids", "position_ids", "segments", "positions_to_keep", "shift_labels", "pixel_values", "tile_order")
+INPUTS += ("image_grid_thw", "image_sizes")
 """The fields of a batch that the model gets. The attention mask of padded rows is left out: it is read by value."""
 CAST_DOWN = ("linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "conv1d", "conv2d", "conv3d")
 CAST_DOWN += ("scaled_dot_product_attention",)
 CAST_UP = ("layer_norm", "group_norm", "softmax")
 """Functions that autocast computes in half precision, and on GPUs in float32 (``torch.amp``, "Autocast Op Reference")."""
 
-
 CASTS = "casts of weights"
 KEPT, PHASE = "kept", "phase"
 
 
-@dataclass(frozen=True)
-class StepMemory:
+class StepMemory(NamedTuple):
     """Bytes of the tensors that a step makes, without weights, gradients that stay, and optimizer state.
 
     ``kept``: of the activations at the end of the forward pass, by part of the model, and of the weights that autocast has cast to
@@ -110,10 +99,9 @@ def trace_step(
     lengths = [min(len(run), layers) for run in runs]
 
     def traced(lengths: list[int]) -> dict[tuple[str, ...], int]:
-        with _cut(model, runs, lengths):
-            shorter = copy.deepcopy(model)
-            places = _places(shorter, lengths)
-        return _trace(shorter.to(dtype or None), batch, args, part_of, places, gpu=gpu, reference=reference, gradients=gradients)
+        shorter = copy.deepcopy(model)
+        places = _cut(shorter, lengths)
+        return _trace(shorter.to(dtype), batch, args, part_of, places, gpu=gpu, reference=reference, gradients=gradients)
 
     short = traced(lengths)
     sums = dict(short)
@@ -160,8 +148,10 @@ def _trace(
     live = _Live(model)
     planned = _Planned(autocast, gpu, live)
     with contextlib.ExitStack() as stack:
-        for context in (*_kernels(autocast, gpu, base), _no_value_checks()):
-            stack.enter_context(context)
+        for replaced in _kernels(autocast, gpu, base):
+            stack.enter_context(replaced)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         if args.gradient_checkpointing:
             checkpointing["context_fn"] = lambda: (contextlib.nullcontext(), _Planned(autocast, gpu, live))
             base.gradient_checkpointing_enable(checkpointing)
@@ -191,54 +181,33 @@ def _trace(
     return kept | {(PHASE, *phase): size for phase, size in live.phases.items()}
 
 
-Run = list[tuple[nn.Module, str, int]]
-"""Equal layers after one another: the module that has the stack of them, the stack's name there, and the layer's index."""
+def _equal_layers(model: nn.Module) -> list[list[tuple[nn.ModuleList, nn.Module]]]:
+    """Equal layers after one another, each with the stack that it is in."""
+
+    def kind(layer: nn.Module) -> Any:
+        return type(layer), *((name, w.shape, w.dtype, w.requires_grad) for name, w in layer.named_parameters())
+
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    stacks = (stack for stack in stacks if all(isinstance(layer, GradientCheckpointingLayer) for layer in stack))
+    return [[(stack, layer) for layer in run] for stack in stacks for _, run in groupby(stack, kind)]
 
 
-def _equal_layers(model: nn.Module) -> list[Run]:
-    """Every layer of every stack, grouped."""
-    found: list[Run] = []
-    for module in model.modules():
-        for name, stack in module.named_children():
-            if not isinstance(stack, nn.ModuleList) or not all(isinstance(layer, GradientCheckpointingLayer) for layer in stack):
-                continue
-            before = None
-            for index, layer in enumerate(stack):
-                weights = ((name, w.shape, w.dtype, w.requires_grad) for name, w in layer.named_parameters())
-                kind = (type(layer), *weights)
-                if kind != before:
-                    found.append([])
-                found[-1].append((module, name, index))
-                before = kind
-    return found
+def _cut(model: nn.Module, lengths: list[int]) -> dict[nn.Module, str]:
+    """Keep the first layers of each run of equal ones.
 
-
-@contextlib.contextmanager
-def _cut(model: nn.Module, runs: list[Run], lengths: list[int]) -> Iterator[None]:
-    """Leave the first layers of each run in the model."""
-    kept: dict[tuple[nn.Module, str], list[int]] = {}
-    for run, length in zip(runs, lengths, strict=True):
-        for module, name, index in run[:length]:
-            kept.setdefault((module, name), []).append(index)
-    stacks = {(module, name): getattr(module, name) for module, name in kept}
-    try:
-        for (module, name), indices in kept.items():
-            setattr(module, name, nn.ModuleList([stacks[module, name][index] for index in indices]))
-        yield
-    finally:
-        for (module, name), stack in stacks.items():
-            setattr(module, name, stack)
-
-
-def _places(model: nn.Module, lengths: list[int]) -> dict[nn.Module, str]:
-    """The run of each layer of a cut model, and whether it is its first, its last, or between: only those grow evenly."""
-    layers = [getattr(module, name)[index] for run in _equal_layers(model) for module, name, index in run]
-    names = [
-        f"{run}, {'first' if index == 0 else 'last' if index == length - 1 else 'between'}"
-        for run, length in enumerate(lengths)
-        for index in range(length)
-    ]
-    return dict(zip(layers, names, strict=True))
+    Returns:
+        The run of each layer, and whether it is its first, its last, or between: only those grow evenly.
+    """
+    kept: dict[nn.ModuleList, list[nn.Module]] = {}
+    places = {}
+    for number, (run, length) in enumerate(zip(_equal_layers(model), lengths, strict=True)):
+        for index, (stack, layer) in enumerate(run[:length]):
+            kept.setdefault(stack, []).append(layer)
+            places[layer] = f"{number}, {'first' if index == 0 else 'last' if index == length - 1 else 'between'}"
+    for stack, layers in kept.items():
+        del stack[:]
+        stack.extend(layers)
+    return places
 
 
 class _Live(TorchDispatchMode):
@@ -251,21 +220,21 @@ class _Live(TorchDispatchMode):
         self._given = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
         self._alive: dict[int, tuple[str, int]] = {}  # address of the storage: part of the model, bytes
         self._sum = 0
-        self._parts = [""]
+        self.parts = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         for tensor in (output,) if isinstance(output, Tensor) else tree_leaves(output):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
-        phase = self.phase or (f"{next(part for part in reversed(self._parts) if part != CASTS)}, forward pass",)
+        phase = self.phase or (f"{next(part for part in reversed(self.parts) if part != CASTS)}, forward pass",)
         self.phases[phase] = max(self.phases.get(phase, 0), self._sum)
         return output
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
         if address not in self._alive and address not in self._given:
-            self._alive[address] = (self._parts[-1], size)
+            self._alive[address] = (self.parts[-1], size)
             self._sum += size
             weakref.finalize(storage, self._forget, address)
 
@@ -279,25 +248,16 @@ class _Live(TorchDispatchMode):
             found[part] = found.get(part, 0) + size
         return found
 
-    @contextlib.contextmanager
-    def running(self, part: str) -> Iterator[None]:
-        """Attribute what is allocated inside the context to a part."""
-        self._parts.append(part)
-        try:
-            yield
-        finally:
-            self._parts.pop()
-
     def follow(self, model: Any, part_of: Callable[[str], str], places: Mapping[nn.Module, str]) -> None:
         """Know what runs: forward by hooks of the parts' modules, backward by the gradients of their outputs and of layers'."""
         text = find_text_model(model)
         parts = {name: part_of(name) for name, _ in model.named_modules()}
-        self._parts = [parts[""]]
+        self.parts = [parts[""]]
         for name, module in model.named_modules():
             phase = (f"{parts[name]}, backward pass", *([places[module]] if module in places else []))
             if module is text or (name and parts[name] not in (parts[name.rpartition(".")[0]], "adapters")):
-                module.register_forward_pre_hook(lambda *_, part=parts[name]: self._parts.append(part))
-                module.register_forward_hook(lambda *_: self._parts.pop() and None, always_call=True)
+                module.register_forward_pre_hook(lambda *_, part=parts[name]: self.parts.append(part))
+                module.register_forward_hook(lambda *_: self.parts.pop() and None, always_call=True)
             elif module not in places:
                 continue
             module.register_forward_hook(lambda *given, phase=phase: self._expect_gradient(given[-1], phase))
@@ -349,8 +309,9 @@ class _Planned(TorchFunctionMode):
             return value.to(self._autocast)
         if id(value) in self.casts:
             return self.casts[id(value)]
-        with self._live.running(CASTS):
-            cast = value.to(self._autocast)
+        self._live.parts.append(CASTS)
+        cast = value.to(self._autocast)
+        self._live.parts.pop()
         if value.requires_grad and value.dtype == torch.float32:  # autocast keeps these until it ends
             self.casts[id(value)] = cast
         return cast
@@ -367,20 +328,12 @@ class _Planned(TorchFunctionMode):
 
 
 def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, **more: Any
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # becomes numbers
         attn_mask = torch.empty_like(attn_mask, dtype=query.dtype)
-    output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output: Tensor = flash(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=more.get("scale"))[0]
     return output
 
 
@@ -391,24 +344,17 @@ def _kernels(autocast: torch.dtype | None, gpu: bool, model: Any) -> list[Any]:
         "torch.get_autocast_dtype": lambda device=None: autocast or torch.bfloat16,
         # Whether positions restart inside a padded row is read from their values; they do not.
         "transformers.masking_utils.find_packed_sequence_indices": lambda position_ids: None,
+        "mpo.batching.attention._takes_groups": lambda query: not gpu,
     }
-    replaced["mpo.batching.attention._takes_groups"] = lambda query: not gpu
     if gpu:  # Triton kernels work in place
-        replaced |= {f"trl.kernels.chunked_logprob.{name}": _nothing for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")}
+        replaced |= {
+            f"trl.kernels.chunked_logprob.{name}": lambda *_, **__: None
+            for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")
+        }
         replaced["mpo.batching.attention._varlen_fits"] = lambda query: query.dtype in (torch.bfloat16, torch.float16)
     else:  # a tile of logits is wider than a small vocabulary; a CPU has no memory for columns that are never written
         columns = min(_CHUNKED_LOGPROB_CHUNK_SIZE, len(model.get_output_embeddings().weight))
         replaced["trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE"] = columns
-    return [mock.patch(name, function) for name, function in replaced.items()]
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
-@contextlib.contextmanager
-def _no_value_checks() -> Iterator[None]:
-    """Leave out transformers' checks of values (`torch_compilable_check`), and its warnings."""
-    with warnings.catch_warnings(), mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1"):
-        warnings.simplefilter("ignore")
-        yield
+    # transformers' checks of values (`torch_compilable_check`) are left out.
+    unchecked = mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1")
+    return [unchecked, *(mock.patch(name, function) for name, function in replaced.items())]

@@ -18,30 +18,28 @@ from mpo.preflight.packages import failing_alike, fix_import, import_failure, in
 
 QUESTION = "What colour is this?"
 COLOURS = ("red", "green", "blue", "white")
-
 FIXES = {
     "out of memory": "nvidia-smi   (lists processes on the GPU; end them, or select another GPU: export CUDA_VISIBLE_DEVICES=1)",
     "no kernel image": "pip install --upgrade torch torchvision   (the installed build does not support this GPU)",
     "No space left": "export TMPDIR=/larger/disk",
 }
 """Commands that fix an error, by a part of its message."""
-
 TOLERANCE = 0.2
 """Maximum relative error. That of NF4 is about 10 % (arXiv 2305.14314); twice as much indicates a defect."""
 
 
 def training_step() -> Iterator[Finding]:
     """Run a step and report its loss, device, dtype and time."""
+    started = time.perf_counter()
     try:
-        started = time.perf_counter()
         log, device, dtype = take_step()
-        seconds = time.perf_counter() - started
     except Exception as error:
         traceback.print_exc()
         yield Finding("one step", f"fails: {one_line(first_cause(error))}", "problem", _fix(first_cause(error)))
         return
+    seconds = time.perf_counter() - started
     about = f"a tiny InternVL on packed rows, {device} in {dtype}: loss {log['loss']:.2f}, {seconds:.1f} s"
-    if all(math.isfinite(log[name]) for name in ("loss", "grad_norm")):
+    if math.isfinite(log["loss"]) and math.isfinite(log["grad_norm"]):
         yield Finding("one step", about)
     else:
         yield Finding("one step", f"{about}; gradient norm {log['grad_norm']}", "problem", TRACEBACK)
@@ -53,44 +51,35 @@ def take_step() -> tuple[dict[str, Any], str, str]:
     Returns:
         The logged values of the step, the device, and the dtype of the computation.
     """
-    from mpo import MPOConfig, MPOTrainer
-    from mpo.models.small import small_internvl, small_processor
-
-    processor = small_processor([QUESTION, *COLOURS], max_patches=4)
-    with tempfile.TemporaryDirectory() as folder:
-        args = MPOConfig(
-            str(Path(folder) / "run"),
-            rows="packed",
-            max_steps=1,
-            per_device_train_batch_size=2,
-            learning_rate=1e-4,
-            warmup_steps=0,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        args._n_gpu = 1  # transformers would use DataParallel over all visible GPUs
-        trainer = MPOTrainer(model=small_internvl(processor), args=args, train_dataset=_pairs(), processing_class=processor)
-        trainer.train()
-    dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-    return trainer.state.log_history[0], str(trainer.accelerator.device), dtype
-
-
-def _pairs() -> Any:
     from datasets import Dataset
     from PIL import Image
 
-    def pair(right: str, wrong: str) -> dict[str, Any]:
-        texts = {
-            "prompt": ("user", QUESTION),
-            "chosen": ("assistant", f"It is {right}."),
-            "rejected": ("assistant", f"{wrong}, maybe."),
-        }
-        turns = {name: [{"role": role, "content": text}] for name, (role, text) in texts.items()}
-        return {**turns, "images": [Image.new("RGB", (64, 32), right)]}
+    from mpo import MPOConfig, MPOTrainer
+    from mpo.models.small import small_internvl, small_processor
 
-    return Dataset.from_list([pair(right, wrong) for right, wrong in zip(COLOURS, reversed(COLOURS), strict=True)])
+    def turn(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    pairs = [
+        {
+            "prompt": turn("user", QUESTION),
+            "chosen": turn("assistant", f"It is {right}."),
+            "rejected": turn("assistant", f"{wrong}, maybe."),
+            "images": [Image.new("RGB", (64, 32), right)],
+        }
+        for right, wrong in zip(COLOURS, reversed(COLOURS), strict=True)
+    ]
+    settings: dict[str, Any] = {"rows": "packed", "max_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-4}
+    settings |= {"warmup_steps": 0, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    processor = small_processor([QUESTION, *COLOURS], max_patches=4)
+    with tempfile.TemporaryDirectory() as folder:
+        args = MPOConfig(str(Path(folder) / "run"), **settings)
+        args._n_gpu = 1  # transformers would use DataParallel over all visible GPUs
+        dataset = Dataset.from_list(pairs)
+        trainer = MPOTrainer(model=small_internvl(processor), args=args, train_dataset=dataset, processing_class=processor)
+        trainer.train()
+    dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    return trainer.state.log_history[0], str(trainer.accelerator.device), dtype
 
 
 def _fix(error: BaseException) -> str:
@@ -101,21 +90,20 @@ def _fix(error: BaseException) -> str:
 
 
 def four_bits() -> Iterator[Finding]:
-    """Check a 4-bit layer; no findings if bitsandbytes is not installed or cannot be imported."""
+    """Check a 4-bit layer; no findings if bitsandbytes is not installed or cannot be imported, which `packages` reports."""
     found = installed("bitsandbytes")
     if found is None or import_failure("bitsandbytes") is not None:
-        return  # already reported by the check of packages
+        return
+    fix = f"pip install --upgrade --force-reinstall --no-deps bitsandbytes   (installed: {found})"
     try:
         device, error = layer_error()
     except Exception as failure:
-        fix = f"pip install --upgrade --force-reinstall --no-deps bitsandbytes   (installed: {found})"
         yield Finding("4-bit layer", f"fails: {one_line(failure)}", "problem", fix)
         return
     value = f"NF4 on {device}: forward and backward pass differ by {error:.0%} from the dense layer"
     if error < TOLERANCE:
         yield Finding("4-bit layer", value)
     else:
-        fix = "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
         yield Finding("4-bit layer", f"{value}; expected less than {TOLERANCE:.0%}", "problem", fix)
 
 

@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from mpo.batching.collator import PairCollator
-from mpo.batching.sampler import PackingReport, PairBatchSampler
+from mpo.batching.sampler import PairBatchSampler
 from mpo.encoding.costs import PairCosts
 from mpo.models.packable import find_text_model, fixed_context
 from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
+from mpo.training.loading import batch_sampler
 from mpo.training.start import adds_router_loss, choose_layout, pair_collator
 
 
-@dataclass(frozen=True)
 class Workload:
-    """The measured data of a job.
-
-    ``total``: number of records. ``records``: the measured ones, all or an evenly spaced subset; ``costs``: their costs without
-    truncation; ``tokens``: as they are trained, in rows of ``layout``, shape (N,), without padding. ``padded_because``: why rows
-    are padded, if they have to be. ``most_expensive``: indices of the records of the micro-batch with the highest memory.
-    ``packing``: report of the sampler that plans the batches; None without one.
-    """
-
-    total: int
-    records: Any
-    costs: PairCosts
-    tokens: Any
-    layout: str
-    padded_because: str | None
-    collator: PairCollator
-    most_expensive: list[int]
-    steps: int
-    epochs: float
-    micro_batches: int
-    pairs_per_step: float
-    packing: PackingReport | None
-
-    def batch(self, indices: list[int]) -> Any:
-        """Collate records as the trainer does."""
-        return self.collator([self.records[index] for index in indices])
-
-    @property
-    def sampled(self) -> bool:
-        """Whether only some of the records were measured."""
-        return len(self.costs) < self.total
-
-
-def plan_workload(pairs: Any, records: Any, costs: PairCosts, model: Any, processor: Any, args: Any, *, ranks: int) -> Workload:
     """Plan a run over its data.
 
     Args:
         pairs: all records.
-        records: the measured ones.
+        records: the measured ones, all or an evenly spaced subset.
         costs: costs of the measured records without truncation.
         model: the policy; parameters may be on the meta device.
         processor: processor of the run.
@@ -65,51 +31,39 @@ def plan_workload(pairs: Any, records: Any, costs: PairCosts, model: Any, proces
 
     Raises:
         ValueError: for settings of rows that the trainer refuses for this model.
+
+    Attributes:
+        tokens: of each record as it is trained, in rows of ``layout``, shape (N,), without padding; ``tiles`` likewise.
+        padded_because: why rows are padded, if they have to be.
+        most_expensive: indices of the records of the micro-batch with the highest memory.
+        packing: report of the sampler that plans the batches; None without one.
     """
-    layout, reason = choose_layout(args, model, router_loss=adds_router_loss(model.config, args))
-    truncated = costs.truncate(args.max_length, skip=args.on_bad_record == "skip")
-    sampler = None
-    if args.batching == "tokens" or args.group_same_prompt > 1:
-        sampler = PairBatchSampler(
-            truncated,
-            batching=args.batching,
-            pairs_per_batch=None if args.batching == "tokens" else args.per_device_train_batch_size,
-            max_tokens=args.max_tokens_per_batch,
-            max_tiles=args.max_tiles_per_batch,
-            group_same_prompt=args.group_same_prompt,
-            micro_batches_per_step=args.gradient_accumulation_steps,
-            world_size=ranks,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-    scale = len(pairs) / len(costs)
-    if sampler is None:
-        whole = args.per_device_train_batch_size * ranks
-        micro_batches = len(pairs) // whole if args.dataloader_drop_last else -(-len(pairs) // whole)
-    else:
-        micro_batches = round(len(sampler) * scale)
-    per_epoch = max(-(-micro_batches // args.gradient_accumulation_steps), 1)
-    steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
-    tokens = truncated.tokens() if layout == "packed" else 2 * truncated.prompt + truncated.chosen + truncated.rejected
-    has_images = hasattr(model.config, "vision_config")
-    collator = replace(
-        pair_collator(processor, args), layout=layout, context=fixed_context(model), blank_image=ranks > 1 and has_images
-    )
-    return Workload(
-        total=len(pairs),
-        records=records,
-        costs=costs,
-        tokens=tokens,
-        layout=layout,
-        padded_because=reason,
-        collator=collator,
-        most_expensive=_most_expensive(tokens, costs.tiles, sampler, model, args),
-        steps=steps,
-        epochs=steps / per_epoch,
-        micro_batches=micro_batches,
-        pairs_per_step=len(pairs) / per_epoch,
-        packing=None if sampler is None else sampler.report(),
-    )
+
+    def __init__(self, pairs: Any, records: Any, costs: PairCosts, model: Any, processor: Any, args: Any, *, ranks: int) -> None:
+        self.total, self.records, self.costs = len(pairs), records, costs
+        self.layout, self.padded_because = choose_layout(args, model, router_loss=adds_router_loss(model.config, args))
+        truncated = costs.truncate(args.max_length, skip=args.on_bad_record == "skip")
+        twice = 2 * truncated.prompt + truncated.chosen + truncated.rejected
+        self.tokens, self.tiles = truncated.tokens() if self.layout == "packed" else twice, truncated.tiles
+        blank_image, context = ranks > 1 and hasattr(model.config, "vision_config"), fixed_context(model)
+        self.collator = replace(pair_collator(processor, args), layout=self.layout, context=context, blank_image=blank_image)
+        size, sampler = args.per_device_train_batch_size, None
+        if args.batching == "tokens" or args.group_same_prompt > 1:
+            sampler = batch_sampler(truncated, args, pairs_per_batch=size, ranks=ranks)
+            micro_batches = round(len(sampler) * self.total / len(costs))
+        elif args.dataloader_drop_last:
+            micro_batches = self.total // (size * ranks)
+        else:
+            micro_batches = -(-self.total // (size * ranks))
+        per_epoch = max(-(-micro_batches // args.gradient_accumulation_steps), 1)
+        self.steps: int = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
+        self.epochs, self.pairs_per_step = self.steps / per_epoch, self.total / per_epoch
+        self.packing = None if sampler is None else sampler.report()
+        self.most_expensive = _most_expensive(self.tokens, costs.tiles, sampler, model, args)
+
+    def batch(self, indices: list[int]) -> Any:
+        """Collate records as the trainer does."""
+        return self.collator([self.records[index] for index in indices])
 
 
 def _most_expensive(tokens: Any, tiles: Any, sampler: PairBatchSampler | None, model: Any, args: Any) -> list[int]:
@@ -129,5 +83,5 @@ def _most_expensive(tokens: Any, tiles: Any, sampler: PairBatchSampler | None, m
 
 def _width(model: Any) -> int:
     """Numbers per token that go through the linear layers of a model: a measure of its activations."""
-    linears = [module for module in (() if model is None else model.modules()) if isinstance(module, nn.Linear)]
-    return sum(module.in_features + module.out_features for module in linears)
+    modules = () if model is None else model.modules()
+    return sum(module.in_features + module.out_features for module in modules if isinstance(module, nn.Linear))

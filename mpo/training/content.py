@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from mpo.data.encoded import with_encoded_images
 from mpo.encoding.keys import image_key
 from mpo.schema import IMAGE_COLUMNS
 
@@ -45,7 +46,7 @@ def content_of(dataset: Any) -> str:
             for name in columns:
                 _add_column(hasher, table[name].combine_chunks(), is_file=name in _FILES)
         files = [name for name in columns if name in _FILES]
-        dataset = dataset.with_format(None).select_columns(files)
+        dataset = with_encoded_images(dataset.with_format(None).select_columns(files))
         places = places if files else []
     for place in places:
         _add(hasher, dataset[place])

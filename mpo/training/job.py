@@ -61,7 +61,7 @@ LOSS_FIELDS = (
 )
 DATA_NAMES = ("meta", "mix")  # names that data groups give to their path
 SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both data loading and training
-SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc")
+SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc", "metadata")
 EVAL_KEYS = ("eval_path", "eval_image_root", "eval_split", "eval_format")
 SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that only ranks can apply
 # Fields of MPOConfig that the configuration sets under another key.
@@ -251,9 +251,10 @@ class TrainJob:
         if not count or not (path or eval_pairs):
             return []
         if path:
-            records = load_prompts(path, image_root=given.get("image_root"), count=count, tiles=self.data.get("tiles"))
+            own = {name: self.data.get(name) for name in ("tiles", "metadata")}
+            records = load_prompts(path, image_root=given.get("image_root"), count=count, **own)
         else:
-            records = first_prompts(eval_pairs, count)
+            records = first_prompts(eval_pairs, count, on_bad_record=self.data.get("on_bad_record") or "raise")
         return [SampleResponses(records, **settings)]
 
     def train_data(self) -> dict[str, Any]:
@@ -420,10 +421,10 @@ class TrainJob:
         settings["target_modules"] = settings.get("target_modules") or family.projections()
         if parts := self.parts():
             settings["target_modules"] = family.adapted_layers(parts)
-            if parts.get("projector") == "train" and len(family.projector) > 1:
+            if parts.get("projector") == "train" and len(family.projector + family.loose) > 1:
                 raise ValueError(
-                    f"train_parts.projector=train beside adapters: peft cannot train the lists of modules of this family "
-                    f"({', '.join(family.projector)}). Use train_parts.projector=lora."
+                    f"train_parts.projector=train beside adapters: peft cannot train all of this family's projector, only one "
+                    f"module ({', '.join(family.projector + family.loose)}). Use train_parts.projector=lora."
                 )
             if parts.get("projector") == "train":
                 settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]

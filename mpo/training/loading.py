@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -17,6 +18,7 @@ from mpo.batching.sampler import PairBatchSampler
 from mpo.batching.streams import FilledStream, RepeatedStream
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import measure
+from mpo.training.loop_config import LoopConfig
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,14 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
                 by_number = f"batching={self.args.by_number!r} and group_same_prompt=1"
                 raise ValueError(f"A stream cannot be planned: use {by_number}, or a datasets.Dataset.")
             dataset = self._remove_unused_columns(dataset, description="training")  # otherwise they would be decoded
-            self._sampler = self._plan(dataset)
-            dataset, kwargs["sampler_fn"] = IndexedRecords(dataset, self._sampler, self._epoch), lambda _: self._sampler
-        elif kwargs.get("is_training") and "augment" in (getattr(dataset, "column_names", None) or []):
-            dataset = IndexedRecords(self._remove_unused_columns(dataset, description="training"), epoch=self._epoch)
+            self._sampler, counted = self._plan(dataset)
+            dataset = IndexedRecords(dataset, self._sampler, self._epoch, counted if self._collator_is_ours else None)
+            kwargs["sampler_fn"] = lambda _: self._sampler
+        elif self._collator_is_ours and not isinstance(dataset, IterableDataset):
+            description = kwargs.get("description", "training").lower()
+            if isinstance(dataset, datasets.Dataset):
+                dataset = self._remove_unused_columns(dataset, description=description)
+            dataset = IndexedRecords(dataset, epoch=self._epoch if kwargs.get("is_training") else None)
         if kwargs.get("is_training") and self._sampler is None and self.args.dataloader_drop_last and hasattr(dataset, "__len__"):
             if len(dataset) < (needed := kwargs["batch_size"] * ranks):
                 raise ValueError(
@@ -89,31 +95,17 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         """Return how records are encoded, besides what all trainers set: arguments of `mpo.encoding.costs.measure`."""
         return {"completion_end": self.args.completion_end, "max_length": self.args.max_length}
 
-    def _plan(self, dataset: Any) -> PairBatchSampler:
-        """Plan which records share a batch, on all ranks."""
+    def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any]:
+        """Plan which records share a batch, on all ranks. Returns the sampler, and the tokens of each record's prompt."""
         args = self.args
-        by_tokens = args.batching == "tokens"
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
             rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **self._encoding_rules()}
             costs = measure(dataset, self.processing_class, **rules)
-        sampler = PairBatchSampler(
-            costs,
-            batching="tokens" if by_tokens else "pairs",
-            pairs_per_batch=None if by_tokens else self._train_batch_size,
-            max_tokens=args.max_tokens_per_batch,
-            max_tiles=args.max_tiles_per_batch,
-            group_same_prompt=args.group_same_prompt,
-            micro_batches_per_step=args.gradient_accumulation_steps,
-            world_size=self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-            allow_oversized=args.oversized == "own_row",
-            balance_slots=args.balance_slots,
-        )
+        ranks = {"ranks": self.accelerator.num_processes, "rank": self.accelerator.process_index}
+        sampler = batch_sampler(costs, args, pairs_per_batch=self._train_batch_size, **ranks)
         if self.is_world_process_zero():
             logger.info(f"Batches: {sampler.report()}.")
-        return sampler
+        return sampler, costs.prompt
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """Move a batch to the device. Under DeepSpeed, transformers also casts image tensors."""
@@ -204,3 +196,30 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         if self._bad_records is not None:
             dataset = self.train_dataset if data == "train" else dataset
             self._bad_records.settle({data: len(dataset) if hasattr(dataset, "__len__") else None})
+
+
+def batch_sampler(costs: Any, args: LoopConfig, *, pairs_per_batch: int, ranks: int, rank: int = 0) -> PairBatchSampler:
+    """Plan the batches of a run.
+
+    Args:
+        costs: costs of the records as they are trained.
+        args: the run's configuration.
+        pairs_per_batch: micro-batch size, without token budgets.
+        ranks: number of ranks.
+        rank: this one.
+    """
+    return PairBatchSampler(
+        costs,
+        batching="tokens" if args.batching == "tokens" else "pairs",
+        pairs_per_batch=None if args.batching == "tokens" else pairs_per_batch,
+        max_tokens=args.max_tokens_per_batch,
+        max_tiles=args.max_tiles_per_batch,
+        group_same_prompt=args.group_same_prompt,
+        micro_batches_per_step=args.gradient_accumulation_steps,
+        world_size=ranks,
+        rank=rank,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        drop_last=args.dataloader_drop_last,
+        allow_oversized=args.oversized == "own_row",
+        balance_slots=args.balance_slots,
+    )

@@ -75,7 +75,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
     _tag_names = ["trl", "mpo"]
     _name = "MPO"
     _paper = PAPER
-    columns = ("prompt_id", *names(encoded=True), *TRL_COLUMNS)
+    columns = (*names(encoded=True), *TRL_COLUMNS)
     needed = (SIDES,)
 
     def __init__(

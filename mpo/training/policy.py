@@ -27,7 +27,7 @@ from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context
 from mpo.models.parts import split_groups
 from mpo.models.tower import DropPath
-from mpo.schema import EPOCH, PADDING
+from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING
 from mpo.training.start import (
     Adapters,
     check_columns,
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 class HasPolicy(Trainer):  # type: ignore[misc]
     """Run the policy on batches of this library's collator."""
 
-    columns: ClassVar[tuple[str, ...]]  # that the collator reads, besides "id" and what training adds
+    columns: ClassVar[tuple[str, ...]]  # that the collator reads, besides `LOADED` and what training adds
     needed: ClassVar[tuple[tuple[str, ...], ...]]  # what a record must have: one of these sets of columns
 
     _collator_is_ours: bool
@@ -205,7 +205,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
-            self._signature_columns = ["id", *self.columns, PADDING, EPOCH]
+            self._signature_columns = [*LOADED, *self.columns, PADDING, EPOCH, COUNTED, BAD]
 
     # --- A pass through the policy
 

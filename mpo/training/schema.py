@@ -46,6 +46,7 @@ class Data(TypedDict, total=False):
     tiles: Tiles | None
     frames: Frames | None
     source: str | None
+    metadata: list[str] | None
     on_bad_record: str | None
     max_bad_fraction: Share | None
     bad_records: Path | None

@@ -8,7 +8,7 @@ from support import make_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mpo.commands import main
-from mpo.generation.generator import Question
+from mpo.generation.generator import Request
 from mpo.generation.local import LocalGenerator
 
 
@@ -66,7 +66,7 @@ def test_a_run_is_served(run, official, tmp_path, capsys):
     generator = LocalGenerator(
         AutoModelForImageTextToText.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
     )
-    (responses,) = generator.generate([Question("What is it?", images=(make_image(0),))], temperature=0, max_new_tokens=4)
+    (responses,) = generator.generate([Request.ask("What is it?", images=[make_image(0)])], temperature=0, max_new_tokens=4)
     assert len(responses) == 1
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -332,3 +333,22 @@ def test_a_closed_pipe_ends_cleanly(folder):
     shown = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert shown.returncode == 1 and shown.stderr == ""
+
+
+def test_ctrl_c_ends_forked_processes_without_tracebacks(folder):
+    """Ctrl-C reaches the whole process group, data workers included; a daemon that sleeps stands for one."""
+    program = (
+        "import multiprocessing, sys, time, mpo.commands.data.show as show\nfrom mpo.commands import main\n"
+        "def run(args):\n"
+        "    multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "show.run, sys.argv[1:] = run, ['data', 'show', 'pairs.jsonl']\n"
+        "sys.exit(main())\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **pipes)
+    assert running.stdout.readline() == "ready\n"
+    os.killpg(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors) == (130, "\nmpo: interrupted\n")

@@ -3,23 +3,21 @@
 import io
 import json
 import socket
-import subprocess
 import sys
-import threading
-import time
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from official_checkpoints import write_official
 from peft import LoraConfig, get_peft_model
+from real_server import transformers_serve
+from stub_server import StubServer
 from support import TEXTS, make_image
 from transformers import Qwen2ForCausalLM
 
 from mpo.commands import main
-from mpo.generation.generator import Question
+from mpo.generation.generator import Request
 from mpo.generation.open import open_local
+from mpo.generation.server import ServerGenerator
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
 from mpo.visible import visible
@@ -68,9 +66,9 @@ def ask(home, capsys, monkeypatch):
 def test_the_stream_is_the_greedy_response(home, ask, model):
     status, out, err = ask(model, "--image", "a.png", "--image", "b.png", "--system", "Be brief.")
     generator = open_local(str(home / model))
-    question = Question(ASKED, (home / "a.png", home / "b.png"), "Be brief.")
+    question = Request.ask(ASKED, images=[home / "a.png", home / "b.png"], system="Be brief.")
     ((expected,),) = generator.generate([question], temperature=0, max_new_tokens=6)
-    assert status == 0 and out == visible(expected) + "\n" and expected
+    assert status == 0 and out == visible(expected.text) + "\n" and expected.text
     assert ("4-bit" in err) == (model == "adapter")
 
 
@@ -143,24 +141,8 @@ def test_a_server_that_is_not_there(ask):
 @pytest.fixture(scope="module")
 def server(home):
     """The address of `transformers serve` with the tiny model."""
-    for package in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(package)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    words = ["-m", "transformers.cli.transformers", "serve", str(home / "model"), "--device", "cpu", "--port", str(port)]
-    with subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for _ in range(120):
-                try:
-                    urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5)
-                    break
-                except OSError:
-                    assert process.poll() is None, process.stderr.read()
-                    time.sleep(1)
-            yield f"http://localhost:{port}/v1"
-        finally:
-            process.terminate()
+    with transformers_serve(home / "model") as address:
+        yield address
 
 
 @pytest.mark.slow
@@ -179,44 +161,33 @@ def test_a_real_server(home, ask, server):
     assert status == 1 and "/v1" in err
 
 
-class StreamingServer(BaseHTTPRequestHandler):
-    """Answers as OpenAI-compatible servers do, in three chunks."""
-
-    def log_message(self, *args):
-        pass
-
-    def _reply(self, kind, text):
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def do_GET(self):  # noqa: N802
-        self._reply("application/json", json.dumps({"object": "list", "data": [{"id": "tiny", "object": "model"}]}))
-
-    def do_POST(self):  # noqa: N802
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert asked["model"] == "tiny" and asked["stream"]
-        common = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "tiny"}
-        deltas = [({"content": text}, None) for text in ("It ", "is ", "5.")] + [({}, "stop")]
-        chunks = [{**common, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
-        chunks.append({**common, "choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}})
-        self._reply("text/event-stream", "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n")
-
-
-def test_a_server_is_asked_whatever_http_library_its_client_uses(capsys):
-    pytest.importorskip("openai")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StreamingServer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
-        assert main(["generate", address, "2 + 3?"]) == 0
-        assert capsys.readouterr().out == "It is 5.\n"
-        assert main(["generate", address, "2 + 3?", "--json"]) == 0
+def test_a_server_is_asked(capsys):
+    """Its response as it comes, as JSON, with a prefix; and when it is gone."""
+    with StubServer() as stub:
+        expected = ServerGenerator(stub.url).ask(Request.ask("2 + 3?"), temperature=0)
+        assert main(["generate", stub.url, "2 + 3?"]) == 0
+        assert capsys.readouterr().out == f"{expected.text}\n"
+        assert main(["generate", stub.url, "2 + 3?", "--json", "--prefix", "It is"]) == 0
         found = json.loads(capsys.readouterr().out)
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert (found["finish_reason"], found["prompt_tokens"], found["completion_tokens"]) == ("stop", 4, 3)
-    assert main(["generate", address, "2 + 3?"]) == 1
-    assert f"{address} cannot be reached" in capsys.readouterr().err
+        assert stub.bodies[-1]["stream"] and stub.bodies[-1]["messages"][-1]["content"] == "It is"
+        assert main(["generate", stub.url, "2 + 3?", "--max-tiles", "2"]) == 0
+    assert (found["finish_reason"], found["prompt_tokens"], found["completion_tokens"]) == ("stop", 13, 16)
+    assert set(found) == {"model", "text", "finish_reason", "prompt_tokens", "completion_tokens"}
+    assert main(["generate", stub.url, "2 + 3?"]) == 1
+    assert f"{stub.url} cannot be reached" in capsys.readouterr().err
+
+
+def test_a_prefix_and_a_video(home, ask, tmp_path):
+    """The response goes on from the prefix; a video of eight frames has four image tokens for each."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height = 64, 32
+        for seed in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_image(make_image(seed))))
+        container.mux(stream.encode())
+    words = ([], ["--prefix", "5 plus"], ["--video", str(tmp_path / "a.mp4")])
+    plain, begun, shown = (json.loads(ask("model", "--json", *more)[1]) for more in words)
+    assert begun["prompt_tokens"] > plain["prompt_tokens"] and not begun["text"].startswith("5 plus")
+    assert shown["prompt_tokens"] >= plain["prompt_tokens"] + 8 * 4
+    assert ask("text", "--video", str(tmp_path / "a.mp4"))[0] == 2

@@ -85,10 +85,8 @@ def test_parts_of_the_model(arguments, choices, trained):
     assert {INTERNVL.part_of(name) for name, parameter in named.items() if parameter.requires_grad} == trained
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.0}  # where the schedule ended
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-3}
-    counted = {}
-    for name, count in count_parameters(build_structure(job).model).items():
-        counted[name] = count.trainable
-    assert sum(counted.values()) == sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
+    counted = sum(count for _, count in count_parameters(build_structure(job).model).values())
+    assert counted == sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
 
 
 def test_an_official_checkpoint(arguments, tmp_path):
@@ -351,3 +349,21 @@ def test_a_sweep_into_one_folder_is_refused(arguments, tmp_path, subdir, capsys)
     error = capsys.readouterr().err
     assert "hydra.sweep.subdir" in error and str(tmp_path / "run") in error and "max_steps=2" in error
     assert not list(tmp_path.rglob("resolved.yaml"))
+
+
+def test_json_and_a_run_with_nothing_left_to_train(arguments, tmp_path, capfd):
+    """The document alone is on stdout. Three pairs a step: of two steps, the second is where the same command goes on and ends."""
+    words = ["train", *arguments, "trainer.max_steps=2", "trainer.save_steps=2", "trainer.logging_steps=1", "--json"]
+    found = []
+    for _ in range(2):
+        assert main(words) == 0
+        out, err = capfd.readouterr()
+        (run,) = json.loads(out)["runs"]
+        found.append(run)
+        assert ("nothing was left to train" in err) == (run["resumed_from"] is not None)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert [run["resumed_from"] for run in found] == [None, str(checkpoint)]
+    assert all(run["run_dir"] == str(tmp_path / "run") and run["metrics"]["step"] == 2 for run in found)
+    assert found[0]["metrics"]["loss"] == found[1]["metrics"]["loss"] > 0
+    assert main(["train", *arguments, "dry_run=true", "--json"]) == 0
+    assert "Parameters" in json.loads(capfd.readouterr().out)["runs"][0]["dry_run"]

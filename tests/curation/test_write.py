@@ -85,7 +85,10 @@ def test_the_number_of_frames_is_kept(folder, target):
 def test_frames_that_are_no_numbers_stay_what_they_are(folder):
     line = {"prompt": "Why?", "chosen": "a", "rejected": "b", "frames": ["1.png", "2.png"]}
     (folder / "other.jsonl").write_text(json.dumps(line))
-    assert json.loads(load_preferences(folder / "other.jsonl")[0]["metadata"]) == {"frames": ["1.png", "2.png"]}
+    with pytest.raises(ValueError, match="'frames'"):
+        load_preferences(folder / "other.jsonl")
+    found = load_preferences(folder / "other.jsonl", metadata=["frames"])
+    assert json.loads(found[0]["metadata"]) == {"frames": ["1.png", "2.png"]}
 
 
 @pytest.mark.parametrize("target", ["out.jsonl", "out.mmpr.jsonl", "out.parquet", "saved"])

@@ -184,7 +184,7 @@ CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}, A]}, "0 videos"),
         ({"messages": [U, turn("assistant", "Yes.", weight=0), U, A]}, "message 2.*'weight'.*train"),
         ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": CALLS}]}, "tool call of 'add'"),
-        ({"messages": [U, A], "tools": "[{"}, "'tools' are not JSON"),
+        ({"messages": [U, A], "tools": "[{"}, "not JSON.*'tools'"),
         ({"text": "Hi"}, "needs 'messages'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

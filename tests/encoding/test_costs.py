@@ -79,9 +79,9 @@ def test_plain_text_as_the_collator_counts(processor):
     assert measured(dataset, processor) == collated(dataset, processor)
 
 
-@pytest.mark.parametrize(("max_patches", "crop"), [(1, True), (4, True), (12, True), (12, False)])
-def test_tiles_of_many_sizes(max_patches, crop):
-    processor = small_processor(TEXTS, max_patches=max_patches, crop_to_patches=crop)
+@pytest.mark.parametrize("max_patches", [1, 4, 12])
+def test_tiles_of_many_sizes(max_patches):
+    processor = small_processor(TEXTS, max_patches=max_patches)
     dataset = Dataset.from_list(records_with([[make_image(0, *size)] for size in SIZES]))
     assert measured(dataset, processor) == collated(dataset, processor)
 

@@ -120,9 +120,9 @@ def test_the_same_image_cut_otherwise_is_another_prompt(twelve):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"max": 0}, "1 <= min <= max"),
+        ({"max": 0}, "max of 'tiles' .*1 or more; got 0"),
         ({"min": 5, "max": 3}, "got min 5, max 3"),
-        ({"most": 3}, "min, max, thumbnail in 'tiles'; got \\['most'\\]"),
+        ({"most": 3}, "'tiles' .*min, max, thumbnail.*got 'most'"),
     ],
 )
 def test_limits_that_make_no_sense(twelve, limits, message):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mpo.evaluation.accuracy import extract_answer, measure_accuracy
-from mpo.generation.generator import Question
+from mpo.evaluation.accuracy import measure_accuracy
+from mpo.generation.generator import Request, Response
 
 
 class Parrot:
@@ -14,28 +14,13 @@ class Parrot:
 
     def generate(self, questions, **settings):
         self.settings = settings
-        return [[response] for response in self.responses]
-
-
-@pytest.mark.parametrize(
-    ("response", "answer"),
-    [
-        ("3 + 4 = 7\nFinal answer: 7", "7"),
-        ("FINAL ANSWER: 7\n", "7"),
-        ("Answer: 7", "7"),
-        ("Final answer: 6\nFinal answer: 7", "7"),
-        ("Final answer:", None),
-        ("seven", None),
-    ],
-)
-def test_extraction(response, answer):
-    assert extract_answer(response) == answer
+        return [[Response(text, "stop", 1, 1)] for text in self.responses]
 
 
 def test_right_wrong_and_unparsable():
     """Of four responses two are correct, one is incorrect, one has no final answer: 50 %, one unparsable."""
     parrot = Parrot("Final answer: 1", "Final answer: 2.0", "Final answer: 4", "hm")
-    accuracy = measure_accuracy(parrot, [Question("?")] * 4, ["1", "2", "3", "4"], max_new_tokens=9)
+    accuracy = measure_accuracy(parrot, [Request.ask("?")] * 4, ["1", "2", "3", "4"], max_new_tokens=9)
     assert accuracy.correct == [True, True, False, False]
     assert accuracy.share == 0.5
     assert accuracy.unparsable == 1
@@ -43,7 +28,7 @@ def test_right_wrong_and_unparsable():
     assert parrot.settings == {"temperature": 0.0, "max_new_tokens": 9}
 
 
-@pytest.mark.parametrize(("questions", "truths"), [([], []), ([Question("?")], [])])
+@pytest.mark.parametrize(("questions", "truths"), [([], []), ([Request.ask("?")], [])])
 def test_one_ground_truth_per_question(questions, truths):
     with pytest.raises(ValueError, match=f"{len(questions)} questions and 0 ground truths"):
         measure_accuracy(Parrot(), questions, truths)

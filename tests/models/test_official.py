@@ -1,7 +1,9 @@
 """The official format of checkpoints: loaded in memory, converted in both directions, refused where it does not fit."""
 
 import json
+import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ from mpo.commands import main
 from mpo.encoding.encoder import Encoder
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_internvl, load_model, load_processor
-from mpo.models.official.checkpoint import open_official
+from mpo.models.official.checkpoint import IMAGE_TOKEN_IDS, open_official
 from mpo.models.official.convert import convert, largest_difference
 from mpo.models.official.forward import official_logits
 from mpo.models.official.processor import OLD_SYSTEM
+from mpo.models.official.spm import read_sentencepiece
 from mpo.models.official.tensors import TensorFiles
 
 FAMILIES = ["qwen2", "internlm2", "internlm3", "llama", "qwen3", "qwen3_moe"]
@@ -88,7 +91,8 @@ def test_without_a_tokenizer_it_loads_as_a_model(tmp_path, monkeypatch):
     official = write_official(tmp_path / "official", "qwen2", tokenizer=False)
     with pytest.raises(ValueError, match=f"{official} has no tokenizer"):
         load_internvl(str(official))
-    monkeypatch.setitem(__import__("mpo.models.official.checkpoint", fromlist=["x"]).IMAGE_TOKEN_IDS, "qwen2", 5)
+    words = json.loads((official / "config.json").read_text())["llm_config"]["vocab_size"]
+    monkeypatch.setitem(IMAGE_TOKEN_IDS, ("qwen2", words), 5)
     assert load_internvl(str(official)).config.image_token_id == 5
     with pytest.raises(ValueError, match=f"{official} has no tokenizer"):
         load_processor(str(official))
@@ -194,23 +198,25 @@ ADDED = (
 )
 
 
-def write_sentencepiece(tmp_path, *, prefix, **more):
-    """An official folder of InternLM2 with a SentencePiece model of its kind; also that model, as it reads text."""
+def train_sentencepiece(folder, lines, **options):
+    """Write tokenizer.model, and read it with SentencePiece."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    (tmp_path / "texts.txt").write_text("\n".join(f"What is {n} and {n + 1}? A red house, 这是一只猫。" for n in range(200)))
-    folder = write_official(tmp_path / "official", "internlm2", tokenizer=False, template="internlm2-chat")
+    (folder / "texts.txt").write_text("\n".join(lines))
+    settings = {"vocab_size": 360, "model_type": "bpe", "byte_fallback": True, "remove_extra_whitespaces": False}
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "texts.txt"),
+        input=str(folder / "texts.txt"),
         model_prefix=str(folder / "tokenizer"),
-        vocab_size=360,
-        model_type="bpe",
-        byte_fallback=True,
-        add_dummy_prefix=prefix,
         minloglevel=2,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
+        **{**settings, "normalization_rule_name": "identity", **options},
     )
-    original = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+def write_sentencepiece(tmp_path, *, prefix, family="internlm2", **more):
+    """An official folder with a SentencePiece model of InternLM2's kind; also that model, as it reads text."""
+    folder = write_official(tmp_path / "official", family, tokenizer=False, template="internlm2-chat")
+    lines = [f"What is {n} and {n + 1}? A red house, 这是一只猫。" for n in range(200)]
+    original = train_sentencepiece(folder, lines, add_dummy_prefix=prefix)
     count = original.get_piece_size()
     special = {"0": "<unk>", "1": "<s>", "2": "</s>"} | {str(count + n): token for n, token in enumerate(ADDED)}
     settings = {
@@ -225,6 +231,93 @@ def write_sentencepiece(tmp_path, *, prefix, **more):
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder, original
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_dummy_prefix": True},
+        {"add_dummy_prefix": False, "byte_fallback": False},
+        {"add_dummy_prefix": False, "remove_extra_whitespaces": True},
+        {"add_dummy_prefix": True, "remove_extra_whitespaces": True, "normalization_rule_name": "nmt_nfkc"},
+    ],
+    ids=["Llama", "no bytes", "spaces", "nmt_nfkc"],
+)
+def test_a_sentencepiece_model_merges_by_score(tmp_path, options):
+    """Thousands of texts as SentencePiece itself encodes them, also when the order of pieces is not that of their scores."""
+    code = Path(__file__).read_text().splitlines()
+    lines = [*code, *[f"这是第{n}只红猫，图中显示了{n}个人。" for n in range(99)], "naïve café ∑ 😀🎉 👩‍👧"]
+    train_sentencepiece(tmp_path, lines, vocab_size=800, character_coverage=0.995, allow_whitespace_only_pieces=True, **options)
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString((tmp_path / "tokenizer.model").read_bytes())
+    choose = random.Random(0)
+    places = [place for place, piece in enumerate(proto.pieces) if piece.type == 1]
+    moved = [(proto.pieces[place].piece, proto.pieces[place].score) for place in choose.sample(places, len(places))]
+    for place, (piece, score) in zip(places, moved, strict=True):
+        proto.pieces[place].piece, proto.pieces[place].score = piece, score
+    (tmp_path / "moved.model").write_bytes(proto.SerializeToString())
+    parts = [
+        "the",
+        "图",
+        "像",
+        "12",
+        "x=",
+        "()",
+        "{}",
+        "==",
+        "😀",
+        "é",
+        "▁",
+        "ab",
+        "\u3000",
+        " ",
+        "  ",
+        "    ",
+        "\t",
+        "\n",
+        "a",
+        "b",
+    ]
+    texts = [line[: choose.randint(1, 200)] for line in lines]
+    texts += ["".join(choose.choices(parts, k=choose.randint(0, 14))) for _ in range(2000)]
+    for name in ("tokenizer.model", "moved.model"):
+        expected = SentencePieceProcessor(model_file=str(tmp_path / name)).encode(texts)
+        found, _ = read_sentencepiece(tmp_path / name, {})
+        assert [one.ids for one in found.encode_batch(texts, add_special_tokens=False)] == expected
+
+
+def test_a_unigram_model_is_refused(tmp_path):
+    lines = [f"What is {n} and {n + 1}? A red house." for n in range(200)]
+    train_sentencepiece(tmp_path, lines, model_type="unigram", vocab_size=300)
+    with pytest.raises(ValueError, match="type BPE .*tokenizer.model has type 1"):
+        read_sentencepiece(tmp_path / "tokenizer.model", {})
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_llamas_tokenizer_model_alone(tmp_path, prefix, legacy):
+    """As in InternVL2-40B: LlamaTokenizer, added tokens in their own file. `legacy` prefixes each text between added tokens."""
+    flags = {"add_bos_token": False} | ({} if legacy is None else {"legacy": legacy})
+    folder, original = write_sentencepiece(tmp_path, prefix=prefix, family="llama", tokenizer_class="LlamaTokenizer", **flags)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    added = {token["content"]: int(number) for number, token in settings.pop("added_tokens_decoder").items()}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    tokenizer = load_processor(str(folder)).tokenizer
+    first, second = "What is 7?", " A red house"
+    ids = tokenizer(f"{first}<|im_end|>{second}", add_special_tokens=False)["input_ids"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    later = original.encode(second) if legacy is not False or not prefix else original.encode(second[1:])
+    assert ids == [*original.encode(first), end, *later]
+    assert tokenizer.eos_token == "</s>" and tokenizer.unk_token == "<unk>"
+    (folder / "added_tokens.json").write_text(json.dumps({**added, "<late>": 5000}))
+    with pytest.raises(ValueError, match=f"'<late>' has id 5000 in {folder}"):
+        load_processor(str(folder))
+    (folder / "added_tokens.json").unlink()
+    with pytest.raises(ValueError, match=f"{folder} has no <img>.*added_tokens.json"):
+        load_processor(str(folder))
 
 
 @pytest.mark.parametrize("prefix", [True, False])

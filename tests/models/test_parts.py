@@ -345,7 +345,13 @@ def test_a_tower_of_another_kind_is_another_family():
 
 def test_what_peft_cannot_train_is_refused_by_name():
     job = TrainJob(model={}, data={}, peft={"kind": "lora"}, train_parts={"projector": "train", "language": "lora"})
-    with pytest.raises(ValueError, match="train_parts.projector=train .*deepstack_merger_list"):
-        job.adapter(family_of(shaped("qwen3_vl").config, "train_parts"))
+    for kind, name in (
+        ("qwen3_vl", "deepstack_merger_list"),
+        ("llava_next", "image_newline"),
+        ("llava_onevision", "image_newline"),
+    ):
+        with pytest.raises(ValueError, match=f"train_parts.projector=train .*{name}"):
+            job.adapter(family_of(shaped(kind).config, "train_parts"))
+    assert "multi_modal_projector" in job.adapter(family_of(shaped("llava").config, "train_parts")).modules_to_save
     with pytest.raises(ValueError, match="model.name_or_path"):
         TrainJob(model={"_target_": "x.y", "path": "m"}, data={}, peft={"kind": "qlora"}).quantization()

@@ -33,16 +33,16 @@ def run(args: argparse.Namespace) -> Report:
 def _contents(folder: Path) -> dict[str, Any]:
     from mpo.training.reference.shards import leftovers, read_fingerprint, shards
 
-    fingerprint, files = read_fingerprint(folder), shards(folder)
-    rows, times = [_rows(path) for path in files], [path.stat().st_mtime for path in files]
+    fingerprint, files, temporary = read_fingerprint(folder), shards(folder), leftovers(folder)
+    rows, times = list(map(_rows, files)), sorted(path.stat().st_mtime for path in files)
     return {
         "folder": str(folder),
         "completions": sum(count or 0 for count in rows),
         "shards": len(files),
         "unreadable": rows.count(None),
         "bytes": sum(path.stat().st_size for path in files),
-        "written": [datetime.fromtimestamp(time).isoformat(" ", "minutes") for time in (min(times), max(times))] if times else [],
-        "temporary": {"files": len(leftovers(folder)), "bytes": sum(path.stat().st_size for path in leftovers(folder))},
+        "written": [datetime.fromtimestamp(time).isoformat(" ", "minutes") for time in (times[0], times[-1])] if times else [],
+        "temporary": {"files": len(temporary), "bytes": sum(path.stat().st_size for path in temporary)},
         "about": fingerprint.about,
         "settings": fingerprint.settings,
         "fingerprint": {"digest": fingerprint.digest, "parts": fingerprint.parts},
@@ -61,7 +61,6 @@ def _rows(path: Path) -> int | None:
 
 def _table(found: dict[str, Any]) -> str:
     about, settings, temporary = found["about"], found["settings"], found["temporary"]
-    template = about.get("chat_template")
     unreadable = f" (and {found['unreadable']} unreadable: run mpo cache verify)" if found["unreadable"] else ""
     removed = f"{temporary['files']}, {_size(temporary['bytes'])} (removed by mpo cache prune)"
     rows = {
@@ -71,9 +70,9 @@ def _table(found: dict[str, Any]) -> str:
         "temporary files": removed if temporary["files"] else "none",
         "model": " ".join(str(about.get(name, "")) for name in ("model", "name_or_path")).strip(),
         "reference": "the base model with adapter 'ref'" if about.get("reference_adapter") else "the model",
-        "chat template": "none" if template is None else _short(template),
-        "image processor": _short(_flat(settings.get("image processor", {}).get("image_processor", {}))),
-        "labelled tokens": _short(_flat(settings.get("scoring", {}))),
+        "chat template": _short(about.get("chat_template") or "none"),
+        "image processor": _short(settings.get("image processor", {}).get("image_processor", {})),
+        "labelled tokens": _short(settings.get("scoring", {})),
         "fingerprint": found["fingerprint"]["digest"],
         **{f"  {part}": value for part, value in found["fingerprint"]["parts"].items()},
     }
@@ -85,10 +84,7 @@ def _size(total: int) -> str:
     return f"{total / 2**20:.1f} MiB" if total >= 2**20 else f"{total / 2**10:.1f} KiB"
 
 
-def _flat(settings: Any) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "none"
-
-
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = value if isinstance(value, str) else ", ".join(f"{name}={one}" for name, one in value.items()) or "none"
+    text = " ".join(text.split())
     return text if len(text) <= 100 else text[:97] + "..."

@@ -27,12 +27,10 @@ def run(args: argparse.Namespace) -> Report:
     from mpo.training.reference.maintenance import prune_folder
     from mpo.training.reference.shards import cache_folders, read_fingerprint
 
-    changes = {
-        str(folder): prune_folder(folder, read_fingerprint(folder), dry_run=args.dry_run) for folder in cache_folders(args.folder)
-    }
-    lines = []
-    for folder, done in changes.items():
+    lines, folders = [], []
+    for folder in cache_folders(args.folder):
+        done = prune_folder(folder, read_fingerprint(folder), dry_run=args.dry_run)
         lines += [f"{folder}: " + ("nothing to do" if not done else "would" if args.dry_run else "done")]
         lines += [f"  {line}" for line in done]
-    folders = [{"folder": folder, "changes": done} for folder, done in changes.items()]
+        folders.append({"folder": folder, "changes": done})
     return Report("\n".join(lines), {"dry_run": args.dry_run, "folders": folders})

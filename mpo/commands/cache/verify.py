@@ -31,9 +31,7 @@ def run(args: argparse.Namespace) -> Report:
     for folder in cache_folders(args.folder):
         check = check_folder(folder, read_fingerprint(folder))
         problems = [str(problem) for problem in check.problems]
-        folders.append(
-            {"folder": folder, "entries": check.entries, "intact_shards": len(check.whole), "problems": problems},
-        )
+        folders.append({"folder": folder, "entries": check.entries, "intact_shards": len(check.whole), "problems": problems})
         lines.append(f"{folder}: {check.entries:,} entries in {len(check.whole)} intact shards, {len(problems)} problems")
         lines += [f"  {problem}" for problem in problems[:MOST_LINES]]
         if len(problems) > MOST_LINES:

@@ -13,7 +13,7 @@ from mpo.commands.flags import add
 def add_input(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
     """PATH, and the flags of how to read it; `split` for an action that can read one split of several."""
     parser.add_argument("path", metavar="PATH", help="preference data set: a file, a folder, or a data set on the Hub")
-    add(parser, "--format", "--image-root")
+    add(parser, "--format", "--image-root", "--metadata")
     if split:
         add(parser, "--split", default="train")
 
@@ -31,12 +31,11 @@ def load(args: argparse.Namespace) -> Any:
     from mpo.data.mixture_file import is_mixture, read_mixture, refuse_beside_mixture
 
     if is_mixture(args.path):
-        refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root)
+        refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root, metadata=args.metadata)
         return load_mixture(**read_mixture(args.path))
-    given = {"format": args.format, "image_root": args.image_root, "split": getattr(args, "split", None)}
-    return load_preferences(
-        args.path, num_proc=processes(args), **{name: value for name, value in given.items() if value is not None}
-    )
+    given = {name: getattr(args, name, None) for name in ("format", "image_root", "metadata", "split")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return load_preferences(args.path, num_proc=processes(args), **given)
 
 
 def ids(pairs: Any) -> list[str]:
@@ -76,19 +75,12 @@ def written_text(written: Any) -> str:
     """What was written, as text."""
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
     lines = [f"{written.path}: {written.pairs:,} pairs{root}"]
-    for column, count in written.lost.items():
-        lines.append(
-            f"  {column!r} of {count:,} records was dropped, because MMPR's form has no field for it; --output-format trl keeps it"
-        )
+    why = "because MMPR's form has no field for it; --output-format trl keeps it"
+    lines += [f"  {column!r} of {count:,} records was dropped, {why}" for column, count in written.lost.items()]
     return "\n".join(lines)
 
 
 def written_data(written: Any) -> dict[str, Any]:
     """What was written, for JSON."""
-    return {
-        "path": written.path,
-        "format": written.form,
-        "pairs": written.pairs,
-        "image_root": written.image_root,
-        "dropped_columns": written.lost,
-    }
+    data = {"path": written.path, "format": written.form, "pairs": written.pairs}
+    return {**data, "image_root": written.image_root, "dropped_columns": written.lost}

@@ -11,6 +11,9 @@ Notes do not stop training: exact duplicates, images that --eval-path has too, c
 unfinished, completions that differ only in white space and, with --model, other control tokens written in texts
 (<|im_end|>), which the tokenizer reads as control tokens.
 
+Fields that no format uses are listed with the number of their lines. One that may be an image, a message or text of the
+prompt is a problem; --metadata FIELD says that it is none.
+
 Every finding is written to --output with its file and line.
 """
 
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> Report:
         image_root=args.image_root,
         split=args.split,
         frames={"min": args.min_frames, "max": args.max_frames},
+        metadata=args.metadata,
         processor=processor,
         max_length=args.max_length,
         context=_context(args.model) if args.model else None,
@@ -64,6 +68,7 @@ def run(args: argparse.Namespace) -> Report:
         "may_start": report.may_start,
         "problems": {kind: count for kind, count in counts.items() if kind in PROBLEMS},
         "notes": {kind: count for kind, count in counts.items() if kind not in PROBLEMS},
+        "unused_fields": dict(sorted(report.unused.items())),
         "output": report.output,
     }
     return Report(report.text(), data, int(not report.may_start))

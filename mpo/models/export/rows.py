@@ -83,5 +83,10 @@ def untie(model: Any) -> None:
 
 def mark_untied(model: Any) -> None:
     """Configure a model to be saved with an untied output head."""
-    model._weight_conversions = None  # private: recompute the names on disk; those it was loaded with lack the head
+    standard_names(model)  # those it was loaded with lack the head
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def standard_names(model: Any) -> None:
+    """Configure a model to be saved under its standard names, not those that it was loaded from."""
+    model._weight_conversions = None  # private: computed again when saving

@@ -1,6 +1,5 @@
 """Export a trained checkpoint: merge, cast, write, load again, compare."""
 
-import copy
 import gc
 import json
 import shutil
@@ -12,17 +11,19 @@ import torch
 from transformers import AutoConfig
 
 from mpo.io import atomic_folder, refuse_existing
-from mpo.models.export.rows import NEW_ROWS
+from mpo.models.export.rows import NEW_ROWS, standard_names
 from mpo.models.export.trained import Trained, merged, open_trained
 from mpo.models.export.trial import Comparison, Trial
 from mpo.models.family import INTERNVL
 from mpo.models.fit import missing_rows
 from mpo.models.loading import official_folder
-from mpo.models.official.checkpoint import expected_shapes, read_config, read_official
+from mpo.models.official.checkpoint import read_config, read_official
 from mpo.models.official.config import transformers_config
 from mpo.models.official.convert import ORIGINAL, checked_difference, to_official
+from mpo.models.official.layouts import expected_shapes
+from mpo.models.official.schema import parse
 from mpo.models.official.tensors import TensorFiles
-from mpo.models.strict import check_shapes
+from mpo.models.strict import check_shapes, read_json
 
 Form = Literal["transformers", "official"]
 
@@ -103,6 +104,8 @@ def export(
     difference = None
     with atomic_folder(target) as partial:
         ours = partial if form == "transformers" else partial / "merged"
+        if model.config.model_type in INTERNVL.types:  # the official format and servers expect these names
+            standard_names(model)
         model.save_pretrained(ours, max_shard_size=shard_bytes)
         processor.save_pretrained(ours)
         name = str(model.dtype).removeprefix("torch.")
@@ -132,8 +135,8 @@ def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path
     if trained.config.model_type not in INTERNVL.types:
         raise ValueError(f"The official format exists for InternVL alone; {trained.weights} is a {trained.config.model_type}.")
     config, folder = (read_official(like, "--like="), like) if like is not None else _official_config(trained)
-    fitting = copy.deepcopy(config)
-    fitting["llm_config"]["vocab_size"] = trained.config.text_config.vocab_size
+    fitting = parse(config, str((folder or Path(trained.weights)) / "config.json"))
+    fitting.llm_config.vocab_size = trained.config.text_config.vocab_size
     described = transformers_config(fitting, image_token_id=trained.config.image_token_id)
     check_shapes(expected_shapes(trained.config), expected_shapes(described), f"{folder or trained.weights} as --like")
     return config, folder
@@ -144,7 +147,7 @@ def _official_config(trained: Trained) -> tuple[dict[str, Any], Path | None]:
         if (folder := official_folder(place)) is not None:
             return read_config(folder), folder
         if (Path(place) / ORIGINAL).exists():
-            return json.loads((Path(place) / ORIGINAL).read_text()), None
+            return read_json(Path(place) / ORIGINAL), None
     raise ValueError(
         f"The official format needs the official config.json, which {trained.weights} does not have. Give a folder of the official "
         "checkpoint with --like, with or without its weights: hf download OpenGVLab/InternVL3-8B --exclude '*.safetensors' "

@@ -19,12 +19,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from mpo.io import read_json_object
 from mpo.models.export.rows import fit_rows, mark_untied, untie
 from mpo.models.fit import open_processor
 from mpo.models.loading import as_dtype, load_internvl, load_processor, model_config
 from mpo.models.official.tensors import TensorFiles
-from mpo.models.strict import misfits, shortened
+from mpo.models.strict import misfits, read_json, shortened
 
 FACTORS = {"lora_B": "lora_A", "lora_embedding_A": "lora_embedding_B"}
 """The LoRA factor that is initialized to zero -> the other factor."""
@@ -151,12 +150,15 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
             fix = f" Give one of its folders: {', '.join(inside)}." if inside else ""
             raise ValueError(f"Expected {CONFIG_NAME} or config.json in {folder}, and found neither.{fix}")
         TensorFiles(folder)
-        _refuse_quantised(read_json_object(folder / "config.json"), str(folder))
+        _refuse_quantised(read_json(folder / "config.json"), str(folder))
         return Trained(folder, str(folder), base)
     if whole := sorted(path.name for path in folder.glob("model*.safetensors")):
         raise ValueError(f"{folder} holds an adapter ({CONFIG_NAME}) and a full model ({whole[0]}), of two runs. Move one away.")
-    read_json_object(folder / CONFIG_NAME)
-    config = PeftConfig.from_pretrained(folder)
+    read_json(folder / CONFIG_NAME)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except Exception as error:  # of any kind: peft does not check the values of the file
+        raise ValueError(f"{folder / CONFIG_NAME} does not describe an adapter of peft: {error!r}. {EARLIER}") from error
     _check_mergeable(config, folder)
     tensors = _read_adapter(folder, config)
     named = base or config.base_model_name_or_path
@@ -253,20 +255,21 @@ def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
     if (Path(name) / CONFIG_NAME).exists():
         raise ValueError(f"The base {name} is an adapter itself. Export it first, and give the result with --base.")
     try:
-        config = json.loads(Path(cached_file(name, "config.json")).read_text())
+        path = Path(cached_file(name, "config.json"))
     except (OSError, TypeError, ValueError) as error:  # TypeError: a folder without that file
         raise ValueError(
             f"The base of the adapter in {folder}, {name}, cannot be found: it is neither a folder with a config.json nor a "
             f"reachable name on the Hub.{fix}"
         ) from error
-    _refuse_quantised(config, name)
+    _refuse_quantised(read_json(path), name)
 
 
 def _refuse_quantised(config: Mapping[str, Any], name: str) -> None:
     if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         raise ValueError(
-            f"The weights of {name} are quantised ({quantised.get('quant_method', 'see its config.json')}), and adapters cannot "
-            "be merged into them. Give the unquantised checkpoint with --base."
+            f"The weights of {name} are quantised ({kind or 'see its config.json'}), and adapters cannot be merged into them. Give "
+            "the unquantised checkpoint with --base."
         )
 
 

@@ -8,19 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import set_zero3_state
+from transformers import GenerationConfig, InternVLConfig, InternVLProcessor
 
-from mpo.io import read_json_object
-from mpo.models.official.config import is_official, tensor_names, text_model, transformers_config
+from mpo.models.official.config import is_official, tensor_names, transformers_config
+from mpo.models.official.layouts import HEAD, check_tied, expected_shapes
 from mpo.models.official.names import TensorNames
 from mpo.models.official.processor import load_tokenizer, official_processor
+from mpo.models.official.schema import Chat, parse, text_model
 from mpo.models.official.tensors import TensorFiles
-from mpo.models.strict import Shape, check_shapes
+from mpo.models.strict import check_shapes, read_json, shortened
 
-IMAGE_TOKEN_IDS = {"internlm2": 92_546, "qwen2": 151_667, "qwen3": 151_671, "qwen3_moe": 151_671}
-"""Ids of ``<IMG_CONTEXT>`` in the published checkpoints, for folders without a tokenizer."""
+IMAGE_TOKEN_IDS = {
+    ("internlm2", 92_553): 92_546,
+    ("qwen2", 151_674): 151_667,
+    ("qwen3", 151_936): 151_671,
+    ("qwen3_moe", 151_936): 151_671,
+}
+"""Language model and vocabulary size -> id of ``<IMG_CONTEXT>`` in the published checkpoints, for folders without a tokenizer."""
+
+NO_TOKENIZER = "tokenizer.json, vocab.json or tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class OfficialCheckpoint:
     """The contents of the folder."""
 
     folder: Path  # folder of the checkpoint
-    official: dict[str, Any]  # its config.json
+    official: Chat[Any]  # its config.json
     config: InternVLConfig  # transformers' config of the same model
     generation_config: GenerationConfig  # with the tokens that end generation
     processor: InternVLProcessor | None  # the processor; None for a folder without a tokenizer
@@ -47,28 +53,25 @@ class OfficialCheckpoint:
         """Check that its tensors are those of its config, without reading them, and return their number in transformers' format.
 
         Raises:
-            ValueError: listing those that differ.
+            ValueError: listing those that differ; for unmerged LoRA adapters, and a head that should be tied and differs.
         """
         shapes = self.files.shapes()
+        if adapters := [name for name in shapes if "base_model.model." in name or ".lora_" in name]:
+            raise ValueError(
+                f"{self.folder} holds LoRA adapters that are not merged ({shortened(adapters, 2)}). Merge them with the official "
+                "tools/merge_lora.py."
+            )
         found = {name: tuple(tensor.shape) for name, tensor in self._renamed(lambda name: torch.empty(shapes[name], device="meta"))}
-        check_shapes(found, expected_shapes(self.config), str(self.folder))
+        check_shapes(found, expected_shapes(self.config, str(self.folder / "config.json")), str(self.folder))
+        if self.config.tie_word_embeddings:
+            check_tied(self.files.__getitem__, shapes, str(self.folder))
         return len(found)
 
     def _renamed(self, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         for name in self.files.names():
-            if name == "language_model.lm_head.weight" and self.config.tie_word_embeddings:
+            if name == HEAD and self.config.tie_word_embeddings:
                 continue  # the same matrix as the embeddings
             yield from zip(self.names.ours(name), self.names.split(name, read(name)), strict=True)
-
-
-def expected_shapes(config: InternVLConfig) -> dict[str, Shape]:
-    """Names on disk in transformers' format and shapes for a model of this config; nothing is allocated."""
-    with torch.device("meta"), set_zero3_state():  # or ZeRO-3 would shard the parameters
-        model = InternVLForConditionalGeneration(config)
-    state = model.state_dict()
-    if config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
 
 
 def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
@@ -81,22 +84,23 @@ def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
     Raises:
         ValueError: for a checkpoint that cannot be loaded, saying why.
     """
-    official = read_official(folder)
-    kind = text_model(official)
+    where = str(folder / "config.json")
+    official = parse(read_official(folder), where)
     tokenizer = load_tokenizer(folder)
     end = None
     processor = None
     if tokenizer is None:
-        token = IMAGE_TOKEN_IDS.get(kind)
-        if token is None or token >= official["llm_config"]["vocab_size"]:
+        kind, words = text_model(official.llm_config), official.llm_config.vocab_size
+        token = IMAGE_TOKEN_IDS.get((kind, words))
+        if token is None:
             raise ValueError(
-                f"{folder} has no tokenizer, and the id of <IMG_CONTEXT> in its {kind} vocabulary is unknown. Copy "
-                "tokenizer_config.json and the other tokenizer files from the original checkpoint."
+                f"{folder} has no {NO_TOKENIZER}, and the id of <IMG_CONTEXT> in a {kind} vocabulary of {words} is unknown. Copy "
+                "the tokenizer's files from the original checkpoint."
             )
     else:
         token, end = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tokenizer.get_vocab().get("<|im_end|>")
         processor = official_processor(tokenizer, official)
-    config = transformers_config(official, image_token_id=token, eos_token_id=end)
+    config = transformers_config(official, image_token_id=token, eos_token_id=end, where=where)
     text: Any = config.text_config
     generation = GenerationConfig(
         eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id if tokenizer is None else tokenizer.pad_token_id
@@ -116,7 +120,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"Expected a checkpoint in {folder}, and found no config.json. Give the folder that contains it.")
-    return read_json_object(path)
+    return read_json(path)
 
 
 def read_official(folder: Path, setting: str = "") -> dict[str, Any]:

@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from mpo.io import atomic_folder
-from mpo.models.official.checkpoint import expected_shapes, open_official, read_config, read_official
+from mpo.models.official.checkpoint import open_official, read_config, read_official
 from mpo.models.official.config import is_official, official_config, tensor_names, transformers_config
 from mpo.models.official.forward import official_logits
+from mpo.models.official.layouts import TransformersFiles
+from mpo.models.official.schema import parse
 from mpo.models.official.tensors import TensorFiles, write_shards
-from mpo.models.strict import check_shapes
+from mpo.models.strict import read_hf_config, read_json
 
 ORIGINAL = "official_config.json"
 """The official config.json, kept in a converted checkpoint: transformers' config lacks some of its keys."""
@@ -99,11 +101,12 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
     Returns:
         the number of tensors written.
     """
-    config = InternVLConfig.from_pretrained(source)
-    files = TensorFiles(source)
-    check_shapes(files.shapes(), expected_shapes(config), str(source))
+    config = read_hf_config(source)
+    if not isinstance(config, InternVLConfig):
+        raise ValueError(f"{source} is a {config.model_type!r}: only InternVL has an official format.")
+    files = TransformersFiles(source, config)
     official = _official_of(source, like, config)
-    names = tensor_names(official)
+    names = tensor_names(parse(official, str(source / ORIGINAL)))
     parts = {name: names.ours(name) for name in dict.fromkeys(names.official(ours) for ours in files.names())}
     joined = ((name, names.join(name, [files[part] for part in ours])) for name, ours in parts.items())
     write_shards(target, joined, len(parts), shard_bytes=shard_bytes, progress=progress)
@@ -119,12 +122,12 @@ def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dic
     if like is not None:
         official = read_official(like, "--like=")
     elif (source / ORIGINAL).exists():
-        official = json.loads((source / ORIGINAL).read_text())
+        official = read_json(source / ORIGINAL)
     else:
         official = official_config(config)
-    llm, text = official["llm_config"], config.text_config
-    llm["vocab_size"] = text.vocab_size  # tokens may have been added
-    read = transformers_config(official, image_token_id=config.image_token_id)
+    read = transformers_config(parse(official, str((like or source) / "config.json")), image_token_id=config.image_token_id)
+    llm = official["llm_config"]
+    llm["vocab_size"] = config.text_config.vocab_size  # tokens may have been added
     if read.tie_word_embeddings and not config.tie_word_embeddings:  # the head was trained untied
         official["tie_word_embeddings"] = llm["tie_word_embeddings"] = False
     if config.dtype is not None and read.dtype != config.dtype:  # it was cast
@@ -166,6 +169,7 @@ def largest_difference(official: Path, ours: Path) -> float:
 
     The input is a random tile and random tokens, in float32.
     """
+    checkpoint = parse(read_official(official), str(official / "config.json"))
     model: Any = InternVLForConditionalGeneration.from_pretrained(ours, dtype=torch.float32).eval()
     config: Any = model.config
     generator = torch.Generator().manual_seed(0)
@@ -177,7 +181,7 @@ def largest_difference(official: Path, ours: Path) -> float:
     with torch.no_grad():
         computed = model(input_ids=ids, pixel_values=pixels).logits
     del model
-    expected = official_logits(TensorFiles(official), read_config(official), config, ids, pixels)
+    expected = official_logits(TensorFiles(official), checkpoint, config, ids, pixels)
     return distance(computed, expected)
 
 

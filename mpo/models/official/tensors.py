@@ -9,9 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from mpo.models.strict import read_index
+
+INDEX, SINGLE = SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 class TensorFiles:
@@ -28,7 +30,7 @@ class TensorFiles:
         self.folder = folder
         index = folder / INDEX
         if index.exists():
-            where = json.loads(index.read_text())["weight_map"]
+            where = read_index(index)
         elif (folder / SINGLE).exists():
             where = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:

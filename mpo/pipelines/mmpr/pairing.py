@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from mpo.verification.ground_truth import is_correct
-from mpo.verification.responses import parse_response
+from mpo.pipelines.mmpr.strict_format import parse_response
+from mpo.verification import match
 
 Negative = Literal["wrong_answer", "wrong_format"]
 Verdict = Literal["correct", "wrong_answer", "wrong_format"]
@@ -49,14 +49,14 @@ def judge(response: str, ground_truth: str) -> JudgedResponse:
     parsed = parse_response(response)
     if parsed is None:
         return JudgedResponse(response, None, "wrong_format")
-    return JudgedResponse(response, parsed.answer, "correct" if is_correct(parsed.answer, ground_truth) else "wrong_answer")
+    return JudgedResponse(response, parsed.answer, "correct" if match(parsed.answer, ground_truth).correct else "wrong_answer")
 
 
 def pair_completions(responses: Iterable[JudgedResponse], *, max_pairs: int = 15, rng: random.Random) -> list[CompletionPair]:
     """Pair every correct response with every incorrect one, and keep at most `max_pairs` at random.
 
     As in InternVL's reasoning data pipeline, a pair is excluded when the correct final answer is contained in the incorrect one
-    (`7` in `x = 7`), because the two may differ only in format. Repeated responses count once; empty ones are ignored.
+    (`7` in `7 or 8`), because the two may differ only in format. Repeated responses count once; empty ones are ignored.
 
     Args:
         responses: the judged responses to one question.

@@ -13,26 +13,16 @@ KEYS = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
 
 @dataclass(frozen=True)
 class Place:
-    """The ranks of a job, and the position of this process among them.
+    """The ranks of a job, and the position of this process among them."""
 
-    Args:
-        nproc_per_node: ranks on this node, usually one per GPU.
-        nnodes: nodes of the job.
-        node_rank: rank of this node, from 0.
-        master_addr: rendezvous address: a host name or IP address of node 0. None for a single node.
-        master_port: a free port on node 0.
-        world_size: total number of ranks.
-        is_rank: this process is itself a rank, started by torchrun, accelerate or Slurm.
-        environment: variables that PyTorch needs and the launcher did not set (Slurm with one task per rank).
-    """
-
-    nproc_per_node: int = 1
-    nnodes: int = 1
-    node_rank: int = 0
-    master_addr: str | None = None
-    master_port: int = 29500
-    world_size: int = 1
-    is_rank: bool = False
+    nproc_per_node: int = 1  # ranks on this node, usually one per GPU
+    nnodes: int = 1  # nodes of the job
+    node_rank: int = 0  # rank of this node, from 0
+    master_addr: str | None = None  # rendezvous address: a host name or IP address of node 0; None for a single node
+    master_port: int = 29500  # a free port on node 0
+    world_size: int = 1  # total number of ranks
+    is_rank: bool = False  # this process is itself a rank, started by torchrun, accelerate or Slurm
+    # Variables that PyTorch needs and the launcher did not set (Slurm with one task per rank).
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -43,10 +33,7 @@ def hosts_of_slurm(nodes: str) -> list[str]:
 
 
 def find_place(
-    launch: Mapping[str, Any],
-    environ: Mapping[str, str],
-    gpus: int,
-    hosts: Callable[[str], list[str]] = hosts_of_slurm,
+    launch: Mapping[str, Any], environ: Mapping[str, str], gpus: int, hosts: Callable[[str], list[str]] = hosts_of_slurm
 ) -> Place:
     """Derive the ranks of a job from its launch group and the environment.
 
@@ -66,9 +53,6 @@ def find_place(
     True
     """
     given = {key: launch.get(key) for key in KEYS}
-    for key in ("nproc_per_node", "nnodes"):
-        if (number := given[key]) is not None and (not isinstance(number, int) or number < 1):
-            raise ValueError(f"launch.{key} must be a positive integer or null; got {number!r}.")
     if "RANK" in environ and "WORLD_SIZE" in environ:
         world_size = int(environ["WORLD_SIZE"])
         nproc_per_node = int(environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -90,23 +74,11 @@ def find_place(
                 f"srun started {slurm_tasks} tasks on {slurm_nodes} nodes. Start one task per node, or one per GPU "
                 "(--ntasks-per-node)."
             )
-        return Place(
-            nproc_per_node=slurm_tasks // slurm_nodes,
-            nnodes=slurm_nodes,
-            node_rank=int(environ["SLURM_NODEID"]),
-            master_addr=master_addr,
-            master_port=master_port,
-            world_size=slurm_tasks,
-            is_rank=True,
-            environment={
-                "RANK": environ["SLURM_PROCID"],
-                "LOCAL_RANK": environ["SLURM_LOCALID"],
-                "WORLD_SIZE": str(slurm_tasks),
-                "LOCAL_WORLD_SIZE": str(slurm_tasks // slurm_nodes),
-                "MASTER_ADDR": str(master_addr),
-                "MASTER_PORT": str(master_port),
-            },
-        )
+        per_node, node = slurm_tasks // slurm_nodes, int(environ["SLURM_NODEID"])
+        world = {"WORLD_SIZE": slurm_tasks, "LOCAL_WORLD_SIZE": per_node, "MASTER_ADDR": master_addr, "MASTER_PORT": master_port}
+        environment = {name: str(value) for name, value in world.items()}
+        environment |= {"RANK": environ["SLURM_PROCID"], "LOCAL_RANK": environ["SLURM_LOCALID"]}
+        return Place(per_node, slurm_nodes, node, master_addr, master_port, slurm_tasks, is_rank=True, environment=environment)
     nnodes = given["nnodes"] or (slurm_nodes if in_slurm else 1)
     nproc_per_node = given["nproc_per_node"] or max(gpus, 1)
     node_rank = given["node_rank"]

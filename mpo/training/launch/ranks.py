@@ -31,16 +31,10 @@ def start_ranks(place: Place, module: str, arguments: Sequence[str]) -> int:
     Raises:
         RuntimeError: when a rank failed for another reason; names the rank and its exit status.
     """
-    where = (
-        ["--standalone"]
-        if place.nnodes == 1
-        else [
-            f"--nnodes={place.nnodes}",
-            f"--node-rank={place.node_rank}",
-            f"--master-addr={place.master_addr}",
-            f"--master-port={place.master_port}",
-        ]
-    )
+    where = ["--standalone"]
+    if place.nnodes > 1:
+        where = [f"--nnodes={place.nnodes}", f"--node-rank={place.node_rank}"]
+        where += [f"--master-addr={place.master_addr}", f"--master-port={place.master_port}"]
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // place.nproc_per_node, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # prints forty lines per failure
     try:

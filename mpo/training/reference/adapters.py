@@ -35,12 +35,15 @@ _METHODS = {
     PeftType.ADAPTION_PROMPT: "it supports some text models only, and not the fused output head; use LoRA",
     PeftType.POLY: "its forward needs task_ids, which preference records do not have; use LoRA",
 }
+_CHANGES = "it is computed from data and changes the base, so its folder does not match the base; use 'pissa' or True"
 _INITS = {
     "loftq": "it replaces the base by a quantized copy that its folder lacks; use True, or peft=qlora",
     "eva": "it is computed from data (peft.initialize_lora_eva_weights); make the PeftModel with it and pass that as the model",
-    "corda": "it is computed from data and changes the base, so its folder does not match the base; use 'pissa' or True",
-    "lora_ga": "it is computed from data and changes the base, so its folder does not match the base; use 'pissa' or True",
+    "corda": _CHANGES,
+    "lora_ga": _CHANGES,
+    "pissa_niter": "it is random at every load, so its folder would not give the trained model; use 'pissa', which is exact",
 }
+_ELSEWHERE = "so the policy would not start at its reference, the base model"
 
 
 class AdapterStart:
@@ -166,7 +169,7 @@ def adapted(
     Raises:
         ValueError: for a method that does not start at the base model, by name.
     """
-    check_method(config, fresh=True)
+    _check_method(config, fresh=True)
     init = str(getattr(config, "init_lora_weights", "")).lower()
     if init in ("pissa", "olora") and (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
         raise ValueError(
@@ -175,7 +178,7 @@ def adapted(
         )
     before = {id(parameter): _checksum(parameter) for parameter in model.parameters()}
     with_adapter = wrap(model, config)
-    check_head(with_adapter)
+    _check_head(with_adapter)
     parameters = dict(with_adapter.named_parameters())
     same = sum(before.get(id(parameter)) == _checksum(parameter) for parameter in parameters.values() if id(parameter) in before)
     changed = same < len(before)
@@ -203,67 +206,45 @@ def continued(model: PeftModel) -> AdapterStart:
         if isinstance(module, BaseTunerLayer) and module.merged:
             raise ValueError("An adapter is merged into the model, so it would not be trained. Call model.unmerge_adapter() first.")
     for name in model.active_adapters:
-        check_method(model.peft_config[name], fresh=False)
-    check_head(model)
+        _check_method(model.peft_config[name], fresh=False)
+    _check_head(model)
     return AdapterStart(model, [name for name, p in model.named_parameters() if p.requires_grad], adapters_on=True)
 
 
-def check_method(config: PeftConfig, *, fresh: bool) -> None:
-    """Refuse adapters without an exact reference, or whose folder does not give the trained model.
-
-    Args:
-        config: configuration of the adapter.
-        fresh: whether the adapter is new, rather than trained further.
-
-    Raises:
-        ValueError: with the method or initialization, and what to use.
-    """
+def _check_method(config: PeftConfig, *, fresh: bool) -> None:
+    """Refuse adapters without an exact reference, or whose folder does not give the trained model; `fresh`: a new one."""
     method = getattr(config.peft_type, "value", config.peft_type)
-    if config.peft_type in _METHODS:
-        raise ValueError(f"{method} adapters cannot be trained here: {_METHODS[config.peft_type]}.")
     init = str(getattr(config, "init_lora_weights", "")).lower()
-    if init in _INITS and (fresh or init != "eva"):
-        raise ValueError(f"init_lora_weights={init!r} cannot be trained here: {_INITS[init]}.")
-    if init.startswith("pissa_niter"):
-        raise ValueError(
-            f"init_lora_weights={init!r} decomposes the base at random whenever the adapter is loaded, so its folder would not "
-            "give the trained model. Use 'pissa', which is exact."
-        )
-    if not fresh:
-        return
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"{method} puts virtual tokens before the prompt, so the policy would not start at its reference, the base model. Use "
-            "LoRA, or train a PeftModel with finished virtual tokens further."
-        )
-    for name, value in vars(config).items():
+    refused = {f"{method} adapters": _METHODS.get(config.peft_type)}
+    if fresh or init != "eva":
+        refused[f"init_lora_weights={init!r}"] = _INITS.get("pissa_niter" if init.startswith("pissa_niter") else init)
+    if fresh and config.is_prompt_learning:
+        fix = "use LoRA, or train a PeftModel with finished virtual tokens further"
+        refused[f"{method} adapters"] = f"it puts virtual tokens before the prompt, {_ELSEWHERE}; {fix}"
+    for name, value in vars(config).items() if fresh else ():
         if name.startswith("init") and name.endswith("weights") and value is False:
-            raise ValueError(
-                f"{name}=False starts the {method} adapter at random, so the policy would not start at its reference, the base "
-                f"model. Set {name}=True."
-            )
+            refused[f"{name}=False"] = f"it starts the {method} adapter at random, {_ELSEWHERE}; use {name}=True"
+    for what, reason in refused.items():
+        if reason is not None:
+            raise ValueError(f"{what} cannot be trained here: {reason}.")
 
 
-def check_head(model: PeftModel) -> None:
-    """Refuse adapters of the output head: the loss reads its weight directly, without them.
-
-    Raises:
-        ValueError: naming the setting that put one there.
-    """
+def _check_head(model: PeftModel) -> None:
+    """Refuse adapters of the output head: the loss reads its weight directly, without them."""
     head = model.get_output_embeddings()
     if isinstance(head, TrainableTokensWrapper):
-        raise ValueError(
-            "trainable_token_indices reaches the output head, which is tied to the embeddings or named itself, and the loss reads "
-            "the head's weight without them. Use modules_to_save=['embed_tokens', 'lm_head'] to train both as a whole."
+        setting = "trainable_token_indices reaches"
+        fix = "use modules_to_save=['embed_tokens', 'lm_head'] to train both as a whole"
+    elif not isinstance(head, BaseTunerLayer):
+        return
+    elif any(getattr(config, "ensure_weight_tying", False) for config in model.peft_config.values()):
+        setting, fix = "ensure_weight_tying=True puts the embeddings' adapter on", "leave it out"
+    else:
+        setting, fix = (
+            "target_modules puts an adapter on",
+            "take the head out of them; modules_to_save=['lm_head'] trains it as a whole",
         )
-    if isinstance(head, BaseTunerLayer):
-        tied = any(getattr(config, "ensure_weight_tying", False) for config in model.peft_config.values())
-        setting = "ensure_weight_tying=True puts the embeddings' adapter on" if tied else "target_modules puts an adapter on"
-        fix = "Leave it out" if tied else "Take the head out of target_modules"
-        raise ValueError(
-            f"{setting} the output head, and the loss reads the head's weight without it. {fix}; modules_to_save=['lm_head'] "
-            "trains the head as a whole."
-        )
+    raise ValueError(f"{setting} the output head, whose weight the loss reads directly, without adapters: {fix}.")
 
 
 def identity(model: nn.Module, *, frozen: bool = False) -> str:

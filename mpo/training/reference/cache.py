@@ -19,10 +19,10 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,19 +46,12 @@ from mpo.training.reference.shards import (
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Found:
-    """Result of `ReferenceCache.get`, all of shape (N,), in the order of the keys.
+class Found(NamedTuple):
+    """Result of `ReferenceCache.get`, all of shape (N,), in the order of the keys."""
 
-    Args:
-        known: whether the cache has the entry.
-        logps: float32 log-prob sums; NaN where unknown.
-        tokens: int32 numbers of labelled tokens; 0 where unknown.
-    """
-
-    known: npt.NDArray[np.bool_]
-    logps: npt.NDArray[np.float32]
-    tokens: npt.NDArray[np.int32]
+    known: npt.NDArray[np.bool_]  # whether the cache has the entry
+    logps: npt.NDArray[np.float32]  # log-prob sums; NaN where unknown
+    tokens: npt.NDArray[np.int32]  # numbers of labelled tokens; 0 where unknown
 
 
 class ReferenceCache:
@@ -213,33 +206,26 @@ class ReferenceCache:
 def _place(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]:
     if root.exists() and not root.is_dir():
         raise ValueError(f"The cache of reference log-probs must be a folder, but {root} is a file. Pass another path.")
-    if (root / META_FILE).is_file():
-        return _same_fingerprint(root, fingerprint), None
     kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
-    folder = root / f"{kind}-{fingerprint.digest[:12]}"
-    if (folder / META_FILE).is_file():
-        return _same_fingerprint(folder, fingerprint), None
+    own = root / f"{kind}-{fingerprint.digest[:12]}"
+    for folder in (root, own):
+        if not (folder / META_FILE).is_file():
+            continue
+        if differences := fingerprint.differences(read_fingerprint(folder)):
+            raise ValueError(
+                f"{folder} holds reference log-probs of another model or other settings. Differences (there -> here): "
+                f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has a sub-folder, or an empty one. "
+                f"`mpo cache inspect {folder}` shows its settings."
+            )
+        return folder, None
     others = {}
     for meta in root.glob(f"*/{META_FILE}"):
-        try:
+        with suppress(ValueError):  # damaged, and not used here
             others[meta.parent.name] = fingerprint.differences(read_fingerprint(meta.parent))
-        except ValueError:  # damaged, and not used here
-            continue
     if not others:
-        return folder, None
+        return own, None
     name, differences = min(others.items(), key=lambda item: len(item[1]))
-    return folder, (
+    return own, (
         f"{root} has no reference log-probs for these settings, so they are computed. The nearest, {name}, differs in (there -> "
         f"here): {'; '.join(differences)}."
     )
-
-
-def _same_fingerprint(folder: Path, fingerprint: Fingerprint) -> Path:
-    differences = fingerprint.differences(read_fingerprint(folder))
-    if differences:
-        raise ValueError(
-            f"{folder} holds reference log-probs of another model or other settings. Differences (there -> here): "
-            f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has its own sub-folder, or an empty folder. "
-            f"`mpo cache inspect {folder}` shows its settings."
-        )
-    return folder

@@ -48,17 +48,12 @@ _DROPOUT = ("dropout", "drop_path", "layerdrop")  # off in a reference
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What all log-probs of a cache share, by named part.
+    """What all log-probs of a cache share, by named part. Two fingerprints are equal if their parts are."""
 
-    Args:
-        parts: part -> hash, in hex (``compute dtype``: its name). Two fingerprints are equal if their parts are.
-        settings: part -> the settings that were hashed, for parts that are settings. Only used to report differences.
-        about: origin, for information. Never compared.
-    """
-
-    parts: Mapping[str, str]
+    parts: Mapping[str, str]  # part -> hash, in hex (``compute dtype``: its name)
+    # Part -> the settings that were hashed, for parts that are settings. Only used to report differences.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)  # origin, for information; never compared
 
     @property
     def digest(self) -> str:
@@ -107,12 +102,9 @@ def fingerprint(
     base = _base_model(model)
     config = _plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
     config["modules"] = _hash_settings(_module_settings(base))
-    adapters = _adapter_settings(model)
-    if adapters:
+    if adapters := _adapter_settings(model):
         config["adapters"] = adapters
-    images = _image_settings(processing_class)
-    rules = _plain(dict(scoring or {}), "the scoring")
-    template = _chat_template(processing_class)
+    images, rules = _image_settings(processing_class), _plain(dict(scoring or {}), "the scoring")
     parts = {
         "model weights": _hash_weights(model),
         "model config": _hash_settings(config),
@@ -126,7 +118,7 @@ def fingerprint(
         "name_or_path": str(getattr(base.config, "_name_or_path", "")),
         "reference_adapter": bool(adapters),
         "processing_class": type(processing_class).__name__,
-        "chat_template": template,
+        "chat_template": _chat_template(processing_class),
     }
     return Fingerprint(parts, {"model config": config, "image processor": images, "scoring": rules}, about)
 

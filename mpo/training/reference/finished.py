@@ -56,12 +56,12 @@ def _paths(values: Any) -> Iterable[str]:
 
 def _file_states(paths: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return each file's size in bytes and modification time in nanoseconds; -1 for a missing file."""
-    states = []
-    for path in paths:
+
+    def state(path: str) -> tuple[int, int]:
         try:
             status = os.stat(path)
         except (OSError, ValueError):
-            states.append((path, -1, -1))
-        else:
-            states.append((path, status.st_size, status.st_mtime_ns))
-    return states
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
+
+    return [(path, *state(path)) for path in paths]

@@ -50,11 +50,8 @@ def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
             check.whole.append(path)
         except FileNotFoundError:  # merged by a concurrent pruning
             continue
-        except DamagedShard as error:
-            check.damaged.append(path)
-            check.problems.append(str(error))
-        except ForeignShard as error:
-            check.foreign.append(path)
+        except (DamagedShard, ForeignShard) as error:
+            (check.damaged if isinstance(error, DamagedShard) else check.foreign).append(path)
             check.problems.append(str(error))
     if not check.contents:
         return check
@@ -94,7 +91,7 @@ def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> li
     damaged = [path for path in check.damaged if SHARD_NAME.fullmatch(path.name)]
     done = [f"remove {path.name}: incomplete, of a killed run" for path in old]
     done += [f"remove {path.name}: damaged" for path in damaged]
-    own = {path: entries for path, entries in zip(check.whole, check.contents, strict=True) if SHARD_NAME.fullmatch(path.name)}
+    own = {path: found for path, found in zip(check.whole, check.contents, strict=True) if SHARD_NAME.fullmatch(path.name)}
     # A wrong entry may be in any shard, so all of them are rewritten.
     merging = {path: entries for path, entries in own.items() if check.wrong or len(entries) < SMALL_SHARD}
     if len(merging) > 1 or check.wrong:
@@ -115,6 +112,5 @@ def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> li
             path.unlink(missing_ok=True)
     unknown = [path for path in (*check.whole, *check.damaged) if not SHARD_NAME.fullmatch(path.name)]
     done += [f"keep {path.name}: mpo does not write files of this name" for path in unknown]
-    return done + [
-        f"keep {path.name}: a shard of another model or other settings; move it back to its folder" for path in check.foreign
-    ]
+    other = "a shard of another model or other settings; move it back to its folder"
+    return done + [f"keep {path.name}: {other}" for path in check.foreign]

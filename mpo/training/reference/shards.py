@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,13 +31,8 @@ SMALL_SHARD = 250_000
 
 KEY_TYPE = f"S{KEY_BYTES}"
 ENTRY_BYTES = KEY_BYTES + 4 + 4
-_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
-        pa.field("logps", pa.float32(), nullable=False),
-        pa.field("tokens", pa.int32(), nullable=False),
-    ]
-)
+_FIELDS = {"key": pa.binary(KEY_BYTES), "logps": pa.float32(), "tokens": pa.int32()}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _FIELDS.items()])
 
 
 class DamagedShard(ValueError):
@@ -49,17 +45,11 @@ class ForeignShard(ValueError):
 
 @dataclass(frozen=True)
 class Entries:
-    """Cache entries, one per completion, sorted by key, without duplicates. 24 bytes each.
+    """Cache entries, one per completion, sorted by key, without duplicates. 24 bytes each. All of shape (N,)."""
 
-    Args:
-        keys: shape (N,), 16 raw bytes each.
-        logps: shape (N,), float32, the sum of the labelled tokens' log-probs.
-        tokens: shape (N,), int32, the number of labelled tokens.
-    """
-
-    keys: npt.NDArray[np.bytes_]
-    logps: npt.NDArray[np.float32]
-    tokens: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.bytes_]  # 16 raw bytes each
+    logps: npt.NDArray[np.float32]  # sums of the labelled tokens' log-probs
+    tokens: npt.NDArray[np.int32]  # numbers of labelled tokens
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,7 +64,8 @@ class Entries:
     @classmethod
     def merged(cls, parts: Sequence["Entries"]) -> "Entries":
         """Merge `parts`, sort them, and keep the first of the entries with the same key."""
-        whole = parts[0] if len(parts) == 1 else cls._joined(parts)
+        columns = ("keys", "logps", "tokens")
+        whole = parts[0] if len(parts) == 1 else cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
         keys = whole.keys
         order = np.argsort(keys, kind="stable")  # stable: fast on sorted runs, and keeps the first first
         keys = keys[order]
@@ -83,14 +74,6 @@ class Entries:
         if not first.all():
             keys, order = keys[first], order[first]
         return cls(keys, whole.logps[order], whole.tokens[order])
-
-    @classmethod
-    def _joined(cls, parts: Sequence["Entries"]) -> "Entries":
-        return cls(
-            np.concatenate([part.keys for part in parts]),
-            np.concatenate([part.logps for part in parts]),
-            np.concatenate([part.tokens for part in parts]),
-        )
 
     def look_up(self, keys: npt.NDArray[np.bytes_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
         """Return which of `keys` are here, and their rows; both of shape (len(keys),)."""
@@ -147,15 +130,14 @@ def size_of(path: Path) -> int:
 
 
 def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
-    """Return incomplete files of killed writers."""
-    now = time.time()
+    """Return incomplete files of killed writers: shards or meta.json under a temporary name."""
     found = []
     for path in sorted(folder.glob("*.tmp")):
-        try:
-            if _is_ours(path.name) and now - path.stat().st_mtime >= min_age_seconds:
-                found.append(path)
-        except FileNotFoundError:  # renamed by its writer meanwhile
-            continue
+        target = TEMPORARY.fullmatch(path.name)
+        with suppress(FileNotFoundError):  # renamed by its writer meanwhile
+            if target and (target["name"] == META_FILE or SHARD_NAME.fullmatch(target["name"])):
+                if time.time() - path.stat().st_mtime >= min_age_seconds:
+                    found.append(path)
     return found
 
 
@@ -202,9 +184,8 @@ def read_shard(path: Path, fingerprint: Fingerprint) -> Entries:
     metadata = {name.decode(): value.decode(errors="replace") for name, value in (table.schema.metadata or {}).items()}
     if not table.schema.equals(_SCHEMA, check_metadata=False):
         columns = ", ".join(f"{column.name} {column.type}" for column in table.schema)
-        raise _damaged(
-            path, f"its columns are {columns}; a shard has key fixed_size_binary[{KEY_BYTES}], logps float, tokens int32"
-        )
+        expected = ", ".join(f"{name} {kind}" for name, kind in _FIELDS.items())
+        raise _damaged(path, f"its columns are {columns}; a shard has {expected}")
     if metadata.get("mpo.format") != str(FORMAT):
         raise _damaged(path, f"its metadata has mpo.format {metadata.get('mpo.format')!r}, not '{FORMAT}'")
     if metadata.get("mpo.fingerprint") != fingerprint.digest:
@@ -271,9 +252,3 @@ def _write(data: "bytes | pa.Buffer", path: Path) -> None:
         except FileNotFoundError:
             if attempt == 3:
                 raise
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a temporary file is to become a shard or a meta.json."""
-    found = TEMPORARY.fullmatch(name)
-    return found is not None and bool(found["name"] == META_FILE or SHARD_NAME.fullmatch(found["name"]))

@@ -11,8 +11,7 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from mpo.encoding.turns import Record
-from mpo.generation.generator import Response
-from mpo.generation.local import LocalGenerator
+from mpo.generation.local import LocalGenerator, Sample
 from mpo.training.samples.log import SampleLog
 from mpo.training.samples.measures import repeated_fraction, summary
 from mpo.training.samples.prompts import checked_records, image_names, prompt_text
@@ -108,7 +107,7 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
         self.trainer.log(numbers[0])
         control.should_log = due  # `log` resets it, and the step's own log is still to come
 
-    def _responses(self, args: Any, model: Any, sharded: bool) -> list[Response]:
+    def _responses(self, args: Any, model: Any, sharded: bool) -> list[Sample]:
         generator = LocalGenerator(
             model,
             self.trainer.processing_class,
@@ -121,7 +120,7 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
         )
         return [response for (response,) in responses]
 
-    def _show(self, args: Any, step: int, responses: Sequence[Response]) -> None:
+    def _show(self, args: Any, step: int, responses: Sequence[Sample]) -> None:
         rows = [
             {
                 "step": step,

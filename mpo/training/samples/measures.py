@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpo.generation.generator import Response
+from mpo.generation.local import Sample
 
 
 def repeated_fraction(tokens: Sequence[int], size: int = 4) -> float:
@@ -19,7 +19,7 @@ def repeated_fraction(tokens: Sequence[int], size: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def summary(responses: Sequence[Response]) -> dict[str, float]:
+def summary(responses: Sequence[Sample]) -> dict[str, float]:
     """The logged numbers of some responses: mean length in tokens, fraction of truncated ones, and mean repetition."""
     count = len(responses)
     return {

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Image, List
-
 from mpo.data import load_preferences
+from mpo.data.encoded import with_encoded_images
 from mpo.data.messages import IMAGE_PLACEHOLDER
 from mpo.data.records import to_prompt
+from mpo.data.shards import LinesShard
 from mpo.encoding.keys import image_key
-from mpo.encoding.turns import Record, record_images
+from mpo.encoding.turns import Record, describe, record_images
+from mpo.io import BadRecord, bad_record
 
-_ENCODED = Image()
 MAX_RECORDS_PER_PROMPT = 100
 """The largest number of records that are read per requested prompt."""
 
 
 def load_prompts(
-    path: str | Path, *, count: int, image_root: str | Path | None = None, tiles: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    count: int,
+    image_root: str | Path | None = None,
+    tiles: Mapping[str, Any] | None = None,
+    metadata: Sequence[str] | None = None,
 ) -> list[Record]:
     """Load the first prompts of a file.
 
@@ -32,60 +36,51 @@ def load_prompts(
         count: number of different prompts.
         image_root: the folder that image paths are relative to; by default the file's own.
         tiles: how their images are split into tiles, as in `load_preferences`.
+        metadata: fields that are metadata, as in `load_preferences`.
 
     Raises:
         ValueError: for a file that does not exist or has no prompts, and for lines that are not prompts (named as ``file:line``).
     """
     path = Path(path).expanduser()
     if path.suffix not in (".jsonl", ".json"):
-        return first_prompts(load_preferences(path, image_root=image_root, tiles=tiles), count)
+        return first_prompts(load_preferences(path, image_root=image_root, tiles=tiles, metadata=metadata), count)
     if not path.is_file():
         raise ValueError(f"samples.path={path}: there is no such file. Set it to a file of prompts.")
-    found = first_prompts(_read_prompts(path, Path(image_root).expanduser() if image_root else path.parent), count)
+    root = Path(image_root).expanduser() if image_root else path.parent
+    found = first_prompts(_read_prompts(path, root, metadata or ()), count)
     if not found:
         raise ValueError(f"{path} has no prompts.")
     return [{**record, "tiles": dict(tiles)} for record in found] if tiles else found
 
 
-def _read_prompts(path: Path, image_root: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8") as lines:
-        for number, text in enumerate(lines, start=1):
-            if not text.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error.msg}). Expected one JSON object per line.") from error
-            if not isinstance(line, dict):
-                raise ValueError(f"{where}: expected an object with 'question' and 'image', got a JSON {type(line).__name__}.")
-            record = to_prompt(line, where=where, image_root=image_root)
-            encoded = [_ENCODED.encode_example(image) for image in record["images"]]
-            yield {**record, "images": _named([_ENCODED.decode_example(image) for image in encoded], encoded)}
+def _read_prompts(path: Path, image_root: Path, metadata: Sequence[str]) -> Iterator[Record]:
+    for where, line in LinesShard(str(path), 0, None, 1).lines():
+        if isinstance(line, BadRecord):
+            raise line
+        yield to_prompt(line, where=where, image_root=image_root, metadata=metadata)
 
 
-def first_prompts(records: Iterable[Record], count: int) -> list[Record]:
-    """The first `count` records with different prompts: a question of many pairs is taken once."""
+def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str = "raise") -> list[Record]:
+    """The first `count` records with different prompts: a question of many pairs is taken once.
+
+    Raises:
+        BadRecord: for a record whose images cannot be opened, unless `on_bad_record` is ``"skip"``: the next one takes its place.
+    """
     found: dict[Any, Record] = {}
-    features = getattr(records, "features", None) or {}
-    encoded: Any = None
-    if features.get("images") == List(_ENCODED):  # decoded images do not know their file
-        encoded = records.cast_column("images", List(Image(decode=False)))  # type: ignore[attr-defined]
-    for place, record in enumerate(islice(records, MAX_RECORDS_PER_PROMPT * count)):
-        images = record_images(record)
-        key = (prompt_text(record), *map(image_key, images))
+    for record in islice(with_encoded_images(records), MAX_RECORDS_PER_PROMPT * count):
+        try:
+            with bad_record(describe(record)):
+                images = record_images(record)
+                key = (prompt_text(record), *map(image_key, images))
+        except BadRecord:
+            if on_bad_record == "raise":
+                raise
+            continue
         if key not in found:
-            found[key] = record if encoded is None else {**record, "images": _named(images, encoded[place]["images"] or [])}
+            found[key] = record if record.get("videos") or not record.get("images") else {**record, "images": images}
         if len(found) == count:
             break
     return list(found.values())
-
-
-def _named(images: list[Any], encoded: list[Any]) -> list[Any]:
-    """Set the file name of decoded images."""
-    for image, source in zip(images, encoded, strict=True):
-        image.filename = source["path"] or ""
-    return images
 
 
 def prompt_text(record: Mapping[str, Any]) -> str:

@@ -62,8 +62,8 @@ def test_an_empty_response_is_in_no_pair():
 
 
 def test_right_answer_inside_the_wrong_one_is_no_pair():
-    """`x = 7` and `17` contain `7`; `8` does not. Case does not matter."""
-    judged = [judge(response(answer), "7") for answer in ("7", "x = 7", "17", "8")]
+    """`7 or 8` and `17` contain `7`; `8` does not. Case does not matter."""
+    judged = [judge(response(answer), "7") for answer in ("7", "7 or 8", "17", "8")]
     assert [pair.rejected for pair in pair_completions(judged, rng=random.Random(0))] == [response("8")]
     judged = [judge(response(answer), "Cat") for answer in ("cat", "a CAT sleeps")]
     assert pair_completions(judged, rng=random.Random(0)) == []

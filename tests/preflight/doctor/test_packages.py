@@ -4,7 +4,7 @@ import importlib.metadata
 
 import pytest
 
-from mpo.preflight.packages import NAMES, OPTIONAL, REQUIRED, fix_import, import_failure, optional, private_names, required
+from mpo.preflight.packages import NAMES, PURPOSES, fix_import, import_failure, optional, private_names, required, supported
 
 
 def by_name(findings):
@@ -42,9 +42,10 @@ def broken(tmp_path, monkeypatch):
 
 def test_what_a_run_needs_is_here_and_imports():
     found = by_name(required())
-    assert list(found) == ["mpo-trainer", "Python", *REQUIRED]
+    always = [name for name, asked in supported().items() if asked.extra is None]
+    assert list(found) == ["mpo-trainer", "Python", *always] and {"torch", "trl", "pydantic"} <= set(always)
     assert [finding for finding in found.values() if finding.status == "problem"] == []
-    for name in REQUIRED:
+    for name in always:
         assert importlib.metadata.version(name) in found[name].value
 
 
@@ -127,8 +128,17 @@ def test_a_package_that_leaves_python_on_import_does_not_take_the_doctor_along(b
     assert "no CUDA" in str(import_failure("deepspeed"))
 
 
-def test_every_package_has_something_to_import():
-    assert set(NAMES) == set(REQUIRED) | set(OPTIONAL)
+def test_every_package_of_every_extra_is_reported(versions):
+    """Those of an extra that all work share its line; each that is missing has its own, with what installs it."""
+    extras = set(importlib.metadata.metadata("mpo-trainer").get_all("Provides-Extra")) - {"dev"}
+    assert set(PURPOSES) == extras | {"flash3"} and set(NAMES) <= set(supported())
+    versions["stamina"] = None
+    found = by_name(optional())
+    assert f"math-verify {importlib.metadata.version('math-verify')}" in found["verify"].value
+    assert (found["stamina"].status, found["stamina"].fix) == ("ok", "pip install 'mpo-trainer[server]'")
+    assert [finding for finding in found.values() if finding.status == "problem"] == []
+    lines = " ".join(finding.name + finding.value for finding in found.values())
+    assert [name for name, asked in supported().items() if asked.extra and name not in lines] == []
 
 
 def test_metadata_that_cannot_be_read_is_a_finding(versions):

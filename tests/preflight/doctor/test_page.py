@@ -19,16 +19,16 @@ ILL = Section(
 def test_a_section():
     assert section_text(ILL) == (
         "Packages\n"
-        "  ! torchvision     0.26.0 does not import: RuntimeError\n"
-        "  ! transformers    5.24.0 does not import: RuntimeError\n"
-        "  ! trl             not installed\n"
-        "  * GPU 0           in use -> nvidia-smi"
+        "  ! torchvision        0.26.0 does not import: RuntimeError\n"
+        "  ! transformers       5.24.0 does not import: RuntimeError\n"
+        "  ! trl                not installed\n"
+        "  * GPU 0              in use -> nvidia-smi"
     )
 
 
 def test_a_long_fix_stands_below():
     lines = section_text(Section("Hub", (Finding("access", "x" * 60, "note", "y" * 60),))).splitlines()
-    assert lines[2] == " " * 20 + "-> " + "y" * 60
+    assert lines[2] == " " * 23 + "-> " + "y" * 60
 
 
 def test_each_fix_is_told_once_at_the_end():
@@ -46,7 +46,7 @@ def test_only_a_step_that_was_taken_says_that_a_run_can_start():
 
 
 def test_json_is_the_same():
-    read = json.loads(as_json([ILL, FINE]))
+    read = json.loads(json.dumps(as_json([ILL, FINE])))
     assert read["problems"] == 3
     assert read["sections"][0]["findings"][2] == {
         "name": "trl",

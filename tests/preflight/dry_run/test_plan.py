@@ -13,7 +13,7 @@ from mpo.data import load_preferences
 from mpo.encoding.costs import measure
 from mpo.models.small import small_processor
 from mpo.preflight.structure import build_structure, count_parameters, meta_model
-from mpo.preflight.workload import plan_workload
+from mpo.preflight.workload import Workload
 from mpo.training.job import TrainJob
 
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -59,7 +59,7 @@ def test_planned_tokens_are_those_of_the_trainers_batch(experts, settings, layou
     )
     records, args, structure = load_preferences(pairs / "text.jsonl"), job.planned_arguments(), build_structure(job)
     costs = measure(records, structure.processor)
-    work = plan_workload(records, records, costs, structure.model, structure.processor, args, ranks=1)
+    work = Workload(records, records, costs, structure.model, structure.processor, args, ranks=1)
     model = AutoModelForCausalLM.from_config(config)
     trainer = MPOTrainer(model, args=job.arguments(), train_dataset=records.remove_columns("images"), processing_class=tokenizer)
     planned, trained = work.batch(work.most_expensive), trainer.data_collator([trainer.train_dataset[0]])
@@ -92,6 +92,6 @@ def test_an_official_folder_without_weights(family, pairs, tmp_path, capsys):
 def test_parts_of_an_unknown_family_are_one():
     text = {"model_type": "llama", **SIZES, "vocab_size": 64}
     model = meta_model(SmolVLMConfig(text_config=text, vision_config={"hidden_size": 32, "num_hidden_layers": 1}))
-    counts = {part: count.total for part, count in count_parameters(model).items() if count.total}
+    counts = {part: count for part, (count, _) in count_parameters(model).items() if count}
     assert set(counts) <= {"model", "LM head"}
     assert sum(counts.values()) == model.num_parameters()

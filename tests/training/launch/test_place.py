@@ -3,6 +3,7 @@
 import pytest
 
 from mpo.training.launch.place import Place, find_place
+from mpo.training.schema import Launch, check_keys, hints
 
 SLURM = {
     "SLURM_STEP_NUM_NODES": "2",
@@ -77,11 +78,16 @@ def test_one_node_of_a_larger_slurm_step():
         ({"nnodes": 2}, {}, "launch.nnodes=2 .*launch.node_rank"),
         ({"nnodes": 2, "node_rank": 0}, {}, "launch.master_addr"),
         ({"nnodes": 2, "node_rank": 2, "master_addr": "a"}, {}, "launch.node_rank .* got 2"),
-        ({"nproc_per_node": 0}, {}, "launch.nproc_per_node .* got 0"),
-        ({"nproc_per_node": "two"}, {}, "launch.nproc_per_node .* got 'two'"),
         ({}, {**SLURM, "SLURM_STEP_NUM_TASKS": "3"}, "3 tasks on 2 nodes"),
     ],
 )
 def test_refusals(launch, environ, message):
     with pytest.raises(ValueError, match=message):
         find_place(launch, environ, 1, hosts)
+
+
+@pytest.mark.parametrize("wrong", [0, "two", -1])
+@pytest.mark.parametrize("key", ["nproc_per_node", "nnodes"])
+def test_numbers_that_are_none_are_refused_with_the_recipe(key, wrong):
+    with pytest.raises(ValueError, match=f"launch.{key} .*{wrong}"):
+        check_keys(hints(Launch), {key: wrong}, "launch")

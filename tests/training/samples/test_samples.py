@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from mpo.data.images import open_image
-from mpo.generation.generator import Question, Response
-from mpo.generation.local import LocalGenerator
+from mpo.generation.generator import Request
+from mpo.generation.local import LocalGenerator, Sample
 from mpo.training.samples.callback import SampleResponses, page
 from mpo.training.samples.log import SampleLog
 from mpo.training.samples.measures import repeated_fraction, summary
@@ -53,8 +53,9 @@ def test_responses_are_those_of_transformers(internvl, processor):
         expected.append(processor.tokenizer.decode(generated, skip_special_tokens=True))
     responses = responses_of(internvl, processor, RECORDS, max_new_tokens=8)
     assert [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses] == expected
-    questions = [Question(*question) for question in QUESTIONS]
-    assert LocalGenerator(internvl, processor).generate(questions, temperature=0, max_new_tokens=8) == [[text] for text in expected]
+    questions = [Request.ask(text, images=images) for text, images in QUESTIONS]
+    generated = LocalGenerator(internvl, processor).generate(questions, temperature=0, max_new_tokens=8)
+    assert [response.text for (response,) in generated] == expected
     assert len(set(expected)) == 3
 
 
@@ -62,7 +63,7 @@ def test_repetition_and_summary():
     """abcabcabc has six 4-grams, abca bcab cabc abca bcab cabc: three are repeated. Lengths 9 and 3: mean 6; one is truncated."""
     assert repeated_fraction("abcabcabc") == 0.5
     assert repeated_fraction("abc") == 0.0
-    responses = [Response("abcabcabc", (1, 2, 3) * 3, False), Response("ab", (1, 2), True)]
+    responses = [Sample("abcabcabc", (1, 2, 3) * 3, False, 1, 9), Sample("ab", (1, 2), True, 1, 3)]
     assert summary(responses) == {"samples/length": 6, "samples/unfinished": 0.5, "samples/repetition": 0.25}
 
 

@@ -1,4 +1,4 @@
-"""Parse responses: split each into its rationale and its final answer."""
+"""The strict format of InternVL's data pipeline; a response without it is a wrong-format negative, whatever it answers."""
 
 from __future__ import annotations
 

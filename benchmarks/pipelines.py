@@ -1,0 +1,145 @@
+"""Requests a second, client CPU and memory of a job against a stub server, and fifty kills of one.
+
+    python benchmarks/pipelines.py OUTPUT.json [--questions 2000] [--memory 1000 100000] [--kills 50]
+
+The stub server (tests/stub_server.py) answers at once, in a process of its own: the client is measured. Images are 448 x 448 JPEGs.
+CPU times hold on a busy machine, requests a second only on an idle one with two cores.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from mpo.data import load_questions
+from mpo.generation.server import ServerGenerator
+from mpo.io import write_text
+from mpo.pipelines.job import Job
+from mpo.pipelines.part import LEDGER
+from mpo.pipelines.sample import Sample
+
+STUB = Path(__file__).parent.parent / "tests" / "stub_server.py"
+CONCURRENCY = 64
+IMAGES = 100
+FINAL = ("output.jsonl", "dropped.jsonl", "report.json", "report.html")
+
+
+def write_questions(folder, count, *, images):
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    for number in range(IMAGES if images else 0):
+        pixels = noise.integers(0, 255, (28, 28, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((448, 448), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
+    with open(folder / "questions.jsonl", "w") as file:
+        for number in range(count):
+            image = {"image": f"{number % IMAGES}.jpg"} if images else {}
+            file.write(json.dumps({"id": f"q{number}", "question": f"What is {number} in words?", **image}) + "\n")
+    return folder / "questions.jsonl"
+
+
+def client(url, questions, folder):
+    """Run the job in this process, and print what it took."""
+    start, cpu = time.perf_counter(), time.process_time()
+    generator = ServerGenerator(url, "tiny", concurrency=CONCURRENCY)
+    report = Job([Sample(generator, temperature=1.0)], load_questions(questions), folder).run(progress=False)
+    asked = generator.usage.requests
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(
+        json.dumps(
+            {
+                "requests": asked,
+                "output": report["output"],
+                "requests_per_second": round(asked / wall, 1),
+                "client_cpu_ms_per_request": round(1000 * cpu / max(asked, 1), 3),
+                "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
+    )
+
+
+def started(url, questions, folder):
+    words = [sys.executable, __file__, "--client", url, str(questions), str(folder)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
+
+
+def run(url, questions, folder):
+    process = started(url, questions, folder)
+    said, _ = process.communicate()
+    return json.loads(said)
+
+
+def lines(folder):
+    path = folder / LEDGER
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kills(url, folder, count):
+    """Kill a job at random moments: when its ledger has grown by a random number of lines, and a random time later."""
+    questions = write_questions(folder, 40 * count, images=False)
+    whole = run(url, questions, folder / "whole")
+    chance, done = random.Random(0), 0
+    while done < count:
+        before, process = lines(folder / "job"), started(url, questions, folder / "job")
+        target = before + chance.randrange(1, 40)
+        while lines(folder / "job") < target and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        done += 1
+    run(url, questions, folder / "job")
+    same = all((folder / "job" / name).read_bytes() == (folder / "whole" / name).read_bytes() for name in FINAL)
+    return {"kills": done, "needed": whole["requests"], "concurrency": CONCURRENCY, "same_bytes": same}
+
+
+def main():
+    if sys.argv[1:2] == ["--client"]:
+        return client(*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--memory", type=int, nargs="*", default=[1000, 100_000])
+    parser.add_argument("--kills", type=int, default=50)
+    args = parser.parse_args()
+    found = {"cores": os.cpu_count(), "concurrency": CONCURRENCY}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen([sys.executable, STUB], stdout=subprocess.PIPE, text=True) as stub,
+    ):
+        try:
+            url, folder = stub.stdout.readline().strip(), Path(folder)
+            for name in ("images", "kills", *map(str, args.memory)):
+                (folder / name).mkdir()
+            found["images"] = run(url, write_questions(folder / "images", args.questions, images=True), folder / "images" / "job")
+            found["memory"] = {
+                count: run(url, write_questions(folder / str(count), count, images=False), folder / str(count) / "job")
+                for count in args.memory
+            }
+            if args.kills:
+                before = asked(url)
+                found["kills"] = kills(url, folder / "kills", args.kills)
+                found["kills"]["requests"] = asked(url) - before - found["kills"]["needed"]
+        finally:
+            stub.terminate()
+    write_text(args.output, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+def asked(url):
+    """How many requests the stub has been asked."""
+    with urllib.request.urlopen(f"{url}/asked") as response:
+        return json.load(response)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+r"""Measure `mpo.verification` on real responses with published verdicts, beside math-verify and the rules of InternVL's checker.
+
+    python benchmarks/verification.py FOLDER            # JSON into results/
+    python benchmarks/verification.py FOLDER --disagreements second
+
+FOLDER has files `*.jsonl.gz` whose lines are `{"id", "question", "choices", "unit", "ground_truth", "answer_type", "response",
+"is_right"}`. Ids are halved by a hash: the rules were decided on the first half, the second half measures them.
+`verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses.
+Where both a published and another verdict can be defended (arguable), the published one stays.
+
+The rules of InternVL's data pipeline (`utils/accuracy_reward.py`): the text after `Final answer:` or `Answer:`, else the last
+`\boxed{}`, else the whole response is right when it is the ground truth (case aside), when both are the same after VQA's
+normalisation, when it begins with the letter of the right choice, or when math-verify says so.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mpo.schema import Question
+from mpo.verification import match, verify
+from mpo.verification.dress import boxed
+from mpo.verification.texts import normalize
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+LABELS = HERE / "verification_labels.jsonl"
+HOSTILE = [
+    "9^9^9^9",
+    "10^8!",
+    "10^{10^9}",
+    "\\frac{1}{" * 60 + "2" + "}" * 60,
+    "(x+1)^{5000}",
+    "x^{x^{x^{x}}}",
+    "(a+b+c+d+e+f)^{90}",
+]
+HOSTILE += ["\\sum_{n=1}^{99999999} \\frac{1}{n}", "\\int e^{x^2} \\sin(x^3) dx", "\\prod_{k=1}^{9999999} k"]
+
+
+def question_of(line: dict[str, Any]) -> Question:
+    """The question of a line."""
+    kind = "choice" if line["choices"] else "list" if line["answer_type"] == "list" else "number"
+    asked = [{"role": "user", "content": line["question"]}]
+    return Question(
+        asked, ground_truths=[line["ground_truth"]], kind=kind, choices=line["choices"], unit=line["unit"], id=line["id"]
+    )
+
+
+def half(identifier: str) -> str:
+    """The half of the data that a question is in."""
+    return ("first", "second")[hashlib.sha256(identifier.encode()).digest()[0] % 2]
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file, with the corrected verdict as `correct`."""
+    corrected = {(label["responses"], label["id"]): label for label in map(json.loads, LABELS.read_text().splitlines())}
+    name = path.name.removesuffix(".jsonl.gz")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            label = corrected.get((name, line["id"]))
+            yield {
+                **line,
+                "correct": label["correct"] if label else line["is_right"],
+                "arguable": bool(label and label["arguable"]),
+            }
+
+
+def ours(line: dict[str, Any]) -> bool:
+    """The verdict of mpo.verification."""
+    return verify(line["response"], question_of(line)).correct
+
+
+def math_verify_says(text: str, truth: str) -> bool:
+    """The verdict of math-verify on a text."""
+    import math_verify
+
+    return bool(math_verify.verify(math_verify.parse(truth, parsing_timeout=3), math_verify.parse(text, parsing_timeout=3)))
+
+
+def plain_math_verify(line: dict[str, Any]) -> bool:
+    """The verdict of math-verify on the whole response."""
+    return math_verify_says(line["response"], line["ground_truth"])
+
+
+def official_rules(line: dict[str, Any]) -> bool:
+    """The verdict of the rules of InternVL's checker."""
+    found = re.findall(r"(?:Final answer:|Answer:)\s*(.*)", line["response"], re.IGNORECASE)
+    boxes = boxed(line["response"])
+    answer = (found[-1] if found else boxes[-1][2] if boxes else line["response"]).strip()
+    truth = line["ground_truth"]
+    if answer.lower() == truth.lower() or normalize(answer) == normalize(truth):
+        return True
+    if line["choices"] and (letter := re.match(r"[\s(*]*([A-H])(?:[).:\s*]|$)", answer)):
+        if "ABCDEFGH".index(letter[1]) == line["choices"].index(truth):
+            return True
+    return math_verify_says(answer, truth)
+
+
+CHECKERS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "mpo.verification": ours,
+    "math-verify": plain_math_verify,
+    "official rules": official_rules,
+}
+
+
+def scores(counts: Counter[tuple[bool, bool]]) -> dict[str, float]:
+    """Precision and recall of counts of (verdict, label)."""
+    right, wrong, missed = counts[True, True], counts[True, False], counts[False, True]
+    found = {"precision": right / max(1, right + wrong), "recall": right / max(1, right + missed)}
+    return {**found, "true_positives": right, "false_positives": wrong, "false_negatives": missed}
+
+
+def measure(folder: Path, checkers: dict[str, Callable[[dict[str, Any]], bool]] = CHECKERS) -> dict[str, Any]:
+    """Precision and recall of each checker per half, file and labels, and the disagreements in three kinds."""
+    counts: dict[tuple[str, str, str, str], Counter[tuple[bool, bool]]] = {}
+    kinds = {part: Counter[str]() for part in ("first", "second")}
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        for line in read(path):
+            for name, checker in checkers.items():
+                said = checker(line)
+                for labels, label in (("published", line["is_right"]), ("corrected", line["correct"])):
+                    for source in (path.name.removesuffix(".jsonl.gz"), "pooled"):
+                        counts.setdefault((half(line["id"]), labels, source, name), Counter())[said, label] += 1
+                if name == "mpo.verification" and said != line["is_right"]:
+                    kind = (
+                        "arguable" if line["arguable"] else "published label wrong" if said == line["correct"] else "we are wrong"
+                    )
+                    kinds[half(line["id"])][kind] += 1
+    return {
+        "scores": [
+            dict(zip(("half", "labels", "responses", "checker"), key, strict=True)) | scores(c) for key, c in counts.items()
+        ],
+        "disagreements": {part: dict(found) for part, found in kinds.items()},
+    }
+
+
+def speed() -> dict[str, float]:
+    """Plain answers per second of one core, and the seconds of 1,000 expressions of which 10 are hostile."""
+    answers = [str(number * 7919 % 1_000_003) for number in range(10_000)]
+    start = time.process_time()
+    for answer in answers:
+        match(answer, answer[:-1] + "1", "number")
+    plain = len(answers) / (time.process_time() - start)
+    start = time.perf_counter()
+    for number in range(990):
+        match(f"(x+{number})(x-1)", f"x^2+{number - 1}x-{number}", "expression")
+    for text in HOSTILE:
+        match(text, "x+1", "expression")
+    return {"plain_answers_per_second": plain, "expressions_seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of the files of responses")
+    parser.add_argument("--disagreements", choices=("first", "second"), help="only print those of a half")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    if arguments.disagreements:
+        for path in sorted(arguments.folder.glob("*.jsonl.gz")):
+            for line in read(path):
+                verdict = verify(line["response"], question_of(line))
+                if half(line["id"]) == arguments.disagreements and verdict.correct != line["is_right"]:
+                    print(path.name, json.dumps({**line, "verdict": str(verdict)}, ensure_ascii=False, indent=1), sep="\n")
+        return
+    results = {
+        **measure(arguments.folder),
+        **speed(),
+        "versions": {name: version(name) for name in ("math-verify", "sympy", "rapidfuzz")},
+        "cores": os.cpu_count(),
+    }
+    output = RESULTS / f"verification_{date.today()}.json"
+    output.write_text(json.dumps(results, indent=1) + "\n")
+    for row in results["scores"]:
+        if row["half"] == "second":
+            print(f"{row['labels']:10} {row['responses']:16} {row['checker']:18} {row['precision']:.3f} {row['recall']:.3f}")
+    print({key: value for key, value in results.items() if key != "scores"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Log-probs of given completions under a model: for scorers, and for responses that were sampled elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mpo.batching.attention import packed_attention
+from mpo.batching.layout import Row, concatenate, lay_out
+from mpo.batching.logits_to_keep import KEYWORD, LogitsToKeep, add_logits_to_keep, label_padded_rows
+from mpo.batching.randomness import eval_mode
+from mpo.encoding.encoder import Encoded, Encoder
+from mpo.encoding.turns import Record
+from mpo.models.packable import fixed_context, why_not
+
+CHUNK = 512
+"""Positions whose log-probs are computed at once, in float32."""
+
+
+class Asked(Protocol):
+    """What a model is asked, such as `mpo.generation.generator.Request`."""
+
+    @property
+    def messages(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def images(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def videos(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def prefix(self) -> str | None: ...  # noqa: D102
+
+
+def prompt_record(request: Asked, name: str) -> Record:
+    """A request as a record of the encoder: a prefix is a message of the assistant, which a completion continues.
+
+    Args:
+        request: what is asked.
+        name: its name in error messages.
+    """
+    record: Record = {"id": name, "prompt": list(request.messages), "images": list(request.images)}
+    if request.videos:
+        record["videos"] = list(map(str, request.videos))
+    if request.prefix:
+        record["prompt"].append({"role": "assistant", "content": [{"type": "text", "text": request.prefix}]})
+    return record
+
+
+def completion_logprobs(
+    model: Any,
+    processor: Any,
+    requests: Sequence[Asked],
+    completions: Sequence[Sequence[str]],
+    *,
+    max_tokens_per_batch: int = 8192,
+    tile_budget: str = "prompt",
+    layout: str | None = None,
+) -> list[list[Tensor]]:
+    """Compute the log-prob of every token of given completions.
+
+    In packed rows the completions of a request share its prompt and its images, which are computed once.
+
+    Args:
+        model: the model, on its device, with its usual attention; it is in evaluation mode meanwhile.
+        processor: its processor, or its tokenizer for prompts without images.
+        requests: what was asked.
+        completions: for each request, its completions as text, without the request's prefix; none is empty.
+        max_tokens_per_batch: the most tokens of one forward pass, unless a single request has more.
+        tile_budget: as in `MPOConfig`.
+        layout: ``"packed"`` or ``"padded"``; None for packed rows where the model allows them.
+
+    Returns:
+        for each request and completion, shape (tokens,) float32 on the CPU: the log-probs of its tokens up to and including the one
+        that ends the turn, as in training.
+
+    Raises:
+        ValueError: for a request or a completion that cannot be encoded, and a model that packed rows do not fit.
+    """
+    if len(requests) != len(completions):
+        raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
+    for given in completions:
+        if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+            raise ValueError(f"Expected a list of texts for every request; got {given!r:.80}.")
+    if isinstance(max_tokens_per_batch, bool) or not isinstance(max_tokens_per_batch, int) or max_tokens_per_batch < 1:
+        raise ValueError(f"Expected max_tokens_per_batch to be 1 or more; got max_tokens_per_batch={max_tokens_per_batch!r}.")
+    if layout not in (None, "packed", "padded"):
+        raise ValueError(f"Expected layout to be packed, padded or None; got layout={layout!r}.")
+    reason = why_not(model)
+    if layout == "packed" and reason is not None:
+        raise ValueError(f"Completions cannot share their prompt in this model: {reason}. Set layout='padded'.")
+    packs = layout != "padded" and reason is None
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    add_logits_to_keep(base.base_model)
+    encode = Encoder(processor, tile_budget=tile_budget, context=fixed_context(model))
+    found: dict[tuple[int, str], Tensor] = {}
+    waiting: list[tuple[int, list[str], Encoded, dict[str, Tensor], Row]] = []
+
+    def flush() -> None:
+        if waiting:
+            with packed_attention(model):
+                values = _packed(model, [row for *_, row in waiting], [images for *_, images, _ in waiting])
+            texts = [(number, text) for number, own, *_ in waiting for text in own]
+            found.update(zip(texts, values, strict=True))
+            waiting.clear()
+
+    with eval_mode(model), torch.no_grad():
+        for number, (request, given) in enumerate(zip(requests, completions, strict=True)):
+            texts = list(dict.fromkeys(given))
+            if not texts:
+                continue
+            record = prompt_record(request, f"request {number}")
+            record |= {f"completion {place}": _assistant(text) for place, text in enumerate(texts)}
+            (encoded,), images, order = encode([record], sides=[f"completion {place}" for place in range(len(texts))])
+            if order is not None:
+                images["pixel_values"] = images["pixel_values"][order]
+            ends_in_image = bool(images) and encoded.prompt_ids[-1] == getattr(processor, "image_token_id", None)
+            if not packs or encoded.extra or ends_in_image:
+                values = _padded(model, encoded, images, max_tokens_per_batch, encode.tokenizer.pad_token_id)
+                found.update({(number, text): value for text, value in zip(texts, values, strict=True)})
+                continue
+            row = lay_out(encoded.prompt_ids, encoded.completions)
+            if sum(len(other.tokens) for *_, other in waiting) + len(row.tokens) > max_tokens_per_batch:
+                flush()
+            waiting.append((number, texts, encoded, images, row))
+        flush()
+    return [[found[number, text] for text in given] for number, given in enumerate(completions)]
+
+
+def _assistant(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def _packed(model: Any, rows: Sequence[Row], images: Sequence[dict[str, Tensor]]) -> Sequence[Tensor]:
+    packed = concatenate(rows)
+    shown = [tensors for tensors in images if tensors]
+    pixels = {name: torch.cat([tensors[name] for tensors in shown]) for name in (shown[0] if shown else ())}
+    inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments, **pixels}
+    kept = LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1))
+    values = _at_labels(model, inputs, kept, packed.shift_labels[0, packed.labelled_positions])
+    ordered = values[torch.searchsorted(packed.labelled_positions, packed.labelled.node)]
+    return torch.split(ordered, packed.labelled.lengths.tolist())
+
+
+def _padded(model: Any, encoded: Encoded, images: dict[str, Tensor], max_tokens: int, padding: int | None) -> Iterator[Tensor]:
+    """One row per completion, padded on the right; as many rows at once as `max_tokens` allows."""
+    prompt, width = encoded.prompt_ids, len(encoded.prompt_ids) + encoded.longest()
+    size = max(1, max_tokens // width)
+    for first in range(0, len(encoded.completions), size):
+        part = encoded.completions[first : first + size]
+
+        def rows(values: list[list[int]], fill: int) -> Tensor:
+            return torch.tensor([row + [fill] * (width - len(row)) for row in values])
+
+        ids = rows([prompt + completion.ids for completion in part], padding or 0)
+        labels = rows([[0] * len(prompt) + list(map(int, completion.loss_mask)) for completion in part], 0)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": rows([[1] * (len(prompt) + len(one.ids)) for one in part], 0)}
+        inputs |= {name: rows([value.tolist()] * len(part), 0) for name, value in encoded.extra.items()}
+        inputs |= {name: torch.cat([value] * len(part)) for name, value in images.items()}
+        kept, shift_labels, labelled = label_padded_rows(ids, labels)
+        yield from torch.split(_at_labels(model, inputs, kept, shift_labels[0]), labelled.lengths.tolist())
+
+
+def _at_labels(model: Any, inputs: dict[str, Any], kept: LogitsToKeep, labels: Tensor) -> Tensor:
+    """The log-probs of labels (M,) at the positions that are kept, shape (M,) float32 on the CPU."""
+    moved = {name: value.to(model.device) for name, value in inputs.items()}
+    logits = model(**moved, **{KEYWORD: kept.to(model.device)}, use_cache=False).logits[0]
+    parts = zip(torch.split(logits, CHUNK), torch.split(labels.to(model.device), CHUNK), strict=True)
+    values = [part.float().log_softmax(dim=-1).gather(1, label.unsqueeze(1)).squeeze(1) for part, label in parts]
+    return torch.cat(values).cpu()

@@ -1,0 +1,63 @@
+"""The part of `mpo generate` that asks a file of questions, as a job in a folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+
+SINGLE = ("question", "image", "video", "prefix")
+"""Flags for one question; a job has none of them."""
+JOB = ("output", "n", "workers", "prompt", "image_root", "limit", "retry_dropped", "drop_bad")
+"""Flags for a job; one question has none of them."""
+
+
+def configure_job(parser: argparse.ArgumentParser) -> None:
+    add(
+        parser,
+        "--questions",
+        "--output",
+        "--n",
+        "--workers",
+        "--prompt",
+        "--image-root",
+        "--limit",
+        "--retry-dropped",
+        "--drop-bad",
+    )
+
+
+def refuse_job_flags(args: argparse.Namespace) -> None:
+    """Refuse a job's flags beside one question."""
+    if args.question is None:
+        raise ValueError("Expected a QUESTION, or a file of questions (--questions FILE --output DIR).")
+    for name in JOB:
+        if getattr(args, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} needs a file of questions (--questions). Leave it out.")
+
+
+def run_job(args: argparse.Namespace, generator: Callable[[], Any], *, local: bool, settings: dict[str, Any]) -> Report:
+    from mpo.data import load_questions
+    from mpo.pipelines.job import Job
+    from mpo.pipelines.report import summarize
+    from mpo.pipelines.sample import QUESTION, Sample
+
+    for name in SINGLE:
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"{'QUESTION' if name == 'question' else f'--{name}'} and --questions are both given. Keep one of them."
+            )
+    if args.output is None:
+        raise ValueError("--questions needs the folder of the job. Give --output DIR.")
+    workers = args.workers or 1
+    if local and workers > 1:
+        raise ValueError(f"--workers={workers} needs a server, which they share; each would load {args.model}. Leave it out.")
+    questions = load_questions(args.questions, image_root=args.image_root, limit=args.limit)
+    step = Sample(generator(), n=args.n or 1, prompt=args.prompt or QUESTION, system=args.system, **settings)
+    job = Job([step], questions, args.output, drop_bad=args.drop_bad)
+    report = job.run(workers=workers, retry_dropped=args.retry_dropped)
+    spent = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in report["spent"].items())
+    return Report(f"{summarize(report)}\n{f'spent: {spent}' if spent else ''}\n{args.output}/report.html", report)

@@ -1,0 +1,142 @@
+"""Read questions, with their known answers, one at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mpo.data.files import open_files
+from mpo.data.ids import id_hash, refuse_repeated
+from mpo.data.messages import checked_text
+from mpo.data.records import to_prompt
+from mpo.io import BadRecord, json_kind
+from mpo.schema import Question
+
+PROMPTS = ("question", "prompt", "messages")
+ANSWERS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
+CHOICES = ("choices", "options")
+OTHERS = ("id", "system", "image", "images", "kind", "unit", "tolerance", "source")
+_SHOWN = re.compile(r"ima?ge?s?|picture|photo|video|audio|conversation|history|prompt|question", re.IGNORECASE)
+"""Names of fields that may be something the model should see."""
+
+
+class Questions:
+    """The questions of a file, read anew each time they are iterated over, so that they take no memory.
+
+    Args:
+        path: JSONL, JSON or Parquet, as in `mpo.data.files.open_files`.
+        image_root: folder that image paths are relative to, and inside which they stay; None for that of the file.
+        limit: the number of questions to read from the start; None for all.
+
+    Raises:
+        ValueError: for a missing file or one of another type. While iterating: BadRecord for a line that is no question, naming its
+            place, and, at the end, for the first id that is there twice.
+    """
+
+    def __init__(self, path: str | Path, *, image_root: str | Path | None = None, limit: int | None = None) -> None:
+        self.path, self.limit = os.path.abspath(path), limit
+        self.image_root = Path(image_root if image_root is not None else os.path.dirname(self.path))
+        open_files(self.path)
+
+    def __iter__(self) -> Iterator[Question]:
+        hashes = array("Q")
+        for _, question in self._placed():
+            hashes.append(id_hash(question.id))
+            yield question
+        refuse_repeated(hashes, ((where, question.id) for where, question in self._placed()))
+
+    def _placed(self) -> Iterator[tuple[str, Question]]:
+        read = 0
+        for shard in open_files(self.path):
+            for where, line in shard.lines():
+                if read == self.limit:
+                    return
+                if isinstance(line, BadRecord):
+                    raise line
+                yield where, to_question(line, where=where, image_root=self.image_root)
+                read += 1
+
+
+def load_questions(path: str | Path, *, image_root: str | Path | None = None, limit: int | None = None) -> Questions:
+    """Open a file of questions; arguments and errors as in `Questions`.
+
+    A line has ``question``, ``prompt`` or ``messages``; optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
+    ``images``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices``, and ``kind``,
+    ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata.
+    """
+    return Questions(path, image_root=image_root, limit=limit)
+
+
+def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Question:
+    """Convert a line to a question.
+
+    Args:
+        line: the parsed line.
+        where: its place, for errors.
+        image_root: folder that image paths are relative to.
+
+    Raises:
+        BadRecord: for a line that is no question, and for a field that is not read and may be something the model should see.
+    """
+    try:
+        prompt, answer, choices = (_only(line, names) for names in (PROMPTS, ANSWERS, CHOICES))
+        if prompt is None:
+            raise ValueError(f"expected a question; got the fields {', '.join(line) or 'none'}. Name it {' or '.join(PROMPTS)}.")
+        metadata = {name: value for name, value in line.items() if name not in (*OTHERS, prompt, answer, choices)}
+        nested = metadata.pop("metadata", None)
+        if unread := next((name for name, value in metadata.items() if _SHOWN.search(name) and _may_be_shown(name, value)), None):
+            raise ValueError(f"the field {unread!r} is not read, and may be something the model should see. Rename or remove it.")
+        asked = {name: value for name, value in line.items() if name in ("id", "system", "image", "images")}
+        found = to_prompt({**asked, "prompt": line[prompt]}, where="", image_root=image_root)
+        tolerance = line.get("tolerance")
+        if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0):
+            raise ValueError(f"'tolerance' is {tolerance!r:.50} instead of a number of 0 or more.")
+        return Question(
+            messages=found["prompt"],
+            images=[one["path"] if one["bytes"] is None else one["bytes"] for one in found["images"]],
+            ground_truths=_texts(line, answer),
+            kind=_text(line, "kind"),
+            choices=_texts(line, choices) or None,
+            unit=_text(line, "unit"),
+            tolerance=tolerance,
+            id=found["id"] or f"{os.path.basename(where.rpartition(':')[0])}:{where.rpartition(':')[2]}",
+            source=_text(line, "source") or "",
+            metadata={**(nested if isinstance(nested, Mapping) else {} if nested is None else {"metadata": nested}), **metadata},
+        )
+    except ValueError as error:
+        raise BadRecord(where, str(error)) from None
+
+
+def _only(line: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The one of several names that a line has."""
+    found = [name for name in names if line.get(name) not in (None, "", [])]
+    if len(found) > 1:
+        raise ValueError(f"the line has both {found[0]!r} and {found[1]!r}. Keep one of them.")
+    return found[0] if found else None
+
+
+def _texts(line: Mapping[str, Any], name: str | None) -> list[str]:
+    """A text or a number, or a list of them, as texts."""
+    value = line.get(name) if name else None
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    for one in given:
+        if isinstance(one, bool) or not isinstance(one, str | int | float):
+            raise ValueError(f"{name!r} has {json_kind(one)} where text or a number is expected.")
+    return [checked_text(one if isinstance(one, str) else str(one), repr(name)) for one in given]
+
+
+def _may_be_shown(name: str, value: Any) -> bool:
+    return (
+        not name.lower().endswith(("id", "type", "index"))
+        and value not in ("", [])
+        and isinstance(value, str | bytes | list | dict)
+    )
+
+
+def _text(line: Mapping[str, Any], name: str) -> str | None:
+    value = line.get(name)
+    return None if value in (None, "") else checked_text(value, repr(name))

@@ -1,0 +1,290 @@
+"""One OpenAI-compatible server: one attempt at a request, its errors sorted, and how it goes on from a prefix."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from functools import cache
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
+
+from mpo.generation.generator import Request
+from mpo.generation.wire import KINDS, Kind, chat_fields, kind_of, read_usage
+
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+NO_KEY = "none"
+_TOO_LONG = re.compile(r"context|maximum.{0,20}(length|tokens)|too (long|many tokens)|session_len", re.IGNORECASE)
+_PROBE = "Answer: yes."
+"""A prefix whose tokens are twice as many when it is there twice, on two lines."""
+
+
+class FailedError(Exception):
+    """An attempt that may succeed if it is repeated.
+
+    Attributes:
+        after: seconds to wait, if the server says.
+        limited: a rate limit has turned the request away.
+        unreachable: there was no response at all.
+    """
+
+    def __init__(self, reason: str, *, after: float | None = None, limited: bool = False, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.after, self.limited, self.unreachable = after, limited, unreachable
+
+
+class RefusedError(Exception):
+    """A request that the server will not answer, however often it is asked."""
+
+
+class SettingsError(ValueError):
+    """Settings that a server refuses or would ignore: no request can be answered with them."""
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """A server, as far as it is known. Every method takes the client of the event loop that it runs in.
+
+    Attributes:
+        url: its address up to ``/v1``.
+        key_variable: the environment variable with the key.
+        timeout: seconds that a response may take.
+        kind: its ways; None until it was asked.
+        running: requests that it has now.
+        rests_until: do not ask it before this time (`time.monotonic`).
+        ignores_n: it has answered with fewer responses than were asked for.
+        prefix: how it goes on from a prefix: ``flag``, ``itself``, or the reason why it does not; None until tried.
+        probing: held while that is tried.
+    """
+
+    url: str
+    key_variable: str
+    timeout: float
+    kind: Kind | None = None
+    running: int = 0
+    rests_until: float = 0.0
+    ignores_n: bool = False
+    prefix: str | None = None
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self.shown = shown_address(self.url)
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.shown!r})"
+
+    def client(self) -> Any:
+        """A client for the event loop that is running, an asynchronous context manager."""
+        import openai
+
+        key = os.environ.get(self.key_variable) or NO_KEY
+        http = openai.DefaultAsyncHttpxClient(base_url=self.url, timeout=self.timeout, verify=_certificates())
+        return openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.timeout, http_client=http)
+
+    async def introduce(self, client: Any, model: str | None, kind: str | None) -> str:
+        """Ask it for its models, and find its ways; returns the model's name.
+
+        Raises:
+            FailedError: if it cannot be reached.
+            ConnectionError: if it has another model, or none.
+        """
+        try:
+            data = await self._listed(client, optional=model is not None)
+            models = sorted(data["data"], key=lambda one: one.get("status") != {"value": "loaded"})
+            names = [str(one["id"]) for one in models]
+        except (AttributeError, KeyError, TypeError):
+            raise ConnectionError(f"{self.shown} is no OpenAI-compatible server: it lists no models. Check it.") from None
+        found = KINDS[kind] if kind else kind_of(models[0]) if models else KINDS["other" if "missing" in data else "transformers"]
+        name = model or next(iter(names), None)
+        if name is None:
+            raise ConnectionError(f"{self.shown} has no model. Give the name of one that it can load.")
+        if names and name not in names and found.name != "transformers":  # which loads others when they are asked for
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise ConnectionError(f"{self.shown} has no model {name!r}; it has {listed}. Give the name of one of them.")
+        self.kind = found
+        return name
+
+    async def _listed(self, client: Any, *, optional: bool) -> Any:
+        for last in (False, False, True):
+            try:
+                return await self.send(client, "/models", None)
+            except RefusedError as error:
+                raise ConnectionError(f"{error}") from None
+            except FailedError as error:
+                if last or error.unreachable:
+                    raise
+                await asyncio.sleep(min(error.after or 0.5, 10.0))
+            except ConnectionError as error:
+                if not optional or not isinstance(error, _MissingError):
+                    raise
+                return {"data": [], "missing": True}
+        raise AssertionError
+
+    async def send(self, client: Any, path: str, body: Mapping[str, Any] | None, timeout: float | None = None) -> Any:
+        """Make one attempt; returns the JSON of the response.
+
+        Raises:
+            FailedError: for what may succeed later.
+            RefusedError: for what will not.
+            ConnectionError: for a server that cannot be used: a wrong address, model or key.
+        """
+        seconds = timeout or self.timeout
+        with self._errors(seconds):
+            async with asyncio.timeout(seconds):  # the client's own limit is of each read
+                if body is None:
+                    text = await client.get(path, cast_to=str)
+                else:
+                    text = await client.post(path, body=body, cast_to=str)
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise FailedError(self.clean(f"{self.shown} has sent no JSON but {text[:200]!r}.")) from None
+
+    async def chunks(self, client: Any, path: str, body: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """Make one attempt at a streamed response; yields its chunks. Errors as in `send`."""
+        import openai
+        from openai.types import Completion
+        from openai.types.chat import ChatCompletionChunk
+
+        kind: Any = ChatCompletionChunk if path == CHAT else Completion
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with self._errors(self.timeout):
+            async for chunk in await client.post(path, body=body, cast_to=kind, stream=True, stream_cls=openai.AsyncStream[kind]):
+                yield chunk
+
+    @contextmanager
+    def _errors(self, timeout: float) -> Iterator[None]:
+        """Sort the client's errors: to be repeated, refused, or of the whole server."""
+        import openai
+
+        url = self.shown
+        try:
+            yield
+        except openai.APIStatusError as error:
+            status, said = error.status_code, self.clean(str(error.response.text).strip()[:500] or str(error.message))
+            if status in (401, 403):
+                raise ConnectionError(f"{url} refuses the key ({status}: {said}). Set {self.key_variable} to one.") from None
+            if status == 404:
+                raise _MissingError(f"{url} has no such endpoint or model ({said}). The address usually ends in /v1.") from None
+            if status == 402 or (status == 429 and "insufficient_quota" in said):
+                raise ConnectionError(f"{url} wants to be paid first ({status}: {said}).") from None
+            if status in (408, 409, 425, 429) or status >= 500:
+                after = retry_after(error.response.headers.get("retry-after"))
+                raise FailedError(f"{url} fails ({status}: {said}).", after=after, limited=status == 429) from None
+            raise RefusedError(f"{url} refuses the request ({status}: {said})") from None
+        except (openai.APITimeoutError, TimeoutError):
+            raise FailedError(f"{url} gives no response in {timeout:g} s.") from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            if not type(cause).__name__.startswith("Connect"):  # the request may be what breaks the connection
+                raise FailedError(self.clean(f"{url} breaks the connection ({cause}).")) from None
+            reason = self.clean(f"{url} cannot be reached ({cause}). Is the server running?")
+            raise FailedError(reason, unreachable=True) from None
+        except openai.OpenAIError as error:
+            raise FailedError(self.clean(f"{url} fails ({error}).")) from None
+        except Exception as error:  # a broken stream raises the error of the client's HTTP library, which depends on its version
+            if not type(error).__module__.startswith("http"):
+                raise
+            raise FailedError(self.clean(f"{url} failed while it responded ({error}).")) from None
+
+    def clean(self, text: str) -> str:
+        """A message without the key, which some servers repeat, and without the address's password."""
+        for secret in (os.environ.get(self.key_variable), urlsplit(self.url).password):
+            text = text.replace(secret, "***") if secret else text
+        return text
+
+    async def try_prefix(self, client: Any, model: str) -> str:
+        """Find out, by the tokens of prompts, whether it goes on from a prefix: the values of `prefix`.
+
+        A turn that is closed has the tokens that close it, and those that open the next one. With P(x) tokens for the prefix x,
+        2 P(x) - P(x x) - P() is their number; and where the flag is understood, the prompt with it is shorter than without.
+        """
+
+        async def tokens(prefix: str | None, *, flag: bool = False) -> int | None:
+            fields = chat_fields(self.kind or KINDS["other"], Request.ask("Is it?", prefix=prefix), continued=flag)
+            data = await self.send(client, CHAT, {"model": model, **fields, "max_tokens": 1, "temperature": 0.0})
+            return read_usage(data)[0]
+
+        try:
+            flagged = await tokens(_PROBE, flag=True)
+        except RefusedError:  # an unknown field
+            flagged = None
+        try:
+            plain = await tokens(_PROBE)
+            if flagged is not None and plain is not None and flagged < plain:
+                return "flag"
+            counts = [await tokens(None), plain, await tokens(f"{_PROBE}\n{_PROBE}")]
+        except RefusedError as error:
+            return f"takes no prefix ({error})"
+        if None in counts:
+            return "does not say how many tokens a prompt has, so whether it goes on from a prefix is not known"
+        none, once, twice = (count or 0 for count in counts)
+        return "itself" if 2 * once - twice - none <= 0 else "closes a prefix and starts another turn"
+
+
+@cache
+def _certificates() -> Any:
+    """The SSL context of the client's HTTP library, httpx or httpx2: made once, since that takes 60 ms."""
+    import openai
+
+    origin = next(kind.__module__ for kind in openai.DefaultAsyncHttpxClient.__mro__ if kind.__module__.startswith("httpx"))
+    return import_module(origin.split(".")[0]).create_ssl_context()
+
+
+class _MissingError(ConnectionError):
+    """The server has no such endpoint or model."""
+
+
+def explained(reason: str) -> str:
+    """A refusal, with what to do about it where that is known."""
+    if "mm_processor_kwargs" in reason or "trust-request-mm" in reason:
+        return f"{reason}. Start vLLM with --trust-request-mm-kwargs, or leave max_tiles out."
+    if _TOO_LONG.search(reason):
+        return (
+            f"{reason}. The prompt and its response do not fit in the server's context: lower max_new_tokens, use fewer or smaller "
+            "images, or start the server with a longer context."
+        )
+    return f"{reason}."
+
+
+def retry_after(header: str | None) -> float | None:
+    """The seconds of a Retry-After header, a number or a date; None without one.
+
+    >>> retry_after("1.5"), retry_after(None), retry_after("soon")
+    (1.5, None, None)
+    """
+    try:
+        return max(float(header or ""), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(header or "").timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return None
+
+
+def shown_address(url: Any) -> str:
+    """An address for messages: without user, password and query.
+
+    >>> shown_address("http://me:secret@localhost:8000/v1?key=1")
+    'http://localhost:8000/v1'
+
+    Raises:
+        ValueError: for anything but the address of a server.
+    """
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme.lower() in ("http", "https") and parts.hostname and parts.port != 0
+    except (AttributeError, TypeError, ValueError):  # of the port, or the brackets of an IPv6 address
+        valid = False
+    if not valid:
+        shown = re.sub(r"//[^/@]*@", "//", str(url))
+        raise ValueError(f"Expected the address of a server, such as http://localhost:8000/v1; got {shown!r}.")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,286 @@
+"""How records flow through steps: many at a time, each model asked ahead, results in the order of the records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mpo.generation.generator import GenerationError, Request, Response
+from mpo.pipelines.ledger import Ledger, key_of, request_hash
+
+if TYPE_CHECKING:
+    from mpo.pipelines.step import Step
+
+Record = dict[str, Any]
+"""A record of a pipeline: at least its ``id``, unique in its data set."""
+CONCURRENCY = 32
+"""Requests at the same time to a generator that does not say how many it takes (`concurrency`)."""
+RECORDS_PER_REQUEST = 2
+"""Records in hand at the same time, for each request at the same time: the next ones are ready when a response comes."""
+MAX_HELD = 4096
+"""Maximum number of finished records that wait for an earlier one, so that memory does not grow with the data set."""
+
+log = logging.getLogger(__name__)
+
+
+class Dropped(Exception):
+    """Raised by a step that has no output for a record, with the reason."""
+
+
+@dataclass
+class Result:
+    """What became of a record.
+
+    Attributes:
+        record: the record.
+        outputs: what the last step made of it.
+        dropped: ``id``, ``input_id``, ``step``, ``reason`` and ``record`` of each record, it or one made of it, without an output.
+        counts: numbers of its records and responses by step, as in `mpo.pipelines.report`.
+        failed: it has no output for a reason other than a step's `Dropped`.
+    """
+
+    record: Record
+    outputs: list[Record] = field(default_factory=list)
+    dropped: list[Record] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    failed: bool = False
+
+
+class _Asked:
+    """A request with its responses so far, by sample."""
+
+    def __init__(self, request: Request, about: dict[str, Any], found: list[Response | None], keys: list[str]) -> None:
+        self.request, self.about, self.found, self.keys = request, about, found, keys
+        self.missing = tuple(sample for sample, response in enumerate(found) if response is None)
+        self.left = len(self.missing)
+        self.errors: dict[int, GenerationError] = {}
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Flow:
+    """Sends records through steps.
+
+    Args:
+        steps: the steps, in order.
+        ledger: where responses are kept and found again; None to keep none.
+        concurrency: the largest number of requests at the same time; None for each generator's own.
+    """
+
+    def __init__(self, steps: Sequence[Step], *, ledger: Ledger | None = None, concurrency: int | None = None) -> None:
+        self.names = step_names(steps)
+        self.steps = list(steps)
+        self._ledger, self._concurrency = ledger, concurrency
+        asked = [getattr(step.generator, "concurrency", CONCURRENCY) for step in steps if step.generator is not None]
+        self._at_once = RECORDS_PER_REQUEST * (concurrency or max(asked, default=1))
+        self._queues: dict[str, asyncio.Queue[_Asked | None]] = {}
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def run(self, records: Iterable[Record], emit: Callable[[Result], None]) -> None:
+        """Send records through the steps.
+
+        Args:
+            records: the records, read as they are needed.
+            emit: called with each result, in the order of the records, from another thread.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, when the responses that were on their way have come; a second Ctrl-C does not wait.
+            ConnectionError: for a server that cannot be used.
+        """
+        with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has a loop already
+            running = pool.submit(asyncio.run, self._run(records, emit))
+            while True:
+                try:
+                    running.result()
+                    break
+                except KeyboardInterrupt:
+                    again, self._stopping = self._stopping, True
+                    if self._task is not None:
+                        self._task.get_loop().call_soon_threadsafe(self._task.cancel if again else self._close)
+                except asyncio.CancelledError:
+                    break
+                except BaseExceptionGroup as group:
+                    raise _first(group) from None
+        if self._stopping:
+            raise KeyboardInterrupt
+
+    async def _run(self, records: Iterable[Record], emit: Callable[[Result], None]) -> None:
+        self._task = asyncio.current_task()
+        self._queues = {
+            name: asyncio.Queue() for name, step in zip(self.names, self.steps, strict=True) if step.generator is not None
+        }
+        held: dict[int, Result] = {}
+        started = emitted = 0
+        active, room = asyncio.Semaphore(self._at_once), asyncio.Semaphore(self._at_once + MAX_HELD)
+
+        async def one(number: int, record: Record) -> None:
+            nonlocal emitted
+            try:
+                held[number] = await self._through(record)
+            except asyncio.CancelledError:
+                room.release()
+                raise
+            finally:
+                active.release()
+            while emitted in held:
+                emit(held.pop(emitted))
+                emitted += 1
+                room.release()
+
+        async with asyncio.TaskGroup() as asking:
+            for name, step in zip(self.names, self.steps, strict=True):
+                if name in self._queues:
+                    asking.create_task(self._ask_all(step, self._queues[name]))
+            async with asyncio.TaskGroup() as working:
+                for record in records:
+                    await room.acquire()
+                    await active.acquire()
+                    if self._stopping:
+                        break
+                    working.create_task(one(started, record))
+                    started += 1
+            self._close()
+        if emitted < started and not self._stopping:
+            raise RuntimeError(f"{started - emitted} records got neither responses nor an error from their generator.")
+
+    def _close(self) -> None:
+        for queue in self._queues.values():
+            queue.put_nowait(None)
+
+    async def _through(self, record: Record) -> Result:
+        result = Result(record, counts=Counter(records=1))
+        current = [record]
+        for name, step in zip(self.names, self.steps, strict=True):
+            result.counts[f"{name}/in"] += len(current)
+            found = await asyncio.gather(*(self._apply(name, step, one, result.counts) for one in current))
+            following: list[Record] = []
+            for given, outputs in zip(current, found, strict=True):
+                if isinstance(outputs, Exception):
+                    reason = str(outputs) or type(outputs).__name__
+                    result.dropped.append(
+                        {"id": given["id"], "input_id": record["id"], "step": name, "reason": reason, "record": given}
+                    )
+                    result.counts[f"{name}/dropped"] += 1
+                    result.failed |= not isinstance(outputs, Dropped)
+                    continue
+                following += [{**output, "input_id": record["id"]} for output in outputs]
+                if step.measure is not None:
+                    values = [float(output[step.measure]) for output in outputs if output.get(step.measure) is not None]
+                    result.counts[f"{name}/{step.measure}/sum"] += sum(values)  # type: ignore[assignment]
+                    result.counts[f"{name}/{step.measure}/number"] += len(values)
+            result.counts[f"{name}/out"] += len(following)
+            current = following
+        result.outputs = current
+        result.failed &= not current
+        result.counts["output" if current else "dropped"] += 1
+        return result
+
+    async def _apply(self, name: str, step: Step, record: Record, counts: Counter[str]) -> list[Record] | Exception:
+        try:
+            requests = step.requests(record)
+            asked = (self._ask(name, step, record["id"], place, request, counts) for place, request in enumerate(requests))
+            responses: list[Any] = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
+            if error := next((one for one in responses if isinstance(one, BaseException)), None):
+                raise error
+            found = step.finish(record, responses)
+        except (Dropped, GenerationError, ValueError) as error:
+            return error
+        except Exception as error:
+            error.add_note(f"in step {name!r}, for record {record['id']!r}")
+            raise
+        return children(step, record, found)
+
+    async def _ask(
+        self, name: str, step: Step, record_id: str, number: int, request: Request, counts: Counter[str]
+    ) -> list[Response]:
+        about: dict[str, Any] = {"record": record_id, "step": name, "number": number}
+        if step.generator is None:
+            raise TypeError(f"Step {name!r} has requests and no generator.")
+        found: list[Response | None] = [None] * step.sampling.get("n", 1)
+        keys: list[str] = []
+        if self._ledger is not None:
+            about["request"] = request_hash(request)
+            keys = [key_of(record_id, name, number, about["request"], sample) for sample in range(len(found))]
+            found = [self._ledger.get(key) for key in keys]
+        asked = _Asked(request, about, found, keys)
+        if asked.missing:
+            if self._stopping:  # nobody takes it any more
+                raise asyncio.CancelledError
+            self._queues[name].put_nowait(asked)
+            await asked.done
+        whole = [response for response in asked.found if response is not None]
+        counts[f"{name}/responses"] += len(whole)
+        for response in whole:
+            counts[f"{name}/finish_reason/{response.finish_reason}"] += 1
+        if asked.errors:
+            first = min(asked.errors)
+            raise asked.errors[first]
+        return whole
+
+    async def _ask_all(self, step: Step, queue: asyncio.Queue[_Asked | None]) -> None:
+        """Send the requests of a queue to the step's generator until the queue ends, and keep every response as it comes."""
+        pending: dict[int, _Asked] = {}
+
+        async def items() -> AsyncIterator[tuple[Request, Sequence[int]]]:
+            number = 0
+            while (asked := await queue.get()) is not None:
+                pending[number] = asked
+                if self._stopping:
+                    return
+                yield asked.request, asked.missing
+                number += 1
+
+        assert step.generator is not None
+        settings = {"concurrency": self._concurrency, **step.sampling}
+        async for number, sample, answer in step.generator.stream(items(), **settings):
+            asked = pending[number]
+            if isinstance(answer, Response):
+                if self._ledger is not None:  # before anything else: what is paid for is on disk when the next one is asked
+                    self._ledger.append(asked.keys[sample], {**asked.about, "sample": sample}, answer)
+                asked.found[sample] = answer
+            else:
+                asked.errors[sample] = answer
+            asked.left -= 1
+            if not asked.left:
+                del pending[number]
+                asked.done.set_result(None)
+        for asked in pending.values():
+            asked.done.cancel()
+        while not queue.empty():
+            if (left := queue.get_nowait()) is not None:
+                left.done.cancel()
+
+
+def children(step: Step, record: Record, found: Any) -> list[Record]:
+    """Give a step's outputs for a record their ids: the record's own or, where there may be several, ``ID/0``, ``ID/1``, ...
+
+    Raises:
+        TypeError: for outputs of another type than the step says.
+    """
+    each = found if isinstance(found, list) else [found]
+    if isinstance(found, list) != step.many or not each or not all(isinstance(one, dict) for one in each):
+        expected = "a list of records" if step.many else "one record"
+        raise TypeError(f"Step {step.verb!r} must return {expected} or raise Dropped with the reason; got {found!r:.80}.")
+    return [{**one, "id": f"{record['id']}/{place}" if step.many else record["id"]} for place, one in enumerate(each)]
+
+
+def step_names(steps: Sequence[Step]) -> list[str]:
+    """Name steps by their verbs; of several with the same verb, the later ones are numbered.
+
+    Raises:
+        ValueError: without any steps.
+    """
+    if not isinstance(steps, Sequence) or not steps:
+        raise ValueError(f"Expected a list of one step or more; got {steps!r:.80}.")
+    verbs = [step.verb for step in steps]
+    return [verb if verb not in verbs[:place] else f"{verb}_{verbs[:place].count(verb) + 1}" for place, verb in enumerate(verbs)]
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,282 @@
+"""A job: steps over a data set, in a folder that the same command goes on with after any interruption."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from mpo.data.ids import id_hash, refuse_repeated
+from mpo.data.paths import regular_file
+from mpo.io import atomic_write, read_json_object, write_text
+from mpo.pipelines.flow import Record, children, log, step_names
+from mpo.pipelines.ledger import content_hash, json_bytes
+from mpo.pipelines.part import DROPPED, OUTPUT, SHARDS, Part, locked, plain, total
+from mpo.pipelines.report import Progress, make_report, page
+from mpo.pipelines.step import Dropped, Step, to_record
+
+VERSION = 1
+SETTINGS, REPORT, PAGE, IMAGES = "job.json", "report.json", "report.html", "images"
+MAX_FAILURES = 20
+SHARDS_PER_WORKER = 4
+SHOWN_LINES, SHOWN_BYTES = 5, 4000
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Job:
+    """Steps over a data set in a folder.
+
+    The folder holds ``job.json`` (the settings), ``ledger.jsonl`` (every response that was paid for), ``output.jsonl``,
+    ``dropped.jsonl`` (each record without an output, with the reason), ``progress.json``, and at the end ``report.json`` and
+    ``report.html``. Every record ends in the output or in ``dropped.jsonl``. Output, dropped records and reports are the same
+    bytes however often the job was interrupted, and over however many shards and workers it runs; nothing that was paid for is
+    asked again, but for the requests on their way at an interruption.
+
+    Args:
+        steps: the steps, in order.
+        records: dicts or dataclasses with an ``id``, in something that can be iterated over again: a list, or
+            `mpo.data.load_questions`.
+        folder: the folder, new or of the same job.
+        shards: number of parts that workers take; None for that of the folder, or one (four per worker in `run`).
+        concurrency: the largest number of requests at the same time, per process; None for each generator's own.
+        max_failures: the job stops if so many of its first records fail and none succeeds.
+        drop_bad: drop records that cannot be asked about, such as for an image that is gone, instead of refusing the data set.
+
+    Raises:
+        ValueError: for records that can be read only once, and without any steps.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        records: Iterable[Any],
+        folder: str | Path,
+        *,
+        shards: int | None = None,
+        concurrency: int | None = None,
+        max_failures: int = MAX_FAILURES,
+        drop_bad: bool = False,
+    ) -> None:
+        if isinstance(records, Iterator):
+            raise ValueError(
+                "The records can be read only once, and a job reads them several times. Give a list, or load_questions."
+            )
+        if shards is not None and shards < 1:
+            raise ValueError(f"Expected one shard or more; got shards={shards!r}.")
+        self.names = step_names(steps)
+        self.steps, self.records, self.folder = list(steps), records, Path(folder).absolute()
+        self.shards, self.concurrency, self.max_failures, self.drop_bad = shards, concurrency, max_failures, drop_bad
+        self.count = 0
+
+    def run(self, *, workers: int = 1, retry_dropped: bool = False, progress: bool = True) -> dict[str, Any]:
+        """Run the job, or go on with it.
+
+        Args:
+            workers: number of processes on this machine, which take shards (extra ``scale``).
+            retry_dropped: try the records again that were dropped.
+            progress: show how far it is.
+
+        Returns:
+            the report (`report.json`), and what was ``spent``: requests, tokens and, if prices are known, the cost, of all runs.
+
+        Raises:
+            ValueError: for another job's folder, naming both values of each setting; for bad records; if everything fails.
+            InUse: if another process works in the folder.
+            ConnectionError: for a server that cannot be used.
+            OSError: for a full disk; the same command goes on.
+            KeyboardInterrupt: after Ctrl-C, when the responses on their way have come; the same command goes on.
+        """
+        if workers < 1:
+            raise ValueError(f"Expected one worker or more; got workers={workers!r}.")
+        try:
+            with locked(self.folder, "job"):
+                self.prepare(workers)
+                if retry_dropped:
+                    for part in self.parts():
+                        if part.progress()["counts"].get("dropped"):
+                            part.forget()
+                if workers > 1:
+                    from mpo.pipelines.scale import run_local
+
+                    run_local(self, workers, progress=progress)
+                else:
+                    self._run_parts(progress)
+                return self.finish()
+        except KeyboardInterrupt:
+            log.warning("Interrupted. What was paid for is in %s; the same command goes on.", self.folder)
+            raise
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            reason = f"{error.strerror}. What was paid for is kept. Make room, and the same command goes on"
+            raise OSError(error.errno, reason, error.filename or str(self.folder)) from error
+
+    def _run_parts(self, progress: bool) -> None:
+        finished = [part.progress() for part in self.parts()]
+        bar = Progress(self.count, sum(one["records"] for one in finished), show=progress)
+        try:
+            for number in range(len(finished)):
+
+                def show(now: dict[str, Any], number: int = number) -> None:
+                    finished[number] = now
+                    bar.update(*total(finished))
+
+                self.run_part(number, show)
+        finally:
+            bar.close()
+
+    def prepare(self, workers: int = 1) -> None:
+        """Check the settings and all records before anything is paid for, and write `job.json`.
+
+        Raises:
+            ValueError: as in `run`.
+        """
+        steps = {name: step.settings() for name, step in zip(self.names, self.steps, strict=True)}
+        path, own = self.folder / SETTINGS, {"version": VERSION, "order": self.names, "steps": json.loads(json.dumps(steps))}
+        before = read_json_object(path) if path.exists() else None
+        if before is not None:
+            self.shards = before.get("shards") if self.shards is None else self.shards
+            self._refuse_others(before, {**own, "shards": self.shards})
+            if workers > 1 and self.shards == 1:
+                raise ValueError(
+                    f"{self.folder} has one shard, which {workers} workers cannot share. Go on with one, or give another folder."
+                )
+        else:
+            self.shards = (1 if workers == 1 else SHARDS_PER_WORKER * workers) if self.shards is None else self.shards
+            left = [one for one in self.folder.iterdir() if not one.name.startswith(".job.")]
+            if left:
+                raise ValueError(f"{self.folder} holds {left[0].name} and no {SETTINGS}: it is no job's. Give another folder.")
+        self.count, digest = self._check_records()
+        own |= {"shards": self.shards, "records": {"number": self.count, "digest": digest}}
+        if before is not None:
+            self._refuse_others(before, own)
+        else:
+            write_text(path, json.dumps(own, indent=1) + "\n", durable=True)
+
+    def _refuse_others(self, before: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        there, here = _flat(before), _flat(own)
+        wrong = [name for name in here if there.get(name) != here[name]]
+        wrong += [name for name in there if name.startswith("steps.") and name not in here]
+        if wrong:
+            listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong)
+            raise ValueError(f"{self.folder} is that of another job: {listed}. Give the same settings, or another folder.")
+
+    def _check_records(self) -> tuple[int, str]:
+        hashes, digest = array("Q"), hashlib.blake2b(digest_size=16)
+        bad: list[str] = []
+        for record in self._read():
+            hashes.append(id_hash(record["id"]))
+            digest.update(json_bytes(record, _content) + b"\n")
+            try:
+                self._check(record)
+            except ValueError as error:
+                bad.append(f"{record['id']!r}: {error}" if len(bad) < SHOWN_LINES else "")
+        refuse_repeated(hashes, ((f"record {place}", record["id"]) for place, record in enumerate(self._read())))
+        if not hashes:
+            raise ValueError("The data set has no records.")
+        if bad and not self.drop_bad:
+            shown = "\n  ".join(filter(None, bad))
+            raise ValueError(
+                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {shown}\nFix them, or drop them (drop_bad)."
+            )
+        return len(hashes), digest.hexdigest()
+
+    def _check(self, record: Record) -> None:
+        """Make the requests of the first step that asks, and look for their files."""
+        if all(step.generator is None for step in self.steps):
+            return
+        current = [record]
+        for step in self.steps:
+            if step.generator is not None:
+                for one in current:
+                    for request in step.requests(one):
+                        for file in (*request.images, *request.videos):
+                            if isinstance(file, str | os.PathLike) and not os.path.isdir(file):
+                                regular_file(file, str(file), "image")
+                return
+            try:
+                current = [output for one in current for output in children(step, one, step.finish(one, ()))]
+            except Dropped:
+                return
+
+    def _read(self) -> Iterator[Record]:
+        return (to_record(given, place) for place, given in enumerate(self.records))
+
+    def parts(self) -> list[Part]:
+        """The parts of a job that is prepared."""
+        if not self.count:  # in another process
+            before = read_json_object(self.folder / SETTINGS)
+            self.count, self.shards = before["records"]["number"], before["shards"]
+        images, shards = self.folder / IMAGES, self.shards or 1
+        if shards == 1:
+            return [Part(self.folder, self.count, images)]
+        bounds = [self._start(number) for number in range(shards + 1)]
+        return [
+            Part(self.folder / SHARDS / f"{number:05d}", bounds[number + 1] - bounds[number], images) for number in range(shards)
+        ]
+
+    def _start(self, number: int) -> int:
+        return self.count * number // (self.shards or 1)
+
+    def run_part(self, number: int, show: Any = lambda progress: None) -> None:
+        """Run one part. Raises as `run`, and InUse if another process works on it."""
+        parts = self.parts()
+        start = self._start(number)
+        parts[number].run(
+            self.steps,
+            islice(self._read(), start, start + parts[number].size),
+            concurrency=self.concurrency,
+            max_failures=self.max_failures,
+            proven=lambda: any(part.progress()["records"] for part in parts),
+            show=show,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Put the parts together, and write the reports.
+
+        Raises:
+            RuntimeError: if a part is not finished.
+        """
+        parts = self.parts()
+        counts, spent = total([part.progress() for part in parts])
+        if not counts["records"] == counts["output"] + counts["dropped"] == self.count:
+            raise RuntimeError(
+                f"Of {self.count} records, {counts['output']} are in the output and {counts['dropped']} are dropped."
+            )
+        if len(parts) > 1:
+            for name in (OUTPUT, DROPPED):
+                with atomic_write(self.folder / name, "wb", durable=True) as whole:
+                    for part in filter(lambda part: part.size, parts):
+                        with open(part.folder / name, "rb") as file:
+                            while block := file.read(2**20):
+                                whole.write(block)
+        report = make_report(counts, self.names)
+        settings = read_json_object(self.folder / SETTINGS)
+        settings.pop("shards")
+        write_text(self.folder / PAGE, page(report, settings, *(self._first(name) for name in (OUTPUT, DROPPED))))
+        write_text(self.folder / REPORT, json.dumps(report, indent=1) + "\n", durable=True)
+        return {**report, "spent": {**spent}}
+
+    def _first(self, name: str) -> list[bytes]:
+        with open(self.folder / name, "rb") as file:
+            return [line[:SHOWN_BYTES] for line in islice(file, SHOWN_LINES)]
+
+
+def _content(value: Any) -> Any:
+    """What stands in the digest for what JSON lacks."""
+    return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Flatten nested settings to names with dots."""
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    return {inner: one for key in value for inner, one in _flat(value[key], f"{name}.{key}" if name else str(key)).items()}

@@ -1,0 +1,175 @@
+"""The ledger of a job: every response that was paid for, one line each, found again after any interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from array import array
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpo.generation.generator import Request, Response
+
+KEY_DIGITS = 32
+_START = b'{"key": "'
+_CHECKSUM = b', "checksum": "'
+
+
+def key_of(record_id: str, step: str, number: int, request: str, sample: int) -> str:
+    """Return the key of a response, in hex digits.
+
+    Args:
+        record_id: id of the record that the step was given.
+        step: name of the step.
+        number: number of the request among those of the step for this record.
+        request: its hash (`request_hash`).
+        sample: number of the sample.
+    """
+    return _digest(json.dumps([record_id, step, number, request, sample]).encode())
+
+
+def request_hash(request: Request) -> str:
+    """Hash what a model is asked: messages, prefix, and the contents of the images and videos, wherever they are.
+
+    Raises:
+        ValueError: for an image or video that is gone.
+    """
+    files = [[content_hash(one) for one in files] for files in (request.images, request.videos)]
+    return _digest(json.dumps([request.messages, request.prefix or "", *files]).encode())
+
+
+def content_hash(image: Any) -> str:
+    """Hash an image: the bytes of a file (of all files of a folder), encoded bytes, or the pixels of a PIL image.
+
+    Raises:
+        ValueError: for a file that is gone.
+    """
+    if isinstance(image, str | os.PathLike):
+        try:
+            if os.path.isdir(image):
+                return _digest("".join(content_hash(one) for one in sorted(Path(image).iterdir())).encode())
+            return _digest(Path(image).read_bytes())
+        except OSError as error:
+            raise ValueError(f"{image}: this file cannot be read ({error.strerror}). Put it back, or fix the path.") from None
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _digest(image)
+    return _digest(f"{image.mode}{image.size}".encode() + image.tobytes())
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Write to a file descriptor: with one call, unless the disk is full or a signal comes."""
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def json_bytes(value: Any, default: Any = None) -> bytes:
+    """Write a value as JSON in UTF-8. Text with half a character, which UTF-8 lacks, is escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=default).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, default=default).encode()
+
+
+def _digest(data: bytes | bytearray | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=KEY_DIGITS // 2).hexdigest()
+
+
+class Ledger:
+    """A JSONL file of responses that is only appended to. Its index takes 16 bytes a response that was there when it was opened.
+
+    Args:
+        path: the file. An unfinished end, which a killed process or a full disk leaves, is cut off.
+
+    Attributes:
+        responses: number of responses in the file.
+        cut: number of bytes that were cut off.
+
+    Raises:
+        ValueError: for damage before the last line, naming the line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.responses = self.cut = 0
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._scan()
+        except BaseException:
+            self.close()
+            raise
+
+    def _scan(self) -> None:
+        keys, places, end, bad = array("Q"), array("Q"), 0, 0
+        with open(self.path, "rb") as file:
+            place = 0
+            for number, line in enumerate(file, 1):
+                if _is_whole(line):
+                    if bad:
+                        raise ValueError(
+                            f"{self.path}:{bad}: this line is damaged: its checksum is not that of its text. Delete the line, and "
+                            "the same command asks for its response again."
+                        )
+                    keys.append(int(line[len(_START) : len(_START) + 16], 16))
+                    places.append(place)
+                    end = place + len(line)
+                elif not bad:
+                    bad = number
+                place += len(line)
+        if place > end:
+            os.ftruncate(self._file, end)
+        self.responses, self.cut, self._size = len(keys), place - end, end
+        order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable") if keys else np.empty(0, np.int64)
+        self._keys = np.frombuffer(keys, np.uint64)[order] if keys else np.empty(0, np.uint64)
+        self._places = np.frombuffer(places, np.uint64)[order] if keys else self._keys
+
+    def get(self, key: str) -> Response | None:
+        """Return the response of a key that was there when the ledger was opened, or None."""
+        start = int(np.searchsorted(self._keys, np.uint64(int(key[:16], 16))))
+        while start < len(self._keys) and int(self._keys[start]) == int(key[:16], 16):
+            with open(self._file, "rb", closefd=False) as file:
+                file.seek(int(self._places[start]))
+                line = json.loads(file.readline())
+            if line["key"] == key:
+                found = line["response"]
+                return Response(**{**found, "logprobs": None if found["logprobs"] is None else tuple(found["logprobs"])})
+            start += 1
+        return None
+
+    def append(self, key: str, about: dict[str, Any], response: Response) -> None:
+        """Append a response; it survives the end of this process.
+
+        Args:
+            key: its key.
+            about: what the key was made of, for readers of the file.
+            response: the response.
+
+        Raises:
+            OSError: for a full disk; what was written of the line is removed.
+        """
+        data = json_bytes({"key": key, **about, "response": asdict(response)})[:-1]
+        line = data + _CHECKSUM + f'{zlib.crc32(data):08x}"}}\n'.encode()
+        try:
+            write_all(self._file, line)
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self._size += len(line)
+        self.responses += 1
+
+    def sync(self) -> None:
+        """Flush the file to disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def _is_whole(line: bytes) -> bool:
+    body, found, checksum = line.rpartition(_CHECKSUM)
+    return bool(found) and line.startswith(_START) and checksum == f'{zlib.crc32(body):08x}"}}\n'.encode()

@@ -1,0 +1,295 @@
+"""A range of a job's records in a folder of its own: its ledger, its output so far, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import date
+from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from mpo.io import BadRecord, atomic_write, read_json_object, write_text
+from mpo.pipelines.flow import Flow, Record, Result, log
+from mpo.pipelines.ledger import Ledger, content_hash, json_bytes, write_all
+from mpo.pipelines.report import count_reason
+from mpo.pipelines.step import Step
+
+LEDGER, OUTPUT, DROPPED, PROGRESS = "ledger.jsonl", "output.jsonl", "dropped.jsonl", "progress.json"
+SHARDS = "shards"
+"""Folder of the parts of a job that has several."""
+SYNC_SECONDS = 0.5
+"""Between two flushes to disk: what a power failure can cost."""
+_EMPTY = {"records": 0, "sizes": [0, 0], "counts": {}, "spent": {}}
+
+
+class InUse(BlockingIOError):
+    """Another process holds what is to be worked on."""
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold a folder, which is free again when this process ends, however it ends.
+
+    Args:
+        folder: the folder, which is created.
+        name: what is held of it: those with different names do not keep each other out.
+
+    Raises:
+        InUse: if another process holds it, naming that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(folder / f".{name}.lock"), folder / f".{name}.owner"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = owner.read_text() if owner.is_file() else "another process"
+        raise InUse(f"{folder} is in use by {who}. Wait for it, stop it, or give another folder.") from None
+    try:
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
+
+
+class Part:
+    """A range of records. Its files are a function of the records, the steps and the responses, whenever they came.
+
+    Args:
+        folder: its folder.
+        size: number of its records.
+        images: folder for encoded images of records, which JSON cannot hold.
+    """
+
+    def __init__(self, folder: Path, size: int, images: Path) -> None:
+        self.folder, self.size, self.images = folder, size, images
+
+    def progress(self) -> dict[str, Any]:
+        """How far it is: numbers of finished records and bytes, ``counts`` (`mpo.pipelines.report`) and what was ``spent``."""
+        try:
+            return read_json_object(self.folder / PROGRESS)
+        except (FileNotFoundError, BadRecord):  # everything follows from the ledger
+            return {**_EMPTY}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its records are."""
+        return bool(self.progress()["records"] == self.size)
+
+    def forget(self) -> None:
+        """Have all records go through the steps again, with the responses of the ledger."""
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+
+    def run(
+        self,
+        steps: Sequence[Step],
+        records: Iterable[Record],
+        *,
+        concurrency: int | None = None,
+        max_failures: int,
+        proven: Callable[[], bool],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Send the records that are left through the steps.
+
+        Args:
+            steps: the steps.
+            records: the records of this part, from its first one.
+            concurrency: as in `Flow`.
+            max_failures: how many records may fail before any succeeds.
+            proven: whether records of another part have succeeded.
+            show: called with the progress as it grows.
+
+        Raises:
+            InUse: if another process works on it.
+            ValueError: if everything fails.
+            OSError: for a full disk.
+        """
+        with locked(self.folder, "part"):
+            if self.finished:
+                return
+            ledger = Ledger(self.folder / LEDGER)
+            if ledger.cut:
+                log.warning("%s: an unfinished line of %d bytes at its end was cut off", ledger.path, ledger.cut)
+            with _Writing(self, ledger, steps, max_failures, proven, show) as writing:
+                flow = Flow(steps, ledger=ledger, concurrency=concurrency)
+                rest = (record for place, record in enumerate(records) if place >= writing.done)
+                flow.run(rest, writing.emit)
+                writing.end()
+
+
+def total(parts: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:
+    """Add up the counts of parts, and what was spent on them."""
+    counts: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part["counts"])
+        spent.update(part["spent"])
+    return counts, spent
+
+
+class _Writing:
+    """The files of a part that is being worked on, flushed to disk from a thread of its own."""
+
+    def __init__(
+        self,
+        part: Part,
+        ledger: Ledger,
+        steps: Sequence[Step],
+        max_failures: int,
+        proven: Callable[[], bool],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._part, self._ledger, self._steps = part, ledger, steps
+        self._max_failures, self._proven, self._show = max_failures, proven, show
+        paths = [part.folder / name for name in (OUTPUT, DROPPED)]
+        self._files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644) for path in paths]
+        before = part.progress()
+        if any(os.fstat(file).st_size < size for file, size in zip(self._files, before["sizes"], strict=True)):
+            log.warning("%s: the output is shorter than it was; it is made again from the ledger", part.folder)
+            before = {**_EMPTY, "spent": before["spent"]}
+        self._sizes = list(before["sizes"])
+        for file, size in zip(self._files, self._sizes, strict=True):
+            os.ftruncate(file, size)
+        self.done: int = before["records"]
+        self._counts: Counter[str] = Counter(before["counts"])
+        self._earlier, self._start = Counter(before["spent"]), _usage(steps)
+        self._failures: list[Result] = []
+        self._lock, self._ending = threading.Lock(), threading.Event()
+        self._error: OSError | None = None
+        self._written: str | None = None
+        self._shown = 0.0
+        self._thread = threading.Thread(target=self._sync_always, daemon=True)
+
+    def __enter__(self) -> _Writing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._ending.set()
+        self._thread.join()
+        try:
+            with suppress(*[OSError] if kind else []):  # it has its error already
+                self._sync()
+            self._show(self._progress())
+        finally:
+            for file in self._files:
+                os.close(file)
+            self._ledger.close()
+
+    def emit(self, result: Result) -> None:
+        """Write a result; failures before the first success wait for it."""
+        if self._error is not None:
+            raise self._error
+        if not (result.failed and not self.done):
+            for one in (*self._failures, result):
+                self._write(one)
+            self._failures.clear()
+        else:
+            self._failures.append(result)
+            if len(self._failures) >= self._max_failures:
+                self.end()
+        if (now := time.monotonic()) - self._shown > SYNC_SECONDS:
+            self._shown = now
+            self._show(self._progress())
+
+    def end(self) -> None:
+        """Write the failures that wait, or refuse a part in which everything fails."""
+        if self._failures and not self._proven():
+            first = self._failures[0].dropped[0]
+            raise ValueError(
+                f"The first {len(self._failures)} records all fail, so that the job stops; {first['id']!r}: {first['reason']} "
+                "Fix the cause, and the same command goes on; or allow more failures (max_failures)."
+            )
+        for one in self._failures:
+            self._write(one)
+        self._failures.clear()
+
+    def _write(self, result: Result) -> None:
+        for one in result.dropped:
+            count_reason(result.counts, one["step"], one["reason"])
+        lines = [b"".join(json_bytes(one, self._plain) + b"\n" for one in records) for records in (result.outputs, result.dropped)]
+        for file, data in zip(self._files, lines, strict=True):
+            write_all(file, data)
+        with self._lock:
+            self._sizes = [size + len(data) for size, data in zip(self._sizes, lines, strict=True)]
+            self._counts.update(result.counts)
+            self.done += 1
+
+    def _progress(self) -> dict[str, Any]:
+        with self._lock:
+            spent = self._earlier + (_usage(self._steps) - self._start)
+            return {"records": self.done, "sizes": [*self._sizes], "counts": {**self._counts}, "spent": {**spent}}
+
+    def _sync_always(self) -> None:
+        while not self._ending.wait(SYNC_SECONDS):
+            try:
+                self._sync()
+            except OSError as error:
+                self._error = error
+                return
+
+    def _sync(self) -> None:
+        """Flush everything to disk, and only then note how far it is."""
+        self._ledger.sync()
+        text = json.dumps(self._progress())
+        if text != self._written:
+            for file in self._files:
+                os.fsync(file)
+            write_text(self._part.folder / PROGRESS, text, durable=True)
+            self._written = text
+
+    def _plain(self, value: Any) -> Any:
+        """What JSON lacks. Encoded images and pixels become files, named after their content."""
+        if isinstance(value, Image.Image):
+            png = BytesIO()
+            value.save(png, format="PNG")
+            value = png.getvalue()
+        if isinstance(value, bytes | bytearray | memoryview):
+            path = self._part.images / f"{content_hash(value)}.{_ending(value)}"
+            if not path.exists():
+                with atomic_write(path, "wb") as file:
+                    file.write(value)
+            return f"{path.parent.name}/{path.name}"
+        return plain(value)
+
+
+def plain(value: Any) -> Any:
+    """What JSON lacks, but for images: paths, numbers of numpy, dates, decimal numbers. Raises ValueError for anything else."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, date | Decimal):
+        return str(value)
+    if getattr(value, "shape", None) == ():
+        return value.item()
+    raise ValueError(
+        f"a record has a {type(value).__name__}, which JSON cannot hold: {value!r:.80}. Leave it out, or make it text."
+    )
+
+
+def _ending(data: Any) -> str:
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return "jpg" if image.format in ("JPEG", "MPO") else str(image.format).lower()
+    except OSError:
+        return "bin"
+
+
+def _usage(steps: Sequence[Step]) -> Counter[str]:
+    """What the generators of steps have used in this process so far."""
+    total: Counter[str] = Counter()
+    for usage in {id(step.generator): getattr(step.generator, "usage", None) for step in steps}.values():
+        for name in ("requests", "responses", "prompt_tokens", "completion_tokens", "cost"):
+            if value := getattr(usage, name, None):
+                total[name] += value
+    return total

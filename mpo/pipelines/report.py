@@ -1,0 +1,156 @@
+"""What a job has done, as numbers, as a page and as a progress bar."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from tqdm.auto import tqdm
+
+MAX_REASONS = 1000
+"""Maximum number of different reasons of each step that are counted; further ones are counted together."""
+EVERY_SECONDS = 30.0
+"""Between two lines of progress where stderr is no terminal."""
+
+
+def count_reason(counts: Counter[str], step: str, reason: str) -> None:
+    """Count a reason for which a record was dropped. Reasons that differ in numbers, paths or quotes only are the same."""
+    masked = re.sub(r"'[^']*'|\"[^\"]*\"|\S*[0-9/]\S*", "*", " ".join(reason.split()))[:120]
+    name = f"{step}/reason/{masked}"
+    start = f"{step}/reason/"
+    if name not in counts and sum(one.startswith(start) for one in counts) >= MAX_REASONS:
+        name = f"{start}other"
+    counts[name] += 1
+
+
+def make_report(counts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, Any]:
+    """Arrange counts as a report.
+
+    Args:
+        counts: ``records``, ``output``, ``dropped`` (numbers of input records), and by step, after its name and a slash: ``in``,
+            ``out``, ``dropped`` (numbers of records), ``responses``, ``finish_reason/...``, ``reason/...``, and a measure's ``sum``
+            and ``number``.
+        steps: names of the steps.
+    """
+    report: dict[str, Any] = {name: counts.get(name, 0) for name in ("records", "output", "dropped")}
+    report["steps"] = []
+    for step in steps:
+        row: dict[str, Any] = {"step": step, **{name: counts.get(f"{step}/{name}", 0) for name in ("in", "out", "dropped")}}
+        for name, value in sorted(counts.items()):
+            at, _, rest = name.partition("/")
+            kind, _, which = rest.partition("/")
+            if at != step or which == "number":
+                continue
+            if which == "sum":
+                row[kind] = value / max(counts[f"{step}/{kind}/number"], 1)
+            elif which:
+                row.setdefault(f"{kind}s", {})[which] = value
+            else:
+                row[kind] = value
+        report["steps"].append(row)
+    return report
+
+
+def summarize(report: Mapping[str, Any]) -> str:
+    """Summarize a report in a few lines."""
+    lines = [f"{report['records']:,} records: {report['output']:,} in the output, {report['dropped']:,} dropped"]
+    for row in report["steps"]:
+        shown = [
+            f"{value:,.4g} {name}" if isinstance(value, float) else f"{value:,} {name.replace('_', ' ')}"
+            for name, value in row.items()
+            if isinstance(value, int | float)
+        ]
+        lines.append(f"  {row['step']}: {', '.join(shown)}")
+        reasons = sorted(row.get("reasons", {}).items(), key=lambda one: -one[1])
+        lines += [f"    {number:,} dropped: {reason}" for reason, number in reasons[:5]]
+    return "\n".join(lines)
+
+
+STYLE = "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+STYLE += "td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left;vertical-align:top}pre{white-space:pre-wrap}"
+
+
+def page(report: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[bytes], dropped: Sequence[bytes]) -> str:
+    """Write a report as a self-contained HTML page, with the first lines of both files."""
+    total = f"{report['records']:,} records = {report['output']:,} in the output + {report['dropped']:,} dropped"
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(total)}</title><style>{STYLE}</style></head>"
+        f"<body><h1>{escape(total)}</h1>{''.join(_table(row) for row in report['steps'])}<h2>Settings</h2>{_table(settings)}"
+        + "".join(
+            f"<h2>First lines of {name}</h2>" + "".join(f"<pre>{escape(line.decode())}</pre>" for line in lines)
+            for name, lines in (("output.jsonl", outputs), ("dropped.jsonl", dropped))
+            if lines
+        )
+        + "</body></html>\n"
+    )
+
+
+def _table(value: Any) -> str:
+    if isinstance(value, Mapping):
+        rows = "".join(f"<tr><th>{escape(str(name))}</th><td>{_table(inner)}</td></tr>" for name, inner in value.items())
+        return f"<table>{rows}</table>"
+    if isinstance(value, list):
+        return "".join(_table(inner) for inner in value)
+    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line on stderr, every 30 seconds.
+
+    Args:
+        total: number of records.
+        done: how many were finished before.
+        show: False shows nothing.
+    """
+
+    def __init__(self, total: int, done: int, *, show: bool = True) -> None:
+        quiet = not show or (not sys.stderr.isatty() and "ipykernel" not in sys.modules)
+        self._bar = tqdm(total=total, initial=done, unit="record", disable=quiet, dynamic_ncols=True)
+        self._total, self._first, self._show = total, done, show
+        self._start = self._last = time.monotonic()
+        self._quiet, self._done = quiet, done
+        self._said: list[str] = []
+
+    def update(self, counts: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
+        """Show how far the job is.
+
+        Args:
+            counts: as in `make_report`.
+            spent: what has been paid for, as in `mpo.pipelines.job.spent`.
+        """
+        now, self._said = time.monotonic(), self._text(counts, spent)
+        self._done = counts.get("records", 0)
+        if not self._quiet:
+            self._bar.set_postfix_str(", ".join(self._said), refresh=False)
+            self._bar.update(self._done - self._bar.n)
+        elif self._show and now - self._last >= EVERY_SECONDS:
+            self._last = now
+            self._print()
+
+    @staticmethod
+    def _text(counts: Mapping[str, Any], spent: Mapping[str, Any]) -> list[str]:
+        tokens = spent.get("prompt_tokens", 0) + spent.get("completion_tokens", 0)
+        said = [f"{spent['requests']:,} requests"] if "requests" in spent else []
+        said += [f"{tokens:,} tokens"] * bool(tokens) + [f"cost {spent.get('cost', 0):,.2f}"] * ("cost" in spent)
+        said += [f"{counts['dropped']:,} dropped"] * bool(counts.get("dropped"))
+        for name, number in counts.items():
+            if name.endswith("/number") and number:
+                said.append(f"{name.split('/')[-2]} {counts[f'{name[:-7]}/sum'] / number:.3f}")
+        return said
+
+    def _print(self) -> None:
+        rate = (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        left = f"{(self._total - self._done) / rate / 60:,.0f} min left" if rate else "time left unknown"
+        said = [f"{self._done:,} of {self._total:,} records", f"{rate:.3g} a second", left, *self._said]
+        print(", ".join(said), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar, or print the last line."""
+        self._bar.close()
+        if self._quiet and self._show:
+            self._print()

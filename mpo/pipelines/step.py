@@ -1,0 +1,104 @@
+"""What a pipeline is made of: steps, which map records to records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mpo.generation.generator import Generator, Request, Response
+from mpo.pipelines.flow import Dropped, Flow, Record, Result, log
+
+__all__ = ["Dropped", "Record", "Step", "to_record"]
+
+
+class Step:
+    """Maps each record to one record, or to several (`many`), by itself or with the responses of a model.
+
+    A subclass has plain constructor arguments, kept as attributes of the same names, and overrides `finish` and, if it asks a
+    model, `requests`. Both are functions of their arguments and the constructor's alone: a job calls them again to go on.
+
+    Attributes:
+        verb: what it does, in one word: its name in files and reports.
+        many: a record gives a list of outputs, whose ids are ``ID/0``, ``ID/1``, ...; otherwise one, which keeps the id.
+        measure: name of a field of its outputs, a number or a boolean, whose mean is reported.
+        generator: the model that it asks.
+        sampling: the settings of `Generator.generate` that it asks with.
+    """
+
+    verb: ClassVar[str]
+    many: ClassVar[bool] = False
+    measure: ClassVar[str | None] = None
+    generator: Generator | None = None
+    sampling: Mapping[str, Any] = {}
+
+    def requests(self, record: Record) -> Sequence[Request]:
+        """Return what the model is asked about a record. Raises ValueError for a record that cannot be asked about."""
+        return ()
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record | list[Record]:
+        """Make the outputs from a record and the responses to its requests, `n` for each.
+
+        Raises:
+            Dropped: with the reason, where a record has no output.
+        """
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its outputs: the constructor's arguments, and the model."""
+        own = {name: value for name, value in vars(self).items() if name != "generator" and name[0] != "_"}
+        return own if self.generator is None else {**own, "generator": self.generator.identity()}
+
+    def __call__(self, records: Iterable[Any]) -> list[Record]:
+        """Apply the step to records in memory. A record that is dropped is logged with its reason.
+
+        Args:
+            records: dicts or dataclasses with an ``id``.
+
+        Returns:
+            the outputs, in order; ``input_id`` is the id of the record that an output was made of.
+
+        Raises:
+            ValueError: for a record without an id.
+            ConnectionError: for a server that cannot be used.
+        """
+        outputs: list[Record] = []
+
+        def emit(result: Result) -> None:
+            outputs.extend(result.outputs)
+            for one in result.dropped:
+                log.warning("%s: record %r is dropped: %s", self.verb, one["id"], one["reason"])
+
+        Flow([self]).run((to_record(record, place) for place, record in enumerate(records)), emit)
+        return outputs
+
+
+def to_record(given: Any, place: int = 0) -> Record:
+    """Convert a mapping or a dataclass to a record. Fields of a dataclass with their default values are left out.
+
+    Args:
+        given: the mapping or dataclass. Relative paths of images and videos become absolute.
+        place: its number in the data set, for errors.
+
+    Raises:
+        ValueError: for anything else, and without an id.
+    """
+    if is_dataclass(given) and not isinstance(given, type):
+        record = {}
+        for one in fields(given):
+            value = getattr(given, one.name)
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            if default is MISSING or not (type(value) is type(default) and value == default):
+                record[one.name] = value
+    elif isinstance(given, Mapping):
+        record = dict(given)
+    else:
+        raise ValueError(f"Record {place} is a {type(given).__name__}. Expected a dict or a dataclass, with an 'id'.")
+    if not isinstance(record.get("id"), str) or not record["id"]:
+        raise ValueError(f"Record {place} has the id {record.get('id')!r}. Give it one as text, unique in its data set.")
+    for name in ("images", "videos"):
+        if isinstance(record.get(name), list | tuple):
+            record[name] = [os.path.abspath(one) if isinstance(one, str | Path) else one for one in record[name]]
+    return record

@@ -1,0 +1,250 @@
+"""Multiple choice: which choice an answer names, by its letter in any dress or by its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mpo.verification.dress import undress
+from mpo.verification.number import find_numbers, read_number, same_number
+from mpo.verification.prose import stated_number
+from mpo.verification.texts import normalize, read_yes_no
+
+_LETTER = r"[A-Za-zＡ-Ｚａ-ｚ]"
+_LEAD = (
+    r"(?:(?:the\s{1,3})?(?:(?:final|correct|right|best)\s{1,3}){0,3}(?:answers?|ans\.?|options?|choices?)(?:\s{0,3}(?:is|are))?(?:\s{0,3}[:：])?\s{0,3}"
+    r"|(?:我认为|应该|因此)?(?:正确)?(?:选项|答案|是)(?:\s{0,3}(?:是|为|：|:))?\s{0,3}|故?选(?:\s{0,3}(?:择|：|:))?\s{0,3}"
+    r"|(?:it|this)(?:\s{1,3}(?:is|must be|should be|would be)|['’]s)\s{1,3}){0,4}"
+)
+_ALONE = re.compile(
+    rf"{_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
+    re.IGNORECASE,
+)
+_WITH_TEXT = re.compile(
+    rf"{_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))[\s.:：、,，。*-]*(?=\S)",
+    re.IGNORECASE,
+)
+_BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
+_SEVERAL = re.compile(
+    rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:(?:\s*(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
+    re.IGNORECASE,
+)
+_TOGETHER = re.compile(r"[A-H]{2,8}")
+_NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without)\b|n['’]t\b|不|没", re.IGNORECASE)
+_CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
+_NOT = re.compile(
+    r"(?:\bnot|\bn't|\bneither|\bnor|\bexcept|\brather than|\binstead of|不是|不选|并非|非)\s*(?:the|an?|option|choice"
+    r"|选项)?\s*[(\"'*]*$",
+    re.IGNORECASE,
+)
+
+
+MOST_CHARACTERS = 2000
+"""Of a longer text, only the beginning is read."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """The choices that a text names.
+
+    Attributes:
+        indices: their places, from 0; more than one where a text names several, none where it names none.
+        method: `letter`, `text`, or the reason why there are none.
+        both: the text names one or another of them, so it has decided for none.
+    """
+
+    indices: frozenset[int]
+    method: str
+    both: bool = False
+
+
+def _index(letter: str) -> int:
+    return ord(letter.upper().translate({0xFF21 + place: 65 + place for place in range(26)})) - 65
+
+
+def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool = False) -> Named:
+    """Find the choice that an answer names.
+
+    >>> read_choice("**(b)**").indices, read_choice("blue", ["red", "blue"]).indices
+    (frozenset({1}), frozenset({1}))
+    >>> read_choice("A or B").both
+    True
+
+    Args:
+        text: the answer, short.
+        choices: the texts of the choices, in order; None where only letters are known.
+        truth: the text is a ground truth, which says the text of a choice where it could also be a letter.
+    """
+    return _read(text[:MOST_CHARACTERS], None if choices is None else tuple(choices), truth)
+
+
+@lru_cache(maxsize=4096)
+def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
+    text = undress(text)
+    size = len(choices) if choices is not None else 26
+    texts = choices or ()
+    exact = [place for place, choice in enumerate(texts) if same_choice(text, choice)]
+    literal = [place for place, choice in enumerate(texts) if text.strip() == choice.strip()]
+    if len(literal) == 1 or (literal and truth):
+        return Named(frozenset(literal[:1]), "text")
+    if (found := _ALONE.fullmatch(text)) and _index(found[1]) < size:
+        return Named(frozenset({_index(found[1])}), "letter")
+    if exact and not (re.match(r"[(\[（【]", text) and _WITH_TEXT.match(text)):  # several with the same text are one
+        return Named(frozenset(exact[:1]), "text")
+    if found := _SEVERAL.fullmatch(text):
+        joined = re.sub(_LEAD, "", found[0], count=1, flags=re.IGNORECASE)
+        letters = frozenset(_index(letter) for letter in re.findall(rf"(?<![A-Za-z]){_LETTER}(?![A-Za-z])", joined))
+        either = bool(re.search(r"\bor\b|或|/", joined))
+        if max(letters) < size:
+            return Named(letters, "it names several choices" if either else "letters", both=either)
+    if choices is None and _TOGETHER.fullmatch(text):
+        return Named(frozenset(map(_index, text)), "letters")
+    for pattern in (_WITH_TEXT, _BEFORE_TEXT):
+        if (found := pattern.match(text)) is None:
+            continue
+        letter = _index(next(group for group in found.groups() if group))
+        rest = re.split(r"\n", text[found.end() :].strip(" *()（）"), maxsplit=1)[0]
+        others = {place for place, choice in enumerate(texts) if same_choice(rest, choice)}
+        if letter < size and pattern is _WITH_TEXT:
+            number = _number_at_start(rest)
+            told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
+            if (others and letter not in others) or (told and number is not None and not same_choice(number, texts[letter])):
+                return Named(frozenset(), "its letter and its text name different choices")
+            return Named(frozenset({letter}), "letter")
+        if letter < size and others:
+            return Named(
+                frozenset({letter} & others), "letter" if letter in others else "its letter and its text name different choices"
+            )
+    return named_inside(text, texts)
+
+
+def named_inside(text: str, choices: Sequence[str]) -> Named:
+    """Find the choice whose text stands in a sentence; a choice inside a longer one that also stands there does not count.
+
+    >>> named_inside("The car is light blue.", ["blue", "light blue"]).indices
+    frozenset({1})
+    """
+    if not choices:
+        return Named(frozenset(), "it names no choice")
+    if _are_yes_no(choices):
+        said = read_yes_no(text)
+        found = [place for place, choice in enumerate(choices) if said is not None and read_yes_no(choice) is said]
+        return Named(frozenset(found), "text" if found else "it names no choice")
+    if are_numbers(choices):
+        return _stated(text, choices)
+    text = _CONDITION.sub("", text)
+    if len(few := normalize(text).split()) <= 3:  # "dark blue" is not blue
+        ends = [choice for choice in choices if normalize(text).endswith(f" {normalize(choice)}")]
+        named = normalize(max(ends, key=len)).split() if ends else []
+        if ends and few[-len(named) - 1] not in _BEFORE_A_CHOICE and not _NEGATED.search(text):
+            return Named(frozenset(), "it names no choice")
+    plain, spans, negated = f" {normalize(text)} ", [], False
+    for place, choice in enumerate(choices):
+        words = normalize(choice)
+        for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
+            if _NOT.search(plain[max(0, start - 30) : start]):
+                negated = True
+            else:
+                spans.append((start, start + len(words), place))
+    kept = {
+        place for start, end, place in spans if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
+    }
+    if not kept and not negated and len(inside := _in_words(text, choices)) == 1:
+        return Named(inside, "words")
+    if len(kept) > 1:
+        return Named(frozenset(kept), "it names several choices", both=True)
+    return Named(frozenset(kept), "text" if kept else "it names no choice")
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _number_at_start(text: str) -> str | None:
+    first = next(find_numbers(text[:60]), None)
+    return first[2] if first is not None and first[0] <= 1 else None
+
+
+def _places(text: str, words: str) -> list[int]:
+    """Where words stand in a text as whole words."""
+    if not words:
+        return []
+    places, start = [], text.find(words)
+    while start >= 0:
+        before, after = text[start - 1 : start], text[start + len(words) : start + len(words) + 2]
+        open_before = not (before.isalnum() and before.isascii() and words[0].isalnum())
+        number = words[0].isdigit() and (before in {"-", ".", ","} or before.isdigit())
+        further = bool(re.match(r"[.,:/]\d", after)) and words[-1].isdigit()
+        if open_before and not number and not further and not (after[:1].isalnum() and after[:1].isascii() and words[-1].isalnum()):
+            places.append(start)
+        start = text.find(words, start + 1)
+        if len(places) > 50:
+            break
+    return places
+
+
+def are_numbers(choices: Sequence[str]) -> bool:
+    """Whether all choices are numbers."""
+    return all(read_number(choice) is not None for choice in choices)
+
+
+def _stated(text: str, choices: Sequence[str]) -> Named:
+    """The choice that is the number which a sentence states."""
+    shown = stated_number(text)
+    if not shown:
+        return Named(frozenset(), "it names several choices" if shown == "" else "it names no choice", both=shown == "")
+    found = frozenset(place for place, choice in enumerate(choices) if same_choice(shown, choice))
+    return Named(found, "text" if found else "it names no choice")
+
+
+_BEFORE_A_CHOICE = frozenset(
+    "will would may might should must it its this is are was the a an they he she answer option choice color colour likely "
+    "probably so thus".split()
+)
+_SMALL_WORDS = frozenset(
+    "a an the it would will may might likely probably also be is are was were do does did of to in on at and or that this".split()
+)
+
+
+def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:
+    """The choices whose words all stand in a sentence, in their order: `will decrease` in `will likely decrease`."""
+    words = [_stem(word) for word in normalize(text).split()]
+    found = set()
+    if _NEGATED.search(text):
+        return frozenset()
+    for place, choice in enumerate(choices):
+        wanted = [_stem(word) for word in normalize(choice).split() if word not in _SMALL_WORDS]
+        following = iter(words)
+        if wanted and all(word in following for word in wanted):
+            found.add(place)
+    return frozenset(found)
+
+
+def _are_yes_no(choices: Sequence[str]) -> bool:
+    return len(choices) == 2 and {read_yes_no(choice) if len(choice) < 8 else None for choice in choices} == {True, False}
+
+
+def same_choice(text: str, choice: str) -> bool:
+    """Whether a text is that of a choice: the same words, or the same number and unit."""
+    if normalize(text) == normalize(choice) and choice.strip():
+        return True
+    given, known = read_number(text), read_number(choice)
+    return given is not None and known is not None and same_number(given, known, tolerance=0)[0]
+
+
+def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:
+    """Whether an answer names the choices that the ground truth names."""
+    known = read_choice(truth, choices, truth=True)
+    given = read_choice(answer, choices)
+    if not known.indices:
+        return normalize(answer) == normalize(truth), "the ground truth is no choice, compared as texts"
+    if not given.indices or given.both:
+        return False, given.method
+    same = {
+        place: next(first for first, other in enumerate(choices or ()) if other == choice)
+        for place, choice in enumerate(choices or ())
+    }
+    one, other = ({same.get(place, place) for place in named.indices} for named in (given, known))
+    return one == other, given.method if one == other else "another choice"

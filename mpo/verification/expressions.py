@@ -1,0 +1,245 @@
+"""Expressions: compared by math-verify in processes of their own, which can be killed and have a limit of memory.
+
+The processes are plain ones, not those of `multiprocessing`: they start from threads, notebooks, `python -c` and daemonic processes
+(as the workers of a data loader are), import neither the user's script nor torch, and end with this process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import selectors
+import subprocess
+import sys
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+from mpo.verification.dress import plain_math, undress
+from mpo.verification.rational import rational
+
+SECONDS = 2.0
+"""CPU time that one comparison may take."""
+PATIENCE = 60.0
+"""Seconds after which a process that answers nothing is given up, however busy the machine is."""
+_PROCESSES = max(1, min(4, os.cpu_count() or 1))
+_REQUESTS = 500  # a process is replaced after so many, which bounds its memory
+_LONGEST = 1000
+
+
+class Worker:
+    """A process that compares expressions."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            # -P: the folder of the script is not searched for modules.
+            [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("worker.py")), str(SECONDS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONIOENCODING": "utf-8"},
+        )
+        self.served = 0
+        if (first := self._line()) != b"ready\n":
+            self.close()
+            if first == b"missing\n":
+                raise ValueError("Comparing expressions needs math-verify. Install it: pip install mpo-trainer[verify]")
+            raise RuntimeError(f"The process that compares expressions did not start; it wrote {first!r} instead of ready.")
+
+    def ask(self, answer: str, truth: str) -> tuple[bool, float | None, float | None] | None:
+        """Compare two expressions; None when that took too long or too much memory, and the process is gone."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            return None
+        line = self._line()
+        self.served += 1
+        return None if not line.endswith(b"\n") else tuple(json.loads(line))
+
+    def _line(self) -> bytes:
+        assert self.process.stdout is not None
+        line = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n") and selector.select(PATIENCE):
+                read = os.read(self.process.stdout.fileno(), 65536)
+                if not read:
+                    break
+                line += read
+        return line
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    pass
+
+
+class _Workers:
+    def __init__(self) -> None:
+        self.idle: list[Worker] = []
+        self.lock = threading.Lock()
+        self.free = threading.BoundedSemaphore(_PROCESSES)
+
+    def ask(self, answer: str, truth: str) -> tuple[bool, float | None, float | None] | None:
+        with self.free:
+            with self.lock:
+                worker = self.idle.pop() if self.idle else None
+            if worker is None or worker.process.poll() is not None:
+                worker = Worker()
+            kept = False
+            try:
+                result = worker.ask(answer, truth)
+                kept = result is not None and worker.served < _REQUESTS
+                return result
+            finally:  # an interrupted worker still computes: it is not used again
+                if kept:
+                    with self.lock:
+                        self.idle.append(worker)
+                else:
+                    worker.close()
+
+    def close(self) -> None:
+        with self.lock:
+            workers, self.idle = self.idle, []
+        for worker in workers:
+            worker.close()
+
+
+_workers = _Workers()
+atexit.register(lambda: _workers.close())
+
+
+def _forget() -> None:
+    """A forked process leaves its parent's workers alone and starts its own."""
+    global _workers
+    _workers = _Workers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float | None, str]:
+    r"""Whether two expressions are mathematically equal, their values where they are numbers, and why.
+
+    >>> same_expression("x^2-1", "(x-1)(x+1)")
+    (True, None, None, 'mathematically equal')
+
+    Raises:
+        ValueError: where math-verify is not installed.
+    """
+    given, known = latex(answer), latex(truth)
+    if _squeezed(given) == _squeezed(known):
+        return True, None, None, "the same expression"
+    one, other = rational(_right_side(given, known)), rational(_right_side(known, given))
+    if one and other and (one[0] == other[0] or one[1] or other[1]):
+        return one[0] == other[0], None, None, "mathematically equal" if one[0] == other[0] else "another expression"
+    for name, text in (("the answer", given), ("the ground truth", known)):
+        if problem := refused(text):
+            return False, None, None, f"{name} {problem}"
+    return _compared(given, known)
+
+
+def _right_side(text: str, beside: str) -> str:
+    """The right side of `y = ...`, where the other expression has the same left side or none."""
+    name, sign, right = text.partition("=")
+    left = beside.partition("=")[0].strip() if "=" in beside else name.strip()
+    return right if sign and re.fullmatch(r"[A-Za-z]", name.strip()) and left == name.strip() else text
+
+
+@lru_cache(maxsize=4096)
+def _compared(given: str, known: str) -> tuple[bool, float | None, float | None, str]:
+    result = _workers.ask(given, known)
+    if result is None:
+        return False, None, None, f"not decided within {SECONDS:g} s and the limit of memory"
+    return (*result, "mathematically equal" if result[0] else "another expression")
+
+
+def latex(text: str) -> str:
+    r"""Write an expression in LaTeX.
+
+    >>> latex("2√3"), latex("sqrt(x) * π"), latex("x²")
+    ('2\\sqrt{3}', '\\sqrt{x} \\cdot \\pi', 'x^{2}')
+    """
+    text = undress(text).rstrip(" .。,")
+    text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|:)", "", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+    text = re.sub(
+        r"\\(?:text|mathrm)\s?\{\s*([^{}]{0,40})\}(?:\^\{?[23]\}?)?", lambda found: "" if len(found[1]) > 1 else found[1], text
+    )
+    text = re.sub(r"√\s?\(([^()]{1,100})\)|√\s?\{([^{}]{1,100})\}|√\s?(\w+)|(?<![\\\w])sqrt\s?\(([^()]{1,100})\)", _root, text)
+    if not text.isascii():
+        text = "".join(_LATEX.get(character, character) for character in text)
+        text = re.sub(r"[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: plain_math(found[0]).replace("^", "^{", 1) + "}", text)
+    if re.search(r"\b(?:sin|cos|tan|cot|sec|csc)|\\(?:sin|cos|tan|cot|sec|csc)", text):
+        text = re.sub(r"(\d+(?:\.\d+)?)\s?(?:°|\^\s?\{?\\circ\}?)", r"(\1 \\cdot \\frac{\\pi}{180})", text)
+    text = re.sub(r"\*\*", "^", text).replace("*", " \\cdot ").replace("\\cdotp", "\\cdot")
+    text = re.sub(r"\^\s?\(([^()]{1,60})\)", r"^{\1}", text)
+    text = re.sub(r"\^(-?\d{2,})", r"^{\1}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi)(?![A-Za-z])", r"\\\1", text)
+    text = re.sub(r"(?<=[\d}\s)])\s?(?:cm|mm|km|kg|units?|degrees?|°|\^\s?\{?\\circ\}?)(?:\^\{?[23]\}?)?$", "", text)
+    return re.sub(r"[ \t\n]+", " ", text).strip(" $")
+
+
+_LATEX = {
+    "π": "\\pi ",
+    "∞": "\\infty ",
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "÷": "/",
+    "≤": "\\le ",
+    "≥": "\\ge ",
+    "θ": "\\theta ",
+    "α": "\\alpha ",
+}
+_LATEX |= {
+    "β": "\\beta ",
+    "λ": "\\lambda ",
+    "μ": "\\mu ",
+    "\u2212": "-",
+    "\u2013": "-",
+    "½": "\\frac{1}{2}",
+    "¼": "\\frac{1}{4}",
+    "¾": "\\frac{3}{4}",
+}
+
+
+def _root(found: re.Match[str]) -> str:
+    return f"\\sqrt{{{next(part for part in found.groups() if part)}}}"
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def refused(text: str) -> str:
+    """Why an expression is not computed at all; empty where it may be.
+
+    >>> refused("9^9^9^9"), refused("x^2 + 1"), refused("(x+1)^5000")
+    ('has a power or factorial too large to compute', '', 'has a power or factorial too large to compute')
+    """
+    if len(text) > _LONGEST:
+        return f"is longer than {_LONGEST} characters"
+    if not text:
+        return "is empty"
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "{([") - (character in "})]")
+        deepest = max(deepest, depth)
+    if deepest > 30:
+        return "is nested more than 30 deep"
+    plain = re.sub(r"[{}()\s]", "", text)
+    powers = re.findall(r"\^-?(\d+)", plain)
+    large = re.search(r"\d{4,}!|!!|\d!!", plain) or re.search(r"\^[^\s+*/=]{0,40}!", plain)
+    if any(len(power) > 3 or int(power) > 400 for power in powers) or re.search(r"(?<![A-Za-z])\d\^-?[\d.]+\^", plain) or large:
+        return "has a power or factorial too large to compute"
+    return ""

@@ -1,0 +1,452 @@
+r"""Find the final answer of a response.
+
+A response states its answer in a form (`Final answer: 7`, `\boxed{7}`, `<answer>7</answer>`, `the answer is 7`, `答案：7`), or is
+nothing but the answer, or says it in its conclusion or its first sentence. The last statement counts, as models correct themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mpo.verification.choices import are_numbers, read_choice
+from mpo.verification.dress import boxed, undress
+from mpo.verification.matching import check_rules, is_expression
+from mpo.verification.number import find_numbers, read_number
+from mpo.verification.prose import BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.sequences import read_boxes, read_intervals
+from mpo.verification.texts import read_yes_no
+
+_NO_CHOICE = "its number is that of no choice"
+HEAD, TAIL = 20_000, 40_000
+"""Of a longer response, only so many characters of its beginning and its end are read."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The final answer of a response.
+
+    Attributes:
+        answer: the answer as written, without decoration; the letter of a choice; None where there is none.
+        method: how it was found: `tag`, `boxed`, `label`, `statement`, `letter`, `whole`, `conclusion`, `opening`, `only`, `none`.
+        reason: why there is no answer: `empty`, `unfinished reasoning`, `refusal`, `hedge`, ...; empty where there is one.
+    """
+
+    answer: str | None
+    method: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A place where a response states its answer: from `start`, with the rest of its line."""
+
+    start: int
+    text: str
+    method: str
+
+
+MOST_STATEMENTS = 40
+"""Of more statements of one form, the last ones are read."""
+_THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(?:answer|final_answer|conclusion)>((?:(?!</?(?:answer|final_answer|conclusion)>)[\s\S]){0,4000})(?:</(?:answer|final_answer|conclusion)>|$)",
+    re.IGNORECASE,
+)
+_FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
+_LABEL = re.compile(
+    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
+    rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
+    r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$"
+    r"|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
+    r"|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_STATEMENT = re.compile(
+    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
+    rf"|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
+    r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
+    rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
+    r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-H]\b))"
+    r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])",
+    re.IGNORECASE,
+)
+_IS_CORRECT = re.compile(
+    r"(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
+    r"|choices?|answers?|选项)[ \t]?)?"
+    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
+    r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
+    r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
+    r"|(?:是|为)?正确)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_IS_LETTER = re.compile(
+    r"\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_OPTION = re.compile(
+    r"(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
+    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))",
+    re.IGNORECASE,
+)
+_ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
+_OTHERS = re.compile(
+    r"^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
+    r"|because|that (?:it|we))\b|不是|不)",
+    re.IGNORECASE,
+)
+_OF_OTHERS = re.compile(
+    r"\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
+    r"|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
+    r"|\b(?:if|not|isn't)\b[^\n.,]{0,20}$",
+    re.IGNORECASE,
+)
+_DESPITE = re.compile(
+    r"(?m)^[^.!?\n]{0,200}?(?:can['’]t|cannot|not sure|not certain|unable|sorry)[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)",
+    re.IGNORECASE,
+)
+_CORRECTED = re.compile(
+    r"\b(?i:but|wait|actually|rather|no)\b[^\n]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|\bchoose)[ \t]\(?([A-H])\)?\W{0,3}$"
+)
+_ENDS_IN_LETTER = re.compile(
+    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
+)
+_EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
+_MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
+_LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
+_RANGE = re.compile(
+    r"^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])",
+    re.IGNORECASE,
+)
+
+
+def extract(response: str, *, kind: str | None = None, choices: Sequence[str] | None = None) -> Extraction:
+    r"""Find the final answer of a response.
+
+    Args:
+        response: the full text.
+        kind: the kind of answer to look for (`MATCHERS`); None for any, or a choice where there are choices.
+        choices: the texts of a multiple-choice question's choices, in order: A, B, ...
+
+    Raises:
+        ValueError: for an unknown kind, or a response that is no text.
+
+    >>> extract("3 + 4 = 7\nFinal answer: 7").answer, extract("so B is right", choices=["red", "blue"]).answer
+    ('7', 'B')
+    >>> extract("It could be A or B.", choices=["red", "blue"])
+    Extraction(answer=None, method='none', reason='it names several choices')
+    """
+    check_rules(kind, choices, None)
+    if not isinstance(response, str):
+        raise ValueError(f"A response is a text; got {type(response).__name__}.")
+    return find_answer(response, kind, choices, "")
+
+
+def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
+    """Do what `extract` does, knowing the question: a number that it gives is the answer only where no other one is."""
+    if len(response) > HEAD + TAIL:
+        response = f"{response[:HEAD]}\n{response[-TAIL:]}"
+    text = re.sub(r"[ \t\u00a0]{2,}", " ", response.replace("\r", "").replace("\x00", " "))
+    marks = list(_THINKING.finditer(text))
+    if marks:
+        if "/" not in marks[-1][0]:
+            return Extraction(None, "none", "unfinished reasoning")
+        text = text[marks[-1].end() :]
+    if not text.strip():
+        return Extraction(None, "none", "empty")
+    kind = kind or ("choice" if choices is not None else None)
+    failed = ""
+    for statement in sorted(_statements(text, kind), key=lambda statement: statement.start, reverse=True):
+        found = _read(statement, kind, choices)
+        if found is None:
+            continue
+        if found.answer is not None or found.reason in {"hedge", "refusal"}:
+            return found
+        failed = failed or found.reason
+    if failed:
+        return Extraction(None, "none", failed)
+    return _unstated(text.strip(), kind, choices, asked[-TAIL:])
+
+
+def _statements(text: str, kind: str | None) -> Iterator[Statement]:
+    for found in _last(_TAG, text):
+        yield Statement(found.start(), found[1], "tag")
+    for start, _, content in boxed(text):
+        yield Statement(start, content, "boxed")
+    for pattern, method in ((_LABEL, "label"), (_STATEMENT, "statement")):
+        for found in _last(pattern, text):
+            if not _OF_OTHERS.search(text[max(0, found.start() - 40) : found.start()] + found[0]):
+                yield Statement(found.start(), _line_after(text, found.end()), method)
+    if kind == "choice":
+        for found in _last(_IS_CORRECT, text):
+            if not re.search(r"\b(?:not|n't|neither|if)\b", found[0]):
+                yield Statement(found.start(), found[1], "letter")
+        for found in _last(_IS_LETTER, text):
+            yield Statement(found.start(), found[1], "letter")
+
+
+def _last(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
+    """The last matches of a pattern."""
+    return deque(pattern.finditer(text), maxlen=MOST_STATEMENTS)
+
+
+def _line_after(text: str, start: int) -> str:
+    """The rest of a line, or the next one that has something in it."""
+    after = text[start : start + 1000].lstrip(" \t*_:：>")
+    after = after.lstrip(" \t\n*_:：>#") if not after or after[0] == "\n" else after
+    if after.startswith(("$$", "\\[", "```")):
+        return after.split("\n\n", 1)[0]
+    return after.split("\n", 1)[0].strip()
+
+
+def _read(statement: Statement, kind: str | None, choices: Sequence[str] | None) -> Extraction | None:
+    """The answer of a statement; None where it states nothing."""
+    text, method = statement.text.strip(), statement.method
+    if method in {"label", "statement"}:
+        inner = boxed(text)
+        if inner:
+            text = inner[-1][2]
+        elif nested := list(_STATEMENT.finditer(text)) or list(_LABEL.finditer(text)):  # "Final Answer: The final answer is 12"
+            text = _line_after(text, nested[-1].end())
+    if quoted := re.fullmatch(r"\"([^\"]{1,400})\"\s?[}\],].{0,200}", text):  # JSON
+        text = quoted[1]
+    if not text or (method == "statement" and _OTHERS.match(text)):
+        return None
+    if kind == "choice":
+        return _choice(text, method, choices)
+    sentence = _ENDS.split(text, maxsplit=1)[0].strip() if method in {"label", "statement"} else text
+    if REFUSAL.search(sentence):
+        return Extraction(None, "none", "refusal")
+    if kind in {"number", "chart", "math"} and (number := _number(sentence, kind)) is not None:
+        return Extraction(number, method) if number else Extraction(None, "none", "hedge")
+    if kind == "number":
+        return None
+    if kind == "yes_no":
+        return None if read_yes_no(sentence) is None else Extraction(sentence, method)
+    if kind not in {"list", "interval", "box"} and _EITHER.match(sentence) and method != "tag":
+        return Extraction(None, "none", "hedge")
+    if kind == "box":
+        return Extraction(sentence, method) if read_boxes(sentence) else None
+    return Extraction(undress(_trimmed(sentence)), method) if _trimmed(sentence) else None
+
+
+def _trimmed(sentence: str) -> str:
+    return (
+        undress(re.sub(r"\s*\((?:because|since|as|i\.e\.)[^()]{0,400}\)\s*$", "", sentence.strip())).strip(" \t。.;,*_")
+        or sentence.strip()
+    )
+
+
+def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction | None:
+    if method != "boxed" and (found := _CORRECTED.search(text)) and read_choice(found[1], choices).indices:
+        return Extraction(_letters(read_choice(found[1], choices).indices), method)
+    reason = re.split(r"\b(?:because|since|as)\b|\s\(", text, maxsplit=1)[0]
+    if (named := read_choice(_tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
+        return Extraction(_letters(named.indices), method)
+    for part in (
+        undress(text),
+        _ENDS.split(text, maxsplit=1)[0],
+        re.split(r"[.,;，。；]\s|\bbecause\b|\bsince\b|[。，；]", text, maxsplit=1)[0],
+    ):
+        if not part.strip():
+            continue
+        named = read_choice(_tidy(part), choices)
+        if named.both and not re.search(r"\b(?:because|since|as|not)\b", part):
+            return Extraction(None, "none", named.method)
+        if len(named.indices) == 1 or (named.indices and choices is None):
+            return Extraction(_letters(named.indices), method)
+        if "different choices" in named.method:
+            return Extraction(None, "none", named.method)
+    options = list(_OPTION.finditer(text))
+    if len({option[1] or option[2] for option in options}) == 1:
+        named = read_choice(options[0][1] or options[0][2], choices)
+        if named.indices:
+            return Extraction(_letters(named.indices), method)
+    if REFUSAL.search(text):
+        return Extraction(None, "none", "refusal")
+    if method == "boxed" and choices and read_number(text) is not None:
+        return Extraction(None, "none", _NO_CHOICE)
+    return None
+
+
+def _tidy(text: str) -> str:
+    text = text.strip().lstrip("*_ ").replace("**", "").replace("\\text", "").replace("\\mathrm", "").replace("~", " ")
+    return re.sub(r"^\{([^{}]*)\}$", r"\1", text).strip(" \t")
+
+
+def _letters(indices: frozenset[int]) -> str:
+    return ", ".join(chr(65 + index) for index in sorted(indices))
+
+
+def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
+    """The answer of a response that states none in a known form."""
+    whole = _DESPITE.sub("", whole) or whole
+    if kind == "choice":
+        return _unstated_choice(whole, choices, asked)
+    kept = sentences_of(whole)
+    if kind == "yes_no":
+        for sentence in (kept[0], *(sentence for sentence in reversed(kept) if CUE.search(sentence)), kept[-1]):
+            if read_yes_no(_without_cue(sentence)) is not None:
+                return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
+        return Extraction(None, "none", "it says neither yes nor no")
+    if kind == "box":
+        return Extraction(whole, "whole") if read_boxes(whole) else Extraction(None, "none", "there is no box")
+    if kind == "interval" and read_intervals(whole):
+        return Extraction(whole, "whole")
+    if kind in {"number", "chart", "math"}:
+        if read_number(whole) is not None:
+            return Extraction(whole, "whole")
+        found = _unstated_number(kept, asked)
+        if found.answer is not None or kind == "number":
+            return found
+    if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
+        return Extraction(None, "none", "refusal")
+    if kind in {"expression", "math", None} and (spans := list(_MATH.finditer(whole))):
+        last = next(part for part in spans[-1].groups() if part).strip()
+        return Extraction(last.rpartition("=")[2].strip() or last, "conclusion")
+    if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
+        if _EITHER.match(whole):
+            return Extraction(None, "none", "hedge")
+        copula = re.search(r"\b(?:is|are|was|were)\s+((?:\S{1,40}\s?){1,8})$", whole[-400:]) if len(whole.split()) >= 4 else None
+        said = copula[1] if copula and kind == "text" else whole
+        return Extraction(_trimmed(said), "opening" if copula else "whole")
+    return Extraction(None, "none", "no statement of an answer")
+
+
+def _without_cue(sentence: str) -> str:
+    """A sentence without its `Therefore,`."""
+    found = _LEADING_CUE.match(sentence)
+    return sentence[found.end() :] if found else sentence
+
+
+def _number(sentence: str, kind: str) -> str | None:
+    """The number that a statement states; empty where it hedges between two; None where there is none."""
+    for text in (sentence, _trimmed(sentence.replace("**", "").strip())):
+        if read_number(text) is not None or (kind == "math" and is_expression(text)):
+            return text
+    found = list(find_numbers(sentence))
+    if re.search(r"\b(?:either|between)\b", sentence[:40], re.IGNORECASE) or _RANGE.match(sentence):
+        if len({shown for _, _, shown in found}) > 1:
+            return ""
+    if len(found) > 1 and re.fullmatch(r"[\d\s.,;/-]+", sentence):
+        return ""  # "1 3 8" is three numbers
+    last = re.split(r"=|≈|\\approx\b", sentence)[-1].strip(" $\\])")
+    if read_number(last) is not None:
+        return last
+    return found[0][2] if found and found[0][0] <= 3 else stated_number(sentence)
+
+
+def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
+    numbered = [sentence for sentence in sentences if numbers_in(sentence)]
+    if not numbered:
+        if any(
+            re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", sentence, re.IGNORECASE)
+            for sentence in (sentences[0], sentences[-1])
+        ):
+            return Extraction("0", "opening")
+        refused = any(REFUSAL.search(sentence) for sentence in (sentences[0], sentences[-1]))
+        return Extraction(None, "none", "refusal" if refused else "no number")
+    givens = frozenset(number.value for _, _, shown in find_numbers(asked) if (number := read_number(shown)) is not None)
+    fresh = [sentence for sentence in numbered if any(_is_fresh(shown, givens) for _, _, shown in numbers_in(sentence))]
+    cues = [sentence for sentence in numbered if CUE.search(sentence)]
+    bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
+    last = (fresh or numbered)[-1]
+    said = {
+        sentence: stated_number(sentence, givens)
+        for sentence in {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
+    }
+    steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
+    opens = (
+        not steps and numbered[0] is sentences[0] and bool(said[numbered[0]]) and (fresh[:1] == numbered[:1] or len(numbered) == 1)
+    )
+    if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
+        chosen, method = bold[0], "opening"
+    elif opens and _equal(said[numbered[0]], said[numbered[-1]]):
+        chosen, method = numbered[0], "opening"
+    elif cues or bold:
+        chosen, method = (cues or bold)[-1], "conclusion"
+    elif opens and _shared(asked, last) <= _shared(asked, numbered[0]):
+        chosen, method = numbered[0], "opening"
+    else:
+        chosen, method = last, "conclusion"
+    if REFUSAL.search(chosen) or (REFUSAL.search(sentences[0]) and not cues):
+        return Extraction(None, "none", "refusal")
+    shown = said[chosen]
+    return Extraction(shown, method) if shown else Extraction(None, "none", "hedge" if shown == "" else "no number")
+
+
+def _equal(one: str | None, other: str | None) -> bool:
+    first, second = read_number(one or ""), read_number(other or "")
+    return first is not None and second is not None and first.value == second.value
+
+
+def _shared(asked: str, sentence: str) -> int:
+    """How many words of the question a sentence has."""
+    return len(set(content_words(asked)) & set(content_words(sentence)))
+
+
+def _is_fresh(shown: str, givens: Collection[Fraction]) -> bool:
+    number = read_number(shown)
+    return number is None or number.value not in givens
+
+
+def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
+    first = whole.split("\n", 1)[0]
+    kept = sentences_of(whole)
+    if re.search(r"(?<!\w)\(?[A-H]\)?\s(?:or|and)\s(?:option\s)?\(?[A-H]\)?(?!\w)", kept[-1]):
+        return Extraction(None, "none", "it names several choices")
+    listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
+    named = read_choice(_tidy(whole if len(kept) == 1 else first), choices)
+    if named.both and len(kept) == 1:
+        return Extraction(None, "none", named.method)
+    if len(named.indices) == 1 and named.method == "letter" and not listed:
+        return Extraction(_letters(named.indices), "letter")
+    last = read_choice(_tidy(kept[-1]), choices)
+    if not listed and last.method == "letter" and len(last.indices) == 1:
+        return Extraction(_letters(last.indices), "letter")
+    options = [
+        (found.start(), found[1] or found[2])
+        for found in _OPTION.finditer(whole)
+        if not re.search(
+            r"\bnot\b|incorrect|wrong|不", whole[found.end() : found.end() + 30] + whole[max(0, found.start() - 12) : found.start()]
+        )
+    ]
+    if len({letter.upper() for _, letter in options}) == 1 and (named := read_choice(options[0][1], choices)).indices:
+        return Extraction(_letters(named.indices), "letter")
+    if (
+        (found := _ENDS_IN_LETTER.search(kept[-1]))
+        and not REFUSAL.search(kept[-1])
+        and (named := read_choice(found[1], choices)).indices
+    ):
+        return Extraction(_letters(named.indices), "conclusion")
+    if not choices:
+        return Extraction(None, "none", "refusal" if REFUSAL.search(kept[0]) else "no letter")
+    if are_numbers(choices):
+        number = _unstated_number(kept, asked)
+        if number.answer is None:
+            return Extraction(None, "none", number.reason)
+        named = read_choice(number.answer, choices)
+        if not named.indices:
+            return Extraction(None, "none", _NO_CHOICE)
+        return Extraction(_letters(named.indices), number.method)
+    cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
+    several = ""
+    places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))
+    for methods in ({"letter", "text"}, {"words"}):  # what it says before what it paraphrases
+        for sentence, method in places:
+            named = read_choice(_tidy(_without_cue(sentence)), choices)
+            if len(named.indices) == 1 and named.method in methods:
+                return Extraction(_letters(named.indices), method)
+            several = several or (named.method if named.both else "")
+    if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
+        return Extraction(None, "none", "refusal")
+    if several:
+        return Extraction(None, "none", several)
+    indices = {index for sentence in kept[:200] for index in read_choice(_tidy(sentence), choices).indices}
+    if len(indices) == 1:
+        return Extraction(_letters(frozenset(indices)), "only")
+    return Extraction(None, "none", "it names several choices" if indices else "it names no choice")

@@ -1,0 +1,302 @@
+"""Compare a final answer with the ground truth: one matcher per kind of answer, in one registry."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+
+from mpo.io import did_you_mean
+from mpo.verification.choices import same_choices
+from mpo.verification.dress import undress
+from mpo.verification.expressions import same_expression
+from mpo.verification.number import Number, read_number, same_number
+from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
+from mpo.verification.texts import document_distance, read_yes_no, same_digits, same_text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right.
+
+    Attributes:
+        correct: it is.
+        method: the kind that it was compared as; `equal` for the same characters, `none` where there was nothing to compare.
+        reason: what was found, for a person who reads it.
+    """
+
+    correct: bool
+    method: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a question says about its answer beside the ground truth.
+
+    Attributes:
+        choices: the texts of a multiple-choice question's choices.
+        unit: the unit of a number.
+        tolerance: how far an answer may be off, 0 or more, in the kind's own measure; None for the kind's own limit.
+    """
+
+    choices: Sequence[str] | None = None
+    unit: str | None = None
+    tolerance: float | None = None
+
+
+LONGEST = 10_000
+"""Longest answer and ground truth that are read, in characters."""
+Matcher = Callable[[str, str, Rules], "tuple[bool, str] | bool"]
+"""Takes the answer, the ground truth and the rules; returns whether they match, and why."""
+
+
+def match(
+    answer: str,
+    ground_truth: str | Sequence[str],
+    kind: str | None = None,
+    *,
+    choices: Sequence[str] | None = None,
+    unit: str | None = None,
+    tolerance: float | None = None,
+) -> Verdict:
+    """Compare a final answer with the ground truth.
+
+    An answer with the characters of the ground truth is right whatever its kind; an empty answer or ground truth never is.
+
+    Args:
+        answer: a final answer, as `extract` returns it.
+        ground_truth: the known answer, or several, each of them right.
+        kind: one of `MATCHERS`; None to detect it from the ground truth and the choices.
+        choices: the texts of a multiple-choice question's choices, in order: A, B, ...
+        unit: the unit of a number that has none.
+        tolerance: how far an answer may be off: a number as a fraction of the ground truth (chart: 0.05), a document as normalised
+            edit distance (0.1), a box as one minus its intersection over union (0.5). Other kinds do not read it.
+
+    Raises:
+        ValueError: for an unknown kind, an answer or ground truth that is no text, or a tolerance that is no number from 0.
+        ValueError: where an expression or a document needs a package of `mpo-trainer[verify]` that is not installed.
+
+    >>> match("3,14", "3.14").correct, match("-5", "5").correct, match("(b)", "blue", choices=["red", "blue"]).correct
+    (True, False, True)
+    """
+    check_rules(kind, choices, tolerance)
+    truths: list[str] = list(ground_truth) if isinstance(ground_truth, list | tuple) else [ground_truth]  # type: ignore[list-item]
+    if not isinstance(answer, str) or any(not isinstance(truth, str) for truth in truths):
+        raise ValueError(
+            f"match compares texts; got {type(answer).__name__} and {', '.join(type(truth).__name__ for truth in truths)}."
+        )
+    rules = Rules(choices, unit, tolerance)
+    verdict = Verdict(False, "none", "there is no ground truth")
+    for truth in truths:
+        verdict = _match(answer, truth, kind, rules)
+        if verdict.correct:
+            break
+    return verdict
+
+
+def check_rules(kind: str | None, choices: Sequence[str] | None, tolerance: float | None) -> None:
+    """Refuse what no question can say, with ValueError."""
+    if kind is not None and kind not in MATCHERS:
+        raise ValueError(f"kind={kind!r} is unknown; kinds are {', '.join(MATCHERS)}.{did_you_mean(kind, MATCHERS)}")
+    if choices is not None and (isinstance(choices, str) or not choices or not all(isinstance(choice, str) for choice in choices)):
+        raise ValueError(f"choices must be a list of texts; got {choices!r}.")
+    if tolerance is not None and not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance must be a number from 0; got {tolerance!r}.")
+
+
+def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
+    if not truth.strip():
+        return Verdict(False, "none", "the ground truth is empty")
+    if not answer.strip():
+        return Verdict(False, "none", "the answer is empty")
+    if answer.strip() == truth.strip():
+        return Verdict(True, "equal", "the same characters")
+    if max(len(answer), len(truth)) > LONGEST:
+        same = answer.casefold().split() == truth.casefold().split()
+        return Verdict(same, "equal" if same else "none", f"texts of more than {LONGEST:,} characters are equal or not")
+    found = kind or detect_kind(truth, rules.choices)
+    result = MATCHERS[found](answer, truth, rules)
+    correct, reason = result if isinstance(result, tuple) else (result, "")
+    if not correct and kind is None and found == "list":
+        if same_text(answer, truth)[0]:
+            return Verdict(True, "text", "the same words")
+    return Verdict(bool(correct), found, reason)
+
+
+def register(kind: str, matcher: Matcher) -> None:
+    """Add a kind of question.
+
+    Args:
+        kind: its name, for `match`, `extract` and `Question.kind`.
+        matcher: takes the answer, the ground truth (neither empty, not the same characters) and the `Rules`; returns whether the
+            answer is right, alone or with the reason.
+
+    Raises:
+        ValueError: for a name that is taken.
+
+    >>> register("anagram", lambda answer, truth, rules: sorted(answer) == sorted(truth))
+    >>> match("listen", "silent", "anagram").correct
+    True
+    """
+    if kind in MATCHERS:
+        raise ValueError(f"kind={kind!r} is taken; kinds are {', '.join(MATCHERS)}.")
+    MATCHERS[kind] = matcher
+
+
+def detect_kind(ground_truth: str, choices: Sequence[str] | None = None) -> str:
+    r"""Tell the kind of an answer by its ground truth.
+
+    >>> [detect_kind(truth) for truth in ("12 cm", "yes", "[0, 1)", "red, blue", r"\frac{x}{2}", "C", "a cat")]
+    ['number', 'yes_no', 'interval', 'list', 'expression', 'choice', 'text']
+    """
+    return "choice" if choices is not None else _detect(ground_truth)
+
+
+@lru_cache(maxsize=4096)
+def _detect(ground_truth: str) -> str:
+    truth = undress(ground_truth)
+    if re.fullmatch(r"\(?[A-H]\)?", truth):
+        return "choice"
+    if len(truth) < 12 and read_yes_no(truth) is not None and " " not in truth:
+        return "yes_no"
+    if read_number(truth) is not None:
+        return "number"
+    if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and read_boxes(truth):
+        return "box"
+    if read_intervals(truth) and (truth[-1] in ")[" or truth[0] in "(]" or re.search(r"∞|\\in|[<>≤≥]|\\[lg]e", truth)):
+        return "interval"
+    if is_expression(truth):
+        return "expression"
+    if len(truth) < 400 and len(read_list(truth)[0]) > 1 and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth):
+        return "list"
+    return "text"
+
+
+def is_expression(text: str) -> bool:
+    r"""Whether a text is written as mathematics, not as words.
+
+    >>> is_expression("2x + 1"), is_expression(r"\sqrt{2}"), is_expression("t-shirt"), is_expression("2019-05-01")
+    (True, True, False, False)
+    """
+    if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
+        return False
+    if re.search(
+        r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])|√|\bsqrt\s?\(|[π²³]|\w\^", text
+    ):
+        return True
+    words = re.findall(r"[^\W\d_]+", text)
+    operators = re.search(r"[\w)]\s?[+\-*/=<>≤≥]\s?[\w(]", text)
+    return bool(operators) and all(
+        len(word) <= 1 or word in {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi"} for word in words
+    )
+
+
+def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    given, known = read_number(answer), read_number(truth)
+    if known is None:
+        return _math_values(answer, truth, rules) if is_expression(truth) else same_text(answer, truth)
+    if given is None:
+        if (
+            is_expression(answer)
+            or re.fullmatch(r"\d{1,3}!", answer.strip())
+            or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer))
+        ):
+            return _math_values(answer, truth, rules)
+        if (given := read_number(_LEADING.sub("", undress(answer)))) is None:
+            return False, "the answer is no number"
+    return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
+
+
+_LEADING = re.compile(
+    r"^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
+    r"| equals)?\s?[:：]?\s?",
+    re.IGNORECASE,
+)
+
+
+def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    """Compare expressions, and their values by the rules of numbers where one of them is written as a number."""
+    if re.fullmatch(r"[\d/:-]{6,}", answer.strip()) and re.search(r"\d[-/:]\d+[-/:]\d", answer):
+        return False, "the answer is a date or time"
+    correct, given, known, reason = same_expression(answer, truth)
+    if correct or given is None or known is None:
+        return correct, reason
+    if abs(given - known) <= 1e-12 * abs(known):
+        return True, "the same value"
+    numbers = [read_number(answer), read_number(truth)]
+    if (numbers[0] is None) == (numbers[1] is None):
+        return False, reason
+    # The other side keeps 12 digits of its value, and no decimals of its own.
+    one, other = (number or Number(Fraction(f"{value:.12g}")) for number, value in zip(numbers, (given, known), strict=True))
+    if numbers[0] is None:
+        one = replace(one, digits=0)
+    return same_number(replace(one, unit=""), replace(other, unit=""), tolerance=rules.tolerance)
+
+
+def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    if (given := read_number(answer)) is not None and (known := read_number(truth)) is not None:
+        return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
+    if not is_expression(answer) and not is_expression(truth) and same_text(answer, truth)[0]:
+        return True, "the same words"
+    if not is_expression(answer) and not is_expression(truth) and not re.fullmatch(r"-?[A-Za-z]", truth.strip()):
+        return False, "neither is an expression"
+    return _math_values(answer, truth, rules)
+
+
+def _yes_no(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    given, known = read_yes_no(answer), read_yes_no(truth)
+    if known is None:
+        return same_text(answer, truth)
+    return given is known, "the answer says neither yes nor no" if given is None else "yes" if given else "no"
+
+
+def _document(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    distance = document_distance(answer, truth)
+    correct = distance <= (0.1 if rules.tolerance is None else rules.tolerance)
+    if correct and rules.tolerance is None and not same_digits(answer, truth):
+        return False, f"ANLS {1 - distance:.2f}, but a digit differs"
+    return correct, f"ANLS {1 - distance:.2f}"
+
+
+def _chart(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    given, known = read_number(answer), read_number(truth)
+    if given is None or known is None:
+        return same_text(answer, truth)
+    return same_number(given, known, unit=rules.unit, tolerance=0.05 if rules.tolerance is None else rules.tolerance)
+
+
+def _list(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    return same_list(answer, truth, lambda given, known: _item(given, known, rules))
+
+
+def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    return same_intervals(answer, truth, lambda given, known: _item(given, known, rules))
+
+
+def _item(answer: str, truth: str, rules: Rules) -> bool:
+    if answer == truth:
+        return True
+    if truth[:1] in {"(", "["} and len(read_list(truth)[0]) > 1:
+        return _list(answer, truth, rules)[0]
+    kind = "math" if is_expression(answer) or is_expression(truth) else "text" if read_number(truth) is None else "number"
+    return bool(_match(answer, truth, kind, replace(rules, choices=None)).correct)
+
+
+MATCHERS: dict[str, Matcher] = {
+    "choice": lambda answer, truth, rules: same_choices(answer, truth, rules.choices),
+    "number": _number,
+    "expression": _math,
+    "math": _math,
+    "text": lambda answer, truth, rules: same_text(answer, truth),
+    "document": _document,
+    "chart": _chart,
+    "list": _list,
+    "interval": _interval,
+    "yes_no": _yes_no,
+    "box": lambda answer, truth, rules: same_boxes(answer, truth, 0.5 if rules.tolerance is None else 1 - rules.tolerance),
+}
+"""The matcher of each kind; `register` adds to it."""

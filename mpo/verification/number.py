@@ -1,0 +1,350 @@
+"""Numbers: read them in the forms that people and models write, and compare them.
+
+`read_number` takes a whole text, `find_numbers` the numbers inside one. Values are exact fractions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+
+from mpo.verification.dress import plain_math, undress
+from mpo.verification.units import canonical_unit, conversion, is_unit
+
+MAX_LENGTH = 400
+"""Longest text that is read as one number, in characters."""
+_MAX_EXPONENT = 400
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as written.
+
+    Attributes:
+        value: its value, without its unit: `50%` is 50.
+        unit: its unit in the form of `mpo.verification.units`; empty where none is written.
+        step: the place of its last decimal: 1/100 for `1.25`; 0 for whole numbers and fractions, which are exact.
+        digits: significant digits of a decimal number; 0 for a fraction.
+    """
+
+    value: Fraction
+    unit: str = ""
+    step: Fraction = Fraction(0)
+    digits: int = 0
+
+
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+_ONES += " nineteen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SMALL = {word: number for number, word in enumerate(_ONES.split())} | {
+    word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
+}
+_LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifth": 5}
+_PARTS |= {"fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}
+_SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
+_SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
+_CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
+
+_WORD = rf"(?:{'|'.join([*_SMALL, *_LARGE])})"
+_WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
+_EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
+_DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
+_SCALE = (
+    r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|[千万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
+    r"|(?:k|K)(?![\w/^]))"
+)
+_CURRENCY = r"(?:US\$|[$€£¥₹￥])"
+_APPROXIMATE = re.compile(
+    r"^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
+    r"|[~≈∼≃])\s*)+",
+    re.IGNORECASE,
+)
+_ASSIGNED = re.compile(r"^[^=<>≤≥≠]{1,60}=\s*(?=[^=])")
+_FORM = re.compile(
+    rf"(?P<sign>[+-]?)\s?(?P<currency>{_CURRENCY})?\s?(?P<inner>[+-]?)"
+    rf"(?:(?P<whole>\d{{1,9}})\s(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})"
+    rf"|(?P<over>{_DIGITS}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))\s?/\s?(?P<under>[+-]?\d[\d.]{{0,30}}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))"
+    rf"|(?P<bare_power>10|2)\s?\^\s?[({{]?(?P<power>[+-]?\d{{1,3}})[)}}]?"
+    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)"
+    rf"(?P<scale>{_SCALE})?"
+)
+_FIND = re.compile(
+    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|百分之[\d零〇一二两三四五六七八九十百.]{{1,12}}"
+    rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
+    rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
+    rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?=[个只条张人位年岁米厘件种次天块本辆座棵])"
+    rf"|{_WORDS})",
+    re.IGNORECASE,
+)
+_UNIT_AFTER = re.compile(
+    r"\s?(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than)\b)[a-z]{2,15})?)"
+)
+
+
+def read_number(text: str) -> Number | None:
+    r"""Read a text that is one number, with or without a unit.
+
+    Understood are thousands and decimal separators of both kinds (`1,200` is 1200, `3,14` is 3.14, `1.200,5` is 1200.5), fractions,
+    mixed numbers, powers of ten, number words in English and Chinese, scales, currencies, LaTeX and `x = 5`.
+
+    >>> read_number("1,200").value, read_number("3,14").value, read_number("2 1/2").value, read_number("12 cm").unit
+    (Fraction(1200, 1), Fraction(157, 50), Fraction(5, 2), 'cm')
+    >>> read_number("1 3 8") is None, read_number("5 or 6") is None
+    (True, True)
+    """
+    return _read(text) if len(text) <= MAX_LENGTH else None
+
+
+@lru_cache(maxsize=4096)
+def _read(text: str) -> Number | None:
+    if text.isascii() and text.isdigit():
+        return Number(Fraction(int(text)))
+    text = _APPROXIMATE.sub("", plain_math(undress(text)))
+    text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
+    if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
+        text = wrapped[1].strip()
+    return _digits(text) or _worded(text)
+
+
+def _digits(text: str) -> Number | None:
+    found = _FORM.match(text)
+    if found is None:
+        return None
+    number = _value(found)
+    if number is None:
+        return None
+    rest = text[found.end() :].strip()
+    currency = found["currency"] or ""
+    if not rest or rest in {".", "。"}:
+        unit: str | None = canonical_unit(currency)
+    elif currency and rest[:1].isalpha():
+        unit = canonical_unit(currency)
+    else:
+        rest = re.sub(r"^(?:st|nd|rd|th)$", "", rest)
+        unit = _unit(rest)
+    return None if unit is None else replace(number, unit=unit)
+
+
+def _unit(rest: str) -> str | None:
+    """The unit of what follows a number; None where that is no unit."""
+    rest = re.sub(r"^-(?=[A-Za-z])", "", rest)  # 12-inch
+    rest = re.sub(r"\s*[(（](?:because|since|as|that is|i\.e\.)[^)）]*[)）]$", "", rest).rstrip(" .。,;")
+    if re.search(r"\d", re.sub(r"\^?\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(]", rest):
+        return None
+    words = rest.split()
+    if re.search(r"[+=√π\\|<>_±]|\^(?!\{?[23])", rest) or (
+        len(rest) == 1 and rest.isascii() and rest.isalpha() and not is_unit(rest)
+    ):
+        return None  # "2x", "2.5e", "2π"
+    if (
+        len(words) > 8
+        or any(word.lower() in _SMALL for word in words)
+        or re.search(r"\b(?:or|and|to|not|but|more|less|than|at least)\b|或|和|到", rest, re.IGNORECASE)
+    ):
+        return None
+    return canonical_unit(rest)
+
+
+def _value(found: re.Match[str]) -> Number | None:
+    negative = (found["sign"] == "-") != (found["inner"] == "-")
+    step, digits = Fraction(0), 0
+    if found["whole"]:
+        value = _divide(Fraction(int(found["top"])), found["bottom"])
+        value = None if value is None else int(found["whole"]) + value
+    elif found["over"]:
+        above = _plain(found["over"].strip("() "))
+        value = None if above is None else _divide(above[0], found["under"].strip("() "))
+    elif found["bare_power"]:
+        value = Fraction(int(found["bare_power"])) ** int(found["power"])
+    else:
+        plain = _plain(found["number"])
+        if plain is None:
+            return None
+        value, decimals, digits = plain
+        if found["exponent"]:
+            exponent = int(re.sub(r".*(?:[eE]|\^\s?[({]?\s?)(?=[+-]?\d)", "", found["exponent"]).strip(" )}"))
+            if abs(exponent) > _MAX_EXPONENT:
+                return None
+            value *= Fraction(10) ** exponent
+            step = Fraction(10) ** (exponent - decimals) if decimals else step
+        elif decimals:
+            step = Fraction(1, 10**decimals)
+    if value is None or (found["inner"] and not found["currency"] and found["sign"]):
+        return None
+    scale = found["scale"]
+    if scale:
+        factor = _SCALES.get(scale.strip()) or _SCALES[scale.strip().lower()]
+        value, step = value * factor, step * factor
+    return Number(-value if negative else value, "", step, digits)
+
+
+def _divide(above: Fraction, below: str) -> Fraction | None:
+    plain = _plain(below.lstrip("+-"))
+    if plain is None or not plain[0]:
+        return None
+    return above / (-plain[0] if below.startswith("-") else plain[0])
+
+
+_GROUPED = re.compile(r"(?!0)\d{1,3}(?:([ ,.'\u2019])\d{3})(?:\1\d{3})*|(?!0)\d{1,2}(?:,\d{2})+,\d{3}")
+
+
+def _plain(text: str) -> tuple[Fraction, int, int] | None:
+    """Value, number of decimals and number of significant digits of digits with their separators."""
+    negative, text = text.startswith("-"), text.lstrip("+-")
+    separators = re.sub(r"\d", "", text)
+    whole, decimals = text, ""
+    if separators:
+        last = separators[-1]
+        if last in ".," and separators.count(last) == 1 and not (last == "," and _GROUPED.fullmatch(text)):
+            whole, _, decimals = text.rpartition(last)
+        if re.search(r"\D", whole) and not _GROUPED.fullmatch(whole):
+            return None
+        if re.search(r"\D", decimals) or (set(whole) & {"."} and last == "." and decimals):
+            return None
+    figures = re.sub(r"\D", "", whole) + decimals
+    if not figures or len(figures) > MAX_LENGTH:
+        return None
+    value = Fraction(int(figures), 10 ** len(decimals))
+    return (-value if negative else value), len(decimals), len(figures.lstrip("0"))
+
+
+def _worded(text: str) -> Number | None:
+    low = text.lower().strip(" .。")
+    sign = 1
+    if match := re.match(r"(?:minus|negative|负)\s*", low):
+        sign, low = -1, low[match.end() :]
+    if low in {"none", "nil", "no", "没有", "无"}:
+        return Number(Fraction(0)) if low != "no" else None
+    if sign < 0 and low[:1].isdigit() and (inner := _digits(low)):
+        return replace(inner, value=-inner.value)
+    if low.startswith("百分之"):
+        inner = _digits(low[3:]) or _chinese(low[3:])
+        return replace(inner, unit="%") if inner else None
+    found = re.match(rf"(?:a |an )?({_WORDS}|dozen|half|quarter|third)", low)
+    if found is None:
+        return _chinese(low, sign)
+    words = re.split(r"[ -]", found[1])
+    rest = low[found.end() :].strip()
+    if words[0] in _PARTS and len(words) == 1:
+        value: Fraction | None = Fraction(1, _PARTS[words[0]])
+    elif words == ["dozen"]:
+        value = Fraction(12)
+    else:
+        value = _english(words)
+    if value is None:
+        return None
+    if part := re.match(rf"and (a|an|one|two|three) ({'|'.join(_PARTS)})\b", rest):
+        value += Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]])
+        rest = rest[part.end() :].strip()
+    elif part := re.match(rf"({'|'.join(_PARTS)})\b", rest):
+        value, rest = value / _PARTS[part[1]], rest[part.end() :].strip()
+    elif part := re.match(r"point ((?:[a-z]+ ?)+)$", rest):
+        tail = [_SMALL.get(word, 99) for word in part[1].split()]
+        if not tail or max(tail) > 9:
+            return None
+        value, rest = value + Fraction(int("".join(map(str, tail))), 10 ** len(tail)), ""
+    elif part := re.match(r"(?:a )?dozen\b", rest):
+        value, rest = value * 12, rest[part.end() :].strip()
+    unit = _unit(rest) if rest else ""
+    return None if unit is None else Number(sign * value, unit)
+
+
+def _english(words: list[str]) -> Fraction | None:
+    total, current, previous = 0, 0, None
+    for word in words:
+        if word == "and":
+            continue
+        if word in _SMALL:
+            number = _SMALL[word]
+            if previous is not None and previous in _SMALL and not (20 <= _SMALL[previous] and number < 10):
+                return None  # "two three" is two numbers
+            current += number
+        elif word == "hundred":
+            current = (current or 1) * 100
+        else:
+            total, current = total + (current or 1) * _LARGE[word], 0
+        previous = word
+    return Fraction(total + current)
+
+
+def _chinese(text: str, sign: int = 1) -> Number | None:
+    found = re.match(r"[零〇一二两三四五六七八九十百千]{1,16}", text)
+    if found is None:
+        return None
+    total, current = 0, 0
+    if not set(found[0]) & set(_CHINESE_UNITS):
+        if len(found[0]) > 1:
+            total = int("".join(str(_CHINESE[character]) for character in found[0]))
+        else:
+            total = _CHINESE[found[0]]
+    else:
+        for character in found[0]:
+            if character in _CHINESE_UNITS:
+                total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
+            else:
+                current = _CHINESE[character]
+        total += current
+    rest = text[found.end() :].strip()
+    for scale in ("万", "亿"):
+        if rest.startswith(scale):
+            total, rest = total * _SCALES[scale], rest[1:]
+    unit = _unit(rest) if rest else ""
+    return None if unit is None else Number(Fraction(sign * total), unit)
+
+
+def find_numbers(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end (without the unit) and text (with the unit) of the numbers inside a text, as `read_number` takes them."""
+    for found in _FIND.finditer(text):
+        after = _UNIT_AFTER.match(text, found.end())
+        shown = found[0] + (after[0] if after else "")
+        if read_number(shown) is None:
+            shown = found[0] + (after[0].split()[0] if after and after[0].split() else "")
+            if read_number(shown) is None:
+                shown = found[0]
+        if read_number(shown) is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
+            yield found.start(), found.end(), shown
+
+
+def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:
+    """Whether two numbers are the same, and why or why not.
+
+    A number without a unit has the question's, or the other's. Units of one quantity are converted. Without a tolerance an answer
+    must be equal to the ground truth, or round to it where that has decimals; a ground truth that is a fraction also equals its own
+    value rounded to three significant digits or more.
+
+    Args:
+        answer: the number to judge.
+        truth: the known one.
+        unit: the question's unit.
+        tolerance: largest difference as a fraction of the ground truth.
+    """
+    default = canonical_unit(unit) if unit else ""
+    given, known = answer.unit or default, truth.unit or default
+    factors = [Fraction(1)]
+    if given and known:
+        factor = conversion(given, known)
+        if factor is None:
+            return False, f"the units {given} and {known} differ"
+        factors = [factor]
+    elif given == "%":
+        factors = [Fraction(1, 100)]
+    elif known == "%":
+        factors.append(Fraction(100))
+    for factor in factors:
+        value, step = answer.value * factor, answer.step * factor
+        difference = abs(value - truth.value)
+        if tolerance is not None:
+            if difference <= Fraction(str(tolerance)) * abs(truth.value):
+                return True, f"equal within {tolerance:.4g} of the ground truth"
+        elif not difference:
+            return True, "equal"
+        elif difference <= truth.step / 2:
+            return True, "rounds to the ground truth"
+        elif truth.value.denominator != 1 and not truth.digits and answer.digits >= 3 and difference <= step / 2:
+            return True, "the ground truth rounded"
+    return False, "another number"

@@ -1,0 +1,131 @@
+"""Is a response right? Its final answer, compared with what is known about the question."""
+
+from __future__ import annotations
+
+import re
+
+from mpo.schema import Question
+from mpo.verification.extraction import Extraction, find_answer
+from mpo.verification.matching import Verdict, check_rules, detect_kind, match
+from mpo.verification.number import read_number
+from mpo.verification.prose import CUE, REFUSAL, content_words, sentences_of
+from mpo.verification.texts import read_yes_no
+
+
+def verify(response: str, question: Question) -> Verdict:
+    """Whether the final answer of a response is one of the question's ground truths.
+
+    Args:
+        response: the full text of the response.
+        question: the question, with its ground truths and what else is known of its answer.
+
+    Raises:
+        ValueError: for a question without a ground truth, of an unknown kind, or with impossible choices or tolerance.
+
+    >>> question = Question([{"role": "user", "content": "How many?"}], ground_truths=["7"])
+    >>> verify("3 + 4 = 7. Final answer: 7", question).correct, verify("I cannot see it.", question)
+    (True, Verdict(correct=False, method='none', reason='no answer: refusal'))
+    """
+    check_rules(question.kind, question.choices, question.tolerance)
+    if not isinstance(response, str):
+        raise ValueError(f"A response is a text; got {type(response).__name__}.")
+    if isinstance(question.ground_truths, str) or not question.ground_truths:
+        raise ValueError(
+            f"Question {question.id!r} needs ground_truths, a list of texts, to verify a response; it has"
+            f" {question.ground_truths!r}."
+        )
+    verdict = Verdict(False, "none", "")
+    for truth in question.ground_truths:
+        kind = question.kind or detect_kind(truth, question.choices)
+        extraction = find_answer(response, kind, question.choices, _text(question))
+        if extraction.answer is None and (said := restated(response, _text(question))) is not None:
+            extraction = _said(said, kind, question) or extraction
+        if extraction.answer is None:
+            found = Verdict(False, "none", f"no answer: {extraction.reason}")
+        else:
+            found = _compare(extraction.answer, truth, kind, question)
+        if found.correct:
+            return found
+        verdict = verdict if verdict.reason else found
+    return verdict
+
+
+def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
+    tolerance, asked = question.tolerance, _text(question)
+    # Five percent of a year are a century.
+    if (
+        kind == "chart"
+        and tolerance is None
+        and re.fullmatch(r"\s*[12]\d{3}\s*", truth)
+        and re.search(r"\byear\b|\bwhen\b|哪一?年", asked, re.IGNORECASE)
+    ):
+        tolerance = 0.0
+    verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
+    # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
+    if (
+        not verdict.correct
+        and question.unit is None
+        and kind in {"number", "chart", "math"}
+        and "%" in answer + asked + "%" * ("percent" in asked.lower())
+    ):
+        known = read_number(truth)
+        if known is not None and not known.unit and (abs(known.value) >= 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE)):
+            return match(answer, truth, kind, unit="%", tolerance=tolerance)
+    return verdict
+
+
+_POLAR = re.compile(
+    r"(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s(?:[^.?!\n]|\.\d){3,400})\?",
+    re.IGNORECASE,
+)
+_WHERE = re.compile(
+    r"\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?(?:image|picture|figure|graph|photo|chart|plot)s?\b",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
+
+
+def restated(response: str, asked: str) -> bool | None:
+    """Whether a response affirms or denies a yes-no question by repeating it, without the word yes or no.
+
+    Args:
+        response: the full text of the response; its first sentence and its conclusions are read.
+        asked: the question.
+
+    Returns:
+        None where no such sentence has all content words of the question in their order, or the question asks nothing of the kind.
+
+    >>> restated("Based on the image, the car is not red.", "Is the car red?"), restated("The car is blue.", "Is the car red?")
+    (False, None)
+    """
+    questions = _POLAR.findall(asked[-2000:])
+    if not questions or _NEGATION.search(questions[-1]):
+        return None
+    wanted = content_words(_WHERE.sub("", questions[-1]))
+    sentences = sentences_of(response[:20_000])
+    for sentence in (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1]):
+        following = iter(content_words(sentence))
+        if wanted and all(word in following for word in wanted) and not REFUSAL.search(sentence):
+            return not _NEGATION.search(sentence)
+    return None
+
+
+def _said(said: bool, kind: str, question: Question) -> Extraction | None:
+    """Yes or no as the answer of a question that asks for it."""
+    if kind == "yes_no":
+        return Extraction("yes" if said else "no", "restated")
+    for place, choice in enumerate(question.choices or ()):
+        if kind == "choice" and len(question.choices or ()) == 2 and len(choice) < 8 and read_yes_no(choice) is said:
+            return Extraction(chr(65 + place), "restated")
+    return None
+
+
+def _text(question: Question) -> str:
+    """What the user's last turn says."""
+    for message in reversed(question.messages):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, str):
+                return content
+            return " ".join(str(part.get("text", "")) for part in content or () if isinstance(part, dict))
+    return ""

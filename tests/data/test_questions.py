@@ -1,0 +1,67 @@
+"""Questions of files, one at a time."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support import make_image
+
+from mpo.data import load_questions
+from mpo.io import BadRecord
+
+TEXT = [{"type": "image", "text": None}, {"type": "text", "text": "How many?"}]
+
+
+def write(folder, *lines):
+    make_image(0).save(folder / "a.png")
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "q.jsonl"
+
+
+def test_a_question(tmp_path):
+    line = {"question": "How many?", "image": "a.png", "answer": 3, "options": ["2", 3], "kind": "number", "split": "test"}
+    (question,) = load_questions(write(tmp_path, line))
+    assert question.messages == [{"role": "user", "content": TEXT}]
+    assert question.images == [str(tmp_path / "a.png")] and question.id == "q.jsonl:1"
+    assert (question.ground_truths, question.choices, question.kind) == (["3"], ["2", "3"], "number")
+    assert question.metadata == {"split": "test"}
+
+
+def test_parquet_with_images_inside(tmp_path):
+    write(tmp_path)
+    data = (tmp_path / "a.png").read_bytes()
+    rows = {
+        "id": ["x", "y"],
+        "prompt": ["How many?"] * 2,
+        "images": [[{"bytes": data, "path": "a.png"}]] * 2,
+        "answers": [["3", "three"], []],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "q.parquet")
+    questions = load_questions(tmp_path / "q.parquet")
+    assert [(one.id, one.images, one.ground_truths) for one in questions] == [("x", [data], ["3", "three"]), ("y", [data], [])]
+    assert len(list(questions)) == 2 and [one.id for one in load_questions(tmp_path / "q.parquet", limit=1)] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ({"image": "a.png"}, "the fields image"),
+        ({"question": "Why?", "prompt": "Why?"}, "both 'question' and 'prompt'"),
+        ({"question": "Why?", "answer": "a", "ground_truth": "b"}, "both 'ground_truth' and 'answer'"),
+        ({"question": "Why?", "image_path": "a.png"}, "'image_path'"),
+        ({"question": "Why?", "image": "b.png"}, "b.png"),
+        ({"question": "Why?", "image": "../a.png"}, "../a.png"),
+        ({"question": "<image> <image>", "image": "a.png"}, "2 <image>"),
+        ({"question": "Why?", "choices": {"A": "x"}}, "'choices' has an object"),
+        ({"question": "Why?", "answer": True}, "'answer' has a boolean"),
+        ({"question": "Why?", "tolerance": "5 %"}, "'tolerance'"),
+        ({"question": "Why?", "id": ["x"]}, "'id'"),
+        ({"question": "Why?", "id": "first"}, "'first' is that of"),
+    ],
+)
+def test_a_line_that_is_no_question(tmp_path, line, name):
+    path = write(tmp_path, {"question": "First?", "id": "first"}, line)
+    with pytest.raises(BadRecord, match="q.jsonl:2: ") as refused:
+        list(load_questions(path))
+    assert name in str(refused.value)

@@ -1,0 +1,393 @@
+"""Final answers: found in responses, and compared with the ground truth."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpo.schema import Question
+from mpo.verification import MATCHERS, extract, match, register, verify
+from mpo.verification.expressions import refused, same_expression
+from mpo.verification.rational import rational
+
+CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text().splitlines()]
+"""Answers (compared as they are) and responses (whose answer is found first), each with the verdict that a person gives it."""
+KINDS = ("choice", "number", "expression", "math", "text", "document", "chart", "list", "interval", "yes_no", "box")
+
+
+def rules(case):
+    return {name: case[name] for name in ("choices", "unit", "tolerance") if name in case}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_cases_by_hand(kind):
+    wrong = []
+    for case in (case for case in CASES if case["kind"] == kind):
+        if "answer" in case:
+            verdict = match(case["answer"], case["ground_truth"], kind, **rules(case))
+        else:
+            asked = [{"role": "user", "content": case.get("question", "")}]
+            verdict = verify(case["response"], Question(asked, ground_truths=[case["ground_truth"]], kind=kind, **rules(case)))
+        if verdict.correct is not case["right"]:
+            wrong.append((case, verdict))
+    assert not wrong
+
+
+def test_there_are_cases_of_every_kind():
+    assert set(KINDS) <= set(MATCHERS)
+    assert all(sum(case["kind"] == kind for case in CASES) >= 9 for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "ground_truth", "right"),
+    [
+        ("7", "7", True),
+        ("7.0", "7", True),
+        ("7.", "7", True),
+        (" Yes ", "yes", True),
+        ("a  cat", "A cat.", True),
+        ("1,200", "1200", True),
+        ("-3", "-3.00", True),
+        ("17", "7", False),
+        ("7 apples", "7", True),  # what is counted may be named
+        ("", "7", False),
+        ("nan", "7", False),
+        ("inf", "7", False),
+        ("1 3 8", "138", False),
+    ],
+)
+def test_kinds_are_detected(answer, ground_truth, right):
+    assert match(answer, ground_truth).correct is right
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "method"),
+    [
+        ("3 + 4 = 7\nFinal answer: 7", "7", "label"),
+        ("FINAL ANSWER: 7\n", "7", "label"),
+        ("Answer: 7", "7", "label"),
+        ("Final answer: 6\nFinal answer: 7", "7", "label"),
+        ("Final answer:", None, "none"),
+        ("seven", "seven", "whole"),
+        (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}", "boxed"),
+        ("<think>\\boxed{1}</think><answer>2</answer>", "2", "tag"),
+        ("The answer is 7, I think.", "7, I think", "statement"),
+        ("  \n", None, "none"),
+    ],
+)
+def test_extraction(response, answer, method):
+    found = extract(response)
+    assert (found.answer, found.method) == (answer, method)
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "choices", "reason"),
+    [
+        ("", "number", None, "empty"),
+        ("<think>5 + 7", "number", None, "unfinished"),
+        ("I'm sorry, I cannot see it.", "number", None, "refusal"),
+        ("The answer is 5 or 6.", "number", None, "hedge"),
+        ("It is a nice day.", "number", None, "no number"),
+        ("It could be A or B.", None, ["red", "blue"], "several"),
+        ("It is purple.", None, ["red", "blue"], "no choice"),
+        ("The cat is on the left.", "box", None, "no box"),
+        ("The answer is (A) 12.", None, ["10", "12"], "different choices"),
+    ],
+)
+def test_why_there_is_no_answer(response, kind, choices, reason):
+    found = extract(response, kind=kind, choices=choices)
+    assert found.answer is None
+    assert reason in found.reason
+
+
+STYLES = [
+    "Let's see.\n\n1. The car is bright.\n2. It is not red.\n\n**Final Answer:** **{}**",
+    "### Step 1\nThere is a car.\n\n### Final Answer\n\n\\[ \\boxed{{{}}} \\]",
+    "<think>It may be A. No, wait.</think>\n\nThe correct answer is: ({}).",
+    "Therefore, the correct option is **({})**.\n\nThe others do not fit: option D is another colour.",
+    "首先看图。因此，正确答案是{}。",
+    "根据图片，故选：{}。",
+    "{}",
+    "({})",
+    "**{}.**",
+    "Option {} is correct because the car has the colour of the sky.",
+    "The answer is A. Wait, let me look again. So the answer is {}.",
+    "<answer>{}</answer>",
+    "Answer: {}\n\nReason: the car is bright, unlike in option A.",
+    "I would choose {}.",
+    "Thus, the best choice is {}: it fits.",
+]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("letter", ["A", "B", "C"])
+def test_choices_in_many_styles(style, letter):
+    choices = ["red", "blue", "green", "black"]
+    assert extract(style.format(letter), choices=choices).answer == letter
+    wrong = Question([], ground_truths=["D"], choices=choices)
+    assert not verify(style.format(letter), wrong).correct
+
+
+NUMBER_STYLES = [
+    "First, 2 rows of 3.\n\n**Final Answer:** {}",
+    "There are 2 rows of 3.\n\nThus, the total is \\( \\boxed{{{}}} \\).",
+    "<think>2 times 3, or is it 5?</think>{}",
+    "So, the total number of apples is 2 × 3 = {}.",
+    "The total number of apples is **{}**.\n\nThis is because there are 2 rows of 3 apples.",
+    "There are {} apples in the image.",
+    "Answer: ${}$",
+    "答案：{}",
+    "因此，图中一共有{}个苹果。",
+    "**Answer:** {} apples\n\n**Explanation:** 2 rows have 3 each.",
+    "At first I saw 4. However, the final answer is {}.",
+    "The answer should be about {}.",
+]
+
+
+@pytest.mark.parametrize("style", NUMBER_STYLES)
+@pytest.mark.parametrize("number", ["12", "-7", "0.5", "1,200"])
+def test_numbers_in_many_styles(style, number):
+    question = Question([{"role": "user", "content": "How many apples are there?"}], ground_truths=[number], kind="number")
+    assert verify(style.format(number), question).correct
+    assert not verify(style.format("99"), question).correct
+
+
+@pytest.mark.parametrize(
+    ("asked", "response", "said"),
+    [
+        ("Is the car red?", "Based on the image, the car is red.", "yes"),
+        ("Is the car red?", "The car in the image is not red.", "no"),
+        ("Is the car red?", "The car is blue.", None),
+        ("Is A less than B?", "B is less than A.", None),
+        ("What is it?", "It is red.", None),
+    ],
+)
+def test_a_question_repeated_is_yes_or_no(asked, response, said):
+    for truth in ("yes", "no"):
+        question = Question([{"role": "user", "content": asked}], ground_truths=[truth], kind="yes_no")
+        assert verify(response, question).correct is (said == truth)
+
+
+def test_years_are_exact_and_percent_is_the_unit_that_the_question_asks_for():
+    """2014 is within 5 % of 2015; 50 % is 0.5, but 50 of what is asked for in percent."""
+    when = Question([{"role": "user", "content": "In which year?"}], ground_truths=["2015"], kind="chart")
+    assert not verify("2014", when).correct
+    assert verify("2015", when).correct
+    share = Question([{"role": "user", "content": "What percentage is blue?"}], ground_truths=["50"], kind="number")
+    assert verify("50%", share).correct
+    assert not verify("0.5%", share).correct
+
+
+def test_several_ground_truths():
+    question = Question([], ground_truths=["cat", "kitten"], kind="text")
+    assert [verify(f"Answer: {text}", question).correct for text in ("cat", "a kitten", "dog")] == [True, True, False]
+    assert match("kitten", ["cat", "kitten"]).correct
+    assert not match("kitten", []).correct
+
+
+def test_a_kind_of_ones_own():
+    register("reversed", lambda answer, truth, rules: (answer == truth[::-1], f"unit {rules.unit}"))
+    try:
+        verdict = match("abc", "cba", "reversed", unit="m")
+        assert (verdict.correct, verdict.method, verdict.reason) == (True, "reversed", "unit m")
+        assert verify("Answer: abc", Question([], ground_truths=["cba"], kind="reversed")).correct
+        with pytest.raises(ValueError, match="reversed"):
+            register("reversed", lambda answer, truth, rules: True)
+    finally:
+        del MATCHERS["reversed"]
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: match("1", "1", "numbr"), "number"),
+        (lambda: extract("1", kind="colour"), "colour"),
+        (lambda: match("1", 1), "int"),
+        (lambda: match("1", "1", tolerance=-1), "-1"),
+        (lambda: match("1", "1", tolerance=float("nan")), "nan"),
+        (lambda: match("1", "1", choices="ab"), "ab"),
+        (lambda: match("1", "1", choices=[]), "choices"),
+        (lambda: extract(None), "NoneType"),
+        (lambda: verify("1", Question([], id="q7")), "q7"),
+        (lambda: verify("1", Question([], ground_truths="12")), "12"),
+        (lambda: verify("1", Question([], ground_truths=["1"], kind="x")), "kind='x'"),
+    ],
+)
+def test_mistakes_are_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()
+
+
+PIECES = st.sampled_from(
+    "1 2 , . - / % $ \\frac{ } { ( ) [ ] A B C yes no 是 答案： answer is Final answer: \\boxed{ ** <answer> </think> x ^"
+    " = ½ ² √ π ∞ "
+    "or and not three hundred cm ≤ : \n".split(" ")
+)
+TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=12).map(" ".join), st.lists(PIECES, max_size=12).map("".join))
+QUICK = [kind for kind in KINDS if kind not in ("expression", "math")]  # the others start processes: a test of their own
+
+
+@given(text=TEXTS, other=TEXTS, kind=st.sampled_from(QUICK), choices=st.none() | st.lists(TEXTS, min_size=1, max_size=4))
+@settings(max_examples=80, deadline=None)
+def test_any_text_has_a_verdict_and_the_same_one_again(text, other, kind, choices):
+    first = extract(text, kind=kind, choices=choices)
+    assert (first.answer is None) == bool(first.reason) == (first.method == "none")
+    assert first == extract(text, kind=kind, choices=choices)
+    if kind != "number" or not any(character in text + other for character in "+*/^=\\√π"):
+        assert match(text, other, kind, choices=choices) == match(text, other, kind, choices=choices)
+
+
+@given(text=TEXTS, kind=st.sampled_from([*KINDS, None]), choices=st.none() | st.lists(TEXTS, min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_what_is_equal_is_right(text, kind, choices):
+    assert match(text, text, kind, choices=choices).correct is bool(text.strip())
+
+
+LONG = [
+    "answer is ",
+    "answer:",
+    "\\boxed{",
+    "(",
+    "1 ",
+    "1,",
+    "A ",
+    "so, ",
+    "**",
+    "option ",
+    "\\frac{",
+    "[1,2,",
+    "答案是",
+    "one ",
+    " ",
+    "\n",
+    "$",
+    "x=",
+]
+
+
+@pytest.mark.parametrize("kind", ["choice", "number"])
+def test_long_texts_take_no_time(kind):
+    """A million characters; a rule that is quadratic would take minutes."""
+    for piece in LONG:
+        text = piece * (1_000_000 // len(piece))
+        extract(text, kind=kind, choices=["red", "blue"] if kind == "choice" else None)
+        match(text, "12", kind)
+
+
+HOSTILE = [
+    "9^9^9^9",
+    "10^8!",
+    "10^{10^9}",
+    "\\frac{1}{" * 60 + "2" + "}" * 60,
+    "(x+1)^{5000}",
+    "(x+1)^5000",
+    "9^{9^{9}}",
+    "((9!)!)!",
+]
+
+
+def test_hostile_expressions_are_refused_without_computing():
+    assert all(refused(text) for text in HOSTILE)
+    assert not any(map(refused, ["x^2 + 1", "2^{10}", "\\frac{\\sqrt{3}}{2}", "5!", "e^{-x^2}"]))
+    assert not any(match(text, "x + 1", "expression").correct for text in HOSTILE)
+
+
+def test_a_comparison_that_takes_too_long_is_ended():
+    correct, *_, reason = same_expression("(\\sqrt{a}+b+c+d+f+g)^{90}", "x + 1")
+    assert not correct and "2 s" in reason
+    assert same_expression("\\sqrt{18}x", "3\\sqrt{2}x")[0]
+
+
+def test_expressions_in_a_thread():
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(match("\\sqrt{8}x", "2\\sqrt{2}x").correct)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True, True]
+
+
+UNGUARDED = "from mpo.verification import match\nprint(match('√8', '2√2').correct)\nimport sys\nprint('torch' in sys.modules)\n"
+DAEMON = """
+import multiprocessing
+def work(queue):
+    from mpo.verification import match
+    queue.put(match('√8', '2√2').correct)
+if __name__ == '__main__':
+    context = multiprocessing.get_context('fork')
+    queue = context.Queue()
+    process = context.Process(target=work, args=(queue,), daemon=True)
+    process.start()
+    print(queue.get(timeout=60))
+    process.join()
+    print(False)
+"""
+
+
+@pytest.mark.parametrize("way", ["-c", "-i", "script", "daemon"])
+def test_expressions_where_users_work(way, tmp_path):
+    """In a script without a guard, an interactive session (as a notebook is), `python -c`, and a daemonic process."""
+    script = tmp_path / "script.py"
+    script.write_text(DAEMON if way == "daemon" else UNGUARDED)
+    arguments = {"-c": ["-c", UNGUARDED], "-i": ["-i", "-q"]}.get(way, [str(script)])
+    environment = {**os.environ, "PYTHONSTARTUP": ""}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input=UNGUARDED if way == "-i" else "",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("x^2-1", "(x-1)(x+1)", True),
+        ("2/3x", "\\frac{2x}{3}", True),
+        ("-x^2", "(-x)^2", False),
+        ("x^{-1}", "\\frac{1}{x}", True),
+        ("(x+1)^5000", "(x+1)^{5000}", True),
+        ("(x+1)^5000", "x^5000+1", False),
+        ("0.5x", "x/2", True),
+        ("ab", "ba", True),
+        ("x-y", "y-x", False),
+        ("[(x+1)]", "1+x", True),
+    ],
+)
+def test_rational_expressions(one, other, equal):
+    assert (rational(one)[0] == rational(other)[0]) is equal
+
+
+@pytest.mark.parametrize("text", ["\\sqrt{x}", "e^x", "x^y", "1/0", "x 2", "(x", "", "2^{3^4}", "x=1", "i+1", "(" * 5000])
+def test_what_is_no_rational_expression(text):
+    assert rational(text) is None
+
+
+DATA = Path(os.environ.get("MPO_VERIFICATION_DATA", "shared/data/verification"))
+
+
+@pytest.mark.skipif(not list(DATA.glob("*.jsonl.gz")), reason="needs the responses; MPO_VERIFICATION_DATA names their folder")
+def test_measured_precision_and_recall():
+    """The half that decided no rule: at least 0.98 and 0.93 on corrected labels per model, 0.96 and 0.92 on published"
+    " ones together."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    try:
+        import verification as benchmark
+    finally:
+        del sys.path[0]
+    measured = benchmark.measure(DATA, {"mpo.verification": benchmark.ours})["scores"]
+    for row in (row for row in measured if row["half"] == "second"):
+        pooled, published = row["responses"] == "pooled", row["labels"] == "published"
+        if pooled or not published:
+            assert row["precision"] >= (0.96 if published else 0.98), row
+            assert row["recall"] >= (0.92 if published else 0.93), row

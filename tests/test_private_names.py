@@ -59,6 +59,7 @@ OTHERS = {
     "_option_string_actions": {"commands/__init__.py"},  # argparse
     "_orig_mod": {"models/packable.py", "training/reference/fingerprint.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors
+    "_run_for_rank": {"pipelines/scale.py"},  # datatrove
     "_target_": {"commands/train.py"},  # Hydra
     "_weight_conversions": {"models/export/rows.py", "models/official/layouts.py"},
 }

@@ -100,7 +100,7 @@ class _Supervised(LocalPipelineExecutor):  # type: ignore[misc]
     """datatrove's local executor, each rank in a process of its own: its pool would wait for a killed one for ever."""
 
     def run(self) -> list[BaseException]:
-        (work,) = self.pipeline
+        (work,) = self.pipeline  # type: ignore[has-type]
         context = multiprocess.get_context(self.start_method)
         processes, receivers = [], []
         for rank in range(self.tasks):

@@ -448,7 +448,7 @@ def test_packs_of_conversations_are_full(packed_conversations, record_property):
     real = packs.records[packs.records >= 0]
     assert np.array_equal(np.sort(real), np.arange(len(costs)))
     assert max(np.add.reduceat(costs.tokens()[real], packs.starts[: sampler.report().batches])) <= 16384
-    beyond = len(sampler._compose(0, 0)) / bound - 1
+    beyond = float(len(sampler._compose(0, 0)) / bound - 1)
     record_property("difference", ("packs of conversations beyond the lower bound", beyond))
     assert beyond <= 0.01 and sampler.report().batches / bound <= 1.01 + 64 / bound  # as many on every rank
 
@@ -456,7 +456,7 @@ def test_packs_of_conversations_are_full(packed_conversations, record_property):
 def test_ranks_get_packs_of_the_same_cost(packed_conversations, record_property):
     """The most expensive pack of a micro-step costs 3 % more than the mean, with vision and attention counted."""
     sampler = packed_conversations[1]
-    record_property("difference", ("imbalance of 64 ranks", sampler.report().imbalance - 1))
+    record_property("difference", ("imbalance of 64 ranks", float(sampler.report().imbalance - 1)))
     assert sampler.report().imbalance <= 1.03
 
 

@@ -98,6 +98,7 @@ class Language(_Keys):
     rms_norm_eps: Positive = 1e-6
     rope_theta: Positive = 10_000.0
     rope_scaling: Rope | None = None
+    rope_parameters: None = None  # transformers' name of both, which the official code does not read
     max_position_embeddings: Size | None = None  # null is refused by transformers
     tie_word_embeddings: bool = False
     quantization_config: None = None  # a quantised checkpoint is refused
@@ -178,7 +179,7 @@ class Chat(_Keys, Generic[L]):
             raise ValueError(
                 f"image_size / patch_size is {patches**0.5:g}, which downsample_ratio={self.downsample_ratio} does not fit"
             )
-        if not -layers - 1 <= self.select_layer <= layers:
+        if not 1 <= abs(self.select_layer) <= layers:
             raise ValueError(f"expected select_layer to be one of {layers} layers; got {self.select_layer}")
         if self.min_dynamic_patch > self.max_dynamic_patch:
             raise ValueError(f"min_dynamic_patch={self.min_dynamic_patch} is above max_dynamic_patch={self.max_dynamic_patch}")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from official_checkpoints import write_official
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
 
 from mpo.models.export.run import export
 from mpo.models.loading import load_internvl, load_model, load_processor
@@ -161,13 +160,9 @@ def test_the_tokenizer_of_another_model(official, ours, tmp_path, processor):
 @pytest.mark.parametrize("form", ["official", "ours"])
 def test_weights_that_are_there_twice(made, tmp_path, form):
     folder = shutil.copytree(made / form, tmp_path / form)
-    first = next(iter(load_file(folder / "model.safetensors")))
-    shutil.copyfile(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
-    index = {
-        "metadata": {},
-        "weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "model-00001-of-00001.safetensors"),
-    }
-    assert first in index["weight_map"]
+    shard = "model-00001-of-00001.safetensors"
+    shutil.copyfile(folder / "model.safetensors", folder / shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(folder / shard), shard)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     match = f"{folder}/model.safetensors.index.json.*{folder}/model.safetensors "
     refused(folder, tmp_path / "out", match)
@@ -273,7 +268,3 @@ def test_the_size_of_a_shard(made, tmp_path, size):
         refused(made / form, tmp_path / "out", "--shard-gb=", shard_gb=size)
     with pytest.raises(ValueError, match="--shard-gb="):
         export(made / "ours", tmp_path / "out", shard_gb=size, progress=False)
-
-
-def test_a_written_model_is_what_transformers_reads(made):
-    assert type(AutoModelForImageTextToText.from_pretrained(made / "ours")) is type(load_internvl(str(made / "official")))

@@ -57,8 +57,16 @@ def _check_rope(part: Mapping[str, Any], where: str) -> None:
     thetas = [found["rope_theta"] for found in (part, *inner) if isinstance(found.get("rope_theta"), (int, float))]
     if "rope_theta" in part and len(set(thetas)) > 1:
         raise ValueError(f"{where}: rope_theta is {' and '.join(map(str, thetas))}. Keep the value of the training.")
+    ropes = [part.get(name) for name in ("rope_scaling", "rope_parameters")]
+    if all(isinstance(rope, Mapping) for rope in ropes) and len({_rope_kind(rope) for rope in ropes}) > 1:
+        raise ValueError(f"{where}: rope_scaling={ropes[0]} and rope_parameters={ropes[1]} differ. Keep the one of the training.")
     for found in inner:
         _check_rope(found, where)
+
+
+def _rope_kind(rope: Mapping[str, Any]) -> str:
+    kind = {"rope_type": rope.get("type", "default"), **rope}
+    return str(sorted((name, str(value)) for name, value in kind.items() if name not in ("type", "rope_theta")))
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -124,6 +124,9 @@ def test_an_edited_config(ours, tmp_path, part, values, match, kept):
 
 def test_the_tiles_of_the_processor(ours, tmp_path):
     """They are carried to the official config; what it cannot say is refused."""
+    edit(ours, name="processor_config.json", image_seq_length=9)
+    refused(ours, tmp_path / "no", f"{ours}.*image_seq_length=9, not 4")
+    edit(ours, name="processor_config.json", image_seq_length=4)
     edit(ours, "image_processor", "processor_config.json", max_patches=3, min_patches=2, use_thumbnail=False)
     convert(ours, tmp_path / "out", compare=False, progress=False)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -220,6 +223,10 @@ ROPES = [
     {"rope_scaling": {"type": "linear", "factor": 0.0}},
     {"rope_scaling": {"type": "linear", "factor": math.nan}},
     {"rope_scaling": {"type": "dynamic", "factor": -2.0}},
+    {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 3.0},
+    },
     {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": math.inf}},
 ]
 
@@ -231,6 +238,23 @@ def test_rotary_settings(official, ours, tmp_path, values):
         refused(folder, tmp_path / "out", f"{folder}/config.json.*(rope_theta|factor)")
         with pytest.raises(ValueError, match=f"{folder}/config.json.*(rope_theta|factor)"):
             load_model(str(folder))
+
+
+def test_two_types_of_rotary_scaling(official):
+    edit(official, "llm_config", rope_scaling={"type": "linear", "rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(ValueError, match=f"{official}/config.json.*type='linear' and rope_type='dynamic'"):
+        load_internvl(str(official))
+
+
+def test_tokens_that_were_added(official, ours, tmp_path):
+    """Their tokenizer is the model's own, in a folder made like one without them."""
+    loaded = load_model(str(ours))
+    loaded.processor.tokenizer.add_tokens(["<new>"])
+    loaded.model.resize_token_embeddings(len(loaded.processor.tokenizer), mean_resizing=False)
+    loaded.model.save_pretrained(tmp_path / "grown")
+    loaded.processor.save_pretrained(tmp_path / "grown")
+    assert convert(tmp_path / "grown", tmp_path / "out", like=official, progress=False).difference < 1e-5
+    assert load_processor(str(tmp_path / "out")).tokenizer.get_vocab() == loaded.processor.tokenizer.get_vocab()
 
 
 def test_a_key_that_is_there_twice(official, ours, tmp_path):

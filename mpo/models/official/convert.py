@@ -17,7 +17,7 @@ from mpo.models.official.checkpoint import open_official, read_config, read_offi
 from mpo.models.official.config import differences, is_official, official_config, transformers_config
 from mpo.models.official.forward import official_logits
 from mpo.models.official.layouts import EMBEDDINGS, HEAD, TransformersFiles
-from mpo.models.official.processor import PROCESSOR_FILES, carried_settings, check_processors
+from mpo.models.official.processor import PROCESSOR_FILES, carried_settings, check_processors, load_tokenizer
 from mpo.models.official.schema import parse
 from mpo.models.official.tensors import bytes_of, write_shards
 from mpo.models.strict import read_config_json, read_hf_config
@@ -58,7 +58,8 @@ def convert(
     Args:
         source: folder of an InternVLChatModel, or of transformers' InternVL.
         target: a new folder.
-        like: for the official format: an official folder whose config, tokenizer and Python files are copied.
+        like: for the official format: an official folder whose config, tokenizer and Python files are copied. Its config must
+            describe the model; settings of tiles and tokens that were added are the model's own.
         shard_gb: the largest size of a weight file in gigabytes, and of the tensors in memory.
         compare: compare the logits of both formats on a random input; by default if memory allows.
         progress: show a progress bar.
@@ -112,10 +113,10 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
         raise ValueError(f"{source} is a {config.model_type!r}: only InternVL has an official format.")
     files = TransformersFiles(source, config)
     official = _official_of(source, like, config)
-    for pattern in TOKENIZER_FILES if like is None else ("*.py", *TOKENIZER_FILES):
-        for path in (source if like is None else like).glob(pattern):
-            shutil.copyfile(path, target / path.name)
     processor = load_processor(str(source)) if any((source / name).exists() for name in PROCESSOR_FILES) else None
+    copied = [path for name in TOKENIZER_FILES for path in _with_tokenizer(source, like, processor).glob(name)]
+    for path in [*copied, *([] if like is None else like.glob("*.py"))]:
+        shutil.copyfile(path, target / path.name)
     if processor is not None:
         official |= carried_settings(processor.image_processor, parse(official, str(source / ORIGINAL)))
     (target / "config.json").write_text(json.dumps(official, indent=2, ensure_ascii=False) + "\n")
@@ -134,6 +135,15 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
     write_shards(target, joined, len(parts), shard_bytes=shard_bytes, progress=progress)
     open_official(target).check()
     return len(parts)
+
+
+def _with_tokenizer(source: Path, like: Path | None, processor: Any) -> Path:
+    """The folder whose tokenizer is copied: `like`, unless it lacks tokens that were added to the model's."""
+    if like is None or processor is None:
+        return like or source
+    theirs = load_tokenizer(like)
+    lacks = theirs is None or processor.tokenizer.get_vocab().keys() - {*theirs.get_vocab(), processor.video_token}
+    return source if lacks else like
 
 
 def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dict[str, Any]:

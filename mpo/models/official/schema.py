@@ -35,6 +35,8 @@ def _known_rope(rope: dict[str, Any]) -> dict[str, Any]:
     kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
     if kind != "default" and (kind not in (*ROPE_INIT_FUNCTIONS,) or (type(factor) not in (int, float) and kind != "longrope")):
         raise ValueError(f"expected a type among default, {', '.join(ROPE_INIT_FUNCTIONS)}, and a number as its factor")
+    if rope.get("type", kind) != kind:
+        raise ValueError(f"expected one type; got type={rope['type']!r} and rope_type={kind!r}")
     return rope
 
 

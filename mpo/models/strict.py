@@ -49,24 +49,20 @@ def read_config_json(path: str | Path) -> dict[str, Any]:
 
 
 def _check_rope(part: Mapping[str, Any], where: str) -> None:
-    inner = [value for value in part.values() if isinstance(value, Mapping)]
     for name in ROPE & part.keys():
         for value in part[name] if isinstance(part[name], list) else [part[name]]:
             if isinstance(value, (int, float)) and not 0 < value < math.inf:  # NaN is not
                 raise ValueError(f"{where}: expected {name} to be a number above 0; got {value}. Correct it.")
-    thetas = [found["rope_theta"] for found in (part, *inner) if isinstance(found.get("rope_theta"), (int, float))]
-    if "rope_theta" in part and len(set(thetas)) > 1:
+    ropes = [rope for rope in map(part.get, ("rope_scaling", "rope_parameters")) if isinstance(rope, Mapping)]
+    thetas = [found["rope_theta"] for found in (part, *ropes) if isinstance(found.get("rope_theta"), (int, float))]
+    if len(set(thetas)) > 1:
         raise ValueError(f"{where}: rope_theta is {' and '.join(map(str, thetas))}. Keep the value of the training.")
-    ropes = [part.get(name) for name in ("rope_scaling", "rope_parameters")]
-    if all(isinstance(rope, Mapping) for rope in ropes) and len({_rope_kind(rope) for rope in ropes}) > 1:
+    kinds = [{"rope_type": rope.get("type", "default"), **rope, "type": None, "rope_theta": None} for rope in ropes]
+    if kinds and kinds[0] != kinds[-1]:
         raise ValueError(f"{where}: rope_scaling={ropes[0]} and rope_parameters={ropes[1]} differ. Keep the one of the training.")
-    for found in inner:
-        _check_rope(found, where)
-
-
-def _rope_kind(rope: Mapping[str, Any]) -> str:
-    kind = {"rope_type": rope.get("type", "default"), **rope}
-    return str(sorted((name, str(value)) for name, value in kind.items() if name not in ("type", "rope_theta")))
+    for found in part.values():
+        if isinstance(found, Mapping):
+            _check_rope(found, where)
 
 
 def read_index(path: Path) -> dict[str, str]:

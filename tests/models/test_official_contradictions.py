@@ -133,10 +133,16 @@ def test_the_tiles_of_the_processor(ours, tmp_path):
     assert [config[name] for name in ("max_dynamic_patch", "min_dynamic_patch", "use_thumbnail")] == [3, 2, False]
     tiles = load_processor(str(tmp_path / "out")).image_processor
     assert (tiles.max_patches, tiles.min_patches, tiles.use_thumbnail) == (3, 2, False)
-    for values in ({"image_mean": [0.5, 0.5, 0.5]}, {"size": {"height": 64, "width": 64}}, {"do_rescale": False}):
-        edit(ours, "image_processor", "processor_config.json", **values)
-        (name,) = values
-        refused(ours, tmp_path / "no", f"{ours}.*{name}=")
+    for name, value in (
+        ("max_patches", 1),
+        ("image_mean", [0.5, 0.5, 0.5]),
+        ("size", {"height": 64, "width": 64}),
+        ("do_rescale", False),
+        ("image_processor_type", "CLIPImageProcessor"),
+    ):
+        folder = shutil.copytree(ours, tmp_path / name)
+        edit(folder, "image_processor", "processor_config.json", **{name: value})
+        refused(folder, tmp_path / "no", f"{folder}.*{name.replace('max_patches', 'max_dynamic_patch')}=")
 
 
 def test_another_chat_template(ours, tmp_path, caplog):
@@ -241,9 +247,14 @@ def test_rotary_settings(official, ours, tmp_path, values):
 
 
 def test_two_types_of_rotary_scaling(official):
+    """InternLM2's code reads ``type`` alone, and knows two."""
     edit(official, "llm_config", rope_scaling={"type": "linear", "rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(ValueError, match=f"{official}/config.json.*type='linear' and rope_type='dynamic'"):
         load_internvl(str(official))
+    for kind in ({"rope_type": "linear"}, {"type": "yarn"}):
+        edit(official, "llm_config", architectures=["InternLM2ForCausalLM"], rope_scaling={**kind, "factor": 2.0})
+        with pytest.raises(ValueError, match=f"{official}/config.json.*rope_scaling=.*{next(iter(kind.values()))}"):
+            load_internvl(str(official))
 
 
 def test_tokens_that_were_added(official, ours, tmp_path):

@@ -114,16 +114,20 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
     files = TransformersFiles(source, config)
     official = _official_of(source, like, config)
     processor = load_processor(str(source)) if any((source / name).exists() for name in PROCESSOR_FILES) else None
-    copied = [path for name in TOKENIZER_FILES for path in _with_tokenizer(source, like, processor).glob(name)]
-    for path in [*copied, *([] if like is None else like.glob("*.py"))]:
+    tokens = _with_tokenizer(source, like, processor)
+    for path in [*(path for name in TOKENIZER_FILES for path in tokens.glob(name)), *([] if like is None else like.glob("*.py"))]:
         shutil.copyfile(path, target / path.name)
     if processor is not None:
         official |= carried_settings(processor.image_processor, parse(official, str(source / ORIGINAL)))
+        parse(official, f"the processor of {source}")
     (target / "config.json").write_text(json.dumps(official, indent=2, ensure_ascii=False) + "\n")
-    written = open_official(target, weights=False)
+    try:
+        written = open_official(target, weights=False)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(target), str(tokens))) from error
     if written.config.image_token_id != config.image_token_id:
         raise ValueError(
-            f"<IMG_CONTEXT> has the id {written.config.image_token_id} in the tokenizer of {like or source}, and image_token_id is "
+            f"<IMG_CONTEXT> has the id {written.config.image_token_id} in the tokenizer of {tokens}, and image_token_id is "
             f"{config.image_token_id} in the config.json of {source}. Give the model's own tokenizer."
         )
     if processor is not None and written.processor is not None:

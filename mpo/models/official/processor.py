@@ -25,7 +25,7 @@ TEMPLATES = {
 }
 """The end of a turn and the default system message of each supported conversation template."""
 SETTINGS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "max_patches", "min_patches")
-SETTINGS += ("resample", "rescale_factor", "size", "use_thumbnail")
+SETTINGS += ("resample", "rescale_factor", "size", "use_thumbnail", "image_processor_type")
 """What decides the tiles and pixels of an image processor."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TURN = ("<|im_start|>", "<|im_end|>")
@@ -155,10 +155,11 @@ def check_processors(processor: Any, official: InternVLProcessor, source: str, w
         ValueError: naming settings of images and ids of tokens that differ.
     """
     given, ours = (
-        {**{name: _plain(getattr(one.image_processor, name, None)) for name in SETTINGS}, "image_seq_length": one.image_seq_length}
-        for one in (official, processor)
+        {name: _plain(value) for name, value in kept.to_dict().items() if name in SETTINGS} | {"image_seq_length": tokens}
+        for kept, tokens in ((one.image_processor, one.image_seq_length) for one in (official, processor))
     )
-    found = [f"{name}={ours[name]!r}, not {given[name]!r}" for name in ours if given[name] != ours[name]]
+    names = sorted(name for name in given.keys() | ours if given.get(name) != ours.get(name))
+    found = [f"{name}={ours.get(name)!r}, not {given.get(name)!r}" for name in names]
     theirs, video = official.tokenizer.get_vocab(), processor.video_token
     tokens = [token for token, number in processor.tokenizer.get_vocab().items() if theirs.get(token) != number and token != video]
     if tokens:

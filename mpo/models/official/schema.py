@@ -121,6 +121,12 @@ class InternLM2(Language):
     max_position_embeddings: Size = 2048
     rope_pos_id_version: Literal["default"] = "default"
 
+    @model_validator(mode="after")
+    def _known_scaling(self) -> "InternLM2":
+        if self.rope_scaling and self.rope_scaling.get("type") not in ("linear", "dynamic"):  # it does not read rope_type
+            raise ValueError(f"expected rope_scaling to have the type linear or dynamic; got rope_scaling={self.rope_scaling}")
+        return self
+
 
 class InternLM3(Language):
     """InternLM3; transformers' Llama has none of its biases."""

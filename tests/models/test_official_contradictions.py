@@ -303,3 +303,9 @@ def test_the_size_of_a_shard(made, tmp_path, size):
         refused(made / form, tmp_path / "out", "--shard-gb=", shard_gb=size)
     with pytest.raises(ValueError, match="--shard-gb="):
         export(made / "ours", tmp_path / "out", shard_gb=size, progress=False)
+
+
+def test_the_processor_of_another_kind_of_model(ours, tmp_path):
+    edit(ours, name="processor_config.json", processor_class="Qwen2VLProcessor")
+    edit(ours, name="tokenizer_config.json", processor_class="Qwen2VLProcessor")
+    refused(ours, tmp_path / "out", f"{ours}")

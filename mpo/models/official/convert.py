@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
 
 from mpo.io import atomic_folder
 from mpo.models.loading import load_internvl, load_processor
@@ -114,6 +114,8 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
     files = TransformersFiles(source, config)
     official = _official_of(source, like, config)
     processor = load_processor(str(source)) if any((source / name).exists() for name in PROCESSOR_FILES) else None
+    if not isinstance(processor, InternVLProcessor | None):
+        raise ValueError(f"Expected an InternVLProcessor in {source}; got {type(processor).__name__}. Copy the original's files.")
     tokens = _with_tokenizer(source, like, processor)
     for path in [*(path for name in TOKENIZER_FILES for path in tokens.glob(name)), *([] if like is None else like.glob("*.py"))]:
         shutil.copyfile(path, target / path.name)

@@ -1,5 +1,7 @@
-"""Refuse checkpoints whose tensors differ from the model's; transformers only warns and initializes missing ones at random."""
+"""Refuse checkpoints whose files contradict each other; transformers chooses one, or only warns and initializes at random."""
 
+import codecs
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -8,11 +10,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file, find_adapter_config_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
 from mpo.io import BadRecord, read_json_object
 
 Shape = tuple[int, ...]
+ROPE = {
+    "rope_theta",
+    "partial_rotary_factor",
+    *(f"{kind}factor" for kind in ("", "low_freq_", "high_freq_", "attention_", "short_", "long_")),
+}
+"""Settings of rotary embeddings that are positive numbers, or lists of them."""
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -22,22 +30,55 @@ def read_json(path: str | Path) -> dict[str, Any]:
         ValueError: naming the file, for one that is cut off, has a byte order mark, or is not an object.
     """
     try:
+        if Path(path).read_bytes().startswith(codecs.BOM_UTF8):  # transformers does not read it
+            raise BadRecord(str(path), "it has a byte order mark.")
         return read_json_object(path)
     except BadRecord as error:
         raise ValueError(f"{error} Copy the file from the original again; it must be UTF-8 without a byte order mark.") from None
+
+
+def read_config_json(path: str | Path) -> dict[str, Any]:
+    """Read config.json of a checkpoint in either format.
+
+    Raises:
+        ValueError: as `read_json`; for two values of rope_theta in a part of it, and rope settings that are not above 0.
+    """
+    config = read_json(path)
+    _check_rope(config, str(path))
+    return config
+
+
+def _check_rope(part: Mapping[str, Any], where: str) -> None:
+    for name in ROPE & part.keys():
+        for value in part[name] if isinstance(part[name], list) else [part[name]]:
+            if isinstance(value, (int, float)) and not 0 < value < math.inf:  # NaN is not
+                raise ValueError(f"{where}: expected {name} to be a number above 0; got {value}. Correct it.")
+    ropes = [rope for rope in map(part.get, ("rope_scaling", "rope_parameters")) if isinstance(rope, Mapping)]
+    thetas = [found["rope_theta"] for found in (part, *ropes) if isinstance(found.get("rope_theta"), (int, float))]
+    if len(set(thetas)) > 1:
+        raise ValueError(f"{where}: rope_theta is {' and '.join(map(str, thetas))}. Keep the value of the training.")
+    kinds = [{"rope_type": rope.get("type", "default"), **rope, "type": None, "rope_theta": None} for rope in ropes]
+    if kinds and kinds[0] != kinds[-1]:
+        raise ValueError(f"{where}: rope_scaling={ropes[0]} and rope_parameters={ropes[1]} differ. Keep the one of the training.")
+    for found in part.values():
+        if isinstance(found, Mapping):
+            _check_rope(found, where)
 
 
 def read_index(path: Path) -> dict[str, str]:
     """Read which file of a checkpoint holds each tensor.
 
     Raises:
-        ValueError: naming the index, for one whose ``weight_map`` is missing or does not name files of its folder.
+        ValueError: naming the index, for one whose ``weight_map`` is missing or does not name files of its folder, and for one
+            beside a file with all tensors: readers choose differently.
     """
     where = read_json(path).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) and Path(name).name == name for name in where.values()):
         raise ValueError(
             f"{path}: expected weight_map to map tensors to file names; got {shorten(repr(where), 60)}. Copy the file again."
         )
+    if (whole := path.with_name(SAFE_WEIGHTS_NAME)).exists() and SAFE_WEIGHTS_NAME not in where.values():
+        raise ValueError(f"{path} and {whole} hold the weights twice. Remove the one that is not of this model.")
     return where
 
 
@@ -50,10 +91,17 @@ def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
 
     Raises:
         OSError: when there is no config.json.
-        ValueError: for values that transformers refuses.
+        ValueError: for values that transformers refuses; as `read_config_json`.
     """
+    if (path := cached_file(name_or_path, "config.json")) is not None:
+        read_config_json(path)
     try:
-        return AutoConfig.from_pretrained(name_or_path, **options)
+        config = AutoConfig.from_pretrained(name_or_path, **options)
+        if config.model_type == "internvl":  # transformers notices in the forward pass
+            layer, layers = config.vision_feature_layer, config.vision_config.num_hidden_layers
+            if layer not in (*range(-layers, 0), *range(1, layers + 1)):
+                raise ValueError(f"vision_feature_layer={layer} is not one of {layers} layers")
+        return config
     except OSError:
         raise
     except Exception as error:  # of any kind: a config class runs on whatever the file holds

@@ -18,11 +18,9 @@ from mpo.models.family import INTERNVL
 from mpo.models.fit import missing_rows
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import read_config, read_official
-from mpo.models.official.config import transformers_config
-from mpo.models.official.convert import ORIGINAL, checked_difference, to_official
+from mpo.models.official.convert import ORIGINAL, check_same_model, checked_difference, to_official
 from mpo.models.official.layouts import expected_shapes
-from mpo.models.official.schema import parse
-from mpo.models.official.tensors import TensorFiles
+from mpo.models.official.tensors import TensorFiles, bytes_of
 from mpo.models.strict import check_shapes, read_json
 
 Form = Literal["transformers", "official"]
@@ -81,8 +79,7 @@ def export(
             model.
     """
     refuse_existing(target)
-    if shard_gb <= 0:
-        raise ValueError(f"Expected a file size in gigabytes above 0; got --shard-gb={shard_gb:g}.")
+    shard_bytes = bytes_of(shard_gb)
     if like is not None and form != "official":
         raise ValueError(f"--like={like} needs the official format. Add --output-format official.")
     trained = open_trained(source, base=base)
@@ -100,7 +97,6 @@ def export(
     if trial is not None and trial.moved == 0 and trained.must_change_logits:
         raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
     model = merged(model, progress=progress)
-    shard_bytes = int(shard_gb * 1e9)
     difference = None
     with atomic_folder(target) as partial:
         ours = partial if form == "transformers" else partial / "merged"
@@ -135,10 +131,7 @@ def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path
     if trained.config.model_type not in INTERNVL.types:
         raise ValueError(f"The official format exists for InternVL alone; {trained.weights} is a {trained.config.model_type}.")
     config, folder = (read_official(like, "--like="), like) if like is not None else _official_config(trained)
-    fitting = parse(config, str((folder or Path(trained.weights)) / "config.json"))
-    fitting.llm_config.vocab_size = trained.config.text_config.vocab_size
-    described = transformers_config(fitting, image_token_id=trained.config.image_token_id)
-    check_shapes(expected_shapes(trained.config), expected_shapes(described), f"{folder or trained.weights} as --like")
+    check_same_model(config, trained.config, f"{folder or Path(trained.weights) / ORIGINAL} as --like", trained.weights)
     return config, folder
 
 

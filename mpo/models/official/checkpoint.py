@@ -16,7 +16,7 @@ from mpo.models.official.names import TensorNames
 from mpo.models.official.processor import load_tokenizer, official_processor
 from mpo.models.official.schema import Chat, parse, text_model
 from mpo.models.official.tensors import TensorFiles
-from mpo.models.strict import check_shapes, read_json, shortened
+from mpo.models.strict import check_shapes, read_config_json, shortened
 
 IMAGE_TOKEN_IDS = {
     ("internlm2", 92_553): 92_546,
@@ -120,7 +120,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"Expected a checkpoint in {folder}, and found no config.json. Give the folder that contains it.")
-    return read_json(path)
+    return read_config_json(path)
 
 
 def read_official(folder: Path, setting: str = "") -> dict[str, Any]:

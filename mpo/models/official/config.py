@@ -1,6 +1,6 @@
 """Convert config.json of the official format to transformers' config, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, InternVLConfig, InternVLVisionConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mpo.models.official.names import TensorNames
-from mpo.models.official.schema import TEXT_MODELS, Chat, Vision, text_model
+from mpo.models.official.schema import IGNORED, TEXT_MODELS, Chat, Vision, text_model
 
 VISION_NAMES = {
     "use_qk_norm": "qk_normalization",
@@ -19,6 +19,11 @@ VISION_NAMES = {
 }
 """Settings of the tower with another name: transformers' name -> official name."""
 VISION_SIZES = ("image_size", "patch_size")
+OF_TRAINING = {"initializer_range", "layer_scale_init_value", "output_router_logits", "router_aux_loss_coef", "pretraining_tp"}
+OF_TOKENS = {"vocab_size", "image_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
+IN_OTHERS = {"text_config", "vision_config", "max_window_layers"}
+NOT_COMPARED = {*IGNORED, *OF_TRAINING, *OF_TOKENS, *IN_OTHERS}
+"""Keys of transformers' config that do not affect the logits of a model with given weights, or that are compared elsewhere."""
 
 
 def is_official(config: Mapping[str, Any]) -> bool:
@@ -80,6 +85,33 @@ def transformers_config(
     )
 
 
+def differences(config: InternVLConfig, other: InternVLConfig) -> list[str]:
+    """The settings of two models that give other logits with the same weights; vocabularies may differ.
+
+    >>> differences(InternVLConfig(), InternVLConfig(downsample_ratio=0.25))
+    ['downsample_ratio=0.25, expected 0.5']
+    """
+    return [
+        f"{prefix}{name}={given!r}, expected {expected!r}"
+        for prefix in ("", "text_config.", "vision_config.")
+        for name, given, expected in _compared(*(getattr(one, prefix[:-1]) if prefix else one for one in (other, config)))
+        if given != expected
+    ]
+
+
+def _compared(given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
+    yield "model_type", given.model_type, expected.model_type
+    if type(given) is type(expected):
+        for name in sorted({field.name for field in fields(expected)} - NOT_COMPARED):
+            yield name, *(_comparable(getattr(one, name)) for one in (given, expected))
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, Mapping):  # rope_parameters, with an earlier name of rope_type
+        return {name: inner for name, inner in value.items() if name != "type"}
+    return list(value) if isinstance(value, tuple) else value
+
+
 def official_config(config: InternVLConfig) -> dict[str, Any]:
     """Create an official config.json like InternVL2.5's, for a model that was not converted from the official format."""
     vision: Any = config.vision_config
@@ -90,8 +122,8 @@ def official_config(config: InternVLConfig) -> dict[str, Any]:
         raise ValueError(f"The official format does not support the language model {text.model_type}; it supports {supported}.")
     rope = dict(text.rope_parameters)
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")}
-    llm = {name: value for name, value in text.to_dict().items() if name != "rope_parameters"}
-    llm |= {name: getattr(text, name) for name in schema.model_fields if hasattr(text, name)}  # by their official names
+    llm = {**text.to_dict(), **{name: getattr(text, name) for name in schema.model_fields if hasattr(text, name)}}
+    del llm["rope_parameters"]
     llm |= {
         "architectures": [cls],
         "rope_theta": rope["rope_theta"],

@@ -2,22 +2,25 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
 
 from mpo.io import atomic_folder
+from mpo.models.loading import load_internvl, load_processor
 from mpo.models.official.checkpoint import open_official, read_config, read_official
-from mpo.models.official.config import is_official, official_config, tensor_names, transformers_config
+from mpo.models.official.config import differences, is_official, official_config, transformers_config
 from mpo.models.official.forward import official_logits
-from mpo.models.official.layouts import TransformersFiles
+from mpo.models.official.layouts import EMBEDDINGS, HEAD, TransformersFiles
+from mpo.models.official.processor import PROCESSOR_FILES, carried_settings, check_processors, load_tokenizer
 from mpo.models.official.schema import parse
-from mpo.models.official.tensors import TensorFiles, write_shards
-from mpo.models.strict import read_hf_config, read_json
+from mpo.models.official.tensors import bytes_of, write_shards
+from mpo.models.strict import read_config_json, read_hf_config
 
 ORIGINAL = "official_config.json"
 """The official config.json, kept in a converted checkpoint: transformers' config lacks some of its keys."""
@@ -55,7 +58,8 @@ def convert(
     Args:
         source: folder of an InternVLChatModel, or of transformers' InternVL.
         target: a new folder.
-        like: for the official format: an official folder whose config, tokenizer and Python files are copied.
+        like: for the official format: an official folder whose config, tokenizer and Python files are copied. Its config must
+            describe the model; settings of tiles and tokens that were added are the model's own.
         shard_gb: the largest size of a weight file in gigabytes, and of the tensors in memory.
         compare: compare the logits of both formats on a random input; by default if memory allows.
         progress: show a progress bar.
@@ -63,10 +67,11 @@ def convert(
     Raises:
         ValueError: for a checkpoint that cannot be converted, or logits that differ.
     """
+    shard_bytes = bytes_of(shard_gb)
     form: Literal["official", "transformers"] = "transformers" if is_official(read_config(source)) else "official"
     write = _to_transformers if form == "transformers" else to_official
     with atomic_folder(target) as partial:
-        count = write(source, partial, like, int(shard_gb * 1e9), progress)
+        count = write(source, partial, like, shard_bytes, progress)
         official, ours = (source, partial) if form == "transformers" else (partial, source)
         difference = checked_difference(official, ours, compare)
     return Conversion(target, form, count, difference)
@@ -89,7 +94,9 @@ def _to_transformers(source: Path, target: Path, like: Path | None, shard_bytes:
 
 
 def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int, progress: bool) -> int:
-    """Write a checkpoint in the official format, without comparing it.
+    """Write a checkpoint in the official format, without comparing its logits.
+
+    The files beside the weights are written first, and read again: they describe the same model and processor, or are refused.
 
     Args:
         source: a folder in transformers' format.
@@ -106,35 +113,84 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
         raise ValueError(f"{source} is a {config.model_type!r}: only InternVL has an official format.")
     files = TransformersFiles(source, config)
     official = _official_of(source, like, config)
-    names = tensor_names(parse(official, str(source / ORIGINAL)))
-    parts = {name: names.ours(name) for name in dict.fromkeys(names.official(ours) for ours in files.names())}
-    joined = ((name, names.join(name, [files[part] for part in ours])) for name, ours in parts.items())
-    write_shards(target, joined, len(parts), shard_bytes=shard_bytes, progress=progress)
-    for pattern in TOKENIZER_FILES if like is None else ("*.py", *TOKENIZER_FILES):
-        for path in (source if like is None else like).glob(pattern):
-            shutil.copyfile(path, target / path.name)
+    processor = load_processor(str(source)) if any((source / name).exists() for name in PROCESSOR_FILES) else None
+    if not isinstance(processor, InternVLProcessor | None):
+        raise ValueError(f"Expected an InternVLProcessor in {source}; got {type(processor).__name__}. Copy the original's files.")
+    tokens = _with_tokenizer(source, like, processor)
+    for path in [*(path for name in TOKENIZER_FILES for path in tokens.glob(name)), *([] if like is None else like.glob("*.py"))]:
+        shutil.copyfile(path, target / path.name)
+    if processor is not None:
+        official |= carried_settings(processor.image_processor, parse(official, str(source / ORIGINAL)))
+        parse(official, f"the processor of {source}")
     (target / "config.json").write_text(json.dumps(official, indent=2, ensure_ascii=False) + "\n")
+    try:
+        written = open_official(target, weights=False)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(target), str(tokens))) from error
+    if written.config.image_token_id != config.image_token_id:
+        raise ValueError(
+            f"<IMG_CONTEXT> has the id {written.config.image_token_id} in the tokenizer of {tokens}, and image_token_id is "
+            f"{config.image_token_id} in the config.json of {source}. Give the model's own tokenizer."
+        )
+    if processor is not None and written.processor is not None:
+        check_processors(processor, written.processor, str(source), str(like or "the official format"))
+    parts = {name: written.names.ours(name) for name in dict.fromkeys(written.names.official(ours) for ours in files.names())}
+    if config.tie_word_embeddings and not written.config.tie_word_embeddings:  # official code up to InternVL3 never ties
+        parts[written.names.official(HEAD)] = [EMBEDDINGS]
+    joined = ((name, written.names.join(name, [files[part] for part in ours])) for name, ours in parts.items())
+    write_shards(target, joined, len(parts), shard_bytes=shard_bytes, progress=progress)
+    open_official(target).check()
     return len(parts)
+
+
+def _with_tokenizer(source: Path, like: Path | None, processor: Any) -> Path:
+    """The folder whose tokenizer is copied: `like`, unless it lacks tokens that were added to the model's."""
+    if like is None or processor is None:
+        return like or source
+    theirs = load_tokenizer(like)
+    lacks = theirs is None or processor.tokenizer.get_vocab().keys() - {*theirs.get_vocab(), processor.video_token}
+    return source if lacks else like
 
 
 def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dict[str, Any]:
     """The official config.json: of `like`, of the checkpoint that this one was converted from, or created from its config."""
     if like is not None:
-        official = read_official(like, "--like=")
-    elif (source / ORIGINAL).exists():
-        official = read_json(source / ORIGINAL)
+        official, where = read_official(like, "--like="), f"--like={like}"
+    elif (kept := source / ORIGINAL).exists():
+        official, where = read_config_json(kept), str(kept)
     else:
-        official = official_config(config)
-    read = transformers_config(parse(official, str((like or source) / "config.json")), image_token_id=config.image_token_id)
+        official, where = official_config(config), "the official format"
+    read = check_same_model(official, config, where, str(source))
     llm = official["llm_config"]
     llm["vocab_size"] = config.text_config.vocab_size  # tokens may have been added
-    if read.tie_word_embeddings and not config.tie_word_embeddings:  # the head was trained untied
+    if config.tie_word_embeddings != read.tie_word_embeddings:  # the head was trained untied, or will be written
         official["tie_word_embeddings"] = llm["tie_word_embeddings"] = False
     if config.dtype is not None and read.dtype != config.dtype:  # it was cast
         name = str(config.dtype).removeprefix("torch.")
         for part in (official, llm):
             part["dtype" if "dtype" in part else "torch_dtype"] = name
     return official
+
+
+def check_same_model(official: Mapping[str, Any], config: InternVLConfig, where: str, source: str) -> InternVLConfig:
+    """Check that an official config.json describes the model of a transformers config; its vocabulary may be smaller.
+
+    Args:
+        official: the contents.
+        config: the model's config.
+        where: origin of `official`, for errors.
+        source: origin of `config`, for errors.
+
+    Returns:
+        transformers' config of `official`.
+
+    Raises:
+        ValueError: naming the settings that differ.
+    """
+    described = transformers_config(parse(official, where), image_token_id=config.image_token_id, where=where)
+    if found := differences(config, described):
+        raise ValueError(f"{where} describes another model than {source}: {'; '.join(found)}. Correct the one that is wrong.")
+    return described
 
 
 def checked_difference(official: Path, ours: Path, compare: bool | None) -> float | None:
@@ -149,7 +205,7 @@ def checked_difference(official: Path, ours: Path, compare: bool | None) -> floa
         the difference; None if not compared.
 
     Raises:
-        ValueError: for logits that differ.
+        ValueError: for logits that differ, and weights that are not finite.
     """
     if compare is None:
         import psutil
@@ -167,10 +223,12 @@ def checked_difference(official: Path, ours: Path, compare: bool | None) -> floa
 def largest_difference(official: Path, ours: Path) -> float:
     """The largest difference of logits between a folder in the official and one in transformers' format, relative to the largest.
 
-    The input is a random tile and random tokens, in float32.
+    The input is a random tile and random tokens, in float32. Each is read from its folder alone, as `load_internvl` does.
     """
-    checkpoint = parse(read_official(official), str(official / "config.json"))
-    model: Any = InternVLForConditionalGeneration.from_pretrained(ours, dtype=torch.float32).eval()
+    checkpoint = open_official(official)
+    checkpoint.check()
+    checkpoint.files.check_finite()
+    model: Any = load_internvl(str(ours), dtype=torch.float32).eval()
     config: Any = model.config
     generator = torch.Generator().manual_seed(0)
     side = config.vision_config.image_size
@@ -181,7 +239,7 @@ def largest_difference(official: Path, ours: Path) -> float:
     with torch.no_grad():
         computed = model(input_ids=ids, pixel_values=pixels).logits
     del model
-    expected = official_logits(TensorFiles(official), checkpoint, config, ids, pixels)
+    expected = official_logits(checkpoint.files, checkpoint.official, checkpoint.config, ids, pixels)
     return distance(computed, expected)
 
 

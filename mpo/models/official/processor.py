@@ -1,5 +1,6 @@
 """The processor of an official checkpoint: its tokenizer, its tiling of images, the chat template of its training."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ from mpo.models.control_tokens import added_start
 from mpo.models.official.schema import Chat
 from mpo.models.official.spm import read_sentencepiece
 from mpo.models.small import CHAT_TEMPLATE, IMAGE_TOKENS, assemble_processor
-from mpo.models.strict import read_json
+from mpo.models.strict import read_json, shortened
 from mpo.models.tiles import TileImageProcessor
 
+logger = logging.getLogger(__name__)
 OLD_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 NEW_SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 TEMPLATES = {
@@ -22,6 +24,12 @@ TEMPLATES = {
     "internvl2_5": ("<|im_end|>\n", NEW_SYSTEM),
 }
 """The end of a turn and the default system message of each supported conversation template."""
+SETTINGS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "max_patches", "min_patches")
+SETTINGS += ("resample", "rescale_factor", "size", "use_thumbnail", "image_processor_type")
+"""What decides the tiles and pixels of an image processor."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TURN = ("<|im_start|>", "<|im_end|>")
+"""The tokens that begin and end a turn in all of them."""
 
 
 def chat_template(name: str, *, bos: str = "") -> str:
@@ -55,7 +63,10 @@ def load_tokenizer(folder: Path) -> Any:
         if tokenizer is None:
             return None
         vocabulary = tokenizer.get_vocab()
-        if not (lacking := [token for token in IMAGE_TOKENS.values() if token not in vocabulary]):
+        for name, number in _added(folder, settings):
+            if vocabulary.get(name, number) != number:
+                raise ValueError(f"{name} has the ids {vocabulary[name]} and {number}, in two of its files")
+        if not (lacking := [token for token in (*IMAGE_TOKENS.values(), *TURN) if token not in vocabulary]):
             video = "<|video_pad|>" if "<|video_pad|>" in vocabulary else "<video>"
             return _tokenizer(folder, settings, padding_side="left", extra_special_tokens={**IMAGE_TOKENS, "video_token": video})
     except Exception as error:  # of any kind: the libraries do not check the values of a file
@@ -63,7 +74,7 @@ def load_tokenizer(folder: Path) -> Any:
             raise
         raise ValueError(f"The tokenizer in {folder} cannot be read ({error}). Copy its files from the original again.") from error
     raise ValueError(
-        f"The tokenizer in {folder} has no {', '.join(lacking)}, so prompts cannot contain images. Copy the tokenizer's "
+        f"The tokenizer in {folder} has no {', '.join(lacking)}, which prompts with images need. Copy the tokenizer's "
         "files from the model's own checkpoint (added_tokens.json too)."
     )
 
@@ -81,13 +92,19 @@ def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any
         return PreTrainedTokenizerFast(tokenizer_file=str(fast), **options)
     if not model.exists():
         return None
-    more = folder / "added_tokens.json"
-    added = {str(number): {"content": token} for token, number in (read_json(more) if more.exists() else {}).items()}
+    added = {str(number): {"content": token} for token, number in _added(folder, {})}
     added |= settings.get("added_tokens_decoder") or {}
     # ``legacy`` is true by default; InternLM's tokenizers do not have it.
     legacy = not kind.startswith("Llama") or settings.get("legacy") is not False
     tokenizer, special = read_sentencepiece(model, added, prefix_every_text=legacy)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **options})
+
+
+def _added(folder: Path, settings: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Added tokens and their ids in added_tokens.json and tokenizer_config.json."""
+    path = folder / "added_tokens.json"
+    tokens = [(token["content"], int(number)) for number, token in (settings.get("added_tokens_decoder") or {}).items()]
+    return [*(read_json(path) if path.exists() else {}).items(), *tokens]
 
 
 def official_processor(tokenizer: Any, official: Chat[Any]) -> InternVLProcessor:
@@ -100,11 +117,12 @@ def official_processor(tokenizer: Any, official: Chat[Any]) -> InternVLProcessor
         tokenizer: from `load_tokenizer`.
         official: config.json of the checkpoint.
     """
+    smallest, largest = _patches(official)
     tiles = partial(
         TileImageProcessor,
         crop_to_patches=True,  # InternVLProcessor overrides it
-        min_patches=official.min_dynamic_patch if official.dynamic_image_size else 1,
-        max_patches=official.max_dynamic_patch if official.dynamic_image_size else 1,
+        min_patches=smallest,
+        max_patches=largest,
         use_thumbnail=official.use_thumbnail,
     )
     bos = "".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer)))
@@ -116,3 +134,56 @@ def official_processor(tokenizer: Any, official: Chat[Any]) -> InternVLProcessor
         image_seq_length=official.tokens_per_tile,
         chat_template=tokenizer.chat_template,
     )
+
+
+def carried_settings(image_processor: Any, official: Chat[Any]) -> dict[str, Any]:
+    """The keys of an official config.json that give it the tiles of an image processor; empty if it has them already."""
+    given = tuple(getattr(image_processor, name, None) for name in ("min_patches", "max_patches", "use_thumbnail"))
+    if None in given or given == (*_patches(official), official.use_thumbnail):
+        return {}
+    return dict(zip(("min_dynamic_patch", "max_dynamic_patch", "use_thumbnail"), given, strict=True), dynamic_image_size=True)
+
+
+def _patches(official: Chat[Any]) -> tuple[int, int]:
+    return (official.min_dynamic_patch, official.max_dynamic_patch) if official.dynamic_image_size else (1, 1)
+
+
+def check_processors(processor: Any, official: InternVLProcessor, source: str, where: str) -> None:
+    """Check that the processor of an official folder does what that of the model does, and warn of another chat template.
+
+    Raises:
+        ValueError: naming settings of images and ids of tokens that differ.
+    """
+    given, ours = (
+        {name: _plain(value) for name, value in kept.to_dict().items() if name in SETTINGS} | {"image_seq_length": tokens}
+        for kept, tokens in ((one.image_processor, one.image_seq_length) for one in (official, processor))
+    )
+    names = sorted(name for name in given.keys() | ours if given.get(name) != ours.get(name))
+    found = [f"{name}={ours.get(name)!r}, not {given.get(name)!r}" for name in names]
+    theirs, video = official.tokenizer.get_vocab(), processor.video_token
+    tokens = [token for token, number in processor.tokenizer.get_vocab().items() if theirs.get(token) != number and token != video]
+    if tokens:
+        found.append(f"the ids of the tokens {shortened(tokens, 5)}")
+    if found:
+        raise ValueError(f"{source} has settings of its processor that {where} lacks: {'; '.join(found)}. Correct either.")
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A?"}]},
+        {"role": "assistant", "content": "B"},
+    ]
+    turns *= 2
+    for messages in (turns, [{"role": "system", "content": "C"}, *turns]):
+        texts = [_rendered(one, messages) for one in (official, processor)]
+        if texts[0] != texts[1] and processor.chat_template is not None:
+            logger.warning(f"{where} has another chat template than {source}: {texts[0]!r} instead of {texts[1]!r}.")
+            return
+
+
+def _rendered(processor: Any, messages: Any) -> str:
+    try:
+        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # of any kind: a template can refuse roles, or has mistakes
+        return repr(error)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value

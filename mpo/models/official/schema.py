@@ -35,6 +35,8 @@ def _known_rope(rope: dict[str, Any]) -> dict[str, Any]:
     kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
     if kind != "default" and (kind not in (*ROPE_INIT_FUNCTIONS,) or (type(factor) not in (int, float) and kind != "longrope")):
         raise ValueError(f"expected a type among default, {', '.join(ROPE_INIT_FUNCTIONS)}, and a number as its factor")
+    if rope.get("type", kind) != kind:
+        raise ValueError(f"expected one type; got type={rope['type']!r} and rope_type={kind!r}")
     return rope
 
 
@@ -98,6 +100,7 @@ class Language(_Keys):
     rms_norm_eps: Positive = 1e-6
     rope_theta: Positive = 10_000.0
     rope_scaling: Rope | None = None
+    rope_parameters: None = None  # transformers' name of both, which the official code does not read
     max_position_embeddings: Size | None = None  # null is refused by transformers
     tie_word_embeddings: bool = False
     quantization_config: None = None  # a quantised checkpoint is refused
@@ -117,6 +120,12 @@ class InternLM2(Language):
     bias: bool = True
     max_position_embeddings: Size = 2048
     rope_pos_id_version: Literal["default"] = "default"
+
+    @model_validator(mode="after")
+    def _known_scaling(self) -> "InternLM2":
+        if self.rope_scaling and self.rope_scaling.get("type") not in ("linear", "dynamic"):  # it does not read rope_type
+            raise ValueError(f"expected rope_scaling to have the type linear or dynamic; got rope_scaling={self.rope_scaling}")
+        return self
 
 
 class InternLM3(Language):
@@ -178,7 +187,7 @@ class Chat(_Keys, Generic[L]):
             raise ValueError(
                 f"image_size / patch_size is {patches**0.5:g}, which downsample_ratio={self.downsample_ratio} does not fit"
             )
-        if not -layers - 1 <= self.select_layer <= layers:
+        if not 1 <= abs(self.select_layer) <= layers:
             raise ValueError(f"expected select_layer to be one of {layers} layers; got {self.select_layer}")
         if self.min_dynamic_patch > self.max_dynamic_patch:
             raise ValueError(f"min_dynamic_patch={self.min_dynamic_patch} is above max_dynamic_patch={self.max_dynamic_patch}")

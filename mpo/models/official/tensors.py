@@ -1,6 +1,7 @@
 """Read the tensors of safetensors files one at a time, and write them shard by shard."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from mpo.models.strict import read_index
+from mpo.models.strict import read_index, shortened
 
 INDEX, SINGLE = SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+DTYPES = ("BF16", "F16", "F32", "F64")
+"""Dtypes of weights, by their names in safetensors files."""
 
 
 class TensorFiles:
@@ -58,12 +61,42 @@ class TensorFiles:
         return list(self._where)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of all tensors, without reading them."""
-        return {name: tuple(self._files[file].get_slice(name).get_shape()) for name, file in self._where.items()}
+        """Names and shapes of all tensors, without reading them.
+
+        Raises:
+            ValueError: listing tensors whose dtype is not a floating-point type of 16 bits or more: quantised ones, or others.
+        """
+        found = {name: self._files[file].get_slice(name) for name, file in self._where.items()}
+        if other := [f"{name}: {tensor.get_dtype()}" for name, tensor in found.items() if tensor.get_dtype() not in DTYPES]:
+            raise ValueError(
+                f"{self.folder} has tensors of dtypes that are not {', '.join(DTYPES)}: {shortened(other)}. Give the checkpoint "
+                "before its quantisation, or convert them."
+            )
+        return {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
+
+    def check_finite(self) -> None:
+        """Read every tensor.
+
+        Raises:
+            ValueError: listing those with NaN or infinite values.
+        """
+        if bad := [name for name in self._where if not self[name].isfinite().all()]:
+            raise ValueError(f"{self.folder} has weights that are not finite: {shortened(bad)}. Give another checkpoint.")
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._files[self._where[name]].get_tensor(name)
         return tensor
+
+
+def bytes_of(shard_gb: float) -> int:
+    """The largest size of a weight file in bytes.
+
+    Raises:
+        ValueError: for a size that is not above 0, or not finite.
+    """
+    if not 0 < shard_gb < math.inf:  # NaN is not
+        raise ValueError(f"Expected a file size in gigabytes above 0; got --shard-gb={shard_gb:g}.")
+    return max(1, int(shard_gb * 1e9))
 
 
 def write_shards(

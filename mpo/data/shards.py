@@ -101,7 +101,7 @@ def _parsed(parse: Callable[[], dict[str, Any]], where: str) -> dict[str, Any] |
 class ArrayShard(Shard):
     """A file that is one JSON array of objects. Its whole text is in memory, but only one parsed object at a time.
 
-    An element whose end is known is a bad record like a line. After other invalid JSON nothing can be parsed: a BadRecord is raised.
+    An element whose end is known is a bad record like a line. After other invalid JSON nothing can be read: a BadRecord is raised.
     """
 
     def lines(self) -> Iterator[Line]:  # noqa: D102

@@ -27,7 +27,7 @@ from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context
 from mpo.models.parts import split_groups
 from mpo.models.tower import DropPath
-from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING
+from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING, TRL_COLUMNS, names
 from mpo.training.start import (
     Adapters,
     check_columns,
@@ -206,6 +206,14 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
             self._signature_columns = [*LOADED, *self.columns, PADDING, EPOCH, COUNTED, BAD]
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Keep columns of unknown names for this library's collator, which judges them (`mpo.encoding.turns.check_fields`)."""
+        if not (self._collator_is_ours and self.args.remove_unused_columns):
+            return super()._remove_unused_columns(dataset, description)
+        self._set_signature_columns_if_needed()
+        unread = {*names(), *TRL_COLUMNS} - {*self._signature_columns}
+        return dataset.remove_columns([name for name in dataset.column_names if name in unread])
 
     # --- A pass through the policy
 

@@ -305,7 +305,7 @@ class _Swift(Format):
                 )
         prompt, chosen = self._split(line.get("messages"), "messages")
         rejected = _one_of(line, *self._REJECTED)
-        if line.get("rejected_messages") is not None:
+        if not is_nothing(line.get("rejected_messages")):
             other_prompt, rejected = self._split(rejected, "rejected_messages")
             if other_prompt != prompt:
                 found = "'rejected_messages' differ from 'messages' up to the last turn of the user"
@@ -405,7 +405,7 @@ def detect(line: Line) -> Format:
         ValueError: for a line in no known format (the message lists the formats), and for a line with two prompts.
     """
     given = {name: value for name, value in line.items() if not is_nothing(value)}
-    is_pair = "completions" in given or ("chosen" in given and "rejected" in given)
+    is_pair = "completions" in given or "text" in given or ("chosen" in given and "rejected" in given)
     for fields in (given, line) if is_pair else (line,):  # in a pair, a field that holds nothing does not tell the format
         for one in FORMATS.values():
             if one.matches(fields):

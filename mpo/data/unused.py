@@ -44,11 +44,13 @@ _NO_IMAGE = ("none", "no", "null", "n/a", "false", "text")
 _URL = re.compile(r"\w+://")
 _SHOWS = re.compile(r"_(?:imgs?|images?|pictures?|photos?|pixels?|screenshots?|videos?)_")
 _ASKS = re.compile(
-    r"_(?:system|sys|instructions?|inputs?|context|history|quer(?:y|ies)|prompts?|questions?|passages?|messages?|conversations?"
+    r"_(?:system|sys(?:_msg)?|preamble|instructions?|inputs?|context|history|quer(?:y|ies)|prompts?|questions?|passages?|messages?|conversations?"
     r"|hints?|suffix|prefix)_$"
 )
 """Names of parts of a prompt: any text in such a field is one."""
-_PARTS = re.compile(r"_(?:options|choices|turns|dialog(?:ue)?s?|few_?shots?|demonstrations|examples)_$")
+_PARTS = re.compile(
+    r"_(?:options|choices|turns|(?:option|choice|turn)_?[a-h0-9]|dialog(?:ue)?s?|few_?shots?|shots|demonstrations|examples)_$|^_[a-h]_$"
+)
 """Names of lists and objects of such parts, whatever the names inside of them."""
 _ABOUT = re.compile(
     r"_(?:justifications?|rationales?|explanations?|critiques?|feedbacks?|judge?ments?|verdicts?|reasons?|comments?|licen[cs]es?|authors?"
@@ -235,7 +237,7 @@ def texts_in(value: Any) -> Iterator[str]:
     """Yield the texts of a text or a conversation, without the other fields of its messages and parts."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and value.get("type", "text") == "text":
         yield from texts_in(next((value[name] for name in ("text", "content", "value") if value.get(name) is not None), None))
     elif isinstance(value, (list, tuple)):
         for inner in value:

@@ -218,23 +218,27 @@ def check_fields(record: Record, sides: Sequence[str], processing_class: Any = N
     Raises:
         ValueError: naming the column or field, and for a text that is the JSON of messages.
     """
-    known = {*names(), *TRL_COLUMNS, *CONVERSATION_COLUMNS, "labelled"} - (set() if CONVERSATION[0] not in sides else {*SIDES})
-    known -= {*CONVERSATION_COLUMNS} if tuple(sides) == SIDES else set()
+    columns = sides if tuple(sides) == SIDES else CONVERSATION_COLUMNS if sides else (*SIDES, *CONVERSATION_COLUMNS)
+    known = _KNOWN.union(columns)
     unused = {name: value for name, value in record.items() if name not in known and not isinstance(name, InternalKey)}
-    used = {name: record[name] for name in ("prompt", *sides) if record.get(name) is not None}
+    used = {name: record[name] for name in ("prompt", *(columns if sides else ())) if record.get(name) is not None}
     template = (record.get("chat_template_kwargs") or {}).get("chat_template") or getattr(processing_class, "chat_template", None)
     read = _read_by(" ".join(template.values()) if isinstance(template, dict) else template or "")
     shown = [*encoded_images(record), *(record.get("videos") or ())]
-    check_unused(unused, used, shown, known={*MESSAGE, *read}, advice="call dataset.remove_columns({!r})")
+    advice = "remove {!r} (dataset.remove_columns; dataset.map for fields of messages)"
+    check_unused(unused, used, shown, known={*MESSAGE, *read}, advice=advice)
     for name, value in used.items():
         for text in texts_in(value):
             checked_text(text, repr(name))
 
 
+_KNOWN = {*names(), *TRL_COLUMNS, "labelled"} - {*SIDES}
+
+
 @cache
 def _read_by(template: str) -> frozenset[str]:
     """The fields that a chat template reads, of messages or anything else, without images."""
-    return frozenset(re.findall(r"(?:\.|\[['\"]|get\(['\"])(\w+)", template)) - {"image", "images", "video", "videos", "image_url"}
+    return frozenset(re.findall(r"(?:\.|[\[(]['\"])(\w+)", template)) - {"image", "images", "video", "videos", "image_url"}
 
 
 def _with_images(record: Record, opened: Opened | None) -> tuple[Record, list[Any]]:

@@ -169,13 +169,14 @@ def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
     )
 
 
-def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,)) -> None:
+def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,), processing_class: Any = None) -> None:
     """Refuse a data set without what its records need, or whose first has a column that is not used but may be part of a prompt.
 
     Args:
         dataset: a data set.
         name: its name in the error message.
         needed: sets of columns; a record has all of one.
+        processing_class: of the run, as in `mpo.encoding.turns.check_fields`.
 
     Raises:
         ValueError: naming the missing columns, or the column that is not used (`mpo.encoding.turns.check_fields`); for no records.
@@ -198,7 +199,7 @@ def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SI
     if (record := next(iter(bare), None)) is None:
         raise ValueError(f"{name} has no records. Give it one or more, or leave it out.")
     with bad_record(name):
-        check_fields(record, SIDES if SIDES in needed else CONVERSATION)
+        check_fields(record, SIDES if SIDES in needed else CONVERSATION, processing_class)
 
 
 def load_processing_class(model: Any, args: LoopConfig) -> Any:

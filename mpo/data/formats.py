@@ -305,7 +305,7 @@ class _Swift(Format):
                 )
         prompt, chosen = self._split(line.get("messages"), "messages")
         rejected = _one_of(line, *self._REJECTED)
-        if not is_nothing(line.get("rejected_messages")):
+        if is_nothing(line.get("rejected_response")) and line.get("rejected_messages") is not None:
             other_prompt, rejected = self._split(rejected, "rejected_messages")
             if other_prompt != prompt:
                 found = "'rejected_messages' differ from 'messages' up to the last turn of the user"

@@ -307,6 +307,14 @@ def parse_json_at(text: str, start: int, what: str, *, whole: bool = False) -> t
         raise BadRecord("", f"a number in {what} is too long.") from None
 
 
+def end_of_json(text: str, start: int) -> int | None:
+    """Return the place after a JSON value that `parse_json_at` refuses, if only for a key, a character of a text or a number."""
+    try:
+        return _LENIENT.raw_decode(text, start)[1]
+    except (ValueError, RecursionError):
+        return None
+
+
 class _Twice(Exception):  # noqa: N818  not an error of its own
     pass
 
@@ -320,6 +328,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_LENIENT = json.JSONDecoder(strict=False, parse_int=str)
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 

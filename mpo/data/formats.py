@@ -305,7 +305,7 @@ class _Swift(Format):
                 )
         prompt, chosen = self._split(line.get("messages"), "messages")
         rejected = _one_of(line, *self._REJECTED)
-        if line.get("rejected_messages") is not None:
+        if is_nothing(line.get("rejected_response")) and line.get("rejected_messages") is not None:
             other_prompt, rejected = self._split(rejected, "rejected_messages")
             if other_prompt != prompt:
                 found = "'rejected_messages' differ from 'messages' up to the last turn of the user"
@@ -342,13 +342,11 @@ class _TRL(Format):
         "prompt, chosen, rejected as text or messages; or no prompt, and messages (text with format=trl) that begin with it; "
         "optional: images"
     )
-    _OWN = ("prompt_id", "source", "ground_truth", "margin", "tiles", "augment")
+    _OWN = ("prompt_id", "source", "ground_truth", "margin")
     USES = (*_COMMON, *_OWN, "prompt")
 
     def uses(self, line: Line) -> tuple[str, ...]:
-        frames = ["frames"] if isinstance(line.get("frames"), Mapping) else []  # in other files, frames may mean images
-        answer = ["answer"] if line.get("ground_truth") is None else []  # other files call it so
-        return (*self.USES, *frames, *answer)
+        return (*self.USES, *(["answer"] if line.get("ground_truth") is None else []))  # other files call it so
 
     def matches(self, line: Line) -> bool:
         return "prompt" in line or (isinstance(line.get("chosen"), list) and isinstance(line.get("rejected"), list))
@@ -359,7 +357,7 @@ class _TRL(Format):
         is_prefix = prompt is None and chosen and rejected and ("prompt" not in line or isinstance(chosen, list))
         if is_prefix or (isinstance(prompt, str) and _begins_with(chosen, prompt) and _begins_with(rejected, prompt)):
             prompt, chosen, rejected = _split_common_prefix(chosen, rejected)
-        own: dict[str, Any] = {name: line.get(name) for name in (*self._OWN, "frames") if name in self.uses(line)}
+        own: dict[str, Any] = {name: line.get(name) for name in self._OWN}
         if own["ground_truth"] is None:
             own["ground_truth"] = line.get("answer")
         yield _pair(line, prompt=prompt, chosen=chosen, rejected=rejected, **own)
@@ -406,9 +404,12 @@ def detect(line: Line) -> Format:
     Raises:
         ValueError: for a line in no known format (the message lists the formats), and for a line with two prompts.
     """
-    for one in FORMATS.values():
-        if one.matches(line):
-            return one
+    given = {name: value for name, value in line.items() if not is_nothing(value)}
+    is_pair = "completions" in given or "text" in given or ("chosen" in given and "rejected" in given)
+    for fields in (given, line) if is_pair else (line,):  # in a pair, a field that holds nothing does not tell the format
+        for one in FORMATS.values():
+            if one.matches(fields):
+                return one
     known = "; ".join(f"{name}: {one.NEEDS}" for name, one in FORMATS.items())
     has = ", ".join(map(repr, list(line)[:20])) or "nothing"
     raise ValueError(f"no pair in any known format: the line has {has}. Use one of these, with the fields they need: {known}.")
@@ -434,13 +435,25 @@ def _pair(line: Line, **own: Any) -> FoundPair:
 
 def system_of(line: Line) -> Any:
     """Return the system message of a line, from ``system`` or ``system_prompt``. Raises ValueError for a line with both."""
-    given = {name: line[name] for name in ("system", "system_prompt") if line.get(name) not in (None, "")}
-    return _one_of(given, *given)
+    return _one_of(line, "system", "system_prompt")
+
+
+def settings_of(line: Line) -> dict[str, Any]:
+    """Return how a line is shown, in any format: ``tiles``, ``augment``, and ``frames``, which may mean images in other files."""
+    found = {name: line[name] for name in ("tiles", "frames", "augment") if line.get(name) is not None}
+    return {name: value for name, value in found.items() if name != "frames" or isinstance(value, Mapping)}
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value is null, an empty text, or a list or an object of nothing else."""
+    if isinstance(value, (list, Mapping)):
+        return all(map(is_nothing, value.values() if isinstance(value, Mapping) else value))
+    return value is None or value == ""
 
 
 def _one_of(line: Line, *names: str) -> Any:
     """Return the value of the one field, of several alternatives, that a line has."""
-    found = [name for name in names if line.get(name) is not None]
+    found = [name for name in names if not is_nothing(line.get(name))] or [name for name in names if line.get(name) is not None][:1]
     if len(found) > 1:
         raise ValueError(f"the line has both {found[0]!r} and {found[1]!r}, which mean the same. Keep one of them.")
     return line[found[0]] if found else None
@@ -449,7 +462,7 @@ def _one_of(line: Line, *names: str) -> Any:
 def _refuse(line: Line, fields: Iterable[str], why: str) -> None:
     """Refuse a line with fields that a record cannot hold."""
     for name in fields:
-        if line.get(name) not in (None, "", [], {}):
+        if not is_nothing(line.get(name)):
             raise ValueError(f"the line has {name!r}: {why}.")
 
 

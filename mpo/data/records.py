@@ -9,17 +9,17 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from datasets import Features, Image, List, Value
 
-from mpo.data.formats import FORMATS, Format, FoundPair, detect, images, system_of
+from mpo.data.formats import FORMATS, Format, FoundPair, detect, images, is_nothing, settings_of, system_of
 from mpo.data.messages import checked_text, completion_messages, prompt_messages, texts_of, there, with_system
 from mpo.data.paths import Folders
-from mpo.data.unused import KIND, check_unused
+from mpo.data.unused import KIND, check_unused, parsed, plain_name
 from mpo.data.video import checked_frames
 from mpo.io import BadRecord, bad_record, did_you_mean, json_kind, parse_json
 from mpo.schema import COLUMNS, names
@@ -97,9 +97,9 @@ def to_records(
         called = {name: line[name] for name in metadata if line.get(name) is not None}
         line = {name: value for name, value in line.items() if name not in metadata} if metadata else line
         reader = detect(line) if format is None else FORMATS[format]
-        pairs = list(reader.read(line))
+        pairs = [replace(pair, **settings_of(line)) for pair in reader.read(line)]
         chosen = PROMPTS if format is not None else ()  # a given format says which of them is the prompt
-        own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen))
+        own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen), find)
         for pair in pairs:
             rows.append(_row(pair, _merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
@@ -115,6 +115,7 @@ def metadata_of(
     pairs: Sequence[FoundPair],
     called: Mapping[str, Any] = NOTHING,
     names: Sequence[str] = (),
+    find: Find | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what a line says that its format does not use, as metadata, and the names of these fields.
 
@@ -124,33 +125,33 @@ def metadata_of(
         pairs: its pairs.
         called: the fields that the user calls metadata.
         names: fields that are not refused.
+        find: as in `to_records`.
 
     Raises:
         ValueError: for a field that the model should see, and for one that the line's own metadata have with another value.
     """
-    used = reader.uses(line)
+    used = (*reader.uses(line), *settings_of(line))
     unused = {name: value for name, value in line.items() if name not in used and value is not None}
-    judged = {name: value for name, value in unused.items() if name not in reader.ABOUT and name not in TRUTHS}
-    inner: dict[str, Any] = {}
+    judged = {name: value for name, value in unused.items() if not is_nothing(value)}
     for pair in pairs:
-        inner |= pair.inner
-        for side in ("prompt", "chosen", "rejected"):
-            if isinstance(value := getattr(pair, side), list):
-                inner |= {f"{side}.{name}": found for name, found in _inside(value)}
-    judged = {name: value for name, value in {**judged, **inner}.items() if name not in names}
-    if judged and pairs:
-        first = pairs[0]
-        alike = next((name for name in judged if name.strip().lower() in used and name not in used), None)
+        judged |= pair.inner
+    inside: dict[str, Any] = {}
+    for pair in pairs[:1]:
+        alike = next((name for name in judged if plain_name(name) in used and name not in (*used, *names)), None)
         if alike is not None:
-            meant = f"the field {alike!r} is not used. Did you mean {alike.strip().lower()!r}?"
+            meant = f"the field {alike!r} is not used. Did you mean {plain_name(alike)!r}?"
             raise BadRecord("", f"{meant} Rename it, remove it, or say metadata=[{alike!r}].", KIND)
-        files = [*_listed(first.images, "image"), *_listed(first.videos, "video")]
-        check_unused(judged, lambda: _said([first.prompt, first.chosen, first.rejected, first.system]), files)
+        said = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "system": pair.system}
+        files = [*_listed(pair.images, "image"), *_listed(pair.videos, "video")]
+        inside = check_unused(judged, said, files, find=find, passed=(*names, *reader.ABOUT, *TRUTHS))
+    for name in reader.ABOUT:
+        parsed(unused.get(name), name)
     own = line.get("metadata")
     if isinstance(own, str) and own.lstrip()[:1] in ("{", "["):
         own = parse_json(own, "'metadata'")
     own = dict(own) if isinstance(own, Mapping) else {} if own in (None, "") else {"metadata": own}
-    return _merged(own, {**unused, **called}), [*unused, *called, *inner]
+    more = [name for name in judged if name not in unused]
+    return _merged(own, {**unused, **called, **inside}), [*unused, *called, *more, *inside]
 
 
 def _merged(metadata: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,28 +159,6 @@ def _merged(metadata: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, A
         if metadata[name] != more[name]:
             raise ValueError(f"{name!r} has two values, {metadata[name]!r:.50} and {more[name]!r:.50}, in the metadata. Rename it.")
     return {**metadata, **more}
-
-
-def _said(conversation: Any) -> Any:
-    """Return the texts of a conversation without the other fields of its messages and parts."""
-    if isinstance(conversation, list):
-        return [_said(one.get("text", one.get("content")) if isinstance(one, Mapping) else one) for one in conversation]
-    return conversation
-
-
-def _inside(conversation: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of messages, and of their parts, that are not part of a message here."""
-    for message in conversation:
-        if isinstance(message, Mapping):
-            content = message.get("content")
-            yield from _others(message, ("role", "content", "tool_calls"))
-            for part in content if isinstance(content, list) else ():
-                if isinstance(part, Mapping):
-                    yield from _others(part, ("type", "text"))
-
-
-def _others(mapping: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    return ((name, value) for name, value in mapping.items() if value is not None and name not in known)
 
 
 def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
@@ -201,8 +180,7 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata
         asked = there(line.get(field), repr(field), "Give the prompt a text.")
         found, first = _images(images(line), Folders(image_root)), system_of(line)
         unused = {name: value for name, value in line.items() if name not in (field, *PROMPT_USES) and value is not None}
-        inner = dict(_inside(asked)) if isinstance(asked, list) else {}
-        check_unused({**unused, **inner}, lambda: _said([asked, first]), _listed(images(line), "image"))
+        check_unused(unused, {"prompt": asked, "system": first}, _listed(images(line), "image"), find=Folders(image_root))
         prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), first)
         return {"id": _name(line.get("id"), "'id'") or where, "images": found, "prompt": prompt}
 

@@ -21,7 +21,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 
-from mpo.io import BadRecord, after_blanks, bad_record, decode_text, json_kind, parse_json, parse_json_at
+from mpo.io import BadRecord, after_blanks, bad_record, decode_text, end_of_json, json_kind, parse_json, parse_json_at
 
 DAMAGE = (OSError, EOFError, zlib.error)  # errors of reading a file, compressed or not
 MAX_LINE_BYTES = 64 * 2**20
@@ -101,7 +101,7 @@ def _parsed(parse: Callable[[], dict[str, Any]], where: str) -> dict[str, Any] |
 class ArrayShard(Shard):
     """A file that is one JSON array of objects. Its whole text is in memory, but only one parsed object at a time.
 
-    After invalid JSON nothing can be parsed: the rest of the file is one bad record.
+    An element whose end is known is a bad record like a line. After other invalid JSON nothing can be read: a BadRecord is raised.
     """
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
@@ -120,10 +120,12 @@ class ArrayShard(Shard):
                 try:
                     line, place = parse_json_at(text, place, "the array")
                 except BadRecord as bad:
-                    reason = bad.reason.removeprefix("not JSON ")
-                    raise BadRecord("", f"not JSON from here on: {reason} Nothing after it is read.", bad.kind) from None
+                    if (end := end_of_json(text, place)) is None:
+                        reason = bad.reason.removeprefix("not JSON ")
+                        raise BadRecord("", f"not JSON from here on: {reason} Nothing after it can be read.", bad.kind) from None
+                    line, place = BadRecord(where, bad.reason, bad.kind), end
                 reason = f"the array has {json_kind(line)}; expected an object with the fields of a pair."
-                yield where, line if isinstance(line, dict) else BadRecord(where, reason)
+                yield where, line if isinstance(line, (dict, BadRecord)) else BadRecord(where, reason)
                 place = after_blanks(text, place)
                 token = text[place : place + 1]
                 if token == ",":
@@ -133,8 +135,8 @@ class ArrayShard(Shard):
             if text[place + 1 :].strip():
                 where = self.path
                 raise BadRecord("", "there is text after the end of the array. Remove it, or write the file as JSONL.")
-        except BadRecord as bad:  # nothing after it can be read
-            yield where, BadRecord(where, bad.reason, bad.kind or FILE_DAMAGED)
+        except BadRecord as bad:  # nothing after it can be read, so it is not skipped
+            raise BadRecord(where, bad.reason, bad.kind or FILE_DAMAGED) from None
 
     def _read(self) -> bytearray:
         text = bytearray()

@@ -1,15 +1,17 @@
-"""Judge the fields of a line that its format does not use: are they metadata, or something that the model should see?
+"""Judge the fields of a record that are not used: are they metadata, or something that the model should see?
 
-A field is refused if it may be an image, a video or a sound (bytes; the name of a file, unless a file of the record has it; a field
-called so in a record without one), a message, or text of the prompt (a sentence, more than six words, or any text in a field called
-so). Everything else is metadata: numbers, flags, labels, identifiers, addresses, and texts that repeat the record.
+A field is refused if it may be an image, a video, a sound or a document (a file's bytes; the name of a file, unless it is one of
+the record's; a field called so in a record without one), a message, or text of the prompt (a sentence, more than six words, or any
+text in a field called so, `_ASKS`). Everything else is metadata: numbers, flags, labels, identifiers, addresses, texts that repeat
+the record, and texts in fields whose name says that they are about it (`_ABOUT`).
 """
 
 from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,67 +21,138 @@ from mpo.io import DUPLICATE_KEY, BadRecord, parse_json
 KIND = "unused field"
 MAX_LABEL_WORDS = 6
 """Maximum words of a label; two Chinese, Japanese or Korean characters count as a word."""
+MAX_ID_BYTES = 64
+"""Maximum bytes of an identifier or a digest that is not text."""
+MESSAGE = ("role", "content", "tool_calls")
+"""The fields of a message."""
 _MESSAGE, _TEXT = "a message", "text of the prompt"
 _FILES = {
-    "an image": r"jpe?g|jfif|png|webp|avif|gif|bmp|tiff?|ppm|heic|svg|jp2",
-    "a video": r"mp4|webm|mkv|mov|avi|mpe?g|flv|m4v",
-    "a sound": r"wav|mp3|flac|ogg|m4a|aac|opus",
+    "an image": r"jpe?g|jfif|png|webp|avif|gif|bmp|tiff?|p[pgbn]m|hei[cf]|svg|jp2|j2k|jxl|ico|tga|psd|exr|hdr|dcm|np[yz]|nii",
+    "a video": r"mp4|webm|mkv|mov|avi|mpe?g|flv|m4v|3gp|ogv|wmv",
+    "a sound": r"wav|mp3|flac|ogg|m4a|aac|opus|wma",
+    "a document": r"pdf|docx?|pptx?",
 }
 _FILE = {kind: re.compile(rf"[^\n]*\.(?:{endings})(?:[?#]\S*)?", re.IGNORECASE) for kind, endings in _FILES.items()}
-_ENCODED = re.compile(r"data:(?:image|video|audio)/|(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR)[\w+/=\s]{100,}")
+_ENCODED = re.compile(
+    r"data:(?:image|video|audio)/|(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|JVBERi)[\w+/=\s-]{100,}"
+)
+_MAGIC = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF|BM.{4}\0{4}|II\*\0|MM\0\*|....ftyp|\x1aE\xdf\xa3|OggS|fLaC|ID3|%PDF", re.DOTALL
+)
+_LINKED = re.compile(r"<(?:img|video|audio)\b[^>]*>|!\[[^\]]*\]\(", re.IGNORECASE)
+_NO_IMAGE = ("none", "no", "null", "n/a", "false", "text")
 _URL = re.compile(r"\w+://")
 _SHOWS = re.compile(r"_(?:imgs?|images?|pictures?|photos?|pixels?|screenshots?|videos?)_")
 _ASKS = re.compile(
-    r"_(?:system|instructions?|inputs?|context|history|quer(?:y|ies)|prompts?|questions?|passages?|messages?|conversations?)_$"
+    r"_(?:system|sys(?:_msg)?|preamble|instructions?|inputs?|context|history|quer(?:y|ies)|prompts?|questions?|passages?|messages?|conversations?"
+    r"|hints?|suffix|prefix)_$"
 )
+"""Names of parts of a prompt: any text in such a field is one."""
+_PARTS = re.compile(
+    r"_(?:options|choices|turns|(?:option|choice|turn)_?[a-h0-9]|dialog(?:ue)?s?|few_?shots?|shots|demonstrations|examples)_$|^_[a-h]_$"
+)
+"""Names of lists and objects of such parts, whatever the names inside of them."""
+_ABOUT = re.compile(
+    r"_(?:justifications?|rationales?|explanations?|critiques?|feedbacks?|judge?ments?|verdicts?|reasons?|comments?|licen[cs]es?|authors?"
+    r"|citations?|titles?|keywords?|dataset_names?|versions?|timestamps?|answers?|solutions?|responses?|steps_with_scores?)"
+    r"(?:_(?:of_)?(?:chosen|rejected))?_$"
+)
+"""Names of what is said about a pair, and of known answers: texts in them are metadata."""
+_FILE_NAME = re.compile(r"_(?:file_?name|original_(?:file|path))s?_$")
+_OF_IMAGE = re.compile(r"_(?:(?:imgs?|images?|pictures?|photos?)_(?:path|file|name|id|url|src)|path|file)s?_$")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 
 
 def check_unused(
-    unused: Mapping[str, Any], used: Callable[[], Any], shown: Sequence[Any], advice: str = "say metadata=[{!r}]"
-) -> None:
-    """Refuse fields that may be something the model should see.
+    unused: Mapping[str, Any],
+    used: Mapping[str, Any],
+    shown: Sequence[Any],
+    *,
+    find: Callable[[str, str], str] | None = None,
+    known: Collection[str] = MESSAGE,
+    passed: Collection[str] = (),
+    advice: str = "say metadata=[{!r}]",
+) -> dict[str, list[Any]]:
+    """Refuse fields that may be something the model should see, beside what is used and inside of its messages.
 
     Args:
-        unused: the fields that the format does not use, by name; None, empty texts and empty lists are nothing.
-        used: returns what the format uses, of any structure; a message or text that only repeats texts in it is metadata.
+        unused: the fields that are not used, by name; None, empty texts and empty lists are nothing.
+        used: the texts and conversations that are used, by name; a message or text that only repeats texts in them is metadata.
         shown: the images and videos of the record: paths, bytes, or dicts with ``bytes`` or ``path``.
+        find: maps a path and its kind to the real path, see `mpo.data.paths.Folders`; None: relative to the current folder.
+        known: the fields of a message that are used.
+        passed: names of fields that are not judged.
         advice: what to do for a field that is metadata, with a place for its name.
+
+    Returns:
+        the fields inside of messages and their parts that are not used, each with its values.
 
     Raises:
         BadRecord: of kind `KIND`, with the first such field, its value, and what to do.
     """
+    inner: dict[str, list[Any]] = {}
+    for side, conversation in used.items():
+        for name, value in _inside(conversation, known):
+            inner.setdefault(f"{side}.{name}", []).append(value)
     repeated: set[str] | None = None
-    for name, value in unused.items():
-        for path, leaf in _leaves(value, name):
-            kind = _kind(leaf, path, shown)
+    for name, value in (*unused.items(), *inner.items()):
+        for path, leaf in _leaves(value, name) if name not in passed else ():
+            kind = _kind(leaf, path, shown, find)
             if kind in (_MESSAGE, _TEXT):
-                repeated = {text.strip() for text in _texts(used())} if repeated is None else repeated
-                said = leaf.get("content", leaf.get("value")) if isinstance(leaf, Mapping) else leaf
-                if all(text.strip() in repeated for text in _texts(said)):
+                repeated = {text.strip() for text in texts_in(list(used.values()))} if repeated is None else repeated
+                if all(text.strip() in repeated for text in texts_in(leaf)):
                     continue
             if kind is not None:
                 what = f"the field {path!r} is not used, but may be {kind} ({leaf!r:.60})"
                 raise BadRecord("", f"{what}. Rename it to one that is used, or {advice.format(name)}.", KIND)
+    return inner
+
+
+def plain_name(name: str) -> str:
+    """Return a name as it looks: without characters of no width and blanks around it, in one case and width."""
+    if not name.isascii():
+        name = "".join(one for one in unicodedata.normalize("NFKC", name) if unicodedata.category(one) != "Cf")
+    return name.strip().lower()
+
+
+def _inside(conversation: Any, known: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of messages, and of their parts, that are not used."""
+    for message in conversation if isinstance(conversation, list) else ():
+        if isinstance(message, Mapping):
+            content = message.get("content")
+            yield from ((name, value) for name, value in message.items() if value is not None and name not in known)
+            for part in content if isinstance(content, list) else ():
+                if isinstance(part, Mapping):
+                    own = ("type", "text") if part.get("type") == "text" else ("type",)
+                    yield from ((name, value) for name, value in part.items() if value is not None and name not in own)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a value that are judged one by one, each with its path."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") and not MESSAGES_AS_TEXT.match(value):
-        try:
-            value = parse_json(value, path)
-        except BadRecord as bad:  # another text that begins like JSON
-            if bad.kind == DUPLICATE_KEY:
-                raise
+    value = parsed(value, path)
     if isinstance(value, Mapping) and not _is_file(value) and not _is_message(value):
         for name, inner in value.items():
             yield from _leaves(inner, f"{path}.{name}")
     elif isinstance(value, (list, tuple)) and not _is_history(value):
+        if len(value) > 9 and all(type(one) is int and 0 <= one < 256 for one in value):
+            yield path, bytes(value) if _MAGIC.match(bytes(value[:16])) else value[0]
+            return
         for inner in value:
             yield from _leaves(inner, path)
-    elif value not in (None, "", b""):
+    elif not (value is None or (isinstance(value, (str, bytes)) and not value)):
         yield path, value
+
+
+def parsed(value: Any, name: str) -> Any:
+    """Return the value of a text that is JSON, and any other value unchanged. Raises BadRecord for JSON with a key twice."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") and not MESSAGES_AS_TEXT.match(value):
+        try:
+            return parse_json(value, name)
+        except BadRecord as bad:  # another text that begins like JSON
+            if bad.kind == DUPLICATE_KEY:
+                raise
+    return value
 
 
 def _is_file(value: Mapping[str, Any]) -> bool:
@@ -95,51 +168,77 @@ def _is_history(value: Sequence[Any]) -> bool:
     return all(isinstance(one, (list, tuple)) and len(one) == 2 and all(isinstance(text, str) for text in one) for one in value)
 
 
-def _kind(value: Any, path: str, shown: Sequence[Any]) -> str | None:
+def _kind(value: Any, path: str, shown: Sequence[Any], find: Callable[[str, str], str] | None) -> str | None:
     """Say what a value may be that the model should see; None for metadata."""
-    shows, asks = _named(path)
+    name, shows, asks, about = _named(path)
     if isinstance(value, Mapping) and _is_file(value):
         value, file = value.get("bytes") or value.get("path"), True
     else:
-        file = isinstance(value, (bytes, bytearray))
+        file = isinstance(value, (bytes, bytearray)) and (len(value) > MAX_ID_BYTES or _MAGIC.match(value) is not None)
     if isinstance(value, (Mapping, list, tuple)):
         return _MESSAGE
     if isinstance(value, str):
-        if MESSAGES_AS_TEXT.match(value):
+        text = value.strip()
+        if MESSAGES_AS_TEXT.match(text):
             return _MESSAGE
-        kind = next((kind for kind, pattern in _FILE.items() if "." in value and pattern.fullmatch(value)), None)
+        kind = next((kind for kind, pattern in _FILE.items() if "." in text and pattern.fullmatch(text)), None)
         if file or kind is not None:
-            return None if _is_shown(value, shown) else kind or "an image"
-        words = len(_WORD.findall(value))
-        if _ENCODED.match(value):
+            return None if _is_shown(text, name, kind or "an image", shown, find) else kind or "an image"
+        words = len(_WORD.findall(text))
+        if _ENCODED.match(text):
             return "an image"
-        if asks or words > MAX_LABEL_WORDS or (words > 2 and value.rstrip()[-1:] in ".?!:\u3002\uff1f\uff01\uff1a"):
+        if asks or _LINKED.search(text):
             return _TEXT
-    return "an image" if value and (file or (shows and not shown)) else None
+        if not about and (words > MAX_LABEL_WORDS or (words > 2 and text[-1:] in ".?!:\u3002\uff1f\uff01\uff1a")):
+            return _TEXT
+        value = text.lower() not in _NO_IMAGE
+    elif not isinstance(value, (int, float, bytes, bytearray)):  # a decoded image, or an array
+        file = len(getattr(value, "shape", ())) > 2 or hasattr(value, "getbands")
+    return "an image" if file or (shows and not shown and not isinstance(value, bool) and value) else None
 
 
 @lru_cache(maxsize=4096)
-def _named(path: str) -> tuple[bool, bool]:
-    """Whether a field is called like an image, or like a part of the prompt."""
-    name = f"_{_BETWEEN_WORDS.sub('_', path.rpartition('.')[2]).lower()}_"
-    return bool(_SHOWS.search(name)), bool(_ASKS.search(name))
+def _named(path: str) -> tuple[str, bool, bool, bool]:
+    """Return the plain name of a field, and whether it is called like an image, a part of the prompt, or what is about the pair."""
+    words = [f"_{_BETWEEN_WORDS.sub('_', one if one.isascii() else plain_name(one)).lower()}_" for one in path.split(".")]
+    asks = _ASKS.search(words[-1]) or any(_PARTS.search(one) for one in words)
+    return words[-1], bool(_SHOWS.search(words[-1])), bool(asks), any(_ABOUT.search(one) for one in words)
 
 
-def _is_shown(file: str, shown: Sequence[Any]) -> bool:
-    """Whether the name of a file is that of an image of the record, or an address that such an image may be from."""
-    paths = [one.get("path") if isinstance(one, Mapping) else one for one in shown]
-    names = [_stem(path) if isinstance(path, str) else None for path in paths]
-    return bool(shown) and (_URL.match(file) is not None or None in names or _stem(file) in names)
+def _is_shown(file: str, name: str, kind: str, shown: Sequence[Any], find: Callable[[str, str], str] | None) -> bool:
+    """Whether the name of a file is that of one of the record, or an address or another name that it may have had."""
+    files = [one.get("path") if isinstance(one, Mapping) else getattr(one, "path", one) for one in shown]
+    paths = [one for one in files if isinstance(one, str)]
+    if not shown or kind not in {_kind_of(one) for one in paths} | ({"an image"} if len(paths) < len(files) else set()):
+        return False
+    if _URL.match(file) or _FILE_NAME.search(name):
+        return True
+    real = _real(file, find)
+    if real is not None and paths:
+        return any(_real(one, find) == real for one in paths)
+    same = file.replace("\\", "/").rpartition("/")[2]
+    named = any(one.replace("\\", "/").rpartition("/")[2] == same for one in paths)
+    return named or (len(paths) < len(files) and _OF_IMAGE.search(name) is not None)  # bytes have no name
 
 
-def _stem(path: str) -> str:
-    return os.path.splitext(path.replace("\\", "/").rpartition("/")[2])[0]
+def _kind_of(file: str) -> str:
+    return next((kind for kind, pattern in _FILE.items() if pattern.fullmatch(file)), "an image")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts inside a value."""
+def _real(file: str, find: Callable[[str, str], str] | None) -> str | None:
+    """Return the real path of a file, if it exists."""
+    try:
+        return find(file, "image") if find else os.path.realpath(file, strict=True)
+    except (ValueError, OSError):
+        return None
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts of a text or a conversation, without the other fields of its messages and parts."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
+    elif isinstance(value, Mapping) and value.get("type", "text") == "text":
+        yield from texts_in(next((value[name] for name in ("text", "content", "value") if value.get(name) is not None), None))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from texts_in(inner)

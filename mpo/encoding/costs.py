@@ -29,7 +29,7 @@ from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
 
 READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS, *CONVERSATION_COLUMNS)
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
-FORMAT = 5
+FORMAT = 6
 """Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""
 
 

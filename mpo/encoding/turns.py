@@ -6,6 +6,7 @@ conversation, ``messages``, is a prompt up to the assistant's first turn and one
 """
 
 import os.path
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,12 +21,14 @@ from trl.data_utils import common_prefix_length, extract_prompt, prepare_multimo
 from trl.trainer.utils import remove_none_values
 
 from mpo.data.images import open_image
+from mpo.data.messages import checked_text
 from mpo.data.paths import check_unmoved
+from mpo.data.unused import MESSAGE, check_unused, texts_in
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.templates import is_processor, probe
 from mpo.io import bad_record, parse_json
 from mpo.models.control_tokens import check_texts
-from mpo.schema import IMAGE_COLUMNS, LOADED
+from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, TRL_COLUMNS, InternalKey, names
 
 Record = dict[str, Any]
 SIDES = ("chosen", "rejected")
@@ -151,7 +154,8 @@ def render(
         opened: see `record_images`.
 
     Raises:
-        ValueError: when a completion is missing or empty, two are the same, messages are in the wrong place, an
+        ValueError: when a completion is missing or empty, two are the same, a column, or a field of a message, is not used
+            but may be part of the prompt (`mpo.data.unused`), a text is that of messages, messages are in the wrong place, an
             image is None or cannot be opened, the numbers of images and placeholders differ, the chat template cannot render
             the messages, or a text contains an image token (`mpo.models.control_tokens`).
     """
@@ -159,6 +163,8 @@ def render(
     if isinstance(sides, str):
         raise ValueError(f"sides must be a list of columns, such as [{sides!r}]; got the text {sides!r}.")
     _check_completions(record, sides)
+    with bad_record(where):
+        check_fields(record, sides, processing_class)
     record, images = _with_images(record, opened)
     texts = {key: record[key] for key in ("prompt", *sides) if record.get(key) is not None}
     if not sides:
@@ -197,6 +203,44 @@ def render(
         else:
             completions.append(_turns(chat, given, messages[len(given) :], prompt, record.get("labelled")))
     return Rendered(prompt, completions, images, conversational=True, later_images=later)
+
+
+def check_fields(record: Record, sides: Sequence[str], processing_class: Any = None) -> None:
+    """Refuse a record with a column, or a field of a message, that is not used but may be part of the prompt (`mpo.data.unused`).
+
+    A message's field is used if it is part of every message or if the chat template reads it.
+
+    Args:
+        record: a record; its videos may be frames already.
+        sides: as in `render`.
+        processing_class: whose chat template says which fields of messages it reads.
+
+    Raises:
+        ValueError: naming the column or field, and for a text that is the JSON of messages.
+    """
+    columns = sides if tuple(sides) == SIDES else CONVERSATION_COLUMNS if sides else (*SIDES, *CONVERSATION_COLUMNS)
+    known = _KNOWN.union(columns)
+    unused = {name: value for name, value in record.items() if name not in known and not isinstance(name, InternalKey)}
+    used = {name: record[name] for name in ("prompt", *(columns if sides else ())) if record.get(name) is not None}
+    own = record.get("chat_template_kwargs")
+    template = own.get("chat_template") if isinstance(own, Mapping) else None
+    template = template or getattr(processing_class, "chat_template", None)
+    read = _read_by(" ".join(template.values()) if isinstance(template, dict) else template or "")
+    shown = [*encoded_images(record), *(record.get("videos") or ())]
+    advice = "remove {!r} (dataset.remove_columns; dataset.map for fields of messages)"
+    check_unused(unused, used, shown, known={*MESSAGE, *read}, advice=advice)
+    for name, value in used.items():
+        for text in texts_in(value):
+            checked_text(text, repr(name))
+
+
+_KNOWN = {*names(), *TRL_COLUMNS, "labelled"} - {*SIDES}
+
+
+@cache
+def _read_by(template: str) -> frozenset[str]:
+    """The fields that a chat template reads, of messages or anything else, without images."""
+    return frozenset(re.findall(r"(?:\.|[\[(]['\"])(\w+)", template)) - {"image", "images", "video", "videos", "image_url"}
 
 
 def _with_images(record: Record, opened: Opened | None) -> tuple[Record, list[Any]]:

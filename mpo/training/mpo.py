@@ -98,7 +98,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
             processing_class = load_processing_class(model, args)
         self._collator_is_ours = data_collator is None
         if self._collator_is_ours:
-            train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset)
+            train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset, processing_class)
         data_collator = _collator(data_collator, processing_class, args)
         starts_from_reference = ref_model is None
         with contextlib.ExitStack() as undo:

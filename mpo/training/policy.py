@@ -27,7 +27,7 @@ from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context
 from mpo.models.parts import split_groups
 from mpo.models.tower import DropPath
-from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING
+from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING, TRL_COLUMNS, names
 from mpo.training.start import (
     Adapters,
     check_columns,
@@ -52,7 +52,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
 
     # --- Construction
 
-    def _checked_data(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
+    def _checked_data(self, train_dataset: Any, eval_dataset: Any, processing_class: Any) -> tuple[Any, Any]:
         """Return the data sets with images left encoded: TRL looks at the first record.
 
         Raises:
@@ -60,7 +60,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         """
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
-            check_columns(dataset, name, self.needed)
+            check_columns(dataset, name, self.needed, processing_class)
         encoded = {name: with_encoded_images(dataset) for name, dataset in evaluated.items()}
         return with_encoded_images(train_dataset), encoded if isinstance(eval_dataset, dict) else encoded["eval_dataset"]
 
@@ -206,6 +206,18 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         super()._set_signature_columns_if_needed()
         if self._collator_is_ours:
             self._signature_columns = [*LOADED, *self.columns, PADDING, EPOCH, COUNTED, BAD]
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Keep columns of unknown names for this library's collator, which judges them (`mpo.encoding.turns.check_fields`)."""
+        if not (self._collator_is_ours and self.args.remove_unused_columns):
+            return super()._remove_unused_columns(dataset, description)
+        self._set_signature_columns_if_needed()
+        unread = {*names(), *TRL_COLUMNS} - {*self._signature_columns}
+        return dataset.remove_columns([name for name in dataset.column_names if name in unread])
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        """Give this library's collator all columns, as `_remove_unused_columns` does."""
+        return data_collator if self._collator_is_ours else super()._get_collator_with_removed_columns(data_collator, description)
 
     # --- A pass through the policy
 

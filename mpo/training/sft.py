@@ -78,7 +78,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         args = one_gpu(checked_arguments(args, model, PackedSFTConfig))
         if processing_class is None:
             processing_class = load_processing_class(model, args)
-        train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset)
+        train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset, processing_class)
         with contextlib.ExitStack() as undo:
             model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config, undo)
             adapters = Adapters(model if is_peft_model(model) else None, optimizer=optimizers[0], fingerprint=None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
@@ -20,15 +20,14 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mpo.batching.attention import check_backend
 from mpo.batching.collator import ConversationCollator, PairCollator
-from mpo.data.unused import check_unused
-from mpo.encoding.turns import SIDES
+from mpo.data.encoded import with_encoded_images
+from mpo.encoding.turns import CONVERSATION, SIDES, check_fields
 from mpo.io import bad_record
 from mpo.models.family import known_family
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import open_official
 from mpo.models.packable import why_not
 from mpo.models.strict import load_strictly, refuse_adapter
-from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.config import MPOConfig
 from mpo.training.loop_config import LoopConfig
 from mpo.training.reference.adapters import adapted, continued, has_tuner_layers, identity
@@ -170,16 +169,17 @@ def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
     )
 
 
-def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,)) -> None:
-    """Refuse a data set without what its records need, or with a column that is not used but may be part of a prompt.
+def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,), processing_class: Any = None) -> None:
+    """Refuse a data set without what its records need, or whose first has a column that is not used but may be part of a prompt.
 
     Args:
         dataset: a data set.
         name: its name in the error message.
         needed: sets of columns; a record has all of one.
+        processing_class: of the run, as in `mpo.encoding.turns.check_fields`.
 
     Raises:
-        ValueError: naming the missing columns, or the column that is not used (`mpo.data.unused`).
+        ValueError: naming the missing columns, or the column that is not used (`mpo.encoding.turns.check_fields`); for no records.
     """
     columns = getattr(dataset, "column_names", None) or []  # None: not known before a stream is read
     missing = min(([column for column in each if columns and column not in columns] for each in needed), key=len)
@@ -192,15 +192,14 @@ def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SI
             f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. {records}{hint} "
             "(dataset.rename_column renames other columns.)"
         )
-    if isinstance(dataset, Dataset) and len(dataset) and dataset.format["type"] != "custom":
-        known = {*names(), *TRL_COLUMNS} if SIDES in needed else {*names(), *TRL_COLUMNS, *CONVERSATION_COLUMNS} - {*SIDES}
-        record = dataset.with_format("arrow")[:1].to_pylist()[0]  # images stay encoded
-        unused = {column: value for column, value in record.items() if column not in known}
-        images = record.get("images") or record.get("image") or []
-        shown = images if isinstance(images, list) else [images]
-        with bad_record(name):
-            used = [record.get(column) for column in ("prompt", *(column for each in needed for column in each))]
-            check_unused(unused, lambda: used, shown, "call dataset.remove_columns({!r})")
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return
+    has_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+    bare = dataset if has_transform else with_encoded_images(dataset.with_format(None))
+    if (record := next(iter(bare), None)) is None:
+        raise ValueError(f"{name} has no records. Give it one or more, or leave it out.")
+    with bad_record(name):
+        check_fields(record, SIDES if SIDES in needed else CONVERSATION, processing_class)
 
 
 def load_processing_class(model: Any, args: LoopConfig) -> Any:

@@ -310,7 +310,7 @@ def particular(format):
         yield "system", {**good, "system": 5}, "'system' has a number"
         yield "tools", {**good, "tools": "[{}]"}, "the line has 'tools'"
         yield "sound", {**good, "audios": ["a.wav"]}, "the line has 'audios'"
-        yield "both names", {**good, "messages": []}, "both 'conversations' and 'messages'"
+        yield "both names", {**good, "messages": good["conversations"]}, "both 'conversations' and 'messages'"
         yield "no image for the placeholder", {**good, "images": []}, "1 <image> placeholders for 0 images"
     if format == "swift":
         user, cat = good["messages"]

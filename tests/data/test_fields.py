@@ -1,5 +1,6 @@
 """No field is filed away that may be part of a prompt, no key wins over another, and every kind of file has one outcome."""
 
+import base64
 import gzip
 import itertools
 import json
@@ -60,6 +61,19 @@ AN_IMAGE = {
     "in_text": '{"view": "a.png"}',
     "film": "clip.mp4",
     "sound": "voice.wav",
+    "old_film": "clip.3gp",
+    "pages": ["report.pdf"],
+    "scan": "scans/1.dcm ",
+    "array": "depth.npy\t",
+    "bmp": base64.b64encode(b"BM\x36\x10\0\0\0\0" + b"\1" * 99).decode(),
+    "tiff": base64.urlsafe_b64encode(b"II*\0" + b"\xff\xfe" * 99).decode(),
+    "jpeg": base64.urlsafe_b64encode(b"\xff\xd8\xff\xe0" + b"\xfb\xff" * 99).decode(),
+    "byte_values": list(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+    "html": "<IMG width=3 src='a'>",
+    "markdown": "![x](a)",
+    "binary": b"\0" * 65,
+    "PhotoFile": 5,
+    "\uff49\uff4d\uff47": 5,
 }
 A_PROMPT = {
     "history": [["Hi.", "Hello."]],
@@ -75,6 +89,19 @@ A_PROMPT = {
     "extra": {"note": "Look at the upper left corner first."},
     "suffix": "请用一个词回答这个问题。",
     "steps": ["First, look at the chart.", "Then add both."],
+    "options": ["cat", "dog"],
+    "choices": {"A": "cat", "B": "dog"},
+    "answer_choices": '["cat", "dog"]',
+    "hints": ["Count."],
+    "prompt_suffix": "Briefly.",
+    "few_shot": [{"q": "1+1?", "a": "2"}],
+    "dialogue": ["Hi", "Hello"],
+    "sys": "Brief",
+    "sys_msg": "Brief",
+    "optionA": "cat",
+    "choice_2": "cat",
+    "B": "cat",
+    "feedback_prompt": "Short",
 }
 METADATA = {
     "source": "vqa-v2",
@@ -94,6 +121,31 @@ METADATA = {
     "input_tokens": 300,
     "nothing": None,
     "empty": "",
+    "image_type": "none",
+    "no_image": True,
+    "image_count": 0,
+    **dict.fromkeys(
+        (
+            "justification",
+            "chosen_rationale",
+            "critique",
+            "rejected_feedback",
+            "judgement",
+            "verdict",
+            "licence",
+            "authors",
+            "citation",
+        ),
+        "The first one counts the cats. The second one does not.",
+    ),
+    **dict.fromkeys(("title", "citation", "dataset_name", "version", "timestamp"), "A data set of cats, dogs, and all others."),
+    "keywords": ["cats", "all kinds of small dogs in large parks"],
+    "gt_answer": "There are two cats on the mat.",
+    "solution": "Count the cats. There are two.",
+    "reference_response": "There are two cats.",
+    "steps_with_score": [{"step": "First, count the cats.", "score": 1}],
+    "correct_choice": "B",
+    "token_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
     "epoch": 3,
     "is_padding": True,
     "bad": "yes",
@@ -141,14 +193,52 @@ def test_metadata_stays_metadata(format, images):
         )
 
 
+def test_identifiers_that_are_bytes(images):
+    for value in (bytes(range(16)), bytes(range(100, 164))):
+        assert read({**GOOD["mmpr"], "sha": value}, images)[0]["metadata"]
+    for value in (b"\x89PNG", bytes(65)):
+        with pytest.raises(BadRecord, match="'sha'"):
+            read({**GOOD["mmpr"], "sha": value}, images)
+
+
 def test_names_of_images_that_the_record_uses(images):
     """Beside an image, its own name and addresses tell where it comes from; another file's name is an image that is not used."""
     line = GOOD["mmpr"]
-    for same in ({"image_path": "elsewhere/a.png"}, {"file_name": "a.jpg"}, {"image_id": 391895}, {"url": "https://x.org/7.jpg"}):
-        assert len(read({**line, **same}, images)) == 1
-    for other in ({"image_path": "b.png"}, {"image2": "b.png"}, {"mask": "a_mask.png"}, {"thumb": b"\x89PNG"}):
+    there = ("rgb/a.png", "depth/a.png", "a.jpg", "b.png")
+    for path in there:
+        (images / path).parent.mkdir(exist_ok=True)
+        (images / path).write_bytes((images / "a.png").read_bytes())
+    (images / "same.png").symlink_to(images / "a.png")
+    for same in (
+        {"image_path": "elsewhere/a.png"},
+        {"image_path": str(images / "a.png")},
+        {"view": "./rgb/../a.png"},
+        {"view": "same.png"},
+        {"file_name": "COCO_0001.jpg"},
+        {"fileName": "1.png"},
+        {"image_id": 391895},
+        {"url": "https://x.org/7.jpg"},
+    ):
+        assert len(read({**line, **same}, images)) == 1, same
+    for other in (
+        *({name: path} for name in ("depth", "image_path") for path in there),
+        {"image2": "c.png"},
+        {"second_image": "elsewhere/a.jpg"},
+        {"mask": "a_mask.png"},
+        {"thumb": b"\x89PNG"},
+        {"audio": "speech/a.wav"},
+        {"audio": "https://x.org/a.mp3"},
+        {"video_file": "a.mp4"},
+        {"file_name": "a.mp4"},
+    ):
         with pytest.raises(BadRecord, match=f"'{next(iter(other))}'"):
             read({**line, **other}, images)
+    inline = {**line, "image": {"bytes": (images / "a.png").read_bytes(), "path": None}}
+    for name, value in (("image_path", "train/7.jpg"), ("file_name", "7.jpg"), ("url", "https://x.org/7.jpg")):
+        assert len(read({**inline, name: value}, images)) == 1
+    for name, value in (("mask", "7.png"), ("depth", "a.png"), ("audio", "a.wav")):
+        with pytest.raises(BadRecord, match=f"'{name}'"):
+            read({**inline, name: value}, images)
 
 
 def test_what_repeats_the_record_is_metadata(images):
@@ -200,6 +290,44 @@ def test_fields_inside_of_turns_and_parts(line, images):
     other = name.replace("chosen_", "rejected_")
     if name != "prompt.image_url":  # a part refuses it by itself
         assert read(line, images, metadata=[name, other])
+
+
+def test_labels_inside_of_turns_are_kept(images):
+    """All of them, and the image of a first turn is not hidden by a label of the last."""
+    turns = [{**TURNS[0], "loss": False}, {**TURNS[1], "weight": 0.5}, {**TURNS[0], "loss": True}]
+    (row,) = read({"prompt": turns, "chosen": "A", "rejected": "B"}, images)
+    assert json.loads(row["metadata"]) == {"prompt.loss": [False, True], "prompt.weight": [0.5]}
+    for first in ({"view": "b.png"}, {"content": [{"type": "image", "text": "Look at this."}]}):
+        with pytest.raises(BadRecord, match="'prompt.(view|text)'"):
+            last = {**TURNS[0], "view": "a"}
+            read({"image": "a.png", "prompt": [{**turns[0], **first}, last], "chosen": "A", "rejected": "B"}, images)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_records_own_settings(format, images):
+    """In every format; `frames` that are no limits are not taken for them."""
+    own = {"tiles": {"min": 1, "max": 2, "thumbnail": None}, "frames": {"min": 2, "max": 3}, "augment": True}
+    for row in read({**GOOD[format], **own}, images):
+        assert {name: row[name] for name in own} == own and not json.loads(row["metadata"] or "{}").keys() & own.keys()
+    for name, wrong in (("tiles", 5), ("augment", "yes"), ("frames", {"most": 2})):
+        with pytest.raises(BadRecord, match=f"'{name}'|frames"):
+            read({**GOOD[format], name: wrong}, images)
+    assert json.loads(read({**GOOD[format], "frames": 5}, images)[0]["metadata"])["frames"] == 5
+
+
+@pytest.mark.parametrize("empty", [None, "", []])
+@pytest.mark.parametrize("format", FORMATS)
+def test_fields_of_other_formats_that_hold_nothing(format, empty, images):
+    """They do not change which format a pair has, and are no second prompt."""
+    others = {
+        name: empty for name in ("question", "prompt", "conversations", "messages", "completions", "rejected_messages", "ds_name")
+    }
+    others |= {"rejected_response": empty, "objects": {"ref": [], "bbox": []}, "tools": empty, "audios": empty, "image_path": empty}
+    expected = read(GOOD[format], images)
+    for one in (others, *({name: value} for name, value in others.items())):
+        found = read({**one, **GOOD[format]}, images)
+        strip = [{**row, "metadata": None} for row in found], [{**row, "metadata": None} for row in expected]
+        assert strip[0] == strip[1], one
 
 
 def test_a_field_and_the_same_in_metadata(images):
@@ -287,6 +415,8 @@ TWICE = {
     "sharegpt": json.dumps(GOOD["sharegpt"]).replace('"from": "human"', '"from": "human", "from": "gpt"'),
     "swift": json.dumps(GOOD["swift"]).replace('"rejected_response"', '"rejected_response": "x", "rejected_response"'),
     "trl": json.dumps(GOOD["trl"]).replace('"margin"', '"margin": 2, "margin"'),
+    "rlaif_v origin": json.dumps({**GOOD["rlaif_v"], "image": "a.png", "origin_split": '{"a": 1, "a": 2}'}),
+    "trl note": json.dumps({**GOOD["trl"], "note": [{"in": '{"a": {"b": 1, "b": 2}}'}]}),
     "trl metadata": json.dumps({**GOOD["trl"], "metadata": '{"a": 1, "a": 2}'}),
 }
 
@@ -310,8 +440,14 @@ def test_duplicate_keys_of_lines(case, ending, images):
 
 def test_names_that_are_almost_those_of_used_fields(images, tmp_path):
     """Of another case, or with blanks: neither they nor the field itself win. In a meta.json, a key that is misspelt."""
-    for name in ("Chosen", " chosen", "QUESTION", "Image"):
-        with pytest.raises(BadRecord, match=f"{name!r}.*{name.strip().lower()!r}"):
+    hidden = {
+        "cho\u200bsen": "chosen",
+        "\ufeffimage": "image",
+        "\uff43\uff48\uff4f\uff53\uff45\uff4e": "chosen",
+        "que\xadstion": "question",
+    }
+    for name, meant in {"Chosen": "chosen", " chosen": "chosen", "QUESTION": "question", "Image": "image", **hidden}.items():
+        with pytest.raises(BadRecord, match=re.escape(f"{name!r} is not used. Did you mean {meant!r}")):
             read({**GOOD["mmpr"], name: 5}, images)
         assert len(read({**GOOD["mmpr"], name: 5}, images, metadata=[name])) == 1
     (tmp_path / "a.jsonl").write_text('{"question": "?", "chosen": "A", "rejected": "B"}')

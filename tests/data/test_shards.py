@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from data.test_files import QUESTIONS, SAMPLE, asked, line, tar
 from datasets import Dataset
 
+from mpo.curation.validate import validate
 from mpo.data import load_preferences, shards
 from mpo.io import BadRecord
 
@@ -44,23 +46,50 @@ def test_a_line_that_is_too_long(tmp_path, monkeypatch, packed):
 
 
 @pytest.mark.parametrize(
-    ("text", "good", "place", "reason"),
+    ("text", "place", "reason"),
     [
-        ('[\n%s,\n{"a": },\n%s]', 1, ":3", "not JSON from here on"),
-        ("[\n%s,\n5,\n%s]", 2, ":3", "array has a number"),
-        ("[\n%s\n%s]", 1, ":2", "not JSON after this object"),
-        ("[\n%s,\n%s", 2, ":3", "not JSON after this object"),
-        ("[\n%s,\n%s] x", 2, "", "text after the end"),
+        ('[\n%s,\n{"a": },\n%s]', ":3", "not JSON from here on"),
+        ('[\n%s,\n{"a": "\n}, \n%s]', ":3", "not JSON from here on"),
+        ("[\n%s,\n\0,\n%s]", ":3", "zero byte"),
+        ("[\n%s\n%s]", ":2", "not JSON after this object"),
+        ("[\n%s,\n%s", ":3", "not JSON after this object"),
+        ("[\n%s,\n%s] x", "", "text after the end"),
+        ("[\n%s,\n%s][]", "", "text after the end"),
     ],
 )
-def test_arrays_with_damage(tmp_path, text, good, place, reason):
-    """Objects before the damage are kept, and objects after it if they can be parsed."""
+def test_arrays_with_damage(tmp_path, text, place, reason):
+    """What cannot be read is of unknown size, so it is not skipped."""
     path = tmp_path / "pairs.json"
     path.write_text(text % (json.dumps(line(0)), json.dumps(line(1))))
     refused(path, place, reason)
+    for streaming in (False, True):
+        with pytest.raises(BadRecord, match=reason):
+            list(load_preferences(path, on_bad_record="skip", max_bad_fraction=1, streaming=streaming))
+    found = validate(path, output=tmp_path / "bad.jsonl")
+    assert sum(found.tally.counts.values()) == 1 and not found.may_start
+
+
+@pytest.mark.parametrize(
+    ("element", "reason"),
+    [
+        ("5", "array has a number"),
+        ('{"a": 1, "a": 2}', "'a' is there twice"),
+        ('{"a": [{"b": 1, "b": "]}"}]}', "'b' is there twice"),
+        ('{"a": "\0"}', "not JSON"),
+        ('{"a": "line\nbreak"}', "not JSON"),
+        ('{"a": %s}' % ("1" * 5000), "too long"),
+        ('{"a": -%s, "a": "\t"}' % ("1" * 5000), "too long|not JSON"),
+    ],
+)
+def test_elements_of_arrays_that_are_bad(tmp_path, element, reason):
+    """The good ones around them are kept, and lines are counted on."""
+    path = tmp_path / "pairs.json"
+    path.write_text(f"[\n{json.dumps(line(0))},\n{element},\n{json.dumps(line(1))}, {element}]")
+    refused(path, ":3", reason)
     found, bad = skipping(path)
-    assert found == QUESTIONS[:good]
-    assert len(bad) == 1 and bad[0][0] == f"{path}{place}" and reason in bad[0][1]
+    assert found == QUESTIONS[:2]
+    last = 4 + element.count("\n")
+    assert [where for where, _ in bad] == [f"{path}:3", f"{path}:{last}"] and all(re.search(reason, why) for _, why in bad)
 
 
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.json.gz"])

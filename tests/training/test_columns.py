@@ -1,5 +1,6 @@
 """Columns of a user's data set, and files that change: what a record holds is never taken for what the library says."""
 
+import copy
 import io
 import json
 import os
@@ -9,17 +10,21 @@ import datasets
 import pytest
 import torch
 from datasets import Dataset
-from support import image_pairs, make_image
+from support import image_pairs, make_image, text_pairs
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.batching.collator import PairCollator
 from mpo.batching.indexed import IndexedRecords
 from mpo.data.encoded import with_encoded_images
 from mpo.data.eval_part import content_keys
+from mpo.data.paths import Folders
+from mpo.data.records import to_records
 from mpo.encoding.costs import measure
 from mpo.encoding.encoder import Encoder
+from mpo.io import BadRecord
 from mpo.schema import BAD, COUNTED, EPOCH, PADDING
 from mpo.training.samples.prompts import first_prompts
+from mpo.training.start import check_columns
 
 NAMES = ("is_filler", "is_padding", "epoch", "EPOCH", "PADDING", "COUNTED", "BAD", "counted", "bad", "filler", "source")
 
@@ -91,6 +96,72 @@ def test_a_column_that_no_trainer_uses(processor, internvl, tmp_path, column, va
     wrong = Dataset.from_list([{**row, "images": [], column: value} for row in pairs.remove_columns("images")])
     with pytest.raises(ValueError, match=f"train_dataset: .*'{column}.*remove_columns"):
         MPOTrainer(internvl, args=args, train_dataset=wrong, processing_class=processor)
+
+
+ASKED, ANSWER, OTHER = ({"role": role, "content": text} for role, text in (("user", "Hm?"), ("assistant", "A"), ("assistant", "B")))
+AS_TEXT = json.dumps([ANSWER])
+LOST = {  # a record, and the field that is refused
+    "image": ({"prompt": [{**ASKED, "image": "a.png"}]}, "prompt.image"),
+    "part": ({"prompt": [{**ASKED, "content": [{"type": "text", "text": "Hm?", "image": "b.png"}]}]}, "prompt.image"),
+    "address": ({"prompt": [{**ASKED, "content": [{"type": "image", "image_url": {"url": "/a.png"}}]}]}, "prompt.image_url.url"),
+    "context": ({"prompt": [{**ASKED, "context": "Paris"}]}, "prompt.context"),
+    "reasoning": ({"chosen": [{**ANSWER, "reasoning_content": "I have to say A here."}]}, "chosen.reasoning_content"),
+    "thinking": ({"rejected": [{**OTHER, "thinking": "I have to say A here."}]}, "rejected.thinking"),
+    "JSON text": ({"chosen": [{**ANSWER, "content": AS_TEXT}]}, "chosen"),
+    "JSON texts": ({"prompt": "Hm?", "chosen": AS_TEXT, "rejected": str([OTHER])}, "chosen"),
+    "JSON part": ({"prompt": [{**ASKED, "content": [{"type": "text", "text": json.dumps([ASKED])}]}]}, "prompt"),
+    "column": ({"context": "Paris"}, "context"),
+    "width": ({"con\uff54ext": "Paris"}, "con\uff54ext"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_no_template_shows(processor, internvl, tmp_path, case):
+    """Refused in files and data sets of both kinds: in a first record when the trainer is made, in others when they are read."""
+    good = {"id": "good", "prompt": [ASKED], "chosen": [ANSWER], "rejected": [OTHER]}
+    changed, field = LOST[case]
+    bad = {**good, "id": "bad", **changed}
+    with pytest.raises(ValueError, match=f"record 'bad': .*'?{field}"):
+        PairCollator(processor)([good, bad])
+    assert PairCollator(processor, on_bad_record="skip")([bad, good]).kept == (1,)
+    with pytest.raises(BadRecord, match=field.replace("image_url.url", "image")):
+        to_records(bad, where="a:1", find=Folders(tmp_path))
+    args = MPOConfig(str(tmp_path), report_to="none", use_cpu=True, max_steps=1)
+    streams = Dataset.from_list([bad]), datasets.IterableDataset.from_generator(lambda: iter([bad]))
+    for dataset in streams:
+        with pytest.raises(ValueError, match=f"train_dataset: .*'{field}"):
+            MPOTrainer(internvl, args=args, train_dataset=dataset, processing_class=processor)
+
+
+@pytest.mark.parametrize("batching", ["pairs", "tokens", "streampairs"])
+def test_a_column_of_a_later_record(processor, internvl, tmp_path, batching):
+    rows = Dataset.from_list([{**row, "context": None if place == 0 else "Paris"} for place, row in enumerate(text_pairs(4))])
+    size = {"max_tokens_per_batch": 500} if batching == "tokens" else {"per_device_train_batch_size": 4}
+    args = MPOConfig(str(tmp_path), report_to="none", use_cpu=True, max_steps=1, batching=batching.removeprefix("stream"), **size)
+    rows = rows.to_iterable_dataset() if batching == "streampairs" else rows
+    trainer = MPOTrainer(internvl, args=args, train_dataset=rows, processing_class=processor)
+    with pytest.raises(ValueError, match="'context'.*remove_columns"):
+        trainer.train()
+
+
+def test_a_field_that_the_template_reads(processor):
+    """It is shown, so it is used; no field of another message is."""
+    record = {"prompt": [ASKED], "chosen": [{**ANSWER, "mood": "I am glad to help."}], "rejected": [OTHER]}
+    with pytest.raises(ValueError, match="'chosen.mood'"):
+        PairCollator(processor)([record])
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m.content }} {{ m.get('mood') or '' }}\n{% endfor %}"
+    record["chat_template_kwargs"] = {"chat_template": template}
+    assert PairCollator(processor.tokenizer)([record]).size == 1
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = record.pop("chat_template_kwargs")["chat_template"]
+    check_columns(Dataset.from_list([record]), "train_dataset", processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("rows", [Dataset.from_list([]), datasets.IterableDataset.from_generator(lambda: iter([]))])
+def test_no_records(processor, internvl, tmp_path, rows):
+    args = MPOConfig(str(tmp_path), report_to="none", use_cpu=True, max_steps=1)
+    with pytest.raises(ValueError, match="train_dataset has no records"):
+        MPOTrainer(internvl, args=args, train_dataset=rows, processing_class=processor)
 
 
 @pytest.mark.parametrize("sides", ["chosen", "rejected"])

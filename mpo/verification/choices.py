@@ -163,7 +163,7 @@ def _stem(word: str) -> str:
 
 
 def _number_at_start(text: str) -> str | None:
-    first = next(find_numbers(text[:60]), None)
+    first = next(iter(find_numbers(text[:60])), None)
     return first[2] if first is not None and first[0] <= 1 else None
 
 

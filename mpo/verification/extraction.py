@@ -16,7 +16,7 @@ from mpo.verification.choices import are_numbers, read_choice
 from mpo.verification.dress import boxed, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.prose import BOLD, CUE, REFUSAL, content_words, numbers_in, plain_sentence, sentences_of, stated_number
 from mpo.verification.sequences import read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
@@ -326,21 +326,25 @@ def _without_cue(sentence: str) -> str:
 def _number(sentence: str, kind: str) -> str | None:
     """The number that a statement states; empty where it hedges between two; None where there is none."""
     for text in (sentence, _trimmed(sentence.replace("**", "").strip())):
-        if read_number(text) is not None or (kind == "math" and is_expression(text)):
+        if read_number(text) is not None or (is_expression(text) and not re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)):
             return text
-    found = list(find_numbers(sentence))
+    sentence = plain_sentence(sentence)
+    found = numbers_in(sentence)
     if re.search(r"\b(?:either|between)\b", sentence[:40], re.IGNORECASE) or _RANGE.match(sentence):
         if len({shown for _, _, shown in found}) > 1:
             return ""
-    if len(found) > 1 and re.fullmatch(r"[\d\s.,;/-]+", sentence):
+    if re.match(r"\W{0,4}at least\b", sentence):
+        return None
+    if len(found) > 1 and re.fullmatch(r"[\d\s.,;/()\[\]-]+", sentence):
         return ""  # "1 3 8" is three numbers
     last = re.split(r"=|≈|\\approx\b", sentence)[-1].strip(" $\\])")
     if read_number(last) is not None:
         return last
-    return found[0][2] if found and found[0][0] <= 3 else stated_number(sentence)
+    return stated_number(sentence)
 
 
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
+    sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if not numbered:
         if any(

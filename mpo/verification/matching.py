@@ -12,7 +12,7 @@ from functools import lru_cache
 from mpo.io import did_you_mean
 from mpo.verification.choices import same_choices
 from mpo.verification.dress import undress
-from mpo.verification.expressions import same_expression
+from mpo.verification.expressions import other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
 from mpo.verification.texts import document_distance, read_yes_no, same_digits, same_text
@@ -164,7 +164,7 @@ def _detect(ground_truth: str) -> str:
     if len(truth) < 12 and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"
     if read_number(truth) is not None:
-        return "number"
+        return "expression" if re.match(r"[A-Za-z]\s?=", truth) else "number"
     if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and read_boxes(truth):
         return "box"
     if read_intervals(truth) and (truth[-1] in ")[" or truth[0] in "(]" or re.search(r"∞|\\in|[<>≤≥]|\\[lg]e", truth)):
@@ -238,7 +238,8 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
-    if (given := read_number(answer)) is not None and (known := read_number(truth)) is not None:
+    given, known = read_number(answer), read_number(truth)
+    if given is not None and known is not None and not other_name(answer, truth):
         return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
     if not is_expression(answer) and not is_expression(truth) and same_text(answer, truth)[0]:
         return True, "the same words"

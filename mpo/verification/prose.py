@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from fractions import Fraction
 
-from mpo.verification.dress import without_math_marks
+from mpo.verification.dress import plain_math, without_math_marks
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
@@ -45,10 +45,20 @@ _COPULA = re.compile(
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
-    r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|number|line|row|column|point|angle|triangle|grade"
-    r"|level|than|not|(?:divided|multiplied) by|per|from|within|above|below|over|under)|[∠△])\s?[#(]?$",
+    r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
+    r"|level|than|not|n['’]t|cannot be|can['’]t be|n['’]t be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
+    r"|at most|up to|minimum of|maximum of|<=|>=|!=|\\(?:[lg]eq?|neq?|pm))|(?<!=)>|[∠△<≤≥≠±]|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
+    r"|(?<=\s)(?-i:(?!About|Around|Only|Exactly|Total|Just|Answer)[A-Z][a-z]{2,12})|(?<!\S)(?-i:Station|Bus|Day))\s?[#(]?$",
     re.IGNORECASE,
 )
+_REJECTED = re.compile(r"\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b", re.IGNORECASE)
+_REASON = re.compile(r"[\s,(;](?:when|where|if|because|since|whereas|while|assuming|given that|as shown)\s.*", re.IGNORECASE | re.DOTALL)
+_SETTING = re.compile(
+    r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for"
+    r"|with|using|out of|initially|originally|among|of|by|[a-z]{3,12}ing)\b[^,，]{1,200}[,，]\s",
+    re.IGNORECASE,
+)
+_SO = re.compile(r".*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)|leaving|giving|for a total of|所以|因此|故)\b", re.IGNORECASE | re.DOTALL)
 
 
 MOST_SENTENCES, MOST_CHARACTERS = 400, 2000
@@ -72,15 +82,32 @@ Found = tuple[int, int, str]
 
 
 def numbers_in(sentence: str) -> list[Found]:
-    """Return the numbers of a sentence that may be an answer: not `Step 2`, `option 1` or `angle 3`."""
+    """Return the numbers of a sentence that may be an answer: not `Step 2`, `option 1`, `at least 3` or `not 4`."""
     bulleted = re.sub(r"^\s*(?:\d{1,2}[.)]\s|#+ )", lambda found: " " * len(found[0]), sentence)
-    return [found for found in find_numbers(bulleted) if not _NO_ANSWER.search(bulleted[max(0, found[0] - 14) : found[0]])]
+    found = [
+        number
+        for number in find_numbers(bulleted)
+        if not _NO_ANSWER.search(bulleted[max(0, number[0] - 18) : number[0]])
+        and not _REJECTED.match(bulleted, number[1])
+        and number[2][0] not in "±"
+    ]
+    digits = [number for number in found if re.search(r"\d", number[2])]
+    if digits and len(digits) < len(found):  # "In two hours he walks 7 km", not "There are two bars above 40"
+        words = [n for n in found if n not in digits and (_COPULA.search(bulleted[max(0, n[0] - 40) : n[0]]) or n[1] > digits[-1][0])]
+        found = sorted(digits + words)
+    return found
+
+
+def plain_sentence(sentence: str) -> str:
+    """A sentence with numbers written plainly."""
+    return plain_math(without_math_marks(sentence))
 
 
 def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | None:
-    """Return the number that a sentence of prose is about; empty where it hedges; None where there is none.
+    """Return the number or expression that a sentence of prose is about; empty where it hedges; None where there is none.
 
-    It is the bold one, or the last one after a verb such as `is`, or the first one. Those that the question gives come last.
+    It is the bold one, or that of the conclusion (`..., so 5`) or main clause, the last one after a verb such as `is`, or the first
+    one. Those that the question gives come last.
 
     >>> stated_number("There are 3 bars with values below 40."), stated_number("It is 5 or 6."), stated_number("It is red.")
     ('3 bars', '', None)
@@ -89,32 +116,43 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
         sentence: the sentence.
         givens: the values in the question.
     """
-    sentence = without_math_marks(sentence)
     for a, b in reversed(BOLD.findall(sentence)):
-        if read_number(a or b) is not None:
+        inner = plain_sentence(a or b)
+        if read_number(inner) is not None:
             return str(a or b)
-        if inside := numbers_in(a or b):
-            return inside[-1][2]
-    plain = sentence.replace("**", "")
-    found = numbers_in(plain)
-    if not found:
+        if numbers_in(inner):
+            return stated_number(inner)
+    plain = plain_sentence(sentence)
+    if not numbers_in(plain):
         return None
     if re.search(r"\d(?::| : )\d", plain):  # a ratio or a time
         return ""
+    for clause in (_SO.sub("", plain), _SETTING.sub("", plain)):
+        plain = clause if numbers_in(clause) else plain
+    for clause in (re.sub(r"\([^()]*\)(?!\s*=)", lambda bracket: " " * len(bracket[0]), plain), _REASON.sub("", plain)):
+        plain = clause if numbers_in(clause) and (clause.strip() or 0) else plain
+    found = numbers_in(plain)
     different = len({shown for _, _, shown in found}) > 1
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
         return ""
     if spans := [found.span() for found in re.finditer(r"\b(?:between|from) \S{1,20} (?:and|to) \S{1,20}", plain)]:
-        outside = [number for number in found if not any(start <= number[0] < end for start, end in spans)]
-        found = outside or found
-    for (_, end, _), (start, _, _) in zip(found, found[1:], strict=False):
-        if re.fullmatch(r"\s?(?:or|and|to|–|或|和|至|到)\s?", plain[end:start]):
-            return ""
+        found = [number for number in found if not any(start <= number[0] < end for start, end in spans)] or found
+    found = [number for number in found if not re.match(r"[^=]{0,12}=", plain[number[1] :])] or found
     fresh = [number for number in found if (read := read_number(number[2])) is None or read.value not in givens] or found
+    chosen = None
     for verb in (_COPULA, _PREPOSITION):
-        if after := [shown for start, _, shown in fresh if verb.search(plain[max(0, start - 40) : start])]:
-            return after[-1]
-    return fresh[0][2]
+        after = [number for number in fresh if verb.search(plain[max(0, number[0] - 40) : number[0]])]
+        chosen = chosen or (after[-1] if after else None)
+    chosen = next((number for number in fresh if re.match(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b", plain[number[1] :])), chosen)
+    pairs = [pair for pair in zip(found, found[1:], strict=False) if _PAIR.fullmatch(plain[pair[0][1] : pair[1][0]])]
+    paired = {number for pair in pairs for number in pair}
+    chosen = chosen or next((number for number in fresh if number not in paired), fresh[0])
+    if chosen in paired and not any(chosen == pair[0] and _COPULA.search(plain[pair[0][1] : pair[1][0]]) for pair in pairs):
+        return ""
+    return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
+
+
+_PAIR = re.compile(r"\s?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?", re.IGNORECASE)
 
 
 _FUNCTION_WORDS = frozenset(

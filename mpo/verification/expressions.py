@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mpo.verification.dress import plain_math, undress
-from mpo.verification.rational import rational
+from mpo.verification.rational import proportional, rational
 
 SECONDS = 2.0
 """CPU time that one comparison may take."""
@@ -141,6 +141,9 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     given, known = latex(answer), latex(truth)
     if _squeezed(given) == _squeezed(known):
         return True, None, None, "the same expression"
+    if any(_SEVERAL.search(text) for text in (given, known)):
+        one, other = (sorted(_squeezed(part) for part in re.split(r"[,;]|\bor\b|\band\b", text)) for text in (given, known))
+        return one == other, None, None, "several equations"
     sides = equation(given), equation(known)
     if len(sides[0]) > 1 and len(sides[1]) > 1 and sides[0][0] != sides[1][0]:
         if all(_NAME.fullmatch(one[0]) and one[0] not in other[1] for one, other in (sides, sides[::-1])):
@@ -152,6 +155,8 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
         if any(len(side) > 1 and not _NAME.fullmatch(side[0]) for side in sides) and len(sides[0]) != len(sides[1]):
             return False, None, None, "only one is an equation"
         given, known, scaled = sides[0][-1], sides[1][-1], False
+        if _squeezed(given) == _squeezed(known):
+            return True, None, None, "the same expression"
     one, other = rational(given), rational(known)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         same = proportional(one[0], other[0]) if scaled else one[0] == other[0]
@@ -167,8 +172,9 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
 
 _NAME = re.compile(
     r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
-    r"(?:\([a-z]\))?|[\u4e00-\u9fff]+[A-Za-z]{0,4}"
+    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
 )
+_SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
 _EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)")
 
 

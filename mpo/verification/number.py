@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from mpo.verification.dress import plain_math, undress
+from mpo.verification.dress import plain_math, undress, without_math_marks
 from mpo.verification.units import canonical_unit, conversion, is_unit
 
 MAX_LENGTH = 400
@@ -54,7 +54,7 @@ _WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
 _SCALE = (
-    r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|[千万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
+    r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|千(?![米克瓦])|[万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
     r"|(?:k|K)(?![\w/^]))"
 )
 _CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分]"
@@ -106,7 +106,7 @@ def read_number(text: str) -> Number | None:
 def _read(text: str) -> Number | None:
     if text.isascii() and text.isdigit():
         return Number(Fraction(int(text)))
-    text = _APPROXIMATE.sub("", plain_math(undress(text)))
+    text = _APPROXIMATE.sub("", plain_math(without_math_marks(undress(text))))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
@@ -136,17 +136,12 @@ def _unit(rest: str) -> str | None:
     """The unit of what follows a number; None where that is no unit."""
     rest = re.sub(r"^-(?=[A-Za-z])", "", rest)  # 12-inch
     rest = re.sub(r"\s*[(（](?:because|since|as|that is|i\.e\.)[^)）]*[)）]$", "", rest).rstrip(" .。,;")
-    if re.search(r"(?<![A-Za-z\u4e00-\u9fff)])\d", re.sub(r"\^\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(×÷·²³⁻]", rest):
+    if re.search(r"(?<![A-Za-z)])\d", re.sub(r"\^\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(×÷·²³⁻]", rest):
         return None
     words = rest.split()
-    if _NO_UNIT.search(rest) or (
-        
-        len(rest) == 1 and rest.isascii() and rest.isalpha() and not is_unit(rest)
-    ):
+    if _NO_UNIT.search(rest) or (re.fullmatch(r"[A-Za-z](?:\^?\{?\d\}?)?", rest) and not is_unit(rest)):
         return None  # "2x", "2.5e", "2π"
-    if (
-        len(words) > 8 or any(word.lower() in _SMALL or word.lower() in _PARTS for word in words)
-    ):
+    if len(words) > 8 or any(word.lower() in _SMALL or word.lower() in _PARTS for word in words):
         return None
     return canonical_unit(rest)
 
@@ -309,9 +304,9 @@ _OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
 _ATOM = (
     r"(?>\d+(?:[.,]\d+)*|(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|log|ln|exp|sqrt)(?![A-Za-z])(?:_\{?\w\}?)?\s?"
     r"|\\(?:[dt]?frac|sqrt|pi|theta|alpha|circ)(?![A-Za-z])(?:\[\d\])?(?:\s?\{(?:[^{}\n]|\{[^{}\n]{0,40}\}){0,60}\}){0,2}"
-    r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
+    r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π+*/])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
 )
-_RUN = re.compile(rf"(?<![\w.,\\])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{_OPERATOR}\s?-?| (?=\\[fstlcp]))?{_ATOM}){{0,60}}")
+_RUN = re.compile(rf"(?<![\w.,\\'’])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{_OPERATOR}\s?-?| (?=\\[fstlcp]))?{_ATOM}){{0,60}}")
 """Atoms of mathematics, side by side or with operators between them: of those, numbers alone are found as numbers."""
 
 

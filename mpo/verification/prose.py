@@ -10,9 +10,9 @@ from mpo.verification.dress import plain_math, without_math_marks
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
-    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer"
+    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate|compute|count"
     r"|view|identify|provide|have enough|say|access|be determined)"
-    r"|cannot (?:help|see|process|determine|tell|answer|view|identify|provide|say|access|be (?:determined|answered"
+    r"|cannot (?:help|see|process|determine|tell|answer|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
     r"|unclear|unsure|uncertain)"
     r"|not enough information|insufficient (?:information|data)|no way to (?:know|tell)|need more information)\b|无法"
@@ -21,7 +21,7 @@ REFUSAL = re.compile(
 )
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
-    r"|in total|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b|finally|this means"
+    r"|in total|total(?=\s?[:：])|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b|finally|this means"
     r"|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
@@ -46,19 +46,30 @@ _COPULA = re.compile(
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
     r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
-    r"|level|than|not|n['’]t|cannot be|can['’]t be|n['’]t be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
-    r"|at most|up to|minimum of|maximum of|<=|>=|!=|\\(?:[lg]eq?|neq?|pm))|(?<!=)>|[∠△<≤≥≠±]|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
+    r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
+    r"|at most|up to|minimum of|maximum of|<=|>=|!=)|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
     r"|(?<=\s)(?-i:(?!About|Around|Only|Exactly|Total|Just|Answer)[A-Z][a-z]{2,12})|(?<!\S)(?-i:Station|Bus|Day))\s?[#(]?$",
     re.IGNORECASE,
 )
-_REJECTED = re.compile(r"\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b", re.IGNORECASE)
-_REASON = re.compile(r"[\s,(;](?:when|where|if|because|since|whereas|while|assuming|given that|as shown)\s.*", re.IGNORECASE | re.DOTALL)
+_REJECTED = re.compile(
+    r"\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r"[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown)\s.*|:\s(?=.*\d\D+\d).*",
+    re.IGNORECASE | re.DOTALL,
+)
 _SETTING = re.compile(
-    r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for"
+    r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
     r"|with|using|out of|initially|originally|among|of|by|[a-z]{3,12}ing)\b[^,，]{1,200}[,，]\s",
     re.IGNORECASE,
 )
-_SO = re.compile(r".*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)|leaving|giving|for a total of|所以|因此|故)\b", re.IGNORECASE | re.DOTALL)
+_HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
+_BRACKET = re.compile(r"(?<=\s)\([^()]*\)(?!\s*[=*/+^-])")
+_SO = re.compile(
+    r".*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])|leaving|giving|for a total of|所以|因此|故|剩下?|还剩)(?![A-Za-z])",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 MOST_SENTENCES, MOST_CHARACTERS = 400, 2000
@@ -90,10 +101,15 @@ def numbers_in(sentence: str) -> list[Found]:
         if not _NO_ANSWER.search(bulleted[max(0, number[0] - 18) : number[0]])
         and not _REJECTED.match(bulleted, number[1])
         and number[2][0] not in "±"
+        and not (number[2] == "one" and re.search(r"\b(?:the|this|that|correct|right|other|last)\s$", bulleted[: number[0]]))
     ]
     digits = [number for number in found if re.search(r"\d", number[2])]
     if digits and len(digits) < len(found):  # "In two hours he walks 7 km", not "There are two bars above 40"
-        words = [n for n in found if n not in digits and (_COPULA.search(bulleted[max(0, n[0] - 40) : n[0]]) or n[1] > digits[-1][0])]
+        words = [
+            n
+            for n in found
+            if n not in digits and (_COPULA.search(bulleted[max(0, n[0] - 40) : n[0]]) or n[1] > digits[-1][0]) and n[2] != "one"
+        ]
         found = sorted(digits + words)
     return found
 
@@ -123,14 +139,13 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
         if numbers_in(inner):
             return stated_number(inner)
     plain = plain_sentence(sentence)
-    if not numbers_in(plain):
+    if not numbers_in(plain) or (_HYPOTHETICAL.search(plain) and not numbers_in(_SETTING.sub("", plain))):
         return None
     if re.search(r"\d(?::| : )\d", plain):  # a ratio or a time
         return ""
-    for clause in (_SO.sub("", plain), _SETTING.sub("", plain)):
+    for aside in (_SO, _SETTING, _BRACKET, _REASON):
+        clause = aside.sub(" ", plain)
         plain = clause if numbers_in(clause) else plain
-    for clause in (re.sub(r"\([^()]*\)(?!\s*=)", lambda bracket: " " * len(bracket[0]), plain), _REASON.sub("", plain)):
-        plain = clause if numbers_in(clause) and (clause.strip() or 0) else plain
     found = numbers_in(plain)
     different = len({shown for _, _, shown in found}) > 1
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
@@ -139,20 +154,24 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
         found = [number for number in found if not any(start <= number[0] < end for start, end in spans)] or found
     found = [number for number in found if not re.match(r"[^=]{0,12}=", plain[number[1] :])] or found
     fresh = [number for number in found if (read := read_number(number[2])) is None or read.value not in givens] or found
-    chosen = None
-    for verb in (_COPULA, _PREPOSITION):
-        after = [number for number in fresh if verb.search(plain[max(0, number[0] - 40) : number[0]])]
-        chosen = chosen or (after[-1] if after else None)
-    chosen = next((number for number in fresh if re.match(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b", plain[number[1] :])), chosen)
     pairs = [pair for pair in zip(found, found[1:], strict=False) if _PAIR.fullmatch(plain[pair[0][1] : pair[1][0]])]
     paired = {number for pair in pairs for number in pair}
+    chosen = None
+    for verb in (_COPULA, _PREPOSITION):
+        pool = [number for number in fresh if verb is _COPULA or number not in paired]
+        after = [number for number in pool if verb.search(plain[max(0, number[0] - 40) : number[0]])]
+        chosen = chosen or (after[-1] if after else None)
+    chosen = next(
+        (number for number in fresh if re.match(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b", plain[number[1] :])),
+        chosen,
+    )
     chosen = chosen or next((number for number in fresh if number not in paired), fresh[0])
-    if chosen in paired and not any(chosen == pair[0] and _COPULA.search(plain[pair[0][1] : pair[1][0]]) for pair in pairs):
+    if chosen in paired:
         return ""
     return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
 
 
-_PAIR = re.compile(r"\s?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?", re.IGNORECASE)
+_PAIR = re.compile(r"\s?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
 
 
 _FUNCTION_WORDS = frozenset(

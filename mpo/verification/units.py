@@ -115,7 +115,9 @@ def canonical_unit(text: str) -> str:
     words = text.split()
     if len(words) > 1 and words[1].lower() in _NOUNS_AFTER and words[0] not in {"in", "a", "A"} and (unit := _simple(words[0])):
         return unit
-    return " ".join(_singular(word.lower()) for word in words)
+    return " ".join(
+        _singular(word if re.fullmatch(r"[mMGTk]?[A-Z][A-Za-z]?", word) and len(word) > 1 else word.lower()) for word in words
+    )
 
 
 def is_unit(text: str) -> bool:
@@ -130,7 +132,8 @@ def _simple(text: str) -> str:
         power, text = f"^{_POWERS[found[1].lower()]}", found[2]
     elif found := re.fullmatch(r"(.+?)\s?(?:\^?([23])|(squared|cubed))", text):
         power, text = f"^{found[2] or (2 if found[3] == 'squared' else 3)}", found[1]
-    for name in (text, text.lower(), _singular(text.lower())):
+    low = text if re.fullmatch(r"[MG][a-z]", text) else text.lower()  # Mm is not mm
+    for name in (text, low, _singular(low)):
         if name in _NAMES:
             return _NAMES[name] + power
     return ""

@@ -111,15 +111,16 @@ _DESPITE = re.compile(
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
-    r"\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
+    r"\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
+    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
     r"[ \t]\(?([A-H])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))",
     re.MULTILINE,
 )
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-HＡ-Ｈ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
-    r"(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H])(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])(incorrect|not correct|wrong|false|no|correct|right|true"
-    r"|yes|错误|不正确|正确)(?![A-Za-z])",
+    r"(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H])(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
+    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确)(?![A-Za-z])",
     re.IGNORECASE | re.MULTILINE,
 )
 _ENDS_IN_LETTER = re.compile(

@@ -304,7 +304,8 @@ _OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
 _ATOM = (
     r"(?>\d+(?:[.,]\d+)*|(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|log|ln|exp|sqrt)(?![A-Za-z])(?:_\{?\w\}?)?\s?"
     r"|\\(?:[dt]?frac|sqrt|pi|theta|alpha|circ)(?![A-Za-z])(?:\[\d\])?(?:\s?\{(?:[^{}\n]|\{[^{}\n]{0,40}\}){0,60}\}){0,2}"
-    r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π+*/])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
+    r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π+*/])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]"
+    r"|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
 )
 _RUN = re.compile(rf"(?<![\w.,\\'’])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{_OPERATOR}\s?-?| (?=\\[fstlcp]))?{_ATOM}){{0,60}}")
 """Atoms of mathematics, side by side or with operators between them: of those, numbers alone are found as numbers."""

@@ -10,9 +10,11 @@ from mpo.verification.dress import plain_math, without_math_marks
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
-    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate|compute|count"
+    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
+    r"|compute|count"
     r"|view|identify|provide|have enough|say|access|be determined)"
-    r"|cannot (?:help|see|process|determine|tell|answer|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
+    r"|cannot (?:help|see|process|determine|tell|answer"
+    r"|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
     r"|unclear|unsure|uncertain)"
     r"|not enough information|insufficient (?:information|data)|no way to (?:know|tell)|need more information)\b|无法"
@@ -21,8 +23,8 @@ REFUSAL = re.compile(
 )
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
-    r"|in total|total(?=\s?[:：])|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b|finally|this means"
-    r"|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
+    r"|in total|total(?=\s?[:：])|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b"
+    r"|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
 _POLITE = re.compile(
@@ -47,12 +49,14 @@ _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, 
 _NO_ANSWER = re.compile(
     r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
     r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
-    r"|at most|up to|minimum of|maximum of|<=|>=|!=)|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
+    r"|at most|up to|minimum of|maximum of|<=|>=|!=)|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
+    r"|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
     r"|(?<=\s)(?-i:(?!About|Around|Only|Exactly|Total|Just|Answer)[A-Z][a-z]{2,12})|(?<!\S)(?-i:Station|Bus|Day))\s?[#(]?$",
     re.IGNORECASE,
 )
 _REJECTED = re.compile(
-    r"\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b",
+    r"\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b"
+    r"|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b",
     re.IGNORECASE,
 )
 _REASON = re.compile(
@@ -67,7 +71,8 @@ _SETTING = re.compile(
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
 _BRACKET = re.compile(r"(?<=\s)\([^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
-    r".*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])|leaving|giving|for a total of|所以|因此|故|剩下?|还剩)(?![A-Za-z])",
+    r".*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
+    r"|leaving|giving|for a total of|所以|因此|故|剩下?|还剩)(?![A-Za-z])",
     re.IGNORECASE | re.DOTALL,
 )
 

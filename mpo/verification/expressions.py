@@ -232,26 +232,10 @@ def latex(text: str) -> str:
 
 
 _LATEX = {
-    "π": "\\pi ",
-    "∞": "\\infty ",
-    "×": "\\times ",
-    "·": "\\cdot ",
-    "÷": "/",
-    "≤": "\\le ",
-    "≥": "\\ge ",
-    "θ": "\\theta ",
-    "α": "\\alpha ",
+    sign: f"\\{name} "
+    for sign, name in zip("π∞×·≤≥θαβλμ", "pi infty times cdot le ge theta alpha beta lambda mu".split(), strict=True)
 }
-_LATEX |= {
-    "β": "\\beta ",
-    "λ": "\\lambda ",
-    "μ": "\\mu ",
-    "\u2212": "-",
-    "\u2013": "-",
-    "½": "\\frac{1}{2}",
-    "¼": "\\frac{1}{4}",
-    "¾": "\\frac{3}{4}",
-}
+_LATEX |= {"÷": "/", "\u2212": "-", "\u2013": "-", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"}
 
 
 def _root(found: re.Match[str]) -> str:

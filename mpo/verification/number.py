@@ -65,7 +65,7 @@ _APPROXIMATE = re.compile(
     re.IGNORECASE,
 )
 _ASSIGNED = re.compile(  # by a name, words or arithmetic, not by an equation of variables such as 2y = 4
-    r"^(?![^=]*(?:\^|\d\s?[a-z](?![a-z(])|^-\s?[A-Za-z]|(?<![A-Za-z\\])[a-z]\s?[-+*/]\s?[a-z\d](?![a-z])))[^=<>≤≥≠]{1,60}=\s*(?=[^=])"
+    r"^(?![^=]*(?:\^|\d\s?[a-z](?![a-z(])|^-\s?[A-Za-z]|(?<![A-Za-z\\])[a-z]\s?[-+*/]\s?[a-z\d](?![a-z])))[^=<>≤≥≠]{1,60}(?<!!)=\s*(?=[^=])"
 )
 _FORM = re.compile(
     rf"(?P<sign>[+-]?)\s?(?P<currency>{_CURRENCY})?\s?(?P<inner>[+-]?)"

@@ -69,7 +69,7 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
-_BRACKET = re.compile(r"(?<=\s)\([^()]*\)(?!\s*[=*/+^-])")
+_BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
     r".*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
     r"|leaving|giving|for a total of|所以|因此|故|剩下?|还剩)(?![A-Za-z])",
@@ -176,7 +176,7 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
     return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
 
 
-_PAIR = re.compile(r"\s?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
+_PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
 
 
 _FUNCTION_WORDS = frozenset(

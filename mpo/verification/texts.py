@@ -24,7 +24,7 @@ def normalize(text: str) -> str:
     ('black cat', 'dont', 't shirt', '-5', 'c++')
     """
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", undress(text)).casefold())
-    plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", text.replace("\u2212", "-")).translate(_DROPPED)
+    plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", re.sub("[\u2212\u2013]", "-", text)).translate(_DROPPED)
     plain = re.sub(r"(?<=[^\W\d])[-/](?=[^\W\d])", " ", plain).replace("&", " and ")
     plain = re.sub(r"(?<=\d)\s?:\s?(?=\d)", ":", plain)
     plain = " ".join(_STOPS.sub(" ", plain).split())

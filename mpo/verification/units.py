@@ -51,8 +51,8 @@ _QUANTITIES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "share": {"%": ("1", "percent per_cent percentage percentage_point pct ％")},
     "angle": {"°": ("1", "degree deg 度")},
-    "temperature": {"°C": ("1", "celsius degree_celsius °c ℃ 摄氏度")},
-    "fahrenheit": {"°F": ("1", "fahrenheit degree_fahrenheit °f ℉")},
+    "temperature": {"°C": ("1", "celsius degree_celsius degrees_celsius °c ℃ 摄氏度")},
+    "fahrenheit": {"°F": ("1", "fahrenheit degree_fahrenheit degrees_fahrenheit °f ℉")},
     "dollar": {"$": ("1", "dollar usd us$ 美元"), "cent": ("1/100", "")},
     "euro": {"€": ("1", "euro eur 欧元")},
     "pound sterling": {"£": ("1", "gbp 英镑")},
@@ -75,23 +75,7 @@ _NAMES = {
     for name in (unit, *others.split())
 }
 _POWERS = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
-_NOUNS_AFTER = {
-    "old",
-    "long",
-    "wide",
-    "tall",
-    "high",
-    "deep",
-    "away",
-    "each",
-    "of",
-    "in",
-    "per",
-    "left",
-    "apart",
-    "older",
-    "younger",
-}
+_NOUNS_AFTER = frozenset("old long wide tall high deep away each of in per left apart older younger".split())
 
 
 @lru_cache(maxsize=4096)

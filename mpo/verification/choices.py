@@ -25,8 +25,7 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"{_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))[\s.:：、,，。*-]*(?=\S)",
-    re.IGNORECASE,
+    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))[\s.:：、,，。*-]*(?=\S)"
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(

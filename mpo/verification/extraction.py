@@ -58,70 +58,59 @@ _TAG = re.compile(
 )
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 _LABEL = re.compile(
-    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
+    rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
     rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
-    r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$"
-    r"|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
-    r"|[【\[](?:答案|正确答案)[】\]]|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]",
-    re.IGNORECASE | re.MULTILINE,
+    r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
+    r"|[【\[](?:答案|正确答案)[】\]]|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]"
 )
 _STATEMENT = re.compile(
-    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
+    rf"(?i)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
     rf"|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
     r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-H]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
-    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])",
-    re.IGNORECASE,
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])"
 )
 _IS_CORRECT = re.compile(
-    r"(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
+    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
     r"|choices?|answers?|选项)[ \t]?)?"
     r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])(?:选?项)?[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
     r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
-    r"|(?:是|为)?正确)",
-    re.IGNORECASE | re.MULTILINE,
+    r"|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
-    r"\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
 )
 _OPTION = re.compile(
-    r"(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
-    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))",
-    re.IGNORECASE,
+    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
+    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))"
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
 _OTHERS = re.compile(
-    r"^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
-    r"|because|that (?:it|we))\b|不是|不)",
-    re.IGNORECASE,
+    r"(?i)^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
+    r"|because|that (?:it|we))\b|不是|不)"
 )
 _DOUBT = r"\b(?:doubt|tempt\w+)\b[^\n.,]{0,20}$|\bif\b[^\n.;]{0,160}[,，][^\n.;,]{0,40}\b(?:would|could|might)\b[^\n.;,]{0,20}$"
 _OF_OTHERS = re.compile(
-    r"\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
+    r"(?i)\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
     r"|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
-    rf"|\b(?:if|not|isn't|cannot)\b[^\n.,]{{0,20}}$|{_DOUBT}",
-    re.IGNORECASE,
+    rf"|\b(?:if|not|isn't|cannot)\b[^\n.,]{{0,20}}$|{_DOUBT}"
 )
 _DESPITE = re.compile(
-    r"(?m)^[^.!?\n]{0,200}?(?:can['’]t|cannot|not sure|not certain|unable|sorry)[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)",
-    re.IGNORECASE,
+    r"(?im)^[^.!?\n]{0,200}?(?:can['’]t|cannot|not sure|not certain|unable|sorry)[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)"
 )
 _CORRECTED = re.compile(
-    r"\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
+    r"(?m)\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
     r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
-    r"[ \t]\(?([A-H])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))",
-    re.MULTILINE,
+    r"[ \t]\(?([A-H])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-HＡ-Ｈ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
-    r"(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H])(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
-    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确)(?![A-Za-z])",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H])(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
+    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确)(?![A-Za-z])"
 )
 _ENDS_IN_LETTER = re.compile(
     r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
@@ -130,8 +119,7 @@ _EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
 _RANGE = re.compile(
-    r"^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?\(?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])",
-    re.IGNORECASE,
+    r"(?i)^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?\(?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])"
 )
 
 
@@ -180,19 +168,16 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
 
 def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
     """The choice of a response that begins with its letter, or judges all choices and finds one right."""
-    later = _CORRECTED.search(text) or next(
-        (found for found in _last(_LABEL, text) if "nswer" in found[0] or "答案" in found[0]), None
+    later = _CORRECTED.search(text) or any(
+        said.method in {"tag", "boxed"} or re.search("nswer|答案", text[said.start : said.start + 40])
+        for said in _statements(text, "choice")
+        if said.method != "letter"
     )
     if (head := _HEAD.match(text)) and not later and not re.match(r"\W*([A-H])[.:、)]", text[head.end() :]):
         return Extraction(head[1], "letter") if read_choice(_tidy(head[0].strip()), choices).method == "letter" else None
     said = {found[1].upper(): found[2].lower() for found in _JUDGED.finditer(text)}
     right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确"}]
-    if (
-        len(said) < 3
-        or len(right) != 1
-        or any("nswer" in found[0] or "答案" in found[0] for found in _last(_STATEMENT, text))
-        or later
-    ):
+    if len(said) < 3 or len(right) != 1 or later:
         return None
     return Extraction(right[0], "letter") if read_choice(right[0], choices).indices else None
 

@@ -214,9 +214,8 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 _LEADING = re.compile(
-    r"^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
-    r"| equals)?\s?[:：]?\s?",
-    re.IGNORECASE,
+    r"(?i)^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
+    r"| equals)?\s?[:：]?\s?"
 )
 
 

@@ -60,9 +60,8 @@ _SCALE = (
 _CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分]"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
 _APPROXIMATE = re.compile(
-    r"^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
-    r"|[~≈∼≃])\s*)+",
-    re.IGNORECASE,
+    r"(?i)^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
+    r"|[~≈∼≃])\s*)+"
 )
 _ASSIGNED = re.compile(  # by a name, words or arithmetic, not by an equation of variables such as 2y = 4
     r"^(?![^=]*(?:\^|\d\s?[a-z](?![a-z(])|^-\s?[A-Za-z]|(?<![A-Za-z\\])[a-z]\s?[-+*/]\s?[a-z\d](?![a-z])))[^=<>≤≥≠]{1,60}(?<!!)=\s*(?=[^=])"
@@ -72,15 +71,13 @@ _FORM = re.compile(
     rf"(?:(?P<whole>\d{{1,9}})\s(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})"
     rf"|(?P<over>{_DIGITS}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))\s?/\s?(?P<under>[+-]?\d[\d.]{{0,30}}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))"
     rf"|(?P<bare_power>10|2)\s?\^\s?[({{]?(?P<power>[+-]?\d{{1,3}})[)}}]?"
-    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)"
-    rf"(?P<scale>{_SCALE})?"
+    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
 )
 _FIND = re.compile(
     rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|百分之[\d零〇一二两三四五六七八九十百.]{{1,12}}"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
-    rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?={_CLASSIFIER})"
-    rf"|(?:(?:minus|negative) )?{_WORDS})",
+    rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?={_CLASSIFIER})|(?:(?:minus|negative) )?{_WORDS})",
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
@@ -147,9 +144,8 @@ def _unit(rest: str) -> str | None:
 
 
 _NO_UNIT = re.compile(
-    r"[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
-    r"|plus|minus|times|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed)\b|[或和到是为有]",
-    re.IGNORECASE,
+    r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
+    r"|plus|minus|times|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed)\b|[或和到是为有]"
 )
 
 

@@ -11,9 +11,7 @@ from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
     r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
-    r"|compute|count"
-    r"|view|identify|provide|have enough|say|access|be determined)"
-    r"|cannot (?:help|see|process|determine|tell|answer"
+    r"|compute|count|view|identify|provide|have enough|say|access|be determined)|cannot (?:help|see|process|determine|tell|answer"
     r"|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
     r"|unclear|unsure|uncertain)"
@@ -28,17 +26,15 @@ CUE = re.compile(
     re.IGNORECASE,
 )
 _POLITE = re.compile(
-    r"\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
+    r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
     r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
-    r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$",
-    re.IGNORECASE,
+    r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+")
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
 _ABOUT = (
     r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still"
-    r"|the number|the year|year|with"
-    r"|大约|约)\W{1,3}){0,3}$"
+    r"|the number|the year|year|with|大约|约)\W{1,3}){0,3}$"
 )
 _COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)"
@@ -47,21 +43,18 @@ _COPULA = re.compile(
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
-    r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
+    r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
     r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
     r"|at most|up to|minimum of|maximum of|<=|>=|!=)|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
     r"|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
-    r"|(?<=\s)(?-i:(?!About|Around|Only|Exactly|Total|Just|Answer)[A-Z][a-z]{2,12})|(?<!\S)(?-i:Station|Bus|Day))\s?[#(]?$",
-    re.IGNORECASE,
+    r"|(?<=\s)(?-i:(?!About|Around|Only|Exactly|Total|Just|Answer)[A-Z][a-z]{2,12})|(?<!\S)(?-i:Station|Bus|Day))\s?[#(]?$"
 )
 _REJECTED = re.compile(
-    r"\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b"
-    r"|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b",
-    re.IGNORECASE,
+    r"(?i)\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b"
+    r"|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b"
 )
 _REASON = re.compile(
-    r"[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown)\s.*|:\s(?=.*\d\D+\d).*",
-    re.IGNORECASE | re.DOTALL,
+    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown)\s.*|:\s(?=.*\d\D+\d).*"
 )
 _SETTING = re.compile(
     r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
@@ -71,9 +64,8 @@ _SETTING = re.compile(
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
 _BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
-    r".*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
-    r"|leaving|giving|for a total of|所以|因此|故|剩下?|还剩)(?![A-Za-z])",
-    re.IGNORECASE | re.DOTALL,
+    r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
+    r"|leaving|giving|for a total of|所以|因此|故|剩下?|还剩)(?![A-Za-z])"
 )
 
 

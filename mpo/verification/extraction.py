@@ -365,13 +365,8 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
     if kind in {"expression", "math", None} and (spans := list(_MATH.finditer(whole))):
         last = next(part for part in spans[-1].groups() if part).strip()
         return Extraction(_value_side(last), "conclusion")
-    if (
-        kind in {"expression", "math", None}
-        and (shown := stated_number(kept[-1]))
-        and is_expression(shown)
-        and _PROSE.search(kept[-1])
-    ):
-        if not _ASSIGNED_NAME.search(kept[-1]) or "=" not in kept[-1]:
+    if kind in {"expression", "math", None} and _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]):
+        if (shown := stated_number(kept[-1])) and is_expression(shown):
             return Extraction(shown, "conclusion")
     if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
         if _EITHER.match(whole):
@@ -382,15 +377,14 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
     return Extraction(None, "none", "no statement of an answer")
 
 
-_ASSIGNED_NAME = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
+_OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
 
 
 def _value_side(equation: str) -> str:
     """The end of a chain of equations with the name it began with; a single equation as it is."""
     sides = [side.strip() for side in re.split(r"(?<![<>!\\=])=(?!=)", equation)]
-    if re.search(r",|;|\bor\b|\band\b", equation):
-        return equation
-    return f"{sides[0]} = {sides[-1]}" if len(sides) > 2 and all(sides) and len(sides[0]) < 12 else equation
+    chain = len(sides) > 2 and all(sides) and len(sides[0]) < 12 and not re.search(r",|;|\bor\b|\band\b", equation)
+    return f"{sides[0]} = {sides[-1]}" if chain else equation
 
 
 _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}|[\u4e00-\u9fff]")
@@ -429,10 +423,10 @@ def _number(sentence: str, kind: str) -> str | None:
     last = re.split(r"=|≈|\\approx\b", sentence)[-1].strip(" $\\])")
     if read_number(last) is not None:
         return last
-    pairs = stated_number(sentence)
-    if pairs and found and found[0][0] <= 3 and not re.match(r"[^=]{0,12}=", sentence[found[0][1] :]):
+    stated = stated_number(sentence)
+    if stated and found and found[0][0] <= 3 and not re.match(r"[^=]{0,12}=", sentence[found[0][1] :]):
         return found[0][2]
-    return pairs
+    return stated
 
 
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:

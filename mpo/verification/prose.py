@@ -47,7 +47,8 @@ _NO_ANSWER = re.compile(
     r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
     r"|at most|up to|minimum of|maximum of|<=|>=|!=)|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
     r"|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
-    r"|(?<=\s)(?-i:(?!About|Around|Only|Exactly|Total|Just|Answer)[A-Z][a-z]{2,12})|(?<!\S)(?-i:Station|Bus|Day))\s?[#(]?$"
+    r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
+    r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
 )
 _REJECTED = re.compile(
     r"(?i)\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b"
@@ -102,12 +103,8 @@ def numbers_in(sentence: str) -> list[Found]:
     ]
     digits = [number for number in found if re.search(r"\d", number[2])]
     if digits and len(digits) < len(found):  # "In two hours he walks 7 km", not "There are two bars above 40"
-        words = [
-            n
-            for n in found
-            if n not in digits and (_COPULA.search(bulleted[max(0, n[0] - 40) : n[0]]) or n[1] > digits[-1][0]) and n[2] != "one"
-        ]
-        found = sorted(digits + words)
+        after = [n for n in found if _COPULA.search(bulleted[max(0, n[0] - 40) : n[0]]) or n[1] > digits[-1][0]]
+        return [n for n in found if n in digits or (n in after and n[2] != "one")]
     return found
 
 

@@ -200,7 +200,7 @@ def are_numbers(choices: Sequence[str]) -> bool:
 
 def _stated(text: str, choices: Sequence[str]) -> Named:
     """The choice that is the number which a sentence states."""
-    shown = stated_number(text)
+    shown = stated_number(text, year=True)
     if not shown:
         return Named(frozenset(), "it names several choices" if shown == "" else "it names no choice", both=shown == "")
     found = frozenset(place for place, choice in enumerate(choices) if same_choice(shown, choice))

@@ -16,7 +16,17 @@ from mpo.verification.choices import NEGATED, are_numbers, read_choice
 from mpo.verification.dress import boxed, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import BOLD, CUE, REFUSAL, content_words, numbers_in, plain_sentence, sentences_of, stated_number
+from mpo.verification.prose import (
+    ASKS_YEAR,
+    BOLD,
+    CUE,
+    REFUSAL,
+    content_words,
+    numbers_in,
+    plain_sentence,
+    sentences_of,
+    stated_number,
+)
 from mpo.verification.sequences import read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
@@ -446,7 +456,7 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
     last = (fresh or numbered)[-1]
     said = {
-        sentence: stated_number(sentence, givens)
+        sentence: stated_number(sentence, givens, year=bool(ASKS_YEAR.search(asked)))
         for sentence in {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
     }
     steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)

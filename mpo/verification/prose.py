@@ -38,14 +38,14 @@ _ABOUT = (
 )
 _COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)"
-    r"|=|≈|:|：|是|为|有|等于|得)\W{0,4}" + _ABOUT,
+    r"|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT,
     re.IGNORECASE,
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
     r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
     r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
-    r"|at most|up to|minimum of|maximum of|<=|>=|!=)|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
+    r"|at most|up to|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
     r"|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
     r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
     r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
@@ -63,10 +63,11 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
+ASKS_YEAR = re.compile(r"\byear\b|\bwhen\b|哪一?年", re.IGNORECASE)
 _BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
     r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
-    r"|leaving|giving|for a total of|所以|因此|故|剩下?|还剩)(?![A-Za-z])"
+    r"|leaving|giving|making|(?:for )?a (?:total|change|difference) of|所以|因此|故|剩下?|还剩|共)(?![A-Za-z])"
 )
 
 
@@ -113,7 +114,7 @@ def plain_sentence(sentence: str) -> str:
     return plain_math(without_math_marks(sentence))
 
 
-def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | None:
+def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: bool = False) -> str | None:
     """Return the number or expression that a sentence of prose is about; empty where it hedges; None where there is none.
 
     It is the bold one, or that of the conclusion (`..., so 5`) or main clause, the last one after a verb such as `is`, or the first
@@ -125,6 +126,7 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
     Args:
         sentence: the sentence.
         givens: the values in the question.
+        year: a year is asked for; otherwise `in 2015` is only a date.
     """
     for a, b in reversed(BOLD.findall(sentence)):
         inner = plain_sentence(a or b)
@@ -147,6 +149,9 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
     if spans := [found.span() for found in re.finditer(r"\b(?:between|from) \S{1,20} (?:and|to) \S{1,20}", plain)]:
         found = [number for number in found if not any(start <= number[0] < end for start, end in spans)] or found
     found = [number for number in found if not re.match(r"[^=]{0,12}=", plain[number[1] :])] or found
+    dated = [number for number in found if re.fullmatch(r"(?:1[5-9]|20)\d\d", plain[number[0] : number[1]])]
+    dated = [number for number in dated if re.search(r"\b(?:in|for|since|by|during)\s$", plain[: number[0]])]
+    found = [number for number in found if year or number not in dated] or found
     fresh = [number for number in found if (read := read_number(number[2])) is None or read.value not in givens] or found
     pairs = [pair for pair in zip(found, found[1:], strict=False) if _PAIR.fullmatch(plain[pair[0][1] : pair[1][0]])]
     paired = {number for pair in pairs for number in pair}

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mpo.verification.dress import undress
+from mpo.verification.expressions import equation, latex
 from mpo.verification.number import find_numbers, read_number, same_number
 from mpo.verification.prose import stated_number
+from mpo.verification.rational import rational
 from mpo.verification.texts import normalize, read_yes_no
 
 _LETTER = r"[A-Za-zＡ-Ｚａ-ｚ]"
@@ -23,8 +25,7 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"{_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))[\s.:：、,，。*-]*(?=\S)",
-    re.IGNORECASE,
+    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))[\s.:：、,，。*-]*(?=\S)"
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
@@ -32,11 +33,11 @@ _SEVERAL = re.compile(
     re.IGNORECASE,
 )
 _TOGETHER = re.compile(r"[A-H]{2,8}")
-_NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without)\b|n['’]t\b|不|没", re.IGNORECASE)
+NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n['’]t\b|不|没", re.IGNORECASE)
 _CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
 _NOT = re.compile(
-    r"(?:\bnot|\bn't|\bneither|\bnor|\bexcept|\brather than|\binstead of|不是|不选|并非|非)\s*(?:the|an?|option|choice"
-    r"|选项)?\s*[(\"'*]*$",
+    r"(?:\b(?:not|no|(?:is|are|was|were|do|does|did|ca|could|would)nt|cannot be|neither|nor|except|than|unlike|instead of|without)"
+    r"|不是|不选|并非|非)\s*(?:be\s)?(?:the|an?|option|choice|选项)?\s*[(\"'*]*$",
     re.IGNORECASE,
 )
 
@@ -86,7 +87,7 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
     size = len(choices) if choices is not None else 26
     texts = choices or ()
     exact = [place for place, choice in enumerate(texts) if same_choice(text, choice)]
-    literal = [place for place, choice in enumerate(texts) if text.strip() == choice.strip()]
+    literal = [place for place, choice in enumerate(texts) if text.strip(" .。") == choice.strip(" .。")]
     if len(literal) == 1 or (literal and truth):
         return Named(frozenset(literal[:1]), "text")
     if (found := _ALONE.fullmatch(text)) and _index(found[1]) < size:
@@ -134,17 +135,22 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         return Named(frozenset(found), "text" if found else "it names no choice")
     if are_numbers(choices):
         return _stated(text, choices)
-    text = _CONDITION.sub("", text)
+    tail = re.split(r"[=≈]", text)[-1].strip(" $.。*\\)")
+    if len(found := [place for place, choice in enumerate(choices) if same_choice(tail, choice)]) == 1:
+        return Named(frozenset(found), "text")
+    text = re.sub(r"^[^.]{1,300}\bbut (?=the |it(?:['’]s| is) )", "", _CONDITION.sub("", text))
     if len(few := normalize(text).split()) <= 3:  # "dark blue" is not blue
         ends = [choice for choice in choices if normalize(text).endswith(f" {normalize(choice)}")]
         named = normalize(max(ends, key=len)).split() if ends else []
-        if ends and few[-len(named) - 1] not in _BEFORE_A_CHOICE and not _NEGATED.search(text):
+        if ends and few[-len(named) - 1] not in _BEFORE_A_CHOICE and not NEGATED.search(text):
             return Named(frozenset(), "it names no choice")
     plain, spans, negated = f" {normalize(text)} ", [], False
     for place, choice in enumerate(choices):
         words = normalize(choice)
         for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
-            if _NOT.search(plain[max(0, start - 30) : start]):
+            if _NOT.search(plain[max(0, start - 30) : start]) or re.match(
+                r" is (?:wrong|incorrect|not\b)", plain[start + len(words) :]
+            ):
                 negated = True
             else:
                 spans.append((start, start + len(words), place))
@@ -163,7 +169,7 @@ def _stem(word: str) -> str:
 
 
 def _number_at_start(text: str) -> str | None:
-    first = next(find_numbers(text[:60]), None)
+    first = next(iter(find_numbers(text[:60])), None)
     return first[2] if first is not None and first[0] <= 1 else None
 
 
@@ -177,6 +183,8 @@ def _places(text: str, words: str) -> list[int]:
         open_before = not (before.isalnum() and before.isascii() and words[0].isalnum())
         number = words[0].isdigit() and (before in {"-", ".", ","} or before.isdigit())
         further = bool(re.match(r"[.,:/]\d", after)) and words[-1].isdigit()
+        if before in {"-", "+", "*", "/", "^"} and re.search(r"[-+*/^]", words):
+            number = True
         if open_before and not number and not further and not (after[:1].isalnum() and after[:1].isascii() and words[-1].isalnum()):
             places.append(start)
         start = text.find(words, start + 1)
@@ -192,7 +200,7 @@ def are_numbers(choices: Sequence[str]) -> bool:
 
 def _stated(text: str, choices: Sequence[str]) -> Named:
     """The choice that is the number which a sentence states."""
-    shown = stated_number(text)
+    shown = stated_number(text, year=True)
     if not shown:
         return Named(frozenset(), "it names several choices" if shown == "" else "it names no choice", both=shown == "")
     found = frozenset(place for place, choice in enumerate(choices) if same_choice(shown, choice))
@@ -212,7 +220,7 @@ def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:
     """The choices whose words all stand in a sentence, in their order: `will decrease` in `will likely decrease`."""
     words = [_stem(word) for word in normalize(text).split()]
     found = set()
-    if _NEGATED.search(text):
+    if NEGATED.search(text):
         return frozenset()
     for place, choice in enumerate(choices):
         wanted = [_stem(word) for word in normalize(choice).split() if word not in _SMALL_WORDS]
@@ -231,7 +239,13 @@ def same_choice(text: str, choice: str) -> bool:
     if normalize(text) == normalize(choice) and choice.strip():
         return True
     given, known = read_number(text), read_number(choice)
-    return given is not None and known is not None and same_number(given, known, tolerance=0)[0]
+    if given is not None and known is not None:
+        fraction = known.value.denominator != 1 and not known.digits
+        return same_number(given, known, tolerance=None if fraction else 0)[0]
+    if not re.search(r"\d|[a-z]\s?[-+*/^]", choice) or len(text) > 200 or (known is not None and "=" not in text):
+        return False
+    one, other = ("".join(equation(latex(written))[-1].split()) for written in (text, choice))
+    return bool(one) and (one == other or (values := rational(one)) is not None and values[1] and values == rational(other))
 
 
 def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:

@@ -87,7 +87,7 @@ def plain_math(text: str) -> str:
     >>> plain_math("2½"), plain_math(r"2\frac{1}{2}"), plain_math("\u22125"), plain_math(r"12\text{ cm}")
     ('2 1/2', '2 1/2', '-5', '12 cm')
     """
-    if text.isascii() and "\\" not in text and "$" not in text and "*" not in text:
+    if text.isascii() and "\\" not in text and "$" not in text and "*" not in text and "{" not in text:
         return text
     text = text.translate(_MINUS)
     if not text.isascii():

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mpo.verification.dress import plain_math, undress
-from mpo.verification.rational import rational
+from mpo.verification.rational import proportional, rational
 
 SECONDS = 2.0
 """CPU time that one comparison may take."""
@@ -141,20 +141,61 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     given, known = latex(answer), latex(truth)
     if _squeezed(given) == _squeezed(known):
         return True, None, None, "the same expression"
-    one, other = rational(_right_side(given, known)), rational(_right_side(known, given))
+    if any(_SEVERAL.search(text) for text in (given, known)):
+        one, other = (sorted(_squeezed(part) for part in re.split(r"[,;]|\bor\b|\band\b", text)) for text in (given, known))
+        return one == other, None, None, "several equations"
+    sides = equation(given), equation(known)
+    if len(sides[0]) > 1 and len(sides[1]) > 1 and sides[0][0] != sides[1][0]:
+        if all(_NAME.fullmatch(one[0]) and one[0] not in other[1] for one, other in (sides, sides[::-1])):
+            return False, None, None, "another name"
+        given, known = (f"({left})-({right})" for left, right in sides)
+        scaled = True
+    else:
+        # A name on the left may be dropped where the other has the same or none.
+        if any(len(side) > 1 and not _NAME.fullmatch(side[0]) for side in sides) and len(sides[0]) != len(sides[1]):
+            return False, None, None, "only one is an equation"
+        given, known, scaled = sides[0][-1], sides[1][-1], False
+        if _squeezed(given) == _squeezed(known):
+            return True, None, None, "the same expression"
+    one, other = rational(given), rational(known)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
-        return one[0] == other[0], None, None, "mathematically equal" if one[0] == other[0] else "another expression"
+        same = proportional(one[0], other[0]) if scaled else one[0] == other[0]
+        return same, None, None, "mathematically equal" if same else "another expression"
     for name, text in (("the answer", given), ("the ground truth", known)):
         if problem := refused(text):
             return False, None, None, f"{name} {problem}"
-    return _compared(given, known)
+    result = _compared(given, known)
+    if scaled and not result[0]:
+        result = _compared(f"-({given})", known)
+    return (result[0], None, None, result[3]) if scaled else result
 
 
-def _right_side(text: str, beside: str) -> str:
-    """The right side of `y = ...`, where the other expression has the same left side or none."""
-    name, sign, right = text.partition("=")
-    left = beside.partition("=")[0].strip() if "=" in beside else name.strip()
-    return right if sign and re.fullmatch(r"[A-Za-z]", name.strip()) and left == name.strip() else text
+_NAME = re.compile(
+    r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
+    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
+)
+_SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
+_EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)")
+
+
+def equation(text: str) -> list[str]:
+    r"""The left and the right side of an equation, without spaces; of a chain `y = a = b` the first and the last.
+
+    >>> equation("f(x) = 2x + 1"), equation("x^2 + y^2 = 9"), equation("2x")
+    (['y', '2x+1'], ['x^2+y^2', '9'], ['2x'])
+    """
+    sides = [_squeezed(side) for side in _EQUALS.split(text)]
+    if len(sides) == 1 or not all(sides):
+        return [text]
+    left = "y" if sides[0] == "f(x)" else sides[0]
+    return [left if _NAME.fullmatch(left) or len(sides) == 2 else sides[-2], sides[-1]]
+
+
+def other_name(answer: str, truth: str) -> bool:
+    """Whether two equations give values to different names: `m = 2` and `n = 2`."""
+    sides = equation(latex(answer)) if "=" in answer else [], equation(latex(truth)) if "=" in truth else []
+    named = [side[0] for side in sides if len(side) == 2 and _NAME.fullmatch(side[0])]
+    return len(named) == 2 and named[0] != named[1]
 
 
 @lru_cache(maxsize=4096)
@@ -191,26 +232,10 @@ def latex(text: str) -> str:
 
 
 _LATEX = {
-    "π": "\\pi ",
-    "∞": "\\infty ",
-    "×": "\\times ",
-    "·": "\\cdot ",
-    "÷": "/",
-    "≤": "\\le ",
-    "≥": "\\ge ",
-    "θ": "\\theta ",
-    "α": "\\alpha ",
+    sign: f"\\{name} "
+    for sign, name in zip("π∞×·≤≥θαβλμ", "pi infty times cdot le ge theta alpha beta lambda mu".split(), strict=True)
 }
-_LATEX |= {
-    "β": "\\beta ",
-    "λ": "\\lambda ",
-    "μ": "\\mu ",
-    "\u2212": "-",
-    "\u2013": "-",
-    "½": "\\frac{1}{2}",
-    "¼": "\\frac{1}{4}",
-    "¾": "\\frac{3}{4}",
-}
+_LATEX |= {"÷": "/", "\u2212": "-", "\u2013": "-", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"}
 
 
 def _root(found: re.Match[str]) -> str:

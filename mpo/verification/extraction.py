@@ -9,14 +9,24 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from mpo.verification.choices import are_numbers, read_choice
+from mpo.verification.choices import NEGATED, are_numbers, read_choice
 from mpo.verification.dress import boxed, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.prose import (
+    ASKS_YEAR,
+    BOLD,
+    CUE,
+    REFUSAL,
+    content_words,
+    numbers_in,
+    plain_sentence,
+    sentences_of,
+    stated_number,
+)
 from mpo.verification.sequences import read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
@@ -58,59 +68,59 @@ _TAG = re.compile(
 )
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 _LABEL = re.compile(
-    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
+    rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
     rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
-    r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$"
-    r"|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
-    r"|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]",
-    re.IGNORECASE | re.MULTILINE,
+    r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
+    r"|[【\[](?:答案|正确答案)[】\]]|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]"
 )
 _STATEMENT = re.compile(
-    rf"(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
+    rf"(?i)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
     rf"|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
     r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-H]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
-    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])",
-    re.IGNORECASE,
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])"
 )
 _IS_CORRECT = re.compile(
-    r"(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
+    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
     r"|choices?|answers?|选项)[ \t]?)?"
-    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
+    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])(?:选?项)?[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
     r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
-    r"|(?:是|为)?正确)",
-    re.IGNORECASE | re.MULTILINE,
+    r"|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
-    r"\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
 )
 _OPTION = re.compile(
-    r"(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
-    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))",
-    re.IGNORECASE,
+    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
+    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))"
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
 _OTHERS = re.compile(
-    r"^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
-    r"|because|that (?:it|we))\b|不是|不)",
-    re.IGNORECASE,
+    r"(?i)^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
+    r"|because|that (?:it|we))\b|不是|不)"
 )
+_DOUBT = r"\b(?:doubt|tempt\w+)\b[^\n.,]{0,20}$|\bif\b[^\n.;]{0,160}[,，][^\n.;,]{0,40}\b(?:would|could|might)\b[^\n.;,]{0,20}$"
 _OF_OTHERS = re.compile(
-    r"\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
+    r"(?i)\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
     r"|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
-    r"|\b(?:if|not|isn't)\b[^\n.,]{0,20}$",
-    re.IGNORECASE,
+    rf"|\b(?:if|not|isn't|cannot)\b[^\n.,]{{0,20}}$|{_DOUBT}"
 )
 _DESPITE = re.compile(
-    r"(?m)^[^.!?\n]{0,200}?(?:can['’]t|cannot|not sure|not certain|unable|sorry)[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)",
-    re.IGNORECASE,
+    r"(?im)^[^.!?\n]{0,200}?(?:can['’]t|cannot|not sure|not certain|unable|sorry)[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)"
 )
 _CORRECTED = re.compile(
-    r"\b(?i:but|wait|actually|rather|no)\b[^\n]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|\bchoose)[ \t]\(?([A-H])\)?\W{0,3}$"
+    r"(?m)\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
+    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
+    r"[ \t]\(?([A-H])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
+)
+_HEAD = re.compile(r"[*_\s(]{0,6}([A-HＡ-Ｈ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
+"""A response that begins with a letter, alone in its paragraph."""
+_JUDGED = re.compile(
+    r"(?im)(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H])(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
+    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确)(?![A-Za-z])"
 )
 _ENDS_IN_LETTER = re.compile(
     r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
@@ -119,8 +129,7 @@ _EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
 _RANGE = re.compile(
-    r"^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])",
-    re.IGNORECASE,
+    r"(?i)^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?\(?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])"
 )
 
 
@@ -159,6 +168,47 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     if not text.strip():
         return Extraction(None, "none", "empty")
     kind = kind or ("choice" if choices is not None else None)
+    if kind != "choice":
+        return _find(text, kind, choices, asked)
+    found = _judged(text, choices) or _reconsidered(text, choices) or _find(text, kind, choices, asked)
+    if choices and found.answer is not None and any(re.fullmatch(r"\W?[A-H]\W?", choice.strip()) for choice in choices):
+        return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
+    return found
+
+
+def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
+    """The choice of a response that begins with its letter, or judges all choices and finds one right."""
+    later = _CORRECTED.search(text) or any(
+        said.method in {"tag", "boxed"} or re.search("nswer|答案", text[said.start : said.start + 40])
+        for said in _statements(text, "choice")
+        if said.method != "letter"
+    )
+    if (head := _HEAD.match(text)) and not later and not re.match(r"\W*([A-H])[.:、)]", text[head.end() :]):
+        return Extraction(head[1], "letter") if read_choice(_tidy(head[0].strip()), choices).method == "letter" else None
+    said = {found[1].upper(): found[2].lower() for found in _JUDGED.finditer(text)}
+    right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确"}]
+    if len(said) < 3 or len(right) != 1 or later:
+        return None
+    return Extraction(right[0], "letter") if read_choice(right[0], choices).indices else None
+
+
+def _reconsidered(text: str, choices: Sequence[str] | None) -> Extraction | None:
+    """The choice of a last `Wait, it is D.`, with no statement after it."""
+    found = next(
+        (
+            found
+            for found in reversed(_last(_CORRECTED, text))
+            if not re.match(r"(?:but|no|rather)\b(?!,? wait)", found[0], re.IGNORECASE)
+        ),
+        None,
+    )
+    if found is None or any(later.start() > found.end() for pattern in (_LABEL, _STATEMENT) for later in _last(pattern, text)):
+        return None
+    named = read_choice(found[1], choices)
+    return Extraction(_letters(named.indices), "conclusion") if named.indices else None
+
+
+def _find(text: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     failed = ""
     for statement in sorted(_statements(text, kind), key=lambda statement: statement.start, reverse=True):
         found = _read(statement, kind, choices)
@@ -179,7 +229,7 @@ def _statements(text: str, kind: str | None) -> Iterator[Statement]:
         yield Statement(start, content, "boxed")
     for pattern, method in ((_LABEL, "label"), (_STATEMENT, "statement")):
         for found in _last(pattern, text):
-            if not _OF_OTHERS.search(text[max(0, found.start() - 40) : found.start()] + found[0]):
+            if not _OF_OTHERS.search(text[max(0, found.start() - 200) : found.start()] + found[0]):
                 yield Statement(found.start(), _line_after(text, found.end()), method)
     if kind == "choice":
         for found in _last(_IS_CORRECT, text):
@@ -196,8 +246,8 @@ def _last(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
 
 def _line_after(text: str, start: int) -> str:
     """The rest of a line, or the next one that has something in it."""
-    after = text[start : start + 1000].lstrip(" \t*_:：>")
-    after = after.lstrip(" \t\n*_:：>#") if not after or after[0] == "\n" else after
+    after = re.sub(r"^(?:[ \t*_:：]|>(?=[ \n]))+", "", text[start : start + 1000])
+    after = re.sub(r"^(?:[ \t\n*_:：#]|>(?=[ \n]))+", "", after) if not after or after[0] == "\n" else after
     if after.startswith(("$$", "\\[", "```")):
         return after.split("\n\n", 1)[0]
     return after.split("\n", 1)[0].strip()
@@ -244,7 +294,11 @@ def _trimmed(sentence: str) -> str:
 def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction | None:
     if method != "boxed" and (found := _CORRECTED.search(text)) and read_choice(found[1], choices).indices:
         return Extraction(_letters(read_choice(found[1], choices).indices), method)
-    reason = re.split(r"\b(?:because|since|as)\b|\s\(", text, maxsplit=1)[0]
+    if (doubt := re.search(r"\b(?:but|however|though|although)\b", text)) and REFUSAL.search(_ENDS.split(text[doubt.start() :])[0]):
+        return Extraction(None, "none", "refusal")
+    if re.search(r"\(\s?or\b", text[:20]):
+        return Extraction(None, "none", "hedge")
+    reason = re.split(r"\b(?:because|since|as|rather than|instead of)\b|\s\(|而不是|[,，]\s?(?:not\b|不是)", text, maxsplit=1)[0]
     if (named := read_choice(_tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(_letters(named.indices), method)
     for part in (
@@ -289,17 +343,30 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
         return _unstated_choice(whole, choices, asked)
     kept = sentences_of(whole)
     if kind == "yes_no":
-        for sentence in (kept[0], *(sentence for sentence in reversed(kept) if CUE.search(sentence)), kept[-1]):
+        reconsidered = re.search(r"\b(?:wait|actually|correction)\W{1,4}((?:yes|no)\b.{0,200})", whole, re.IGNORECASE)
+        for sentence in (
+            reconsidered[1] if reconsidered else kept[0],
+            *(sentence for sentence in reversed(kept) if CUE.search(sentence)),
+            kept[-1],
+        ):
             if read_yes_no(_without_cue(sentence)) is not None:
                 return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
         return Extraction(None, "none", "it says neither yes nor no")
     if kind == "box":
         return Extraction(whole, "whole") if read_boxes(whole) else Extraction(None, "none", "there is no box")
-    if kind == "interval" and read_intervals(whole):
+    if kind == "interval" and read_intervals(whole) and not _PROSE.search(whole):
         return Extraction(whole, "whole")
+    if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
+        return Extraction(parts[0].strip(" $"), "conclusion")
     if kind in {"number", "chart", "math"}:
         if read_number(whole) is not None:
             return Extraction(whole, "whole")
+        first, _, later = whole.partition("\n")
+        if later and read_number(first) is not None and len(first.split()) < 4 and "=" not in first:
+            return Extraction(first, "opening")
+        spans = [next(part for part in span.groups() if part) for span in _MATH.finditer(kept[-1])]
+        if kind == "math" and spans and is_expression(spans[-1]) and read_number(spans[-1]) is None:
+            return Extraction(_value_side(spans[-1]), "conclusion")
         found = _unstated_number(kept, asked)
         if found.answer is not None or kind == "number":
             return found
@@ -307,14 +374,35 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
         return Extraction(None, "none", "refusal")
     if kind in {"expression", "math", None} and (spans := list(_MATH.finditer(whole))):
         last = next(part for part in spans[-1].groups() if part).strip()
-        return Extraction(last.rpartition("=")[2].strip() or last, "conclusion")
+        return Extraction(_value_side(last), "conclusion")
+    if kind in {"expression", "math", None} and _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]):
+        if (shown := stated_number(kept[-1])) and is_expression(shown):
+            return Extraction(shown, "conclusion")
     if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
         if _EITHER.match(whole):
             return Extraction(None, "none", "hedge")
-        copula = re.search(r"\b(?:is|are|was|were)\s+((?:\S{1,40}\s?){1,8})$", whole[-400:]) if len(whole.split()) >= 4 else None
-        said = copula[1] if copula and kind == "text" else whole
-        return Extraction(_trimmed(said), "opening" if copula else "whole")
+        copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
+        said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else whole
+        return Extraction(_trimmed(said.replace("**", "")), "opening" if copula else "whole")
     return Extraction(None, "none", "no statement of an answer")
+
+
+_OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
+
+
+def _value_side(equation: str) -> str:
+    """The end of a chain of equations with the name it began with; a single equation as it is."""
+    sides = [side.strip() for side in re.split(r"(?<![<>!\\=])=(?!=)", equation)]
+    chain = len(sides) > 2 and all(sides) and len(sides[0]) < 12 and not re.search(r",|;|\bor\b|\band\b", equation)
+    return f"{sides[0]} = {sides[-1]}" if chain else equation
+
+
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}|[\u4e00-\u9fff]")
+_SEQUENCE = re.compile(
+    r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
+    r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
+)
+_SAYS = re.compile(r"(?:\b(?:is|are|was|were|reads|says|shows)\s+|[:：]\s?|[是为])((?:[^\s是为]{1,40}\s?){1,8})$")
 
 
 def _without_cue(sentence: str) -> str:
@@ -325,22 +413,34 @@ def _without_cue(sentence: str) -> str:
 
 def _number(sentence: str, kind: str) -> str | None:
     """The number that a statement states; empty where it hedges between two; None where there is none."""
-    for text in (sentence, _trimmed(sentence.replace("**", "").strip())):
-        if read_number(text) is not None or (kind == "math" and is_expression(text)):
+    for text in (sentence.strip("*_ .。"), _trimmed(sentence.replace("**", "").strip())):
+        if read_number(text) is not None or (
+            is_expression(text)
+            and not re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
+        ):
             return text
-    found = list(find_numbers(sentence))
+    sentence = plain_sentence(sentence)
+    if cut := re.match(r"(\W{0,3}\d[\d.,]*)\.\s+[A-Z]", sentence):
+        return cut[1]
+    found = numbers_in(sentence)
     if re.search(r"\b(?:either|between)\b", sentence[:40], re.IGNORECASE) or _RANGE.match(sentence):
         if len({shown for _, _, shown in found}) > 1:
             return ""
-    if len(found) > 1 and re.fullmatch(r"[\d\s.,;/-]+", sentence):
+    if re.match(r"\W{0,4}at least\b", sentence):
+        return ""
+    if len(found) > 1 and re.fullmatch(r"[\d\s.,;/()\[\]-]+", sentence):
         return ""  # "1 3 8" is three numbers
     last = re.split(r"=|≈|\\approx\b", sentence)[-1].strip(" $\\])")
     if read_number(last) is not None:
         return last
-    return found[0][2] if found and found[0][0] <= 3 else stated_number(sentence)
+    stated = stated_number(sentence)
+    if stated and found and found[0][0] <= 3 and not re.match(r"[^=]{0,12}=", sentence[found[0][1] :]):
+        return found[0][2]
+    return stated
 
 
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
+    sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if not numbered:
         if any(
@@ -356,12 +456,16 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
     last = (fresh or numbered)[-1]
     said = {
-        sentence: stated_number(sentence, givens)
+        sentence: stated_number(sentence, givens, year=bool(ASKS_YEAR.search(asked)))
         for sentence in {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
     }
     steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
     opens = (
-        not steps and numbered[0] is sentences[0] and bool(said[numbered[0]]) and (fresh[:1] == numbered[:1] or len(numbered) == 1)
+        not steps
+        and not re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
+        and numbered[0] is sentences[0]
+        and bool(said[numbered[0]])
+        and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     )
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
         chosen, method = bold[0], "opening"
@@ -369,11 +473,15 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         chosen, method = numbered[0], "opening"
     elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
-    elif opens and _shared(asked, last) <= _shared(asked, numbered[0]):
+    elif opens and not ("=" in last and "=" not in numbered[0]) and _shared(asked, last) <= _shared(asked, numbered[0]):
         chosen, method = numbered[0], "opening"
     else:
         chosen, method = last, "conclusion"
-    if REFUSAL.search(chosen) or (REFUSAL.search(sentences[0]) and not cues):
+    if (
+        REFUSAL.search(chosen)
+        or re.match(r"(?:for (?:instance|example)|suppose)\b", chosen, re.IGNORECASE)
+        or (REFUSAL.search(sentences[0]) and not cues)
+    ):
         return Extraction(None, "none", "refusal")
     shown = said[chosen]
     return Extraction(shown, method) if shown else Extraction(None, "none", "hedge" if shown == "" else "no number")
@@ -401,7 +509,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return Extraction(None, "none", "it names several choices")
     listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
     named = read_choice(_tidy(whole if len(kept) == 1 else first), choices)
-    if named.both and len(kept) == 1:
+    if (named.both or (choices and len(named.indices) > 1)) and len(kept) == 1:
         return Extraction(None, "none", named.method)
     if len(named.indices) == 1 and named.method == "letter" and not listed:
         return Extraction(_letters(named.indices), "letter")
@@ -412,7 +520,8 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         (found.start(), found[1] or found[2])
         for found in _OPTION.finditer(whole)
         if not re.search(
-            r"\bnot\b|incorrect|wrong|不", whole[found.end() : found.end() + 30] + whole[max(0, found.start() - 12) : found.start()]
+            r"\bnot\b|n['’]t\b|incorrect|wrong|不",
+            whole[found.end() : found.end() + 30] + whole[max(0, found.start() - 12) : found.start()],
         )
     ]
     if len({letter.upper() for _, letter in options}) == 1 and (named := read_choice(options[0][1], choices)).indices:
@@ -420,6 +529,8 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     if (
         (found := _ENDS_IN_LETTER.search(kept[-1]))
         and not REFUSAL.search(kept[-1])
+        and not NEGATED.search(kept[-1][max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
+        and not re.search(_DOUBT, kept[-1][: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
         and (named := read_choice(found[1], choices)).indices
     ):
         return Extraction(_letters(named.indices), "conclusion")
@@ -439,6 +550,8 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     for methods in ({"letter", "text"}, {"words"}):  # what it says before what it paraphrases
         for sentence, method in places:
             named = read_choice(_tidy(_without_cue(sentence)), choices)
+            if REFUSAL.search(sentence):
+                continue
             if len(named.indices) == 1 and named.method in methods:
                 return Extraction(_letters(named.indices), method)
             several = several or (named.method if named.both else "")
@@ -446,7 +559,9 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return Extraction(None, "none", "refusal")
     if several:
         return Extraction(None, "none", several)
-    indices = {index for sentence in kept[:200] for index in read_choice(_tidy(sentence), choices).indices}
+    indices = {
+        index for sentence in kept[:200] if not REFUSAL.search(sentence) for index in read_choice(_tidy(sentence), choices).indices
+    }
     if len(indices) == 1:
         return Extraction(_letters(frozenset(indices)), "only")
     return Extraction(None, "none", "it names several choices" if indices else "it names no choice")

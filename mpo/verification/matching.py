@@ -12,7 +12,7 @@ from functools import lru_cache
 from mpo.io import did_you_mean
 from mpo.verification.choices import same_choices
 from mpo.verification.dress import undress
-from mpo.verification.expressions import same_expression
+from mpo.verification.expressions import other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
 from mpo.verification.texts import document_distance, read_yes_no, same_digits, same_text
@@ -164,13 +164,15 @@ def _detect(ground_truth: str) -> str:
     if len(truth) < 12 and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"
     if read_number(truth) is not None:
-        return "number"
+        return "expression" if "=" in truth else "number"
     if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and read_boxes(truth):
         return "box"
     if read_intervals(truth) and (truth[-1] in ")[" or truth[0] in "(]" or re.search(r"∞|\\in|[<>≤≥]|\\[lg]e", truth)):
         return "interval"
     if is_expression(truth):
         return "expression"
+    if re.search(r"\b(?:jan|feb|mar|apr|may|june?|july?|aug|sep|oct|nov|dec)[a-z]*\b.*\d", truth, re.IGNORECASE):
+        return "text"
     if len(truth) < 400 and len(read_list(truth)[0]) > 1 and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth):
         return "list"
     return "text"
@@ -212,9 +214,8 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 _LEADING = re.compile(
-    r"^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
-    r"| equals)?\s?[:：]?\s?",
-    re.IGNORECASE,
+    r"(?i)^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
+    r"| equals)?\s?[:：]?\s?"
 )
 
 
@@ -238,8 +239,11 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
-    if (given := read_number(answer)) is not None and (known := read_number(truth)) is not None:
+    given, known = read_number(answer), read_number(truth)
+    if given is not None and known is not None and not other_name(answer, truth):
         return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
+    if other_name(answer, truth):
+        return False, "another name"
     if not is_expression(answer) and not is_expression(truth) and same_text(answer, truth)[0]:
         return True, "the same words"
     if not is_expression(answer) and not is_expression(truth) and not re.fullmatch(r"-?[A-Za-z]", truth.strip()):
@@ -265,7 +269,7 @@ def _document(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 def _chart(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     given, known = read_number(answer), read_number(truth)
     if given is None or known is None:
-        return same_text(answer, truth)
+        return _yes_no(answer, truth, rules) if len(truth) < 12 and " " not in truth else same_text(answer, truth)
     return same_number(given, known, unit=rules.unit, tolerance=0.05 if rules.tolerance is None else rules.tolerance)
 
 

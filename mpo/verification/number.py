@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from mpo.verification.dress import plain_math, undress
+from mpo.verification.dress import plain_math, undress, without_math_marks
 from mpo.verification.units import canonical_unit, conversion, is_unit
 
 MAX_LENGTH = 400
@@ -55,30 +54,30 @@ _WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
 _SCALE = (
-    r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|[千万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
+    r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|千(?![米克瓦])|[万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
     r"|(?:k|K)(?![\w/^]))"
 )
+_CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分]"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
 _APPROXIMATE = re.compile(
-    r"^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
-    r"|[~≈∼≃])\s*)+",
-    re.IGNORECASE,
+    r"(?i)^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
+    r"|[~≈∼≃])\s*)+"
 )
-_ASSIGNED = re.compile(r"^[^=<>≤≥≠]{1,60}=\s*(?=[^=])")
+_ASSIGNED = re.compile(  # by a name, words or arithmetic, not by an equation of variables such as 2y = 4
+    r"^(?![^=]*(?:\^|\d\s?[a-z](?![a-z(])|^-\s?[A-Za-z]|(?<![A-Za-z\\])[a-z]\s?[-+*/]\s?[a-z\d](?![a-z])))[^=<>≤≥≠]{1,60}(?<!!)=\s*(?=[^=])"
+)
 _FORM = re.compile(
     rf"(?P<sign>[+-]?)\s?(?P<currency>{_CURRENCY})?\s?(?P<inner>[+-]?)"
     rf"(?:(?P<whole>\d{{1,9}})\s(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})"
     rf"|(?P<over>{_DIGITS}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))\s?/\s?(?P<under>[+-]?\d[\d.]{{0,30}}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))"
     rf"|(?P<bare_power>10|2)\s?\^\s?[({{]?(?P<power>[+-]?\d{{1,3}})[)}}]?"
-    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)"
-    rf"(?P<scale>{_SCALE})?"
+    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
 )
 _FIND = re.compile(
     rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|百分之[\d零〇一二两三四五六七八九十百.]{{1,12}}"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
-    rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?=[个只条张人位年岁米厘件种次天块本辆座棵])"
-    rf"|{_WORDS})",
+    rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?={_CLASSIFIER})|(?:(?:minus|negative) )?{_WORDS})",
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
@@ -104,7 +103,7 @@ def read_number(text: str) -> Number | None:
 def _read(text: str) -> Number | None:
     if text.isascii() and text.isdigit():
         return Number(Fraction(int(text)))
-    text = _APPROXIMATE.sub("", plain_math(undress(text)))
+    text = _APPROXIMATE.sub("", plain_math(without_math_marks(undress(text))))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
@@ -134,20 +133,20 @@ def _unit(rest: str) -> str | None:
     """The unit of what follows a number; None where that is no unit."""
     rest = re.sub(r"^-(?=[A-Za-z])", "", rest)  # 12-inch
     rest = re.sub(r"\s*[(（](?:because|since|as|that is|i\.e\.)[^)）]*[)）]$", "", rest).rstrip(" .。,;")
-    if re.search(r"\d", re.sub(r"\^?\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(]", rest):
+    if re.search(r"(?<![A-Za-z)])\d", re.sub(r"\^\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(×÷·²³⁻]", rest):
         return None
     words = rest.split()
-    if re.search(r"[+=√π\\|<>_±]|\^(?!\{?[23])", rest) or (
-        len(rest) == 1 and rest.isascii() and rest.isalpha() and not is_unit(rest)
-    ):
+    if _NO_UNIT.search(rest) or (re.fullmatch(r"[A-Za-z](?:\^?\{?\d\}?)?", rest) and not is_unit(rest)):
         return None  # "2x", "2.5e", "2π"
-    if (
-        len(words) > 8
-        or any(word.lower() in _SMALL for word in words)
-        or re.search(r"\b(?:or|and|to|not|but|more|less|than|at least)\b|或|和|到", rest, re.IGNORECASE)
-    ):
+    if len(words) > 8 or any(word.lower() in _SMALL or word.lower() in _PARTS for word in words):
         return None
     return canonical_unit(rest)
+
+
+_NO_UNIT = re.compile(
+    r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
+    r"|plus|minus|times|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed)\b|[或和到是为有]"
+)
 
 
 def _value(found: re.Match[str]) -> Number | None:
@@ -273,7 +272,7 @@ def _english(words: list[str]) -> Fraction | None:
 
 
 def _chinese(text: str, sign: int = 1) -> Number | None:
-    found = re.match(r"[零〇一二两三四五六七八九十百千]{1,16}", text)
+    found = re.match(rf"[零〇一二两三四五六七八九十百千]{{1,16}}(?=[万亿]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text)
     if found is None:
         return None
     total, current = 0, 0
@@ -297,9 +296,33 @@ def _chinese(text: str, sign: int = 1) -> Number | None:
     return None if unit is None else Number(Fraction(sign * total), unit)
 
 
-def find_numbers(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield start, end (without the unit) and text (with the unit) of the numbers inside a text, as `read_number` takes them."""
+_OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
+_ATOM = (
+    r"(?>\d+(?:[.,]\d+)*|(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|log|ln|exp|sqrt)(?![A-Za-z])(?:_\{?\w\}?)?\s?"
+    r"|\\(?:[dt]?frac|sqrt|pi|theta|alpha|circ)(?![A-Za-z])(?:\[\d\])?(?:\s?\{(?:[^{}\n]|\{[^{}\n]{0,40}\}){0,60}\}){0,2}"
+    r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π+*/])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]"
+    r"|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
+)
+_RUN = re.compile(rf"(?<![\w.,\\'’])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{_OPERATOR}\s?-?| (?=\\[fstlcp]))?{_ATOM}){{0,60}}")
+"""Atoms of mathematics, side by side or with operators between them: of those, numbers alone are found as numbers."""
+
+
+def _is_expression(text: str) -> bool:
+    if not re.search(r"\d", text) or not re.search(r"[^\d.,\s]", text):
+        return False
+    return read_number(text) is None or bool(re.match(r"(?:10|2)\^", text))
+
+
+def find_numbers(text: str) -> list[tuple[int, int, str]]:
+    """Return start, end (without the unit) and text (with the unit) of the numbers inside a text, as `read_number` takes them.
+
+    A number that is part of an expression (`2√3`, `8 - 1`) is not one: the expression comes instead.
+    """
+    runs = [(*found.span(), found[0].strip()) for found in _RUN.finditer(text) if _is_expression(found[0])]
+    numbers = list(runs)
     for found in _FIND.finditer(text):
+        if any(start <= found.start() < end for start, end, _ in runs):
+            continue
         after = _UNIT_AFTER.match(text, found.end())
         shown = found[0] + (after[0] if after else "")
         if read_number(shown) is None:
@@ -307,7 +330,8 @@ def find_numbers(text: str) -> Iterator[tuple[int, int, str]]:
             if read_number(shown) is None:
                 shown = found[0]
         if read_number(shown) is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
-            yield found.start(), found.end(), shown
+            numbers.append((found.start(), found.end(), shown))
+    return sorted(numbers)
 
 
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:

@@ -6,13 +6,13 @@ import re
 from collections.abc import Collection
 from fractions import Fraction
 
-from mpo.verification.dress import without_math_marks
+from mpo.verification.dress import plain_math, without_math_marks
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
-    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer"
-    r"|view|identify|provide|have enough|say|access|be determined)"
-    r"|cannot (?:help|see|process|determine|tell|answer|view|identify|provide|say|access|be (?:determined|answered"
+    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
+    r"|compute|count|view|identify|provide|have enough|say|access|be determined)|cannot (?:help|see|process|determine|tell|answer"
+    r"|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
     r"|unclear|unsure|uncertain)"
     r"|not enough information|insufficient (?:information|data)|no way to (?:know|tell)|need more information)\b|无法"
@@ -21,33 +21,53 @@ REFUSAL = re.compile(
 )
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
-    r"|in total|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b|finally|this means"
-    r"|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
+    r"|in total|total(?=\s?[:：])|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b"
+    r"|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
 _POLITE = re.compile(
-    r"\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
+    r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
     r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
-    r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$",
-    re.IGNORECASE,
+    r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+")
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
 _ABOUT = (
     r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still"
-    r"|the number|the year|year|with"
-    r"|大约|约)\W{1,3}){0,3}$"
+    r"|the number|the year|year|with|大约|约)\W{1,3}){0,3}$"
 )
 _COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)"
-    r"|=|≈|:|：|是|为|有|等于|得)\W{0,4}" + _ABOUT,
+    r"|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT,
     re.IGNORECASE,
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
-    r"(?:\b(?:step|figure|fig|option|choice|question|image|table|page|number|line|row|column|point|angle|triangle|grade"
-    r"|level|than|not|(?:divided|multiplied) by|per|from|within|above|below|over|under)|[∠△])\s?[#(]?$",
+    r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
+    r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
+    r"|at most|up to|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
+    r"|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
+    r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
+    r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
+)
+_REJECTED = re.compile(
+    r"(?i)\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b"
+    r"|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b"
+)
+_REASON = re.compile(
+    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown)\s.*|:\s(?=.*\d\D+\d).*"
+)
+_SETTING = re.compile(
+    r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
+    r"|with|using|out of|initially|originally|among|of|by|[a-z]{3,12}ing)\b[^,，]{1,200}[,，]\s",
     re.IGNORECASE,
+)
+_HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
+ASKS_YEAR = re.compile(r"\byear\b|\bwhen\b|哪一?年", re.IGNORECASE)
+_BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
+_SO = re.compile(
+    r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
+    r"|leaving|giving|making|(?:for )?a (?:total|change|difference) of|所以|因此|故|剩下?|还剩|共)(?![A-Za-z])"
 )
 
 
@@ -72,15 +92,33 @@ Found = tuple[int, int, str]
 
 
 def numbers_in(sentence: str) -> list[Found]:
-    """Return the numbers of a sentence that may be an answer: not `Step 2`, `option 1` or `angle 3`."""
+    """Return the numbers of a sentence that may be an answer: not `Step 2`, `option 1`, `at least 3` or `not 4`."""
     bulleted = re.sub(r"^\s*(?:\d{1,2}[.)]\s|#+ )", lambda found: " " * len(found[0]), sentence)
-    return [found for found in find_numbers(bulleted) if not _NO_ANSWER.search(bulleted[max(0, found[0] - 14) : found[0]])]
+    found = [
+        number
+        for number in find_numbers(bulleted)
+        if not _NO_ANSWER.search(bulleted[max(0, number[0] - 18) : number[0]])
+        and not _REJECTED.match(bulleted, number[1])
+        and number[2][0] not in "±"
+        and not (number[2] == "one" and re.search(r"\b(?:the|this|that|correct|right|other|last)\s$", bulleted[: number[0]]))
+    ]
+    digits = [number for number in found if re.search(r"\d", number[2])]
+    if digits and len(digits) < len(found):  # "In two hours he walks 7 km", not "There are two bars above 40"
+        after = [n for n in found if _COPULA.search(bulleted[max(0, n[0] - 40) : n[0]]) or n[1] > digits[-1][0]]
+        return [n for n in found if n in digits or (n in after and n[2] != "one")]
+    return found
 
 
-def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | None:
-    """Return the number that a sentence of prose is about; empty where it hedges; None where there is none.
+def plain_sentence(sentence: str) -> str:
+    """A sentence with numbers written plainly."""
+    return plain_math(without_math_marks(sentence))
 
-    It is the bold one, or the last one after a verb such as `is`, or the first one. Those that the question gives come last.
+
+def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: bool = False) -> str | None:
+    """Return the number or expression that a sentence of prose is about; empty where it hedges; None where there is none.
+
+    It is the bold one, or that of the conclusion (`..., so 5`) or main clause, the last one after a verb such as `is`, or the first
+    one. Those that the question gives come last.
 
     >>> stated_number("There are 3 bars with values below 40."), stated_number("It is 5 or 6."), stated_number("It is red.")
     ('3 bars', '', None)
@@ -88,33 +126,51 @@ def stated_number(sentence: str, givens: Collection[Fraction] = ()) -> str | Non
     Args:
         sentence: the sentence.
         givens: the values in the question.
+        year: a year is asked for; otherwise `in 2015` is only a date.
     """
-    sentence = without_math_marks(sentence)
     for a, b in reversed(BOLD.findall(sentence)):
-        if read_number(a or b) is not None:
+        inner = plain_sentence(a or b)
+        if read_number(inner) is not None:
             return str(a or b)
-        if inside := numbers_in(a or b):
-            return inside[-1][2]
-    plain = sentence.replace("**", "")
-    found = numbers_in(plain)
-    if not found:
+        if numbers_in(inner):
+            return stated_number(inner)
+    plain = plain_sentence(sentence)
+    if not numbers_in(plain) or (_HYPOTHETICAL.search(plain) and not numbers_in(_SETTING.sub("", plain))):
         return None
     if re.search(r"\d(?::| : )\d", plain):  # a ratio or a time
         return ""
+    for aside in (_SO, _SETTING, _BRACKET, _REASON):
+        clause = aside.sub(" ", plain)
+        plain = clause if numbers_in(clause) else plain
+    found = numbers_in(plain)
     different = len({shown for _, _, shown in found}) > 1
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
         return ""
     if spans := [found.span() for found in re.finditer(r"\b(?:between|from) \S{1,20} (?:and|to) \S{1,20}", plain)]:
-        outside = [number for number in found if not any(start <= number[0] < end for start, end in spans)]
-        found = outside or found
-    for (_, end, _), (start, _, _) in zip(found, found[1:], strict=False):
-        if re.fullmatch(r"\s?(?:or|and|to|–|或|和|至|到)\s?", plain[end:start]):
-            return ""
+        found = [number for number in found if not any(start <= number[0] < end for start, end in spans)] or found
+    found = [number for number in found if not re.match(r"[^=]{0,12}=", plain[number[1] :])] or found
+    dated = [number for number in found if re.fullmatch(r"(?:1[5-9]|20)\d\d", plain[number[0] : number[1]])]
+    dated = [number for number in dated if re.search(r"\b(?:in|for|since|by|during)\s$", plain[: number[0]])]
+    found = [number for number in found if year or number not in dated] or found
     fresh = [number for number in found if (read := read_number(number[2])) is None or read.value not in givens] or found
+    pairs = [pair for pair in zip(found, found[1:], strict=False) if _PAIR.fullmatch(plain[pair[0][1] : pair[1][0]])]
+    paired = {number for pair in pairs for number in pair}
+    chosen = None
     for verb in (_COPULA, _PREPOSITION):
-        if after := [shown for start, _, shown in fresh if verb.search(plain[max(0, start - 40) : start])]:
-            return after[-1]
-    return fresh[0][2]
+        pool = [number for number in fresh if verb is _COPULA or number not in paired]
+        after = [number for number in pool if verb.search(plain[max(0, number[0] - 40) : number[0]])]
+        chosen = chosen or (after[-1] if after else None)
+    chosen = next(
+        (number for number in fresh if re.match(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b", plain[number[1] :])),
+        chosen,
+    )
+    chosen = chosen or next((number for number in fresh if number not in paired), fresh[0])
+    if chosen in paired:
+        return ""
+    return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
+
+
+_PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
 
 
 _FUNCTION_WORDS = frozenset(

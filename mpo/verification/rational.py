@@ -35,6 +35,11 @@ def rational(text: str) -> tuple[tuple[int, ...], bool] | None:
         return None
 
 
+def proportional(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether values differ by one factor only, as those of 2y - 4 and y - 2 do."""
+    return any(one) == any(other) and all((a * other[0] - b * one[0]) % _PRIME == 0 for a, b in zip(one, other, strict=True))
+
+
 @lru_cache(maxsize=256)
 def _at(name: str, point: int) -> int:
     return pow(point, 2 * ord(name) + 1, _PRIME)

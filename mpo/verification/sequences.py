@@ -142,6 +142,9 @@ def same_intervals(answer: str, truth: str, same: Callable[[str, str], bool]) ->
     given, known = read_intervals(answer), read_intervals(truth)
     if given is None or known is None:
         return False, f"{'the answer' if given is None else 'the ground truth'} is no interval"
+    letters = [set(re.findall(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])", text)) for text in (answer, truth) if re.search("[<>≤≥]", text)]
+    if len(letters) == 2 and letters[0] != letters[1]:
+        return False, "another variable"
     if len(given) != len(known):
         return False, f"{len(given)} intervals instead of {len(known)}"
 

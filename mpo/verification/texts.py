@@ -24,7 +24,7 @@ def normalize(text: str) -> str:
     ('black cat', 'dont', 't shirt', '-5', 'c++')
     """
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", undress(text)).casefold())
-    plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", text.replace("\u2212", "-")).translate(_DROPPED)
+    plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", re.sub("[\u2212\u2013]", "-", text)).translate(_DROPPED)
     plain = re.sub(r"(?<=[^\W\d])[-/](?=[^\W\d])", " ", plain).replace("&", " and ")
     plain = re.sub(r"(?<=\d)\s?:\s?(?=\d)", ":", plain)
     plain = " ".join(_STOPS.sub(" ", plain).split())
@@ -53,6 +53,7 @@ def read_yes_no(text: str) -> bool | None:
     """
     low = unicodedata.normalize("NFKC", undress(text)).casefold().strip(" .。!,，*\"'")
     low = re.sub(r"^(?:absolutely|definitely|certainly|of course|sure)\b[\s,]*(?=yes|no)", "", low)
+    low = re.sub(r"^no (?:doubt|question|wonder)\b[\s,]*|^.{0,400}\b(?:wait|actually|correction)\b\W{1,4}(?=(?:yes|no)\b)", "", low)
     if re.match(r"(?:(?:absolutely|definitely|certainly) not|not at all|not really|i do(?: not|n['’]t) think so)\b", low):
         return False
     first = re.match(r"[a-z]+|[是否对正确错误没有真假会能可以不的无]+", low)

@@ -51,8 +51,8 @@ _QUANTITIES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "share": {"%": ("1", "percent per_cent percentage percentage_point pct ％")},
     "angle": {"°": ("1", "degree deg 度")},
-    "temperature": {"°C": ("1", "celsius degree_celsius °c ℃ 摄氏度")},
-    "fahrenheit": {"°F": ("1", "fahrenheit degree_fahrenheit °f ℉")},
+    "temperature": {"°C": ("1", "celsius degree_celsius degrees_celsius °c ℃ 摄氏度")},
+    "fahrenheit": {"°F": ("1", "fahrenheit degree_fahrenheit degrees_fahrenheit °f ℉")},
     "dollar": {"$": ("1", "dollar usd us$ 美元"), "cent": ("1/100", "")},
     "euro": {"€": ("1", "euro eur 欧元")},
     "pound sterling": {"£": ("1", "gbp 英镑")},
@@ -75,23 +75,7 @@ _NAMES = {
     for name in (unit, *others.split())
 }
 _POWERS = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
-_NOUNS_AFTER = {
-    "old",
-    "long",
-    "wide",
-    "tall",
-    "high",
-    "deep",
-    "away",
-    "each",
-    "of",
-    "in",
-    "per",
-    "left",
-    "apart",
-    "older",
-    "younger",
-}
+_NOUNS_AFTER = frozenset("old long wide tall high deep away each of in per left apart older younger".split())
 
 
 @lru_cache(maxsize=4096)
@@ -115,7 +99,9 @@ def canonical_unit(text: str) -> str:
     words = text.split()
     if len(words) > 1 and words[1].lower() in _NOUNS_AFTER and words[0] not in {"in", "a", "A"} and (unit := _simple(words[0])):
         return unit
-    return " ".join(_singular(word.lower()) for word in words)
+    return " ".join(
+        _singular(word if re.fullmatch(r"[mMGTk]?[A-Z][A-Za-z]?", word) and len(word) > 1 else word.lower()) for word in words
+    )
 
 
 def is_unit(text: str) -> bool:
@@ -130,7 +116,8 @@ def _simple(text: str) -> str:
         power, text = f"^{_POWERS[found[1].lower()]}", found[2]
     elif found := re.fullmatch(r"(.+?)\s?(?:\^?([23])|(squared|cubed))", text):
         power, text = f"^{found[2] or (2 if found[3] == 'squared' else 3)}", found[1]
-    for name in (text, text.lower(), _singular(text.lower())):
+    low = text if re.fullmatch(r"[MG][a-z]", text) else text.lower()  # Mm is not mm
+    for name in (text, low, _singular(low)):
         if name in _NAMES:
             return _NAMES[name] + power
     return ""

@@ -8,7 +8,7 @@ from mpo.schema import Question
 from mpo.verification.extraction import Extraction, find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
-from mpo.verification.prose import CUE, REFUSAL, content_words, sentences_of
+from mpo.verification.prose import ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
 from mpo.verification.texts import read_yes_no
 
 
@@ -53,12 +53,7 @@ def verify(response: str, question: Question) -> Verdict:
 def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     tolerance, asked = question.tolerance, _text(question)
     # Five percent of a year are a century.
-    if (
-        kind == "chart"
-        and tolerance is None
-        and re.fullmatch(r"\s*[12]\d{3}\s*", truth)
-        and re.search(r"\byear\b|\bwhen\b|哪一?年", asked, re.IGNORECASE)
-    ):
+    if kind == "chart" and tolerance is None and re.fullmatch(r"\s*[12]\d{3}\s*", truth) and ASKS_YEAR.search(asked):
         tolerance = 0.0
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.

@@ -58,11 +58,9 @@ def compare(answer: str, truth: str) -> tuple[bool, float | None, float | None]:
 
 
 def value(expression: Any) -> float | None:
-    """The value of a sympy expression, of the right side of an equation; None where it is no real number."""
+    """The value of a sympy expression; None where it is no real number."""
     import sympy
 
-    if isinstance(expression, sympy.Eq):
-        expression = expression.rhs
     if not isinstance(expression, sympy.Expr):
         return None
     expression = expression.subs(

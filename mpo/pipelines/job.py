@@ -168,10 +168,10 @@ class Job:
             changed = np.flatnonzero((old != hashes) & (old != 0) & (hashes != 0))
             if changed.size:
                 first = next(islice(self._read(), int(changed[0]), None))["id"]
-                there = (
-                    f"{before['records']['digest']} ({changed.size} records are others, or their images: {first!r} is the first)"
+                raise ValueError(
+                    f"{self.folder} is that of another job: records.digest: {changed.size} records, or their images, have changed; "
+                    f"the first is {first!r}. Give the same ones, or another folder."
                 )
-                self._refuse_others({"records": {"digest": there}}, {"records": {"digest": digest}})
             hashes = np.where(hashes == 0, old, hashes)
             for part in self.parts():
                 if before != own:  # the same contents in other places: the output names these
@@ -214,7 +214,7 @@ class Job:
         if bad and not self.drop_bad:
             listed = "\n  ".join(filter(None, bad))
             raise ValueError(
-                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {listed}\nFix them, or drop them (drop_bad)."
+                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {listed}\nFix them, or drop them (--drop-bad)."
             )
         return np.frombuffer(hashes, np.uint64), digest.hexdigest()
 

@@ -192,7 +192,7 @@ def test_images_that_are_replaced(shown, server):
     look(shown, server).run()
     asked = server.asked
     make_image(7).save(shown / "1.png")
-    with pytest.raises(ValueError, match="1 records are others.*'q1'"):
+    with pytest.raises(ValueError, match="1 records.*'q1'"):
         look(shown, server).run()
     make_image(1).save(shown / "1.png")
     look(shown, server).run()

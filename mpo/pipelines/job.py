@@ -42,6 +42,9 @@ class Job:
     bytes however often the job was interrupted, and over however many shards and workers it runs; nothing that was paid for is
     asked again, but for the requests on their way at an interruption.
 
+    A job is its steps, their classes and sampling, the records, and the contents of the images that the first step that asks shows,
+    wherever these files lie. Output that was edited is made again from the ledger.
+
     Args:
         steps: the steps, in order.
         records: dicts or dataclasses with an ``id``, in something that can be iterated over again: a list, or
@@ -214,7 +217,8 @@ class Job:
         if bad and not self.drop_bad:
             listed = "\n  ".join(filter(None, bad))
             raise ValueError(
-                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {listed}\nFix them, or drop them (--drop-bad)."
+                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {listed}\nFix them, or drop them (drop_bad=True, "
+                "or --drop-bad)."
             )
         return np.frombuffer(hashes, np.uint64), digest.hexdigest()
 

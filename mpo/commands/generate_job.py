@@ -55,7 +55,7 @@ def run_job(args: argparse.Namespace, generator: Callable[[], Any], *, local: bo
     workers = args.workers or 1
     if local and workers > 1:
         raise ValueError(f"--workers={workers} needs a server, which they share; each would load {args.model}. Leave it out.")
-    questions = load_questions(args.questions, image_root=args.image_root, limit=args.limit)
+    questions = load_questions(args.questions, image_root=args.image_root, limit=args.limit, keep_bad=True)
     step = Sample(generator(), n=args.n or 1, prompt=args.prompt or QUESTION, system=args.system, **settings)
     job = Job([step], questions, args.output, drop_bad=args.drop_bad)
     report = job.run(workers=workers, retry_dropped=args.retry_dropped)

@@ -12,6 +12,7 @@ from typing import Any
 from mpo.data.files import open_files
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.messages import checked_text
+from mpo.data.paths import SETTING
 from mpo.data.records import to_prompt
 from mpo.io import BadRecord, json_kind
 from mpo.schema import Question
@@ -22,6 +23,8 @@ CHOICES = ("choices", "options")
 OTHERS = ("id", "system", "image", "images", "kind", "unit", "tolerance", "source")
 _SHOWN = re.compile(r"ima?ge?s?|picture|photo|video|audio|conversation|history|prompt|question", re.IGNORECASE)
 """Names of fields that may be something the model should see."""
+BAD = "bad"
+"""Name in the metadata of a line that is no question: the reason."""
 
 
 class Questions:
@@ -31,14 +34,18 @@ class Questions:
         path: JSONL, JSON or Parquet, as in `mpo.data.files.open_files`.
         image_root: folder that image paths are relative to, and inside which they stay; None for that of the file.
         limit: the number of questions to read from the start; None for all.
+        keep_bad: give a line that is no question, such as one whose image is gone, as a Question without messages, with the reason
+            in its metadata (`BAD`), instead of raising.
 
     Raises:
         ValueError: for a missing file or one of another type. While iterating: BadRecord for a line that is no question, naming its
             place, and, at the end, for the first id that is there twice.
     """
 
-    def __init__(self, path: str | Path, *, image_root: str | Path | None = None, limit: int | None = None) -> None:
-        self.path, self.limit = os.path.abspath(path), limit
+    def __init__(
+        self, path: str | Path, *, image_root: str | Path | None = None, limit: int | None = None, keep_bad: bool = False
+    ) -> None:
+        self.path, self.limit, self.keep_bad = os.path.abspath(path), limit, keep_bad
         self.image_root = Path(image_root if image_root is not None else os.path.dirname(self.path))
         open_files(self.path)
 
@@ -55,20 +62,28 @@ class Questions:
             for where, line in shard.lines():
                 if read == self.limit:
                     return
-                if isinstance(line, BadRecord):
-                    raise line
-                yield where, to_question(line, where=where, image_root=self.image_root)
+                try:
+                    if isinstance(line, BadRecord):
+                        raise line
+                    question = to_question(line, where=where, image_root=self.image_root)
+                except BadRecord as error:
+                    if not self.keep_bad:
+                        raise
+                    given = line.get("id") if isinstance(line, Mapping) else None
+                    name = given if isinstance(given, str) and given else _place(where)
+                    question = Question(messages=[], id=name, metadata={BAD: error.reason})
+                yield where, question
                 read += 1
 
 
-def load_questions(path: str | Path, *, image_root: str | Path | None = None, limit: int | None = None) -> Questions:
+def load_questions(path: str | Path, **settings: Any) -> Questions:
     """Open a file of questions; arguments and errors as in `Questions`.
 
     A line has ``question``, ``prompt`` or ``messages``; optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
     ``images``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices``, and ``kind``,
     ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata.
     """
-    return Questions(path, image_root=image_root, limit=limit)
+    return Questions(path, **settings)
 
 
 def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Question:
@@ -103,12 +118,16 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
             choices=_texts(line, choices) or None,
             unit=_text(line, "unit"),
             tolerance=tolerance,
-            id=found["id"] or f"{os.path.basename(where.rpartition(':')[0])}:{where.rpartition(':')[2]}",
+            id=found["id"] or _place(where),
             source=_text(line, "source") or "",
             metadata={**(nested if isinstance(nested, Mapping) else {} if nested is None else {"metadata": nested}), **metadata},
         )
     except ValueError as error:
-        raise BadRecord(where, str(error)) from None
+        raise BadRecord(where, str(error).replace(SETTING, "image_root")) from None
+
+
+def _place(where: str) -> str:
+    return f"{os.path.basename(where.rpartition(':')[0])}:{where.rpartition(':')[2]}"
 
 
 def _only(line: Mapping[str, Any], names: Iterable[str]) -> str | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mpo.generation.generator import GenerationError, Request, Response
+from mpo.generation.generator import GenerationError, Request, Response, checked_concurrency, checked_requests
 from mpo.pipelines.ledger import Ledger, key_of, request_hash
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ log = logging.getLogger(__name__)
 
 class Dropped(Exception):
     """Raised by a step that has no output for a record, with the reason."""
+
+
+class BadStep(TypeError, ValueError):
+    """A step that is not written as `mpo.pipelines.step.Step` says: no record is to blame, so that the job stops."""
 
 
 @dataclass
@@ -74,7 +80,8 @@ class Flow:
     def __init__(self, steps: Sequence[Step], *, ledger: Ledger | None = None, concurrency: int | None = None) -> None:
         self.names = step_names(steps)
         self.steps = list(steps)
-        self._ledger, self._concurrency = ledger, concurrency
+        self._ledger, self._concurrency = ledger, checked_concurrency(concurrency)
+        self._used = usage(steps)
         asked = [getattr(step.generator, "concurrency", CONCURRENCY) for step in steps if step.generator is not None]
         self._at_once = RECORDS_PER_REQUEST * (concurrency or max(asked, default=1))
         self._queues: dict[str, asyncio.Queue[_Asked | None]] = {}
@@ -182,25 +189,26 @@ class Flow:
 
     async def _apply(self, name: str, step: Step, record: Record, counts: Counter[str]) -> list[Record] | Exception:
         try:
-            requests = step.requests(record)
+            requests = requests_of(step, record)
             asked = (self._ask(name, step, record["id"], place, request, counts) for place, request in enumerate(requests))
             responses: list[Any] = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
             if error := next((one for one in responses if isinstance(one, BaseException)), None):
                 raise error
-            found = step.finish(record, responses)
+            return finished(step, record, responses)
+        except BadStep:
+            raise
         except (Dropped, GenerationError, ValueError) as error:
             return error
         except Exception as error:
             error.add_note(f"in step {name!r}, for record {record['id']!r}")
             raise
-        return children(step, record, found)
 
     async def _ask(
         self, name: str, step: Step, record_id: str, number: int, request: Request, counts: Counter[str]
     ) -> list[Response]:
         about: dict[str, Any] = {"record": record_id, "step": name, "number": number}
         if step.generator is None:
-            raise TypeError(f"Step {name!r} has requests and no generator.")
+            raise BadStep(f"Step {name!r} has requests and no generator.")
         found: list[Response | None] = [None] * step.sampling.get("n", 1)
         keys: list[str] = []
         if self._ledger is not None:
@@ -241,14 +249,17 @@ class Flow:
             asked = pending[number]
             if isinstance(answer, Response):
                 if self._ledger is not None:  # before anything else: what is paid for is on disk when the next one is asked
-                    self._ledger.append(asked.keys[sample], {**asked.about, "sample": sample}, answer)
+                    before, self._used = self._used, usage(self.steps)
+                    about = {**asked.about, "sample": sample}
+                    self._ledger.append(asked.keys[sample], about, answer, self._used - before)
                 asked.found[sample] = answer
             else:
                 asked.errors[sample] = answer
             asked.left -= 1
             if not asked.left:
                 del pending[number]
-                asked.done.set_result(None)
+                if not asked.done.done():  # nobody waits after an error elsewhere
+                    asked.done.set_result(None)
         for asked in pending.values():
             asked.done.cancel()
         while not queue.empty():
@@ -256,29 +267,71 @@ class Flow:
                 left.done.cancel()
 
 
-def children(step: Step, record: Record, found: Any) -> list[Record]:
-    """Give a step's outputs for a record their ids: the record's own or, where there may be several, ``ID/0``, ``ID/1``, ...
+def requests_of(step: Step, record: Record) -> list[Request]:
+    """What a step asks about a copy of a record. Raises BadStep for anything but a request or several."""
+    found = step.requests(deepcopy(record))
+    try:
+        return [found] if isinstance(found, Request) else checked_requests(found)
+    except ValueError as error:
+        raise BadStep(f"Step {step.verb!r} must return a list of requests: {error}") from None
+
+
+def finished(step: Step, record: Record, responses: Sequence[Sequence[Response]]) -> list[Record]:
+    """What a step makes of a copy of a record, with ids: the record's own or, if there may be several, ``ID/0``, ``ID/1``, ...
 
     Raises:
-        TypeError: for outputs of another type than the step says.
+        Dropped: by the step.
+        BadStep: for outputs of another type than the step says, and a measure that is no finite number.
     """
+    found = step.finish(deepcopy(record), responses)
     each = found if isinstance(found, list) else [found]
     if isinstance(found, list) != step.many or not each or not all(isinstance(one, dict) for one in each):
         expected = "a list of records" if step.many else "one record"
-        raise TypeError(f"Step {step.verb!r} must return {expected} or raise Dropped with the reason; got {found!r:.80}.")
+        raise BadStep(f"Step {step.verb!r} must return {expected} or raise Dropped with the reason; got {found!r:.80}.")
+    for value in [one.get(step.measure) for one in each if step.measure is not None]:
+        if value is not None and not _is_number(value):
+            raise BadStep(
+                f"Step {step.verb!r} measures {step.measure!r}, which is {value!r:.80} for record {record['id']!r}. Expected a "
+                "finite number, a boolean, or None, which is not counted."
+            )
     return [{**one, "id": f"{record['id']}/{place}" if step.many else record["id"]} for place, one in enumerate(each)]
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, str | bytes) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def step_names(steps: Sequence[Step]) -> list[str]:
     """Name steps by their verbs; of several with the same verb, the later ones are numbered.
 
     Raises:
-        ValueError: without any steps.
+        ValueError: without any steps, and for one without a verb, or with one that another step's name is.
     """
     if not isinstance(steps, Sequence) or not steps:
         raise ValueError(f"Expected a list of one step or more; got {steps!r:.80}.")
-    verbs = [step.verb for step in steps]
-    return [verb if verb not in verbs[:place] else f"{verb}_{verbs[:place].count(verb) + 1}" for place, verb in enumerate(verbs)]
+    verbs: list[Any] = [getattr(step, "verb", None) for step in steps]
+    for step, verb in zip(steps, verbs, strict=True):
+        if isinstance(step, type) or not hasattr(step, "finish"):
+            raise BadStep(f"Expected a step, an instance of a subclass of Step; got {step!r:.80}.")
+        if not isinstance(verb, str) or not verb or "/" in verb:
+            raise BadStep(f"The step {type(step).__name__} has the verb {verb!r}. Give it a word without a slash.")
+    names = [f"{verb}_{number}" if (number := verbs[:at].count(verb) + 1) > 1 else verb for at, verb in enumerate(verbs)]
+    if len({*names}) < len(names):
+        raise BadStep(f"Two of the steps {', '.join(names)} have the same name. Give one another verb.")
+    return names
+
+
+def usage(steps: Sequence[Step]) -> Counter[str]:
+    """What the generators of steps have used in this process so far."""
+    total: Counter[str] = Counter()
+    for one in {id(step.generator): getattr(step.generator, "usage", None) for step in steps}.values():
+        for name in ("requests", "responses", "prompt_tokens", "completion_tokens", "cost"):
+            if value := getattr(one, name, None):
+                total[name] += value
+    return total
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -12,19 +12,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.paths import regular_file
+from mpo.generation.generator import checked_concurrency
 from mpo.io import atomic_write, read_json_object, write_text
-from mpo.pipelines.flow import Record, children, log, step_names
-from mpo.pipelines.ledger import content_hash, json_bytes
-from mpo.pipelines.part import DROPPED, OUTPUT, SHARDS, Part, locked, plain, total
+from mpo.pipelines.flow import BadStep, Record, finished, log, requests_of, step_names
+from mpo.pipelines.ledger import content_hash, json_line, plain
+from mpo.pipelines.part import DROPPED, OUTPUT, SHARDS, Part, locked, total
 from mpo.pipelines.report import Progress, make_report, page
-from mpo.pipelines.step import Dropped, Step, to_record
+from mpo.pipelines.step import FILES, Dropped, Step, to_record
 
-VERSION = 1
-SETTINGS, REPORT, PAGE, IMAGES = "job.json", "report.json", "report.html", "images"
+VERSION = 2
+SETTINGS, REPORT, PAGE, IMAGES, HASHES = "job.json", "report.json", "report.html", "images", ".job.records"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
@@ -39,6 +41,9 @@ class Job:
     ``report.html``. Every record ends in the output or in ``dropped.jsonl``. Output, dropped records and reports are the same
     bytes however often the job was interrupted, and over however many shards and workers it runs; nothing that was paid for is
     asked again, but for the requests on their way at an interruption.
+
+    A job is its steps, their classes and sampling, the records, and the contents of the images that the first step that asks shows,
+    wherever these files lie. Output that was edited is made again from the ledger.
 
     Args:
         steps: the steps, in order.
@@ -69,11 +74,12 @@ class Job:
             raise ValueError(
                 "The records can be read only once, and a job reads them several times. Give a list, or load_questions."
             )
-        if shards is not None and shards < 1:
-            raise ValueError(f"Expected one shard or more; got shards={shards!r}.")
+        for name, value in (("shards", 1 if shards is None else shards), ("max_failures", max_failures)):
+            _refuse_no_number(name, value)
         self.names = step_names(steps)
         self.steps, self.records, self.folder = list(steps), records, Path(folder).absolute()
-        self.shards, self.concurrency, self.max_failures, self.drop_bad = shards, concurrency, max_failures, drop_bad
+        self.shards, self.max_failures, self.drop_bad = shards, max_failures, drop_bad
+        self.concurrency = checked_concurrency(concurrency)
         self.count = 0
 
     def run(self, *, workers: int = 1, retry_dropped: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -94,8 +100,7 @@ class Job:
             OSError: for a full disk; the same command goes on.
             KeyboardInterrupt: after Ctrl-C, when the responses on their way have come; the same command goes on.
         """
-        if workers < 1:
-            raise ValueError(f"Expected one worker or more; got workers={workers!r}.")
+        _refuse_no_number("workers", workers)
         try:
             with locked(self.folder, "job"):
                 self.prepare(workers)
@@ -140,7 +145,7 @@ class Job:
             ValueError: as in `run`.
         """
         steps = {name: step.settings() for name, step in zip(self.names, self.steps, strict=True)}
-        path, own = self.folder / SETTINGS, {"version": VERSION, "order": self.names, "steps": json.loads(json.dumps(steps))}
+        path, own = self.folder / SETTINGS, {"version": VERSION, "order": self.names, "steps": steps}
         before = read_json_object(path) if path.exists() else None
         if before is not None:
             self.shards = before.get("shards") if self.shards is None else self.shards
@@ -154,12 +159,31 @@ class Job:
             left = [one for one in self.folder.iterdir() if not one.name.startswith(".job.")]
             if left:
                 raise ValueError(f"{self.folder} holds {left[0].name} and no {SETTINGS}: it is no job's. Give another folder.")
-        self.count, digest = self._check_records()
+        hashes, digest = self._check_records()
+        self.count, file = len(hashes), self.folder / HASHES
         own |= {"shards": self.shards, "records": {"number": self.count, "digest": digest}}
         if before is not None:
-            self._refuse_others(before, own)
-        else:
-            write_text(path, json.dumps(own, indent=1) + "\n", durable=True)
+            self._refuse_others(before, {**own, "records": {"number": self.count}})
+            old = np.fromfile(file, np.uint64) if file.is_file() else hashes[:0]
+            if len(old) != len(hashes):
+                self._refuse_others(before, own)
+                old = hashes
+            changed = np.flatnonzero((old != hashes) & (old != 0) & (hashes != 0))
+            if changed.size:
+                first = next(islice(self._read(), int(changed[0]), None))["id"]
+                raise ValueError(
+                    f"{self.folder} is that of another job: records.digest: {changed.size} records, or their images, have changed; "
+                    f"the first is {first!r}. Give the same ones, or another folder."
+                )
+            hashes = np.where(hashes == 0, old, hashes)
+            for part in self.parts():
+                if before != own:  # the same contents in other places: the output names these
+                    part.forget()
+                elif part.finished:
+                    part.check()
+        with atomic_write(file, "wb", durable=True) as written:
+            written.write(hashes.tobytes())
+        write_text(path, json.dumps(own, indent=1) + "\n", durable=True)
 
     def _refuse_others(self, before: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         there, here = _flat(before), _flat(own)
@@ -169,43 +193,53 @@ class Job:
             listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong)
             raise ValueError(f"{self.folder} is that of another job: {listed}. Give the same settings, or another folder.")
 
-    def _check_records(self) -> tuple[int, str]:
-        hashes, digest = array("Q"), hashlib.blake2b(digest_size=16)
+    def _check_records(self) -> tuple[Any, str]:
+        """The hash of each record with what its images and videos contain (0 for one that cannot be asked), and that of all."""
+        ids, hashes, digest = array("Q"), array("Q"), hashlib.blake2b(digest_size=16)
         bad: list[str] = []
         for record in self._read():
-            hashes.append(id_hash(record["id"]))
-            digest.update(json_bytes(record, _content) + b"\n")
+            ids.append(id_hash(record["id"]))
+            digest.update(line := json_line(record, _content))
             try:
-                self._check(record)
+                shown = self._check(record)
+                if any(name in record for name in FILES) or shown:  # their contents, wherever they are
+                    rest = {name: value for name, value in record.items() if name not in FILES}
+                    line = json_line({**rest, "": [content_hash(file) for file in shown]}, _content)
+                hashes.append(id_hash(line.decode()) or 1)
+            except BadStep:
+                raise
             except ValueError as error:
+                hashes.append(0)
                 bad.append(f"{record['id']!r}: {error}" if len(bad) < SHOWN_LINES else "")
-        refuse_repeated(hashes, ((f"record {place}", record["id"]) for place, record in enumerate(self._read())))
+        refuse_repeated(ids, ((f"record {place}", record["id"]) for place, record in enumerate(self._read())))
         if not hashes:
             raise ValueError("The data set has no records.")
         if bad and not self.drop_bad:
-            shown = "\n  ".join(filter(None, bad))
+            listed = "\n  ".join(filter(None, bad))
             raise ValueError(
-                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {shown}\nFix them, or drop them (drop_bad)."
+                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {listed}\nFix them, or drop them (drop_bad=True, "
+                "or --drop-bad)."
             )
-        return len(hashes), digest.hexdigest()
+        return np.frombuffer(hashes, np.uint64), digest.hexdigest()
 
-    def _check(self, record: Record) -> None:
-        """Make the requests of the first step that asks, and look for their files."""
+    def _check(self, record: Record) -> list[Any]:
+        """Make the requests of the first step that asks, and look for their files. Return these."""
         if all(step.generator is None for step in self.steps):
-            return
+            return []
         current = [record]
         for step in self.steps:
             if step.generator is not None:
-                for one in current:
-                    for request in step.requests(one):
-                        for file in (*request.images, *request.videos):
-                            if isinstance(file, str | os.PathLike) and not os.path.isdir(file):
-                                regular_file(file, str(file), "image")
-                return
+                asked = [request for one in current for request in requests_of(step, one)]
+                files = [file for request in asked for file in (*request.images, *request.videos)]
+                for file in files:
+                    if isinstance(file, str | os.PathLike) and not os.path.isdir(file):
+                        regular_file(file, str(file), "image")
+                return files
             try:
-                current = [output for one in current for output in children(step, one, step.finish(one, ()))]
+                current = [output for one in current for output in finished(step, one, ())]
             except Dropped:
-                return
+                return []
+        return []
 
     def _read(self) -> Iterator[Record]:
         return (to_record(given, place) for place, given in enumerate(self.records))
@@ -273,6 +307,11 @@ class Job:
 def _content(value: Any) -> Any:
     """What stands in the digest for what JSON lacks."""
     return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
+
+
+def _refuse_no_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected {name} to be a whole number of 1 or more; got {name}={value!r}.")
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -7,7 +7,11 @@ import json
 import os
 import zlib
 from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from mpo.generation.generator import Request, Response
 
 KEY_DIGITS = 32
 _START = b'{"key": "'
-_CHECKSUM = b', "checksum": "'
+_SPENT, _CHECKSUM = b', "spent": ', b', "checksum": "'
 
 
 def key_of(record_id: str, step: str, number: int, request: str, sample: int) -> str:
@@ -67,12 +71,43 @@ def write_all(file: int, data: bytes) -> None:
         data = data[os.write(file, data) :]
 
 
-def json_bytes(value: Any, default: Any = None) -> bytes:
+def json_bytes(value: Any, default: Any = None, *, allow_nan: bool = True) -> bytes:
     """Write a value as JSON in UTF-8. Text with half a character, which UTF-8 lacks, is escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=default, allow_nan=allow_nan)
     try:
-        return json.dumps(value, ensure_ascii=False, default=default).encode()
+        return text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, default=default).encode()
+        return json.dumps(json.loads(text)).encode()
+
+
+def json_line(record: Mapping[str, Any], default: Callable[[Any], Any]) -> bytes:
+    """A record as a line of JSON. Raises ValueError for what JSON cannot hold: NaN, keys that are no text, other types."""
+    try:
+        line = json_bytes(record, default, allow_nan=False) + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"Record {record['id']!r} cannot be written as JSON: {error}") from None
+    inner: list[Any] = [record]
+    for value in inner:
+        if isinstance(value, dict):
+            if wrong := [key for key in value if not isinstance(key, str)]:
+                raise ValueError(f"Record {record['id']!r} has the key {wrong[0]!r:.80}, and keys of JSON are text. Make it text.")
+            inner += value.values()
+        elif isinstance(value, list | tuple):
+            inner += value
+    return line
+
+
+def plain(value: Any) -> Any:
+    """What JSON lacks, but for images: paths, numbers of numpy, dates, decimal numbers. Raises ValueError for anything else."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, date | Decimal):
+        return str(value)
+    if getattr(value, "shape", None) == ():
+        return value.item()
+    raise ValueError(
+        f"a record has a {type(value).__name__}, which JSON cannot hold: {value!r:.80}. Leave it out, or make it text."
+    )
 
 
 def _digest(data: bytes | bytearray | memoryview) -> str:
@@ -87,6 +122,7 @@ class Ledger:
 
     Attributes:
         responses: number of responses in the file.
+        spent: what the generators used for them, added up.
         cut: number of bytes that were cut off.
 
     Raises:
@@ -96,6 +132,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.responses = self.cut = 0
+        self.spent: Counter[str] = Counter()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._scan()
@@ -116,6 +153,7 @@ class Ledger:
                         )
                     keys.append(int(line[len(_START) : len(_START) + 16], 16))
                     places.append(place)
+                    self.spent.update(json.loads(line.rpartition(_CHECKSUM)[0].rpartition(_SPENT)[2]))
                     end = place + len(line)
                 elif not bad:
                     bad = number
@@ -140,18 +178,19 @@ class Ledger:
             start += 1
         return None
 
-    def append(self, key: str, about: dict[str, Any], response: Response) -> None:
+    def append(self, key: str, about: Mapping[str, Any], response: Response, spent: Mapping[str, Any]) -> None:
         """Append a response; it survives the end of this process.
 
         Args:
             key: its key.
             about: what the key was made of, for readers of the file.
             response: the response.
+            spent: what the generators used since the response before.
 
         Raises:
             OSError: for a full disk; what was written of the line is removed.
         """
-        data = json_bytes({"key": key, **about, "response": asdict(response)})[:-1]
+        data = json_bytes({"key": key, **about, "response": asdict(response), "spent": spent})[:-1]
         line = data + _CHECKSUM + f'{zlib.crc32(data):08x}"}}\n'.encode()
         try:
             write_all(self._file, line)
@@ -160,6 +199,7 @@ class Ledger:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
         self._size += len(line)
         self.responses += 1
+        self.spent = self.spent + Counter(spent)  # a new one: another thread may be reading
 
     def sync(self) -> None:
         """Flush the file to disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -10,8 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import date
-from decimal import Decimal
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from PIL import Image
 
 from mpo.io import BadRecord, atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import Flow, Record, Result, log
-from mpo.pipelines.ledger import Ledger, content_hash, json_bytes, write_all
+from mpo.pipelines.ledger import Ledger, content_hash, json_line, plain, write_all
 from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Step
 
@@ -30,7 +30,7 @@ SHARDS = "shards"
 """Folder of the parts of a job that has several."""
 SYNC_SECONDS = 0.5
 """Between two flushes to disk: what a power failure can cost."""
-_EMPTY = {"records": 0, "sizes": [0, 0], "counts": {}, "spent": {}}
+_EMPTY: dict[str, Any] = {"records": 0, "sizes": [0, 0], "digests": ["", ""], "counts": {}, "spent": {}}
 
 
 class InUse(BlockingIOError):
@@ -48,7 +48,10 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     Raises:
         InUse: if another process holds it, naming that.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder} is a file, or lies in one. Give the path of a folder.") from None
     lock, owner = FileLock(folder / f".{name}.lock"), folder / f".{name}.owner"
     try:
         lock.acquire(blocking=False)
@@ -77,14 +80,28 @@ class Part:
     def progress(self) -> dict[str, Any]:
         """How far it is: numbers of finished records and bytes, ``counts`` (`mpo.pipelines.report`) and what was ``spent``."""
         try:
-            return read_json_object(self.folder / PROGRESS)
-        except (FileNotFoundError, BadRecord):  # everything follows from the ledger
-            return {**_EMPTY}
+            found = read_json_object(self.folder / PROGRESS)
+            if found.pop("checksum", None) == _digest(json.dumps(found).encode()).hexdigest():
+                return found
+        except (FileNotFoundError, BadRecord):
+            pass
+        return {**_EMPTY}  # everything follows from the ledger
 
     @property
     def finished(self) -> bool:
         """Whether all its records are."""
         return bool(self.progress()["records"] == self.size)
+
+    def check(self) -> None:
+        """Have the output made again if it is not what was written: cut, edited or gone."""
+        now = self.progress()
+        for name, size, digest in zip((OUTPUT, DROPPED), now["sizes"], now["digests"], strict=True):
+            path = self.folder / name
+            length = path.stat().st_size if path.is_file() else 0
+            whole = length == size if now["records"] == self.size else length >= size
+            if now["records"] and not (whole and path.is_file() and _digest_of(path, size).hexdigest() == digest):
+                log.warning("%s is not what was written; it is made again from the ledger", path)
+                self.forget()
 
     def forget(self) -> None:
         """Have all records go through the steps again, with the responses of the ledger."""
@@ -121,7 +138,7 @@ class Part:
             ledger = Ledger(self.folder / LEDGER)
             if ledger.cut:
                 log.warning("%s: an unfinished line of %d bytes at its end was cut off", ledger.path, ledger.cut)
-            with _Writing(self, ledger, steps, max_failures, proven, show) as writing:
+            with _Writing(self, ledger, max_failures, proven, show) as writing:
                 flow = Flow(steps, ledger=ledger, concurrency=concurrency)
                 rest = (record for place, record in enumerate(records) if place >= writing.done)
                 flow.run(rest, writing.emit)
@@ -145,25 +162,22 @@ class _Writing:
         self,
         part: Part,
         ledger: Ledger,
-        steps: Sequence[Step],
         max_failures: int,
         proven: Callable[[], bool],
         show: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._part, self._ledger, self._steps = part, ledger, steps
+        self._part, self._ledger = part, ledger
         self._max_failures, self._proven, self._show = max_failures, proven, show
         paths = [part.folder / name for name in (OUTPUT, DROPPED)]
         self._files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644) for path in paths]
+        part.check()
         before = part.progress()
-        if any(os.fstat(file).st_size < size for file, size in zip(self._files, before["sizes"], strict=True)):
-            log.warning("%s: the output is shorter than it was; it is made again from the ledger", part.folder)
-            before = {**_EMPTY, "spent": before["spent"]}
         self._sizes = list(before["sizes"])
+        self._digests = [_digest_of(path, size) for path, size in zip(paths, self._sizes, strict=True)]
         for file, size in zip(self._files, self._sizes, strict=True):
             os.ftruncate(file, size)
         self.done: int = before["records"]
         self._counts: Counter[str] = Counter(before["counts"])
-        self._earlier, self._start = Counter(before["spent"]), _usage(steps)
         self._failures: list[Result] = []
         self._lock, self._ending = threading.Lock(), threading.Event()
         self._error: OSError | None = None
@@ -218,18 +232,21 @@ class _Writing:
     def _write(self, result: Result) -> None:
         for one in result.dropped:
             count_reason(result.counts, one["step"], one["reason"])
-        lines = [b"".join(json_bytes(one, self._plain) + b"\n" for one in records) for records in (result.outputs, result.dropped)]
+        lines = [b"".join(json_line(one, self._plain) for one in records) for records in (result.outputs, result.dropped)]
         for file, data in zip(self._files, lines, strict=True):
             write_all(file, data)
         with self._lock:
             self._sizes = [size + len(data) for size, data in zip(self._sizes, lines, strict=True)]
+            for digest, data in zip(self._digests, lines, strict=True):
+                digest.update(data)
             self._counts.update(result.counts)
             self.done += 1
 
     def _progress(self) -> dict[str, Any]:
         with self._lock:
-            spent = self._earlier + (_usage(self._steps) - self._start)
-            return {"records": self.done, "sizes": [*self._sizes], "counts": {**self._counts}, "spent": {**spent}}
+            counts, digests = {**self._counts}, [digest.hexdigest() for digest in self._digests]
+            sizes, spent = [*self._sizes], {**self._ledger.spent}
+            return {"records": self.done, "sizes": sizes, "digests": digests, "counts": counts, "spent": spent}
 
     def _sync_always(self) -> None:
         while not self._ending.wait(SYNC_SECONDS):
@@ -242,7 +259,8 @@ class _Writing:
     def _sync(self) -> None:
         """Flush everything to disk, and only then note how far it is."""
         self._ledger.sync()
-        text = json.dumps(self._progress())
+        now = self._progress()
+        text = json.dumps({**now, "checksum": _digest(json.dumps(now).encode()).hexdigest()})
         if text != self._written:
             for file in self._files:
                 os.fsync(file)
@@ -264,19 +282,6 @@ class _Writing:
         return plain(value)
 
 
-def plain(value: Any) -> Any:
-    """What JSON lacks, but for images: paths, numbers of numpy, dates, decimal numbers. Raises ValueError for anything else."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, date | Decimal):
-        return str(value)
-    if getattr(value, "shape", None) == ():
-        return value.item()
-    raise ValueError(
-        f"a record has a {type(value).__name__}, which JSON cannot hold: {value!r:.80}. Leave it out, or make it text."
-    )
-
-
 def _ending(data: Any) -> str:
     try:
         with Image.open(BytesIO(data)) as image:
@@ -285,11 +290,14 @@ def _ending(data: Any) -> str:
         return "bin"
 
 
-def _usage(steps: Sequence[Step]) -> Counter[str]:
-    """What the generators of steps have used in this process so far."""
-    total: Counter[str] = Counter()
-    for usage in {id(step.generator): getattr(step.generator, "usage", None) for step in steps}.values():
-        for name in ("requests", "responses", "prompt_tokens", "completion_tokens", "cost"):
-            if value := getattr(usage, name, None):
-                total[name] += value
-    return total
+_digest = partial(hashlib.blake2b, digest_size=16)
+
+
+def _digest_of(path: Path, size: int) -> Any:
+    """The digest of the first bytes of a file, as far as there are so many."""
+    digest = _digest()
+    with open(path, "rb") as file:
+        while size > 0 and (block := file.read(min(size, 2**20))):
+            digest.update(block)
+            size -= len(block)
+    return digest

@@ -34,7 +34,7 @@ def make_report(counts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, An
     Args:
         counts: ``records``, ``output``, ``dropped`` (numbers of input records), and by step, after its name and a slash: ``in``,
             ``out``, ``dropped`` (numbers of records), ``responses``, ``finish_reason/...``, ``reason/...``, and a measure's ``sum``
-            and ``number``.
+            and ``number``; the mean of no values is None.
         steps: names of the steps.
     """
     report: dict[str, Any] = {name: counts.get(name, 0) for name in ("records", "output", "dropped")}
@@ -47,7 +47,8 @@ def make_report(counts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, An
             if at != step or which == "number":
                 continue
             if which == "sum":
-                row[kind] = value / max(counts[f"{step}/{kind}/number"], 1)
+                number = counts.get(f"{step}/{kind}/number", 0)
+                row[kind] = value / number if number else None
             elif which:
                 row.setdefault(f"{kind}s", {})[which] = value
             else:
@@ -82,7 +83,7 @@ def page(report: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequen
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(total)}</title><style>{STYLE}</style></head>"
         f"<body><h1>{escape(total)}</h1>{''.join(_table(row) for row in report['steps'])}<h2>Settings</h2>{_table(settings)}"
         + "".join(
-            f"<h2>First lines of {name}</h2>" + "".join(f"<pre>{escape(line.decode())}</pre>" for line in lines)
+            f"<h2>First lines of {name}</h2>" + "".join(f"<pre>{escape(line.decode(errors='ignore'))}</pre>" for line in lines)
             for name, lines in (("output.jsonl", outputs), ("dropped.jsonl", dropped))
             if lines
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mpo.data.questions import BAD
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.step import Record, Step
 
@@ -38,7 +39,8 @@ class Sample(Step):
     def requests(self, record: Record) -> list[Request]:
         """One request: the question's messages, with the prompt around the text of the last turn."""
         if not record.get("messages"):
-            raise ValueError("the question has no 'messages'. Load questions with mpo.data.load_questions.")
+            bad = record.get("metadata", {}).get(BAD)
+            raise ValueError(bad or "the question has no 'messages'. Load questions with mpo.data.load_questions.")
         messages = Request(record["messages"], record.get("images", ()), videos=record.get("videos", ())).messages
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         if system and messages[0]["role"] == "system":

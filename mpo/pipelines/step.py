@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mpo.generation.generator import Generator, Request, Response
-from mpo.pipelines.flow import Dropped, Flow, Record, Result, log
+from mpo.generation.generator import Decoding, Generator, Request, Response
+from mpo.pipelines.flow import BadStep, Dropped, Flow, Record, Result, log
+from mpo.pipelines.ledger import plain
 
 __all__ = ["Dropped", "Record", "Step", "to_record"]
+
+
+FILES = ("images", "videos")
+"""Fields of a record that hold files, wherever they are."""
 
 
 class Step:
     """Maps each record to one record, or to several (`many`), by itself or with the responses of a model.
 
     A subclass has plain constructor arguments, kept as attributes of the same names, and overrides `finish` and, if it asks a
-    model, `requests`. Both are functions of their arguments and the constructor's alone: a job calls them again to go on.
+    model, `requests`. Both are functions of their arguments and the constructor's alone: a job calls them again to go on, each time
+    with a copy of the record.
 
     Attributes:
         verb: what it does, in one word: its name in files and reports.
@@ -34,8 +42,8 @@ class Step:
     generator: Generator | None = None
     sampling: Mapping[str, Any] = {}
 
-    def requests(self, record: Record) -> Sequence[Request]:
-        """Return what the model is asked about a record. Raises ValueError for a record that cannot be asked about."""
+    def requests(self, record: Record) -> Sequence[Request] | Request:
+        """Return the request or requests about a record. Raises ValueError for a record that cannot be asked about."""
         return ()
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record | list[Record]:
@@ -47,9 +55,31 @@ class Step:
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """What decides its outputs: the constructor's arguments, and the model."""
+        """What decides its outputs, as JSON has it: the class, the constructor's arguments, the model and how it is sampled.
+
+        Raises:
+            BadStep: for an argument that is not kept or that JSON cannot hold, and a generator without an identity.
+        """
         own = {name: value for name, value in vars(self).items() if name != "generator" and name[0] != "_"}
-        return own if self.generator is None else {**own, "generator": self.generator.identity()}
+        if lost := next((name for name in _arguments(type(self)) if name not in vars(self)), None):
+            raise BadStep(f"Step {self.verb!r} does not keep its argument {lost!r}. Set self.{lost} in {type(self).__name__}.")
+        if self.generator is not None:
+            if not callable(getattr(self.generator, "identity", None)):
+                raise BadStep(f"The generator of step {self.verb!r}, a {type(self.generator).__name__}, has no identity().")
+            own["generator"] = self.generator.identity()
+            try:
+                own["sampling"] = asdict(Decoding(**self.sampling))
+            except TypeError as error:
+                raise BadStep(f"Step {self.verb!r} has a wrong sampling: {error}") from None
+        for name, value in own.items():
+            try:
+                own[name] = json.loads(json.dumps(value, default=plain, allow_nan=False))
+            except (TypeError, ValueError):
+                raise BadStep(
+                    f"Step {self.verb!r} has {name}={value!r:.80}, which JSON cannot hold, so that no job can go on with it. Give "
+                    "text, numbers, lists and dicts."
+                ) from None
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **own}
 
     def __call__(self, records: Iterable[Any]) -> list[Record]:
         """Apply the step to records in memory. A record that is dropped is logged with its reason.
@@ -75,6 +105,19 @@ class Step:
         return outputs
 
 
+def _arguments(step: type[Step]) -> Iterator[str]:
+    """Names of a constructor's arguments. ``*args`` and ``**kwargs`` are those of the next class that has a constructor."""
+    passed: list[str] = []
+    for owner in step.__mro__[: step.__mro__.index(Step)]:
+        if "__init__" in vars(owner):
+            _, *given = inspect.signature(vars(owner)["__init__"]).parameters.values()
+            yield from (one.name for one in given if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD))
+            passed = [one.name for one in given if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+            if not passed:
+                return
+    yield from passed
+
+
 def to_record(given: Any, place: int = 0) -> Record:
     """Convert a mapping or a dataclass to a record. Fields of a dataclass with their default values are left out.
 
@@ -98,7 +141,7 @@ def to_record(given: Any, place: int = 0) -> Record:
         raise ValueError(f"Record {place} is a {type(given).__name__}. Expected a dict or a dataclass, with an 'id'.")
     if not isinstance(record.get("id"), str) or not record["id"]:
         raise ValueError(f"Record {place} has the id {record.get('id')!r}. Give it one as text, unique in its data set.")
-    for name in ("images", "videos"):
+    for name in FILES:
         if isinstance(record.get(name), list | tuple):
             record[name] = [os.path.abspath(one) if isinstance(one, str | Path) else one for one in record[name]]
     return record

@@ -38,6 +38,23 @@ def test_a_job(ask):
         assert status == 2 and "n is 2 there and 3 now" in err
 
 
+def test_an_image_that_is_gone(ask, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    gone, no_json = json.dumps({"id": "gone", "image": "b.png", "question": "Count."}), '{"id": '
+    path.write_text(f"{path.read_text()}{gone}\n{no_json}\n")
+    with StubServer() as stub:
+        status, _, err = ask(stub.url)
+        assert status == 2 and stub.asked == 0 and "2 of 8 records" in err and "'gone'" in err and "b.png" in err
+        assert "data.image_root" not in err and "--drop-bad" in err
+        status, out, _ = ask(stub.url, "--drop-bad")
+        assert status == 0 and "2 dropped" in out and stub.asked == 6
+        reasons = {one["id"]: one["reason"] for one in read_json_lines("job/dropped.jsonl")}
+        assert "b.png" in reasons["gone"] and "not JSON" in reasons["questions.jsonl:8"]
+        make_image(1).save("b.png")
+        assert ask(stub.url, "--drop-bad", "--retry-dropped")[0] == 0 and stub.asked == 7
+    assert [one["id"] for one in read_json_lines("job/output.jsonl")] == [*(f"q{number}" for number in range(6)), "gone"]
+
+
 @pytest.mark.parametrize(
     ("words", "name"),
     [

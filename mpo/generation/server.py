@@ -393,11 +393,14 @@ class _Run:
                 return min((endpoint for endpoint in free if free[endpoint] <= now), key=lambda endpoint: endpoint.running)
             await asyncio.sleep(first - now)
 
-    def _checked(self, endpoint: Endpoint, data: Any) -> list[Choice]:
+    def _choices(self, endpoint: Endpoint, data: Any) -> list[Choice]:
         try:
-            choices = read_choices(data)
+            return read_choices(data)
         except ValueError as error:
             raise FailedError(endpoint.clean(f"{endpoint.shown} has sent a broken response: {error}.")) from None
+
+    def _checked(self, endpoint: Endpoint, data: Any) -> list[Choice]:
+        choices = self._choices(endpoint, data)
         self._check_model(endpoint, data.get("model"))
         for choice in choices:
             if choice.finish_reason in ("error", "abort"):
@@ -498,29 +501,34 @@ class _Run:
     async def streamed(self, request: Request, on_text: OnText | None) -> Response:
         """Ask once, and pass on the text as it comes."""
         endpoint = self.endpoints[0]
-        text, finish, usage, shown = "", None, None, 0
+        text, finish, shown = "", None, 0
         logprobs: list[float] = []
+        whole: dict[str, Any] = {"choices": []}
         held = max(map(len, self.decoding.stop), default=1) - 1
         try:
             path, body = await self._body(endpoint, request, (0,))
-            async for chunk in endpoint.chunks(await self._client(endpoint), path, body):
-                self._check_model(endpoint, chunk.model)
-                usage = chunk.usage or usage
-                for choice in chunk.choices:
-                    finish = choice.finish_reason or finish
-                    text += (choice.text if path == COMPLETIONS else choice.delta.content) or ""
-                    said = getattr(choice, "logprobs", None)
-                    tokens = getattr(said, "content", None) or []
-                    logprobs += getattr(said, "token_logprobs", None) or [token.logprob for token in tokens]
-                    ready = self.decoding.before_stop(text)[: len(text) - held]
-                    if on_text is not None and len(ready) > shown:
-                        on_text(ready[shown:])
-                        shown = len(ready)
+            limit = min(self.generator.timeout, self.generator.total_timeout)
+            async with aclosing(endpoint.chunks(await self._client(endpoint), path, body, limit)) as chunks:
+                async for chunk in chunks:
+                    whole |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+                    self._check_model(endpoint, chunk.get("model"))
+                    for choice in self._choices(endpoint, chunk) if chunk["choices"] else ():
+                        finish = choice.finish_reason or finish
+                        text += choice.text
+                        logprobs += choice.logprobs or ()
+                        ready = self.decoding.before_stop(text)[: len(text) - held]
+                        if on_text is not None and len(ready) > shown:
+                            on_text(ready[shown:])
+                            shown = len(ready)
+            if finish is None:
+                raise FailedError(f"{endpoint.shown} broke off its response, or sent none.")
+            whole["choices"] = [{"text": text, "finish_reason": finish}]
+            self._checked(endpoint, whole)
         except FailedError as error:
             raise ConnectionError(f"{error}") from None
         except RefusedError as error:
             raise ConnectionError(explained(f"{error}")) from None
-        counts = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
+        counts = read_usage(whole)
         self.generator.usage.add(1, *counts)
         response = self._response(endpoint, Choice(text, finish, tuple(logprobs) or None), *counts)
         if on_text is not None and len(response.text) > shown:

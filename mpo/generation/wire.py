@@ -207,7 +207,7 @@ class Choice:
 
 
 def read_choices(data: Any) -> list[Choice]:
-    """The choices of a response, in order.
+    """The choices of a response, or of a part of a streamed one, in order.
 
     Raises:
         ValueError: for anything but a response with one choice or more.
@@ -216,7 +216,9 @@ def read_choices(data: Any) -> list[Choice]:
         given = sorted(data["choices"], key=lambda choice: choice.get("index", 0))
         found = []
         for choice in given:
-            text = choice["text"] if "text" in choice else choice["message"].get("content")
+            text = (
+                choice["text"] if "text" in choice else (choice["delta"] if "delta" in choice else choice["message"]).get("content")
+            )
             if not isinstance(text, str | None):
                 raise ValueError(f"a text is {text!r:.80}")
             found.append(Choice(text or "", choice.get("finish_reason"), _logprobs(choice.get("logprobs"))))

@@ -222,6 +222,14 @@ def test_time_limits():
     with StubServer(poison=lambda body: "slow") as stub, pytest.raises(ConnectionError, match="no response"):
         ServerGenerator(stub.url, timeout=0.2, total_timeout=0.6).generate([ASKED])
 
+    async def dripping():
+        for _ in range(100):
+            yield PART
+            await asyncio.sleep(0.05)
+
+    with StubServer(poison=lambda body: dripping()) as stub, pytest.raises(ConnectionError, match="0.4 s"):
+        ServerGenerator(stub.url, total_timeout=0.4).ask(ASKED)
+
 
 def test_a_request_that_breaks_connections_does_not_hold_the_others_up():
     """Others are asked while it waits for its second attempt, more than the one that is asked together with its first."""
@@ -252,6 +260,51 @@ def test_the_key_is_of_the_environment_and_nowhere_else(monkeypatch, caplog):
     with pytest.raises(ValueError, match="environment variable") as given:
         ServerGenerator(stub.url, key_variable=secret)
     assert secret not in str(given.value)
+
+
+@pytest.mark.parametrize("key", ["sk-hidden\n", "sk-hidden\r", "sk-\x01hidden", "sk-hidd\u00e9n", "  ", "sk hidden"])
+def test_a_key_that_no_header_can_hold_is_refused_by_the_name_of_its_variable(monkeypatch, stub, key):
+    generator = ServerGenerator(stub.url, key_variable="MY_KEY")
+    monkeypatch.setenv("MY_KEY", key)
+    before = stub.asked
+    for ask in (lambda: ServerGenerator(stub.url, key_variable="MY_KEY"), lambda: generator.generate([ASKED])):
+        with pytest.raises(ValueError, match="MY_KEY") as refused:
+            ask()
+        assert "hid" not in str(refused.value)
+    assert stub.asked == before
+
+
+PART = b'data: {"model": "tiny", "choices": [{"index": 0, "delta": {"content": "It"}, "finish_reason": null}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("empty", "sent none"),
+        ("garbage", "sent none"),
+        ("no choices", "sent none"),
+        ("half", "breaks|failed"),
+        (PART, "broke off"),
+        (PART + b"data: [DONE]\n\n", "broke off"),
+        (PART + b'data: {"object": "error", "message": "OOM", "code": 500}\n\n', "OOM"),
+        (PART + b'data: {"error": {"message": "OOM"}}\n\n', "OOM"),
+        (PART + b'data: {"model": "ti\n\n', "JSON"),
+        (PART + b'data: {"choices": [5]}\n\n', "broken"),
+        (PART + b"data: 5\n\n", "5"),
+        (PART.replace(b"null", b'"abort"'), "abort"),
+        ("slow", "0.3 s"),
+    ],
+)
+def test_a_stream_that_is_broken_is_no_response(fault, said):
+    with StubServer(faults=[fault]) as stub:
+        with pytest.raises(ConnectionError, match=said):
+            ServerGenerator(stub.url, timeout=0.3 if fault == "slow" else 20).ask(ASKED)
+        assert stub.asked == 1
+
+
+def test_json_of_any_depth_is_a_broken_response():
+    with StubServer(poison=lambda body: b"[" * 100_000) as stub, pytest.raises(ConnectionError, match="JSON"):
+        ServerGenerator(stub.url, attempts=1).generate([ASKED])
 
 
 def test_a_password_of_the_address_is_not_shown():

@@ -36,7 +36,6 @@ from mpo.generation.wire import (
     decoding_fields,
     read_choices,
     read_usage,
-    shares,
 )
 
 logger = logging.getLogger(__name__)
@@ -293,10 +292,12 @@ class _Run:
 
         async def part(numbers: Sequence[int]) -> None:
             endpoint, choices, (prompt_tokens, completion_tokens) = await self._answered(request, numbers)
-            self.generator.usage.add(len(choices), prompt_tokens, completion_tokens)
-            tokens = shares(completion_tokens, [len(choice.text) for choice in choices])
-            for sample, choice, own in zip(numbers, choices, tokens, strict=False):
-                response = self._response(endpoint, choice, prompt_tokens, own)
+            self.generator.usage.add(min(len(choices), len(numbers)), prompt_tokens, completion_tokens)
+            limit = self.decoding.max_new_tokens
+            for sample, choice in zip(numbers, choices, strict=False):
+                # Of several choices a server says the sum alone.
+                several = limit if choice.finish_reason == "length" else None
+                response = self._response(endpoint, choice, prompt_tokens, completion_tokens if len(choices) == 1 else several)
                 texts[sample] = response.text
                 await found.put((number, sample, response))
             if missing := numbers[len(choices) :]:
@@ -338,7 +339,7 @@ class _Run:
             )
 
     async def _answered(self, request: Request, samples: Sequence[int]) -> tuple[Endpoint, list[Choice], Tokens]:
-        """Ask for consecutive samples, until there is a response: the server, its choices, and the tokens.
+        """Ask for consecutive samples, until there is a response: the server, all choices that it sent, and their tokens.
 
         Raises:
             GenerationError: when the request is at fault.
@@ -360,7 +361,7 @@ class _Run:
                     path, body = await self._body(endpoint, request, samples)
                     limit = min(max(end - time.monotonic(), 0.1), generator.timeout)
                     data = await endpoint.send(await self._client(endpoint), path, body, limit)
-                    choices = self._checked(endpoint, data)[: len(samples)]
+                    choices = self._checked(endpoint, data)
                     self.proven = True
                     return endpoint, choices, read_usage(data)
                 except RefusedError as error:

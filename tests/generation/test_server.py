@@ -9,9 +9,11 @@ import socket
 import time
 
 import pytest
+from PIL import Image, ImageChops
 from stub_server import StubServer, stub_text
 from support import make_image
 
+from mpo.data.images import open_image
 from mpo.generation.endpoint import retry_after
 from mpo.generation.generator import GenerationError, Request
 from mpo.generation.server import ServerGenerator
@@ -32,9 +34,9 @@ def streamed(generator, requests, **settings):
     return asyncio.run(collect())
 
 
-def encoded(kind, image=None):
+def encoded(kind, image=None, **how):
     file = io.BytesIO()
-    (image or make_image(1)).save(file, format=kind)
+    (image or make_image(1)).save(file, format=kind, **how)
     return file.getvalue()
 
 
@@ -55,13 +57,18 @@ def test_every_kind_gives_n_samples_with_their_own_seeds(kind):
         assert stub.asked == (15 if kind == "transformers" else 5) == generator.usage.requests
         found = streamed(generator, [(requests[4], (2, 0))], n=3, seed=7, max_new_tokens=30)
         assert {number: response.text for _, number, response in found} == {n: texts(responses)[4][n] for n in (0, 2)}
+        cut = generator.generate(requests[:1], n=2, max_new_tokens=4)
         expected = [[stub_text({"messages": body["messages"], "seed": 7}, n) for n in range(3)] for body in stub.bodies[:1]]
     assert expected[0] in texts(responses) and len({text for several in texts(responses) for text in several}) == 15
     first = responses[0][0]
     assert (first.finish_reason, first.prompt_tokens, first.logprobs) == ("stop", 9, None)
-    assert sum(one.completion_tokens for several in responses for one in several) == 15 * 16
+    alone = 16 if kind == "transformers" else None  # of several samples, servers say the sum
+    assert {one.completion_tokens for several in responses for one in several} == {alone}
+    assert {one.completion_tokens for _, _, one in found} == {16}  # two requests of one sample
+    assert [(one.finish_reason, one.completion_tokens) for one in cut[0]] == [("length", 4)] * 2
     usage = generator.usage
-    assert usage.cost == pytest.approx((2 * usage.prompt_tokens + 10 * usage.completion_tokens) / 1e6) and usage.responses == 17
+    assert usage.cost == pytest.approx((2 * usage.prompt_tokens + 10 * usage.completion_tokens) / 1e6)
+    assert (usage.responses, usage.completion_tokens) == (19, 17 * 16 + 2 * 4)
 
 
 def test_what_is_sent_overrules_the_checkpoints_generation_config():
@@ -94,10 +101,67 @@ def test_stored_images_are_sent_as_they_are(tmp_path, stub, form, kind):
     assert base64.b64decode(sent) == content
 
 
-def test_other_images_are_sent_as_png(stub):
-    for image in (make_image(2), encoded("BMP", make_image(2))):
-        ServerGenerator(stub.url).generate([Request.ask("What?", images=[image])])
-        assert stub.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+def turned(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(kind, make_image(2), exif=exif)
+
+
+see_through = make_image(2).convert("RGBA")
+see_through.putalpha(100)
+OTHER_IMAGES = {
+    "opened": make_image(2),
+    "bmp": encoded("BMP", make_image(2)),
+    "alpha": encoded("PNG", see_through),
+    "alpha, webp": encoded("WEBP", see_through),
+    "grey alpha": encoded("PNG", make_image(2).convert("LA")),
+    "a transparent colour": encoded("PNG", make_image(2), transparency=(0, 0, 0)),
+    "a transparent colour, gif": encoded(
+        "GIF", make_image(2).convert("P"), transparency=make_image(2).convert("P").getpixel((0, 0))
+    ),
+    "16 bits": encoded("PNG", Image.new("I;16", (9, 7), 300)),
+    "cmyk": encoded("JPEG", make_image(2).convert("CMYK")),
+    "turned, png": turned("PNG"),
+    "turned, webp": turned("WEBP"),
+    **{kind: encoded(kind, make_image(2), save_all=True, append_images=[make_image(3)]) for kind in ("GIF", "PNG", "WEBP")},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_IMAGES)
+def test_images_that_a_server_may_read_otherwise_are_sent_as_training_sees_them(stub, name):
+    ServerGenerator(stub.url).generate([Request.ask("What?", images=[OTHER_IMAGES[name]])])
+    head, _, sent = stub.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"].partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(sent))) as image:
+        assert (image.mode, getattr(image, "is_animated", False), dict(image.getexif())) == ("RGB", False, {})
+        assert ImageChops.difference(image, open_image(OTHER_IMAGES[name])).getbbox() is None
+
+
+def test_a_jpeg_is_sent_as_it_is_if_training_reads_it(stub):
+    """Turned, and with an end that is missing or followed by more."""
+    for content in (turned("JPEG"), encoded("JPEG") + b"more"):
+        ServerGenerator(stub.url).generate([Request.ask("What?", images=[content])])
+        url = stub.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"]
+        assert base64.b64decode(url.partition(",")[2]) == content
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_an_image_that_is_cut_short_is_named_before_it_is_sent(stub, tmp_path, kind):
+    content = encoded(kind, make_image(1, width=200))
+    before = stub.asked
+    for size in (20, len(content) // 2, len(content) - 40):
+        (tmp_path / "cut.jpg").write_bytes(content[:size])
+        for image, name in ((content[:size], "image 1 of 1"), (tmp_path / "cut.jpg", "image 1 of 1.*cut.jpg")):
+            with pytest.raises(ValueError, match=name):
+                ServerGenerator(stub.url).generate([Request.ask("What?", images=[image])])
+    assert stub.asked == before
+
+
+@pytest.mark.parametrize("url", ["https://host/a.png", "data:image/png;base64," + "A" * 9999, {"path": "s3://a/b.png"}])
+def test_a_url_is_no_image(url):
+    with pytest.raises(ValueError, match="image 1 of 1 is a URL") as refused:
+        Request.ask("What?", images=[url])
+    assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize("image", ["gone.png", "", b"", b"<html>", b"version https://git-lfs.github.com", 5])

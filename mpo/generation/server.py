@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -577,18 +577,28 @@ def _run(function: Callable[[], Awaitable[T]]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(function())  # type: ignore[arg-type]
-    found: list[Any] = []
+    outer = asyncio.current_task()
+    cancelled = outer.cancelling() if outer else 0
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(function())  # type: ignore[arg-type]
+
+    async def result() -> None:
+        await asyncio.wait([task])
 
     def run() -> None:
-        try:
-            found.append((asyncio.run(function()), None))  # type: ignore[arg-type]
-        except BaseException as error:
-            found.append((None, error))
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(result())
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
-    value, error = found[0]
-    if error is not None:
-        raise error
-    return value  # type: ignore[no-any-return]
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if outer and outer.cancelling() > cancelled:  # by Ctrl-C, under asyncio.run
+                raise asyncio.CancelledError
+    except BaseException:  # Ctrl-C: nothing more is sent
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    return task.result()

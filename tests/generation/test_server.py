@@ -5,7 +5,9 @@ import base64
 import io
 import json
 import logging
+import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -519,6 +521,26 @@ def test_in_a_running_event_loop(stub):
     for wrong in (ASKED, ["What?"], "What?", None, [(ASKED, (1,))]):
         with pytest.raises(ValueError, match="list of requests"):
             ServerGenerator(stub.url).generate(wrong)
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_an_interrupt_in_a_running_event_loop_ends_what_runs_behind_it(cancels):
+    """A notebook's loop raises KeyboardInterrupt; `asyncio.run` cancels its task instead."""
+    with StubServer(delay=0.05) as stub:
+
+        async def notebook():
+            task, thread = asyncio.current_task(), threading.get_ident()
+            interrupt = task.cancel if cancels else lambda: signal.pthread_kill(thread, signal.SIGINT)
+            if not cancels:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            threading.Timer(0.5, interrupt).start()
+            ServerGenerator(stub.url, concurrency=2).generate([ASKED] * 5000)
+
+        with pytest.raises(asyncio.CancelledError if cancels else KeyboardInterrupt):
+            asyncio.run(notebook())
+        asked = stub.asked
+        time.sleep(0.3)
+        assert 0 < asked == stub.asked < 5000
 
 
 def test_one_question_is_streamed(stub):

@@ -375,6 +375,12 @@ class _Run:
                     avoid[endpoint] = time.monotonic() + wait
                     if error.limited or error.unreachable:  # for other requests as well
                         endpoint.rests_until = max(endpoint.rests_until, avoid[endpoint])
+                except ConnectionError as error:  # this server cannot be used, and others may
+                    if endpoint in self.endpoints:
+                        if len(self.endpoints) == 1:
+                            raise
+                        self.endpoints.remove(endpoint)
+                        generator.notice(f"{error} The others are asked.")
                 except SettingsError:
                     raise
                 except ValueError as error:  # of an image

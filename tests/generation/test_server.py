@@ -401,6 +401,17 @@ def test_several_servers_share_the_work_and_stand_in_for_each_other():
         assert any(first.url in notice for notice in generator.notices)
 
 
+@pytest.mark.parametrize("fault", [401, 404])
+def test_a_server_that_cannot_be_used_is_reported_once_and_left_to_the_others(fault):
+    with StubServer(poison=lambda body: fault) as wrong, StubServer() as right:
+        generator = ServerGenerator([wrong.url, right.url])
+        assert len(generator.generate([ASKED] * 20)) == 20 and right.asked == 20
+        assert [wrong.url in notice for notice in generator.notices] == [True]
+        right.poison = wrong.poison
+        with pytest.raises(ConnectionError, match=f"{fault}|endpoint"):
+            generator.generate([ASKED] * 20)
+
+
 def test_another_model_is_named(stub):
     with pytest.raises(ConnectionError, match="'large'.*tiny"):
         ServerGenerator(stub.url, "large").generate([ASKED])

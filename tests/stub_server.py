@@ -12,7 +12,7 @@ import hashlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import uvicorn
@@ -43,7 +43,8 @@ class StubServer:
         model: the one it serves.
         kind: whose ways it has: ``vllm``, ``sglang``, ``lmdeploy``, ``transformers`` or ``other``.
         faults: what happens to the requests in turn, before those that are answered: a status such as 429 or 500, ``reset``,
-            ``half``, ``empty``, ``garbage``, ``no choices``, ``slow``, or None for an answer.
+            ``half``, ``empty``, ``garbage``, ``no choices``, ``slow``, the bytes of a stream or an iterator of them, or None for an
+            answer.
         poison: the fault of one request, from its body; None for none.
         delay: seconds until a response.
         key: the key that it wants.
@@ -151,6 +152,9 @@ class StubServer:
                 yield b'{"id": "1", "choices": [{"index": 0, "mess'
 
             return StreamingResponse(half(), headers={"content-length": "400"}, media_type="application/json")
+        if isinstance(fault, bytes | AsyncIterator):
+            parts = fault if isinstance(fault, AsyncIterator) else iter([fault])
+            return StreamingResponse(parts, media_type="text/event-stream")
         bodies = {"empty": "", "garbage": "<html>Bad gateway</html>", "no choices": '{"id": "1", "choices": [], "model": "tiny"}'}
         if fault in bodies:
             return Response(bodies[fault], media_type="application/json")

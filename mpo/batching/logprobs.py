@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,9 @@ from mpo.batching.layout import Row, concatenate, lay_out
 from mpo.batching.logits_to_keep import KEYWORD, LogitsToKeep, add_logits_to_keep, label_padded_rows
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
-from mpo.encoding.turns import Record
+from mpo.encoding.templates import probe
+from mpo.encoding.turns import Completion, Record, Rendered, describe, label_turn
+from mpo.models.control_tokens import check_texts
 from mpo.models.packable import fixed_context, why_not
 
 CHUNK = 512
@@ -60,7 +63,8 @@ def completion_logprobs(
 ) -> list[list[Tensor]]:
     """Compute the log-prob of every token of given completions.
 
-    In packed rows the completions of a request share its prompt and its images, which are computed once.
+    In packed rows the completions of a request share its prompt and its images, which are computed once. The prompt, with the
+    request's prefix, has the tokens that it has for generation; a completion that would merge with its last one is tokenized alone.
 
     Args:
         model: the model, on its device, with its usual attention; it is in evaluation mode meanwhile.
@@ -73,10 +77,11 @@ def completion_logprobs(
 
     Returns:
         for each request and completion, shape (tokens,) float32 on the CPU: the log-probs of its tokens up to and including the one
-        that ends the turn, as in training.
+        that ends the turn.
 
     Raises:
-        ValueError: for a request or a completion that cannot be encoded, and a model that packed rows do not fit.
+        ValueError: for a request or a completion that cannot be encoded or is beyond the context, and a model that packed rows do
+            not fit.
     """
     if len(requests) != len(completions):
         raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
@@ -93,7 +98,8 @@ def completion_logprobs(
     packs = layout != "padded" and reason is None
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     add_logits_to_keep(base.base_model)
-    encode = Encoder(processor, tile_budget=tile_budget, context=fixed_context(model))
+    encode = _Continued(processor, tile_budget=tile_budget, context=fixed_context(model))
+    context = context_of(model)
     found: dict[tuple[int, str], Tensor] = {}
     waiting: list[tuple[int, list[str], Encoded, dict[str, Tensor], Row]] = []
 
@@ -110,9 +116,9 @@ def completion_logprobs(
             texts = list(dict.fromkeys(given))
             if not texts:
                 continue
-            record = prompt_record(request, f"request {number}")
-            record |= {f"completion {place}": _assistant(text) for place, text in enumerate(texts)}
-            (encoded,), images, order = encode([record], sides=[f"completion {place}" for place in range(len(texts))])
+            record, encode.texts = prompt_record(request, f"request {number}"), texts
+            (encoded,), images, order = encode([record], sides=())
+            check_prompt(describe(record), encoded, request.prefix or "", encode.tokenizer, context)
             if order is not None:
                 images["pixel_values"] = images["pixel_values"][order]
             ends_in_image = bool(images) and encoded.prompt_ids[-1] == getattr(processor, "image_token_id", None)
@@ -128,8 +134,51 @@ def completion_logprobs(
     return [[found[number, text] for text in given] for number, given in enumerate(completions)]
 
 
-def _assistant(text: str) -> list[dict[str, Any]]:
-    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+@dataclass
+class _Continued(Encoder):
+    """Encode prompts as for generation, and after each one `texts` with what ends a turn: as a model would have sampled them."""
+
+    texts: Sequence[str] = ()
+
+    def encode_text(
+        self, rendered: Rendered, where: str, tokenize: Callable[[str, bool], list[int]] | None = None
+    ) -> tuple[list[int], list[Completion]]:
+        """The prompt's tokens are the same whatever is after it; where the two would merge, a completion is tokenized alone."""
+        encode, after, found = tokenize or self.tokenize, probe(self.processing_class).after, []
+        prompt = encode(rendered.prompt, False)
+        for place, text in enumerate(self.texts):
+            if not text.strip():
+                raise ValueError(f"{where}: completion {place} is empty. Give it a text or leave it out.")
+            check_texts({f"completion {place}": text}, 0, self.processing_class, where)
+            whole = encode(rendered.prompt + text + after, False)
+            ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else encode(text + after, False)
+            ids = ids[: sum(label_turn(ids, self._end_of_turn))]
+            found.append(Completion(ids, [True] * len(ids)))
+        return prompt, found
+
+
+def context_of(model: Any) -> int | None:
+    """The length of a model's context in tokens; None if its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_prompt(where: str, encoded: Encoded, prefix: str, tokenizer: Any, context: int | None) -> None:
+    """Check that a prompt with its completions, or one token, fits in the context, and that its template keeps its prefix.
+
+    Raises:
+        ValueError: naming the record, `where`.
+    """
+    ids = encoded.prompt_ids
+    if context is not None and len(ids) + max(encoded.longest(), 1) > context:
+        found = f"its prompt has {len(ids)} tokens (image tokens included), and the context of {context} leaves "
+        found += f"no room for a completion of {encoded.longest()}" if encoded.completions else "none for a response"
+        raise ValueError(f"{where}: {found}. Use fewer or smaller images, fewer tiles, or a shorter text.")
+    space = prefix[len(prefix.rstrip()) :]
+    if space and not tokenizer.decode(ids[-len(space) - 1 :]).endswith(space):
+        raise ValueError(
+            f"{where}: the chat template cuts off the white space at the end of the prefix {prefix[-20:]!r}. End the prefix before "
+            "it."
+        )
 
 
 def _packed(model: Any, rows: Sequence[Row], images: Sequence[dict[str, Tensor]]) -> Sequence[Tensor]:

@@ -22,6 +22,7 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
 """Formats that Pillow may try. Not EPS, which runs another program, nor formats without a magic number, which match any bytes."""
 ORIENTATION = 0x0112  # of EXIF
+_SENT = {"PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
 _TURNED = range(5, 9)  # width and height are swapped
 _OTHER_FILES = (
     (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg|<svg)", "an SVG drawing, which has no pixels. Convert it to PNG"),
@@ -68,6 +69,24 @@ def image_size(source: Any, *, where: str = "") -> tuple[int, int]:
         return _upright_size(source)
     with _header(source, where) as (opened, _):
         return _upright_size(opened)
+
+
+def media_type(content: bytes, *, where: str = "") -> str | None:
+    """The media type of a file whose pixels anyone reads as `open_image` does; None for one that has to be converted.
+
+    These are JPEG, PNG, GIF and WebP without transparency, 16-bit grey, CMYK or further frames, and upright unless JPEG, whose
+    orientation is commonly known. Everything but a JPEG that has an end is decoded.
+
+    Raises:
+        ValueError: as in `open_image`.
+    """
+    with _header(content, where) as (opened, _):
+        jpeg = opened.format in ("JPEG", "MPO")
+        plain = opened.mode in ("1", "L", "P", "RGB") and "transparency" not in opened.info
+        plain = plain and (jpeg or not (_orientation(opened) > 1 or getattr(opened, "is_animated", False)))
+        if not jpeg or content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # no end after the last scan
+            opened.load()
+        return "image/jpeg" if jpeg and plain else _SENT.get(opened.format or "") if plain else None
 
 
 @contextmanager

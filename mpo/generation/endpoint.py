@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -76,17 +76,31 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         self.shown = shown_address(self.url)
+        self.key()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown!r})"
+
+    def key(self) -> str:
+        """The key in the environment, or `NO_KEY`.
+
+        Raises:
+            SettingsError: for one that no header can hold, naming the variable.
+        """
+        key = os.environ.get(self.key_variable) or NO_KEY
+        if not re.fullmatch(r"[!-~]+", key):
+            raise SettingsError(
+                f"The key in the environment variable {self.key_variable} has a character other than visible ASCII, such as a "
+                "space or the end of a line. Set it to the key alone."
+            )
+        return key
 
     def client(self) -> Any:
         """A client for the event loop that is running, an asynchronous context manager."""
         import openai
 
-        key = os.environ.get(self.key_variable) or NO_KEY
         http = openai.DefaultAsyncHttpxClient(base_url=self.url, timeout=self.timeout, verify=_certificates())
-        return openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.timeout, http_client=http)
+        return openai.AsyncOpenAI(base_url=self.url, api_key=self.key(), max_retries=0, timeout=self.timeout, http_client=http)
 
     async def introduce(self, client: Any, model: str | None, kind: str | None) -> str:
         """Ask it for its models, and find its ways; returns the model's name.
@@ -144,20 +158,25 @@ class Endpoint:
                     text = await client.post(path, body=body, cast_to=str)
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FailedError(self.clean(f"{self.shown} has sent no JSON but {text[:200]!r}.")) from None
 
-    async def chunks(self, client: Any, path: str, body: Mapping[str, Any]) -> AsyncIterator[Any]:
-        """Make one attempt at a streamed response; yields its chunks. Errors as in `send`."""
+    async def chunks(self, client: Any, path: str, body: Mapping[str, Any], timeout: float) -> AsyncGenerator[Any, None]:
+        """Make one attempt at a streamed response; yields its chunks, each with a list of choices. Errors as in `send`."""
         import openai
-        from openai.types import Completion
-        from openai.types.chat import ChatCompletionChunk
 
-        kind: Any = ChatCompletionChunk if path == CHAT else Completion
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        with self._errors(self.timeout):
-            async for chunk in await client.post(path, body=body, cast_to=kind, stream=True, stream_cls=openai.AsyncStream[kind]):
-                yield chunk
+        stream_class: Any = openai.AsyncStream[object]
+        with self._errors(timeout):
+            async with asyncio.timeout(timeout):
+                stream = await client.post(path, body=body, cast_to=object, stream=True, stream_cls=stream_class)
+                try:
+                    async for chunk in stream:
+                        if not isinstance(chunk, Mapping) or not isinstance(chunk.get("choices"), list):
+                            raise FailedError(self.clean(f"{self.shown} failed while it responded: {str(chunk)[:200]}."))
+                        yield chunk
+                except (ValueError, RecursionError):
+                    raise FailedError(f"{self.shown} has sent a part of a response that is no JSON.") from None
 
     @contextmanager
     def _errors(self, timeout: float) -> Iterator[None]:

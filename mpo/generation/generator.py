@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ class Request:
         videos: paths of videos, one per placeholder.
 
     Raises:
-        ValueError: for messages without a turn to respond to, and for placeholders that do not match the images.
+        ValueError: for messages without a turn to respond to, for placeholders that do not match the images, and for URLs.
     """
 
     messages: Sequence[Message]
@@ -44,6 +45,14 @@ class Request:
             given = getattr(self, name)
             if isinstance(given, str | bytes) or not isinstance(given, Sequence):
                 raise ValueError(f"Expected a list of {name}; got {given!r:.60}. Give a list, also of one.")
+            for place, one in enumerate(given, start=1):
+                path = one.get("path") if isinstance(one, Mapping) else one
+                if isinstance(path, str) and (found := re.match(r"data:|[a-zA-Z][\w+.-]*://", path)):
+                    shown = path if found[0] != "data:" else path[:30] + "..."
+                    raise ValueError(
+                        f"{name[:-1]} {place} of {len(given)} is a URL, {shown:.200}, and nothing is downloaded. Give the path of "
+                        "its file, or an image's bytes."
+                    )
         if self.prefix and not checked_text(self.prefix, "prefix").strip():
             raise ValueError(f"Expected the prefix to be text that is not all white space, or None; got prefix={self.prefix!r}.")
         messages = self.messages if isinstance(self.messages, str) else list(self.messages)
@@ -99,7 +108,8 @@ class Response:
         text: its text, without special tokens and without the request's prefix.
         finish_reason: ``"stop"`` if the model ended it, ``"length"`` if the token limit did, or what the server says.
         prompt_tokens: number of tokens of the prompt, with those of its images; None if the server does not say.
-        completion_tokens: number of sampled tokens, with the one that ends it; None if the server does not say.
+        completion_tokens: number of sampled tokens, with the one that ends it; None if the server does not say, as for one of
+            several samples that did not reach the token limit.
         logprobs: log-probs of the sampled tokens, on demand.
     """
 

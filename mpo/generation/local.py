@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from mpo.batching.logprobs import prompt_record
+from mpo.batching.logprobs import check_prompt, context_of, prompt_record
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.keys import image_key
@@ -120,7 +120,7 @@ class LocalGenerator:
         self._encoder = Encoder(processor, tile_budget=tile_budget)
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._context = context_of(model)
 
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""
@@ -312,7 +312,7 @@ class LocalGenerator:
             raise ValueError(f"{describe(shown)} has images, and the generator has only a tokenizer. Give it the processor.")
         prompts, images, order = self._encoder(records, sides=())
         for record, prompt in zip(records, prompts, strict=True):
-            self._check_prompt(record, prompt)
+            check_prompt(describe(record), prompt, record.get(PREFIX, ""), self.tokenizer, self._context)
         if order is not None:
             images["pixel_values"] = images["pixel_values"][order]
         width = max(len(prompt.prompt_ids) for prompt in prompts)
@@ -328,21 +328,6 @@ class LocalGenerator:
             rows = [one.extra[name].tolist() if name in one.extra else [0] * len(one.prompt_ids) for one in prompts]
             inputs[name] = padded(rows, 0)
         return prompts, {name: value.to(self.model.device) for name, value in (inputs | images).items()}
-
-    def _check_prompt(self, record: Record, prompt: Encoded) -> None:
-        """Refuse a prompt beyond the model's context, and one whose template cuts the end of its prefix off."""
-        if self._context is not None and len(prompt.prompt_ids) >= self._context:
-            raise ValueError(
-                f"{describe(record)}: its prompt has {len(prompt.prompt_ids)} tokens (image tokens included), and the context of "
-                f"{self._context} leaves none for a response. Use fewer or smaller images, fewer tiles, or a shorter text."
-            )
-        prefix = record.get(PREFIX, "")
-        space = prefix[len(prefix.rstrip()) :]
-        if space and not self.tokenizer.decode(prompt.prompt_ids[-len(space) - 1 :]).endswith(space):
-            raise ValueError(
-                f"{describe(record)}: the chat template cuts off the white space at the end of the prefix {prefix[-20:]!r}. End "
-                "the prefix before it."
-            )
 
     def _prefill(self, inputs: Mapping[str, Tensor], counts: list[int]) -> dict[str, Any]:
         """Compute each prompt without its last token once, and repeat inputs and cache `counts` times for `generate`."""

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -36,7 +36,6 @@ from mpo.generation.wire import (
     decoding_fields,
     read_choices,
     read_usage,
-    shares,
 )
 
 logger = logging.getLogger(__name__)
@@ -293,10 +292,12 @@ class _Run:
 
         async def part(numbers: Sequence[int]) -> None:
             endpoint, choices, (prompt_tokens, completion_tokens) = await self._answered(request, numbers)
-            self.generator.usage.add(len(choices), prompt_tokens, completion_tokens)
-            tokens = shares(completion_tokens, [len(choice.text) for choice in choices])
-            for sample, choice, own in zip(numbers, choices, tokens, strict=False):
-                response = self._response(endpoint, choice, prompt_tokens, own)
+            self.generator.usage.add(min(len(choices), len(numbers)), prompt_tokens, completion_tokens)
+            limit = self.decoding.max_new_tokens
+            for sample, choice in zip(numbers, choices, strict=False):
+                # Of several choices a server says the sum alone.
+                several = limit if choice.finish_reason == "length" else None
+                response = self._response(endpoint, choice, prompt_tokens, completion_tokens if len(choices) == 1 else several)
                 texts[sample] = response.text
                 await found.put((number, sample, response))
             if missing := numbers[len(choices) :]:
@@ -338,7 +339,7 @@ class _Run:
             )
 
     async def _answered(self, request: Request, samples: Sequence[int]) -> tuple[Endpoint, list[Choice], Tokens]:
-        """Ask for consecutive samples, until there is a response: the server, its choices, and the tokens.
+        """Ask for consecutive samples, until there is a response: the server, all choices that it sent, and their tokens.
 
         Raises:
             GenerationError: when the request is at fault.
@@ -360,7 +361,7 @@ class _Run:
                     path, body = await self._body(endpoint, request, samples)
                     limit = min(max(end - time.monotonic(), 0.1), generator.timeout)
                     data = await endpoint.send(await self._client(endpoint), path, body, limit)
-                    choices = self._checked(endpoint, data)[: len(samples)]
+                    choices = self._checked(endpoint, data)
                     self.proven = True
                     return endpoint, choices, read_usage(data)
                 except RefusedError as error:
@@ -374,6 +375,12 @@ class _Run:
                     avoid[endpoint] = time.monotonic() + wait
                     if error.limited or error.unreachable:  # for other requests as well
                         endpoint.rests_until = max(endpoint.rests_until, avoid[endpoint])
+                except ConnectionError as error:  # this server cannot be used, and others may
+                    if endpoint in self.endpoints:
+                        if len(self.endpoints) == 1:
+                            raise
+                        self.endpoints.remove(endpoint)
+                        generator.notice(f"{error} The others are asked.")
                 except SettingsError:
                     raise
                 except ValueError as error:  # of an image
@@ -393,11 +400,14 @@ class _Run:
                 return min((endpoint for endpoint in free if free[endpoint] <= now), key=lambda endpoint: endpoint.running)
             await asyncio.sleep(first - now)
 
-    def _checked(self, endpoint: Endpoint, data: Any) -> list[Choice]:
+    def _choices(self, endpoint: Endpoint, data: Any) -> list[Choice]:
         try:
-            choices = read_choices(data)
+            return read_choices(data)
         except ValueError as error:
             raise FailedError(endpoint.clean(f"{endpoint.shown} has sent a broken response: {error}.")) from None
+
+    def _checked(self, endpoint: Endpoint, data: Any) -> list[Choice]:
+        choices = self._choices(endpoint, data)
         self._check_model(endpoint, data.get("model"))
         for choice in choices:
             if choice.finish_reason in ("error", "abort"):
@@ -498,29 +508,34 @@ class _Run:
     async def streamed(self, request: Request, on_text: OnText | None) -> Response:
         """Ask once, and pass on the text as it comes."""
         endpoint = self.endpoints[0]
-        text, finish, usage, shown = "", None, None, 0
+        text, finish, shown = "", None, 0
         logprobs: list[float] = []
+        whole: dict[str, Any] = {"choices": []}
         held = max(map(len, self.decoding.stop), default=1) - 1
         try:
             path, body = await self._body(endpoint, request, (0,))
-            async for chunk in endpoint.chunks(await self._client(endpoint), path, body):
-                self._check_model(endpoint, chunk.model)
-                usage = chunk.usage or usage
-                for choice in chunk.choices:
-                    finish = choice.finish_reason or finish
-                    text += (choice.text if path == COMPLETIONS else choice.delta.content) or ""
-                    said = getattr(choice, "logprobs", None)
-                    tokens = getattr(said, "content", None) or []
-                    logprobs += getattr(said, "token_logprobs", None) or [token.logprob for token in tokens]
-                    ready = self.decoding.before_stop(text)[: len(text) - held]
-                    if on_text is not None and len(ready) > shown:
-                        on_text(ready[shown:])
-                        shown = len(ready)
+            limit = min(self.generator.timeout, self.generator.total_timeout)
+            async with aclosing(endpoint.chunks(await self._client(endpoint), path, body, limit)) as chunks:
+                async for chunk in chunks:
+                    whole |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+                    self._check_model(endpoint, chunk.get("model"))
+                    for choice in self._choices(endpoint, chunk) if chunk["choices"] else ():
+                        finish = choice.finish_reason or finish
+                        text += choice.text
+                        logprobs += choice.logprobs or ()
+                        ready = self.decoding.before_stop(text)[: len(text) - held]
+                        if on_text is not None and len(ready) > shown:
+                            on_text(ready[shown:])
+                            shown = len(ready)
+            if finish is None:
+                raise FailedError(f"{endpoint.shown} broke off its response, or sent none.")
+            whole["choices"] = [{"text": text, "finish_reason": finish}]
+            self._checked(endpoint, whole)
         except FailedError as error:
             raise ConnectionError(f"{error}") from None
         except RefusedError as error:
             raise ConnectionError(explained(f"{error}")) from None
-        counts = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
+        counts = read_usage(whole)
         self.generator.usage.add(1, *counts)
         response = self._response(endpoint, Choice(text, finish, tuple(logprobs) or None), *counts)
         if on_text is not None and len(response.text) > shown:
@@ -568,18 +583,28 @@ def _run(function: Callable[[], Awaitable[T]]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(function())  # type: ignore[arg-type]
-    found: list[Any] = []
+    outer = asyncio.current_task()
+    cancelled = outer.cancelling() if outer else 0
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(function())  # type: ignore[arg-type]
+
+    async def result() -> None:
+        await asyncio.wait([task])
 
     def run() -> None:
-        try:
-            found.append((asyncio.run(function()), None))  # type: ignore[arg-type]
-        except BaseException as error:
-            found.append((None, error))
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(result())
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
-    value, error = found[0]
-    if error is not None:
-        raise error
-    return value  # type: ignore[no-any-return]
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if outer and outer.cancelling() > cancelled:  # by Ctrl-C, under asyncio.run
+                raise asyncio.CancelledError
+    except BaseException:  # Ctrl-C: nothing more is sent
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    return task.result()

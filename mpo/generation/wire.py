@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from mpo.data.images import open_image
+from mpo.data.images import media_type, open_image
 from mpo.data.paths import regular_file
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.generation.generator import Decoding, Request
@@ -22,7 +22,6 @@ OWN_FIELDS = frozenset("model messages prompt max_tokens temperature top_p top_k
 """Fields that settings of the generator decide."""
 MAX_CHOICES = 128
 """Samples that are asked for at once: LMDeploy's and OpenAI's limit."""
-_SIGNATURES = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"GIF8", "image/gif"))
 
 
 @dataclass(frozen=True)
@@ -174,25 +173,25 @@ def _opened(images: Sequence[Any]) -> list[Any]:
 
 
 def _image_url(image: Any, where: str) -> str:
-    """An image as a data URL: the bytes of a JPEG, PNG, GIF or WebP file as they are, all else as PNG."""
+    """An image as a data URL: the bytes of a file as they are if `media_type` has a type for them, all else as PNG."""
     if isinstance(image, Mapping):
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")
     content = image
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
+        where = f"{where}: {path}"
         try:
-            with open(regular_file(path, f"{where}: {path}", "image"), "rb") as file:
+            with open(regular_file(path, where, "image"), "rb") as file:
                 content = file.read()
         except OSError as error:
-            raise ValueError(f"{where}: {path}: this image cannot be opened ({error.strerror}). Fix its permissions.") from error
+            raise ValueError(f"{where}: this image cannot be opened ({error.strerror}). Fix its permissions.") from error
     kind = None
     if isinstance(content, bytes | bytearray | memoryview):
         content = bytes(content)
-        kind = next((kind for start, kind in _SIGNATURES if content.startswith(start)), None)
-        kind = "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else kind
+        kind = media_type(content, where=where)
     if kind is None:
         png = BytesIO()
-        open_image(image, where=where).save(png, format="PNG", compress_level=1)
+        open_image(content, where=where).save(png, format="PNG", compress_level=1)
         content, kind = png.getvalue(), "image/png"
     return f"data:{kind};base64,{b64encode(content).decode()}"
 
@@ -207,7 +206,7 @@ class Choice:
 
 
 def read_choices(data: Any) -> list[Choice]:
-    """The choices of a response, in order.
+    """The choices of a response, or of a part of a streamed one, in order.
 
     Raises:
         ValueError: for anything but a response with one choice or more.
@@ -216,7 +215,9 @@ def read_choices(data: Any) -> list[Choice]:
         given = sorted(data["choices"], key=lambda choice: choice.get("index", 0))
         found = []
         for choice in given:
-            text = choice["text"] if "text" in choice else choice["message"].get("content")
+            text = (
+                choice["text"] if "text" in choice else (choice["delta"] if "delta" in choice else choice["message"]).get("content")
+            )
             if not isinstance(text, str | None):
                 raise ValueError(f"a text is {text!r:.80}")
             found.append(Choice(text or "", choice.get("finish_reason"), _logprobs(choice.get("logprobs"))))
@@ -244,20 +245,3 @@ def _logprobs(given: Any) -> tuple[float, ...] | None:
         return None
     values = [token["logprob"] for token in given["content"]] if given.get("content") else given.get("token_logprobs")
     return tuple(map(float, values)) if values else None
-
-
-def shares(total: int | None, lengths: Sequence[int]) -> list[int | None]:
-    """Split the tokens of several samples, of which a server says the sum, in proportion to the lengths of their texts.
-
-    >>> shares(10, [3, 3, 1]), shares(None, [1])
-    ([4, 5, 1], [None])
-    """
-    if total is None:
-        return [None] * len(lengths)
-    weight, done, found = sum(lengths) or len(lengths), 0, []
-    upto = 0
-    for length in lengths:
-        upto += length if sum(lengths) else 1
-        found.append(round(total * upto / weight) - done)
-        done += found[-1]
-    return list(found)

@@ -48,6 +48,26 @@ def test_log_probs_are_those_of_each_completion_alone(processor, layout, max_tok
             torch.testing.assert_close(logps, by_hand(model, processor, request, completion), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("prefix", ["The ", "The answer", "The\n", None])
+def test_log_probs_are_those_of_generation_whatever_else_is_scored(processor, layout, prefix):
+    """Alone and with others that merge with the prefix; and those of sampled responses are what the sampler said."""
+    model = internvl(processor)
+    request = Request.ask("What is 2 plus 3?", prefix=prefix)
+    given = [" five", "five", "fi", "s", "\nno", "  5"]
+    together = completion_logprobs(model, processor, [request], [given], layout=layout)[0]
+    for text, logps in zip(given, together, strict=True):
+        torch.testing.assert_close(completion_logprobs(model, processor, [request], [[text]], layout=layout)[0][0], logps)
+    checked = 0
+    for one in LocalGenerator(model, processor).generate([request], n=16, max_new_tokens=1, logprobs=True, seed=1)[0]:
+        ids = processor.tokenizer(one.text)["input_ids"]
+        if one.finish_reason == "length" and one.text.strip() and len(ids) == 1 and "\ufffd" not in one.text:
+            ((logps,),) = completion_logprobs(model, processor, [request], [[one.text]], layout=layout)
+            assert logps[0].item() == pytest.approx(one.logprobs[0], abs=1e-4) and len(logps) == 2
+            checked += 1
+    assert checked > 3
+
+
 def test_training_mode_attention_and_generation_are_as_before(processor):
     model = internvl(processor).train()
     before = model.config.text_config._attn_implementation
@@ -94,6 +114,9 @@ def test_adapters_text_models_and_models_that_cannot_be_packed(processor):
         (REQUESTS[:1], [[5]], {}, "5"),
         (REQUESTS[:1], [["5"]], {"max_tokens_per_batch": 0}, "max_tokens_per_batch=0"),
         ([Request.ask("?", images=["gone.png"])], [["5"]], {}, "request 0.*gone"),
+        ([Request.ask("5 " * 40_000)], [["5"]], {}, "request 0.*context"),
+        (REQUESTS[:2], [["5"], ["5", "5 " * 40_000]], {}, "request 1.*context"),
+        (REQUESTS[:1], [["<IMG_CONTEXT>"]], {}, "request 0.*completion 0.*IMG_CONTEXT"),
     ],
 )
 def test_what_cannot_be_scored_is_named(processor, requests, completions, settings, name):

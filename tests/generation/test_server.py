@@ -5,13 +5,17 @@ import base64
 import io
 import json
 import logging
+import signal
 import socket
+import threading
 import time
 
 import pytest
+from PIL import Image, ImageChops
 from stub_server import StubServer, stub_text
 from support import make_image
 
+from mpo.data.images import open_image
 from mpo.generation.endpoint import retry_after
 from mpo.generation.generator import GenerationError, Request
 from mpo.generation.server import ServerGenerator
@@ -32,9 +36,9 @@ def streamed(generator, requests, **settings):
     return asyncio.run(collect())
 
 
-def encoded(kind, image=None):
+def encoded(kind, image=None, **how):
     file = io.BytesIO()
-    (image or make_image(1)).save(file, format=kind)
+    (image or make_image(1)).save(file, format=kind, **how)
     return file.getvalue()
 
 
@@ -55,13 +59,18 @@ def test_every_kind_gives_n_samples_with_their_own_seeds(kind):
         assert stub.asked == (15 if kind == "transformers" else 5) == generator.usage.requests
         found = streamed(generator, [(requests[4], (2, 0))], n=3, seed=7, max_new_tokens=30)
         assert {number: response.text for _, number, response in found} == {n: texts(responses)[4][n] for n in (0, 2)}
+        cut = generator.generate(requests[:1], n=2, max_new_tokens=4)
         expected = [[stub_text({"messages": body["messages"], "seed": 7}, n) for n in range(3)] for body in stub.bodies[:1]]
     assert expected[0] in texts(responses) and len({text for several in texts(responses) for text in several}) == 15
     first = responses[0][0]
     assert (first.finish_reason, first.prompt_tokens, first.logprobs) == ("stop", 9, None)
-    assert sum(one.completion_tokens for several in responses for one in several) == 15 * 16
+    alone = 16 if kind == "transformers" else None  # of several samples, servers say the sum
+    assert {one.completion_tokens for several in responses for one in several} == {alone}
+    assert {one.completion_tokens for _, _, one in found} == {16}  # two requests of one sample
+    assert [(one.finish_reason, one.completion_tokens) for one in cut[0]] == [("length", 4)] * 2
     usage = generator.usage
-    assert usage.cost == pytest.approx((2 * usage.prompt_tokens + 10 * usage.completion_tokens) / 1e6) and usage.responses == 17
+    assert usage.cost == pytest.approx((2 * usage.prompt_tokens + 10 * usage.completion_tokens) / 1e6)
+    assert (usage.responses, usage.completion_tokens) == (19, 17 * 16 + 2 * 4)
 
 
 def test_what_is_sent_overrules_the_checkpoints_generation_config():
@@ -94,10 +103,67 @@ def test_stored_images_are_sent_as_they_are(tmp_path, stub, form, kind):
     assert base64.b64decode(sent) == content
 
 
-def test_other_images_are_sent_as_png(stub):
-    for image in (make_image(2), encoded("BMP", make_image(2))):
-        ServerGenerator(stub.url).generate([Request.ask("What?", images=[image])])
-        assert stub.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+def turned(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(kind, make_image(2), exif=exif)
+
+
+see_through = make_image(2).convert("RGBA")
+see_through.putalpha(100)
+OTHER_IMAGES = {
+    "opened": make_image(2),
+    "bmp": encoded("BMP", make_image(2)),
+    "alpha": encoded("PNG", see_through),
+    "alpha, webp": encoded("WEBP", see_through),
+    "grey alpha": encoded("PNG", make_image(2).convert("LA")),
+    "a transparent colour": encoded("PNG", make_image(2), transparency=(0, 0, 0)),
+    "a transparent colour, gif": encoded(
+        "GIF", make_image(2).convert("P"), transparency=make_image(2).convert("P").getpixel((0, 0))
+    ),
+    "16 bits": encoded("PNG", Image.new("I;16", (9, 7), 300)),
+    "cmyk": encoded("JPEG", make_image(2).convert("CMYK")),
+    "turned, png": turned("PNG"),
+    "turned, webp": turned("WEBP"),
+    **{kind: encoded(kind, make_image(2), save_all=True, append_images=[make_image(3)]) for kind in ("GIF", "PNG", "WEBP")},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_IMAGES)
+def test_images_that_a_server_may_read_otherwise_are_sent_as_training_sees_them(stub, name):
+    ServerGenerator(stub.url).generate([Request.ask("What?", images=[OTHER_IMAGES[name]])])
+    head, _, sent = stub.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"].partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(sent))) as image:
+        assert (image.mode, getattr(image, "is_animated", False), dict(image.getexif())) == ("RGB", False, {})
+        assert ImageChops.difference(image, open_image(OTHER_IMAGES[name])).getbbox() is None
+
+
+def test_a_jpeg_is_sent_as_it_is_if_training_reads_it(stub):
+    """Turned, and with an end that is missing or followed by more."""
+    for content in (turned("JPEG"), encoded("JPEG") + b"more"):
+        ServerGenerator(stub.url).generate([Request.ask("What?", images=[content])])
+        url = stub.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"]
+        assert base64.b64decode(url.partition(",")[2]) == content
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_an_image_that_is_cut_short_is_named_before_it_is_sent(stub, tmp_path, kind):
+    content = encoded(kind, make_image(1, width=200))
+    before = stub.asked
+    for size in (20, len(content) // 2, len(content) - 40):
+        (tmp_path / "cut.jpg").write_bytes(content[:size])
+        for image, name in ((content[:size], "image 1 of 1"), (tmp_path / "cut.jpg", "image 1 of 1.*cut.jpg")):
+            with pytest.raises(ValueError, match=name):
+                ServerGenerator(stub.url).generate([Request.ask("What?", images=[image])])
+    assert stub.asked == before
+
+
+@pytest.mark.parametrize("url", ["https://host/a.png", "data:image/png;base64," + "A" * 9999, {"path": "s3://a/b.png"}])
+def test_a_url_is_no_image(url):
+    with pytest.raises(ValueError, match="image 1 of 1 is a URL") as refused:
+        Request.ask("What?", images=[url])
+    assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize("image", ["gone.png", "", b"", b"<html>", b"version https://git-lfs.github.com", 5])
@@ -222,6 +288,14 @@ def test_time_limits():
     with StubServer(poison=lambda body: "slow") as stub, pytest.raises(ConnectionError, match="no response"):
         ServerGenerator(stub.url, timeout=0.2, total_timeout=0.6).generate([ASKED])
 
+    async def dripping():
+        for _ in range(100):
+            yield PART
+            await asyncio.sleep(0.05)
+
+    with StubServer(poison=lambda body: dripping()) as stub, pytest.raises(ConnectionError, match="0.4 s"):
+        ServerGenerator(stub.url, total_timeout=0.4).ask(ASKED)
+
 
 def test_a_request_that_breaks_connections_does_not_hold_the_others_up():
     """Others are asked while it waits for its second attempt, more than the one that is asked together with its first."""
@@ -254,6 +328,51 @@ def test_the_key_is_of_the_environment_and_nowhere_else(monkeypatch, caplog):
     assert secret not in str(given.value)
 
 
+@pytest.mark.parametrize("key", ["sk-hidden\n", "sk-hidden\r", "sk-\x01hidden", "sk-hidd\u00e9n", "  ", "sk hidden"])
+def test_a_key_that_no_header_can_hold_is_refused_by_the_name_of_its_variable(monkeypatch, stub, key):
+    generator = ServerGenerator(stub.url, key_variable="MY_KEY")
+    monkeypatch.setenv("MY_KEY", key)
+    before = stub.asked
+    for ask in (lambda: ServerGenerator(stub.url, key_variable="MY_KEY"), lambda: generator.generate([ASKED])):
+        with pytest.raises(ValueError, match="MY_KEY") as refused:
+            ask()
+        assert "hid" not in str(refused.value)
+    assert stub.asked == before
+
+
+PART = b'data: {"model": "tiny", "choices": [{"index": 0, "delta": {"content": "It"}, "finish_reason": null}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("empty", "sent none"),
+        ("garbage", "sent none"),
+        ("no choices", "sent none"),
+        ("half", "breaks|failed"),
+        (PART, "broke off"),
+        (PART + b"data: [DONE]\n\n", "broke off"),
+        (PART + b'data: {"object": "error", "message": "OOM", "code": 500}\n\n', "OOM"),
+        (PART + b'data: {"error": {"message": "OOM"}}\n\n', "OOM"),
+        (PART + b'data: {"model": "ti\n\n', "JSON"),
+        (PART + b'data: {"choices": [5]}\n\n', "broken"),
+        (PART + b"data: 5\n\n", "5"),
+        (PART.replace(b"null", b'"abort"'), "abort"),
+        ("slow", "0.3 s"),
+    ],
+)
+def test_a_stream_that_is_broken_is_no_response(fault, said):
+    with StubServer(faults=[fault]) as stub:
+        with pytest.raises(ConnectionError, match=said):
+            ServerGenerator(stub.url, timeout=0.3 if fault == "slow" else 20).ask(ASKED)
+        assert stub.asked == 1
+
+
+def test_json_of_any_depth_is_a_broken_response():
+    with StubServer(poison=lambda body: b"[" * 100_000) as stub, pytest.raises(ConnectionError, match="JSON"):
+        ServerGenerator(stub.url, attempts=1).generate([ASKED])
+
+
 def test_a_password_of_the_address_is_not_shown():
     with StubServer() as stub:
         generator = ServerGenerator(stub.url.replace("//", "//me:hidden@"), attempts=1)
@@ -280,6 +399,17 @@ def test_several_servers_share_the_work_and_stand_in_for_each_other():
         generator = ServerGenerator([first.url, third.url])  # the first is gone
         assert texts(generator.generate(requests, temperature=0)) == expected
         assert any(first.url in notice for notice in generator.notices)
+
+
+@pytest.mark.parametrize("fault", [401, 404])
+def test_a_server_that_cannot_be_used_is_reported_once_and_left_to_the_others(fault):
+    with StubServer(poison=lambda body: fault) as wrong, StubServer() as right:
+        generator = ServerGenerator([wrong.url, right.url])
+        assert len(generator.generate([ASKED] * 20)) == 20 and right.asked == 20
+        assert [wrong.url in notice for notice in generator.notices] == [True]
+        right.poison = wrong.poison
+        with pytest.raises(ConnectionError, match=f"{fault}|endpoint"):
+            generator.generate([ASKED] * 20)
 
 
 def test_another_model_is_named(stub):
@@ -402,6 +532,26 @@ def test_in_a_running_event_loop(stub):
     for wrong in (ASKED, ["What?"], "What?", None, [(ASKED, (1,))]):
         with pytest.raises(ValueError, match="list of requests"):
             ServerGenerator(stub.url).generate(wrong)
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_an_interrupt_in_a_running_event_loop_ends_what_runs_behind_it(cancels):
+    """A notebook's loop raises KeyboardInterrupt; `asyncio.run` cancels its task instead."""
+    with StubServer(delay=0.05) as stub:
+
+        async def notebook():
+            task, thread = asyncio.current_task(), threading.get_ident()
+            interrupt = task.cancel if cancels else lambda: signal.pthread_kill(thread, signal.SIGINT)
+            if not cancels:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            threading.Timer(0.5, interrupt).start()
+            ServerGenerator(stub.url, concurrency=2).generate([ASKED] * 5000)
+
+        with pytest.raises(asyncio.CancelledError if cancels else KeyboardInterrupt):
+            asyncio.run(notebook())
+        asked = stub.asked
+        time.sleep(0.3)
+        assert 0 < asked == stub.asked < 5000
 
 
 def test_one_question_is_streamed(stub):

@@ -15,6 +15,7 @@ from trl import DPOTrainer
 PACKAGE = Path(__file__).parents[1] / "mpo"
 TRAINER = {  # overridden or called on TRL's and transformers' trainers
     "_finalize_training": {"training/loop.py"},
+    "_get_collator_with_removed_columns": {"training/policy.py"},
     "_get_dataloader": {"training/loading.py"},
     "_get_eval_sampler": {"training/loading.py"},
     "_get_grad_norm": {"training/loop.py"},
@@ -29,7 +30,7 @@ TRAINER = {  # overridden or called on TRL's and transformers' trainers
     "_paper": {"training/mpo.py"},
     "_prepare_dataset": {"training/policy.py"},
     "_prepare_inputs": {"training/evaluating.py", "training/loading.py", "training/policy.py", "training/reference/use.py"},
-    "_remove_unused_columns": {"training/loading.py"},
+    "_remove_unused_columns": {"training/loading.py", "training/policy.py"},
     "_run_epoch": {"training/loading.py"},
     "_save_checkpoint": {"training/resuming.py"},
     "_save_rng_state": {"training/resuming.py"},

@@ -142,8 +142,8 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     if _squeezed(given) == _squeezed(known):
         return True, None, None, "the same expression"
     if any(_SEVERAL.search(text) for text in (given, known)):
-        one, other = (sorted(_squeezed(part) for part in re.split(r"[,;]|\bor\b|\band\b", text)) for text in (given, known))
-        return one == other, None, None, "several equations"
+        parts = [sorted(_squeezed(part) for part in re.split(r"[,;]|\bor\b|\band\b", text)) for text in (given, known)]
+        return parts[0] == parts[1], None, None, "several equations"
     sides = equation(given), equation(known)
     if len(sides[0]) > 1 and len(sides[1]) > 1 and sides[0][0] != sides[1][0]:
         if all(_NAME.fullmatch(one[0]) and one[0] not in other[1] for one, other in (sides, sides[::-1])):

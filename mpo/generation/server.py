@@ -586,7 +586,7 @@ def _run(function: Callable[[], Awaitable[T]]) -> T:
     outer = asyncio.current_task()
     cancelled = outer.cancelling() if outer else 0
     loop = asyncio.new_event_loop()
-    task = loop.create_task(function())  # type: ignore[arg-type]
+    task: asyncio.Task[T] = loop.create_task(function())  # type: ignore[arg-type]
 
     async def result() -> None:
         await asyncio.wait([task])

@@ -24,8 +24,10 @@ TEMPLATES = {
     "internvl2_5": ("<|im_end|>\n", NEW_SYSTEM),
 }
 """The end of a turn and the default system message of each supported conversation template."""
-SETTINGS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "max_patches", "min_patches")
-SETTINGS += ("resample", "rescale_factor", "size", "use_thumbnail", "image_processor_type")
+SETTINGS = (
+    *("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "max_patches", "min_patches"),
+    *("resample", "rescale_factor", "size", "use_thumbnail", "image_processor_type"),
+)
 """What decides the tiles and pixels of an image processor."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TURN = ("<|im_start|>", "<|im_end|>")

@@ -68,7 +68,19 @@ def stdout_to_stderr() -> Iterator[None]:
 
 def leave_interrupts_to_parent() -> None:
     """Let processes that are forked from here ignore Ctrl-C, which reaches them too: this one ends them, without tracebacks."""
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+
+    def ignored_in_child() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        masked(signal.SIG_UNBLOCK)
+
+    def masked(how: int) -> None:  # or an interrupt during the fork would reach the child before it is ignored there
+        signal.pthread_sigmask(how, {signal.SIGINT})
+
+    os.register_at_fork(
+        before=lambda: masked(signal.SIG_BLOCK),
+        after_in_parent=lambda: masked(signal.SIG_UNBLOCK),
+        after_in_child=ignored_in_child,
+    )
 
 
 def user_errors(work: Callable[[], int], who: str = "") -> int:

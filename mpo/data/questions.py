@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.messages import checked_text
 from mpo.data.paths import SETTING
 from mpo.data.records import to_prompt
+from mpo.data.unused import check_unused
 from mpo.io import BadRecord, json_kind
 from mpo.schema import Question
 
@@ -21,8 +21,6 @@ PROMPTS = ("question", "prompt", "messages")
 ANSWERS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
 CHOICES = ("choices", "options")
 OTHERS = ("id", "system", "image", "images", "kind", "unit", "tolerance", "source")
-_SHOWN = re.compile(r"ima?ge?s?|picture|photo|video|audio|conversation|history|prompt|question", re.IGNORECASE)
-"""Names of fields that may be something the model should see."""
 BAD = "bad"
 """Name in the metadata of a line that is no question: the reason."""
 
@@ -81,7 +79,8 @@ def load_questions(path: str | Path, **settings: Any) -> Questions:
 
     A line has ``question``, ``prompt`` or ``messages``; optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
     ``images``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices``, and ``kind``,
-    ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata.
+    ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
+    something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
     """
     return Questions(path, **settings)
 
@@ -103,10 +102,9 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
             raise ValueError(f"expected a question; got the fields {', '.join(line) or 'none'}. Name it {' or '.join(PROMPTS)}.")
         metadata = {name: value for name, value in line.items() if name not in (*OTHERS, prompt, answer, choices)}
         nested = metadata.pop("metadata", None)
-        if unread := next((name for name, value in metadata.items() if _SHOWN.search(name) and _may_be_shown(name, value)), None):
-            raise ValueError(f"the field {unread!r} is not read, and may be something the model should see. Rename or remove it.")
         asked = {name: value for name, value in line.items() if name in ("id", "system", "image", "images")}
         found = to_prompt({**asked, "prompt": line[prompt]}, where="", image_root=image_root)
+        check_unused(metadata, {prompt: line[prompt]}, found["images"], advice="put it into 'metadata'")
         tolerance = line.get("tolerance")
         if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0):
             raise ValueError(f"'tolerance' is {tolerance!r:.50} instead of a number of 0 or more.")
@@ -123,7 +121,8 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
             metadata={**(nested if isinstance(nested, Mapping) else {} if nested is None else {"metadata": nested}), **metadata},
         )
     except ValueError as error:
-        raise BadRecord(where, str(error).replace(SETTING, "image_root")) from None
+        reason = error.reason if isinstance(error, BadRecord) else str(error)
+        raise BadRecord(where, reason.replace(SETTING, "image_root")) from None
 
 
 def _place(where: str) -> str:
@@ -146,14 +145,6 @@ def _texts(line: Mapping[str, Any], name: str | None) -> list[str]:
         if isinstance(one, bool) or not isinstance(one, str | int | float):
             raise ValueError(f"{name!r} has {json_kind(one)} where text or a number is expected.")
     return [checked_text(one if isinstance(one, str) else str(one), repr(name)) for one in given]
-
-
-def _may_be_shown(name: str, value: Any) -> bool:
-    return (
-        not name.lower().endswith(("id", "type", "index"))
-        and value not in ("", [])
-        and isinstance(value, str | bytes | list | dict)
-    )
 
 
 def _text(line: Mapping[str, Any], name: str) -> str | None:

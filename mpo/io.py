@@ -32,15 +32,22 @@ TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{12}\.tmp")
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used: where it stands (``file:line`` or a record's id), the reason, and its kind, if it has one."""
+    """A record that cannot be used.
 
-    def __init__(self, where: str, reason: str, kind: str = "") -> None:
+    Attributes:
+        where: its place, ``file:line``, or its id.
+        reason: why.
+        kind: the kind of the reason, if it has one.
+        field: the name of the field that is refused, if it is one.
+    """
+
+    def __init__(self, where: str, reason: str, kind: str = "", field: str = "") -> None:
         reason = reason if len(reason) <= MAX_REASON_LENGTH else reason[: MAX_REASON_LENGTH - 3] + "..."
         super().__init__(f"{where}: {reason}" if where else reason)
-        self.where, self.reason, self.kind = where, reason, kind
+        self.where, self.reason, self.kind, self.field = where, reason, kind, field
 
-    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str, str]]:  # it crosses processes
-        return BadRecord, (self.where, self.reason, self.kind)
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str, str, str]]:  # it crosses processes
+        return BadRecord, (self.where, self.reason, self.kind, self.field)
 
 
 RECORD_ERRORS = (
@@ -58,7 +65,7 @@ def bad_record(where: str) -> Iterator[None]:
     except RecursionError:
         raise BadRecord(where, "nested too deeply to be read.") from None
     except BadRecord as bad:
-        raise (bad if bad.where else BadRecord(where, bad.reason, bad.kind)) from bad.__cause__
+        raise (bad if bad.where else BadRecord(where, bad.reason, bad.kind, bad.field)) from bad.__cause__
     except RECORD_ERRORS as error:
         reason = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {error}). Fix it."
         raise BadRecord(where, reason.removeprefix(where).lstrip(":, ") if where else reason) from error

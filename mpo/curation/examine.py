@@ -87,6 +87,7 @@ class Examined:
     images: NDArray[np.int64]  # keys of the images and videos of all pairs, shape (M,)
     owner: NDArray[np.int64]  # index of the pair that each of these belongs to, shape (M,)
     unused: Counter[str]  # how many lines have each field that their format does not use
+    refused: Counter[str]  # and how many are refused for each, by its name
 
 
 class Examiner:
@@ -109,7 +110,7 @@ class Examiner:
 
     def __call__(self, part: Part) -> Examined:
         """Examine one shard of a source."""
-        shard, lines, unused = part.shard, 0, Counter[str]()
+        shard, lines, unused, refused = part.shard, 0, Counter[str](), Counter[str]()
         findings: list[Finding] = []
         where: list[str] = []
         keys: list[tuple[int, int]] = []
@@ -120,6 +121,7 @@ class Examiner:
                 lines += 1
                 if isinstance(rows, BadRecord):
                     findings.append(Finding(rows.kind or "no pair", rows.where, rows.reason))
+                    refused.update([rows.field] if rows.field else [])
                     continue
                 unused.update(rows.unused)
                 if not self.wanted.only_keys:
@@ -144,7 +146,7 @@ class Examiner:
             findings.append(Finding(FILE_DAMAGED, shard.path, str(error)))
         pair, prompt = np.array(keys, dtype=np.int64).reshape(-1, 2).T
         arrays = pair, prompt, np.array(images, dtype=np.int64), np.array(owner, dtype=np.int64)
-        return Examined(lines, findings, where, *arrays, unused)
+        return Examined(lines, findings, where, *arrays, unused, refused)
 
     def _check_record(self, row: Row, where: str, shown: list[Image], wrong_videos: list[str]) -> list[Finding]:
         found = [("video not decoded", wrong) for wrong in wrong_videos]

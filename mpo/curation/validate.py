@@ -68,7 +68,8 @@ def findings_table(tally: Tally) -> str:
 class Report:
     """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``.
 
-    ``unused`` has the fields that are metadata because their format does not use them, each with the number of its lines.
+    ``unused`` has the fields that are metadata because their format does not use them, each with the number of its lines;
+    ``refused`` those that may be something the model should see, each with the number of lines refused for it.
     """
 
     path: str
@@ -77,6 +78,7 @@ class Report:
     tally: Tally
     output: Path
     unused: Counter[str]
+    refused: Counter[str]
 
     @property
     def may_start(self) -> bool:
@@ -90,10 +92,9 @@ class Report:
         why = "there is no pair" if not self.pairs else f"{self.tally.problems:,} problems (!)"
         verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
         lines = [f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines", findings_table(self.tally)]
-        if self.unused:
-            lines.append(
-                "Fields that are only metadata: " + ", ".join(f"{name} ({self.unused[name]:,})" for name in sorted(self.unused))
-            )
+        for what, fields in (("only metadata", self.unused), ("refused", self.refused)):
+            if fields:
+                lines.append(f"Fields that are {what}: " + ", ".join(f"{name} ({fields[name]:,})" for name in sorted(fields)))
         return "\n".join([*lines, f"{verdict}{where}"])
 
 
@@ -146,13 +147,14 @@ def validate(
         others = _parts({**settings, "path": evaluation}, workers)
         evaluated = list(_each(others, Wanted(only_keys=True), workers, f"Reading {evaluation}"))
     output = Path(output).expanduser()
-    lines, unused = 0, Counter[str]()
+    lines, unused, refused = 0, Counter[str](), Counter[str]()
     examined: list[Examined] = []
     with atomic_write(output) as file:
         tally = Tally(file)
         for shard in _each(parts, wanted, workers, f"Checking {path}"):
             lines += shard.lines
             unused += shard.unused
+            refused += shard.refused
             tally.add(shard.findings)
             shard.findings.clear()
             examined.append(shard)
@@ -162,7 +164,7 @@ def validate(
             tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
         tally.add(_over_all(examined, evaluated))
         tally.file = None
-    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output, unused)
+    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output, unused, refused)
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:

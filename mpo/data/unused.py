@@ -105,7 +105,7 @@ def check_unused(
                     continue
             if kind is not None:
                 what = f"the field {path!r} is not used, but may be {kind} ({leaf!r:.60})"
-                raise BadRecord("", f"{what}. Rename it to one that is used, or {advice.format(name)}.", KIND)
+                raise BadRecord("", f"{what}. Rename it to one that is used, or {advice.format(name)}.", KIND, path)
     return inner
 
 

@@ -362,12 +362,13 @@ def test_the_user_says_what_is_metadata(images, tmp_path):
 
 
 def test_validate_lists_the_fields_that_are_not_used(tmp_path):
-    """Each once, with the number of its lines; and what is refused, by its kind."""
+    """Each once, with the number of its lines; and what is refused, by its name too."""
     lines = [{**PLAIN, "idx": place, **({"note": "Look at this."} if place == 2 else {"kind": "x"})} for place in range(3)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl")
     assert report.unused == {"idx": 2, "kind": 2} and report.tally.counts["unused field"] == 1
-    assert "idx (2), kind (2)" in report.text()
+    assert report.refused == {"note": 1}
+    assert "idx (2), kind (2)" in report.text() and "refused: note (1)" in report.text()
     report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl", metadata=["note"])
     assert report.unused == {"idx": 3, "kind": 2, "note": 1} and report.may_start
 

@@ -45,6 +45,8 @@ def check_messages(messages: Any, name: str, record: Mapping[str, Any], where: s
                 raise ValueError(f"{this} has a text of type {type(text).__name__}.")
             if text and has_images and "<image>" in text:
                 raise ValueError(f'{this} has the text \'<image>\', and images are parts here: {{"type": "image"}}. Replace it.')
+        if role != "assistant" and message.get("tool_calls"):
+            raise ValueError(f"{this}, of role {role!r}, has tool_calls, which only the assistant makes. Remove them.")
         for flag in _OTHERS_FLAGS:
             if message.get(flag) is not None:
                 raise ValueError(f'{this} has {flag!r}, which would be ignored. Set "train": false where a turn is not labelled.')
@@ -66,6 +68,8 @@ def check_turns(messages: list[Any], where: str) -> None:
         before = "tool call" if message.get("tool_calls") else role
     if all(message["role"] != "assistant" for message in messages):
         raise ValueError(f"{where} has no message of the assistant, so there is nothing to learn. Leave the record out.")
+    if (last := messages[-1]["role"]) != "assistant":
+        raise ValueError(f"{where} ends with a message of role {last!r} instead of the assistant's. Remove what follows that.")
 
 
 def image_parts(message: Any, kinds: Sequence[str] = ("image",)) -> int:

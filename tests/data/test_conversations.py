@@ -189,11 +189,6 @@ FORMS = {
         "swift",
         [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), *ONE],
     ),
-    "ms-swift's conversation": (
-        {"conversation": [{"human": "Hi.", "assistant": "Hello."}, {"human": "What is it?", "assistant": "A cat."}]},
-        "swift",
-        [("user", "Hi."), ("assistant", "Hello."), ("user", "What is it?"), ("assistant", "A cat.")],
-    ),
 }
 
 
@@ -268,7 +263,7 @@ WRONG = {
     "two texts": ({C: [{**human("a"), "content": "b"}, gpt("b")]}, "both 'value' and 'content'"),
     "half a completion": ({"prompt": "Why?", "completion": ""}, "message 2.*is empty"),
     "the user in a completion": ({"prompt": "Why?", "completion": [ASKED, REPLY]}, "message of the user"),
-    "no response": ({"query": "Why?"}, "text and null"),
+    "no response": ({"query": "Why?"}, "content is null"),
     "a number in history": ({"query": "Why?", "response": "So.", "history": [["a", 5]]}, "a number"),
     "odd history": ({"query": "Why?", "response": "So.", "history": [["a"]]}, "'history'"),
     "a pair": ({"prompt": "Why?", "chosen": "a", "rejected": "b"}, "from_preferences"),

@@ -76,6 +76,7 @@ class _TRL(_Conversation):
     def turns(self, line: Line) -> list[dict[str, Any]]:
         """Turns of the assistant in the prompt are not labelled, as in TRL."""
         if self._is_whole(line):
+            refuse(line, ["completion"], "it stands beside 'messages'. Keep one of them, or say metadata=['completion']")
             return turns_of(line["messages"], "'messages'")
         asked, said = (line.get(name) for name in self._SIDES)
         texts = (("user", asked), ("assistant", said))
@@ -137,20 +138,20 @@ def turns_of(given: Any, name: str) -> list[dict[str, Any]]:
             raise ValueError(f"{wrong!r} of {what} is {flags[wrong]!r:.50} instead of true or false.")
         if len(set(map(bool, flags.values()))) > 1:
             raise ValueError(f"{what} has {' and '.join(map(repr, flags))} with different values. Keep one of them.")
-        refuse(message, ["loss_scale"], CANNOT)
+        refuse(message, ("loss_scale", "reasoning_content", "thinking"), CANNOT)
         if any(flags.values()) and message["role"] != "assistant":
             raise ValueError(f"{what}, of role {message['role']!r}, has {next(iter(flags))!r}, but only the assistant is labelled.")
         if flags and message["role"] == "assistant":
             message["train"] = any(flags.values())
         is_call = one_of(turn, "from", "role") in CALLS
         if is_call:
-            found = (
-                parse_json(message["content"], f"{what}, a call,") if isinstance(message["content"], str) else message["content"]
-            )
+            content = message["content"]
+            found = parse_json(content, what) if isinstance(content, str) else content
             calls = [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
             message |= {"content": None, "tool_calls": calls}
-            if messages and messages[-1]["role"] == "assistant" and (after_call or "tool_calls" not in messages[-1]):
-                messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", ()), *calls]  # one turn, as templates write it
+            before = messages[-1] if messages else {}
+            if before.get("role") == "assistant" and (after_call or not before.get("tool_calls")):
+                before["tool_calls"] = [*(before.get("tool_calls") or ()), *calls]  # one turn, as templates write it
                 continue
         after_call = is_call
         messages.append(message)

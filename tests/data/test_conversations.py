@@ -257,6 +257,13 @@ WRONG = {
     "an unused image": ({"img": "a.png", C: [human("a"), gpt("b")]}, "'img' is not used"),
     "an unused hint": ({"hint": "look left", C: [human("a"), gpt("b")]}, "'hint' is not used"),
     "an unused field of a turn": ({C: [{**human("a"), "image": "b.png"}, gpt("b")]}, "'messages.image' is not used"),
+    "short reasoning": ({"messages": [ASKED, {**REPLY, "reasoning_content": "Fur."}]}, "reasoning_content"),
+    "a completion beside messages": ({"messages": [ASKED, REPLY], "completion": "A dog."}, "completion"),
+    "an empty call": ({C: [human("a"), {"from": "function_call", "value": "[]"}, gpt("b")]}, "content is null"),
+    "an address in a part": (
+        {"messages": [said("user", [{"type": "image_url", "image_url": {"url": "a.png"}}]), REPLY]},
+        "'messages.image_url.url' is not used",
+    ),
     "reasoning": ({"messages": [ASKED, {**REPLY, "reasoning_content": "It has fur, and it looks at me."}]}, "reasoning_content"),
     "another conversation": ({"messages": [said("user", "Why?"), REPLY], C: [human("a"), gpt("b")]}, "'messages' is not used"),
     "another prompt": ({"prompt": "Why is that so?", "messages": [ASKED, REPLY]}, "'prompt' is not used"),

@@ -422,9 +422,9 @@ def _check_tool_calls(messages: list[Any], text: str, where: str) -> None:
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without the keys that Arrow adds to all structs; tool calls, which may be JSON, keep a content of None."""
-    calls = message.get("tool_calls")
-    message = {**message, "tool_calls": parse_json(calls, "'tool_calls'")} if isinstance(calls, str) else message
-    return {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    found = {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    calls = found.get("tool_calls")
+    return {**found, "tool_calls": parse_json(calls, "'tool_calls'")} if isinstance(calls, str) else found
 
 
 def _unpadded(value: Any) -> Any:

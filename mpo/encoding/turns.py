@@ -29,7 +29,8 @@ from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.templates import is_processor, probe
 from mpo.io import bad_record, parse_json
 from mpo.models.control_tokens import check_texts
-from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, SIDES, TRL_COLUMNS, InternalKey, names
+from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, TRL_COLUMNS, InternalKey, names
+from mpo.schema import SIDES as SIDES
 
 Record = dict[str, Any]
 CONVERSATION = ("completion",)

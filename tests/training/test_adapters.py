@@ -29,6 +29,8 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl, small_processor
 from mpo.training.reference.adapters import START_FILE
 
+pytestmark = pytest.mark.slow
+
 TARGETS = r".*language_model.*\.(q_proj|v_proj)"
 METHODS = {
     "LoRA": LoraConfig(r=4, target_modules=TARGETS, lora_dropout=0.3),

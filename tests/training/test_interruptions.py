@@ -8,6 +8,8 @@ from small_runs import KillAt, difference, in_fork, kill_while_saving, record, s
 
 from mpo.training.checkpoint import latest_checkpoint
 
+pytestmark = pytest.mark.slow
+
 # Nine pairs, two at a time, accumulated by two: three steps an epoch, the last with one pair. Two epochs, logged every second
 # step and saved every third or fourth, so that windows straddle checkpoints.
 RAGGED = {"pairs": 9, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "save_strategy": "steps", "logging_steps": 2}

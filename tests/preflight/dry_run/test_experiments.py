@@ -16,6 +16,8 @@ from mpo.preflight.dry_run import dry_run
 from mpo.recipes import EXPERIMENTS
 from mpo.training.job import TrainJob
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted([*EXPERIMENTS, "demo"])
 ADVISED = ("internvl3_78b", "internvl3_5_30b_a3b")
 """Experiments that do not fit on one GPU, of which the report also says what to change."""

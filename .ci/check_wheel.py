@@ -18,7 +18,7 @@ TESTS = (
     "models/test_small.py",
     "encoding/test_tokens.py",
     "batching/test_layout.py",
-    "generation/test_server.py",
+    "generation/test_local.py",
     "verification/test_verification.py",
     "pipelines/test_job.py",
     "evaluation/test_intervals.py",

@@ -7,39 +7,53 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import accelerate
 import pytest
-import torch
-from datasets import Dataset
 from hypothesis import settings
-from support import TEXTS, image_pairs, text_pairs
 
-from mpo.models.small import small_internvl, small_processor
-
+gc.disable()  # until all is imported: looking through what stays costs a fifth of the imports' time
 settings.register_profile("any host", deadline=None)
 settings.load_profile("any host")
-torch.set_num_threads(1)  # tiny models are slower with more threads
-# A PeftModel calls it in every forward pass, 4 ms each.
-accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
+
+
+def pytest_sessionstart(session):
+    """Prepare the libraries, except in the process that only hands out tests: it starts the others before they can import."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        return
+    import accelerate
+    import torch
+
+    torch.set_num_threads(1)  # tiny models are slower with more threads
+    # A PeftModel calls it in every forward pass, 4 ms each.
+    accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
 
 
 @pytest.fixture(scope="session")
 def processor():
+    from support import TEXTS
+
+    from mpo.models.small import small_processor
+
     return small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
 
 
 @pytest.fixture
 def internvl(processor):
+    from mpo.models.small import small_internvl
+
     return small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
 
 
 @pytest.fixture(scope="session")
-def pairs_of_images() -> Dataset:
+def pairs_of_images():
+    from support import image_pairs
+
     return image_pairs(8)
 
 
 @pytest.fixture(scope="session")
-def pairs_of_text() -> Dataset:
+def pairs_of_text():
+    from support import text_pairs
+
     return text_pairs(8)
 
 
@@ -54,6 +68,7 @@ def pytest_collection_finish():
     """Freeze the objects of the imports: every `train()` collects garbage."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter):

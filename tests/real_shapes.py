@@ -59,20 +59,20 @@ CHECKPOINTS = {
 LARGE_TOWER = {"26B", "38B", "78B", "241B-A28B"}
 
 
-def config_of(name: str, image_token_id: int) -> InternVLConfig:
-    """The config of a checkpoint such as ``OpenGVLab/InternVL3-8B-hf``."""
+def config_of(name: str, image_token_id: int, layers: int | None = None) -> InternVLConfig:
+    """The config of a checkpoint such as ``OpenGVLab/InternVL3-8B-hf``; with `layers`, no more of them in tower and decoder."""
     found = re.search(r"InternVL(\d(?:[._]5)?)-(\d+B(?:-A\d+B)?)", name)
     assert found, name
     version, size = found[1].replace(".", "_"), found[2]
     family, text = CHECKPOINTS[f"{version}-{size}"]
     make, sizes, more = FAMILIES[family]
-    hidden, mlp, layers, heads, kv_heads = sizes[text]
+    hidden, mlp, depth, heads, kv_heads = sizes[text]
     width = {"moe_intermediate_size": mlp, "intermediate_size": 3 * hidden} if "moe" in family else {"intermediate_size": mlp}
     large = size in LARGE_TOWER
     vision = InternVLVisionConfig(
         hidden_size=3200 if large else 1024,
         intermediate_size=12800 if large else 4096,
-        num_hidden_layers=45 if large else 24,
+        num_hidden_layers=layers or (45 if large else 24),
         num_attention_heads=25 if large else 16,
         norm_type="rms_norm" if large else "layer_norm",
         use_qk_norm=large,
@@ -84,7 +84,7 @@ def config_of(name: str, image_token_id: int) -> InternVLConfig:
         vision_config=vision,
         text_config=make(
             hidden_size=hidden,
-            num_hidden_layers=layers,
+            num_hidden_layers=layers or depth,
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             tie_word_embeddings=False,
@@ -103,8 +103,8 @@ def real_processor():
     return small_processor(["What is it? It is a cat."], image_size=448, patch_size=14)
 
 
-def write_checkpoint(name: str, folder: Path, processor) -> Path:
+def write_checkpoint(name: str, folder: Path, processor, layers: int | None = None) -> Path:
     """A folder with a checkpoint's config and a processor, and no weights."""
-    config_of(name, processor.image_token_id).save_pretrained(folder)
+    config_of(name, processor.image_token_id, layers).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import json
 import os
 import signal
@@ -204,9 +205,11 @@ def kill_while_saving(step: int) -> None:
 
 @functools.cache
 def warm_up() -> None:
-    """Train one step before the first fork: what a first run imports and looks up, forks need not do each."""
+    """Train one step before the first fork: what a first run imports and looks up, forks need not do each, nor collect."""
     with tempfile.TemporaryDirectory() as folder:
         small_run(folder, pairs=2, max_steps=1).train()
+    gc.collect()
+    gc.freeze()
 
 
 def in_fork(work) -> int:

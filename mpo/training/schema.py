@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
@@ -134,7 +135,8 @@ KINDS: dict[Any, str] = {
 }
 
 
-def hints(schema: type) -> dict[str, Any]:
+@cache
+def hints(schema: type) -> Mapping[str, Any]:
     """The keys of a TypedDict or dataclass, with the types of their values."""
     return get_type_hints(schema, include_extras=True)
 

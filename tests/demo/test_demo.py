@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -154,9 +155,16 @@ class TestTinyDemo:
         assert list(found["stages"]) == list(progress) and found["report"].endswith("report.html")
 
     def test_interrupted_twice_it_ends_with_the_same_result(self, finished, tmp_path, monkeypatch):
-        """Interrupted after sampling and after the second checkpoint of MPO training: the same numbers and weights as without."""
+        """Interrupted after sampling and after the second checkpoint of MPO training: the same numbers and weights as without.
+
+        It begins with the images and the warmed-up model of the other demo.
+        """
         whole, progress, _ = finished
         folder = DemoFolder(tmp_path / "demo")
+        for made in (whole.data, whole.warm):
+            shutil.copytree(made, folder.root / made.name)
+        shutil.copy(whole.root / "settings.json", folder.root)
+        folder.write_progress({stage.name: progress[stage.name] for stage in STAGES[:2]})
         stages = {stage.name: stage for stage in STAGES}
 
         def interrupt(*_):

@@ -1,8 +1,14 @@
 """A run that is killed with kill -9 and resumed ends bitwise where one that was left alone does."""
 
+import functools
+
 import pytest
 import torch
 from small_runs import KillAt, difference, in_fork, kill_while_saving, record, small_run
+
+from mpo.training.checkpoint import latest_checkpoint
+
+pytestmark = pytest.mark.slow
 
 # Nine pairs, two at a time, accumulated by two: three steps an epoch, the last with one pair. Two epochs, logged every second
 # step and saved every third or fourth, so that windows straddle checkpoints.
@@ -24,10 +30,19 @@ CASES = {
 }
 
 
-def _straight(folder, settings):
-    trainer = small_run(folder, **settings)
-    trainer.train()
-    record(trainer, folder / "end.pt")
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The end of a run that nobody kills. Cases that differ in their checkpoints alone share it."""
+
+    @functools.cache
+    def end(settings: frozenset) -> dict:
+        folder = tmp_path_factory.mktemp("alone")
+        trainer = small_run(folder, **{**dict(settings), "save_strategy": "no"})
+        trainer.train()
+        record(trainer, folder / "end.pt")
+        return torch.load(folder / "end.pt")
+
+    return lambda settings: end(frozenset(item for item in settings.items() if item[0] != "save_steps"))
 
 
 def _killed(folder, settings, moment, number):
@@ -37,8 +52,6 @@ def _killed(folder, settings, moment, number):
 
 
 def _resumed(folder, settings):
-    from mpo.training.checkpoint import latest_checkpoint
-
     trainer = small_run(folder, **settings)
     trainer.train(resume_from_checkpoint=latest_checkpoint(folder))
     record(trainer, folder / "end.pt")
@@ -49,15 +62,12 @@ def _resumed(folder, settings):
     [(case, "full") for case in CASES]
     + [(case, kind) for case in ("mid-accumulation", "second epoch", "workers") for kind in ("lora", "text")],
 )
-def test_killed_and_resumed_is_bitwise_the_same(tmp_path, case, kind, record_property):
+def test_killed_and_resumed_is_bitwise_the_same(left_alone, tmp_path, case, kind, record_property):
     settings, moment, number = CASES[case]
     settings = {**settings, "kind": kind}
-    left_alone, killed = tmp_path / "a", tmp_path / "b"
-    left_alone.mkdir()
-    assert in_fork(lambda: _straight(left_alone, settings)) == 0
-    assert in_fork(lambda: _killed(killed, settings, moment, number)) == -9
-    assert in_fork(lambda: _resumed(killed, settings)) == 0
-    first, second = torch.load(left_alone / "end.pt"), torch.load(killed / "end.pt")
+    assert in_fork(lambda: _killed(tmp_path, settings, moment, number)) == -9
+    _resumed(tmp_path, settings)
+    first, second = left_alone(settings), torch.load(tmp_path / "end.pt")
     differences = {part: difference(first[part], second[part]) for part in first}
     record_property("difference", (f"killed and resumed: {case}, {kind}", max(differences.values())))
     assert differences == dict.fromkeys(first, 0.0)

@@ -15,10 +15,8 @@ ONE_PROCESS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
 KINDS = {
     "full": {},
-    "clipped": {"max_grad_norm": 0.5},
-    "frozen tower": {"frozen_tower": True},
-    "checkpointing": {"gradient_checkpointing": True},
-    "padded": {"rows": "padded"},
+    "clipped, checkpointing": {"max_grad_norm": 0.5, "gradient_checkpointing": True},
+    "frozen tower, padded": {"frozen_tower": True, "rows": "padded"},
     "lora": {"kind": "lora", "lora_dropout": 0.0},
     "biases": {"kind": "lora", "lora_dropout": 0.0, "lora_bias": "all"},
     "continued": {"kind": "lora", "lora_dropout": 0.0, "continued": True},
@@ -41,7 +39,7 @@ def two_ranks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     run_on_ranks(
         folder,
-        {name: {**STEP, **TWO_RANKS, **SHARDED, **kind} for name, kind in KINDS.items()}
+        {name: {**STEP, **TWO_RANKS, **SHARDED, **kind, **(SAVED if name in RESUMED else {})} for name, kind in KINDS.items()}
         | {
             f"{name}, cached": {
                 **STEP,
@@ -55,9 +53,8 @@ def two_ranks(tmp_path_factory) -> Path:
         }
         | {f"{kind}, far": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], "learning_rate": 1e-3} for kind in MOVED}
         | {"evaluated": {**STEP, **TWO_RANKS, **SHARDED, **EVALUATED, "kind": "mixed", "pairs": 12}}
-        | {f"{kind}, saved": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], **SAVED} for kind in RESUMED}
         | {
-            f"{kind}, resumed": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], "resume": f"{kind}, saved/checkpoint-3"}
+            f"{kind}, resumed": {**STEP, **TWO_RANKS, **SHARDED, **KINDS[kind], "resume": f"{kind}/checkpoint-3"}
             for kind in RESUMED
         },
     )
@@ -114,7 +111,7 @@ def test_evaluation_of_sharded_weights(two_ranks, tmp_path):
 
 @pytest.mark.parametrize("kind", RESUMED)
 def test_sharded_run_goes_on_from_its_checkpoint(two_ranks, kind, record_property):
-    straight, resumed = (torch.load(two_ranks / f"{kind}, {name}.pt") for name in ("saved", "resumed"))
+    straight, resumed = (torch.load(two_ranks / f"{name}.pt") for name in (kind, f"{kind}, resumed"))
     difference = apart(straight["weights"], resumed["weights"])
     record_property("difference", (f"FSDP2, {kind}: resumed at step 3 of 4", difference))
     assert difference == 0 and straight["delta"] == resumed["delta"]
@@ -125,8 +122,8 @@ def test_sharded_run_goes_on_from_its_checkpoint(two_ranks, kind, record_propert
 @pytest.mark.slow
 def test_four_ranks_go_on_where_two_stopped(two_ranks, record_property):
     settings = {**STEP, **SHARDED, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
-    run_on_ranks(two_ranks, {"four": {**settings, "resume": "full, saved/checkpoint-3"}}, ranks=4)
-    straight, resumed = (torch.load(two_ranks / f"{name}.pt") for name in ("full, saved", "four"))
+    run_on_ranks(two_ranks, {"four": {**settings, "resume": "full/checkpoint-3"}}, ranks=4)
+    straight, resumed = (torch.load(two_ranks / f"{name}.pt") for name in ("full", "four"))
     difference = apart(straight["weights"], resumed["weights"])
     record_property("difference", ("FSDP2, full: saved on two ranks, resumed on four", difference))
     assert difference < 1e-6

@@ -5,10 +5,12 @@ Ranks are processes of their own; the launcher is one where it is killed with th
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,17 +53,11 @@ def handlers():
         signal.signal(number, handler)
 
 
-def test_two_ranks_train_as_one_process(command, tmp_path, capfd):
-    for ranks in (1, 2):
-        assert main([*command, f"run_dir={tmp_path / str(ranks)}", f"launch.nproc_per_node={ranks}"]) == 0
-        assert capfd.readouterr().out.count("mpo train: done") == 1
-    one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
-    assert difference(one, two) < 1e-6
-    assert not list(tmp_path.glob("*/resolved.yaml.*"))
-
-
 def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_path, capfd):
-    """Rank 1 is killed in training: the job ends promptly with the reason; the same command resumes from the last checkpoint."""
+    """Rank 1 is killed in training: the job ends promptly with the reason; the same command resumes from the last checkpoint.
+
+    One process that resumes from there ends with the same weights as the two ranks.
+    """
     here = tmp_path / "run"
     command = [*command, f"run_dir={here}", "launch.nproc_per_node=2"]
     program = [sys.executable, "-m", "mpo", *command, "trainer.max_steps=2000"]
@@ -76,16 +72,26 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_pa
     assert time.monotonic() - killed < 60  # not the half hour that a collective waits for a lost rank
     assert job.returncode == 1
     assert "rank 1 of 2 was killed by SIGKILL" in errors
-    newest = latest_checkpoint(here)
+    newest = Path(latest_checkpoint(here))
     assert str(newest) in errors
-    step = int(newest.split("-")[-1])
+    step = int(newest.name.split("-")[-1])
     partial = here / f"checkpoint-{step + 1}"  # as left by a rank that is killed while it writes
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"cut")
     (partial / "trainer_state.json").write_text('{"global_st')
-    assert main([*command, f"trainer.max_steps={step + 2}"]) == 0
-    assert f"resuming from {newest}" in capfd.readouterr().out
-    assert json.loads((here / "trainer_state.json").read_text())["global_step"] == step + 2
+    alone = tmp_path / "alone"
+    shutil.copytree(here, alone)
+    weights = [load_file(newest / "model.safetensors")]
+    for folder, ranks in ((here, 2), (alone, 1)):
+        capfd.readouterr()
+        words = [f"run_dir={folder}", f"launch.nproc_per_node={ranks}", f"trainer.max_steps={step + 2}"]
+        assert main([*command[:-2], *words]) == 0
+        said = capfd.readouterr().out
+        assert f"resuming from {folder / newest.name}" in said and said.count("mpo train: done") == 1
+        assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == step + 2
+        weights.append(load_file(folder / "model.safetensors"))
+    assert difference(*weights[1:]) < 1e-6 < difference(*weights[:2])
+    assert not list(tmp_path.glob("*/resolved.yaml.*"))
 
 
 def test_a_rank_says_whose_record_is_wrong(command, tmp_path, capfd):

@@ -172,7 +172,8 @@ def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
 def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata: Sequence[str] = ()) -> Row:
     """Convert a line to a record without completions: ``id``, ``images``, ``videos`` if there are any, and ``prompt``.
 
-    Arguments and errors are as in `to_records`. The line has ``question`` or ``prompt``, and images as in any format. Completions are ignored.
+    Arguments and errors are as in `to_records`. The line has ``question`` or ``prompt``, and images as in any format; completions
+    are ignored.
     """
     line = {name: value for name, value in line.items() if name not in metadata}
     field = "question" if "question" in line else "prompt"

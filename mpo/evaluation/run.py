@@ -151,6 +151,7 @@ def evaluate(
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for model, open_model in models.items():
         generator = open_model()
+        rankings = {name: scorer_of(generator) for name, scorer_of in (scorers or {}).items()}  # refused before anything is paid
         for benchmark, records in data.items():
             for mode in modes:
                 place = folders[model, benchmark, mode]
@@ -163,13 +164,13 @@ def evaluate(
                 Job(steps, records, place).run(workers=workers, progress=progress)
                 answered = read(place / "output.jsonl")
                 ranks: dict[str, dict[str, list[float]]] = {}
-                for name, scorer_of in (scorers or {}).items():
+                for name, scorer in rankings.items():
                     given = [record for record in records if record["id"] in answered]
                     whole = [{**one, SAMPLED: answered[one["id"]][SAMPLED]} for one in given]
-                    Job([Rank(name, scorer_of(generator))], whole, place / f"rank-{slug(name)}").run(progress=progress)
+                    Job([Rank(name, scorer)], whole, place / f"rank-{slug(name)}").run(progress=progress)
                     ranks[name] = {key: one["ranks"] for key, one in read(place / f"rank-{slug(name)}" / "output.jsonl").items()}
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
-        del generator
+        del generator, rankings
     results = summarize(found, k)
     write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     answers = [

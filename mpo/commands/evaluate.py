@@ -64,6 +64,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="maximum number of tiles of all images of a prompt; repeated: one measurement each",
     )
     add(parser, "--limit", help="maximum number of questions of each benchmark")
+    parser.add_argument(
+        "--train", metavar="PATH", help="training pairs: report which questions and images of the benchmarks they contain"
+    )
     add(parser, "--image-root", "--base", "--device", "--workers")
     add(parser, "--dtype", otherwise="auto")
 
@@ -93,6 +96,7 @@ def run(args: argparse.Namespace) -> Report:
         opened, args.reference or _labelled(next(text for text in args.what if _benchmark(text, args)[1] is None))[1]
     )
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
+    seen = _contamination(args.train, benchmarks) if args.train else {}
     results = evaluate(
         models,
         benchmarks,
@@ -106,7 +110,26 @@ def run(args: argparse.Namespace) -> Report:
         scorers=scorers,
         workers=args.workers or 1,
     )
-    return Report(f"{table_of(results)}\n{args.output}/report.html", results)
+    said = [
+        f"{name}: {one['both']} of {one['total']} questions are in {args.train} with an image, {one['questions']} by their text, "
+        f"{one['images']} by an image."
+        for name, one in seen.items()
+    ]
+    return Report(
+        "\n".join([table_of(results), *said, f"{args.output}/report.html"]), results | ({"contamination": seen} if seen else {})
+    )
+
+
+def _contamination(path: str, benchmarks: dict[str, Any]) -> dict[str, Any]:
+    from mpo.curation.contamination import find_contamination
+    from mpo.data import load_preferences
+    from mpo.pipelines.step import to_record
+
+    pairs = load_preferences(path)
+    return {
+        name: find_contamination(pairs, (to_record(question, place) for place, question in enumerate(questions)))
+        for name, questions in benchmarks.items()
+    }
 
 
 def _once(found: dict[str, Any], label: str, value: Any) -> None:

@@ -18,6 +18,7 @@ from mpo.evaluation.voting import answer_classes, best_at, majority_at
 from mpo.generation.generator import Generator, Response
 from mpo.io import write_text
 from mpo.pipelines.job import Job
+from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
 from mpo.pipelines.step import Record, Step, to_record
 from mpo.schema import Question
@@ -212,7 +213,7 @@ def checked_questions(name: str, questions: Iterable[Question]) -> list[dict[str
 def cluster_of(record: Mapping[str, Any]) -> str:
     """What questions share that are not independent: their images or videos, or else themselves."""
     shown = [*record.get("images", ()), *record.get("videos", ())]
-    return repr([one if isinstance(one, str) else hash(bytes(one)) for one in shown]) if shown else record["id"]
+    return repr([one if isinstance(one, str) else content_hash(one) for one in shown]) if shown else record["id"]
 
 
 def judged(record: dict[str, Any], answered: dict[str, Any] | None, ranks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train", metavar="PATH", help="training pairs: report which questions and images of the benchmarks they contain"
     )
-    add(parser, "--image-root", "--base", "--device", "--workers")
+    add(parser, "--image-root", "--base", "--device", "--workers", "--retry-dropped")
     add(parser, "--dtype", otherwise="auto")
 
 
@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> Report:
         seed=args.seed,
         scorers=scorers,
         workers=args.workers or 1,
+        retry_dropped=args.retry_dropped,
     )
     said = [
         f"{name}: {one['both']} of {one['total']} questions are in {args.train} with an image, {one['questions']} by their text, "

@@ -110,6 +110,7 @@ def evaluate(
     seed: int = 0,
     scorers: Mapping[str, Callable[[Generator], Scorer]] | None = None,
     workers: int = 1,
+    retry_dropped: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Ask models the questions of benchmarks, and compare them with the first model.
@@ -124,6 +125,7 @@ def evaluate(
         max_new_tokens: the longest response, in tokens.
         scorers: for best of N: what makes the scorer of each name (`mpo.evaluation.scorers`) for a measured model.
         workers: number of processes that ask a server.
+        retry_dropped: ask again what got no response.
         progress: show how far it is.
 
     Returns:
@@ -149,27 +151,22 @@ def evaluate(
     if len({*folders.values()}) < len(folders):
         raise ValueError(f"Two models, or two benchmarks, have the same name in files: {', '.join({*models, *data})}. Rename one.")
     common = {"max_new_tokens": max_new_tokens}
+    sampling = {"n": k, "temperature": temperature, "top_p": top_p, "seed": seed, **common} if k > 1 else None
+    runs = {"workers": workers, "retry_dropped": retry_dropped, "progress": progress}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for model, open_model in models.items():
         generator = open_model()
         rankings = {name: scorer_of(generator) for name, scorer_of in (scorers or {}).items()}  # refused before anything is paid
         for benchmark, records in data.items():
             for mode in modes:
-                place = folders[model, benchmark, mode]
                 if progress:
                     print(f"{model}, {benchmark}, {mode}", file=sys.stderr)
-                steps: list[Step] = [Respond(generator, mode=mode, field=GREEDY, temperature=0.0, **common)]
-                if k > 1:
-                    sampling = {"n": k, "temperature": temperature, "top_p": top_p, "seed": seed, **common}
-                    steps.append(Respond(generator, mode=mode, field=SAMPLED, **sampling))
-                Job(steps, records, place).run(workers=workers, progress=progress)
+                place = folders[model, benchmark, mode]
+                steps = [Respond(generator, mode=mode, field=GREEDY, temperature=0.0, **common)]
+                steps += [Respond(generator, mode=mode, field=SAMPLED, **sampling)] if sampling else []
+                Job(steps, records, place).run(**runs)
                 answered = read(place / "output.jsonl")
-                ranks: dict[str, dict[str, list[float]]] = {}
-                for name, scorer in rankings.items():
-                    given = [record for record in records if record["id"] in answered]
-                    whole = [{**one, SAMPLED: answered[one["id"]][SAMPLED]} for one in given]
-                    Job([Rank(name, scorer)], whole, place / f"rank-{slug(name)}").run(progress=progress)
-                    ranks[name] = {key: one["ranks"] for key, one in read(place / f"rank-{slug(name)}" / "output.jsonl").items()}
+                ranks = _ranks(rankings, records, answered, place, progress)
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
         del generator, rankings
     results = summarize(found, k)
@@ -183,6 +180,20 @@ def evaluate(
     by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
     write_text(folder / PAGE, page_of(results, answers, by_id))
     return results
+
+
+def _ranks(
+    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, progress: bool
+) -> dict[str, dict[str, list[float]]]:
+    """The ranks of the samples of each question, by scorer and id, from a job of its own."""
+    ranks = {}
+    for name, scorer in rankings.items():
+        whole = [{**record, SAMPLED: answered[record["id"]][SAMPLED]} for record in records if record["id"] in answered]
+        folder = place / f"rank-{slug(name)}-{len(whole)}"  # of another number, where dropped questions were asked again
+        if whole:
+            Job([Rank(name, scorer)], whole, folder).run(progress=progress)
+        ranks[name] = {key: one["ranks"] for key, one in read(folder / "output.jsonl").items()} if whole else {}
+    return ranks
 
 
 def slug(name: str) -> str:

@@ -142,6 +142,7 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], value: str, labels: Se
         axes.plot([100 * low, 100 * high], [place, place], color="#666")
         axes.plot([100 * row[value]], [place], "o", color="#1565c0")
     axes.set_yticks(range(len(rows)), labels)
+    axes.margins(y=0.2)
     axes.invert_yaxis()
 
 
@@ -183,6 +184,7 @@ def curves_plot(results: Mapping[str, Any]) -> str | None:
         for label, rows in lines.items():
             axes.plot([row["k"] for row in rows], [100 * row["score"] for row in rows], "o-", label=label)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks := sorted({row["k"] for rows in lines.values() for row in rows}), [str(k) for k in ticks])
         axes.set(title=", ".join(name), xlabel="samples", ylabel="score in percent")
         axes.legend(fontsize="small")
     return _url(figure)

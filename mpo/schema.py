@@ -209,6 +209,7 @@ class Question:
         id: of the question, unique in its data set.
         source: the data set that it comes from.
         metadata: everything else that is known about it.
+        videos: paths of videos, one per placeholder, in order.
     """
 
     messages: Sequence[Message]
@@ -221,3 +222,4 @@ class Question:
     id: str = ""
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    videos: Sequence[Any] = ()

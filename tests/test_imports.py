@@ -15,8 +15,9 @@ ORDER = (
     ("encoding",),
     ("batching",),
     ("generation", "verification"),
+    ("pipelines",),
     ("evaluation",),
-    ("training", "curation", "pipelines"),
+    ("training", "curation"),
     ("preflight", "demo"),
     ("commands",),
 )

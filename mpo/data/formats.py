@@ -429,11 +429,15 @@ def images(line: Line) -> Any:
     return one_of(line, "image", "images")
 
 
+def videos_of(line: Line) -> Any:
+    """Return the videos of a line, from ``video`` or ``videos``. Raises ValueError for a line with both fields."""
+    return one_of(line, "video", "videos")
+
+
 def _pair(line: Line, **own: Any) -> Found:
     """Read the fields that most formats share; ``own`` are the others."""
     own = {"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own}
-    videos = one_of(line, "video", "videos")
-    return Found(images=images(line), videos=videos, system=system_of(line), id=line.get("id"), **own)
+    return Found(images=images(line), videos=videos_of(line), system=system_of(line), id=line.get("id"), **own)
 
 
 def system_of(line: Line) -> Any:

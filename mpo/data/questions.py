@@ -20,7 +20,7 @@ from mpo.schema import Question
 PROMPTS = ("question", "prompt", "messages")
 ANSWERS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
 CHOICES = ("choices", "options")
-OTHERS = ("id", "system", "image", "images", "kind", "unit", "tolerance", "source")
+OTHERS = ("id", "system", "image", "images", "video", "videos", "kind", "unit", "tolerance", "source")
 BAD = "bad"
 """Name in the metadata of a line that is no question: the reason."""
 
@@ -78,9 +78,9 @@ def load_questions(path: str | Path, **settings: Any) -> Questions:
     """Open a file of questions; arguments and errors as in `Questions`.
 
     A line has ``question``, ``prompt`` or ``messages``; optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
-    ``images``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices``, and ``kind``,
-    ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
-    something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
+    ``images``, ``video`` or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several),
+    ``choices``, and ``kind``, ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata;
+    what may be something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
     """
     return Questions(path, **settings)
 
@@ -102,7 +102,7 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
             raise ValueError(f"expected a question; got the fields {', '.join(line) or 'none'}. Name it {' or '.join(PROMPTS)}.")
         metadata = {name: value for name, value in line.items() if name not in (*OTHERS, prompt, answer, choices)}
         nested = metadata.pop("metadata", None)
-        asked = {name: value for name, value in line.items() if name in ("id", "system", "image", "images")}
+        asked = {name: value for name, value in line.items() if name in OTHERS[:6]}
         found = to_prompt({**asked, "prompt": line[prompt]}, where="", image_root=image_root)
         check_unused(metadata, {prompt: line[prompt]}, found["images"], advice="put it into 'metadata'")
         tolerance = line.get("tolerance")
@@ -111,6 +111,7 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
         return Question(
             messages=found["prompt"],
             images=[one["path"] if one["bytes"] is None else one["bytes"] for one in found["images"]],
+            videos=found.get("videos", ()),
             ground_truths=_texts(line, answer),
             kind=_text(line, "kind"),
             choices=_texts(line, choices) or None,

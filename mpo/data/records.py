@@ -17,7 +17,7 @@ from typing import Any
 from datasets import Features, Image, List, Value
 
 from mpo.data.conversations import CONVERSATIONS, PAIRS
-from mpo.data.formats import FORMATS, Format, Found, detect, images, is_nothing, refuse, settings_of, system_of
+from mpo.data.formats import FORMATS, Format, Found, detect, images, is_nothing, refuse, settings_of, system_of, videos_of
 from mpo.data.messages import (
     TURNS_NEEDED,
     as_json,
@@ -60,7 +60,7 @@ PROMPTS = ("question", "prompt", "messages", "conversations")
 TRUTHS = ("answer", "answer_gt", "ground_truth")
 """Names of the known answer, which is no part of a prompt in any format."""
 PROMPT_USES = (
-    *("image", "images", "system", "system_prompt", "id", "metadata", *TRUTHS),
+    *("image", "images", "video", "videos", "system", "system_prompt", "id", "metadata", *TRUTHS),
     *("chosen", "rejected", "chosen_meta", "rejected_meta"),
 )
 """Fields of a line that prompts are read from, completions among them, which are ignored."""
@@ -194,9 +194,10 @@ def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
 
 
 def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata: Sequence[str] = ()) -> Row:
-    """Convert a line to a record without completions: ``id``, ``images`` and ``prompt``; arguments and errors as in `to_records`.
+    """Convert a line to a record without completions: ``id``, ``images``, ``videos`` if there are any, and ``prompt``.
 
-    The line has ``question`` or ``prompt``, and images as in any format. Completions are ignored.
+    Arguments and errors are as in `to_records`. The line has ``question`` or ``prompt``, and images as in any format; completions
+    are ignored.
     """
     line = {name: value for name, value in line.items() if name not in metadata}
     field = "question" if "question" in line else "prompt"
@@ -205,8 +206,10 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata
         found, first = _images(images(line), Folders(image_root)), system_of(line)
         unused = {name: value for name, value in line.items() if name not in (field, *PROMPT_USES) and value is not None}
         check_unused(unused, {"prompt": asked, "system": first}, _listed(images(line), "image"), find=Folders(image_root))
-        prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": 0}), first)
-        return {"id": _name(line.get("id"), "'id'") or where, "images": found, "prompt": prompt}
+        videos = [_found(Folders(image_root), _path(path, "the video"), "video") for path in _listed(videos_of(line), "video")]
+        prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": len(videos)}), first)
+        shown = {"videos": videos} if videos else {}
+        return {"id": _name(line.get("id"), "'id'") or where, "images": found, **shown, "prompt": prompt}
 
 
 def _pair(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:

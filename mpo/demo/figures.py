@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mpo.demo.data import KINDS
-from mpo.evaluation.intervals import wilson_interval
+from mpo.evaluation.statistics import wilson_interval
 
 BEFORE, AFTER, THIRD, GREY = "#9aa5b1", "#2563a8", "#c2571a", "#52606d"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpo.demo.figures import accuracy_figure, margin_figure, png_url, rewards_figure, terms_figure
 from mpo.demo.folder import DemoFolder, DemoSettings
-from mpo.evaluation.intervals import wilson_interval
+from mpo.evaluation.statistics import wilson_interval
 from mpo.io import read_json_lines, write_text
 
 SAMPLES = 12

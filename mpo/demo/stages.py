@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from mpo.demo.data import KINDS
 from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.evaluation.accuracy import measure_accuracy
-from mpo.evaluation.intervals import compare_paired
+from mpo.evaluation.statistics import compare_paired
 from mpo.generation.local import LocalGenerator
 from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model

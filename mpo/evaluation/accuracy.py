@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpo.evaluation.intervals import wilson_interval
+from mpo.evaluation.statistics import wilson_interval
 from mpo.generation.generator import Generator, Request
 from mpo.schema import Question
 from mpo.verification import verify

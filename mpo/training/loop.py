@@ -20,7 +20,7 @@ from mpo.training.loading import LoadsBatches
 from mpo.training.metrics import Meter
 from mpo.training.resuming import PLAN, Resumes
 from mpo.training.same_run import check_same_run, description
-from mpo.training.samples.callback import SampleResponses
+from mpo.training.samples.callback import UsesTrainer
 from mpo.training.start import adds_router_loss
 
 
@@ -197,7 +197,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         if self._bad_records is not None and not resume_from_checkpoint:
             self._bad_records.clear()
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, SampleResponses):
+            if isinstance(callback, UsesTrainer):
                 callback.trainer = self
         with self._attention():
             output = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -21,7 +21,14 @@ WITH_EVALUATIONS = "evaluation"
 WIDTH = 110  # of a line on the console, in characters
 
 
-class SampleResponses(TrainerCallback):  # type: ignore[misc]
+class UsesTrainer(TrainerCallback):  # type: ignore[misc]
+    """A callback that generates with the model in training."""
+
+    trainer: Any = None
+    """Set by the trainer's `train`."""
+
+
+class SampleResponses(UsesTrainer):
     """Sample responses to the same prompts before the first step, every few steps, and after the last.
 
     Responses are written to ``samples.jsonl`` in the run folder, to the console and, as text or a table, to the trackers of
@@ -64,8 +71,6 @@ class SampleResponses(TrainerCallback):  # type: ignore[misc]
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.seed = seed
-        self.trainer: Any = None
-        """Set by `MPOTrainer.train`."""
         self._last = -1
 
     @override

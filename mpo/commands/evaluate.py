@@ -1,0 +1,209 @@
+"""Measure models on benchmarks: accuracy with intervals, chain of thought, majority vote, best of N, and what differs.
+
+Every argument is a benchmark or a model. A benchmark is a file of questions with answers (JSONL, JSON, Parquet; as in mpo
+generate), a published benchmark by name (chartqa, docvqa, m3cot, mathvista, mmbench, mmmu, muirbench, mvbench, pope,
+refcoco), which is loaded from the Hub, or NAME=PATH of a file in its published form. A model is a folder, a model id on the
+Hub, an adapter, a run, or the address of an OpenAI-compatible server; LABEL=MODEL gives it a name. The first model is what the
+others are compared with.
+
+The folder --output holds results.json, report.html, answers.jsonl and the ledgers of all responses: after an interruption the
+same command goes on, and asks nothing again that was answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+
+EXAMPLES = """\
+mpo evaluate runs/first questions.jsonl --output results
+mpo evaluate start=OpenGVLab/InternVL3-1B-hf mpo=runs/first mathvista pope --mode both --output results
+mpo evaluate start=base mpo=runs/first m3cot=m3cot.parquet --mode cot --n 8 --scorer reward --output results
+mpo evaluate http://localhost:8000/v1 mmmu --mode cot --n 16 --workers 4 --output results
+"""
+FILES = re.compile(r"\.(?:jsonl|ndjson|json|parquet)(?:\.gz)?$", re.IGNORECASE)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="MODEL|BENCHMARK", nargs="+", help="models and benchmarks, in any order")
+    add(parser, "--output", required=True)
+    parser.add_argument(
+        "--mode",
+        choices=("direct", "cot", "both"),
+        default="direct",
+        help="ask for the answer alone, for a chain of thought, or both (default: direct)",
+    )
+    add(parser, "--n", help="samples per question beside the greedy response, for majority vote, pass@k and best of N")
+    parser.add_argument(
+        "--scorer",
+        action="append",
+        metavar="SCORER",
+        help="for best of N: logprob or reward (against --reference) of the measured model, or of another (reward=MODEL); "
+        "prm=MODEL; or MODULE:FUNCTION of one's own; may be repeated",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="model that the models were trained from, for --scorer reward (default: the first model)",
+    )
+    add(parser, "--temperature", default=1.0)
+    add(parser, "--top-p", default=1.0)
+    add(parser, "--max-new-tokens", default=1024)
+    add(parser, "--seed", default=0)
+    add(
+        parser,
+        "--max-tiles",
+        action="append",
+        help="maximum number of tiles of all images of a prompt; repeated: one measurement each",
+    )
+    add(parser, "--limit", help="maximum number of questions of each benchmark")
+    parser.add_argument(
+        "--train", metavar="PATH", help="training pairs: report which questions and images of the benchmarks they contain"
+    )
+    add(parser, "--image-root", "--base", "--device", "--workers", "--retry-dropped")
+    add(parser, "--dtype", otherwise="auto")
+
+
+def run(args: argparse.Namespace) -> Report:
+    from mpo.evaluation.page import table_of
+    from mpo.evaluation.run import evaluate
+
+    benchmarks, models = {}, {}
+    for text in args.what:
+        label, benchmark = _benchmark(text, args)
+        if benchmark is not None:
+            _once(benchmarks, label, benchmark)
+            continue
+        label, model = _labelled(text)
+        for tiles in args.max_tiles or [None]:
+            _once(
+                models,
+                label if tiles is None or len(args.max_tiles) == 1 else f"{label}@{tiles}",
+                partial(_open, model, args, tiles),
+            )
+    if not models or not benchmarks:
+        missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
+        raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.")
+    opened = lru_cache(partial(_open, args=args, tiles=None))
+    reference = partial(
+        opened, args.reference or _labelled(next(text for text in args.what if _benchmark(text, args)[1] is None))[1]
+    )
+    scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
+    seen = _contamination(args.train, benchmarks) if args.train else {}
+    results = evaluate(
+        models,
+        benchmarks,
+        args.output,
+        modes=("direct", "cot") if args.mode == "both" else (args.mode,),
+        k=args.n or 1,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        scorers=scorers,
+        workers=args.workers or 1,
+        retry_dropped=args.retry_dropped,
+    )
+    said = [
+        f"{name}: {one['both']} of {one['total']} questions are in {args.train} with an image, {one['questions']} by their text, "
+        f"{one['images']} by an image."
+        for name, one in seen.items()
+    ]
+    return Report(
+        "\n".join([table_of(results), *said, f"{args.output}/report.html"]), results | ({"contamination": seen} if seen else {})
+    )
+
+
+def _contamination(path: str, benchmarks: dict[str, Any]) -> dict[str, Any]:
+    from mpo.curation.contamination import find_contamination
+    from mpo.data import load_preferences
+    from mpo.pipelines.step import to_record
+
+    pairs = load_preferences(path)
+    return {
+        name: find_contamination(pairs, (to_record(question, place) for place, question in enumerate(questions)))
+        for name, questions in benchmarks.items()
+    }
+
+
+def _once(found: dict[str, Any], label: str, value: Any) -> None:
+    if label in found:
+        raise ValueError(f"Two of the arguments are called {label}. Give one another name: LABEL={label}.")
+    found[label] = value
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    label, equals, rest = text.partition("=")
+    if equals and re.fullmatch(r"[\w.@-]+", label) and rest:
+        return label, rest
+    return re.sub(r"^https?://", "", text.rstrip("/")).replace("/v1", "") or text, text
+
+
+def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
+    """The name of a benchmark and what reads it; None for an argument that is a model."""
+    from mpo.data import load_questions
+    from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
+
+    label, equals, path = text.partition("=")
+    if label in FORMS or label.lower() in JUDGED:
+        return label, Repeated(partial(load_benchmark, label, path or None, image_root=args.image_root), args.limit)
+    place = path if equals and FILES.search(path) else text
+    if not FILES.search(place):
+        return "", None
+    return (label if equals else Path(place).stem), load_questions(place, image_root=args.image_root, limit=args.limit)
+
+
+class Repeated:
+    """Questions that are read anew each time they are iterated over."""
+
+    def __init__(self, read: Callable[[], Any], limit: int | None) -> None:
+        self._read, self._limit = read, limit
+
+    def __iter__(self) -> Any:
+        from itertools import islice
+
+        return islice(self._read(), self._limit)
+
+
+def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:
+    if re.match("https?://", model, re.IGNORECASE):
+        from mpo.generation.server import ServerGenerator
+
+        return ServerGenerator(model, max_tiles=tiles)
+    from mpo.generation.open import open_local
+
+    if (args.workers or 1) > 1:
+        raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {model}. Leave it out.")
+    return open_local(model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
+
+
+def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:
+    """What makes a scorer, given the model that is measured."""
+    from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer
+
+    kind, _, model = name.partition("=")
+    if kind == "logprob":
+        return lambda measured: MeanLogProb(_local(name, opened(model) if model else measured))
+    if kind == "reward":
+        return lambda measured: ImplicitReward(_local(name, opened(model) if model else measured), _local(name, reference()))
+    if kind == "prm" and model:
+        return lambda measured: ProcessReward(opened(model))
+    found = load_scorer(name)
+    return lambda measured: found
+
+
+def _local(name: str, model: Any) -> Any:
+    from mpo.generation.local import LocalGenerator
+
+    if not isinstance(model, LocalGenerator):
+        raise ValueError(
+            f"--scorer={name} needs the log-probs of a model in this process, not of a server. Name a folder: {name}=MODEL."
+        )
+    return model

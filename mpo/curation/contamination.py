@@ -1,0 +1,92 @@
+"""Whether training data contain the questions or images of a benchmark, equal or nearly so."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from mpo.curation import similar
+from mpo.curation.dedupe import images_of
+from mpo.curation.same_image import same_image
+from mpo.data.eval_part import asked_text
+from mpo.data.images import open_image
+
+THRESHOLD = 0.8
+"""Minimum overlap of the 5-grams of two questions that are near duplicates; their numbers are the same."""
+BITS = similar.BLOCKS - 1
+"""Maximum number of differing bits of the hashes of two images whose pixels are compared."""
+SHOWN = 20
+
+
+def find_contamination(
+    pairs: Iterable[Mapping[str, Any]], questions: Iterable[Mapping[str, Any]], *, progress: bool = True
+) -> dict[str, Any]:
+    """Find questions of a benchmark that training data have: the text, an image, or both.
+
+    Args:
+        pairs: training records, as `mpo.data.load_preferences` gives them.
+        questions: the questions as records: ``id``, ``messages`` and ``images``.
+        progress: show a progress bar.
+
+    Returns:
+        ``questions`` and ``images``: how many of the benchmark's questions have an equal or near-equal text, or image, in training;
+        ``both``: in the same training record; ``total``; ``found``: the first 20 of these, with the ids of both sides.
+
+    Raises:
+        ValueError: for an image that cannot be decoded.
+    """
+    texts: list[tuple[str, Any, list[str]]] = []
+    bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    looks: dict[tuple[int, int], list[tuple[int, int, Any]]] = defaultdict(list)
+    names: list[str] = []
+    for place, record in enumerate(questions):
+        words = similar.normalised(asked_text(record["messages"]))
+        texts.append((words, similar.ngrams(words), similar.numbers(words)))
+        names.append(record["id"])
+        for band in _bands(words):
+            bands[band].append(place)
+        for image in record.get("images") or ():
+            look = similar.difference_hash(open_image(image, where=f"question {record['id']!r}"))
+            for block in _blocks(look):
+                looks[block].append((place, look, image))
+    found: dict[int, dict[str, str]] = defaultdict(dict)
+    for record in tqdm(pairs, desc="Comparing with training data", unit="pair", disable=None if progress else True):
+        words = similar.normalised(asked_text(record["prompt"]))
+        own = similar.ngrams(words)
+        asked = {place for band in _bands(words) for place in bands.get(band, ())}
+        same = {
+            place
+            for place in asked
+            if texts[place][0] == words
+            or (texts[place][2] == similar.numbers(words) and similar.overlap(texts[place][1], own) >= THRESHOLD)
+        }
+        shown: set[int] = set()
+        for image in images_of(record) if looks else ():
+            look = similar.difference_hash(image)
+            near = [one for block in _blocks(look) for one in looks.get(block, ()) if similar.differing_bits(look, one[1]) <= BITS]
+            for place, _, other in near:
+                if place not in shown and same_image(image, open_image(other)):
+                    shown.add(place)
+        for kind, places in (("question", same), ("image", shown), ("both", same & shown)):
+            for place in places:
+                found[place].setdefault(kind, str(record.get("id")))
+    counts = {
+        f"{kind}s" if kind != "both" else kind: sum(kind in one for one in found.values()) for kind in ("question", "image", "both")
+    }
+    listed = [
+        {"id": names[place], **found[place]} for place in sorted(found, key=lambda place: ("both" not in found[place], place))
+    ]
+    return {**counts, "total": len(names), "found": listed[:SHOWN]}
+
+
+def _bands(words: str) -> Iterator[tuple[int, bytes]]:
+    values = np.asarray(similar.signature(words)).reshape(similar.BANDS, similar.ROWS)
+    return ((band, row.tobytes()) for band, row in enumerate(values))
+
+
+def _blocks(look: int) -> Iterator[tuple[int, int]]:
+    return ((block, (look >> (16 * block)) & 0xFFFF) for block in range(similar.BLOCKS))

@@ -1,0 +1,190 @@
+"""The results of an evaluation as a self-contained page: tables, plots and the answers that changed, with their images."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+MAX_CHANGED = 20
+"""Maximum number of answers that are shown for each comparison."""
+SIDE = 240
+STYLE = "body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+STYLE += "td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}"
+STYLE += "td.text{white-space:pre-wrap;max-width:28em;overflow-wrap:anywhere}.right{background:#e6f4ea}.wrong{background:#fce8e6}"
+
+
+def percent(row: Mapping[str, Any], name: str = "score", *, sign: bool = False) -> str:
+    """A score with its interval, in percent.
+
+    >>> percent({"score": 0.5, "interval": (0.4, 0.6)})
+    '50.0 (40.0 to 60.0)'
+    """
+    low, high = (100 * bound for bound in row["interval"])
+    return f"{100 * row[name]:{'+' if sign else ''}.1f} ({low:{'+' if sign else ''}.1f} to {high:{'+' if sign else ''}.1f})"
+
+
+def figure_name(row: Mapping[str, Any]) -> str:
+    """The name of a figure with its number of samples."""
+    return row["figure"] if row["figure"] == "greedy" else f"{row['figure']}@{row['k']}"
+
+
+def table_of(results: Mapping[str, Any]) -> str:
+    """The results as lines of text."""
+    rows = [("model", "benchmark", "mode", "figure", "%, 95 % interval", "questions", "unparsable", "dropped")]
+    largest = max(row["k"] for row in results["results"])  # the whole curves are in results.json
+    for row in results["results"]:
+        if row["figure"] == "greedy" or row["k"] == largest:
+            values = (percent(row), str(row["total"]), str(row["unparsable"]), str(row["dropped"]))
+            rows.append((row["model"], row["benchmark"], row["mode"], figure_name(row), *values))
+    lines = _columns(rows)
+    for row in results["comparisons"]:
+        p_value = f", p = {row['p_value_holm']:.3g}" if row["p_value"] is not None else ""
+        what = f"{row['after']} against {row['before']}, {row['benchmark']}, {row['mode']}, {figure_name(row)}"
+        lines.append(f"{what}: {percent(row, 'difference', sign=True)}{p_value}: {row['verdict']}")
+    return "\n".join(lines)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def page_of(results: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the page.
+
+    Args:
+        results: as `mpo.evaluation.run.evaluate` returns them.
+        answers: the lines of its answers.jsonl.
+        records: the questions as records, by benchmark and id.
+    """
+    parts = [f"<h1>Evaluation</h1><pre>{escape(table_of(results))}</pre>"]
+    for title, image in (
+        ("Scores", scores_plot(results)),
+        ("Samples", curves_plot(results)),
+        ("Differences", changes_plot(results)),
+    ):
+        if image:
+            parts.append(f"<h2>{title}</h2><img alt='{title}' src='{image}'>")
+    by_model: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for one in answers:
+        by_model.setdefault((one["model"], one["benchmark"], one["mode"]), {})[one["id"]] = one
+    for row in results["comparisons"]:
+        if row["figure"] == "greedy":
+            before, after = (by_model.get((row[which], row["benchmark"], row["mode"]), {}) for which in ("before", "after"))
+            parts.append(_changed(row, before, after, records.get(row["benchmark"], {})))
+    head = f"<meta charset='utf-8'><title>Evaluation</title><style>{STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _changed(row: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], records: Mapping[str, Any]) -> str:
+    both = [name for name in before if name in after and _score(before[name]) != _score(after[name])]
+    both.sort(key=lambda name: _score(after[name]) - _score(before[name]))
+    lines = []
+    for name in [*both[: MAX_CHANGED // 2], *both[MAX_CHANGED // 2 :][-(MAX_CHANGED // 2) :]]:
+        record = records.get(name, {})
+        images = "".join(f"<img alt='' src='{url}'>" for url in map(thumbnail, record.get("images", ())) if url)
+        asked = " ".join(part["text"] for part in _parts(record) if part.get("type") == "text")
+        cells = f"<td>{escape(name)}</td><td class='text'>{images}<br>{escape(asked)}</td>"
+        cells += f"<td class='text'>{escape(', '.join(before[name]['ground_truths']))}</td>"
+        for one in (before[name], after[name]):
+            text, good = (one["greedy"][0]["text"] if one["greedy"] else "no response"), _score(one) == 1
+            cells += f"<td class='text {'right' if good else 'wrong'}'>{escape(text[:2000])}</td>"
+        lines.append(f"<tr>{cells}</tr>")
+    title = f"{len(both)} answers changed: {row['after']} against {row['before']}, {row['benchmark']}, {row['mode']}"
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("id", "question", "ground truth", row["before"], row["after"]))
+    return f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{''.join(lines)}</table>" if lines else ""
+
+
+def _score(answer: Mapping[str, Any]) -> float:
+    return float(answer["greedy"][0]["score"]) if answer["greedy"] else 0.0
+
+
+def _parts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    messages = record.get("messages") or [{}]
+    content = messages[-1].get("content") or []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def thumbnail(image: Any) -> str | None:
+    """A small image as a data URL; None for one that does not decode any more."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(image) if isinstance(image, bytes) else Path(image)) as opened:
+            small = opened.convert("RGB")
+    except (OSError, ValueError):
+        return None
+    small.thumbnail((SIDE, SIDE))
+    data = BytesIO()
+    small.save(data, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout="constrained")
+
+
+def _url(figure: Any) -> str:
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _points(axes: Any, rows: Sequence[Mapping[str, Any]], value: str, labels: Sequence[str]) -> None:
+    for place, row in enumerate(rows):
+        low, high = row["interval"]
+        axes.plot([100 * low, 100 * high], [place, place], color="#666")
+        axes.plot([100 * row[value]], [place], "o", color="#1565c0")
+    axes.set_yticks(range(len(rows)), labels)
+    axes.margins(y=0.2)
+    axes.invert_yaxis()
+
+
+def scores_plot(results: Mapping[str, Any]) -> str | None:
+    """Greedy scores with their intervals."""
+    rows = [row for row in results["results"] if row["figure"] == "greedy"]
+    figure = _figure(8, 1 + 0.3 * len(rows))
+    axes = figure.subplots()
+    _points(axes, rows, "score", [f"{row['model']}, {row['benchmark']}, {row['mode']}" for row in rows])
+    axes.set_xlabel("score in percent, 95 % interval")
+    return _url(figure)
+
+
+def changes_plot(results: Mapping[str, Any]) -> str | None:
+    """Differences to the first model with their intervals."""
+    rows = results["comparisons"]
+    if not rows:
+        return None
+    figure = _figure(8, 1 + 0.3 * len(rows))
+    axes = figure.subplots()
+    labels = [f"{row['after']}, {row['benchmark']}, {row['mode']}, {figure_name(row)}" for row in rows]
+    _points(axes, rows, "difference", labels)
+    axes.axvline(0, color="#c62828", linewidth=1)
+    axes.set_xlabel(f"difference to {rows[0]['before']} in points, 95 % interval")
+    return _url(figure)
+
+
+def curves_plot(results: Mapping[str, Any]) -> str | None:
+    """Scores by the number of samples."""
+    curves: dict[tuple[str, str], dict[str, list[Any]]] = {}
+    for row in results["results"]:
+        if row["figure"] != "greedy":
+            which = curves.setdefault((row["benchmark"], row["mode"]), {})
+            which.setdefault(f"{row['model']}: {row['figure']}", []).append(row)
+    if not curves:
+        return None
+    figure = _figure(5 * len(curves), 4)
+    for axes, (name, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for label, rows in lines.items():
+            axes.plot([row["k"] for row in rows], [100 * row["score"] for row in rows], "o-", label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks := sorted({row["k"] for rows in lines.values() for row in rows}), [str(k) for k in ticks])
+        axes.set(title=", ".join(name), xlabel="samples", ylabel="score in percent")
+        axes.legend(fontsize="small")
+    return _url(figure)

@@ -1,0 +1,406 @@
+"""Evaluate models on benchmarks: one set of responses in a ledger, and every figure from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mpo.evaluation.page import page_of
+from mpo.evaluation.published import ANLS, GROUP, SCORE, SUBJECT
+from mpo.evaluation.scorers import Scorer
+from mpo.evaluation.statistics import clustered_interval, compare_paired, difference_interval, holm, smallest_difference
+from mpo.evaluation.voting import answer_classes, best_at, majority_at
+from mpo.generation.generator import Generator, Response
+from mpo.io import write_text
+from mpo.pipelines.job import Job
+from mpo.pipelines.ledger import content_hash
+from mpo.pipelines.sample import CHOICES, QUESTION, Sample
+from mpo.pipelines.step import Record, Step, to_record
+from mpo.schema import Question
+from mpo.verification import verify
+
+REASON = (
+    "\n\nThink about it step by step and write down your reasoning. Do not repeat yourself; where you are not sure, decide for the "
+    "likeliest. End with one line of its own: "
+)
+DIRECT = {
+    "choice": "Answer with the letter of the right choice alone.",
+    "box": "Answer with its box alone, as [x1, y1, x2, y2], in coordinates from 0 to 1000.",
+    "yes_no": "Answer with yes or no alone.",
+    "": "Answer with a word, a number or a short phrase alone.",
+}
+CHAIN = {
+    "choice": r"Answer: \boxed{LETTER}, with the letter of the right choice.",
+    "box": "Answer: [x1, y1, x2, y2], the box in coordinates from 0 to 1000.",
+    "yes_no": r"Answer: \boxed{yes} or Answer: \boxed{no}.",
+    "": r"Answer: \boxed{ANSWER}, with the final answer alone.",
+}
+MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.items()}}
+"""How questions are asked: for the answer alone, or for a chain of thought that ends with it (the structure of InternVL 2.5's
+evaluation, arXiv 2412.05271, section 4; in other words)."""
+GREEDY, SAMPLED = "greedy", "sampled"
+RESULTS, PAGE, JOBS, ANSWERS = "results.json", "report.html", "jobs", "answers.jsonl"
+
+
+class Respond(Sample):
+    """Ask a question in one of the `MODES`, and keep the responses in a field of its record.
+
+    Args:
+        generator: the model.
+        mode: ``direct`` or ``cot``.
+        field: name of the field: a list of texts.
+        sampling: as in `mpo.pipelines.sample.Sample`.
+    """
+
+    def __init__(self, generator: Generator, *, mode: str, field: str, **sampling: Any) -> None:
+        super().__init__(generator, **sampling)
+        self.mode, self.field, self.verb = mode, field, field  # type: ignore[misc]
+
+    def requests(self, record: Record) -> list[Any]:
+        """One request, whose end says how to answer a question of its kind."""
+        choices, ends = record.get("choices") or (), MODES[self.mode]
+        kind = "choice" if choices else record.get("kind") or ""
+        said = json.dumps(record.get("messages"), ensure_ascii=False)
+        listed = f"\n{CHOICES}" if choices and not all(choice in said for choice in choices) else ""
+        prompt = f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}"
+        return Sample(self.generator, prompt=prompt, **self.sampling).requests(record)  # type: ignore[arg-type]
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
+        """The question with the texts of its responses."""
+        return {**record, self.field: [one.text for one in responses[0]]}
+
+
+class Rank(Step):
+    """Give each sampled response of a question a number from a scorer (`mpo.evaluation.scorers`), for best of N."""
+
+    verb = "rank"
+
+    def __init__(self, name: str, scorer: Scorer) -> None:
+        self.name, self._scorer = name, scorer
+        self.scorer = getattr(scorer, "identity", lambda: repr(name))()
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
+        """The ranks of the responses, by the record's id."""
+        ranks = [float(one) for one in self._scorer(question_of(record), record[SAMPLED])]
+        if len(ranks) != len(record[SAMPLED]):
+            raise ValueError(f"scorer {self.name} gave {len(ranks)} numbers for {len(record[SAMPLED])} responses.")
+        return {"id": record["id"], "ranks": ranks}
+
+
+def question_of(record: Mapping[str, Any]) -> Question:
+    """The question of a record that was made of one."""
+    return Question(**{"messages": [], **{one.name: record[one.name] for one in fields(Question) if one.name in record}})
+
+
+def evaluate(
+    models: Mapping[str, Callable[[], Generator]],
+    benchmarks: Mapping[str, Iterable[Question]],
+    folder: str | Path,
+    *,
+    modes: Sequence[str] = ("direct",),
+    k: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    seed: int = 0,
+    scorers: Mapping[str, Callable[[Generator], Scorer]] | None = None,
+    workers: int = 1,
+    retry_dropped: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Ask models the questions of benchmarks, and compare them with the first model.
+
+    Args:
+        models: what opens each model, by its name. Each is opened once and let go before the next.
+        benchmarks: the questions of each, all with ground truths, in something that can be iterated over again.
+        folder: where results, ledgers and the page go; the same call goes on after an interruption.
+        modes: ``direct``, ``cot`` (chain of thought) or both.
+        k: number of samples beside the greedy response; 1 for none.
+        temperature, top_p, seed: of the samples.
+        max_new_tokens: the longest response, in tokens.
+        scorers: for best of N: what makes the scorer of each name (`mpo.evaluation.scorers`) for a measured model.
+        workers: number of processes that ask a server.
+        retry_dropped: ask again what got no response.
+        progress: show how far it is.
+
+    Returns:
+        what `results.json` holds: ``results``, a row for each model, benchmark, mode, figure and k; ``comparisons``.
+
+    Raises:
+        ValueError: for questions without a ground truth, naming the first, unknown modes, and what a `Job` refuses.
+    """
+    if wrong := [mode for mode in modes if mode not in MODES] or [mode for mode in {*modes} if [*modes].count(mode) > 1]:
+        raise ValueError(f"Expected modes to be different ones of {', '.join(MODES)}; got {wrong[0]!r}.")
+    if scorers and k == 1:
+        raise ValueError("Best of N needs several samples per question. Give k, such as k=8.")
+    folder = Path(folder).absolute()
+    data = {name: checked_questions(name, questions) for name, questions in benchmarks.items()}
+    for name, records in data.items():
+        images = len({cluster_of(record) for record in records})
+        least = smallest_difference(images)
+        if progress:
+            said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
+            print(f"{said} {100 * least:.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
+    names = [(model, benchmark, mode) for model in models for benchmark in data for mode in modes]
+    folders = {one: folder / JOBS / "/".join(slug(part) for part in one) for one in names}
+    if len({*folders.values()}) < len(folders):
+        raise ValueError(f"Two models, or two benchmarks, have the same name in files: {', '.join({*models, *data})}. Rename one.")
+    common = {"max_new_tokens": max_new_tokens}
+    sampling = {"n": k, "temperature": temperature, "top_p": top_p, "seed": seed, **common} if k > 1 else None
+    runs = {"workers": workers, "retry_dropped": retry_dropped, "progress": progress}
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for model, open_model in models.items():
+        generator = open_model()
+        rankings = {name: scorer_of(generator) for name, scorer_of in (scorers or {}).items()}  # refused before anything is paid
+        for benchmark, records in data.items():
+            for mode in modes:
+                if progress:
+                    print(f"{model}, {benchmark}, {mode}", file=sys.stderr)
+                place = folders[model, benchmark, mode]
+                steps = [Respond(generator, mode=mode, field=GREEDY, temperature=0.0, **common)]
+                steps += [Respond(generator, mode=mode, field=SAMPLED, **sampling)] if sampling else []
+                Job(steps, records, place).run(**runs)
+                answered = read(place / "output.jsonl")
+                ranks = _ranks(rankings, records, answered, place, progress)
+                found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
+        del generator, rankings
+    results = summarize(found, k)
+    write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
+    answers = [
+        {"model": model, "benchmark": benchmark, "mode": mode, **one}
+        for (model, benchmark, mode), rows in found.items()
+        for one in rows
+    ]
+    write_text(folder / ANSWERS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers))
+    by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
+    write_text(folder / PAGE, page_of(results, answers, by_id))
+    return results
+
+
+def _ranks(
+    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, progress: bool
+) -> dict[str, dict[str, list[float]]]:
+    """The ranks of the samples of each question, by scorer and id, from a job of its own."""
+    ranks = {}
+    for name, scorer in rankings.items():
+        whole = [{**record, SAMPLED: answered[record["id"]][SAMPLED]} for record in records if record["id"] in answered]
+        folder = place / f"rank-{slug(name)}-{len(whole)}"  # of another number, where dropped questions were asked again
+        if whole:
+            Job([Rank(name, scorer)], whole, folder).run(progress=progress)
+        ranks[name] = {key: one["ranks"] for key, one in read(folder / "output.jsonl").items()} if whole else {}
+    return ranks
+
+
+def slug(name: str) -> str:
+    """A name as the name of a folder."""
+    return re.sub(r"[^\w.@-]+", "-", name).strip("-.") or "-"
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of a file that a job wrote, by id."""
+    with open(path) as file:
+        return {record["id"]: record for record in map(json.loads, file)}
+
+
+def checked_questions(name: str, questions: Iterable[Question]) -> list[dict[str, Any]]:
+    """The questions as records. Raises ValueError for none, and for one without a ground truth."""
+    records = [to_record(question, place) for place, question in enumerate(questions)]
+    if not records:
+        raise ValueError(f"Benchmark {name} has no questions.")
+    without = [record["id"] for record in records if not record.get("ground_truths")]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(records)} questions of {name} have no ground truth; the first is {without[0]!r}. Give each an "
+            "'answer', or another split: those of some test sets are not published."
+        )
+    return records
+
+
+def cluster_of(record: Mapping[str, Any]) -> str:
+    """What questions share that are not independent: their images or videos, or else themselves."""
+    shown = [*record.get("images", ()), *record.get("videos", ())]
+    return repr([one if isinstance(one, str) else content_hash(one) for one in shown]) if shown else record["id"]
+
+
+def judged(record: dict[str, Any], answered: dict[str, Any] | None, ranks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A question with the scores of its responses: nothing that was dropped has a score."""
+    question = question_of(record)
+    about = question.metadata
+    row: dict[str, Any] = {
+        "id": record["id"],
+        "group": about.get(GROUP) or record["id"],
+        "subject": about.get(SUBJECT) or question.source,
+        "cluster": cluster_of(record),
+        "ground_truths": list(question.ground_truths),
+        "dropped": answered is None,
+    }
+    for field in (GREEDY, SAMPLED):
+        texts = [] if answered is None else answered.get(field, [])
+        verdicts = [verify(text, question) for text in texts]
+        row[field] = [
+            {
+                "text": text,
+                "score": score_of(text, question, verdict.correct),
+                "reason": verdict.reason,
+                "none": verdict.method == "none",
+            }
+            for text, verdict in zip(texts, verdicts, strict=True)
+        ]
+    if row[SAMPLED]:
+        row["classes"] = answer_classes([one["text"] for one in row[SAMPLED]], question)
+        row["ranks"] = {name: by_id[record["id"]] for name, by_id in ranks.items() if record["id"] in by_id}
+    return row
+
+
+def score_of(response: str, question: Question, correct: bool) -> float:
+    """The score of a response by the rule of its benchmark, from 0 to 1."""
+    if question.metadata.get(SCORE) == ANLS:
+        from mpo.verification import extract
+        from mpo.verification.texts import document_distance
+
+        answer = extract(response, kind="document").answer
+        distance = min((document_distance(answer, truth) for truth in question.ground_truths), default=1.0) if answer else 1.0
+        return 1 - distance if distance < 0.5 else 0.0
+    return float(correct)
+
+
+def figures(row: Mapping[str, Any], k: int) -> dict[tuple[str, int], float]:
+    """What a question contributes to each figure, by its name and the number of samples."""
+    greedy = row[GREEDY][0]["score"] if row[GREEDY] else 0.0
+    found = {("greedy", 1): greedy}
+    scores = [one["score"] for one in row[SAMPLED]]
+    for size in sizes(k) if k > 1 else ():
+        if len(scores) < k:
+            found |= {(name, size): 0.0 for name in ("majority", "pass")}
+            continue
+        found["majority", size] = majority_at(size, row["classes"], scores)
+        found["pass", size] = best_at(size, scores, scores)
+        for name, ranks in row["ranks"].items():
+            found[f"best by {name}", size] = best_at(size, ranks, scores)
+    return found
+
+
+def sizes(k: int) -> list[int]:
+    """The points of a curve up to k: powers of two, and k.
+
+    >>> sizes(12)
+    [1, 2, 4, 8, 12]
+    """
+    return [*(2**power for power in range(k.bit_length()) if 2**power < k), k]
+
+
+def units(rows: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+    """The units that count: a question, or a group of them, which has the lowest score of its members."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    found = []
+    for name, members in groups.items():
+        each = [figures(row, k) for row in members]
+        every = {key for one in each for key in one}
+        found.append(
+            {
+                "id": name,
+                **{field: members[0][field] for field in ("subject", "cluster")},
+                "figures": {key: min(one.get(key, 0.0) for one in each) for key in sorted(every)},
+                "unparsable": any(not row[GREEDY] or row[GREEDY][0]["none"] for row in members),
+                "dropped": any(row["dropped"] for row in members),
+            }
+        )
+    return found
+
+
+def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k: int) -> dict[str, Any]:
+    """All figures with intervals, and every model compared with the first one."""
+    counted = {key: units(rows, k) for key, rows in found.items()}
+    results = []
+    for (model, benchmark, mode), each in counted.items():
+        for figure, size in each[0]["figures"]:
+            scores = [unit["figures"].get((figure, size), 0.0) for unit in each]
+            row = {"model": model, "benchmark": benchmark, "mode": mode, "figure": figure, "k": size}
+            row |= {"correct": round(sum(scores), 6), "total": len(scores), "score": sum(scores) / len(scores)}
+            row["interval"] = list(clustered_interval(scores, [unit["cluster"] for unit in each]))
+            row |= {name: sum(unit[name] for unit in each) for name in ("unparsable", "dropped")}
+            if figure == "greedy":
+                row["subjects"] = by_subject(each)
+                row |= yes_no_figures(found[model, benchmark, mode])
+            results.append(row)
+    first = next(iter(counted))[0]
+    comparisons = [
+        row
+        for key in counted
+        if key[0] != first
+        for row in compared((first, *key[1:]), key, counted[first, *key[1:]], counted[key])
+    ]
+    tested = {place: row["p_value"] for place, row in enumerate(comparisons) if row["p_value"] is not None}
+    families: dict[Any, dict[int, float]] = {}
+    for place, value in tested.items():
+        row = comparisons[place]
+        families.setdefault((row["after"], row["mode"], row["figure"]), {})[place] = value
+    for family in families.values():
+        for place, value in holm(family).items():
+            comparisons[place]["p_value_holm"] = value
+    for row in comparisons:
+        low, high = row["interval"]
+        shown = (low > 0 or high < 0) and row.get("p_value_holm", 0.0) < 0.05
+        row["verdict"] = "no difference shown" if not shown else "better" if low > 0 else "worse"
+    return {"results": results, "comparisons": comparisons}
+
+
+def by_subject(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Score, number and interval of the parts of a benchmark, where it has several."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for unit in each:
+        parts.setdefault(str(unit["subject"] or ""), []).append(unit)
+    rows = {}
+    for name, members in sorted(parts.items()) if len(parts) > 1 else ():
+        scores = [unit["figures"]["greedy", 1] for unit in members]
+        interval = list(clustered_interval(scores, [unit["cluster"] for unit in members]))
+        rows[name] = {"score": sum(scores) / len(scores), "total": len(scores), "interval": interval}
+    return rows
+
+
+def yes_no_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """F1 of yes, and the share of yes among the responses, where every ground truth is yes or no."""
+    from mpo.verification.texts import read_yes_no
+
+    truths = [read_yes_no(row["ground_truths"][0]) for row in rows]
+    if None in truths or not any(truths):
+        return {}
+    right = [bool(row[GREEDY] and row[GREEDY][0]["score"]) for row in rows]
+    found = sum(truth and one for truth, one in zip(truths, right, strict=True))
+    said = found + sum(
+        not truth and not one and bool(row[GREEDY]) and not row[GREEDY][0]["none"]
+        for truth, one, row in zip(truths, right, rows, strict=True)
+    )
+    return {"f1": 2 * found / (said + sum(map(bool, truths))), "yes": said / len(rows)}
+
+
+def compared(
+    one: tuple[str, ...], other: tuple[str, ...], before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The change from one model to another, for the figures that both have: greedy, and each at the largest k."""
+    rows: list[dict[str, Any]] = []
+    largest: dict[str, int] = {}
+    for figure, size in before[0]["figures"]:
+        largest[figure] = max(size, largest.get(figure, 0))
+    for figure, size in largest.items():
+        if (figure, size) not in after[0]["figures"]:
+            continue
+        scores = [[unit["figures"].get((figure, size), 0.0) for unit in each] for each in (before, after)]
+        clusters = [unit["cluster"] for unit in before]
+        binary = all(score in (0.0, 1.0) for each in scores for score in each)
+        paired = compare_paired(*([score == 1.0 for score in each] for each in scores)) if binary else None
+        row = {"before": one[0], "after": other[0], "benchmark": other[1], "mode": other[2], "figure": figure, "k": size}
+        row |= {
+            "difference": (sum(scores[1]) - sum(scores[0])) / len(before),
+            "interval": list(difference_interval(*scores, clusters)),
+        }
+        row |= {"gained": paired and paired.gained, "lost": paired and paired.lost, "p_value": paired and paired.p_value}
+        rows.append(row)
+    return rows

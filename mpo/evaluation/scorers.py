@@ -1,0 +1,148 @@
+"""Scorers for best of N: what they give the responses to a question, higher for better ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from mpo.generation.generator import Generator, Request
+from mpo.generation.local import LocalGenerator
+from mpo.schema import Question
+
+Scorer = Callable[[Question, Sequence[str]], Sequence[float]]
+"""Takes a question and responses to it; returns a number for each."""
+MAX_STEPS = 12
+"""Maximum number of steps of a response that a process reward model is asked about, as in VisualPRM (arXiv 2503.10291)."""
+GOOD, BAD = "+", "-"
+
+
+def asked(question: Question) -> Request:
+    """The request of a question, without the instructions of a mode."""
+    return Request(question.messages, question.images)
+
+
+class MeanLogProb:
+    """The mean log-prob of a response's tokens under a model.
+
+    Args:
+        model: the model, in this process.
+    """
+
+    def __init__(self, model: LocalGenerator) -> None:
+        self.model = model
+
+    def identity(self) -> Any:
+        """What tells it from other scorers."""
+        return {"class": type(self).__name__, "model": self.model.identity()}
+
+    def __call__(self, question: Question, responses: Sequence[str]) -> list[float]:
+        """The mean for each response; an empty one has minus infinity's place, the lowest number that JSON holds."""
+        return [float(one.mean()) if len(one) else -1e30 for one in logprobs(self.model, question, responses)]
+
+
+class ImplicitReward:
+    """The reward of a model trained with preferences: beta (log pi(y|x) - log ref(y|x)) (arXiv 2305.18290, section 4).
+
+    Args:
+        model: the trained model, in this process.
+        reference: the model that it was trained from.
+        beta: as in training; it changes no ranking.
+    """
+
+    def __init__(self, model: LocalGenerator, reference: LocalGenerator, *, beta: float = 0.1) -> None:
+        self.model, self.reference, self.beta = model, reference, beta
+
+    def identity(self) -> Any:
+        """What tells it from other scorers."""
+        models = {"model": self.model.identity(), "reference": self.reference.identity()}
+        return {"class": type(self).__name__, "beta": self.beta, **models}
+
+    def __call__(self, question: Question, responses: Sequence[str]) -> list[float]:
+        """The reward of each response."""
+        own, other = (logprobs(one, question, responses) for one in (self.model, self.reference))
+        return [self.beta * float(a.sum() - b.sum()) for a, b in zip(own, other, strict=True)]
+
+
+def logprobs(model: LocalGenerator, question: Question, responses: Sequence[str]) -> list[Any]:
+    """The log-probs of the tokens of each response, none of an empty one; each distinct text is computed once."""
+    import torch
+
+    from mpo.batching.logprobs import completion_logprobs
+
+    texts = [*dict.fromkeys(text for text in responses if text.strip())]
+    found = completion_logprobs(model.model, model.processor, [asked(question)], [texts])[0] if texts else []
+    by_text = dict(zip(texts, found, strict=True))
+    return [by_text.get(text, torch.zeros(0)) for text in responses]
+
+
+class ProcessReward:
+    """A process reward model in the form of VisualPRM (arXiv 2503.10291): the mean over steps of the probability of "+".
+
+    The model is told the question and the first step, and says "+" or "-"; the next step is the next turn. Earlier steps
+    stand there as "+". Where a server gives no log-probs, a step counts 1 or 0.
+
+    Args:
+        generator: the model, in this process or on a server.
+        max_steps: a response is split at blank lines, or at line ends without any, and merged evenly to at most so many.
+    """
+
+    def __init__(self, generator: Generator, *, max_steps: int = MAX_STEPS) -> None:
+        self.generator, self.max_steps = generator, max_steps
+
+    def identity(self) -> Any:
+        """What tells it from other scorers."""
+        return {"class": type(self).__name__, "max_steps": self.max_steps, "model": self.generator.identity()}
+
+    def __call__(self, question: Question, responses: Sequence[str]) -> list[float]:
+        """The score of each response, 0 to 1."""
+        each = [[self._request(question, steps, end) for end in range(len(steps))] for steps in map(self.steps, responses)]
+        flat = [request for requests in each for request in requests]
+        said = iter(self.generator.generate(flat, temperature=0.0, max_new_tokens=1, logprobs=True) if flat else [])
+        found = []
+        for requests in each:
+            scores = [self._score(next(said)[0]) for _ in requests]
+            found.append(math.fsum(scores) / len(scores) if scores else 0.0)
+        return found
+
+    def steps(self, response: str) -> list[str]:
+        """Split a response into steps."""
+        parts = [part.strip() for part in re.split(r"\n\s*\n", response.strip()) if part.strip()]
+        if len(parts) < 2:
+            parts = [part.strip() for part in response.splitlines() if part.strip()]
+        size = min(len(parts), self.max_steps)
+        bounds = [len(parts) * place // size for place in range(size + 1)] if size else []
+        return ["\n".join(parts[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+
+    def _request(self, question: Question, steps: Sequence[str], end: int) -> Request:
+        first = Request(question.messages, question.images).messages
+        content = [{"type": "text", "text": "### Question:\n"}, *first[-1]["content"]]
+        content.append({"type": "text", "text": f"\n\n### Solution Process:\n{steps[0]}"})
+        turns: list[Any] = [*first[:-1], {"role": "user", "content": content}]
+        for step in steps[1 : end + 1]:
+            turns += [{"role": "assistant", "content": GOOD}, {"role": "user", "content": step}]
+        return Request(turns, question.images)
+
+    @staticmethod
+    def _score(response: Any) -> float:
+        said = response.text.strip()[:1]
+        chance = math.exp(response.logprobs[0]) if response.logprobs else 1.0
+        return chance if said == GOOD else 1 - chance if said == BAD else 0.0
+
+
+def load_scorer(name: str) -> Scorer:
+    """Import a function of the user's own by ``module:function``, or a class without arguments.
+
+    Raises:
+        ValueError: for a name of another form, and one that is not there.
+    """
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"Scorer {name!r} is unknown. Give logprob, reward, prm=MODEL, or MODULE:FUNCTION of your own.")
+    try:
+        found: Any = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"Scorer {name!r} cannot be imported: {error}.") from None
+    return found() if isinstance(found, type) else found  # type: ignore[no-any-return]

@@ -1,0 +1,73 @@
+"""A callback that measures accuracy on questions with each evaluation during training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from typing_extensions import override
+
+from mpo.evaluation.run import GREEDY, Respond, checked_questions, cluster_of, question_of, score_of
+from mpo.evaluation.statistics import clustered_interval
+from mpo.generation.local import LocalGenerator
+from mpo.schema import Question
+from mpo.training.samples.callback import UsesTrainer
+from mpo.verification import verify
+
+
+class MeasureAccuracy(UsesTrainer):
+    """Respond greedily to questions at each evaluation, and add how many are right to its metrics.
+
+    ``eval_accuracy``, ``eval_accuracy_low`` and ``eval_accuracy_high`` (the 95 % interval) are logged, and
+    ``metric_for_best_model="accuracy"`` with ``greater_is_better=True`` keeps the checkpoint with the best. Training is exactly the
+    same as without it.
+
+    Args:
+        questions: with ground truths (`mpo.data.load_questions`).
+        mode: how they are asked: ``direct`` or ``cot`` (`mpo.evaluation.run.MODES`).
+        max_new_tokens: the longest response, in tokens.
+
+    Raises:
+        ValueError: for questions without a ground truth, and none.
+    """
+
+    def __init__(self, questions: Iterable[Question], *, mode: str = "direct", max_new_tokens: int = 256) -> None:
+        self.records = checked_questions("the evaluation", questions)
+        self.mode, self.max_new_tokens = mode, max_new_tokens
+        self._measured: tuple[int, dict[str, float]] | None = None
+
+    @override
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if self.trainer is None or not self.trainer.is_in_train or metrics is None:
+            return
+        if self._measured is None or self._measured[0] != state.global_step:  # once for several evaluation sets
+            found: list[dict[str, float] | None] = [None]
+            with self.trainer.generating() as (model, sharded):
+                if sharded or state.is_world_process_zero:
+                    found = [self._measure(args, model, sharded)]
+                broadcast_object_list(found)
+            assert found[0] is not None
+            self._measured = state.global_step, found[0]
+            due = control.should_log
+            self.trainer.log(dict(found[0]))
+            control.should_log = due  # `log` resets it, and the step's own log is still to come
+        metrics.update(self._measured[1])
+
+    def _measure(self, args: Any, model: Any, sharded: bool) -> dict[str, float]:
+        generator = LocalGenerator(
+            model,
+            self.trainer.processing_class,
+            responses_per_batch=args.per_device_eval_batch_size,
+            tile_budget=args.tile_budget,
+            sharded=sharded,
+        )
+        sampling = {"temperature": 0.0, "max_new_tokens": self.max_new_tokens}
+        step = Respond(generator, mode=self.mode, field=GREEDY, **sampling)
+        responses = generator.generate([step.requests(record)[0] for record in self.records], **sampling)
+        scores = []
+        for record, (response,) in zip(self.records, responses, strict=True):
+            question = question_of(record)
+            scores.append(score_of(response.text, question, verify(response.text, question).correct))
+        low, high = clustered_interval(scores, [cluster_of(record) for record in self.records])
+        return {"eval_accuracy": sum(scores) / len(scores), "eval_accuracy_low": low, "eval_accuracy_high": high}

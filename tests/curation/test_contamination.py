@@ -1,0 +1,55 @@
+"""Training data that contain a benchmark's questions or images, equal and nearly so."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpo.curation.contamination import find_contamination
+
+
+def picture(seed, quality=None):
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    data = BytesIO()
+    image = Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC)
+    image.save(data, **({"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}))
+    return data.getvalue()
+
+
+def question(name, text, *images):
+    return {"id": name, "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}], "images": list(images)}
+
+
+def pair(name, text, *images):
+    return {"id": name, "prompt": [{"role": "user", "content": text}], "images": [{"bytes": one, "path": None} for one in images]}
+
+
+LONG = "How many of the red balloons in the left half of the picture are larger than the house that stands behind them?"
+QUESTIONS = [
+    question("same", "What is it?", picture(1)),
+    question("near", LONG, picture(2)),
+    question("number", "A train runs 120 km in 2 hours. How fast does it run on average over the whole way?", picture(3)),
+    question("new", "Which of these is a bird?", picture(4)),
+]
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (pair("p", "what is it", picture(1)), {"same": {"question", "image", "both"}}),
+        (pair("p", "What is it?", picture(9)), {"same": {"question"}}),
+        (pair("p", LONG.replace("balloons", "ballons"), picture(2, 90)), {"near": {"question", "image", "both"}}),
+        (pair("p", "Anything else?", picture(4, 90), picture(3)), {"new": {"image"}, "number": {"image"}}),
+        (pair("p", "A train runs 130 km in 2 hours. How fast does it run on average over the whole way?", picture(9)), {}),
+        (pair("p", "", picture(9)), {}),
+    ],
+)
+def test_what_training_has_seen(train, expected):
+    found = find_contamination([train], QUESTIONS, progress=False)
+    assert {one["id"]: {*one} - {"id"} for one in found["found"]} == expected
+    counts = {"questions": "question", "images": "image", "both": "both"}
+    assert {name: found[name] for name in counts} == {
+        name: sum(kind in kinds for kinds in expected.values()) for name, kind in counts.items()
+    }
+    assert found["total"] == 4 and all(value == "p" for one in found["found"] for key, value in one.items() if key != "id")

@@ -1,0 +1,199 @@
+"""The published forms of benchmarks. Each row has the layout of the file that is named beside it; its contents are made up."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from mpo.evaluation.published import FORMS, load_benchmark
+from mpo.evaluation.run import score_of
+from mpo.io import BadRecord
+from mpo.verification import verify
+
+HARNESS = "EvolvingLMMs-Lab/lmms-eval@75571cfe0fa36ca5ec2e6aa2bb268f9d38295af3:lmms_eval/tasks/"
+INTERNVL = "OpenGVLab/InternVL@0355722a139b2564809e70c2c84407f6664067fc:internvl_chat/eval/"
+CHOICE = {"question": "Which colour?", "answer": "B", "image": "a.png"}
+ROWS = [
+    # name, where the layout is from, the row, then by question: ground truths, kind, choices, a right and a wrong response
+    (
+        "chartqa",
+        HARNESS + "chartqa/utils.py",
+        {"image": "a.png", "question": "How much?", "answer": "40", "type": "human_test"},
+        [(["40"], "chart", None, "Answer: 41", "Answer: 43")],
+    ),
+    (
+        "chartqa",
+        "vis-nlp/ChartQA@main:ChartQA Dataset/test/test_human.json",
+        {"imgname": "a.png", "query": "Which year?", "label": "red"},
+        [(["red"], "chart", None, "Red", "blue")],
+    ),
+    (
+        "docvqa",
+        HARNESS + "docvqa/utils.py",
+        {"questionId": "7", "question": "Who signed?", "answers": ["John Smith", "J. Smith"], "image": "a.png", "docId": 3},
+        [(["John Smith", "J. Smith"], "document", None, "John Smith", "Mary Poppins")],
+    ),
+    (
+        "m3cot",
+        "LightChen233/M3CoT@44e7dcbe12531f1f99fb61af299708a9c83b8e6f:utils/data.py",
+        {
+            **{"id": "physics-1", "category": "c", "image_id": "1", "context": "Two magnets.", "choices": ["attract", "repel"]},
+            **{"rationale": "r", "split": "test", "domain": "science", "topic": "physics", **CHOICE},
+        },
+        [(["B"], "choice", ["attract", "repel"], r"So \boxed{B}", "Answer: A")],
+    ),
+    (
+        "mathvista",
+        HARNESS + "mathvista/utils.py",
+        {
+            **{"pid": "1", "question": "Which?", "decoded_image": "a.png", "choices": ["3", "4"], "unit": None, "precision": None},
+            **{"answer": "4", "question_type": "multi_choice", "answer_type": "text", "metadata": {"task": "geometry"}},
+        },
+        [(["4"], "choice", ["3", "4"], "Answer: (B)", "Answer: A")],
+    ),
+    (
+        "mathvista",
+        HARNESS + "mathvista/utils.py",
+        {
+            **{"pid": "2", "question": "How far?", "decoded_image": "a.png", "choices": None, "unit": "km", "precision": 1.0},
+            **{"answer": "1.2", "question_type": "free_form", "answer_type": "float", "metadata": {"task": "geometry"}},
+        },
+        [(["1.2"], "number", None, "Answer: 1.2 km", "Answer: 1.4")],
+    ),
+    (
+        "mmbench",
+        HARNESS + "mmbench/en_utils.py",
+        {
+            **{
+                "index": 5,
+                "hint": "nan",
+                "A": "red",
+                "B": "blue",
+                "C": "nan",
+                "D": "nan",
+                "category": "colour",
+                "L2-category": "x",
+            },
+            **{"source": "s", "split": "dev", **CHOICE},
+        },
+        [
+            (["B"], "choice", ["red", "blue"], "B", "A"),
+            (["A"], "choice", ["blue", "red"], "A", "B"),
+        ],
+    ),
+    (
+        "mmmu",
+        HARNESS + "mmmu/utils.py",
+        {
+            **{"id": "validation_Art_3", "question": "Which is <image 1>?", "options": "['a cat', 'not <image 2>']", "answer": "B"},
+            **{"question_type": "multiple-choice", "image_1": "a.png", "image_2": "b.png", "image_3": None, "explanation": ""},
+        },
+        [(["B"], "choice", ["a cat", "not [image 2]"], "B", "A")],
+    ),
+    (
+        "mmmu",
+        HARNESS + "mmmu/utils.py",
+        {
+            **{"id": "validation_Math_1", "question": "Solve <image 1>.", "options": "[]", "answer": "['8', '8.0']"},
+            **{"question_type": "open", "image_1": "a.png"},
+        },
+        [(["8", "8.0"], None, None, "Answer: 8", "Answer: 9")],
+    ),
+    (
+        "muirbench",
+        HARNESS + "muirbench/utils.py",
+        {
+            **{"idx": "4", "task": "Counting", "image_relation": "r", "image_type": "t", "image_list": ["a.png", "b.png"]},
+            **{"question": "<image> <image> How many?", "options": ["one", "two"], "answer": "A"},
+        },
+        [(["A"], "choice", ["one", "two"], "A", "B")],
+    ),
+    (
+        "pope",
+        HARNESS + "pope/utils.py",
+        {"question_id": "1", "question": "Is there a dog?", "answer": "no", "image": "a.png", "category": "random"},
+        [(["no"], "yes_no", None, "No, there is none.", "Yes.")],
+    ),
+    (
+        "pope",
+        INTERNVL + "pope/evaluate_pope.py",
+        {"question_id": 2, "image": "a.png", "text": "Is there a cat?", "label": "yes", "category": "popular"},
+        [(["yes"], "yes_no", None, "yes", "no")],
+    ),
+    (
+        "refcoco",
+        HARNESS + "refcoco/utils_rec.py",
+        {"question_id": "9", "image": "a.png", "bbox": [20.0, 10.0, 40.0, 20.0], "answer": ["a dog", "the left one"]},
+        [
+            (["[200.0, 200.0, 600.0, 600.0]"], "box", None, "[[200, 200, 600, 610]]", "[0, 0, 300, 300]"),
+            (["[200.0, 200.0, 600.0, 600.0]"], "box", None, "Answer: [210, 200, 600, 600]", "Answer: [20, 10, 60, 30]"),
+        ],
+    ),
+    (
+        "refcoco",
+        INTERNVL + "refcoco/evaluate_grounding.py",
+        {"image": "a.png", "sent": "a dog", "bbox": [20, 10, 60, 30], "height": 50, "width": 100},
+        [(["[200.0, 200.0, 600.0, 600.0]"], "box", None, "[200, 200, 600, 600]", "[1, 1, 2, 2]")],
+    ),
+    (
+        "mvbench",
+        HARNESS + "mvbench/utils.py",
+        {"video": "v.mp4", "question": "What happens?", "candidates": ["a fall", "a jump"], "answer": "a jump"},
+        [(["a jump"], "choice", ["a fall", "a jump"], "(B) a jump", "A")],
+    ),
+]
+
+
+def load(tmp_path, name, *rows):
+    for image in ("a.png", "b.png", "png/a.png"):
+        (tmp_path / image).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (100, 50)).save(tmp_path / image)
+    (tmp_path / "v.mp4").write_bytes(b"video")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return list(load_benchmark(name, tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(("name", "layout", "row", "expected"), ROWS, ids=[f"{row[0]}-{place}" for place, row in enumerate(ROWS)])
+def test_a_row_is_its_questions(tmp_path, name, layout, row, expected):
+    questions = load(tmp_path, name, row)
+    assert len({question.id for question in questions}) == len(questions)
+    for question, (truths, kind, choices, right, wrong) in zip(questions, expected, strict=True):
+        assert (list(question.ground_truths), question.kind, question.choices) == (truths, kind, choices)
+        shown = [*question.images, *question.videos]
+        assert shown and len(shown) == sum(part["type"] in ("image", "video") for part in question.messages[-1]["content"])
+        for response, score in ((right, 1.0), (wrong, 0.0)):
+            assert score_of(response, question, verify(response, question).correct) == score, (response, layout)
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_a_row_without_a_promised_column_names_it(tmp_path, name):
+    row = next(row for form, _, row, _ in ROWS if form == name)
+    for column in FORMS[name].columns:
+        less = {key: value for key, value in row.items() if key not in column.split("|")}
+        with pytest.raises(BadRecord, match=r"rows.jsonl:1") as error:
+            load(tmp_path, name, less)
+        assert column in str(error.value)
+
+
+def test_the_rotations_of_a_question_are_a_group(tmp_path):
+    row = next(row for form, _, row, _ in ROWS if form == "mmbench")
+    assert {question.metadata["group"] for question in load(tmp_path, "mmbench", row, {**row, "index": 6})} == {"5", "6"}
+
+
+def test_documents_score_by_their_distance(tmp_path):
+    """ "Jahn Smith" has 1 of 10 letters wrong: 0.9; with half of them wrong it is 0."""
+    [question] = load(tmp_path, "docvqa", next(row for form, _, row, _ in ROWS if form == "docvqa"))
+    assert score_of("Jahn Smith", question, False) == pytest.approx(0.9)
+    assert score_of("Jxxx xxxth", question, False) == 0.0
+
+
+@pytest.mark.parametrize(("name", "named"), [("mathvisa", "mathvista"), ("mmvet", "judging model"), ("MMHal", "judging model")])
+def test_other_benchmarks_are_refused(tmp_path, name, named):
+    with pytest.raises(ValueError, match=named):
+        load_benchmark(name, tmp_path)
+
+
+def test_an_answer_that_is_no_choice_is_refused(tmp_path):
+    row = next(row for form, _, row, _ in ROWS if form == "m3cot")
+    with pytest.raises(BadRecord, match="none of the choices"):
+        load(tmp_path, "m3cot", {**row, "answer": "F"})

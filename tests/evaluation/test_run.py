@@ -1,0 +1,166 @@
+"""An evaluation from the command, against a server without a model and with a tiny model in this process."""
+
+import copy
+import json
+
+import pytest
+from stub_server import StubServer
+from support import make_image, perturbed
+
+from mpo.commands import main
+from mpo.evaluation.run import clustered_interval, summarize
+from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer
+from mpo.generation.generator import Response
+from mpo.generation.local import LocalGenerator
+from mpo.schema import Question
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """12 questions about 6 images."""
+    lines = []
+    for place in range(12):
+        make_image(place // 2).save(tmp_path / f"{place // 2}.png")
+        lines.append(
+            {"id": f"q{place}", "question": f"How many? ({place})", "image": f"{place // 2}.png", "answer": str(place % 5)}
+        )
+    (tmp_path / "digits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "digits.jsonl"
+
+
+def evaluate(capsys, *words):
+    status = main(["evaluate", *map(str, words), "--json"])
+    said = capsys.readouterr()
+    return status, json.loads(said.out) if status == 0 else said.err
+
+
+def test_every_figure_is_from_the_same_responses(questions, tmp_path, capsys):
+    with StubServer() as one, StubServer(model="other") as two:
+        words = (f"start={one.url}", f"tuned={two.url}", questions, "--output", tmp_path / "out", "--n", 4, "--mode", "both")
+        status, results = evaluate(capsys, *words)
+        asked = len(one.bodies)
+        assert status == 0 and evaluate(capsys, *words) == (0, results)
+        assert len(one.bodies) == asked  # nothing is asked again
+    rows = {(row["model"], row["mode"], row["figure"], row["k"]): row for row in results["results"]}
+    assert len(rows) == 2 * 2 * (1 + 2 * 3)
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 2 * 2 * 12
+    for model in ("start", "tuned"):
+        own = [answer for answer in answers if (answer["model"], answer["mode"]) == (model, "direct")]
+        right = [answer["greedy"][0]["text"].endswith(f"answer: {answer['ground_truths'][0]}") for answer in own]
+        row = rows[model, "direct", "greedy", 1]
+        assert (row["correct"], row["total"], row["unparsable"], row["dropped"]) == (sum(right), 12, 0, 0)
+        assert row["interval"] == list(clustered_interval(right, [place // 2 for place in range(12)]))
+        samples = [one["score"] for answer in own for one in answer["sampled"]]
+        assert rows[model, "direct", "pass", 1]["score"] == pytest.approx(sum(samples) / 48)
+        assert rows[model, "direct", "majority", 1]["score"] == pytest.approx(sum(samples) / 48)
+        any_right = [max(one["score"] for one in answer["sampled"]) for answer in own]
+        assert rows[model, "direct", "pass", 4]["correct"] == sum(any_right)
+    assert {row["verdict"] for row in results["comparisons"]} == {"no difference shown"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") == 3 and "http" not in page.replace("http-equiv", "")
+
+
+def test_modes_end_as_the_kind_of_answer_needs(questions, tmp_path, capsys):
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    lines = [{**lines[0], "choices": ["red", "blue"], "answer": "A"}, {**lines[1], "kind": "box", "answer": "[1, 1, 2, 2]"}]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with StubServer() as stub:
+        assert evaluate(capsys, stub.url, questions, "--output", tmp_path / "out", "--mode", "cot")[0] == 0
+        said = sorted(json.dumps(body["messages"]) for body in stub.bodies)
+    assert "A. red\\nB. blue" in said[0] and "LETTER" in said[0] and "step by step" in said[0]
+    assert "[x1, y1, x2, y2]" in said[1] and "LETTER" not in said[1]
+
+
+def test_models_that_differ_are_told_apart(questions, tmp_path, capsys):
+    """A model that knows the answers against one that guesses, on 60 questions about 60 images."""
+    lines = [{"id": f"q{place}", "question": f"{place}?", "answer": str(place % 7)} for place in range(60)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    parts = [
+        {
+            "model": model,
+            "id": line["id"],
+            "group": line["id"],
+            "subject": "",
+            "cluster": line["id"],
+            "ground_truths": [line["answer"]],
+        }
+        | {"dropped": False, "sampled": [], "greedy": [{"score": float(right(place)), "text": "", "reason": "", "none": False}]}
+        for model, right in (("start", lambda place: place % 3 == 0), ("tuned", lambda place: place % 3 < 2))
+        for place, line in enumerate(lines)
+    ]
+    found = {(model, "b", "direct"): [part for part in parts if part["model"] == model] for model in ("start", "tuned")}
+    [row] = summarize(found, 1)["comparisons"]
+    assert (row["gained"], row["lost"], row["verdict"]) == (20, 0, "better")
+    assert row["difference"] == pytest.approx(1 / 3) and 0.2 < row["interval"][0] < 1 / 3 < row["interval"][1] < 0.47
+    assert summarize(dict(reversed(found.items())), 1)["comparisons"][0]["verdict"] == "worse"
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "named"),
+    [
+        ({"answer": None}, (), "q0"),
+        ({}, ("--scorer", "reward"), "Give k"),
+        ({}, ("--n", 2, "--scorer", "reward"), "not of a server"),
+        ({}, ("--n", 2, "--scorer", "mine"), "MODULE:FUNCTION"),
+        ({"id": "q1"}, (), "q1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(questions, tmp_path, capsys, change, words, named):
+    first, *rest = questions.read_text().splitlines()
+    questions.write_text("\n".join([json.dumps({**json.loads(first), **change}), *rest]) + "\n")
+    with StubServer() as stub:
+        status, error = evaluate(capsys, stub.url, questions, "--output", tmp_path / "out", *words)
+        assert status == 2 and named in error and not stub.bodies
+
+
+@pytest.mark.parametrize(("words", "named"), [(["model"], "benchmark"), (["q.jsonl"], "model"), (["mmvet", "m"], "judging")])
+def test_models_and_benchmarks_are_told_apart(tmp_path, capsys, words, named):
+    (tmp_path / "q.jsonl").write_text('{"question": "?", "answer": "1"}\n')
+    words = [tmp_path / word if word == "q.jsonl" else word for word in words]
+    status, error = evaluate(capsys, *words, "--output", tmp_path / "out")
+    assert status == 2 and named in error
+
+
+QUESTION = Question([{"role": "user", "content": "What is in the image?"}], [make_image(0)], ["a cat"])
+
+
+def test_the_implicit_reward_is_the_difference_of_log_probs(internvl, processor):
+    trained = LocalGenerator(perturbed(copy.deepcopy(internvl)), processor)
+    start, responses = LocalGenerator(internvl, processor), ["one", "one two", "one", ""]
+    rewards = ImplicitReward(trained, start, beta=0.5)(QUESTION, responses)
+    means = [MeanLogProb(model)(QUESTION, responses) for model in (trained, start)]
+    assert rewards[0] == rewards[2] != 0 and rewards[3] == 0 and means[0][3] < means[0][0] < 0
+    tokens = [len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in ("one", "one two")]
+    for place, number in enumerate(tokens):
+        assert rewards[place] == pytest.approx(0.5 * number * (means[0][place] - means[1][place]), rel=1e-4)
+    assert ImplicitReward(start, start)(QUESTION, responses) == [0.0] * 4
+
+
+class Judge:
+    """A process reward model that doubts every step with a question mark."""
+
+    def identity(self):
+        return "judge"
+
+    def generate(self, requests, **settings):
+        self.requests = requests
+        self.settings = settings
+        doubts = ["?" in request.messages[-1]["content"][-1]["text"] for request in requests]
+        return [[Response("-" if doubt else "+", "length", 1, 1, (-0.2231435,))] for doubt in doubts]
+
+
+def test_a_process_reward_is_the_mean_over_steps():
+    """Steps with probability 0.8 of + and 0.8 of -: (0.8 + 0.2) / 2; earlier steps stand in the conversation."""
+    judge = Judge()
+    scores = ProcessReward(judge, max_steps=2)(QUESTION, ["First.\n\nThen?", "All in one.", "", "a\n\nb\n\nc\n\nd"])
+    assert scores == pytest.approx([0.5, 0.8, 0.0, 0.8])
+    assert [len(request.messages) for request in judge.requests] == [1, 3, 1, 1, 3]
+    assert judge.settings == {"temperature": 0.0, "max_new_tokens": 1, "logprobs": True}
+
+
+def test_scorers_of_ones_own():
+    assert load_scorer("json:dumps") is json.dumps
+    for name in ("nowhere:at_all", "json:no", "json"):
+        with pytest.raises(ValueError, match=name):
+            load_scorer(name)

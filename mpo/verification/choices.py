@@ -11,7 +11,7 @@ from mpo.verification.dress import undress
 from mpo.verification.expressions import equation, latex
 from mpo.verification.number import find_numbers, read_number, same_number
 from mpo.verification.prose import stated_number
-from mpo.verification.rational import rational
+from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
 
 _LETTER = r"[A-Za-zＡ-Ｚａ-ｚ]"
@@ -245,7 +245,7 @@ def same_choice(text: str, choice: str) -> bool:
     if not re.search(r"\d|[a-z]\s?[-+*/^]", choice) or len(text) > 200 or (known is not None and "=" not in text):
         return False
     one, other = ("".join(equation(latex(written))[-1].split()) for written in (text, choice))
-    return bool(one) and (one == other or (values := rational(one)) is not None and values[1] and values == rational(other))
+    return bool(one) and (one == other or same_rational(one, other) == (True, True))
 
 
 def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mpo.verification.dress import plain_math, undress
-from mpo.verification.rational import proportional, rational
+from mpo.verification.rational import same_rational
 
 SECONDS = 2.0
 """CPU time that one comparison may take."""
@@ -157,17 +157,21 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
         given, known, scaled = sides[0][-1], sides[1][-1], False
         if _squeezed(given) == _squeezed(known):
             return True, None, None, "the same expression"
-    one, other = rational(given), rational(known)
-    if one and other and (one[0] == other[0] or one[1] or other[1]):
-        same = proportional(one[0], other[0]) if scaled else one[0] == other[0]
-        return same, None, None, "mathematically equal" if same else "another expression"
+    exact = same_rational(given, known, scaled=scaled)
+    if exact and any(exact):
+        return exact[0], None, None, "mathematically equal" if exact[0] else "another expression"
     for name, text in (("the answer", given), ("the ground truth", known)):
         if problem := refused(text):
             return False, None, None, f"{name} {problem}"
     result = _compared(given, known)
     if scaled and not result[0]:
         result = _compared(f"-({given})", known)
+    if exact:  # numbers that differ, if only beyond the digits of a float
+        return False, result[1], result[2], DIFFERENT
     return (result[0], None, None, result[3]) if scaled else result
+
+
+DIFFERENT = "another number"
 
 
 _NAME = re.compile(

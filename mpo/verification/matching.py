@@ -12,7 +12,7 @@ from functools import lru_cache
 from mpo.io import did_you_mean
 from mpo.verification.choices import same_choices
 from mpo.verification.dress import undress
-from mpo.verification.expressions import other_name, same_expression
+from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
 from mpo.verification.texts import document_distance, read_yes_no, same_digits, same_text
@@ -226,10 +226,11 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     correct, given, known, reason = same_expression(answer, truth)
     if correct or given is None or known is None:
         return correct, reason
-    if abs(given - known) <= 1e-12 * abs(known):
+    if reason != DIFFERENT and abs(given - known) <= 1e-12 * abs(known):
         return True, "the same value"
     numbers = [read_number(answer), read_number(truth)]
-    if (numbers[0] is None) == (numbers[1] is None):
+    exact = reason == DIFFERENT and rules.tolerance is None and not any(number and number.step for number in numbers)
+    if (numbers[0] is None) == (numbers[1] is None) or exact:
         return False, reason
     # The other side keeps 12 digits of its value, and no decimals of its own.
     one, other = (number or Number(Fraction(f"{value:.12g}")) for number, value in zip(numbers, (given, known), strict=True))

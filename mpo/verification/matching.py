@@ -186,6 +186,8 @@ def is_expression(text: str) -> bool:
     """
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
+    if re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text)):
+        return True
     if re.search(
         r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])|√|\bsqrt\s?\(|[π²³]|\w\^", text
     ):
@@ -202,9 +204,11 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if known is None:
         return _math_values(answer, truth, rules) if is_expression(truth) else same_text(answer, truth)
     if given is None:
+        if (said := re.fullmatch(r"([^$]*\d)!+", answer.strip())) and (given := read_number(said[1])):
+            if (same := same_number(given, known, unit=rules.unit, tolerance=rules.tolerance))[0]:
+                return same
         if (
             is_expression(answer)
-            or re.fullmatch(r"\d{1,3}!", answer.strip())
             or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer))
         ):
             return _math_values(answer, truth, rules)

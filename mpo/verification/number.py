@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpo.verification.dress import plain_math, undress, without_math_marks
-from mpo.verification.units import canonical_unit, conversion, is_unit
+from mpo.verification.units import PURE, canonical_unit, conversion, is_unit
 
 MAX_LENGTH = 400
 """Longest text that is read as one number, in characters."""
@@ -46,16 +46,25 @@ _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarte
 _PARTS |= {"fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}
 _SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
 _SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
+_SETS = {"dozen": 12, "couple": 2, "score": 20}
 _CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
 
 _WORD = rf"(?:{'|'.join([*_SMALL, *_LARGE])})"
+_PART = rf"(?:{'|'.join(_PARTS)})"
+_MANY = rf"(?:{'|'.join([*_LARGE, *_SETS])})"
 _WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
+_PHRASE = (  # half a million, two and a half million, a dozen, three quarters of an hour
+    rf"(?<![\w-])(?:(?:half|(?:(?:an?|{_WORD}) )?{_PART}) (?:of )?an? (?:{_MANY}|(?=(?:hour|day|year|minute|mile|meter|kilo)))"
+    rf"|(?:an?|{_WORD}) and a {_PART}(?: {_MANY})?|(?:half )?(?:an?|{_WORD}) {_MANY})(?![\w-])"
+)
+_HAN = "[零〇一二两三四五六七八九十百千]"
+_RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是)?\s?"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
 _SCALE = (
     r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|千(?![米克瓦])|[万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
-    r"|(?:k|K)(?![\w/^]))"
+    r"|(?:\s?k|K)(?![\w/^]))"
 )
 _CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分]"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
@@ -74,10 +83,10 @@ _FORM = re.compile(
     rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
 )
 _FIND = re.compile(
-    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|百分之[\d零〇一二两三四五六七八九十百.]{{1,12}}"
+    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{_HAN}{{1,8}}又)?(?:\d{{1,6}}|[{_HAN[1:-1]}万]{{1,8}})分之[\d{_HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
-    rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?={_CLASSIFIER})|(?:(?:minus|negative) )?{_WORDS})",
+    rf"|{_HAN}{{1,12}}(?:点{_HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
@@ -107,7 +116,35 @@ def _read(text: str) -> Number | None:
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
-    return _digits(text) or _worded(text)
+    if rate := re.match(_RATE, text):
+        number = _digits(text[rate.end() :]) or _worded(text[rate.end() :])
+        below = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
+        return number and replace(number, unit=number.unit if "/" in number.unit else f"{number.unit}/{below}")
+    return _compound(text) or _digits(text) or _worded(text)
+
+
+_LATER = r"(?:,?\s(?:and\s)?|\s?)(?=\d)"
+_COMPOUND = re.compile(
+    rf"(?<![\w.,])\d{{1,9}}\s?(?:[A-Za-z]{{1,12}}|个?[\u4e00-\u9fff]{{1,2}}|['′](?=\s?\d))"
+    rf"(?:{_LATER}\d{{1,9}}(?:\.\d{{1,9}})?\s?(?:[A-Za-z]{{1,12}}|[\u4e00-\u9fff]{{1,2}}|\"|''|″)){{1,3}}(?![\w^²³/·])"
+)
+
+
+def _compound(text: str) -> Number | None:
+    """A quantity in several units, each smaller than the one before: `1 h 30 min` as 3/2 h."""
+    if not _COMPOUND.fullmatch(text.rstrip(" .。")):
+        return None
+    total, first, size = Fraction(0), "", Fraction(1)
+    for figures, name in re.findall(r"(\d+(?:\.\d+)?)\s?([^\W\d_]+|['′\"″]+)", text):
+        name = {"'": "ft", "′": "ft", '"': "in", "''": "in", "″": "in"}.get(name, name)
+        unit = "min" if name in {"m", "分"} and first in {"h", "d"} else canonical_unit(name)
+        factor = conversion(unit, first or unit)
+        # 70 minutes are more than the hour before them.
+        if factor is None or not is_unit(unit) or (first and (factor >= size or Fraction(figures) * factor >= size)):
+            return None
+        first, size = first or unit, factor
+        total += Fraction(figures) * factor
+    return Number(total, first)
 
 
 def _digits(text: str) -> Number | None:
@@ -119,6 +156,8 @@ def _digits(text: str) -> Number | None:
         return None
     rest = text[found.end() :].strip()
     currency = found["currency"] or ""
+    if (found["scale"] or "").strip() == "K" and not currency and not rest:
+        return Number(number.value / 1000, "K|k", number.step / 1000, number.digits)
     if not rest or rest in {".", "。"}:
         unit: str | None = canonical_unit(currency)
     elif currency and rest[:1].isalpha():
@@ -217,43 +256,48 @@ def _worded(text: str) -> Number | None:
     sign = 1
     if match := re.match(r"(?:minus|negative|负)\s*", low):
         sign, low = -1, low[match.end() :]
-    if low in {"none", "nil", "no", "没有", "无"}:
-        return Number(Fraction(0)) if low != "no" else None
+    if low in {"none", "nil", "没有", "无"}:
+        return Number(Fraction(0))
     if sign < 0 and low[:1].isdigit() and (inner := _digits(low)):
         return replace(inner, value=-inner.value)
-    if low.startswith("百分之"):
-        inner = _digits(low[3:]) or _chinese(low[3:])
-        return replace(inner, unit="%") if inner else None
-    found = re.match(rf"(?:a |an )?({_WORDS}|dozen|half|quarter|third)", low)
-    if found is None:
-        return _chinese(low, sign)
-    words = re.split(r"[ -]", found[1])
-    rest = low[found.end() :].strip()
-    if words[0] in _PARTS and len(words) == 1:
-        value: Fraction | None = Fraction(1, _PARTS[words[0]])
-    elif words == ["dozen"]:
-        value = Fraction(12)
+    number = _english(low) if low.isascii() else _chinese(low)
+    return number and replace(number, value=sign * number.value)
+
+
+def _english(text: str) -> Number | None:
+    """A number in words with what follows as its unit: `two and a half million dollars`, `half an hour`."""
+    text = re.sub(rf"^(an?|{_WORD}|\d+) ([a-z]+) and an? ({_PART})$", r"\1 and a \3 \2", text)  # an hour and a half
+    step = Fraction(0)
+    if found := re.match(rf"(?:an? )?({_PART})\b(?!-)", text):
+        value: Fraction | None = Fraction(1, _PARTS[found[1]])
+    elif found := re.match(rf"(?:half )?an? (?={_MANY}\b)|(?=(?:dozen|point)\b)|an? (?=and a {_PART})", text):
+        value = Fraction(not text.startswith("point"))
+    elif found := re.match(_WORDS, text):
+        value = _cardinal(re.split(r"[ -]", found[0]))
     else:
-        value = _english(words)
-    if value is None:
+        found = re.match(rf"\d{{1,9}}(?= and an? {_PART}\b)", text)
+        value = Fraction(found[0]) if found else None
+    if value is None or found is None:
         return None
-    if part := re.match(rf"and (a|an|one|two|three) ({'|'.join(_PARTS)})\b", rest):
-        value += Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]])
-        rest = rest[part.end() :].strip()
-    elif part := re.match(rf"({'|'.join(_PARTS)})\b", rest):
-        value, rest = value / _PARTS[part[1]], rest[part.end() :].strip()
+    rest, part_of = text[found.end() :].strip(), found.re.pattern.startswith("(?:an? )?(")
+    if part := re.match(rf"and (an?|one|two|three) ({_PART})\b", rest):
+        value, rest = value + Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]]), rest[part.end() :].strip()
+    elif not part_of and (part := re.match(rf"({_PART})\b", rest)):
+        value, rest, part_of = value / _PARTS[part[1]], rest[part.end() :].strip(), True
     elif part := re.match(r"point ((?:[a-z]+ ?)+)$", rest):
         tail = [_SMALL.get(word, 99) for word in part[1].split()]
-        if not tail or max(tail) > 9:
+        if max(tail) > 9:
             return None
-        value, rest = value + Fraction(int("".join(map(str, tail))), 10 ** len(tail)), ""
-    elif part := re.match(r"(?:a )?dozen\b", rest):
-        value, rest = value * 12, rest[part.end() :].strip()
+        step = Fraction(1, 10 ** len(tail))
+        value, rest = value + int("".join(map(str, tail))) * step, ""
+    rest = re.sub(r"^(?:of )?an? (?=\w)", "", rest) if part_of else rest
+    if many := re.match(rf"(?:an? )?({_MANY})\b", rest):
+        value, rest = value * (_LARGE | _SETS)[many[1]], re.sub(r"^of ", "", rest[many.end() :].strip())
     unit = _unit(rest) if rest else ""
-    return None if unit is None else Number(sign * value, unit)
+    return None if unit is None else Number(value, unit, step)
 
 
-def _english(words: list[str]) -> Fraction | None:
+def _cardinal(words: list[str]) -> Fraction | None:
     total, current, previous = 0, 0, None
     for word in words:
         if word == "and":
@@ -271,29 +315,54 @@ def _english(words: list[str]) -> Fraction | None:
     return Fraction(total + current)
 
 
-def _chinese(text: str, sign: int = 1) -> Number | None:
-    found = re.match(rf"[零〇一二两三四五六七八九十百千]{{1,16}}(?=[万亿]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text)
-    if found is None:
+def _han(text: str) -> Fraction | None:
+    """The value of Chinese or plain digits; None where there are none."""
+    whole, _, decimals = text.partition("点")
+    if not whole or not set(text) <= {*_CHINESE, *_CHINESE_UNITS, *"点.0123456789"}:
+        return None
+    if re.fullmatch(r"\d+(?:\.\d+)?", text):
+        return Fraction(text)
+    if re.search(r"[\d.]", text) or set(decimals) & set(_CHINESE_UNITS):
         return None
     total, current = 0, 0
-    if not set(found[0]) & set(_CHINESE_UNITS):
-        if len(found[0]) > 1:
-            total = int("".join(str(_CHINESE[character]) for character in found[0]))
+    for place, character in enumerate(whole):
+        if character in _CHINESE_UNITS:
+            total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
         else:
-            total = _CHINESE[found[0]]
+            current = current * 10 * (whole[place - 1] in _CHINESE) + _CHINESE[character]
+    if decimals:
+        return total + current + Fraction(int("".join(str(_CHINESE[character]) for character in decimals)), 10 ** len(decimals))
+    return Fraction(total + current)
+
+
+def _chinese(text: str) -> Number | None:
+    """A number in Chinese with its unit: `三分之一`, `百分之五`, `一个半小时`."""
+    figure = rf"(?:{_HAN[:-1]}点]+|\d+(?:\.\d+)?)"
+    percent = {"百": "%", "千": "‰"}
+    if found := re.match(rf"(?:({figure})又)?({figure}|万)分之({figure})", text):
+        whole, below, above = (_han(part or "零") for part in found.groups())
+        below = Fraction(10**4) if found[2] == "万" else below
+        if whole is None or above is None or not below:
+            return None
+        value, unit = (above, percent[found[2]]) if found[2] in percent else (whole + above / below, "")
+    elif found := re.match(r"一?半", text):
+        value, unit = Fraction(1, 2), ""
+    elif found := re.match(rf"({figure})(?=[万亿个打成]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
+        value, unit = _han(found[1]), ""
     else:
-        for character in found[0]:
-            if character in _CHINESE_UNITS:
-                total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
-            else:
-                current = _CHINESE[character]
-        total += current
+        return None
+    if value is None:
+        return None
     rest = text[found.end() :].strip()
-    for scale in ("万", "亿"):
-        if rest.startswith(scale):
-            total, rest = total * _SCALES[scale], rest[1:]
-    unit = _unit(rest) if rest else ""
-    return None if unit is None else Number(Fraction(sign * total), unit)
+    while rest[:1] in {"万", "亿", "打"} and rest:
+        value, rest = value * (12 if rest[0] == "打" else _SCALES[rest[0]]), rest[1:].strip()
+    if rest == "成":
+        value, unit, rest = value * 10, "%", ""
+    if half := re.fullmatch(r"(个)半(\S*)|(\S{1,2})半", rest):  # 一个半小时, 两年半
+        value, rest = value + Fraction(1, 2), half[2] or half[3] or ""
+    if rest and not unit:
+        return None if (named := _unit(rest)) is None else Number(value, named)
+    return Number(value, unit) if not rest else None
 
 
 _OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
@@ -319,6 +388,7 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
     A number that is part of an expression (`2√3`, `8 - 1`) is not one: the expression comes instead.
     """
     runs = [(*found.span(), found[0].strip()) for found in _RUN.finditer(text) if _is_expression(found[0])]
+    runs += [(*found.span(), found[0]) for found in _COMPOUND.finditer(text) if _compound(found[0])]
     numbers = list(runs)
     for found in _FIND.finditer(text):
         if any(start <= found.start() < end for start, end, _ in runs):
@@ -355,10 +425,10 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
         if factor is None:
             return False, f"the units {given} and {known} differ"
         factors = [factor]
-    elif given == "%":
-        factors = [Fraction(1, 100)]
-    elif known == "%":
-        factors.append(Fraction(100))
+    elif size := PURE.get(given):
+        factors = [size] if given != "K|k" else [Fraction(1), size]
+    elif size := PURE.get(known):
+        factors.append(1 / size)
     for factor in factors:
         value, step = answer.value * factor, answer.step * factor
         difference = abs(value - truth.value)

@@ -37,9 +37,11 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
     >>> same_text("two", "2"), same_text("3,14", "314")[0]
     ((True, 'equal'), False)
     """
-    if normalize(answer) == normalize(truth):
-        return True, "the same words"
     given, known = read_number(answer), read_number(truth)
+    if normalize(answer) == normalize(truth):
+        if (given is None) != (known is None) and answer.casefold() == truth.casefold():
+            return False, "another unit"  # 5 g is a number, 5 G is none
+        return True, "the same words"
     if given is not None and known is not None:
         return same_number(given, known)
     return False, "other words"

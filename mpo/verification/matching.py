@@ -165,7 +165,7 @@ def _detect(ground_truth: str) -> str:
         return "yes_no"
     if read_number(truth) is not None:
         return "expression" if "=" in truth else "number"
-    if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and read_boxes(truth):
+    if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and (boxes := read_boxes(truth)) and all(a < c and b < d for a, b, c, d in boxes):
         return "box"
     if read_intervals(truth) and (truth[-1] in ")[" or truth[0] in "(]" or re.search(r"∞|\\in|[<>≤≥]|\\[lg]e", truth)):
         return "interval"

@@ -11,8 +11,23 @@ from mpo.verification.number import read_number, same_number
 _ARTICLES = re.compile(r"\b(?:an|the)\b\s*|\ba\s+(?=\w{2})")
 _DROPPED = str.maketrans({"'": "", "\u2019": "", "\u2018": "", "`": "", '"': "", "“": "", "”": "", "…": " "})
 _STOPS = re.compile(r"(?<!\d)[.,:;!?()\[\]{}](?!\d)|(?<=\d)[.,:;!?)\]}](?!\d)|(?<!\d)[([{](?=\d)|[。，！？；：、（）《》「」]")
-_YES = "yes yeah yep yup y true correct right affirmative 是 是的 对 对的 正确 有 真 会 能 可以".split()
-_NO = "no nope n false incorrect wrong negative 否 不 不是 不对 错 错误 没有 没 假 不会 不能 不可以 不正确 无".split()
+_ADVERB = r"(?:absolutely|definitely|certainly|of course|surely|sure|clearly|obviously|most certainly)"
+_AUX = r"(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would)"
+_SUBJECT = r"(?:it|this|that|they|he|she|there|these|those|we|i|you)"
+_CLAIM = r"(?:(?:it|that|this)(?:['’]s| is)|(?:the|this|that) (?:statement|claim|sentence) is)"
+_UNDECIDED = re.compile(
+    r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b|no (?:idea|clue|information|way|answer|comment)\b|是或|是还是"
+    r"|不(?:确定|一定|清楚|知道|好说)|无法|有?可能|也许|是否|是不是|有没有|会不会|能不能|能否|对不起|没法|会否|看不"
+)
+_NO = re.compile(
+    rf"(?:no|nope|nah|n|never|false|incorrect|wrong|negative|untrue)(?![a-z\d'’])|not (?:at all|really|true|correct|right|so)\b"
+    rf"|{_ADVERB} not\b|i do(?: not|n['’]t) think so|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t))$|{_CLAIM} (?:not|false|wrong|incorrect)\b"
+    r"|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并非|并不|并没"
+)
+_YES = re.compile(
+    rf"(?:yes|yeah|yep|yup|y|true|right|correct|affirmative|indeed|{_ADVERB}|exactly)(?![a-z\d'’])|without (?:a )?(?:doubt|question)\b"
+    rf"|{_SUBJECT} {_AUX}$|{_CLAIM} (?:true|right|correct)\b|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
+)
 
 
 def normalize(text: str) -> str:
@@ -54,16 +69,11 @@ def read_yes_no(text: str) -> bool | None:
     (True, False, None, None)
     """
     low = unicodedata.normalize("NFKC", undress(text)).casefold().strip(" .。!,，*\"'")
-    low = re.sub(r"^(?:absolutely|definitely|certainly|of course|sure)\b[\s,]*(?=yes|no)", "", low)
+    low = re.sub(rf"^(?:{_ADVERB}|没问题)\b[\s,，]*(?=yes|no\b|[是有对不没])", "", low)
     low = re.sub(r"^no (?:doubt|question|wonder)\b[\s,]*|^.{0,400}\b(?:wait|actually|correction)\b\W{1,4}(?=(?:yes|no)\b)", "", low)
-    if re.match(r"(?:(?:absolutely|definitely|certainly) not|not at all|not really|i do(?: not|n['’]t) think so)\b", low):
-        return False
-    first = re.match(r"[a-z]+|[是否对正确错误没有真假会能可以不的无]+", low)
-    if first is None or re.match(r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b", low):
+    if _UNDECIDED.match(low):
         return None
-    if first[0] == "not":
-        return False if re.match(r"not (?:true|correct|right)\b", low) else None
-    return True if first[0] in _YES else False if first[0] in _NO else None
+    return False if _NO.match(low) else True if _YES.match(low) else None
 
 
 def document_distance(answer: str, truth: str) -> float:

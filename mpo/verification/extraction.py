@@ -27,7 +27,7 @@ from mpo.verification.prose import (
     sentences_of,
     stated_number,
 )
-from mpo.verification.sequences import read_boxes, read_intervals
+from mpo.verification.sequences import MARKER, read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
 _NO_CHOICE = "its number is that of no choice"
@@ -127,6 +127,8 @@ _ENDS_IN_LETTER = re.compile(
 )
 _EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
+_BLOCK = re.compile(rf"(?:(?m:^){MARKER}(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
+_ITEMS = re.compile(rf"[ \t*_:：]*\n\s*({_BLOCK.pattern})")
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
 _RANGE = re.compile(
     r"(?i)^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?\(?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])"
@@ -230,7 +232,8 @@ def _statements(text: str, kind: str | None) -> Iterator[Statement]:
     for pattern, method in ((_LABEL, "label"), (_STATEMENT, "statement")):
         for found in _last(pattern, text):
             if not _OF_OTHERS.search(text[max(0, found.start() - 200) : found.start()] + found[0]):
-                yield Statement(found.start(), _line_after(text, found.end()), method)
+                block = _ITEMS.match(text, found.end()) if kind == "list" else None
+                yield Statement(found.start(), block[1] if block else _line_after(text, found.end()), method)
     if kind == "choice":
         for found in _last(_IS_CORRECT, text):
             if not re.search(r"\b(?:not|n't|neither|if)\b", found[0]):
@@ -355,6 +358,10 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
     if kind == "box":
         return Extraction(whole, "whole") if read_boxes(whole) else Extraction(None, "none", "there is no box")
     if kind == "interval" and read_intervals(whole) and not _PROSE.search(whole):
+        return Extraction(whole, "whole")
+    if kind == "list" and len(blocks := [*_BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
+        return Extraction(blocks[0][0].strip(), "conclusion")
+    if kind == "list" and re.fullmatch(r"(?:[^\n.:：]{1,40}\n+)+[^\n.:：]{1,40}", whole):
         return Extraction(whole, "whole")
     if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
         return Extraction(parts[0].strip(" $"), "conclusion")

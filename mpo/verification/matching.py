@@ -11,11 +11,12 @@ from functools import lru_cache
 
 from mpo.io import did_you_mean
 from mpo.verification.choices import same_choices
+from mpo.verification.dates import read_date
 from mpo.verification.dress import undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
-from mpo.verification.texts import document_distance, read_yes_no, same_digits, same_text
+from mpo.verification.texts import document_distance, document_words, read_yes_no, same_meaning, same_text, same_transcription
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _detect(ground_truth: str) -> str:
     truth = undress(ground_truth)
     if re.fullmatch(r"\(?[A-H]\)?", truth):
         return "choice"
-    if len(truth) < 12 and read_yes_no(truth) is not None and " " not in truth:
+    if len(truth) < (12 if truth.isascii() else 4) and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"
     if read_number(truth) is not None:
         return "expression" if "=" in truth else "number"
@@ -171,7 +172,7 @@ def _detect(ground_truth: str) -> str:
         return "interval"
     if is_expression(truth):
         return "expression"
-    if re.search(r"\b(?:jan|feb|mar|apr|may|june?|july?|aug|sep|oct|nov|dec)[a-z]*\b.*\d", truth, re.IGNORECASE):
+    if read_date(truth) is not None:
         return "text"
     if len(truth) < 400 and len(read_list(truth)[0]) > 1 and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth):
         return "list"
@@ -207,10 +208,7 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
         if (said := re.fullmatch(r"([^$]*\d)!+", answer.strip())) and (given := read_number(said[1])):
             if (same := same_number(given, known, unit=rules.unit, tolerance=rules.tolerance))[0]:
                 return same
-        if (
-            is_expression(answer)
-            or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer))
-        ):
+        if is_expression(answer) or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer)):
             return _math_values(answer, truth, rules)
         if (given := read_number(_LEADING.sub("", undress(answer)))) is None:
             return False, "the answer is no number"
@@ -264,11 +262,14 @@ def _yes_no(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _document(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    if same_text(answer, truth)[0]:
+        return True, "the same words"
     distance = document_distance(answer, truth)
-    correct = distance <= (0.1 if rules.tolerance is None else rules.tolerance)
-    if correct and rules.tolerance is None and not same_digits(answer, truth):
-        return False, f"ANLS {1 - distance:.2f}, but a digit differs"
-    return correct, f"ANLS {1 - distance:.2f}"
+    if rules.tolerance is None and same_transcription(answer, truth):
+        return distance <= 0.1 or document_words(answer) == document_words(truth), f"ANLS {1 - distance:.2f}"
+    if rules.tolerance is None or not same_meaning(answer, truth):
+        return False, f"ANLS {1 - distance:.2f}, but a word, digit or sign differs"
+    return distance <= rules.tolerance, f"ANLS {1 - distance:.2f}"
 
 
 def _chart(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:

@@ -26,13 +26,15 @@ def read_list(text: str) -> tuple[list[str], bool]:
     >>> read_list("[2, 9]"), read_list("red, blue and green"), read_list("x = 1 or x = 2")
     ((['2', '9'], True), (['red', 'blue', 'green'], False), (['1', '2'], False))
     """
-    text = undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
+    text = (
+        undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
+    )
     ordered = False
     if len(text) > 1 and text[0] + text[-1] in {"[]", "()", "{}"} and _closes_last(text):
         ordered, text = text[0] != "{", text[1:-1]
-    text = re.sub(rf"(?m)^{MARKER}", "\n", text)
     if (inline := re.findall(r"(?:^|\s)[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
         text = re.sub(r"(?:^|\s)[(（]\d{1,2}[)）]\s", "\n", text)
+    text = re.sub(rf"(?m)^{MARKER}", "\n", text)
     parts, depth, start = [], 0, 0
     for found in re.finditer(r"[\[({]|[\])}]|[;,，、；\n]|\s(?:and|or|&)\s|[和与或]", text):
         mark = found[0].strip() or "\n"

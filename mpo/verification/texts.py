@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from mpo.verification.dates import only_date, read_date
 from mpo.verification.dress import undress
 from mpo.verification.number import read_number, same_number
 
@@ -59,7 +60,12 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
         return True, "the same words"
     if given is not None and known is not None:
         return same_number(given, known)
+    if (day := read_date(truth)) is not None and not _NEGATED.search(answer):
+        return day == (read_date(answer) or only_date(answer)), "dates"
     return False, "other words"
+
+
+_NEGATED = re.compile(r"\b(?:not|never|before|after|until)\b|n['’]t\b|[不非没前后]", re.IGNORECASE)
 
 
 def read_yes_no(text: str) -> bool | None:
@@ -92,6 +98,53 @@ def document_distance(answer: str, truth: str) -> float:
     return float(Levenshtein.normalized_distance(given, known))
 
 
-def same_digits(answer: str, truth: str) -> bool:
-    """Whether two texts have the same digits in the same order: one wrong digit of a date or price is another date or price."""
-    return re.findall(r"\d", answer) == re.findall(r"\d", truth)
+_KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+](?=[\d.$€£])")
+_LOOK_ALIKE = {"rn": "m", "vv": "w", "cl": "d", "l": "i"}
+
+
+def document_words(text: str) -> list[str]:
+    """The words, numbers, currencies and signs of a transcription, without articles, thousands separators and other punctuation."""
+    plain = unicodedata.normalize("NFKC", undress(text)[:20_000]).casefold().replace("\u2212", "-")
+    plain = re.sub(r"(?<=[^\W\d_])['’.](?=[^\W\d_]{1,2}\b)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain))
+    return [word for word in _KEPT.findall(plain) if word not in {"the", "an"}]
+
+
+def same_transcription(answer: str, truth: str) -> bool:
+    """Whether two transcriptions differ at most by slips within words.
+
+    A distance cannot tell a slip from another meaning (`increase` and `decrease`, `Section A` and `Section B`, 1,234 and 1,235), so
+    digits, signs and all words must agree but for a double letter, an inner vowel left out, neighbours exchanged or look-alikes.
+
+    >>> same_transcription("ITC Limitd", "ITC Limited"), same_transcription("illegal use", "legal use")
+    (True, False)
+    """
+    given, known = document_words(answer), document_words(truth)
+    joined = [re.sub(r"(?<=[^\W\d]) (?=[^\W\d])", "", " ".join(words)) for words in (given, known)]
+    return joined[0] == joined[1] or (
+        len(given) == len(known) and all(one == other or _slip(one, other) for one, other in zip(given, known, strict=True))
+    )
+
+
+def _slip(one: str, other: str) -> bool:
+    short, long = sorted((one, other), key=len)
+    words = [unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode() for word in (short, long)]
+    if len(short) < 4 or not (one + other).isalpha() or words[0][:1] != words[1][:1] or re.fullmatch("[ivxlcdm]+", long):
+        return False
+    alike = [re.sub(r"(.)\1", r"\1", re.sub("rn|vv|cl|l", lambda found: _LOOK_ALIKE[found[0]], word)) for word in words]
+    inner = range(1, len(long) - 1)
+    left_out = any(long[place] in "aeiou" and long[:place] + long[place + 1 :] == short for place in inner)
+    return (
+        (alike[0] == alike[1] != "")
+        or left_out
+        or any(len(long) > 6 and long[:place] + long[place + 1] + long[place] + long[place + 2 :] == short for place in inner)
+    )
+
+
+def same_meaning(answer: str, truth: str) -> bool:
+    """Whether two transcriptions have the same numbers, signs and negations, which no tolerance is for."""
+    return _said(answer) == _said(truth)
+
+
+def _said(text: str) -> list[str]:
+    words = document_words(re.sub(r"n['’]t\b", " not", text))
+    return [word for word in words if not word[0].isalpha() or word in {"no", "not", "yes", "never", "without", "none"}]

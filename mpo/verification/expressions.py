@@ -9,11 +9,12 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import queue
 import re
 import selectors
 import subprocess
 import sys
-import threading
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -77,42 +78,35 @@ class Worker:
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    pass
+            with suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
 
 
 class _Workers:
+    """As many places as processes may run; a free one holds an idle process or None."""
+
     def __init__(self) -> None:
-        self.idle: list[Worker] = []
-        self.lock = threading.Lock()
-        self.free = threading.BoundedSemaphore(_PROCESSES)
+        self.free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        for _ in range(_PROCESSES):
+            self.free.put(None)
 
     def ask(self, answer: str, truth: str) -> tuple[bool, float | None, float | None] | None:
-        with self.free:
-            with self.lock:
-                worker = self.idle.pop() if self.idle else None
+        worker, kept = self.free.get(), None
+        try:
             if worker is None or worker.process.poll() is not None:
                 worker = Worker()
-            kept = False
-            try:
-                result = worker.ask(answer, truth)
-                kept = result is not None and worker.served < _REQUESTS
-                return result
-            finally:  # an interrupted worker still computes: it is not used again
-                if kept:
-                    with self.lock:
-                        self.idle.append(worker)
-                else:
-                    worker.close()
+            result = worker.ask(answer, truth)
+            kept = worker if result is not None and worker.served < _REQUESTS else None
+            return result
+        finally:  # an interrupted worker still computes: it is not used again
+            self.free.put(kept)
+            if worker is not None and kept is None:
+                worker.close()
 
     def close(self) -> None:
-        with self.lock:
-            workers, self.idle = self.idle, []
-        for worker in workers:
-            worker.close()
+        while not self.free.empty():
+            if worker := self.free.get():
+                worker.close()
 
 
 _workers = _Workers()

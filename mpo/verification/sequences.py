@@ -215,10 +215,7 @@ def same_boxes(answer: str, truth: str, least: float) -> tuple[bool, str]:
     """Whether every box of the answer covers its own one of the ground truth, with an intersection over union of `least` or more."""
     given, known = read_boxes(answer), read_boxes(truth)
     if given is None or known is None:
-        return (
-            False,
-            f"{'the answer' if given is None else 'the ground truth'} has no box [x1, y1, x2, y2]",
-        )
+        return (False, f"{'the answer' if given is None else 'the ground truth'} has no box [x1, y1, x2, y2]")
     if len(given) != len(known):
         return False, f"{len(given)} boxes instead of {len(known)}"
     right = paired(given, known, lambda one, other: overlap(one, other) >= least)

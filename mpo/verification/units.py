@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -51,27 +50,20 @@ _WORDS: dict[str, str] = {}
 """Read in any case."""
 
 
-def _add(symbol: str, quantity: str, factor: Fraction, names: Iterable[str]) -> None:
-    _FACTORS[symbol] = (quantity, factor)
-    for name in (symbol, *names):
-        if len(name) > 2 and name.islower() or not name.isascii():
-            _WORDS.setdefault(name.lower(), symbol)
-        else:
-            _SYMBOLS.setdefault(name, symbol)
-
-
 for _quantity, _lines in _UNITS.items():
-    for _symbol, _factor, _taken, *_names in map(str.split, _lines.split(";")):
-        _names = [name.replace("_", " ") for name in _names]
-        _add(_symbol, _quantity, Fraction(_factor), _names)
-        for _prefix in _taken.strip("-*"):
-            _power, _long, _chinese = _PREFIXES[_prefix]
-            _longer = [
-                _long + name if name.isascii() else _chinese + name for name in _names if len(name) > 2 or not name.isascii()
-            ]
-            _add(_prefix + _symbol, _quantity, Fraction(_factor) * Fraction(10) ** _power, _longer)
-        for _place, _prefix in enumerate("KMGT" if "*" in _taken else "", start=1):
-            _add(f"{_prefix}i{_symbol}", _quantity, Fraction(_factor) * 1024**_place, [])
+    for _symbol, _size_, _taken, *_names in map(str.split, _lines.split(";")):
+        _prefixes = [("", Fraction(1), "", "")] + [
+            (_p, Fraction(10) ** _PREFIXES[_p][0], *_PREFIXES[_p][1:]) for _p in _taken.strip("-*")
+        ]
+        _prefixes += [(f"{_p}i", Fraction(1024) ** _n, "", "") for _n, _p in enumerate("KMGT" if "*" in _taken else "", start=1)]
+        for _prefix, _factor, _long, _chinese in _prefixes:
+            _FACTORS[_prefix + _symbol] = (_quantity, Fraction(_size_) * _factor)
+            for _name in (
+                _prefix + _symbol,
+                *(((_long if _n.isascii() else _chinese) + _n).replace("_", " ") for _n in _names if _long or not _prefix),
+            ):
+                _word = len(_name) > 2 and _name.islower() or not _name.isascii()
+                (_WORDS if _word else _SYMBOLS).setdefault(_name.lower() if _word else _name, _prefix + _symbol)
 for _symbol in ("b", "B", "K|k"):  # alone they are a variable, a billion, and what is not decided
     del _SYMBOLS[_symbol]
 PURE = {"%": Fraction(1, 100), "‰": Fraction(1, 1000), "K|k": Fraction(1000)}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,37 @@ def test_expressions_where_users_work(way, tmp_path):
         env=environment,
     )
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+NOTEBOOK = """
+import threading, psutil
+from mpo.verification import match
+def verified(root):
+    pairs = [("9^9^9^9", "x+1"), ("10^{10^9}", "x+1"), (f"(\\sqrt{{a}}+b+c+d+f+g)^{{9{root}}}", "x+1")]
+    pairs += [(f"\\sqrt{{{root * n * n}}}x", f"{n}\\sqrt{{{root}}}x") for n in range(1, 98)]
+    found.append(sum(match(*pair, "expression").correct for pair in pairs))
+found = []
+verified(2)
+thread = threading.Thread(target=verified, args=(3,))
+thread.start()
+thread.join(120)
+print(found, *(child.pid for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())))
+"""
+
+
+@pytest.mark.slow
+def test_expressions_in_a_notebook():
+    """100 expressions, 3 of them hostile, in a kernel's main thread and in a thread; no process is left after the kernel."""
+    nbformat, nbclient, psutil = (pytest.importorskip(name) for name in ("nbformat", "nbclient", "psutil"))
+    pytest.importorskip("ipykernel")
+    kernel = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    done = nbclient.NotebookClient(kernel, timeout=120, kernel_name="python3").execute()
+    first, second, *workers = done.cells[0].outputs[0].text.replace("[", "").replace("]", "").replace(",", "").split()
+    assert (first, second) == ("97", "97") and workers
+    deadline = time.monotonic() + 60
+    while any(map(psutil.pid_exists, map(int, workers))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(psutil.pid_exists, map(int, workers)))
 
 
 @pytest.mark.parametrize(

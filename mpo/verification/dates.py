@@ -43,11 +43,9 @@ def read_date(text: str) -> Date | None:
 
 def only_date(text: str) -> Date | None:
     """The date of a sentence that has just one; a month alone counts with its capital only."""
-    for form, parts in _FORMS:
-        found = [found for found in form.finditer(text[:1000]) if parts != "m" or found[0][0].isupper()]
-        if found:
-            return _date(found[0], parts) if len(found) == 1 else None
-    return None
+    forms = ([said for said in form.finditer(text[:1000]) if parts != "m" or said[0][0].isupper()] for form, parts in _FORMS)
+    found, parts = next(((found, parts) for found, (_, parts) in zip(forms, _FORMS, strict=True) if found), ([], ""))
+    return _date(found[0], parts) if len(found) == 1 else None
 
 
 def _date(found: re.Match[str], parts: str) -> Date | None:

@@ -16,7 +16,7 @@ from mpo.verification.dress import undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
-from mpo.verification.texts import document_distance, document_words, read_yes_no, same_meaning, same_text, same_transcription
+from mpo.verification.texts import document_distance, document_words, fixed_words, read_yes_no, same_text, same_transcription
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,10 @@ def match(
             f"match compares texts; got {type(answer).__name__} and {', '.join(type(truth).__name__ for truth in truths)}."
         )
     rules = Rules(choices, unit, tolerance)
-    verdict = Verdict(False, "none", "there is no ground truth")
-    for truth in truths:
-        verdict = _match(answer, truth, kind, rules)
-        if verdict.correct:
-            break
-    return verdict
+    verdicts = [Verdict(False, "none", "there is no ground truth")]
+    while truths and not verdicts[-1].correct:
+        verdicts.append(_match(answer, truths.pop(0), kind, rules))
+    return verdicts[-1]
 
 
 def check_rules(kind: str | None, choices: Sequence[str] | None, tolerance: float | None) -> None:
@@ -110,10 +108,8 @@ def check_rules(kind: str | None, choices: Sequence[str] | None, tolerance: floa
 
 
 def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
-    if not truth.strip():
-        return Verdict(False, "none", "the ground truth is empty")
-    if not answer.strip():
-        return Verdict(False, "none", "the answer is empty")
+    if not truth.strip() or not answer.strip():
+        return Verdict(False, "none", f"the {'answer' if truth.strip() else 'ground truth'} is empty")
     if answer.strip() == truth.strip():
         return Verdict(True, "equal", "the same characters")
     if max(len(answer), len(truth)) > LONGEST:
@@ -122,9 +118,8 @@ def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
     found = kind or detect_kind(truth, rules.choices)
     result = MATCHERS[found](answer, truth, rules)
     correct, reason = result if isinstance(result, tuple) else (result, "")
-    if not correct and kind is None and found == "list":
-        if same_text(answer, truth)[0]:
-            return Verdict(True, "text", "the same words")
+    if not correct and kind is None and found == "list" and same_text(answer, truth)[0]:
+        return Verdict(True, "text", "the same words")
     return Verdict(bool(correct), found, reason)
 
 
@@ -267,7 +262,7 @@ def _document(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     distance = document_distance(answer, truth)
     if rules.tolerance is None and same_transcription(answer, truth):
         return distance <= 0.1 or document_words(answer) == document_words(truth), f"ANLS {1 - distance:.2f}"
-    if rules.tolerance is None or not same_meaning(answer, truth):
+    if rules.tolerance is None or fixed_words(answer) != fixed_words(truth):
         return False, f"ANLS {1 - distance:.2f}, but a word, digit or sign differs"
     return distance <= rules.tolerance, f"ANLS {1 - distance:.2f}"
 

@@ -42,8 +42,8 @@ _SMALL = {word: number for number, word in enumerate(_ONES.split())} | {
     word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
 }
 _LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifth": 5}
-_PARTS |= {"fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
 _SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
 _SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
 _SETS = {"dozen": 12, "couple": 2, "score": 20}
@@ -149,22 +149,14 @@ def _compound(text: str) -> Number | None:
 
 def _digits(text: str) -> Number | None:
     found = _FORM.match(text)
-    if found is None:
-        return None
-    number = _value(found)
-    if number is None:
+    if found is None or (number := _value(found)) is None:
         return None
     rest = text[found.end() :].strip()
     currency = found["currency"] or ""
     if (found["scale"] or "").strip() == "K" and not currency and not rest:
         return Number(number.value / 1000, "K|k", number.step / 1000, number.digits)
-    if not rest or rest in {".", "。"}:
-        unit: str | None = canonical_unit(currency)
-    elif currency and rest[:1].isalpha():
-        unit = canonical_unit(currency)
-    else:
-        rest = re.sub(r"^(?:st|nd|rd|th)$", "", rest)
-        unit = _unit(rest)
+    alone = rest in {"", ".", "。", "st", "nd", "rd", "th"} or (currency and rest[:1].isalpha())
+    unit = canonical_unit(currency) if alone else _unit(rest)
     return None if unit is None else replace(number, unit=unit)
 
 
@@ -222,10 +214,8 @@ def _value(found: re.Match[str]) -> Number | None:
 
 
 def _divide(above: Fraction, below: str) -> Fraction | None:
-    plain = _plain(below.lstrip("+-"))
-    if plain is None or not plain[0]:
-        return None
-    return above / (-plain[0] if below.startswith("-") else plain[0])
+    plain = _plain(below)
+    return above / plain[0] if plain and plain[0] else None
 
 
 _GROUPED = re.compile(r"(?!0)\d{1,3}(?:([ ,.'\u2019])\d{3})(?:\1\d{3})*|(?!0)\d{1,2}(?:,\d{2})+,\d{3}")
@@ -252,16 +242,12 @@ def _plain(text: str) -> tuple[Fraction, int, int] | None:
 
 
 def _worded(text: str) -> Number | None:
-    low = text.lower().strip(" .。")
-    sign = 1
-    if match := re.match(r"(?:minus|negative|负)\s*", low):
-        sign, low = -1, low[match.end() :]
+    low = re.sub(r"^(?:minus|negative|负)\s*", "-", text.lower().strip(" .。"))
     if low in {"none", "nil", "没有", "无"}:
         return Number(Fraction(0))
-    if sign < 0 and low[:1].isdigit() and (inner := _digits(low)):
-        return replace(inner, value=-inner.value)
-    number = _english(low) if low.isascii() else _chinese(low)
-    return number and replace(number, value=sign * number.value)
+    positive = low.removeprefix("-")
+    number = (_digits(positive) if low != positive else None) or (_english if low.isascii() else _chinese)(positive)
+    return number and replace(number, value=-number.value if low != positive else number.value)
 
 
 def _english(text: str) -> Number | None:
@@ -298,17 +284,12 @@ def _english(text: str) -> Number | None:
 
 
 def _cardinal(words: list[str]) -> Fraction | None:
-    total, current, previous = 0, 0, None
-    for word in words:
-        if word == "and":
-            continue
-        if word in _SMALL:
-            number = _SMALL[word]
-            if previous is not None and previous in _SMALL and not (20 <= _SMALL[previous] and number < 10):
-                return None  # "two three" is two numbers
-            current += number
-        elif word == "hundred":
-            current = (current or 1) * 100
+    total, current, previous = 0, 0, ""
+    for word in (word for word in words if word != "and"):
+        if word in _SMALL and previous in _SMALL and not (20 <= _SMALL[previous] and _SMALL[word] < 10):
+            return None  # "two three" is two numbers
+        if word in _SMALL or word == "hundred":
+            current = current + _SMALL[word] if word in _SMALL else (current or 1) * 100
         else:
             total, current = total + (current or 1) * _LARGE[word], 0
         previous = word
@@ -317,12 +298,10 @@ def _cardinal(words: list[str]) -> Fraction | None:
 
 def _han(text: str) -> Fraction | None:
     """The value of Chinese or plain digits; None where there are none."""
-    whole, _, decimals = text.partition("点")
-    if not whole or not set(text) <= {*_CHINESE, *_CHINESE_UNITS, *"点.0123456789"}:
-        return None
     if re.fullmatch(r"\d+(?:\.\d+)?", text):
         return Fraction(text)
-    if re.search(r"[\d.]", text) or set(decimals) & set(_CHINESE_UNITS):
+    whole, _, decimals = text.partition("点")
+    if not whole or not set(whole) <= {*_CHINESE, *_CHINESE_UNITS} or not set(decimals) <= set(_CHINESE):
         return None
     total, current = 0, 0
     for place, character in enumerate(whole):
@@ -330,9 +309,7 @@ def _han(text: str) -> Fraction | None:
             total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
         else:
             current = current * 10 * (whole[place - 1] in _CHINESE) + _CHINESE[character]
-    if decimals:
-        return total + current + Fraction(int("".join(str(_CHINESE[character]) for character in decimals)), 10 ** len(decimals))
-    return Fraction(total + current)
+    return total + current + Fraction(int("0" + "".join(str(_CHINESE[character]) for character in decimals)), 10 ** len(decimals))
 
 
 def _chinese(text: str) -> Number | None:
@@ -377,9 +354,8 @@ _RUN = re.compile(rf"(?<![\w.,\\'’])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{
 
 
 def _is_expression(text: str) -> bool:
-    if not re.search(r"\d", text) or not re.search(r"[^\d.,\s]", text):
-        return False
-    return read_number(text) is None or bool(re.match(r"(?:10|2)\^", text))
+    plain = not re.search(r"\d", text) or not re.search(r"[^\d.,\s]", text)
+    return not plain and (read_number(text) is None or bool(re.match(r"(?:10|2)\^", text)))
 
 
 def find_numbers(text: str) -> list[tuple[int, int, str]]:
@@ -393,13 +369,10 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
     for found in _FIND.finditer(text):
         if any(start <= found.start() < end for start, end, _ in runs):
             continue
-        after = _UNIT_AFTER.match(text, found.end())
-        shown = found[0] + (after[0] if after else "")
-        if read_number(shown) is None:
-            shown = found[0] + (after[0].split()[0] if after and after[0].split() else "")
-            if read_number(shown) is None:
-                shown = found[0]
-        if read_number(shown) is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
+        after = found_unit[0] if (found_unit := _UNIT_AFTER.match(text, found.end())) else ""
+        ways = (found[0] + unit for unit in (after, *after.split()[:1], ""))
+        shown = next((way for way in ways if read_number(way) is not None), None)
+        if shown is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
             numbers.append((found.start(), found.end(), shown))
     return sorted(numbers)
 
@@ -407,15 +380,9 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:
     """Whether two numbers are the same, and why or why not.
 
-    A number without a unit has the question's, or the other's. Units of one quantity are converted. Without a tolerance an answer
-    must be equal to the ground truth, or round to it where that has decimals; a ground truth that is a fraction also equals its own
-    value rounded to three significant digits or more.
-
-    Args:
-        answer: the number to judge.
-        truth: the known one.
-        unit: the question's unit.
-        tolerance: largest difference as a fraction of the ground truth.
+    A number without a unit has the question's, or the other's. Units of one quantity are converted. Without a tolerance (a fraction of
+    the ground truth) an answer must be equal to the ground truth, or round to it where that has decimals; a ground truth that is a
+    fraction also equals its own value rounded to three significant digits or more.
     """
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default

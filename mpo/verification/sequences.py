@@ -65,15 +65,7 @@ def _closes_last(text: str) -> bool:
 
 
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:
-    """Whether two lists have the same items.
-
-    Their order counts only where the ground truth lists numbers in round or square brackets.
-
-    Args:
-        answer: the list to judge.
-        truth: the known list.
-        same: whether two items are the same.
-    """
+    """Whether two lists have the same items; their order counts only where the truth lists numbers in round or square brackets."""
     (given, _), (known, ordered) = read_list(answer), read_list(truth)
     if len(given) != len(known):
         return False, f"{len(given)} items instead of {len(known)}"
@@ -116,28 +108,19 @@ def read_intervals(text: str) -> list[Interval] | None:
     if len(text) > 2000:
         return None
     text = undress(text).replace("\\left", "").replace("\\right", "").replace("\\infty", "∞").replace("\\cup", "∪")
-    text = (
-        re.sub(r"\\l(?:e|eq|eqslant)\b|<=", "≤", re.sub(r"\\g(?:e|eq|eqslant)\b|>=", "≥", text))
-        .replace("\\lt", "<")
-        .replace("\\gt", ">")
-    )
+    text = re.sub(r"\\l(?:e|eq|eqslant)\b|<=", "≤", re.sub(r"\\g(?:e|eq|eqslant)\b|>=", "≥", text))
+    text = text.replace("\\lt", "<").replace("\\gt", ">")
     text = re.sub(r"\binfinity\b|\binf\b|\boo\b", "∞", plain_math(text)).strip(" .。$")
     text = re.sub(r"^[a-z]\s?(?:∈|\\in\b|=)\s?", "", text).replace("+∞", "∞")
-    found: list[Interval] = []
-    for part in re.split(r"\s?(?:∪|\bU\b|\bor\b)\s?", text):
-        if match := _INTERVAL.fullmatch(part.strip()):
-            opening, low, high, closing = match.groups()
-            found.append(("(" if opening == "]" else opening, low.strip(), high.strip(), ")" if closing == "[" else closing))
-        elif bounds := _inequality(part.strip()):
-            found.append(bounds)
-        else:
-            return None
-    return found
+    found = [_interval(part.strip()) for part in re.split(r"\s?(?:∪|\bU\b|\bor\b)\s?", text)]
+    return None if None in found else found  # type: ignore[return-value]
 
 
-def _inequality(text: str) -> Interval | None:
-    match = _BOUND.match(text)
-    if match is None:
+def _interval(text: str) -> Interval | None:
+    if match := _INTERVAL.fullmatch(text):
+        opening, low, high, closing = match.groups()
+        return "(" if opening == "]" else opening, low.strip(), high.strip(), ")" if closing == "[" else closing
+    if (match := _BOUND.match(text)) is None:
         return None
     first, sign, second, other, third = match.groups()
     if third is None:

@@ -83,9 +83,7 @@ def read_yes_no(text: str) -> bool | None:
 
 
 def document_distance(answer: str, truth: str) -> float:
-    """Normalised Levenshtein distance: the edits that turn one text into the other, divided by the longer one's length; 0 is equal.
-
-    ANLS (Biten et al., 2019) is one minus it. Case and surrounding white space do not count.
+    """Normalised Levenshtein distance: edits divided by the longer text's length, without case; ANLS (Biten et al., 2019) is one minus it.
 
     Raises:
         ValueError: where rapidfuzz is not installed.
@@ -103,7 +101,7 @@ _LOOK_ALIKE = {"rn": "m", "vv": "w", "cl": "d", "l": "i"}
 
 
 def document_words(text: str) -> list[str]:
-    """The words, numbers, currencies and signs of a transcription, without articles, thousands separators and other punctuation."""
+    """Return words, numbers, currencies and signs of a transcription, without articles, thousands separators and punctuation."""
     plain = unicodedata.normalize("NFKC", undress(text)[:20_000]).casefold().replace("\u2212", "-")
     plain = re.sub(r"(?<=[^\W\d_])['’.](?=[^\W\d_]{1,2}\b)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain))
     return [word for word in _KEPT.findall(plain) if word not in {"the", "an"}]
@@ -133,18 +131,11 @@ def _slip(one: str, other: str) -> bool:
     alike = [re.sub(r"(.)\1", r"\1", re.sub("rn|vv|cl|l", lambda found: _LOOK_ALIKE[found[0]], word)) for word in words]
     inner = range(1, len(long) - 1)
     left_out = any(long[place] in "aeiou" and long[:place] + long[place + 1 :] == short for place in inner)
-    return (
-        (alike[0] == alike[1] != "")
-        or left_out
-        or any(len(long) > 6 and long[:place] + long[place + 1] + long[place] + long[place + 2 :] == short for place in inner)
-    )
+    exchanged = len(long) > 6 and any(long[:at] + long[at + 1] + long[at] + long[at + 2 :] == short for at in inner)
+    return alike[0] == alike[1] != "" or left_out or exchanged
 
 
-def same_meaning(answer: str, truth: str) -> bool:
-    """Whether two transcriptions have the same numbers, signs and negations, which no tolerance is for."""
-    return _said(answer) == _said(truth)
-
-
-def _said(text: str) -> list[str]:
+def fixed_words(text: str) -> list[str]:
+    """Return the numbers, signs and negations of a transcription, which no tolerance is for."""
     words = document_words(re.sub(r"n['’]t\b", " not", text))
     return [word for word in words if not word[0].isalpha() or word in {"no", "not", "yes", "never", "without", "none"}]

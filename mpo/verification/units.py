@@ -36,13 +36,14 @@ _UNITS = {
     "frequency": "Hz 1 kMGT hertz 赫兹",
 }
 _PREFIXES = {
-    "n": (-9, "nano", "纳"),
-    "μ": (-6, "micro", "微"),
-    "m": (-3, "milli", "毫"),
-    "c": (-2, "centi", "厘"),
-    "d": (-1, "deci", "分"),
+    symbol: (int(power), long, chinese)
+    for symbol, power, long, chinese in map(
+        str.split,
+        "n -9 nano 纳,μ -6 micro 微,m -3 milli 毫,c -2 centi 厘,d -1 deci 分,k 3 kilo 千,M 6 mega 兆,G 9 giga 吉,T 12 tera 太".split(
+            ","
+        ),
+    )
 }
-_PREFIXES |= {"k": (3, "kilo", "千"), "M": (6, "mega", "兆"), "G": (9, "giga", "吉"), "T": (12, "tera", "太")}
 _FACTORS: dict[str, tuple[str, Fraction]] = {}
 _SYMBOLS = {"Nm": "N·m", "kNm": "kN·m", "kmh": "km/h", "kph": "km/h", "mph": "mi/h", "mhz": "MHz", "ghz": "GHz"}
 """Read with their capitals: mW is not MW."""
@@ -138,12 +139,7 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def conversion(given: str, known: str) -> Fraction | None:
-    """Return what a value in one unit is multiplied with to be in another one; None where they measure different things.
-
-    Args:
-        given: a unit, as `canonical_unit` returns it.
-        known: the unit to convert to.
-    """
+    """Return what a value in one canonical unit is multiplied with to be in another one; None where they measure different things."""
     if given == known:
         return Fraction(1)
     sizes = _size(given), _size(known)

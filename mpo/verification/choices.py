@@ -10,7 +10,7 @@ from functools import lru_cache
 from mpo.verification.dress import undress
 from mpo.verification.expressions import equation, latex
 from mpo.verification.number import find_numbers, read_number, same_number
-from mpo.verification.prose import stated_number
+from mpo.verification.prose import singular, stated_number
 from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
 
@@ -66,17 +66,10 @@ def _index(letter: str) -> int:
 
 
 def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool = False) -> Named:
-    """Find the choice that an answer names.
+    """Find the choice that a short answer names; a ground truth says the text of a choice where it could also be a letter.
 
-    >>> read_choice("**(b)**").indices, read_choice("blue", ["red", "blue"]).indices
-    (frozenset({1}), frozenset({1}))
-    >>> read_choice("A or B").both
-    True
-
-    Args:
-        text: the answer, short.
-        choices: the texts of the choices, in order; None where only letters are known.
-        truth: the text is a ground truth, which says the text of a choice where it could also be a letter.
+    >>> read_choice("**(b)**").indices, read_choice("blue", ["red", "blue"]).indices, read_choice("A or B").both
+    (frozenset({1}), frozenset({1}), True)
     """
     return _read(text[:MOST_CHARACTERS], None if choices is None else tuple(choices), truth)
 
@@ -154,18 +147,13 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
                 negated = True
             else:
                 spans.append((start, start + len(words), place))
-    kept = {
-        place for start, end, place in spans if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
-    }
+    inner = {(start, end) for start, end, _ in spans for s, e, _ in spans if s <= start and end <= e and (s, e) != (start, end)}
+    kept = {place for start, end, place in spans if (start, end) not in inner}
     if not kept and not negated and len(inside := _in_words(text, choices)) == 1:
         return Named(inside, "words")
     if len(kept) > 1:
         return Named(frozenset(kept), "it names several choices", both=True)
     return Named(frozenset(kept), "text" if kept else "it names no choice")
-
-
-def _stem(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _number_at_start(text: str) -> str | None:
@@ -175,10 +163,8 @@ def _number_at_start(text: str) -> str | None:
 
 def _places(text: str, words: str) -> list[int]:
     """Where words stand in a text as whole words."""
-    if not words:
-        return []
     places, start = [], text.find(words)
-    while start >= 0:
+    while words and start >= 0 and len(places) <= 50:
         before, after = text[start - 1 : start], text[start + len(words) : start + len(words) + 2]
         open_before = not (before.isalnum() and before.isascii() and words[0].isalnum())
         number = words[0].isdigit() and (before in {"-", ".", ","} or before.isdigit())
@@ -188,8 +174,6 @@ def _places(text: str, words: str) -> list[int]:
         if open_before and not number and not further and not (after[:1].isalnum() and after[:1].isascii() and words[-1].isalnum()):
             places.append(start)
         start = text.find(words, start + 1)
-        if len(places) > 50:
-            break
     return places
 
 
@@ -218,12 +202,10 @@ _SMALL_WORDS = frozenset(
 
 def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:
     """The choices whose words all stand in a sentence, in their order: `will decrease` in `will likely decrease`."""
-    words = [_stem(word) for word in normalize(text).split()]
+    words = [singular(word) for word in normalize(text).split()]
     found = set()
-    if NEGATED.search(text):
-        return frozenset()
-    for place, choice in enumerate(choices):
-        wanted = [_stem(word) for word in normalize(choice).split() if word not in _SMALL_WORDS]
+    for place, choice in enumerate(choices if not NEGATED.search(text) else ()):
+        wanted = [singular(word) for word in normalize(choice).split() if word not in _SMALL_WORDS]
         following = iter(words)
         if wanted and all(word in following for word in wanted):
             found.add(place)
@@ -256,9 +238,5 @@ def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tupl
         return normalize(answer) == normalize(truth), "the ground truth is no choice, compared as texts"
     if not given.indices or given.both:
         return False, given.method
-    same = {
-        place: next(first for first, other in enumerate(choices or ()) if other == choice)
-        for place, choice in enumerate(choices or ())
-    }
-    one, other = ({same.get(place, place) for place in named.indices} for named in (given, known))
+    one, other = ({choices[place] if choices else place for place in named.indices} for named in (given, known))
     return one == other, given.method if one == other else "another choice"

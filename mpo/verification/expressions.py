@@ -168,6 +168,10 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
 DIFFERENT = "another number"
 
 
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
 _NAME = re.compile(
     r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
     r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
@@ -238,10 +242,6 @@ _LATEX |= {"÷": "/", "\u2212": "-", "\u2013": "-", "½": "\\frac{1}{2}", "¼": 
 
 def _root(found: re.Match[str]) -> str:
     return f"\\sqrt{{{next(part for part in found.groups() if part)}}}"
-
-
-def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text)
 
 
 def refused(text: str) -> str:

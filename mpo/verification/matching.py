@@ -86,10 +86,8 @@ def match(
     """
     check_rules(kind, choices, tolerance)
     truths: list[str] = list(ground_truth) if isinstance(ground_truth, list | tuple) else [ground_truth]  # type: ignore[list-item]
-    if not isinstance(answer, str) or any(not isinstance(truth, str) for truth in truths):
-        raise ValueError(
-            f"match compares texts; got {type(answer).__name__} and {', '.join(type(truth).__name__ for truth in truths)}."
-        )
+    if not all(isinstance(text, str) for text in (answer, *truths)):
+        raise ValueError(f"match compares texts; got {', '.join(type(text).__name__ for text in (answer, *truths))}.")
     rules = Rules(choices, unit, tolerance)
     verdicts = [Verdict(False, "none", "there is no ground truth")]
     while truths and not verdicts[-1].correct:

@@ -380,9 +380,9 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:
     """Whether two numbers are the same, and why or why not.
 
-    A number without a unit has the question's, or the other's. Units of one quantity are converted. Without a tolerance (a fraction of
-    the ground truth) an answer must be equal to the ground truth, or round to it where that has decimals; a ground truth that is a
-    fraction also equals its own value rounded to three significant digits or more.
+    A number without a unit has the question's, or the other's. Units of one quantity are converted. Without a tolerance (a fraction
+    of the ground truth) an answer must be equal to it, or round to it where it has decimals; a ground truth that is a fraction also
+    equals its own value rounded to three significant digits or more.
     """
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default

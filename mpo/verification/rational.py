@@ -15,21 +15,14 @@ class _Other(Exception):
 
 
 def same_rational(one: str, other: str, *, scaled: bool = False) -> tuple[bool, bool] | None:
-    r"""Compare two rational expressions in LaTeX or plain text by their values at two points, modulo a prime.
+    r"""Whether two rational expressions, LaTeX or plain, are equal, and whether there are variables; None where one is none.
 
-    Equal values are equal expressions (Schwartz-Zippel: others agree with a chance of about their degree / 2^127 a point). Prime and
-    points come from a hash of both texts: the verdict is always the same, and nobody can write a text for a prime that he knows.
+    `scaled` allows a factor, as between 2y - 4 and y - 2. Equal values at two points modulo a prime are equal expressions
+    (Schwartz-Zippel: others agree with a chance of about their degree / 2^127 a point). Prime and points come from a hash of both
+    texts: the verdict is always the same, and nobody can write a text for a prime that is known before.
 
     >>> same_rational("x^2-1", "(x-1)(x+1)"), same_rational("1/2", "1/3"), same_rational("x", r"\sqrt{x}")
     ((True, True), (False, False), None)
-
-    Args:
-        one: an expression.
-        other: the one to compare it with.
-        scaled: a factor may lie between them, as between 2y - 4 and y - 2.
-
-    Returns:
-        Whether they are equal, and whether there are variables; None where one is no rational expression.
     """
     if max(len(one), len(other)) > _LONGEST:
         return None
@@ -100,17 +93,12 @@ class _Reader:
     def product(self) -> int:
         result = self.power()
         while (sign := self.next()) in {"*", "/", "0", "x", "(", "{", "\\"}:
-            if sign in "*/":
-                self.take()
-                negative = self.next() == "-" and bool(self.take())
-            else:
-                negative = False
-            factor = self.power() if sign != "0" else self._never()
+            if sign == "0":
+                raise _Other  # "x 2", "2 3": a product is not written so
+            negative = sign in "*/" and bool(self.take()) and self.next() == "-" and bool(self.take())
+            factor = self.power()
             result = (result * (self.inverse(factor) if sign == "/" else factor) * (-1 if negative else 1)) % self.prime
         return result
-
-    def _never(self) -> int:
-        raise _Other  # "x 2", "2 3": a product is not written so
 
     def power(self) -> int:
         base = self.atom()

@@ -195,7 +195,7 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def same_boxes(answer: str, truth: str, least: float) -> tuple[bool, str]:
-    """Whether every box of the answer covers its own one of the ground truth, with an intersection over union of `least` or more."""
+    """Whether every box of the answer covers its own one of the ground truth, with an IoU of `least` or more."""
     given, known = read_boxes(answer), read_boxes(truth)
     if given is None or known is None:
         return (False, f"{'the answer' if given is None else 'the ground truth'} has no box [x1, y1, x2, y2]")

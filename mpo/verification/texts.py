@@ -21,13 +21,14 @@ _UNDECIDED = re.compile(
     r"|不(?:确定|一定|清楚|知道|好说)|无法|有?可能|也许|是否|是不是|有没有|会不会|能不能|能否|对不起|没法|会否|看不"
 )
 _NO = re.compile(
-    rf"(?:no|nope|nah|n|never|false|incorrect|wrong|negative|untrue)(?![a-z\d'’])|not (?:at all|really|true|correct|right|so)\b"
-    rf"|{_ADVERB} not\b|i do(?: not|n['’]t) think so|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t))$|{_CLAIM} (?:not|false|wrong|incorrect)\b"
-    r"|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并非|并不|并没"
+    r"(?:no|nope|nah|n|never|false|incorrect|wrong|negative|untrue)(?![a-z\d'’])|not (?:at all|really|true|correct|right|so)\b"
+    rf"|{_ADVERB} not\b|i do(?: not|n['’]t) think so|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t))$"
+    rf"|{_CLAIM} (?:not|false|wrong|incorrect)\b|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并[非不没]"
 )
 _YES = re.compile(
-    rf"(?:yes|yeah|yep|yup|y|true|right|correct|affirmative|indeed|{_ADVERB}|exactly)(?![a-z\d'’])|without (?:a )?(?:doubt|question)\b"
-    rf"|{_SUBJECT} {_AUX}$|{_CLAIM} (?:true|right|correct)\b|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
+    rf"(?:yes|yeah|yep|yup|y|true|right|correct|affirmative|indeed|{_ADVERB}|exactly)(?![a-z\d'’])"
+    rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} {_AUX}$|{_CLAIM} (?:true|right|correct)\b"
+    r"|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
 )
 
 
@@ -83,7 +84,7 @@ def read_yes_no(text: str) -> bool | None:
 
 
 def document_distance(answer: str, truth: str) -> float:
-    """Normalised Levenshtein distance: edits divided by the longer text's length, without case; ANLS (Biten et al., 2019) is one minus it.
+    """Edits divided by the longer text's length, without case; ANLS (Biten et al., 2019) is one minus it.
 
     Raises:
         ValueError: where rapidfuzz is not installed.

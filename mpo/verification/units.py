@@ -10,7 +10,8 @@ _UNITS = {
     # quantity: symbol, factor to the quantity's own unit, prefixes that it takes, other names; ...
     "length": "m 1 nμmcdk metre meter 米;km 1000 - 公里;μm 1/1000000 - um µm micron;in 127/5000 - inch inches 英寸;ft 381/1250 -"
     " foot feet 英尺;yd 1143/1250 - yard;mi 201168/125 - mile 英里",
-    "mass": "g 1 μmk gram gramme 克;kg 1000 - kilo 公斤;t 1000000 - tonne 吨;lb 45359237/100000 - lbs pound;oz 45359237/1600000 - ounce",
+    "mass": "g 1 μmk gram gramme 克;kg 1000 - kilo 公斤;t 1000000 - tonne 吨;lb 45359237/100000 -"
+    " lbs pound;oz 45359237/1600000 - ounce",
     "time": "s 1 nμm second sec 秒;min 60 - minute mins 分钟;h 3600 - hour hr 小时 个小时;d 86400 - day 天;week 604800 - wk 周",
     "long time": "month 1 - 个月;yr 12 - year 年 岁 years_old;decade 120 -;century 1200 - centuries",
     "volume": "l 1000 mcd liter litre 升 L;ml 1 - mL;dl 100 - dL;cl 10 - cL",
@@ -25,7 +26,7 @@ _UNITS = {
     "yen": "¥ 1 - yen yuan rmb cny ￥ 元 人民币",
     "rupee": "₹ 1 - rupee rs inr",
     "information": "b 1 kMGT* bit 比特;B 8 kMGT* byte 字节;kB 8000 - KB",
-    "energy": "J 1 mkMG joule 焦耳 j;eV 1602176634/10000000000000000000000000000 mkMGT electronvolt;Wh 3600 kMG watt_hour;cal 523/125 k calorie",
+    "energy": "J 1 mkMG joule 焦耳 j;eV 1602176634e-28 mkMGT electronvolt;Wh 3600 kMG watt_hour;cal 523/125 k calorie",
     "force": "N 1 mkM newton 牛顿 n",
     "power": "W 1 nμmkMG watt 瓦 瓦特 w;hp 7457/10 - horsepower",
     "pressure": "Pa 1 mkMG pascal 帕斯卡;atm 101325 - atmosphere;bar 100000 m",
@@ -35,15 +36,8 @@ _UNITS = {
     "amount": "mol 1 m mole 摩尔",
     "frequency": "Hz 1 kMGT hertz 赫兹",
 }
-_PREFIXES = {
-    symbol: (int(power), long, chinese)
-    for symbol, power, long, chinese in map(
-        str.split,
-        "n -9 nano 纳,μ -6 micro 微,m -3 milli 毫,c -2 centi 厘,d -1 deci 分,k 3 kilo 千,M 6 mega 兆,G 9 giga 吉,T 12 tera 太".split(
-            ","
-        ),
-    )
-}
+_LONG = "nano micro milli centi deci kilo mega giga tera".split()
+_PREFIXES = dict(zip("nμmcdkMGT", zip((-9, -6, -3, -2, -1, 3, 6, 9, 12), _LONG, "纳微毫厘分千兆吉太", strict=True), strict=True))
 _FACTORS: dict[str, tuple[str, Fraction]] = {}
 _SYMBOLS = {"Nm": "N·m", "kNm": "kN·m", "kmh": "km/h", "kph": "km/h", "mph": "mi/h", "mhz": "MHz", "ghz": "GHz"}
 """Read with their capitals: mW is not MW."""
@@ -139,7 +133,7 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def conversion(given: str, known: str) -> Fraction | None:
-    """Return what a value in one canonical unit is multiplied with to be in another one; None where they measure different things."""
+    """Return what a value in one canonical unit is multiplied with to be in another; None for different things."""
     if given == known:
         return Fraction(1)
     sizes = _size(given), _size(known)

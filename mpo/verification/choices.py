@@ -95,6 +95,7 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
             return Named(letters, "it names several choices" if either else "letters", both=either)
     if choices is None and _TOGETHER.fullmatch(text):
         return Named(frozenset(map(_index, text)), "letters")
+    clash = "its letter and its text name different choices"
     for pattern in (_WITH_TEXT, _BEFORE_TEXT):
         if (found := pattern.match(text)) is None:
             continue
@@ -105,12 +106,10 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
             number = _number_at_start(rest)
             told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
             if (others and letter not in others) or (told and number is not None and not same_choice(number, texts[letter])):
-                return Named(frozenset(), "its letter and its text name different choices")
+                return Named(frozenset(), clash)
             return Named(frozenset({letter}), "letter")
         if letter < size and others:
-            return Named(
-                frozenset({letter} & others), "letter" if letter in others else "its letter and its text name different choices"
-            )
+            return Named(frozenset({letter} & others), "letter" if letter in others else clash)
     return named_inside(text, texts)
 
 
@@ -141,9 +140,8 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     for place, choice in enumerate(choices):
         words = normalize(choice)
         for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
-            if _NOT.search(plain[max(0, start - 30) : start]) or re.match(
-                r" is (?:wrong|incorrect|not\b)", plain[start + len(words) :]
-            ):
+            rejected = re.match(r" is (?:wrong|incorrect|not\b)", plain[start + len(words) :])
+            if rejected or _NOT.search(plain[max(0, start - 30) : start]):
                 negated = True
             else:
                 spans.append((start, start + len(words), place))

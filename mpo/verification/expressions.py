@@ -86,6 +86,9 @@ class _Workers:
     """As many places as processes may run; a free one holds an idle process or None."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         for _ in range(_PROCESSES):
             self.free.put(None)
@@ -110,17 +113,9 @@ class _Workers:
 
 
 _workers = _Workers()
-atexit.register(lambda: _workers.close())
-
-
-def _forget() -> None:
-    """A forked process leaves its parent's workers alone and starts its own."""
-    global _workers
-    _workers = _Workers()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+atexit.register(_workers.close)
+if hasattr(os, "register_at_fork"):  # a forked process leaves its parent's workers alone and starts its own
+    os.register_at_fork(after_in_child=_workers.reset)
 
 
 def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float | None, str]:

@@ -13,20 +13,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mpo.verification.choices import NEGATED, are_numbers, read_choice
-from mpo.verification.dress import boxed, undress
+from mpo.verification.dress import boxed, plain_sentence, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import (
-    ASKS_YEAR,
-    BOLD,
-    CUE,
-    REFUSAL,
-    content_words,
-    numbers_in,
-    plain_sentence,
-    sentences_of,
-    stated_number,
-)
+from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
 from mpo.verification.sequences import MARKER, read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
@@ -391,10 +381,8 @@ def _without_cue(sentence: str) -> str:
 def _number(sentence: str, kind: str) -> str | None:
     """The number that a statement states; empty where it hedges between two; None where there is none."""
     for text in (sentence.strip("*_ .。"), _trimmed(sentence.replace("**", "").strip())):
-        if read_number(text) is not None or (
-            is_expression(text)
-            and not re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
-        ):
+        prose = re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
+        if read_number(text) is not None or (is_expression(text) and not prose):
             return text
     sentence = plain_sentence(sentence)
     if cut := re.match(r"(\W{0,3}\d[\d.,]*)\.\s+[A-Z]", sentence):
@@ -437,18 +425,13 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     cues = [sentence for sentence in numbered if CUE.search(sentence)]
     bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
     last = (fresh or numbered)[-1]
-    said = {
-        sentence: stated_number(sentence, givens, year=bool(ASKS_YEAR.search(asked)))
-        for sentence in {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
-    }
+    year = bool(ASKS_YEAR.search(asked))
+    told = {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
+    said = {sentence: stated_number(sentence, givens, year=year) for sentence in told}
     steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
-    opens = (
-        not steps
-        and not re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
-        and numbered[0] is sentences[0]
-        and bool(said[numbered[0]])
-        and (fresh[:1] == numbered[:1] or len(numbered) == 1)
-    )
+    before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
+    opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
+    opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
         chosen, method = bold[0], "opening"
     elif opens and value(said[numbered[0]]) == value(said[numbered[-1]]) is not None:
@@ -480,14 +463,9 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     last = read_choice(_tidy(kept[-1]), choices)
     if not listed and last.method == "letter" and len(last.indices) == 1:
         return Extraction(_letters(last.indices), "letter")
-    options = [
-        found[1] or found[2]
-        for found in _OPTION.finditer(whole)
-        if not re.search(
-            r"\bnot\b|n['’]t\b|incorrect|wrong|不",
-            whole[found.end() : found.end() + 30] + whole[max(0, found.start() - 12) : found.start()],
-        )
-    ]
+    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|不")
+    around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in _OPTION.finditer(whole)]
+    options = [letter for letter, beside in around if not denied.search(beside)]
     if len({letter.upper() for letter in options}) == 1 and (chosen := _named(options[0], choices, "letter")):
         return chosen
     if (

@@ -180,17 +180,13 @@ def is_expression(text: str) -> bool:
     """
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
-    if re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text)):
-        return True
-    if re.search(
-        r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])|√|\bsqrt\s?\(|[π²³]|\w\^", text
-    ):
+    factorial = re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text))
+    names = r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
+    if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^", text):
         return True
     words = re.findall(r"[^\W\d_]+", text)
     operators = re.search(r"[\w)]\s?[+\-*/=<>≤≥]\s?[\w(]", text)
-    return bool(operators) and all(
-        len(word) <= 1 or word in {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi"} for word in words
-    )
+    return bool(operators and {word for word in words if len(word) > 1} <= {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi"})
 
 
 def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
@@ -236,10 +232,10 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     given, known = read_number(answer), read_number(truth)
-    if given is not None and known is not None and not other_name(answer, truth):
-        return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
     if other_name(answer, truth):
         return False, "another name"
+    if given is not None and known is not None:
+        return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
     if not is_expression(answer) and not is_expression(truth) and same_text(answer, truth)[0]:
         return True, "the same words"
     if not is_expression(answer) and not is_expression(truth) and not re.fullmatch(r"-?[A-Za-z]", truth.strip()):
@@ -276,10 +272,6 @@ def _list(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     return same_list(answer, truth, lambda given, known: _item(given, known, rules))
 
 
-def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
-    return same_intervals(answer, truth, lambda given, known: _item(given, known, rules))
-
-
 def _item(answer: str, truth: str, rules: Rules) -> bool:
     if answer == truth:
         return True
@@ -298,7 +290,7 @@ MATCHERS: dict[str, Matcher] = {
     "document": _document,
     "chart": _chart,
     "list": _list,
-    "interval": _interval,
+    "interval": lambda answer, truth, rules: same_intervals(answer, truth, lambda given, known: _item(given, known, rules)),
     "yes_no": _yes_no,
     "box": lambda answer, truth, rules: same_boxes(answer, truth, 0.5 if rules.tolerance is None else 1 - rules.tolerance),
 }

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from fractions import Fraction
 
-from mpo.verification.dress import plain_math, without_math_marks
+from mpo.verification.dress import plain_sentence
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
@@ -107,11 +107,6 @@ def numbers_in(sentence: str) -> list[Found]:
         after = [n for n in found if _COPULA.search(bulleted[max(0, n[0] - 40) : n[0]]) or n[1] > digits[-1][0]]
         return [n for n in found if n in digits or (n in after and n[2] != "one")]
     return found
-
-
-def plain_sentence(sentence: str) -> str:
-    """Return a sentence with numbers written plainly."""
-    return plain_math(without_math_marks(sentence))
 
 
 def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: bool = False) -> str | None:

@@ -51,14 +51,11 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
         tolerance = 0.0
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
-    if (
-        not verdict.correct
-        and question.unit is None
-        and kind in {"number", "chart", "math"}
-        and "%" in answer + asked + "%" * ("percent" in asked.lower())
-    ):
-        known = read_number(truth)
-        if known is not None and not known.unit and (abs(known.value) >= 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE)):
+    percent = (
+        question.unit is None and kind in {"number", "chart", "math"} and ("%" in answer + asked or "percent" in asked.lower())
+    )
+    if not verdict.correct and percent and (known := read_number(truth)) and not known.unit:
+        if abs(known.value) >= 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE):
             return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 

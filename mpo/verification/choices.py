@@ -103,7 +103,7 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
         rest = re.split(r"\n", text[found.end() :].strip(" *()（）"), maxsplit=1)[0]
         others = {place for place, choice in enumerate(texts) if same_choice(rest, choice)}
         if letter < size and pattern is _WITH_TEXT:
-            number = _number_at_start(rest)
+            number = next((shown for start, _, shown in find_numbers(rest[:60])[:1] if start <= 1), None)
             told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
             if (others and letter not in others) or (told and number is not None and not same_choice(number, texts[letter])):
                 return Named(frozenset(), clash)
@@ -152,11 +152,6 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     if len(kept) > 1:
         return Named(frozenset(kept), "it names several choices", both=True)
     return Named(frozenset(kept), "text" if kept else "it names no choice")
-
-
-def _number_at_start(text: str) -> str | None:
-    first = next(iter(find_numbers(text[:60])), None)
-    return first[2] if first is not None and first[0] <= 1 else None
 
 
 def _places(text: str, words: str) -> list[int]:

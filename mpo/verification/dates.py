@@ -27,8 +27,7 @@ _FORMS = [
 _WEEKDAY = re.compile(
     r"^(?:on )?(?:(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?\.?,?\s)?(?:the )?", re.IGNORECASE
 )
-Date = tuple[int | None, int, int | None]
-"""Year, month and day; None where they are not said."""
+Date = tuple[int | None, int, int | None]  # year, month and day; None where they are not said
 
 
 def read_date(text: str) -> Date | None:

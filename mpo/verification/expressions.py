@@ -16,6 +16,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from mpo.verification.dress import plain_math, undress
@@ -249,11 +250,7 @@ def refused(text: str) -> str:
         return f"is longer than {_LONGEST} characters"
     if not text:
         return "is empty"
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "{([") - (character in "})]")
-        deepest = max(deepest, depth)
-    if deepest > 30:
+    if max(accumulate((character in "{([") - (character in "})]") for character in text)) > 30:
         return "is nested more than 30 deep"
     plain = re.sub(r"[{}()\s]", "", text)
     powers = re.findall(r"\^-?(\d+)", plain)

@@ -17,7 +17,7 @@ from mpo.verification.dress import boxed, plain_sentence, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
 from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
-from mpo.verification.sequences import MARKER, read_boxes, read_intervals
+from mpo.verification.sequences import LETTERED, MARKER, read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
 _NO_CHOICE = "its number is that of no choice"
@@ -110,7 +110,7 @@ _ENDS_IN_LETTER = re.compile(
 )
 _EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
-_BLOCK = re.compile(rf"(?:(?m:^){MARKER}(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
+_BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
 _ITEMS = re.compile(rf"[ \t*_:：]*\n\s*({_BLOCK.pattern})")
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
 _RANGE = re.compile(

@@ -165,9 +165,12 @@ def _detect(ground_truth: str) -> str:
         return "interval"
     if is_expression(truth):
         return "expression"
-    if read_date(truth) is not None:
-        return "text"
-    if len(truth) < 400 and len(read_list(truth)[0]) > 1 and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth):
+    if (
+        read_date(truth) is None
+        and len(truth) < 400
+        and len(read_list(truth)[0]) > 1
+        and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth)
+    ):
         return "list"
     return "text"
 

@@ -56,8 +56,8 @@ _PHRASE = (  # half a million, two and a half million, a dozen, three quarters o
     rf"(?<![\w-])(?:(?:half|(?:(?:an?|{_WORD}) )?{_PART}) (?:of )?an? (?:{_MANY}|(?=(?:hour|day|year|minute|mile|meter|kilo)))"
     rf"|(?:an?|{_WORD}) and a {_PART}(?: {_MANY})?|(?:half )?(?:an?|{_WORD}) {_MANY})(?![\w-])"
 )
-_HAN = "[零〇一二两三四五六七八九十百千]"
-_RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是)?\s?"
+_HAN = "[零〇一二两三四五六七八九十百千万亿]"
+_RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是){0,2}\s?"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
 _SCALE = (
@@ -81,7 +81,7 @@ _FORM = re.compile(
     rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
 )
 _FIND = re.compile(
-    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{_HAN}{{1,8}}又)?(?:\d{{1,6}}|[{_HAN[1:-1]}万]{{1,8}})分之[\d{_HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
+    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{_HAN}{{1,8}}又)?(?:\d{{1,6}}|{_HAN}{{1,8}})分之[\d{_HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
     rf"|{_HAN}{{1,12}}(?:点{_HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
@@ -298,6 +298,9 @@ def _han(text: str) -> Fraction | None:
     """The value of Chinese or plain digits; None where there are none."""
     if re.fullmatch(r"\d+(?:\.\d+)?", text):
         return Fraction(text)
+    for scale in (scale for scale in "亿万" if scale in text):
+        many, rest = (_han(part) if part else Fraction(default) for part, default in zip(text.split(scale, 1), (1, 0), strict=True))
+        return None if many is None or rest is None else many * _SCALES[scale] + rest
     whole, _, decimals = text.partition("点")
     if not whole or not set(whole) <= {*_CHINESE, *_CHINESE_UNITS} or not set(decimals) <= set(_CHINESE):
         return None
@@ -314,30 +317,28 @@ def _chinese(text: str) -> Number | None:
     """A number in Chinese with its unit: `三分之一`, `百分之五`, `一个半小时`."""
     figure = rf"(?:{_HAN[:-1]}点]+|\d+(?:\.\d+)?)"
     percent = {"百": "%", "千": "‰"}
-    if found := re.match(rf"(?:({figure})又)?({figure}|万)分之({figure})", text):
+    if found := re.match(rf"(?:({figure})又)?({figure})分之({figure})", text):
         whole, below, above = (_han(part or "零") for part in found.groups())
-        below = Fraction(10**4) if found[2] == "万" else below
         if whole is None or above is None or not below:
             return None
         value, unit = (above, percent[found[2]]) if found[2] in percent else (whole + above / below, "")
     elif found := re.match(r"一?半", text):
         value, unit = Fraction(1, 2), ""
-    elif found := re.match(rf"({figure})(?=[万亿个打成]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
+    elif found := re.match(rf"({figure})(?=[个打成折]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
         value, unit = _han(found[1]), ""
     else:
         return None
     if value is None:
         return None
     rest = text[found.end() :].strip()
-    while rest[:1] in {"万", "亿", "打"} and rest:
-        value, rest = value * (12 if rest[0] == "打" else _SCALES[rest[0]]), rest[1:].strip()
-    if rest == "成":
+    if rest[:1] == "打":
+        value, rest = value * 12, rest[1:]
+    elif rest in {"成", "折"}:
         value, unit, rest = value * 10, "%", ""
     if half := re.fullmatch(r"(个)半(\S*)|(\S{1,2})半", rest):  # 一个半小时, 两年半
         value, rest = value + Fraction(1, 2), half[2] or half[3] or ""
-    if rest and not unit:
-        return None if (named := _unit(rest)) is None else Number(value, named)
-    return Number(value, unit) if not rest else None
+    named = unit if unit or not rest else _unit(rest)
+    return None if named is None or (unit and rest) else Number(value, named)
 
 
 _OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"

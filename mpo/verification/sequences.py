@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from mpo.verification.dress import plain_math, undress
@@ -13,8 +14,9 @@ _NUMBER = r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})(?:e[-+]?\d{1,2})?"
 _END = r"\s?([^,;\[\]]{1,60}?)\s?"
 _INTERVAL = re.compile(rf"([\[(\]]){_END}[,;]{_END}([\])\[])")
 _BOUND = re.compile(r"^([^<>≤≥]{1,40}?)\s?([<>≤≥])\s?([^<>≤≥]{1,40}?)(?:\s?([<>≤≥])\s?([^<>≤≥]{1,40}))?$")
-MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?(?:\d{1,3}|[a-z])[.)）][ \t]+|\d{1,2}、)"
+MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?\d{1,3}[.)）][ \t]+|\d{1,2}、)"
 """What a line of a bulleted or numbered list begins with."""
+LETTERED = r"(?m:^)[ \t]*[(（]?([A-Za-z])[.)）][ \t]+"
 MOST_ITEMS = 500
 """Items of a list that are compared one with another; longer lists must be equal as texts."""
 MOST_BOXES = 100
@@ -32,6 +34,9 @@ def read_list(text: str) -> tuple[list[str], bool]:
     ordered = False
     if len(text) > 1 and text[0] + text[-1] in {"[]", "()", "{}"} and _closes_last(text):
         ordered, text = text[0] != "{", text[1:-1]
+    letters = re.findall(LETTERED, text)
+    if len(letters) > 1 and "abcdefghijklmnopqrstuvwxyz".startswith("".join(letters).lower()):
+        text = re.sub(LETTERED, "\n", text)
     if (inline := re.findall(r"(?:^|\s)[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
         text = re.sub(r"(?:^|\s)[(（]\d{1,2}[)）]\s", "\n", text)
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)
@@ -56,12 +61,8 @@ def read_list(text: str) -> tuple[list[str], bool]:
 
 def _closes_last(text: str) -> bool:
     """Whether the first bracket closes at the end of the text."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character in "[({") - (character in "])}")
-        if depth == 0:
-            return place == len(text) - 1
-    return False
+    depths = list(accumulate((character in "[({") - (character in "])}") for character in text))
+    return 0 in depths and depths.index(0) == len(text) - 1
 
 
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:

@@ -17,17 +17,18 @@ _AUX = r"(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would)"
 _SUBJECT = r"(?:it|this|that|they|he|she|there|these|those|we|i|you)"
 _CLAIM = r"(?:(?:it|that|this)(?:['’]s| is)|(?:the|this|that) (?:statement|claim|sentence) is)"
 _UNDECIDED = re.compile(
-    r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b|no (?:idea|clue|information|way|answer|comment)\b|是或|是还是"
-    r"|不(?:确定|一定|清楚|知道|好说)|无法|有?可能|也许|是否|是不是|有没有|会不会|能不能|能否|对不起|没法|会否|看不"
+    r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b|no (?:idea|clue|information|way to|answer|comment)\b"
+    r"|no ?(?:one|body) |不(?:太|很|能|敢|好|大)?(?:确定|一定|清楚|知道|好?说)|无法|有?可能|也许|是或|是还是|是否|是不是|有没有"
+    r"|会不会|能不能|能否|会否|对不起|没法|看不"
 )
 _NO = re.compile(
-    r"(?:no|nope|nah|n|never|false|incorrect|wrong|negative|untrue)(?![a-z\d'’])|not (?:at all|really|true|correct|right|so)\b"
-    rf"|{_ADVERB} not\b|i do(?: not|n['’]t) think so|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t))$"
+    r"(?:no|nope|n|never|false|incorrect|wrong|negative|untrue)(?![a-z\d'’])|not (?:at all|really|true|correct|right|so|quite)\b"
+    rf"|{_ADVERB} not\b|i do(?: not|n['’]t) (?:think|believe) so|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t)|are none)$"
     rf"|{_CLAIM} (?:not|false|wrong|incorrect)\b|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并[非不没]"
 )
 _YES = re.compile(
-    rf"(?:yes|yeah|yep|yup|y|true|right|correct|affirmative|indeed|{_ADVERB}|exactly)(?![a-z\d'’])"
-    rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} {_AUX}$|{_CLAIM} (?:true|right|correct)\b"
+    rf"(?:yes|yeah|yep|yup|y|true|right|correct|affirmative|indeed|{_ADVERB}|exactly)(?![a-z\d'’])|i (?:think|believe|guess) so"
+    rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} (?:{_ADVERB} )?{_AUX}$|{_CLAIM} (?:true|right|correct)\b"
     r"|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
 )
 
@@ -76,7 +77,7 @@ def read_yes_no(text: str) -> bool | None:
     (True, False, None, None)
     """
     low = unicodedata.normalize("NFKC", undress(text)).casefold().strip(" .。!,，*\"'")
-    low = re.sub(rf"^(?:{_ADVERB}|没问题)\b[\s,，]*(?=yes|no\b|[是有对不没])", "", low)
+    low = re.sub(rf"^(?:{_ADVERB}\b|没问题|[那这它他她](?=[是不没]))[\s,，]*(?=yes|no\b|[是有对不没])", "", low)
     low = re.sub(r"^no (?:doubt|question|wonder)\b[\s,]*|^.{0,400}\b(?:wait|actually|correction)\b\W{1,4}(?=(?:yes|no)\b)", "", low)
     if _UNDECIDED.match(low):
         return None
@@ -98,7 +99,6 @@ def document_distance(answer: str, truth: str) -> float:
 
 
 _KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+](?=[\d.$€£])")
-_LOOK_ALIKE = {"rn": "m", "vv": "w", "cl": "d", "l": "i"}
 
 
 def document_words(text: str) -> list[str]:
@@ -129,7 +129,10 @@ def _slip(one: str, other: str) -> bool:
     words = [unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode() for word in (short, long)]
     if len(short) < 4 or not (one + other).isalpha() or words[0][:1] != words[1][:1] or re.fullmatch("[ivxlcdm]+", long):
         return False
-    alike = [re.sub(r"(.)\1", r"\1", re.sub("rn|vv|cl|l", lambda found: _LOOK_ALIKE[found[0]], word)) for word in words]
+    alike = [
+        re.sub(r"(.)\1", r"\1", re.sub("rn|vv|cl|l", lambda found: {"rn": "m", "vv": "w", "cl": "d", "l": "i"}[found[0]], word))
+        for word in words
+    ]
     inner = range(1, len(long) - 1)
     left_out = any(long[place] in "aeiou" and long[:place] + long[place + 1 :] == short for place in inner)
     exchanged = len(long) > 6 and any(long[:at] + long[at + 1] + long[at] + long[at + 2 :] == short for at in inner)

@@ -350,7 +350,7 @@ def test_expressions_where_users_work(way, tmp_path):
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
-NOTEBOOK = """
+NOTEBOOK = r"""
 import threading, psutil
 from mpo.verification import match
 def verified(root):

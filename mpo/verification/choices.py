@@ -42,8 +42,7 @@ _NOT = re.compile(
 )
 
 
-MOST_CHARACTERS = 2000
-"""Of a longer text, only the beginning is read."""
+MOST_CHARACTERS = 2000  # of a longer text, only the beginning is read
 
 
 @dataclass(frozen=True)

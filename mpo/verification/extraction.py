@@ -317,12 +317,11 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
         return _none("it says neither yes nor no")
     if kind == "box":
         return Extraction(whole, "whole") if read_boxes(whole) else _none("there is no box")
-    if kind == "interval" and read_intervals(whole) and not _PROSE.search(whole):
+    lines = kind == "list" and re.fullmatch(r"(?:[^\n.:：]{1,40}\n+)+[^\n.:：]{1,40}", whole)
+    if lines or (kind == "interval" and read_intervals(whole) and not _PROSE.search(whole)):
         return Extraction(whole, "whole")
     if kind == "list" and len(blocks := [*_BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
         return Extraction(blocks[0][0].strip(), "conclusion")
-    if kind == "list" and re.fullmatch(r"(?:[^\n.:：]{1,40}\n+)+[^\n.:：]{1,40}", whole):
-        return Extraction(whole, "whole")
     if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
         return Extraction(parts[0].strip(" $"), "conclusion")
     if kind in {"number", "chart", "math"}:
@@ -417,7 +416,6 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         return number.value if (number := read_number(shown or "")) else None
 
     def shared(sentence: str) -> int:
-        """How many words of the question it has."""
         return len(set(content_words(asked)) & set(content_words(sentence)))
 
     givens = frozenset(given for _, _, shown in find_numbers(asked) if (given := value(shown)) is not None)

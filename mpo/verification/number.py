@@ -13,8 +13,7 @@ from functools import lru_cache
 from mpo.verification.dress import plain_math, undress, without_math_marks
 from mpo.verification.units import PURE, canonical_unit, conversion, is_unit
 
-MAX_LENGTH = 400
-"""Longest text that is read as one number, in characters."""
+MAX_LENGTH = 400  # longest text that is read as one number, in characters
 _MAX_EXPONENT = 400
 
 

@@ -41,8 +41,7 @@ _PREFIXES = dict(zip("nμmcdkMGT", zip((-9, -6, -3, -2, -1, 3, 6, 9, 12), _LONG,
 _FACTORS: dict[str, tuple[str, Fraction]] = {}
 _SYMBOLS = {"Nm": "N·m", "kNm": "kN·m", "kmh": "km/h", "kph": "km/h", "mph": "mi/h", "mhz": "MHz", "ghz": "GHz"}
 """Read with their capitals: mW is not MW."""
-_WORDS: dict[str, str] = {}
-"""Read in any case."""
+_WORDS: dict[str, str] = {}  # read in any case
 
 
 for _quantity, _lines in _UNITS.items():

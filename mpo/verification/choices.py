@@ -155,7 +155,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
 
 def _places(text: str, words: str) -> list[int]:
     """Where words stand in a text as whole words."""
-    places, start = [], text.find(words)
+    places, start = list[int](), text.find(words)
     while words and start >= 0 and len(places) <= 50:
         before, after = text[start - 1 : start], text[start + len(words) : start + len(words) + 2]
         open_before = not (before.isalnum() and before.isascii() and words[0].isalnum())

@@ -316,6 +316,7 @@ def _chinese(text: str) -> Number | None:
     """A number in Chinese with its unit: `三分之一`, `百分之五`, `一个半小时`."""
     figure = rf"(?:{_HAN[:-1]}点]+|\d+(?:\.\d+)?)"
     percent = {"百": "%", "千": "‰"}
+    value: Fraction | None = None
     if found := re.match(rf"(?:({figure})又)?({figure})分之({figure})", text):
         whole, below, above = (_han(part or "零") for part in found.groups())
         if whole is None or above is None or not below:
@@ -325,9 +326,7 @@ def _chinese(text: str) -> Number | None:
         value, unit = Fraction(1, 2), ""
     elif found := re.match(rf"({figure})(?=[个打成折]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
         value, unit = _han(found[1]), ""
-    else:
-        return None
-    if value is None:
+    if found is None or value is None:
         return None
     rest = text[found.end() :].strip()
     if rest[:1] == "打":

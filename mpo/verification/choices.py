@@ -10,8 +10,8 @@ from functools import lru_cache
 from mpo.verification.dress import undress
 from mpo.verification.expressions import equation, latex
 from mpo.verification.number import find_numbers, read_number, same_number
-from mpo.verification.prose import stated_number
-from mpo.verification.rational import rational
+from mpo.verification.prose import singular, stated_number
+from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
 
 _LETTER = r"[A-Za-zＡ-Ｚａ-ｚ]"
@@ -42,8 +42,7 @@ _NOT = re.compile(
 )
 
 
-MOST_CHARACTERS = 2000
-"""Of a longer text, only the beginning is read."""
+MOST_CHARACTERS = 2000  # of a longer text, only the beginning is read
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,10 @@ def _index(letter: str) -> int:
 
 
 def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool = False) -> Named:
-    """Find the choice that an answer names.
+    """Find the choice that a short answer names; a ground truth says the text of a choice where it could also be a letter.
 
-    >>> read_choice("**(b)**").indices, read_choice("blue", ["red", "blue"]).indices
-    (frozenset({1}), frozenset({1}))
-    >>> read_choice("A or B").both
-    True
-
-    Args:
-        text: the answer, short.
-        choices: the texts of the choices, in order; None where only letters are known.
-        truth: the text is a ground truth, which says the text of a choice where it could also be a letter.
+    >>> read_choice("**(b)**").indices, read_choice("blue", ["red", "blue"]).indices, read_choice("A or B").both
+    (frozenset({1}), frozenset({1}), True)
     """
     return _read(text[:MOST_CHARACTERS], None if choices is None else tuple(choices), truth)
 
@@ -102,6 +94,7 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
             return Named(letters, "it names several choices" if either else "letters", both=either)
     if choices is None and _TOGETHER.fullmatch(text):
         return Named(frozenset(map(_index, text)), "letters")
+    clash = "its letter and its text name different choices"
     for pattern in (_WITH_TEXT, _BEFORE_TEXT):
         if (found := pattern.match(text)) is None:
             continue
@@ -109,15 +102,13 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
         rest = re.split(r"\n", text[found.end() :].strip(" *()（）"), maxsplit=1)[0]
         others = {place for place, choice in enumerate(texts) if same_choice(rest, choice)}
         if letter < size and pattern is _WITH_TEXT:
-            number = _number_at_start(rest)
+            number = next((shown for start, _, shown in find_numbers(rest[:60])[:1] if start <= 1), None)
             told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
             if (others and letter not in others) or (told and number is not None and not same_choice(number, texts[letter])):
-                return Named(frozenset(), "its letter and its text name different choices")
+                return Named(frozenset(), clash)
             return Named(frozenset({letter}), "letter")
         if letter < size and others:
-            return Named(
-                frozenset({letter} & others), "letter" if letter in others else "its letter and its text name different choices"
-            )
+            return Named(frozenset({letter} & others), "letter" if letter in others else clash)
     return named_inside(text, texts)
 
 
@@ -148,15 +139,13 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     for place, choice in enumerate(choices):
         words = normalize(choice)
         for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
-            if _NOT.search(plain[max(0, start - 30) : start]) or re.match(
-                r" is (?:wrong|incorrect|not\b)", plain[start + len(words) :]
-            ):
+            rejected = re.match(r" is (?:wrong|incorrect|not\b)", plain[start + len(words) :])
+            if rejected or _NOT.search(plain[max(0, start - 30) : start]):
                 negated = True
             else:
                 spans.append((start, start + len(words), place))
-    kept = {
-        place for start, end, place in spans if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
-    }
+    inner = {(start, end) for start, end, _ in spans for s, e, _ in spans if s <= start and end <= e and (s, e) != (start, end)}
+    kept = {place for start, end, place in spans if (start, end) not in inner}
     if not kept and not negated and len(inside := _in_words(text, choices)) == 1:
         return Named(inside, "words")
     if len(kept) > 1:
@@ -164,21 +153,10 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     return Named(frozenset(kept), "text" if kept else "it names no choice")
 
 
-def _stem(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-
-
-def _number_at_start(text: str) -> str | None:
-    first = next(iter(find_numbers(text[:60])), None)
-    return first[2] if first is not None and first[0] <= 1 else None
-
-
 def _places(text: str, words: str) -> list[int]:
     """Where words stand in a text as whole words."""
-    if not words:
-        return []
-    places, start = [], text.find(words)
-    while start >= 0:
+    places, start = list[int](), text.find(words)
+    while words and start >= 0 and len(places) <= 50:
         before, after = text[start - 1 : start], text[start + len(words) : start + len(words) + 2]
         open_before = not (before.isalnum() and before.isascii() and words[0].isalnum())
         number = words[0].isdigit() and (before in {"-", ".", ","} or before.isdigit())
@@ -188,8 +166,6 @@ def _places(text: str, words: str) -> list[int]:
         if open_before and not number and not further and not (after[:1].isalnum() and after[:1].isascii() and words[-1].isalnum()):
             places.append(start)
         start = text.find(words, start + 1)
-        if len(places) > 50:
-            break
     return places
 
 
@@ -218,12 +194,10 @@ _SMALL_WORDS = frozenset(
 
 def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:
     """The choices whose words all stand in a sentence, in their order: `will decrease` in `will likely decrease`."""
-    words = [_stem(word) for word in normalize(text).split()]
+    words = [singular(word) for word in normalize(text).split()]
     found = set()
-    if NEGATED.search(text):
-        return frozenset()
-    for place, choice in enumerate(choices):
-        wanted = [_stem(word) for word in normalize(choice).split() if word not in _SMALL_WORDS]
+    for place, choice in enumerate(choices if not NEGATED.search(text) else ()):
+        wanted = [singular(word) for word in normalize(choice).split() if word not in _SMALL_WORDS]
         following = iter(words)
         if wanted and all(word in following for word in wanted):
             found.add(place)
@@ -245,7 +219,7 @@ def same_choice(text: str, choice: str) -> bool:
     if not re.search(r"\d|[a-z]\s?[-+*/^]", choice) or len(text) > 200 or (known is not None and "=" not in text):
         return False
     one, other = ("".join(equation(latex(written))[-1].split()) for written in (text, choice))
-    return bool(one) and (one == other or (values := rational(one)) is not None and values[1] and values == rational(other))
+    return bool(one) and (one == other or same_rational(one, other) == (True, True))
 
 
 def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:
@@ -256,9 +230,5 @@ def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tupl
         return normalize(answer) == normalize(truth), "the ground truth is no choice, compared as texts"
     if not given.indices or given.both:
         return False, given.method
-    same = {
-        place: next(first for first, other in enumerate(choices or ()) if other == choice)
-        for place, choice in enumerate(choices or ())
-    }
-    one, other = ({same.get(place, place) for place in named.indices} for named in (given, known))
+    one, other = ({choices[place] if choices else place for place in named.indices} for named in (given, known))
     return one == other, given.method if one == other else "another choice"

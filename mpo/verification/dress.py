@@ -81,6 +81,11 @@ def without_math_marks(text: str) -> str:
     return _MARKED.sub(r"\1", text) if "$" in text else text
 
 
+def plain_sentence(sentence: str) -> str:
+    """Return a sentence with numbers written plainly."""
+    return plain_math(without_math_marks(sentence))
+
+
 def plain_math(text: str) -> str:
     r"""Write LaTeX and special characters of numbers as plain ones: `\frac{1}{2}` as 1/2, `½` as 1/2, a long minus as a hyphen.
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import queue
 import re
 import selectors
 import subprocess
 import sys
-import threading
+from contextlib import suppress
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from mpo.verification.dress import plain_math, undress
-from mpo.verification.rational import proportional, rational
+from mpo.verification.rational import same_rational
 
 SECONDS = 2.0
 """CPU time that one comparison may take."""
@@ -77,56 +79,44 @@ class Worker:
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    pass
+            with suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
 
 
 class _Workers:
+    """As many places as processes may run; a free one holds an idle process or None."""
+
     def __init__(self) -> None:
-        self.idle: list[Worker] = []
-        self.lock = threading.Lock()
-        self.free = threading.BoundedSemaphore(_PROCESSES)
+        self.reset()
+
+    def reset(self) -> None:
+        self.free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        for _ in range(_PROCESSES):
+            self.free.put(None)
 
     def ask(self, answer: str, truth: str) -> tuple[bool, float | None, float | None] | None:
-        with self.free:
-            with self.lock:
-                worker = self.idle.pop() if self.idle else None
+        worker, kept = self.free.get(), None
+        try:
             if worker is None or worker.process.poll() is not None:
                 worker = Worker()
-            kept = False
-            try:
-                result = worker.ask(answer, truth)
-                kept = result is not None and worker.served < _REQUESTS
-                return result
-            finally:  # an interrupted worker still computes: it is not used again
-                if kept:
-                    with self.lock:
-                        self.idle.append(worker)
-                else:
-                    worker.close()
+            result = worker.ask(answer, truth)
+            kept = worker if result is not None and worker.served < _REQUESTS else None
+            return result
+        finally:  # an interrupted worker still computes: it is not used again
+            self.free.put(kept)
+            if worker is not None and kept is None:
+                worker.close()
 
     def close(self) -> None:
-        with self.lock:
-            workers, self.idle = self.idle, []
-        for worker in workers:
-            worker.close()
+        while not self.free.empty():
+            if worker := self.free.get():
+                worker.close()
 
 
 _workers = _Workers()
-atexit.register(lambda: _workers.close())
-
-
-def _forget() -> None:
-    """A forked process leaves its parent's workers alone and starts its own."""
-    global _workers
-    _workers = _Workers()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+atexit.register(_workers.close)
+if hasattr(os, "register_at_fork"):  # a forked process leaves its parent's workers alone and starts its own
+    os.register_at_fork(after_in_child=_workers.reset)
 
 
 def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float | None, str]:
@@ -157,17 +147,25 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
         given, known, scaled = sides[0][-1], sides[1][-1], False
         if _squeezed(given) == _squeezed(known):
             return True, None, None, "the same expression"
-    one, other = rational(given), rational(known)
-    if one and other and (one[0] == other[0] or one[1] or other[1]):
-        same = proportional(one[0], other[0]) if scaled else one[0] == other[0]
-        return same, None, None, "mathematically equal" if same else "another expression"
+    exact = same_rational(given, known, scaled=scaled)
+    if exact and any(exact):
+        return exact[0], None, None, "mathematically equal" if exact[0] else "another expression"
     for name, text in (("the answer", given), ("the ground truth", known)):
         if problem := refused(text):
             return False, None, None, f"{name} {problem}"
     result = _compared(given, known)
     if scaled and not result[0]:
         result = _compared(f"-({given})", known)
+    if exact:  # numbers that differ, if only beyond the digits of a float
+        return False, result[1], result[2], DIFFERENT
     return (result[0], None, None, result[3]) if scaled else result
+
+
+DIFFERENT = "another number"
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text)
 
 
 _NAME = re.compile(
@@ -242,10 +240,6 @@ def _root(found: re.Match[str]) -> str:
     return f"\\sqrt{{{next(part for part in found.groups() if part)}}}"
 
 
-def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text)
-
-
 def refused(text: str) -> str:
     """Why an expression is not computed at all; empty where it may be.
 
@@ -256,11 +250,7 @@ def refused(text: str) -> str:
         return f"is longer than {_LONGEST} characters"
     if not text:
         return "is empty"
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "{([") - (character in "})]")
-        deepest = max(deepest, depth)
-    if deepest > 30:
+    if max(accumulate((character in "{([") - (character in "})]") for character in text)) > 30:
         return "is nested more than 30 deep"
     plain = re.sub(r"[{}()\s]", "", text)
     powers = re.findall(r"\^-?(\d+)", plain)

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mpo.verification.choices import NEGATED, are_numbers, read_choice
-from mpo.verification.dress import boxed, undress
+from mpo.verification.dress import boxed, plain_sentence, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import (
-    ASKS_YEAR,
-    BOLD,
-    CUE,
-    REFUSAL,
-    content_words,
-    numbers_in,
-    plain_sentence,
-    sentences_of,
-    stated_number,
-)
-from mpo.verification.sequences import read_boxes, read_intervals
+from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.sequences import LETTERED, MARKER, read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
 _NO_CHOICE = "its number is that of no choice"
@@ -50,15 +40,8 @@ class Extraction:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A place where a response states its answer: from `start`, with the rest of its line."""
-
-    start: int
-    text: str
-    method: str
-
-
+Statement = tuple[int, str, str]
+"""Where a response states its answer, the rest of that line, and the method."""
 MOST_STATEMENTS = 40
 """Of more statements of one form, the last ones are read."""
 _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
@@ -127,6 +110,8 @@ _ENDS_IN_LETTER = re.compile(
 )
 _EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
+_BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
+_ITEMS = re.compile(rf"[ \t*_:：]*\n\s*({_BLOCK.pattern})")
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
 _RANGE = re.compile(
     r"(?i)^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?\(?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])"
@@ -163,80 +148,72 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     marks = list(_THINKING.finditer(text))
     if marks:
         if "/" not in marks[-1][0]:
-            return Extraction(None, "none", "unfinished reasoning")
+            return _none("unfinished reasoning")
         text = text[marks[-1].end() :]
-    if not text.strip():
-        return Extraction(None, "none", "empty")
     kind = kind or ("choice" if choices is not None else None)
-    if kind != "choice":
-        return _find(text, kind, choices, asked)
+    if kind != "choice" or not text.strip():
+        return _find(text, kind, choices, asked) if text.strip() else _none("empty")
     found = _judged(text, choices) or _reconsidered(text, choices) or _find(text, kind, choices, asked)
     if choices and found.answer is not None and any(re.fullmatch(r"\W?[A-H]\W?", choice.strip()) for choice in choices):
         return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
     return found
 
 
+def _none(reason: str) -> Extraction:
+    return Extraction(None, "none", reason)
+
+
+def _named(letter: str | None, choices: Sequence[str] | None, method: str) -> Extraction | None:
+    """The choice of a letter; None where there is none of that letter."""
+    indices = read_choice(letter, choices).indices if letter else None
+    return Extraction(_letters(indices), method) if indices else None
+
+
 def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
     """The choice of a response that begins with its letter, or judges all choices and finds one right."""
     later = _CORRECTED.search(text) or any(
-        said.method in {"tag", "boxed"} or re.search("nswer|答案", text[said.start : said.start + 40])
-        for said in _statements(text, "choice")
-        if said.method != "letter"
+        method in {"tag", "boxed"} or (method != "letter" and re.search("nswer|答案", text[start : start + 40]))
+        for start, _, method in _statements(text, "choice")
     )
     if (head := _HEAD.match(text)) and not later and not re.match(r"\W*([A-H])[.:、)]", text[head.end() :]):
         return Extraction(head[1], "letter") if read_choice(_tidy(head[0].strip()), choices).method == "letter" else None
     said = {found[1].upper(): found[2].lower() for found in _JUDGED.finditer(text)}
     right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确"}]
-    if len(said) < 3 or len(right) != 1 or later:
-        return None
-    return Extraction(right[0], "letter") if read_choice(right[0], choices).indices else None
+    return _named(right[0], choices, "letter") if len(said) > 2 and len(right) == 1 and not later else None
 
 
 def _reconsidered(text: str, choices: Sequence[str] | None) -> Extraction | None:
     """The choice of a last `Wait, it is D.`, with no statement after it."""
-    found = next(
-        (
-            found
-            for found in reversed(_last(_CORRECTED, text))
-            if not re.match(r"(?:but|no|rather)\b(?!,? wait)", found[0], re.IGNORECASE)
-        ),
-        None,
-    )
+    weak = re.compile(r"(?:but|no|rather)\b(?!,? wait)", re.IGNORECASE)
+    found = next((found for found in reversed(_last(_CORRECTED, text)) if not weak.match(found[0])), None)
     if found is None or any(later.start() > found.end() for pattern in (_LABEL, _STATEMENT) for later in _last(pattern, text)):
         return None
-    named = read_choice(found[1], choices)
-    return Extraction(_letters(named.indices), "conclusion") if named.indices else None
+    return _named(found[1], choices, "conclusion")
 
 
 def _find(text: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     failed = ""
-    for statement in sorted(_statements(text, kind), key=lambda statement: statement.start, reverse=True):
-        found = _read(statement, kind, choices)
-        if found is None:
-            continue
-        if found.answer is not None or found.reason in {"hedge", "refusal"}:
-            return found
-        failed = failed or found.reason
-    if failed:
-        return Extraction(None, "none", failed)
-    return _unstated(text.strip(), kind, choices, asked[-TAIL:])
+    for _, stated, method in sorted(_statements(text, kind), key=lambda statement: statement[0], reverse=True):
+        if found := _read(stated.strip(), method, kind, choices):
+            if found.answer is not None or found.reason in {"hedge", "refusal"}:
+                return found
+            failed = failed or found.reason
+    return _none(failed) if failed else _unstated(text.strip(), kind, choices, asked[-TAIL:])
 
 
 def _statements(text: str, kind: str | None) -> Iterator[Statement]:
     for found in _last(_TAG, text):
-        yield Statement(found.start(), found[1], "tag")
+        yield found.start(), found[1], "tag"
     for start, _, content in boxed(text):
-        yield Statement(start, content, "boxed")
+        yield start, content, "boxed"
     for pattern, method in ((_LABEL, "label"), (_STATEMENT, "statement")):
         for found in _last(pattern, text):
             if not _OF_OTHERS.search(text[max(0, found.start() - 200) : found.start()] + found[0]):
-                yield Statement(found.start(), _line_after(text, found.end()), method)
-    if kind == "choice":
-        for found in _last(_IS_CORRECT, text):
-            if not re.search(r"\b(?:not|n't|neither|if)\b", found[0]):
-                yield Statement(found.start(), found[1], "letter")
-        for found in _last(_IS_LETTER, text):
-            yield Statement(found.start(), found[1], "letter")
+                block = _ITEMS.match(text, found.end()) if kind == "list" else None
+                yield found.start(), block[1] if block else _line_after(text, found.end()), method
+    for found in (*_last(_IS_CORRECT, text), *_last(_IS_LETTER, text)) if kind == "choice" else ():
+        if found.re is _IS_LETTER or not re.search(r"\b(?:not|n't|neither|if)\b", found[0]):
+            yield found.start(), found[1], "letter"
 
 
 def _last(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
@@ -253,12 +230,10 @@ def _line_after(text: str, start: int) -> str:
     return after.split("\n", 1)[0].strip()
 
 
-def _read(statement: Statement, kind: str | None, choices: Sequence[str] | None) -> Extraction | None:
+def _read(text: str, method: str, kind: str | None, choices: Sequence[str] | None) -> Extraction | None:
     """The answer of a statement; None where it states nothing."""
-    text, method = statement.text.strip(), statement.method
     if method in {"label", "statement"}:
-        inner = boxed(text)
-        if inner:
+        if inner := boxed(text):
             text = inner[-1][2]
         elif nested := list(_STATEMENT.finditer(text)) or list(_LABEL.finditer(text)):  # "Final Answer: The final answer is 12"
             text = _line_after(text, nested[-1].end())
@@ -270,34 +245,29 @@ def _read(statement: Statement, kind: str | None, choices: Sequence[str] | None)
         return _choice(text, method, choices)
     sentence = _ENDS.split(text, maxsplit=1)[0].strip() if method in {"label", "statement"} else text
     if REFUSAL.search(sentence):
-        return Extraction(None, "none", "refusal")
+        return _none("refusal")
     if kind in {"number", "chart", "math"} and (number := _number(sentence, kind)) is not None:
-        return Extraction(number, method) if number else Extraction(None, "none", "hedge")
-    if kind == "number":
-        return None
-    if kind == "yes_no":
-        return None if read_yes_no(sentence) is None else Extraction(sentence, method)
-    if kind not in {"list", "interval", "box"} and _EITHER.match(sentence) and method != "tag":
-        return Extraction(None, "none", "hedge")
-    if kind == "box":
-        return Extraction(sentence, method) if read_boxes(sentence) else None
+        return Extraction(number, method) if number else _none("hedge")
+    if kind in {"number", "yes_no", "box"}:
+        said = read_yes_no(sentence) is not None if kind == "yes_no" else kind == "box" and read_boxes(sentence)
+        return Extraction(sentence, method) if said else None
+    if kind not in {"list", "interval"} and _EITHER.match(sentence) and method != "tag":
+        return _none("hedge")
     return Extraction(undress(_trimmed(sentence)), method) if _trimmed(sentence) else None
 
 
 def _trimmed(sentence: str) -> str:
-    return (
-        undress(re.sub(r"\s*\((?:because|since|as|i\.e\.)[^()]{0,400}\)\s*$", "", sentence.strip())).strip(" \t。.;,*_")
-        or sentence.strip()
-    )
+    kept = re.sub(r"\s*\((?:because|since|as|i\.e\.)[^()]{0,400}\)\s*$", "", sentence.strip())
+    return undress(kept).strip(" \t。.;,*_") or sentence.strip()
 
 
 def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction | None:
-    if method != "boxed" and (found := _CORRECTED.search(text)) and read_choice(found[1], choices).indices:
-        return Extraction(_letters(read_choice(found[1], choices).indices), method)
+    if method != "boxed" and (found := _CORRECTED.search(text)) and (chosen := _named(found[1], choices, method)):
+        return chosen
     if (doubt := re.search(r"\b(?:but|however|though|although)\b", text)) and REFUSAL.search(_ENDS.split(text[doubt.start() :])[0]):
-        return Extraction(None, "none", "refusal")
+        return _none("refusal")
     if re.search(r"\(\s?or\b", text[:20]):
-        return Extraction(None, "none", "hedge")
+        return _none("hedge")
     reason = re.split(r"\b(?:because|since|as|rather than|instead of)\b|\s\(|而不是|[,，]\s?(?:not\b|不是)", text, maxsplit=1)[0]
     if (named := read_choice(_tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(_letters(named.indices), method)
@@ -310,21 +280,17 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
             continue
         named = read_choice(_tidy(part), choices)
         if named.both and not re.search(r"\b(?:because|since|as|not)\b", part):
-            return Extraction(None, "none", named.method)
+            return _none(named.method)
         if len(named.indices) == 1 or (named.indices and choices is None):
             return Extraction(_letters(named.indices), method)
         if "different choices" in named.method:
-            return Extraction(None, "none", named.method)
-    options = list(_OPTION.finditer(text))
-    if len({option[1] or option[2] for option in options}) == 1:
-        named = read_choice(options[0][1] or options[0][2], choices)
-        if named.indices:
-            return Extraction(_letters(named.indices), method)
+            return _none(named.method)
+    options = {option[1] or option[2] for option in _OPTION.finditer(text)}
+    if len(options) == 1 and (chosen := _named(options.pop(), choices, method)):
+        return chosen
     if REFUSAL.search(text):
-        return Extraction(None, "none", "refusal")
-    if method == "boxed" and choices and read_number(text) is not None:
-        return Extraction(None, "none", _NO_CHOICE)
-    return None
+        return _none("refusal")
+    return _none(_NO_CHOICE) if method == "boxed" and choices and read_number(text) is not None else None
 
 
 def _tidy(text: str) -> str:
@@ -344,18 +310,18 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
     kept = sentences_of(whole)
     if kind == "yes_no":
         reconsidered = re.search(r"\b(?:wait|actually|correction)\W{1,4}((?:yes|no)\b.{0,200})", whole, re.IGNORECASE)
-        for sentence in (
-            reconsidered[1] if reconsidered else kept[0],
-            *(sentence for sentence in reversed(kept) if CUE.search(sentence)),
-            kept[-1],
-        ):
+        cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
+        for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1]):
             if read_yes_no(_without_cue(sentence)) is not None:
                 return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
-        return Extraction(None, "none", "it says neither yes nor no")
+        return _none("it says neither yes nor no")
     if kind == "box":
-        return Extraction(whole, "whole") if read_boxes(whole) else Extraction(None, "none", "there is no box")
-    if kind == "interval" and read_intervals(whole) and not _PROSE.search(whole):
+        return Extraction(whole, "whole") if read_boxes(whole) else _none("there is no box")
+    lines = kind == "list" and re.fullmatch(r"(?:[^\n.:：]{1,40}\n+)+[^\n.:：]{1,40}", whole)
+    if lines or (kind == "interval" and read_intervals(whole) and not _PROSE.search(whole)):
         return Extraction(whole, "whole")
+    if kind == "list" and len(blocks := [*_BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
+        return Extraction(blocks[0][0].strip(), "conclusion")
     if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
         return Extraction(parts[0].strip(" $"), "conclusion")
     if kind in {"number", "chart", "math"}:
@@ -371,7 +337,7 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
         if found.answer is not None or kind == "number":
             return found
     if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
-        return Extraction(None, "none", "refusal")
+        return _none("refusal")
     if kind in {"expression", "math", None} and (spans := list(_MATH.finditer(whole))):
         last = next(part for part in spans[-1].groups() if part).strip()
         return Extraction(_value_side(last), "conclusion")
@@ -380,11 +346,11 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
             return Extraction(shown, "conclusion")
     if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
         if _EITHER.match(whole):
-            return Extraction(None, "none", "hedge")
+            return _none("hedge")
         copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
         said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else whole
         return Extraction(_trimmed(said.replace("**", "")), "opening" if copula else "whole")
-    return Extraction(None, "none", "no statement of an answer")
+    return _none("no statement of an answer")
 
 
 _OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
@@ -414,10 +380,8 @@ def _without_cue(sentence: str) -> str:
 def _number(sentence: str, kind: str) -> str | None:
     """The number that a statement states; empty where it hedges between two; None where there is none."""
     for text in (sentence.strip("*_ .。"), _trimmed(sentence.replace("**", "").strip())):
-        if read_number(text) is not None or (
-            is_expression(text)
-            and not re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
-        ):
+        prose = re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
+        if read_number(text) is not None or (is_expression(text) and not prose):
             return text
     sentence = plain_sentence(sentence)
     if cut := re.match(r"(\W{0,3}\d[\d.,]*)\.\s+[A-Z]", sentence):
@@ -443,107 +407,78 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if not numbered:
-        if any(
-            re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", sentence, re.IGNORECASE)
-            for sentence in (sentences[0], sentences[-1])
-        ):
+        ends = f"{sentences[0]}\n{sentences[-1]}"
+        if re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", ends, re.IGNORECASE):
             return Extraction("0", "opening")
-        refused = any(REFUSAL.search(sentence) for sentence in (sentences[0], sentences[-1]))
-        return Extraction(None, "none", "refusal" if refused else "no number")
-    givens = frozenset(number.value for _, _, shown in find_numbers(asked) if (number := read_number(shown)) is not None)
-    fresh = [sentence for sentence in numbered if any(_is_fresh(shown, givens) for _, _, shown in numbers_in(sentence))]
+        return _none("refusal" if REFUSAL.search(ends) else "no number")
+
+    def value(shown: str | None) -> Fraction | None:
+        return number.value if (number := read_number(shown or "")) else None
+
+    def shared(sentence: str) -> int:
+        return len(set(content_words(asked)) & set(content_words(sentence)))
+
+    givens = frozenset(given for _, _, shown in find_numbers(asked) if (given := value(shown)) is not None)
+    fresh = [sentence for sentence in numbered if any(value(shown) not in givens for _, _, shown in numbers_in(sentence))]
     cues = [sentence for sentence in numbered if CUE.search(sentence)]
     bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
     last = (fresh or numbered)[-1]
-    said = {
-        sentence: stated_number(sentence, givens, year=bool(ASKS_YEAR.search(asked)))
-        for sentence in {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
-    }
+    year = bool(ASKS_YEAR.search(asked))
+    told = {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
+    said = {sentence: stated_number(sentence, givens, year=year) for sentence in told}
     steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
-    opens = (
-        not steps
-        and not re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
-        and numbered[0] is sentences[0]
-        and bool(said[numbered[0]])
-        and (fresh[:1] == numbered[:1] or len(numbered) == 1)
-    )
+    before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
+    opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
+    opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
         chosen, method = bold[0], "opening"
-    elif opens and _equal(said[numbered[0]], said[numbered[-1]]):
+    elif opens and value(said[numbered[0]]) == value(said[numbered[-1]]) is not None:
         chosen, method = numbered[0], "opening"
     elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
-    elif opens and not ("=" in last and "=" not in numbered[0]) and _shared(asked, last) <= _shared(asked, numbered[0]):
+    elif opens and not ("=" in last and "=" not in numbered[0]) and shared(last) <= shared(numbered[0]):
         chosen, method = numbered[0], "opening"
     else:
         chosen, method = last, "conclusion"
-    if (
-        REFUSAL.search(chosen)
-        or re.match(r"(?:for (?:instance|example)|suppose)\b", chosen, re.IGNORECASE)
-        or (REFUSAL.search(sentences[0]) and not cues)
-    ):
-        return Extraction(None, "none", "refusal")
+    example = re.match(r"(?:for (?:instance|example)|suppose)\b", chosen, re.IGNORECASE)
+    if REFUSAL.search(chosen) or example or (REFUSAL.search(sentences[0]) and not cues):
+        return _none("refusal")
     shown = said[chosen]
-    return Extraction(shown, method) if shown else Extraction(None, "none", "hedge" if shown == "" else "no number")
-
-
-def _equal(one: str | None, other: str | None) -> bool:
-    first, second = read_number(one or ""), read_number(other or "")
-    return first is not None and second is not None and first.value == second.value
-
-
-def _shared(asked: str, sentence: str) -> int:
-    """How many words of the question a sentence has."""
-    return len(set(content_words(asked)) & set(content_words(sentence)))
-
-
-def _is_fresh(shown: str, givens: Collection[Fraction]) -> bool:
-    number = read_number(shown)
-    return number is None or number.value not in givens
+    return Extraction(shown, method) if shown else _none("hedge" if shown == "" else "no number")
 
 
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
     if re.search(r"(?<!\w)\(?[A-H]\)?\s(?:or|and)\s(?:option\s)?\(?[A-H]\)?(?!\w)", kept[-1]):
-        return Extraction(None, "none", "it names several choices")
+        return _none("it names several choices")
     listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
     named = read_choice(_tidy(whole if len(kept) == 1 else first), choices)
     if (named.both or (choices and len(named.indices) > 1)) and len(kept) == 1:
-        return Extraction(None, "none", named.method)
+        return _none(named.method)
     if len(named.indices) == 1 and named.method == "letter" and not listed:
         return Extraction(_letters(named.indices), "letter")
     last = read_choice(_tidy(kept[-1]), choices)
     if not listed and last.method == "letter" and len(last.indices) == 1:
         return Extraction(_letters(last.indices), "letter")
-    options = [
-        (found.start(), found[1] or found[2])
-        for found in _OPTION.finditer(whole)
-        if not re.search(
-            r"\bnot\b|n['’]t\b|incorrect|wrong|不",
-            whole[found.end() : found.end() + 30] + whole[max(0, found.start() - 12) : found.start()],
-        )
-    ]
-    if len({letter.upper() for _, letter in options}) == 1 and (named := read_choice(options[0][1], choices)).indices:
-        return Extraction(_letters(named.indices), "letter")
+    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|不")
+    around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in _OPTION.finditer(whole)]
+    options = [letter for letter, beside in around if not denied.search(beside)]
+    if len({letter.upper() for letter in options}) == 1 and (chosen := _named(options[0], choices, "letter")):
+        return chosen
     if (
         (found := _ENDS_IN_LETTER.search(kept[-1]))
         and not REFUSAL.search(kept[-1])
         and not NEGATED.search(kept[-1][max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
         and not re.search(_DOUBT, kept[-1][: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
-        and (named := read_choice(found[1], choices)).indices
+        and (chosen := _named(found[1], choices, "conclusion"))
     ):
-        return Extraction(_letters(named.indices), "conclusion")
+        return chosen
     if not choices:
-        return Extraction(None, "none", "refusal" if REFUSAL.search(kept[0]) else "no letter")
+        return _none("refusal" if REFUSAL.search(kept[0]) else "no letter")
     if are_numbers(choices):
         number = _unstated_number(kept, asked)
-        if number.answer is None:
-            return Extraction(None, "none", number.reason)
-        named = read_choice(number.answer, choices)
-        if not named.indices:
-            return Extraction(None, "none", _NO_CHOICE)
-        return Extraction(_letters(named.indices), number.method)
+        return _named(number.answer, choices, number.method) or _none(number.reason or _NO_CHOICE)
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""
     places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))
@@ -556,12 +491,11 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
                 return Extraction(_letters(named.indices), method)
             several = several or (named.method if named.both else "")
     if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
-        return Extraction(None, "none", "refusal")
+        return _none("refusal")
     if several:
-        return Extraction(None, "none", several)
-    indices = {
-        index for sentence in kept[:200] if not REFUSAL.search(sentence) for index in read_choice(_tidy(sentence), choices).indices
-    }
+        return _none(several)
+    plain = (_tidy(sentence) for sentence in kept[:200] if not REFUSAL.search(sentence))
+    indices = frozenset().union(*(read_choice(sentence, choices).indices for sentence in plain))
     if len(indices) == 1:
-        return Extraction(_letters(frozenset(indices)), "only")
-    return Extraction(None, "none", "it names several choices" if indices else "it names no choice")
+        return Extraction(_letters(indices), "only")
+    return _none("it names several choices" if indices else "it names no choice")

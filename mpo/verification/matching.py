@@ -11,11 +11,12 @@ from functools import lru_cache
 
 from mpo.io import did_you_mean
 from mpo.verification.choices import same_choices
+from mpo.verification.dates import read_date
 from mpo.verification.dress import undress
-from mpo.verification.expressions import other_name, same_expression
+from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
-from mpo.verification.texts import document_distance, read_yes_no, same_digits, same_text
+from mpo.verification.texts import document_distance, document_words, fixed_words, read_yes_no, same_text, same_transcription
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,13 @@ def match(
     """
     check_rules(kind, choices, tolerance)
     truths: list[str] = list(ground_truth) if isinstance(ground_truth, list | tuple) else [ground_truth]  # type: ignore[list-item]
-    if not isinstance(answer, str) or any(not isinstance(truth, str) for truth in truths):
-        raise ValueError(
-            f"match compares texts; got {type(answer).__name__} and {', '.join(type(truth).__name__ for truth in truths)}."
-        )
+    if not all(isinstance(text, str) for text in (answer, *truths)):
+        raise ValueError(f"match compares texts; got {', '.join(type(text).__name__ for text in (answer, *truths))}.")
     rules = Rules(choices, unit, tolerance)
-    verdict = Verdict(False, "none", "there is no ground truth")
-    for truth in truths:
-        verdict = _match(answer, truth, kind, rules)
-        if verdict.correct:
-            break
-    return verdict
+    verdicts = [Verdict(False, "none", "there is no ground truth")]
+    while truths and not verdicts[-1].correct:
+        verdicts.append(_match(answer, truths.pop(0), kind, rules))
+    return verdicts[-1]
 
 
 def check_rules(kind: str | None, choices: Sequence[str] | None, tolerance: float | None) -> None:
@@ -109,10 +106,8 @@ def check_rules(kind: str | None, choices: Sequence[str] | None, tolerance: floa
 
 
 def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
-    if not truth.strip():
-        return Verdict(False, "none", "the ground truth is empty")
-    if not answer.strip():
-        return Verdict(False, "none", "the answer is empty")
+    if not truth.strip() or not answer.strip():
+        return Verdict(False, "none", f"the {'answer' if truth.strip() else 'ground truth'} is empty")
     if answer.strip() == truth.strip():
         return Verdict(True, "equal", "the same characters")
     if max(len(answer), len(truth)) > LONGEST:
@@ -121,9 +116,8 @@ def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
     found = kind or detect_kind(truth, rules.choices)
     result = MATCHERS[found](answer, truth, rules)
     correct, reason = result if isinstance(result, tuple) else (result, "")
-    if not correct and kind is None and found == "list":
-        if same_text(answer, truth)[0]:
-            return Verdict(True, "text", "the same words")
+    if not correct and kind is None and found == "list" and same_text(answer, truth)[0]:
+        return Verdict(True, "text", "the same words")
     return Verdict(bool(correct), found, reason)
 
 
@@ -161,19 +155,22 @@ def _detect(ground_truth: str) -> str:
     truth = undress(ground_truth)
     if re.fullmatch(r"\(?[A-H]\)?", truth):
         return "choice"
-    if len(truth) < 12 and read_yes_no(truth) is not None and " " not in truth:
+    if len(truth) < (12 if truth.isascii() else 4) and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"
     if read_number(truth) is not None:
         return "expression" if "=" in truth else "number"
-    if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and read_boxes(truth):
+    if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and (boxes := read_boxes(truth)) and all(a < c and b < d for a, b, c, d in boxes):
         return "box"
     if read_intervals(truth) and (truth[-1] in ")[" or truth[0] in "(]" or re.search(r"∞|\\in|[<>≤≥]|\\[lg]e", truth)):
         return "interval"
     if is_expression(truth):
         return "expression"
-    if re.search(r"\b(?:jan|feb|mar|apr|may|june?|july?|aug|sep|oct|nov|dec)[a-z]*\b.*\d", truth, re.IGNORECASE):
-        return "text"
-    if len(truth) < 400 and len(read_list(truth)[0]) > 1 and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth):
+    if (
+        read_date(truth) is None
+        and len(truth) < 400
+        and len(read_list(truth)[0]) > 1
+        and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth)
+    ):
         return "list"
     return "text"
 
@@ -186,15 +183,13 @@ def is_expression(text: str) -> bool:
     """
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
-    if re.search(
-        r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])|√|\bsqrt\s?\(|[π²³]|\w\^", text
-    ):
+    factorial = re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text))
+    names = r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
+    if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^", text):
         return True
     words = re.findall(r"[^\W\d_]+", text)
     operators = re.search(r"[\w)]\s?[+\-*/=<>≤≥]\s?[\w(]", text)
-    return bool(operators) and all(
-        len(word) <= 1 or word in {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi"} for word in words
-    )
+    return bool(operators and {word for word in words if len(word) > 1} <= {"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi"})
 
 
 def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
@@ -202,11 +197,10 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if known is None:
         return _math_values(answer, truth, rules) if is_expression(truth) else same_text(answer, truth)
     if given is None:
-        if (
-            is_expression(answer)
-            or re.fullmatch(r"\d{1,3}!", answer.strip())
-            or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer))
-        ):
+        if (said := re.fullmatch(r"([^$]*\d)!+", answer.strip())) and (given := read_number(said[1])):
+            if (same := same_number(given, known, unit=rules.unit, tolerance=rules.tolerance))[0]:
+                return same
+        if is_expression(answer) or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer)):
             return _math_values(answer, truth, rules)
         if (given := read_number(_LEADING.sub("", undress(answer)))) is None:
             return False, "the answer is no number"
@@ -226,10 +220,11 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     correct, given, known, reason = same_expression(answer, truth)
     if correct or given is None or known is None:
         return correct, reason
-    if abs(given - known) <= 1e-12 * abs(known):
+    if reason != DIFFERENT and abs(given - known) <= 1e-12 * abs(known):
         return True, "the same value"
     numbers = [read_number(answer), read_number(truth)]
-    if (numbers[0] is None) == (numbers[1] is None):
+    exact = reason == DIFFERENT and rules.tolerance is None and not any(number and number.step for number in numbers)
+    if (numbers[0] is None) == (numbers[1] is None) or exact:
         return False, reason
     # The other side keeps 12 digits of its value, and no decimals of its own.
     one, other = (number or Number(Fraction(f"{value:.12g}")) for number, value in zip(numbers, (given, known), strict=True))
@@ -240,10 +235,10 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     given, known = read_number(answer), read_number(truth)
-    if given is not None and known is not None and not other_name(answer, truth):
-        return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
     if other_name(answer, truth):
         return False, "another name"
+    if given is not None and known is not None:
+        return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
     if not is_expression(answer) and not is_expression(truth) and same_text(answer, truth)[0]:
         return True, "the same words"
     if not is_expression(answer) and not is_expression(truth) and not re.fullmatch(r"-?[A-Za-z]", truth.strip()):
@@ -259,11 +254,14 @@ def _yes_no(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _document(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    if same_text(answer, truth)[0]:
+        return True, "the same words"
     distance = document_distance(answer, truth)
-    correct = distance <= (0.1 if rules.tolerance is None else rules.tolerance)
-    if correct and rules.tolerance is None and not same_digits(answer, truth):
-        return False, f"ANLS {1 - distance:.2f}, but a digit differs"
-    return correct, f"ANLS {1 - distance:.2f}"
+    if rules.tolerance is None and same_transcription(answer, truth):
+        return distance <= 0.1 or document_words(answer) == document_words(truth), f"ANLS {1 - distance:.2f}"
+    if rules.tolerance is None or fixed_words(answer) != fixed_words(truth):
+        return False, f"ANLS {1 - distance:.2f}, but a word, digit or sign differs"
+    return distance <= rules.tolerance, f"ANLS {1 - distance:.2f}"
 
 
 def _chart(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
@@ -275,10 +273,6 @@ def _chart(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 def _list(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     return same_list(answer, truth, lambda given, known: _item(given, known, rules))
-
-
-def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
-    return same_intervals(answer, truth, lambda given, known: _item(given, known, rules))
 
 
 def _item(answer: str, truth: str, rules: Rules) -> bool:
@@ -299,7 +293,7 @@ MATCHERS: dict[str, Matcher] = {
     "document": _document,
     "chart": _chart,
     "list": _list,
-    "interval": _interval,
+    "interval": lambda answer, truth, rules: same_intervals(answer, truth, lambda given, known: _item(given, known, rules)),
     "yes_no": _yes_no,
     "box": lambda answer, truth, rules: same_boxes(answer, truth, 0.5 if rules.tolerance is None else 1 - rules.tolerance),
 }

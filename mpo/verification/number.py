@@ -11,10 +11,9 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpo.verification.dress import plain_math, undress, without_math_marks
-from mpo.verification.units import canonical_unit, conversion, is_unit
+from mpo.verification.units import PURE, canonical_unit, conversion, is_unit
 
-MAX_LENGTH = 400
-"""Longest text that is read as one number, in characters."""
+MAX_LENGTH = 400  # longest text that is read as one number, in characters
 _MAX_EXPONENT = 400
 
 
@@ -38,24 +37,31 @@ class Number:
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
 _ONES += " nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_SMALL = {word: number for number, word in enumerate(_ONES.split())} | {
-    word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
-}
+_SMALL = dict(zip(_ONES.split(), range(20), strict=True)) | dict(zip(_TENS.split(), range(20, 100, 10), strict=True))
 _LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifth": 5}
-_PARTS |= {"fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
 _SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
 _SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
+_SETS = {"dozen": 12, "couple": 2, "score": 20}
 _CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
 
 _WORD = rf"(?:{'|'.join([*_SMALL, *_LARGE])})"
+_PART = rf"(?:{'|'.join(_PARTS)})"
+_MANY = rf"(?:{'|'.join([*_LARGE, *_SETS])})"
 _WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
+_PHRASE = (  # half a million, two and a half million, a dozen, three quarters of an hour
+    rf"(?<![\w-])(?:(?:half|(?:(?:an?|{_WORD}) )?{_PART}) (?:of )?an? (?:{_MANY}|(?=(?:hour|day|year|minute|mile|meter|kilo)))"
+    rf"|(?:an?|{_WORD}) and a {_PART}(?: {_MANY})?|(?:half )?(?:an?|{_WORD}) {_MANY})(?![\w-])"
+)
+_HAN = "[零〇一二两三四五六七八九十百千万亿]"
+_RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是){0,2}\s?"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
 _SCALE = (
     r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|千(?![米克瓦])|[万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
-    r"|(?:k|K)(?![\w/^]))"
+    r"|(?:\s?k|K)(?![\w/^]))"
 )
 _CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分]"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
@@ -74,10 +80,10 @@ _FORM = re.compile(
     rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
 )
 _FIND = re.compile(
-    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|百分之[\d零〇一二两三四五六七八九十百.]{{1,12}}"
+    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{_HAN}{{1,8}}又)?(?:\d{{1,6}}|{_HAN}{{1,8}})分之[\d{_HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
-    rf"|[零〇一二两三四五六七八九十百千]{{1,12}}(?={_CLASSIFIER})|(?:(?:minus|negative) )?{_WORDS})",
+    rf"|{_HAN}{{1,12}}(?:点{_HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
@@ -107,25 +113,47 @@ def _read(text: str) -> Number | None:
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
-    return _digits(text) or _worded(text)
+    if rate := re.match(_RATE, text):
+        number = _digits(text[rate.end() :]) or _worded(text[rate.end() :])
+        below = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
+        return number and replace(number, unit=number.unit if "/" in number.unit else f"{number.unit}/{below}")
+    return _compound(text) or _digits(text) or _worded(text)
+
+
+_LATER = r"(?:,?\s(?:and\s)?|\s?)(?=\d)"
+_COMPOUND = re.compile(
+    rf"(?<![\w.,])\d{{1,9}}\s?(?:[A-Za-z]{{1,12}}|个?[\u4e00-\u9fff]{{1,2}}|['′](?=\s?\d))"
+    rf"(?:{_LATER}\d{{1,9}}(?:\.\d{{1,9}})?\s?(?:[A-Za-z]{{1,12}}|[\u4e00-\u9fff]{{1,2}}|\"|''|″)){{1,3}}(?![\w^²³/·])"
+)
+
+
+def _compound(text: str) -> Number | None:
+    """A quantity in several units, each smaller than the one before: `1 h 30 min` as 3/2 h."""
+    if not _COMPOUND.fullmatch(text.rstrip(" .。")):
+        return None
+    total, first, size = Fraction(0), "", Fraction(1)
+    for figures, name in re.findall(r"(\d+(?:\.\d+)?)\s?([^\W\d_]+|['′\"″]+)", text):
+        name = {"'": "ft", "′": "ft", '"': "in", "''": "in", "″": "in"}.get(name, name)
+        unit = "min" if name in {"m", "分"} and first in {"h", "d"} else canonical_unit(name)
+        factor = conversion(unit, first or unit)
+        # 70 minutes are more than the hour before them.
+        if factor is None or not is_unit(unit) or (first and (factor >= size or Fraction(figures) * factor >= size)):
+            return None
+        first, size = first or unit, factor
+        total += Fraction(figures) * factor
+    return Number(total, first)
 
 
 def _digits(text: str) -> Number | None:
     found = _FORM.match(text)
-    if found is None:
-        return None
-    number = _value(found)
-    if number is None:
+    if found is None or (number := _value(found)) is None:
         return None
     rest = text[found.end() :].strip()
     currency = found["currency"] or ""
-    if not rest or rest in {".", "。"}:
-        unit: str | None = canonical_unit(currency)
-    elif currency and rest[:1].isalpha():
-        unit = canonical_unit(currency)
-    else:
-        rest = re.sub(r"^(?:st|nd|rd|th)$", "", rest)
-        unit = _unit(rest)
+    if (found["scale"] or "").strip() == "K" and not currency and not rest:
+        return Number(number.value / 1000, "K|k", number.step / 1000, number.digits)
+    alone = rest in {"", ".", "。", "st", "nd", "rd", "th"} or (currency and rest[:1].isalpha())
+    unit = canonical_unit(currency) if alone else _unit(rest)
     return None if unit is None else replace(number, unit=unit)
 
 
@@ -183,10 +211,8 @@ def _value(found: re.Match[str]) -> Number | None:
 
 
 def _divide(above: Fraction, below: str) -> Fraction | None:
-    plain = _plain(below.lstrip("+-"))
-    if plain is None or not plain[0]:
-        return None
-    return above / (-plain[0] if below.startswith("-") else plain[0])
+    plain = _plain(below)
+    return above / plain[0] if plain and plain[0] else None
 
 
 _GROUPED = re.compile(r"(?!0)\d{1,3}(?:([ ,.'\u2019])\d{3})(?:\1\d{3})*|(?!0)\d{1,2}(?:,\d{2})+,\d{3}")
@@ -213,87 +239,104 @@ def _plain(text: str) -> tuple[Fraction, int, int] | None:
 
 
 def _worded(text: str) -> Number | None:
-    low = text.lower().strip(" .。")
-    sign = 1
-    if match := re.match(r"(?:minus|negative|负)\s*", low):
-        sign, low = -1, low[match.end() :]
-    if low in {"none", "nil", "no", "没有", "无"}:
-        return Number(Fraction(0)) if low != "no" else None
-    if sign < 0 and low[:1].isdigit() and (inner := _digits(low)):
-        return replace(inner, value=-inner.value)
-    if low.startswith("百分之"):
-        inner = _digits(low[3:]) or _chinese(low[3:])
-        return replace(inner, unit="%") if inner else None
-    found = re.match(rf"(?:a |an )?({_WORDS}|dozen|half|quarter|third)", low)
-    if found is None:
-        return _chinese(low, sign)
-    words = re.split(r"[ -]", found[1])
-    rest = low[found.end() :].strip()
-    if words[0] in _PARTS and len(words) == 1:
-        value: Fraction | None = Fraction(1, _PARTS[words[0]])
-    elif words == ["dozen"]:
-        value = Fraction(12)
+    low = re.sub(r"^(?:minus|negative|负)\s*", "-", text.lower().strip(" .。"))
+    if low in {"none", "nil", "没有", "无"}:
+        return Number(Fraction(0))
+    positive = low.removeprefix("-")
+    number = (_digits(positive) if low != positive else None) or (_english if low.isascii() else _chinese)(positive)
+    return number and replace(number, value=-number.value if low != positive else number.value)
+
+
+def _english(text: str) -> Number | None:
+    """A number in words with what follows as its unit: `two and a half million dollars`, `half an hour`."""
+    text = re.sub(rf"^(an?|{_WORD}|\d+) ([a-z]+) and an? ({_PART})$", r"\1 and a \3 \2", text)  # an hour and a half
+    step = Fraction(0)
+    if found := re.match(rf"(?:an? )?({_PART})\b(?!-)", text):
+        value: Fraction | None = Fraction(1, _PARTS[found[1]])
+    elif found := re.match(rf"(?:half )?an? (?={_MANY}\b)|(?=(?:dozen|point)\b)|an? (?=and a {_PART})", text):
+        value = Fraction(not text.startswith("point"))
+    elif found := re.match(_WORDS, text):
+        value = _cardinal(re.split(r"[ -]", found[0]))
     else:
-        value = _english(words)
-    if value is None:
+        found = re.match(rf"\d{{1,9}}(?= and an? {_PART}\b)", text)
+        value = Fraction(found[0]) if found else None
+    if value is None or found is None:
         return None
-    if part := re.match(rf"and (a|an|one|two|three) ({'|'.join(_PARTS)})\b", rest):
-        value += Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]])
-        rest = rest[part.end() :].strip()
-    elif part := re.match(rf"({'|'.join(_PARTS)})\b", rest):
-        value, rest = value / _PARTS[part[1]], rest[part.end() :].strip()
+    rest, part_of = text[found.end() :].strip(), found.re.pattern.startswith("(?:an? )?(")
+    if part := re.match(rf"and (an?|one|two|three) ({_PART})\b", rest):
+        value, rest = value + Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]]), rest[part.end() :].strip()
+    elif not part_of and (part := re.match(rf"({_PART})\b", rest)):
+        value, rest, part_of = value / _PARTS[part[1]], rest[part.end() :].strip(), True
     elif part := re.match(r"point ((?:[a-z]+ ?)+)$", rest):
         tail = [_SMALL.get(word, 99) for word in part[1].split()]
-        if not tail or max(tail) > 9:
+        if max(tail) > 9:
             return None
-        value, rest = value + Fraction(int("".join(map(str, tail))), 10 ** len(tail)), ""
-    elif part := re.match(r"(?:a )?dozen\b", rest):
-        value, rest = value * 12, rest[part.end() :].strip()
+        step = Fraction(1, 10 ** len(tail))
+        value, rest = value + int("".join(map(str, tail))) * step, ""
+    rest = re.sub(r"^(?:of )?an? (?=\w)", "", rest) if part_of else rest
+    if many := re.match(rf"(?:an? )?({_MANY})\b", rest):
+        value, rest = value * (_LARGE | _SETS)[many[1]], re.sub(r"^of ", "", rest[many.end() :].strip())
     unit = _unit(rest) if rest else ""
-    return None if unit is None else Number(sign * value, unit)
+    return None if unit is None else Number(value, unit, step)
 
 
-def _english(words: list[str]) -> Fraction | None:
-    total, current, previous = 0, 0, None
-    for word in words:
-        if word == "and":
-            continue
-        if word in _SMALL:
-            number = _SMALL[word]
-            if previous is not None and previous in _SMALL and not (20 <= _SMALL[previous] and number < 10):
-                return None  # "two three" is two numbers
-            current += number
-        elif word == "hundred":
-            current = (current or 1) * 100
+def _cardinal(words: list[str]) -> Fraction | None:
+    total, current, previous = 0, 0, ""
+    for word in (word for word in words if word != "and"):
+        if word in _SMALL and previous in _SMALL and not (20 <= _SMALL[previous] and _SMALL[word] < 10):
+            return None  # "two three" is two numbers
+        if word in _SMALL or word == "hundred":
+            current = current + _SMALL[word] if word in _SMALL else (current or 1) * 100
         else:
             total, current = total + (current or 1) * _LARGE[word], 0
         previous = word
     return Fraction(total + current)
 
 
-def _chinese(text: str, sign: int = 1) -> Number | None:
-    found = re.match(rf"[零〇一二两三四五六七八九十百千]{{1,16}}(?=[万亿]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text)
-    if found is None:
+def _han(text: str) -> Fraction | None:
+    """The value of Chinese or plain digits; None where there are none."""
+    if re.fullmatch(r"\d+(?:\.\d+)?", text):
+        return Fraction(text)
+    for scale in (scale for scale in "亿万" if scale in text):
+        many, rest = (_han(part) if part else Fraction(default) for part, default in zip(text.split(scale, 1), (1, 0), strict=True))
+        return None if many is None or rest is None else many * _SCALES[scale] + rest
+    whole, _, decimals = text.partition("点")
+    if not whole or not set(whole) <= {*_CHINESE, *_CHINESE_UNITS} or not set(decimals) <= set(_CHINESE):
         return None
     total, current = 0, 0
-    if not set(found[0]) & set(_CHINESE_UNITS):
-        if len(found[0]) > 1:
-            total = int("".join(str(_CHINESE[character]) for character in found[0]))
+    for place, character in enumerate(whole):
+        if character in _CHINESE_UNITS:
+            total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
         else:
-            total = _CHINESE[found[0]]
-    else:
-        for character in found[0]:
-            if character in _CHINESE_UNITS:
-                total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
-            else:
-                current = _CHINESE[character]
-        total += current
+            current = current * 10 * (whole[place - 1] in _CHINESE) + _CHINESE[character]
+    return total + current + Fraction(int("0" + "".join(str(_CHINESE[character]) for character in decimals)), 10 ** len(decimals))
+
+
+def _chinese(text: str) -> Number | None:
+    """A number in Chinese with its unit: `三分之一`, `百分之五`, `一个半小时`."""
+    figure = rf"(?:{_HAN[:-1]}点]+|\d+(?:\.\d+)?)"
+    percent = {"百": "%", "千": "‰"}
+    value: Fraction | None = None
+    if found := re.match(rf"(?:({figure})又)?({figure})分之({figure})", text):
+        whole, below, above = (_han(part or "零") for part in found.groups())
+        if whole is None or above is None or not below:
+            return None
+        value, unit = (above, percent[found[2]]) if found[2] in percent else (whole + above / below, "")
+    elif found := re.match(r"一?半", text):
+        value, unit = Fraction(1, 2), ""
+    elif found := re.match(rf"({figure})(?=[个打成折]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
+        value, unit = _han(found[1]), ""
+    if found is None or value is None:
+        return None
     rest = text[found.end() :].strip()
-    for scale in ("万", "亿"):
-        if rest.startswith(scale):
-            total, rest = total * _SCALES[scale], rest[1:]
-    unit = _unit(rest) if rest else ""
-    return None if unit is None else Number(Fraction(sign * total), unit)
+    if rest[:1] == "打":
+        value, rest = value * 12, rest[1:]
+    elif rest in {"成", "折"}:
+        value, unit, rest = value * 10, "%", ""
+    if half := re.fullmatch(r"(个)半(\S*)|(\S{1,2})半", rest):  # 一个半小时, 两年半
+        value, rest = value + Fraction(1, 2), half[2] or half[3] or ""
+    named = unit if unit or not rest else _unit(rest)
+    return None if named is None or (unit and rest) else Number(value, named)
 
 
 _OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
@@ -308,9 +351,8 @@ _RUN = re.compile(rf"(?<![\w.,\\'’])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{
 
 
 def _is_expression(text: str) -> bool:
-    if not re.search(r"\d", text) or not re.search(r"[^\d.,\s]", text):
-        return False
-    return read_number(text) is None or bool(re.match(r"(?:10|2)\^", text))
+    plain = not re.search(r"\d", text) or not re.search(r"[^\d.,\s]", text)
+    return not plain and (read_number(text) is None or bool(re.match(r"(?:10|2)\^", text)))
 
 
 def find_numbers(text: str) -> list[tuple[int, int, str]]:
@@ -319,17 +361,15 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
     A number that is part of an expression (`2√3`, `8 - 1`) is not one: the expression comes instead.
     """
     runs = [(*found.span(), found[0].strip()) for found in _RUN.finditer(text) if _is_expression(found[0])]
+    runs += [(*found.span(), found[0]) for found in _COMPOUND.finditer(text) if _compound(found[0])]
     numbers = list(runs)
     for found in _FIND.finditer(text):
         if any(start <= found.start() < end for start, end, _ in runs):
             continue
-        after = _UNIT_AFTER.match(text, found.end())
-        shown = found[0] + (after[0] if after else "")
-        if read_number(shown) is None:
-            shown = found[0] + (after[0].split()[0] if after and after[0].split() else "")
-            if read_number(shown) is None:
-                shown = found[0]
-        if read_number(shown) is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
+        after = found_unit[0] if (found_unit := _UNIT_AFTER.match(text, found.end())) else ""
+        ways = (found[0] + unit for unit in (after, *after.split()[:1], ""))
+        shown = next((way for way in ways if read_number(way) is not None), None)
+        if shown is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
             numbers.append((found.start(), found.end(), shown))
     return sorted(numbers)
 
@@ -337,15 +377,9 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:
     """Whether two numbers are the same, and why or why not.
 
-    A number without a unit has the question's, or the other's. Units of one quantity are converted. Without a tolerance an answer
-    must be equal to the ground truth, or round to it where that has decimals; a ground truth that is a fraction also equals its own
-    value rounded to three significant digits or more.
-
-    Args:
-        answer: the number to judge.
-        truth: the known one.
-        unit: the question's unit.
-        tolerance: largest difference as a fraction of the ground truth.
+    A number without a unit has the question's, or the other's. Units of one quantity are converted. Without a tolerance (a fraction
+    of the ground truth) an answer must be equal to it, or round to it where it has decimals; a ground truth that is a fraction also
+    equals its own value rounded to three significant digits or more.
     """
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default
@@ -355,10 +389,10 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
         if factor is None:
             return False, f"the units {given} and {known} differ"
         factors = [factor]
-    elif given == "%":
-        factors = [Fraction(1, 100)]
-    elif known == "%":
-        factors.append(Fraction(100))
+    elif size := PURE.get(given):
+        factors = [size] if given != "K|k" else [Fraction(1), size]
+    elif size := PURE.get(known):
+        factors.append(1 / size)
     for factor in factors:
         value, step = answer.value * factor, answer.step * factor
         difference = abs(value - truth.value)

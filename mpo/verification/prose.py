@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from fractions import Fraction
 
-from mpo.verification.dress import plain_math, without_math_marks
+from mpo.verification.dress import plain_sentence
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
@@ -109,24 +109,14 @@ def numbers_in(sentence: str) -> list[Found]:
     return found
 
 
-def plain_sentence(sentence: str) -> str:
-    """A sentence with numbers written plainly."""
-    return plain_math(without_math_marks(sentence))
-
-
 def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: bool = False) -> str | None:
     """Return the number or expression that a sentence of prose is about; empty where it hedges; None where there is none.
 
     It is the bold one, or that of the conclusion (`..., so 5`) or main clause, the last one after a verb such as `is`, or the first
-    one. Those that the question gives come last.
+    one. Those that the question gives (`givens`) come last; unless a year is asked for, `in 2015` is only a date.
 
     >>> stated_number("There are 3 bars with values below 40."), stated_number("It is 5 or 6."), stated_number("It is red.")
     ('3 bars', '', None)
-
-    Args:
-        sentence: the sentence.
-        givens: the values in the question.
-        year: a year is asked for; otherwise `in 2015` is only a date.
     """
     for a, b in reversed(BOLD.findall(sentence)):
         inner = plain_sentence(a or b)
@@ -160,10 +150,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
         pool = [number for number in fresh if verb is _COPULA or number not in paired]
         after = [number for number in pool if verb.search(plain[max(0, number[0] - 40) : number[0]])]
         chosen = chosen or (after[-1] if after else None)
-    chosen = next(
-        (number for number in fresh if re.match(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b", plain[number[1] :])),
-        chosen,
-    )
+    total = re.compile(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b")
+    chosen = next((number for number in fresh if total.match(plain, number[1])), chosen)
     chosen = chosen or next((number for number in fresh if number not in paired), fresh[0])
     if chosen in paired:
         return ""
@@ -186,8 +174,9 @@ def content_words(text: str) -> list[str]:
     ['cat', 'black']
     """
     words = re.findall(r"[^\W_]+", text.lower().replace("n't", " not"))
-    return [
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-        for word in words
-        if word not in _FUNCTION_WORDS
-    ]
+    return [singular(word) for word in words if word not in _FUNCTION_WORDS]
+
+
+def singular(word: str) -> str:
+    """Return an English word without the s of its plural."""
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

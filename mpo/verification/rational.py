@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import sha512
 
-_PRIME = 2**61 - 1
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|(\\frac)|(\\cdot|\\times)|([a-zA-Z])|(.))")
-_POINTS = (1_000_003, 982_451_653, 32_416_190_071)  # of the first variable; the others are powers of it
 _LONGEST = 400
 
 
@@ -15,40 +14,47 @@ class _Other(Exception):
     """The text is something else than a rational expression, or has no value here."""
 
 
-def rational(text: str) -> tuple[tuple[int, ...], bool] | None:
-    r"""Evaluate a rational expression in LaTeX or plain text at fixed points, modulo a prime.
+def same_rational(one: str, other: str, *, scaled: bool = False) -> tuple[bool, bool] | None:
+    r"""Whether two rational expressions, LaTeX or plain, are equal, and whether there are variables; None where one is none.
 
-    Expressions with the same values are equal (Schwartz-Zippel: at degree d, others agree with a chance of about d / 2^61 a point).
+    `scaled` allows a factor, as between 2y - 4 and y - 2. Equal values at two points modulo a prime are equal expressions
+    (Schwartz-Zippel: others agree with a chance of about their degree / 2^127 a point). Prime and points come from a hash of both
+    texts: the verdict is always the same, and nobody can write a text for a prime that is known before.
 
-    >>> rational("x^2-1") == rational("(x-1)(x+1)"), rational(r"\frac{x}{2}") == rational("x/3"), rational(r"\sqrt{x}")
-    (True, False, None)
-
-    Returns:
-        The values and whether there are variables; None for any other expression.
+    >>> same_rational("x^2-1", "(x-1)(x+1)"), same_rational("1/2", "1/3"), same_rational("x", r"\sqrt{x}")
+    ((True, True), (False, False), None)
     """
-    if len(text) > _LONGEST:
+    if max(len(one), len(other)) > _LONGEST:
         return None
+    seed = "\0".join(sorted((one, other)))
     try:
-        reader = _Reader(text)
-        return tuple(reader.value(point) for point in _POINTS), reader.variables
+        readers = _Reader(one, seed), _Reader(other, seed)
+        (a, b), (c, d) = ([reader.value(point) for point in (0, 1)] for reader in readers)
     except (_Other, RecursionError):
         return None
+    equal = any((a, b)) == any((c, d)) and (a * d - b * c) % readers[0].prime == 0 if scaled else (a, b) == (c, d)
+    return equal, any(reader.variables for reader in readers)
 
 
-def proportional(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether values differ by one factor only, as those of 2y - 4 and y - 2 do."""
-    return any(one) == any(other) and all((a * other[0] - b * one[0]) % _PRIME == 0 for a, b in zip(one, other, strict=True))
+@lru_cache(maxsize=4096)
+def _drawn(text: str) -> int:
+    """A number of 127 bits that looks random, the same for the same text."""
+    return int.from_bytes(sha512(text.encode("utf-8", "surrogatepass")).digest()[:16]) >> 1
 
 
-@lru_cache(maxsize=256)
-def _at(name: str, point: int) -> int:
-    return pow(point, 2 * ord(name) + 1, _PRIME)
+@lru_cache(maxsize=1024)
+def _prime(seed: str) -> int:
+    candidate = _drawn(seed) | 1 << 126 | 1
+    while pow(2, candidate - 1, candidate) != 1:  # Fermat: at this size no composite number is met
+        candidate += 2
+    return candidate
 
 
 class _Reader:
     """Recursive descent over the tokens of an expression."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, seed: str) -> None:
+        self.seed, self.prime = seed, _prime(seed)
         self.tokens = [found.groups() for found in _TOKEN.finditer(text.strip())]
         self.place = 0
         self.point = 0
@@ -79,7 +85,7 @@ class _Reader:
         while True:
             while self.next() in {"+", "-"} and self.next():
                 sign = -sign if self.take()[4] == "-" else sign
-            result = (result + sign * self.product()) % _PRIME
+            result = (result + sign * self.product()) % self.prime
             if self.next() not in {"+", "-"}:
                 return result
             sign = 1
@@ -87,17 +93,12 @@ class _Reader:
     def product(self) -> int:
         result = self.power()
         while (sign := self.next()) in {"*", "/", "0", "x", "(", "{", "\\"}:
-            if sign in "*/":
-                self.take()
-                negative = self.next() == "-" and bool(self.take())
-            else:
-                negative = False
-            factor = self.power() if sign != "0" else self._never()
-            result = (result * (self.inverse(factor) if sign == "/" else factor) * (-1 if negative else 1)) % _PRIME
+            if sign == "0":
+                raise _Other  # "x 2", "2 3": a product is not written so
+            negative = sign in "*/" and bool(self.take()) and self.next() == "-" and bool(self.take())
+            factor = self.power()
+            result = (result * (self.inverse(factor) if sign == "/" else factor) * (-1 if negative else 1)) % self.prime
         return result
-
-    def _never(self) -> int:
-        raise _Other  # "x 2", "2 3": a product is not written so
 
     def power(self) -> int:
         base = self.atom()
@@ -111,19 +112,19 @@ class _Reader:
         exponent = self.take()[0]
         if not exponent or "." in exponent or len(exponent) > 6 or (closing and self.take()[4] != closing) or self.next() == "^":
             raise _Other
-        result = pow(base, int(exponent), _PRIME)
+        result = pow(base, int(exponent), self.prime)
         return self.inverse(result) if negative else result
 
     def atom(self) -> int:
         number, fraction, _, letter, sign = self.take()
         if number:
             whole, _, decimals = number.partition(".")
-            return int(whole + decimals) * self.inverse(10 ** len(decimals)) % _PRIME
+            return int(whole + decimals) * self.inverse(10 ** len(decimals)) % self.prime
         if fraction:
-            return self.atom() * self.inverse(self.atom()) % _PRIME
+            return self.atom() * self.inverse(self.atom()) % self.prime
         if letter and letter not in "eiEI":
             self.variables = True
-            return _at(letter, self.point)
+            return _drawn(f"{self.seed}\0{letter}\0{self.point}") % self.prime
         closing = {"(": ")", "{": "}", "[": "]"}.get(sign)
         if closing is None:
             raise _Other
@@ -133,6 +134,6 @@ class _Reader:
         return result
 
     def inverse(self, value: int) -> int:
-        if not value % _PRIME:
+        if not value % self.prime:
             raise _Other
-        return pow(value, -1, _PRIME)
+        return pow(value, -1, self.prime)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import accumulate
+from typing import Any
 
 from mpo.verification.dress import plain_math, undress
 
-_NUMBER = r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})"
+_NUMBER = r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})(?:e[-+]?\d{1,2})?"
 _END = r"\s?([^,;\[\]]{1,60}?)\s?"
 _INTERVAL = re.compile(rf"([\[(\]]){_END}[,;]{_END}([\])\[])")
 _BOUND = re.compile(r"^([^<>≤≥]{1,40}?)\s?([<>≤≥])\s?([^<>≤≥]{1,40}?)(?:\s?([<>≤≥])\s?([^<>≤≥]{1,40}))?$")
+MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?\d{1,3}[.)）][ \t]+|\d{1,2}、)"
+"""What a line of a bulleted or numbered list begins with."""
+LETTERED = r"(?m:^)[ \t]*[(（]?([A-Za-z])[.)）][ \t]+"
 MOST_ITEMS = 500
 """Items of a list that are compared one with another; longer lists must be equal as texts."""
 MOST_BOXES = 100
@@ -22,11 +28,18 @@ def read_list(text: str) -> tuple[list[str], bool]:
     >>> read_list("[2, 9]"), read_list("red, blue and green"), read_list("x = 1 or x = 2")
     ((['2', '9'], True), (['red', 'blue', 'green'], False), (['1', '2'], False))
     """
-    text = undress(text.strip()).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip(" .。$")
+    text = (
+        undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
+    )
     ordered = False
     if len(text) > 1 and text[0] + text[-1] in {"[]", "()", "{}"} and _closes_last(text):
         ordered, text = text[0] != "{", text[1:-1]
-    text = re.sub(r"(?m)^\s*(?:[-*•]|\d{1,3}[.)])\s+", "\n", text)
+    letters = re.findall(LETTERED, text)
+    if len(letters) > 1 and "abcdefghijklmnopqrstuvwxyz".startswith("".join(letters).lower()):
+        text = re.sub(LETTERED, "\n", text)
+    if (inline := re.findall(r"(?:^|\s)[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
+        text = re.sub(r"(?:^|\s)[(（]\d{1,2}[)）]\s", "\n", text)
+    text = re.sub(rf"(?m)^{MARKER}", "\n", text)
     parts, depth, start = [], 0, 0
     for found in re.finditer(r"[\[({]|[\])}]|[;,，、；\n]|\s(?:and|or|&)\s|[和与或]", text):
         mark = found[0].strip() or "\n"
@@ -48,24 +61,12 @@ def read_list(text: str) -> tuple[list[str], bool]:
 
 def _closes_last(text: str) -> bool:
     """Whether the first bracket closes at the end of the text."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character in "[({") - (character in "])}")
-        if depth == 0:
-            return place == len(text) - 1
-    return False
+    depths = list(accumulate((character in "[({") - (character in "])}") for character in text))
+    return 0 in depths and depths.index(0) == len(text) - 1
 
 
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:
-    """Whether two lists have the same items.
-
-    Their order counts only where the ground truth lists numbers in round or square brackets.
-
-    Args:
-        answer: the list to judge.
-        truth: the known list.
-        same: whether two items are the same.
-    """
+    """Whether two lists have the same items; their order counts only where the truth lists numbers in round or square brackets."""
     (given, _), (known, ordered) = read_list(answer), read_list(truth)
     if len(given) != len(known):
         return False, f"{len(given)} items instead of {len(known)}"
@@ -74,17 +75,25 @@ def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tupl
     if ordered and all(re.search(r"\d", item) for item in known):
         wrong = [number for number, pair in enumerate(zip(given, known, strict=True), 1) if not same(*pair)]
         return not wrong, "the same items in order" if not wrong else f"item {wrong[0]} differs"
-    return _paired(given, known, same)
+    right = paired(given, known, same)
+    return right, "the same items" if right else "an item is not in the ground truth"
 
 
-def _paired(given: list[str], known: list[str], same: Callable[[str, str], bool]) -> tuple[bool, str]:
-    left = list(known)
-    for item in given:
-        place = next((place for place, other in enumerate(left) if same(item, other)), None)
-        if place is None:
-            return False, "an item is not in the ground truth"
-        del left[place]
-    return True, "the same items"
+def paired(given: Sequence[Any], known: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
+    """Whether every given item has a known one of its own (augmenting paths of a bipartite matching)."""
+    partner: dict[int, int] = {}
+    alike = cache(lambda one, other: same(given[one], known[other]))
+
+    def place(one: int, seen: set[int]) -> bool:
+        for other in range(len(known)):
+            if other not in seen and alike(one, other):
+                seen.add(other)
+                if other not in partner or place(partner[other], seen):
+                    partner[other] = one
+                    return True
+        return False
+
+    return len(given) == len(known) and all(place(one, set()) for one in range(len(given)))
 
 
 Interval = tuple[str, str, str, str]
@@ -100,28 +109,19 @@ def read_intervals(text: str) -> list[Interval] | None:
     if len(text) > 2000:
         return None
     text = undress(text).replace("\\left", "").replace("\\right", "").replace("\\infty", "∞").replace("\\cup", "∪")
-    text = (
-        re.sub(r"\\l(?:e|eq|eqslant)\b|<=", "≤", re.sub(r"\\g(?:e|eq|eqslant)\b|>=", "≥", text))
-        .replace("\\lt", "<")
-        .replace("\\gt", ">")
-    )
+    text = re.sub(r"\\l(?:e|eq|eqslant)\b|<=", "≤", re.sub(r"\\g(?:e|eq|eqslant)\b|>=", "≥", text))
+    text = text.replace("\\lt", "<").replace("\\gt", ">")
     text = re.sub(r"\binfinity\b|\binf\b|\boo\b", "∞", plain_math(text)).strip(" .。$")
     text = re.sub(r"^[a-z]\s?(?:∈|\\in\b|=)\s?", "", text).replace("+∞", "∞")
-    found: list[Interval] = []
-    for part in re.split(r"\s?(?:∪|\bU\b|\bor\b)\s?", text):
-        if match := _INTERVAL.fullmatch(part.strip()):
-            opening, low, high, closing = match.groups()
-            found.append(("(" if opening == "]" else opening, low.strip(), high.strip(), ")" if closing == "[" else closing))
-        elif bounds := _inequality(part.strip()):
-            found.append(bounds)
-        else:
-            return None
-    return found
+    found = [_interval(part.strip()) for part in re.split(r"\s?(?:∪|\bU\b|\bor\b)\s?", text)]
+    return None if None in found else found  # type: ignore[return-value]
 
 
-def _inequality(text: str) -> Interval | None:
-    match = _BOUND.match(text)
-    if match is None:
+def _interval(text: str) -> Interval | None:
+    if match := _INTERVAL.fullmatch(text):
+        opening, low, high, closing = match.groups()
+        return "(" if opening == "]" else opening, low.strip(), high.strip(), ")" if closing == "[" else closing
+    if (match := _BOUND.match(text)) is None:
         return None
     first, sign, second, other, third = match.groups()
     if third is None:
@@ -153,13 +153,8 @@ def same_intervals(answer: str, truth: str, same: Callable[[str, str], bool]) ->
             a == b or ("∞" not in a + b and same(a, b)) for a, b in ((one[1], other[1]), (one[2], other[2]))
         )
 
-    left = list(known)
-    for interval in given:
-        place = next((place for place, other in enumerate(left) if alike(interval, other)), None)
-        if place is None:
-            return False, "an end or a bracket differs"
-        del left[place]
-    return True, "the same interval"
+    right = paired(given, known, alike)
+    return right, "the same interval" if right else "an end or a bracket differs"
 
 
 Box = tuple[float, float, float, float]
@@ -167,29 +162,31 @@ Box = tuple[float, float, float, float]
 
 
 def read_boxes(text: str) -> list[Box] | None:
-    """Read the boxes `[x1, y1, x2, y2]` of a text; None where there are none or a list of numbers is no box.
+    """Read the boxes `[x1, y1, x2, y2]` of a text; None where there are none or a list has another length.
 
-    >>> read_boxes("<box>[[0, 0, 10, 9]]</box>"), read_boxes("(0,0),(10,10)"), read_boxes("[[10,10,0,0]]")
+    >>> read_boxes("<box>[[0, 0, 10, 9]]</box>"), read_boxes("(0,0),(10,10)"), read_boxes("[10, 10, 0]")
     ([(0.0, 0.0, 10.0, 9.0)], [(0.0, 0.0, 10.0, 10.0)], None)
     """
-    text = text[:20_000]
-    groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\d.,\s]{1,200})[\])]", text)]
+    text = re.sub(r"</?box>", " ", text[:20_000])
+    groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\de.,\s]{1,200})[\])]", text)]
     if groups and all(len(group) == 2 for group in groups) and len(groups) % 2 == 0:  # corners
         groups = [groups[place] + groups[place + 1] for place in range(0, len(groups), 2)]
-    if not groups and len(bare := re.findall(_NUMBER, text)) == 4 and re.fullmatch(r"[-+\d.,\s]+", text.strip()):
+    if not groups and len(bare := re.findall(_NUMBER, text)) == 4 and re.fullmatch(r"[-+\de.,\s]+", text.strip()):
         groups = [bare]
     if not groups or len(groups) > MOST_BOXES or any(len(group) != 4 for group in groups):
         return None
     boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in groups]
-    return boxes if all(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in boxes) else None
+    return boxes
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1.
+    """Intersection over union of two boxes, 0 to 1; a box without area covers only its equal.
 
     >>> overlap((0, 0, 10, 10), (0, 0, 10, 5))
     0.5
     """
+    if one == other:
+        return 1.0
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:
@@ -199,29 +196,11 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def same_boxes(answer: str, truth: str, least: float) -> tuple[bool, str]:
-    """Whether every box of the answer covers its own box of the ground truth, with an intersection over union of at"
-    " least `least`.
-    """
+    """Whether every box of the answer covers its own one of the ground truth, with an IoU of `least` or more."""
     given, known = read_boxes(answer), read_boxes(truth)
     if given is None or known is None:
-        return (
-            False,
-            f"{'the answer' if given is None else 'the ground truth'} has no box [x1, y1, x2, y2] with x1 < x2 and y1 < y2",
-        )
+        return (False, f"{'the answer' if given is None else 'the ground truth'} has no box [x1, y1, x2, y2]")
     if len(given) != len(known):
         return False, f"{len(given)} boxes instead of {len(known)}"
-    # Each box takes a partner that another one may give up for a second choice (augmenting paths of a bipartite matching).
-    partner: dict[int, int] = {}
-
-    def place(box: int, seen: set[int]) -> bool:
-        for other in range(len(known)):
-            if other not in seen and overlap(given[box], known[other]) >= least:
-                seen.add(other)
-                if other not in partner or place(partner[other], seen):
-                    partner[other] = box
-                    return True
-        return False
-
-    found = sum(place(box, set()) for box in range(len(given)))
-    shown = f"IoU {overlap(given[0], known[0]):.2f}" if len(given) == 1 else f"{found} of {len(known)} boxes found"
-    return found == len(known), shown
+    right = paired(given, known, lambda one, other: overlap(one, other) >= least)
+    return right, f"IoU {overlap(given[0], known[0]):.2f}" if len(given) == 1 else "a box for each" if right else "a box differs"

@@ -5,14 +5,32 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from mpo.verification.dates import only_date, read_date
 from mpo.verification.dress import undress
 from mpo.verification.number import read_number, same_number
 
 _ARTICLES = re.compile(r"\b(?:an|the)\b\s*|\ba\s+(?=\w{2})")
 _DROPPED = str.maketrans({"'": "", "\u2019": "", "\u2018": "", "`": "", '"': "", "“": "", "”": "", "…": " "})
 _STOPS = re.compile(r"(?<!\d)[.,:;!?()\[\]{}](?!\d)|(?<=\d)[.,:;!?)\]}](?!\d)|(?<!\d)[([{](?=\d)|[。，！？；：、（）《》「」]")
-_YES = "yes yeah yep yup y true correct right affirmative 是 是的 对 对的 正确 有 真 会 能 可以".split()
-_NO = "no nope n false incorrect wrong negative 否 不 不是 不对 错 错误 没有 没 假 不会 不能 不可以 不正确 无".split()
+_ADVERB = r"(?:absolutely|definitely|certainly|of course|surely|sure|clearly|obviously|most certainly)"
+_AUX = r"(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would)"
+_SUBJECT = r"(?:it|this|that|they|he|she|there|these|those|we|i|you)"
+_CLAIM = r"(?:(?:it|that|this)(?:['’]s| is)|(?:the|this|that) (?:statement|claim|sentence) is)"
+_UNDECIDED = re.compile(
+    r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b|no (?:idea|clue|information|way to|answer|comment)\b"
+    r"|no ?(?:one|body) |不(?:太|很|能|敢|好|大)?(?:确定|一定|清楚|知道|好?说)|无法|有?可能|也许|是或|是还是|是否|是不是|有没有"
+    r"|会不会|能不能|能否|会否|对不起|没法|看不"
+)
+_NO = re.compile(
+    r"(?:no|nope|n|never|false|incorrect|wrong|negative|untrue)(?![a-z\d'’])|not (?:at all|really|true|correct|right|so|quite)\b"
+    rf"|{_ADVERB} not\b|i do(?: not|n['’]t) (?:think|believe) so|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t)|are none)$"
+    rf"|{_CLAIM} (?:not|false|wrong|incorrect)\b|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并[非不没]"
+)
+_YES = re.compile(
+    rf"(?:yes|yeah|yep|yup|y|true|right|correct|affirmative|indeed|{_ADVERB}|exactly)(?![a-z\d'’])|i (?:think|believe|guess) so"
+    rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} (?:{_ADVERB} )?{_AUX}$|{_CLAIM} (?:true|right|correct)\b"
+    r"|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
+)
 
 
 def normalize(text: str) -> str:
@@ -37,12 +55,19 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
     >>> same_text("two", "2"), same_text("3,14", "314")[0]
     ((True, 'equal'), False)
     """
-    if normalize(answer) == normalize(truth):
-        return True, "the same words"
     given, known = read_number(answer), read_number(truth)
+    if normalize(answer) == normalize(truth):
+        if (given is None) != (known is None) and answer.casefold() == truth.casefold():
+            return False, "another unit"  # 5 g is a number, 5 G is none
+        return True, "the same words"
     if given is not None and known is not None:
         return same_number(given, known)
+    if (day := read_date(truth)) is not None and not _NEGATED.search(answer):
+        return day == (read_date(answer) or only_date(answer)), "dates"
     return False, "other words"
+
+
+_NEGATED = re.compile(r"\b(?:not|never|before|after|until)\b|n['’]t\b|[不非没前后]", re.IGNORECASE)
 
 
 def read_yes_no(text: str) -> bool | None:
@@ -52,22 +77,15 @@ def read_yes_no(text: str) -> bool | None:
     (True, False, None, None)
     """
     low = unicodedata.normalize("NFKC", undress(text)).casefold().strip(" .。!,，*\"'")
-    low = re.sub(r"^(?:absolutely|definitely|certainly|of course|sure)\b[\s,]*(?=yes|no)", "", low)
+    low = re.sub(rf"^(?:{_ADVERB}\b|没问题|[那这它他她](?=[是不没]))[\s,，]*(?=yes|no\b|[是有对不没])", "", low)
     low = re.sub(r"^no (?:doubt|question|wonder)\b[\s,]*|^.{0,400}\b(?:wait|actually|correction)\b\W{1,4}(?=(?:yes|no)\b)", "", low)
-    if re.match(r"(?:(?:absolutely|definitely|certainly) not|not at all|not really|i do(?: not|n['’]t) think so)\b", low):
-        return False
-    first = re.match(r"[a-z]+|[是否对正确错误没有真假会能可以不的无]+", low)
-    if first is None or re.match(r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b", low):
+    if _UNDECIDED.match(low):
         return None
-    if first[0] == "not":
-        return False if re.match(r"not (?:true|correct|right)\b", low) else None
-    return True if first[0] in _YES else False if first[0] in _NO else None
+    return False if _NO.match(low) else True if _YES.match(low) else None
 
 
 def document_distance(answer: str, truth: str) -> float:
-    """Normalised Levenshtein distance: the edits that turn one text into the other, divided by the longer one's length; 0 is equal.
-
-    ANLS (Biten et al., 2019) is one minus it. Case and surrounding white space do not count.
+    """Edits divided by the longer text's length, without case; ANLS (Biten et al., 2019) is one minus it.
 
     Raises:
         ValueError: where rapidfuzz is not installed.
@@ -80,6 +98,48 @@ def document_distance(answer: str, truth: str) -> float:
     return float(Levenshtein.normalized_distance(given, known))
 
 
-def same_digits(answer: str, truth: str) -> bool:
-    """Whether two texts have the same digits in the same order: one wrong digit of a date or price is another date or price."""
-    return re.findall(r"\d", answer) == re.findall(r"\d", truth)
+_KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+](?=[\d.$€£])")
+
+
+def document_words(text: str) -> list[str]:
+    """Return words, numbers, currencies and signs of a transcription, without articles, thousands separators and punctuation."""
+    plain = unicodedata.normalize("NFKC", undress(text)[:20_000]).casefold().replace("\u2212", "-")
+    plain = re.sub(r"(?<=[^\W\d_])['’.](?=[^\W\d_]{1,2}\b)", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain))
+    return [word for word in _KEPT.findall(plain) if word not in {"the", "an"}]
+
+
+def same_transcription(answer: str, truth: str) -> bool:
+    """Whether two transcriptions differ at most by slips within words.
+
+    A distance cannot tell a slip from another meaning (`increase` and `decrease`, `Section A` and `Section B`, 1,234 and 1,235), so
+    digits, signs and all words must agree but for a double letter, an inner vowel left out, neighbours exchanged or look-alikes.
+
+    >>> same_transcription("ITC Limitd", "ITC Limited"), same_transcription("illegal use", "legal use")
+    (True, False)
+    """
+    given, known = document_words(answer), document_words(truth)
+    joined = [re.sub(r"(?<=[^\W\d]) (?=[^\W\d])", "", " ".join(words)) for words in (given, known)]
+    return joined[0] == joined[1] or (
+        len(given) == len(known) and all(one == other or _slip(one, other) for one, other in zip(given, known, strict=True))
+    )
+
+
+def _slip(one: str, other: str) -> bool:
+    short, long = sorted((one, other), key=len)
+    words = [unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode() for word in (short, long)]
+    if len(short) < 4 or not (one + other).isalpha() or words[0][:1] != words[1][:1] or re.fullmatch("[ivxlcdm]+", long):
+        return False
+    alike = [
+        re.sub(r"(.)\1", r"\1", re.sub("rn|vv|cl|l", lambda found: {"rn": "m", "vv": "w", "cl": "d", "l": "i"}[found[0]], word))
+        for word in words
+    ]
+    inner = range(1, len(long) - 1)
+    left_out = any(long[place] in "aeiou" and long[:place] + long[place + 1 :] == short for place in inner)
+    exchanged = len(long) > 6 and any(long[:at] + long[at + 1] + long[at] + long[at + 2 :] == short for at in inner)
+    return alike[0] == alike[1] != "" or left_out or exchanged
+
+
+def fixed_words(text: str) -> list[str]:
+    """Return the numbers, signs and negations of a transcription, which no tolerance is for."""
+    words = document_words(re.sub(r"n['’]t\b", " not", text))
+    return [word for word in words if not word[0].isalpha() or word in {"no", "not", "yes", "never", "without", "none"}]

@@ -6,74 +6,63 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-_QUANTITIES: dict[str, dict[str, tuple[str, str]]] = {
-    # quantity: unit: (factor to the quantity's own unit, other names)
-    "length": {
-        "mm": ("1/1000", "millimeter millimetre 毫米"),
-        "cm": ("1/100", "centimeter centimetre 厘米"),
-        "dm": ("1/10", "decimeter decimetre 分米"),
-        "m": ("1", "meter metre 米"),
-        "km": ("1000", "kilometer kilometre 千米 公里"),
-        "in": ("127/5000", "inch inches 英寸"),
-        "ft": ("381/1250", "foot feet 英尺"),
-        "yd": ("1143/1250", "yard"),
-        "mi": ("201168/125", "mile"),
-        "μm": ("1/1000000", "µm um micrometer micron"),
-        "nm": ("1/1000000000", "nanometer"),
-    },
-    "mass": {
-        "mg": ("1/1000", "milligram 毫克"),
-        "g": ("1", "gram gramme 克"),
-        "kg": ("1000", "kilogram kilo 千克 公斤"),
-        "t": ("1000000", "tonne 吨"),
-        "lb": ("45359237/100000", "lbs pound"),
-        "oz": ("45359237/1600000", "ounce"),
-    },
-    "time": {
-        "ms": ("1/1000", "millisecond 毫秒"),
-        "s": ("1", "sec second 秒"),
-        "min": ("60", "minute 分钟"),
-        "h": ("3600", "hr hour 小时"),
-        "d": ("86400", "day 天"),
-        "week": ("604800", "wk 周"),
-    },
-    "long time": {
-        "month": ("1", "个月"),
-        "yr": ("12", "year 年 岁 years_old"),
-        "decade": ("120", ""),
-        "century": ("1200", "centuries"),
-    },
-    "volume": {
-        "ml": ("1", "milliliter millilitre 毫升"),
-        "l": ("1000", "liter litre 升"),
-        "dl": ("100", "deciliter decilitre"),
-        "cl": ("10", ""),
-    },
-    "share": {"%": ("1", "percent per_cent percentage percentage_point pct ％")},
-    "angle": {"°": ("1", "degree deg 度")},
-    "temperature": {"°C": ("1", "celsius degree_celsius degrees_celsius °c ℃ 摄氏度")},
-    "fahrenheit": {"°F": ("1", "fahrenheit degree_fahrenheit degrees_fahrenheit °f ℉")},
-    "dollar": {"$": ("1", "dollar usd us$ 美元"), "cent": ("1/100", "")},
-    "euro": {"€": ("1", "euro eur 欧元")},
-    "pound sterling": {"£": ("1", "gbp 英镑")},
-    "yen": {"¥": ("1", "yen yuan rmb cny ￥ 元 人民币")},
-    "rupee": {"₹": ("1", "rupee rs inr")},
-    "energy": {"J": ("1", "joule j"), "kJ": ("1000", "kilojoule kj")},
-    "force": {"N": ("1", "newton n"), "kN": ("1000", "kilonewton kn")},
-    "power": {"W": ("1", "watt w"), "kW": ("1000", "kilowatt kw"), "MW": ("1000000", "megawatt")},
-    "tension": {"V": ("1", "volt v"), "mV": ("1/1000", "millivolt mv"), "kV": ("1000", "kilovolt kv")},
-    "current": {"A": ("1", "amp ampere"), "mA": ("1/1000", "milliamp ma")},
-    "resistance": {"Ω": ("1", "ohm"), "kΩ": ("1000", "kiloohm")},
-    "frequency": {"Hz": ("1", "hertz hz"), "kHz": ("1000", "kilohertz khz"), "MHz": ("1000000", "megahertz mhz")},
-    "thermodynamic temperature": {"K": ("1", "kelvin")},
+_UNITS = {
+    # quantity: symbol, factor to the quantity's own unit, prefixes that it takes, other names; ...
+    "length": "m 1 nμmcdk metre meter 米;km 1000 - 公里;μm 1/1000000 - um µm micron;in 127/5000 - inch inches 英寸;ft 381/1250 -"
+    " foot feet 英尺;yd 1143/1250 - yard;mi 201168/125 - mile 英里",
+    "mass": "g 1 μmk gram gramme 克;kg 1000 - kilo 公斤;t 1000000 - tonne 吨;lb 45359237/100000 -"
+    " lbs pound;oz 45359237/1600000 - ounce",
+    "time": "s 1 nμm second sec 秒;min 60 - minute mins 分钟;h 3600 - hour hr 小时 个小时;d 86400 - day 天;week 604800 - wk 周",
+    "long time": "month 1 - 个月;yr 12 - year 年 岁 years_old;decade 120 -;century 1200 - centuries",
+    "volume": "l 1000 mcd liter litre 升 L;ml 1 - mL;dl 100 - dL;cl 10 - cL",
+    "share": "% 1 - percent per_cent percentage percentage_point pct ％;‰ 1/10 - permil permille per_mille per_mil per_thousand",
+    "angle": "° 1 - degree deg 度",
+    "temperature": "°C 1 - celsius degree_celsius degrees_celsius °c ℃ 摄氏度",
+    "fahrenheit": "°F 1 - fahrenheit degree_fahrenheit degrees_fahrenheit °f ℉",
+    "thermodynamic temperature": "K 1 m kelvin;K|k 1 -",
+    "dollar": "$ 1 - dollar usd us$ 美元;cent 1/100 -",
+    "euro": "€ 1 - euro eur 欧元",
+    "pound sterling": "£ 1 - gbp 英镑",
+    "yen": "¥ 1 - yen yuan rmb cny ￥ 元 人民币",
+    "rupee": "₹ 1 - rupee rs inr",
+    "information": "b 1 kMGT* bit 比特;B 8 kMGT* byte 字节;kB 8000 - KB",
+    "energy": "J 1 mkMG joule 焦耳 j;eV 1602176634e-28 mkMGT electronvolt;Wh 3600 kMG watt_hour;cal 523/125 k calorie",
+    "force": "N 1 mkM newton 牛顿 n",
+    "power": "W 1 nμmkMG watt 瓦 瓦特 w;hp 7457/10 - horsepower",
+    "pressure": "Pa 1 mkMG pascal 帕斯卡;atm 101325 - atmosphere;bar 100000 m",
+    "tension": "V 1 nμmkM volt 伏特 v",
+    "current": "A 1 nμmk ampere amp 安培",
+    "resistance": "Ω 1 mkM ohm 欧姆",
+    "amount": "mol 1 m mole 摩尔",
+    "frequency": "Hz 1 kMGT hertz 赫兹",
 }
-_FACTORS = {unit: (quantity, Fraction(factor)) for quantity, units in _QUANTITIES.items() for unit, (factor, _) in units.items()}
-_NAMES = {
-    name.replace("_", " "): unit
-    for units in _QUANTITIES.values()
-    for unit, (_, others) in units.items()
-    for name in (unit, *others.split())
-}
+_LONG = "nano micro milli centi deci kilo mega giga tera".split()
+_PREFIXES = dict(zip("nμmcdkMGT", zip((-9, -6, -3, -2, -1, 3, 6, 9, 12), _LONG, "纳微毫厘分千兆吉太", strict=True), strict=True))
+_FACTORS: dict[str, tuple[str, Fraction]] = {}
+_SYMBOLS = {"Nm": "N·m", "kNm": "kN·m", "kmh": "km/h", "kph": "km/h", "mph": "mi/h", "mhz": "MHz", "ghz": "GHz"}
+"""Read with their capitals: mW is not MW."""
+_WORDS: dict[str, str] = {}  # read in any case
+
+
+for _quantity, _lines in _UNITS.items():
+    for _symbol, _size_, _taken, *_names in map(str.split, _lines.split(";")):
+        _prefixes = [("", Fraction(1), "", "")] + [
+            (_p, Fraction(10) ** _PREFIXES[_p][0], *_PREFIXES[_p][1:]) for _p in _taken.strip("-*")
+        ]
+        _prefixes += [(f"{_p}i", Fraction(1024) ** _n, "", "") for _n, _p in enumerate("KMGT" if "*" in _taken else "", start=1)]
+        for _prefix, _factor, _long, _chinese in _prefixes:
+            _FACTORS[_prefix + _symbol] = (_quantity, Fraction(_size_) * _factor)
+            for _name in (
+                _prefix + _symbol,
+                *(((_long if _n.isascii() else _chinese) + _n).replace("_", " ") for _n in _names if _long or not _prefix),
+            ):
+                _word = len(_name) > 2 and _name.islower() or not _name.isascii()
+                (_WORDS if _word else _SYMBOLS).setdefault(_name.lower() if _word else _name, _prefix + _symbol)
+for _symbol in ("b", "B", "K|k"):  # alone they are a variable, a billion, and what is not decided
+    del _SYMBOLS[_symbol]
+PURE = {"%": Fraction(1, 100), "‰": Fraction(1, 1000), "K|k": Fraction(1000)}
+"""What they are without a unit: `5K` may be 5 kelvin or 5000."""
+_FOLDED = {low: list({unit for name, unit in _SYMBOLS.items() if name.lower() == low}) for low in map(str.lower, _SYMBOLS)}
 _POWERS = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
 _NOUNS_AFTER = frozenset("old long wide tall high deep away each of in per left apart older younger".split())
 
@@ -87,11 +76,13 @@ def canonical_unit(text: str) -> str:
     >>> canonical_unit("Centimeters"), canonical_unit("sq. cm"), canonical_unit("km per hour"), canonical_unit("red apples")
     ('cm', 'cm^2', 'km/h', 'red apple')
     """
-    text = re.sub(r"\s+", " ", text.replace("²", "^2").replace("³", "^3").replace("{", "").replace("}", "")).strip(" .,;")
+    text = re.sub(
+        r"\s+", " ", text.replace("²", "^2").replace("³", "^3").replace("{", "").replace("}", "").replace("每", "/")
+    ).strip(" .,;")
     if not text:
         return ""
     if found := re.fullmatch(r"([^/]{1,40}?)\s?(?:/|\bper\b)\s?([^/]{1,40})", text):
-        above, below = _simple(found[1].strip()), _simple(found[2].strip())
+        above, below = _product(found[1].strip()), _product(found[2].strip())
         if above and below:
             return f"{above}/{below}"
     if unit := _simple(text):
@@ -99,9 +90,10 @@ def canonical_unit(text: str) -> str:
     words = text.split()
     if len(words) > 1 and words[1].lower() in _NOUNS_AFTER and words[0] not in {"in", "a", "A"} and (unit := _simple(words[0])):
         return unit
-    return " ".join(
-        _singular(word if re.fullmatch(r"[mMGTk]?[A-Z][A-Za-z]?", word) and len(word) > 1 else word.lower()) for word in words
-    )
+    if unit := _product(text):
+        return unit
+    known = re.compile(r"[mMGTk]?[A-Z][A-Za-z]?")
+    return " ".join(_singular(word if known.fullmatch(word) or _simple(word.lower()) else word.lower()) for word in words)
 
 
 def is_unit(text: str) -> bool:
@@ -116,11 +108,20 @@ def _simple(text: str) -> str:
         power, text = f"^{_POWERS[found[1].lower()]}", found[2]
     elif found := re.fullmatch(r"(.+?)\s?(?:\^?([23])|(squared|cubed))", text):
         power, text = f"^{found[2] or (2 if found[3] == 'squared' else 3)}", found[1]
-    low = text if re.fullmatch(r"[MG][a-z]", text) else text.lower()  # Mm is not mm
-    for name in (text, low, _singular(low)):
-        if name in _NAMES:
-            return _NAMES[name] + power
+    folded = _FOLDED.get(text.lower(), ())
+    if len(text) > 1 and text not in _SYMBOLS and len(folded) == 1:
+        if text[0] not in "mM" or text[0] == folded[0][0] or text in {"MM", "ML", "MG"}:
+            text = folded[0]  # KG and Kg are kg; Mm is not mm, and mw is neither mW nor MW
+    for name in (text, _singular(text)):
+        if unit := _SYMBOLS.get(name) or _WORDS.get(name.lower()):
+            return unit + power
     return ""
+
+
+def _product(text: str) -> str:
+    """The name of units multiplied with one another: `N·m` for newton meters; empty where one is unknown."""
+    units = [_simple(part) for part in re.split(r"\s?[·⋅∙•*×]\s?|[\s-]", text)]
+    return "·".join(sorted(units)) if all(units) else ""
 
 
 def _singular(word: str) -> str:
@@ -131,12 +132,7 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def conversion(given: str, known: str) -> Fraction | None:
-    """Return what a value in one unit is multiplied with to be in another one; None where they measure different things.
-
-    Args:
-        given: a unit, as `canonical_unit` returns it.
-        known: the unit to convert to.
-    """
+    """Return what a value in one canonical unit is multiplied with to be in another; None for different things."""
     if given == known:
         return Fraction(1)
     sizes = _size(given), _size(known)
@@ -150,13 +146,14 @@ def conversion(given: str, known: str) -> Fraction | None:
 
 def _size(unit: str) -> tuple[str, Fraction] | None:
     quantities, size = [], Fraction(1)
-    for place, part in enumerate(unit.split("/")):
-        base, _, power = part.partition("^")
-        if base not in _FACTORS or (power and not power.isdigit()):
-            return None
-        quantity, factor = _FACTORS[base]
-        quantities.append(f"{quantity}^{power or 1}")
-        size = size * factor ** int(power or 1) if place == 0 else size / factor ** int(power or 1)
+    for sign, part in zip((1, -1, -1, -1), unit.split("/"), strict=False):
+        for factor in part.split("·"):
+            base, _, power = factor.partition("^")
+            if base not in _FACTORS or (power and not power.isdigit()):
+                return None
+            quantity, one = _FACTORS[base]
+            quantities.append(f"{'/' if sign < 0 else ''}{quantity}^{power or 1}")
+            size *= one ** (sign * int(power or 1))
     if quantities == ["length^3"]:
         return "volume^1", size * 10**6  # a cubic metre is a million millilitres
-    return "/".join(quantities), size
+    return " ".join(sorted(quantities)), size

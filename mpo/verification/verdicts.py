@@ -30,24 +30,18 @@ def verify(response: str, question: Question) -> Verdict:
     if not isinstance(response, str):
         raise ValueError(f"A response is a text; got {type(response).__name__}.")
     if isinstance(question.ground_truths, str) or not question.ground_truths:
-        raise ValueError(
-            f"Question {question.id!r} needs ground_truths, a list of texts, to verify a response; it has"
-            f" {question.ground_truths!r}."
-        )
-    verdict = Verdict(False, "none", "")
+        raise ValueError(f"Question {question.id!r} needs ground_truths, a list of texts; it has {question.ground_truths!r}.")
+    verdicts: list[Verdict] = []
     for truth in question.ground_truths:
         kind = question.kind or detect_kind(truth, question.choices)
         extraction = find_answer(response, kind, question.choices, _text(question))
         if extraction.answer is None and (said := restated(response, _text(question))) is not None:
             extraction = _said(said, kind, question) or extraction
-        if extraction.answer is None:
-            found = Verdict(False, "none", f"no answer: {extraction.reason}")
-        else:
-            found = _compare(extraction.answer, truth, kind, question)
-        if found.correct:
-            return found
-        verdict = verdict if verdict.reason else found
-    return verdict
+        said_nothing = Verdict(False, "none", f"no answer: {extraction.reason}")
+        verdicts.append(said_nothing if extraction.answer is None else _compare(extraction.answer, truth, kind, question))
+        if verdicts[-1].correct:
+            return verdicts[-1]
+    return verdicts[0]
 
 
 def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
@@ -57,14 +51,11 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
         tolerance = 0.0
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
-    if (
-        not verdict.correct
-        and question.unit is None
-        and kind in {"number", "chart", "math"}
-        and "%" in answer + asked + "%" * ("percent" in asked.lower())
-    ):
-        known = read_number(truth)
-        if known is not None and not known.unit and (abs(known.value) >= 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE)):
+    percent = (
+        question.unit is None and kind in {"number", "chart", "math"} and ("%" in answer + asked or "percent" in asked.lower())
+    )
+    if not verdict.correct and percent and (known := read_number(truth)) and not known.unit:
+        if abs(known.value) >= 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE):
             return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 
@@ -81,14 +72,9 @@ _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]
 
 
 def restated(response: str, asked: str) -> bool | None:
-    """Whether a response affirms or denies a yes-no question by repeating it, without the word yes or no.
+    """Whether a response affirms or denies a yes-no question by repeating it in its first sentence or a conclusion.
 
-    Args:
-        response: the full text of the response; its first sentence and its conclusions are read.
-        asked: the question.
-
-    Returns:
-        None where no such sentence has all content words of the question in their order, or the question asks nothing of the kind.
+    None where no such sentence has all content words of the question in their order, or the question asks nothing of the kind.
 
     >>> restated("Based on the image, the car is not red.", "Is the car red?"), restated("The car is blue.", "Is the car red?")
     (False, None)
@@ -117,10 +103,6 @@ def _said(said: bool, kind: str, question: Question) -> Extraction | None:
 
 def _text(question: Question) -> str:
     """What the user's last turn says."""
-    for message in reversed(question.messages):
-        if message.get("role") == "user":
-            content = message.get("content")
-            if isinstance(content, str):
-                return content
-            return " ".join(str(part.get("text", "")) for part in content or () if isinstance(part, dict))
-    return ""
+    content = next((turn.get("content") for turn in reversed(question.messages) if turn.get("role") == "user"), "")
+    parts = [{"text": content}] if isinstance(content, str) else content or ()
+    return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))

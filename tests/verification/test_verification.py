@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mpo.schema import Question
 from mpo.verification import MATCHERS, extract, match, register, verify
 from mpo.verification.expressions import refused, same_expression
-from mpo.verification.rational import rational
+from mpo.verification.rational import same_rational
 
 CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text().splitlines()]
 """Answers (compared as they are) and responses (whose answer is found first), each with the verdict that a person gives it."""
@@ -349,6 +350,37 @@ def test_expressions_where_users_work(way, tmp_path):
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
+NOTEBOOK = r"""
+import threading, psutil
+from mpo.verification import match
+def verified(root):
+    pairs = [("9^9^9^9", "x+1"), ("10^{10^9}", "x+1"), (f"(\\sqrt{{a}}+b+c+d+f+g)^{{9{root}}}", "x+1")]
+    pairs += [(f"\\sqrt{{{root * n * n}}}x", f"{n}\\sqrt{{{root}}}x") for n in range(1, 98)]
+    found.append(sum(match(*pair, "expression").correct for pair in pairs))
+found = []
+verified(2)
+thread = threading.Thread(target=verified, args=(3,))
+thread.start()
+thread.join(120)
+print(found, *(child.pid for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())))
+"""
+
+
+@pytest.mark.slow
+def test_expressions_in_a_notebook():
+    """100 expressions, 3 of them hostile, in a kernel's main thread and in a thread; no process is left after the kernel."""
+    nbformat, nbclient, psutil = (pytest.importorskip(name) for name in ("nbformat", "nbclient", "psutil"))
+    pytest.importorskip("ipykernel")
+    kernel = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    done = nbclient.NotebookClient(kernel, timeout=120, kernel_name="python3").execute()
+    first, second, *workers = done.cells[0].outputs[0].text.replace("[", "").replace("]", "").replace(",", "").split()
+    assert (first, second) == ("97", "97") and workers
+    deadline = time.monotonic() + 60
+    while any(map(psutil.pid_exists, map(int, workers))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(psutil.pid_exists, map(int, workers)))
+
+
 @pytest.mark.parametrize(
     ("one", "other", "equal"),
     [
@@ -365,12 +397,12 @@ def test_expressions_where_users_work(way, tmp_path):
     ],
 )
 def test_rational_expressions(one, other, equal):
-    assert (rational(one)[0] == rational(other)[0]) is equal
+    assert same_rational(one, other)[0] is equal
 
 
 @pytest.mark.parametrize("text", ["\\sqrt{x}", "e^x", "x^y", "1/0", "x 2", "(x", "", "2^{3^4}", "x=1", "i+1", "(" * 5000])
 def test_what_is_no_rational_expression(text):
-    assert rational(text) is None
+    assert same_rational(text, text) is None
 
 
 DATA = Path(os.environ.get("MPO_VERIFICATION_DATA", "shared/data/verification"))

@@ -1,8 +1,8 @@
-"""Find texts that degenerate: loops, runs of one character, repeated lines. The rules look at the form of the text alone.
+"""Find texts that degenerate by their form: long lines, runs of one character, repeated lines, loops, repeated n-grams.
 
-Tables, code and verse repeat too. What sets a loop apart: the same words come back at the same distance again and again, mostly up
-to the end of the text, or nothing new comes for dozens of words. Numbers are taken as equal ("Step 1", "Step 2"), so that numbering
-hides no loop, and do not count as repeated words, so that columns of numbers are none. `benchmarks/filter.py` measures the defaults.
+Tables, code and verse repeat too. What sets a loop apart: the same words come back at the same distance, mostly up to the end of the
+text, or nothing new comes for dozens of words. Numbers do not count as words, and one that differs from that a period before counts
+against a loop, so that tables and lists of values are none. `benchmarks/filter.py` measures the defaults.
 """
 
 from __future__ import annotations
@@ -10,30 +10,24 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpo.io import json_kind
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+|\d+|[^\w\s]|_")
 _RUN = re.compile(r"(.)\1{15,}|(\S)(?:[\s,.;:|]{1,2}\2){15,}", re.DOTALL)
-NGRAM, COPIES = 5, 3
-"""Words of an n-gram, and copies of a text (an n-gram, a line, a loop) that are not yet too many."""
-MAX_PERIOD = 300
-"""Maximum length of a loop, in words and signs."""
-MIN_WORDS = 4
-"""Number of words from which a line counts as text: brackets, rows of numbers and separators may repeat."""
-MIN_DENSITY = 0.15
-"""Minimum number of repeated words per word or sign of a loop: fewer are the names in a table of numbers."""
-MIN_SHARE = 0.5
-"""Minimum share of words in a stretch without a new n-gram: tables have less."""
-ELSEWHERE = 3
-"""How many times longer a loop must be that the text goes on after."""
-SIGNS, SPACED = 4, 2
-"""How many times longer a run must be of signs or white space (separators), and one with white space or signs in between."""
+NGRAM = 5
+COPIES = 3  # of an n-gram, a line or a loop that are not yet too many
+MAX_PERIOD = 300  # of a loop, in words and signs
+MIN_WORDS = 4  # of a line of text: brackets, rows of numbers and separators may repeat
+DENSITY = 0.15  # minimum number of repeated words per word or sign of a loop: names in a table of numbers are fewer
+SHARE = 0.5  # minimum share of words in a stretch without a new n-gram: tables have less
+ELSEWHERE = 3  # times as long as at its end may be a loop that the text goes on after
+SIGNS, SPACED = 4, 2  # times as long may be a run of signs or white space, and one with signs or white space in between
 
 
 @dataclass(frozen=True)
@@ -44,9 +38,9 @@ class Limits:
         line: characters of a line.
         zeros: zeros in a row.
         run: letters or digits of one kind in a row; four times as many signs.
-        lines: share of the text's characters in lines, of four words or more, that are the fourth copy of a line or a later one.
-        loop: words (Chinese: characters) at the end that repeat the words before them at one distance, at least three times; three
-            times as many before the end.
+        lines: share of the characters in lines, of four words or more, that are the fourth copy of a line or a later one.
+        loop: words (Chinese: characters) at the end that repeat those before them at one distance, three times or more; three times
+            as many before the end.
         ngrams: words and signs in a row that are all in 5-grams that the text has had three times.
 
     Raises:
@@ -64,88 +58,74 @@ class Limits:
         for name, value in vars(self).items():
             most = 1.0 if name == "lines" else float("inf")
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most):
-                found = json_kind(value) if not isinstance(value, int | float) else value
+                found = value if isinstance(value, int | float) else json_kind(value)
                 raise ValueError(f"Expected {name} to be a number above 0{', 1 at most' * (most == 1)}, or None; got {found}.")
 
 
-RULES = tuple(field.name for field in fields(Limits))
+class Finding(NamedTuple):
+    """What a rule found, what it allows, and from which character to which; at last the rule, a name of `Limits`."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that a text breaks: its name, what was found, what is allowed, and from which character to which."""
-
-    rule: str
     value: float
     threshold: float
     start: int
     end: int
+    rule: str = ""
 
 
 def find_degenerate(text: str, limits: Limits | None = None) -> Iterator[Finding]:
-    """Yield what is wrong with the form of a text: at most one finding a rule, in the order of `Limits`.
+    r"""Yield what is wrong with the form of a text: at most one finding a rule, in the order of `Limits`.
 
     >>> [(one.rule, one.value) for one in find_degenerate("The value is 3." + "0" * 100)]
     [('zeros', 100)]
-    >>> list(find_degenerate("def add(a, b):\\n    return a + b"))
+    >>> list(find_degenerate("def add(a, b):\n    return a + b"))
     []
     """
-    limits = limits or Limits()
     tokens = _Tokens(text)
-    for rule in RULES:
-        limit = getattr(limits, rule)
-        if limit is not None and (found := _FIND[rule](tokens, limit)) is not None:
-            yield Finding(rule, *found)
-
-
-Found = tuple[float, float, int, int]
+    for rule, limit in vars(limits or Limits()).items():
+        if limit is not None and (found := _FIND[rule](tokens, limit)) is not None and found.value > found.threshold:
+            yield found._replace(rule=rule)
 
 
 class _Tokens:
-    """A text, its words and signs as numbers (`ids`; `same` is equal for all numbers), which are words, and where each is."""
+    """A text, its words and signs as numbers (all numbers are -1 in `same`), which are words, and where each is."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
         found = list(_TOKEN.finditer(text))
-        numbers: dict[str, int] = {}
         names = [one[0].lower() for one in found]
-        self.ids = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        self.text, self.spans = text, [one.span() for one in found]
+        self.ids = np.array([numbers[name] for name in names], dtype=np.int64)
         self.same = np.where([name[0].isdigit() for name in names], -1, self.ids)
-        self.is_word = np.array([_is_word(name) for name in names], dtype=np.float64)
-        self.spans = [one.span() for one in found]
+        self.words = np.array([_is_word(name) for name in names], dtype=np.float64)
 
 
 def _is_word(token: str) -> bool:
     return token[0].isalpha() and (len(token) > 1 or token > "\u3000")
 
 
-def _line(tokens: _Tokens, limit: float) -> Found | None:
-    longest = max(re.finditer(r"[^\n]+", tokens.text), key=lambda one: one.end() - one.start(), default=None)
-    if longest is None or longest.end() - longest.start() <= limit:
-        return None
-    return longest.end() - longest.start(), limit, *longest.span()
+def _line(tokens: _Tokens, limit: float) -> Finding | None:
+    lines = (Finding(one.end() - one.start(), limit, *one.span()) for one in re.finditer("[^\n]+", tokens.text))
+    return max(lines, default=None)
 
 
-def _runs(tokens: _Tokens, limit: float, *, zeros: bool) -> Found | None:
-    longest: Found | None = None
+def _run(tokens: _Tokens, limit: float, *, zeros: bool = False) -> Finding | None:
+    found = []
     for one in _RUN.finditer(tokens.text):
         character = one[1] or one[2]
         if (character == "0") == zeros:
             most = limit * (1 if character.isalnum() else SIGNS) * (1 if one[1] else SPACED)
-            count = one[0].count(character)
-            if count > most and (longest is None or count > longest[0]):
-                longest = count, most, *one.span()
-    return longest
+            found.append(Finding(one[0].count(character), most, *one.span()))
+    return max(found, key=lambda one: one.value / one.threshold, default=None)
 
 
-def _lines(tokens: _Tokens, limit: float) -> Found | None:
+def _lines(tokens: _Tokens, limit: float) -> Finding | None:
     seen: Counter[str] = Counter()
     repeated = total = 0
-    where: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for one in re.finditer(r"[^\n]*\S[^\n]*", tokens.text):
         line = re.sub(r"^\W*\d+\b", "", " ".join(one[0].lower().split()))
         total += len(line)
-        found = [word[0] for word in _TOKEN.finditer(line)]
+        found = _TOKEN.findall(line)
         if (words := sum(map(_is_word, found))) < MIN_WORDS:
             continue
         if words >= 2 * sum(word[0].isdigit() for word in found):  # otherwise its numbers are what it says
@@ -153,56 +133,47 @@ def _lines(tokens: _Tokens, limit: float) -> Found | None:
         seen[line] += 1
         if seen[line] > COPIES:
             repeated += len(line)
-            where.append(one.span())
-    share = round(repeated / max(total, 1), 3)
-    return (share, limit, where[0][0], where[-1][1]) if share > limit else None
+            spans.append(one.span())
+    return Finding(round(repeated / total, 3), limit, spans[0][0], spans[-1][1]) if spans else None
 
 
-def _loop(tokens: _Tokens, limit: float) -> Found | None:
+def _loop(tokens: _Tokens, limit: float) -> Finding | None:
     """The stretch with the most words that equal those one period before; each other word or number takes one of them away."""
-    best: tuple[float, int, int, int] = (0.0, 0, 0, 0)
-    ids, same, words, size = tokens.ids, tokens.same, tokens.is_word, len(tokens.ids)
+    best, period_of_best, (first, last) = 0.0, 0, (0, 0)
+    ids, words, size = tokens.ids, tokens.words, len(tokens.ids)
+    lost = -np.where(tokens.same < 0, 1.0, np.maximum(words, 0.5))
     for period in range(1, min(MAX_PERIOD, size // (COPIES + 1)) + 1):
-        equal = ids[period:] == ids[:-period]
-        lost = np.where(same[period:] < 0, 1.0, np.maximum(words[period:], 0.5))
-        totals = np.concatenate([[0.0], np.cumsum(np.where(equal, words[period:], -lost))])
+        gained = np.where(ids[period:] == ids[:-period], words[period:], lost[period:])
+        totals = np.concatenate([[0.0], np.cumsum(gained)])
         lows = np.minimum.accumulate(totals)
         end = int(np.argmax(totals - lows))
-        value = float(totals[end] - lows[end])
-        if value > best[0]:
+        if (value := float(totals[end] - lows[end])) > best:
             start = int(np.flatnonzero(totals[: end + 1] == lows[end])[-1])
-            if end - start >= max(COPIES * period, 1) and value >= MIN_DENSITY * (end - start):
-                best = value, period, start, end + period
-    value, period, start, end = best
-    most = limit if size - end <= max(period, 2 * NGRAM) else ELSEWHERE * limit
-    return (value, most, tokens.spans[start][0], tokens.spans[end - 1][1]) if value > most else None
+            if end - start >= COPIES * period and value >= DENSITY * (end - start):
+                best, period_of_best, (first, last) = value, period, (start, end + period)
+    most = limit if size - last <= max(period_of_best, 2 * NGRAM) else ELSEWHERE * limit
+    return Finding(best, most, tokens.spans[first][0], tokens.spans[last - 1][1]) if best else None
 
 
-def _ngrams(tokens: _Tokens, limit: float) -> Found | None:
-    size = len(tokens.ids) - NGRAM + 1
-    if size < 1:
+def _ngrams(tokens: _Tokens, limit: float) -> Finding | None:
+    seen: Counter[bytes] = Counter()
+    best, begun = (0, 0), None
+    for place in range(len(tokens.ids) - NGRAM + 1):
+        seen[gram := tokens.same[place : place + NGRAM].tobytes()] += 1
+        if seen[gram] > COPIES:
+            begun = place if begun is None or place > last + NGRAM else begun
+            last = place
+            best = max(best, (last + NGRAM - begun, begun))
+    count, first = best
+    if not count or tokens.words[first : first + count].sum() < SHARE * count:
         return None
-    grams: NDArray[np.int64] = np.lib.stride_tricks.sliding_window_view(tokens.same, NGRAM)
-    _, which = np.unique(grams, axis=0, return_inverse=True)
-    order = np.argsort(which, kind="stable")
-    first = np.concatenate([[True], np.diff(which[order]) != 0])
-    earlier = np.empty(size, dtype=np.int64)
-    earlier[order] = np.arange(size) - np.maximum.accumulate(np.where(first, np.arange(size), 0))
-    starts = np.flatnonzero(earlier >= COPIES)
-    if not len(starts):
-        return None
-    groups = np.split(starts, np.flatnonzero(np.diff(starts) > NGRAM) + 1)  # n-grams that overlap or follow each other
-    longest = max(groups, key=lambda group: int(group[-1] - group[0]))
-    count = int(longest[-1] - longest[0]) + NGRAM
-    if tokens.is_word[longest[0] : longest[0] + count].sum() < MIN_SHARE * count:
-        return None
-    return (count, limit, tokens.spans[longest[0]][0], tokens.spans[longest[-1] + NGRAM - 1][1]) if count > limit else None
+    return Finding(count, limit, tokens.spans[first][0], tokens.spans[first + count - 1][1])
 
 
-_FIND: dict[str, Callable[[_Tokens, float], Found | None]] = {
+_FIND: dict[str, Callable[[_Tokens, float], Finding | None]] = {
     "line": _line,
-    "zeros": lambda tokens, limit: _runs(tokens, limit, zeros=True),
-    "run": lambda tokens, limit: _runs(tokens, limit, zeros=False),
+    "zeros": lambda tokens, limit: _run(tokens, limit, zeros=True),
+    "run": _run,
     "lines": _lines,
     "loop": _loop,
     "ngrams": _ngrams,

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy
 
-from mpo.curation.degenerate import Limits, find_degenerate
+from mpo.curation.degenerate import LIMITS, find_degenerate
 
 PURE, STDLIB = Path(numpy.__file__).parents[1], Path(sysconfig.get_path("stdlib"))
 PER_KIND, PER_FILE, BROKEN = 150, 3, 20
@@ -78,7 +78,7 @@ def read(path: Path) -> str:
 
 
 def documentation() -> Iterator[str]:
-    """reST and Markdown files, and Python's own documentation."""
+    """Files of reST and Markdown files, and Python's own documentation."""
     from pydoc_data.topics import topics
 
     yield from (read(path) for path in files(".rst", ".md") if "licen" not in str(path).lower())
@@ -209,14 +209,15 @@ def numbered_lines(text: str, draw: random.Random) -> str:
 
 
 def varied_lines(text: str, draw: random.Random) -> str:
-    first = ["The {} box is next to the {} one.", "It is a {} line in the {} part of the image.", "- **{}**: the {} side of the figure"]
-    line = draw.choice(first)
+    line = draw.choice(
+        ["The {} box is next to the {} one.", "It is a {} line in the {} part.", "- **{}**: the {} side of the figure"]
+    )
     lines = [line.format(draw.choice(WORDS_OF), draw.choice(WORDS_OF)) for _ in range(draw.randint(15, 50))]
     return start(text, draw) + "\n" + "\n".join(lines)
 
 
 def character_run(text: str, draw: random.Random) -> str:
-    return start(text, draw) + draw.choice(["a", "A", "!", "哈", "=", "x", "\\", "。", "-", "的", "1", "?"]) * draw.randint(300, 2000)
+    return start(text, draw) + draw.choice("aA!哈=x\\。-的1?") * draw.randint(300, 2000)
 
 
 def chinese_loop(text: str, draw: random.Random) -> str:
@@ -269,9 +270,9 @@ def broken(texts: list[str]) -> Iterator[tuple[str, str]]:
             yield how.__name__, how(text, random.Random(number(text)))
 
 
-def measure(labelled: list[tuple[str, str]], limits: Limits) -> tuple[dict[str, object], list[tuple[str, str, object]]]:
+def measure(labelled: list[tuple[str, str]]) -> tuple[dict[str, object], list[tuple[str, str, object]]]:
     """Count by kind how many texts a rule drops, and by which rule; and the texts with their first finding, if any."""
-    found = [(kind, text, next(iter(find_degenerate(text, limits)), None)) for kind, text in labelled]
+    found = [(kind, text, next(iter(find_degenerate(text)), None)) for kind, text in labelled]
     rows: dict[str, object] = {}
     for kind in dict.fromkeys(kind for kind, _ in labelled):
         own = [one for name, _, one in found if name == kind]
@@ -291,13 +292,13 @@ def main() -> None:
     good = list(real())
     base = sorted((text for kind, text in good if kind in ("documentation", "docstrings", "licences")), key=number)
     bad = list(broken(base))
-    report: dict[str, object] = {"date": str(date.today()), "limits": vars(Limits())}
+    report: dict[str, object] = {"date": str(date.today()), "limits": LIMITS}
     for name in [args.half] if args.half else ["first", "second"]:
         parts: dict[str, object] = {}
         for what, texts in (("real", good), ("broken", bad)):
             own = [(kind, text) for kind, text in texts if half(text) == name]
             begun = time.perf_counter()
-            parts[what], found = measure(own, Limits())
+            parts[what], found = measure(own)
             if what == "real":
                 parts["milliseconds_per_text"] = round((time.perf_counter() - begun) * 1000 / len(own), 2)
             for kind, text, one in found if args.half == "first" else ():

@@ -63,7 +63,6 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "size of the evaluation part: a fraction below 1 or a number of pairs",
     },
     "--exact": {**FLAG, "help": "remove exact duplicates only"},
-    "--exempt": {"action": "append", "metavar": "SOURCE", "help": "source that is not judged for repetition; may be repeated"},
     "--format": {"metavar": "FORMAT", "help": "format of the records, such as trl or mmpr (default: detected)"},
     "--heuristics": {**SWITCH, "help": "check the form of texts"},
     "--html": {"type": path, "metavar": "FILE", "help": "HTML page to write"},

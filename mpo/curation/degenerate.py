@@ -1,69 +1,41 @@
 """Find texts that degenerate by their form: long lines, runs of one character, repeated lines, loops, repeated n-grams.
 
-Tables, code and verse repeat too. What sets a loop apart: the same words come back at the same distance, mostly up to the end of the
-text, or nothing new comes for dozens of words. Numbers do not count as words, and one that differs from that a period before counts
-against a loop, so that tables and lists of values are none. `benchmarks/filter.py` measures the defaults.
+Tables, code and verse repeat too. What sets a loop apart: the same words come back at the same distance, mostly up to the end of
+the text, or nothing new comes for dozens of words. Numbers do not count as words, and one that differs from that a period before counts
+against a loop, so that tables and lists of values are none. `benchmarks/filter.py` measures the limits.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mpo.io import json_kind
+from mpo.io import did_you_mean
 
-_CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_TOKEN = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+|\d+|[^\w\s]|_")
-_RUN = re.compile(r"(.)\1{15,}|(\S)(?:[\s,.;:|]{1,2}\2){15,}", re.DOTALL)
-NGRAM = 5
-COPIES = 3  # of an n-gram, a line or a loop that are not yet too many
-MAX_PERIOD = 300  # of a loop, in words and signs
+LIMITS: dict[str, float | None] = {
+    "line": 10_000,  # characters of a line
+    "zeros": 64,  # zeros in a row, twice as many with separators
+    "run": 64,  # letters or digits of one kind in a row, four times as many signs or blanks; twice as many with separators
+    "lines": 0.3,  # share of a text in lines of text that are the fourth copy of a line or a later one
+    "loop": 32,  # words (Chinese: characters) of the end that repeat those before at one distance; elsewhere three times as many
+    "ngrams": 60,  # words and signs in a row that are all in 5-grams that the text has had three times
+}
+"""What a text may have at most, by rule; None turns a rule off."""
+NGRAM, COPIES, MAX_PERIOD = 5, 3, 300
 MIN_WORDS = 4  # of a line of text: brackets, rows of numbers and separators may repeat
 DENSITY = 0.15  # minimum number of repeated words per word or sign of a loop: names in a table of numbers are fewer
 SHARE = 0.5  # minimum share of words in a stretch without a new n-gram: tables have less
-ELSEWHERE = 3  # times as long as at its end may be a loop that the text goes on after
-SIGNS, SPACED = 4, 2  # times as long may be a run of signs or white space, and one with signs or white space in between
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a text may have at most; None turns a rule off.
-
-    Attributes:
-        line: characters of a line.
-        zeros: zeros in a row.
-        run: letters or digits of one kind in a row; four times as many signs.
-        lines: share of the characters in lines, of four words or more, that are the fourth copy of a line or a later one.
-        loop: words (Chinese: characters) at the end that repeat those before them at one distance, three times or more; three times
-            as many before the end.
-        ngrams: words and signs in a row that are all in 5-grams that the text has had three times.
-
-    Raises:
-        ValueError: for a limit that is no number above 0, or a share above 1.
-    """
-
-    line: int | None = 10_000
-    zeros: int | None = 64
-    run: int | None = 64
-    lines: float | None = 0.3
-    loop: int | None = 32
-    ngrams: int | None = 60
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            most = 1.0 if name == "lines" else float("inf")
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most):
-                found = value if isinstance(value, int | float) else json_kind(value)
-                raise ValueError(f"Expected {name} to be a number above 0{', 1 at most' * (most == 1)}, or None; got {found}.")
+_CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_TOKEN = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+|\d+|[^\w\s]|_")
+_RUN = re.compile(r"(.)\1{15,}|(\S)(?:[\s,.;:|]{1,2}\2){15,}", re.DOTALL)
 
 
 class Finding(NamedTuple):
-    """What a rule found, what it allows, and from which character to which; at last the rule, a name of `Limits`."""
+    """What was found, what is allowed, from which character to which, and the rule."""
 
     value: float
     threshold: float
@@ -72,8 +44,18 @@ class Finding(NamedTuple):
     rule: str = ""
 
 
-def find_degenerate(text: str, limits: Limits | None = None) -> Iterator[Finding]:
-    r"""Yield what is wrong with the form of a text: at most one finding a rule, in the order of `Limits`.
+def check_limits(limits: Mapping[str, float | None]) -> None:
+    """Raises ValueError for an unknown rule, a limit that is no number above 0, and a share above 1."""
+    for rule, limit in limits.items():
+        if rule not in LIMITS:
+            raise ValueError(f"Expected limits for {', '.join(LIMITS)}; got {rule!r}.{did_you_mean(rule, LIMITS)}")
+        number = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit <= (1 if rule == "lines" else 2**62)
+        if not number and limit is not None:
+            raise ValueError(f"Expected {rule} to be a number above 0{', 1 at most' * (rule == 'lines')}, or None; got {limit!r}.")
+
+
+def find_degenerate(text: str, limits: Mapping[str, float | None] = LIMITS) -> Iterator[Finding]:
+    r"""Yield what is wrong with the form of a text, one finding a rule at most.
 
     >>> [(one.rule, one.value) for one in find_degenerate("The value is 3." + "0" * 100)]
     [('zeros', 100)]
@@ -81,7 +63,7 @@ def find_degenerate(text: str, limits: Limits | None = None) -> Iterator[Finding
     []
     """
     tokens = _Tokens(text)
-    for rule, limit in vars(limits or Limits()).items():
+    for rule, limit in limits.items():
         if limit is not None and (found := _FIND[rule](tokens, limit)) is not None and found.value > found.threshold:
             yield found._replace(rule=rule)
 
@@ -113,15 +95,14 @@ def _run(tokens: _Tokens, limit: float, *, zeros: bool = False) -> Finding | Non
     for one in _RUN.finditer(tokens.text):
         character = one[1] or one[2]
         if (character == "0") == zeros:
-            most = limit * (1 if character.isalnum() else SIGNS) * (1 if one[1] else SPACED)
+            most = limit * (1 if character.isalnum() else 4) * (1 if one[1] else 2)
             found.append(Finding(one[0].count(character), most, *one.span()))
     return max(found, key=lambda one: one.value / one.threshold, default=None)
 
 
 def _lines(tokens: _Tokens, limit: float) -> Finding | None:
     seen: Counter[str] = Counter()
-    repeated = total = 0
-    spans: list[tuple[int, int]] = []
+    repeated, total, spans = 0, 0, []
     for one in re.finditer(r"[^\n]*\S[^\n]*", tokens.text):
         line = re.sub(r"^\W*\d+\b", "", " ".join(one[0].lower().split()))
         total += len(line)
@@ -139,7 +120,7 @@ def _lines(tokens: _Tokens, limit: float) -> Finding | None:
 
 def _loop(tokens: _Tokens, limit: float) -> Finding | None:
     """The stretch with the most words that equal those one period before; each other word or number takes one of them away."""
-    best, period_of_best, (first, last) = 0.0, 0, (0, 0)
+    best, first, last, most = 0.0, 0, 0, limit
     ids, words, size = tokens.ids, tokens.words, len(tokens.ids)
     lost = -np.where(tokens.same < 0, 1.0, np.maximum(words, 0.5))
     for period in range(1, min(MAX_PERIOD, size // (COPIES + 1)) + 1):
@@ -150,19 +131,18 @@ def _loop(tokens: _Tokens, limit: float) -> Finding | None:
         if (value := float(totals[end] - lows[end])) > best:
             start = int(np.flatnonzero(totals[: end + 1] == lows[end])[-1])
             if end - start >= COPIES * period and value >= DENSITY * (end - start):
-                best, period_of_best, (first, last) = value, period, (start, end + period)
-    most = limit if size - last <= max(period_of_best, 2 * NGRAM) else ELSEWHERE * limit
+                best, first, last = value, start, end + period
+                most = limit if size - last <= max(period, 2 * NGRAM) else 3 * limit
     return Finding(best, most, tokens.spans[first][0], tokens.spans[last - 1][1]) if best else None
 
 
 def _ngrams(tokens: _Tokens, limit: float) -> Finding | None:
     seen: Counter[bytes] = Counter()
-    best, begun = (0, 0), None
+    best, begun, last = (0, 0), 0, -NGRAM - 1
     for place in range(len(tokens.ids) - NGRAM + 1):
         seen[gram := tokens.same[place : place + NGRAM].tobytes()] += 1
         if seen[gram] > COPIES:
-            begun = place if begun is None or place > last + NGRAM else begun
-            last = place
+            begun, last = place if place > last + NGRAM else begun, place
             best = max(best, (last + NGRAM - begun, begun))
     count, first = best
     if not count or tokens.words[first : first + count].sum() < SHARE * count:

@@ -1,7 +1,7 @@
 """Steps that drop records for the texts of the assistant: for their form, and for scores that a language model gives them.
 
-They are the filters of InternVL 2.5 (arXiv 2412.05271): quality from 0 to 10, below 7 dropped; repetition, below 3 dropped; heuristics.
-Its prompts and the heuristics' thresholds are not published; these are ours. A record is a conversation (``messages``) or a pair.
+They are the filters of InternVL 2.5 (arXiv 2412.05271). Its prompts and the heuristics' limits are not published; these are ours. A
+record is a conversation (``messages``) or a preference pair, of which both completions are checked, but for quality the chosen one.
 
     records = list(load_preferences("pairs.jsonl").select(range(10)))
     for step in (Form(), Repetition(generator), Repetition(generator, again=True)):
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, ClassVar
 
-from mpo.curation.degenerate import Limits, find_degenerate
+from mpo.curation.degenerate import LIMITS, check_limits, find_degenerate
 from mpo.data.eval_part import content_text
 from mpo.generation.generator import Generator, Request, Response
 from mpo.pipelines.step import Dropped, Record, Step
@@ -23,6 +22,7 @@ from mpo.schema import Message
 
 OTHERS = ""
 """Stands for all sources that have no domain of their own."""
+UNSCORED = ("keep", "drop")
 EXCERPT = 200
 """Maximum number of characters that a reason quotes."""
 _PROMPT = """{question}
@@ -45,9 +45,9 @@ _NUMBER = re.compile(r"[\s*_`]*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?[\s*_`.]*")
 
 
 def read_score(text: str) -> float | None:
-    """Read the score of a response: the last one that is called so, or a number alone; None without one from 0 to 10.
+    r"""Read the score of a response: the last one that is called so, or a number alone; None without one from 0 to 10.
 
-    >>> read_score("It is right.\\n**Score:** 8.5/10"), read_score("7"), read_score("Score: 85/100"), read_score("Good!")
+    >>> read_score("It is right.\n**Score:** 8.5/10"), read_score("7"), read_score("Score: 85/100"), read_score("Good!")
     (8.5, 7.0, None, None)
     """
     found = [*_SCORE.finditer(text)]
@@ -80,21 +80,23 @@ class Form(Step):
     """Drop records with a text that degenerates (`mpo.curation.degenerate`), or that could not be read (``bad``).
 
     Args:
-        limits: what a text may have at most; None for no rule.
+        limits: by rule, where they differ from `LIMITS`; None turns a rule off.
+        heuristics: False turns all of them off.
     """
 
     verb = "form"
 
-    def __init__(self, limits: Limits | None = Limits()) -> None:  # noqa: B008  it is frozen
-        self.limits = None if limits is None else asdict(limits)
+    def __init__(self, limits: Mapping[str, float | None] | None = None, *, heuristics: bool = True) -> None:
+        self.limits, self.heuristics = {**LIMITS, **(limits or {})}, heuristics
+        check_limits(self.limits)
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         if record.get("bad"):
             raise Dropped(record["bad"], reasons=[{"rule": "bad record", "value": record["bad"]}])
         reasons = [
             {**one._asdict(), "text": name, "excerpt": text[one.start : one.end][:EXCERPT]}
-            for name, text in (texts(record) if self.limits is not None else {}).items()
-            for one in find_degenerate(text, Limits(**self.limits or {}))
+            for name, text in (texts(record) if self.heuristics else {}).items()
+            for one in find_degenerate(text, self.limits)
         ]
         if reasons:
             raise Dropped("{rule} of {text}: {value:g}, above {threshold:g}".format(**reasons[0]), reasons=reasons)
@@ -102,19 +104,16 @@ class Form(Step):
 
 
 class Judge(Step):
-    """Ask a model for a score from 0 to 10 of a record's completions, with their prompt, and drop records with one that is too low.
+    """Ask a model for a score from 0 to 10 of a record's completions, with their prompt, and drop those with one that is too low.
 
-    A response without a score leaves None among the record's ``scores``; a step with ``again=True`` asks for these once more.
+    A response without a score leaves None among the record's ``scores``; the same step with ``again=True`` asks for these once more.
 
     Args:
-        generator: the model to ask.
-        threshold: the lowest score that is kept; None for that of the paper.
-        of_pair: ``both`` completions of a pair, or the ``chosen`` one; None for the step's own.
-        domains: by source, the domain that its records are judged in (a key of `questions`); `OTHERS` for all other sources.
-        exempt: sources whose records are not judged.
+        generator: the model that is asked.
+        threshold: the lowest score that is kept; None for the paper's, 3 for repetition and 7 for quality.
+        domains: by source, what its records are judged by (a key of `questions`); `OTHERS` for all other sources.
         on_unscored: ``keep`` or ``drop`` a record without a score after the second time.
         again: ask where there is no score yet.
-        max_new_tokens: maximum length of a response, in tokens.
 
     Raises:
         ValueError: for settings without a meaning.
@@ -122,60 +121,46 @@ class Judge(Step):
 
     questions: ClassVar[Mapping[str, str]]
     scale: ClassVar[tuple[str, str]]
-    defaults: ClassVar[tuple[float, str]]
+    lowest: ClassVar[float]
+    judged: ClassVar[tuple[str, ...]] = ("messages", "chosen", "rejected")
 
     def __init__(
         self,
         generator: Generator,
         *,
         threshold: float | None = None,
-        of_pair: str | None = None,
         domains: Mapping[str, str] | None = None,
-        exempt: Sequence[str] = (),
         on_unscored: str = "keep",
         again: bool = False,
-        max_new_tokens: int = 256,
     ) -> None:
-        self.generator, self.exempt, self.on_unscored, self.again = generator, list(exempt), on_unscored, again
-        self.threshold = self.defaults[0] if threshold is None else float(threshold)
-        self.of_pair = of_pair or self.defaults[1]
-        self.domains, self.max_new_tokens = {OTHERS: "general", **(domains or {})}, max_new_tokens
-        self.sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens}
-        known = [("of_pair", self.of_pair, ("both", "chosen")), ("on_unscored", on_unscored, ("keep", "drop"))]
-        for name, value, choices in [*known, *(("the domain", one, tuple(self.questions)) for one in self.domains.values())]:
-            if value not in choices:
-                raise ValueError(f"Expected {name} of {self.verb} to be one of {', '.join(choices)}; got {value!r}.")
+        self.generator, self.on_unscored, self.again = generator, on_unscored, again
+        self.threshold, self.domains = self.lowest if threshold is None else threshold, {OTHERS: "general", **(domains or {})}
+        self.sampling = {"temperature": 0.0, "max_new_tokens": 256}
+        given = [("on_unscored", on_unscored, UNSCORED), *(("a domain", one, self.questions) for one in self.domains.values())]
+        for name, value, known in given:
+            if value not in known:
+                raise ValueError(f"Expected {name} of {self.verb} to be one of {', '.join(known)}; got {value!r}.")
         if not 0 <= self.threshold <= 10:
             raise ValueError(f"Expected the threshold of {self.verb} to be from 0 to 10; got {threshold!r}.")
 
-    def _asked(self, record: Record) -> dict[str, str]:
-        """The prompt about each completion."""
-        source = record.get("source") or OTHERS
-        if source in self.exempt:
-            return {}
-        prompts = {}
+    def _asked(self, record: Record) -> dict[str, list[Message]]:
+        """The turns in which the model is asked, by the name of each completion."""
+        asked, unread = {}, record.get("unread", {}).get(self.verb, {})
         for name, messages in completions(record).items():
-            if (self.of_pair == "chosen" and name == "rejected") or (self.again and name not in self._unread(record)):
+            if name not in self.judged or (self.again and name not in unread):
                 continue
             whole = [*_messages(record.get("prompt"), "user"), *messages]
             said = "\n\n".join(f"{one['role'].capitalize()}: {content_text(one.get('content'))}" for one in whole)
             said = re.sub("<(image|video)>", r"[\1]", said)
-            question = self.questions[self.domains.get(source, self.domains[OTHERS])]
-            prompts[name] = _PROMPT.format(question=question, conversation=said, worst=self.scale[0], best=self.scale[1])
-        return prompts
-
-    def _unread(self, record: Record) -> dict[str, str]:
-        found: dict[str, str] = record.get("unread", {}).get(self.verb, {})
-        return found
+            question = self.questions[self.domains.get(record.get("source") or OTHERS, self.domains[OTHERS])]
+            prompt = _PROMPT.format(question=question, conversation=said, worst=self.scale[0], best=self.scale[1])
+            turns = (("user", prompt), *((("assistant", unread[name]), ("user", _AGAIN)) if self.again else ()))
+            asked[name] = [{"role": role, "content": text} for role, text in turns]
+        return asked
 
     def requests(self, record: Record) -> list[Request]:
         """One about each completion."""
-        if not self.again:
-            return [Request.ask(prompt) for prompt in self._asked(record).values()]
-        return [
-            Request([{"role": role, "content": text} for role, text in (("user", prompt), ("assistant", said), ("user", _AGAIN))])
-            for prompt, said in zip(self._asked(record).values(), self._unread(record).values(), strict=True)
-        ]
+        return [Request(messages) for messages in self._asked(record).values()]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         said = {name: one[0].text for name, one in zip(self._asked(record), responses, strict=True)}
@@ -186,39 +171,36 @@ class Judge(Step):
             common = {"rule": self.verb, "threshold": self.threshold}
             reasons = [{**common, "value": scores[name], "text": name, "excerpt": said[name][:EXCERPT]} for name in low]
             raise Dropped("{rule} of {text}: {value}, below {threshold:g}".format(**reasons[0]), reasons=reasons)
-        if not said:
-            return record
         unread = {name: said[name].strip() or "..." for name, value in scores.items() if value is None}
         scores = {**record.get("scores", {}).get(self.verb, {}), **scores}
-        both = (("scores", scores), ("unread", unread))
+        both = (("scores", scores), ("unread", unread)) if scores else ()
         return {**record, **{name: {**record.get(name, {}), self.verb: value} for name, value in both}}
 
 
 class Repetition(Judge):
-    """Drop texts that repeat themselves; arguments as in `Judge`."""
+    """Drop records with a text that repeats itself; arguments as in `Judge`."""
 
-    verb = "repetition"
+    verb, lowest = "repetition", 3
     scale = "caught in a loop", "nothing is repeated without need"
-    defaults = 3.0, "both"
     questions: ClassVar[Mapping[str, str]] = {
-        "general": "Does the assistant repeat itself without need: words, sentences, lines or paragraphs again and again, or the same "
+        "general": "Does the assistant repeat itself without need: words, sentences, lines or paragraphs again and again, or one "
         "point in other words? A refrain, and lists, tables and code with similar lines, are no such repetition."
     }
 
 
 class Quality(Judge):
-    """Drop texts of low quality; arguments as in `Judge`. Records with images are not judged, since the model does not see these."""
+    """Drop records of low quality; arguments as in `Judge`. Those with images are not judged: the model does not see these."""
 
-    verb = "quality"
+    verb, lowest = "quality", 7
     scale = "useless or wrong", "could not be better"
-    defaults = 7.0, "chosen"
+    judged = ("messages", "chosen")
     questions: ClassVar[Mapping[str, str]] = {
         "general": "Are the assistant's answers right, complete and to the point, and do they say it clearly?",
-        "code": "Would the assistant's code run and do what was asked, for unusual input too, and is it explained as far as needed?",
-        "math": "Does each step of the assistant's solution follow from those before it, and are all calculations and the result right?",
-        "knowledge": "Are the facts that the assistant states true, precise and relevant to the question, and none of them made up?",
-        "writing": "Does the assistant's text have the form, tone and language that were asked for, good style, and ideas of its own?",
+        "code": "Would the assistant's code run and do what was asked, for unusual input too? Is it explained as far as needed?",
+        "math": "Does each step of the assistant's solution follow from those before it? Are all calculations and the result right?",
+        "knowledge": "Are the facts that the assistant states true, precise and relevant to the question, and is none made up?",
+        "writing": "Does the assistant's text have the form, tone and language that were asked for, good style, and own ideas?",
     }
 
-    def _asked(self, record: Record) -> dict[str, str]:
+    def _asked(self, record: Record) -> dict[str, list[Message]]:
         return {} if record.get("images") or record.get("videos") else super()._asked(record)

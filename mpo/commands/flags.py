@@ -102,7 +102,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--min-repetition": {"type": number(float, 0, 10), "metavar": "SCORE", "help": "lowest score for repetition that is kept"},
     "--model": {
         "metavar": "MODEL",
-        "help": "model whose processor counts tokens and tiles, without its weights; data filter: model, or server's URL, that judges",
+        "help": "model whose processor counts tokens and tiles, not its weights; data filter: model, or URL of a server, to ask",
     },
     "--model-name": {"metavar": "NAME", "help": "model to use on a server with several (default: its first one)"},
     "--n": {**NUMBER, "help": "responses per question"},

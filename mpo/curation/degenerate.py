@@ -1,8 +1,8 @@
 """Find texts that degenerate by their form: long lines, runs of one character, repeated lines, loops, repeated n-grams.
 
 Tables, code and verse repeat too. What sets a loop apart: the same words come back at the same distance, mostly up to the end of
-the text, or nothing new comes for dozens of words. Numbers do not count as words, and one that differs from that a period before counts
-against a loop, so that tables and lists of values are none. `benchmarks/filter.py` measures the limits.
+the text, or nothing new comes for dozens of words. Numbers do not count as words, and one that differs from that a period before
+counts against a loop, so that tables and lists of values are none. `benchmarks/filter.py` measures the limits.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Tokens:
 
 
 def _is_word(token: str) -> bool:
-    return token[0].isalpha() and (len(token) > 1 or token > "\u3000")
+    return token[0].isalpha() and (len(token) > 1 or token in "ai" or token > "\u3000")  # x may be a sign
 
 
 def _line(tokens: _Tokens, limit: float) -> Finding | None:

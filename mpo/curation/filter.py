@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from mpo.data.conversations import CONVERSATIONS, PAIRS
 from mpo.data.files import open_files
 from mpo.data.records import to_records
 from mpo.data.shards import ArrayShard, LinesShard, ParquetShard, Shard, opened
@@ -26,8 +27,6 @@ from mpo.pipelines.part import DROPPED, OUTPUT
 from mpo.pipelines.step import Record, Step
 
 JOB, KEPT, REPORT = "job", "kept", "report.json"
-PAIRS = ("chosen", "rejected", "rejected_response", "rejected_messages", "completions", "text")
-"""Fields that tell a preference record from a conversation."""
 
 
 class Source:
@@ -53,37 +52,37 @@ class Source:
         return ((path, [*shards]) for path, shards in groupby(open_files(self.path), lambda shard: shard.path))
 
     def lines(self, shards: Iterable[Shard]) -> Iterator[tuple[str, Any]]:
-        """The lines of a file (BadRecord for a bad one) with their places: its name, and the number of line, row or element."""
+        """The lines of a file (BadRecord for a bad one) with their places: its name, with line or row, or element (#)."""
         number = 0
         for shard in shards:
             for where, line in shard.lines():
                 name, _, at = where.rpartition(":")
-                number = number + 1 if isinstance(shard, ArrayShard) else int(at)
-                yield f"{os.path.relpath(name, self.root)}:{number}", line
+                number += 1
+                place = f"#{number}" if isinstance(shard, ArrayShard) else f":{at}"
+                yield os.path.relpath(name, self.root) + place, line
 
     def __iter__(self) -> Iterator[Record]:
         for path, shards in self.files():
             for where, line in self.lines(shards):
                 try:
-                    with bad_record(where):
+                    with bad_record(os.path.join(self.root, where)):
                         if isinstance(line, BadRecord):
                             raise BadRecord("", line.reason, line.kind)
-                        found = self._read(line, where)
+                        found = self._read(line)
                 except BadRecord as error:
                     if not self.keep_bad:
                         raise
                     found = [{"bad": error.reason}]
-                for number, one in enumerate(found, start=1):
+                for number, one in enumerate(found or [{"messages": []}], start=1):  # a line may give no pair
                     own = {"id": where if number == 1 else f"{where}#{number}", "line": where}
                     yield {**own, **one, "source": one.get("source") or stem(path)}
 
-    def _read(self, line: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-        if any(name in line for name in PAIRS):
-            rows = to_records(line, where=where, find=lambda path, kind: path, metadata=self.metadata)
-        else:
-            rows = [_conversation(line)]
-        names = ("source", "messages", "prompt", "chosen", "rejected")
-        return [{**{name: row[name] for name in names if name in row}, "images": len(row["images"]) + len(row["videos"] or ())} for row in rows]
+    def _read(self, line: Mapping[str, Any]) -> list[dict[str, Any]]:
+        is_pair = any(line.get(name) for name in PAIRS) or not any(one.matches(line) for one in CONVERSATIONS.values())
+        kind, names = ("pair", ("prompt", "chosen", "rejected")) if is_pair else ("conversation", ("messages",))
+        rows = to_records(line, where="", find=lambda path, kind: path, metadata=self.metadata, kind=kind)
+        seen = ("source", *names)
+        return [{**{name: row[name] for name in seen}, "images": len(row["images"]) + len(row["videos"] or ())} for row in rows]
 
 
 def filter_records(
@@ -174,7 +173,3 @@ def _split(
                 with opened(path) as lines:
                     to.writelines(compress((line for line in lines if line.strip() not in (b"", BOM_UTF8)), keep))
     return sum(keep)
-
-
-def _conversation(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {"messages": line["messages"], "images": line.get("images", ()), "videos": (), "source": line.get("source")}

@@ -104,9 +104,9 @@ class Form(Step):
 
 
 class Judge(Step):
-    """Ask a model for a score from 0 to 10 of a record's completions, with their prompt, and drop those with one that is too low.
+    """Ask a model for a score from 0 to 10 of a record's completions, with their prompt, and drop those with a low one.
 
-    A response without a score leaves None among the record's ``scores``; the same step with ``again=True`` asks for these once more.
+    A response without a score leaves None among the record's ``scores``; the same step with ``again=True`` asks for these again.
 
     Args:
         generator: the model that is asked.
@@ -147,7 +147,7 @@ class Judge(Step):
         """The turns in which the model is asked, by the name of each completion."""
         asked, unread = {}, record.get("unread", {}).get(self.verb, {})
         for name, messages in completions(record).items():
-            if name not in self.judged or (self.again and name not in unread):
+            if not messages or name not in self.judged or (self.again and name not in unread):
                 continue
             whole = [*_messages(record.get("prompt"), "user"), *messages]
             said = "\n\n".join(f"{one['role'].capitalize()}: {content_text(one.get('content'))}" for one in whole)
@@ -197,7 +197,7 @@ class Quality(Judge):
     questions: ClassVar[Mapping[str, str]] = {
         "general": "Are the assistant's answers right, complete and to the point, and do they say it clearly?",
         "code": "Would the assistant's code run and do what was asked, for unusual input too? Is it explained as far as needed?",
-        "math": "Does each step of the assistant's solution follow from those before it? Are all calculations and the result right?",
+        "math": "Does each step of the assistant's solution follow from those before? Are all calculations and the result right?",
         "knowledge": "Are the facts that the assistant states true, precise and relevant to the question, and is none made up?",
         "writing": "Does the assistant's text have the form, tone and language that were asked for, good style, and own ideas?",
     }

@@ -93,7 +93,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--max-length": {**NUMBER, "help": "maximum number of tokens of prompt and completion (trainer.max_length)"},
     "--max-new-tokens": {**NUMBER, "help": "maximum length of the response, in tokens"},
     "--max-ngrams": {**LIMIT, "help": "maximum number of words in a row without a new 5-gram; off: any"},
-    "--max-run": {**LIMIT, "help": "maximum number of equal characters in a row, four times as many signs; off: any"},
+    "--max-run": {**LIMIT, "help": "maximum number of equal groups of characters in a row, four times as many of signs; off: any"},
     "--max-tiles": {**NUMBER, "help": "maximum number of tiles of all images of a prompt (model.max_tiles)"},
     "--max-zeros": {**LIMIT, "help": "maximum number of zeros in a row; off: any"},
     "--metadata": {"action": "append", "metavar": "FIELD", "help": "field that is only metadata; may be repeated (data.metadata)"},

@@ -20,6 +20,7 @@ from mpo.io import read_json_lines
 
 LOOP = "It is a cat. " * 30
 PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["stub_jobs", "openai.resources.chat", "mpo.pipelines.part"])
 COUNT = 24
 
 
@@ -82,7 +83,7 @@ def test_lines_are_kept_byte_by_byte(run, tmp_path):
     assert [one["record"] for one in dropped] == [lines[number] for number in (1, 3, 4, 6)]
     assert [one["reasons"][0]["text"] for one in dropped] == ["messages[1]", "chosen", "rejected", "messages[1]"]
     reason = dropped[2]["reasons"][0]
-    assert (reason["rule"], reason["threshold"]) == ("loop", 32) and reason["value"] > 32
+    assert (reason["rule"], reason["threshold"]) == ("loop", 35) and reason["value"] > 35
     assert LOOP[reason["start"] : reason["end"]].startswith(reason["excerpt"])
     found = report()
     assert found["by_source"]["web"] == {"records": 2, "kept": 1, "dropped": 1, "unscored": 0, "dropped: loop": 1}
@@ -171,7 +172,7 @@ def test_scores_and_what_has_none(run):
         assert run(*words)[0] == 0 and stub.asked == 50
         for other, name in (
             (["--min-quality", "5"], "steps.quality.threshold is 7 there and 5.0 now"),
-            (["--max-loop", "off"], "steps.form.limits.loop is 32 there and None now"),
+            (["--max-loop", "off"], "steps.form.limits.loop is 35 there and None now"),
             (["--unscored", "drop"], "on_unscored"),
             (["--no-repetition"], "order"),
             (["--domain", "odd=math"], "domains.odd"),

@@ -26,7 +26,7 @@ mpo data filter chat.jsonl --output judged --model http://localhost:8000/v1 --pr
 mpo data filter pairs.jsonl --output judged --model runs/first --no-quality --max-loop off
 mpo data filter data/ --output judged --model http://localhost:8000/v1 --domain math --domain forum=writing
 """
-LIMITS = {"line": "10000", "zeros": "64", "run": "64", "lines": "0.3", "loop": "32", "ngrams": "60"}
+LIMITS = {"line": "10000", "zeros": "100", "run": "64", "lines": "0.3", "loop": "35", "ngrams": "60"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,16 +75,15 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _generator(args: argparse.Namespace) -> Any:
-    from mpo.generation.open import open_local
-    from mpo.generation.server import ServerGenerator
-
     at_server = re.match("https?://", args.model, re.IGNORECASE)
     for name in ("device",) if at_server else ("model_name", "prices", "workers"):
         if getattr(args, name) is not None:
             where = "a model in this process" if at_server else "a server"
             raise ValueError(f"--{name.replace('_', '-')} needs {where}, and --model is {args.model}. Leave it out.")
-    return (
-        ServerGenerator(args.model, args.model_name, prices=args.prices)
-        if at_server
-        else open_local(args.model, device=args.device)
-    )
+    if at_server:
+        from mpo.generation.server import ServerGenerator
+
+        return ServerGenerator(args.model, args.model_name, prices=args.prices)
+    from mpo.generation.open import open_local
+
+    return open_local(args.model, device=args.device)

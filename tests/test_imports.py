@@ -16,7 +16,8 @@ ORDER = (
     ("batching",),
     ("generation", "verification"),
     ("evaluation",),
-    ("training", "curation", "pipelines"),
+    ("training", "pipelines"),
+    ("curation",),
     ("preflight", "demo"),
     ("commands",),
 )

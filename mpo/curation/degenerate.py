@@ -57,8 +57,8 @@ def check_limits(limits: Mapping[str, float | None]) -> None:
 def find_degenerate(text: str, limits: Mapping[str, float | None] = LIMITS) -> Iterator[Finding]:
     r"""Yield what is wrong with the form of a text, one finding a rule at most.
 
-    >>> [(one.rule, one.value) for one in find_degenerate("The value is 3." + "0" * 100)]
-    [('zeros', 100)]
+    >>> [(one.rule, one.value) for one in find_degenerate("The value is 3." + "0" * 200)]
+    [('zeros', 200)]
     >>> list(find_degenerate("def add(a, b):\n    return a + b"))
     []
     """
@@ -131,6 +131,8 @@ def _loop(tokens: _Tokens, limit: float) -> Finding | None:
     ids, values, size = tokens.ids, tokens.values, len(tokens.ids)
     for period in range(1, min(MAX_PERIOD, size // (COPIES + 1)) + 1):
         equal = (ids[period:] == ids[:-period]) | ((values[period:] == values[:-period] + 1) & (values[:-period] >= 0))
+        if tokens.words[period:][equal].sum() <= max(best, limit):
+            continue
         totals = np.concatenate([[0.0], np.cumsum(np.where(equal, tokens.words[period:], -tokens.loss[period:]))])
         lows = np.minimum.accumulate(totals)
         end = int(np.argmax(totals - lows))

@@ -170,7 +170,7 @@ class Judge(Step):
         if low:
             common = {"rule": self.verb, "threshold": self.threshold}
             reasons = [{**common, "value": scores[name], "text": name, "excerpt": said[name][:EXCERPT]} for name in low]
-            raise Dropped("{rule} of {text}: {value}, below {threshold:g}".format(**reasons[0]), reasons=reasons)
+            raise Dropped(f"{self.verb} of {low[0]}: {scores[low[0]]}, below {self.threshold:g}", reasons=reasons)
         unread = {name: said[name].strip() or "..." for name, value in scores.items() if value is None}
         scores = {**record.get("scores", {}).get(self.verb, {}), **scores}
         both = (("scores", scores), ("unread", unread)) if scores else ()

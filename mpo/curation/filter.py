@@ -42,7 +42,7 @@ class Source:
     """
 
     def __init__(self, path: str | Path, *, metadata: Sequence[str] = (), keep_bad: bool = False) -> None:
-        self.path, self.metadata, self.keep_bad = os.path.expanduser(path), metadata, keep_bad
+        self.path, self.metadata, self.keep_bad = os.path.abspath(os.path.expanduser(path)), metadata, keep_bad
         self.root = folder_of(self.path)
         if not all(isinstance(shard, LinesShard | ArrayShard | ParquetShard) for shard in open_files(self.path)):
             raise ValueError(f"{path} is neither JSONL, nor a JSON array, nor Parquet. Convert it first (mpo data convert).")

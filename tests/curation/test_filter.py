@@ -281,7 +281,12 @@ def test_flags_without_effect(run, words, name):
         assert status == 2 and name in out and stub.asked == 0 and not os.path.exists("out")
 
 
-def test_other_kinds_of_sources(tmp_path):
+def test_other_kinds_of_sources(tmp_path, monkeypatch):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.tar")
+    monkeypatch.chdir(tmp_path)
+    write("a.jsonl", [chat(0)])
+    source = Source("a.jsonl")
+    monkeypatch.chdir("/")
+    assert [one["id"] for one in source] == ["a.jsonl:1"]  # a worker may be elsewhere
     with pytest.raises(ValueError, match="mpo data convert"):
         Source(tmp_path / "a.tar")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,10 +149,11 @@ def turns_of(given: Any, name: str) -> list[dict[str, Any]]:
             content = message["content"]
             found = parse_json(content, what) if isinstance(content, str) else content
             calls = [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
-            message |= {"content": None, "tool_calls": calls}
+            message |= {"content": None, "tool_calls": json.dumps(calls, ensure_ascii=False)}
             before = messages[-1] if messages else {}
             if before.get("role") == "assistant" and (after_call or not before.get("tool_calls")):
-                before["tool_calls"] = [*(before.get("tool_calls") or ()), *calls]  # one turn, as templates write it
+                earlier = json.loads(before["tool_calls"]) if after_call else []  # of one turn, as templates write it
+                before["tool_calls"] = json.dumps([*earlier, *calls], ensure_ascii=False)
                 continue
         after_call = is_call
         messages.append(message)

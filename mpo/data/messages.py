@@ -179,8 +179,12 @@ def _message(message: Any, name: str, whole: bool = False) -> Message:
 
 
 def as_json(value: Any, name: str) -> str | None:
-    """Check a list of objects, or its JSON, and return its JSON, which Arrow cannot change. Raises ValueError for anything else."""
-    found = parse_json(value, name) if isinstance(value, str) and value else value
+    """Check a list of objects that name functions; return its JSON, which Arrow cannot change. What is JSON keeps its null.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = parse_json(value, name) if isinstance(value, str) and value else _unpadded(value)
     if found in (None, "", []):
         return None
     if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
@@ -190,6 +194,13 @@ def as_json(value: Any, name: str) -> str | None:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
             raise ValueError(f"{name} has an entry without the name of a function: {one!r:.80}.")
     return json.dumps(found, ensure_ascii=False, default=str)
+
+
+def _unpadded(value: Any) -> Any:
+    """A value without the null that Arrow adds to objects in a list, for the fields of the others."""
+    if isinstance(value, Mapping):
+        return {name: _unpadded(one) for name, one in value.items() if one is not None}
+    return list(map(_unpadded, value)) if isinstance(value, list) else value
 
 
 def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:

@@ -123,9 +123,9 @@ def to_records(
             rows.append(what.row(pair, _merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
         if kind == "chosen":
-            chosen = [one for preference in Preference.grouped(rows) for one in preference.chosen()]
+            whole = [one for preference in Preference.grouped(rows) for one in preference.chosen()]
             kept = [column.name for column in what.columns if column.name not in ("messages", "tools")]
-            rows[:] = [_checked({name: one.columns[name] for name in kept}, list(one.messages)) for one in chosen]
+            rows[:] = [_checked({name: one.columns[name] for name in kept}, list(one.messages)) for one in whole]
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
             row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]

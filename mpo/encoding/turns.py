@@ -29,7 +29,8 @@ from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.templates import is_processor, probe
 from mpo.io import bad_record, parse_json
 from mpo.models.control_tokens import check_texts
-from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, SIDES, TRL_COLUMNS, InternalKey, names
+from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, TRL_COLUMNS, InternalKey, names
+from mpo.schema import SIDES as SIDES
 
 Record = dict[str, Any]
 CONVERSATION = ("completion",)
@@ -422,9 +423,9 @@ def _check_tool_calls(messages: list[Any], text: str, where: str) -> None:
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without the keys that Arrow adds to all structs; tool calls, which may be JSON, keep a content of None."""
-    calls = message.get("tool_calls")
-    message = {**message, "tool_calls": parse_json(calls, "'tool_calls'")} if isinstance(calls, str) else message
-    return {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    found = {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    calls = found.get("tool_calls")
+    return {**found, "tool_calls": parse_json(calls, "'tool_calls'")} if isinstance(calls, str) else found
 
 
 def _unpadded(value: Any) -> Any:

@@ -19,7 +19,7 @@ from mpo.encoding.conversations import as_completion
 from mpo.io import BadRecord
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}
-CALL = {"name": "weather", "arguments": {"city": "Rome"}}
+CALL = {"name": "weather", "arguments": {"city": "Rome", "days": [None, 2]}}
 RESULT = {"type": "function", "function": CALL}
 
 
@@ -423,6 +423,25 @@ def test_tables(images):
     load_conversations(path).save_to_disk(images / "saved")
     (again,) = load_conversations(images / "saved")
     assert again == found
+
+
+def test_null_in_calls(images):
+    """What is JSON in the file stays as it is; a table's padding goes."""
+    text = '{"name": "weather", "arguments": {"city": null}}'
+    line = {
+        "conversations": [
+            human("Sun?"),
+            {"from": "function_call", "value": text},
+            {"from": "observation", "value": "yes"},
+            gpt("Yes."),
+        ]
+    }
+    assert json.loads(only(line, images)["messages"][1]["tool_calls"])[0]["function"] == json.loads(text)
+    padded = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome", "day": None}}, "id": None}
+    line = {"messages": [ASKED, said("assistant", "", tool_calls=[padded]), said("tool", "sun"), REPLY]}
+    assert json.loads(only(line, images)["messages"][1]["tool_calls"]) == [
+        {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])

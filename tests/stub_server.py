@@ -55,6 +55,7 @@ class StubServer:
         prefix: ``flag`` continues a prefix where continue_final_message is set, ``always``, ``closed`` or ``refused`` (422); None
             for its kind's way.
         keep: keep the requests' bodies.
+        text: the response to a request from its body and the number of the sample.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class StubServer:
         prefix: str | None = None,
         keep: bool = True,
         port: int = 0,
+        text: Callable[[dict[str, Any], int], str] = stub_text,
     ) -> None:
         self.model, self.kind, self.poison, self.delay, self.key, self.retry_after = model, kind, poison, delay, key, retry_after
         self.faults = list(faults)
+        self.text = text
         self.context, self.same, self.said_model, self.keep = context, same, said_model, keep
         self.ignores_n = kind == "transformers" if ignores_n is None else ignores_n
         ways = {"vllm": "flag", "sglang": "flag", "lmdeploy": "always", "transformers": "refused"}
@@ -177,7 +180,7 @@ class StubServer:
         limit = body.get("max_tokens", 16)
         choices, completion_tokens = [], 0
         for number in range(count):
-            words = stub_text(body, 0 if self.same else number).split()
+            words = self.text(body, 0 if self.same else number).split(" ")
             text, finish = " ".join(words[:limit]), "stop" if len(words) < limit else "length"
             for stop in body.get("stop") or ():
                 text = text.split(stop)[0]

@@ -26,6 +26,11 @@ def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = F
     return read
 
 
+def limit(kind: type, high: float = math.inf) -> Callable[[str], Any]:
+    """The type of a number above 0, or ``off``."""
+    return lambda text: text if text == "off" else number(kind, 0, high, open_low=True)(text)
+
+
 def path(text: str) -> Path:
     """The type of a path: ``~`` is the home folder."""
     if not text:
@@ -34,6 +39,7 @@ def path(text: str) -> Path:
 
 
 COUNT, SEED, ABOVE_0 = number(int, 1), number(int, 0), number(float, 0, open_low=True)
+LIMIT: dict[str, Any] = {"type": limit(int), "metavar": "N"}
 FLAG: dict[str, Any] = {"action": "store_true"}
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 NUMBER: dict[str, Any] = {"type": COUNT, "metavar": "N"}
@@ -41,7 +47,12 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--base": {"metavar": "MODEL", "help": "base model of an adapter (default: as in its config)"},
     "--check": {**SWITCH, "help": "read the result again and compare it with the source"},
     "--device": {"metavar": "DEVICE", "help": "device to run on, such as cpu or cuda:1 (default: the first GPU, if there is one)"},
-    "--drop-bad": {**FLAG, "help": "drop questions that cannot be asked, such as without their image, instead of stopping"},
+    "--domain": {
+        "action": "append",
+        "metavar": "DOMAIN",
+        "help": "what quality means (general, code, math, knowledge, writing), also as SOURCE=DOMAIN; may be repeated",
+    },
+    "--drop-bad": {**FLAG, "help": "drop records that cannot be read or asked, such as without their image, instead of stopping"},
     "--dry-run": {**FLAG, "help": "show the changes without making them"},
     "--dtype": {"choices": ("auto", "bfloat16", "float16", "float32"), "help": "dtype of the weights; auto: as in the checkpoint"},
     "--eval-by": {"choices": ("both", "image", "question"), "help": "keep the parts disjoint in questions, in images, or in both"},
@@ -53,6 +64,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--exact": {**FLAG, "help": "remove exact duplicates only"},
     "--format": {"metavar": "FORMAT", "help": "format of the records, such as trl or mmpr (default: detected)"},
+    "--heuristics": {**SWITCH, "help": "check the form of texts"},
     "--html": {"type": path, "metavar": "FILE", "help": "HTML page to write"},
     "--id": {"action": "append", "metavar": "ID", "help": "show the records with this id; may be given several times"},
     "--image": {"type": path, "action": "append", "metavar": "FILE", "help": "image to show before the question; may be repeated"},
@@ -71,12 +83,27 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--like": {"type": path, "metavar": "DIR", "help": "official checkpoint to copy config, tokenizer and code from"},
     "--limit": {**NUMBER, "help": "maximum number of records"},
     "--max-frames": {**NUMBER, "help": "maximum number of frames of a video (data.frames.max)"},
+    "--max-line": {**LIMIT, "help": "maximum number of characters of a line; off: any"},
+    "--max-lines": {
+        "type": limit(float, 1),
+        "metavar": "FRACTION",
+        "help": "maximum part of a text in lines that are a fourth copy or a later one; off: any",
+    },
+    "--max-loop": {**LIMIT, "help": "maximum number of words that are repeated in a loop at the end of a text; off: any"},
     "--max-length": {**NUMBER, "help": "maximum number of tokens of prompt and completion (trainer.max_length)"},
     "--max-new-tokens": {**NUMBER, "help": "maximum length of the response, in tokens"},
+    "--max-ngrams": {**LIMIT, "help": "maximum number of words in a row without a new 5-gram; off: any"},
+    "--max-run": {**LIMIT, "help": "maximum number of equal groups of characters in a row, four times as many of signs; off: any"},
     "--max-tiles": {**NUMBER, "help": "maximum number of tiles of all images of a prompt (model.max_tiles)"},
+    "--max-zeros": {**LIMIT, "help": "maximum number of zeros in a row; off: any"},
     "--metadata": {"action": "append", "metavar": "FIELD", "help": "field that is only metadata; may be repeated (data.metadata)"},
     "--min-frames": {**NUMBER, "help": "minimum number of frames of a video (data.frames.min)"},
-    "--model": {"metavar": "MODEL", "help": "count tokens and tiles with this model's processor; weights are not loaded"},
+    "--min-quality": {"type": number(float, 0, 10), "metavar": "SCORE", "help": "lowest score for quality that is kept"},
+    "--min-repetition": {"type": number(float, 0, 10), "metavar": "SCORE", "help": "lowest score for repetition that is kept"},
+    "--model": {
+        "metavar": "MODEL",
+        "help": "model whose processor counts tokens and tiles, not its weights; data filter: model, or URL of a server, to ask",
+    },
     "--model-name": {"metavar": "NAME", "help": "model to use on a server with several (default: its first one)"},
     "--n": {**NUMBER, "help": "responses per question"},
     "--num-proc": {**NUMBER, "help": "number of processes (default: one per CPU core)"},
@@ -86,12 +113,20 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": "folder that image paths in the written JSONL are relative to (default: their deepest common folder)",
     },
+    "--prices": {
+        "type": number(float, 0),
+        "nargs": 2,
+        "metavar": ("PROMPT", "COMPLETION"),
+        "help": "prices of a million tokens, for the cost",
+    },
     "--prompt": {"metavar": "TEXT", "help": "prompt, in which {question} and {choices} are replaced"},
+    "--quality": {**SWITCH, "help": "let the model judge quality"},
     "--questions": {"type": path, "metavar": "FILE", "help": "file of questions: JSONL, JSON or Parquet"},
     "--quick": {**FLAG, "help": "run a smaller demo of about a minute; its accuracy is low"},
     "--removed": {"type": path, "metavar": "FILE", "help": "file to list the removed pairs in (default: TARGET.removed.jsonl)"},
+    "--repetition": {**SWITCH, "help": "let the model judge repetition"},
     "--restart": {**FLAG, "help": "delete an earlier demo in the output folder and run all stages"},
-    "--retry-dropped": {**FLAG, "help": "try the questions again that were dropped"},
+    "--retry-dropped": {**FLAG, "help": "try the records again that were dropped"},
     "--run-dir": {"type": path, "metavar": "DIR", "help": "folder that runs are written to (run_dir)"},
     "--seed": {"type": SEED, "metavar": "N", "help": "random seed"},
     "--shard-gb": {"type": ABOVE_0, "metavar": "GB", "help": "maximum size of a weight shard"},
@@ -109,6 +144,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "sample from the smallest set of most likely tokens with this total probability",
     },
     "--workers": {**NUMBER, "help": "number of processes (extra scale)"},
+    "--unscored": {"choices": ("keep", "drop"), "help": "what becomes of records for which the model gives no score"},
     "--verbose": {**FLAG, "help": "add the reports of PyTorch's collect_env and of transformers env"},
 }
 """Every flag, with the arguments of `add_argument` but for its default."""

@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 
 class Dropped(Exception):
-    """Raised by a step that has no output for a record, with the reason."""
+    """Raised by a step that has no output for a record, with the reason, and further fields of its line among the dropped ones."""
+
+    def __init__(self, reason: str = "", **details: Any) -> None:
+        super().__init__(reason)
+        self.details = details
 
 
 class BadStep(TypeError, ValueError):
@@ -169,9 +173,8 @@ class Flow:
             for given, outputs in zip(current, found, strict=True):
                 if isinstance(outputs, Exception):
                     reason = str(outputs) or type(outputs).__name__
-                    result.dropped.append(
-                        {"id": given["id"], "input_id": record["id"], "step": name, "reason": reason, "record": given}
-                    )
+                    why = {"step": name, "reason": reason, **getattr(outputs, "details", {})}
+                    result.dropped.append({"id": given["id"], "input_id": record["id"], **why, "record": given})
                     result.counts[f"{name}/dropped"] += 1
                     result.failed |= not isinstance(outputs, Dropped)
                     continue

@@ -32,7 +32,10 @@ def parsers(parser, name="mpo"):
 
 ALL = dict(parsers(command_line()))
 COMMANDS = [name for name, parser in ALL.items() if parser.get_default("run")]
-ACTIONS = {"cache": {"inspect", "prune", "verify"}, "data": {"convert", "dedupe", "mix", "show", "split", "stats", "validate"}}
+ACTIONS = {
+    "cache": {"inspect", "prune", "verify"},
+    "data": {"convert", "dedupe", "filter", "mix", "show", "split", "stats", "validate"},
+}
 
 
 def test_every_file_is_a_command():

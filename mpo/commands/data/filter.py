@@ -1,0 +1,89 @@
+"""Remove conversations or pairs by their form, and by scores of a language model.
+
+As for InternVL 2.5, in the folder --output, which the same command goes on with after an interruption:
+
+  heuristics    long lines, runs of zeros or of one character, repeated lines, loops, repeated n-grams
+  repetition    a score of --model from 0 to 10; below 3 dropped
+  quality       a score of --model from 0 to 10; below 7 dropped; records with images are not judged
+
+Texts are the turns of the assistant. Of a pair, both completions are checked, but for quality the chosen one alone. The folder
+kept has the files of PATH without the dropped lines, the others as they are, with their image paths; dropped.jsonl has the
+dropped ones with all reasons, report.json the counts by rule and by source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+
+EXAMPLES = """\
+mpo data filter chat.jsonl --output filtered
+mpo data filter chat.jsonl --output judged --model http://localhost:8000/v1 --prices 0.15 0.6
+mpo data filter pairs.jsonl --output judged --model runs/first --no-quality --max-loop off
+mpo data filter data/ --output judged --model http://localhost:8000/v1 --domain math --domain forum=writing
+"""
+LIMITS = {"line": "10000", "zeros": "100", "run": "64", "lines": "0.3", "loop": "35", "ngrams": "60"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="conversations or preferences: JSONL, JSON, Parquet, or a folder of them")
+    add(parser, "--output", required=True)
+    add(parser, "--metadata", "--drop-bad", "--retry-dropped", "--workers", "--model", "--model-name", "--prices", "--device")
+    add(parser, "--heuristics", default=True)
+    add(parser, "--repetition", "--quality", otherwise="with --model")
+    for name, value in LIMITS.items():
+        add(parser, f"--max-{name}", otherwise=value)
+    for name, value in (("--min-repetition", "3"), ("--min-quality", "7"), ("--domain", "general"), ("--unscored", "keep")):
+        add(parser, name, otherwise=value)
+
+
+def run(args: argparse.Namespace) -> Report:
+    from mpo.curation.filter import Source, filter_records
+    from mpo.curation.judge import OTHERS, Form, Quality, Repetition
+
+    limits = {name: value for name in LIMITS if (value := getattr(args, f"max_{name}")) is not None}
+    judges = {Repetition: args.repetition, Quality: args.quality}
+    judges = {judge: bool(args.model) if wanted is None else wanted for judge, wanted in judges.items()}
+    for names, needed, there in (
+        ([f"max_{name}" for name in limits], "--heuristics", args.heuristics),
+        (["repetition", "quality", "model_name", "prices", "device"], "--model", args.model),
+        (["model", "unscored"], "--repetition or --quality", any(judges.values())),
+        (["min_repetition"], "--repetition", judges[Repetition]),
+        (["min_quality", "domain"], "--quality", judges[Quality]),
+    ):
+        if not there and (given := [name for name in names if getattr(args, name) not in (None, False)]):
+            raise ValueError(f"--{given[0].replace('_', '-')} needs {needed}. Give both, or none.")
+    source = Source(args.path, metadata=args.metadata or (), keep_bad=args.drop_bad)
+    steps: list[Any] = [
+        Form({name: None if value == "off" else value for name, value in limits.items()}, heuristics=args.heuristics)
+    ]
+    unscored, generator = args.unscored or "keep", _generator(args) if any(judges.values()) else None
+    domains = dict((OTHERS, *one.rsplit("=", 1))[-2:] for one in args.domain or ())
+    own = {Repetition: {"threshold": args.min_repetition}, Quality: {"threshold": args.min_quality, "domains": domains}}
+    for judge in [judge for judge, wanted in judges.items() if wanted]:
+        steps += [judge(generator, **own[judge], on_unscored=unscored, again=again) for again in (False, True)]
+    settings = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped, "workers": args.workers or 1}
+    report = filter_records(source, steps, args.output, on_unscored=unscored, **settings)
+    rows = {"all": {name: value for name, value in report.items() if isinstance(value, int)}, **report["by_source"]}
+    lines = [f"{name}: {', '.join(f'{count:,} {what}' for what, count in row.items())}" for name, row in rows.items()]
+    spent = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in report["spent"].items())
+    return Report("\n".join([*lines, *[f"spent: {spent}"] * bool(spent), f"{args.output}/report.json"]), report)
+
+
+def _generator(args: argparse.Namespace) -> Any:
+    at_server = re.match("https?://", args.model, re.IGNORECASE)
+    for name in ("device",) if at_server else ("model_name", "prices", "workers"):
+        if getattr(args, name) is not None:
+            where = "a model in this process" if at_server else "a server"
+            raise ValueError(f"--{name.replace('_', '-')} needs {where}, and --model is {args.model}. Leave it out.")
+    if at_server:
+        from mpo.generation.server import ServerGenerator
+
+        return ServerGenerator(args.model, args.model_name, prices=args.prices)
+    from mpo.generation.open import open_local
+
+    return open_local(args.model, device=args.device)

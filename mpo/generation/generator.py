@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -137,6 +138,7 @@ class GenerationError(ValueError):
 
 Item = Request | tuple[Request, Sequence[int]]
 """A request of a stream, alone or with the numbers of its samples that are wanted; alone it means 0 to n - 1."""
+_COUNTING = threading.Lock()
 
 
 class Generator(Protocol):
@@ -198,7 +200,8 @@ class Generator(Protocol):
             requests: what to ask. One may come with the numbers of its samples that are wanted, as ``(request, (1, 3))``, where
                 the others are there already; otherwise they are 0 to `n` - 1.
             n: as in `generate`, as are all others.
-            concurrency: the largest number of requests at the same time; None for the generator's own.
+            concurrency: the largest number of requests of the generator at the same time, those of other calls included; None for
+                its own.
 
         Yields:
             the number of the request (from 0), that of the sample, and the response, each as it comes, in any order. A request that
@@ -288,11 +291,14 @@ class Usage:
 
     Attributes:
         prices: of a million prompt tokens and a million completion tokens, in the user's currency; None if nothing is charged.
-        requests: number of requests that were answered; one for several samples of a prompt counts once.
+        requests: number of requests that were answered; one for several samples of a prompt counts once, as does one that finds out
+            what a server can do.
         responses: number of responses.
         prompt_tokens: of all requests, as the generator counts them.
         completion_tokens: of all responses.
         unknown: number of requests whose tokens the server did not say.
+        lost: number of attempts whose response did not come or was broken (timeouts, connections, interruptions). Servers may
+            charge for them, and their tokens are in none of the numbers.
     """
 
     prices: tuple[float, float] | None = None
@@ -301,6 +307,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     unknown: int = 0
+    lost: int = 0
 
     @property
     def cost(self) -> float | None:
@@ -311,11 +318,12 @@ class Usage:
 
     def add(self, responses: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Count a request that was answered."""
-        self.requests += 1
-        self.responses += responses
-        self.prompt_tokens += prompt_tokens or 0
-        self.completion_tokens += completion_tokens or 0
-        self.unknown += prompt_tokens is None or completion_tokens is None
+        with _COUNTING:
+            self.requests += 1
+            self.responses += responses
+            self.prompt_tokens += prompt_tokens or 0
+            self.completion_tokens += completion_tokens or 0
+            self.unknown += prompt_tokens is None or completion_tokens is None
 
 
 def checked_requests(requests: Any) -> list[Request]:

@@ -72,10 +72,12 @@ class Part:
         folder: its folder.
         size: number of its records.
         images: folder for encoded images of records, which JSON cannot hold.
+        base: the ledger of the job before it had several parts; None for none.
+        last: it counts what was spent there.
     """
 
-    def __init__(self, folder: Path, size: int, images: Path) -> None:
-        self.folder, self.size, self.images = folder, size, images
+    def __init__(self, folder: Path, size: int, images: Path, base: Path | None = None, *, last: bool = False) -> None:
+        self.folder, self.size, self.images, self.base, self.last = folder, size, images, base, last
 
     def progress(self) -> dict[str, Any]:
         """How far it is: numbers of finished records and bytes, ``counts`` (`mpo.pipelines.report`) and what was ``spent``."""
@@ -135,7 +137,10 @@ class Part:
         with locked(self.folder, "part"):
             if self.finished:
                 return
-            ledger = Ledger(self.folder / LEDGER)
+            base = Ledger(self.base) if self.base is not None and self.base.is_file() else None
+            ledger = Ledger(self.folder / LEDGER, base)
+            if base is not None and self.last:
+                ledger.spent += base.spent
             if ledger.cut:
                 log.warning("%s: an unfinished line of %d bytes at its end was cut off", ledger.path, ledger.cut)
             with _Writing(self, ledger, max_failures, proven, show) as writing:

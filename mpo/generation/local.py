@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class LocalGenerator:
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
         self._context = context_of(model)
+        self._busy = threading.Lock()  # two steps of a job may ask it from two threads
 
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""
@@ -222,6 +224,7 @@ class LocalGenerator:
         """The samples of some records with these numbers, in batches of `responses_per_batch`."""
         found: list[list[Sample]] = [[] for _ in records]
         with (
+            self._busy,
             _unchanged(self.model),
             tqdm(total=sum(map(len, samples)), desc=self.progress, disable=self.progress is None, unit="response") as bar,
         ):

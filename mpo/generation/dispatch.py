@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpo.generation.endpoint import CHAT, COMPLETIONS, Endpoint, FailedError, RefusedError, SettingsError, WrongModelError
 from mpo.generation.generator import Decoding, GenerationError, Request
 from mpo.generation.prefix import CONTINUES, load_template, rendered, try_prefix
-from mpo.generation.wire import KINDS, Choice, Kind, chat_fields, check_understood, decoding_fields, read_choices, read_usage
+from mpo.generation.wire import Choice, chat_fields, check_understood, decoding_fields, read_choices, read_usage
 
 if TYPE_CHECKING:
     from mpo.generation.server import ServerGenerator
@@ -69,8 +69,7 @@ class Dispatch:
     others is at fault itself; a plain request tells, where no other has.
 
     Args:
-        generator: the generator.
-        decoding: the settings.
+        generator, decoding: whose they are, and the settings.
         most: the largest number of requests of the generator at the same time.
         stack: closes the clients.
     """
@@ -97,21 +96,18 @@ class Dispatch:
         run = cls(generator, decoding, most, stack)
         for endpoint in generator.endpoints:
             try:
-                if endpoint.kind is None:
+                if not endpoint.known:
                     generator.name = await endpoint.introduce(await run._client(endpoint), generator.name, generator.kind)
             except WrongModelError:
                 raise
             except (ConnectionError, FailedError) as error:
                 run._leave_out(endpoint, error)
         for endpoint in run._usable():
-            check_understood(run._kind(endpoint), endpoint.shown, decoding, generator.max_tiles)
+            check_understood(endpoint.kind, endpoint.shown, decoding, generator.max_tiles)
         return run
 
     async def answer(self, attempt: Callable[[Endpoint, float], Awaitable[T]]) -> T:
-        """Make attempts at a request, on one server or another, until one succeeds.
-
-        Args:
-            attempt: makes one, given the server and the seconds it may take.
+        """Make attempts at a request, on one server or another, until one succeeds; each is given the seconds it may take.
 
         Raises:
             GenerationError: when the request is at fault.
@@ -228,10 +224,8 @@ class Dispatch:
                     return await self._probe(endpoint, max_tokens=1)
                 except FailedError:
                     continue
-                except RefusedError as error:
-                    self._leave_out(endpoint, error.of_server())
-                except (ConnectionError, SettingsError) as error:
-                    self._leave_out(endpoint, error)
+                except (RefusedError, ConnectionError, SettingsError) as error:
+                    self._leave_out(endpoint, error.of_server() if isinstance(error, RefusedError) else error)
             self._usable()
         raise ConnectionError(f"{reason} No other request is answered either.")
 
@@ -239,15 +233,12 @@ class Dispatch:
         """Ask a plain request with the same settings."""
         path, body = await self.body(endpoint, Request.ask("Say yes."), (0,))
         most = self.generator.max_tiles
-        if most is not None and self._kind(endpoint).tiles == "mm_processor_kwargs":  # with images alone otherwise
+        if most is not None and endpoint.kind.tiles == "mm_processor_kwargs":  # with images alone otherwise
             body["mm_processor_kwargs"] = {"max_dynamic_patch": most}
         self.checked(endpoint, await self.send(endpoint, path, {**body, **fields}), 0)
         self.answered[endpoint] = time.monotonic()
 
     # What is sent, and what comes back
-
-    def _kind(self, endpoint: Endpoint) -> Kind:
-        return endpoint.kind or KINDS["other"]
 
     async def _client(self, endpoint: Endpoint) -> Any:
         """A client with few enough requests."""
@@ -274,7 +265,7 @@ class Dispatch:
             SettingsError: for a prefix that this server does not go on from.
             ValueError: for an image that cannot be opened.
         """
-        kind, generator = self._kind(endpoint), self.generator
+        kind, generator = endpoint.kind, self.generator
         body = {"model": generator.name, **decoding_fields(kind, self.decoding, first=samples[0], count=len(samples))}
         way = await self._way(endpoint, request) if request.prefix else "flag"
         if way == "template":
@@ -297,7 +288,7 @@ class Dispatch:
 
         async with self.asking[endpoint]:
             if endpoint.prefix is None:
-                endpoint.prefix = await try_prefix(ask, self._kind(endpoint))
+                endpoint.prefix = await try_prefix(ask, endpoint.kind)
                 generator.notice(f"{endpoint.shown} {CONTINUES.get(endpoint.prefix, endpoint.prefix)}.")
         if endpoint.prefix in CONTINUES:
             return endpoint.prefix

@@ -26,6 +26,7 @@ MODELS_SECONDS = 30.0
 """That a server may take to list its models: one that hangs holds up the others."""
 
 
+@dataclass(eq=False)
 class FailedError(Exception):
     """An attempt that may succeed if it is repeated.
 
@@ -37,11 +38,15 @@ class FailedError(Exception):
         final: it must not be repeated, since a part of the response was passed on.
     """
 
-    def __init__(
-        self, reason: str, *, after: float | None = None, limited: bool = False, unreachable: bool = False, lost: bool = False
-    ) -> None:
-        super().__init__(reason)
-        self.after, self.limited, self.unreachable, self.lost, self.final = after, limited, unreachable, lost, False
+    reason: str
+    after: float | None = None
+    limited: bool = False
+    unreachable: bool = False
+    lost: bool = False
+    final: bool = False
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class SettingsError(ValueError):
@@ -92,7 +97,7 @@ class Endpoint:
         url: its address up to ``/v1``.
         key_variable: the environment variable with the key.
         timeout: seconds that a response may take.
-        kind: its ways; None until it was asked.
+        kind: its ways, once it is `known`.
         rests_until: do not ask it before this time (`time.monotonic`).
         ignores_n: it has answered with fewer responses than were asked for.
         prefix: how it goes on from a prefix: ``flag``, ``itself``, or the reason why it does not; None until tried.
@@ -101,7 +106,8 @@ class Endpoint:
     url: str
     key_variable: str
     timeout: float
-    kind: Kind | None = None
+    kind: Kind = KINDS["other"]
+    known: bool = False
     rests_until: float = 0.0
     ignores_n: bool = False
     prefix: str | None = None
@@ -154,7 +160,7 @@ class Endpoint:
         if names and name not in names and found.name != "transformers":  # which loads others when they are asked for
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise WrongModelError(f"{self.shown} has no model {name!r}; it has {listed}. Give the name of one of them.")
-        self.kind = found
+        self.kind, self.known = found, True
         return name
 
     async def _listed(self, client: Any, *, optional: bool) -> Any:

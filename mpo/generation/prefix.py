@@ -22,12 +22,7 @@ async def try_prefix(ask: Callable[[Mapping[str, Any]], Awaitable[Any]], kind: K
     A turn that is closed has the tokens that close it, and those that open the next one. With P(x) tokens for the prefix x,
     2 P(x) - P(x x) - P() is their number; and where the flag is understood, the prompt with it is shorter than without.
 
-    Args:
-        ask: sends the fields of a chat request, and returns the response.
-        kind: the server's.
-
-    Returns:
-        a key of `CONTINUES`, or the reason why it does not.
+    `ask` sends the fields of a chat request, and returns the response. Returns a key of `CONTINUES`, or why it does not.
     """
 
     async def tokens(prefix: str | None, *, flag: bool = False) -> int | None:
@@ -52,12 +47,7 @@ async def try_prefix(ask: Callable[[Mapping[str, Any]], Awaitable[Any]], kind: K
 
 
 def rendered(request: Request, template: Any) -> str:
-    """The prompt of a request without images, with its prefix.
-
-    Args:
-        request: the request.
-        template: the model's tokenizer or processor.
-    """
+    """The prompt of a request without images, with its prefix, by the model's tokenizer or processor."""
     from mpo.batching.logprobs import prompt_record
     from mpo.encoding.turns import render
     from mpo.models.control_tokens import added_start

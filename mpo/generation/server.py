@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import re
-import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AsyncExitStack, aclosing, suppress
 from itertools import groupby
 from typing import Any, TypeVar
@@ -22,9 +22,10 @@ from mpo.generation.generator import (
     Request,
     Response,
     Usage,
-    checked_concurrency,
     checked_requests,
+    first_error,
     numbered,
+    whole_number,
 )
 from mpo.generation.wire import KINDS, MAX_CHOICES, OWN_FIELDS, Choice, read_usage
 
@@ -104,13 +105,12 @@ class ServerGenerator:
         for name, value in (("timeout", timeout), ("total_timeout", total_timeout)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"Expected {name} to be a number of seconds above 0; got {name}={value!r}.")
-        for name, whole in (("concurrency", concurrency), ("attempts", attempts), ("max_tiles", max_tiles)):
-            if (whole is not None or name != "max_tiles") and (isinstance(whole, bool) or not isinstance(whole, int) or whole < 1):
-                raise ValueError(f"Expected {name} to be a whole number of 1 or more; got {name}={whole!r}.")
         self.endpoints = [Endpoint(url, key_variable, timeout) for url in given]
         self.name = model
-        self.concurrency, self.timeout, self.total_timeout, self.attempts = concurrency, timeout, total_timeout, attempts
-        self.max_tiles, self.kind, self.template = max_tiles, kind, template
+        self.concurrency: int = whole_number("concurrency", concurrency)
+        self.attempts: int = whole_number("attempts", attempts)
+        self.max_tiles: int | None = whole_number("max_tiles", max_tiles, optional=True)
+        self.timeout, self.total_timeout, self.kind, self.template = timeout, total_timeout, kind, template
         self.extra = dict(extra or {})
         self.usage = Usage(_prices(prices))
         self.notices: list[str] = []
@@ -150,7 +150,7 @@ class ServerGenerator:
     ) -> AsyncGenerator[tuple[int, int, Response | GenerationError], None]:
         """Sample responses as they are asked for; see `mpo.generation.generator.Generator.stream`."""
         decoding = Decoding(**settings)
-        count = checked_concurrency(concurrency) or self.concurrency
+        count = whole_number("concurrency", concurrency, optional=True) or self.concurrency
         found: asyncio.Queue[Any] = asyncio.Queue(2 * count)
         items = numbered(requests)
         taking = asyncio.Lock()
@@ -174,7 +174,7 @@ class ServerGenerator:
                         for _ in range(count):
                             group.create_task(work())
                 except BaseExceptionGroup as errors:
-                    await found.put(_first(errors))
+                    await found.put(first_error(errors))
                 else:
                     await found.put(None)
 
@@ -210,13 +210,11 @@ class ServerGenerator:
                 except Exception as error:  # is the caller's
                     raise GenerationError("") from error
 
-        async def ask() -> Response:
-            async with AsyncExitStack() as stack:
-                run = await Dispatch.start(self, decoding, self.concurrency, stack)
-                return await run.answer(lambda endpoint, limit: self._streamed(run, endpoint, limit, request, show))
+        def ask(run: Dispatch) -> Awaitable[Response]:
+            return run.answer(lambda endpoint, limit: self._streamed(run, endpoint, limit, request, show))
 
         try:
-            return _run(ask)
+            return _run(lambda: self._connected(decoding, ask))
         except GenerationError as error:
             raise error.__cause__ or ConnectionError(error.reason) from None
         except SettingsError as error:
@@ -227,12 +225,12 @@ class ServerGenerator:
     def identity(self) -> dict[str, Any]:
         """The model's name, and what else of this generator decides about its responses."""
         if self.name is None:
-            _run(self._connect)
+            _run(lambda: self._connected(Decoding(), lambda run: asyncio.sleep(0)))
         return {"model": self.name, "max_tiles": self.max_tiles, "extra": self.extra}
 
-    async def _connect(self) -> None:
+    async def _connected(self, decoding: Decoding, ask: Callable[[Dispatch], Awaitable[T]]) -> T:
         async with AsyncExitStack() as stack:
-            await Dispatch.start(self, Decoding(), 1, stack)
+            return await ask(await Dispatch.start(self, decoding, self.concurrency, stack))
 
     def notice(self, text: str, *, about: str | None = None) -> None:
         """Say what was found out, once; with `about`, whatever else is said about that."""
@@ -268,7 +266,7 @@ class ServerGenerator:
                 )
                 await _all(part([one]) for one in missing)
 
-        counts = all(endpoint.kind is not None and endpoint.kind.takes_n and not endpoint.ignores_n for endpoint in run.endpoints)
+        counts = all(endpoint.kind.takes_n and not endpoint.ignores_n for endpoint in run.endpoints)
         try:
             await _all(map(part, _runs(samples) if counts else [[sample] for sample in samples]))
         except GenerationError as error:
@@ -343,13 +341,6 @@ def _runs(samples: Sequence[int]) -> list[list[int]]:
     return [run[first : first + MAX_CHOICES] for run in runs for first in range(0, len(run), MAX_CHOICES)]
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _prices(given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
@@ -371,23 +362,18 @@ def _run(function: Callable[[], Awaitable[T]]) -> T:
     loop = asyncio.new_event_loop()
     task: asyncio.Task[T] = loop.create_task(function())  # type: ignore[arg-type]
 
-    async def result() -> None:
-        await asyncio.wait([task])
-
     def run() -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(result())
+            runner.run(asyncio.wait([task]))
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.1)
-            if outer and outer.cancelling() > cancelled:  # by Ctrl-C, under asyncio.run
-                raise asyncio.CancelledError
-    except BaseException:  # Ctrl-C: nothing more is sent
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        try:
+            while wait([running], 0.1).not_done:
+                if outer and outer.cancelling() > cancelled:  # by Ctrl-C, under asyncio.run
+                    raise asyncio.CancelledError
+        except BaseException:  # Ctrl-C: nothing more is sent
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(task.cancel)
+            raise
     return task.result()

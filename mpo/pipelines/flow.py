@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpo.generation.generator import GenerationError, Request, Response, checked_concurrency, checked_requests
+from mpo.generation.generator import GenerationError, Request, Response, checked_requests, first_error, whole_number
 from mpo.pipelines.ledger import NO_KEY, Ledger, key_of, request_hash
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class Flow:
     def __init__(self, steps: Sequence[Step], *, ledger: Ledger | None = None, concurrency: int | None = None) -> None:
         self.names = step_names(steps)
         self.steps = list(steps)
-        self._ledger, self._concurrency = ledger, checked_concurrency(concurrency)
+        self._ledger, self._concurrency = ledger, whole_number("concurrency", concurrency, optional=True)
         self._used = usage(steps)
         asked = [getattr(step.generator, "concurrency", CONCURRENCY) for step in steps if step.generator is not None]
         self._at_once = RECORDS_PER_REQUEST * (concurrency or max(asked, default=1))
@@ -117,7 +116,7 @@ class Flow:
                     except asyncio.CancelledError:
                         break
                     except BaseExceptionGroup as group:
-                        raise _first(group) from None
+                        raise first_error(group) from None
         finally:
             with suppress(OSError):  # of a full disk, which has raised its own
                 self._keep()
@@ -242,11 +241,11 @@ class Flow:
             raise asked.errors[first]
         return whole
 
-    def _keep(self, answer: Response | None = None, key: str = NO_KEY, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def _keep(self, answer: Response | None = None, key: str = NO_KEY, about: Mapping[str, Any] | None = None) -> None:
         """Append a response to the ledger with what the generators have used since the one before, or only that, if anything."""
         used = usage(self.steps)
         if self._ledger is not None and (answer is not None or used != self._used):
-            self._ledger.append(key, about, answer, used - self._used)
+            self._ledger.append(key, about or {}, answer, used - self._used)
         self._used = used
 
     async def _ask_all(self, step: Step, queue: asyncio.Queue[_Asked | None]) -> None:
@@ -357,8 +356,3 @@ def usage(steps: Sequence[Step]) -> Counter[str]:
             if value := getattr(one, name, None):
                 total[name] += value
     return total
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

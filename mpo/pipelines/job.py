@@ -17,11 +17,11 @@ from PIL.Image import Image
 
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.paths import regular_file
-from mpo.generation.generator import checked_concurrency
+from mpo.generation.generator import whole_number
 from mpo.io import atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import BadStep, Record, finished, log, requests_of, step_names
 from mpo.pipelines.ledger import content_hash, json_line, plain
-from mpo.pipelines.part import DROPPED, LEDGER, OUTPUT, PROGRESS, SHARDS, Part, locked, total
+from mpo.pipelines.part import DROPPED, OUTPUT, PROGRESS, SHARDS, Part, locked, total
 from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import FILES, Dropped, Step, to_record
 
@@ -76,11 +76,11 @@ class Job:
                 "The records can be read only once, and a job reads them several times. Give a list, or load_questions."
             )
         for name, value in (("shards", 1 if shards is None else shards), ("max_failures", max_failures)):
-            _refuse_no_number(name, value)
+            whole_number(name, value)
         self.names = step_names(steps)
         self.steps, self.records, self.folder = list(steps), records, Path(folder).absolute()
         self.shards, self.max_failures, self.drop_bad = shards, max_failures, drop_bad
-        self.concurrency = checked_concurrency(concurrency)
+        self.concurrency = whole_number("concurrency", concurrency, optional=True)
         self.count = 0
 
     def run(self, *, workers: int = 1, retry_dropped: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Job:
             OSError: for a full disk; the same command goes on.
             KeyboardInterrupt: after Ctrl-C, when the responses on their way have come; the same command goes on.
         """
-        _refuse_no_number("workers", workers)
+        whole_number("workers", workers)
         try:
             with locked(self.folder, "job"):
                 self.prepare(workers)
@@ -274,15 +274,10 @@ class Job:
         if shards == 1:
             return [Part(self.folder, self.count, images)]
         bounds = [self._start(number) for number in range(shards + 1)]
+        folders = [self.folder / SHARDS / f"{number:05d}" for number in range(shards)]
         return [
-            Part(
-                self.folder / SHARDS / f"{number:05d}",
-                bounds[number + 1] - bounds[number],
-                images,
-                self.folder / LEDGER,
-                last=number == shards - 1,
-            )
-            for number in range(shards)
+            Part(folder, end - start, images, last=folder is folders[-1])
+            for folder, start, end in zip(folders, bounds, bounds[1:], strict=False)
         ]
 
     def _start(self, number: int) -> int:
@@ -339,11 +334,6 @@ def _content(value: Any) -> Any:
 
 def _contents(marks: Any) -> str:
     return hashlib.blake2b(marks[:, 0].tobytes(), digest_size=16).hexdigest()
-
-
-def _refuse_no_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Expected {name} to be a whole number of 1 or more; got {name}={value!r}.")
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

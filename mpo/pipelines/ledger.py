@@ -27,14 +27,9 @@ _SPENT, _CHECKSUM = b', "spent": ', b', "checksum": "'
 
 
 def key_of(record_id: str, step: str, number: int, request: str, sample: int) -> str:
-    """Return the key of a response, in hex digits.
+    """Return the key of a response, in hex digits: of a sample of one of a step's requests about the record that it was given.
 
-    Args:
-        record_id: id of the record that the step was given.
-        step: name of the step.
-        number: number of the request among those of the step for this record.
-        request: its hash (`request_hash`).
-        sample: number of the sample.
+    The `number` is the request's among those about this record, and `request` its hash (`request_hash`).
     """
     return _digest(json.dumps([record_id, step, number, request, sample]).encode())
 

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpo.generation.endpoint import CHAT, COMPLETIONS, Endpoint, FailedError, RefusedError, SettingsError, WrongModelError
@@ -26,39 +27,44 @@ LONGEST_WAIT = 30.0
 """In seconds, between two attempts, unless the server asks for a longer one."""
 
 
+BLOCKED: set[asyncio.AbstractEventLoop] = set()
+"""Event loops that wait for a call that was made in them, as in a notebook: what runs there cannot end before it."""
+
+
 class Slots:
     """A bound on what runs at the same time, whatever its event loop and thread; who waits first is first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._taken = 0
-        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._taken: Counter[asyncio.AbstractEventLoop] = Counter()
+        self._waiting: deque[tuple[int, asyncio.AbstractEventLoop, Future[None]]] = deque()
 
     def __reduce__(self) -> Any:  # another process has its own
         return Slots, ()
 
     @asynccontextmanager
     async def one(self, most: int) -> AsyncIterator[None]:
-        """Wait until fewer than `most` are taken, and take one."""
+        """Wait until fewer than `most` are taken, but for those of `BLOCKED` loops, and take one."""
         turn: Future[None] = Future()
+        loop = asyncio.get_running_loop()
         with self._lock:
-            self._waiting.append((most, turn))
-        self._admit(0)
+            self._waiting.append((most, loop, turn))
+        self._admit()
         try:
             if not turn.done():
                 await asyncio.wrap_future(turn)
             yield
         finally:
             if not turn.cancel():  # it was given
-                self._admit(1)
+                self._admit({loop: 1})
 
-    def _admit(self, ended: int) -> None:
+    def _admit(self, ended: Mapping[asyncio.AbstractEventLoop, int] = MappingProxyType({})) -> None:
         with self._lock:
-            self._taken -= ended
-            while self._waiting and self._taken < self._waiting[0][0]:
-                turn = self._waiting.popleft()[1]
+            self._taken -= Counter(ended)
+            while self._waiting and sum(self._taken[loop] for loop in self._taken.keys() - BLOCKED) < self._waiting[0][0]:
+                _, loop, turn = self._waiting.popleft()
                 if turn.set_running_or_notify_cancel():
-                    self._taken += 1
+                    self._taken[loop] += 1
                     turn.set_result(None)
 
 

@@ -120,7 +120,7 @@ class LocalGenerator:
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
         self._context = context_of(model)
-        self._busy = threading.Lock()  # two steps of a job may ask it from two threads
+        self._busy = threading.RLock()  # two steps of a job may ask it from two threads
 
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from itertools import groupby
 from typing import Any, TypeVar
 
-from mpo.generation.dispatch import Dispatch, Slots
+from mpo.generation.dispatch import BLOCKED, Dispatch, Slots
 from mpo.generation.endpoint import Endpoint, FailedError, SettingsError
 from mpo.generation.generator import (
     Decoding,
@@ -354,7 +354,7 @@ def _prices(given: Any) -> tuple[float, float] | None:
 def _run(function: Callable[[], Awaitable[T]]) -> T:
     """Run a coroutine to its end, also where an event loop is running already, as in a notebook."""
     try:
-        asyncio.get_running_loop()
+        blocked = asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(function())  # type: ignore[arg-type]
     outer = asyncio.current_task()
@@ -366,6 +366,7 @@ def _run(function: Callable[[], Awaitable[T]]) -> T:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.run(asyncio.wait([task]))
 
+    BLOCKED.add(blocked)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run)
         try:
@@ -376,4 +377,6 @@ def _run(function: Callable[[], Awaitable[T]]) -> T:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(task.cancel)
             raise
+        finally:
+            BLOCKED.discard(blocked)
     return task.result()

@@ -456,6 +456,16 @@ def test_a_start_fails_only_if_no_server_can_be_used(monkeypatch):
         assert all(body["max_tokens"] == 1 for body in closes.bodies)
 
 
+def test_a_call_where_a_stream_is_read():
+    """It does not wait for requests of the event loop that waits for it."""
+
+    async def nested(generator):
+        return [generator.generate([ASKED])[0][0].text async for _ in generator.stream([ASKED] * 4)]
+
+    with StubServer() as stub:
+        assert len(asyncio.run(nested(ServerGenerator(stub.url, concurrency=2)))) == 4
+
+
 def test_calls_at_the_same_time_share_the_concurrency():
     with StubServer(delay=0.02) as stub:
         generator = ServerGenerator(stub.url, concurrency=3)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mpo.generation.server import ServerGenerator
 
 T = TypeVar("T")
+Attempt = Callable[[Endpoint, float], Awaitable[T]]
 POOL = 16
 """Connections of one client: a request's cost grows with them, since httpx looks through all of its pool."""
 LONGEST_WAIT = 30.0
@@ -112,7 +113,7 @@ class Dispatch:
             check_understood(endpoint.kind, endpoint.shown, decoding, generator.max_tiles)
         return run
 
-    async def answer(self, attempt: Callable[[Endpoint, float], Awaitable[T]]) -> T:
+    async def answer(self, attempt: Attempt[T], samples: Sequence[int] = (0,)) -> T:
         """Make attempts at a request, on one server or another, until one succeeds; each is given the seconds it may take.
 
         Raises:
@@ -131,7 +132,7 @@ class Dispatch:
                     await self._check_others(last)
                     raise GenerationError(f"{last} Given up after {attempts or waits} attempts.")
                 try:
-                    return await self._attempted(attempt, endpoint, end)
+                    return await self._attempted(attempt, endpoint, end, samples)
                 except FailedError as error:
                     if error.final:
                         raise GenerationError(f"{error}") from None
@@ -149,13 +150,13 @@ class Dispatch:
                 except ValueError as error:  # of an image
                     raise GenerationError(f"{error}") from error
 
-    async def _attempted(self, attempt: Callable[[Endpoint, float], Awaitable[T]], endpoint: Endpoint, end: float) -> T:
+    async def _attempted(self, attempt: Attempt[T], endpoint: Endpoint, end: float, samples: Sequence[int]) -> T:
         begun = time.monotonic()
         self.running[endpoint] += 1
         try:
             found = await attempt(endpoint, min(max(end - begun, 0.1), self.generator.timeout))
         except RefusedError as error:
-            raise await self._fault(endpoint, error, begun) from None
+            raise await self._fault(endpoint, error, begun, samples) from None
         except (FailedError, asyncio.CancelledError) as error:
             self.generator.usage.lost += getattr(error, "lost", True)
             raise
@@ -200,7 +201,7 @@ class Dispatch:
                 return min((endpoint for endpoint in free if free[endpoint] <= now), key=lambda endpoint: self.running[endpoint])
             await asyncio.sleep(first - now)
 
-    async def _fault(self, endpoint: Endpoint, error: RefusedError, begun: float) -> Exception:
+    async def _fault(self, endpoint: Endpoint, error: RefusedError, begun: float, samples: Sequence[int]) -> Exception:
         """The error of a refusal, of the request or of the server: does it answer anything?"""
         async with self.judging:
             if endpoint in self.left_out:
@@ -209,7 +210,7 @@ class Dispatch:
             alone = len(self.endpoints) == 1
             if not (last >= begun or (alone and last > self.refused.get(endpoint, 0.0))):
                 try:
-                    await self._probe(endpoint)
+                    await self._probe(endpoint, samples)
                 except RefusedError as same:
                     return same.of_server()
                 except (FailedError, ConnectionError, SettingsError) as other:
@@ -227,7 +228,7 @@ class Dispatch:
         async with self.judging:
             for endpoint in sorted(self._usable(), key=lambda endpoint: endpoint.rests_until):
                 try:
-                    return await self._probe(endpoint, max_tokens=1)
+                    return await self._probe(endpoint, (0,), max_tokens=1)
                 except FailedError:
                     continue
                 except (RefusedError, ConnectionError, SettingsError) as error:
@@ -235,9 +236,9 @@ class Dispatch:
             self._usable()
         raise ConnectionError(f"{reason} No other request is answered either.")
 
-    async def _probe(self, endpoint: Endpoint, **fields: Any) -> None:
+    async def _probe(self, endpoint: Endpoint, samples: Sequence[int], **fields: Any) -> None:
         """Ask a plain request with the same settings."""
-        path, body = await self.body(endpoint, Request.ask("Say yes."), (0,))
+        path, body = await self.body(endpoint, Request.ask("Say yes."), samples)
         most = self.generator.max_tiles
         if most is not None and endpoint.kind.tiles == "mm_processor_kwargs":  # with images alone otherwise
             body["mm_processor_kwargs"] = {"max_dynamic_patch": most}

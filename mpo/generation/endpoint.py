@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -204,10 +204,10 @@ class Endpoint:
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         stream_class: Any = openai.AsyncStream[object]
         with self._errors(timeout):
-            async with asyncio.timeout(timeout):
-                stream = await client.post(path, body=body, cast_to=object, stream=True, stream_cls=stream_class)
+            async with asyncio.timeout(timeout), AsyncExitStack() as stack:
+                begun = await client.post(path, body=body, cast_to=object, stream=True, stream_cls=stream_class)
                 try:
-                    async for chunk in stream:
+                    async for chunk in await stack.enter_async_context(begun):
                         if not isinstance(chunk, Mapping) or not isinstance(chunk.get("choices"), list):
                             said = self.clean(f"{self.shown} failed while it responded: {str(chunk)[:200]}.")
                             raise FailedError(said, lost=True)

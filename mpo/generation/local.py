@@ -175,13 +175,10 @@ class LocalGenerator:
 
         Args:
             records: with ``prompt``, and ``images`` or ``videos``.
-            settings: as in `generate`.
+            settings: as in `generate`, as are the errors.
 
         Returns:
             for each record, in order, its `n` responses.
-
-        Raises:
-            ValueError: for invalid arguments, and for a prompt that cannot be encoded.
         """
         decoding = Decoding(**settings)
         return self._sample(records, [range(decoding.n)] * len(records), decoding)

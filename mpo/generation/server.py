@@ -250,7 +250,7 @@ class ServerGenerator:
                 data = await run.send(endpoint, *await run.body(endpoint, request, numbers), limit)
                 return endpoint, data, run.checked(endpoint, data, len(numbers))
 
-            endpoint, data, choices = await run.answer(attempt)
+            endpoint, data, choices = await run.answer(attempt, numbers)
             prompt_tokens, tokens = read_usage(data)
             for sample, choice in zip(numbers, choices, strict=False):
                 if len(choices) > 1:  # of several, a server says the sum alone

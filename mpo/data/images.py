@@ -75,7 +75,7 @@ def media_type(content: bytes, *, where: str = "") -> str | None:
     """The media type of a file whose pixels anyone reads as `open_image` does; None for one that has to be converted.
 
     These are JPEG, PNG, GIF and WebP without transparency, 16-bit grey, CMYK or further frames, and upright unless JPEG, whose
-    orientation is commonly known. Everything but a JPEG that has an end is decoded.
+    orientation is commonly known. A JPEG needs its end, a PNG the checksums of all its chunks; anything else is decoded.
 
     Raises:
         ValueError: as in `open_image`.
@@ -84,7 +84,9 @@ def media_type(content: bytes, *, where: str = "") -> str | None:
         jpeg = opened.format in ("JPEG", "MPO")
         plain = opened.mode in ("1", "L", "P", "RGB") and "transparency" not in opened.info
         plain = plain and (jpeg or not (_orientation(opened) > 1 or getattr(opened, "is_animated", False)))
-        if not jpeg or content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # no end after the last scan
+        if opened.format == "PNG":
+            opened.verify()
+        elif not jpeg or content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # no end after the last scan
             opened.load()
         return "image/jpeg" if jpeg and plain else _SENT.get(opened.format or "") if plain else None
 

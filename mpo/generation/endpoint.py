@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: one attempt at a request, its errors sorted, and how it goes on from a prefix."""
+"""One OpenAI-compatible server: what it says of itself, one attempt at a request, and its errors, sorted."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
-from mpo.generation.generator import Request
-from mpo.generation.wire import KINDS, Kind, chat_fields, kind_of, read_usage
+from mpo.generation.generator import GenerationError
+from mpo.generation.wire import KINDS, Kind, kind_of
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 NO_KEY = "none"
 _TOO_LONG = re.compile(r"context|maximum.{0,20}(length|tokens)|too (long|many tokens)|session_len", re.IGNORECASE)
-_PROBE = "Answer: yes."
-"""A prefix whose tokens are twice as many when it is there twice, on two lines."""
+MODELS_SECONDS = 30.0
+"""That a server may take to list its models: one that hangs holds up the others."""
 
 
+@dataclass(eq=False)
 class FailedError(Exception):
     """An attempt that may succeed if it is repeated.
 
@@ -33,19 +34,59 @@ class FailedError(Exception):
         after: seconds to wait, if the server says.
         limited: a rate limit has turned the request away.
         unreachable: there was no response at all.
+        lost: the server may have responded, and charge for it.
+        final: it must not be repeated, since a part of the response was passed on.
     """
 
-    def __init__(self, reason: str, *, after: float | None = None, limited: bool = False, unreachable: bool = False) -> None:
-        super().__init__(reason)
-        self.after, self.limited, self.unreachable = after, limited, unreachable
+    reason: str
+    after: float | None = None
+    limited: bool = False
+    unreachable: bool = False
+    lost: bool = False
+    final: bool = False
 
-
-class RefusedError(Exception):
-    """A request that the server will not answer, however often it is asked."""
+    def __str__(self) -> str:
+        return self.reason
 
 
 class SettingsError(ValueError):
-    """Settings that a server refuses or would ignore: no request can be answered with them."""
+    """Settings that a server refuses or would ignore: no request can be answered with them.
+
+    Attributes:
+        refused: the server has said so, to a request.
+    """
+
+    refused = False
+
+
+class RefusedError(Exception):
+    """A request that a server will not answer, however often it is asked: its own fault or, if it refuses all, the server's.
+
+    Args:
+        reason: what it said.
+        status: of HTTP.
+        remedy: what to do if it says so to every request; empty for other settings.
+    """
+
+    def __init__(self, reason: str, status: int = 400, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.remedy = status, remedy
+
+    def of_request(self) -> GenerationError:
+        """The error if the request is at fault."""
+        return GenerationError(explained(f"{self}"))
+
+    def of_server(self) -> ConnectionError | SettingsError:
+        """The error if it refuses every request."""
+        if self.remedy:
+            return ConnectionError(f"{self}. {self.remedy}")
+        error = SettingsError(f"{explained(f'{self}')} So is every request with these settings.")
+        error.refused = True
+        return error
+
+
+class WrongModelError(ConnectionError):
+    """A server that has another model than the one asked for."""
 
 
 @dataclass(eq=False)
@@ -56,23 +97,20 @@ class Endpoint:
         url: its address up to ``/v1``.
         key_variable: the environment variable with the key.
         timeout: seconds that a response may take.
-        kind: its ways; None until it was asked.
-        running: requests that it has now.
+        kind: its ways, once it is `known`.
         rests_until: do not ask it before this time (`time.monotonic`).
         ignores_n: it has answered with fewer responses than were asked for.
         prefix: how it goes on from a prefix: ``flag``, ``itself``, or the reason why it does not; None until tried.
-        probing: held while that is tried.
     """
 
     url: str
     key_variable: str
     timeout: float
-    kind: Kind | None = None
-    running: int = 0
+    kind: Kind = KINDS["other"]
+    known: bool = False
     rests_until: float = 0.0
     ignores_n: bool = False
     prefix: str | None = None
-    probing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     def __post_init__(self) -> None:
         self.shown = shown_address(self.url)
@@ -107,7 +145,7 @@ class Endpoint:
 
         Raises:
             FailedError: if it cannot be reached.
-            ConnectionError: if it has another model, or none.
+            ConnectionError: if it cannot be used; WrongModelError if it has another model.
         """
         try:
             data = await self._listed(client, optional=model is not None)
@@ -121,24 +159,22 @@ class Endpoint:
             raise ConnectionError(f"{self.shown} has no model. Give the name of one that it can load.")
         if names and name not in names and found.name != "transformers":  # which loads others when they are asked for
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise ConnectionError(f"{self.shown} has no model {name!r}; it has {listed}. Give the name of one of them.")
-        self.kind = found
+            raise WrongModelError(f"{self.shown} has no model {name!r}; it has {listed}. Give the name of one of them.")
+        self.kind, self.known = found, True
         return name
 
     async def _listed(self, client: Any, *, optional: bool) -> Any:
         for last in (False, False, True):
             try:
-                return await self.send(client, "/models", None)
+                return await self.send(client, "/models", None, min(self.timeout, MODELS_SECONDS))
             except RefusedError as error:
-                raise ConnectionError(f"{error}") from None
+                if optional and error.status == 404:
+                    return {"data": [], "missing": True}
+                raise ConnectionError(f"{error}. {error.remedy}".strip()) from None
             except FailedError as error:
                 if last or error.unreachable:
                     raise
                 await asyncio.sleep(min(error.after or 0.5, 10.0))
-            except ConnectionError as error:
-                if not optional or not isinstance(error, _MissingError):
-                    raise
-                return {"data": [], "missing": True}
         raise AssertionError
 
     async def send(self, client: Any, path: str, body: Mapping[str, Any] | None, timeout: float | None = None) -> Any:
@@ -159,7 +195,7 @@ class Endpoint:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise FailedError(self.clean(f"{self.shown} has sent no JSON but {text[:200]!r}.")) from None
+            raise FailedError(self.clean(f"{self.shown} has sent no JSON but {text[:200]!r}."), lost=True) from None
 
     async def chunks(self, client: Any, path: str, body: Mapping[str, Any], timeout: float) -> AsyncGenerator[Any, None]:
         """Make one attempt at a streamed response; yields its chunks, each with a list of choices. Errors as in `send`."""
@@ -168,15 +204,16 @@ class Endpoint:
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         stream_class: Any = openai.AsyncStream[object]
         with self._errors(timeout):
-            async with asyncio.timeout(timeout):
-                stream = await client.post(path, body=body, cast_to=object, stream=True, stream_cls=stream_class)
+            async with asyncio.timeout(timeout), AsyncExitStack() as stack:
+                begun = await client.post(path, body=body, cast_to=object, stream=True, stream_cls=stream_class)
                 try:
-                    async for chunk in stream:
+                    async for chunk in await stack.enter_async_context(begun):
                         if not isinstance(chunk, Mapping) or not isinstance(chunk.get("choices"), list):
-                            raise FailedError(self.clean(f"{self.shown} failed while it responded: {str(chunk)[:200]}."))
+                            said = self.clean(f"{self.shown} failed while it responded: {str(chunk)[:200]}.")
+                            raise FailedError(said, lost=True)
                         yield chunk
                 except (ValueError, RecursionError):
-                    raise FailedError(f"{self.shown} has sent a part of a response that is no JSON.") from None
+                    raise FailedError(f"{self.shown} has sent a part of a response that is no JSON.", lost=True) from None
 
     @contextmanager
     def _errors(self, timeout: float) -> Iterator[None]:
@@ -188,64 +225,40 @@ class Endpoint:
             yield
         except openai.APIStatusError as error:
             status, said = error.status_code, self.clean(str(error.response.text).strip()[:500] or str(error.message))
-            if status in (401, 403):
-                raise ConnectionError(f"{url} refuses the key ({status}: {said}). Set {self.key_variable} to one.") from None
+            if status == 401:
+                raise ConnectionError(f"{url} refuses the key (401: {said}). Set {self.key_variable} to one.") from None
+            if status == 403:
+                remedy = f"Set {self.key_variable} to a key that may use the model."
+                raise RefusedError(f"{url} refuses the key or the request (403: {said})", status, remedy) from None
             if status == 404:
-                raise _MissingError(f"{url} has no such endpoint or model ({said}). The address usually ends in /v1.") from None
+                remedy = "The address usually ends in /v1."
+                raise RefusedError(f"{url} has no such endpoint or model (404: {said})", status, remedy) from None
             if status == 402 or (status == 429 and "insufficient_quota" in said):
                 raise ConnectionError(f"{url} wants to be paid first ({status}: {said}).") from None
             if status in (408, 409, 425, 429) or status >= 500:
                 after = retry_after(error.response.headers.get("retry-after"))
                 raise FailedError(f"{url} fails ({status}: {said}).", after=after, limited=status == 429) from None
-            raise RefusedError(f"{url} refuses the request ({status}: {said})") from None
+            raise RefusedError(f"{url} refuses the request ({status}: {said})", status) from None
         except (openai.APITimeoutError, TimeoutError):
-            raise FailedError(f"{url} gives no response in {timeout:g} s.") from None
+            raise FailedError(f"{url} gives no response in {timeout:.3g} s.", lost=True) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             if not type(cause).__name__.startswith("Connect"):  # the request may be what breaks the connection
-                raise FailedError(self.clean(f"{url} breaks the connection ({cause}).")) from None
+                raise FailedError(self.clean(f"{url} breaks the connection ({cause})."), lost=True) from None
             reason = self.clean(f"{url} cannot be reached ({cause}). Is the server running?")
             raise FailedError(reason, unreachable=True) from None
         except openai.OpenAIError as error:
-            raise FailedError(self.clean(f"{url} fails ({error}).")) from None
+            raise FailedError(self.clean(f"{url} fails ({error})."), lost=True) from None
         except Exception as error:  # a broken stream raises the error of the client's HTTP library, which depends on its version
             if not type(error).__module__.startswith("http"):
                 raise
-            raise FailedError(self.clean(f"{url} failed while it responded ({error}).")) from None
+            raise FailedError(self.clean(f"{url} failed while it responded ({error})."), lost=True) from None
 
     def clean(self, text: str) -> str:
         """A message without the key, which some servers repeat, and without the address's password."""
         for secret in (os.environ.get(self.key_variable), urlsplit(self.url).password):
             text = text.replace(secret, "***") if secret else text
         return text
-
-    async def try_prefix(self, client: Any, model: str) -> str:
-        """Find out, by the tokens of prompts, whether it goes on from a prefix: the values of `prefix`.
-
-        A turn that is closed has the tokens that close it, and those that open the next one. With P(x) tokens for the prefix x,
-        2 P(x) - P(x x) - P() is their number; and where the flag is understood, the prompt with it is shorter than without.
-        """
-
-        async def tokens(prefix: str | None, *, flag: bool = False) -> int | None:
-            fields = chat_fields(self.kind or KINDS["other"], Request.ask("Is it?", prefix=prefix), continued=flag)
-            data = await self.send(client, CHAT, {"model": model, **fields, "max_tokens": 1, "temperature": 0.0})
-            return read_usage(data)[0]
-
-        try:
-            flagged = await tokens(_PROBE, flag=True)
-        except RefusedError:  # an unknown field
-            flagged = None
-        try:
-            plain = await tokens(_PROBE)
-            if flagged is not None and plain is not None and flagged < plain:
-                return "flag"
-            counts = [await tokens(None), plain, await tokens(f"{_PROBE}\n{_PROBE}")]
-        except RefusedError as error:
-            return f"takes no prefix ({error})"
-        if None in counts:
-            return "does not say how many tokens a prompt has, so whether it goes on from a prefix is not known"
-        none, once, twice = (count or 0 for count in counts)
-        return "itself" if 2 * once - twice - none <= 0 else "closes a prefix and starts another turn"
 
 
 @cache
@@ -255,10 +268,6 @@ def _certificates() -> Any:
 
     origin = next(kind.__module__ for kind in openai.DefaultAsyncHttpxClient.__mro__ if kind.__module__.startswith("httpx"))
     return import_module(origin.split(".")[0]).create_ssl_context()
-
-
-class _MissingError(ConnectionError):
-    """The server has no such endpoint or model."""
 
 
 def explained(reason: str) -> str:

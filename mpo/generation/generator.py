@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from numbers import Integral, Real
 from typing import Any, Protocol
 
@@ -79,10 +81,8 @@ class Request:
 
         Args:
             text: the question as a user would type it.
-            images: as in `Request`.
+            images, prefix, videos: as in `Request`.
             system: the system prompt; None for that of the chat template.
-            prefix: as in `Request`.
-            videos: as in `Request`.
 
         Raises:
             ValueError: for an empty text, and one with a placeholder.
@@ -137,6 +137,7 @@ class GenerationError(ValueError):
 
 Item = Request | tuple[Request, Sequence[int]]
 """A request of a stream, alone or with the numbers of its samples that are wanted; alone it means 0 to n - 1."""
+_COUNTING = threading.Lock()
 
 
 class Generator(Protocol):
@@ -179,26 +180,16 @@ class Generator(Protocol):
         ...
 
     def stream(
-        self,
-        requests: Iterable[Item] | AsyncIterable[Item],
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 1024,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        logprobs: bool = False,
-        concurrency: int | None = None,
+        self, requests: Iterable[Item] | AsyncIterable[Item], *, concurrency: int | None = None, **settings: Any
     ) -> AsyncIterator[tuple[int, int, Response | GenerationError]]:
         """Sample responses to requests that are taken one by one, a bounded number ahead.
 
         Args:
             requests: what to ask. One may come with the numbers of its samples that are wanted, as ``(request, (1, 3))``, where
                 the others are there already; otherwise they are 0 to `n` - 1.
-            n: as in `generate`, as are all others.
-            concurrency: the largest number of requests at the same time; None for the generator's own.
+            concurrency: the largest number of requests of the generator at the same time, those of other calls included; None for
+                its own.
+            settings: those of `generate`.
 
         Yields:
             the number of the request (from 0), that of the sample, and the response, each as it comes, in any order. A request that
@@ -234,10 +225,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("max_new_tokens", 1), ("seed", 0), ("top_k", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for name in ("temperature", "top_p"):
             number = getattr(self, name)
             real = isinstance(number, Real) and not isinstance(number, bool)
@@ -288,11 +276,14 @@ class Usage:
 
     Attributes:
         prices: of a million prompt tokens and a million completion tokens, in the user's currency; None if nothing is charged.
-        requests: number of requests that were answered; one for several samples of a prompt counts once.
+        requests: number of requests that were answered; one for several samples of a prompt counts once, as does one that finds out
+            what a server can do.
         responses: number of responses.
         prompt_tokens: of all requests, as the generator counts them.
         completion_tokens: of all responses.
         unknown: number of requests whose tokens the server did not say.
+        lost: number of attempts whose response did not come or was broken (timeouts, connections, interruptions). Servers may
+            charge for them, and their tokens are in none of the numbers.
     """
 
     prices: tuple[float, float] | None = None
@@ -301,6 +292,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     unknown: int = 0
+    lost: int = 0
 
     @property
     def cost(self) -> float | None:
@@ -311,11 +303,12 @@ class Usage:
 
     def add(self, responses: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Count a request that was answered."""
-        self.requests += 1
-        self.responses += responses
-        self.prompt_tokens += prompt_tokens or 0
-        self.completion_tokens += completion_tokens or 0
-        self.unknown += prompt_tokens is None or completion_tokens is None
+        with _COUNTING:
+            self.requests += 1
+            self.responses += responses
+            self.prompt_tokens += prompt_tokens or 0
+            self.completion_tokens += completion_tokens or 0
+            self.unknown += prompt_tokens is None or completion_tokens is None
 
 
 def checked_requests(requests: Any) -> list[Request]:
@@ -333,22 +326,26 @@ def checked_requests(requests: Any) -> list[Request]:
 
 async def numbered(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[tuple[int, Item]]:
     """Number the items of a stream from 0, as they are taken."""
-    number = 0
+    numbers = count()
     if isinstance(items, AsyncIterable):
         async for item in items:
-            yield number, item
-            number += 1
+            yield next(numbers), item
     else:
-        for number, item in enumerate(items):  # noqa: B020
-            yield number, item
+        for item in items:
+            yield next(numbers), item
 
 
-def checked_concurrency(concurrency: Any) -> int | None:
-    """Check the largest number of requests at the same time; None for the generator's own.
+def whole_number(name: str, value: Any, least: int = 1, *, optional: bool = False) -> Any:
+    """A setting that is a whole number, or None where that is allowed. Raises ValueError naming it, its value and the least."""
+    if optional and value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
+    return int(value)
 
-    Raises:
-        ValueError: naming its value.
-    """
-    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1):
-        raise ValueError(f"Expected concurrency to be a whole number of 1 or more; got concurrency={concurrency!r}.")
-    return concurrency
+
+def first_error(group: BaseException) -> BaseException:
+    """The first error of a group, also of groups in it; an error alone is itself."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group

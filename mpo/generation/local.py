@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ from mpo.generation.generator import (
     Request,
     Response,
     Usage,
-    checked_concurrency,
     checked_requests,
     numbered,
+    whole_number,
 )
 from mpo.generation.steps import Sampler, StopTexts, TextStream, text_after
 from mpo.models.family import known_family
@@ -106,14 +107,12 @@ class LocalGenerator:
         tile_budget: str = "prompt",
         sharded: bool = False,
     ) -> None:
-        if isinstance(responses_per_batch, bool) or not isinstance(responses_per_batch, int) or responses_per_batch < 1:
-            raise ValueError(f"Expected a responses_per_batch of 1 or more; got responses_per_batch={responses_per_batch!r}.")
         if tile_budget not in TILE_BUDGETS:
             raise ValueError(f"Expected tile_budget to be {' or '.join(TILE_BUDGETS)}; got tile_budget={tile_budget!r}.")
         self.model = model
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.responses_per_batch = responses_per_batch
+        self.responses_per_batch: int = whole_number("responses_per_batch", responses_per_batch)
         self.progress = progress
         self.sharded = sharded
         self.usage = Usage()
@@ -121,6 +120,7 @@ class LocalGenerator:
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
         self._context = context_of(model)
+        self._busy = threading.RLock()  # two steps of a job may ask it from two threads
 
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""
@@ -134,15 +134,9 @@ class LocalGenerator:
     async def stream(
         self, requests: Iterable[Item] | AsyncIterable[Item], *, concurrency: int | None = None, **settings: Any
     ) -> AsyncIterator[tuple[int, int, Response | GenerationError]]:
-        """Sample responses as they are asked for, batch by batch; see `mpo.generation.generator.Generator.stream`.
-
-        Args:
-            requests: as there.
-            concurrency: the largest number of responses in one batch; None for `responses_per_batch`.
-            settings: as there.
-        """
+        """Sample responses as they are asked for, batch by batch of `concurrency`; see `mpo.generation.generator.Generator`."""
         decoding = Decoding(**settings)
-        size = checked_concurrency(concurrency) or self.responses_per_batch
+        size = whole_number("concurrency", concurrency, optional=True) or self.responses_per_batch
         waiting: list[tuple[int, Request, tuple[int, ...]]] = []
         async for number, item in numbered(requests):
             waiting.append((number, *decoding.samples_of(item)))
@@ -171,13 +165,7 @@ class LocalGenerator:
         ]
 
     def ask(self, request: Request, *, on_text: OnText | None = None, **settings: Any) -> Response:
-        """Ask one question; settings and errors as in `generate`.
-
-        Args:
-            request: what to ask.
-            on_text: called with the response's text as it comes.
-            settings: those of `generate`, without `n`.
-        """
+        """Ask one question; settings and errors as in `generate`. `on_text` is called with the response's text as it comes."""
         decoding = Decoding(**settings)
         ((sample,),) = self._sample([_record(request, 0)], [(0,)], decoding, on_text)
         return self._response(request, sample, decoding)
@@ -187,13 +175,10 @@ class LocalGenerator:
 
         Args:
             records: with ``prompt``, and ``images`` or ``videos``.
-            settings: as in `generate`.
+            settings: as in `generate`, as are the errors.
 
         Returns:
             for each record, in order, its `n` responses.
-
-        Raises:
-            ValueError: for invalid arguments, and for a prompt that cannot be encoded.
         """
         decoding = Decoding(**settings)
         return self._sample(records, [range(decoding.n)] * len(records), decoding)
@@ -222,6 +207,7 @@ class LocalGenerator:
         """The samples of some records with these numbers, in batches of `responses_per_batch`."""
         found: list[list[Sample]] = [[] for _ in records]
         with (
+            self._busy,
             _unchanged(self.model),
             tqdm(total=sum(map(len, samples)), desc=self.progress, disable=self.progress is None, unit="response") as bar,
         ):

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpo.generation.generator import GenerationError, Request, Response, checked_concurrency, checked_requests
-from mpo.pipelines.ledger import Ledger, key_of, request_hash
+from mpo.generation.generator import GenerationError, Request, Response, checked_requests, first_error, whole_number
+from mpo.pipelines.ledger import NO_KEY, Ledger, key_of, request_hash
 
 if TYPE_CHECKING:
     from mpo.pipelines.step import Step
@@ -27,6 +28,7 @@ RECORDS_PER_REQUEST = 2
 MAX_HELD = 4096
 """Maximum number of finished records that wait for an earlier one, so that memory does not grow with the data set."""
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -78,19 +80,20 @@ class Flow:
     Args:
         steps: the steps, in order.
         ledger: where responses are kept and found again; None to keep none.
-        concurrency: the largest number of requests at the same time; None for each generator's own.
+        concurrency: the largest number of requests at the same time to each generator; None for its own.
     """
 
     def __init__(self, steps: Sequence[Step], *, ledger: Ledger | None = None, concurrency: int | None = None) -> None:
         self.names = step_names(steps)
         self.steps = list(steps)
-        self._ledger, self._concurrency = ledger, checked_concurrency(concurrency)
+        self._ledger, self._concurrency = ledger, whole_number("concurrency", concurrency, optional=True)
         self._used = usage(steps)
         asked = [getattr(step.generator, "concurrency", CONCURRENCY) for step in steps if step.generator is not None]
         self._at_once = RECORDS_PER_REQUEST * (concurrency or max(asked, default=1))
         self._queues: dict[str, asyncio.Queue[_Asked | None]] = {}
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+        self._finishing = ThreadPoolExecutor(1, "finish")  # its threads start with its first task
 
     def run(self, records: Iterable[Record], emit: Callable[[Result], None]) -> None:
         """Send records through the steps.
@@ -103,20 +106,24 @@ class Flow:
             KeyboardInterrupt: after Ctrl-C, when the responses that were on their way have come; a second Ctrl-C does not wait.
             ConnectionError: for a server that cannot be used.
         """
-        with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has a loop already
-            running = pool.submit(asyncio.run, self._run(records, emit))
-            while True:
-                try:
-                    running.result()
-                    break
-                except KeyboardInterrupt:
-                    again, self._stopping = self._stopping, True
-                    if self._task is not None:
-                        self._task.get_loop().call_soon_threadsafe(self._task.cancel if again else self._close)
-                except asyncio.CancelledError:
-                    break
-                except BaseExceptionGroup as group:
-                    raise _first(group) from None
+        try:
+            with ThreadPoolExecutor(1) as pool, self._finishing:  # a notebook's own thread has a loop already
+                running = pool.submit(asyncio.run, self._run(records, emit))
+                while True:
+                    try:
+                        running.result()
+                        break
+                    except KeyboardInterrupt:
+                        again, self._stopping = self._stopping, True
+                        if self._task is not None:
+                            self._task.get_loop().call_soon_threadsafe(self._task.cancel if again else self._close)
+                    except asyncio.CancelledError:
+                        break
+                    except BaseExceptionGroup as group:
+                        raise first_error(group) from None
+        finally:
+            with suppress(OSError):  # of a full disk, which has raised its own
+                self._keep()
         if self._stopping:
             raise KeyboardInterrupt
 
@@ -197,7 +204,11 @@ class Flow:
             responses: list[Any] = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
             if error := next((one for one in responses if isinstance(one, BaseException)), None):
                 raise error
-            return finished(step, record, responses)
+            loop = asyncio.get_running_loop()  # which a slow step must not hold up
+            found = await loop.run_in_executor(self._finishing, _caught, finished, step, record, responses)
+            if isinstance(found, Exception):
+                raise found
+            return found
         except BadStep:
             raise
         except (Dropped, GenerationError, ValueError) as error:
@@ -233,6 +244,13 @@ class Flow:
             raise asked.errors[first]
         return whole
 
+    def _keep(self, answer: Response | None = None, key: str = NO_KEY, about: Mapping[str, Any] | None = None) -> None:
+        """Append a response to the ledger with what the generators have used since the one before, or only that, if anything."""
+        used = usage(self.steps)
+        if self._ledger is not None and (answer is not None or used != self._used):
+            self._ledger.append(key, about or {}, answer, used - self._used)
+        self._used = used
+
     async def _ask_all(self, step: Step, queue: asyncio.Queue[_Asked | None]) -> None:
         """Send the requests of a queue to the step's generator until the queue ends, and keep every response as it comes."""
         pending: dict[int, _Asked] = {}
@@ -251,10 +269,8 @@ class Flow:
         async for number, sample, answer in step.generator.stream(items(), **settings):
             asked = pending[number]
             if isinstance(answer, Response):
-                if self._ledger is not None:  # before anything else: what is paid for is on disk when the next one is asked
-                    before, self._used = self._used, usage(self.steps)
-                    about = {**asked.about, "sample": sample}
-                    self._ledger.append(asked.keys[sample], about, answer, self._used - before)
+                # before anything else: what is paid for is on disk when the next one is asked
+                self._keep(answer, asked.keys[sample] if asked.keys else NO_KEY, {**asked.about, "sample": sample})
                 asked.found[sample] = answer
             else:
                 asked.errors[sample] = answer
@@ -268,6 +284,14 @@ class Flow:
         while not queue.empty():
             if (left := queue.get_nowait()) is not None:
                 left.done.cancel()
+
+
+def _caught(function: Callable[..., T], *args: Any) -> T | Exception:
+    """Call a function, and return its error: a future cannot hold a StopIteration."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
 
 
 def requests_of(step: Step, record: Record) -> list[Request]:
@@ -331,12 +355,7 @@ def usage(steps: Sequence[Step]) -> Counter[str]:
     """What the generators of steps have used in this process so far."""
     total: Counter[str] = Counter()
     for one in {id(step.generator): getattr(step.generator, "usage", None) for step in steps}.values():
-        for name in ("requests", "responses", "prompt_tokens", "completion_tokens", "cost"):
+        for name in ("requests", "responses", "prompt_tokens", "completion_tokens", "cost", "unknown", "lost"):
             if value := getattr(one, name, None):
                 total[name] += value
     return total
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

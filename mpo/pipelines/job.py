@@ -17,16 +17,16 @@ from PIL.Image import Image
 
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.paths import regular_file
-from mpo.generation.generator import checked_concurrency
+from mpo.generation.generator import whole_number
 from mpo.io import atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import BadStep, Record, finished, log, requests_of, step_names
 from mpo.pipelines.ledger import content_hash, json_line, plain
-from mpo.pipelines.part import DROPPED, OUTPUT, SHARDS, Part, locked, total
+from mpo.pipelines.part import DROPPED, OUTPUT, PROGRESS, SHARDS, Part, locked, total
 from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import FILES, Dropped, Step, to_record
 
-VERSION = 2
-SETTINGS, REPORT, PAGE, IMAGES, HASHES = "job.json", "report.json", "report.html", "images", ".job.records"
+VERSION = 3
+SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html", "images", ".job.records"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
@@ -50,8 +50,9 @@ class Job:
         records: dicts or dataclasses with an ``id``, in something that can be iterated over again: a list, or
             `mpo.data.load_questions`.
         folder: the folder, new or of the same job.
-        shards: number of parts that workers take; None for that of the folder, or one (four per worker in `run`).
-        concurrency: the largest number of requests at the same time, per process; None for each generator's own.
+        shards: number of parts that workers take; None for that of the folder, or one (four per worker in `run`). A folder of one
+            part is divided when workers go on with it.
+        concurrency: the largest number of requests at the same time to each generator, per process; None for its own.
         max_failures: the job stops if so many of its first records fail and none succeeds.
         drop_bad: drop records that cannot be asked about, such as for an image that is gone, instead of refusing the data set.
 
@@ -75,11 +76,11 @@ class Job:
                 "The records can be read only once, and a job reads them several times. Give a list, or load_questions."
             )
         for name, value in (("shards", 1 if shards is None else shards), ("max_failures", max_failures)):
-            _refuse_no_number(name, value)
+            whole_number(name, value)
         self.names = step_names(steps)
         self.steps, self.records, self.folder = list(steps), records, Path(folder).absolute()
         self.shards, self.max_failures, self.drop_bad = shards, max_failures, drop_bad
-        self.concurrency = checked_concurrency(concurrency)
+        self.concurrency = whole_number("concurrency", concurrency, optional=True)
         self.count = 0
 
     def run(self, *, workers: int = 1, retry_dropped: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -91,7 +92,9 @@ class Job:
             progress: show how far it is.
 
         Returns:
-            the report (`report.json`), and what was ``spent``: requests, tokens and, if prices are known, the cost, of all runs.
+            the report (`report.json`), and what was ``spent`` in all runs: requests (those that find out about a server included),
+            tokens and, if prices are known, the cost; ``unknown`` and ``lost`` are as in `mpo.generation.generator.Usage`. Requests
+            that were on their way when a process was killed, `concurrency` at most each time, are in none of them.
 
         Raises:
             ValueError: for another job's folder, naming both values of each setting; for bad records; if everything fails.
@@ -100,7 +103,7 @@ class Job:
             OSError: for a full disk; the same command goes on.
             KeyboardInterrupt: after Ctrl-C, when the responses on their way have come; the same command goes on.
         """
-        _refuse_no_number("workers", workers)
+        whole_number("workers", workers)
         try:
             with locked(self.folder, "job"):
                 self.prepare(workers)
@@ -147,43 +150,32 @@ class Job:
         steps = {name: step.settings() for name, step in zip(self.names, self.steps, strict=True)}
         path, own = self.folder / SETTINGS, {"version": VERSION, "order": self.names, "steps": steps}
         before = read_json_object(path) if path.exists() else None
+        several = SHARDS_PER_WORKER * workers
         if before is not None:
-            self.shards = before.get("shards") if self.shards is None else self.shards
-            self._refuse_others(before, {**own, "shards": self.shards})
+            there = before.get("shards")
+            self._refuse_others(before, {**own, "shards": there if self.shards is None else self.shards})
             if workers > 1 and self.shards == 1:
-                raise ValueError(
-                    f"{self.folder} has one shard, which {workers} workers cannot share. Go on with one, or give another folder."
-                )
+                raise ValueError(f"shards=1 is one part, which {workers} workers cannot share. Leave shards out.")
+            self.shards = several if workers > 1 and there == 1 else there  # which find the responses of the one part
         else:
-            self.shards = (1 if workers == 1 else SHARDS_PER_WORKER * workers) if self.shards is None else self.shards
+            self.shards = (several if workers > 1 else 1) if self.shards is None else self.shards
             left = [one for one in self.folder.iterdir() if not one.name.startswith(".job.")]
             if left:
                 raise ValueError(f"{self.folder} holds {left[0].name} and no {SETTINGS}: it is no job's. Give another folder.")
-        hashes, digest = self._check_records()
-        self.count, file = len(hashes), self.folder / HASHES
-        own |= {"shards": self.shards, "records": {"number": self.count, "digest": digest}}
+        marks, records = self._check_records(before)
+        self.count = len(marks)
+        own |= {"shards": self.shards, "records": records}
         if before is not None:
-            self._refuse_others(before, {**own, "records": {"number": self.count}})
-            old = np.fromfile(file, np.uint64) if file.is_file() else hashes[:0]
-            if len(old) != len(hashes):
-                self._refuse_others(before, own)
-                old = hashes
-            changed = np.flatnonzero((old != hashes) & (old != 0) & (hashes != 0))
-            if changed.size:
-                first = next(islice(self._read(), int(changed[0]), None))["id"]
-                raise ValueError(
-                    f"{self.folder} is that of another job: records.digest: {changed.size} records, or their images, have changed; "
-                    f"the first is {first!r}. Give the same ones, or another folder."
-                )
-            hashes = np.where(hashes == 0, old, hashes)
+            if there != self.shards:
+                (self.folder / PROGRESS).unlink(missing_ok=True)
             for part in self.parts():
-                if before != own:  # the same contents in other places: the output names these
+                if before["records"]["digest"] != records["digest"]:  # the same contents in other places, which are named
                     part.forget()
                 elif part.finished:
                     part.check()
-        with atomic_write(file, "wb", durable=True) as written:
-            written.write(hashes.tobytes())
         write_text(path, json.dumps(own, indent=1) + "\n", durable=True)
+        with atomic_write(self.folder / MARKS, "wb", durable=True) as written:
+            written.write(marks.tobytes())
 
     def _refuse_others(self, before: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         there, here = _flat(before), _flat(own)
@@ -193,34 +185,63 @@ class Job:
             listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong)
             raise ValueError(f"{self.folder} is that of another job: {listed}. Give the same settings, or another folder.")
 
-    def _check_records(self) -> tuple[Any, str]:
-        """The hash of each record with what its images and videos contain (0 for one that cannot be asked), and that of all."""
-        ids, hashes, digest = array("Q"), array("Q"), hashlib.blake2b(digest_size=16)
+    def _check_records(self, before: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        """Look at all records and their files, and compare them with those in the `job.json` before.
+
+        Returns:
+            two numbers of each record, shape (number, 2): a hash of it with what its images and videos contain, wherever they are
+            (0 for one that cannot be asked), and one of it with their sizes and times: where this is known, they are not read
+            again. And what `job.json` says about the records.
+        """
+        file = self.folder / MARKS
+        known = np.fromfile(file, np.uint64) if file.is_file() else np.empty(0, np.uint64)
+        known = known[: len(known) // 2 * 2].reshape(-1, 2)
+        if before is None or _contents(known) != before["records"]["contents"]:  # gone or edited: all files are read
+            known = known[:0]
+        ids, marks, digest = array("Q"), array("Q"), hashlib.blake2b(digest_size=16)
         bad: list[str] = []
-        for record in self._read():
+        for place, record in enumerate(self._read()):
             ids.append(id_hash(record["id"]))
             digest.update(line := json_line(record, _content))
+            content = look = 0
             try:
                 shown = self._check(record)
-                if any(name in record for name in FILES) or shown:  # their contents, wherever they are
+                look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in shown]}")
+                content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
+                if not content and (any(name in record for name in FILES) or shown):  # their contents, wherever they are
                     rest = {name: value for name, value in record.items() if name not in FILES}
                     line = json_line({**rest, "": [content_hash(file) for file in shown]}, _content)
-                hashes.append(id_hash(line.decode()) or 1)
+                content = content or id_hash(line.decode()) or 1
             except BadStep:
                 raise
             except ValueError as error:
-                hashes.append(0)
                 bad.append(f"{record['id']!r}: {error}" if len(bad) < SHOWN_LINES else "")
+            marks.extend((content, look))
         refuse_repeated(ids, ((f"record {place}", record["id"]) for place, record in enumerate(self._read())))
-        if not hashes:
+        if not marks:
             raise ValueError("The data set has no records.")
         if bad and not self.drop_bad:
             listed = "\n  ".join(filter(None, bad))
             raise ValueError(
-                f"{len(bad)} of {len(hashes)} records cannot be asked about:\n  {listed}\nFix them, or drop them (drop_bad=True, "
+                f"{len(bad)} of {len(ids)} records cannot be asked about:\n  {listed}\nFix them, or drop them (drop_bad=True, "
                 "or --drop-bad)."
             )
-        return np.frombuffer(hashes, np.uint64), digest.hexdigest()
+        found = np.frombuffer(marks, np.uint64).reshape(-1, 2).copy()
+        if len(found) == len(known):
+            old, new = known[:, 0], found[:, 0]
+            changed = np.flatnonzero((old != new) & (old != 0) & (new != 0))
+            if changed.size:
+                first = next(islice(self._read(), int(changed[0]), None))["id"]
+                raise ValueError(
+                    f"{self.folder} is that of another job: records.digest: {changed.size} records, or their images, have changed; "
+                    f"the first is {first!r}. Give the same ones, or another folder."
+                )
+            found[:, 0] = np.where(new == 0, old, new)
+        own = {"number": len(found), "digest": digest.hexdigest(), "contents": _contents(found)}
+        if before is not None:  # one by one above, if they are as many
+            compared = {name: own[name] for name in (("number",) if len(known) else ("number", "contents"))}
+            self._refuse_others(before, {"records": compared, "steps": before["steps"]})
+        return found, own
 
     def _check(self, record: Record) -> list[Any]:
         """Make the requests of the first step that asks, and look for their files. Return these."""
@@ -253,8 +274,10 @@ class Job:
         if shards == 1:
             return [Part(self.folder, self.count, images)]
         bounds = [self._start(number) for number in range(shards + 1)]
+        folders = [self.folder / SHARDS / f"{number:05d}" for number in range(shards)]
         return [
-            Part(self.folder / SHARDS / f"{number:05d}", bounds[number + 1] - bounds[number], images) for number in range(shards)
+            Part(folder, end - start, images, last=folder is folders[-1])
+            for folder, start, end in zip(folders, bounds, bounds[1:], strict=False)
         ]
 
     def _start(self, number: int) -> int:
@@ -309,9 +332,8 @@ def _content(value: Any) -> Any:
     return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
 
 
-def _refuse_no_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Expected {name} to be a whole number of 1 or more; got {name}={value!r}.")
+def _contents(marks: Any) -> str:
+    return hashlib.blake2b(marks[:, 0].tobytes(), digest_size=16).hexdigest()
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -20,19 +20,16 @@ import numpy as np
 from mpo.generation.generator import Request, Response
 
 KEY_DIGITS = 32
+NO_KEY = "0" * KEY_DIGITS
+"""Of a line without a response, for what was spent on others that did not come."""
 _START = b'{"key": "'
 _SPENT, _CHECKSUM = b', "spent": ', b', "checksum": "'
 
 
 def key_of(record_id: str, step: str, number: int, request: str, sample: int) -> str:
-    """Return the key of a response, in hex digits.
+    """Return the key of a response, in hex digits: of a sample of one of a step's requests about the record that it was given.
 
-    Args:
-        record_id: id of the record that the step was given.
-        step: name of the step.
-        number: number of the request among those of the step for this record.
-        request: its hash (`request_hash`).
-        sample: number of the sample.
+    The `number` is the request's among those about this record, and `request` its hash (`request_hash`).
     """
     return _digest(json.dumps([record_id, step, number, request, sample]).encode())
 
@@ -47,8 +44,12 @@ def request_hash(request: Request) -> str:
     return _digest(json.dumps([request.messages, request.prefix or "", *files]).encode())
 
 
-def content_hash(image: Any) -> str:
+def content_hash(image: Any, *, read: bool = True) -> str:
     """Hash an image: the bytes of a file (of all files of a folder), encoded bytes, or the pixels of a PIL image.
+
+    Args:
+        image: the image or video.
+        read: False hashes a file's size and times instead, and nothing else.
 
     Raises:
         ValueError: for a file that is gone.
@@ -56,10 +57,15 @@ def content_hash(image: Any) -> str:
     if isinstance(image, str | os.PathLike):
         try:
             if os.path.isdir(image):
-                return _digest("".join(content_hash(one) for one in sorted(Path(image).iterdir())).encode())
-            return _digest(Path(image).read_bytes())
+                return _digest("".join(content_hash(one, read=read) for one in sorted(Path(image).iterdir())).encode())
+            if read:
+                return _digest(Path(image).read_bytes())
+            found = os.stat(image)
+            return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
         except OSError as error:
             raise ValueError(f"{image}: this file cannot be read ({error.strerror}). Put it back, or fix the path.") from None
+    if not read:
+        return ""
     if isinstance(image, bytes | bytearray | memoryview):
         return _digest(image)
     return _digest(f"{image.mode}{image.size}".encode() + image.tobytes())
@@ -119,19 +125,18 @@ class Ledger:
 
     Args:
         path: the file. An unfinished end, which a killed process or a full disk leaves, is cut off.
+        base: another ledger, whose responses are found too, and which stays as it is; None for none.
 
     Attributes:
-        responses: number of responses in the file.
-        spent: what the generators used for them, added up.
+        spent: what the generators used, added up.
         cut: number of bytes that were cut off.
 
     Raises:
         ValueError: for damage before the last line, naming the line.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.responses = self.cut = 0
+    def __init__(self, path: Path, base: Ledger | None = None) -> None:
+        self.path, self.base, self.cut = path, base, 0
         self.spent: Counter[str] = Counter()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -160,7 +165,7 @@ class Ledger:
                 place += len(line)
         if place > end:
             os.ftruncate(self._file, end)
-        self.responses, self.cut, self._size = len(keys), place - end, end
+        self.cut, self._size = place - end, end
         order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable") if keys else np.empty(0, np.int64)
         self._keys = np.frombuffer(keys, np.uint64)[order] if keys else np.empty(0, np.uint64)
         self._places = np.frombuffer(places, np.uint64)[order] if keys else self._keys
@@ -176,21 +181,21 @@ class Ledger:
                 found = line["response"]
                 return Response(**{**found, "logprobs": None if found["logprobs"] is None else tuple(found["logprobs"])})
             start += 1
-        return None
+        return None if self.base is None else self.base.get(key)
 
-    def append(self, key: str, about: Mapping[str, Any], response: Response, spent: Mapping[str, Any]) -> None:
+    def append(self, key: str, about: Mapping[str, Any], response: Response | None, spent: Mapping[str, Any]) -> None:
         """Append a response; it survives the end of this process.
 
         Args:
             key: its key.
             about: what the key was made of, for readers of the file.
-            response: the response.
+            response: the response; None with `NO_KEY`.
             spent: what the generators used since the response before.
 
         Raises:
             OSError: for a full disk; what was written of the line is removed.
         """
-        data = json_bytes({"key": key, **about, "response": asdict(response), "spent": spent})[:-1]
+        data = json_bytes({"key": key, **about, "response": response and asdict(response), "spent": spent})[:-1]
         line = data + _CHECKSUM + f'{zlib.crc32(data):08x}"}}\n'.encode()
         try:
             write_all(self._file, line)
@@ -198,7 +203,6 @@ class Ledger:
             os.ftruncate(self._file, self._size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
         self._size += len(line)
-        self.responses += 1
         self.spent = self.spent + Counter(spent)  # a new one: another thread may be reading
 
     def sync(self) -> None:
@@ -208,6 +212,8 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+        if self.base is not None:
+            self.base.close()
 
 
 def _is_whole(line: bytes) -> bool:

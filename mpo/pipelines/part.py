@@ -26,6 +26,7 @@ from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Step
 
 LEDGER, OUTPUT, DROPPED, PROGRESS = "ledger.jsonl", "output.jsonl", "dropped.jsonl", "progress.json"
+Show = Callable[[dict[str, Any]], None]
 SHARDS = "shards"
 """Folder of the parts of a job that has several."""
 SYNC_SECONDS = 0.5
@@ -71,11 +72,12 @@ class Part:
     Args:
         folder: its folder.
         size: number of its records.
-        images: folder for encoded images of records, which JSON cannot hold.
+        images: folder for encoded images of records, which JSON cannot hold, in that of the job.
+        last: it counts what was spent before the job had several parts.
     """
 
-    def __init__(self, folder: Path, size: int, images: Path) -> None:
-        self.folder, self.size, self.images = folder, size, images
+    def __init__(self, folder: Path, size: int, images: Path, *, last: bool = False) -> None:
+        self.folder, self.size, self.images, self.last = folder, size, images, last
 
     def progress(self) -> dict[str, Any]:
         """How far it is: numbers of finished records and bytes, ``counts`` (`mpo.pipelines.report`) and what was ``spent``."""
@@ -115,27 +117,28 @@ class Part:
         concurrency: int | None = None,
         max_failures: int,
         proven: Callable[[], bool],
-        show: Callable[[dict[str, Any]], None],
+        show: Show,
     ) -> None:
         """Send the records that are left through the steps.
 
         Args:
-            steps: the steps.
+            steps, concurrency: as in `Flow`.
             records: the records of this part, from its first one.
-            concurrency: as in `Flow`.
             max_failures: how many records may fail before any succeeds.
             proven: whether records of another part have succeeded.
             show: called with the progress as it grows.
 
         Raises:
-            InUse: if another process works on it.
-            ValueError: if everything fails.
-            OSError: for a full disk.
+            ValueError, OSError, InUse: as in `mpo.pipelines.job.Job.run`.
         """
         with locked(self.folder, "part"):
             if self.finished:
                 return
-            ledger = Ledger(self.folder / LEDGER)
+            one = self.images.parent / LEDGER  # of the job when it had one part
+            base = Ledger(one) if self.folder != one.parent and one.is_file() else None
+            ledger = Ledger(self.folder / LEDGER, base)
+            if base is not None and self.last:
+                ledger.spent += base.spent
             if ledger.cut:
                 log.warning("%s: an unfinished line of %d bytes at its end was cut off", ledger.path, ledger.cut)
             with _Writing(self, ledger, max_failures, proven, show) as writing:
@@ -158,14 +161,7 @@ def total(parts: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str
 class _Writing:
     """The files of a part that is being worked on, flushed to disk from a thread of its own."""
 
-    def __init__(
-        self,
-        part: Part,
-        ledger: Ledger,
-        max_failures: int,
-        proven: Callable[[], bool],
-        show: Callable[[dict[str, Any]], None],
-    ) -> None:
+    def __init__(self, part: Part, ledger: Ledger, max_failures: int, proven: Callable[[], bool], show: Show) -> None:
         self._part, self._ledger = part, ledger
         self._max_failures, self._proven, self._show = max_failures, proven, show
         paths = [part.folder / name for name in (OUTPUT, DROPPED)]

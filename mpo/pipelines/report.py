@@ -118,12 +118,7 @@ class Progress:
         self._said: list[str] = []
 
     def update(self, counts: Mapping[str, Any], spent: Mapping[str, Any]) -> None:
-        """Show how far the job is.
-
-        Args:
-            counts: as in `make_report`.
-            spent: what has been paid for, as in `mpo.pipelines.job.spent`.
-        """
+        """Show how far the job is, by counts as in `make_report` and what was ``spent`` as in `mpo.pipelines.job.Job.run`."""
         now, self._said = time.monotonic(), self._text(counts, spent)
         self._done = counts.get("records", 0)
         if not self._quiet:

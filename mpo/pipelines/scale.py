@@ -1,4 +1,8 @@
-"""The same job over several processes or machines, with datatrove's executors (extra ``scale``)."""
+"""The same job over several processes or machines, with datatrove's executors (extra ``scale``).
+
+Ray was tried by hand, with ray 2.60 and datatrove's executor on one machine: `executor(job, "ray", tasks=2).run()` after
+`ray.init(num_cpus=2)` gave the bytes of one process. Its workers have to import the module of the job's steps (``PYTHONPATH``).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from mpo.pipelines.job import Job
 
 try:
+    import datatrove.executor
     import multiprocess
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.executor.base import PipelineExecutor
@@ -44,19 +49,14 @@ def executor(job: Job, kind: str = "slurm", *, tasks: int, **settings: Any) -> P
     Raises:
         ValueError: as in `Job.run`, and for another kind.
     """
-    if kind == "slurm":
-        from datatrove.executor import SlurmPipelineExecutor as Executor
-    elif kind == "ray":
-        from datatrove.executor import RayPipelineExecutor as Executor
-    elif kind == "local":
-        Executor = LocalPipelineExecutor  # noqa: N806
-    else:
+    if kind not in ("slurm", "ray", "local"):
         raise ValueError(f"Expected slurm, ray or local; got {kind!r}.")
     with locked(job.folder, "job"):
         job.prepare(tasks)
     folder = str(job.folder / SHARDS / LOGS)
     # datatrove's marks of finished tasks say nothing here: a task that ended with an error may have finished many shards
-    return Executor([Work(job)], tasks=tasks, logging_dir=folder, skip_completed=False, **settings)
+    made = getattr(datatrove.executor, f"{kind.capitalize()}PipelineExecutor")
+    return made([Work(job)], tasks=tasks, logging_dir=folder, skip_completed=False, **settings)
 
 
 class Work:

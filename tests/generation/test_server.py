@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import logging
+import pickle
 import signal
 import socket
 import threading
@@ -343,29 +344,30 @@ def test_a_key_that_no_header_can_hold_is_refused_by_the_name_of_its_variable(mo
 PART = b'data: {"model": "tiny", "choices": [{"index": 0, "delta": {"content": "It"}, "finish_reason": null}]}\n\n'
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("empty", "sent none"),
-        ("garbage", "sent none"),
-        ("no choices", "sent none"),
-        ("half", "breaks|failed"),
-        (PART, "broke off"),
-        (PART + b"data: [DONE]\n\n", "broke off"),
-        (PART + b'data: {"object": "error", "message": "OOM", "code": 500}\n\n', "OOM"),
-        (PART + b'data: {"error": {"message": "OOM"}}\n\n', "OOM"),
-        (PART + b'data: {"model": "ti\n\n', "JSON"),
-        (PART + b'data: {"choices": [5]}\n\n', "broken"),
-        (PART + b"data: 5\n\n", "5"),
-        (PART.replace(b"null", b'"abort"'), "abort"),
-        ("slow", "0.3 s"),
-    ],
-)
+BEFORE_TEXT = {"empty": "sent none", "garbage": "sent none", "no choices": "sent none", "half": "breaks|failed", "slow": "0.3 s"}
+AFTER_TEXT = {
+    PART: "broke off",
+    PART + b"data: [DONE]\n\n": "broke off",
+    PART + b'data: {"object": "error", "message": "OOM", "code": 500}\n\n': "OOM",
+    PART + b'data: {"error": {"message": "OOM"}}\n\n': "OOM",
+    PART + b'data: {"model": "ti\n\n': "JSON",
+    PART + b'data: {"choices": [5]}\n\n': "broken",
+    PART + b"data: 5\n\n": "5",
+    PART.replace(b"null", b'"abort"'): "abort",
+}
+
+
+@pytest.mark.parametrize(("fault", "said"), [*BEFORE_TEXT.items(), *AFTER_TEXT.items()])
 def test_a_stream_that_is_broken_is_no_response(fault, said):
+    """It is repeated if no text has come; the last attempt is followed by a plain request."""
+    settings = {"timeout": 0.3 if fault == "slow" else 20}
     with StubServer(faults=[fault]) as stub:
+        generator = ServerGenerator(stub.url, attempts=1, **settings)
         with pytest.raises(ConnectionError, match=said):
-            ServerGenerator(stub.url, timeout=0.3 if fault == "slow" else 20).ask(ASKED)
-        assert stub.asked == 1
+            generator.ask(ASKED)
+        assert stub.asked == (2 if fault in BEFORE_TEXT else 1) and generator.usage.lost == 1
+        stub.faults = [fault] if fault in BEFORE_TEXT else []
+        assert ServerGenerator(stub.url, **settings).ask(ASKED).text
 
 
 def test_json_of_any_depth_is_a_broken_response():
@@ -401,15 +403,95 @@ def test_several_servers_share_the_work_and_stand_in_for_each_other():
         assert any(first.url in notice for notice in generator.notices)
 
 
-@pytest.mark.parametrize("fault", [401, 404])
-def test_a_server_that_cannot_be_used_is_reported_once_and_left_to_the_others(fault):
+@pytest.mark.parametrize("fault", [400, 401, 403, 404])
+def test_a_server_that_refuses_what_others_serve_is_left_out_and_reported_once(fault):
     with StubServer(poison=lambda body: fault) as wrong, StubServer() as right:
-        generator = ServerGenerator([wrong.url, right.url])
-        assert len(generator.generate([ASKED] * 20)) == 20 and right.asked == 20
+        generator = ServerGenerator([wrong.url, right.url], concurrency=4)
+        assert len(generator.generate([ASKED] * 20)) == 20 and right.asked == 20 and wrong.asked <= 5
+        assert len(generator.generate([ASKED] * 2)) == 2 and generator.ask(ASKED).text
         assert [wrong.url in notice for notice in generator.notices] == [True]
-        right.poison = wrong.poison
-        with pytest.raises(ConnectionError, match=f"{fault}|endpoint"):
-            generator.generate([ASKED] * 20)
+        wrong.poison = lambda body: fault if body.get("n", 1) > 2 else None
+        assert fault == 401 or len(generator.generate([ASKED] * 4, n=3)) == 4
+        wrong.poison = right.poison = lambda body: fault
+        for ask in (lambda: generator.generate([ASKED] * 20), lambda: generator.ask(ASKED)):
+            with pytest.raises((ConnectionError, ValueError), match=f"{fault}.*{fault}|endpoint.*endpoint") as refused:
+                ask()
+            assert wrong.url in str(refused.value) and right.url in str(refused.value)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_request_that_a_server_refuses_which_answers_others_is_at_fault(first):
+    """It is asked once, whichever server it comes to; a server that begins to refuse everything is left out."""
+
+    def poison(body):
+        return 400 if "bad" in str(body["messages"]) else None
+
+    with StubServer(poison=poison) as one, StubServer(poison=poison) as other:
+        generator = ServerGenerator([one.url, other.url], concurrency=2)
+        requests = [Request.ask("bad" if number % 3 == (not first) else f"{number}?") for number in range(12)]
+        found = streamed(generator, requests)
+        assert {number for number, _, response in found if isinstance(response, GenerationError)} == {*range(not first, 12, 3)}
+        assert sum("bad" in str(body["messages"]) for body in one.bodies + other.bodies) == 4 and not generator.notices
+        with pytest.raises(ConnectionError, match="400"):
+            generator.ask(requests[int(not first)])
+        one.poison = lambda body: 400 if one.asked > 12 else None
+        found = streamed(generator, [Request.ask(f"{number}?") for number in range(40)])
+        assert len(found) == 40 and not any(isinstance(response, GenerationError) for *_, response in found)
+        assert [one.url in notice for notice in generator.notices] == [True]
+
+
+def test_a_start_fails_only_if_no_server_can_be_used(monkeypatch):
+    """Where nobody listens, for another key, another path, no list of models, and one that cannot go on from a prefix."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with StubServer(key="sk-other") as locked, StubServer(kind="other") as closes, StubServer() as right:
+        wrong = ["http://127.0.0.1:1/v1", locked.url, f"{right.url}/nowhere"]
+        for model in (None, "tiny"):
+            generator = ServerGenerator([*wrong, right.url], model, concurrency=4)
+            assert len(generator.generate([ASKED] * 8)) == 8 and generator.ask(ASKED).text
+            assert generator.identity()["model"] == "tiny"
+            assert [sum(url in notice for notice in generator.notices) for url in wrong] == [1, 1, 1]
+        with pytest.raises(ConnectionError) as refused:
+            ServerGenerator(wrong).generate([ASKED])
+        assert all(url in str(refused.value) for url in wrong) and "OPENAI_API_KEY" in str(refused.value)
+        generator = ServerGenerator([closes.url, right.url])
+        assert len(generator.generate([PREFIXED] * 6)) == 6 and generator.ask(PREFIXED).text
+        assert all(body["max_tokens"] == 1 for body in closes.bodies)
+
+
+def test_a_call_where_a_stream_is_read():
+    """It does not wait for requests of the event loop that waits for it."""
+
+    async def nested(generator):
+        return [generator.generate([ASKED])[0][0].text async for _ in generator.stream([ASKED] * 4)]
+
+    with StubServer() as stub:
+        assert len(asyncio.run(nested(ServerGenerator(stub.url, concurrency=2)))) == 4
+
+
+def test_calls_at_the_same_time_share_the_concurrency():
+    with StubServer(delay=0.02) as stub:
+        generator = ServerGenerator(stub.url, concurrency=3)
+        calls = [lambda: generator.generate([ASKED] * 12), lambda: streamed(generator, [ASKED] * 12), lambda: generator.ask(ASKED)]
+        threads = [threading.Thread(target=call) for call in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert stub.answered == generator.usage.requests == 25 and stub.most_at_once == 3
+        assert len(streamed(generator, [ASKED] * 8, concurrency=1)) == 8  # and an interrupted one has given its own back
+        assert len(pickle.loads(pickle.dumps(generator)).generate([ASKED])) == 1
+
+
+def test_what_is_paid_for_without_a_response_is_counted():
+    """Two requests find out about the prefix and one about the second that is refused; two attempts are lost."""
+    faults = [None, None, "half", None, "slow"]
+    with StubServer(faults=faults, poison=lambda body: 400 if "bad" in str(body["messages"]) else None) as stub:
+        generator = ServerGenerator(stub.url, timeout=0.5, concurrency=1, prices=(1.0, 1.0))
+        found = streamed(generator, [PREFIXED, ASKED, *[Request.ask("bad")] * 2])
+    usage = generator.usage
+    assert [isinstance(response, GenerationError) for *_, response in found] == [False, False, True, True]
+    assert (usage.responses, usage.lost, usage.requests, stub.asked) == (2, 2, 2 + 2 + 1, 2 + 2 + 2 + 2 + 1)
+    assert usage.cost == (usage.prompt_tokens + usage.completion_tokens) / 1e6 and usage.prompt_tokens == 12 + 17 + 13 + 11 + 10
 
 
 def test_another_model_is_named(stub):

@@ -16,6 +16,7 @@ from support import make_image
 from mpo.data import load_questions
 from mpo.generation.server import ServerGenerator
 from mpo.io import read_json_lines
+from mpo.pipelines.flow import Flow
 from mpo.pipelines.job import Job
 from mpo.pipelines.sample import Sample
 from mpo.pipelines.step import Step
@@ -266,6 +267,18 @@ def test_a_job_in_which_everything_fails_stops(tmp_path, count, most):
         assert job.run()["output"] == count
 
 
+def test_what_is_spent_without_a_response(tmp_path):
+    """A broken response, two that are refused, and the plain request that tells whose fault the second one is."""
+    records = [*questions(3), *({**questions(1, words=30)[0], "id": name} for name in ("long", "longer"))]
+    with StubServer(context=38, faults=["half"]) as stub:
+        job = Job([Sample(ServerGenerator(stub.url, "tiny", concurrency=1))], records, tmp_path)
+        spent = job.run()["spent"]
+        assert (spent["requests"], spent["responses"], spent["lost"], stub.asked) == (4, 3, 1, 3 + 1 + 2 + 1)
+        (tmp_path / "progress.json").unlink()
+        stub.context = None
+        assert job.run()["spent"]["requests"] == 4 + 2
+
+
 def test_no_server_and_another_model(tmp_path):
     with pytest.raises(ConnectionError, match="http://127.0.0.1:1/v1"):
         stub_job("http://127.0.0.1:1/v1", tmp_path / "a").run()
@@ -323,6 +336,33 @@ def test_workers_give_the_same_bytes_and_take_over(whole, tmp_path):
     assert contents(folder) == contents(whole[0])
 
 
+@pytest.mark.slow
+def test_workers_go_on_with_a_job_that_one_process_began(whole, half):
+    there = complete(half / "ledger.jsonl")
+    with StubServer() as stub:
+        stub_job(stub.url, half, COUNT).run(workers=2)
+        assert stub.asked == COUNT - there
+    assert contents(half) == contents(whole[0])
+
+
+def test_a_job_of_one_part_is_divided(whole, half):
+    """What was paid for is found in all parts and counted once, also with an unfinished line; and they are gone on with in one."""
+    there, before = complete(half / "ledger.jsonl"), read_json_lines(half / "ledger.jsonl")
+    with open(half / "ledger.jsonl", "ab") as file:
+        file.write(b'{"key": "0123')
+    with StubServer() as stub:
+        stub_job(stub.url, half, COUNT).prepare(2)
+        spent = stub_job(stub.url, half, COUNT).run()["spent"]
+        assert stub.asked == COUNT - there and len([*half.glob("shards/0*")]) == 8
+        assert spent["requests"] == stub.asked + sum(one["spent"].get("requests", 0) for one in before)
+        assert stub_job(stub.url, half, COUNT).run()["spent"] == spent and stub.asked == COUNT - there
+        with pytest.raises(ValueError, match="shards is 8 there and 4 now"):
+            stub_job(stub.url, half, COUNT, shards=4).run(workers=2)
+    with pytest.raises(ValueError, match="shards=1.*2 workers"):
+        stub_job(stub.url, whole[0], COUNT, shards=1).run(workers=2)
+    assert contents(half) == contents(whole[0])
+
+
 def test_shards_in_one_process_give_the_same_bytes(whole, tmp_path):
     with StubServer() as stub:
         stub_job(stub.url, tmp_path / "job", COUNT, shards=COUNT + 3).run()
@@ -331,6 +371,50 @@ def test_shards_in_one_process_give_the_same_bytes(whole, tmp_path):
 
 
 # Steps
+
+
+class Slow(Step):
+    """It is not finished before the server has answered all."""
+
+    verb = "slow"
+
+    def __init__(self, stub, count):
+        self._stub, self._count = stub, count
+
+    def finish(self, record, responses):
+        end = time.monotonic() + 60
+        while self._stub.answered < self._count:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return record
+
+
+def test_a_slow_step_holds_no_request_up():
+    """And two steps together ask no more at a time than their generator may."""
+    with StubServer(delay=0.01) as stub:
+        generator = ServerGenerator(stub.url, "tiny", concurrency=3)
+        flow = Flow([Sample(generator), Slow(stub, 6), Again(generator)])
+        found = []
+        flow.run(questions(6), found.append)
+        assert [result.outputs[0]["id"] for result in found] == [f"q{number}" for number in range(6)]
+        assert stub.answered == 12 and stub.most_at_once == 3
+
+
+class Again(Sample):
+    verb = "again"
+
+
+@pytest.mark.parametrize("error", [StopIteration, KeyError])
+def test_an_error_of_a_step_names_the_record(error):
+    class Wrong(Step):
+        verb = "wrong"
+
+        def finish(self, record, responses):
+            raise error("row")
+
+    with pytest.raises((KeyError, RuntimeError)) as raised:
+        Wrong()(questions(2))
+    assert error is StopIteration or "'q0'" in str(raised.value.__notes__)
 
 
 class Split(Step):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -194,9 +195,19 @@ def test_images_that_are_replaced(shown, server):
     make_image(7).save(shown / "1.png")
     with pytest.raises(ValueError, match="1 records.*'q1'"):
         look(shown, server).run()
+    (shown / "job" / ".job.records").unlink()
+    with pytest.raises(ValueError, match="records.contents"):
+        look(shown, server).run()
     make_image(1).save(shown / "1.png")
     look(shown, server).run()
     assert server.asked == asked
+    opened = []
+    sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and str(args[0]).endswith(".png") else None)
+    look(shown, server).run()
+    assert opened == []
+    (shown / "job" / ".job.records").write_bytes(b"edited")
+    look(shown, server).run()
+    assert {*opened} == {str(shown / f"{number}.png") for number in range(3)} and server.asked == asked
 
 
 def test_everything_is_moved(shown, server, tmp_path):

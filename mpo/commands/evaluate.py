@@ -34,39 +34,15 @@ FILES = re.compile(r"\.(?:jsonl|ndjson|json|parquet)(?:\.gz)?$", re.IGNORECASE)
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="MODEL|BENCHMARK", nargs="+", help="models and benchmarks, in any order")
     add(parser, "--output", required=True)
-    parser.add_argument(
-        "--mode",
-        choices=("direct", "cot", "both"),
-        default="direct",
-        help="ask for the answer alone, for a chain of thought, or both (default: direct)",
-    )
-    add(parser, "--n", help="samples per question beside the greedy response, for majority vote, pass@k and best of N")
-    parser.add_argument(
-        "--scorer",
-        action="append",
-        metavar="SCORER",
-        help="for best of N: logprob or reward (against --reference) of the measured model, or of another (reward=MODEL); "
-        "prm=MODEL; or MODULE:FUNCTION of one's own; may be repeated",
-    )
-    parser.add_argument(
-        "--reference",
-        metavar="MODEL",
-        help="model that the models were trained from, for --scorer reward (default: the first model)",
-    )
+    add(parser, "--mode", default="direct")
+    add(parser, "--n", "--scorer")
+    add(parser, "--reference", otherwise="the first model")
     add(parser, "--temperature", default=1.0)
     add(parser, "--top-p", default=1.0)
     add(parser, "--max-new-tokens", default=1024)
     add(parser, "--seed", default=0)
-    add(
-        parser,
-        "--max-tiles",
-        action="append",
-        help="maximum number of tiles of all images of a prompt; repeated: one measurement each",
-    )
-    add(parser, "--limit", help="maximum number of questions of each benchmark")
-    parser.add_argument(
-        "--train", metavar="PATH", help="training pairs: report which questions and images of the benchmarks they contain"
-    )
+    add(parser, "--tile-limit")
+    add(parser, "--limit", "--train")
     add(parser, "--image-root", "--base", "--device", "--workers", "--retry-dropped")
     add(parser, "--dtype", otherwise="auto")
 
@@ -82,10 +58,10 @@ def run(args: argparse.Namespace) -> Report:
             _once(benchmarks, label, benchmark)
             continue
         label, model = _labelled(text)
-        for tiles in args.max_tiles or [None]:
+        for tiles in args.tile_limit or [None]:
             _once(
                 models,
-                label if tiles is None or len(args.max_tiles) == 1 else f"{label}@{tiles}",
+                label if tiles is None or len(args.tile_limit) == 1 else f"{label}@{tiles}",
                 partial(_open, model, args, tiles),
             )
     if not models or not benchmarks:

@@ -96,6 +96,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--max-run": {**LIMIT, "help": "maximum number of equal groups of characters in a row, four times as many of signs; off: any"},
     "--max-tiles": {**NUMBER, "help": "maximum number of tiles of all images of a prompt (model.max_tiles)"},
     "--max-zeros": {**LIMIT, "help": "maximum number of zeros in a row; off: any"},
+    "--mode": {"choices": ("direct", "cot", "both"), "help": "ask for the answer alone, for a chain of thought, or for both"},
     "--metadata": {"action": "append", "metavar": "FIELD", "help": "field that is only metadata; may be repeated (data.metadata)"},
     "--min-frames": {**NUMBER, "help": "minimum number of frames of a video (data.frames.min)"},
     "--min-quality": {"type": number(float, 0, 10), "metavar": "SCORE", "help": "lowest score for quality that is kept"},
@@ -128,6 +129,13 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--restart": {**FLAG, "help": "delete an earlier demo in the output folder and run all stages"},
     "--retry-dropped": {**FLAG, "help": "try the records again that were dropped"},
     "--run-dir": {"type": path, "metavar": "DIR", "help": "folder that runs are written to (run_dir)"},
+    "--reference": {"metavar": "MODEL", "help": "model that the models were trained from, for --scorer=reward"},
+    "--scorer": {
+        "action": "append",
+        "metavar": "SCORER",
+        "help": "for best of N: logprob or reward (against --reference) of the measured model, or another (reward=MODEL); "
+        "prm=MODEL; or MODULE:FUNCTION; may be repeated",
+    },
     "--seed": {"type": SEED, "metavar": "N", "help": "random seed"},
     "--shard-gb": {"type": ABOVE_0, "metavar": "GB", "help": "maximum size of a weight shard"},
     "--shuffle": {**FLAG, "help": "shuffle the records instead of keeping their order"},
@@ -137,6 +145,13 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--system": {"metavar": "TEXT", "help": "system prompt"},
     "--video": {"type": path, "action": "append", "metavar": "FILE", "help": "video to show before the question; may be repeated"},
     "--temperature": {"type": number(float, 0), "metavar": "T", "help": "sampling temperature; 0: greedy"},
+    "--tile-limit": {
+        "action": "append",
+        "type": COUNT,
+        "metavar": "N",
+        "help": "maximum number of tiles of all images of a prompt; repeated: a measurement with each",
+    },
+    "--train": {"metavar": "PATH", "help": "training pairs, which are searched for the questions and images of the benchmarks"},
     "--threshold": {"type": number(float, 0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
     "--top-p": {
         "type": number(float, 0, 1, open_low=True),

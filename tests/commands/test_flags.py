@@ -39,7 +39,7 @@ ACTIONS = {
 
 
 def test_every_file_is_a_command():
-    single = {"convert", "demo", "doctor", "export", "generate", "train"}
+    single = {"convert", "demo", "doctor", "evaluate", "export", "generate", "train"}
     assert set(ALL) == {
         *("mpo", *(f"mpo {name}" for name in single | set(ACTIONS))),
         *(f"mpo {folder} {name}" for folder, names in ACTIONS.items() for name in names),
@@ -72,7 +72,9 @@ def test_every_command_has_json_and_help_with_examples():
         if name != "mpo train":
             assert f"\n  {name} " in parser.epilog and parser.description[0].isupper(), name
         first = parser.description.split("\n")[0]
-        assert re.match("(Ask|Check|Convert|Export|Inspect|Print|Remove|Run|Show|Split|Train|Validate|Write)[ ,]", first), first
+        assert re.match("(Ask|Check|Convert|Export|Inspect|Measure|Print|Remove|Run|Show|Split|Train|Validate|Write)[ ,]", first), (
+            first
+        )
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/comparison.md", None], ids=str)

@@ -1,6 +1,5 @@
 """A training job: from a resolved configuration to a trained model in a run folder."""
 
-import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import is_deepspeed_available
-from hydra.utils import get_method
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -22,9 +20,9 @@ from mpo.batching.attention import check_backend
 from mpo.data import load_preferences
 from mpo.data.mixture_file import read_mixture
 from mpo.io import BAD_RECORDS, did_you_mean, write_text
-from mpo.models.family import INTERNVL, PARTS, Family, family_of
-from mpo.models.loading import as_dtype, check_attention, load_model, model_config
-from mpo.models.parts import check_adapter, check_parts, freeze_parts
+from mpo.models.family import PARTS
+from mpo.models.loading import as_dtype, check_attention
+from mpo.models.parts import check_parts
 from mpo.models.strict import refuse_adapter
 from mpo.training import schema
 from mpo.training.checkpoint import latest_checkpoint
@@ -36,11 +34,11 @@ from mpo.training.same_run import check_same_recipe
 from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
 from mpo.training.samples.prompts import first_prompts, load_prompts
 from mpo.training.schema import check_keys, hints
+from mpo.training.trained_model import TrainedModel
 from mpo.training.without_gpu import without_gpu
 
 RESOLVED = "resolved.yaml"
 FINAL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-PEFT_KINDS = ("none", "lora", "qlora")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
 OPTIONAL = {"train_parts": schema.Parts, "lr": schema.Rates, "samples": schema.Samples}
@@ -78,23 +76,20 @@ ELSEWHERE = {
 }
 
 
-@dataclass
-class TrainJob:
+@dataclass(kw_only=True)
+class TrainJob(TrainedModel):
     """A training job. Fields are the keys and groups of ``recipes/train.yaml``.
 
     Args:
-        model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
+        model: as in `TrainedModel`, like ``peft`` and ``train_parts``.
         data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for the
             evaluation data. ``on_bad_record`` and ``max_bad_fraction`` apply to training too.
         loss: loss fields of `MPOConfig`.
-        peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
         trainer: other fields of `MPOConfig`, and ``global_batch_size``.
         launch: nodes and ranks (`mpo.training.launch.place`).
         run_dir: output folder of the run.
         resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
         seed: random seed.
-        train_parts: part of the model -> train, freeze, lora, or for ``vision`` the number of last layers to train
-            (`mpo.models.parts`); None: train all parts, or follow ``peft``.
         lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
         drop_path: drop path rate of the vision tower (`mpo.models.tower`).
         samples: prompts to sample responses to during training (`mpo.training.samples`): ``path`` and ``image_root`` of a file, or
@@ -104,16 +99,13 @@ class TrainJob:
         dry_run_records: maximum number of records to measure, evenly spaced; None: all.
     """
 
-    model: dict[str, Any]
     data: dict[str, Any]
     loss: dict[str, Any] = field(default_factory=dict)
-    peft: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
     trainer: dict[str, Any] = field(default_factory=dict)
     launch: dict[str, Any] = field(default_factory=dict)
     run_dir: str = "runs/train"
     resume: str = "auto"
     seed: int = 0
-    train_parts: dict[str, Any] | None = None
     lr: dict[str, float | None] | None = None
     drop_path: float = 0.0
     samples: dict[str, Any] | None = None
@@ -164,55 +156,6 @@ class TrainJob:
         job.check_packages(job.planned_arguments())
         job.checkpoint()
         return job
-
-    def loader(self) -> Any:
-        """Import the function that loads the model."""
-        try:
-            return get_method(self.model["_target_"])
-        except KeyError:
-            raise ValueError("model._target_ (the function that loads it) is not set. Choose a model with model=NAME.") from None
-        except ImportError as error:
-            raise ValueError(f"model._target_ cannot be imported: {error}") from error
-
-    def check_loader(self) -> None:
-        """Refuse arguments that the function that loads the model does not take."""
-        loader = self.loader()
-        if loader is load_model:
-            check_keys(hints(schema.Model), self.model, "model")
-            return
-        try:  # a function of the user's, or a small model of the library
-            inspect.signature(loader).bind(**{key: value for key, value in self.model.items() if key != "_target_"})
-        except TypeError as error:
-            raise ValueError(f"model: {self.model['_target_']} {error}.") from None
-
-    def check_peft(self) -> None:
-        """Refuse invalid adapter settings."""
-        kind = self.peft.get("kind")
-        if kind not in PEFT_KINDS:
-            raise ValueError(
-                f"peft.kind must be one of {', '.join(PEFT_KINDS)}; got {kind!r}.{did_you_mean(kind, PEFT_KINDS, most=20)}"
-            )
-        settings = [key for key in self.peft if key != "kind"]
-        if kind == "none":
-            if settings:
-                raise ValueError(f"peft.{settings[0]} needs peft=lora or peft=qlora; peft=none trains without an adapter.")
-            return
-        from peft import LoraConfig
-
-        known = {"kind": str, **hints(LoraConfig), "r": schema.Positive, "lora_alpha": float, "lora_dropout": schema.Share}
-        check_keys({name: of for name, of in known.items() if name != "task_type"}, self.peft, "peft")
-        if kind == "qlora":
-            try:
-                import bitsandbytes  # noqa: F401
-            except ImportError:
-                raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
-            if "quantization_config" not in inspect.signature(self.loader()).parameters:
-                raise ValueError(f"peft=qlora needs a model loader with quantization_config; {self.model['_target_']} has none.")
-        if self.parts() and self.peft.get("target_modules"):
-            raise ValueError(
-                "train_parts and peft.target_modules both select the adapted layers. Set only one of them (with target_modules, "
-                "peft.modules_to_save selects the modules to train in full)."
-            )
 
     def check_samples(self) -> None:
         """Refuse invalid sampling settings."""
@@ -270,10 +213,6 @@ class TrainJob:
         shared = {key: self.train_data()[key] for key in SHARED_WITH_EVAL if key in self.train_data()}
         own = {name.removeprefix("eval_"): self.data[name] for name in EVAL_KEYS if self.data.get(name) is not None}
         return {**own, **shared}
-
-    def parts(self) -> dict[str, Any]:
-        """Return the choices of ``train_parts`` that are set."""
-        return {part: choice for part, choice in (self.train_parts or {}).items() if choice is not None}
 
     def newest_checkpoint(self) -> str | None:
         """Return the newest complete checkpoint in the run folder, if any."""
@@ -383,81 +322,6 @@ class TrainJob:
         own: dict[str, Any] = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
         own |= {name: self.data[name] for name in SKIPPING if self.data.get(name) is not None}
         return MPOConfig(**own, **self.loss, **given)
-
-    def family(self, config: Any) -> Family:
-        """Return the family of the model, if a setting depends on it.
-
-        Args:
-            config: the model's config.
-
-        Raises:
-            ValueError: for a vision-language model of an unknown family.
-        """
-        for setting, value in (("peft=qlora", self.peft["kind"] == "qlora"), ("train_parts", self.parts())):
-            if value:
-                return family_of(config, setting)
-        if self.peft["kind"] != "none" and not self.peft.get("target_modules"):
-            return family_of(config, f"peft={self.peft['kind']} without peft.target_modules")
-        return INTERNVL
-
-    def expected_family(self) -> Family:
-        """Return the family of a model on this machine, before it is loaded; of another one, InternVL."""
-        name = self.model.get("name_or_path")
-        if self.peft["kind"] == "none" or name is None or not (Path(name) / "config.json").is_file():
-            return INTERNVL
-        return self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
-
-    def adapter(self, family: Family = INTERNVL) -> Any:
-        """Build peft's `LoraConfig` for a model of a family; None without an adapter.
-
-        Raises:
-            ValueError: for settings that train a frozen part, and a projector that peft cannot train as a whole.
-        """
-        if self.peft["kind"] == "none":
-            return None
-        from peft import LoraConfig
-
-        settings = {key: value for key, value in self.peft.items() if key != "kind"}
-        settings["target_modules"] = settings.get("target_modules") or family.projections()
-        if parts := self.parts():
-            settings["target_modules"] = family.adapted_layers(parts)
-            if parts.get("projector") == "train" and len(family.projector + family.loose) > 1:
-                raise ValueError(
-                    f"train_parts.projector=train beside adapters: peft cannot train all of this family's projector, only one "
-                    f"module ({', '.join(family.projector + family.loose)}). Use train_parts.projector=lora."
-                )
-            if parts.get("projector") == "train":
-                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]
-        adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
-        check_adapter(self.parts(), adapter, family)
-        return adapter
-
-    def freeze(self, model: Any) -> None:
-        """Freeze the parts that are not trained. With an adapter, peft freezes the base model."""
-        if self.peft["kind"] == "none" and (parts := self.parts()):
-            freeze_parts(model, parts)
-
-    def quantization(self) -> Any:
-        """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs.
-
-        Raises:
-            ValueError: for a vision-language model of an unknown family, whose vision tower would be quantized.
-        """
-        if self.peft["kind"] != "qlora":
-            return None
-        from transformers import BitsAndBytesConfig
-
-        name = self.model.get("name_or_path")
-        if name is None:
-            raise ValueError("peft=qlora needs model.name_or_path, whose config says which parts are not to be quantized.")
-        family = self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=family.not_quantized(),
-        )
 
     def save(self, folder: str | os.PathLike[str] | None = None) -> Path:
         """Write ``resolved.yaml`` into a folder; by default, the run folder."""

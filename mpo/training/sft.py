@@ -113,9 +113,6 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         self._prepare_policy(without_dropout=False)
         self._choose_rows(router_loss=False, reads_logits=compute_metrics is not None)
 
-    def _encoding_rules(self) -> dict[str, Any]:
-        return {"sides": CONVERSATION, "train_on": self.args.train_on}
-
     def _step_denominator(self, lengths: Tensor) -> Tensor:
         """Return the sum of the weights of a step's conversations over all ranks (`PackedSFTConfig.weights`)."""
         return self._over_ranks(self.args.weights(lengths).sum()).clamp_min(1)  # a step whose records are all bad has a loss of 0

@@ -13,8 +13,8 @@ class Column:
 
     Attributes:
         name: its name in `datasets.Dataset` and in files in TRL's format.
-        type: ``text``, ``texts``, ``images``, ``messages``, ``number``, ``flag``, ``json``, or a group of settings, ``tiles`` or
-            ``frames`` (`mpo.data.records` has the types of Arrow).
+        type: ``text``, ``texts``, ``images``, ``messages``, ``turns``, ``number``, ``flag``, ``json``, or a group of settings,
+            ``tiles`` or ``frames`` (`mpo.data.records` has the types of Arrow).
         optional: a data set leaves the column out if no record has a value.
         encoded: its value changes the tokens or tiles of the record.
         mmpr: MMPR's files have a field for it.
@@ -43,6 +43,12 @@ COLUMNS = (
     Column("augment", "flag", optional=True, encoded=True, mmpr=False),  # whether images are augmented in training
     Column("metadata", "json", optional=True),  # all other fields of the line
 )
+CONVERSATIONS = (
+    *(column for column in COLUMNS if column.name not in ("prompt", "chosen", "rejected", "ground_truth", "margin")),
+    Column("messages", "turns", encoded=True),  # all turns; a turn of the assistant may have calls of tools and a flag, ``train``
+    Column("tools", "text", optional=True, encoded=True),  # as JSON
+)
+"""Columns of a data set of conversations (`mpo.data.load_conversations`)."""
 IMAGE_COLUMNS = ("images", "image")
 """Columns of images: ours, and TRL's name for a single one."""
 TRL_COLUMNS = ("image", "tools", "chat_template_kwargs")
@@ -50,7 +56,7 @@ TRL_COLUMNS = ("image", "tools", "chat_template_kwargs")
 CONVERSATION_COLUMNS = ("messages", "completion")
 """Columns of TRL's formats for supervised training that take the place of chosen and rejected."""
 LOADED = ("id", "source", "prompt_id")
-"""Columns that the records of `mpo.data.load_preferences` have, and together only they: the paths of their files are real ones."""
+"""Columns that the records of `mpo.data` have, and together only they: the paths of their files are real ones."""
 
 
 class InternalKey(str):

@@ -29,7 +29,7 @@ from datasets import Dataset, DatasetInfo, concatenate_datasets
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from mpo.data.records import FEATURES, OPTIONAL, Reading, Row
+from mpo.data.records import KINDS, Reading, Row
 from mpo.data.shards import Shard
 from mpo.io import BadRecord
 
@@ -86,7 +86,7 @@ def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *
                 aside.rename(folder)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-    return _open(folder)
+    return _open(folder, reading)
 
 
 def _is_current(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Reading, asked: float) -> bool:
@@ -150,17 +150,19 @@ def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
     columns: set[str] = set()
     rows: list[Row] = []
     size = 0
+    kind = KINDS[reading.kind]
+    schema = kind.features.arrow_schema
     with (
         _no_garbage_collection(),
         pa.OSFile(f"{stem}.arrow", "wb") as sink,
-        pa.ipc.new_stream(sink, FEATURES.arrow_schema) as writer,
+        pa.ipc.new_stream(sink, schema) as writer,
         open(f"{stem}.bad", "w", encoding="utf-8") as list_of_bad,
     ):
 
         def write_batch() -> None:
-            batch = pa.RecordBatch.from_pylist(rows, schema=FEATURES.arrow_schema)
+            batch = pa.RecordBatch.from_pylist(rows, schema=schema)
             writer.write_batch(batch)
-            columns.update(name for name in OPTIONAL if batch.column(name).null_count < len(rows))
+            columns.update(name for name in kind.optional if batch.column(name).null_count < len(rows))
 
         for found in reading.rows(shard.lines()):
             counts["lines"] += 1
@@ -193,13 +195,16 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _open(folder: Path) -> Converted:
+def _open(folder: Path, reading: Reading) -> Converted:
     info = json.loads((folder / _DONE).read_text())
-    parts = info["parts"]
+    parts, kind = info["parts"], KINDS[reading.kind]
+    as_read = DatasetInfo(features=kind.features)
     bad = [one for part in parts if part["bad"] for one in _bad_of(folder, part)]
     lines, empty, dropped = (sum(part[count] for part in parts) for count in ("lines", "empty", "dropped"))
-    found = [Dataset.from_file(str(folder / part["file"]), info=DatasetInfo(features=FEATURES)) for part in parts if part["pairs"]]
+    found = [Dataset.from_file(str(folder / part["file"]), info=as_read) for part in parts if part["pairs"]]
     if not found:
         return Converted(None, bad, lines, empty, dropped)
     pairs = found[0] if len(found) == 1 else concatenate_datasets(found)
-    return Converted(pairs.remove_columns([name for name in OPTIONAL if name not in info["columns"]]), bad, lines, empty, dropped)
+    return Converted(
+        pairs.remove_columns([name for name in kind.optional if name not in info["columns"]]), bad, lines, empty, dropped
+    )

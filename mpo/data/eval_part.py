@@ -94,7 +94,7 @@ def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
     """
     features = {"question": Value("int64"), "images": List(Value("int64"))}
     title = "Reading questions and images"
-    return per_record(pairs, ["prompt", "images", "videos"], _keys, features, ("content keys", 2), title, num_proc)
+    return per_record(pairs, ["prompt", "messages", "images", "videos"], _keys, features, ("content keys", 2), title, num_proc)
 
 
 def per_record(
@@ -171,7 +171,12 @@ def video_key(path: str) -> int:
 
 
 def _keys(record: dict[str, Any]) -> dict[str, Any]:
-    return {"question": key_of(asked_text(record["prompt"])), "images": shown_keys(record)}
+    return {"question": key_of(asked_text(_prompt(record))), "images": shown_keys(record)}
+
+
+def _prompt(record: Mapping[str, Any]) -> Any:
+    """The prompt of a pair, or all of a conversation."""
+    return record["prompt"] if "prompt" in record else record["messages"]
 
 
 def components(linked: Sequence[Sequence[Hashable]]) -> NDArray[np.int64]:
@@ -193,7 +198,7 @@ def _too_large(pairs: Dataset, linked: Sequence[Sequence[Hashable]], sizes: Any,
     common, times = Counter(link for links in linked for link in links).most_common(1)[0]
     place = next(place for place, links in enumerate(linked) if common in links)
     is_question = common[0] == "question"  # type: ignore[index]  # a pair of its kind and its key
-    what = f"the question {question_text(pairs[place]['prompt'])[:80]!r}" if is_question else "one image"
+    what = f"the question {question_text(_prompt(pairs[place]))[:80]!r}" if is_question else "one image"
     found = (
         f"An evaluation part of {count:,} of {len(pairs):,} pairs is too small: pairs with the same question or image stay together"
     )

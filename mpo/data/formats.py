@@ -12,7 +12,7 @@ from mpo.io import json_kind, parse_json
 
 Line = Mapping[str, Any]
 OWN_DATA_SET = (
-    "Load the file with datasets.load_dataset and pass that to MPOTrainer, which reads TRL's columns and drops the None values "
+    "Load the file with datasets.load_dataset and pass that to the trainer, which reads TRL's columns and drops the None values "
     "that Arrow adds to calls and tools."
 )
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
@@ -25,17 +25,19 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 ROLES |= {"system": "system", "observation": "tool", "tool": "tool"}
 """The role of each name of ShareGPT."""
 _COMMON = ("image", "images", "video", "videos", "system", "system_prompt", "id", "chosen", "rejected", "metadata")
-_CANNOT = "records have no field for it. Remove it or leave the record out"
-_TRL_CANNOT = f"records have no field for it. {OWN_DATA_SET.rstrip('.')}"
+CANNOT = "records have no field for it. Remove it or leave the record out"
+TRL_CANNOT = f"records have no field for it. {OWN_DATA_SET.rstrip('.')}"
 
 
 @dataclass(frozen=True)
-class FoundPair:
-    """A pair as read from a file: nothing is checked, and every value may have any type. None: the line has no such value."""
+class Found:
+    """A pair or a conversation as read from a file, unchecked: any value may have any type. None: the line has no such value."""
 
-    prompt: Any  # text with <image> and <video> placeholders, or messages
-    chosen: Any  # the preferred completion, text or messages
-    rejected: Any
+    prompt: Any = None  # of a pair: text with <image> and <video> placeholders, or messages
+    chosen: Any = None  # the preferred completion, text or messages
+    rejected: Any = None
+    messages: Any = None  # of a conversation: all of it
+    tools: Any = None
     images: Any = None  # one image or several: paths, bytes, or dicts with bytes or path
     videos: Any = None  # one path or several
     system: Any = None  # text of a system message in front of the prompt
@@ -72,7 +74,7 @@ class Format:
         """Return the fields that are read of a line."""
         return self.USES
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
+    def read(self, line: Line) -> Iterator[Found]:
         """Read the pairs of a line, without checking their values.
 
         Raises:
@@ -95,8 +97,8 @@ class _MMPR(Format):
     def matches(self, line: Line) -> bool:
         return _has_question(line)
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
-        _refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
+    def read(self, line: Line) -> Iterator[Found]:
+        refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
         yield _pair(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"))
 
 
@@ -114,7 +116,7 @@ class _RLAIFV(Format):
     def uses(self, line: Line) -> tuple[str, ...]:
         return self.USES if line.get("image") else (*self.USES, "image_path")
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
+    def read(self, line: Line) -> Iterator[Found]:
         yield _of_rlhf_v(line, line, line.get("idx"))
 
 
@@ -137,7 +139,7 @@ class _RLHFV(_RLAIFV):
             return False
         return all(name in pair for name in ("question", "chosen", "rejected"))
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
+    def read(self, line: Line) -> Iterator[Found]:
         index = line.get("origin_split_inner_idx") if line.get("idx") is None else line["idx"]
         pair = self._pair(line.get("text"))
         inner = {f"text.{name}": value for name, value in pair.items() if name not in ("question", "chosen", "rejected")}
@@ -151,10 +153,10 @@ class _RLHFV(_RLAIFV):
         return pair
 
 
-def _of_rlhf_v(line: Line, pair: Line, id: Any, inner: dict[str, Any] | None = None) -> FoundPair:
+def _of_rlhf_v(line: Line, pair: Line, id: Any, inner: dict[str, Any] | None = None) -> Found:
     prompt, chosen, rejected = (pair.get(name) for name in ("question", "chosen", "rejected"))
     image = line.get("image") or line.get("image_path")
-    return FoundPair(prompt, chosen, rejected, image, system=system_of(line), id=id, metadata=inner or {}, inner=inner or {})
+    return Found(prompt, chosen, rejected, images=image, system=system_of(line), id=id, metadata=inner or {}, inner=inner or {})
 
 
 # Ratings
@@ -175,7 +177,7 @@ class _VLFeedback(Format):
     def matches(self, line: Line) -> bool:
         return "completions" in line
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
+    def read(self, line: Line) -> Iterator[Found]:
         """Those with the largest margin first."""
         completions = _completions(line.get("completions"))
         ratings = [_rating(completion, place) for place, completion in enumerate(completions)]
@@ -186,7 +188,7 @@ class _VLFeedback(Format):
             if ratings[one] != ratings[other] and texts[one] != texts[other]
         ]
         ranked.sort(key=lambda pair: -pair[0])
-        image = _one_of(line, "img_path", "image")
+        image = one_of(line, "img_path", "image")
         taken = ranked[:MAX_PAIRS]
         for place, (margin, better, worse) in enumerate(taken, start=1):
             own = {
@@ -195,7 +197,7 @@ class _VLFeedback(Format):
                 for name, value in completions[at].items()
                 if name not in ("response", "annotations") and value is not None
             }
-            yield FoundPair(
+            yield Found(
                 prompt=line.get("prompt"),
                 chosen=texts[better],
                 rejected=texts[worse],
@@ -258,27 +260,28 @@ class _ShareGPT(Format):
         has_prompt = line.get("prompt") not in (None, "", [])  # beside it, messages only repeat TRL's prompt and completion
         return "messages" in line and ("chosen" in line or "rejected" in line) and not has_prompt
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
-        _refuse(line, ("tools", "audios"), _CANNOT)
-        turns = _one_of(line, "conversations", "messages")
+    def read(self, line: Line) -> Iterator[Found]:
+        refuse(line, ("tools", "audios"), CANNOT)
+        turns = one_of(line, "conversations", "messages")
         if not isinstance(turns, list) or not turns:
             raise ValueError(f"'conversations' must be a list of turns; got {'an empty one' if turns == [] else json_kind(turns)}.")
-        prompt = [_message(turn, f"turn {place + 1}") for place, turn in enumerate(turns)]
+        prompt = [message_of(turn, f"turn {place + 1}") for place, turn in enumerate(turns)]
         if (role := prompt[-1]["role"]) not in ("user", "tool"):
             raise ValueError(f"the last turn is the {role}'s, but 'chosen' and 'rejected' reply to a human. Remove that turn.")
         sides = {side: line.get(side) for side in ("chosen", "rejected")}
-        sides = {side: [_message(one, f"{side!r}")] if isinstance(one, Mapping) else one for side, one in sides.items()}
+        sides = {side: [message_of(one, f"{side!r}")] if isinstance(one, Mapping) else one for side, one in sides.items()}
         yield _pair(line, prompt=prompt, **sides)
 
 
-def _message(turn: Any, what: str) -> dict[str, Any]:
+def message_of(turn: Any, what: str, roles: Mapping[str, str] = ROLES) -> dict[str, Any]:
+    """Convert a turn, with ``from`` and ``value`` or ``role`` and ``content``, to a message. Raises ValueError for another role."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"{what} is {json_kind(turn)} instead of an object with 'from' and 'value'.")
-    role = _one_of(turn, "from", "role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"{what} is from {role!r}; 'from' must be one of {', '.join(ROLES)}.")
+    role = one_of(turn, "from", "role")
+    if not isinstance(role, str) or role not in roles:
+        raise ValueError(f"{what} is from {role!r}; 'from' must be one of {', '.join(roles)}.")
     other = {name: value for name, value in turn.items() if name not in ("from", "value")}
-    return {**other, "role": ROLES[role], "content": _one_of(turn, "value", "content")}
+    return {**other, "role": roles[role], "content": one_of(turn, "value", "content")}
 
 
 class _Swift(Format):
@@ -296,15 +299,15 @@ class _Swift(Format):
     def matches(self, line: Line) -> bool:
         return "messages" in line and any(name in line for name in (*self._REJECTED, "rejected_images"))
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
-        _refuse(line, ("tools", "objects", "audios", "rejected_tools", "rejected_audios"), _CANNOT)
+    def read(self, line: Line) -> Iterator[Found]:
+        refuse(line, ("tools", "objects", "audios", "rejected_tools", "rejected_audios"), CANNOT)
         for kind in ("images", "videos"):
             if line.get(f"rejected_{kind}") not in (None, line.get(kind)):
                 raise ValueError(
                     f"'rejected_{kind}' differ from {kind!r}, but a pair has one set of them. Remove 'rejected_{kind}'."
                 )
         prompt, chosen = self._split(line.get("messages"), "messages")
-        rejected = _one_of(line, *self._REJECTED)
+        rejected = one_of(line, *self._REJECTED)
         if is_nothing(line.get("rejected_response")) and line.get("rejected_messages") is not None:
             other_prompt, rejected = self._split(rejected, "rejected_messages")
             if other_prompt != prompt:
@@ -351,8 +354,8 @@ class _TRL(Format):
     def matches(self, line: Line) -> bool:
         return "prompt" in line or (isinstance(line.get("chosen"), list) and isinstance(line.get("rejected"), list))
 
-    def read(self, line: Line) -> Iterator[FoundPair]:
-        _refuse(line, ("tools", "chat_template_kwargs"), _TRL_CANNOT)
+    def read(self, line: Line) -> Iterator[Found]:
+        refuse(line, ("tools", "chat_template_kwargs"), TRL_CANNOT)
         prompt, chosen, rejected = (line.get(name) for name in ("prompt", "chosen", "rejected"))
         is_prefix = prompt is None and chosen and rejected and ("prompt" not in line or isinstance(chosen, list))
         if is_prefix or (isinstance(prompt, str) and _begins_with(chosen, prompt) and _begins_with(rejected, prompt)):
@@ -398,44 +401,44 @@ FORMATS = {one.NAME: one for one in (_Swift(), _ShareGPT(), _VLFeedback(), _RLAI
 """In the order of detection: the more specific formats come first."""
 
 
-def detect(line: Line) -> Format:
-    """Find the format of a line by the fields that the line has.
+def detect(line: Line, formats: Mapping[str, Format] = FORMATS, noun: str = "pair") -> Format:
+    """Find the format of a line, of several, by the fields that the line has; ``noun`` says what the line should hold.
 
     Raises:
         ValueError: for a line in no known format (the message lists the formats), and for a line with two prompts.
     """
     given = {name: value for name, value in line.items() if not is_nothing(value)}
-    is_pair = "completions" in given or "text" in given or ("chosen" in given and "rejected" in given)
+    is_pair = "completions" in given or "text" in given or ("chosen" in given and "rejected" in given) or noun != "pair"
     for fields in (given, line) if is_pair else (line,):  # in a pair, a field that holds nothing does not tell the format
-        for one in FORMATS.values():
+        for one in formats.values():
             if one.matches(fields):
                 return one
-    known = "; ".join(f"{name}: {one.NEEDS}" for name, one in FORMATS.items())
+    known = "; ".join(f"{name}: {needs}" for name, needs in {one.NAME: one.NEEDS for one in formats.values()}.items())
     has = ", ".join(map(repr, list(line)[:20])) or "nothing"
-    raise ValueError(f"no pair in any known format: the line has {has}. Use one of these, with the fields they need: {known}.")
+    raise ValueError(f"no {noun} in any known format: the line has {has}. Use one of these, with the fields they need: {known}.")
 
 
-def check_format(name: str | None) -> None:
+def check_format(name: str | None, formats: Mapping[str, Format] = FORMATS) -> None:
     """Check the name of a format. Raises ValueError for an unknown name; the message lists the formats."""
-    if name is not None and name not in FORMATS:
-        raise ValueError(f"format is one of {', '.join(FORMATS)}, or null to detect it; got {name!r}.")
+    if name is not None and name not in formats:
+        raise ValueError(f"format is one of {', '.join(formats)}, or null to detect it; got {name!r}.")
 
 
 def images(line: Line) -> Any:
     """Return the images of a line, from ``image`` or ``images``. Raises ValueError for a line with both fields."""
-    return _one_of(line, "image", "images")
+    return one_of(line, "image", "images")
 
 
-def _pair(line: Line, **own: Any) -> FoundPair:
+def _pair(line: Line, **own: Any) -> Found:
     """Read the fields that most formats share; ``own`` are the others."""
     own = {"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own}
-    videos = _one_of(line, "video", "videos")
-    return FoundPair(images=images(line), videos=videos, system=system_of(line), id=line.get("id"), **own)
+    videos = one_of(line, "video", "videos")
+    return Found(images=images(line), videos=videos, system=system_of(line), id=line.get("id"), **own)
 
 
 def system_of(line: Line) -> Any:
     """Return the system message of a line, from ``system`` or ``system_prompt``. Raises ValueError for a line with both."""
-    return _one_of(line, "system", "system_prompt")
+    return one_of(line, "system", "system_prompt")
 
 
 def settings_of(line: Line) -> dict[str, Any]:
@@ -451,7 +454,7 @@ def is_nothing(value: Any) -> bool:
     return value is None or value == ""
 
 
-def _one_of(line: Line, *names: str) -> Any:
+def one_of(line: Line, *names: str) -> Any:
     """Return the value of the one field, of several alternatives, that a line has."""
     found = [name for name in names if not is_nothing(line.get(name))] or [name for name in names if line.get(name) is not None][:1]
     if len(found) > 1:
@@ -459,7 +462,7 @@ def _one_of(line: Line, *names: str) -> Any:
     return line[found[0]] if found else None
 
 
-def _refuse(line: Line, fields: Iterable[str], why: str) -> None:
+def refuse(line: Line, fields: Iterable[str], why: str) -> None:
     """Refuse a line with fields that a record cannot hold."""
     for name in fields:
         if not is_nothing(line.get(name)):

@@ -1,4 +1,4 @@
-"""Load preference pairs: dispatch to one source, or to a mixture of sources, each of which is loaded in the same way.
+"""Load preference pairs or conversations: dispatch to one source, or to a mixture of sources, each loaded in the same way.
 
 One way through the files: this file -> `mixture_file` (what a mixture is made of) and `mixing` (how much of each) ->
 `sources` (one source) -> `files` and `shards` (lines) -> `records` (a line is a record, or bad).
@@ -20,6 +20,7 @@ from mpo.data.formats import check_format
 from mpo.data.mixing import Mixture, Taken, amounts, draw, joined
 from mpo.data.mixture_file import (
     Sampling,
+    Source,
     check_settings,
     check_sources,
     checked_names,
@@ -29,7 +30,7 @@ from mpo.data.mixture_file import (
     source_name,
     weights_of,
 )
-from mpo.data.records import Reading, checked_tiles
+from mpo.data.records import KINDS, Reading, checked_tiles
 from mpo.data.sources import BadList, Stream, folder_of, load_source, spread, stem, with_own, with_settings
 from mpo.data.video import checked_frames
 from mpo.io import BAD_RECORDS, MAX_BAD_FRACTION
@@ -95,7 +96,72 @@ def load_preferences(
         BadRecord: for a line that is not a valid pair; a ValueError that begins with ``file:line``.
         ValueError: for files that are missing, damaged or without pairs, and for invalid settings.
     """
-    check_format(format)
+    return _load("pair", **locals())
+
+
+def load_conversations(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    image_root: str | Path | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    tiles: Mapping[str, Any] | None = None,
+    frames: Mapping[str, Any] | None = None,
+    source: str | None = None,
+    metadata: Sequence[str] | None = None,
+    on_bad_record: str = "raise",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    bad_records: str | Path | None = None,
+    streaming: bool = False,
+    num_proc: int | None = None,
+    seed: int = 0,
+    from_preferences: bool = False,
+) -> Any:
+    """Load conversations for supervised training (`mpo.PackedSFTTrainer`).
+
+    Args:
+        path: as in `load_preferences`; also InternVL's ``meta.json``. A source of a mixture may set ``from_preferences`` itself.
+        format: format of the lines, see `mpo.data.conversations`; None: detect it for each line.
+        from_preferences: read preference pairs, in any format of `load_preferences`, and take each prompt with its chosen
+            completion, whose turns alone are labelled. A completion that is chosen in several pairs of a line is taken once.
+
+    The other arguments, and errors, are those of `load_preferences`.
+
+    Returns:
+        a `datasets.Dataset` (streaming: an `IterableDataset`) with the columns of `mpo.schema.CONVERSATIONS`; optional columns
+        exist if any record has a value in them. Contents of ``messages`` are parts, ``tools`` and ``tool_calls`` are JSON, and a
+        turn of the assistant that is not labelled has ``"train": false``.
+    """
+    settings = {name: value for name, value in locals().items() if name != "from_preferences"}
+    if not isinstance(from_preferences, bool):
+        raise ValueError(f"from_preferences must be true or false; got {from_preferences!r}.")
+    return _load("chosen" if from_preferences else "conversation", **settings)
+
+
+LOADERS = {"pair": load_preferences, "conversation": load_conversations, "chosen": load_conversations}
+
+
+def _load(
+    kind: str,
+    path: str | Path,
+    *,
+    format: str | None,
+    image_root: str | Path | None,
+    split: str,
+    limit: int | None,
+    tiles: Mapping[str, Any] | None,
+    frames: Mapping[str, Any] | None,
+    source: str | None,
+    metadata: Sequence[str] | None,
+    on_bad_record: str,
+    max_bad_fraction: float,
+    bad_records: str | Path | None,
+    streaming: bool,
+    num_proc: int | None,
+    seed: int,
+) -> Any:
+    check_format(format, KINDS[kind].formats)
     _check(split, limit, on_bad_record, max_bad_fraction)
     metadata = checked_names(metadata)
     own = {"tiles": checked_tiles(tiles), "frames": checked_frames(frames)}
@@ -106,9 +172,10 @@ def load_preferences(
             raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
         bad = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
         settings = {"format": format, "num_proc": num_proc, "metadata": metadata, **bad}
-        return with_settings(spread(_load_mixture(path, image_root, split, seed, settings, source), limit), own)
+        settings |= {"from_preferences": True} if kind == "chosen" else {}
+        return with_settings(spread(_load_mixture(kind, path, image_root, split, seed, settings, source), limit), own)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    reading = Reading(os.path.realpath(root), format, source or stem(path), on_bad_record == "skip", metadata)
+    reading = Reading(os.path.realpath(root), format, source or stem(path), on_bad_record == "skip", metadata, kind)
     listed = BadList(Path(bad_records or BAD_RECORDS), max_bad_fraction)
     if streaming:
         stream = Stream(reading, listed, own).open(path, split)
@@ -142,6 +209,7 @@ def mix(
     size: int | None = None,
     eval_size: float | int | None = None,
     eval_by: By = "both",
+    kind: str = "pair",
 ) -> Mixture:
     """Make one data set of several sources; the result depends only on the sources, the settings and the seed.
 
@@ -155,13 +223,14 @@ def mix(
         eval_size: fraction or number of pairs, over all sources, of the evaluation part (`mpo.data.eval_part.split_eval`), in
             which each pair is there once.
         eval_by: what connects two pairs, as `by` in `split_eval`.
+        kind: of the records (`mpo.data.records.KINDS`): ``"pair"`` or ``"conversation"``.
 
     Raises:
         ValueError: for invalid sources or settings, and for columns that do not match.
     """
     checked = check_sources(sources)
     sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
-    loaded = [with_settings(load_preferences(**{"seed": seed, **source.load}), {"augment": source.augment}) for source in checked]
+    loaded = [with_settings(_load_one(kind, source, seed=seed), {"augment": source.augment}) for source in checked]
     pairs = joined(checked, loaded)
     starts = np.cumsum([0, *map(len, loaded)])
     in_eval = np.zeros(len(pairs), dtype=bool)
@@ -186,7 +255,14 @@ def mix(
     return Mixture(train, pairs.select(np.flatnonzero(in_eval)) if eval_size else None, taken)
 
 
-def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> IterableDataset:
+def _load_one(kind: str, source: Source, **settings: Any) -> Any:
+    load = LOADERS[kind]
+    if load is load_preferences and "from_preferences" in source.load:
+        raise ValueError(f"Source {source.name!r} has from_preferences, which is for conversations. Remove it.")
+    return load(**{**settings, **source.load})
+
+
+def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind: str = "pair") -> IterableDataset:
     """Interleave streams of several sources, drawing the source of each pair by weight, until every source was read once.
 
     A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`.
@@ -194,6 +270,7 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> It
     Args:
         sources: as in `mix`, with a ``weight`` for all of them or, to take them in turn, for none.
         seed: of the random choices.
+        kind: as in `mix`.
 
     Raises:
         ValueError: for invalid sources, and for settings that need the number of pairs.
@@ -205,20 +282,22 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0) -> It
     weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
     streams = []
     for source in checked:
-        stream = load_preferences(**{**source.load, "streaming": True})
+        stream = _load_one(kind, source, streaming=True)
         own = {} if source.augment is None else {"augment": source.augment}
         streams.append(stream.map(with_own, fn_kwargs={"own": own}, features=stream.features) if own else stream)
     probabilities = None if weights is None else list(np.array(weights) / sum(weights))
     return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
 
 
-def _load_mixture(path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any], name: str | None) -> Dataset:
+def _load_mixture(
+    kind: str, path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any], name: str | None
+) -> Dataset:
     splits = ("train",) if is_meta(path) else ("train", "eval")
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
     described = read_mixture(path, base=base)
     sources = [_merged(source, settings, name) for source in described["sources"]]
-    mixture = mix(**{"seed": seed, **described, "sources": sources})
+    mixture = mix(**{"seed": seed, **described, "sources": sources, "kind": kind})
     if split == "eval":
         if mixture.eval is None:
             raise ValueError(f"{path} has no evaluation part. Add eval_size to it, a fraction or a number of pairs, such as 0.01.")

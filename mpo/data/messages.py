@@ -5,16 +5,18 @@ A message is ``{"role", "content"}``, a part ``{"type": "text", "text": ...}`` o
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpo.data.formats import OWN_DATA_SET
-from mpo.io import BadRecord, json_kind
+from mpo.io import BadRecord, json_kind, parse_json
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 NEEDED = "A pair needs a prompt, a chosen and a rejected completion."
+TURNS_NEEDED = "A conversation needs turns of the user and of the assistant."
 EMPTY, PLACEHOLDERS = "empty text", "placeholders and images"
 """Kinds of bad records."""
 ROLES = ("system", "user", "assistant", "tool")
@@ -85,7 +87,32 @@ def prompt_messages(
         ValueError: for an invalid prompt, and for placeholders that do not match the images or are not allowed there.
     """
     given = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    messages = [_message(message, name) for message in given]
+    return _with_placeholders([_message(message, name) for message in given], name, wanted, elsewhere or {})
+
+
+def conversation_messages(value: list[Any], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str]) -> list[Message]:
+    """Convert the turns of a conversation to messages, as `prompt_messages`; their order is checked by `mpo.data.turns`.
+
+    A message keeps its ``tool_calls``, as JSON, and its flag ``train``.
+    """
+    messages = []
+    for message in value:
+        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        if calls in (None, "", []):
+            messages.append(_message(message, name))
+        else:
+            content = message.get("content") or ""
+            messages.append(
+                {**_message({"role": message.get("role"), "content": content}, name), "tool_calls": _calls(calls, name)}
+            )
+        if message.get("train") is not None:
+            messages[-1]["train"] = message["train"]
+    return _with_placeholders(messages, name, wanted, elsewhere, TURNS_NEEDED)
+
+
+def _with_placeholders(
+    messages: list[Message], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str], needed: str = NEEDED
+) -> list[Message]:
     if not any(message["role"] == "user" for message in messages):
         raise ValueError(f"{name} has no message of the user. Add one or leave the record out.")
     written = "".join(one["content"] for one in messages if one["role"] in PLACES and isinstance(one["content"], str))
@@ -95,12 +122,12 @@ def prompt_messages(
     all_placed = any(placed.values()) and placed == wanted and not any(text in written for text in _PLACEHOLDERS.values())
     if not all_placed:
         for kind in _PLACEHOLDERS:
-            _check_placeholders(messages, kind, placed[kind], wanted[kind], elsewhere or {})
+            _check_placeholders(messages, kind, placed[kind], wanted[kind], elsewhere)
         for message in messages:
             if message["role"] in PLACES:
                 message["content"] = [segment for part in message["content"] for segment in _split_text(part)]
     if not any(part["type"] != "text" or part["text"].strip() for message in messages for part in message["content"]):
-        raise BadRecord("", f"{name} is empty. {NEEDED}", EMPTY)
+        raise BadRecord("", f"{name} is empty. {needed}", EMPTY)
     return messages
 
 
@@ -159,6 +186,20 @@ def _message(message: Any, name: str) -> Message:
     if not isinstance(content, (str, list)):
         raise ValueError(f"{name} has a message whose content is {json_kind(content)} instead of text or a list of parts.")
     return {"role": role, "content": content}
+
+
+def _calls(calls: Any, name: str) -> str:
+    """Check calls of tools, a list or its JSON; return them as JSON, which Arrow cannot change."""
+    calls = parse_json(calls, f"the calls of tools of {name}") if isinstance(calls, str) else calls
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise ValueError(f"{name} has a call of a tool without the name of a function: {call!r:.80}.")
+        if not isinstance(function.get("arguments", {}), (str, Mapping, type(None))):
+            raise ValueError(f"{name} has a call of {function['name']!r} whose arguments are {json_kind(function['arguments'])}.")
+    if not isinstance(calls, list):
+        raise ValueError(f"{name} has tool_calls that are {json_kind(calls)} instead of a list.")
+    return json.dumps(calls, ensure_ascii=False)
 
 
 def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Check the description of a mixture: its sources, how much to take of each, and files of both, MMPR's ``meta.json`` too.
+"""Check the description of a mixture: its sources, how much to take of each, and their files, ``meta.json`` too.
 
-A source is a dict with the arguments of `load_preferences` and
+A source is a dict with the arguments of `load_preferences` or `load_conversations` and
 
     name          name of the source (default: the name of its file)
     repeat_time   how often its pairs are used: 0.1: a random tenth; 2.5: all of them twice and a random half (default 1)
@@ -35,9 +35,9 @@ OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
 """Keys of a source that are not arguments of `load_preferences`, or checked as the source's own."""
 LOAD_KEYS = (
     *("path", "format", "image_root", "split", "limit", "frames", "source", "on_bad_record", "max_bad_fraction", "bad_records"),
-    *("num_proc", "seed", "metadata"),
+    *("num_proc", "seed", "metadata", "from_preferences"),
 )
-"""Arguments of `mpo.data.load_preferences` that a source may have."""
+"""Arguments of `mpo.data.load_preferences` and `load_conversations` that a source may have."""
 MIXTURES = (".yaml", ".yml")
 FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
 META_KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
@@ -56,7 +56,7 @@ def _is_positive(value: Any, below: float = float("inf")) -> bool:
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("cap", "limit"), (_is_whole, "a number of pairs, 1 or more")),
     **dict.fromkeys(("image_root", "format", "split"), (lambda value: isinstance(value, (str, Path)), "text")),
-    "augment": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(("augment", "from_preferences"), (lambda value: isinstance(value, bool), "true or false")),
     **dict.fromkeys(("repeat_time", "weight"), (_is_positive, "a number above 0")),
 }
 
@@ -285,7 +285,7 @@ def _object_in(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-# MMPR's meta.json
+# MMPR's and InternVL's meta.json
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def is_meta(path: str | Path) -> bool:
 
 
 def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[SourceSpec]:
-    """Read and check MMPR's ``meta.json``: many sources, each with its annotations, its images and its repeat_time.
+    """Read and check MMPR's or InternVL's ``meta.json``: many sources, each with its annotations, its images and its repeat_time.
 
         {"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
                   "max_dynamic_patch": 6}, ...}

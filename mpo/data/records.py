@@ -16,30 +16,43 @@ from typing import Any
 
 from datasets import Features, Image, List, Value
 
-from mpo.data.formats import FORMATS, Format, FoundPair, detect, images, is_nothing, settings_of, system_of
-from mpo.data.messages import checked_text, completion_messages, prompt_messages, texts_of, there, with_system
+from mpo.data.conversations import CONVERSATIONS, refuse_pairs, unlabelled
+from mpo.data.formats import FORMATS, Format, Found, detect, images, is_nothing, settings_of, system_of
+from mpo.data.messages import (
+    TURNS_NEEDED,
+    checked_text,
+    completion_messages,
+    conversation_messages,
+    prompt_messages,
+    texts_of,
+    there,
+    with_system,
+)
 from mpo.data.paths import Folders
-from mpo.data.unused import KIND, check_unused, parsed, plain_name
+from mpo.data.turns import check_messages, check_turns
+from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name
 from mpo.data.video import checked_frames
 from mpo.io import BadRecord, bad_record, did_you_mean, json_kind, parse_json
-from mpo.schema import COLUMNS, names
+from mpo.schema import COLUMNS, Column
+from mpo.schema import CONVERSATIONS as CONVERSATION_COLUMNS
 
 TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
 FRAMES = {"min": Value("int32"), "max": Value("int32")}
+_MESSAGE = {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
 _TYPES = {
     "text": Value("string"),
     "json": Value("string"),
     "texts": List(Value("string")),
     "images": List(Image()),
-    "messages": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
+    "messages": List(_MESSAGE),
+    "turns": List({**_MESSAGE, "tool_calls": Value("string"), "train": Value("bool")}),
     "number": Value("float32"),
     "flag": Value("bool"),
     "tiles": TILES,
     "frames": FRAMES,
 }
 FEATURES = Features({column.name: _TYPES[column.type] for column in COLUMNS})
-OPTIONAL = names(optional=True)
-"""Columns that are left out of a data set if no record has a value there."""
+"""The columns of preference records."""
 
 PROMPTS = ("question", "prompt", "messages", "conversations")
 """Names of the prompt in any format."""
@@ -75,6 +88,7 @@ def to_records(
     format: str | None = None,
     source: str | None = None,
     metadata: Sequence[str] = (),
+    kind: str = "pair",
 ) -> Rows:
     """Convert a line to its records: one, in most formats.
 
@@ -85,23 +99,29 @@ def to_records(
         format: the line's format; None: detect it.
         source: name of the source, if the line has none.
         metadata: fields that are metadata, whatever they hold.
+        kind: one of `KINDS`.
 
     Raises:
-        BadRecord: for a line that is not a valid pair: missing or empty fields, fields of another type, equal completions, files
-            that are missing or outside their root, placeholders that do not match the images, fields that the format does not use
-            although the model should see them (`mpo.data.unused`).
+        BadRecord: for a line that is not a valid pair or conversation: missing or empty fields, fields of another type, equal
+            completions, turns out of order (`mpo.data.turns`), files that are missing or outside their root, placeholders that do
+            not match the images, fields that the format does not use although the model should see them (`mpo.data.unused`).
     """
     with bad_record(where):
         rows = Rows()
         rows.where = where
         called = {name: line[name] for name in metadata if line.get(name) is not None}
         line = {name: value for name, value in line.items() if name not in metadata} if metadata else line
-        reader = detect(line) if format is None else FORMATS[format]
+        what = KINDS[kind]
+        if what.formats is CONVERSATIONS:
+            refuse_pairs(line)
+        reader = detect(line, what.formats, what.noun) if format is None else what.formats[format]
         pairs = [replace(pair, **settings_of(line)) for pair in reader.read(line)]
         chosen = PROMPTS if format is not None else ()  # a given format says which of them is the prompt
         own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen), find)
         for pair in pairs:
-            rows.append(_row(pair, _merged(own, pair.metadata), where, find, source))
+            row = what.row(pair, _merged(own, pair.metadata), where, find, source)
+            if kind != "chosen" or all(row["messages"] != other["messages"] for other in rows):  # chosen in several pairs
+                rows.append(row)
             rows.dropped += pair.dropped
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
@@ -112,7 +132,7 @@ def to_records(
 def metadata_of(
     reader: Format,
     line: Mapping[str, Any],
-    pairs: Sequence[FoundPair],
+    pairs: Sequence[Found],
     called: Mapping[str, Any] = NOTHING,
     names: Sequence[str] = (),
     find: Find | None = None,
@@ -141,9 +161,10 @@ def metadata_of(
         if alike is not None:
             meant = f"the field {alike!r} is not used. Did you mean {plain_name(alike)!r}?"
             raise BadRecord("", f"{meant} Rename it, remove it, or say metadata=[{alike!r}].", KIND)
-        said = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "system": pair.system}
+        said = {name: getattr(pair, name) for name in ("prompt", "messages", "chosen", "rejected", "system")}
         files = [*_listed(pair.images, "image"), *_listed(pair.videos, "video")]
-        inside = check_unused(judged, said, files, find=find, passed=(*names, *reader.ABOUT, *TRUTHS))
+        known = MESSAGE if pair.messages is None else (*MESSAGE, "train")
+        inside = check_unused(judged, said, files, find=find, known=known, passed=(*names, *reader.ABOUT, *TRUTHS))
     for name in reader.ABOUT:
         parsed(unused.get(name), name)
     own = line.get("metadata")
@@ -185,29 +206,71 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata
         return {"id": _name(line.get("id"), "'id'") or where, "images": found, "prompt": prompt}
 
 
-def _row(pair: FoundPair, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
+def _pair(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
     asked, better, worse = there(pair.prompt, "the prompt"), there(pair.chosen, "'chosen'"), there(pair.rejected, "'rejected'")
     chosen, rejected = completion_messages(better, "'chosen'"), completion_messages(worse, "'rejected'")
     if chosen == rejected:
         equal = "'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out."
         raise BadRecord("", equal, EQUAL)
-    images = _images(pair.images, find)
-    videos = [_found(find, _path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
+    shared = _shared(pair, metadata, where, find, source)
     elsewhere = {"'chosen'": texts_of(chosen), "'rejected'": texts_of(rejected)}
     elsewhere["'system'"] = pair.system if isinstance(pair.system, str) else ""
-    prompt = prompt_messages(asked, "the prompt", {"image": len(images), "video": len(videos)}, elsewhere)
-    prompt = with_system(prompt, pair.system)
+    prompt = with_system(prompt_messages(asked, "the prompt", _wanted(shared), elsewhere), pair.system)
+    shared["prompt_id"] = shared["prompt_id"] or _prompt_id(prompt, pair)
+    truth, margin = _ground_truth(pair.ground_truth), _number(pair.margin, "'margin'")
+    return {**shared, "prompt": prompt, "chosen": chosen, "rejected": rejected, "ground_truth": truth, "margin": margin}
+
+
+def _conversation(found: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
+    turns = there(found.messages, "the conversation", TURNS_NEEDED)
+    shared = _shared(found, metadata, where, find, source)
+    elsewhere = {"'system'": found.system if isinstance(found.system, str) else ""}
+    messages = with_system(conversation_messages(turns, "the conversation", _wanted(shared), elsewhere), found.system)
+    return _checked(shared, messages, found)
+
+
+def _chosen(found: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
+    row = _pair(found, metadata, where, find, source)
+    messages = [*unlabelled(row.pop("prompt")), *row.pop("chosen")]
+    del row["rejected"], row["ground_truth"], row["margin"]
+    return _checked(row, messages, found)
+
+
+def _checked(row: Row, messages: list[Row], found: Found) -> Row:
+    """A conversation that training takes as it is: its turns are in order, none is empty, and images are where they can be."""
+    this = "the conversation"
+    check_messages(messages, "messages", row, this)
+    check_turns(messages, this)
+    if not any(message.get("train") is not False for message in messages if message["role"] == "assistant"):
+        raise ValueError(f"{this} has 'train': false in every turn of the assistant, so there is nothing to learn. Leave it out.")
+    first = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
+    prompt_id = row["prompt_id"] or _prompt_id(messages[:first], found)
+    return {**row, "prompt_id": prompt_id, "messages": messages, "tools": _tools(found.tools)}
+
+
+def _tools(value: Any) -> str | None:
+    """Check the tools of a conversation, a list or its JSON, and return them as JSON."""
+    tools = parse_json(value, "'tools'") if isinstance(value, str) and value else value
+    if is_nothing(tools):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"'tools' is {json_kind(tools)} instead of a list of objects.")
+    return json.dumps(tools, ensure_ascii=False, default=str)
+
+
+def _wanted(row: Row) -> dict[str, int]:
+    return {"image": len(row["images"]), "video": len(row["videos"] or ())}
+
+
+def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
+    """The columns of pairs and of conversations."""
+    videos = [_found(find, _path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
     return {
         "id": _name(pair.id, "'id'") or where,
         "source": _name(pair.source, "'source'") or source,
-        "prompt_id": _name(pair.prompt_id, "'prompt_id'") or _prompt_id(prompt, pair),
-        "images": images,
+        "prompt_id": _name(pair.prompt_id, "'prompt_id'"),
+        "images": _images(pair.images, find),
         "videos": videos or None,
-        "prompt": prompt,
-        "chosen": chosen,
-        "rejected": rejected,
-        "ground_truth": _ground_truth(pair.ground_truth),
-        "margin": _number(pair.margin, "'margin'"),
         "tiles": checked_tiles(pair.tiles),
         "frames": checked_frames(pair.frames),
         "augment": _boolean(pair.augment, "'augment'"),
@@ -260,7 +323,7 @@ def _path(value: Any, what: str) -> str:
     return checked_text(value, what)
 
 
-def _prompt_id(prompt: list[Row], pair: FoundPair) -> str:
+def _prompt_id(prompt: list[Row], pair: Found) -> str:
     """Hash the messages and the image paths as in the file, so that the id does not depend on where the images are."""
     digest = hashlib.blake2b(digest_size=12)
     for message in prompt:
@@ -330,6 +393,34 @@ def checked_tiles(value: Any) -> Row | None:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What lines hold, the formats that they are read in, the columns of their records, and how one of them is made."""
+
+    noun: str
+    formats: Mapping[str, Format]
+    columns: Sequence[Column]
+    row: Callable[[Found, dict[str, Any], str, Find, str | None], Row]
+
+    @property
+    def features(self) -> Features:
+        """The columns and their types."""
+        return Features({column.name: _TYPES[column.type] for column in self.columns})
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Columns that are left out of a data set if no record has a value there."""
+        return tuple(column.name for column in self.columns if column.optional)
+
+
+KINDS = {
+    "pair": Kind("pair", FORMATS, COLUMNS, _pair),
+    "conversation": Kind("conversation", CONVERSATIONS, CONVERSATION_COLUMNS, _conversation),
+    "chosen": Kind("pair", FORMATS, CONVERSATION_COLUMNS, _chosen),
+}
+"""Kinds of records: ``chosen`` are the prompts of pairs with their chosen completions, as conversations."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """How lines are read: see `mpo.data.load_preferences`."""
 
@@ -338,6 +429,7 @@ class Reading:
     source: str | None = None
     skip: bool = True
     metadata: tuple[str, ...] = ()
+    kind: str = "pair"
 
     def rows(self, lines: Iterable[tuple[str, Any]]) -> Iterator[Rows | BadRecord]:
         """Yield the records of each line or, if bad lines are skipped, the reason why it has none.
@@ -353,7 +445,8 @@ class Reading:
             try:
                 if isinstance(line, BadRecord):
                     raise line
-                yield to_records(line, where=where, find=find, format=self.format, source=self.source, metadata=self.metadata)
+                how: dict[str, Any] = {"format": self.format, "source": self.source, "metadata": self.metadata, "kind": self.kind}
+                yield to_records(line, where=where, find=find, **how)
             except BadRecord as bad:
                 if not self.skip:
                     raise

@@ -16,7 +16,7 @@ from datasets.fingerprint import Hasher
 from mpo.data.converted import convert
 from mpo.data.files import files_of, open_files
 from mpo.data.formats import MAX_PAIRS
-from mpo.data.records import FEATURES, FRAMES, TILES, Reading
+from mpo.data.records import FRAMES, KINDS, TILES, Reading
 from mpo.data.shards import Shard
 from mpo.io import MIN_DENOMINATOR, BadRecord
 
@@ -63,7 +63,8 @@ def load_source(
         found = f"{converted.dropped:,} pairs of {path} are left out"
         logger.warning(f"{found}: only the {MAX_PAIRS} with the largest margins per prompt are used.")
     if converted.pairs is None:
-        raise ValueError(f"{path} has no pairs. Give a file of preference pairs.")
+        noun = KINDS[reading.kind].noun
+        raise ValueError(f"{path} has no {noun}s. Give a file of {noun}s.")
     pairs = converted.pairs if limit is None else converted.pairs.select(range(min(limit, len(converted.pairs))))
     return with_settings(pairs, own)
 
@@ -131,7 +132,7 @@ class Stream:
     def open(self, path: str, split: str) -> IterableDataset:
         """Open a source as a stream of records."""
         shards = open_files(path, split, min_shards=STREAM_SHARDS)
-        return IterableDataset.from_generator(self, features=FEATURES, gen_kwargs={"shards": shards})
+        return IterableDataset.from_generator(self, features=KINDS[self._reading.kind].features, gen_kwargs={"shards": shards})
 
     def __call__(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """Yield the records of shards.

@@ -23,6 +23,7 @@ from trl.trainer.utils import remove_none_values
 from mpo.data.images import open_image
 from mpo.data.messages import checked_text
 from mpo.data.paths import check_unmoved
+from mpo.data.turns import image_parts, is_empty, text_of
 from mpo.data.unused import MESSAGE, check_unused, texts_in
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.templates import is_processor, probe
@@ -274,26 +275,6 @@ def _listed(sides: Sequence[str]) -> str:
     return " and ".join(map(repr, sides))
 
 
-def image_parts(message: Any, kinds: Sequence[str] = ("image",)) -> int:
-    """The number of image parts of a message, or of parts of other `kinds`."""
-    content = message.get("content") if isinstance(message, Mapping) else None
-    return sum(isinstance(part, Mapping) and part.get("type") in kinds for part in content) if isinstance(content, list) else 0
-
-
-def is_empty(message: Any) -> bool:
-    """Whether a message has neither text nor tool calls."""
-    if not isinstance(message, Mapping):
-        return False
-    return not message.get("tool_calls") and not _text_of(message).strip()
-
-
-def _text_of(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or "") if isinstance(part, Mapping) else "" for part in content)
-    return str(content or "")
-
-
 class _Chat:
     """The conversation of a record, in the message format of its chat template.
 
@@ -360,7 +341,7 @@ class _Chat:
 
     def check_prompt(self, text: str) -> None:
         """Refuse a template that renders the prompt's last message differently before a completion: it would be labelled."""
-        last = _text_of(self.prompt[-1]).strip()
+        last = text_of(self.prompt[-1]).strip()
         if last and last not in text and last in self.opening(self.continues):
             raise ValueError(
                 f"{self.where}: the chat template renders the prompt's last message differently before a completion, so the "
@@ -407,7 +388,7 @@ def _as_text(message: dict[str, Any], where: str) -> dict[str, Any]:
         return message
     if any(part.get("type") != "text" for part in content):
         raise ValueError(f"{where} has an image placeholder, but the chat template accepts text only.")
-    return {**message, "content": _text_of(message)}
+    return {**message, "content": text_of(message)}
 
 
 def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[str, Any]:

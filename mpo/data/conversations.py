@@ -1,0 +1,184 @@
+"""Read the formats of conversations for supervised training, a class each, as `mpo.data.formats` does those of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mpo.data.formats import (
+    CANNOT,
+    ROLES,
+    TRL_CANNOT,
+    Format,
+    Found,
+    Line,
+    images,
+    is_nothing,
+    message_of,
+    one_of,
+    refuse,
+    system_of,
+)
+from mpo.io import json_kind, parse_json
+
+CALLS = ("function_call", "tool_call")
+"""Roles of turns that are calls of tools, as JSON: ShareGPT's and ms-swift's."""
+ALL_ROLES = {**ROLES, "tool_response": "tool", **dict.fromkeys(CALLS, "assistant")}
+FLAGS = ("train", "loss", "weight")
+"""Names of the flag by which a turn of the assistant is labelled, or not: ours, ms-swift's and OpenAI's."""
+PAIRS = ("chosen", "rejected", "rejected_response", "rejected_messages", "completions")
+"""Fields of preference records."""
+
+
+class _Conversation(Format):
+    USES: tuple[str, ...] = ("image", "images", "video", "videos", "system", "system_prompt", "id", "tools", "metadata")
+
+    def read(self, line: Line) -> Iterator[Found]:
+        refuse(line, ("audio", "audios", "objects"), CANNOT)
+        refuse(line, ["chat_template_kwargs"], TRL_CANNOT)
+        refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
+        videos = one_of(line, "video", "videos")
+        own: dict[str, Any] = {name: line.get(name) for name in ("id", "prompt_id", "source", "tools") if name in self.uses(line)}
+        yield Found(messages=self.turns(line), images=images(line), videos=videos, system=system_of(line), **own)
+
+    def turns(self, line: Line) -> list[dict[str, Any]]:
+        """Return the messages of a line. Raises ValueError as `read`."""
+        raise NotImplementedError
+
+
+class _ShareGPT(_Conversation):
+    """``conversations`` of ``{from, value}``: LLaVA's and ShareGPT's lines, and the annotations of InternVL and MMInstruct."""
+
+    NAME = "sharegpt"
+    NEEDS = "conversations, a list of turns with from (human, gpt, system, tool, function_call) and value; optional: image or video"
+    USES = (*_Conversation.USES, "conversations")
+
+    def matches(self, line: Line) -> bool:
+        return "conversations" in line
+
+    def turns(self, line: Line) -> list[dict[str, Any]]:
+        return turns_of(line.get("conversations"), "'conversations'")
+
+
+class _TRL(_Conversation):
+    """TRL's ``messages``, or ``prompt`` and ``completion``, and saved rows of `mpo.data.load_conversations`."""
+
+    NAME = "trl"
+    NEEDS = "messages, or prompt and completion as text or messages; optional: images, videos, tools"
+    _SIDES = ("prompt", "completion")
+
+    def uses(self, line: Line) -> tuple[str, ...]:
+        return (*self.USES, "prompt_id", "source", *(["messages"] if self._is_whole(line) else self._SIDES))
+
+    def matches(self, line: Line) -> bool:
+        return "messages" in line or all(name in line for name in self._SIDES)
+
+    def turns(self, line: Line) -> list[dict[str, Any]]:
+        """Turns of the assistant in the prompt are not labelled, as in TRL."""
+        if self._is_whole(line):
+            return turns_of(line["messages"], "'messages'")
+        asked, said = (line.get(name) for name in self._SIDES)
+        texts = (("user", asked), ("assistant", said))
+        whole = [[{"role": role, "content": side}] if isinstance(side, str) else side for role, side in texts]
+        prompt, completion = (turns_of(side, repr(name)) for side, name in zip(whole, self._SIDES, strict=True))
+        if completion[0]["role"] in ("system", "user"):
+            raise ValueError(f"'completion' begins with a message of the {completion[0]['role']}. Move it into the prompt.")
+        return [*unlabelled(prompt), *completion]
+
+    @staticmethod
+    def _is_whole(line: Line) -> bool:
+        return not is_nothing(line.get("messages")) or not any(line.get(name) for name in _TRL._SIDES)
+
+
+class _Swift(_TRL):
+    """ms-swift's ``query``, ``response`` and ``history``, or ``conversation`` of ``{human, assistant}``; its messages are TRL's."""
+
+    NAME = "swift"
+    NEEDS = "query and response; optional: history (a list of [query, response]), system, images; or messages as in trl"
+    _OWN = ("query", "response", "history", "conversation")
+
+    def uses(self, line: Line) -> tuple[str, ...]:
+        return (*self.USES, *self._OWN) if self._is_own(line) else super().uses(line)
+
+    def matches(self, line: Line) -> bool:
+        return self._is_own(line)
+
+    def turns(self, line: Line) -> list[dict[str, Any]]:
+        if not self._is_own(line):
+            return super().turns(line)
+        if not is_nothing(line.get("conversation")):
+            refuse(line, ("query", "response", "history"), "it stands beside 'conversation'. Keep one of them")
+            given, names = line["conversation"], ("human", "assistant")
+            if not isinstance(given, list) or not all(isinstance(one, Mapping) and one.keys() <= set(names) for one in given):
+                raise ValueError(f"'conversation' must be a list of objects with human and assistant; got {json_kind(given)}.")
+            rounds = [[one.get(name) for name in names] for one in given]
+        else:
+            rounds = [] if line.get("history") is None else line["history"]
+            if not isinstance(rounds, list) or not all(isinstance(one, list) and len(one) == 2 for one in rounds):
+                raise ValueError("'history' must be a list of lists, each of a query and its response.")
+            rounds = [*rounds, [line.get("query"), line.get("response")]]
+        for place, (asked, said) in enumerate(rounds, start=1):
+            if not isinstance(asked, str) or not isinstance(said, str):
+                raise ValueError(f"round {place} has {json_kind(asked)} and {json_kind(said)} instead of two texts.")
+        return [{"role": role, "content": text} for one in rounds for role, text in zip(("user", "assistant"), one, strict=True)]
+
+    @staticmethod
+    def _is_own(line: Line) -> bool:
+        return any(name in line for name in ("query", "conversation"))
+
+
+_SHAREGPT = _ShareGPT()
+CONVERSATIONS: dict[str, Format] = {one.NAME: one for one in (_SHAREGPT, _TRL(), _Swift())}
+"""In the order of detection."""
+CONVERSATIONS |= dict.fromkeys(("llava", "internvl", "mminstruct"), _SHAREGPT)
+
+
+def turns_of(given: Any, name: str) -> list[dict[str, Any]]:
+    """Convert turns of any format to messages, with calls of tools as ``tool_calls`` and the flag of each turn as ``train``.
+
+    Raises:
+        ValueError: for turns that cannot be converted. Their order and contents are checked later, as in all formats.
+    """
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"{name} must be a list of turns; got {'an empty one' if given == [] else json_kind(given)}.")
+    messages: list[dict[str, Any]] = []
+    after_call = False
+    for place, turn in enumerate(given, start=1):
+        what = f"turn {place}"
+        message = message_of(turn, what, ALL_ROLES)
+        flags = {flag: message.pop(flag) for flag in FLAGS if flag in message}
+        flags = {flag: value for flag, value in flags.items() if value is not None}
+        if wrong := next((flag for flag, value in flags.items() if value not in (0, 1)), None):
+            raise ValueError(f"{wrong!r} of {what} is {flags[wrong]!r:.50} instead of true or false.")
+        if len(set(map(bool, flags.values()))) > 1:
+            raise ValueError(f"{what} has {' and '.join(map(repr, flags))} with different values. Keep one of them.")
+        refuse(message, ["loss_scale"], CANNOT)
+        if any(flags.values()) and message["role"] != "assistant":
+            raise ValueError(f"{what}, of role {message['role']!r}, has {next(iter(flags))!r}, but only the assistant is labelled.")
+        if flags and message["role"] == "assistant":
+            message["train"] = any(flags.values())
+        is_call = one_of(turn, "from", "role") in CALLS
+        if is_call:
+            calls = _calls(message["content"], f"{what}, a call,")
+            message |= {"content": None, "tool_calls": calls}
+            if messages and messages[-1]["role"] == "assistant" and (after_call or "tool_calls" not in messages[-1]):
+                messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", ()), *calls]  # one turn, as templates write it
+                continue
+        after_call = is_call
+        messages.append(message)
+    return messages
+
+
+def _calls(content: Any, what: str) -> list[dict[str, Any]]:
+    found = parse_json(content, what) if isinstance(content, str) else content
+    return [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
+
+
+def refuse_pairs(line: Line) -> None:
+    """Refuse a preference record, whose other completions would be lost. Raises ValueError for one."""
+    refuse(line, PAIRS, "it belongs to a preference record. Set from_preferences=true to take the chosen completions")
+
+
+def unlabelled(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose turns of the assistant are not labelled."""
+    return [{**message, "train": False} if message["role"] == "assistant" else message for message in messages]

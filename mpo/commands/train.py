@@ -167,14 +167,14 @@ def _train(config: DictConfig, task: str) -> int:
 
     from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
 
-    if config.task != task:
-        raise ValueError(f"task={config.task} is set by the command, which is mpo {task}. Leave it out.")
     method = HydraConfig.get().runtime.choices["method"]
     if (other := _task_of(method)) not in (None, task):
         raise ValueError(
             f"method={method} has the hyper-parameters of mpo {other}. Choose one of mpo {task} (mpo {task} --help lists them), "
             "or method=none."
         )
+    if config.task != task:
+        raise ValueError(f"task={config.task} is set by the command, which is mpo {task}. Leave it out.")
     named = "${now" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"])  # type: ignore[call-overload,index]
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from mpo.data.formats import (
@@ -20,6 +21,7 @@ from mpo.data.formats import (
     system_of,
 )
 from mpo.io import json_kind, parse_json
+from mpo.schema import unlabelled
 
 CALLS = ("function_call", "tool_call")
 """Roles of turns that are calls of tools, as JSON: ShareGPT's and ms-swift's."""
@@ -42,7 +44,6 @@ class _Conversation(Format):
         yield Found(messages=self.turns(line), images=images(line), videos=videos, system=system_of(line), **own)
 
     def turns(self, line: Line) -> list[dict[str, Any]]:
-        """Return the messages of a line. Raises ValueError as `read`."""
         raise NotImplementedError
 
 
@@ -76,6 +77,7 @@ class _TRL(_Conversation):
     def turns(self, line: Line) -> list[dict[str, Any]]:
         """Turns of the assistant in the prompt are not labelled, as in TRL."""
         if self._is_whole(line):
+            refuse(line, ["completion"], "it stands beside 'messages'. Keep one of them, or say metadata=['completion']")
             return turns_of(line["messages"], "'messages'")
         asked, said = (line.get(name) for name in self._SIDES)
         texts = (("user", asked), ("assistant", said))
@@ -91,40 +93,26 @@ class _TRL(_Conversation):
 
 
 class _Swift(_TRL):
-    """ms-swift's ``query``, ``response`` and ``history``, or ``conversation`` of ``{human, assistant}``; its messages are TRL's."""
+    """ms-swift's ``query``, ``response`` and ``history``; its messages are read as TRL's."""
 
     NAME = "swift"
     NEEDS = "query and response; optional: history (a list of [query, response]), system, images; or messages as in trl"
-    _OWN = ("query", "response", "history", "conversation")
+    _OWN = ("query", "response", "history")
 
     def uses(self, line: Line) -> tuple[str, ...]:
-        return (*self.USES, *self._OWN) if self._is_own(line) else super().uses(line)
+        return (*self.USES, *self._OWN) if "query" in line else super().uses(line)
 
     def matches(self, line: Line) -> bool:
-        return self._is_own(line)
+        return "query" in line
 
     def turns(self, line: Line) -> list[dict[str, Any]]:
-        if not self._is_own(line):
+        if "query" not in line:
             return super().turns(line)
-        if not is_nothing(line.get("conversation")):
-            refuse(line, ("query", "response", "history"), "it stands beside 'conversation'. Keep one of them")
-            given, names = line["conversation"], ("human", "assistant")
-            if not isinstance(given, list) or not all(isinstance(one, Mapping) and one.keys() <= set(names) for one in given):
-                raise ValueError(f"'conversation' must be a list of objects with human and assistant; got {json_kind(given)}.")
-            rounds = [[one.get(name) for name in names] for one in given]
-        else:
-            rounds = [] if line.get("history") is None else line["history"]
-            if not isinstance(rounds, list) or not all(isinstance(one, list) and len(one) == 2 for one in rounds):
-                raise ValueError("'history' must be a list of lists, each of a query and its response.")
-            rounds = [*rounds, [line.get("query"), line.get("response")]]
-        for place, (asked, said) in enumerate(rounds, start=1):
-            if not isinstance(asked, str) or not isinstance(said, str):
-                raise ValueError(f"round {place} has {json_kind(asked)} and {json_kind(said)} instead of two texts.")
+        history = line.get("history") or []
+        if not isinstance(history, list) or not all(isinstance(one, list) and len(one) == 2 for one in history):
+            raise ValueError("'history' must be a list of lists, each of a query and its response.")
+        rounds = [*history, [line["query"], line.get("response")]]
         return [{"role": role, "content": text} for one in rounds for role, text in zip(("user", "assistant"), one, strict=True)]
-
-    @staticmethod
-    def _is_own(line: Line) -> bool:
-        return any(name in line for name in ("query", "conversation"))
 
 
 _SHAREGPT = _ShareGPT()
@@ -146,39 +134,27 @@ def turns_of(given: Any, name: str) -> list[dict[str, Any]]:
     for place, turn in enumerate(given, start=1):
         what = f"turn {place}"
         message = message_of(turn, what, ALL_ROLES)
-        flags = {flag: message.pop(flag) for flag in FLAGS if flag in message}
-        flags = {flag: value for flag, value in flags.items() if value is not None}
+        flags = {flag: value for flag in FLAGS if (value := message.pop(flag, None)) is not None}
         if wrong := next((flag for flag, value in flags.items() if value not in (0, 1)), None):
             raise ValueError(f"{wrong!r} of {what} is {flags[wrong]!r:.50} instead of true or false.")
         if len(set(map(bool, flags.values()))) > 1:
             raise ValueError(f"{what} has {' and '.join(map(repr, flags))} with different values. Keep one of them.")
-        refuse(message, ["loss_scale"], CANNOT)
+        refuse(message, ("loss_scale", "reasoning_content", "thinking"), CANNOT)
         if any(flags.values()) and message["role"] != "assistant":
             raise ValueError(f"{what}, of role {message['role']!r}, has {next(iter(flags))!r}, but only the assistant is labelled.")
         if flags and message["role"] == "assistant":
             message["train"] = any(flags.values())
         is_call = one_of(turn, "from", "role") in CALLS
         if is_call:
-            calls = _calls(message["content"], f"{what}, a call,")
-            message |= {"content": None, "tool_calls": calls}
-            if messages and messages[-1]["role"] == "assistant" and (after_call or "tool_calls" not in messages[-1]):
-                messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", ()), *calls]  # one turn, as templates write it
+            content = message["content"]
+            found = parse_json(content, what) if isinstance(content, str) else content
+            calls = [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
+            message |= {"content": None, "tool_calls": json.dumps(calls, ensure_ascii=False)}
+            before = messages[-1] if messages else {}
+            if before.get("role") == "assistant" and (after_call or not before.get("tool_calls")):
+                earlier = json.loads(before["tool_calls"]) if after_call else []  # of one turn, as templates write it
+                before["tool_calls"] = json.dumps([*earlier, *calls], ensure_ascii=False)
                 continue
         after_call = is_call
         messages.append(message)
     return messages
-
-
-def _calls(content: Any, what: str) -> list[dict[str, Any]]:
-    found = parse_json(content, what) if isinstance(content, str) else content
-    return [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
-
-
-def refuse_pairs(line: Line) -> None:
-    """Refuse a preference record, whose other completions would be lost. Raises ValueError for one."""
-    refuse(line, PAIRS, "it belongs to a preference record. Set from_preferences=true to take the chosen completions")
-
-
-def unlabelled(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages whose turns of the assistant are not labelled."""
-    return [{**message, "train": False} if message["role"] == "assistant" else message for message in messages]

@@ -205,6 +205,5 @@ def _open(folder: Path, reading: Reading) -> Converted:
     if not found:
         return Converted(None, bad, lines, empty, dropped)
     pairs = found[0] if len(found) == 1 else concatenate_datasets(found)
-    return Converted(
-        pairs.remove_columns([name for name in kind.optional if name not in info["columns"]]), bad, lines, empty, dropped
-    )
+    unused = [name for name in kind.optional if name not in info["columns"]]
+    return Converted(pairs.remove_columns(unused), bad, lines, empty, dropped)

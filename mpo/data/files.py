@@ -59,7 +59,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
     text = os.fspath(path)
     if not os.path.exists(text) and not _is_pattern(text):
         if Path(text).name.lower().endswith(KNOWN) or not _HUB_NAME.fullmatch(text):
-            raise ValueError(f"There is no file {text}. Give a file of preference pairs.")
+            raise ValueError(f"There is no file {text}. Give a file of records.")
         return _of_dataset(_from_hub(text, split), text)
     if os.path.isdir(text) and _is_saved(Path(text)):
         return _of_dataset(_from_disk(Path(text), split), text)
@@ -67,7 +67,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
     if os.path.isdir(text) and _SLICE.search(split):
         return _of_dataset(_sliced(found, text, split), text)
     if not found:
-        raise ValueError(f"There is no file that matches {text}. Give a file of preference pairs.")
+        raise ValueError(f"There is no file that matches {text}. Give a file of records.")
     return [shard for one in found for shard in _of_file(str(one), min_shards)]
 
 
@@ -83,7 +83,7 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
     found = files_of_split(Path(text), _SLICE.sub("", split)) if os.path.isdir(text) else _files_at(text, split)
     for one in found:
         if not one.is_file():
-            raise ValueError(f"{one} is not a regular file. Give a file of preference pairs.")
+            raise ValueError(f"{one} is not a regular file. Give a file of records.")
     return found
 
 
@@ -261,7 +261,7 @@ def _from_hub(name: str, split: str) -> Dataset:
         return load_dataset(name, split=split)
     except Exception as error:  # of many types: no such name or split, no network, no files in it
         found = f"{name!r} is not a file or folder, and could not be loaded from the Hub ({one_line(error)})"
-        raise ValueError(f"{found}. Give a file of preference pairs, or the name of a data set.") from error
+        raise ValueError(f"{found}. Give a file of records, or the name of a data set.") from error
 
 
 def _of_dataset(dataset: Dataset, name: str) -> list[Shard]:

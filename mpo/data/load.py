@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -99,68 +100,35 @@ def load_preferences(
     return _load("pair", **locals())
 
 
-def load_conversations(
-    path: str | Path,
-    *,
-    format: str | None = None,
-    image_root: str | Path | None = None,
-    split: str = "train",
-    limit: int | None = None,
-    tiles: Mapping[str, Any] | None = None,
-    frames: Mapping[str, Any] | None = None,
-    source: str | None = None,
-    metadata: Sequence[str] | None = None,
-    on_bad_record: str = "raise",
-    max_bad_fraction: float = MAX_BAD_FRACTION,
-    bad_records: str | Path | None = None,
-    streaming: bool = False,
-    num_proc: int | None = None,
-    seed: int = 0,
-    from_preferences: bool = False,
-) -> Any:
+def load_conversations(path: str | Path, *, from_preferences: bool = False, **settings: Any) -> Any:
     """Load conversations for supervised training (`mpo.PackedSFTTrainer`).
 
     Args:
-        path: as in `load_preferences`; also InternVL's ``meta.json``. A source of a mixture may set ``from_preferences`` itself.
-        format: format of the lines, see `mpo.data.conversations`; None: detect it for each line.
-        from_preferences: read preference pairs, in any format of `load_preferences`, and take each prompt with its chosen
-            completion, whose turns alone are labelled. A completion that is chosen in several pairs of a line is taken once.
-
-    The other arguments, and errors, are those of `load_preferences`.
+        path: as in `load_preferences`; a ``meta.json`` may be InternVL's. A source of a mixture may have ``from_preferences`` too.
+        from_preferences: read pairs, in any format of `load_preferences`, and take each prompt with its chosen completion, whose
+            turns alone are labelled. One that is chosen in several pairs of a line is taken once; margins and known answers are
+            left out.
+        settings: the other arguments of `load_preferences`; ``format`` is one of `mpo.data.conversations.CONVERSATIONS`.
 
     Returns:
         a `datasets.Dataset` (streaming: an `IterableDataset`) with the columns of `mpo.schema.CONVERSATIONS`; optional columns
         exist if any record has a value in them. Contents of ``messages`` are parts, ``tools`` and ``tool_calls`` are JSON, and a
         turn of the assistant that is not labelled has ``"train": false``.
+
+    Raises:
+        BadRecord, ValueError: as `load_preferences`.
     """
-    settings = {name: value for name, value in locals().items() if name != "from_preferences"}
     if not isinstance(from_preferences, bool):
         raise ValueError(f"from_preferences must be true or false; got {from_preferences!r}.")
-    return _load("chosen" if from_preferences else "conversation", **settings)
-
-
-LOADERS = {"pair": load_preferences, "conversation": load_conversations, "chosen": load_conversations}
+    given = signature(load_preferences).bind(path, **settings)
+    given.apply_defaults()
+    return _load("chosen" if from_preferences else "conversation", **given.arguments)
 
 
 def _load(
-    kind: str,
-    path: str | Path,
-    *,
-    format: str | None,
-    image_root: str | Path | None,
-    split: str,
-    limit: int | None,
-    tiles: Mapping[str, Any] | None,
-    frames: Mapping[str, Any] | None,
-    source: str | None,
-    metadata: Sequence[str] | None,
-    on_bad_record: str,
-    max_bad_fraction: float,
-    bad_records: str | Path | None,
-    streaming: bool,
-    num_proc: int | None,
-    seed: int,
-) -> Any:
+    kind: str, path: Any, *, format: Any, image_root: Any, split: str, limit: Any, tiles: Any, frames: Any, source: Any,
+    metadata: Any, on_bad_record: str, max_bad_fraction: float, bad_records: Any, streaming: bool, num_proc: int | None, seed: int
+) -> Any:  # fmt: skip
     check_format(format, KINDS[kind].formats)
     _check(split, limit, on_bad_record, max_bad_fraction)
     metadata = checked_names(metadata)
@@ -172,8 +140,7 @@ def _load(
             raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
         bad = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
         settings = {"format": format, "num_proc": num_proc, "metadata": metadata, **bad}
-        settings |= {"from_preferences": True} if kind == "chosen" else {}
-        return with_settings(spread(_load_mixture(kind, path, image_root, split, seed, settings, source), limit), own)
+        return with_settings(spread(_load_mixture(path, image_root, split, seed, settings, source, kind), limit), own)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
     reading = Reading(os.path.realpath(root), format, source or stem(path), on_bad_record == "skip", metadata, kind)
     listed = BadList(Path(bad_records or BAD_RECORDS), max_bad_fraction)
@@ -223,7 +190,7 @@ def mix(
         eval_size: fraction or number of pairs, over all sources, of the evaluation part (`mpo.data.eval_part.split_eval`), in
             which each pair is there once.
         eval_by: what connects two pairs, as `by` in `split_eval`.
-        kind: of the records (`mpo.data.records.KINDS`): ``"pair"`` or ``"conversation"``.
+        kind: one of `mpo.data.records.KINDS`.
 
     Raises:
         ValueError: for invalid sources or settings, and for columns that do not match.
@@ -256,10 +223,13 @@ def mix(
 
 
 def _load_one(kind: str, source: Source, **settings: Any) -> Any:
-    load = LOADERS[kind]
-    if load is load_preferences and "from_preferences" in source.load:
+    settings |= source.load
+    if kind != "pair":
+        chosen = kind == "chosen" if source.from_preferences is None else source.from_preferences
+        return load_conversations(**settings, from_preferences=chosen)
+    if source.from_preferences is not None:
         raise ValueError(f"Source {source.name!r} has from_preferences, which is for conversations. Remove it.")
-    return load(**{**settings, **source.load})
+    return load_preferences(**settings)
 
 
 def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind: str = "pair") -> IterableDataset:
@@ -289,9 +259,7 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind:
     return interleave_datasets(streams, probabilities=probabilities, seed=seed, stopping_strategy="all_exhausted")
 
 
-def _load_mixture(
-    kind: str, path: str, base: str | Path | None, split: str, seed: int, settings: dict[str, Any], name: str | None
-) -> Dataset:
+def _load_mixture(path: str, base: Any, split: str, seed: int, settings: dict[str, Any], name: str | None, kind: str) -> Dataset:
     splits = ("train",) if is_meta(path) else ("train", "eval")
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")

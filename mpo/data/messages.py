@@ -91,23 +91,8 @@ def prompt_messages(
 
 
 def conversation_messages(value: list[Any], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str]) -> list[Message]:
-    """Convert the turns of a conversation to messages, as `prompt_messages`; their order is checked by `mpo.data.turns`.
-
-    A message keeps its ``tool_calls``, as JSON, and its flag ``train``.
-    """
-    messages = []
-    for message in value:
-        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-        if calls in (None, "", []):
-            messages.append(_message(message, name))
-        else:
-            content = message.get("content") or ""
-            messages.append(
-                {**_message({"role": message.get("role"), "content": content}, name), "tool_calls": _calls(calls, name)}
-            )
-        if message.get("train") is not None:
-            messages[-1]["train"] = message["train"]
-    return _with_placeholders(messages, name, wanted, elsewhere, TURNS_NEEDED)
+    """Convert the turns of a conversation to messages, as `prompt_messages`, with ``tool_calls`` as JSON and ``train``."""
+    return _with_placeholders([_message(message, name, whole=True) for message in value], name, wanted, elsewhere, TURNS_NEEDED)
 
 
 def _with_placeholders(
@@ -175,31 +160,47 @@ def checked_text(value: Any, name: str) -> str:
 # Messages and their parts
 
 
-def _message(message: Any, name: str) -> Message:
+def _message(message: Any, name: str, whole: bool = False) -> Message:
     if not isinstance(message, Mapping):
         raise ValueError(f"{name} has {json_kind(message)} where a message (role, content) is expected.")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{name} has a message of role {role!r}; the role must be one of {', '.join(ROLES)}.")
-    if message.get("tool_calls"):
+    own: Message = {}
+    if whole:
+        calls = as_json(message.get("tool_calls"), f"'tool_calls' of {name}")
+        content = "" if calls and content is None else content
+        own = {key: value for key, value in (("tool_calls", calls), ("train", message.get("train"))) if value is not None}
+    elif message.get("tool_calls"):
         raise ValueError(f"{name} has tool_calls, which records cannot hold. {OWN_DATA_SET}")
     if not isinstance(content, (str, list)):
         raise ValueError(f"{name} has a message whose content is {json_kind(content)} instead of text or a list of parts.")
-    return {"role": role, "content": content}
+    return {"role": role, "content": content, **own}
 
 
-def _calls(calls: Any, name: str) -> str:
-    """Check calls of tools, a list or its JSON; return them as JSON, which Arrow cannot change."""
-    calls = parse_json(calls, f"the calls of tools of {name}") if isinstance(calls, str) else calls
-    for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
+def as_json(value: Any, name: str) -> str | None:
+    """Check a list of objects that name functions; return its JSON, which Arrow cannot change. What is JSON keeps its null.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = parse_json(value, name) if isinstance(value, str) and value else _unpadded(value)
+    if found in (None, "", []):
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise ValueError(f"{name} has {json_kind(found)} instead of a list of objects.")
+    for one in found:
+        function = one.get("function", one)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise ValueError(f"{name} has a call of a tool without the name of a function: {call!r:.80}.")
-        if not isinstance(function.get("arguments", {}), (str, Mapping, type(None))):
-            raise ValueError(f"{name} has a call of {function['name']!r} whose arguments are {json_kind(function['arguments'])}.")
-    if not isinstance(calls, list):
-        raise ValueError(f"{name} has tool_calls that are {json_kind(calls)} instead of a list.")
-    return json.dumps(calls, ensure_ascii=False)
+            raise ValueError(f"{name} has an entry without the name of a function: {one!r:.80}.")
+    return json.dumps(found, ensure_ascii=False, default=str)
+
+
+def _unpadded(value: Any) -> Any:
+    """A value without the null that Arrow adds to objects in a list, for the fields of the others."""
+    if isinstance(value, Mapping):
+        return {name: _unpadded(one) for name, one in value.items() if one is not None}
+    return list(map(_unpadded, value)) if isinstance(value, list) else value
 
 
 def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Check the description of a mixture: its sources, how much to take of each, and their files, ``meta.json`` too.
 
-A source is a dict with the arguments of `load_preferences` or `load_conversations` and
+A source is a dict with the arguments of `load_preferences` and
 
     name          name of the source (default: the name of its file)
     repeat_time   how often its pairs are used: 0.1: a random tenth; 2.5: all of them twice and a random half (default 1)
@@ -8,6 +8,7 @@ A source is a dict with the arguments of `load_preferences` or `load_conversatio
     cap           maximum number of its pairs
     tiles         how its images are split into tiles: min, max, thumbnail; a record's own settings take precedence
     metadata      fields that are metadata, whatever they hold
+    from_preferences  as in `mpo.data.load_conversations`
     augment       whether its images are augmented in training; a record's own setting takes precedence
 """
 
@@ -31,13 +32,13 @@ from mpo.io import DUPLICATE_KEY, BadRecord, decode_text, did_you_mean, json_kin
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
 SAMPLINGS = ("repeat_time", "weight", "sqrt")
-OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment")
+OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment", "from_preferences")
 """Keys of a source that are not arguments of `load_preferences`, or checked as the source's own."""
 LOAD_KEYS = (
     *("path", "format", "image_root", "split", "limit", "frames", "source", "on_bad_record", "max_bad_fraction", "bad_records"),
-    *("num_proc", "seed", "metadata", "from_preferences"),
+    *("num_proc", "seed", "metadata"),
 )
-"""Arguments of `mpo.data.load_preferences` and `load_conversations` that a source may have."""
+"""Arguments of `mpo.data.load_preferences` that a source may have."""
 MIXTURES = (".yaml", ".yml")
 FILE_KEYS = ("sources", "seed", "sampling", "size", "eval_size", "eval_by")
 META_KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
@@ -71,6 +72,7 @@ class Source:
     weight: float | None = None
     cap: int | None = None
     augment: bool | None = None
+    from_preferences: bool | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Source:
@@ -103,7 +105,7 @@ class Source:
         except ValueError as error:
             raise ValueError(f"Source {name!r}: {error}") from None
         load |= {"tiles": tiles} if tiles else {}
-        own = {key: given[key] for key in ("repeat_time", "weight", "cap", "augment") if key in given}
+        own = {key: given[key] for key in OWN if key in given and key not in ("name", "tiles")}
         return cls(name, load, **own)
 
     def rng(self, seed: int) -> np.random.Generator:

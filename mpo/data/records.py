@@ -16,10 +16,11 @@ from typing import Any
 
 from datasets import Features, Image, List, Value
 
-from mpo.data.conversations import CONVERSATIONS, refuse_pairs, unlabelled
-from mpo.data.formats import FORMATS, Format, Found, detect, images, is_nothing, settings_of, system_of
+from mpo.data.conversations import CONVERSATIONS, PAIRS
+from mpo.data.formats import FORMATS, Format, Found, detect, images, is_nothing, refuse, settings_of, system_of
 from mpo.data.messages import (
     TURNS_NEEDED,
+    as_json,
     checked_text,
     completion_messages,
     conversation_messages,
@@ -33,7 +34,7 @@ from mpo.data.turns import check_messages, check_turns
 from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name
 from mpo.data.video import checked_frames
 from mpo.io import BadRecord, bad_record, did_you_mean, json_kind, parse_json
-from mpo.schema import COLUMNS, Column
+from mpo.schema import COLUMNS, Column, Preference
 from mpo.schema import CONVERSATIONS as CONVERSATION_COLUMNS
 
 TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
@@ -113,16 +114,18 @@ def to_records(
         line = {name: value for name, value in line.items() if name not in metadata} if metadata else line
         what = KINDS[kind]
         if what.formats is CONVERSATIONS:
-            refuse_pairs(line)
+            refuse(line, PAIRS, "it belongs to a preference record. Set from_preferences=true to take the chosen completions")
         reader = detect(line, what.formats, what.noun) if format is None else what.formats[format]
         pairs = [replace(pair, **settings_of(line)) for pair in reader.read(line)]
         chosen = PROMPTS if format is not None else ()  # a given format says which of them is the prompt
         own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen), find)
         for pair in pairs:
-            row = what.row(pair, _merged(own, pair.metadata), where, find, source)
-            if kind != "chosen" or all(row["messages"] != other["messages"] for other in rows):  # chosen in several pairs
-                rows.append(row)
+            rows.append(what.row(pair, _merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
+        if kind == "chosen":
+            whole = [one for preference in Preference.grouped(rows) for one in preference.chosen()]
+            kept = [column.name for column in what.columns if column.name not in ("messages", "tools")]
+            rows[:] = [_checked({name: one.columns[name] for name in kept}, list(one.messages)) for one in whole]
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
             row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]
@@ -226,36 +229,19 @@ def _conversation(found: Found, metadata: dict[str, Any], where: str, find: Find
     shared = _shared(found, metadata, where, find, source)
     elsewhere = {"'system'": found.system if isinstance(found.system, str) else ""}
     messages = with_system(conversation_messages(turns, "the conversation", _wanted(shared), elsewhere), found.system)
-    return _checked(shared, messages, found)
+    first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), None)
+    shared["prompt_id"] = shared["prompt_id"] or _prompt_id(messages[:first], found)
+    return _checked(shared, messages, as_json(found.tools, "'tools'"))
 
 
-def _chosen(found: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
-    row = _pair(found, metadata, where, find, source)
-    messages = [*unlabelled(row.pop("prompt")), *row.pop("chosen")]
-    del row["rejected"], row["ground_truth"], row["margin"]
-    return _checked(row, messages, found)
-
-
-def _checked(row: Row, messages: list[Row], found: Found) -> Row:
+def _checked(row: Row, messages: list[Row], tools: str | None = None) -> Row:
     """A conversation that training takes as it is: its turns are in order, none is empty, and images are where they can be."""
     this = "the conversation"
     check_messages(messages, "messages", row, this)
     check_turns(messages, this)
     if not any(message.get("train") is not False for message in messages if message["role"] == "assistant"):
         raise ValueError(f"{this} has 'train': false in every turn of the assistant, so there is nothing to learn. Leave it out.")
-    first = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
-    prompt_id = row["prompt_id"] or _prompt_id(messages[:first], found)
-    return {**row, "prompt_id": prompt_id, "messages": messages, "tools": _tools(found.tools)}
-
-
-def _tools(value: Any) -> str | None:
-    """Check the tools of a conversation, a list or its JSON, and return them as JSON."""
-    tools = parse_json(value, "'tools'") if isinstance(value, str) and value else value
-    if is_nothing(tools):
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise ValueError(f"'tools' is {json_kind(tools)} instead of a list of objects.")
-    return json.dumps(tools, ensure_ascii=False, default=str)
+    return {**row, "messages": messages, "tools": tools}
 
 
 def _wanted(row: Row) -> dict[str, int]:
@@ -415,7 +401,7 @@ class Kind:
 KINDS = {
     "pair": Kind("pair", FORMATS, COLUMNS, _pair),
     "conversation": Kind("conversation", CONVERSATIONS, CONVERSATION_COLUMNS, _conversation),
-    "chosen": Kind("pair", FORMATS, CONVERSATION_COLUMNS, _chosen),
+    "chosen": Kind("pair", FORMATS, CONVERSATION_COLUMNS, _pair),
 }
 """Kinds of records: ``chosen`` are the prompts of pairs with their chosen completions, as conversations."""
 
@@ -445,8 +431,8 @@ class Reading:
             try:
                 if isinstance(line, BadRecord):
                     raise line
-                how: dict[str, Any] = {"format": self.format, "source": self.source, "metadata": self.metadata, "kind": self.kind}
-                yield to_records(line, where=where, find=find, **how)
+                how: dict[str, Any] = {"source": self.source, "metadata": self.metadata, "kind": self.kind}
+                yield to_records(line, where=where, find=find, format=self.format, **how)
             except BadRecord as bad:
                 if not self.skip:
                     raise

@@ -1,12 +1,10 @@
 """A conversation as a prompt and one completion with labelled turns; its order, contents and flags are checked."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from mpo.data.turns import check_messages, check_turns, image_parts
 from mpo.data.video import with_frames
 from mpo.encoding.turns import CONVERSATION, Record, describe
-from mpo.io import bad_record, parse_json
 from mpo.schema import BAD
 
 TRAIN_ON = ("all", "last", "flagged")
@@ -42,8 +40,6 @@ def as_completion(record: Record, train_on: str = "all") -> Record:
     if given != ["messages"]:
         raise ValueError(f"{where} needs 'messages', or 'prompt' and 'completion'; it has {given or sorted(record)}.")
     messages = record["messages"]
-    if isinstance(messages, list):
-        messages = [_with_calls(message, where) for message in messages]
     check_messages(messages, "messages", record, where)
     check_turns(messages, where)
     record = with_frames({**record, "prompt": messages}, where=where)
@@ -58,15 +54,6 @@ def as_completion(record: Record, train_on: str = "all") -> Record:
     completion = messages[first:]
     del record["messages"]
     return {**record, "prompt": messages[:first], "completion": completion, "labelled": _labelled(completion, train_on, where)}
-
-
-def _with_calls(message: Any, where: str) -> Any:
-    """A message whose calls of tools are a list; `mpo.data.load_conversations` has them as JSON, which Arrow cannot change."""
-    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-    if not isinstance(calls, str):
-        return message
-    with bad_record(where):
-        return {**message, "tool_calls": parse_json(calls, "'tool_calls'")}
 
 
 def _labelled(completion: list[Any], train_on: str, where: str) -> list[bool]:

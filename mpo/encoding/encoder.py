@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mpo.data.video import with_frames
 from mpo.encoding.images import process
-from mpo.encoding.keys import first_alike
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
 from mpo.encoding.turns import (
@@ -28,7 +27,7 @@ from mpo.encoding.turns import (
     with_eos,
 )
 from mpo.models.control_tokens import added_start
-from mpo.schema import BAD, COUNTED
+from mpo.schema import BAD, COUNTED, first_alike
 
 
 @dataclass

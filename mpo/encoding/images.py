@@ -15,10 +15,11 @@ from transformers import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
 from mpo.data.augment import compress_tiles
-from mpo.encoding.keys import first_alike, same_image
+from mpo.encoding.keys import same_image
 from mpo.encoding.movable import Movable
 from mpo.encoding.tiles import splits_into_tiles
 from mpo.models.family import known_family
+from mpo.schema import first_alike
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +52,6 @@ def image_key(image: Any) -> bytes:
 def same_image(first: Any, second: Any) -> bool:
     """Whether two images, in the forms accepted by `image_key`, are the same."""
     return first is second or image_key(first) == image_key(second)
-
-
-def first_alike(outlines: Sequence[Hashable], same: Callable[[int, int], bool]) -> list[int]:
-    """For each item, the index of the first equal item, which may be its own.
-
-    Args:
-        outlines: for each item, a value that equal items share.
-        same: whether the items at two indices are equal; called only for equal outlines.
-
-    >>> first_alike(["a", "b", "a", "b"], lambda one, other: one == 0)
-    [0, 1, 0, 3]
-    """
-    kept: dict[Hashable, list[int]] = {}
-    firsts = []
-    for place, outline in enumerate(outlines):
-        alike = kept.setdefault(outline, [])
-        first = next((other for other in alike if same(other, place)), place)
-        if first == place:
-            alike.append(place)
-        firsts.append(first)
-    return firsts
 
 
 def completion_key(

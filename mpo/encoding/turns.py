@@ -30,10 +30,9 @@ from mpo.encoding.templates import is_processor, probe
 from mpo.io import bad_record, parse_json
 from mpo.models.control_tokens import check_texts
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, TRL_COLUMNS, InternalKey, names
+from mpo.schema import SIDES as SIDES
 
 Record = dict[str, Any]
-SIDES = ("chosen", "rejected")
-"""The columns of a preference record's completions."""
 CONVERSATION = ("completion",)
 """The column of the one completion that a conversation is encoded with."""
 Tokenize = Callable[[str], list[int]]
@@ -366,7 +365,8 @@ class _Chat:
                 raise ValueError(f"{self.where}: '{side}' has a message without a role: {message!r:.80}.")
             if message.get("content") is None and not message.get("tool_calls"):
                 raise ValueError(f"{self.where}: '{side}' has a message of role {message['role']!r} without content.")
-        messages = [_without_padding(message) for message in messages]
+        with bad_record(self.where):
+            messages = [_without_padding(message) for message in messages]
         template = probe(self.processing_class)
         if template.parts and (is_processor(self.processing_class) or not template.text):
             try:
@@ -422,8 +422,10 @@ def _check_tool_calls(messages: list[Any], text: str, where: str) -> None:
 
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without the keys that Arrow adds to all structs of a column; tool calls keep a content of None."""
-    return {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    """A message without the keys that Arrow adds to all structs; tool calls, which may be JSON, keep a content of None."""
+    found = {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    calls = found.get("tool_calls")
+    return {**found, "tool_calls": parse_json(calls, "'tool_calls'")} if isinstance(calls, str) else found
 
 
 def _unpadded(value: Any) -> Any:

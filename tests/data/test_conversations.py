@@ -19,7 +19,7 @@ from mpo.encoding.conversations import as_completion
 from mpo.io import BadRecord
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}
-CALL = {"name": "weather", "arguments": {"city": "Rome"}}
+CALL = {"name": "weather", "arguments": {"city": "Rome", "days": [None, 2]}}
 RESULT = {"type": "function", "function": CALL}
 
 
@@ -189,11 +189,6 @@ FORMS = {
         "swift",
         [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), *ONE],
     ),
-    "ms-swift's conversation": (
-        {"conversation": [{"human": "Hi.", "assistant": "Hello."}, {"human": "What is it?", "assistant": "A cat."}]},
-        "swift",
-        [("user", "Hi."), ("assistant", "Hello."), ("user", "What is it?"), ("assistant", "A cat.")],
-    ),
 }
 
 
@@ -262,13 +257,20 @@ WRONG = {
     "an unused image": ({"img": "a.png", C: [human("a"), gpt("b")]}, "'img' is not used"),
     "an unused hint": ({"hint": "look left", C: [human("a"), gpt("b")]}, "'hint' is not used"),
     "an unused field of a turn": ({C: [{**human("a"), "image": "b.png"}, gpt("b")]}, "'messages.image' is not used"),
+    "short reasoning": ({"messages": [ASKED, {**REPLY, "reasoning_content": "Fur."}]}, "reasoning_content"),
+    "a completion beside messages": ({"messages": [ASKED, REPLY], "completion": "A dog."}, "completion"),
+    "an empty call": ({C: [human("a"), {"from": "function_call", "value": "[]"}, gpt("b")]}, "content is null"),
+    "an address in a part": (
+        {"messages": [said("user", [{"type": "image_url", "image_url": {"url": "a.png"}}]), REPLY]},
+        "'messages.image_url.url' is not used",
+    ),
     "reasoning": ({"messages": [ASKED, {**REPLY, "reasoning_content": "It has fur, and it looks at me."}]}, "reasoning_content"),
     "another conversation": ({"messages": [said("user", "Why?"), REPLY], C: [human("a"), gpt("b")]}, "'messages' is not used"),
     "another prompt": ({"prompt": "Why is that so?", "messages": [ASKED, REPLY]}, "'prompt' is not used"),
     "two texts": ({C: [{**human("a"), "content": "b"}, gpt("b")]}, "both 'value' and 'content'"),
     "half a completion": ({"prompt": "Why?", "completion": ""}, "message 2.*is empty"),
     "the user in a completion": ({"prompt": "Why?", "completion": [ASKED, REPLY]}, "message of the user"),
-    "no response": ({"query": "Why?"}, "text and null"),
+    "no response": ({"query": "Why?"}, "content is null"),
     "a number in history": ({"query": "Why?", "response": "So.", "history": [["a", 5]]}, "a number"),
     "odd history": ({"query": "Why?", "response": "So.", "history": [["a"]]}, "'history'"),
     "a pair": ({"prompt": "Why?", "chosen": "a", "rejected": "b"}, "from_preferences"),
@@ -421,6 +423,25 @@ def test_tables(images):
     load_conversations(path).save_to_disk(images / "saved")
     (again,) = load_conversations(images / "saved")
     assert again == found
+
+
+def test_null_in_calls(images):
+    """What is JSON in the file stays as it is; a table's padding goes."""
+    text = '{"name": "weather", "arguments": {"city": null}}'
+    line = {
+        "conversations": [
+            human("Sun?"),
+            {"from": "function_call", "value": text},
+            {"from": "observation", "value": "yes"},
+            gpt("Yes."),
+        ]
+    }
+    assert json.loads(only(line, images)["messages"][1]["tool_calls"])[0]["function"] == json.loads(text)
+    padded = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome", "day": None}}, "id": None}
+    line = {"messages": [ASKED, said("assistant", "", tool_calls=[padded]), said("tool", "sun"), REPLY]}
+    assert json.loads(only(line, images)["messages"][1]["tool_calls"]) == [
+        {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,5 +1,7 @@
 """Conversations as tokens: one text, every turn of the assistant labelled from its first token through its end of turn."""
 
+import json
+
 import av
 import pytest
 from conversations import KINDS, conversation, conversations, turn
@@ -111,6 +113,8 @@ def test_tools(processor):
     )
     batch = ConversationCollator(tokenizer, layout="packed")([{"messages": messages, "tools": "[]"}])
     assert labelled(processor, batch) == f"add{END}It is 5.{END}"
+    messages[1]["tool_calls"] = json.dumps(calls)  # as load_conversations has them
+    assert ConversationCollator(tokenizer, layout="packed")([{"messages": messages}])["input_ids"].equal(batch["input_ids"])
 
 
 def test_a_video_in_a_later_turn(processor, tmp_path):

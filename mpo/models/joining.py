@@ -20,6 +20,7 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 
 from mpo.io import atomic_folder
 from mpo.models.control_tokens import added_start
+from mpo.models.family import INTERNVL
 from mpo.models.loading import LoadedModel, as_dtype, load_internvl, opening
 from mpo.models.official.config import tensor_names, transformers_config
 from mpo.models.official.processor import TURN, chat_template, read_tokenizer
@@ -88,8 +89,9 @@ def join(
         projector = InternVLMultiModalProjector(config)
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
-    model.model.vision_tower, model.model.multi_modal_projector = tower, projector
-    model.model.language_model, model.lm_head = text.model, text.lm_head
+    for name, part in ((INTERNVL.vision, tower), (INTERNVL.projector[0], projector), (INTERNVL.language, text.model)):
+        setattr(model.model, name, part)
+    model.lm_head = text.lm_head
     model.to(text.dtype)
     model.config.dtype = text.dtype
     model.tie_weights()
@@ -140,14 +142,14 @@ def _tower(name: str | Path) -> tuple[Any, int]:
         return load_strictly(InternVLVisionModel.from_pretrained, str(folder)), -1
     if kind != "intern_vit_6b":
         whole = load_internvl(str(folder))
-        return whole.model.vision_tower, whole.config.vision_feature_layer
+        return getattr(whole.model, INTERNVL.vision), whole.config.vision_feature_layer
     given = read_config_json(folder / "config.json")
     # In a whole checkpoint the rest would be there; here any language model completes the config that is parsed.
     size = {"vocab_size": 1, "hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
     language = {"architectures": ["LlamaForCausalLM"], **size, "num_key_value_heads": 1}
     official = _parsed(folder, vision_config=given, llm_config=language)
     config = transformers_config(official, image_token_id=0).vision_config
-    state = _renamed(TensorFiles(folder), official, "vision_model.", "vision_tower.")
+    state = _renamed(TensorFiles(folder), official, "vision_model.", f"{INTERNVL.vision}.")
     return _filled(InternVLVisionModel, config, state, folder), -1
 
 
@@ -159,7 +161,7 @@ def _language(folder: Path, kind: str, dtype: Any) -> tuple[Any, Any]:
             return text, AutoTokenizer.from_pretrained(folder)
     official = _parsed(folder, vision_config={}, llm_config=read_config_json(folder / "config.json"))
     config = transformers_config(official, image_token_id=0).text_config
-    state = _renamed(TensorFiles(folder), official, "language_model.", "language_model.")
+    state = _renamed(TensorFiles(folder), official, "language_model.", f"{INTERNVL.language}.")
     text = _filled(LlamaForCausalLM, config, state, folder)
     tokenizer = read_tokenizer(folder)
     if tokenizer is None:

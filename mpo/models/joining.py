@@ -161,7 +161,7 @@ def _language(folder: Path, kind: str, dtype: Any) -> tuple[Any, Any]:
             return text, AutoTokenizer.from_pretrained(folder)
     official = _parsed(folder, vision_config={}, llm_config=read_config_json(folder / "config.json"))
     config = transformers_config(official, image_token_id=0).text_config
-    state = _renamed(TensorFiles(folder), official, "language_model.", f"{INTERNVL.language}.")
+    state = _renamed(TensorFiles(folder), official, f"{INTERNVL.language}.", f"{INTERNVL.language}.")
     text = _filled(LlamaForCausalLM, config, state, folder)
     tokenizer = read_tokenizer(folder)
     if tokenizer is None:

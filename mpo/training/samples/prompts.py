@@ -12,9 +12,10 @@ from mpo.data.encoded import with_encoded_images
 from mpo.data.messages import IMAGE_PLACEHOLDER
 from mpo.data.records import to_prompt
 from mpo.data.shards import LinesShard
+from mpo.data.turns import image_parts
 from mpo.encoding.conversations import as_completion
 from mpo.encoding.keys import image_key
-from mpo.encoding.turns import Record, describe, encoded_images, image_parts, record_images
+from mpo.encoding.turns import Record, describe, encoded_images, record_images
 from mpo.io import BadRecord, bad_record
 
 MAX_RECORDS_PER_PROMPT = 100

@@ -192,7 +192,8 @@ def test_the_keys_of_a_job_are_the_arguments_of_what_it_calls():
     loading = inspect.signature(load_preferences).parameters
     renamed = {"meta", "mix", "eval_path", "eval_image_root", "eval_split", "eval_format"}
     assert set(hints(schema.Data)) - renamed == set(loading)
-    assert set(hints(schema.Conversations)) - renamed == set(inspect.signature(load_conversations).parameters)
+    own = set(inspect.signature(load_conversations).parameters) - set(loading) - {"settings"}  # which are those of the other
+    assert set(hints(schema.Conversations)) - set(hints(schema.Data)) == own == {"from_preferences"}
     assert set(hints(schema.Model)) - {"_target_"} == set(inspect.signature(load_model).parameters) - {"quantization_config"}
     assert set(hints(schema.Launch)) == set(KEYS)
     assert {field.name for field in fields(TrainJob)} == {*hints(schema.Job), *GROUPS, *OPTIONAL}

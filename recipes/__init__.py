@@ -1,7 +1,8 @@
-"""Hydra recipes for `mpo train`, read as ``pkg://mpo.recipes``: YAML, and what all of its files may use.
+"""Hydra recipes for `mpo train` and `mpo sft`, read as ``pkg://mpo.recipes``: YAML, and what all of its files may use.
 
 ``experiment=MODEL``, ``MODEL_lora`` and ``MODEL_qlora`` choose a published model, which brings its method, with ``peft`` and
-``launch``. In a file, ``${without_adapters:a,b}`` is `a` when all weights are trained (``peft=none``), and `b` with adapters.
+``launch``. In a file, ``${without_adapters:a,b}`` is `a` when all weights are trained (``peft=none``), and `b` with adapters;
+``${drop_path:a}`` is `a` or 0 likewise, and 0 in a stage of `mpo sft` that freezes the vision tower.
 """
 
 import re
@@ -40,6 +41,12 @@ def _without_adapters(full: Any, adapters: Any, *, _root_: Any) -> Any:
     return full if _root_.peft.kind == "none" else adapters
 
 
+def _drop_path(rate: Any, *, _root_: Any) -> Any:
+    frozen = _root_.task == "sft" and _root_.train_parts.vision == "freeze"  # scripts of MPO keep it in a frozen tower
+    return 0.0 if frozen else _without_adapters(rate, 0.0, _root_=_root_)
+
+
+OmegaConf.register_new_resolver("drop_path", _drop_path, replace=True)
 OmegaConf.register_new_resolver("without_adapters", _without_adapters, replace=True)
 for _name, _choices in EXPERIMENTS.items():
     _overrides = [{f"override /{group}": option} for group, option in _choices.items()]

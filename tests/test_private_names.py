@@ -27,7 +27,7 @@ TRAINER = {  # overridden or called on TRL's and transformers' trainers
     "_load_optimizer_and_scheduler": {"training/resuming.py"},
     "_maybe_log_save_evaluate": {"training/loop.py"},
     "_name": {"training/mpo.py"},
-    "_paper": {"training/mpo.py"},
+    "_paper": {"training/mpo.py", "training/sft.py"},
     "_prepare_dataset": {"training/policy.py"},
     "_prepare_inputs": {"training/evaluating.py", "training/loading.py", "training/policy.py", "training/reference/use.py"},
     "_remove_unused_columns": {"training/loading.py", "training/policy.py"},

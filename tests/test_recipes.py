@@ -26,9 +26,12 @@ PUBLISHED = {
 LARGE = {"internvl2_5_38b": (512, 8192), "internvl2_5_78b": (512, 8192), "internvl3_38b": (512, 8192), "internvl3_78b": (512, 8192)}
 
 
-def composed(*overrides):
+OF_SFT = ("data=conversations", "trainer=sft", *(f"method=internvl2_5_stage{stage}" for stage in ("1", "1_5", "2")))
+
+
+def composed(*overrides, command="train"):
     with initialize_config_module("mpo.recipes", version_base="1.3"):
-        return compose("train", [settable(override) for override in overrides])
+        return compose(command, [settable(override) for override in overrides])
 
 
 def bound(config, tmp_path):
@@ -56,7 +59,7 @@ def test_every_recipe_says_what_it_is(name):
 
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[1] not in MODELS])
 def test_every_option_binds(group, option, tmp_path):
-    arguments, _ = bound(composed(f"{group}={option}"), tmp_path)
+    arguments, _ = bound(composed(choice := f"{group}={option}", command="sft" if choice in OF_SFT else "train"), tmp_path)
     assert arguments.gradient_accumulation_steps >= 1
 
 

@@ -57,10 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         leave_interrupts_to_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["train"]:  # Hydra reads its own command line
-        from mpo.commands import train
-
-        return train.run(arguments[1:])
+    if arguments[:1] in (["train"], ["sft"]):  # Hydra reads its own command line
+        return int(import_module(f"mpo.commands.{arguments[0]}").run(arguments[1:]))
     options = command_line().parse_args(arguments)
     return user_errors(lambda: reported(options))
 

@@ -1,4 +1,4 @@
-"""Train a model with a recipe.
+"""Train a model on preference pairs with a recipe.
 
 The recipe is composed and checked before anything loads; `mpo train --help` is Hydra's.
 """
@@ -35,22 +35,27 @@ if TYPE_CHECKING:
     from mpo.training.launch.place import Place
 
 GROUPS = ("model", "method", "peft", "loss", "data", "trainer", "launch", "experiment")
+OTHERS = {"train": {"conversations", "sft"}, "sft": {"loss", "pairs", "mmpr", "demo"}}
+"""Task -> groups and options that are not in the help of its command."""
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 _RESULTS: list[dict[str, Any]] = []
 """Of the runs of this command, of which a sweep has several."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run `mpo train` with Hydra's command line and return the exit status; with `--json`, print the results of its runs alone."""
+def run(arguments: Sequence[str], task: str = "train") -> int:
+    """Run `mpo train`, or another task, with Hydra's command line and return the exit status.
+
+    With `--json`, the results of its runs alone are printed.
+    """
     from mpo.commands.outcome import print_json, stdout_to_stderr, user_errors
 
     as_json, words = "--json" in arguments, [settable(word) for word in arguments if word != "--json"]
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["mpo train", *words], "1"  # errors come here, not to stderr
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"mpo {task}", *words], "1"  # errors come here, not to stderr
     _RESULTS.clear()
     try:
         with stdout_to_stderr() if as_json else nullcontext():
-            status = user_errors(_with_hydra)
+            status = user_errors(lambda: _with_hydra(task))
     finally:
         sys.argv = before[0]
         os.environ.pop("HYDRA_FULL_ERROR")
@@ -61,14 +66,17 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _with_hydra() -> int:
+def _with_hydra(task: str) -> int:
+    def task_function(config: DictConfig) -> None:
+        _task(config, task)
+
     try:
-        hydra.main(version_base="1.3", config_path="pkg://mpo.recipes", config_name="train")(_task)()
+        hydra.main(version_base="1.3", config_path="pkg://mpo.recipes", config_name=task)(task_function)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except MissingConfigException as error:
         name = (error.missing_cfg_file or "").split("/")[-1]
-        near = did_you_mean(name, error.options or [], most=20) or " mpo train --help lists the options."
+        near = did_you_mean(name, error.options or [], most=20) or f" mpo {task} --help lists the options."
         raise ValueError(f"{str(error).splitlines()[0]}.{near}" if name and error.options else str(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError("\n".join(filter(None, [str(error), str(error.__cause__ or "")]))) from error
@@ -87,12 +95,15 @@ def settable(argument: str) -> str:
     return f"++{argument}"
 
 
-def groups() -> str:
+def groups(task: str) -> str:
     """List the groups with their options, for the help: names that differ in their size only as one."""
     lines = []
-    for group in GROUPS:
+    loader: Any = GlobalHydra.instance().config_loader()
+    for group in (name for name in GROUPS if name not in OTHERS[task]):
         shown, sizes = [], defaultdict(list)
-        for name in sorted(GlobalHydra.instance().config_loader().get_group_options(group)):
+        for name in sorted({*loader.get_group_options(group)} - OTHERS[task]):
+            if group == "method" and _task_of(name) not in (None, task):
+                continue
             size = re.fullmatch(r"(\w+)_(\d+)(b\w*)", name)
             if group == "model" and size:
                 sizes[size[1]].append((int(size[2]), size[3]))
@@ -103,6 +114,12 @@ def groups() -> str:
             shown.append("MODEL, MODEL_lora, MODEL_qlora for each MODEL with a size")
         lines.append(textwrap.fill(f"{group}: {', '.join(shown)}", 110, subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(lines)
+
+
+def _task_of(method: str) -> Any:
+    """The command that a method is for; None: any."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    return loader.repository.load_config(f"method/{method}").config.get("task")
 
 
 OmegaConf.register_new_resolver("mpo_groups", groups, replace=True)
@@ -137,19 +154,27 @@ class CheckSweep(Callback):  # type: ignore[misc]
         return 0
 
 
-def _task(config: DictConfig) -> None:
+def _task(config: DictConfig, task: str) -> None:
     from mpo.commands.outcome import user_errors
 
-    status = user_errors(lambda: _train(config))  # here, or Hydra adds a line of its own
+    status = user_errors(lambda: _train(config, task))  # here, or Hydra adds a line of its own
     if status:
         raise SystemExit(status)
 
 
-def _train(config: DictConfig) -> int:
+def _train(config: DictConfig, task: str) -> int:
     from omegaconf import OmegaConf
 
     from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
 
+    method = HydraConfig.get().runtime.choices["method"]
+    if (other := _task_of(method)) not in (None, task):
+        raise ValueError(
+            f"method={method} has the hyper-parameters of mpo {other}. Choose one of mpo {task} (mpo {task} --help lists them), "
+            "or method=none."
+        )
+    if config.task != task:
+        raise ValueError(f"task={config.task} is set by the command, which is mpo {task}. Leave it out.")
     named = "${now" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"])  # type: ignore[call-overload,index]
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
@@ -170,7 +195,7 @@ def _train(config: DictConfig) -> int:
     if place.is_rank or place.node_rank == 0:
         resumed = job.checkpoint()
         before = read_json_object(Path(resumed, "trainer_state.json"))["global_step"] if resumed else -1
-        print(f"mpo train: {'resuming from ' + resumed if resumed else 'writing to ' + job.run_dir}")
+        print(f"mpo {task}: {'resuming from ' + resumed if resumed else 'writing to ' + job.run_dir}")
     if job.needs_ranks():
         status = _train_on_ranks(job, place)
     else:
@@ -180,7 +205,7 @@ def _train(config: DictConfig) -> int:
         run_train_job(job)
         status = 0
     if status == 0 and place.node_rank == 0 and os.environ.get("RANK", "0") == "0":
-        _report(job.run_dir, resumed, before)
+        _report(job, resumed, before)
     return status
 
 
@@ -197,14 +222,13 @@ def _train_on_ranks(job: TrainJob, place: Place) -> int:
         return 1
 
 
-def _report(run_dir: str, resumed: str | None, before: int) -> None:
+def _report(job: TrainJob, resumed: str | None, before: int) -> None:
     """Say how a run ended, also when the checkpoint that it resumed from was its end."""
+    run_dir, said = job.run_dir, f"mpo {job.task}:"
     state = read_json_object(Path(run_dir, "trainer_state.json"))
     if state["global_step"] == before:
-        print(
-            f"mpo train: nothing was left to train: {resumed} has {before} steps, and this run ends at step {state['max_steps']}."
-        )
-    print(f"mpo train: done. The trained model was saved to {run_dir}")
+        print(f"{said} nothing was left to train: {resumed} has {before} steps, and this run ends at step {state['max_steps']}.")
+    print(f"{said} done. The trained model was saved to {run_dir}")
     metrics = {name: value for entry in state["log_history"] for name, value in entry.items()}
     metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items() if isinstance(value, (int, float))}
     _RESULTS.append({"run_dir": run_dir, "resumed_from": resumed, "metrics": metrics})

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import SIDES
 
@@ -14,20 +15,22 @@ OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTIN
 
 
 def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
-    """Decode the tokens of a prompt and its completions: image tokens collapsed, labelled tokens between angle quotation marks.
+    """Decode the tokens of a record: image tokens collapsed, labelled tokens between angle quotation marks.
 
     Args:
-        record: a preference record.
+        record: a preference record, or a conversation.
         processor: processor of the run.
-        args: the run's `MPOConfig`: ``max_length``, ``truncation_mode``, ``completion_end`` and ``tile_budget`` determine which
-            tokens are truncated and labelled.
+        args: the run's `MPOConfig` or `PackedSFTConfig`: ``max_length``, ``truncation_mode``, ``tile_budget`` and
+            ``encoding_rules`` determine which tokens are truncated and labelled.
     """
-    encode = Encoder(processor, args.max_length, args.truncation_mode, args.completion_end, args.tile_budget)
-    (found,), _, _ = encode([dict(record)])
+    rules = args.encoding_rules()
+    end, sides = rules.get("completion_end", "end_of_turn"), rules.get("sides", SIDES)
+    encode = Encoder(processor, args.max_length, args.truncation_mode, end, args.tile_budget)
+    (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), rules["train_on"])], sides=sides)
     image = getattr(processor, "image_token_id", None)
     kept = None if args.max_length is None else args.max_length - len(found.prompt_ids)
     lines = [f"prompt, {len(found.prompt_ids):,} tokens", _indented(decoded(found.prompt_ids, None, encode.tokenizer, image))]
-    for side, completion in zip(SIDES, found.completions, strict=True):
+    for side, completion in zip(sides, found.completions, strict=True):
         ids, labelled = completion.ids[:kept], completion.loss_mask[:kept]
         truncated = f", truncated from {len(completion.ids):,} by max_length" if len(ids) < len(completion.ids) else ""
         lines += [

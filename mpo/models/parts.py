@@ -80,6 +80,8 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
     family = family_of(base_model(model).config, "train_parts")
     names = {family.part_of(name) for name, _ in model.named_parameters()}
     for part in choices:
+        if part == "head" and choices["head"] == choices.get("language", "train"):
+            continue  # a tied head follows the input embeddings
         if part not in names:
             why = " (its head is tied to the input embeddings, part of language)" if part == "head" else ""
             raise ValueError(f"train_parts.{part}: {type(model).__name__} has no such part{why}. Leave it out.")

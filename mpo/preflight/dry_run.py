@@ -1,4 +1,4 @@
-"""`mpo train ... dry_run=true`: check a job and describe its run without training."""
+"""`mpo train ... dry_run=true`, and `mpo sft`: check a job and describe its run without training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mpo.data import load_preferences
 from mpo.encoding.show import show_record
 from mpo.models.fit import check_fit
 from mpo.preflight.memory import MemoryEstimate, Sharding, estimate_memory
@@ -51,7 +50,7 @@ def dry_run(job: TrainJob) -> str:
     sharding = Sharding.of(job.trainer, job.place().world_size)
     model, processor, name, real = build_structure(job)
     check_fit(model, processor)
-    pairs = load_preferences(**{**job.train_data(), "streaming": False})
+    pairs = job.kind.load(**{**job.train_data(), "streaming": False})
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)
@@ -86,7 +85,7 @@ def dry_run(job: TrainJob) -> str:
     verdict = _verdict(found.total, available, advice) if gpu and available else {}
     built = "with weights, no config available" if real else "on the meta device, no weights loaded"
     sections = {
-        f"Dry run of {name} ({built}), loss {args.mixture()!r}, {time.perf_counter() - start:.1f} s": [],
+        f"Dry run of {name} ({built}), loss {args.loss_name()}, {time.perf_counter() - start:.1f} s": [],
         "Parameters": parameter_lines(count_parameters(model)),
         f"Memory, {where}": memory,
         **verdict,
@@ -118,7 +117,7 @@ def _advise(
     tried: dict[str, dict[str, Any]] = {}
     if not args.gradient_checkpointing:
         tried["trainer.gradient_checkpointing=true"] = {"gradient_checkpointing": True}
-    if kind == "none" and args.reference == "live" and args.mixture().needs_reference:
+    if kind == "none" and args.needs_reference and args.reference == "live":
         tried["trainer.reference=cached"] = {"reference": "cached"}
     if "8bit" not in args.optim and not sharding.is_deepspeed:
         tried |= {f"trainer.optim={optim}": {"optim": optim} for optim in ("adamw_bnb_8bit", "paged_adamw_8bit")}
@@ -128,7 +127,7 @@ def _advise(
             tried[f"peft={other}"] = {"policy": policy, "kind": other}
     elif kind == "lora":
         tried["peft=qlora"] = {"kind": "qlora"}
-    if args.batching == "pairs" and len(work.most_expensive) > 1:
+    if args.batching != "tokens" and len(work.most_expensive) > 1:
         tried["trainer.per_device_train_batch_size=1"] = {"indices": work.most_expensive[:1]}
     if not sharding.shards("weights") and kind != "qlora":
         over = Sharding("fsdp2", max(sharding.world_size, 8))
@@ -159,13 +158,15 @@ def memory_lines(estimate: MemoryEstimate) -> list[str]:
 
 def work_lines(work: Workload, args: Any, ranks: int) -> list[str]:
     """Show the steps, epochs, tokens and tiles of the run."""
-    once = "once per pair" if work.layout == "packed" else "twice per pair, without padding"
+    unit = args.by_number
+    times = "once per pair" if work.layout == "packed" else "twice per pair, without padding"
+    once = f" (prompts counted {times})" if unit == "pairs" else ""
     measured = len(work.costs)
     tokens, tiles = (int(values.sum() * work.total / measured * work.epochs) for values in (work.tokens, work.tiles))
     lines = [
-        f"{work.total:,} pairs; epochs: {work.epochs:.4g}; steps: {work.steps:,} of {work.pairs_per_step:.4g} pairs "
+        f"{work.total:,} {unit}; epochs: {work.epochs:.4g}; steps: {work.steps:,} of {work.pairs_per_step:.4g} {unit} "
         f"(micro-batches per step and rank: {args.gradient_accumulation_steps}; ranks: {ranks})",
-        f"{'about ' * (measured < work.total)}{tokens:,} tokens and {tiles:,} tiles in all epochs (prompts counted {once})",
+        f"{'about ' * (measured < work.total)}{tokens:,} tokens and {tiles:,} tiles in all epochs{once}",
         f"rows: {work.layout}" + (f", because {work.padded_because}" if work.padded_because else ""),
     ]
     if measured < work.total:
@@ -183,8 +184,10 @@ def length_lines(work: Workload) -> list[str]:
         lines += ["", *histogram("tiles per record", costs.tiles, bins=15)]
     rows = []
     for index in map(int, np.argsort(-tokens, kind="stable")[:LONGEST]):
-        prompt, chosen, rejected = (f"{values[index]:,}" for values in (costs.prompt, costs.chosen, costs.rejected))
-        parts = f"prompt {prompt}, completions {chosen} and {rejected}, {costs.tiles[index]} tiles"
+        prompt, *rest = (f"{values[index]:,}" for values in (costs.prompt, costs.chosen, costs.rejected) if values.any())
+        parts = (
+            f"prompt {prompt}, {'completions' if len(rest) > 1 else 'the rest'} {' and '.join(rest)}, {costs.tiles[index]} tiles"
+        )
         rows.append((name_of(work.records, index), f"{tokens[index]:,} tokens", parts))
     return [*lines, "", "longest records (without truncation)", *_columns(rows, indent=4)]
 

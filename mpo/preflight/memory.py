@@ -151,7 +151,7 @@ def estimate_memory(
             args,
             titles(model),
             gpu=gpu,
-            reference=args.mixture().needs_reference and (args.reference == "live" or with_adapters),
+            reference=args.needs_reference and (args.reference == "live" or with_adapters),
             gradients=lambda weight: 0.0 if accumulates else gradient(weight),
             dtype=(torch.bfloat16 if args.bf16 else torch.float16) if half else None,
         )
@@ -185,7 +185,7 @@ def _permanent(
     elif four_bits:
         weights_why = "language model in 4 bits (NF4)"
     reference = 0
-    if not args.mixture().needs_reference:
+    if not args.needs_reference:
         reference_why = "not needed by the losses"
     elif with_adapters:
         reference_why = "the policy with its adapters disabled"

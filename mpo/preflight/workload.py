@@ -14,19 +14,19 @@ from mpo.models.packable import find_text_model, fixed_context
 from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
 from mpo.training.loading import batch_sampler
-from mpo.training.start import adds_router_loss, choose_layout, pair_collator
+from mpo.training.start import adds_router_loss, choose_layout, conversation_collator, pair_collator
 
 
 class Workload:
     """Plan a run over its data.
 
     Args:
-        pairs: all records.
+        pairs: all records: pairs or conversations.
         records: the measured ones, all or an evenly spaced subset.
         costs: costs of the measured records without truncation.
         model: the policy; parameters may be on the meta device.
         processor: processor of the run.
-        args: the run's `MPOConfig`.
+        args: the run's configuration.
         ranks: number of ranks.
 
     Raises:
@@ -43,10 +43,12 @@ class Workload:
         self.total, self.records, self.costs = len(pairs), records, costs
         self.layout, self.padded_because = choose_layout(args, model, router_loss=adds_router_loss(model.config, args))
         truncated = costs.truncate(args.max_length, skip=args.on_bad_record == "skip")
-        twice = 2 * truncated.prompt + truncated.chosen + truncated.rejected
+        paired = "sides" not in args.encoding_rules()
+        twice = (1 + paired) * truncated.prompt + truncated.chosen + truncated.rejected
         self.tokens, self.tiles = truncated.tokens() if self.layout == "packed" else twice, truncated.tiles
+        collator: Any = pair_collator if paired else conversation_collator
         blank_image, context = ranks > 1 and hasattr(model.config, "vision_config"), fixed_context(model)
-        self.collator = replace(pair_collator(processor, args), layout=self.layout, context=context, blank_image=blank_image)
+        self.collator = replace(collator(processor, args), layout=self.layout, context=context, blank_image=blank_image)
         size, sampler = args.per_device_train_batch_size, None
         if args.batching == "tokens" or args.group_same_prompt > 1:
             sampler = batch_sampler(truncated, args, pairs_per_batch=size, ranks=ranks)

@@ -160,12 +160,23 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
             )
         if self.reference_cache is not None and self.reference != "cached":
             raise ValueError("reference_cache needs reference='cached'. Set it, or leave this out.")
-        needs_reference = self.mixture().needs_reference  # a wrong loss fails here, before any model loads
+        needs_reference = self.needs_reference  # a wrong loss fails here, before any model loads
         if self.reference == "cached" and not needs_reference:
             raise ValueError(
                 "reference='cached' (or precompute_ref_log_probs=True) has no effect: none of the losses "
                 f"{self.loss_type} has a reference. Leave it out."
             )
+
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]
+        """Whether one of the losses has a reference."""
+        return self.mixture().needs_reference
+
+    def encoding_rules(self) -> dict[str, Any]:  # noqa: D102
+        return {"completion_end": self.completion_end}
+
+    def loss_name(self) -> str:  # noqa: D102
+        return repr(self.mixture())
 
     def mixture(self) -> Mixture:
         """Build the loss of this configuration, with no state."""

@@ -1,16 +1,14 @@
 """A training job: from a resolved configuration to a trained model in a run folder."""
 
-import inspect
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import is_deepspeed_available
-from hydra.utils import get_method
 from omegaconf import OmegaConf
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -19,28 +17,32 @@ from transformers.utils import is_bitsandbytes_available, is_liger_kernel_availa
 from yaml import YAMLError
 
 from mpo.batching.attention import check_backend
-from mpo.data import load_preferences
+from mpo.data import load_conversations, load_preferences
 from mpo.data.mixture_file import read_mixture
 from mpo.io import BAD_RECORDS, did_you_mean, write_text
-from mpo.models.family import INTERNVL, PARTS, Family, family_of
-from mpo.models.loading import as_dtype, check_attention, load_model, model_config
-from mpo.models.parts import check_adapter, check_parts, freeze_parts
+from mpo.models.family import PARTS
+from mpo.models.loading import as_dtype, check_attention
+from mpo.models.parts import check_parts
 from mpo.models.strict import refuse_adapter
 from mpo.training import schema
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.config import MPOConfig
 from mpo.training.launch.place import Place, find_place
+from mpo.training.loop import Loop
+from mpo.training.loop_config import LoopConfig
 from mpo.training.mpo import MPOTrainer
 from mpo.training.record_checks import check_before_training
 from mpo.training.same_run import check_same_recipe
 from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
 from mpo.training.samples.prompts import first_prompts, load_prompts
 from mpo.training.schema import check_keys, hints
+from mpo.training.sft import PackedSFTTrainer
+from mpo.training.sft_config import PackedSFTConfig
+from mpo.training.trained_model import TrainedModel
 from mpo.training.without_gpu import without_gpu
 
 RESOLVED = "resolved.yaml"
 FINAL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-PEFT_KINDS = ("none", "lora", "qlora")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
 OPTIONAL = {"train_parts": schema.Parts, "lr": schema.Rates, "samples": schema.Samples}
@@ -61,10 +63,10 @@ LOSS_FIELDS = (
 )
 DATA_NAMES = ("meta", "mix")  # names that data groups give to their path
 SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both data loading and training
-SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc", "metadata")
+SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc", "metadata", "from_preferences")
 EVAL_KEYS = ("eval_path", "eval_image_root", "eval_split", "eval_format")
 SHARDING = ("fsdp", "fsdp_config", "deepspeed")  # settings that only ranks can apply
-# Fields of MPOConfig that the configuration sets under another key.
+# Fields of the trainer's configuration that a recipe sets under another key.
 ELSEWHERE = {
     "output_dir": "run_dir",
     "resume_from_checkpoint": "resume",
@@ -74,27 +76,42 @@ ELSEWHERE = {
     **{name: f"data.{name}" for name in SKIPPING},
     "vision_drop_path": "drop_path",
     **{f"{part}_learning_rate": f"lr.{part}" for part in PARTS},
-    **{name: f"loss.{name}" for name in LOSS_FIELDS},
 }
 
 
-@dataclass
-class TrainJob:
-    """A training job. Fields are the keys and groups of ``recipes/train.yaml``.
+@dataclass(frozen=True)
+class Task:
+    """What a job trains on and how: the trainer and its configuration, and the function that loads its data, with its keys."""
+
+    config: type[LoopConfig]
+    trainer: type[Loop]
+    load: Callable[..., Any]
+    data: type
+    loss: tuple[str, ...] = ()  # fields of the configuration that are set in the group loss
+
+
+TASKS = {
+    "train": Task(MPOConfig, MPOTrainer, load_preferences, schema.Data, LOSS_FIELDS),
+    "sft": Task(PackedSFTConfig, PackedSFTTrainer, load_conversations, schema.Conversations),
+}
+"""The tasks of `mpo train` and `mpo sft`, by the names of the commands."""
+
+
+@dataclass(kw_only=True)
+class TrainJob(TrainedModel):
+    """A training job. Fields are the keys and groups of ``recipes/train.yaml`` and ``recipes/sft.yaml``.
 
     Args:
-        model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
-        data: arguments of `load_preferences`, and ``path``, ``image_root``, ``split`` and ``format`` with ``eval_`` for the
-            evaluation data. ``on_bad_record`` and ``max_bad_fraction`` apply to training too.
-        loss: loss fields of `MPOConfig`.
-        peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
-        trainer: other fields of `MPOConfig`, and ``global_batch_size``.
+        task: the command that runs it (`TASKS`): ``"train"``, on preference pairs, or ``"sft"``, on conversations.
+        model: as in `TrainedModel`, like ``peft`` and ``train_parts``.
+        data: arguments of `load_preferences` or `load_conversations`, and ``path``, ``image_root``, ``split`` and ``format``
+            with ``eval_`` for the evaluation data. ``on_bad_record`` and ``max_bad_fraction`` apply to training too.
+        loss: loss fields of `MPOConfig`; empty for conversations.
+        trainer: other fields of `MPOConfig`, or those of `PackedSFTConfig`, and ``global_batch_size``.
         launch: nodes and ranks (`mpo.training.launch.place`).
         run_dir: output folder of the run.
         resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
         seed: random seed.
-        train_parts: part of the model -> train, freeze, lora, or for ``vision`` the number of last layers to train
-            (`mpo.models.parts`); None: train all parts, or follow ``peft``.
         lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
         drop_path: drop path rate of the vision tower (`mpo.models.tower`).
         samples: prompts to sample responses to during training (`mpo.training.samples`): ``path`` and ``image_root`` of a file, or
@@ -104,16 +121,14 @@ class TrainJob:
         dry_run_records: maximum number of records to measure, evenly spaced; None: all.
     """
 
-    model: dict[str, Any]
+    task: str = "train"
     data: dict[str, Any]
     loss: dict[str, Any] = field(default_factory=dict)
-    peft: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
     trainer: dict[str, Any] = field(default_factory=dict)
     launch: dict[str, Any] = field(default_factory=dict)
     run_dir: str = "runs/train"
     resume: str = "auto"
     seed: int = 0
-    train_parts: dict[str, Any] | None = None
     lr: dict[str, float | None] | None = None
     drop_path: float = 0.0
     samples: dict[str, Any] | None = None
@@ -130,21 +145,26 @@ class TrainJob:
         """
         check_keys({**hints(schema.Job), **dict.fromkeys((*GROUPS, *OPTIONAL), Any)}, config, "")
         job = cls(**config)
+        if job.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}; got {job.task!r}.")
+        if job.loss and not job.kind.loss:
+            raise ValueError("loss is a group of mpo train. mpo sft has trainer.loss_type and trainer.loss_average instead.")
         for group in GROUPS:
             if not isinstance(getattr(job, group), dict):
                 raise ValueError(f"{group} must be a group of keys; got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         job.check_loader()
-        for group, known in {"data": schema.Data, "launch": schema.Launch, **OPTIONAL}.items():
+        for group, known in {"data": job.kind.data, "launch": schema.Launch, **OPTIONAL}.items():
             if getattr(job, group) is not None:
                 check_keys(hints(known), getattr(job, group), group)
         for name in ("eval_split", "eval_format"):
             if job.data.get(name) and not job.data.get("eval_path"):
                 raise ValueError(f"data.{name} needs data.eval_path, which is not set. Set it or remove data.{name}.")
-        for name, place in ELSEWHERE.items():
+        for name, place in {**ELSEWHERE, **{name: f"loss.{name}" for name in job.kind.loss}}.items():
             if name in job.trainer:
                 raise ValueError(f"trainer.{name} cannot be set. Set {place} instead.")
-        settings = {f.name: kind for f in fields(MPOConfig) if f.init and (kind := hints(MPOConfig)[f.name])}
-        check_keys({name: settings[name] for name in LOSS_FIELDS}, job.loss, "loss")
+        types = hints(job.kind.config)
+        settings = {f.name: types[f.name] for f in fields(job.kind.config) if f.init}
+        check_keys({name: settings[name] for name in job.kind.loss}, job.loss, "loss")
         check_keys({**settings, "global_batch_size": schema.Positive | None, "fsdp": bool | str | None}, job.trainer, "trainer")
         job.check_sharding()
         job.check_peft()
@@ -165,54 +185,10 @@ class TrainJob:
         job.checkpoint()
         return job
 
-    def loader(self) -> Any:
-        """Import the function that loads the model."""
-        try:
-            return get_method(self.model["_target_"])
-        except KeyError:
-            raise ValueError("model._target_ (the function that loads it) is not set. Choose a model with model=NAME.") from None
-        except ImportError as error:
-            raise ValueError(f"model._target_ cannot be imported: {error}") from error
-
-    def check_loader(self) -> None:
-        """Refuse arguments that the function that loads the model does not take."""
-        loader = self.loader()
-        if loader is load_model:
-            check_keys(hints(schema.Model), self.model, "model")
-            return
-        try:  # a function of the user's, or a small model of the library
-            inspect.signature(loader).bind(**{key: value for key, value in self.model.items() if key != "_target_"})
-        except TypeError as error:
-            raise ValueError(f"model: {self.model['_target_']} {error}.") from None
-
-    def check_peft(self) -> None:
-        """Refuse invalid adapter settings."""
-        kind = self.peft.get("kind")
-        if kind not in PEFT_KINDS:
-            raise ValueError(
-                f"peft.kind must be one of {', '.join(PEFT_KINDS)}; got {kind!r}.{did_you_mean(kind, PEFT_KINDS, most=20)}"
-            )
-        settings = [key for key in self.peft if key != "kind"]
-        if kind == "none":
-            if settings:
-                raise ValueError(f"peft.{settings[0]} needs peft=lora or peft=qlora; peft=none trains without an adapter.")
-            return
-        from peft import LoraConfig
-
-        known = {"kind": str, **hints(LoraConfig), "r": schema.Positive, "lora_alpha": float, "lora_dropout": schema.Share}
-        check_keys({name: of for name, of in known.items() if name != "task_type"}, self.peft, "peft")
-        if kind == "qlora":
-            try:
-                import bitsandbytes  # noqa: F401
-            except ImportError:
-                raise ValueError("peft=qlora needs bitsandbytes: pip install 'mpo-trainer[qlora]'.") from None
-            if "quantization_config" not in inspect.signature(self.loader()).parameters:
-                raise ValueError(f"peft=qlora needs a model loader with quantization_config; {self.model['_target_']} has none.")
-        if self.parts() and self.peft.get("target_modules"):
-            raise ValueError(
-                "train_parts and peft.target_modules both select the adapted layers. Set only one of them (with target_modules, "
-                "peft.modules_to_save selects the modules to train in full)."
-            )
+    @property
+    def kind(self) -> Task:
+        """The task."""
+        return TASKS[self.task]
 
     def check_samples(self) -> None:
         """Refuse invalid sampling settings."""
@@ -223,7 +199,7 @@ class TrainJob:
         if given.get("every") == WITH_EVALUATIONS and self.trainer.get("eval_strategy", "no") == "no":
             raise ValueError(f"samples.every={WITH_EVALUATIONS} needs evaluations. Set trainer.eval_strategy=steps, or a number.")
 
-    def check_packages(self, args: MPOConfig) -> None:
+    def check_packages(self, args: LoopConfig) -> None:
         """Refuse settings that need a package that is not installed."""
         for name in args.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
@@ -243,22 +219,22 @@ class TrainJob:
         for setting, package in needed:
             raise ValueError(f"trainer.{setting} needs {package}, which is not installed: pip install {package}.")
 
-    def sampled(self, eval_pairs: Any) -> list[SampleResponses]:
+    def sampled(self, eval_records: Any) -> list[SampleResponses]:
         """Return the callback that samples responses, if any."""
         settings = {name: value for name, value in (self.samples or {}).items() if name not in ("path", "image_root", "count")}
         given = self.samples or {"count": 0}
         path, count = given.get("path"), given.get("count", 4)
-        if not count or not (path or eval_pairs):
+        if not count or not (path or eval_records):
             return []
         if path:
             own = {name: self.data.get(name) for name in ("tiles", "metadata")}
             records = load_prompts(path, image_root=given.get("image_root"), count=count, **own)
         else:
-            records = first_prompts(eval_pairs, count, on_bad_record=self.data.get("on_bad_record") or "raise")
+            records = first_prompts(eval_records, count, on_bad_record=self.data.get("on_bad_record") or "raise")
         return [SampleResponses(records, **settings)]
 
     def train_data(self) -> dict[str, Any]:
-        """Return the arguments of `load_preferences` for the training data."""
+        """Return the arguments of the task's `load` for the training data."""
         given = {key: value for key, value in self.data.items() if key not in DATA_NAMES and not key.startswith("eval_")}
         return {**given, "bad_records": given.get("bad_records") or Path(self.run_dir) / BAD_RECORDS}
 
@@ -270,10 +246,6 @@ class TrainJob:
         shared = {key: self.train_data()[key] for key in SHARED_WITH_EVAL if key in self.train_data()}
         own = {name.removeprefix("eval_"): self.data[name] for name in EVAL_KEYS if self.data.get(name) is not None}
         return {**own, **shared}
-
-    def parts(self) -> dict[str, Any]:
-        """Return the choices of ``train_parts`` that are set."""
-        return {part: choice for part, choice in (self.train_parts or {}).items() if choice is not None}
 
     def newest_checkpoint(self) -> str | None:
         """Return the newest complete checkpoint in the run folder, if any."""
@@ -347,117 +319,46 @@ class TrainJob:
                 "CPUs, or dry_run=true to plan the run."
             )
 
-    def arguments(self) -> MPOConfig:
+    def arguments(self) -> Any:
         """Build the trainer's configuration on a rank."""
         return self._arguments(self.trainer)
 
-    def planned_arguments(self) -> MPOConfig:
+    def planned_arguments(self) -> Any:
         """Build the trainer's configuration without sharding, before the ranks are started or for a dry run."""
         here = {name: value for name, value in self.trainer.items() if name not in SHARDING}
         return self._arguments(without_gpu(here) if self.dry_run else here)
 
-    def _arguments(self, trainer: Mapping[str, Any]) -> MPOConfig:
+    def _arguments(self, trainer: Mapping[str, Any]) -> Any:
         given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
         total = trainer.get("global_batch_size")
         if total is not None:
-            if given.get("batching") == "tokens":
+            defaults = self.kind.config.__dataclass_fields__
+            size = given.get("per_device_train_batch_size", defaults["per_device_train_batch_size"].default)
+            ranks = self.place().world_size
+            unit = f"trainer.per_device_train_batch_size={size}"
+            if given.get("batching", defaults["batching"].default) == "tokens":
+                if self.task == "train":
+                    raise ValueError(
+                        f"trainer.global_batch_size={total} is a number of pairs, but with trainer.batching=tokens the number of "
+                        "pairs in a micro-batch varies. Set trainer.global_batch_size=null, and "
+                        "trainer.gradient_accumulation_steps to the number of micro-batches in a step."
+                    )
+                size, unit = 1, "1 packed row"
+            if total % (size * ranks) or total < size * ranks:
                 raise ValueError(
-                    f"trainer.global_batch_size={total} is a number of pairs, but with trainer.batching=tokens the number of pairs "
-                    "in a micro-batch varies. Set trainer.global_batch_size=null, and trainer.gradient_accumulation_steps to the "
-                    "number of micro-batches in a step."
-                )
-            default = MPOConfig.__dataclass_fields__["per_device_train_batch_size"].default
-            pairs, ranks = given.get("per_device_train_batch_size", default), self.place().world_size
-            if total % (pairs * ranks) or total < pairs * ranks:
-                raise ValueError(
-                    f"trainer.global_batch_size={total} is not a multiple of {pairs * ranks} "
-                    f"(trainer.per_device_train_batch_size={pairs} x {ranks} ranks). Change one of them."
+                    f"trainer.global_batch_size={total} is not a multiple of {size * ranks} ({unit} x {ranks} ranks). Change one "
+                    "of them."
                 )
             if "gradient_accumulation_steps" in given:
                 raise ValueError(
                     "trainer.gradient_accumulation_steps cannot be set together with trainer.global_batch_size, which determines "
                     "it. Set trainer.global_batch_size=null to use it."
                 )
-            given["gradient_accumulation_steps"] = total // (pairs * ranks)
+            given["gradient_accumulation_steps"] = total // (size * ranks)
         rates = {f"{part}_learning_rate": rate for part, rate in (self.lr or {}).items()}
         own: dict[str, Any] = {"output_dir": self.run_dir, "seed": self.seed, "vision_drop_path": self.drop_path, **rates}
         own |= {name: self.data[name] for name in SKIPPING if self.data.get(name) is not None}
-        return MPOConfig(**own, **self.loss, **given)
-
-    def family(self, config: Any) -> Family:
-        """Return the family of the model, if a setting depends on it.
-
-        Args:
-            config: the model's config.
-
-        Raises:
-            ValueError: for a vision-language model of an unknown family.
-        """
-        for setting, value in (("peft=qlora", self.peft["kind"] == "qlora"), ("train_parts", self.parts())):
-            if value:
-                return family_of(config, setting)
-        if self.peft["kind"] != "none" and not self.peft.get("target_modules"):
-            return family_of(config, f"peft={self.peft['kind']} without peft.target_modules")
-        return INTERNVL
-
-    def expected_family(self) -> Family:
-        """Return the family of a model on this machine, before it is loaded; of another one, InternVL."""
-        name = self.model.get("name_or_path")
-        if self.peft["kind"] == "none" or name is None or not (Path(name) / "config.json").is_file():
-            return INTERNVL
-        return self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
-
-    def adapter(self, family: Family = INTERNVL) -> Any:
-        """Build peft's `LoraConfig` for a model of a family; None without an adapter.
-
-        Raises:
-            ValueError: for settings that train a frozen part, and a projector that peft cannot train as a whole.
-        """
-        if self.peft["kind"] == "none":
-            return None
-        from peft import LoraConfig
-
-        settings = {key: value for key, value in self.peft.items() if key != "kind"}
-        settings["target_modules"] = settings.get("target_modules") or family.projections()
-        if parts := self.parts():
-            settings["target_modules"] = family.adapted_layers(parts)
-            if parts.get("projector") == "train" and len(family.projector + family.loose) > 1:
-                raise ValueError(
-                    f"train_parts.projector=train beside adapters: peft cannot train all of this family's projector, only one "
-                    f"module ({', '.join(family.projector + family.loose)}). Use train_parts.projector=lora."
-                )
-            if parts.get("projector") == "train":
-                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]
-        adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
-        check_adapter(self.parts(), adapter, family)
-        return adapter
-
-    def freeze(self, model: Any) -> None:
-        """Freeze the parts that are not trained. With an adapter, peft freezes the base model."""
-        if self.peft["kind"] == "none" and (parts := self.parts()):
-            freeze_parts(model, parts)
-
-    def quantization(self) -> Any:
-        """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs.
-
-        Raises:
-            ValueError: for a vision-language model of an unknown family, whose vision tower would be quantized.
-        """
-        if self.peft["kind"] != "qlora":
-            return None
-        from transformers import BitsAndBytesConfig
-
-        name = self.model.get("name_or_path")
-        if name is None:
-            raise ValueError("peft=qlora needs model.name_or_path, whose config says which parts are not to be quantized.")
-        family = self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=family.not_quantized(),
-        )
+        return self.kind.config(**own, **self.loss, **given)
 
     def save(self, folder: str | os.PathLike[str] | None = None) -> Path:
         """Write ``resolved.yaml`` into a folder; by default, the run folder."""
@@ -482,7 +383,7 @@ class _SaveResolved(TrainerCallback):  # type: ignore[misc]
             self.job.save()
 
 
-def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> MPOTrainer:
+def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> Any:
     """Train, and save the model with its processor in the run folder.
 
     An interrupted job that is run again resumes from its newest complete checkpoint (``resume="auto"``). `mpo.training.same_run`
@@ -501,22 +402,22 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
         if args.process_index == 0 and checkpoint is None:
             job.save()
             (Path(job.run_dir) / BAD_RECORDS).unlink(missing_ok=True)  # belongs to an earlier run
-    pairs = load_preferences(**job.train_data())
+    records = job.kind.load(**job.train_data())
     evaluation = job.eval_data()
-    eval_pairs = load_preferences(**evaluation) if evaluation else None
-    samples = job.sampled(eval_pairs)
+    eval_records = job.kind.load(**evaluation) if evaluation else None
+    samples = job.sampled(eval_records)
 
     load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
     quantization = job.quantization()
     loaded = load(**settings, **({"quantization_config": quantization} if quantization is not None else {}))
     job.freeze(loaded.model)
-    for data in filter(None, (pairs, eval_pairs)):
+    for data in filter(None, (records, eval_records)):
         check_before_training(data, loaded.processor, loaded.model.config, args)
-    trainer = MPOTrainer(
+    trainer: Any = job.kind.trainer(
         model=loaded.model,
         args=args,
-        train_dataset=pairs,
-        eval_dataset=eval_pairs,
+        train_dataset=records,
+        eval_dataset=eval_records,
         processing_class=loaded.processor,
         callbacks=[_SaveResolved(job), *samples, *callbacks],
         peft_config=job.adapter(job.family(loaded.model.config)),

@@ -91,16 +91,12 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
         return self.data_collator
 
-    def _encoding_rules(self) -> dict[str, Any]:
-        """Return how records are encoded, besides what all trainers set: arguments of `mpo.encoding.costs.measure`."""
-        return {"completion_end": self.args.completion_end, "max_length": self.args.max_length}
-
     def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any]:
         """Plan which records share a batch, on all ranks. Returns the sampler, and the tokens of each record's prompt."""
         args = self.args
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
-            rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **self._encoding_rules()}
-            costs = measure(dataset, self.processing_class, **rules)
+            rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **args.encoding_rules()}
+            costs = measure(dataset, self.processing_class, **rules, max_length=args.max_length)
         ranks = {"ranks": self.accelerator.num_processes, "rank": self.accelerator.process_index}
         sampler = batch_sampler(costs, args, pairs_per_batch=self._train_batch_size, **ranks)
         if self.is_world_process_zero():

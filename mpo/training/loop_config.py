@@ -41,6 +41,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
         group_same_prompt: most records of one prompt in a batch.
         oversized: what happens to a record that exceeds the limits of a batch.
         balance_slots: as in `mpo.batching.sampler.PairBatchSampler`.
+        needs_reference: whether a step runs a reference model.
     """
 
     by_number: ClassVar[str]
@@ -52,6 +53,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
     group_same_prompt: ClassVar[int] = 1
     oversized: ClassVar[str] = "refuse"
     balance_slots: ClassVar[int] = BALANCE_SLOTS
+    needs_reference: ClassVar[Any] = False
 
     tile_budget: str = choice(
         "prompt", BUDGETS, "Apply the processor's tile limit to all images of a prompt together, or to each image (TRL)."
@@ -186,6 +188,14 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 "even_batches=False gives ranks unequal numbers of batches. Leave them at their defaults; no record counts twice."
             )
         accelerator_config.dispatch_batches = False
+
+    def encoding_rules(self) -> dict[str, Any]:
+        """Return how records are encoded, besides what all runs set: arguments of `mpo.encoding.costs.measure`."""
+        raise NotImplementedError
+
+    def loss_name(self) -> str:
+        """Describe the loss in a few words."""
+        raise NotImplementedError
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of the parts that have their own (`mpo.models.parts`), by name."""

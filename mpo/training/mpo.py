@@ -29,7 +29,7 @@ from mpo.training.checkpoint import load_weights
 from mpo.training.config import MPOConfig
 from mpo.training.loop import Loop
 from mpo.training.metrics import measured
-from mpo.training.model_card import PAPER, extend_card
+from mpo.training.model_card import MPO_PAPER, extend_card
 from mpo.training.policy import HasPolicy, temporarily
 from mpo.training.reference.adapters import identity
 from mpo.training.reference.use import UsesReference
@@ -74,7 +74,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
 
     _tag_names = ["trl", "mpo"]
     _name = "MPO"
-    _paper = PAPER
+    _paper = MPO_PAPER
     columns = (*names(encoded=True), *TRL_COLUMNS)
     needed = (SIDES,)
 
@@ -330,7 +330,9 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         path = Path(self.args.output_dir, "README.md")
         if self.is_world_process_zero() and path.exists():
             settings = {name: getattr(self.args, name) for name in ("beta", "reward_shift", "sft_average", "learning_rate")}
-            path.write_text(extend_card(path.read_text(), self.mixture, settings, self._order()["pairs in the data set"]))
+            settings["preference pairs"] = self._order()["pairs in the data set"]
+            terms = dict(zip(self.mixture.names, self.mixture.weights, strict=True))
+            path.write_text(extend_card(path.read_text(), terms, settings))
 
 
 def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:

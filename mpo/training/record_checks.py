@@ -19,6 +19,8 @@ SLACK = 64
 def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any, *, looked_at: int | None = None) -> None:
     """Refuse records longer than the model's context or ``max_length``, and token budgets smaller than the longest record.
 
+    The records are pairs or conversations, as the run's configuration has them.
+
     With ``on_bad_record="skip"``, records whose prompt fills ``max_length`` are not refused: training skips and counts them.
 
     Args:
@@ -26,7 +28,7 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
         costs: costs of the records without truncation (`mpo.encoding.costs.measure`).
         processor: processor of the run.
         config: the model's config.
-        args: the run's `MPOConfig`.
+        args: the run's configuration.
         looked_at: number of records of which `records` are the ones that may be too long. Default: all of them.
 
     Raises:
@@ -41,7 +43,7 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
     if context is not None:
         lengths = truncated.prompt + np.maximum(truncated.chosen, truncated.rejected)
         _refuse(records, costs, lengths, context, f"the model's context of {context:,}", prompt=False, **rest)
-    if args.max_tokens_per_batch is not None:
+    if args.max_tokens_per_batch is not None and args.oversized == "refuse":
         _check_budget(records, truncated, args)
 
 
@@ -56,7 +58,7 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
         pairs: a `datasets.Dataset` of records.
         processor: processor of the run.
         config: the model's config.
-        args: the run's `MPOConfig`.
+        args: the run's configuration.
         most: maximum number of records to look at without token budgets.
 
     Raises:
@@ -169,7 +171,7 @@ def sample(pairs: Any, limit: int | None) -> Any:
 def measure_records(records: Any, processor: Any, args: Any) -> PairCosts:
     """Measure the costs of records without truncation, encoded as in the run; several processes measure a large data set."""
     many = args.dataloader_num_workers if len(records) > 20_000 and args.dataloader_num_workers > 1 else None
-    rules = {"completion_end": args.completion_end, "tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record}
+    rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **args.encoding_rules()}
     return measure(records, processor, **rules, num_proc=many)
 
 
@@ -193,7 +195,7 @@ def fitting_tiles(records: Any, over: Any, limit: int, processor: Any, args: Any
         fewer.image_processor = copy.deepcopy(image_processor)
         fewer.image_processor.max_patches = tiles
         fewer.image_processor.min_patches = min(tiles, image_processor.min_patches)
-        costs = measure(some, fewer, completion_end=args.completion_end, tile_budget=args.tile_budget)
+        costs = measure(some, fewer, tile_budget=args.tile_budget, **args.encoding_rules())
         completions = np.maximum(costs.chosen, costs.rejected)
         if args.max_length is not None and limit == args.max_length:
             completions = np.minimum(completions, 1)
@@ -213,10 +215,11 @@ def _refuse(
     tiles = int(costs.tiles[worst])
     image_tokens = tiles * int(getattr(processor, "image_seq_length", 0) or 0)
     of_images = f", of which {image_tokens:,} are image tokens ({tiles} tiles)" if image_tokens else ""
-    needs = "its prompt and one token of a completion" if prompt else "its prompt and its longer completion"
+    longest = "its prompt and its longer completion have" if costs.rejected.any() else "it has"
+    needs = "its prompt and one token of a completion have" if prompt else longest
     message = (
         f"{len(over):,} of {of:,} records do not fit into {what} tokens. The longest is {name_of(records, int(worst))}: "
-        f"{needs} have {int(lengths[worst]):,} tokens{of_images}. "
+        f"{needs} {int(lengths[worst]):,} tokens{of_images}. "
     )
     fits = fitting_tiles(records, over, limit, processor, args) if image_tokens else None
     if fits is not None:
@@ -231,15 +234,18 @@ def _check_budget(records: Any, costs: PairCosts, args: Any) -> None:
     tokens, tiles = costs.tokens(), costs.tiles
     longest, widest = int(np.argmax(tokens)), int(np.argmax(tiles))
     too_long = int((tokens > args.max_tokens_per_batch).sum())
+    paired = "sides" not in args.encoding_rules()
+    shorten = "truncate completions (trainer.max_length)" if paired else "set trainer.oversized=own_row"
     if too_long:
+        parts = f"prompt {costs.prompt[longest]:,}, completions {costs.chosen[longest]:,} and {costs.rejected[longest]:,}"
         raise ValueError(
             f"trainer.max_tokens_per_batch={args.max_tokens_per_batch} is too small for {too_long:,} of {len(tokens):,} records. "
-            f"The longest is {name_of(records, longest)} with {tokens[longest]:,} tokens (prompt {costs.prompt[longest]:,}, "
-            f"completions {costs.chosen[longest]:,} and {costs.rejected[longest]:,}). Set it to at least {tokens[longest]}, use "
-            "fewer tiles (model.max_tiles), truncate completions (trainer.max_length), or remove these records."
+            f"The longest is {name_of(records, longest)} with {tokens[longest]:,} tokens{f' ({parts})' * paired}. Set it to at "
+            f"least {tokens[longest]}, use fewer tiles (model.max_tiles), {shorten}, or remove these records."
         )
     if args.max_tiles_per_batch is not None and tiles[widest] > args.max_tiles_per_batch:
         raise ValueError(
             f"trainer.max_tiles_per_batch={args.max_tiles_per_batch} is too small for {name_of(records, widest)}, which has "
-            f"{tiles[widest]} tiles. Set it to at least {tiles[widest]}, or use fewer tiles per image (model.max_tiles)."
+            f"{tiles[widest]} tiles. Set it to at least {tiles[widest]}{'' if paired else ', ' + shorten}, or use fewer tiles "
+            "per image (model.max_tiles)."
         )

@@ -14,6 +14,7 @@ from mpo.training.checkpoint import load_state
 from mpo.training.config import MPOConfig
 from mpo.training.loop_config import LoopConfig
 from mpo.training.reference.fingerprint import processor_parts
+from mpo.training.sft_config import PackedSFTConfig
 
 logger = logging.getLogger(__name__)
 
@@ -152,14 +153,15 @@ def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], checkpo
 
 def _recipe_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a recipe that must not change, by key. Keys that are not set have their default."""
-    classes = {"trainer": MPOConfig, "loss": MPOConfig, "peft": LoraConfig}
+    own = PackedSFTConfig if config.get("task") == "sft" else MPOConfig
+    classes = {"trainer": own, "loss": own, "peft": LoraConfig}
     found = {
         f"{group}.{field.name}": field.default if field.default_factory is MISSING else field.default_factory()
         for group, kind in classes.items()
         for field in fields(kind)
         if field.init and (group != "peft" or (config.get("peft") or {}).get("kind", "none") != "none")
     }
-    found = {name: value for name, value in found.items() if value not in (None, MISSING)}
+    found = {"task": "train", **{name: value for name, value in found.items() if value not in (None, MISSING)}}
     found |= _flat(config)
     return {name: value for name, value in found.items() if not _may_change(name)}
 

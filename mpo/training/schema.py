@@ -60,6 +60,12 @@ class Data(TypedDict, total=False):
     eval_format: str | None
 
 
+class Conversations(Data, total=False):
+    """Likewise, of `mpo.data.load_conversations`."""
+
+    from_preferences: bool
+
+
 class Model(TypedDict, total=False):
     """Arguments of `mpo.models.loading.load_model`."""
 
@@ -113,8 +119,9 @@ class Rates(TypedDict, total=False):
 
 
 class Job(TypedDict, total=False):
-    """The keys of ``recipes/train.yaml`` whose value is not a group."""
+    """The keys of ``recipes/train.yaml`` and ``recipes/sft.yaml`` whose value is not a group."""
 
+    task: str
     run_dir: Path
     resume: Any  # checked by `TrainJob.checkpoint`
     seed: NotNegative

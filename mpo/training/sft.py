@@ -1,6 +1,7 @@
 """PackedSFTTrainer: TRL's SFTTrainer on packed conversations, with the loop of MPOTrainer."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from mpo.encoding.turns import CONVERSATION, SIDES
 from mpo.models.fit import check_fit
 from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.loop import Loop
+from mpo.training.model_card import SFT_PAPER, extend_card
 from mpo.training.policy import HasPolicy, temporarily
 from mpo.training.sft_config import PackedSFTConfig
 from mpo.training.start import Adapters, checked_arguments, conversation_collator, load_processing_class, one_gpu
@@ -44,6 +46,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
     """
 
     _tag_names = ["trl", "sft", "mpo"]
+    _paper = SFT_PAPER
     unit = "conversations"
     columns = (*(name for name in names(encoded=True) if name not in SIDES), *CONVERSATION_COLUMNS, *TRL_COLUMNS)
     needed = (("messages",), ("prompt", *CONVERSATION))
@@ -113,9 +116,6 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         self._prepare_policy(without_dropout=False)
         self._choose_rows(router_loss=False, reads_logits=compute_metrics is not None)
 
-    def _encoding_rules(self) -> dict[str, Any]:
-        return {"sides": CONVERSATION, "train_on": self.args.train_on}
-
     def _step_denominator(self, lengths: Tensor) -> Tensor:
         """Return the sum of the weights of a step's conversations over all ranks (`PackedSFTConfig.weights`)."""
         return self._over_ranks(self.args.weights(lengths).sum()).clamp_min(1)  # a step whose records are all bad has a loss of 0
@@ -171,3 +171,13 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
             return loss
         with torch.no_grad():
             return loss, model(**inputs.model_inputs, use_cache=False)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card, with the loss, the data and this library's version."""
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir, "README.md")
+        if self.is_world_process_zero() and path.exists():
+            settings = {name: getattr(self.args, name) for name in ("train_on", "loss_average", "learning_rate")}
+            settings["conversations"] = self._order()[f"{self.unit} in the data set"]
+            loss = "The loss is the negative log-likelihood of the labelled turns, of conversations packed into rows."
+            path.write_text(extend_card(path.read_text(), loss, settings))

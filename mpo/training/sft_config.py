@@ -7,6 +7,7 @@ from torch import Tensor
 from trl import SFTConfig
 
 from mpo.encoding.conversations import TRAIN_ON
+from mpo.encoding.turns import CONVERSATION
 from mpo.training.loop_config import LoopConfig, choice
 
 POWERS = {"token": 1.0, "sample": 0.0, "square": 0.5}
@@ -40,6 +41,7 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
 
     by_number: ClassVar[str] = "conversations"
     balance_slots: ClassVar[int] = 1  # the packs of a step are a uniform draw
+    disable_dropout: ClassVar[bool] = False
     chosen: ClassVar[tuple[str, ...]] = (*LoopConfig.chosen, "loss_average", "train_on", "oversized", "loss_type")
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         **LoopConfig.without_effect,
@@ -95,6 +97,12 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
             raise ValueError("completion_only_loss=False would be ignored: the assistant's turns alone are labelled. Leave it out.")
         if self.oversized == "own_row" and self.batching != "tokens":
             raise ValueError("oversized='own_row' needs batching='tokens'. Set it, or leave this out.")
+
+    def encoding_rules(self) -> dict[str, Any]:  # noqa: D102
+        return {"sides": CONVERSATION, "train_on": self.train_on}
+
+    def loss_name(self) -> str:  # noqa: D102
+        return f"{self.loss_type}, the mean by {self.loss_average}"
 
     def weights(self, lengths: Tensor) -> Tensor:
         """Weights of conversations in the loss, of their numbers of labelled tokens (FloatTensor): both of shape (N,)."""

@@ -39,12 +39,12 @@ ACTIONS = {
 
 
 def test_every_file_is_a_command():
-    single = {"convert", "demo", "doctor", "evaluate", "export", "generate", "train"}
+    single = {"convert", "demo", "doctor", "evaluate", "export", "generate", "join", "sft", "train"}
     assert set(ALL) == {
         *("mpo", *(f"mpo {name}" for name in single | set(ACTIONS))),
         *(f"mpo {folder} {name}" for folder, names in ACTIONS.items() for name in names),
     }
-    assert set(ALL) - set(COMMANDS) == {"mpo", "mpo train", *(f"mpo {folder}" for folder in ACTIONS)}
+    assert set(ALL) - set(COMMANDS) == {"mpo", "mpo sft", "mpo train", *(f"mpo {folder}" for folder in ACTIONS)}
 
 
 def test_the_same_meaning_has_the_same_flag_type_and_help():
@@ -69,10 +69,10 @@ def test_every_command_has_json_and_help_with_examples():
     for name, parser in ALL.items():
         if name in COMMANDS:
             assert "--json" in parser._option_string_actions, name
-        if name != "mpo train":
+        if name not in ("mpo sft", "mpo train"):
             assert f"\n  {name} " in parser.epilog and parser.description[0].isupper(), name
         first = parser.description.split("\n")[0]
-        assert re.match("(Ask|Check|Convert|Export|Inspect|Measure|Print|Remove|Run|Show|Split|Train|Validate|Write)[ ,]", first), (
+        assert re.match("(Ask|Check|Convert|Export|Inspect|Join|Measure|Print|Remove|Run|Show|Split|Train|Validate|Write)[ ,]", first), (
             first
         )
 
@@ -89,7 +89,7 @@ def test_every_example_parses(file):
     )
     found = [re.split(r"\s{2,}|&&| > | #", line.strip())[0] for line in lines]
     found = [re.sub(r"^.*\| (?=mpo )|^[A-Z_]+=\S+ ", "", line) for line in found]
-    examples = [shlex.split(line)[1:] for line in found if re.match(r"mpo (?!train)\w+ \S", line)]
+    examples = [shlex.split(line)[1:] for line in found if re.match(r"mpo (?!train|sft)\w+ \S", line)]
     for words in examples:
         command_line().parse_args(words)
     assert len(examples) > 30 or file
@@ -105,7 +105,7 @@ def test_help_loads_nothing_heavy():
     )
     shown = subprocess.run([sys.executable, "-c", program, *ALL], capture_output=True, text=True, check=True)
     assert shown.stderr == "set()\n"
-    assert all(f"usage: {name} " in shown.stdout.replace("Usage: mpo train", "usage: mpo train") for name in ALL)
+    assert all(f"usage: {name} " in shown.stdout.replace("Usage: mpo ", "usage: mpo ") for name in ALL)
 
 
 # JSON

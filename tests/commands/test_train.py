@@ -18,7 +18,7 @@ from support import make_image
 
 from mpo.commands import main
 from mpo.commands.train import settable
-from mpo.data import load_preferences
+from mpo.data import load_conversations, load_preferences
 from mpo.models.family import INTERNVL
 from mpo.models.loading import load_model
 from mpo.preflight.structure import build_structure, count_parameters
@@ -200,6 +200,8 @@ def test_the_keys_of_a_job_are_the_arguments_of_what_it_calls():
     loading = inspect.signature(load_preferences).parameters
     renamed = {"meta", "mix", "eval_path", "eval_image_root", "eval_split", "eval_format"}
     assert set(hints(schema.Data)) - renamed == set(loading)
+    own = set(inspect.signature(load_conversations).parameters) - set(loading) - {"settings"}  # which are those of the other
+    assert set(hints(schema.Conversations)) - set(hints(schema.Data)) == own == {"from_preferences"}
     assert set(hints(schema.Model)) - {"_target_"} == set(inspect.signature(load_model).parameters) - {"quantization_config"}
     assert set(hints(schema.Launch)) == set(KEYS)
     assert {field.name for field in fields(TrainJob)} == {*hints(schema.Job), *GROUPS, *OPTIONAL}

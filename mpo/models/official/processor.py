@@ -81,6 +81,12 @@ def load_tokenizer(folder: Path) -> Any:
     )
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """Read a tokenizer as it is, without running its code; None if there is none."""
+    path = folder / "tokenizer_config.json"
+    return _tokenizer(folder, read_json(path) if path.exists() else {})
+
+
 def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any:
     kind, fast, model = str(settings.get("tokenizer_class", "")), folder / "tokenizer.json", folder / "tokenizer.model"
     if not kind.startswith(("InternLM", "Llama")) and (fast.exists() or (folder / "vocab.json").exists()):

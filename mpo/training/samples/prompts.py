@@ -12,8 +12,10 @@ from mpo.data.encoded import with_encoded_images
 from mpo.data.messages import IMAGE_PLACEHOLDER
 from mpo.data.records import to_prompt
 from mpo.data.shards import LinesShard
+from mpo.data.turns import image_parts
+from mpo.encoding.conversations import as_completion
 from mpo.encoding.keys import image_key
-from mpo.encoding.turns import Record, describe, record_images
+from mpo.encoding.turns import Record, describe, encoded_images, record_images
 from mpo.io import BadRecord, bad_record
 
 MAX_RECORDS_PER_PROMPT = 100
@@ -61,7 +63,7 @@ def _read_prompts(path: Path, image_root: Path, metadata: Sequence[str]) -> Iter
 
 
 def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str = "raise") -> list[Record]:
-    """The first `count` records with different prompts: a question of many pairs is taken once.
+    """The first `count` records with different prompts: a question of many pairs is taken once, of a conversation its first turn.
 
     Raises:
         BadRecord: for a record whose images cannot be opened, unless `on_bad_record` is ``"skip"``: the next one takes its place.
@@ -70,6 +72,7 @@ def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str =
     for record in islice(with_encoded_images(records), MAX_RECORDS_PER_PROMPT * count):
         try:
             with bad_record(describe(record)):
+                record = _without_responses(record)
                 images = record_images(record)
                 key = (prompt_text(record), *map(image_key, images))
         except BadRecord:
@@ -81,6 +84,17 @@ def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str =
         if len(found) == count:
             break
     return list(found.values())
+
+
+def _without_responses(record: Record) -> Record:
+    """The prompt of a conversation: what precedes the assistant's first turn. Other records are unchanged."""
+    if record.get("messages") is None:
+        return record
+    found = as_completion(record)
+    count = sum(map(image_parts, found["prompt"]))
+    has_parts = any(map(image_parts, [*found["prompt"], *found["completion"]]))  # otherwise all images precede the first text
+    found["images"] = encoded_images(found)[: count if has_parts else None]
+    return {name: value for name, value in found.items() if name not in ("image", "completion", "labelled")}
 
 
 def prompt_text(record: Mapping[str, Any]) -> str:

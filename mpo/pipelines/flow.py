@@ -194,6 +194,8 @@ class Flow:
             responses: list[Any] = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
             if error := next((one for one in responses if isinstance(one, BaseException)), None):
                 raise error
+            if step.slow:
+                return await asyncio.to_thread(finished, step, record, responses)
             return finished(step, record, responses)
         except BadStep:
             raise

@@ -95,7 +95,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": "folder that image paths in the written JSONL are relative to (default: their deepest common folder)",
     },
-    "--prompt": {"metavar": "TEXT", "help": "prompt, in which {question} and {choices} are replaced"},
+    "--prompt": {"metavar": "TEXT", "help": "prompt around {question} and {choices}; of mpo mmpr: its name, or a Jinja template"},
     "--questions": {"type": path, "metavar": "FILE", "help": "file of questions: JSONL, JSON or Parquet"},
     "--quick": {**FLAG, "help": "run a smaller demo of about a minute; its accuracy is low"},
     "--ratio": {"type": number(float, 0, 0.99), "metavar": "FRACTION", "help": "fraction of a response that is kept"},

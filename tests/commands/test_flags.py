@@ -33,6 +33,7 @@ def parsers(parser, name="mpo"):
 ALL = dict(parsers(command_line()))
 COMMANDS = [name for name, parser in ALL.items() if parser.get_default("run")]
 ACTIONS = {"cache": {"inspect", "prune", "verify"}, "data": {"convert", "dedupe", "mix", "show", "split", "stats", "validate"}}
+ACTIONS["mmpr"] = {"continue", "make", "pair", "sample", "verify"}
 
 
 def test_every_file_is_a_command():
@@ -69,7 +70,10 @@ def test_every_command_has_json_and_help_with_examples():
         if name != "mpo train":
             assert f"\n  {name} " in parser.epilog and parser.description[0].isupper(), name
         first = parser.description.split("\n")[0]
-        assert re.match("(Ask|Check|Convert|Export|Inspect|Print|Remove|Run|Show|Split|Train|Validate|Write)[ ,]", first), first
+        assert re.match(
+            "(Ask|Check|Continue|Convert|Make|Pair|Sample|Verify|Export|Inspect|Print|Remove|Run|Show|Split|Train|Validate|Write)[ ,]",
+            first,
+        ), first
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/comparison.md", None], ids=str)

@@ -1,23 +1,20 @@
 """Pair right with wrong responses, and write MMPR files with their meta.json."""
 
-from __future__ import annotations
-
 import argparse
 
 from mpo.commands.flags import add
-from mpo.commands.mmpr.steps import add_input, add_job, run_step
+from mpo.commands.mmpr.steps import add_job, run_step
 from mpo.commands.outcome import Report
 
 EXAMPLES = "mpo mmpr pair verified --output pairs --accuracy 0.2 0.8\n"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, "mpo mmpr verify")
+    add_job(parser)
     add(parser, "--max-pairs", default=15)
     add(parser, "--accuracy", default=(0.0, 1.0), otherwise="0 1")
     add(parser, "--rewrite")
     add(parser, "--seed", default=0)
-    add_job(parser, samples=False)
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from html import escape
 from io import BytesIO
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,14 @@ class Output:
     def _write(self, name: str, file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
         root = os.path.commonpath(file.roots) if file.roots else str(self.folder)
         near = os.path.relpath(root, self.folder) if Path(root).is_relative_to(self.folder) else root
-        counts, pairs, number, length = self.sources[file.source], file.read(self.sources[file.source]), 0, LONGEST
-        while length == LONGEST:
+        counts, number = self.sources[file.source], 0
+        pairs = file.read(counts)
+        while (following := next(pairs, None)) is not None:
             part, length = f"{name}_{number:03d}" if number else name, 0
             with ExitStack() as stack:
                 lines = stack.enter_context(atomic_write(self.folder / LINES / f"{part}.jsonl", durable=True))
                 others = [(form, stack.enter_context(atomic_write(self.folder / form / f"{part}.jsonl"))) for form in self.formats]
-                for pair in pairs:
+                for pair in chain([following], islice(pairs, LONGEST - 1)):
                     lines.write(json_line(mmpr_line(pair, root)))
                     for form, other in others:
                         other.write(json_line((trl_line if form == "trl" else swift_line)(pair)))
@@ -129,8 +131,7 @@ class Output:
                     counts.update({f"{side} characters": len(pair[side]) for side in ("chosen", "rejected")})
                     if len(self._shown) < SHOWN and pair["id"].endswith("/0"):
                         self._shown.append(pair)
-                    if (length := length + 1) == LONGEST:
-                        break
+                    length += 1
             entry = {"root": near, "annotation": f"{LINES}/{part}.jsonl", "data_augment": False, "repeat_time": 1, "length": length}
             yield part, entry | ({} if file.tiles is None else {"max_dynamic_patch": file.tiles})
             number += 1

@@ -1,8 +1,8 @@
 """InternVL 3.5's cascade: MPO on pairs, then GSPO (TRL's GRPO with ratios of whole sequences) with the same verifier as reward.
 
-    python examples/cascade.py MODEL DIR/meta.json QUESTIONS.jsonl RUNS [TRAINING ARGUMENTS OF BOTH, AS name=value ...]
+    python examples/cascade.py MODEL DIR/meta.json QUESTIONS.jsonl RUNS [NAME=VALUE of both trainers' arguments ...]
 
-DIR/meta.json is what `mpo mmpr make` has written; a line of QUESTIONS.jsonl: {"image": "a.png", "question": "...", "answer": "..."}
+`mpo mmpr make` writes DIR/meta.json; a line of QUESTIONS.jsonl: {"image": "a.png", "question": "...", "answer": "..."}
 """
 
 import json
@@ -22,13 +22,13 @@ from mpo.schema import Question
 
 model, meta, path, runs, *words = sys.argv[1:]
 common = {name: json.loads(value) for name, _, value in (word.partition("=") for word in words)} | {"report_to": "none"}
-
 first = MPOTrainer(model=model, args=MPOConfig(f"{runs}/mpo", **common), train_dataset=load_preferences(meta))
 first.train()
 first.save_model()
 
 
 def rows():
+    """The questions, with the prompt of MMPR's responses."""
     for question in map(to_record, load_questions(path)):
         (request,) = Sample(None, prompt="en").requests(question)
         text = asked_of(request)["question"].replace("<image>\n", "")
@@ -38,15 +38,13 @@ def rows():
 
 def reward(completions, known, **_):
     """1 for a right answer in the format that the prompt asks for, otherwise 0."""
-    pairs = zip(completions, known, strict=True)
-    judged = [judge(completion[0]["content"], Question([], **json.loads(one)), "line") for completion, one in pairs]
+    judged = [judge(said[0]["content"], Question([], **json.loads(one))) for said, one in zip(completions, known, strict=True)]
     return [float(one.verdict == "correct") for one in judged]
 
 
-loaded, prompt = load_model(f"{runs}/mpo"), List({"role": Value("string"), "content": Value("string")})
-features = Features({"prompt": prompt, "images": List(Image()), "known": Value("string")})
-args = GRPOConfig(f"{runs}/gspo", importance_sampling_level="sequence", **common)
-data = Dataset.from_list(list(rows()), features=features)
+messages = List({"role": Value("string"), "content": Value("string")})
+data = Dataset.from_list([*rows()], Features({"prompt": messages, "images": List(Image()), "known": Value("string")}))
+args, loaded = GRPOConfig(f"{runs}/gspo", importance_sampling_level="sequence", **common), load_model(f"{runs}/mpo")
 second = GRPOTrainer(loaded.model, reward, args=args, train_dataset=data, processing_class=loaded.processor)
 second.train()
 second.save_model()

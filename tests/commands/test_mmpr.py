@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from small_runs import write_job
 from stub_server import StubServer
 from support import make_image
 
@@ -200,3 +201,25 @@ def test_step_by_step(folder, capsys):
     assert read_json_lines("strict/output.jsonl")[0]["accuracy"] == 0
     pairs, gone_on = (load_preferences(f"{name}/mmpr/meta.json") for name in ("pairs", "gone_on"))
     assert 1 <= len(pairs) <= 20 and len(gone_on) == 12
+
+
+@pytest.mark.slow
+def test_rounds_train_and_go_on_with_the_trained_model(folder):
+    """Two rounds of the open route, on the model's own responses; the same command again does nothing more."""
+    arguments = [one for one in write_job(folder, pairs=2) if not one.startswith("data.")]
+    train = [one for one in arguments if not one.startswith("model.name_or_path=")] + ["trainer.max_steps=1"]
+    config = {
+        "sources": [{"path": "q.jsonl", "route": "open"}],
+        "models": [{"model": next(one.partition("=")[2] for one in arguments if one.startswith("model.name_or_path=")), "device": "cpu"}],
+        "sample": {"max_new_tokens": 400},
+        "rounds": 2,
+        "train": train,
+    }
+    (folder / "c.yaml").write_text(json.dumps(config))
+    assert main(["mmpr", "make", "c.yaml", "--output", "out"]) == 0
+    before = contents(folder / "out")
+    weights = [before[f"round_{number}/run/model.safetensors"] for number in (1, 2)]
+    assert weights[0] != weights[1] and {"round_1/meta.json", "round_2/meta.json"} <= set(before)
+    assert main(["mmpr", "make", "c.yaml", "--output", "out"]) == 0 and contents(folder / "out") == before
+    name = read_json_lines(next((folder / "out" / "round_2" / "annotations").iterdir()))[0]["chosen_meta"]["model"]
+    assert name == "round_1"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import regex as re
+import regex as re  # type: ignore[import-untyped]
 
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mmpr.pair import pair_of

@@ -77,7 +77,8 @@ def open_model(model: Model, max_tiles: int | None = None) -> Generator:
             return ServerGenerator(model.model, model.model_name, **given)
         from mpo.generation.open import open_local
 
-        return open_local(model.model, **given, **({"model_name": model.model_name} if model.model_name else {}))
+        given |= {"model_name": model.model_name} if model.model_name else {}
+        return open_local(model.model, **given)
     except TypeError as error:
         where = "a server" if is_server(model.model) else "a local model"
         raise ValueError(f"{model.model}: {str(error).partition(' ')[2]}, for {where}. Leave it out.") from None
@@ -114,7 +115,8 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
                 report = _round(config, folder, {"workers": workers, "retry_dropped": retry_dropped}, drop_bad)
                 if config.rounds > 1:
                     _train(config, folder.absolute())
-        config = config.model_copy(update={"models": [Model(model=str(folder / "run"), name=f"round_{number}")]})
+        newest = {"model": str(folder / "run"), "name": f"round_{number}", "base": None}
+        config = config.model_copy(update={"models": [config.models[0].model_copy(update=newest), *config.models[1:]]})
     return report
 
 

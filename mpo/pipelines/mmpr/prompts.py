@@ -54,7 +54,7 @@ PROMPTS = {
         f"<ref>object</ref><box>[[x1, y1, x2, y2]]</box>, in thousandths of width and height.{_LAST}{_LINE}"
     ),
 }
-"""Prompts of the structure of InternVL's pipeline; ``background``, ``describe`` and ``grounded`` are the styles of the MPO paper, for
+"""Prompts of the structure of InternVL's pipeline; ``background``, ``describe`` and ``grounded`` are the styles of the paper, for
 science; for charts, text and documents; and for general questions."""
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
@@ -77,7 +77,7 @@ def find_prompt(given: str) -> Prompt:
 
 
 def render(template: str, record: Mapping[str, Any], choices: str) -> str:
-    """Render a template, with what `mpo.pipelines.sample` replaces for the question, and `choices`. Raises ValueError if it cannot."""
+    """Render a template, with what `mpo.pipelines.sample` replaces for the question. Raises ValueError if it does not render."""
     known = {name: record.get(name) for name in ("kind", "unit", "source")} | {"metadata": record.get("metadata", {})}
     try:
         return _JINJA.from_string(template).render(question=QUESTION, choices=choices, **known)

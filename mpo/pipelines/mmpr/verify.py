@@ -36,7 +36,7 @@ def judge(response: str, question: Question, format: str = "line") -> Judged:
     Args:
         response: its full text.
         question: the question, with its ground truths and what else is known of its answer.
-        format: ``line``: as `parse_response`; ``boxed``: a ``\boxed{}`` after any thoughts; ``any``: as `mpo.verification` finds it.
+        format: ``line``: as `parse_response`; ``boxed``: a ``\boxed{}`` after any thoughts; ``any``: any other, too.
 
     Raises:
         ValueError: as `mpo.verification.verify`.
@@ -65,7 +65,7 @@ def judge(response: str, question: Question, format: str = "line") -> Judged:
 
 
 class Verify(Step):
-    """Give each of a question's ``responses`` a ``verdict``, ``answer``, ``method`` and ``reason``, and the question its ``accuracy``.
+    """Give each of a question's ``responses`` a ``verdict``, ``answer``, ``method``, ``reason``, and the question its ``accuracy``.
 
     Args:
         format: as in `judge`; None for that of the prompt.

@@ -12,8 +12,7 @@ mkdir -p "$folder"
 cat > "$folder/mmpr.yaml" <<END
 sources: [{path: "$(realpath "$questions")", name: questions}]
 models: [{model: "http://localhost:8123/v1", name: "$(basename "$model")", concurrency: 2}]
-sample: {prompt: plain, n: 4, max_new_tokens: 64, until: {limit: 8}}
-verify: {format: line}
+sample: {n: 8, until: {limit: 32}}
 END
 transformers serve "$model" --port 8123 > "$folder/server.log" 2>&1 &
 trap "kill $!" EXIT

@@ -210,7 +210,9 @@ def test_rounds_train_and_go_on_with_the_trained_model(folder):
     train = [one for one in arguments if not one.startswith("model.name_or_path=")] + ["trainer.max_steps=1"]
     config = {
         "sources": [{"path": "q.jsonl", "route": "open"}],
-        "models": [{"model": next(one.partition("=")[2] for one in arguments if one.startswith("model.name_or_path=")), "device": "cpu"}],
+        "models": [
+            {"model": next(one.partition("=")[2] for one in arguments if one.startswith("model.name_or_path=")), "device": "cpu"}
+        ],
         "sample": {"max_new_tokens": 400},
         "rounds": 2,
         "train": train,
@@ -223,3 +225,26 @@ def test_rounds_train_and_go_on_with_the_trained_model(folder):
     assert main(["mmpr", "make", "c.yaml", "--output", "out"]) == 0 and contents(folder / "out") == before
     name = read_json_lines(next((folder / "out" / "round_2" / "annotations").iterdir()))[0]["chosen_meta"]["model"]
     assert name == "round_1"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('{"id": ', "bad.jsonl:1"),
+        ("[1]", "bad.jsonl:1"),
+        ('{"id": "x", "ground_truths": ["3"], "responses": [{"t": 1}]}', "bad.jsonl:1"),
+        ('{"id": "x", "ground_truths": ["3"]}', "mpo mmpr sample"),
+        ('{"id": "x", "responses": [{"text": "3"}]}', "ground truth"),
+    ],
+)
+def test_files_of_others(folder, capsys, line, name):
+    (folder / "bad.jsonl").write_text(f"{line}\n")
+    assert main(["mmpr", "verify", "bad.jsonl", "--output", "verified"]) == 2 and name in capsys.readouterr().err
+    assert main(["mmpr", "pair", "bad.jsonl", "--output", "pairs"]) == 2
+
+
+def test_an_unknown_kind_is_named_before_anything_is_asked(make, folder):
+    write(folder, [{**read_json_lines(folder / "q.jsonl")[0], "kind": "nmber"}])
+    with StubServer() as stub:
+        status, _, err = make(stub.url)
+        assert status == 2 and "'nmber'" in err and stub.asked == 0

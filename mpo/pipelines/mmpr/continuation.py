@@ -78,11 +78,11 @@ class Continue(Step):
         self.sampling = asdict(Decoding(**sampling))
 
     def _start(self, record: Record) -> tuple[dict[str, Any], str]:
-        if len(record.get("responses", ())) != 1:
+        if "asked" not in record or len(record.get("responses", ())) != 1:
             raise ValueError(f"expected one response, and it has {len(record.get('responses', ()))}. Sample one (n=1).")
         (response,) = record["responses"]
         start = start_of(response["text"], self.ratio)
-        if response["finish_reason"] == "length":
+        if response.get("finish_reason") == "length":
             raise Dropped("the response is truncated")
         if not response["text"].strip() or (self.ratio and not start):
             raise Dropped(f"the response is too short to keep {self.ratio} of it")

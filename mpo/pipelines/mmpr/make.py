@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from mpo.data import load_questions
 from mpo.data.questions import BAD
 from mpo.generation.generator import Generator
+from mpo.io import bad_record, parse_json
 from mpo.pipelines.job import Job
 from mpo.pipelines.mmpr.config import Config, Model, file_name, is_server
 from mpo.pipelines.mmpr.continuation import Continue
@@ -24,6 +24,7 @@ from mpo.pipelines.mmpr.verify import Verify
 from mpo.pipelines.part import DROPPED, OUTPUT, locked
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.schema import Question
+from mpo.verification.matching import check_rules
 
 
 class Records:
@@ -36,12 +37,14 @@ class Records:
 
     def __iter__(self) -> Iterator[Record]:
         with open(self.path, encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                inner = record.get("record", record)
-                inner |= {
-                    name: [str(self.path.parent / one) for one in inner[name]] for name in ("images", "videos") if name in inner
-                }
+            for number, line in enumerate(lines, 1):
+                with bad_record(f"{self.path}:{number}"):
+                    record = parse_json(line, "the line")
+                    inner = record.get("record", record)
+                    for name in {"images", "videos"} & set(inner):
+                        inner[name] = [str(self.path.parent / one) for one in inner[name]]
+                    if not all(isinstance(one["text"], str) for one in inner.get("responses", ())):
+                        raise ValueError("a response is no text. Give the output of mpo mmpr sample.")
                 yield record
 
 
@@ -57,11 +60,21 @@ class Route:
             here = {None: (known or bad) != self.is_open, "both": not (bad and self.is_open)}
             if not here.get(self.route, (self.route == "open") == self.is_open):
                 continue
+            reason = "" if self.is_open else _rules(question)
             lacks = "ground truth" if not (self.is_open or known) else "image" if self.needs_image and not question.images else ""
-            if lacks and not bad:
+            if lacks:
                 reason = f"it has no {lacks}, which the {'open' if self.is_open else 'correctness'} route needs. Leave it out."
+            if reason and not bad:
                 question = replace(question, messages=[], metadata={BAD: reason})
             yield question
+
+
+def _rules(question: Question) -> str:
+    try:
+        check_rules(question.kind, question.choices, question.tolerance)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def open_model(model: Model, max_tiles: int | None = None) -> Generator:

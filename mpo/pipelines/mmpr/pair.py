@@ -57,7 +57,7 @@ class Pair(Step):
             raise Dropped("all responses are wrong" if parsed else "no response has an answer in the format")
         if not low <= record["accuracy"] <= high:
             raise Dropped(f"the accuracy is outside {low} to {high}: {record['accuracy']:.2f}")
-        right = [self._rewritten(one, record["ground_truths"]) for one in right if one["finish_reason"] != "length"]
+        right = [self._rewritten(one, record["ground_truths"]) for one in right if one.get("finish_reason") != "length"]
         if not right:
             raise Dropped("all right responses are truncated")
         found = [(one, other) for one in right for other in wrong if not _contains(other["answer"], one["answer"])]
@@ -91,6 +91,8 @@ def pair_of(record: Record, chosen: Mapping[str, Any], rejected: Mapping[str, An
         rejected: the worse one.
         negative: what the worse one is: ``wrong_answer``, ``wrong_format``, or how it was made.
     """
+    if "asked" not in record:
+        raise ValueError("it is not known how it was asked ('asked'). Sample it with mpo mmpr sample.")
     kept = {name: record[name] for name in ("id", "source", "images", "videos") if record.get(name)} | record["asked"]
     known = {"answer_gt": record["ground_truths"][0]} if record.get("ground_truths") else {}
     known |= {"accuracy": record["accuracy"]} if "accuracy" in record else {}

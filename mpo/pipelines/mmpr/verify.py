@@ -91,7 +91,9 @@ class Verify(Step):
         if not record.get("responses"):
             raise ValueError("it has no responses. Sample some (mpo mmpr sample).")
         own = {name: value for name, value in (("kind", self.kind), ("tolerance", self.tolerance)) if value is not None}
-        question = replace(Question(**{one.name: record[one.name] for one in fields(Question) if one.name in record}), **own)
+        question = replace(
+            Question(**{"messages": ()} | {one.name: record[one.name] for one in fields(Question) if one.name in record}), **own
+        )
         format = self.format or record.get("format", "any")
         judged: list[dict[str, Any]] = [{**one, **vars(judge(one["text"], question, format))} for one in record["responses"]]
         return {**record, "responses": judged, "accuracy": sum(one["verdict"] == "correct" for one in judged) / len(judged)}

@@ -55,6 +55,22 @@ def test_the_example_runs(files, monkeypatch):
     assert (files / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_the_cascade_runs(files, monkeypatch):
+    """MPO, then GRPO that optimizes whole sequences, a step each; a reward of 1 for the right answer in its format alone."""
+    line = {"image": "a.png", "question": "What is the sum?", "answer": 5}
+    (files / "questions.jsonl").write_text("\n".join([json.dumps(line)] * 4))
+    (files / "meta.json").write_text(json.dumps({"pairs": {"root": ".", "annotation": "pairs.jsonl"}}))
+    words = ["model", "meta.json", "questions.jsonl", "runs", "max_steps=1", "per_device_train_batch_size=8", "use_cpu=true"]
+    monkeypatch.chdir(files)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "examples" / "cascade.py"), *words, "bf16=false"])
+    scope = runpy.run_path(sys.argv[0], run_name="__main__")
+    assert scope["second"].args.importance_sampling_level == "sequence" and (files / "runs/gspo/model.safetensors").is_file()
+    said = [[{"role": "assistant", "content": text}] for text in ("2\n3\nFinal answer: 5", "2\n3\nFinal answer: 6", "5")]
+    assert scope["reward"](said, [row["known"] for row in scope["rows"]()][:3]) == [1.0, 0.0, 0.0]
+    assert len((ROOT / "examples" / "cascade.py").read_text().splitlines()) <= 50
+
+
 def test_the_example_of_a_job_runs(tmp_path, monkeypatch, capsys):
     lines = [json.dumps({"question": f"What is {number}?"}) + "\n" for number in range(3)]
     (tmp_path / "questions.jsonl").write_text("".join(lines))

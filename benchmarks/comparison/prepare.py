@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from mpo.demo.stages import train_on_examples
 from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor
-from mpo.pipelines.mmpr.lines import build_pairs
+from mpo.pipelines.mmpr.output import mmpr_line
+from mpo.pipelines.mmpr.pair import Pair
+from mpo.pipelines.mmpr.verify import Verify
+from mpo.pipelines.step import Dropped
 
 DONE = "prepared.json"
 
@@ -101,7 +105,20 @@ def _pair(folder: Path, split: str, limits: tuple[int, int], seed: int, settings
     sampled = generator_of(loaded).generate(
         questions(lines, "reasoned", folder), n=settings.responses, max_new_tokens=settings.max_new_tokens, seed=seed
     )
-    responses = [[response.text for response in several] for several in sampled]
-    pairs, report = build_pairs(lines, responses, max_pairs=max_pairs, seed=seed)
+    verify, pair = Verify(format="line"), Pair(max_pairs=max_pairs, seed=seed)
+    pairs, accuracies = [], []
+    for line, several in zip(lines, sampled, strict=True):
+        record = {
+            "id": line["id"],
+            "messages": [],
+            "images": [str(folder / line["image"])],
+            "ground_truths": [line["ground_truth"]],
+        }
+        record |= {"asked": {"question": line["question"]}, "responses": [vars(response) for response in several]}
+        judged = verify.finish(record, ())
+        accuracies.append(judged["accuracy"])
+        with suppress(Dropped):
+            made = pair.finish(judged, ())
+            pairs += [mmpr_line({**one, "id": f"{one['id']}/{number}"}, str(folder)) for number, one in enumerate(made)]
     write_json_lines(folder / f"{split}_pairs.jsonl", pairs)
-    return {"questions": report.questions, "all_right": report.all_right, "all_wrong": report.all_wrong, "pairs": len(pairs)}
+    return {"questions": len(lines), "all_right": accuracies.count(1), "all_wrong": accuracies.count(0), "pairs": len(pairs)}

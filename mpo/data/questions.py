@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from array import array
+from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mpo.data.files import open_files
+from mpo.data.formats import ROLES
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.messages import checked_text
 from mpo.data.paths import SETTING
@@ -17,10 +19,12 @@ from mpo.data.unused import check_unused
 from mpo.io import BadRecord, json_kind
 from mpo.schema import Question
 
-PROMPTS = ("question", "prompt", "messages")
+PROMPTS = ("question", "prompt", "messages", "conversations")
 ANSWERS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
 CHOICES = ("choices", "options")
 OTHERS = ("id", "system", "image", "images", "video", "videos", "kind", "unit", "tolerance", "source")
+LETTERS = tuple("ABCDEFGH")
+"""Fields of benchmarks that hold a choice each."""
 BAD = "bad"
 """Name in the metadata of a line that is no question: the reason."""
 
@@ -77,10 +81,12 @@ class Questions:
 def load_questions(path: str | Path, **settings: Any) -> Questions:
     """Open a file of questions; arguments and errors as in `Questions`.
 
-    A line has ``question``, ``prompt`` or ``messages``; optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
-    ``images``, ``video`` or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several),
-    ``choices``, and ``kind``, ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata;
-    what may be something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
+    A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an answer, becomes
+    metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
+    ``images``, ``video`` or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices`` (a list, also as
+    text; ``options``; or fields ``A``, ``B``, ...), and ``kind``,
+    ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
+    something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
     """
     return Questions(path, **settings)
 
@@ -100,6 +106,8 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
         prompt, answer, choices = (_only(line, names) for names in (PROMPTS, ANSWERS, CHOICES))
         if prompt is None:
             raise ValueError(f"expected a question; got the fields {', '.join(line) or 'none'}. Name it {' or '.join(PROMPTS)}.")
+        line = _with_listed(line, prompt, answer, choices)
+        choices = choices or ("choices" if line.get("choices") else None)
         metadata = {name: value for name, value in line.items() if name not in (*OTHERS, prompt, answer, choices)}
         nested = metadata.pop("metadata", None)
         asked = {name: value for name, value in line.items() if name in OTHERS[:6]}
@@ -124,6 +132,30 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
     except ValueError as error:
         reason = error.reason if isinstance(error, BadRecord) else str(error)
         raise BadRecord(where, reason.replace(SETTING, "image_root")) from None
+
+
+def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choices: str | None) -> dict[str, Any]:
+    """A line of a conversation as messages up to the turn that asks; fields A, B, ... and a list in a text as choices."""
+    new = dict(line)
+    if prompt in ("messages", "conversations") and isinstance(line[prompt], list):
+        roles = (
+            ("from", "value") if any(isinstance(turn, Mapping) and "from" in turn for turn in line[prompt]) else ("role", "content")
+        )
+        turns = [{**turn} if isinstance(turn, Mapping) else turn for turn in line[prompt]]
+        if roles[0] == "from":
+            turns = [{"role": ROLES.get(turn.get("from"), turn.get("from")), "content": turn.get("value")} for turn in turns]
+        if answer is not None and len(turns) > 1 and turns[-1].get("role") == "assistant":
+            new["metadata"] = {**(line.get("metadata") or {}), "response": turns.pop()["content"]}
+        new[prompt] = turns
+    given = [letter for letter in LETTERS if line.get(letter) not in (None, "")]
+    if choices is None and len(given) > 1 and given == [*LETTERS[: len(given)]]:
+        new = {name: value for name, value in new.items() if name not in LETTERS} | {"choices": [line[one] for one in given]}
+    if choices is not None and isinstance(line[choices], str) and line[choices].lstrip()[:1] == "[":
+        try:
+            new[choices] = literal_eval(line[choices])
+        except (ValueError, SyntaxError, RecursionError):
+            raise ValueError(f"{choices!r} is a text that looks like a list and is none: {line[choices]!r:.80}.") from None
+    return new
 
 
 def _place(where: str) -> str:

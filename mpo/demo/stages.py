@@ -1,5 +1,6 @@
 """Stages 2 to 7: warm up, evaluate, sample, pair, train with MPO, evaluate again."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
@@ -19,7 +20,11 @@ from mpo.generation.local import LocalGenerator
 from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model
 from mpo.models.small import small_internvl, small_processor
-from mpo.pipelines.mmpr.lines import build_pairs
+from mpo.pipelines.mmpr.output import mmpr_line
+from mpo.pipelines.mmpr.pair import Pair
+from mpo.pipelines.mmpr.sample import Sample
+from mpo.pipelines.mmpr.verify import Verify
+from mpo.pipelines.step import Dropped
 from mpo.training.job import TrainJob, run_train_job
 
 MAX_NEW_TOKENS = 64
@@ -75,34 +80,51 @@ def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]
 
 def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Sample several responses to each question from the warmed-up model, at temperature 1."""
-    lines = read_json_lines(folder.lines("questions"))
-    sampled = _generator(folder.warm, "sampling").generate(
-        [folder.question(line) for line in lines],
+    step = Sample(
+        _generator(folder.warm, "sampling"),
+        prompt="plain",
+        name="warm",
         n=settings.responses_per_question,
-        temperature=1.0,
         max_new_tokens=MAX_NEW_TOKENS,
         seed=settings.seed,
     )
-    samples = [
-        {"id": line["id"], "responses": [response.text for response in responses]}
-        for line, responses in zip(lines, sampled, strict=True)
-    ]
+    samples = step(
+        {
+            "id": line["id"],
+            "messages": [{"role": "user", "content": line["question"]}],
+            "images": [folder.data / line["image"]],
+            "ground_truths": [line["ground_truth"]],
+        }
+        for line in read_json_lines(folder.lines("questions"))
+    )
     write_json_lines(folder.samples, samples)
-    return {"responses": sum(map(len, sampled))}
+    return {"responses": sum(len(one["responses"]) for one in samples)}
 
 
 def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Pair correct with incorrect responses, judged by their final answer."""
-    lines = read_json_lines(folder.lines("questions"))
-    responses = [sampled["responses"] for sampled in read_json_lines(folder.samples)]
-    pairs, report = build_pairs(lines, responses, max_pairs=settings.max_pairs, seed=settings.seed)
+    verify, pairing = Verify(format="line"), Pair(max_pairs=settings.max_pairs, seed=settings.seed)
+    pairs: list[dict[str, Any]] = []
+    counts, responses, kinds = Counter[str](), Counter[str](), Counter[str]()
+    for record in read_json_lines(folder.samples):
+        judged = verify.finish(record, ())
+        verdicts = [response["verdict"] for response in judged["responses"]]
+        responses.update(verdicts)
+        counts.update(all_right=judged["accuracy"] == 1, all_wrong=judged["accuracy"] == 0)
+        try:
+            made = pairing.finish(judged, ())
+        except Dropped:
+            continue
+        counts.update(paired=1)
+        kinds.update(one["rejected_meta"]["negative"] for one in made)
+        pairs += [mmpr_line({**one, "id": f"{one['id']}/{number}"}, str(folder.data)) for number, one in enumerate(made)]
     if not pairs:
         raise ValueError(
-            f"No question has both a correct and an incorrect response: of {report.questions} questions, {report.all_right} have "
-            f"only correct and {report.all_wrong} only incorrect ones. Choose another --seed."
+            f"No question has both a correct and an incorrect response: {counts['all_right']} have only correct and "
+            f"{counts['all_wrong']} only incorrect ones. Choose another --seed."
         )
     write_json_lines(folder.pairs, pairs)
-    return {"pairs_total": len(pairs), **asdict(report)}
+    return {"pairs_total": len(pairs), **counts, "responses": {**responses}, "pairs": {**kinds}}
 
 
 def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:

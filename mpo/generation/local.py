@@ -41,6 +41,8 @@ from mpo.models.family import known_family
 TILE_BUDGETS = ("prompt", "image")
 PREFIX = "prefix"
 """Key of a record made from a request with a prefix."""
+IDLE_SECONDS = 0.05
+"""How long a batch that is not full waits for its next request."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class LocalGenerator:
 
     Attributes:
         usage: the tokens so far.
+        concurrency: of a job's requests: a full batch of single responses.
 
     Raises:
         ValueError: for an invalid argument.
@@ -116,6 +119,7 @@ class LocalGenerator:
         self.progress = progress
         self.sharded = sharded
         self.usage = Usage()
+        self.concurrency = responses_per_batch
         self._encoder = Encoder(processor, tile_budget=tile_budget)
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
@@ -138,14 +142,25 @@ class LocalGenerator:
         decoding = Decoding(**settings)
         size = whole_number("concurrency", concurrency, optional=True) or self.responses_per_batch
         waiting: list[tuple[int, Request, tuple[int, ...]]] = []
-        async for number, item in numbered(requests):
-            waiting.append((number, *decoding.samples_of(item)))
-            if sum(len(samples) for _, _, samples in waiting) >= size:
-                for found in await asyncio.to_thread(self._answer, waiting, decoding):
+        items = aiter(numbered(requests))
+        following: asyncio.Task[Any] | None = asyncio.ensure_future(anext(items, None))
+        try:
+            while following is not None or waiting:
+                if following is not None:
+                    await asyncio.wait([following], timeout=IDLE_SECONDS if waiting else None)
+                    if following.done():
+                        taken = following.result()
+                        following = None if taken is None else asyncio.ensure_future(anext(items, None))
+                        if taken is not None:
+                            waiting.append((taken[0], *decoding.samples_of(taken[1])))
+                            if sum(len(samples) for _, _, samples in waiting) < size:
+                                continue
+                for found in await asyncio.to_thread(self._answer, waiting, decoding):  # also where the next ones wait for these
                     yield found
                 waiting = []
-        for found in await asyncio.to_thread(self._answer, waiting, decoding):
-            yield found
+        finally:
+            if following is not None:
+                following.cancel()
 
     def _answer(
         self, asked: Sequence[tuple[int, Request, tuple[int, ...]]], decoding: Decoding

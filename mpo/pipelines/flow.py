@@ -204,8 +204,11 @@ class Flow:
             responses: list[Any] = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
             if error := next((one for one in responses if isinstance(one, BaseException)), None):
                 raise error
-            loop = asyncio.get_running_loop()  # which a slow step must not hold up
-            found = await loop.run_in_executor(self._finishing, _caught, finished, step, record, responses)
+            if step.slow:
+                loop = asyncio.get_running_loop()  # which it must not hold up
+                found = await loop.run_in_executor(self._finishing, _caught, finished, step, record, responses)
+            else:
+                found = _caught(finished, step, record, responses)
             if isinstance(found, Exception):
                 raise found
             return found

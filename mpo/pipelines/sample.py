@@ -28,7 +28,7 @@ class Sample(Step):
         ValueError: for settings without a meaning, and a prompt without ``{question}``.
     """
 
-    verb = "sample"
+    verb, slow = "sample", False
 
     def __init__(self, generator: Generator, *, prompt: str = QUESTION, system: str | None = None, **sampling: Any) -> None:
         if prompt.count(QUESTION) != 1:

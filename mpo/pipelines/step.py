@@ -32,6 +32,7 @@ class Step:
         verb: what it does, in one word: its name in files and reports.
         many: a record gives a list of outputs, whose ids are ``ID/0``, ``ID/1``, ...; otherwise one, which keeps the id.
         measure: name of a field of its outputs, a number or a boolean, whose mean is reported.
+        slow: `finish` may compute for long: it runs in a thread of its own, while models are asked.
         generator: the model that it asks.
         sampling: the settings of `Generator.generate` that it asks with.
     """
@@ -39,6 +40,7 @@ class Step:
     verb: ClassVar[str]
     many: ClassVar[bool] = False
     measure: ClassVar[str | None] = None
+    slow: ClassVar[bool] = True
     generator: Generator | None = None
     sampling: Mapping[str, Any] = {}
 

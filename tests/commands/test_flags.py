@@ -35,6 +35,7 @@ COMMANDS = [name for name, parser in ALL.items() if parser.get_default("run")]
 ACTIONS = {
     "cache": {"inspect", "prune", "verify"},
     "data": {"convert", "dedupe", "filter", "mix", "show", "split", "stats", "validate"},
+    "mmpr": {"continue", "make", "pair", "sample", "verify"},
 }
 
 
@@ -72,9 +73,8 @@ def test_every_command_has_json_and_help_with_examples():
         if name not in ("mpo sft", "mpo train"):
             assert f"\n  {name} " in parser.epilog and parser.description[0].isupper(), name
         first = parser.description.split("\n")[0]
-        assert re.match("(Ask|Check|Convert|Export|Inspect|Join|Measure|Print|Remove|Run|Show|Split|Train|Validate|Write)[ ,]", first), (
-            first
-        )
+        verbs = "Ask|Check|Continue|Convert|Export|Inspect|Join|Make|Measure|Pair|Print|Remove|Run|Sample|Show|Split|Train|Validate"
+        assert re.match(f"({verbs}|Verify|Write)[ ,]", first), first
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/comparison.md", None], ids=str)

@@ -44,6 +44,26 @@ def test_parquet_with_images_inside(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "choices"),
+    [
+        ({"question": "How many?", "answer": "B"}, None),
+        ({"question": "How many?", "answer": "B", "A": "2", "B": 3, "C": None}, ["2", "3"]),
+        ({"question": "How many?", "answer": "B", "options": "['2', '3']"}, ["2", "3"]),
+        (
+            {"conversations": [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": "3."}], "answer": "B"},
+            None,
+        ),
+        ({"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3."}], "answer": "B"}, None),
+    ],
+)
+def test_prompt_files_benchmarks_and_conversations(tmp_path, line, choices):
+    (question,) = load_questions(write(tmp_path, {**line, "image": "a.png"}))
+    assert question.messages == [{"role": "user", "content": TEXT}] and question.choices == choices
+    assert question.ground_truths == ["B"]
+    assert question.metadata == ({"response": "3."} if len(line) == 2 and "question" not in line else {})
+
+
+@pytest.mark.parametrize(
     ("line", "name"),
     [
         ({"image": "a.png"}, "the fields image"),
@@ -55,6 +75,8 @@ def test_parquet_with_images_inside(tmp_path):
         ({"question": "<image> <image>", "image": "a.png"}, "2 <image>"),
         ({"question": "Why?", "choices": {"A": "x"}}, "'choices' has an object"),
         ({"question": "Why?", "answer": True}, "'answer' has a boolean"),
+        ({"question": "Why?", "A": "x", "C": "y"}, "'A'"),
+        ({"question": "Why?", "options": "[x, y"}, "'options' is a text"),
         ({"question": "Why?", "tolerance": "5 %"}, "'tolerance'"),
         ({"question": "Why?", "id": ["x"]}, "'id'"),
         ({"question": "Why?", "id": "first"}, "'first' is that of"),

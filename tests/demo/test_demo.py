@@ -18,7 +18,8 @@ from mpo.demo.folder import DemoFolder, DemoSettings, quick_settings
 from mpo.demo.report import summarize
 from mpo.demo.run import STAGES, run_demo
 from mpo.io import read_json_lines
-from mpo.pipelines.mmpr.pairing import judge
+from mpo.pipelines.mmpr.verify import judge
+from mpo.schema import Question
 
 TINY = DemoSettings(
     worked_sources=50,
@@ -98,8 +99,9 @@ class TestTinyDemo:
         assert len(pairs) == progress["pair"]["numbers"]["pairs_total"] > 0
         for pair in pairs:
             assert pair["image"].startswith("questions/") and (folder.data / pair["image"]).is_file()
-            assert judge(pair["chosen"], pair["answer_gt"]).verdict == "correct"
-            assert judge(pair["rejected"], pair["answer_gt"]).verdict == pair["rejected_meta"]["negative"]
+            known = Question([], ground_truths=[pair["answer_gt"]])
+            assert judge(pair["chosen"], known).verdict == "correct"
+            assert judge(pair["rejected"], known).verdict == pair["rejected_meta"]["negative"]
 
     def test_the_report_stands_alone_and_shows_everything(self, finished):
         folder, progress, _ = finished

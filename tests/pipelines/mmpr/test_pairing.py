@@ -1,19 +1,30 @@
-"""Pairs of correct and incorrect responses."""
-
-import json
-import random
+"""Verdicts of responses, and pairs of right and wrong ones."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo.io import read_json_lines, write_json_lines
-from mpo.pipelines.mmpr.lines import build_pairs
-from mpo.pipelines.mmpr.pairing import judge, pair_completions
+from mpo.pipelines.mmpr.pair import ABOUT, Pair
+from mpo.pipelines.mmpr.verify import Verify, judge
+from mpo.pipelines.step import Dropped
+from mpo.schema import Question
 
 
 def response(answer, reasoning="because"):
     return f"{reasoning}\nso\nFinal answer: {answer}"
+
+
+def judged(texts, truth="7", **question):
+    responses = [{"text": text, "finish_reason": "stop", "model": "m", "sample": i, "seed": 3} for i, text in enumerate(texts)]
+    record = {"id": "q1", "messages": [], "images": ["/a/1.png"], "ground_truths": [truth], "responses": responses, **question}
+    return Verify(format="line").finish({**record, "asked": {"question": "<image>\nWhat is the sum?"}}, ())
+
+
+def pairs(texts, truth="7", question=None, **settings):
+    try:
+        return Pair(**settings).finish(judged(texts, truth, **(question or {})), ())
+    except Dropped as reason:
+        return str(reason)
 
 
 RESPONSES = st.lists(
@@ -21,110 +32,136 @@ RESPONSES = st.lists(
         st.builds(response, st.integers(0, 40), st.sampled_from(["because", "therefore", "clearly"])),
         st.sampled_from(["no format", "neither\nthis"]),
     ),
+    min_size=1,
     max_size=16,
 )
 
 
-@given(responses=RESPONSES, truth=st.integers(0, 40).map(str), max_pairs=st.integers(1, 20), seed=st.integers())
+@given(responses=RESPONSES, truth=st.integers(0, 40).map(str), max_pairs=st.integers(1, 20), seed=st.integers(0))
 def test_pairs_are_what_they_say(responses, truth, max_pairs, seed):
-    judged = [judge(text, truth) for text in responses]
-    pairs = pair_completions(judged, max_pairs=max_pairs, rng=random.Random(seed))
-    assert len(pairs) <= max_pairs
-    assert len({(pair.chosen, pair.rejected) for pair in pairs}) == len(pairs)
-    for pair in pairs:
-        chosen, rejected = judge(pair.chosen, truth), judge(pair.rejected, truth)
-        assert chosen.verdict == "correct"
-        assert rejected.verdict == pair.negative
+    found = pairs(responses, truth, max_pairs=max_pairs, seed=seed)
+    if isinstance(found, str):
+        return
+    assert 1 <= len(found) <= max_pairs
+    assert len({(pair["chosen"], pair["rejected"]) for pair in found}) == len(found)
+    for pair in found:
+        chosen, rejected = (judge(pair[side], Question([], ground_truths=[truth])) for side in ("chosen", "rejected"))
+        assert (chosen.verdict, rejected.verdict) == ("correct", pair["rejected_meta"]["negative"])
         assert rejected.answer is None or chosen.answer not in rejected.answer
-        assert pair.chosen in responses and pair.rejected in responses
+        for side in ("chosen", "rejected"):
+            assert responses[pair[f"{side}_meta"]["sample"]] == pair[side]
+    assert found == pairs(responses, truth, max_pairs=max_pairs, seed=seed)
 
 
 @given(responses=RESPONSES, truth=st.integers(0, 40).map(str))
 def test_all_pairs_are_kept_when_there_is_room(responses, truth):
     """Their number is distinct correct times distinct incorrect responses, without those that contain the correct final answer."""
-    judged = {text: judge(text, truth) for text in responses}.values()
-    positives = [r for r in judged if r.verdict == "correct"]
-    negatives = [r for r in judged if r.verdict != "correct" and (r.answer is None or truth not in r.answer)]
-    pairs = pair_completions(judged, max_pairs=1000, rng=random.Random(0))
-    assert len(pairs) == len(positives) * len(negatives)
+    each = {one["text"]: one for one in judged(responses, truth)["responses"]}.values()
+    positives = [one for one in each if one["verdict"] == "correct"]
+    wrong = [one for one in each if one["verdict"] != "correct"]
+    negatives = [one for one in wrong if one["answer"] is None or truth not in one["answer"]]
+    found = pairs(responses, truth, max_pairs=1000)
+    if positives and negatives:
+        assert len(found) == len(positives) * len(negatives)
+    else:
+        reasons = ["contains the right one" if wrong else "responses are right"] if positives else ["are wrong", "in the format"]
+        assert any(reason in found for reason in reasons)
 
 
-@given(responses=RESPONSES, seed=st.integers(0, 9))
-def test_the_seed_decides(responses, seed):
-    judged = [judge(text, "7") for text in responses]
-    first, again = (pair_completions(judged, max_pairs=2, rng=random.Random(seed)) for _ in range(2))
-    assert first == again
-
-
-def test_an_empty_response_is_in_no_pair():
-    judged = [judge(text, "7") for text in (response(7), "", " \n", "no format")]
-    assert [pair.rejected for pair in pair_completions(judged, rng=random.Random(0))] == ["no format"]
-
-
-def test_right_answer_inside_the_wrong_one_is_no_pair():
-    """`7 or 8` and `17` contain `7`; `8` does not. Case does not matter."""
-    judged = [judge(response(answer), "7") for answer in ("7", "7 or 8", "17", "8")]
-    assert [pair.rejected for pair in pair_completions(judged, rng=random.Random(0))] == [response("8")]
-    judged = [judge(response(answer), "Cat") for answer in ("cat", "a CAT sleeps")]
-    assert pair_completions(judged, rng=random.Random(0)) == []
-
-
-def test_at_least_one_pair_must_be_allowed():
-    with pytest.raises(ValueError, match="max_pairs=0"):
-        pair_completions([], max_pairs=0, rng=random.Random(0))
-
-
-QUESTION = {"id": "q1", "image": "images/1.png", "question": "What is the sum?", "ground_truth": "7"}
-
-
-def test_lines_have_mmprs_fields_and_tell_negatives_apart():
-    lines, report = build_pairs([QUESTION], [[response("7"), response("8"), "neither"]])
-    assert lines[0] == {
-        "id": "q1/0",
-        "image": "images/1.png",
-        "question": "What is the sum?",
+def test_a_pair_has_mmprs_fields_and_says_where_it_is_from():
+    first, second = pairs([response("7"), response("8"), "neither"], question={"source": "digits"})
+    about = {"model": "m", "seed": 3, "finish_reason": "stop"}
+    assert first == {
+        "id": "q1",
+        "source": "digits",
+        "images": ["/a/1.png"],
+        "question": "<image>\nWhat is the sum?",
         "chosen": response("7"),
         "rejected": response("8"),
         "answer_gt": "7",
-        "rejected_meta": {"negative": "wrong_answer"},
+        "accuracy": 1 / 3,
+        "chosen_meta": {
+            **about,
+            "verdict": "correct",
+            "answer": "7",
+            "method": "equal",
+            "reason": "the same characters",
+            "sample": 0,
+        }
+        | {"rewritten": None},
+        "rejected_meta": {**about, "verdict": "wrong_answer", "answer": "8", "method": "number", "reason": "another number"}
+        | {"sample": 1, "negative": "wrong_answer"},
     }
-    assert lines[1]["rejected"] == "neither"
-    assert lines[1]["rejected_meta"] == {"negative": "wrong_format"}
-    assert report.responses == {"correct": 1, "wrong_answer": 1, "wrong_format": 1}
-    assert report.pairs == {"wrong_answer": 1, "wrong_format": 1}
+    assert (second["rejected"], second["rejected_meta"]["negative"]) == ("neither", "wrong_format")
+    assert set(second["rejected_meta"]) == {*ABOUT, "negative"}
 
 
-def test_questions_without_a_pair_are_counted():
-    """Only correct responses; only incorrect ones; an incorrect final answer that contains the correct one; one with a pair."""
-    questions = [{**QUESTION, "id": f"q{number}"} for number in range(4)]
-    responses = [[response("7")], [response("8")], [response("7"), response("77")], [response("7"), response("8")]]
-    lines, report = build_pairs(questions, responses)
-    assert [line["id"] for line in lines] == ["q3/0"]
-    assert (report.questions, report.all_right, report.all_wrong, report.paired) == (4, 1, 1, 1)
+@pytest.mark.parametrize(
+    ("texts", "settings", "reason"),
+    [
+        ([response("7")] * 2, {}, "all responses are right"),
+        ([response("8"), "neither"], {}, "all responses are wrong"),
+        (["neither", "7"], {}, "no response has an answer in the format"),
+        ([response("7"), response("7 or 8"), response("17")], {}, "contains the right one"),
+        ([response("7"), response("8")], {"accuracy": (0.6, 0.8)}, "outside 0.6 to 0.8: 0.50"),
+        (["", " \n"], {}, "all responses are empty"),
+    ],
+)
+def test_why_there_are_no_pairs(texts, settings, reason):
+    assert reason in pairs(texts, **settings)
 
 
-def test_a_questions_pairs_do_not_depend_on_other_questions():
-    responses = [response(answer, reasoning) for answer in (7, 8, 9) for reasoning in ("because", "therefore", "clearly")]
-    other = {**QUESTION, "id": "q0"}
-    alone, _ = build_pairs([QUESTION], [responses], max_pairs=4, seed=3)
-    together, _ = build_pairs([other, QUESTION], [responses[::-1], responses], max_pairs=4, seed=3)
-    assert alone == together[4:]
+def test_empty_truncated_and_rewritten_responses():
+    assert [one["rejected"] for one in pairs([response("7"), "", " \n", "no format"])] == ["no format"]
+    record = judged([response("7"), response("8")])
+    record["responses"][0]["finish_reason"] = "length"
+    with pytest.raises(Dropped, match="truncated"):
+        Pair().finish(record, ())
+    (pair,) = pairs([response("Cat"), response("a CAT sleeps"), response("dog")], "cat")
+    assert pair["rejected"] == response("dog") and pair["chosen_meta"]["rewritten"] is None
+    (pair,) = pairs([response("7 apples"), response("8")], rewrite=True)
+    assert pair["chosen"] == response("7") and pair["chosen_meta"]["rewritten"] == "7 apples"
 
 
-def test_counts_must_match():
-    with pytest.raises(ValueError, match="1 questions and 0 lists"):
-        build_pairs([QUESTION], [])
+def test_what_is_known_of_the_answer_reaches_verification():
+    """The letter of a choice, a unit, a kind, and several ground truths."""
+    options = {"choices": ["red", "blue"]}
+    assert [one["verdict"] for one in judged([response("(B)"), response("red")], "blue", **options)["responses"]] == [
+        "correct",
+        "wrong_answer",
+    ]
+    assert judged([response("120 mm")], "12", unit="cm")["accuracy"] == 1
+    assert judged([response("103")], "100", kind="chart")["accuracy"] == 1
+    assert judged([response("three")], "4", ground_truths=["4", "three"])["accuracy"] == 1
 
 
-def test_a_file_is_whole_or_not_there(tmp_path):
-    def interrupted():
-        yield QUESTION
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("format", "text", "verdict", "answer"),
+    [
+        ("boxed", "I count three and four, so \\boxed{7}.", "correct", "7"),
+        ("boxed", "\\boxed{8} is wrong, I count again: \\boxed{7}", "correct", "7"),
+        ("boxed", "<think>\\boxed{8}</think> They are \\boxed{7}.", "correct", "7"),
+        ("boxed", "<think>perhaps \\boxed{7}, but", "wrong_format", None),
+        ("boxed", "\\boxed{7}", "wrong_format", None),  # no rationale
+        ("boxed", "I count three and four, so 7.", "wrong_format", None),
+        ("any", "I count three and four, so the answer is 7.", "correct", "7"),
+        ("any", "I cannot see the image.", "wrong_format", None),
+    ],
+)
+def test_formats(format, text, verdict, answer):
+    found = judge(text, Question([], ground_truths=["7"]), format)
+    assert (found.verdict, found.answer) == (verdict, answer)
 
-    path = tmp_path / "new" / "lines.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        write_json_lines(path, interrupted())
-    assert not path.exists()
-    write_json_lines(path, [QUESTION])
-    assert read_json_lines(path) == [QUESTION]
-    assert json.loads(path.read_text()) == QUESTION
+
+def test_refusals():
+    for settings in ({"max_pairs": 0}, {"accuracy": (0.8, 0.2)}, {"accuracy": (0.2, 1.5)}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            Pair(**settings)
+    with pytest.raises(ValueError, match="'boxes'.*'boxed'"):
+        Verify(format="boxes")
+    with pytest.raises(ValueError, match="kind='nmber'"):
+        Verify(kind="nmber")
+    with pytest.raises(ValueError, match="ground truth"):
+        Verify().finish({"id": "q", "messages": [], "responses": [{"text": "7"}]}, ())
+    with pytest.raises(ValueError, match="mpo mmpr verify"):
+        Pair().finish({"id": "q", "responses": []}, ())

@@ -1,0 +1,24 @@
+"""Pair right with wrong responses, and write MMPR files with their meta.json."""
+
+import argparse
+
+from mpo.commands.flags import add
+from mpo.commands.mmpr.steps import add_job, run_step
+from mpo.commands.outcome import Report
+
+EXAMPLES = "mpo mmpr pair verified --output pairs --accuracy 0.2 0.8\n"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_job(parser)
+    add(parser, "--max-pairs", default=15)
+    add(parser, "--accuracy", default=(0.0, 1.0), otherwise="0 1")
+    add(parser, "--rewrite")
+    add(parser, "--seed", default=0)
+
+
+def run(args: argparse.Namespace) -> Report:
+    from mpo.pipelines.mmpr.pair import Pair
+
+    step = Pair(max_pairs=args.max_pairs, accuracy=args.accuracy, rewrite=args.rewrite, seed=args.seed)
+    return run_step(args, step, pairs=True)

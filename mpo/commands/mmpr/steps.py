@@ -1,0 +1,48 @@
+"""What the actions of `mpo mmpr` share: a step as a job in a folder, over questions or over what another one has written."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mpo.commands.flags import add
+from mpo.commands.outcome import Report
+
+SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "seed")
+
+
+def add_job(parser: argparse.ArgumentParser, *, model: bool = False, made: bool = True) -> None:
+    """Add the arguments of an action: of the model that it asks, of what it works on if another one has made it, of its folder."""
+    if model:
+        parser.add_argument("model", metavar="MODEL", help="model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1")
+        add(parser, "--workers", "--device", "--model-name", "--max-tiles")
+        for name, default in zip(SAMPLING, (1.0, 1.0, 0, 1024, 0), strict=True):
+            add(parser, f"--{name.replace('_', '-')}", default=default)
+    if made:
+        parser.add_argument("input", metavar="INPUT", help="folder of the action before, or its output.jsonl")
+    add(parser, "--output", "--retry-dropped", "--drop-bad")
+
+
+def asked_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Open MODEL, and return it with the settings of its sampling."""
+    from mpo.pipelines.mmpr import config, make
+
+    if not config.is_server(args.model) and args.workers:
+        raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {args.model}. Leave it out.")
+    given = {name: getattr(args, name) for name in ("device", "model_name", "max_tiles")}
+    return make.open_model(config.Model(model=args.model, **given)), {name: getattr(args, name) for name in SAMPLING}
+
+
+def run_step(args: argparse.Namespace, step: Any, records: Any = None, *, pairs: bool = False) -> Report:
+    """Run a step over records, by default those of INPUT; pairs are also written as MMPR files."""
+    from mpo.pipelines.job import Job
+    from mpo.pipelines.mmpr.make import Records, write
+    from mpo.pipelines.report import summarize
+
+    if args.output is None:
+        raise ValueError("The results need a folder. Give --output DIR.")
+    job = Job([step], Records(args.input) if records is None else records, args.output, drop_bad=args.drop_bad)
+    report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+    if pairs:
+        write(job, report)
+    return Report(f"{summarize(report)}\n{args.output}/{'mmpr/meta.json' if pairs else 'output.jsonl'}", report)

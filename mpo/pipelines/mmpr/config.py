@@ -1,0 +1,159 @@
+"""The configuration of `mpo mmpr make`, a YAML file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mpo.io import did_you_mean
+from mpo.pipelines.mmpr.pair import MAX_PAIRS
+
+Whole = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Group(BaseModel):
+    """A group of keys; any other is refused."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Model(Group):
+    """A folder or a name on the Hub, with arguments of `open_local`, or a server's address, with those of `ServerGenerator`."""
+
+    model: str
+    name: str | None = None  # in the output
+    model_name: str | None = None  # on a server with several
+    max_tiles: Whole | None = None  # of an image
+    base: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    concurrency: Whole | None = None
+    kind: str | None = None
+    prices: tuple[float, float] | None = None
+    template: str | None = None
+    extra: dict[str, Any] | None = None
+
+
+class Until(Group):
+    """Sample again, up to `limit` of each model, where a question has fewer right or fewer wrong responses."""
+
+    right: Whole = 1
+    wrong: Whole = 1
+    limit: Whole = 32
+
+
+class Sampling(Group):
+    """Arguments of `Sample`."""
+
+    prompt: str = "en"
+    n: Whole = 8
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: float = 1.0
+    top_k: Seed = 0
+    max_new_tokens: Whole = 1024
+    seed: Seed = 0
+    until: Until | None = None
+
+
+class Source(Group):
+    """A file of questions, and what is special about it. Without a route, it depends on whether the answer is known."""
+
+    path: str
+    name: str | None = None
+    image_root: str | None = None
+    limit: Whole | None = None
+    route: Literal["correctness", "open", "both"] | None = None
+    max_tiles: Whole | None = None
+    sample: Sampling = Sampling()
+
+
+class Verifying(Group):
+    """Arguments of `Verify`."""
+
+    format: str | None = None
+    kind: str | None = None
+    tolerance: float | None = None
+
+
+class Pairing(Group):
+    """Arguments of `Pair`."""
+
+    max_pairs: Whole = MAX_PAIRS
+    accuracy: tuple[Share, Share] = (0.0, 1.0)
+    rewrite: bool = False
+    seed: Seed = 0
+
+
+class Continuing(Group):
+    """Arguments of `Continue`, and the prompt of the response; it is sampled as ``sample`` says."""
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    with_image: bool = False
+    prompt: str = "plain"
+
+
+class Config(Group):
+    """What `mpo mmpr make` does."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    models: Annotated[list[Model], Field(min_length=1)]
+    sample: Sampling = Sampling()
+    verify: Verifying = Verifying()
+    pair: Pairing = Pairing()
+    continue_: Continuing = Field(Continuing(), alias="continue")
+    formats: list[Literal["trl", "swift"]] = []  # to write beside MMPR's
+    rounds: Whole = 1
+    train: list[str] = []  # words of mpo train, between rounds
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a configuration. Paths are relative to its folder if they exist there.
+
+    Raises:
+        ValueError: for a file that is no YAML; for each key that is unknown, missing, or has a wrong value; and for rounds with
+            anything but one local model.
+    """
+    try:
+        config = Config.model_validate(OmegaConf.to_container(OmegaConf.load(path), resolve=True))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}. Fix the file.") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: " + " ".join(_said(one) for one in error.errors())) from None
+    for group in (*config.sources, *config.models):
+        for name, value in group:
+            if name in ("path", "image_root", "model", "base", "template") and value and (Path(path).parent / value).exists():
+                setattr(group, name, str((Path(path).parent / value).absolute()))
+    names = [file_name(source.name or Path(source.path).name.split(".")[0]) for source in config.sources]
+    for source, name in zip(config.sources, names, strict=True):
+        source.name = name
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{path}: two sources are called {twice!r}. Give them names.")
+    if config.rounds > 1 and (len(config.models) > 1 or is_server(config.models[0].model)):
+        raise ValueError(f"{path}: rounds={config.rounds} needs one model, which it trains and loads again; give its folder.")
+    return config
+
+
+def _said(error: Any) -> str:
+    place = ".".join(map(str, error["loc"])) or "the file"
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']}; got {error['input']!r:.80}."
+    known = {one.alias or name for group in Group.__subclasses__() for name, one in group.model_fields.items()}
+    return f"{place}: unknown key {error['loc'][-1]!r}.{did_you_mean(error['loc'][-1], sorted(known))}"
+
+
+def is_server(model: str) -> bool:
+    """Whether a model is at a server's address."""
+    return re.match("https?://", model, re.IGNORECASE) is not None
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file."""
+    return re.sub(r"[^\w.-]", "_", text)

@@ -1,0 +1,213 @@
+"""MMPR from a configuration: sample, verify, pair, or continue where no answer is known, in a folder that goes on after a kill."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mpo.data import load_questions
+from mpo.data.questions import BAD
+from mpo.generation.generator import Generator
+from mpo.io import bad_record, parse_json
+from mpo.pipelines.job import Job
+from mpo.pipelines.mmpr.config import Config, Model, file_name, is_server
+from mpo.pipelines.mmpr.continuation import Continue
+from mpo.pipelines.mmpr.output import META, Output
+from mpo.pipelines.mmpr.pair import Pair
+from mpo.pipelines.mmpr.sample import Sample
+from mpo.pipelines.mmpr.verify import Verify
+from mpo.pipelines.part import DROPPED, OUTPUT, locked
+from mpo.pipelines.step import Dropped, Record, Step
+from mpo.schema import Question
+from mpo.verification.matching import check_rules
+
+
+class Records:
+    """The records that a job has written, by its folder or the file; read anew each time, with absolute paths."""
+
+    def __init__(self, path: str | Path, name: str = OUTPUT) -> None:
+        self.path = (Path(path) / name if Path(path).is_dir() else Path(path)).absolute()
+        if not self.path.is_file():
+            raise ValueError(f"There is no file {self.path}. Give a folder of mpo mmpr, or its {OUTPUT}.")
+
+    def __iter__(self) -> Iterator[Record]:
+        with open(self.path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                with bad_record(f"{self.path}:{number}"):
+                    record = parse_json(line, "the line")
+                    inner = record.get("record", record)
+                    for name in {"images", "videos"} & set(inner):
+                        inner[name] = [str(self.path.parent / one) for one in inner[name]]
+                    if not all(isinstance(one["text"], str) for one in inner.get("responses", ())):
+                        raise ValueError("a response is no text. Give the output of mpo mmpr sample.")
+                yield record
+
+
+class Route:
+    """The questions of a source that take one route. Those that cannot become bad ones, which a job names."""
+
+    def __init__(self, questions: Iterable[Question], route: str | None, *, is_open: bool, needs_image: bool = False) -> None:
+        self.questions, self.route, self.is_open, self.needs_image = questions, route, is_open, needs_image
+
+    def __iter__(self) -> Iterator[Question]:
+        for question in self.questions:
+            known, bad = bool(question.ground_truths), BAD in question.metadata
+            here = {None: (known or bad) != self.is_open, "both": not (bad and self.is_open)}
+            if not here.get(self.route, (self.route == "open") == self.is_open):
+                continue
+            reason = "" if self.is_open else _rules(question)
+            lacks = "ground truth" if not (self.is_open or known) else "image" if self.needs_image and not question.images else ""
+            if lacks:
+                reason = f"it has no {lacks}, which the {'open' if self.is_open else 'correctness'} route needs. Leave it out."
+            if reason and not bad:
+                question = replace(question, messages=[], metadata={BAD: reason})
+            yield question
+
+
+def _rules(question: Question) -> str:
+    try:
+        check_rules(question.kind, question.choices, question.tolerance)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def open_model(model: Model, max_tiles: int | None = None) -> Generator:
+    """Open a model of a configuration; `max_tiles` takes the place of its own. Raises ValueError for what cannot be used."""
+    given: dict[str, Any] = {
+        name: value for name, value in model if value is not None and name not in ("model", "name", "model_name")
+    }
+    given |= {} if max_tiles is None else {"max_tiles": max_tiles}
+    try:
+        if is_server(model.model):
+            from mpo.generation.server import ServerGenerator
+
+            return ServerGenerator(model.model, model.model_name, **given)
+        from mpo.generation.open import open_local
+
+        given |= {"model_name": model.model_name} if model.model_name else {}
+        return open_local(model.model, **given)
+    except TypeError as error:
+        where = "a server" if is_server(model.model) else "a local model"
+        raise ValueError(f"{model.model}: {str(error).partition(' ')[2]}, for {where}. Leave it out.") from None
+
+
+def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = False, retry_dropped: bool = False) -> dict[str, Any]:
+    """Make MMPR files of a configuration's questions, or go on with it.
+
+    What models have said is in the ledgers of ``output/jobs``, and is not asked for again, also under other rules of ``verify`` and
+    ``pair``; other settings of the sampling are refused. With ``rounds``, each is a folder ``round_N`` with the run that it trains,
+    whose model the next one samples from.
+
+    Args:
+        config: the configuration.
+        output: the folder.
+        workers: number of processes (extra ``scale``), with servers alone.
+        drop_bad: drop questions that cannot be asked, instead of stopping.
+        retry_dropped: try again those that were dropped.
+
+    Returns:
+        the report; that of the last round.
+
+    Raises:
+        ValueError: as `mpo.pipelines.job.Job.run`; and if there are no pairs, with the reasons.
+        ConnectionError: for a server that cannot be used, and a training run that fails.
+    """
+    if workers > 1 and not all(is_server(model.model) for model in config.models):
+        raise ValueError(f"workers={workers} needs a server, which they share; each would load the model. Leave it out.")
+    report: dict[str, Any] = {}
+    for number in range(1, config.rounds + 1):
+        folder = output / f"round_{number}" if config.rounds > 1 else output
+        with locked(folder, "mmpr"):
+            if not (folder / "trained").exists():
+                report = _round(config, folder, {"workers": workers, "retry_dropped": retry_dropped}, drop_bad)
+                if config.rounds > 1:
+                    _train(config, folder.absolute())
+        newest = {"model": str(folder / "run"), "name": f"round_{number}", "base": None}
+        config = config.model_copy(update={"models": [config.models[0].model_copy(update=newest), *config.models[1:]]})
+    return report
+
+
+def _train(config: Config, folder: Path) -> None:
+    words = [
+        f"data.meta={folder / META}",
+        f"model.name_or_path={config.models[0].model}",
+        f"run_dir={folder / 'run'}",
+        "resume=auto",
+    ]
+    done = subprocess.run([sys.executable, "-m", "mpo", "train", "data=mmpr", *words, *config.train])
+    if done.returncode:
+        raise ChildProcessError(f"mpo train in {folder / 'run'} has ended with status {done.returncode}; the same command goes on.")
+    (folder / "trained").touch()
+
+
+def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) -> dict[str, Any]:
+    opened = cache(lambda number, max_tiles: open_model(config.models[number], max_tiles))
+    output, reports, verify, pair = Output(folder, config.formats), [], Verify(**dict(config.verify)), Pair(**dict(config.pair))
+    kept = config.continue_
+    for source in config.sources:
+        questions = load_questions(source.path, image_root=source.image_root, limit=source.limit, keep_bad=True)
+        own = config.sample.model_copy(update={name: getattr(source.sample, name) for name in source.sample.model_fields_set})
+        models = [(model.name, opened(number, source.max_tiles)) for number, model in enumerate(config.models)]
+        jobs: list[tuple[str, list[Step], Route]] = []
+        route = Route(questions, source.route, is_open=False)
+        jobs.append((f"{source.name}-sample", sampling_steps(own, models, config), route))
+        for number, (name, generator) in enumerate(models):
+            one: dict[str, Any] = {"name": name, **own.model_dump(exclude={"prompt", "n", "seed", "until"})}
+            steps: list[Step] = [
+                Sample(generator, prompt=kept.prompt, seed=own.seed, **one),
+                Continue(generator, ratio=kept.ratio, with_image=kept.with_image, seed=own.seed + 1, **one),
+            ]
+            route = Route(questions, source.route, is_open=True, needs_image=not kept.with_image)
+            jobs.append((f"{source.name}-continue{number or ''}", steps, route))
+        for name, steps, route in jobs:
+            if next(iter(route), None) is None:
+                continue
+            job = Job(steps, route, folder / "jobs" / name, drop_bad=drop_bad)
+            reports.append({"job": name, **job.run(**how)})
+            for record in Records(job.folder):
+                of = file_name(record.get("source") or str(source.name))
+                try:
+                    record = record if route.is_open else verify.finish(record, ())  # type: ignore[assignment]
+                    pairs = [record] if route.is_open else pair.finish(record, ())
+                except (Dropped, ValueError) as error:
+                    output.dropped(of, record, "pair", str(error))
+                else:
+                    ids = f"{record['id']}/{name.rpartition('-')[2]}" if route.is_open else record["id"]
+                    output.paired(of, record, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
+            for lost in Records(job.folder, DROPPED):
+                output.dropped(
+                    file_name(lost["record"].get("source") or str(source.name)), lost["record"], lost["step"], lost["reason"]
+                )
+    return output.close(config.model_dump(exclude_defaults=True, by_alias=True), reports)
+
+
+def sampling_steps(own: Any, models: list[tuple[str | None, Generator]], config: Config) -> list[Step]:
+    """The steps that sample a source's questions: from each model, and again from each where a question is one-sided."""
+    settings = own.model_dump(exclude={"n", "seed", "until"})
+    steps: list[Step] = []
+    limit = max(own.n, own.until.limit) if own.until else own.n
+    for first in range(0, limit, own.n):
+        until = (own.until.right, own.until.wrong) if first else None
+        steps += [Verify(**dict(config.verify))] if first else []
+        each = {"n": min(own.n, limit - first), "seed": own.seed + first, "until": until}
+        steps += [Sample(generator, name=name, **settings, **each) for name, generator in models]
+    return steps
+
+
+def write(job: Job, report: dict[str, Any]) -> None:
+    """Write the pairs of a job whose last step makes them as MMPR files in ``mmpr`` in its folder."""
+    output = Output(job.folder / "mmpr")
+    groups: dict[str, list[Record]] = {}
+    for record in Records(job.folder):
+        groups.setdefault(record["input_id"], []).append(record)
+    for pairs in groups.values():
+        output.paired(file_name(pairs[0].get("source") or "pairs"), pairs[0], pairs)
+    for lost in Records(job.folder, DROPPED):
+        output.dropped(file_name(lost["record"].get("source") or "pairs"), lost["record"], lost["step"], lost["reason"])
+    output.close({}, [{"job": job.names[-1], **report}])

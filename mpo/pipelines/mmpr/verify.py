@@ -1,0 +1,99 @@
+"""Judge sampled responses by the known answer: right, wrong, or without an answer in the format that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from mpo.generation.generator import Response
+from mpo.io import did_you_mean
+from mpo.pipelines.mmpr.strict_format import parse_response
+from mpo.pipelines.step import Record, Step
+from mpo.schema import Question
+from mpo.verification import extract, verify
+from mpo.verification.dress import boxed
+from mpo.verification.matching import check_rules, detect_kind
+
+FORMATS = ("line", "boxed", "any")
+SHORTEST = 20
+"""A response of so many characters or fewer has no rationale before its box."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """``correct``, ``wrong_answer`` or ``wrong_format``; the final answer, None without one in the format; and how and why."""
+
+    verdict: str
+    answer: str | None
+    method: str
+    reason: str
+
+
+def judge(response: str, question: Question, format: str = "line") -> Judged:
+    r"""Judge a response.
+
+    Args:
+        response: its full text.
+        question: the question, with its ground truths and what else is known of its answer.
+        format: ``line``: as `parse_response`; ``boxed``: a ``\boxed{}`` after any thoughts; ``any``: any other, too.
+
+    Raises:
+        ValueError: as `mpo.verification.verify`.
+
+    >>> judge("I see 3 4\n3 + 4 = 7\nFinal answer: 7", Question([], ground_truths=["7"])).verdict
+    'correct'
+    """
+    said: str | None = response
+    if format == "any":
+        kind = question.kind or detect_kind((question.ground_truths or ("",))[0], question.choices)
+        answer = extract(response, kind=kind, choices=question.choices).answer
+    elif format == "line":
+        parsed = parse_response(response)
+        answer = parsed and parsed.answer
+        said = f"Final answer: {answer}"
+    else:
+        _, closed, rest = response.rpartition("</think>")
+        boxes = boxed(rest) if (closed or "<think>" not in rest) and len(response) > SHORTEST else []
+        answer = boxes[-1][2].strip() or None if boxes else None
+        said = f"\\boxed{{{answer}}}"
+    if answer is None and format != "any":
+        return Judged("wrong_format", None, "none", f"no answer in the format {format!r}")
+    found = verify(said, question)
+    verdict = "correct" if found.correct else "wrong_answer" if answer is not None else "wrong_format"
+    return Judged(verdict, answer, found.method, found.reason)
+
+
+class Verify(Step):
+    """Give each of a question's ``responses`` a ``verdict``, ``answer``, ``method``, ``reason``, and the question its ``accuracy``.
+
+    Args:
+        format: as in `judge`; None for that of the prompt.
+        kind: the kind of answer of all questions (`mpo.verification`); None for their own.
+        tolerance: that of all questions; None for their own.
+
+    Raises:
+        ValueError: for an unknown format or kind, or an impossible tolerance.
+    """
+
+    verb, measure = "verify", "accuracy"
+
+    def __init__(self, *, format: str | None = None, kind: str | None = None, tolerance: float | None = None) -> None:
+        if format is not None and format not in FORMATS:
+            raise ValueError(f"Expected the format to be {', '.join(FORMATS)}; got {format!r}.{did_you_mean(format, FORMATS)}")
+        check_rules(kind, None, tolerance)
+        self.format, self.kind, self.tolerance = format, kind, tolerance
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
+        """The question with its verdicts."""
+        if not record.get("ground_truths"):
+            raise ValueError("it has no ground truth. Add its answer, or take the open route (mpo mmpr continue).")
+        if not record.get("responses"):
+            raise ValueError("it has no responses. Sample some (mpo mmpr sample).")
+        own = {name: value for name, value in (("kind", self.kind), ("tolerance", self.tolerance)) if value is not None}
+        question = replace(
+            Question(**{"messages": ()} | {one.name: record[one.name] for one in fields(Question) if one.name in record}), **own
+        )
+        format = self.format or record.get("format", "any")
+        judged: list[dict[str, Any]] = [{**one, **vars(judge(one["text"], question, format))} for one in record["responses"]]
+        return {**record, "responses": judged, "accuracy": sum(one["verdict"] == "correct" for one in judged) / len(judged)}

@@ -1,0 +1,250 @@
+"""`mpo mmpr` against the stub server: all of it from a configuration, and step by step."""
+
+import json
+
+import pytest
+from small_runs import write_job
+from stub_server import StubServer
+from support import make_image
+
+from mpo.commands import main
+from mpo.data import load_preferences
+from mpo.io import read_json_lines
+from mpo.pipelines.mmpr import output
+
+CONFIG = """
+sources: [{{path: q.jsonl}}]
+models: [{{model: "{url}", prices: [1, 2]}}]
+sample: {{prompt: plain, n: 8, until: {{limit: 16}}}}
+formats: [trl, swift]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Ten questions with a ground truth, of two sources; two without; images in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    lines = []
+    for number in range(12):
+        make_image(number).save(tmp_path / "images" / f"{number}.png")
+        line = {"id": f"q{number}", "image": f"images/{number}.png", "question": f"How many in {number}?"}
+        lines.append({**line, "answer": number, "source": f"s {number % 2}"} if number < 10 else line)
+    write(tmp_path, lines)
+    return tmp_path
+
+
+def write(folder, lines):
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def make(folder, capsys):
+    def make(url, text=CONFIG, *words):
+        (folder / "c.yaml").write_text(text.format(url=url))
+        status = main(["mmpr", "make", "c.yaml", "--output", "out", *words])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return make
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "jobs" not in path.parts
+    }
+
+
+def test_all_of_it_and_again(make, folder):
+    with StubServer() as stub:
+        status, out, _ = make(stub.url)
+        assert status == 0 and "out/meta.json" in out
+        asked, before = stub.asked, contents(folder / "out")
+        assert make(stub.url)[0] == 0 and stub.asked == asked and contents(folder / "out") == before
+        report = json.loads((folder / "out" / "report.json").read_text())
+        changed = CONFIG + "pair: {{max_pairs: 1}}\n"  # other rules: nothing is asked again
+        assert make(stub.url, changed)[0] == 0 and stub.asked == asked
+        assert "sampling.n is 8 there and 4 now" in make(stub.url, CONFIG.replace("n: 8", "n: 4"))[2]
+    all_, *sources = report["sources"]
+    assert [one["source"] for one in report["sources"]] == ["all", "q", "s_0", "s_1"]
+    for name in ("questions", "with pairs", "without pairs", "pairs", "responses"):
+        assert all_.get(name, 0) == sum(one.get(name, 0) for one in sources)
+    assert all_["questions"] == 12 == all_["with pairs"] + all_.get("without pairs", 0)
+    assert sum(all_["pairs by kind"].values()) == all_["pairs"] == all_["pairs made"]
+    assert 0 < report["spent"]["requests"] <= asked and report["spent"]["cost"] > 0
+    assert len(read_json_lines(folder / "out" / "dropped.jsonl")) == all_.get("without pairs", 0)
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count("<img") == min(output.SHOWN, all_["with pairs"]) and "characters" in page and "cost" in page
+
+
+def test_columns(make, folder):
+    """Those of the official code, of TRL and of ms-swift; and what `mpo train data=mmpr` reads."""
+    with StubServer() as stub:
+        assert make(stub.url)[0] == 0
+    out = folder / "out"
+    meta = json.loads((out / "meta.json").read_text())
+    assert all({"root", "annotation", "data_augment", "repeat_time", "length"} == set(entry) for entry in meta.values())
+    assert {"s_0_pairs_vqa_correctness_rules", "q_prefix_pair_sr0.5_wo_image"} <= set(meta)
+    loaded = load_preferences(out / "meta.json")
+    assert len(loaded) == sum(entry["length"] for entry in meta.values()) and loaded[0]["images"][0].size == (64, 32)
+    for name, entry in meta.items():
+        lines = [read_json_lines(out / place) for place in (entry["annotation"], f"trl/{name}.jsonl", f"swift/{name}.jsonl")]
+        for mmpr, trl, swift in zip(*lines, strict=True):
+            known = {"answer_gt", "accuracy"} if "pairs_vqa" in name else set()
+            assert set(mmpr) == {"id", "image", "question", "chosen", "rejected", "chosen_meta", "rejected_meta"} | known
+            assert mmpr["question"].startswith("How many in")  # the official code puts the image in front
+            assert (folder / "images" / mmpr["image"]).is_file() and entry["root"] == str(folder / "images")
+            assert set(trl) == {"id", "images", "prompt", "chosen", "rejected"}
+            assert [part["type"] for part in trl["prompt"][0]["content"]] == ["image", "text"]
+            assert trl["rejected"][0]["content"][0]["text"] == mmpr["rejected"] == swift["rejected_response"]
+            assert (
+                set(swift) == {"messages", "rejected_response", "images"} and swift["messages"][0]["content"].count("<image>") == 1
+            )
+            assert swift["messages"][1] == {"role": "assistant", "content": mmpr["chosen"]}
+    assert len(load_preferences(out / "trl" / "q_prefix_pair_sr0.5_wo_image.jsonl", image_root=folder)) == 2
+
+
+def test_large_files_have_fewer_pairs_and_are_split(make, folder, monkeypatch):
+    with StubServer() as stub:
+        monkeypatch.setattr(output, "LONGEST", 4)
+        monkeypatch.setattr(output, "LARGE", 10)
+        assert make(stub.url, CONFIG.replace("prompt: plain", "prompt: plain, temperature: 0.7"))[0] == 0
+    meta = json.loads((folder / "out" / "meta.json").read_text())
+    report = json.loads((folder / "out" / "report.json").read_text())["sources"][0]
+    of_question = [
+        line["id"].rpartition("/")[0] for entry in meta.values() for line in read_json_lines(folder / "out" / entry["annotation"])
+    ]
+    assert max(map(of_question.count, of_question)) == 3 and len(of_question) == report["pairs"]
+    assert report["pairs made"] == report["pairs"] + report["pairs left out by kind"]["large file"]
+    assert all(1 <= entry["length"] <= 4 for entry in meta.values()) and any(name.endswith("_001") for name in meta)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (CONFIG + "verfy: {{}}\n", "'verify'"),
+        (CONFIG + "pair: {{max_pair: 3}}\n", "'max_pairs'"),
+        (CONFIG + "pair: {{max_pairs: 0}}\n", "pair.max_pairs"),
+        (CONFIG + "pair: {{accuracy: [0.2, 8]}}\n", "accuracy"),
+        (CONFIG + "continue: {{ratio: 1}}\n", "ratio"),
+        (CONFIG + "rounds: 2\n", "rounds=2"),
+        (CONFIG.replace("prompt: plain", "prompt: plian"), "'plain'"),
+        (CONFIG.replace("q.jsonl", "none.jsonl"), "none.jsonl"),
+        (CONFIG.replace("prices: [1, 2]", "device: cpu"), "device"),
+        (CONFIG.replace("path: q.jsonl", "path: q.jsonl, route: correctness"), "'q10': it has no ground truth"),
+        ("sources: []\nmodels: []\n", "sources"),
+        ("models: [", "YAML"),
+        ("- a\n", "c.yaml"),
+    ],
+)
+def test_refusals(make, config, name):
+    with StubServer() as stub:
+        status, out, err = make(stub.url, config)
+        assert status == 2 and name in err and out == "" and stub.asked == 0
+
+
+def test_an_image_that_is_gone(make, folder):
+    (folder / "images" / "3.png").unlink()
+    with StubServer() as stub:
+        status, _, err = make(stub.url)
+        assert status == 2 and "'q3'" in err and "3.png" in err and stub.asked == 0
+        assert make(stub.url, CONFIG, "--drop-bad")[0] == 0
+    assert "3.png" in next(one["reason"] for one in read_json_lines(folder / "out" / "dropped.jsonl") if one["id"] == "q3")
+
+
+def test_a_server_that_closes_prefixes(make, folder):
+    with StubServer(prefix="closed") as stub:
+        status, _, err = make(stub.url)
+    assert status == 2 and "closes a prefix" in err and not (folder / "out" / "meta.json").exists()
+
+
+def test_no_pairs_at_all(make, folder):
+    """All wrong, or unparsable: why is said, the responses are there, and other rules find pairs without asking again."""
+    write(folder, read_json_lines(folder / "q.jsonl")[:10])
+    with StubServer() as stub:
+        status, _, err = make(stub.url, CONFIG + "verify: {{format: boxed}}\n".replace("until: {{limit: 16}}", ""))
+        assert status == 2 and "10: no response has an answer in the format" in err
+        assert (folder / "out" / "report.html").exists() and not (folder / "out" / "meta.json").exists()
+
+
+def test_both_routes_and_several_models(make, folder):
+    text = CONFIG.replace("path: q.jsonl", "path: q.jsonl, route: both, limit: 10")
+    text = text.replace("models: [", 'models: [{{model: "{url}", name: other}}, ').replace("limit: 16", "limit: 8")
+    with StubServer() as stub:
+        assert make(stub.url, text)[0] == 0
+    out = folder / "out"
+    lines = [line for path in (out / "annotations").iterdir() for line in read_json_lines(path)]
+    assert len({line["id"] for line in lines}) == len(lines)
+    opened = [line for line in lines if line["rejected_meta"]["negative"] == "sr0.5_wo_image"]
+    assert len(opened) == 10 and all("answer_gt" in one for one in opened)
+    report = json.loads((out / "report.json").read_text())["sources"][0]
+    assert report["pairs left out by kind"]["duplicate"] >= 10  # the stub says the same under both names
+
+
+def test_step_by_step(folder, capsys):
+    def run(*words):
+        assert main(["mmpr", *words]) == 0, capsys.readouterr().err
+
+    with StubServer() as stub:
+        run("sample", stub.url, "q.jsonl", "--output", "sampled", "--limit", "10")
+        run("verify", "sampled", "--output", "verified", "--answer-format", "any")
+        asked = stub.asked
+        run("verify", "sampled", "--output", "strict")
+        run("pair", "verified", "--output", "pairs", "--accuracy", "0.1", "0.9", "--max-pairs", "2")
+        assert stub.asked == asked
+        run("sample", stub.url, "q.jsonl", "--output", "told", "--n", "1", "--prompt", "plain")
+        run("continue", stub.url, "told", "--output", "gone_on", "--ratio", "0.25")
+        assert main(["mmpr", "pair", "strict", "--output", "none"]) == 2 and "in the format" in capsys.readouterr().err
+        assert main(["mmpr", "pair", "nowhere", "--output", "none"]) == 2 and "nowhere" in capsys.readouterr().err
+    assert read_json_lines("strict/output.jsonl")[0]["accuracy"] == 0
+    pairs, gone_on = (load_preferences(f"{name}/mmpr/meta.json") for name in ("pairs", "gone_on"))
+    assert 1 <= len(pairs) <= 20 and len(gone_on) == 12
+
+
+@pytest.mark.slow
+def test_rounds_train_and_go_on_with_the_trained_model(folder):
+    """Two rounds of the open route, on the model's own responses; the same command again does nothing more."""
+    arguments = [one for one in write_job(folder, pairs=2) if not one.startswith("data.")]
+    train = [one for one in arguments if not one.startswith("model.name_or_path=")] + ["trainer.max_steps=1"]
+    config = {
+        "sources": [{"path": "q.jsonl", "route": "open"}],
+        "models": [
+            {"model": next(one.partition("=")[2] for one in arguments if one.startswith("model.name_or_path=")), "device": "cpu"}
+        ],
+        "sample": {"max_new_tokens": 400},
+        "rounds": 2,
+        "train": train,
+    }
+    (folder / "c.yaml").write_text(json.dumps(config))
+    assert main(["mmpr", "make", "c.yaml", "--output", "out"]) == 0
+    before = contents(folder / "out")
+    weights = [before[f"round_{number}/run/model.safetensors"] for number in (1, 2)]
+    assert weights[0] != weights[1] and {"round_1/meta.json", "round_2/meta.json"} <= set(before)
+    assert main(["mmpr", "make", "c.yaml", "--output", "out"]) == 0 and contents(folder / "out") == before
+    name = read_json_lines(next((folder / "out" / "round_2" / "annotations").iterdir()))[0]["chosen_meta"]["model"]
+    assert name == "round_1"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('{"id": ', "bad.jsonl:1"),
+        ("[1]", "bad.jsonl:1"),
+        ('{"id": "x", "ground_truths": ["3"], "responses": [{"t": 1}]}', "bad.jsonl:1"),
+        ('{"id": "x", "ground_truths": ["3"]}', "mpo mmpr sample"),
+        ('{"id": "x", "responses": [{"text": "3"}]}', "ground truth"),
+    ],
+)
+def test_files_of_others(folder, capsys, line, name):
+    (folder / "bad.jsonl").write_text(f"{line}\n")
+    assert main(["mmpr", "verify", "bad.jsonl", "--output", "verified"]) == 2 and name in capsys.readouterr().err
+    assert main(["mmpr", "pair", "bad.jsonl", "--output", "pairs"]) == 2
+
+
+def test_an_unknown_kind_is_named_before_anything_is_asked(make, folder):
+    write(folder, [{**read_json_lines(folder / "q.jsonl")[0], "kind": "nmber"}])
+    with StubServer() as stub:
+        status, _, err = make(stub.url)
+        assert status == 2 and "'nmber'" in err and stub.asked == 0

@@ -5,8 +5,8 @@
 
 Counted, by formulas: the FLOPs of forward and backward passes of an InternVL over conversations with InternVL 2.5's token shares
 (arXiv 2412.05271), per token that is no padding. A multiplication and an addition are two FLOPs; attention counts in full over its
-row (2 matrix products forward, 4 backward); a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest of
-their batch, and every position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs.
+row (2 matrix products forward, 4 backward); a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest
+of their batch, and every position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs.
 
 Packing: packs per lower bound (the larger of tokens / 16,384 and tiles / 48), and the most expensive to the mean micro-batch of 64
 ranks; against first fit over a buffer of 20 open packs, as the official procedure is described, and filling packs in random order.

@@ -81,12 +81,12 @@ class Questions:
 def load_questions(path: str | Path, **settings: Any) -> Questions:
     """Open a file of questions; arguments and errors as in `Questions`.
 
-    A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an answer, becomes
-    metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
-    ``images``, ``video`` or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices`` (a list, also as
-    text; ``options``; or fields ``A``, ``B``, ...), and ``kind``,
-    ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
-    something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
+    A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an answer,
+    becomes metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or ``images``, ``video``
+    or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices`` (a list, also
+    as text; ``options``; or fields ``A``, ``B``, ...), and ``kind``, ``unit``, ``tolerance`` and ``source`` as in
+    `mpo.schema.Question`. Everything else is metadata; what may be something the model should see is refused (`mpo.data.unused`),
+    outside of a field ``metadata``.
     """
     return Questions(path, **settings)
 

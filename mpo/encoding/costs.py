@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, Value
+from datasets.features.features import require_decoding
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
-from PIL import Image
 
 from mpo.data.encoded import file_state, with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import Frame, frame_size, with_frames
 from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
+from mpo.encoding.shapes import SHAPED, STAND_IN, Shape, Shapes
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
-from mpo.encoding.turns import SIDES, describe, encoded_images, render
-from mpo.io import BadRecord, bad_record
+from mpo.encoding.turns import SIDES, Rendered, describe, encoded_images, render
+from mpo.io import RECORD_ERRORS, BadRecord, bad_record
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
 
+logger = logging.getLogger(__name__)
 READ_COLUMNS = ("id", *names(encoded=True), *TRL_COLUMNS, *CONVERSATION_COLUMNS)
 MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
-FORMAT = 6
+FORMAT = 7
 """Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""
 
 
@@ -42,7 +48,7 @@ class PairCosts:
 
     ``prompt``: tokens of the prompt, image tokens included. ``chosen``, ``rejected``: tokens of the completions, up to the last
     labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images. Of a
-    conversation, ``chosen`` is the one completion with the images of later turns, and ``rejected`` is 0.
+    conversation, ``chosen`` is the one completion with the images of later turns; ``rejected`` and ``group`` are 0.
     """
 
     prompt: NDArray[np.int32]
@@ -137,25 +143,45 @@ def measure(
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
     as_files = with_encoded_images(as_files)
+    if num_proc is None:  # a process for every 20,000 records
+        num_proc = min(len(as_files) // 20_000, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) or None
     settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
     settings += [] if sides == SIDES else [*sides, train_on]
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings, file_state(as_files)])
-    measured = as_files.map(
-        RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on),
-        remove_columns=as_files.column_names,
-        features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
-        new_fingerprint=fingerprint,
-        num_proc=num_proc,
-        desc="Measuring records",
-    )
+    one = RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on)
+
+    def mapped(count: Callable[[Any], dict[str, list[int]]]) -> Dataset:
+        return as_files.with_format(None if require_decoding(as_files.features) else "arrow").map(
+            count,
+            batched=True,
+            remove_columns=as_files.column_names,
+            features=Features({name: Value("int64" if name == "group" else "int32") for name in MEASURED}),
+            new_fingerprint=fingerprint,
+            num_proc=num_proc,
+            desc="Measuring records",
+        )
+
+    try:
+        measured = mapped(one.batch)
+    except _OtherCount as error:
+        logger.warning(f"{error}; all records are measured one by one.")
+        measured = mapped(RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on, 0).batch)
     return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).truncate(
         max_length, skip=on_bad_record == "skip"
     )
 
 
+class _OtherCount(RuntimeError):
+    """A record has another number of tokens than its shape and words say."""
+
+
 class RecordMeasure:
-    """Measure one record without decoding its images: a dict of `MEASURED`. Each process of datasets' `map` gets a copy."""
+    """Measure records without decoding their images: a dict of `MEASURED`. Each process of datasets' `map` gets a copy.
+
+    Plain conversations are counted by their shapes (`mpo.encoding.shapes`). The first of every shape
+    that is counted, and one in `sampled` of all, are also encoded, and have to have the same count. 0: all records are encoded.
+    """
 
     def __init__(
         self,
@@ -165,10 +191,16 @@ class RecordMeasure:
         on_bad_record: str,
         sides: Sequence[str] = SIDES,
         train_on: str = "all",
+        sampled: int = 1000,
     ) -> None:
         self.processing_class, self.tile_budget, self.on_bad_record = processing_class, tile_budget, on_bad_record
-        self.sides, self.train_on = sides, train_on
+        self.sides, self.train_on, self.sampled = sides, train_on, sampled
         self.encoder = Encoder(processing_class, completion_end=completion_end, tile_budget=tile_budget)
+        self._shapes: Shapes | None = None
+        self._sizes: dict[str | None, tuple[int, int]] = {}  # of image files, by path
+        self._unchecked: set[Any] = set()  # keys of shapes, which are rendered the second time
+        self._known: dict[Any, Shape | None] = {}
+        self._seen = 0
 
     def __call__(self, record: dict[str, Any]) -> dict[str, int]:
         """The costs of a record, by name."""
@@ -180,39 +212,118 @@ class RecordMeasure:
                 raise
             return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _group("a bad record", [])}
 
+    def batch(self, columns: Any) -> dict[str, list[int]]:
+        """The costs of several records, by name; a table of Arrow, or a dict of columns."""
+        if isinstance(columns, pa.Table):
+            records = columns.to_pylist()
+        else:
+            records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        by_shape = self._by_shape(records) if self.sampled and self.sides != SIDES else {}
+        found = []
+        for place, record in enumerate(records):
+            counted = by_shape.get(place)
+            self._seen += 1
+            if counted is None:
+                found.append(self(record))
+                continue
+            found.append(counted)
+            if self._seen % self.sampled == 0 and counted != (encoded := self(record)):
+                raise _OtherCount(f"{describe(record)} has the costs {encoded}, and {counted} by its shape and words")
+        return {name: [one[name] for one in found] for name in MEASURED}
+
+    def _by_shape(self, records: list[dict[str, Any]]) -> dict[int, dict[str, int]]:
+        """The costs of those records that can be counted by their shape, by their place."""
+        shapes = self._shapes = self._shapes or Shapes(self.encoder)
+        places, plain, rest = [], [], []
+        for place, record in enumerate(records):
+            try:
+                found = self._plain(record, shapes)
+            except RECORD_ERRORS:  # raised again where its turn comes
+                continue
+            if found is not None:
+                places.append(place)
+                plain.append(found[:2])
+                rest.append(found[2:])
+        costs = {}
+        for place, lengths, (shape, _), more in zip(places, shapes.lengths(plain), plain, rest, strict=True):
+            if lengths is not None:
+                with contextlib.suppress(*RECORD_ERRORS):
+                    costs[place] = self._with_images(*more, shape.later_images, *lengths)
+        return costs
+
+    def _plain(self, record: dict[str, Any], shapes: Shapes) -> tuple[Shape, list[str], dict[str, Any], list[Any]] | None:
+        """The shape of a record, its texts, the record as a completion, and its images; None if it cannot be counted by them."""
+        if any(value is not None and name not in SHAPED for name, value in record.items()):
+            return None
+        completion = as_completion(record, self.train_on)
+        images = encoded_images(completion)
+        outline = None if None in images else shapes.outline(completion, len(images))
+        if outline is None:
+            return None
+        key, texts = outline
+        if key not in self._known:
+            if key not in self._unchecked:
+                self._unchecked.add(key)
+                return None
+            self._known[key] = shapes.shape(completion, len(images), texts)
+        shape = self._known[key]
+        if shape is None or not shape.takes(texts):
+            return None
+        if key in self._unchecked and (counted := shapes.lengths([(shape, texts)])[0]) is not None:
+            self._unchecked.remove(key)
+            lengths, rendered = self._lengths(completion, images)
+            if (counted, shape.later_images) != (lengths, rendered.later_images):
+                self._known[key] = None
+        return None if self._known[key] is None else (shape, texts, completion, images)
+
     def _costs(self, record: dict[str, Any]) -> dict[str, int]:
         record = with_frames(record, where=describe(record)) if self.sides == SIDES else as_completion(record, self.train_on)
         images = encoded_images(record)
-        stand_ins = [None if image is None else _STAND_IN for image in images]
+        lengths, rendered = self._lengths(record, images)
+        costs = self._with_images(record, images, rendered.later_images, *lengths)
+        if self.sides == SIDES:
+            text = f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}"
+            costs["group"] = _group(text, images)
+        return costs
+
+    def _lengths(self, record: dict[str, Any], images: list[Any]) -> tuple[tuple[int, ...], Rendered]:
+        """Tokens of the prompt and of each completion, an image being one token; and the record as text."""
+        stand_ins = [None if image is None else STAND_IN for image in images]
         record = {name: value for name, value in record.items() if name not in IMAGE_COLUMNS and value is not None}
         record = {**record, "images": stand_ins}
         rendered = render(record, self.processing_class, sides=self.sides, split_turns=self.encoder.splits_turns)
         prompt_ids, completions = self.encoder.encode_text(rendered, describe(record), cache(self.encoder.tokenize))
-        prompt, tiles = len(prompt_ids), 0
-        lengths = dict(zip(SIDES, [*(len(completion.ids) for completion in completions), 0], strict=False))
+        return (len(prompt_ids), *(len(completion.ids) for completion in completions)), rendered
+
+    def _with_images(
+        self, record: dict[str, Any], images: list[Any], later: int, prompt: int, chosen: int, rejected: int = 0
+    ) -> dict[str, int]:
+        """The costs of a record from its lengths with one token for each image."""
+        tiles = 0
         if images:
             limits = tile_limits(record, len(images), self.processing_class, describe(record), budget=self.tile_budget)
             counts = self._of_images(images, limits, describe(record))
-            first = len(images) - rendered.later_images
+            first = len(images) - later
             prompt += sum(added for added, _ in counts[:first])
-            lengths["chosen"] += sum(added for added, _ in counts[first:])
+            chosen += sum(added for added, _ in counts[first:])
             tiles = sum(own for _, own in counts)
-        group = _group(f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}", images)
-        return {"prompt": prompt, **lengths, "tiles": tiles, "group": group}
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tiles": tiles, "group": 0}
 
     def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> list[tuple[int, int]]:
         """Of each image, the tokens added when its placeholder, of one token, is replaced by image tokens; and its tiles."""
         rule = _image_rule(self.processing_class)
         counts = []
         for place, image in enumerate(images):
-            height, width = _size(image, f"{where}: image {place + 1} of {len(images)}")
+            path = image["path"] if isinstance(image, dict) and image.get("bytes") is None else None
+            size = self._sizes.get(path)
+            if size is None:
+                size = _size(image, f"{where}: image {place + 1} of {len(images)}")
+                if path is not None:
+                    self._sizes[path] = size
+            height, width = size
             image_tokens, image_tiles = rule(height, width, tuple(limits.items()))
             counts.append((image_tokens - 1, image_tiles))
         return counts
-
-
-_STAND_IN = Image.new("RGB", (1, 1))
-"""Passed to the chat template for each image, for which it only writes a placeholder."""
 
 
 @lru_cache(maxsize=8)

@@ -81,8 +81,8 @@ class Questions:
 def load_questions(path: str | Path, **settings: Any) -> Questions:
     """Open a file of questions; arguments and errors as in `Questions`.
 
-    A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (beside an answer, the assistant's last turn is metadata,
-    ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
+    A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an answer, becomes
+    metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
     ``images``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices`` (a list, also as
     text; ``options``; or fields ``A``, ``B``, ...), and ``kind``,
     ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be

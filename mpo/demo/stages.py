@@ -98,6 +98,8 @@ def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
         }
         for line in read_json_lines(folder.lines("questions"))
     )
+    for one in samples:
+        one["images"] = [str(Path(image).relative_to(folder.data.absolute())) for image in one["images"]]
     write_json_lines(folder.samples, samples)
     return {"responses": sum(len(one["responses"]) for one in samples)}
 
@@ -108,7 +110,7 @@ def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     pairs: list[dict[str, Any]] = []
     counts, responses, kinds = Counter[str](), Counter[str](), Counter[str]()
     for record in read_json_lines(folder.samples):
-        judged = verify.finish(record, ())
+        judged = verify.finish({**record, "images": [str(folder.data / image) for image in record["images"]]}, ())
         verdicts = [response["verdict"] for response in judged["responses"]]
         responses.update(verdicts)
         counts.update(all_right=judged["accuracy"] == 1, all_wrong=judged["accuracy"] == 0)

@@ -142,19 +142,19 @@ class LocalGenerator:
         decoding = Decoding(**settings)
         size = whole_number("concurrency", concurrency, optional=True) or self.responses_per_batch
         waiting: list[tuple[int, Request, tuple[int, ...]]] = []
-        items = aiter(numbered(requests))
-        following: asyncio.Task[Any] | None = asyncio.ensure_future(anext(items, None))
+        items, ended = aiter(numbered(requests)), False
+        following: asyncio.Task[Any] | None = None
         try:
-            while following is not None or waiting:
-                if following is not None:
+            while not ended or waiting:
+                if not ended and sum(len(samples) for _, _, samples in waiting) < size:
+                    following = following or asyncio.ensure_future(anext(items, None))
                     await asyncio.wait([following], timeout=IDLE_SECONDS if waiting else None)
                     if following.done():
-                        taken = following.result()
-                        following = None if taken is None else asyncio.ensure_future(anext(items, None))
+                        taken, following = following.result(), None
+                        ended = taken is None
                         if taken is not None:
                             waiting.append((taken[0], *decoding.samples_of(taken[1])))
-                            if sum(len(samples) for _, _, samples in waiting) < size:
-                                continue
+                        continue
                 for found in await asyncio.to_thread(self._answer, waiting, decoding):  # also where the next ones wait for these
                     yield found
                 waiting = []

@@ -92,6 +92,25 @@ def test_a_stream_samples_the_numbers_that_are_missing(lively, processor):
     assert [(place, number, response.text) for place, number, response in found] == [(0, 1, expected[1]), (0, 3, expected[3])]
 
 
+def test_a_stream_answers_what_others_wait_for(lively, processor):
+    """The next request comes when the one before has its response, in a batch that is never full."""
+    answered = asyncio.Event()
+
+    async def requests():
+        yield QUESTIONS[0]
+        await answered.wait()
+        yield QUESTIONS[0]
+
+    async def collect():
+        found = []
+        async for place, *_ in LocalGenerator(lively, processor).stream(requests(), max_new_tokens=2):
+            found.append(place)
+            answered.set()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(collect(), 60)) == [0, 1]
+
+
 def test_a_stream_goes_on_after_a_request_that_fails(lively, processor):
     gone = Request.ask("What is it?", images=["gone.png"])
     found = streamed(LocalGenerator(lively, processor), [QUESTIONS[2], gone, QUESTIONS[2]], n=2, max_new_tokens=2)

@@ -13,11 +13,11 @@ from typing import Any
 from mpo.data import load_questions
 from mpo.data.questions import BAD
 from mpo.generation.generator import Generator
-from mpo.io import bad_record, parse_json
+from mpo.io import bad_record, parse_json, read_json_object
 from mpo.pipelines.job import Job
 from mpo.pipelines.mmpr.config import Config, Model, file_name, is_server
 from mpo.pipelines.mmpr.continuation import Continue
-from mpo.pipelines.mmpr.output import META, Output
+from mpo.pipelines.mmpr.output import META, REPORT, Output
 from mpo.pipelines.mmpr.pair import Pair
 from mpo.pipelines.mmpr.sample import Sample
 from mpo.pipelines.mmpr.verify import Verify
@@ -124,7 +124,9 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
     for number in range(1, config.rounds + 1):
         folder = output / f"round_{number}" if config.rounds > 1 else output
         with locked(folder, "mmpr"):
-            if not (folder / "trained").exists():
+            if (folder / "trained").exists():
+                report = read_json_object(folder / REPORT)
+            else:
                 report = _round(config, folder, {"workers": workers, "retry_dropped": retry_dropped}, drop_bad)
                 if config.rounds > 1:
                     _train(config, folder.absolute())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ PROMPTS = {
 }
 """Prompts of the structure of InternVL's pipeline; ``background``, ``describe`` and ``grounded`` are the styles of the paper, for
 science; for charts, text and documents; and for general questions."""
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+_compiled = cache(ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string)
 
 
 def find_prompt(given: str) -> Prompt:
@@ -80,6 +81,6 @@ def render(template: str, record: Mapping[str, Any], choices: str) -> str:
     """Render a template, with what `mpo.pipelines.sample` replaces for the question. Raises ValueError if it does not render."""
     known = {name: record.get(name) for name in ("kind", "unit", "source")} | {"metadata": record.get("metadata", {})}
     try:
-        return _JINJA.from_string(template).render(question=QUESTION, choices=choices, **known)
+        return _compiled(template).render(question=QUESTION, choices=choices, **known)
     except TemplateError as error:
         raise ValueError(f"the prompt does not render: {error}. It may use question, choices, {', '.join(known)}.") from None

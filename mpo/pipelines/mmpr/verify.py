@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mpo.generation.generator import Response
@@ -44,13 +44,13 @@ def judge(response: str, question: Question, format: str = "line") -> Judged:
     >>> judge("I see 3 4\n3 + 4 = 7\nFinal answer: 7", Question([], ground_truths=["7"])).verdict
     'correct'
     """
-    said: str | None = response
+    said = response
     if format == "any":
         kind = question.kind or detect_kind((question.ground_truths or ("",))[0], question.choices)
         answer = extract(response, kind=kind, choices=question.choices).answer
     elif format == "line":
         parsed = parse_response(response)
-        answer = parsed and parsed.answer
+        answer = parsed.answer if parsed else None
         said = f"Final answer: {answer}"
     else:
         _, closed, rest = response.rpartition("</think>")
@@ -90,10 +90,11 @@ class Verify(Step):
             raise ValueError("it has no ground truth. Add its answer, or take the open route (mpo mmpr continue).")
         if not record.get("responses"):
             raise ValueError("it has no responses. Sample some (mpo mmpr sample).")
-        own = {name: value for name, value in (("kind", self.kind), ("tolerance", self.tolerance)) if value is not None}
-        question = replace(
-            Question(**{"messages": ()} | {one.name: record[one.name] for one in fields(Question) if one.name in record}), **own
-        )
+        own: dict[str, Any] = {
+            name: value for name, value in (("kind", self.kind), ("tolerance", self.tolerance)) if value is not None
+        }
+        given = {one.name: record[one.name] for one in fields(Question) if one.name in record}
+        question = Question(**{"messages": (), **given, **own})
         format = self.format or record.get("format", "any")
         judged: list[dict[str, Any]] = [{**one, **vars(judge(one["text"], question, format))} for one in record["responses"]]
         return {**record, "responses": judged, "accuracy": sum(one["verdict"] == "correct" for one in judged) / len(judged)}

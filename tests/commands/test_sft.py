@@ -6,18 +6,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import composition
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from separate_parts import write_language, write_vision
 from small_runs import difference
 from support import make_image
 
 from mpo.commands import main
-from mpo.commands.train import settable
 from mpo.models.family import INTERNVL
 from mpo.models.joining import save_joined
 from mpo.training.job import TrainJob, run_train_job
@@ -50,9 +48,7 @@ def words(folder: Path, run_dir: Path, *more: str, data: str = "chats.jsonl", ro
 
 
 def composed(overrides: list[str], command: str = "sft") -> dict:
-    with initialize_config_module("mpo.recipes", version_base="1.3"):
-        config = OmegaConf.to_container(compose(command, [settable(o) for o in overrides]), resolve=True)
-    return {key: value for key, value in config.items() if key != "hydra"}
+    return composition.composed(overrides, command)
 
 
 def moved(before: Path, after: Path) -> set[str]:

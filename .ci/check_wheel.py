@@ -21,7 +21,7 @@ TESTS = (
     "generation/test_local.py",
     "verification/test_verification.py",
     "pipelines/test_job.py",
-    "evaluation/test_intervals.py",
+    "evaluation/test_statistics.py",
     "curation/test_write.py",
     "training/test_finite.py",
     "preflight/doctor/test_step.py",

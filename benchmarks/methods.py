@@ -67,6 +67,8 @@ def quietly(call: Callable[..., None], *arguments: Any) -> None:
 
 def chosen_rate(work: Path, method: str, rates: Sequence[float] = LEARNING_RATES) -> float:
     """The learning rate with the highest reasoned accuracy on seed 0; the lowest in case of ties."""
+    if len(rates) == 1:
+        return rates[0]
     return max(rates, key=lambda rate: sum(_read(folder_of(work, CHOOSING), method, rate)["reasoned"]["correct"]))
 
 
@@ -110,7 +112,8 @@ def main() -> None:
         if options.prepare_only:
             return _show_prepared(work, seeds)
         candidates = {method: LEARNING_RATES[: 1 if options.quick and method != "mpo" else None] for method in METHODS}
-        run_all(jobs_of(work, CHOOSING, candidates, settings), pool, "learning rates")
+        choices = {method: rates for method, rates in candidates.items() if len(rates) > 1}
+        run_all(jobs_of(work, CHOOSING, choices, settings), pool, "learning rates")
         rates = {method: chosen_rate(work, method, candidates[method]) for method in METHODS}
         chosen = {method: [rate] for method, rate in rates.items()}
         run_all([job for seed in seeds for job in jobs_of(work, seed, chosen, settings)], pool, "methods")
@@ -125,8 +128,8 @@ def main() -> None:
         | {name: version(name) for name in ("torch", "transformers", "trl", "scikit-learn", "mpo-trainer")},
         "settings": asdict(settings),
         "learning_rates": {
-            method: {f"{rate:.0e}": _share(_read(folder_of(work, CHOOSING), method, rate)) for rate in candidates[method]}
-            for method in METHODS
+            method: {f"{rate:.0e}": _share(_read(folder_of(work, CHOOSING), method, rate)) for rate in rates}
+            for method, rates in choices.items()
         },
         "prepared": [{"seed": entry["seed"], "pairing": entry["pairing"]} for entry in prepared],
         "summary": summarize([entry["before"] for entry in prepared[1:]], runs, rates),

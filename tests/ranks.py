@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,16 +19,28 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 def run_on_ranks(folder: Path, scenarios: dict[str, dict], ranks: int = 2) -> None:
     """Run scenarios, the arguments of `small_run` (with "sft" of `small_sft`), in one group of processes, with files as results."""
+    on_ranks(ranks, one_rank, folder, scenarios)
+
+
+def on_ranks(ranks: int, work: Callable, *arguments) -> None:
+    """Call `work` in forked processes, the ranks of one group."""
     warm_up()
     size = str(ranks)
     environment = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port())}
-    start_processes(one_rank, (folder, scenarios, environment), nprocs=ranks, start_method="fork")
+    start_processes(_rank, (work, arguments, environment), nprocs=ranks, start_method="fork")
 
 
-def one_rank(rank: int, folder: Path, scenarios: dict[str, dict], environment: dict[str, str]) -> None:
-    """Run all scenarios, one after the other."""
+def _rank(rank: int, work: Callable, arguments: tuple, environment: dict[str, str]) -> None:
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
+    work(*arguments)
+    dist.barrier()  # a rank that leaves early takes its connections with it
+    time.sleep(1)  # until all have left the barrier
+    os._exit(0)  # past the end of gloo's threads, which now and then aborts a process that has done its work
+
+
+def one_rank(folder: Path, scenarios: dict[str, dict]) -> None:
+    """Run all scenarios, one after the other."""
     shard_on_cpus()
     for name, settings in scenarios.items():
         unset_hf_deepspeed_config()  # the last scenario's
@@ -53,9 +66,6 @@ def one_rank(rank: int, folder: Path, scenarios: dict[str, dict], environment: d
             )
         )
         record(trainer, folder / f"{name}.pt")
-    dist.barrier()  # a rank that leaves early takes its connections with it
-    time.sleep(1)  # until all have left the barrier
-    os._exit(0)  # past the end of gloo's threads, which now and then aborts a process that has done its work
 
 
 def shard_on_cpus() -> None:

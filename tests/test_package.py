@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from configparser import ConfigParser
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -124,3 +125,12 @@ def test_the_oldest_python_is_one_that_every_requirement_takes():
     assert f"Programming Language :: Python :: {oldest}" in project["project"]["classifiers"]
     for file in ("README.md", "Makefile"):
         assert re.findall(r"Python >= (\d\.\d+)", (ROOT / file).read_text()) == [oldest]
+
+
+def test_every_package_is_in_the_wheel():
+    """setup.cfg lists them by hand."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "mpo").rglob("__init__.py")}
+    expected = {".".join(folder.parts) for folder in folders} | {"mpo.losses", "mpo.recipes"}
+    assert set(settings["options"]["packages"].split()) == expected

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
+from composition import composition
 from omegaconf import OmegaConf
 
-from mpo.commands.train import GROUPS, settable
+from mpo.commands.train import GROUPS
 from mpo.recipes import EXPERIMENTS
 from mpo.training.job import TrainJob
 
@@ -30,8 +30,7 @@ OF_SFT = ("data=conversations", "trainer=sft", *(f"method=internvl2_5_stage{stag
 
 
 def composed(*overrides, command="train"):
-    with initialize_config_module("mpo.recipes", version_base="1.3"):
-        return compose(command, [settable(override) for override in overrides])
+    return composition(overrides, command)
 
 
 def bound(config, tmp_path):

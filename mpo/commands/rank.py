@@ -3,11 +3,12 @@
 import os
 import sys
 
-from mpo.commands.outcome import leave_interrupts_to_parent, user_errors
+from mpo.commands.outcome import leave_interrupts_to_parent, user_errors, without_collection
 
 
 def main(path: str) -> int:
-    from mpo.training.job import TrainJob, run_train_job
+    with without_collection():
+        from mpo.training.job import TrainJob, run_train_job
 
     def work() -> int:
         run_train_job(TrainJob.load(path))

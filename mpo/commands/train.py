@@ -163,9 +163,10 @@ def _task(config: DictConfig, task: str) -> None:
 
 
 def _train(config: DictConfig, task: str) -> int:
-    from omegaconf import OmegaConf
+    from mpo.commands.outcome import without_collection
 
-    from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
+    with without_collection():
+        from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
 
     method = HydraConfig.get().runtime.choices["method"]
     if (other := _task_of(method)) not in (None, task):

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from composition import composed
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from small_runs import KillAt, difference, in_fork, write_job
@@ -15,7 +14,6 @@ from support import image_pairs
 from mpo import MPOConfig, MPOTrainer
 from mpo.batching.collator import PairCollator
 from mpo.commands import main
-from mpo.commands.train import settable
 from mpo.models.loading import load_model
 from mpo.training.job import TrainJob, run_train_job
 
@@ -32,9 +30,7 @@ def settings(tmp_path_factory):
 
 
 def job(settings, folder) -> TrainJob:
-    with initialize_config_module("mpo.recipes", version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", [settable(s) for s in (*settings, f"run_dir={folder}")]), resolve=True)
-    return TrainJob.from_config({key: value for key, value in config.items() if key != "hydra"})
+    return TrainJob.from_config(composed([*settings, f"run_dir={folder}"]))
 
 
 def base_weights(model) -> dict[str, torch.Tensor]:

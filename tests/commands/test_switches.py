@@ -5,15 +5,13 @@ import shutil
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from composition import composed
 from safetensors.torch import load_file
 from small_runs import difference, in_fork, write_job
 from transformers import TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 
 from mpo.commands import main
-from mpo.commands.train import settable
 from mpo.models.kernels import use_liger_layers
 from mpo.models.small import small_internvl
 from mpo.training.job import TrainJob, run_train_job
@@ -26,12 +24,6 @@ def settings(tmp_path_factory):
     arguments = write_job(folder, 12)
     (folder / "prompts.jsonl").write_text('{"id": "seen", "image": "0.png", "question": "What is it?"}\n{"question": "Who?"}')
     return folder, arguments
-
-
-def composed(overrides: list[str]) -> dict:
-    with initialize_config_module("mpo.recipes", version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", [settable(o) for o in overrides]), resolve=True)
-    return {key: value for key, value in config.items() if key != "hydra"}
 
 
 def trained(settings, run_dir, *overrides) -> dict:

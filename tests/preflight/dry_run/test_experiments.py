@@ -6,12 +6,10 @@ The layers of a part are alike, and take time: where the size of the whole does 
 import json
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from composition import composed
 from real_shapes import real_processor, write_checkpoint
 from support import make_image
 
-from mpo.commands.train import settable
 from mpo.preflight.dry_run import dry_run
 from mpo.recipes import EXPERIMENTS
 from mpo.training.job import TrainJob
@@ -46,9 +44,7 @@ def test_every_experiment(name, processor, pairs, tmp_path):
     gpu_gb = 80 if name in ADVISED else 10_000
     overrides = [f"experiment={name}", f"data.path={pairs}", f"run_dir={tmp_path / 'run'}", "dry_run=true"]
     overrides.append(f"dry_run_gpu_gb={gpu_gb}")
-    with initialize_config_module("mpo.recipes", version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", [settable(override) for override in overrides]), resolve=True)
-    config.pop("hydra", None)
+    config = composed(overrides)
     given = config["model"]["name_or_path"]
     published = "InternVL3-1B" if given == "???" else given  # an experiment that leaves the model open
     layers = None if name in ADVISED else 2
@@ -65,9 +61,7 @@ def test_every_experiment(name, processor, pairs, tmp_path):
 @pytest.mark.parametrize("gpu_gb", [24, 48, 80])
 def test_small_gpus_are_large_enough(gpu_gb, processor, pairs, tmp_path):
     overrides = [f"experiment=small_gpu_{gpu_gb}gb", f"data.path={pairs}", f"run_dir={tmp_path / 'run'}", "dry_run=true"]
-    with initialize_config_module("mpo.recipes", version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", [settable(override) for override in overrides]), resolve=True)
-    config.pop("hydra", None)
+    config = composed(overrides)
     config["model"]["name_or_path"] = str(write_checkpoint(config["model"]["name_or_path"], tmp_path / "model", processor))
     page = dry_run(TrainJob.from_config({**config, "dry_run_gpu_gb": gpu_gb}))
     assert f"fits on a GPU of {gpu_gb} GiB" in page

@@ -17,7 +17,7 @@ from mpo.models.fit import check_fit
 from mpo.preflight.memory import MemoryEstimate, Sharding, estimate_memory
 from mpo.preflight.structure import adapted, build_structure, count_parameters
 from mpo.preflight.workload import Workload
-from mpo.training.record_checks import check_records, measure_records, name_of, sample
+from mpo.training.record_checks import check_images, check_records, measure_records, name_of, sample
 from mpo.training.without_gpu import plans_gpu
 from mpo.visible import table
 
@@ -54,6 +54,7 @@ def dry_run(job: TrainJob) -> str:
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)
+    check_images(pairs, model)
     work = Workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size)
 
     def estimate(

@@ -154,7 +154,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
         if not self.dataloader_in_order:
             raise ValueError(
                 "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not "
-                "continue where it stopped, and repeated pairs could not be recognized. Leave it at True."
+                "continue where it stopped, and repeated records could not be recognized. Leave it at True."
             )
         if self.max_tiles_per_batch is not None and self.batching != "tokens":
             raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")

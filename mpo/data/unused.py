@@ -27,8 +27,8 @@ MESSAGE = ("role", "content", "tool_calls")
 """The fields of a message."""
 FLAGS = ("train", "loss", "weight")
 """Names of the flag by which a turn of the assistant is labelled, or not: ours, ms-swift's and OpenAI's."""
-KTO = ("label", "kto_tag")
-"""Names by which a completion without a pair is good or bad: TRL's and ms-swift's, LLaMA-Factory's."""
+KTO = ("label", "kto_tag", "desirable")
+"""Names by which a completion without a pair is good or bad: TRL's and ms-swift's, LLaMA-Factory's and others."""
 _FLAG = re.compile(r"_(?:train(?:ing|able|ed)?|loss|mask(?:ed)?|weights?|ignored?|learn(?:able|ed)?)_")
 _MESSAGE, _TEXT = "a message", "text of the prompt"
 _FILES = {

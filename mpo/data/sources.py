@@ -60,7 +60,7 @@ def load_source(
         found = f"{converted.empty:,} of {lines:,} records of {path} give no pair"
         logger.warning(f"{found}: no two of their completions differ in rating and text.")
     if converted.dropped:
-        found = f"{converted.dropped:,} records of {path} are left out"
+        found = f"{converted.dropped:,} pairs of {path} are left out"
         logger.warning(f"{found}: only the {MAX_PAIRS} with the largest margins per prompt are used.")
     if converted.pairs is None:
         noun = KINDS[reading.kind].noun

@@ -45,7 +45,8 @@ class PairCollator:
         ld_alpha: part of these keys, with the length of the pair's shorter completion, since LD-DPO's sums depend on both.
         blank_image: add an unlabelled row with a white image to a batch that has no image. A vision tower that is trained on
             several ranks, or sharded over them, has to run on all of them in every step; without it on one rank, the others
-            wait forever. (In a step without any image AdamW then applies the tower's momentum.)
+            wait forever. If tower and projector alone are trained, a batch of text has no gradient without it. (In a step without
+            any image AdamW then applies the tower's momentum.)
         keep_records: while this is not zero, add the records to the batch. In shared memory, so that data loader workers, which
             have copies of the collator, see it change.
         on_bad_record: for a record that cannot be collated: ``"raise"`` the ValueError that says why, or ``"skip"`` it: a blank

@@ -392,7 +392,7 @@ class PackingReport:
     def __str__(self) -> str:
         least, mean, most = self.pairs_per_batch
         parts = [
-            f"{self.pairs:,} pairs in {self.batches:,} batches ({least} to {most}, {mean:.1f} on average), {self.steps:,} steps"
+            f"{self.pairs:,} records in {self.batches:,} batches ({least} to {most}, {mean:.1f} on average), {self.steps:,} steps"
         ]
         if self.tokens is not None:
             parts.append(f"{self.tokens:,} tokens, {self.tiles:,} tiles")
@@ -402,5 +402,5 @@ class PackingReport:
         if self.oversized:
             parts.append(f"{self.oversized:,} records beyond the budget, in batches of their own")
         if self.padding:
-            parts.append(f"{self.padding} batches of a repeated pair that does not count")
+            parts.append(f"{self.padding} batches of a repeated record that does not count")
         return "; ".join(parts)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from html import escape
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
@@ -92,11 +91,10 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
         return list(zip(("prompt", "chosen", "rejected"), texts(dict(record)), strict=True))
     from mpo.encoding.show import show_record
 
-    as_trained = SimpleNamespace(max_length=None, truncation_mode="keep_start", completion_end="end_of_turn", tile_budget="prompt")
     opened = list(images_of(record))
     # The encoder expects columns without a value to be missing.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
-    shown = show_record({**bare, "images": opened} if opened else bare, processor, as_trained)
+    shown = show_record({**bare, "images": opened} if opened else bare, processor)
     # A heading, and its lines, which are indented.
     parts = [part.split("\n") for part in re.split(r"\n(?!    )", shown)]
     return [(name, "\n".join(line[4:] for line in lines)) for name, *lines in parts]

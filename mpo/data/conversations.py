@@ -20,14 +20,13 @@ from mpo.data.formats import (
     refuse,
     system_of,
 )
+from mpo.data.unused import FLAGS
 from mpo.io import json_kind, parse_json
 from mpo.schema import unlabelled
 
 CALLS = ("function_call", "tool_call")
 """Roles of turns that are calls of tools, as JSON: ShareGPT's and ms-swift's."""
 ALL_ROLES = {**ROLES, "tool_response": "tool", **dict.fromkeys(CALLS, "assistant")}
-FLAGS = ("train", "loss", "weight")
-"""Names of the flag by which a turn of the assistant is labelled, or not: ours, ms-swift's and OpenAI's."""
 PAIRS = ("chosen", "rejected", "rejected_response", "rejected_messages", "completions")
 """Fields of preference records."""
 
@@ -36,7 +35,7 @@ class _Conversation(Format):
     USES: tuple[str, ...] = ("image", "images", "video", "videos", "system", "system_prompt", "id", "tools", "metadata")
 
     def read(self, line: Line) -> Iterator[Found]:
-        refuse(line, ("audio", "audios", "objects"), CANNOT)
+        refuse(line, ("audio", "audios", "objects", "loss_scale"), CANNOT)
         refuse(line, ["chat_template_kwargs"], TRL_CANNOT)
         refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
         videos = one_of(line, "video", "videos")

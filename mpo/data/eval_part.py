@@ -51,8 +51,8 @@ def choose_eval(
     check_eval(amount, by)
     count = int(amount * len(pairs)) if 0 < amount < 1 else int(amount)
     if not 0 < count < len(pairs):
-        found = f"eval_size={amount} of {len(pairs):,} pairs is {count:,} pairs, but both parts need at least one pair"
-        raise ValueError(f"{found}. Set it to a fraction below 1, or to a number of pairs that leaves some to train on.")
+        found = f"eval_size={amount} of {len(pairs):,} records is {count:,}, but both parts need at least one"
+        raise ValueError(f"{found}. Set it to a fraction below 1, or to a number that leaves some to train on.")
     keys = content_keys(pairs, num_proc=num_proc).data
     linked: list[list[Hashable]] = []
     for question, own in zip(keys.column("question").to_pylist(), keys.column("images").to_pylist(), strict=True):
@@ -81,10 +81,10 @@ def check_eval(amount: Any, by: Any) -> None:
         ValueError: for an invalid value; the message says what is expected.
     """
     if by not in ("both", "image", "question"):
-        raise ValueError(f"Evaluation pairs are chosen by 'both', 'image' or 'question'; got {by!r}.")
+        raise ValueError(f"Evaluation records are chosen by 'both', 'image' or 'question'; got {by!r}.")
     is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
     if not is_number or not (0 < amount < 1 or (amount >= 0 and amount % 1 == 0)):
-        raise ValueError(f"eval_size must be a fraction between 0 and 1 or a whole number of pairs; got {amount!r}.")
+        raise ValueError(f"eval_size must be a fraction between 0 and 1 or a whole number of records; got {amount!r}.")
 
 
 def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
@@ -199,9 +199,7 @@ def _too_large(pairs: Dataset, linked: Sequence[Sequence[Hashable]], sizes: Any,
     place = next(place for place, links in enumerate(linked) if common in links)
     is_question = common[0] == "question"  # type: ignore[index]  # a pair of its kind and its key
     what = f"the question {question_text(_prompt(pairs[place]))[:80]!r}" if is_question else "one image"
-    found = (
-        f"An evaluation part of {count:,} of {len(pairs):,} pairs is too small: pairs with the same question or image stay together"
-    )
-    smallest = f"and the smallest such group has {int(sizes.min()):,} pairs ({what} is in {times:,} pairs)"
-    other = " With by='image', only images connect pairs." if by == "both" and is_question else ""
-    return f"{found}, {smallest}. Set a larger eval_size, or use a separate file of evaluation pairs.{other}"
+    found = f"An evaluation part of {count:,} of {len(pairs):,} records is too small: those of one question or image stay together"
+    smallest = f"and the smallest such group has {int(sizes.min()):,} records ({what} is in {times:,} records)"
+    other = " With by='image', only images connect records." if by == "both" and is_question else ""
+    return f"{found}, {smallest}. Set a larger eval_size, or use a separate file of evaluation records.{other}"

@@ -21,7 +21,7 @@ LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 ARRAYS = (".json", ".json.gz")
 TARS = (".tar", ".tar.gz", ".tgz")
 KNOWN = (*LINES, *ARRAYS, ".parquet", *TARS)
-"""Endings of files that pairs can be read from."""
+"""Endings of files that records can be read from."""
 KINDS = (TARS, LINES, ARRAYS, (".parquet",))
 """File types, of which a split has one; next to tars, other files are ignored."""
 SPLITS = {
@@ -31,7 +31,7 @@ SPLITS = {
 }
 """The words for each split, as on the Hub."""
 NOT_PAIRS = ("dataset_info.json", "dataset_infos.json", BAD_RECORDS)
-"""Files next to the pairs that contain none."""
+"""Files next to the records that contain none."""
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")
 SHARD_BYTES = 16 * 2**20
@@ -122,7 +122,7 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
         split: name of the split, or another word for it.
 
     Raises:
-        ValueError: for a folder without files of pairs, without that split, or with files of several types.
+        ValueError: for a folder without files of records, without that split, or with files of several types.
     """
     asked = split.lower()
     found: dict[str, list[Path]] = {}
@@ -130,12 +130,12 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
         for entry in _entries(place):
             name = entry.name.lower()
             if entry.is_dir() and (name in _SPLIT_OF or name == asked):
-                found.setdefault(_SPLIT_OF.get(name, name), []).extend(filter(_may_hold_pairs, _entries(entry)))
-            elif _may_hold_pairs(entry):
+                found.setdefault(_SPLIT_OF.get(name, name), []).extend(filter(_may_hold_records, _entries(entry)))
+            elif _may_hold_records(entry):
                 found.setdefault(_split_of(name, asked, as_on_hub=place != folder), []).append(entry)
     names = [name for name, files in found.items() if files]
     if not names:
-        none = f"{folder} is not a folder of pairs: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}"
+        none = f"{folder} is not a folder of records: neither it nor its 'data' folder has files that end in {', '.join(KNOWN)}"
         advice = "Name files or their folder after their split (train.jsonl), or give a pattern such as 'folder/*.jsonl'"
         raise ValueError(f"{none}, and it was not written by save_to_disk. {advice}.")
     files = found.get(_SPLIT_OF.get(asked, asked))
@@ -146,7 +146,7 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
     if len(there) > 1 and not kinds[0]:
         several = f"{folder} has files of several types, such as {' and '.join(kind[0].name for kind in there)}"
         advice = f"Give a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'"
-        raise ValueError(f"{several}, which may have the same pairs. {advice}.")
+        raise ValueError(f"{several}, which may have the same records. {advice}.")
     return there[0]
 
 
@@ -154,7 +154,7 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _may_hold_pairs(entry: Path) -> bool:
+def _may_hold_records(entry: Path) -> bool:
     name = entry.name.lower()
     return name.endswith(KNOWN) and name[0] != "." and name not in NOT_PAIRS and not entry.is_dir()
 
@@ -246,7 +246,7 @@ def _sliced(files: list[Path], folder: str, split: str) -> Dataset:
     kind = "parquet" if files[0].name.lower().endswith(".parquet") else "json"
     if files[0].name.lower().endswith(TARS):
         raise ValueError(
-            f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Limit the number of pairs instead."
+            f"{folder} has tars, of which {split!r} cannot be loaded: tars have no slices. Limit the number of records instead."
         )
     name = split[: split.index("[")]
     try:

@@ -136,7 +136,7 @@ def _load(
     path = os.path.expanduser(path)
     if is_meta(path) or is_mixture(path):
         if streaming:
-            found = f"{path} says how often each pair is used, but a stream's pairs are not counted"
+            found = f"{path} says how often each record is used, but a stream's records are not counted"
             raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
         bad = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
         settings = {"format": format, "num_proc": num_proc, "metadata": metadata, **bad}
@@ -154,7 +154,7 @@ def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) ->
     if not isinstance(split, str):
         raise ValueError(f"split must be the name of a split, such as 'train'; got {split!r}.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit must be a number of pairs, 1 or more; got {limit!r}.")
+        raise ValueError(f"limit must be a number of records, 1 or more; got {limit!r}.")
     if on_bad_record not in ON_BAD_RECORD:
         raise ValueError(f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
     if isinstance(max_bad_fraction, bool) or not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
@@ -212,11 +212,11 @@ def mix(
     )
     for row in taken:
         if row.pairs and not row.taken:
-            found = f"No pair of source {row.name!r} is taken: its part of {row.pairs:,} pairs rounds to 0"
+            found = f"No record of source {row.name!r} is taken: its part of {row.pairs:,} records rounds to 0"
             logger.warning(f"{found}. Increase its repeat_time or weight, or remove it.")
     order = np.concatenate(drawn)
     if not len(order):
-        raise ValueError("The mixture is empty: repeat_time and cap leave no pair of any source. Increase them.")
+        raise ValueError("The mixture is empty: repeat_time and cap leave no record of any source. Increase them.")
     everything = len(order) == len(pairs) and bool((order == np.arange(len(pairs))).all())
     train = pairs if everything else pairs.select(order)
     return Mixture(train, pairs.select(np.flatnonzero(in_eval)) if eval_size else None, taken)
@@ -248,7 +248,7 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind:
     checked = check_sources(sources)
     counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
     if counted:
-        raise ValueError(f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's pairs are not counted. Set a weight.")
+        raise ValueError(f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's records are not counted. Set a weight.")
     weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
     streams = []
     for source in checked:
@@ -268,7 +268,7 @@ def _load_mixture(path: str, base: Any, split: str, seed: int, settings: dict[st
     mixture = mix(**{"seed": seed, **described, "sources": sources, "kind": kind})
     if split == "eval":
         if mixture.eval is None:
-            raise ValueError(f"{path} has no evaluation part. Add eval_size to it, a fraction or a number of pairs, such as 0.01.")
+            raise ValueError(f"{path} has no evaluation part. Add eval_size to it, a fraction or number of records, such as 0.01.")
         return mixture.eval
     logger.info(f"{path}:\n{mixture.describe()}")
     return mixture.train

@@ -34,10 +34,10 @@ class Mixture:
     taken: tuple[Taken, ...]
 
     def describe(self) -> str:
-        """Format a table of each source's name, pairs, taken pairs, and fraction of the mixture."""
+        """Format a table of each source's name, records, taken records, and fraction of the mixture."""
         total = sum(row.taken for row in self.taken)
         in_all = Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))
-        cells = [("source", "pairs", "taken", "fraction", "eval")]
+        cells = [("source", "records", "taken", "fraction", "eval")]
         for row in (*self.taken, in_all):
             cells.append((row.name, f"{row.pairs:,}", f"{row.taken:,}", f"{row.taken / max(total, 1):.1%}", f"{row.eval:,}"))
         return table([row[: 4 if self.eval is None else 5] for row in cells])
@@ -53,7 +53,7 @@ def amounts(sources: Sequence[Source], pairs: Sequence[int], sampling: Sampling,
     base = [float(np.sqrt(count)) for count in wanted] if sampling == "sqrt" else weights_of(sources)
     empty = [source.name for source, count in zip(sources, pairs, strict=True) if not count]
     if empty:
-        raise ValueError(f"Source {empty[0]!r} has no pairs. Remove it, or set a smaller eval_size.")
+        raise ValueError(f"Source {empty[0]!r} has no records. Remove it, or set a smaller eval_size.")
     return shares(sum(wanted) if size is None else size, base, caps)
 
 
@@ -67,7 +67,7 @@ def shares(total: int, weights: Sequence[float], caps: Sequence[float]) -> list[
     """
     weight, most = np.array(weights, dtype=float), np.array(caps, dtype=float)
     if most.sum() < total:
-        raise ValueError(f"size={total:,}, but the sources' caps allow {int(most.sum()):,} pairs. Set a smaller size.")
+        raise ValueError(f"size={total:,}, but the sources' caps allow {int(most.sum()):,} records. Set a smaller size.")
     capped = np.zeros(len(weight), dtype=bool)
     while True:
         part = np.where(capped, most, 0.0)

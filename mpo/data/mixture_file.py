@@ -55,7 +55,7 @@ def _is_positive(value: Any, below: float = float("inf")) -> bool:
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("cap", "limit"), (_is_whole, "a number of pairs, 1 or more")),
+    **dict.fromkeys(("cap", "limit"), (_is_whole, "a number of records, 1 or more")),
     **dict.fromkeys(("image_root", "format", "split"), (lambda value: isinstance(value, (str, Path)), "text")),
     **dict.fromkeys(("augment", "from_preferences"), (lambda value: isinstance(value, bool), "true or false")),
     **dict.fromkeys(("repeat_time", "weight"), (_is_positive, "a number above 0")),
@@ -228,7 +228,7 @@ def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tu
     for source in settings["sources"]:
         place = Path(source["path"]).expanduser()
         if place.resolve() in within:
-            raise ValueError(f"{path} has {place} as a source, which contains {path} itself. Replace it by a file of pairs.")
+            raise ValueError(f"{path} has {place} as a source, which contains {path} itself. Replace it by a file of records.")
         if is_mixture(place):
             read_mixture(place, within=within)
     return settings
@@ -364,7 +364,10 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
             raise ValueError(f"{where}: {field!r} {found}. Set it to a path.")
         if "://" in value:
             raise ValueError(f"{where}: {field!r} is {value!r}, but nothing is downloaded for a data file. Set it to a local path.")
-    for field in entry.keys() - set(META_KEYS):
+    for field in sorted(entry.keys() - set(META_KEYS)):
+        if field in {*OWN, *LOAD_KEYS} - {"name", "source"}:
+            fix = f"Remove it, or list the sources in a mixture (YAML), with {field!r} for this one"
+            raise ValueError(f"{where} has {field!r}, which a meta.json has not and which would be ignored. {fix}.")
         if meant := did_you_mean(field, META_KEYS):
             raise ValueError(f"{where} has an unknown key {field!r}.{meant}")
     augment, repeat_time = entry.get("data_augment"), entry.get("repeat_time", 1)

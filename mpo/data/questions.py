@@ -143,7 +143,7 @@ def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choic
         )
         turns = [{**turn} if isinstance(turn, Mapping) else turn for turn in line[prompt]]
         if roles[0] == "from":
-            turns = [{"role": ROLES.get(turn.get("from"), turn.get("from")), "content": turn.get("value")} for turn in turns]
+            turns = [{"role": ROLES.get(str(turn.get("from")), turn.get("from")), "content": turn.get("value")} for turn in turns]
         if answer is not None and len(turns) > 1 and turns[-1].get("role") == "assistant":
             new["metadata"] = {**(line.get("metadata") or {}), "response": turns.pop()["content"]}
         new[prompt] = turns

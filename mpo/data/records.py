@@ -118,7 +118,7 @@ def to_records(
         reader = detect(line, what.formats, what.noun) if format is None else what.formats[format]
         pairs = [replace(pair, **settings_of(line)) for pair in reader.read(line)]
         chosen = PROMPTS if format is not None else ()  # a given format says which of them is the prompt
-        own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen), find)
+        own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen), find, kind != "pair")
         for pair in pairs:
             rows.append(what.row(pair, _merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
@@ -139,6 +139,7 @@ def metadata_of(
     called: Mapping[str, Any] = NOTHING,
     names: Sequence[str] = (),
     find: Find | None = None,
+    labels: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what a line says that its format does not use, as metadata, and the names of these fields.
 
@@ -149,6 +150,7 @@ def metadata_of(
         called: the fields that the user calls metadata.
         names: fields that are not refused.
         find: as in `to_records`.
+        labels: whether turns of the assistant are labelled, each for itself.
 
     Raises:
         ValueError: for a field that the model should see, and for one that the line's own metadata have with another value.
@@ -167,7 +169,8 @@ def metadata_of(
         said = {name: getattr(pair, name) for name in ("prompt", "messages", "chosen", "rejected", "system")}
         files = [*_listed(pair.images, "image"), *_listed(pair.videos, "video")]
         known = MESSAGE if pair.messages is None else (*MESSAGE, "train")
-        inside = check_unused(judged, said, files, find=find, known=known, passed=(*names, *reader.ABOUT, *TRUTHS))
+        passed, labelled = (*names, *reader.ABOUT, *TRUTHS), ("messages", "chosen") if labels else ()
+        inside = check_unused(judged, said, files, find=find, known=known, passed=passed, labelled=labelled)
     for name in reader.ABOUT:
         parsed(unused.get(name), name)
     own = line.get("metadata")

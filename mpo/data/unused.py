@@ -25,6 +25,11 @@ MAX_ID_BYTES = 64
 """Maximum bytes of an identifier or a digest that is not text."""
 MESSAGE = ("role", "content", "tool_calls")
 """The fields of a message."""
+FLAGS = ("train", "loss", "weight")
+"""Names of the flag by which a turn of the assistant is labelled, or not: ours, ms-swift's and OpenAI's."""
+KTO = ("label", "kto_tag", "desirable")
+"""Names by which a completion without a pair is good or bad: TRL's and ms-swift's, LLaMA-Factory's and others."""
+_FLAG = re.compile(r"_(?:train(?:ing|able|ed)?|loss|mask(?:ed)?|weights?|ignored?|learn(?:able|ed)?)_")
 _MESSAGE, _TEXT = "a message", "text of the prompt"
 _FILES = {
     "an image": r"jpe?g|jfif|png|webp|avif|gif|bmp|tiff?|p[pgbn]m|hei[cf]|svg|jp2|j2k|jxl|ico|tga|psd|exr|hdr|dcm|np[yz]|nii",
@@ -73,6 +78,7 @@ def check_unused(
     known: Collection[str] = MESSAGE,
     passed: Collection[str] = (),
     advice: str = "say metadata=[{!r}]",
+    labelled: Collection[str] = (),
 ) -> dict[str, list[Any]]:
     """Refuse fields that may be something the model should see, beside what is used and inside of its messages.
 
@@ -84,6 +90,7 @@ def check_unused(
         known: the fields of a message that are used.
         passed: names of fields that are not judged.
         advice: what to do for a field that is metadata, with a place for its name.
+        labelled: names of the conversations whose turns are labelled; flags of other names, which may say which, are refused.
 
     Returns:
         the fields inside of messages and their parts that are not used, each with its values.
@@ -95,6 +102,14 @@ def check_unused(
     for side, conversation in used.items():
         for name, value in _inside(conversation, known):
             inner.setdefault(f"{side}.{name}", []).append(value)
+            if side in labelled and f"{side}.{name}" not in passed and _says_labelled(name, value):
+                what = f"the field {name!r} ({value!r:.60}) of a turn of {side!r} may say whether it is labelled, and is not read"
+                fix = 'Say "train": false in turns that are not labelled' + " of 'messages'" * (side == "chosen")
+                raise BadRecord("", f"{what}. {fix}, or {advice.format(f'{side}.{name}')}.", KIND, f"{side}.{name}")
+    if labelled and not used.get("rejected"):
+        for name in [name for name in KTO if unused.get(name) is False and name not in passed]:
+            what = f"{name!r} is false: a completion to avoid (KTO's data), and training would imitate it"
+            raise BadRecord("", f"{what}. Leave the record out, or {advice.format(name)}.", KIND, name)
     repeated: set[str] | None = None
     for name, value in (*unused.items(), *inner.items()):
         for path, leaf in _leaves(value, name) if name not in passed else ():
@@ -107,6 +122,12 @@ def check_unused(
                 what = f"the field {path!r} is not used, but may be {kind} ({leaf!r:.60})"
                 raise BadRecord("", f"{what}. Rename it to one that is used, or {advice.format(name)}.", KIND, path)
     return inner
+
+
+def _says_labelled(name: str, value: Any) -> bool:
+    """Whether a field of a turn may say that it is not labelled, under a name that is not read here."""
+    says = isinstance(value, (bool, int, float, list)) and _FLAG.search(_named(name)[0]) is not None
+    return says and not (name in FLAGS and value == 1)
 
 
 def plain_name(name: str) -> str:

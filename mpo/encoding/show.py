@@ -14,21 +14,30 @@ OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTIN
 """Delimiters of labelled tokens."""
 
 
-def show_record(record: Mapping[str, Any], processor: Any, args: Any) -> str:
+def show_record(
+    record: Mapping[str, Any],
+    processor: Any,
+    *,
+    max_length: int | None = None,
+    truncation_mode: str = "keep_start",
+    tile_budget: str = "prompt",
+    completion_end: str = "end_of_turn",
+    sides: Sequence[str] = SIDES,
+    train_on: str = "all",
+) -> str:
     """Decode the tokens of a record: image tokens collapsed, labelled tokens between angle quotation marks.
 
     Args:
         record: a preference record, or a conversation.
         processor: processor of the run.
-        args: the run's `MPOConfig` or `PackedSFTConfig`: ``max_length``, ``truncation_mode``, ``tile_budget`` and
-            ``encoding_rules`` determine which tokens are truncated and labelled.
+        max_length: as in `MPOConfig`, as are ``truncation_mode``, ``tile_budget`` and ``completion_end``.
+        sides: the completions of a record: those of a pair, or that of a conversation, as a configuration's ``encoding_rules`` has it.
+        train_on: as in `PackedSFTConfig`, for conversations.
     """
-    rules = args.encoding_rules()
-    end, sides = rules.get("completion_end", "end_of_turn"), rules.get("sides", SIDES)
-    encode = Encoder(processor, args.max_length, args.truncation_mode, end, args.tile_budget)
-    (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), rules["train_on"])], sides=sides)
+    encode = Encoder(processor, max_length, truncation_mode, completion_end, tile_budget)
+    (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), train_on)], sides=sides)
     image = getattr(processor, "image_token_id", None)
-    kept = None if args.max_length is None else args.max_length - len(found.prompt_ids)
+    kept = None if max_length is None else max_length - len(found.prompt_ids)
     lines = [f"prompt, {len(found.prompt_ids):,} tokens", _indented(decoded(found.prompt_ids, None, encode.tokenizer, image))]
     for side, completion in zip(sides, found.completions, strict=True):
         ids, labelled = completion.ids[:kept], completion.loss_mask[:kept]

@@ -228,7 +228,9 @@ def check_fields(record: Record, sides: Sequence[str], processing_class: Any = N
     read = _read_by(" ".join(template.values()) if isinstance(template, dict) else template or "")
     shown = [*encoded_images(record), *(record.get("videos") or ())]
     advice = "remove {!r} (dataset.remove_columns; dataset.map for fields of messages)"
-    check_unused(unused, used, shown, known={*MESSAGE, *read}, advice=advice)
+    labelled = () if tuple(sides) in (SIDES, ()) else CONVERSATION_COLUMNS
+    used_fields = {*MESSAGE, *read, *(["train"] if labelled else [])}
+    check_unused(unused, used, shown, known=used_fields, advice=advice, labelled=labelled)
     for name, value in used.items():
         for text in texts_in(value):
             checked_text(text, repr(name))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mpo.models.family import INTERNVL, PARTS, Family, family_of
+from mpo.models.family import INTERNVL, PARTS, Family, family_of, known_family
 
 
 def base_model(model: nn.Module) -> Any:
@@ -96,6 +96,13 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
             choice = "train" if number is not None and number >= depth - choice else "freeze"
         if choice == "freeze":
             parameter.requires_grad_(False)
+
+
+def learns_from_images_alone(model: nn.Module) -> bool:
+    """Whether only parts are trained that get no gradient from text: the vision tower and the projector."""
+    family = known_family(base_model(model).config)
+    trained = {family.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return bool(trained) and trained <= {"vision", "projector"}
 
 
 def split_groups(

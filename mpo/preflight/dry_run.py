@@ -17,7 +17,7 @@ from mpo.models.fit import check_fit
 from mpo.preflight.memory import MemoryEstimate, Sharding, estimate_memory
 from mpo.preflight.structure import adapted, build_structure, count_parameters
 from mpo.preflight.workload import Workload
-from mpo.training.record_checks import check_records, measure_records, name_of, sample
+from mpo.training.record_checks import check_images, check_records, measure_records, name_of, sample
 from mpo.training.without_gpu import plans_gpu
 from mpo.visible import table
 
@@ -54,6 +54,7 @@ def dry_run(job: TrainJob) -> str:
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)
+    check_images(pairs, model)
     work = Workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size)
 
     def estimate(
@@ -84,6 +85,8 @@ def dry_run(job: TrainJob) -> str:
     advice = partial(_advise, job, model, work, args, sharding, estimate)
     verdict = _verdict(found.total, available, advice) if gpu and available else {}
     built = "with weights, no config available" if real else "on the meta device, no weights loaded"
+    limits = {"max_length": args.max_length, "truncation_mode": args.truncation_mode, "tile_budget": args.tile_budget}
+    seen = show_record(records[0], processor, **limits, **args.encoding_rules())
     sections = {
         f"Dry run of {name} ({built}), loss {args.loss_name()}, {time.perf_counter() - start:.1f} s": [],
         "Parameters": parameter_lines(count_parameters(model)),
@@ -91,7 +94,7 @@ def dry_run(job: TrainJob) -> str:
         **verdict,
         "Work": work_lines(work, args, sharding.world_size),
         "Lengths": length_lines(work),
-        f"As the model sees it: {name_of(records, 0)}": show_record(records[0], processor, args).split("\n"),
+        f"As the model sees it: {name_of(records, 0)}": seen.split("\n"),
     }
     return "\n\n".join("\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items())
 

@@ -162,7 +162,7 @@ class TrainJob(TrainedModel):
         for name, place in {**ELSEWHERE, **{name: f"loss.{name}" for name in job.kind.loss}}.items():
             if name in job.trainer:
                 raise ValueError(f"trainer.{name} cannot be set. Set {place} instead.")
-        types = hints(job.kind.config)
+        types = hints(cast(type, job.kind.config))
         settings = {f.name: types[f.name] for f in fields(job.kind.config) if f.init}
         check_keys({name: settings[name] for name in job.kind.loss}, job.loss, "loss")
         check_keys({**settings, "global_batch_size": schema.Positive | None, "fsdp": bool | str | None}, job.trainer, "trainer")

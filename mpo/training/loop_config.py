@@ -112,11 +112,27 @@ class LoopConfig(_Base):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if self.padding_free and self.rows == "auto":
             self.rows = "packed"
+        self._check_choices()
+        self._check()
+        self._check_rows()
+        self._check_effect()
+        self._check_batches()
+        self._check_fractions()
+        bf16: bool | None = self.bf16  # type: ignore[has-type]
+        if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
+            self.bf16 = False  # TRL's default would raise an error here
+        super().__post_init__()
+        self._check_device()
+        self._check_accelerator()
+        self.accelerator_config.dispatch_batches = False
+
+    def _check_choices(self) -> None:
         for name in self.chosen:
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
-        self._check()
+
+    def _check_rows(self) -> None:
         packed_only = {
             "packing": getattr(self, "packing", False),
             "padding_free": self.padding_free,
@@ -126,6 +142,8 @@ class LoopConfig(_Base):  # type: ignore[misc]
         for name, is_set in packed_only.items() if self.rows == "padded" else ():
             if is_set:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs packed rows, and rows='padded'. Leave one of them out.")
+
+    def _check_effect(self) -> None:
         if self.train_sampling_strategy == "batch_rebalance":
             raise ValueError(
                 "train_sampling_strategy='batch_rebalance' needs tokenized data, and records are tokenized with their batch. "
@@ -139,6 +157,8 @@ class LoopConfig(_Base):  # type: ignore[misc]
         for name, (off, reason) in self.without_effect.items():
             if getattr(self, name) != off:
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: {reason}")
+
+    def _check_batches(self) -> None:
         if (self.batching == "tokens") != (self.max_tokens_per_batch is not None):
             raise ValueError("batching='tokens' and max_tokens_per_batch go together: set both, or neither.")
         if self.batching == "tokens" and self.rows == "padded":
@@ -154,7 +174,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
         if not self.dataloader_in_order:
             raise ValueError(
                 "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not "
-                "continue where it stopped, and repeated pairs could not be recognized. Leave it at True."
+                "continue where it stopped, and repeated records could not be recognized. Leave it at True."
             )
         if self.max_tiles_per_batch is not None and self.batching != "tokens":
             raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")
@@ -163,6 +183,8 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 f"train_sampling_strategy={self.train_sampling_strategy!r} would be ignored: batching and group_same_prompt plan "
                 "the batches. Leave it at 'random'."
             )
+
+    def _check_fractions(self) -> None:
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise ValueError(f"max_bad_fraction must be at least 0 and below 1; got {self.max_bad_fraction}.")
         if self.max_bad_fraction != MAX_BAD_FRACTION and self.on_bad_record == "raise":
@@ -171,23 +193,22 @@ class LoopConfig(_Base):  # type: ignore[misc]
             raise ValueError(f"vision_layer_decay must be above 0 and at most 1 (no decay); got {self.vision_layer_decay}.")
         if not 0.0 <= self.vision_drop_path < 1.0:
             raise ValueError(f"vision_drop_path must be a probability, at least 0 and below 1; got {self.vision_drop_path}.")
-        bf16: bool | None = self.bf16  # type: ignore[has-type]
-        if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
-            self.bf16 = False  # TRL's default would raise an error here
-        super().__post_init__()
+
+    def _check_device(self) -> None:
         if self.activation_offloading and self.device.type == "cpu":
             raise ValueError(
                 "activation_offloading=True moves activations from a GPU to the CPU, and this run has no GPU. Leave it out."
             )
         if self.use_liger_kernel and self.device.type == "cpu":
             raise ValueError("use_liger_kernel=True runs Triton kernels on a GPU, and this run has no GPU. Leave it out.")
+
+    def _check_accelerator(self) -> None:
         accelerator_config = self.accelerator_config
         if accelerator_config.dispatch_batches or accelerator_config.split_batches or not accelerator_config.even_batches:
             raise ValueError(
                 "accelerator_config: dispatch_batches and split_batches would separate the rows of a record, and "
                 "even_batches=False gives ranks unequal numbers of batches. Leave them at their defaults; no record counts twice."
             )
-        accelerator_config.dispatch_batches = False
 
     def encoding_rules(self) -> dict[str, Any]:
         """Return how records are encoded, besides what all runs set: arguments of `mpo.encoding.costs.measure`."""

@@ -104,17 +104,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         with contextlib.ExitStack() as undo:
             # The reference is copied before anything changes the model.
             model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config, undo)
-            trains_adapter = peft_config is not None or is_peft_model(model)
-            if peft_config is None and ref_model is not None and ref_model is not model:
-                check_apart(model, ref_model)
-            copy_identity = None
-            if starts_from_reference and not trains_adapter:
-                ref_model = frozen_copy(model)
-                copy_identity = identity(ref_model)
-            reference = None
-            if args.reference == "cached" and ref_model is not None:  # before accelerate may shard it
-                reference = fingerprint_of(ref_model, processing_class, args)
-            self._unsharded_reference = ref_model
+            ref_model, copy_identity, reference = self._made_reference(model, ref_model, args, processing_class, peft_config)
             keyed = args.reference == "cached" and ref_model is None
             adapters = Adapters(
                 model if is_peft_model(model) else None,
@@ -143,14 +133,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         self._start_identity = adapters.identity or copy_identity
         self._check_start_can_be_kept()
         check_fit(self.model, processing_class)
-        if args.sync_ref_model and not args.mixture().needs_reference:
-            raise ValueError(
-                f"sync_ref_model=True has no effect: none of the losses {args.loss_type} uses a reference. Leave it out."
-            )
-        self.ref_model: PreTrainedModel | None
-        self.mixture = args.mixture().to(self.accelerator.device)
-        if not self.mixture.needs_reference:
-            self.ref_model = None
+        self._set_mixture()
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
         self._start_loop()
         self._prepare_policy(without_dropout=args.disable_dropout)
@@ -166,6 +149,37 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
             self._open_references(reference)
             del ref_model  # then the trainer's is the last one
             self._release_reference()
+
+    def _made_reference(
+        self, model: Any, ref_model: Any, args: MPOConfig, processing_class: Any, peft_config: Any
+    ) -> tuple[PreTrainedModel | None, Any, Any]:
+        """Make the reference of a run, before accelerate may shard it.
+
+        Returns:
+            the reference model (None: that of adapters is the model without them), its identity if it is a copy of the policy, and
+            its fingerprint if its log-probs are cached.
+        """
+        if peft_config is None and ref_model is not None and ref_model is not model:
+            check_apart(model, ref_model)
+        copy_identity = None
+        if ref_model is None and peft_config is None and not is_peft_model(model):
+            ref_model = frozen_copy(model)
+            copy_identity = identity(ref_model)
+        self._unsharded_reference = ref_model
+        cached = args.reference == "cached" and ref_model is not None
+        return ref_model, copy_identity, fingerprint_of(ref_model, processing_class, args) if cached else None
+
+    def _set_mixture(self) -> None:
+        """Build the losses, and release a reference that none of them uses."""
+        mixture = self.args.mixture()
+        if self.args.sync_ref_model and not mixture.needs_reference:
+            raise ValueError(
+                f"sync_ref_model=True has no effect: none of the losses {self.args.loss_type} uses a reference. Leave it out."
+            )
+        self.ref_model: PreTrainedModel | None
+        self.mixture = mixture.to(self.accelerator.device)
+        if not mixture.needs_reference:
+            self.ref_model = None
 
     def _check_start_can_be_kept(self) -> None:
         """Refuse a sharding in which an adapter's start values cannot be restored."""

@@ -25,9 +25,10 @@ from mpo.models.family import takes_images
 from mpo.models.fit import check_targets
 from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context
-from mpo.models.parts import split_groups
+from mpo.models.parts import learns_from_images_alone, split_groups
 from mpo.models.tower import DropPath
 from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING, TRL_COLUMNS, names
+from mpo.training.record_checks import check_images
 from mpo.training.start import (
     Adapters,
     check_columns,
@@ -148,8 +149,10 @@ class HasPolicy(Trainer):  # type: ignore[misc]
                 self.data_collator,
                 layout=self.layout,
                 context=fixed_context(self.model),
-                blank_image=self.accelerator.num_processes > 1 and takes_images(self.model.config),
+                blank_image=takes_images(self.model.config)
+                and (self.accelerator.num_processes > 1 or learns_from_images_alone(self.model)),
             )
+            check_images(self.train_dataset, self.model)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with a parameter group for each learning rate."""

@@ -6,10 +6,12 @@ import copy
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import READ_COLUMNS, PairCosts, measure
 from mpo.encoding.turns import SIDES, encoded_images, render
+from mpo.models.parts import learns_from_images_alone
 from mpo.schema import IMAGE_COLUMNS
 
 SLACK = 64
@@ -78,6 +80,23 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
     with args.main_process_first(desc="measuring records"):
         costs = measure_records(records, processor, args)
     check_records(records, costs, processor, config, args, looked_at=looked_at)
+
+
+def check_images(dataset: Any, model: Any) -> None:
+    """Refuse a data set without an image or video if only parts of the model are trained that learn from images alone.
+
+    Raises:
+        ValueError: names these parts.
+    """
+    if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not learns_from_images_alone(model):
+        return
+    shown = [name for name in (*IMAGE_COLUMNS, "videos") if name in dataset.column_names]
+    bare = with_encoded_images(dataset.with_format(None).select_columns(shown)) if shown else ()
+    if not any(record[name] for record in bare for name in shown):
+        raise ValueError(
+            "No record has an image or a video, and the parts that are trained, vision tower and projector, learn from nothing "
+            "else. Give records with images, or train the language model too (train_parts.language)."
+        )
 
 
 def may_exceed(records: Any, processor: Any, limit: int) -> list[int]:

@@ -128,7 +128,7 @@ def check_same_run(checkpoint: str, run: Mapping[str, Any], order: Mapping[str, 
     for name in order.keys() & state["order"].keys():
         before[name], now[name] = state["order"][name], order[name]
     other_pairs = any(state["order"].get(name, value) != value for name, value in order.items())
-    fix = "set ignore_data_skip=True to go on from the beginning of the other pairs, or " if other_pairs else ""
+    fix = "set ignore_data_skip=True to go on from the beginning of the other records, or " if other_pairs else ""
     check_same(before, now, checkpoint, fix=f"{fix}choose another output_dir")
 
 

@@ -185,6 +185,9 @@ def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SI
     missing = min(([column for column in each if columns and column not in columns] for each in needed), key=len)
     if missing:
         hint = " Load MMPR files with mpo.data.load_preferences." if "question" in columns else ""
+        if any(name in columns for name in ("conversations", "query")):
+            load = "load_preferences" if SIDES in needed else "load_conversations"
+            hint = f" Load files of ShareGPT's, LLaVA's or ms-swift's format with mpo.data.{load}."
         records = "A conversation needs 'messages', or 'prompt' and 'completion'."
         if SIDES in needed:
             records = "A preference record needs 'chosen' and 'rejected', and 'prompt' unless both contain it."

@@ -266,7 +266,7 @@ def test_report_is_one_line():
     assert report.mean_fill == pytest.approx(report.tokens / report.batches / 8192)
     line = str(report)
     assert "\n" not in line
-    assert "100 pairs" in line and "filled" in line and "imbalance" in line
+    assert "100 records" in line and "filled" in line and "imbalance" in line
     unmeasured = str(PairBatchSampler(3, pairs_per_batch=1, world_size=2).report())
     assert "tokens" not in unmeasured and "does not count" in unmeasured
 

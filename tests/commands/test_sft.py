@@ -167,6 +167,44 @@ def _a_rank(path: Path) -> None:
     assert rank.main(str(path)) == 0
 
 
+def test_a_mixture(folder, tmp_path, capfd):
+    """Conversations, twice, and the chosen completions of pairs, with an evaluation part; the run and its plan count records."""
+    own = [{"path": str(folder / "chats.jsonl"), "repeat_time": 2}]
+    own += [{"path": str(folder / "pairs.jsonl"), "from_preferences": True, "cap": 5, "image_root": str(folder)}]
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump({"sources": own, "eval_size": 4, "eval_by": "image"}))
+    mixture = ["data=mixture", f"data.mix={tmp_path / 'mix.yaml'}", "trainer.eval_strategy=epoch", "samples.count=0"]
+    plain = [word for word in words(folder, tmp_path / "run") if not word.startswith("data.path")]
+    assert main(["sft", *plain, *mixture, "dry_run=true"]) == 0
+    plan = capfd.readouterr().out
+    assert main(["sft", *plain, *mixture]) == 0
+    said = capfd.readouterr()
+    logged = (tmp_path / "run" / "sft.log").read_text()
+    count = int(re.search(r"Batches: (\d+) records in", logged)[1])
+    assert f"{count} conversations;" in plan and f"batches: {count} records in" in plan and "pairs in" not in plan + said.err
+    table = re.findall(r"^(chats|pairs|in all) +(\d+) +(\d+) +\S+ +(\d+)$", logged, re.MULTILINE)
+    by_name = {name: tuple(map(int, counts)) for name, *counts in table}
+    assert by_name["chats"][1] == 2 * by_name["chats"][0] and by_name["pairs"][1] <= 5 and by_name["in all"][1:] == (count, 4)
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in one for one in log)
+
+
+def test_batches_of_a_number_of_conversations(folder, tmp_path):
+    """As `mpo sft --help` has it: the budgets of tokens are not for them."""
+    more = ["trainer.batching=conversations", "trainer.per_device_train_batch_size=2", "trainer.global_batch_size=4"]
+    config = composed([*words(folder, tmp_path / "run", rows=False), *more])
+    args = TrainJob.from_config(config).planned_arguments()
+    assert (args.max_tokens_per_batch, args.max_tiles_per_batch, args.gradient_accumulation_steps) == (None, None, 2)
+
+
+def test_a_run_folder_without_a_model(folder, tmp_path, capsys):
+    """A stage that was interrupted: its checkpoint is named."""
+    (tmp_path / "unfinished").mkdir()
+    shutil.copytree(folder / "joined", tmp_path / "unfinished" / "checkpoint-4")
+    assert main(["sft", *words(folder, tmp_path / "run"), f"model.name_or_path={tmp_path / 'unfinished'}"]) == 2
+    assert f"{tmp_path}/unfinished has no config.json" in (error := capsys.readouterr().err) and "checkpoint-4" in error
+
+
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process(folder, tmp_path):
     """A step has two packed rows in both. The ranks are those that `mpo sft` starts, but forked from here."""
     assert main(["sft", *words(folder, tmp_path / "1", "trainer.max_steps=3")]) == 0

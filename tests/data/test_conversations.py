@@ -279,6 +279,13 @@ WRONG = {
     "nothing": ({}, "no conversation in any known format"),
     "a flag of text": ({"messages": [ASKED, {**REPLY, "train": "yes"}]}, "'train' of turn 2 is 'yes'"),
     "half a weight": ({"messages": [ASKED, {**REPLY, "weight": 0.5}]}, "'weight' of turn 2 is 0.5"),
+    "a flag of another case": ({"messages": [ASKED, {**REPLY, "Train": False}]}, "'Train'"),
+    "Axolotl's flag": ({C: [human("a"), {**gpt("b"), "train_on_turn": False}]}, "'train_on_turn'"),
+    "a mask": ({C: [human("a"), {**gpt("b"), "mask": True}]}, "'mask'"),
+    "a mask of tokens": ({"messages": [ASKED, {**REPLY, "loss_mask": [0, 1]}]}, "'loss_mask'"),
+    "a loss scale of the record": ({"loss_scale": "last_round", "messages": [ASKED, REPLY]}, "'loss_scale'"),
+    "TRL's bad completion": ({"prompt": "Why?", "completion": "So.", "label": False}, "'label' is false"),
+    "LLaMA-Factory's bad completion": ({C: [human("a"), gpt("b")], "kto_tag": False}, "'kto_tag' is false"),
     "a loss scale": ({"messages": [ASKED, {**REPLY, "loss_scale": 2.0}]}, "'loss_scale'"),
     "two flags": ({"messages": [ASKED, {**REPLY, "loss": True, "weight": 0}]}, "'loss' and 'weight'"),
     "the user labelled": ({"messages": [{**ASKED, "train": True}, REPLY]}, "only the assistant"),
@@ -340,6 +347,24 @@ def test_from_preferences(format, images):
     assert load_conversations(images / "p.jsonl", from_preferences=True, format=format)["id"][:] == [
         pair["id"].replace("f.jsonl:3", f"{images}/p.jsonl:1")
     ]
+
+
+@pytest.mark.parametrize("flag", [{"train": False}, {"weight": 0}, {"weight": 0.5}, {"loss": False}, {"mask": True}])
+def test_flags_of_chosen_turns(flag, images):
+    """All turns of a chosen completion are labelled: a flag that says otherwise is refused, or called metadata."""
+    (name, value) = next(iter(flag.items()))
+    pair = {"prompt": [ASKED], "chosen": [{**REPLY, **flag}, said("user", "Sure?"), said("assistant", "Yes.")], "rejected": "No."}
+    with pytest.raises(BadRecord, match=f"'{name}' .{value}"):
+        read(pair, images, kind="chosen")
+    (row,) = read(pair, images, kind="chosen", metadata=[f"chosen.{name}"])
+    assert json.loads(row["metadata"]) == {f"chosen.{name}": [value]}
+    assert only({**pair, "chosen": [{**REPLY, "weight": 1}]}, images, kind="chosen")["messages"][-1]["role"] == "assistant"
+    assert read(pair, images, kind="pair")  # where it is metadata
+
+
+def test_a_good_completion_is_read(images):
+    row = only({"prompt": "Why?", "completion": "So.", "label": True}, images)
+    assert json.loads(row["metadata"]) == {"label": True} and len(row["messages"]) == 2
 
 
 def test_a_completion_that_is_chosen_twice(images):

@@ -152,6 +152,9 @@ def test_a_meta_has_no_splits(mmpr):
         ({"root": ["a"]}, "'root' is a list"),
         ({"root": "s3://bucket/"}, "nothing is downloaded"),
         ({"root": "a\0b"}, "'root' is text"),
+        ({"from_preferences": True}, "'from_preferences', .*mixture"),
+        ({"tiles": {"max": 2}}, "'tiles', .*mixture"),
+        ({"weight": 2}, "'weight', .*mixture"),
     ],
 )
 def test_entries_that_make_no_sense(mmpr, fields, reason):

@@ -72,7 +72,7 @@ def test_a_limit_takes_of_all_sources(sources, tmp_path):
 def test_a_source_of_which_nothing_is_taken_is_named(sources, caplog):
     sources[1]["repeat_time"] = 0.05  # of 10
     assert taken(mix(sources)) == {"a": 100, "b": 0, "c": 7}
-    assert "No pair of source 'b' is taken" in caplog.text and caplog.text.count("is taken") == 1
+    assert "No record of source 'b' is taken" in caplog.text and caplog.text.count("is taken") == 1
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(sources):
@@ -137,7 +137,7 @@ def test_describe(sources):
     sources[0]["repeat_time"] = 0.5
     lines = mix(sources).describe().split("\n")
     assert [line.split() for line in lines] == [
-        ["source", "pairs", "taken", "fraction"],
+        ["source", "records", "taken", "fraction"],
         ["a", "100", "50", "74.6%"],
         ["b", "10", "10", "14.9%"],
         ["c", "7", "7", "10.4%"],
@@ -186,22 +186,22 @@ def test_refusals_of_settings(sources):
         ({"eval_size": [1]}, r"eval_size .*got \[1\]"),
         ({"eval_size": True}, "eval_size .*got True"),
         ({"eval_size": 1.5}, "eval_size .*got 1.5"),
-        ({"eval_size": 200}, "eval_size=200 of 117 pairs is 200"),
-        ({"eval_size": 0.001}, "eval_size=0.001 of 117 pairs is 0"),
+        ({"eval_size": 200}, "eval_size=200 of 117 records is 200"),
+        ({"eval_size": 0.001}, "eval_size=0.001 of 117 records is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             mix(sources, **settings)
     with pytest.raises(ValueError, match="at least one source"):
         mix([])
-    with pytest.raises(ValueError, match="size=6, .*5 pairs"):
+    with pytest.raises(ValueError, match="size=6, .*5 records"):
         mix([{**sources[0], "cap": 5}], sampling="sqrt", size=6)
-    with pytest.raises(ValueError, match="repeat_time and cap .*no pair"):
+    with pytest.raises(ValueError, match="repeat_time and cap .*no record"):
         mix([{**sources[2], "repeat_time": 0.1}])
 
 
 def test_amounts_by_weight_of_an_empty_source():
     checked = check_sources([{"path": "a", "weight": 1}, {"path": "b", "weight": 1}])
-    with pytest.raises(ValueError, match="'b' has no pairs"):
+    with pytest.raises(ValueError, match="'b' has no records"):
         amounts(checked, [3, 0], "weight")
 
 
@@ -261,7 +261,7 @@ def test_a_question_of_all_pairs_cannot_be_split(tmp_path):
         lines.append({"image": f"{index}.png", "question": "Describe it.", "chosen": f"It is {index}.", "rejected": "No."})
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     pairs = load_preferences(tmp_path / "p.jsonl")
-    with pytest.raises(ValueError, match=r"'<image>Describe it.' is in 6 pairs.*by='image'"):
+    with pytest.raises(ValueError, match=r"'<image>Describe it.' is in 6 records.*by='image'"):
         split_eval(pairs, 2)
     assert len(split_eval(pairs, 2, by="image")[1]) == 2
 

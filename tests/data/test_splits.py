@@ -48,7 +48,7 @@ def test_a_readme_is_not_obeyed(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     for named in ("../secret.jsonl", "hf://datasets/somebody/pairs/a.jsonl", "http://127.0.0.1:9/a.jsonl"):
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {named}\n---\n")
-        with pytest.raises(ValueError, match="given .*folder of pairs"):
+        with pytest.raises(ValueError, match="given .*folder of records"):
             load_preferences(folder)
     write(folder / "own.jsonl", [line(0), {"question": "?"}])
     with pytest.raises(ValueError, match="given/own.jsonl:2: 'chosen' is missing"):

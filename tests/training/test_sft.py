@@ -10,12 +10,13 @@ from datasets import Dataset
 from ranks import run_on_ranks
 from small_runs import difference, record, with_bad_images
 from small_sft import small_sft
-from support import make_image, mixed_pairs
+from support import TEXTS, make_image, mixed_pairs
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from mpo import PackedSFTConfig, PackedSFTTrainer
 from mpo.batching.collator import ConversationCollator
+from mpo.models.small import small_internvl, small_processor
 from mpo.training.samples.callback import SampleResponses
 
 SGD = {"optim": "sgd", "warmup_steps": 0, "max_grad_norm": 0.0, "num_train_epochs": 2, "lr_scheduler_type": "constant"}
@@ -247,6 +248,28 @@ def test_rates_by_part_and_frozen_parts(tmp_path):
     assert moved == {"multi_modal_projector"}
 
 
+def towers_alone() -> torch.nn.Module:
+    """`small_sft`'s model with a frozen language model."""
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("vision" in name or "projector" in name)
+    return model
+
+
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+def test_rows_of_text_have_no_gradient_for_a_tower(tmp_path, rows):
+    """Steps of text alone, in stages 1 and 1.5: two steps with an image and two without leave what the two would leave."""
+    text, image = conversation(0), conversation(1, images=1)
+    settings = {**SGD, "weight_decay": 0.0, "rows": rows, "per_device_train_batch_size": 1}
+    both = trained(tmp_path, model=towers_alone(), dataset=Dataset.from_list([text, image]), **settings)
+    alone = trained(tmp_path, model=towers_alone(), dataset=Dataset.from_list([image]), **settings)
+    assert all(torch.equal(both[name], alone[name]) for name in both)
+    assert any(not torch.equal(value, both[name]) for name, value in towers_alone().state_dict().items())
+    with pytest.raises(ValueError, match="No record has an image"):
+        small_sft(tmp_path, model=towers_alone(), dataset=Dataset.from_list([text, text]), **settings)
+
+
 def test_drop_path_is_off_in_evaluation(tmp_path):
     data = conversation_set(4, ("one image",))
     trainer = small_sft(tmp_path, dataset=data, evaluated=data, vision_drop_path=0.9)
@@ -301,7 +324,8 @@ def test_an_adapter_on_another_base_is_not_resumed(tmp_path):
     ("columns", "named"),
     [
         ({"text": ["Hi"]}, "no column 'messages'.*text"),
-        ({"conversations": [[turn("user", "Hi")]]}, "no column 'messages'.*conversations"),
+        ({"conversations": [[turn("user", "Hi")]]}, "no column 'messages'.*mpo.data.load_conversations"),
+        ({"query": ["Hi"], "response": ["a"]}, "no column 'messages'.*mpo.data.load_conversations"),
         ({"prompt": ["Hi"], "chosen": ["a"], "rejected": ["b"]}, "no column 'messages'.*chosen"),
         ({"prompt": ["Hi"]}, "no column 'messages'.*prompt"),
     ],

@@ -79,7 +79,7 @@ def test_adapters(page):
 
 def test_packing(page):
     text = page("trainer.batching=tokens", "trainer.max_tokens_per_batch=200", "trainer.global_batch_size=null")
-    assert re.search(r"batches: 6 pairs in \d batches .* budget filled to \d+\.\d%", text)
+    assert re.search(r"batches: 6 records in \d batches .* budget filled to \d+\.\d%", text)
 
 
 def test_a_sample_says_so(page):

@@ -44,13 +44,13 @@ def judge(response: str, question: Question, format: str = "line") -> Judged:
     >>> judge("I see 3 4\n3 + 4 = 7\nFinal answer: 7", Question([], ground_truths=["7"])).verdict
     'correct'
     """
-    said: str | None = response
+    said = response
     if format == "any":
         kind = question.kind or detect_kind((question.ground_truths or ("",))[0], question.choices)
         answer = extract(response, kind=kind, choices=question.choices).answer
     elif format == "line":
         parsed = parse_response(response)
-        answer = parsed and parsed.answer
+        answer = None if parsed is None else parsed.answer
         said = f"Final answer: {answer}"
     else:
         _, closed, rest = response.rpartition("</think>")
@@ -90,7 +90,9 @@ class Verify(Step):
             raise ValueError("it has no ground truth. Add its answer, or take the open route (mpo mmpr continue).")
         if not record.get("responses"):
             raise ValueError("it has no responses. Sample some (mpo mmpr sample).")
-        own = {name: value for name, value in (("kind", self.kind), ("tolerance", self.tolerance)) if value is not None}
+        own: dict[str, Any] = {
+            name: value for name, value in (("kind", self.kind), ("tolerance", self.tolerance)) if value is not None
+        }
         question = replace(
             Question(**{"messages": ()} | {one.name: record[one.name] for one in fields(Question) if one.name in record}), **own
         )

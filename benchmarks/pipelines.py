@@ -29,6 +29,8 @@ from mpo.pipelines.sample import Sample
 STUB = Path(__file__).parent.parent / "tests" / "stub_server.py"
 CONCURRENCY = 64
 IMAGES = 100
+QUESTIONS_PER_KILL = 100
+"""More than are answered between two kills, so that each one hits a job that runs."""
 FINAL = ("output.jsonl", "dropped.jsonl", "report.json", "report.html")
 
 
@@ -85,21 +87,22 @@ def lines(folder):
 
 def kills(url, folder, count):
     """Kill a job at random moments: when its ledger has grown by a random number of lines, and a random time later."""
-    questions = write_questions(folder, 40 * count, images=False)
+    questions = write_questions(folder, QUESTIONS_PER_KILL * count, images=False)
     whole = run(url, questions, folder / "whole")
-    chance, done = random.Random(0), 0
-    while done < count:
+    chance, hits = random.Random(0), 0
+    for _ in range(count):
         before, process = lines(folder / "job"), started(url, questions, folder / "job")
         target = before + chance.randrange(1, 40)
         while lines(folder / "job") < target and process.poll() is None:
             time.sleep(0.001)
         time.sleep(chance.random() * 0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        done += 1
+        hits += process.returncode == -signal.SIGKILL
     run(url, questions, folder / "job")
     same = all((folder / "job" / name).read_bytes() == (folder / "whole" / name).read_bytes() for name in FINAL)
-    return {"kills": done, "needed": whole["requests"], "concurrency": CONCURRENCY, "same_bytes": same}
+    return {"kills": count, "hit_a_running_job": hits, "needed": whole["requests"], "concurrency": CONCURRENCY, "same_bytes": same}
 
 
 def main():
@@ -121,18 +124,25 @@ def main():
             for name in ("images", "kills", *map(str, args.memory)):
                 (folder / name).mkdir()
             found["images"] = run(url, write_questions(folder / "images", args.questions, images=True), folder / "images" / "job")
-            found["memory"] = {
-                count: run(url, write_questions(folder / str(count), count, images=False), folder / str(count) / "job")
-                for count in args.memory
-            }
+            write(args.output, found)
+            found["memory"] = {}
+            for count in args.memory:
+                questions = write_questions(folder / str(count), count, images=False)
+                found["memory"][count] = run(url, questions, folder / str(count) / "job")
+                write(args.output, found)
             if args.kills:
                 before = asked(url)
                 found["kills"] = kills(url, folder / "kills", args.kills)
                 found["kills"]["requests"] = asked(url) - before - found["kills"]["needed"]
+                write(args.output, found)
         finally:
             stub.terminate()
-    write_text(args.output, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+
+
+def write(path, found):
+    """Write what was measured so far."""
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def asked(url):

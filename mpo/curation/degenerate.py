@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,7 +34,8 @@ _TOKEN = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+|\d+|[^\w\s]|_")
 _RUN = re.compile(r"(.{1,12}?)\1{15,}", re.DOTALL)
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Finding:
     """What was found, what is allowed, from which character to which, and the rule."""
 
     value: float
@@ -65,7 +66,7 @@ def find_degenerate(text: str, limits: Mapping[str, float | None] = LIMITS) -> I
     tokens = _Tokens(text)
     for rule, limit in limits.items():
         if limit is not None and (found := _FIND[rule](tokens, limit)) is not None and found.value > found.threshold:
-            yield found._replace(rule=rule)
+            yield replace(found, rule=rule)
 
 
 class _Tokens:

@@ -133,7 +133,7 @@ class Examiner:
                     limits = tuple((row["frames"] or DEFAULT_FRAMES).values())
                     shown = [self._image_at(one["path"]) if one.get("bytes") is None else self._image(one) for one in row["images"]]
                     films = [self._video_at(path, *limits) for path in row["videos"] or ()]
-                    own = [key for key, *_ in (*shown, *films)]
+                    own = [*(key for key, *_ in shown), *(key for key, _ in films)]
                     images += own
                     owner += [len(where)] * len(own)
                     where.append(place)

@@ -105,9 +105,13 @@ def filter_records(
         the report: numbers of lines, also by source and by rule (of a line's first reason), and what was spent.
 
     Raises:
-        ValueError: as `Source` and `Job.run`.
+        ValueError: as `Source` and `Job.run`, and for a folder among the files.
     """
     folder = Path(folder)
+    to, root = os.path.realpath(folder), os.path.realpath(source.root)
+    inside = [root == to, *(Path(root).is_relative_to(Path(to, name)) for name in (JOB, KEPT))]
+    if any(inside) or ("**" in source.path and Path(to).is_relative_to(root)):
+        raise ValueError(f"{folder} is written to, and {source.path} would be read from it. Give another folder for the output.")
     job = Job(steps, source, folder / JOB, drop_bad=drop_bad).run(**settings)
     sources: dict[str, str] = {}
     dropped: dict[str, list[dict[str, Any]]] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from mpo.curation.degenerate import LIMITS, check_limits, find_degenerate
@@ -94,7 +95,7 @@ class Form(Step):
         if record.get("bad"):
             raise Dropped(record["bad"], reasons=[{"rule": "bad record", "value": record["bad"]}])
         reasons = [
-            {**one._asdict(), "text": name, "excerpt": text[one.start : one.end][:EXCERPT]}
+            {**asdict(one), "text": name, "excerpt": text[one.start : one.end][:EXCERPT]}
             for name, text in (texts(record) if self.heuristics else {}).items()
             for one in find_degenerate(text, self.limits)
         ]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -30,7 +30,7 @@ WIDEST = 100
 class Tally:
     """Counts each kind of finding and keeps its first example. Every finding is written to ``file`` as a line of JSON."""
 
-    file: TextIO | None = None
+    file: IO[str] | None = None
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, Finding] = field(default_factory=dict)
 

@@ -137,15 +137,13 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
 def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choices: str | None) -> dict[str, Any]:
     """A line of a conversation as messages up to the turn that asks; fields A, B, ... and a list in a text as choices."""
     new = dict(line)
-    if prompt in ("messages", "conversations") and isinstance(line[prompt], list):
-        roles = (
-            ("from", "value") if any(isinstance(turn, Mapping) and "from" in turn for turn in line[prompt]) else ("role", "content")
-        )
-        turns = [{**turn} if isinstance(turn, Mapping) else turn for turn in line[prompt]]
-        if roles[0] == "from":
+    listed = prompt in ("messages", "conversations") and isinstance(line[prompt], list)
+    if listed and all(isinstance(turn, Mapping) for turn in line[prompt]):
+        turns = [{**turn} for turn in line[prompt]]
+        if any("from" in turn for turn in turns):
             turns = [{"role": ROLES.get(str(turn.get("from")), turn.get("from")), "content": turn.get("value")} for turn in turns]
         if answer is not None and len(turns) > 1 and turns[-1].get("role") == "assistant":
-            new["metadata"] = {**(line.get("metadata") or {}), "response": turns.pop()["content"]}
+            new["metadata"] = {**(line.get("metadata") or {}), "response": turns.pop().get("content")}
         new[prompt] = turns
     given = [letter for letter in LETTERS if line.get(letter) not in (None, "")]
     if choices is None and len(given) > 1 and given == [*LETTERS[: len(given)]]:

@@ -31,7 +31,7 @@ def show_record(
         record: a preference record, or a conversation.
         processor: processor of the run.
         max_length: as in `MPOConfig`, as are ``truncation_mode``, ``tile_budget`` and ``completion_end``.
-        sides: the completions of a record: those of a pair, or that of a conversation, as a configuration's ``encoding_rules`` has it.
+        sides: the completions of a record: those of a pair, or that of a conversation, as in a configuration's ``encoding_rules``.
         train_on: as in `PackedSFTConfig`, for conversations.
     """
     encode = Encoder(processor, max_length, truncation_mode, completion_end, tile_budget)

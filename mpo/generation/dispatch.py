@@ -26,7 +26,8 @@ POOL = 16
 """Connections of one client: a request's cost grows with them, since httpx looks through all of its pool."""
 LONGEST_WAIT = 30.0
 """In seconds, between two attempts, unless the server asks for a longer one."""
-
+MOST_FAILURES = 8
+"""That count as much as requests at the same time: a server that recovers is asked again when the others are busy."""
 
 BLOCKED: set[asyncio.AbstractEventLoop] = set()
 """Event loops that wait for a call that was made in them, as in a notebook: what runs there cannot end before it."""
@@ -137,6 +138,7 @@ class Dispatch:
                     if error.final:
                         raise GenerationError(f"{error}") from None
                     last = f"{error}"
+                    endpoint.failures += 1
                     attempts += not error.limited
                     wait = error.after if error.after is not None else min(0.5 * 2**waits, LONGEST_WAIT)
                     waits += 1
@@ -162,7 +164,7 @@ class Dispatch:
             raise
         finally:
             self.running[endpoint] -= 1
-        self.answered[endpoint] = time.monotonic()
+        self.answered[endpoint], endpoint.failures = time.monotonic(), 0
         return found
 
     def _usable(self) -> list[Endpoint]:
@@ -190,7 +192,7 @@ class Dispatch:
                 self.generator.notice(f"{error} The others are asked.", about=endpoint.shown)
 
     async def _free(self, avoid: Mapping[Endpoint, float], end: float) -> Endpoint | None:
-        """The server with the fewest requests, among those that need not be left alone; None if there is none before `end`."""
+        """The server with the fewest requests and recent failures, among those that need not be left alone; None before `end`."""
         while True:
             now = time.monotonic()
             free = {endpoint: max(endpoint.rests_until, avoid.get(endpoint, 0.0)) for endpoint in self._usable()}
@@ -198,7 +200,8 @@ class Dispatch:
             if max(first, now) >= end:
                 return None
             if first <= now:
-                return min((endpoint for endpoint in free if free[endpoint] <= now), key=lambda endpoint: self.running[endpoint])
+                ready = [endpoint for endpoint in free if free[endpoint] <= now]
+                return min(ready, key=lambda one: self.running[one] + min(one.failures, MOST_FAILURES))
             await asyncio.sleep(first - now)
 
     async def _fault(self, endpoint: Endpoint, error: RefusedError, begun: float, samples: Sequence[int]) -> Exception:

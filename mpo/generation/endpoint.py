@@ -99,6 +99,7 @@ class Endpoint:
         timeout: seconds that a response may take.
         kind: its ways, once it is `known`.
         rests_until: do not ask it before this time (`time.monotonic`).
+        failures: attempts in a row that failed: it is asked after servers with fewer requests and failures.
         ignores_n: it has answered with fewer responses than were asked for.
         prefix: how it goes on from a prefix: ``flag``, ``itself``, or the reason why it does not; None until tried.
     """
@@ -109,6 +110,7 @@ class Endpoint:
     kind: Kind = KINDS["other"]
     known: bool = False
     rests_until: float = 0.0
+    failures: int = 0
     ignores_n: bool = False
     prefix: str | None = None
 

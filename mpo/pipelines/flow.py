@@ -80,11 +80,19 @@ class Flow:
     Args:
         steps: the steps, in order.
         ledger: where responses are kept and found again; None to keep none.
+        asked_with: the model and the sampling of each step, as JSON has them, by which responses are found in the ledger.
         concurrency: the largest number of requests at the same time to each generator; None for its own.
     """
 
-    def __init__(self, steps: Sequence[Step], *, ledger: Ledger | None = None, concurrency: int | None = None) -> None:
-        self.names = step_names(steps)
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        *,
+        ledger: Ledger | None = None,
+        asked_with: Mapping[str, Any] | None = None,
+        concurrency: int | None = None,
+    ) -> None:
+        self.names, self._asked_with = step_names(steps), asked_with or {}
         self.steps = list(steps)
         self._ledger, self._concurrency = ledger, whole_number("concurrency", concurrency, optional=True)
         self._used = usage(steps)
@@ -229,7 +237,7 @@ class Flow:
         found: list[Response | None] = [None] * step.sampling.get("n", 1)
         keys: list[str] = []
         if self._ledger is not None:
-            about["request"] = request_hash(request)
+            about["request"] = request_hash(request, self._asked_with.get(name))
             keys = [key_of(record_id, name, number, about["request"], sample) for sample in range(len(found))]
             found = [self._ledger.get(key) for key in keys]
         asked = _Asked(request, about, found, keys)

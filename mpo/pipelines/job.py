@@ -25,7 +25,7 @@ from mpo.pipelines.part import DROPPED, OUTPUT, PROGRESS, SHARDS, Part, locked, 
 from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import FILES, Dropped, Step, to_record
 
-VERSION = 3
+VERSION = 4
 SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html", "images", ".job.records"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
@@ -286,10 +286,11 @@ class Job:
     def run_part(self, number: int, show: Any = lambda progress: None) -> None:
         """Run one part. Raises as `run`, and InUse if another process works on it."""
         parts = self.parts()
-        start = self._start(number)
+        start, settings = self._start(number), read_json_object(self.folder / SETTINGS)["steps"]
         parts[number].run(
             self.steps,
             islice(self._read(), start, start + parts[number].size),
+            asked_with={name: {what: one.get(what) for what in ("generator", "sampling")} for name, one in settings.items()},
             concurrency=self.concurrency,
             max_failures=self.max_failures,
             proven=lambda: any(part.progress()["records"] for part in parts),

@@ -34,14 +34,18 @@ def key_of(record_id: str, step: str, number: int, request: str, sample: int) ->
     return _digest(json.dumps([record_id, step, number, request, sample]).encode())
 
 
-def request_hash(request: Request) -> str:
+def request_hash(request: Request, asked_with: Any = None) -> str:
     """Hash what a model is asked: messages, prefix, and the contents of the images and videos, wherever they are.
+
+    Args:
+        request: the request.
+        asked_with: the model and the sampling, as JSON has them; a ledger of others has no response to it.
 
     Raises:
         ValueError: for an image or video that is gone.
     """
     files = [[content_hash(one) for one in files] for files in (request.images, request.videos)]
-    return _digest(json.dumps([request.messages, request.prefix or "", *files]).encode())
+    return _digest(json.dumps([request.messages, request.prefix or "", *files, asked_with], sort_keys=True).encode())
 
 
 def content_hash(image: Any, *, read: bool = True) -> str:

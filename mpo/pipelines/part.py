@@ -114,6 +114,7 @@ class Part:
         steps: Sequence[Step],
         records: Iterable[Record],
         *,
+        asked_with: Mapping[str, Any] | None = None,
         concurrency: int | None = None,
         max_failures: int,
         proven: Callable[[], bool],
@@ -122,7 +123,7 @@ class Part:
         """Send the records that are left through the steps.
 
         Args:
-            steps, concurrency: as in `Flow`.
+            steps, asked_with, concurrency: as in `Flow`.
             records: the records of this part, from its first one.
             max_failures: how many records may fail before any succeeds.
             proven: whether records of another part have succeeded.
@@ -142,7 +143,7 @@ class Part:
             if ledger.cut:
                 log.warning("%s: an unfinished line of %d bytes at its end was cut off", ledger.path, ledger.cut)
             with _Writing(self, ledger, max_failures, proven, show) as writing:
-                flow = Flow(steps, ledger=ledger, concurrency=concurrency)
+                flow = Flow(steps, ledger=ledger, asked_with=asked_with, concurrency=concurrency)
                 rest = (record for place, record in enumerate(records) if place >= writing.done)
                 flow.run(rest, writing.emit)
                 writing.end()

@@ -15,7 +15,7 @@ from mpo.verification.dates import read_date
 from mpo.verification.dress import undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
-from mpo.verification.sequences import read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
+from mpo.verification.sequences import GOES_ON, read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
 from mpo.verification.texts import document_distance, document_words, fixed_words, read_yes_no, same_text, same_transcription
 
 
@@ -116,7 +116,7 @@ def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
     found = kind or detect_kind(truth, rules.choices)
     result = MATCHERS[found](answer, truth, rules)
     correct, reason = result if isinstance(result, tuple) else (result, "")
-    if not correct and kind is None and found == "list" and same_text(answer, truth)[0]:
+    if not correct and kind is None and found == "list" and reason != GOES_ON and same_text(answer, truth)[0]:
         return Verdict(True, "text", "the same words")
     return Verdict(bool(correct), found, reason)
 
@@ -168,8 +168,8 @@ def _detect(ground_truth: str) -> str:
     if (
         read_date(truth) is None
         and len(truth) < 400
-        and len(read_list(truth)[0]) > 1
-        and re.search(r"[,;，、]|^[\[({].*[\])}]$", truth)
+        and len(items := read_list(truth)[0]) > 1
+        and (re.search(r"[,;，、]|^[\[({].*[\])}]$", truth) or all(map(read_number, items)))
     ):
         return "list"
     return "text"

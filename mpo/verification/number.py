@@ -60,10 +60,10 @@ _RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是){0,2}\s?"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
 _SCALE = (
-    r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|千(?![米克瓦])|[万萬亿億])|(?:M|B|bn|mn)(?![\w/^]))"
+    r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|千(?![米克瓦])|[万萬亿億])|(?:M|B|bn|mn)(?![\w/^]|\.C))"
     r"|(?:\s?k|K)(?![\w/^]))"
 )
-_CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分]"
+_CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分周秒倍斤]"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
 _APPROXIMATE = re.compile(
     r"(?i)^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
@@ -150,6 +150,8 @@ def _digits(text: str) -> Number | None:
         return None
     rest = text[found.end() :].strip()
     currency = found["currency"] or ""
+    if re.fullmatch(r"(?i)b\.?c\.?(?:e\.?)?", rest):  # a year
+        return replace(number, value=-number.value)
     if (found["scale"] or "").strip() == "K" and not currency and not rest:
         return Number(number.value / 1000, "K|k", number.step / 1000, number.digits)
     alone = rest in {"", ".", "。", "st", "nd", "rd", "th"} or (currency and rest[:1].isalpha())
@@ -173,7 +175,7 @@ def _unit(rest: str) -> str | None:
 
 _NO_UNIT = re.compile(
     r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
-    r"|plus|minus|times|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed)\b|[或和到是为有]"
+    r"|plus|minus|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed)\b|[或和到是为有]"
 )
 
 
@@ -293,13 +295,21 @@ def _cardinal(words: list[str]) -> Fraction | None:
     return Fraction(total + current)
 
 
+_VAGUE = re.compile(  # 三四 (three or four), 二三十, 十七八, 一点 (a little)
+    r"^(?:一二|[二两]三|三四|四五|五六|六七|七八|八九)(?![零〇一二三四五六七八九])|[一二两三四五六七八九]{2}(?=[十百千万亿])|(?<=[十百千万亿])[一二两三四五六七八九]{2}|点$"
+)
+
+
 def _han(text: str) -> Fraction | None:
     """The value of Chinese or plain digits; None where there are none."""
     if re.fullmatch(r"\d+(?:\.\d+)?", text):
         return Fraction(text)
+    if _VAGUE.search(text):
+        return None
     for scale in (scale for scale in "亿万" if scale in text):
         many, rest = (_han(part) if part else Fraction(default) for part, default in zip(text.split(scale, 1), (1, 0), strict=True))
-        return None if many is None or rest is None else many * _SCALES[scale] + rest
+        short = _CHINESE.get(text[-1], 0) if text[-2:-1] == scale else 0  # 一万五 is 15,000
+        return None if many is None or rest is None else many * _SCALES[scale] + (short * _SCALES[scale] // 10 or rest)
     whole, _, decimals = text.partition("点")
     if not whole or not set(whole) <= {*_CHINESE, *_CHINESE_UNITS} or not set(decimals) <= set(_CHINESE):
         return None
@@ -309,6 +319,8 @@ def _han(text: str) -> Fraction | None:
             total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
         else:
             current = current * 10 * (whole[place - 1] in _CHINESE) + _CHINESE[character]
+    if current and not decimals and whole[-2:-1] in {"百", "千"}:  # 一千二 is 1,200
+        current *= _CHINESE_UNITS[whole[-2]] // 10
     return total + current + Fraction(int("0" + "".join(str(_CHINESE[character]) for character in decimals)), 10 ** len(decimals))
 
 
@@ -324,6 +336,8 @@ def _chinese(text: str) -> Number | None:
         value, unit = (above, percent[found[2]]) if found[2] in percent else (whole + above / below, "")
     elif found := re.match(r"一?半", text):
         value, unit = Fraction(1, 2), ""
+    elif re.match("[百千万亿](?=[^零〇一二两三四五六七八九十百千万亿])", text):
+        return None  # 千克 is a unit
     elif found := re.match(rf"({figure})(?=[个打成折]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
         value, unit = _han(found[1]), ""
     if found is None or value is None:

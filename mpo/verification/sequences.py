@@ -65,9 +65,15 @@ def _closes_last(text: str) -> bool:
     return 0 in depths and depths.index(0) == len(text) - 1
 
 
+GOES_ON = "one list goes on"
+_OPEN_END = re.compile(r"(?:\.\.\.|…|\betc\b\.?|and so on|等等?)[\s\])}.。]*$", re.IGNORECASE)
+
+
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:
     """Whether two lists have the same items; their order counts only where the truth lists numbers in round or square brackets."""
     (given, _), (known, ordered) = read_list(answer), read_list(truth)
+    if len({bool(_OPEN_END.search(text)) for text in (answer, truth)}) > 1:
+        return False, GOES_ON
     if len(given) != len(known):
         return False, f"{len(given)} items instead of {len(known)}"
     if len(given) > MOST_ITEMS:

@@ -270,6 +270,9 @@ def test_bad_lines(run):
         (["--model", "URL", "--no-quality", "--no-repetition"], "--model"),
         (["--model", "URL", "--no-quality", "--domain", "math"], "--domain"),
         (["--model", "URL", "--domain", "cooking"], "cooking"),
+        (["--model", "URL", "--domain", "A=math"], "'A'; a.jsonl has a"),
+        (["--model", "URL", "--domain", "math", "--domain", "code"], "math, code"),
+        (["--model", "URL", "--domain", "a=math", "--domain", "a=math"], "a=math, a=math"),
         (["--model", "URL", "--device", "cpu"], "--device"),
         (["--unscored", "drop"], "--unscored"),
     ],
@@ -279,6 +282,21 @@ def test_flags_without_effect(run, words, name):
     with StubServer() as stub:
         status, out = run("a.jsonl", "--output", "out", *(stub.url if word == "URL" else word for word in words))
         assert status == 2 and name in out and stub.asked == 0 and not os.path.exists("out")
+
+
+@pytest.mark.parametrize(
+    ("path", "output"),
+    [("data", "data"), ("data/a.jsonl", "data"), ("out/kept", "out"), ("out/kept/a.jsonl", "out"), ("out/job/a.jsonl", "out")]
+    + [("data/*.jsonl", "link"), ("data/**/*.jsonl", "data/new")],
+)
+def test_nothing_is_written_among_what_is_read(run, tmp_path, path, output):
+    for folder in ("data", "out/kept", "out/job"):
+        os.makedirs(folder)
+        write(f"{folder}/a.jsonl", [chat(0)])
+    os.symlink("data", "link")
+    before = sorted(tmp_path.rglob("*"))
+    status, out = run(path, "--output", output)
+    assert status == 2 and "Give another folder" in out and sorted(tmp_path.rglob("*")) == before
 
 
 def test_other_kinds_of_sources(tmp_path, monkeypatch):

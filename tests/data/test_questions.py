@@ -79,6 +79,9 @@ def test_prompt_files_benchmarks_and_conversations(tmp_path, line, choices):
         ({"question": "Why?", "options": "[x, y"}, "'options' is a text"),
         ({"question": "Why?", "tolerance": "5 %"}, "'tolerance'"),
         ({"question": "Why?", "id": ["x"]}, "'id'"),
+        ({"conversations": ["Why?", {"from": "human", "value": "Why?"}]}, "where a message"),
+        ({"conversations": [{"from": "human", "value": "Why?"}, "Because."], "answer": "a"}, "role None"),
+        ({"conversations": [{"from": ["human"], "value": "Why?"}]}, "['human']"),
         ({"question": "Why?", "id": "first"}, "'first' is that of"),
     ],
 )

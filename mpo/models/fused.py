@@ -310,7 +310,7 @@ def add_fuser(
         **kept,
         vision_config=model.config.vision_config,
         text_config=model.config.text_config,
-        fuser_layers=layers if isinstance(layers, int) else list(layers),
+        fuser_layers=layers,
         fuser_heads=num_heads,
         fuser_points=num_points,
         fusion=fusion,

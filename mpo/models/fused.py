@@ -6,6 +6,7 @@ does not know their model type and says so.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,44 +84,38 @@ def check_layers(layers: Any, depth: int, query: Any) -> list[int]:
     return found
 
 
-def _check(config: Any) -> None:
-    vision = config.vision_config
-    layers = 4 if config.fuser_layers is None else config.fuser_layers
-    config.fuser_layers = check_layers(layers, vision.num_hidden_layers, config.vision_feature_layer)
-    if config.fusion not in FUSIONS:
-        raise ValueError(f"Expected fusion to be {' or '.join(FUSIONS)}; got fusion={config.fusion!r}.")
-
-
-class InternVLFuserConfig(InternVLConfig):  # type: ignore[misc]
-    """Config of `InternVLWithFuser`: InternVL's, and how layers are fused.
+@dataclass(kw_only=True)
+class _FuserSettings:
+    """How layers are fused.
 
     fuser_layers: as in `check_layers`; by default four and the query. fuser_heads, fuser_points: of the MMFuser. fusion:
     ``"mmfuser"``, or ``"concat"``, a wider projector that gets the channels of all these layers (arXiv 2503.06063).
     """
 
-    model_type = "internvl_mmfuser"
     fuser_layers: list[int] | int | None = None
     fuser_heads: int = 16
     fuser_points: int = 4
     fusion: str = "mmfuser"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        _check(self)
+        super().__post_init__(**kwargs)  # type: ignore[misc]  # of transformers' config
+        config: Any = self
+        layers = 4 if self.fuser_layers is None else self.fuser_layers
+        self.fuser_layers = check_layers(layers, config.vision_config.num_hidden_layers, config.vision_feature_layer)
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"Expected fusion to be {' or '.join(FUSIONS)}; got fusion={self.fusion!r}.")
 
 
-class LlavaFuserConfig(LlavaConfig):  # type: ignore[misc]
-    """Config of `LlavaWithFuser`: LLaVA's, and the settings of `InternVLFuserConfig`."""
+class InternVLFuserConfig(_FuserSettings, InternVLConfig):  # type: ignore[misc]
+    """Config of `InternVLWithFuser`: InternVL's, with fuser_layers, fuser_heads, fuser_points and fusion."""
+
+    model_type = "internvl_mmfuser"
+
+
+class LlavaFuserConfig(_FuserSettings, LlavaConfig):  # type: ignore[misc]
+    """Config of `LlavaWithFuser`: LLaVA's, with fuser_layers, fuser_heads, fuser_points and fusion."""
 
     model_type = "llava_mmfuser"
-    fuser_layers: list[int] | int | None = None
-    fuser_heads: int = 16
-    fuser_points: int = 4
-    fusion: str = "mmfuser"
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        _check(self)
 
 
 class _Fusing(PreTrainedModel):  # type: ignore[misc]
@@ -144,31 +139,44 @@ class _Fusing(PreTrainedModel):  # type: ignore[misc]
         if isinstance(module, (MMFuser, DeformableAttention)):
             module.reset_parameters()
 
-    def _features(self, pixel_values: Tensor, layer: int | None, strategy: str | None, **kwargs: Any) -> tuple[Any, Tensor]:
-        """The tower's output, and what the projector reads, shape (images, height, width, channels).
-
-        A frozen tower builds no graph, and only the hidden states that are fused are kept.
-        """
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        output_hidden_states: Any = False,
+        image_sizes: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers. A frozen tower builds no graph, and only the hidden states that are fused are kept."""
         config, tower = self.config, getattr(self, INTERNVL.vision)
-        if layer not in (None, config.vision_feature_layer):
-            raise ValueError(f"Expected vision_feature_layer={config.vision_feature_layer}, the fuser's query; got {layer}.")
-        asked = bool(kwargs.pop("output_hidden_states", False))
+        if vision_feature_layer not in (None, config.vision_feature_layer):
+            known = f"vision_feature_layer={config.vision_feature_layer}"
+            raise ValueError(f"Expected {known}, the fuser's query; got {vision_feature_layer}.")
         graph = pixel_values.requires_grad or any(parameter.requires_grad for parameter in tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph):
-            pixels, wanted = pixel_values.to(tower.dtype), asked or config.fuser_layers
-            found = tower(pixels, output_hidden_states=wanted, return_dict=True, **kwargs)
+            wanted = bool(output_hidden_states) or config.fuser_layers
+            found = tower(pixel_values.to(tower.dtype), output_hidden_states=wanted, return_dict=True, **kwargs)
         features = [found.hidden_states[index] for index in config.fuser_layers]
         if self._last_is_normalized and config.vision_feature_layer == -1:
             features[-1] = found.last_hidden_state
-        if (strategy or config.vision_feature_select_strategy) == "default":
+        if (vision_feature_select_strategy or config.vision_feature_select_strategy) == "default":
             features = [feature[:, 1:] for feature in features]  # without class token
         patch = config.vision_config.patch_size
         patch = patch if isinstance(patch, Sequence) else (patch, patch)
         height, width = (pixels // side for pixels, side in zip(pixel_values.shape[-2:], patch, strict=True))
         fused = self.fuser(features, (height, width)) if config.fusion == "mmfuser" else torch.cat(features, dim=-1)
-        hidden = found.hidden_states if asked else None
-        output = BaseModelOutputWithPooling(found.last_hidden_state, hidden_states=hidden, attentions=found.attentions)
-        return output, fused.unflatten(1, (height, width))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=found.last_hidden_state,
+            pooler_output=self._projected(fused.unflatten(1, (height, width))),
+            hidden_states=found.hidden_states if output_hidden_states else None,
+            attentions=found.attentions,
+        )
+
+    def _projected(self, features: Tensor) -> Any:
+        """The projector's output, from features of shape (images, height, width, channels)."""
+        raise NotImplementedError
 
 
 class InternVLFuserModel(_Fusing, InternVLModel):  # type: ignore[misc]
@@ -177,18 +185,8 @@ class InternVLFuserModel(_Fusing, InternVLModel):  # type: ignore[misc]
     config: InternVLFuserConfig
     _last_is_normalized = True  # its vision_feature_layer=-1 is the tower's output, after a last norm if it has one
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        vision_feature_layer: int | None = None,
-        vision_feature_select_strategy: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As in transformers; ``pooler_output``: shape (tiles, tokens, hidden size of the language model)."""
-        output, features = self._features(pixel_values, vision_feature_layer, vision_feature_select_strategy, **kwargs)
-        output.pooler_output = getattr(self, PROJECTOR)(self.pixel_shuffle(features, self.config.downsample_ratio).flatten(1, 2))
-        return output
+    def _projected(self, features: Tensor) -> Any:
+        return getattr(self, PROJECTOR)(self.pixel_shuffle(features, self.config.downsample_ratio).flatten(1, 2))
 
 
 class LlavaFuserModel(_Fusing, LlavaModel):  # type: ignore[misc]
@@ -197,19 +195,8 @@ class LlavaFuserModel(_Fusing, LlavaModel):  # type: ignore[misc]
     config: LlavaFuserConfig
     _last_is_normalized = False
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        vision_feature_layer: int | None = None,
-        vision_feature_select_strategy: str | None = None,
-        image_sizes: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As in transformers; ``pooler_output``: for each image shape (patches, hidden size of the language model)."""
-        output, features = self._features(pixel_values, vision_feature_layer, vision_feature_select_strategy, **kwargs)
-        output.pooler_output = list(getattr(self, PROJECTOR)(features.flatten(1, 2)))
-        return output
+    def _projected(self, features: Tensor) -> Any:
+        return list(getattr(self, PROJECTOR)(features.flatten(1, 2)))
 
 
 class InternVLWithFuser(InternVLForConditionalGeneration):  # type: ignore[misc]
@@ -219,9 +206,7 @@ class InternVLWithFuser(InternVLForConditionalGeneration):  # type: ignore[misc]
 
     def __init__(self, config: InternVLFuserConfig) -> None:
         super(InternVLForConditionalGeneration, self).__init__(config)  # its own would build a backbone without fuser
-        self.model = InternVLFuserModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+        _build(self, InternVLFuserModel(config))
 
 
 class LlavaWithFuser(LlavaForConditionalGeneration):  # type: ignore[misc]
@@ -231,9 +216,13 @@ class LlavaWithFuser(LlavaForConditionalGeneration):  # type: ignore[misc]
 
     def __init__(self, config: LlavaFuserConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)  # as above
-        self.model = LlavaFuserModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+        _build(self, LlavaFuserModel(config))
+
+
+def _build(model: Any, backbone: Any) -> None:
+    model.model, text = backbone, backbone.config.text_config
+    model.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+    model.post_init()
 
 
 KINDS = {

@@ -7,6 +7,7 @@ does not know their model type and says so.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -64,16 +65,16 @@ def check_layers(layers: Any, depth: int, query: Any) -> list[int]:
     Raises:
         ValueError: for layers out of range, repeated or not in order, or whose last is not the query.
     """
-    if isinstance(query, bool) or not isinstance(query, int) or not -depth <= query <= depth or query == 0:
+    if not _whole(query) or not -depth <= query <= depth or query == 0:
         raise ValueError(f"Expected vision_feature_layer to be one of the {depth} layers, the query of the fuser; got {query!r}.")
     query %= depth + 1
-    if isinstance(layers, int) and not isinstance(layers, bool):
-        return evenly_spaced(query, layers)
-    if not isinstance(layers, Sequence) or isinstance(layers, str) or any(type(layer) is not int for layer in layers):
+    if _whole(layers):
+        return evenly_spaced(query, int(layers))
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(map(_whole, layers)):
         raise ValueError(f"Expected fuser_layers to be a number of layers or a list of indices; got {layers!r}.")
     if outside := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
         raise ValueError(f"fuser_layers={list(layers)}: {outside} are not among the hidden states 0 to {depth} of the tower.")
-    found = [layer % (depth + 1) for layer in layers]
+    found = [int(layer) % (depth + 1) for layer in layers]
     if found != sorted(set(found)) or len(found) < 2:
         raise ValueError(f"Expected fuser_layers to be two layers or more, each once, shallow to deep; got {list(layers)}.")
     if found[-1] != query:
@@ -82,6 +83,10 @@ def check_layers(layers: Any, depth: int, query: Any) -> list[int]:
             f"{list(layers)}."
         )
     return found
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(kw_only=True)
@@ -297,8 +302,9 @@ def add_fuser(
     }
     config = config_class(
         **kept,
-        vision_config=model.config.vision_config,
-        text_config=model.config.text_config,
+        vision_config=copy.deepcopy(model.config.vision_config),  # building a model changes its attn_implementation
+        text_config=copy.deepcopy(model.config.text_config),
+        attn_implementation=model.config._attn_implementation,
         fuser_layers=layers,
         fuser_heads=num_heads,
         fuser_points=num_points,
@@ -324,6 +330,7 @@ def add_fuser(
             setattr(new, PROJECTOR, _widened(getattr(new, PROJECTOR), getattr(old, PROJECTOR), width))
     for name in (INTERNVL.vision, INTERNVL.language):
         setattr(new, name, getattr(old, name))
+    config.vision_config, config.text_config = model.config.vision_config, model.config.text_config
     fused.lm_head = model.lm_head
     fused.generation_config = model.generation_config
     fused.tie_weights()

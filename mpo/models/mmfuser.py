@@ -95,6 +95,8 @@ class DeformableAttention(nn.Module):
             the shape of `query`, in the dtype of the weights.
         """
         (batch, queries, channels), (height, width) = query.shape, grid
+        if not batch:
+            return self.output_proj(query)  # type: ignore[no-any-return]
         values = self.value_proj(values)
         # One head of one image is a row: each head looks by itself.
         values = values.view(batch, -1, self.num_heads, channels // self.num_heads).transpose(1, 2).flatten(0, 1).unsqueeze(2)
@@ -160,15 +162,15 @@ class MMFuser(nn.Module):
         """The normalized query and shallow features, which `cross_attn` gets; arguments and errors as of `forward`."""
         if len(features) != self.num_levels + 1:
             raise ValueError(f"Expected {self.num_levels} shallow features and the query; got {len(features)} features.")
-        sides = [side for side in grid if isinstance(side, int) and side > 0]
-        if len(grid) != 2 or len(sides) != 2:
-            raise ValueError(f"Expected grid to be (height, width) in patches; got grid={tuple(grid)}.")
-        expected = (len(features[-1]), sides[0] * sides[1], self.width)
+        if not isinstance(grid, Sequence) or len(grid) != 2 or not all(isinstance(side, int) and side > 0 for side in grid):
+            raise ValueError(f"Expected grid to be (height, width) in patches; got grid={grid}.")
+        (height, width), (batch, *_) = grid, features[-1].shape
+        expected = (batch, height * width, self.width)
         for place, feature in enumerate(features):
             if feature.shape != expected:
                 raise ValueError(
-                    f"Expected features of shape (batch, {sides[0]} * {sides[1]}, {self.width}), as grid={tuple(grid)} and "
-                    f"width={self.width} say; got {tuple(feature.shape)} for feature {place}. Leave out class tokens."
+                    f"Expected features of shape ({batch}, {height} * {width}, {self.width}), by query, grid and width; got "
+                    f"{tuple(feature.shape)} for feature {place}. Leave out class tokens."
                 )
         return self.query_norm(features[-1]), self.feat_norm(torch.cat(list(features[:-1]), dim=1))
 
@@ -215,7 +217,7 @@ class MMFuser(nn.Module):
         shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
         width = shapes[sign][0]
         cross, alone = (shapes.get(f"{kind}_attn.attention_weights.bias", (0,))[0] for kind in ("cross", "self"))
-        if not alone or cross % alone or alone % num_heads or width % num_heads:
+        if num_heads < 1 or not alone or cross % alone or alone % num_heads or width % num_heads:
             raise ValueError(
                 f"The MMFuser {prefixes[0] or 'of these weights'} has width {width}, {cross} attention weights over its levels and "
                 f"{alone} over itself, which num_heads={num_heads} does not divide. Give its number of heads."

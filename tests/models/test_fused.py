@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -119,6 +120,24 @@ def test_the_layers_that_are_read(processor, kind, fusion):
     assert torch.equal(kept[0], first[0])
     assert all(torch.equal(kept[index], states[index]) for index in fused.config.fuser_layers)
     assert [index for index, state in enumerate(kept) if state is not None] == fused.config.fuser_layers
+
+
+def test_what_the_model_had_stays(processor):
+    """Attention, tied embeddings, what is frozen, and the mode; the caller's random state too. Any whole numbers are indices."""
+    plain = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=4, tie_word_embeddings=True)
+    plain.set_attn_implementation("eager")
+    freeze_parts(plain.train(), {"vision": "freeze"})
+    state = torch.random.get_rng_state()
+    fused = add_fuser(plain, [np.int64(1), np.int64(-1)])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert fused.config.fuser_layers == [1, 4] and fused.training
+    assert fused.lm_head.weight is fused.get_input_embeddings().weight
+    configs = (fused.config, fused.config.vision_config, fused.config.text_config)
+    assert {config._attn_implementation for config in configs} == {"eager"}
+    assert tower_layers(fused)[0].attention.config is fused.config.vision_config
+    assert not any(parameter.requires_grad for parameter in fused.model.vision_tower.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.get_image_features(pixels_of(fused), return_dict=True).pooler_output.dtype == torch.bfloat16
 
 
 def test_a_frozen_tower_builds_no_graph(processor):

@@ -74,6 +74,7 @@ def test_size_and_start():
     half = [feature.bfloat16() for feature in features]
     assert torch.equal(fuser.bfloat16()(half, (2, 3)), half[-1])
     fuser = fuser.float()
+    assert fuser([feature[:0] for feature in features], (2, 3)).shape == (0, 6, 32)
     optimizer = torch.optim.SGD(fuser.parameters(), lr=0.1)
     later = ("self_attn", "norm1", "query_norm")  # they act through gamma2 and through weights that are still 0
     second = {name for name, _ in fuser.named_parameters() if not name.startswith(later)}
@@ -168,6 +169,7 @@ def test_memory_is_bounded(monkeypatch):
         (lambda: MMFuser(32)([torch.zeros(1, 4, 16)] * 5, (2, 2)), r"\(1, 4, 16\)"),
         (lambda: MMFuser(32)([torch.zeros(1, 4, 32)] * 4 + [torch.zeros(2, 4, 32)], (2, 2)), "feature 0"),
         (lambda: MMFuser(32)([torch.zeros(1, 4, 32)] * 5, (4,)), r"grid=\(4,\)"),
+        (lambda: MMFuser(32)([torch.zeros(1, 4, 32)] * 5, 4), "grid=4"),
         (lambda: MMFuser(32)([torch.zeros(1, 4, 32)] * 5, (2.0, 2)), r"grid=\(2.0, 2\)"),
         (lambda: MMFuser.from_official({}), "found 0"),
         (lambda: MMFuser.from_official({f"{p}{n}": t for n, t in filled().state_dict().items() for p in ("a.", "b.")}), "a., b."),
@@ -175,6 +177,7 @@ def test_memory_is_bounded(monkeypatch):
         (lambda: MMFuser.from_official(filled().state_dict() | {"ffn.weight": torch.zeros(2)}), "ffn.weight"),
         (lambda: MMFuser.from_official(filled().state_dict() | {"gamma1": torch.zeros(31)}), "gamma1"),
         (lambda: MMFuser.from_official(filled().state_dict(), num_heads=5), "num_heads=5"),
+        (lambda: MMFuser.from_official(filled().state_dict(), num_heads=0), "num_heads=0"),
     ],
 )
 def test_what_cannot_be_fused_is_named(build, message):

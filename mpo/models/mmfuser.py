@@ -5,7 +5,7 @@ In PyTorch alone, with the official names of modules and parameters. Sampling is
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers import initialization as init
 from mpo.models.strict import misfits
 
 CHUNK = 2**22
-"""Number of sampled values that are in memory at a time: 16 MiB in float32. The sampling holds about three times as much."""
+"""Number of sampled values in memory at a time, 16 MiB in float32; the sampling holds a few times as much, for any number of tiles."""
 
 
 class DeformableAttention(nn.Module):
@@ -29,8 +29,6 @@ class DeformableAttention(nn.Module):
     """
 
     def __init__(self, width: int, num_levels: int, num_heads: int, num_points: int) -> None:
-        from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention  # a second
-
         super().__init__()
         sizes = {"width": width, "num_levels": num_levels, "num_heads": num_heads, "num_points": num_points}
         for name, size in sizes.items():
@@ -43,7 +41,6 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
-        self.sampling = MultiScaleDeformableAttention()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -99,32 +96,30 @@ class DeformableAttention(nn.Module):
             return self.output_proj(query)  # type: ignore[no-any-return]
         values = self.value_proj(values)
         # One head of one image is a row: each head looks by itself.
-        values = values.view(batch, -1, self.num_heads, channels // self.num_heads).transpose(1, 2).flatten(0, 1).unsqueeze(2)
-        locations, weights = (found.transpose(1, 2).flatten(0, 1).unsqueeze(2) for found in self.where(query, grid))
-        per_query = self.num_levels * self.num_points * values.shape[-1]
+        values = values.view(batch, self.num_levels, height, width, self.num_heads, -1).permute(0, 4, 1, 5, 2, 3).flatten(0, 1)
+        locations, weights = (
+            found.permute(0, 2, 3, 4, 1, *range(5, found.dim())).flatten(0, 1) for found in self.where(query, grid)
+        )
+        per_query = self.num_levels * self.num_points * values.shape[2]
         rows = max(1, CHUNK // (queries * per_query))
         columns = min(queries, max(1, CHUNK // (rows * per_query)))
-        shapes = [(height, width)] * self.num_levels
-        sizes = torch.tensor(shapes, device=values.device)
-        starts = torch.arange(self.num_levels, device=values.device) * (height * width)
 
         def sample(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
             with torch.autocast(values.device.type, enabled=False):
-                values = values.to(locations.dtype)
-                return self.sampling(values, sizes, shapes, starts, locations, weights, 64)  # type: ignore[no-any-return]
+                seen, levels = [], zip(values.unbind(1), (2 * locations - 1).unbind(1), weights.unbind(1), strict=True)
+                for maps, places, shares in levels:  # transformers' module stacks them, and sums over the last dimension: slower
+                    sampled = nn.functional.grid_sample(maps.to(places.dtype), places, align_corners=False)
+                    seen.append((sampled * shares.unsqueeze(1)).sum(dim=2))
+                return torch.stack(seen).sum(dim=0)  # (rows, channels, queries)
 
         recompute = torch.is_grad_enabled() and any(given.requires_grad for given in (values, locations, weights))
+        how = partial(checkpoint, sample, use_reentrant=False, preserve_rng_state=False) if recompute else sample
         found = []
-        for row, column in product(range(0, len(values), rows), range(0, queries, columns)):
-            place = slice(row, row + rows), slice(column, column + columns)
-            chunk = values[place[0]], locations[place], weights[place]
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            found.append(checkpoint(sample, *chunk, **options) if recompute else sample(*chunk))
-        if columns < queries:  # then a row is a chunk, or several
-            steps = math.ceil(queries / columns)
-            found = [torch.cat(found[start : start + steps], dim=1) for start in range(0, len(found), steps)]
-        heads = torch.cat(found).view(batch, self.num_heads, queries, -1)
-        return self.output_proj(heads.transpose(1, 2).reshape(batch, queries, channels).to(self.output_proj.weight.dtype))
+        for maps, places, shares in zip(values.split(rows), locations.split(rows), weights.split(rows), strict=True):
+            chunks = zip(places.split(columns, dim=3), shares.split(columns, dim=3), strict=True)
+            found.append(torch.cat([how(maps, *chunk) for chunk in chunks], dim=2))
+        heads = torch.cat(found).view(batch, channels, queries).transpose(1, 2)
+        return self.output_proj(heads.to(self.output_proj.weight.dtype))  # type: ignore[no-any-return]
 
 
 class MMFuser(nn.Module):

@@ -15,7 +15,7 @@ from transformers import initialization as init
 from mpo.models.strict import misfits
 
 CHUNK = 2**22
-"""Number of sampled values in memory at a time, 16 MiB in float32; the sampling holds a few times as much, for any number of tiles."""
+"""Number of sampled values in memory at a time, 16 MiB in float32. The sampling holds a few times as much."""
 
 
 class DeformableAttention(nn.Module):

@@ -141,20 +141,21 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_is_bounded(monkeypatch):
-    """Width 256, 12 x 12 queries, 4 levels of 8 points: 1.2 MB of sampled values of a level in float32. In chunks of 64 KB neither a
-    pass without gradients nor what autograd keeps has a tensor larger than the concatenated features, 0.6 MB."""
+    """Width 256, 24 x 24 queries, 4 levels of 8 points: 4.7 MB of sampled values of a level in float32. In chunks of 64 KB neither
+    a pass without gradients nor what autograd keeps has a tensor larger than the concatenated features, 2.4 MB."""
     fuser, kept = MMFuser(256, num_points=8), []
-    features = [torch.randn(1, 144, 256) for _ in range(5)]
-    whole, limit = 8 * 144 * 256 * 4, 4 * 144 * 256 * 4
+    features = [torch.randn(1, 576, 256) for _ in range(5)]
+    monkeypatch.setattr(mmfuser, "CHUNK", 2**30)
+    whole, limit = 8 * 576 * 256 * 4, 4 * 576 * 256 * 4
     with torch.no_grad(), Largest() as largest:
-        expected = fuser.cross_attn(features[4], torch.cat(features[:4], dim=1), (12, 12))
+        expected = fuser.cross_attn(features[4], torch.cat(features[:4], dim=1), (24, 24))
     assert largest.size == whole  # one chunk
     monkeypatch.setattr(mmfuser, "CHUNK", 2**14)
     with torch.no_grad(), Largest() as largest:
-        torch.testing.assert_close(fuser.cross_attn(features[4], torch.cat(features[:4], dim=1), (12, 12)), expected)
+        torch.testing.assert_close(fuser.cross_attn(features[4], torch.cat(features[:4], dim=1), (24, 24)), expected)
     assert largest.size == limit
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor):
-        fuser([feature.requires_grad_() for feature in features], (12, 12))
+        fuser([feature.requires_grad_() for feature in features], (24, 24))
     assert max(kept) == limit
 
 

@@ -230,7 +230,7 @@ def _build(model: Any, backbone: Any) -> None:
     model.post_init()
 
 
-KINDS = {
+KINDS: dict[str, tuple[Any, ...]] = {
     "internvl": (InternVLForConditionalGeneration, InternVLFuserConfig, InternVLFuserModel, InternVLWithFuser, InternVLProcessor),
     "llava": (LlavaForConditionalGeneration, LlavaFuserConfig, LlavaFuserModel, LlavaWithFuser, LlavaProcessor),
 }
@@ -347,7 +347,7 @@ def _widened(wide: nn.Module, narrow: nn.Module, width: int) -> nn.Module:
                 # A layer norm's weight is 1 as when new: were it 0 too, neither would get a gradient.
                 new.fill_(float(new.dim() == 1 and name.endswith("weight")))
                 blocks = old.shape[-1] // width  # neighbouring patches, by pixel shuffle
-                new.unflatten(-1, (blocks, -1, width))[..., -1, :] = old.unflatten(-1, (blocks, width))
+                new.unflatten(-1, (blocks, -1, width))[..., -1, :] = old.unflatten(-1, (blocks, width))  # type: ignore[no-untyped-call]
             else:
                 new.copy_(old)
     return wide

@@ -115,7 +115,7 @@ class DeformableAttention(nn.Module):
         recompute = torch.is_grad_enabled() and any(given.requires_grad for given in (values, locations, weights))
         how = partial(checkpoint, sample, use_reentrant=False, preserve_rng_state=False) if recompute else sample
         found = []
-        for maps, places, shares in zip(values.split(rows), locations.split(rows), weights.split(rows), strict=True):
+        for maps, places, shares in zip(values.split(rows), locations.split(rows), weights.split(rows), strict=True):  # type: ignore[no-untyped-call]
             chunks = zip(places.split(columns, dim=3), shares.split(columns, dim=3), strict=True)
             found.append(torch.cat([how(maps, *chunk) for chunk in chunks], dim=2))
         heads = torch.cat(found).view(batch, channels, queries).transpose(1, 2)
@@ -187,7 +187,7 @@ class MMFuser(nn.Module):
         normed = self.norm1(found)
         found = found + self.gamma2 * self.self_attn(normed, normed, grid)
         query = features[-1]
-        return query + (self.gamma1 * found).to(query.dtype)
+        return query + (self.gamma1 * found).to(query.dtype)  # type: ignore[no-any-return]
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor], *, num_heads: int = 16) -> "MMFuser":

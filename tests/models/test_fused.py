@@ -227,8 +227,11 @@ def test_parts(processor):
     assert {name for name, parameter in fused.named_parameters() if parameter.requires_grad} == own
     with pytest.raises(ValueError, match="train_parts.fuser.*no such part"):
         freeze_parts(internvl(processor), {"fuser": "train"})
-    with pytest.raises(ValueError, match="train_parts.fuser: a internvl"):
-        TrainJob(model={}, data={}, peft={"kind": "lora"}, train_parts={"fuser": "train"}).family(internvl(processor).config)
+    job = TrainJob(model={}, data={}, peft={"kind": "lora"}, train_parts={"fuser": "train"})
+    for without in (internvl(processor), add_fuser(internvl(processor), 2, fusion="concat")):
+        with pytest.raises(ValueError, match="train_parts.fuser: a internvl"):
+            job.family(without.config)
+    assert job.family(fused.config) is family
     assert why_not(fused) is None and why_not(add_fuser(llava(), 2)) is None
 
 

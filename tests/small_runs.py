@@ -42,6 +42,8 @@ def small_run(
     samples=None,
     bad=(),
     augment=False,
+    model=None,
+    peft_config=None,
     **settings,
 ) -> MPOTrainer:
     """A trainer of a tiny InternVL; `kind` is full, lora, text (no images), tokenizer (text with a tokenizer as processing class)
@@ -49,11 +51,12 @@ def small_run(
 
     The images at the indices `bad` do not decode, in training and in evaluation; `augment` applies to all records.
     With `continued`, the model comes with an adapter that is trained further.
+    A `model` takes the place of the tiny InternVL, and `peft_config` that of the usual adapter.
     A `checkpoint` is loaded after the configuration, as a job does it: ZeRO-3 then holds it sharded from the start.
     """
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     processor.tokenizer.chat_template = processor.chat_template
-    model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+    model = model or small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
     make = {"text": text_pairs, "tokenizer": text_pairs, "mixed": mixed_pairs}.get(kind, image_pairs)
     adapter = copy.deepcopy(LORA)
     adapter.lora_dropout = lora_dropout
@@ -93,7 +96,7 @@ def small_run(
         train_dataset=dataset.to_iterable_dataset() if stream else dataset,
         eval_dataset=evaluated,
         processing_class=processor.tokenizer if kind == "tokenizer" else processor,
-        peft_config=adapter if kind == "lora" and not continued else None,
+        peft_config=adapter if kind == "lora" and not continued else peft_config,
         callbacks=list(callbacks),
     )
 

@@ -42,7 +42,7 @@ TRAINER = {  # overridden or called on TRL's and transformers' trainers
     "_train_batch_size": {"training/loading.py"},
 }
 OTHERS = {
-    "_attn_implementation": {"batching/attention.py"},  # configurations of transformers
+    "_attn_implementation": {"batching/attention.py", "models/fused.py"},  # configurations of transformers
     "_can_set_attn_implementation": {"models/packable.py"},
     "_CHUNKED_LOGPROB_CHUNK_SIZE": {"preflight/trace.py"},  # TRL's head
     "_cdata": {"preflight/trace.py"},  # torch

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-PARTS = ("vision", "projector", "language", "head")
+PARTS = ("vision", "fuser", "projector", "language", "head")
 _LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -18,6 +18,7 @@ class Family:
     layers: str  # modules of the tower's layers, inside of it
     projector: tuple[str, ...]  # modules between the tower and the language model
     linear: Mapping[str, tuple[str, ...]]  # the linear layers that LoRA adapts in tower and projector
+    fuser: tuple[str, ...] = ()  # modules that fuse layers of the tower before the projector
     loose: tuple[str, ...] = ()  # parameters that belong to the projector but are not in its modules
     towers: tuple[str, ...] = ()  # values of ``config.vision_config.model_type``; empty: the family has one kind of tower
     language: str = "language_model"  # module of the language model, if there is a tower
@@ -37,6 +38,8 @@ class Family:
         'language'
         """
         words = name.split(".")
+        if any(word in words for word in self.fuser):
+            return "fuser"
         if any(word in words for word in (*self.projector, *self.loose)):
             return "projector"
         if self.vision and self.vision in words:
@@ -88,7 +91,7 @@ class Family:
     def not_quantized(self) -> list[str]:
         """Regular expressions of the modules that QLoRA leaves in their dtype: all but the language model's layers."""
         outside = () if self.projector_in_tower else self.projector
-        return [*(f".*{name}" for name in (self.vision, *outside) if name), "lm_head"]
+        return [*(f".*{name}" for name in (self.vision, *self.fuser, *outside) if name), "lm_head"]
 
 
 INTERNVL = Family(
@@ -117,6 +120,8 @@ LLAVA = Family(
     },
     branches=("self_attn", "mlp"),
 )
+INTERNVL_FUSER = replace(INTERNVL, types=("internvl_mmfuser",), fuser=("fuser",))
+LLAVA_FUSER = replace(LLAVA, types=("llava_mmfuser",), fuser=("fuser",))
 LLAVA_NEXT = replace(LLAVA, types=("llava_next", "llava_onevision"), loose=("image_newline",))
 QWEN_VL = Family(
     types=("qwen2_vl", "qwen2_5_vl"),
@@ -143,7 +148,7 @@ QWEN3_VL = Family(
 TEXT = Family(types=(), vision="", layers="", projector=(), linear={})
 """Any model without images: language and head."""
 UNKNOWN = Family(types=(), vision="", layers="", projector=(), linear={})
-FAMILIES = (INTERNVL, LLAVA, LLAVA_NEXT, QWEN_VL, QWEN3_VL)
+FAMILIES = (INTERNVL, INTERNVL_FUSER, LLAVA, LLAVA_FUSER, LLAVA_NEXT, QWEN_VL, QWEN3_VL)
 _NOT_TEXT = re.compile(r"vision|visual|image|img|vit_|vq|audio|speech|mm_", re.IGNORECASE)
 """In the keys of a config: the model has more than text."""
 

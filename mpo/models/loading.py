@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
+import mpo.models.fused  # noqa: F401 - registers its models with the Auto classes
 from mpo.models.family import takes_images
 from mpo.models.fit import open_processor
 from mpo.models.official.checkpoint import NO_TOKENIZER, open_official

@@ -38,11 +38,15 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
             )
         if choice == "lora" and part == "head":
             raise ValueError("train_parts.head=lora has no effect: the loss reads the head's weight, not its adapter. Freeze it.")
+        if choice == "lora" and part == "fuser":
+            raise ValueError("train_parts.fuser=lora would leave a new fuser without effect: its gamma1 is 0. Use train or freeze.")
         if choice == "lora" and not adapters:
             raise ValueError(f"train_parts.{part}=lora needs adapters. Add peft=lora or peft=qlora.")
-        if choice == "train" and adapters and part != "projector":
+        if choice == "train" and adapters and part not in ("projector", "fuser"):
             raise ValueError(f"train_parts.{part}=train with adapters keeps a second copy of a large part. Use lora or freeze.")
-    if choices and set(PARTS) <= choices.keys() and all(choices[part] == "freeze" for part in PARTS):
+    if choices and all(
+        choices.get(part, "freeze" if part == "fuser" else "train") == "freeze" for part in PARTS
+    ):  # few have a fuser
         raise ValueError("train_parts freezes every part, so nothing would be trained. Set one to train or lora.")
 
 
@@ -57,7 +61,7 @@ def check_adapter(choices: Mapping[str, Any], adapter: Any, family: Family = INT
     Raises:
         ValueError: naming the setting and the parts.
     """
-    frozen = [part for part in PARTS[:3] if choices.get(part, "freeze") == "freeze"]
+    frozen = [part for part in PARTS[:-1] if (part != "fuser" or family.fuser) and choices.get(part, "freeze") == "freeze"]
     if choices and frozen and getattr(adapter, "bias", "none") == "all":
         raise ValueError(f"peft.bias=all trains all biases, but train_parts freezes {', '.join(frozen)}. Use peft.bias=lora_only.")
     tokens = getattr(adapter, "trainable_token_indices", None) or {}

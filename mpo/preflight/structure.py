@@ -16,7 +16,7 @@ from mpo.models.loading import as_dtype, load_processor, model_config
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
 
-TITLES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "LM head"}
+TITLES = {"vision": "vision tower", "fuser": "fuser", "projector": "projector", "language": "language model", "head": "LM head"}
 REST = "model"
 
 

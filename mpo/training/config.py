@@ -45,7 +45,8 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
             ``"raise"``: stop the run. ``"skip"``: leave it out, count it and list it in ``bad_records.jsonl`` of the run's folder.
             It is never replaced by another record.
         max_bad_fraction: maximum fraction of bad records among those seen; with ``"skip"`` the run stops above it.
-        vision_learning_rate: learning rate of the vision tower. None, here and in the next three: ``learning_rate``.
+        vision_learning_rate: learning rate of the vision tower. None, here and in the next four: ``learning_rate``.
+        fuser_learning_rate: learning rate of the fuser between tower and projector (`mpo.models.fused`).
         projector_learning_rate: learning rate of the projector between tower and language model.
         language_learning_rate: learning rate of the language model.
         head_learning_rate: learning rate of the output head, if it has its own weights.

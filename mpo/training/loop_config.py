@@ -88,6 +88,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
         metadata={"help": "Maximum fraction of bad records, with on_bad_record=skip; the run stops above it."},
     )
     vision_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the vision tower."})
+    fuser_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the fuser of tower layers."})
     projector_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
     language_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the language model."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the output head."})

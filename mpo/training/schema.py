@@ -104,6 +104,7 @@ class Parts(TypedDict, total=False):
     """What is done with each part of the model (`mpo.models.parts`)."""
 
     vision: Part
+    fuser: Part
     projector: Part
     language: Part
     head: Part
@@ -113,6 +114,7 @@ class Rates(TypedDict, total=False):
     """The learning rate of each part of the model."""
 
     vision: Rate | None
+    fuser: Rate | None
     projector: Rate | None
     language: Rate | None
     head: Rate | None

@@ -97,7 +97,12 @@ class TrainedModel:
         """
         for setting, value in (("peft=qlora", self.peft["kind"] == "qlora"), ("train_parts", self.parts())):
             if value:
-                return family_of(config, setting)
+                family = family_of(config, setting)
+                if self.parts().get("fuser") and not (family.fuser and config.fusion == "mmfuser"):
+                    raise ValueError(
+                        f"train_parts.fuser: a {config.model_type} has no fuser. Add one (mpo.models.add_fuser), or leave it out."
+                    )
+                return family
         if self.peft["kind"] != "none" and not self.peft.get("target_modules"):
             return family_of(config, f"peft={self.peft['kind']} without peft.target_modules")
         return INTERNVL
@@ -130,6 +135,8 @@ class TrainedModel:
                 )
             if parts.get("projector") == "train":
                 settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]
+            if parts.get("fuser") == "train":
+                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.fuser]
         adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
         check_adapter(self.parts(), adapter, family)
         return adapter

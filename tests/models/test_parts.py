@@ -45,19 +45,27 @@ def test_the_last_layers_of_the_tower(model):
 @pytest.mark.parametrize(
     "choices, adapters, message",
     [
-        ({"tower": "freeze"}, False, "vision, projector, language, head.*'tower'"),
+        ({"tower": "freeze"}, False, "vision, fuser, projector, language, head.*'tower'"),
         ({"vision": "frozen"}, False, "train_parts.vision='frozen'"),
         ({"language": 2}, False, "train_parts.language=2"),
         ({"vision": 0}, False, "train_parts.vision=0"),
         ({"vision": "lora"}, False, "train_parts.vision=lora"),
         ({"language": "train"}, True, "train_parts.language=train"),
         ({"head": "lora"}, True, "train_parts.head=lora"),
+        ({"fuser": "lora"}, True, "train_parts.fuser=lora"),
+        ({"fuser": "lora"}, False, "train_parts.fuser=lora"),
+        (dict.fromkeys(PARTS, "freeze"), False, "train_parts freezes"),
         ({"vision": "freeze", "projector": "freeze", "language": "freeze", "head": "freeze"}, False, "train_parts freezes"),
     ],
 )
 def test_refusals(choices, adapters, message):
     with pytest.raises(ValueError, match=message):
         check_parts(choices, adapters=adapters)
+
+
+def test_the_fuser_alone_is_trained():
+    check_parts({**dict.fromkeys(PARTS, "freeze"), "fuser": "train"}, adapters=False)
+    check_parts({"language": "lora", "fuser": "train"}, adapters=True)
 
 
 def test_more_layers_than_there_are(model):
@@ -180,7 +188,7 @@ def shaped(kind, device="meta", **more):
         return AutoModelForImageTextToText.from_config(config)
 
 
-OTHERS = [name for family in FAMILIES for name in family.types if name != "internvl"]
+OTHERS = [name for family in FAMILIES for name in family.types if name != "internvl" and not family.fuser]
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -189,7 +197,7 @@ def test_the_parts_of_other_families(kind):
     model = shaped(kind)
     family = family_of(model.config, "train_parts")
     parts = {name: family.part_of(name) for name, _ in model.named_parameters()}
-    assert set(parts.values()) == set(PARTS)
+    assert set(parts.values()) == set(PARTS) - {"fuser"}
     tower = model.get_submodule(f"model.{family.vision}")
     inside = {id(parameter) for parameter in tower.parameters()}
     bridge = {id(p) for name, m in model.named_modules() if name.split(".")[-1] in family.projector for p in m.parameters()}

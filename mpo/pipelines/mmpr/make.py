@@ -66,7 +66,13 @@ class Route:
             if self.is_open is not None and not here.get(self.route, (self.route == "open") == self.is_open):
                 continue
             reason = _rules(question) if known and not self.is_open else ""
-            lacks = "ground truth" if self.is_open is False and not known else "image" if self.needs_image and not question.images else ""
+            lacks = (
+                "ground truth"
+                if self.is_open is False and not known
+                else "image"
+                if self.needs_image and not question.images
+                else ""
+            )
             if lacks:
                 reason = f"it has no {lacks}, which the {'open' if self.is_open else 'correctness'} route needs. Leave it out."
             if reason and not bad:

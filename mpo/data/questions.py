@@ -88,11 +88,11 @@ def load_questions(path: str | Path, **settings: Any) -> Questions:
 
     A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an answer,
     becomes metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or ``images``, ``video``
-    or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several, of which each is right; the
-    list is one answer where ``kind`` is `WHOLE`, unless the field is called ``answers`` or ``ground_truths``), ``choices`` (a list,
-    also as text, with or without their letters; ``options``; or fields ``A``, ``B``, ...), and ``kind``, ``unit``, ``tolerance`` and ``source`` as in
-    `mpo.schema.Question`. Everything else is metadata; what may be something the model should see is refused (`mpo.data.unused`),
-    outside of a field ``metadata``.
+    or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several, each of which is right; where
+    the kind is ``list``, ``box`` or ``interval``, a list is one answer, unless the field is called ``answers`` or
+    ``ground_truths``), ``choices`` (a list, also as text, with or without their letters; ``options``; or fields ``A``, ``B``, ...),
+    and ``kind``, ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
+    something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
     """
     return Questions(path, **settings)
 

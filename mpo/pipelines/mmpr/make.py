@@ -51,8 +51,7 @@ class Records:
 
 
 class Route:
-    """The questions of a source that take one route; all, where it is not known yet. Those that cannot become bad ones, which a
-    job names."""
+    """The questions of a source that take one route, or all of them (None). Those that cannot become bad ones, which a job names."""
 
     def __init__(
         self, questions: Iterable[Question], route: str | None = None, *, is_open: bool | None = None, needs_image: bool = False
@@ -66,13 +65,8 @@ class Route:
             if self.is_open is not None and not here.get(self.route, (self.route == "open") == self.is_open):
                 continue
             reason = _rules(question) if known and not self.is_open else ""
-            lacks = (
-                "ground truth"
-                if self.is_open is False and not known
-                else "image"
-                if self.needs_image and not question.images
-                else ""
-            )
+            lacks = "image" if self.needs_image and not question.images else ""
+            lacks = "ground truth" if self.is_open is False and not known else lacks
             if lacks:
                 reason = f"it has no {lacks}, which the {'open' if self.is_open else 'correctness'} route needs. Leave it out."
             if reason and not bad:

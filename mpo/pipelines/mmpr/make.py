@@ -51,7 +51,7 @@ class Records:
 
 
 class Route:
-    """The questions of a source that take one route, or all of them (None). Those that cannot become bad ones, which a job names."""
+    """The questions of a source that take one route, or all (None). Those that cannot become bad ones, which a job names."""
 
     def __init__(
         self, questions: Iterable[Question], route: str | None = None, *, is_open: bool | None = None, needs_image: bool = False

@@ -196,7 +196,8 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) ->
                     output.dropped(of, record, "pair", str(error))
                 else:
                     ids = f"{record['id']}/{name.rpartition('-')[2]}" if route.is_open else record["id"]
-                    output.paired(of, record, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
+                    asked = {"responses": [{}], **record}  # a pair of the open route is of one response, which nobody has judged
+                    output.paired(of, asked, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
             for lost in Records(job.folder, DROPPED):
                 output.dropped(
                     file_name(lost["record"].get("source") or str(source.name)), lost["record"], lost["step"], lost["reason"]

@@ -163,7 +163,7 @@ def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choic
             raise ValueError(f"{choices!r} is a text that looks like a list and is none: {line[choices]!r:.80}.") from None
     if choices is not None and not isinstance(new[choices], list):
         raise ValueError(f"{choices!r} has {json_kind(new[choices])} where a list is expected: {line[choices]!r:.80}.")
-    if answer in ("answer", "ground_truth", "answer_gt") and line.get("kind") in WHOLE and isinstance(line[answer], list):
+    if answer and not answer.endswith("s") and line.get("kind") in WHOLE and isinstance(line[answer], list):
         new[answer] = json.dumps(line[answer], ensure_ascii=False)
     return new
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 from array import array
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +26,8 @@ PROMPTS = ("question", "prompt", "messages", "conversations")
 ANSWERS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
 CHOICES = ("choices", "options")
 OTHERS = ("id", "system", "image", "images", "video", "videos", "kind", "unit", "tolerance", "source")
+WHOLE = ("list", "box", "interval")
+"""Kinds whose answer is itself a list."""
 LETTERS = tuple("ABCDEFGH")
 """Fields of benchmarks that hold a choice each."""
 BAD = "bad"
@@ -83,10 +88,11 @@ def load_questions(path: str | Path, **settings: Any) -> Questions:
 
     A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an answer,
     becomes metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or ``images``, ``video``
-    or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several), ``choices`` (a list, also
-    as text; ``options``; or fields ``A``, ``B``, ...), and ``kind``, ``unit``, ``tolerance`` and ``source`` as in
-    `mpo.schema.Question`. Everything else is metadata; what may be something the model should see is refused (`mpo.data.unused`),
-    outside of a field ``metadata``.
+    or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several, each of which is right; where
+    the kind is ``list``, ``box`` or ``interval``, a list is one answer, unless the field is called ``answers`` or
+    ``ground_truths``), ``choices`` (a list, also as text, with or without their letters; ``options``; or fields ``A``, ``B``, ...),
+    and ``kind``, ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
+    something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
     """
     return Questions(path, **settings)
 
@@ -120,9 +126,9 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
             messages=found["prompt"],
             images=[one["path"] if one["bytes"] is None else one["bytes"] for one in found["images"]],
             videos=found.get("videos", ()),
-            ground_truths=_texts(line, answer),
+            ground_truths=[text for text in _texts(line, answer) if text.strip()],
             kind=_text(line, "kind"),
-            choices=_texts(line, choices) or None,
+            choices=_unlettered(_texts(line, choices)) or None,
             unit=_text(line, "unit"),
             tolerance=tolerance,
             id=found["id"] or _place(where),
@@ -153,7 +159,17 @@ def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choic
             new[choices] = literal_eval(line[choices])
         except (ValueError, SyntaxError, RecursionError):
             raise ValueError(f"{choices!r} is a text that looks like a list and is none: {line[choices]!r:.80}.") from None
+    if choices is not None and not isinstance(new[choices], list):
+        raise ValueError(f"{choices!r} has {json_kind(new[choices])} where a list is expected: {line[choices]!r:.80}.")
+    if answer and not answer.endswith("s") and line.get("kind") in WHOLE and isinstance(line[answer], list):
+        new[answer] = json.dumps(line[answer], ensure_ascii=False)
     return new
+
+
+def _unlettered(choices: list[str]) -> list[str]:
+    """Choices without the letters that number all of them (``A. red``, ``(A) red``), which prompts and verdicts put there."""
+    found = [re.fullmatch(rf"\s*[(（]?{chr(65 + at)}[.):：．、）]\s*(\S.*)", one, re.DOTALL) for at, one in enumerate(choices[:26])]
+    return [one[1] for one in found if one] if len(choices) == len(found) > 1 and all(found) else choices
 
 
 def _place(where: str) -> str:
@@ -173,8 +189,9 @@ def _texts(line: Mapping[str, Any], name: str | None) -> list[str]:
     value = line.get(name) if name else None
     given = value if isinstance(value, list) else [] if value is None else [value]
     for one in given:
-        if isinstance(one, bool) or not isinstance(one, str | int | float):
-            raise ValueError(f"{name!r} has {json_kind(one)} where text or a number is expected.")
+        if isinstance(one, bool) or not isinstance(one, str | int | float) or (isinstance(one, float) and not math.isfinite(one)):
+            shown = one if isinstance(one, float) else json_kind(one)
+            raise ValueError(f"{name!r} has {shown} where text or a number is expected.")
     return [checked_text(one if isinstance(one, str) else str(one), repr(name)) for one in given]
 
 

@@ -63,7 +63,7 @@ class Request:
         wanted = {"image": len(self.images), "video": len(self.videos)}
         checked = prompt_messages(messages, "the request", wanted)
         if checked[-1]["role"] not in PLACES:
-            remedy = "Give its start of a response as prefix." if checked[-1]["role"] == "assistant" else "Add the user's."
+            remedy = "Leave it out; as prefix= it is gone on with." if checked[-1]["role"] == "assistant" else "Add the user's."
             raise ValueError(f"The request ends with a message of the {checked[-1]['role']}, to which nobody responds. {remedy}")
         object.__setattr__(self, "messages", checked)
 

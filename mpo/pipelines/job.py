@@ -250,7 +250,10 @@ class Job:
         current = [record]
         for step in self.steps:
             if step.generator is not None:
-                asked = [request for one in current for request in requests_of(step, one)]
+                try:
+                    asked = [request for one in current for request in requests_of(step, one)]
+                except Dropped:
+                    return []
                 files = [file for request in asked for file in (*request.images, *request.videos)]
                 for file in files:
                     if isinstance(file, str | os.PathLike) and not os.path.isdir(file):

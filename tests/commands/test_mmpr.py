@@ -1,6 +1,7 @@
 """`mpo mmpr` against the stub server: all of it from a configuration, and step by step."""
 
 import json
+import re
 
 import pytest
 from small_runs import write_job
@@ -8,9 +9,10 @@ from stub_server import StubServer
 from support import make_image
 
 from mpo.commands import main
-from mpo.data import load_preferences
+from mpo.data import load_preferences, load_questions
 from mpo.io import read_json_lines
 from mpo.pipelines.mmpr import output
+from mpo.pipelines.mmpr.make import Route
 
 CONFIG = """
 sources: [{{path: q.jsonl}}]
@@ -232,6 +234,7 @@ def test_rounds_train_and_go_on_with_the_trained_model(folder):
     [
         ('{"id": ', "bad.jsonl:1"),
         ("[1]", "bad.jsonl:1"),
+        ('{"question": "How many?", "answer": "3"}', "mpo mmpr sample"),
         ('{"id": "x", "ground_truths": ["3"], "responses": [{"t": 1}]}', "bad.jsonl:1"),
         ('{"id": "x", "ground_truths": ["3"]}', "mpo mmpr sample"),
         ('{"id": "x", "responses": [{"text": "3"}]}', "ground truth"),
@@ -243,8 +246,67 @@ def test_files_of_others(folder, capsys, line, name):
     assert main(["mmpr", "pair", "bad.jsonl", "--output", "pairs"]) == 2
 
 
-def test_an_unknown_kind_is_named_before_anything_is_asked(make, folder):
-    write(folder, [{**read_json_lines(folder / "q.jsonl")[0], "kind": "nmber"}])
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ({"kind": "nmber"}, "'nmber'"),
+        ({"answer": 1, "choices": ["red", "blue"]}, "'1' is none of its 2 choices"),
+        ({"answer": "AB", "choices": ["red", "blue"]}, "'AB' is none"),
+        ({"answer": "green", "A": "red", "B": "blue", "kind": "choice"}, "'green' is none"),
+    ],
+)
+def test_what_no_response_can_answer_is_named_before_anything_is_asked(make, folder, capsys, line, name):
+    write(folder, [{**read_json_lines(folder / "q.jsonl")[0], **line}])
     with StubServer() as stub:
         status, _, err = make(stub.url)
-        assert status == 2 and "'nmber'" in err and stub.asked == 0
+        assert status == 2 and name in err and stub.asked == 0
+        assert main(["mmpr", "sample", stub.url, "q.jsonl", "--output", "s"]) == 2 and name in capsys.readouterr().err
+        assert stub.asked == 0
+
+
+@pytest.mark.parametrize("answer", ["B", "(b)", "Blue", "B. blue", ["green", "blue"]])
+def test_a_ground_truth_is_a_choice_by_letter_or_text(folder, answer):
+    write(folder, [{"question": "Which?", "choices": ["red", "blue"], "answer": answer}])
+    (question,) = Route(load_questions("q.jsonl"), is_open=False)
+    assert question.messages
+
+
+@pytest.mark.parametrize("stray", ["I see <image>.", "<video> so 4", "a <IMG_CONTEXT> b"])
+def test_a_response_that_stands_for_an_image_is_in_no_pair(make, folder, stray):
+    def said(body, number):
+        return f"{stray} It is 77." if number % 3 == 2 else f"So {number}.\nIt is {number % 3 and 78 or asked(body)}."
+
+    def asked(body):
+        return re.search(r"many in (\d+)", json.dumps(body))[1]
+
+    with StubServer(text=said) as stub:
+        assert make(stub.url, CONFIG.replace("q.jsonl", "q.jsonl, limit: 10"))[0] == 0
+    loaded = load_preferences(folder / "out" / "meta.json")
+    assert len(loaded) >= 10 and all(stray not in str(loaded[place]["rejected"]) for place in range(len(loaded)))
+    report = json.loads((folder / "out" / "report.json").read_text())["sources"][0]
+    assert report["pairs left out by kind"]["placeholder"] + report["pairs"] == report["pairs made"]
+
+
+@pytest.mark.parametrize("name", ["meta.json", "annotations/a.jsonl", "trl/x", "run/model.safetensors"])
+def test_a_folder_of_something_else_is_left_alone(make, folder, name):
+    (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "out" / name).write_text("mine")
+    with StubServer() as stub:
+        status, _, err = make(stub.url)
+    assert status == 2 and name.partition("/")[0] in err and stub.asked == 0
+    assert [path.name for path in (folder / "out").rglob("*") if path.is_file()] == [name.rpartition("/")[2]]
+
+
+def test_a_source_without_questions(make, folder):
+    (folder / "empty.jsonl").write_text("")
+    with StubServer() as stub:
+        assert "empty.jsonl has no questions" in make(stub.url, CONFIG.replace("q.jsonl", "empty.jsonl"))[2]
+
+
+def test_short_responses_are_dropped_by_name(folder, capsys):
+    """Also by a job whose first step drops them."""
+    with StubServer(text=lambda body, number: "word" if "in 3" in json.dumps(body) else "A red car stands here.") as stub:
+        assert main(["mmpr", "sample", stub.url, "q.jsonl", "--output", "told", "--n", "1", "--prompt", "plain"]) == 0
+        assert main(["mmpr", "continue", stub.url, "told", "--output", "on"]) == 0, capsys.readouterr().err
+        assert main(["mmpr", "continue", stub.url, "q.jsonl", "--output", "no"]) == 2
+    assert [(one["record"]["id"], one["step"]) for one in read_json_lines("on/dropped.jsonl")] == [("q3", "continue")]

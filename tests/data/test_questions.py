@@ -9,6 +9,7 @@ from support import make_image
 
 from mpo.data import load_questions
 from mpo.io import BadRecord
+from mpo.verification import match
 
 TEXT = [{"type": "image", "text": None}, {"type": "text", "text": "How many?"}]
 
@@ -49,6 +50,10 @@ def test_parquet_with_images_inside(tmp_path):
         ({"question": "How many?", "answer": "B"}, None),
         ({"question": "How many?", "answer": "B", "A": "2", "B": 3, "C": None}, ["2", "3"]),
         ({"question": "How many?", "answer": "B", "options": "['2', '3']"}, ["2", "3"]),
+        ({"question": "How many?", "answer": "B", "options": ["A. 2", "B: 3"]}, ["2", "3"]),
+        ({"question": "How many?", "answer": "B", "A": "（A）2", "B": "(B) 3"}, ["2", "3"]),
+        ({"question": "How many?", "answer": "B", "options": ["A. Smith", "C. Lee"]}, ["A. Smith", "C. Lee"]),
+        ({"question": "How many?", "answer": ["B", " "], "options": ["A. Smith", "B Lee"]}, ["A. Smith", "B Lee"]),
         (
             {"conversations": [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": "3."}], "answer": "B"},
             None,
@@ -64,6 +69,25 @@ def test_prompt_files_benchmarks_and_conversations(tmp_path, line, choices):
 
 
 @pytest.mark.parametrize(
+    ("line", "truths"),
+    [
+        ({"answer": [0, 0, 10, 10], "kind": "box"}, ["[0, 0, 10, 10]"]),
+        ({"answer": [[0, 0, 9, 9], [1, 1, 5, 5]], "kind": "box"}, ["[[0, 0, 9, 9], [1, 1, 5, 5]]"]),
+        ({"ground_truth": ["红", "blue"], "kind": "list"}, ['["红", "blue"]']),
+        ({"answer": [0, 1], "kind": "interval"}, ["[0, 1]"]),
+        ({"answers": ["1, 2", "2, 1"], "kind": "list"}, ["1, 2", "2, 1"]),
+        ({"answer": [1, "one"], "kind": "number"}, ["1", "one"]),
+        ({"answer": [""], "kind": "text"}, []),
+    ],
+)
+def test_an_answer_that_is_a_list_and_several_answers(tmp_path, line, truths):
+    (question,) = load_questions(write(tmp_path, {"question": "Which?", **line}))
+    assert question.ground_truths == truths
+    for truth in truths:
+        assert match(truth, truth.replace("10", "10.0"), kind=question.kind).correct
+
+
+@pytest.mark.parametrize(
     ("line", "name"),
     [
         ({"image": "a.png"}, "the fields image"),
@@ -75,6 +99,9 @@ def test_prompt_files_benchmarks_and_conversations(tmp_path, line, choices):
         ({"question": "<image> <image>", "image": "a.png"}, "2 <image>"),
         ({"question": "Why?", "choices": {"A": "x"}}, "'choices' has an object"),
         ({"question": "Why?", "answer": True}, "'answer' has a boolean"),
+        ({"question": "Why?", "answer": [1, float("nan")]}, "'answer' has nan"),
+        ({"question": "Why?", "A": "x", "B": float("nan")}, "'choices' has nan"),
+        ({"question": "Why?", "choices": "A. x\nB. y"}, "'choices' has text"),
         ({"question": "Why?", "A": "x", "C": "y"}, "'A'"),
         ({"question": "Why?", "options": "[x, y"}, "'options' is a text"),
         ({"question": "Why?", "tolerance": "5 %"}, "'tolerance'"),

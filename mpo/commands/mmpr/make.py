@@ -1,7 +1,7 @@
 """Make MMPR files from a configuration: sample, verify and pair, or continue where no answer is known.
 
---output becomes a folder with meta.json, for mpo train data=mmpr, and report.html. Other rules of verify and pair take
-seconds; other settings of the sampling need another folder. CONFIG is YAML:
+--output becomes a folder with meta.json, for mpo train data=mmpr, and report.html. Other rules of verify and pair ask
+nothing again; other settings of the sampling need another folder. CONFIG is YAML:
 
   sources: [{path: questions.jsonl}]
   models: [{model: "http://localhost:8000/v1"}]

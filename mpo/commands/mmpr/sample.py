@@ -22,8 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.data import load_questions
+    from mpo.pipelines.mmpr.make import Route
     from mpo.pipelines.mmpr.sample import Sample
 
     questions = load_questions(args.questions, image_root=args.image_root, limit=args.limit, keep_bad=True)
     model, sampling = asked_model(args)
-    return run_step(args, Sample(model, prompt=args.prompt, n=args.n, **sampling), questions)
+    return run_step(args, Sample(model, prompt=args.prompt, n=args.n, **sampling), Route(questions))

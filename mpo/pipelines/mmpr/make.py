@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from mpo.data import load_questions
-from mpo.data.questions import BAD
+from mpo.data.questions import BAD, LETTERS
 from mpo.generation.generator import Generator
 from mpo.io import bad_record, parse_json, read_json_object
 from mpo.pipelines.job import Job
 from mpo.pipelines.mmpr.config import Config, Model, file_name, is_server
 from mpo.pipelines.mmpr.continuation import Continue
-from mpo.pipelines.mmpr.output import META, REPORT, Output
+from mpo.pipelines.mmpr.output import META, REPORT, WRITTEN, Output
 from mpo.pipelines.mmpr.pair import Pair
 from mpo.pipelines.mmpr.sample import Sample
 from mpo.pipelines.mmpr.verify import Verify
 from mpo.pipelines.part import DROPPED, OUTPUT, locked
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.schema import Question
-from mpo.verification.matching import check_rules
+from mpo.verification.matching import check_rules, match
 
 
 class Records:
@@ -41,6 +41,8 @@ class Records:
                 with bad_record(f"{self.path}:{number}"):
                     record = parse_json(line, "the line")
                     inner = record.get("record", record)
+                    if not isinstance(inner, dict) or not isinstance(inner.get("id"), str):
+                        raise ValueError("it has no id, so no step has written it. Give the output of mpo mmpr sample.")
                     for name in {"images", "videos"} & set(inner):
                         inner[name] = [str(self.path.parent / one) for one in inner[name]]
                     if not all(isinstance(one["text"], str) for one in inner.get("responses", ())):
@@ -49,19 +51,22 @@ class Records:
 
 
 class Route:
-    """The questions of a source that take one route. Those that cannot become bad ones, which a job names."""
+    """The questions of a source that take one route, or all (None). Those that cannot become bad ones, which a job names."""
 
-    def __init__(self, questions: Iterable[Question], route: str | None, *, is_open: bool, needs_image: bool = False) -> None:
+    def __init__(
+        self, questions: Iterable[Question], route: str | None = None, *, is_open: bool | None = None, needs_image: bool = False
+    ) -> None:
         self.questions, self.route, self.is_open, self.needs_image = questions, route, is_open, needs_image
 
     def __iter__(self) -> Iterator[Question]:
         for question in self.questions:
             known, bad = bool(question.ground_truths), BAD in question.metadata
             here = {None: (known or bad) != self.is_open, "both": not (bad and self.is_open)}
-            if not here.get(self.route, (self.route == "open") == self.is_open):
+            if self.is_open is not None and not here.get(self.route, (self.route == "open") == self.is_open):
                 continue
-            reason = "" if self.is_open else _rules(question)
-            lacks = "ground truth" if not (self.is_open or known) else "image" if self.needs_image and not question.images else ""
+            reason = _rules(question) if known and not self.is_open else ""
+            lacks = "image" if self.needs_image and not question.images else ""
+            lacks = "ground truth" if self.is_open is False and not known else lacks
             if lacks:
                 reason = f"it has no {lacks}, which the {'open' if self.is_open else 'correctness'} route needs. Leave it out."
             if reason and not bad:
@@ -70,11 +75,17 @@ class Route:
 
 
 def _rules(question: Question) -> str:
+    """Why no response to a question can be judged; "" if it can."""
+    choices = question.choices or ()
     try:
         check_rules(question.kind, question.choices, question.tolerance)
     except ValueError as error:
         return str(error)
-    return ""
+    if not choices or question.kind not in (None, "choice") or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}:
+        return ""
+    if any(match(one, truth, choices=choices).correct for truth in question.ground_truths for one in choices):
+        return ""
+    return f"its ground truth {question.ground_truths[0]!r:.50} is none of its {len(choices)} choices. Give a letter, or its text."
 
 
 def open_model(model: Model, max_tiles: int | None = None) -> Generator:
@@ -123,6 +134,8 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
     report: dict[str, Any] = {}
     for number in range(1, config.rounds + 1):
         folder = output / f"round_{number}" if config.rounds > 1 else output
+        if not (folder / ".mmpr.lock").exists() and (found := [name for name in WRITTEN if (folder / name).exists()]):
+            raise ValueError(f"{folder} holds {found[0]}, which mpo mmpr has not written. Give another folder.")
         with locked(folder, "mmpr"):
             if (folder / "trained").exists():
                 report = read_json_object(folder / REPORT)
@@ -155,6 +168,8 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) ->
     for source in config.sources:
         questions = load_questions(source.path, image_root=source.image_root, limit=source.limit, keep_bad=True)
         own = config.sample.model_copy(update={name: getattr(source.sample, name) for name in source.sample.model_fields_set})
+        if next(iter(questions), None) is None:
+            raise ValueError(f"{source.path} has no questions. Leave the source out.")
         models = [(model.name, opened(number, source.max_tiles)) for number, model in enumerate(config.models)]
         jobs: list[tuple[str, list[Step], Route]] = []
         route = Route(questions, source.route, is_open=False)
@@ -181,7 +196,8 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) ->
                     output.dropped(of, record, "pair", str(error))
                 else:
                     ids = f"{record['id']}/{name.rpartition('-')[2]}" if route.is_open else record["id"]
-                    output.paired(of, record, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
+                    asked = {"responses": [{}], **record}  # a pair of the open route is of one response, which nobody has judged
+                    output.paired(of, asked, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
             for lost in Records(job.folder, DROPPED):
                 output.dropped(
                     file_name(lost["record"].get("source") or str(source.name)), lost["record"], lost["step"], lost["reason"]

@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from mpo.data.images import open_image
+from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from mpo.io import atomic_write, json_line, write_text
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.report import count_reason, page
 
 META, REPORT, PAGE, DROPPED, LINES = "meta.json", "report.json", "report.html", "dropped.jsonl", "annotations"
+WRITTEN = (META, REPORT, PAGE, DROPPED, LINES, "jobs", "trl", "swift", "run")
+PLACEHOLDER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}|<IMG_CONTEXT>")
+"""What a model may write and no reader of the data takes in a response: it stands for an image."""
 LARGE, OF_LARGE, LONGEST = 500_000, 3, 1_200_000
 """A file of more lines than `LARGE` has `OF_LARGE` pairs of a question at most; one of more than `LONGEST` is split."""
 SHOWN = 8
@@ -54,8 +58,9 @@ class Output:
             key = content_hash(
                 json.dumps([pair.get(name) for name in ("images", "videos", "question", "chosen", "rejected")]).encode()
             )
-            if key in self._seen:
-                counts["pairs left out/duplicate"] += 1
+            strays = any(PLACEHOLDER.search(pair[side]) for side in ("chosen", "rejected"))
+            if strays or key in self._seen:
+                counts[f"pairs left out/{'placeholder' if strays else 'duplicate'}"] += 1
                 continue
             self._seen.add(key)
             negative = pair["rejected_meta"]["negative"]

@@ -24,7 +24,7 @@ from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
 from mpo.pipelines.step import BadStep, Record, Step, to_record
 from mpo.schema import Question
-from mpo.verification import verify
+from mpo.verification import final_answer, verify
 
 REASON = (
     "\n\nThink about it step by step and write down your reasoning. Do not repeat yourself; where you are not sure, decide for the "
@@ -93,14 +93,11 @@ class Rank(Step):
         """The ranks of the responses, by the record's id."""
         try:
             given = self._scorer(question_of(record), record[SAMPLED])
+            ranks = [] if isinstance(given, Mapping | Set) else [float(one) for one in given]
         except (ValueError, ConnectionError):  # a question that cannot be scored is dropped
             raise
         except Exception as error:
             raise BadStep(f"Scorer {self.name} failed for question {record['id']!r}: {error!r}. Fix it, and run again.") from error
-        try:
-            ranks = [] if isinstance(given, Mapping | Set | str) else [float(one) for one in given]
-        except (TypeError, ValueError, OverflowError):
-            ranks = []
         if len(ranks) != len(record[SAMPLED]) or not all(map(math.isfinite, ranks)):
             count, said = len(record[SAMPLED]), f"question {record['id']!r}; it gave {given!r:.200}"
             raise BadStep(f"Scorer {self.name} must give {count} finite numbers in order, one per response, for {said}.")
@@ -282,10 +279,9 @@ def judged(record: dict[str, Any], answered: dict[str, Any] | None, ranks: Mappi
 def score_of(response: str, question: Question, correct: bool) -> float:
     """The score of a response by the rule of its benchmark, from 0 to 1."""
     if question.metadata.get(SCORE) == ANLS:
-        from mpo.verification import extract
         from mpo.verification.texts import document_distance
 
-        answer = extract(response, kind="document").answer
+        answer = final_answer(response, question, kind="document").answer
         distance = min((document_distance(answer, truth) for truth in question.ground_truths), default=1.0) if answer else 1.0
         return 1 - distance if distance < 0.5 else 0.0
     return float(correct)

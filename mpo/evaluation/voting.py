@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpo.schema import Question
-from mpo.verification import extract, match
+from mpo.verification import final_answer, match
 from mpo.verification.matching import detect_kind
 
 MAX_SUBSETS = 5000
@@ -37,7 +37,7 @@ def answer_classes(responses: Sequence[str], question: Question) -> list[int | N
     found: list[int | None] = []
     rules: dict[str, Any] = {"choices": question.choices, "unit": question.unit}
     for response in responses:
-        answer = extract(response, kind=kind, choices=question.choices).answer
+        answer = final_answer(response, question, kind=kind).answer
         if answer is None or not answer.strip():
             found.append(None)
             continue

@@ -195,7 +195,7 @@ FAULTS = {}
         (lambda responses: None, "None"),
         (lambda responses: [1.0], "4 finite numbers"),
         (lambda responses: [float("nan")] * 4, "nan"),
-        (lambda responses: [10**400] * 4, "4 finite numbers"),
+        (lambda responses: [10**400] * 4, "too large"),
         (lambda responses: dict.fromkeys(range(4), 1.0), "in order"),
         (lambda responses: {1.0, 2.0, 3.0, 4.0}, "in order"),
     ],
@@ -275,3 +275,20 @@ def test_nothing_to_measure_is_refused(tmp_path, wrong):
     given = {"models": {"a": None}, "benchmarks": {"b": [QUESTION]}, "folder": tmp_path, **wrong}
     with pytest.raises(ValueError, match="a benchmark and a mode"):
         evaluate_call(**given)
+
+
+def test_an_adapter_against_its_base(questions, tmp_path, capsys, internvl, processor):
+    """--base is for the adapter alone, and the reward is only of what was trained from the reference."""
+    from peft import LoraConfig, get_peft_model
+
+    for part in (internvl, processor):
+        part.save_pretrained(tmp_path / "base")
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(copy.deepcopy(internvl), adapter).save_pretrained(tmp_path / "tuned")
+    words = (questions, "--output", tmp_path / "out", "--n", 2, "--limit", 2, "--max-new-tokens", 2, "--scorer", "reward")
+    models = (tmp_path / "base", f"tuned={tmp_path / 'tuned'}")
+    status, results = evaluate(capsys, *models, *words, "--base", tmp_path / "base")
+    assert status == 0
+    assert {row["model"] for row in results["results"] if row["figure"] == "best by reward"} == {"tuned"}
+    status, error = evaluate(capsys, models[0], *words, "--base", tmp_path / "base")
+    assert status == 2 and "--base" in error and str(models[0]) in error

@@ -151,9 +151,8 @@ def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:
 
     if (args.workers or 1) > 1:
         raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {model}. Leave it out.")
-    return open_local(
-        model, base=args.base if is_adapter(model) else None, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles
-    )
+    base = args.base if is_adapter(model) else None
+    return open_local(model, base=base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
 
 
 def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:

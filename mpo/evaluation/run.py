@@ -409,12 +409,11 @@ def compared(
             continue
         scores = [[unit["figures"][figure, size] for unit in each] for each in (before, after)]
         clusters = [unit["cluster"] for unit in before]
-        paired = compare_paired(*scores, clusters)
         row = {"before": one[0], "after": other[0], "benchmark": other[1], "mode": other[2], "figure": figure, "k": size}
         row |= {
             "difference": (sum(scores[1]) - sum(scores[0])) / len(before),
             "interval": list(difference_interval(*scores, clusters)),
         }
-        row |= asdict(paired)
+        row |= asdict(compare_paired(*scores, clusters))
         rows.append(row)
     return rows

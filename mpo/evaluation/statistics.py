@@ -84,7 +84,7 @@ def _checked(scores: Sequence[float], clusters: Sequence[Any]) -> Any:
 def _by_cluster(values: Any, clusters: Sequence[Any]) -> tuple[Any, Any]:
     """The sum and the number of the values of each cluster, in the order of their first values."""
     numbers: dict[Any, int] = {}
-    which = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
+    which = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], int)
     return np.bincount(which, values), np.bincount(which).astype(float)
 
 
@@ -108,14 +108,12 @@ def compare_paired(
 ) -> PairedComparison:
     """Are gains and losses more uneven than by chance? A test that turns the signs of the changes of clusters (R. A. Fisher, 1935).
 
-    It is exact where the changes are of one size, which for clusters of one question is McNemar's test (Q. McNemar, 1947);
-    otherwise of 10,000 random turns.
+    Exact where all changes are of one size (for clusters of one question McNemar's test, 1947), otherwise 10,000 random turns.
 
     Args:
         before: the score of each question before, or whether it was correct.
         after: the same after, in the same order.
         clusters: what is not independent, such as the image, for each question; None: every question is.
-        seed: of the random turns.
 
     Raises:
         ValueError: when the lengths differ.
@@ -130,12 +128,10 @@ def compare_paired(
         raise ValueError(f"Expected results of the same questions; got {len(before)} results before and {len(after)} after.")
     gained = sum(b < a for b, a in zip(before, after, strict=True))
     lost = sum(b > a for b, a in zip(before, after, strict=True))
-    sums = _by_cluster(np.asarray(after, float) - np.asarray(before, float), clusters)[0] if gained + lost else np.zeros(0)
-    sums = sums[np.abs(sums) > 1e-12]
-    if not len(sums):
-        p_value = 1.0
-    elif np.ptp(np.abs(sums)) < 1e-12:
-        p_value = float(binomtest(int((sums > 0).sum()), len(sums)).pvalue)
+    sums = _by_cluster(np.asarray(after, float) - np.asarray(before, float), clusters)[0].round(9)
+    sums = sums[sums != 0]
+    if len({*np.abs(sums)}) < 2:
+        p_value = float(binomtest(int((sums > 0).sum()), len(sums)).pvalue) if len(sums) else 1.0
     else:
         as_large, least = 0, abs(sums.sum()) - 1e-9
         for count, generator in _blocks(len(sums), seed):

@@ -37,9 +37,8 @@ def open_local(
         ValueError: for a model or a device that cannot be used.
     """
     where = usable_device(device)
-    folder = Path(name_or_path)
     if is_adapter(name_or_path):
-        trained = open_trained(folder, base=base)
+        trained = open_trained(Path(name_or_path), base=base)
         processor = trained.processor()
         set_tiles(processor, None, max_tiles)
         model: Any = trained.load(dtype)

@@ -222,27 +222,23 @@ class TrainJob(TrainedModel):
         for setting, package in needed:
             raise ValueError(f"trainer.{setting} needs {package}, which is not installed: pip install {package}.")
 
-    def measured(self) -> list[MeasureAccuracy]:
-        """Return the callback that measures accuracy on ``samples.questions``, if any."""
-        given = self.samples or {}
-        if not given.get("questions"):
-            return []
-        settings = {name: given[name] for name in ("mode", "max_new_tokens") if name in given}
-        return [MeasureAccuracy(load_questions(given["questions"], image_root=given.get("image_root")), **settings)]
-
-    def sampled(self, eval_records: Any) -> list[SampleResponses]:
-        """Return the callback that samples responses, if any."""
+    def sampled(self, eval_records: Any) -> list[TrainerCallback]:
+        """Return the callbacks that sample responses, and that measure accuracy on questions, if any."""
         given = self.samples or {"count": 0}
+        asked: list[TrainerCallback] = []
+        if given.get("questions"):
+            how = {name: given[name] for name in ("mode", "max_new_tokens") if name in given}
+            asked = [MeasureAccuracy(load_questions(given["questions"], image_root=given.get("image_root")), **how)]
         settings = {name: given[name] for name in ("every", "max_new_tokens", "temperature") if name in given}
         path, count = given.get("path"), given.get("count", 4)
         if not count or not (path or eval_records):
-            return []
+            return asked
         if path:
             own = {name: self.data.get(name) for name in ("tiles", "metadata")}
             records = load_prompts(path, image_root=given.get("image_root"), count=count, **own)
         else:
             records = first_prompts(eval_records, count, on_bad_record=self.data.get("on_bad_record") or "raise")
-        return [SampleResponses(records, **settings)]
+        return [SampleResponses(records, **settings), *asked]
 
     def train_data(self) -> dict[str, Any]:
         """Return the arguments of the task's `load` for the training data."""
@@ -416,7 +412,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     records = job.kind.load(**job.train_data())
     evaluation = job.eval_data()
     eval_records = job.kind.load(**evaluation) if evaluation else None
-    samples = [*job.sampled(eval_records), *job.measured()]
+    samples = job.sampled(eval_records)
 
     load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
     quantization = job.quantization()

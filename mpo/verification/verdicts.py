@@ -18,8 +18,7 @@ def final_answer(response: str, question: Question, *, kind: str | None = None) 
     Unlike `extract` it knows what is asked: a number of the question is no answer, and the question repeated as a statement is one.
 
     Args:
-        response: the full text of the response.
-        question: the question.
+        response, question: as in `verify`.
         kind: the kind of answer to look for; None for the question's, or that of its first ground truth.
 
     Raises:

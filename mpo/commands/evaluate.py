@@ -16,6 +16,7 @@ import argparse
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     from mpo.evaluation.page import table_of
     from mpo.evaluation.run import evaluate
+    from mpo.generation.open import is_adapter
 
-    benchmarks, models = {}, {}
+    benchmarks, models, named = {}, {}, []
     for text in args.what:
         label, benchmark = _benchmark(text, args)
         if benchmark is not None:
             _once(benchmarks, label, benchmark)
             continue
         label, model = _labelled(text)
+        named.append(model)
         for tiles in args.tile_limit or [None]:
             _once(
                 models,
@@ -68,11 +71,10 @@ def run(args: argparse.Namespace) -> Report:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
         raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.")
     opened = lru_cache(partial(_open, args=args, tiles=None))
-    reference = partial(
-        opened, args.reference or _labelled(next(text for text in args.what if _benchmark(text, args)[1] is None))[1]
-    )
+    reference = partial(opened, args.reference or named[0])
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
-    seen = _contamination(args.train, benchmarks) if args.train else {}
+    if args.base and not any(map(is_adapter, named)):
+        raise ValueError(f"--base={args.base} is for adapters, and none of {', '.join(named)} is one. Leave it out.")
     results = evaluate(
         models,
         benchmarks,
@@ -86,25 +88,19 @@ def run(args: argparse.Namespace) -> Report:
         scorers=scorers,
         workers=args.workers or 1,
         retry_dropped=args.retry_dropped,
+        contamination=_contamination(args.train, benchmarks) if args.train else None,
     )
-    said = [
-        f"{name}: {one['both']} of {one['total']} questions are in {args.train} with an image, {one['questions']} by their text, "
-        f"{one['images']} by an image."
-        for name, one in seen.items()
-    ]
-    return Report(
-        "\n".join([table_of(results), *said, f"{args.output}/report.html"]), results | ({"contamination": seen} if seen else {})
-    )
+    return Report(f"{table_of(results)}\n{args.output}/report.html", results)
 
 
-def _contamination(path: str, benchmarks: dict[str, Any]) -> dict[str, Any]:
+def _contamination(paths: list[str], benchmarks: dict[str, Any]) -> dict[str, Any]:
     from mpo.curation.contamination import find_contamination
     from mpo.data import load_preferences
     from mpo.pipelines.step import to_record
 
-    pairs = load_preferences(path)
+    pairs = [load_preferences(path) for path in paths]
     return {
-        name: find_contamination(pairs, (to_record(question, place) for place, question in enumerate(questions)))
+        name: find_contamination(chain(*pairs), (to_record(question, place) for place, question in enumerate(questions)))
         for name, questions in benchmarks.items()
     }
 
@@ -128,8 +124,8 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
     from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
 
     label, equals, path = text.partition("=")
-    if label in FORMS or label.lower() in JUDGED:
-        return label, Repeated(partial(load_benchmark, label, path or None, image_root=args.image_root), args.limit)
+    if label.lower() in (*FORMS, *JUDGED):
+        return label, Repeated(partial(load_benchmark, label.lower(), path or None, image_root=args.image_root), args.limit)
     place = path if equals and FILES.search(path) else text
     if not FILES.search(place):
         return "", None
@@ -143,8 +139,6 @@ class Repeated:
         self._read, self._limit = read, limit
 
     def __iter__(self) -> Any:
-        from itertools import islice
-
         return islice(self._read(), self._limit)
 
 
@@ -153,11 +147,12 @@ def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:
         from mpo.generation.server import ServerGenerator
 
         return ServerGenerator(model, max_tiles=tiles)
-    from mpo.generation.open import open_local
+    from mpo.generation.open import is_adapter, open_local
 
     if (args.workers or 1) > 1:
         raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {model}. Leave it out.")
-    return open_local(model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
+    base = args.base if is_adapter(model) else None
+    return open_local(model, base=base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
 
 
 def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:
@@ -168,7 +163,16 @@ def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any
     if kind == "logprob":
         return lambda measured: MeanLogProb(_local(name, opened(model) if model else measured))
     if kind == "reward":
-        return lambda measured: ImplicitReward(_local(name, opened(model) if model else measured), _local(name, reference()))
+
+        def reward(measured: Any) -> Any:
+            own, start = (_local(name, one) for one in (opened(model) if model else measured, reference()))
+            if own.identity() != start.identity():
+                return ImplicitReward(own, start)
+            if model:
+                raise ValueError(f"--scorer={name} compares {model} with itself. Give another --reference.")
+            return None  # of the reference itself every reward is 0
+
+        return reward
     if kind == "prm" and model:
         return lambda measured: ProcessReward(opened(model))
     found = load_scorer(name)

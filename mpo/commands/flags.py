@@ -162,7 +162,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "maximum number of tiles of all images of a prompt; repeated: a measurement with each",
     },
-    "--train": {"metavar": "PATH", "help": "training pairs, which are searched for the questions and images of the benchmarks"},
+    "--train": {
+        "action": "append",
+        "metavar": "PATH",
+        "help": "training pairs, which are searched for the questions and images of the benchmarks; may be repeated",
+    },
     "--threshold": {"type": number(float, 0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
     "--tolerance": {"type": number(float, 0), "metavar": "FRACTION", "help": "tolerance of all answers (default: of their kind)"},
     "--top-k": {"type": SEED, "metavar": "K", "help": "sample from the K most likely tokens; 0: from all"},

@@ -42,9 +42,11 @@ def table_of(results: Mapping[str, Any]) -> str:
             rows.append((row["model"], row["benchmark"], row["mode"], figure_name(row), *values))
     lines = _columns(rows)
     for row in results["comparisons"]:
-        p_value = f", p = {row['p_value_holm']:.3g}" if row["p_value"] is not None else ""
         what = f"{row['after']} against {row['before']}, {row['benchmark']}, {row['mode']}, {figure_name(row)}"
-        lines.append(f"{what}: {percent(row, 'difference', sign=True)}{p_value}: {row['verdict']}")
+        lines.append(f"{what}: {percent(row, 'difference', sign=True)}, p = {row['p_value_holm']:.3g}: {row['verdict']}")
+    for name, one in results.get("contamination", {}).items():
+        seen = f"{one['both']} with an image, {one['questions']} by their text, {one['images']} by an image"
+        lines.append(f"Of the {one['total']} questions of {name}, the training data have {seen}.")
     return "\n".join(lines)
 
 

@@ -165,14 +165,15 @@ def _pope(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 def _mmbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     """Every rotation of the choices is a question, and they count as one."""
-    choices = [str(row[letter]) for letter in LETTERS if str(row.get(letter) or "nan") != "nan"]
-    question = row["question"] if str(row.get("hint") or "nan") == "nan" else f"{row['hint']}\n{row['question']}"
-    right = choices[LETTERS.index(row["answer"])]
+    given = {key: str(value) for key, value in row.items() if str("" if value is None else value) not in ("", "nan")}
+    question = f"{given['hint']}\n{row['question']}" if "hint" in given else row["question"]
+    letters = [letter for letter in LETTERS if letter in given]
+    choices, right = [given[letter] for letter in letters], letters.index(row["answer"])
     for shift in range(len(choices)):
         name = f"{row['index']}/{shift}"
         about = {GROUP: str(row["index"]), SUBJECT: row.get("category")}
         turned = [*choices[shift:], *choices[:shift]]
-        answer = LETTERS[turned.index(right)]
+        answer = LETTERS[(right - shift) % len(choices)]
         yield _choice({"question": question}, turned, answer, id=name, image=row["image"], metadata=about)
 
 

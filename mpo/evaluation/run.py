@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from mpo.data.eval_part import content_text
 from mpo.evaluation.page import page_of
 from mpo.evaluation.published import ANLS, GROUP, SCORE, SUBJECT
 from mpo.evaluation.scorers import Scorer
@@ -20,9 +22,9 @@ from mpo.io import write_text
 from mpo.pipelines.job import Job
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
-from mpo.pipelines.step import Record, Step, to_record
+from mpo.pipelines.step import BadStep, Record, Step, to_record
 from mpo.schema import Question
-from mpo.verification import verify
+from mpo.verification import final_answer, verify
 
 REASON = (
     "\n\nThink about it step by step and write down your reasoning. Do not repeat yourself; where you are not sure, decide for the "
@@ -59,14 +61,17 @@ class Respond(Sample):
 
     def __init__(self, generator: Generator, *, mode: str, field: str, **sampling: Any) -> None:
         super().__init__(generator, **sampling)
+        if mode not in MODES:
+            raise ValueError(f"Expected mode to be one of {', '.join(MODES)}; got {mode!r}.")
         self.mode, self.field, self.verb = mode, field, field  # type: ignore[misc]
 
     def requests(self, record: Record) -> list[Any]:
         """One request, whose end says how to answer a question of its kind."""
         choices, ends = record.get("choices") or (), MODES[self.mode]
         kind = "choice" if choices else record.get("kind") or ""
-        said = json.dumps(record.get("messages"), ensure_ascii=False)
-        listed = f"\n{CHOICES}" if choices and not all(choice in said for choice in choices) else ""
+        said = "".join(content_text(turn["content"]) for turn in (record.get("messages") or ())[-1:])
+        labelled = (rf"\b{chr(65 + place)}[).:：、．]+ *{re.escape(one)}(?!\w)" for place, one in enumerate(choices))
+        listed = f"\n{CHOICES}" if choices and not all(re.search(label, said) for label in labelled) else ""
         prompt = f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}"
         return Sample(self.generator, prompt=prompt, **self.sampling).requests(record)  # type: ignore[arg-type]
 
@@ -86,9 +91,16 @@ class Rank(Step):
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
         """The ranks of the responses, by the record's id."""
-        ranks = [float(one) for one in self._scorer(question_of(record), record[SAMPLED])]
-        if len(ranks) != len(record[SAMPLED]):
-            raise ValueError(f"scorer {self.name} gave {len(ranks)} numbers for {len(record[SAMPLED])} responses.")
+        try:
+            given = self._scorer(question_of(record), record[SAMPLED])
+            ranks = [] if isinstance(given, Mapping | Set) else [float(one) for one in given]
+        except (ValueError, ConnectionError):  # a question that cannot be scored is dropped
+            raise
+        except Exception as error:
+            raise BadStep(f"Scorer {self.name} failed for question {record['id']!r}: {error!r}. Fix it, and run again.") from error
+        if len(ranks) != len(record[SAMPLED]) or not all(map(math.isfinite, ranks)):
+            count, said = len(record[SAMPLED]), f"question {record['id']!r}; it gave {given!r:.200}"
+            raise BadStep(f"Scorer {self.name} must give {count} finite numbers in order, one per response, for {said}.")
         return {"id": record["id"], "ranks": ranks}
 
 
@@ -112,6 +124,7 @@ def evaluate(
     workers: int = 1,
     retry_dropped: bool = False,
     progress: bool = True,
+    contamination: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Ask models the questions of benchmarks, and compare them with the first model.
 
@@ -127,17 +140,23 @@ def evaluate(
         workers: number of processes that ask a server.
         retry_dropped: ask again what got no response.
         progress: show how far it is.
+        contamination: what `mpo.curation.contamination.find_contamination` says of each benchmark, to keep with the results.
 
     Returns:
-        what `results.json` holds: ``results``, a row for each model, benchmark, mode, figure and k; ``comparisons``.
+        what `results.json` holds: ``results``, a row for each model, benchmark, mode, figure and k; ``comparisons``;
+        ``contamination``, where it is given.
 
     Raises:
         ValueError: for questions without a ground truth, naming the first, unknown modes, and what a `Job` refuses.
     """
+    if not (models and benchmarks and modes) or isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(
+            f"Expected a model, a benchmark and a mode, and k of 1 or more; got {[*models]}, {[*benchmarks]}, {modes}, {k=}."
+        )
     if wrong := [mode for mode in modes if mode not in MODES] or [mode for mode in {*modes} if [*modes].count(mode) > 1]:
         raise ValueError(f"Expected modes to be different ones of {', '.join(MODES)}; got {wrong[0]!r}.")
     if scorers and k == 1:
-        raise ValueError("Best of N needs several samples per question. Give k, such as k=8.")
+        raise ValueError("Best of N needs several samples per question. Give k (--n), such as 8.")
     folder = Path(folder).absolute()
     data = {name: checked_questions(name, questions) for name, questions in benchmarks.items()}
     for name, records in data.items():
@@ -156,7 +175,8 @@ def evaluate(
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for model, open_model in models.items():
         generator = open_model()
-        rankings = {name: scorer_of(generator) for name, scorer_of in (scorers or {}).items()}  # refused before anything is paid
+        # Refused before anything is paid. None: it says nothing about this model.
+        rankings = {name: scorer for name, of in (scorers or {}).items() if (scorer := of(generator)) is not None}
         for benchmark, records in data.items():
             for mode in modes:
                 if progress:
@@ -166,10 +186,10 @@ def evaluate(
                 steps += [Respond(generator, mode=mode, field=SAMPLED, **sampling)] if sampling else []
                 Job(steps, records, place).run(**runs)
                 answered = read(place / "output.jsonl")
-                ranks = _ranks(rankings, records, answered, place, progress)
+                ranks = _ranks(rankings, records, answered, place, retry_dropped=retry_dropped, progress=progress)
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
         del generator, rankings
-    results = summarize(found, k)
+    results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
     write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     answers = [
         {"model": model, "benchmark": benchmark, "mode": mode, **one}
@@ -183,7 +203,7 @@ def evaluate(
 
 
 def _ranks(
-    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, progress: bool
+    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, **runs: Any
 ) -> dict[str, dict[str, list[float]]]:
     """The ranks of the samples of each question, by scorer and id, from a job of its own."""
     ranks = {}
@@ -191,7 +211,7 @@ def _ranks(
         whole = [{**record, SAMPLED: answered[record["id"]][SAMPLED]} for record in records if record["id"] in answered]
         folder = place / f"rank-{slug(name)}-{len(whole)}"  # of another number, where dropped questions were asked again
         if whole:
-            Job([Rank(name, scorer)], whole, folder).run(progress=progress)
+            Job([Rank(name, scorer)], whole, folder).run(**runs)
         ranks[name] = {key: one["ranks"] for key, one in read(folder / "output.jsonl").items()} if whole else {}
     return ranks
 
@@ -212,7 +232,7 @@ def checked_questions(name: str, questions: Iterable[Question]) -> list[dict[str
     records = [to_record(question, place) for place, question in enumerate(questions)]
     if not records:
         raise ValueError(f"Benchmark {name} has no questions.")
-    without = [record["id"] for record in records if not record.get("ground_truths")]
+    without = [record["id"] for record in records if not any(truth.strip() for truth in record.get("ground_truths") or ())]
     if without:
         raise ValueError(
             f"{len(without)} of {len(records)} questions of {name} have no ground truth; the first is {without[0]!r}. Give each an "
@@ -251,19 +271,17 @@ def judged(record: dict[str, Any], answered: dict[str, Any] | None, ranks: Mappi
             }
             for text, verdict in zip(texts, verdicts, strict=True)
         ]
-    if row[SAMPLED]:
-        row["classes"] = answer_classes([one["text"] for one in row[SAMPLED]], question)
-        row["ranks"] = {name: by_id[record["id"]] for name, by_id in ranks.items() if record["id"] in by_id}
+    row["classes"] = answer_classes([one["text"] for one in row[SAMPLED]], question)
+    row["ranks"] = {name: by_id.get(record["id"]) for name, by_id in ranks.items()}
     return row
 
 
 def score_of(response: str, question: Question, correct: bool) -> float:
     """The score of a response by the rule of its benchmark, from 0 to 1."""
     if question.metadata.get(SCORE) == ANLS:
-        from mpo.verification import extract
         from mpo.verification.texts import document_distance
 
-        answer = extract(response, kind="document").answer
+        answer = final_answer(response, question, kind="document").answer
         distance = min((document_distance(answer, truth) for truth in question.ground_truths), default=1.0) if answer else 1.0
         return 1 - distance if distance < 0.5 else 0.0
     return float(correct)
@@ -275,13 +293,11 @@ def figures(row: Mapping[str, Any], k: int) -> dict[tuple[str, int], float]:
     found = {("greedy", 1): greedy}
     scores = [one["score"] for one in row[SAMPLED]]
     for size in sizes(k) if k > 1 else ():
-        if len(scores) < k:
-            found |= {(name, size): 0.0 for name in ("majority", "pass")}
-            continue
-        found["majority", size] = majority_at(size, row["classes"], scores)
-        found["pass", size] = best_at(size, scores, scores)
+        whole = len(scores) == k
+        found["majority", size] = majority_at(size, row["classes"], scores) if whole else 0.0
+        found["pass", size] = best_at(size, scores, scores) if whole else 0.0
         for name, ranks in row["ranks"].items():
-            found[f"best by {name}", size] = best_at(size, ranks, scores)
+            found[f"best by {name}", size] = best_at(size, ranks, scores) if whole and ranks else 0.0
     return found
 
 
@@ -302,12 +318,12 @@ def units(rows: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
     found = []
     for name, members in groups.items():
         each = [figures(row, k) for row in members]
-        every = {key for one in each for key in one}
         found.append(
             {
                 "id": name,
                 **{field: members[0][field] for field in ("subject", "cluster")},
-                "figures": {key: min(one.get(key, 0.0) for one in each) for key in sorted(every)},
+                "figures": {key: min(one[key] for one in each) for key in sorted(each[0])},
+                "unranked": {f"best by {name}" for row in members for name, ranks in row["ranks"].items() if not ranks},
                 "unparsable": any(not row[GREEDY] or row[GREEDY][0]["none"] for row in members),
                 "dropped": any(row["dropped"] for row in members),
             }
@@ -321,11 +337,12 @@ def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k:
     results = []
     for (model, benchmark, mode), each in counted.items():
         for figure, size in each[0]["figures"]:
-            scores = [unit["figures"].get((figure, size), 0.0) for unit in each]
+            scores = [unit["figures"][figure, size] for unit in each]
             row = {"model": model, "benchmark": benchmark, "mode": mode, "figure": figure, "k": size}
             row |= {"correct": round(sum(scores), 6), "total": len(scores), "score": sum(scores) / len(scores)}
             row["interval"] = list(clustered_interval(scores, [unit["cluster"] for unit in each]))
-            row |= {name: sum(unit[name] for unit in each) for name in ("unparsable", "dropped")}
+            row["unparsable"] = sum(unit["unparsable"] for unit in each)
+            row["dropped"] = sum(unit["dropped"] or figure in unit["unranked"] for unit in each)
             if figure == "greedy":
                 row["subjects"] = by_subject(each)
                 row |= yes_no_figures(found[model, benchmark, mode])
@@ -337,17 +354,15 @@ def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k:
         if key[0] != first
         for row in compared((first, *key[1:]), key, counted[first, *key[1:]], counted[key])
     ]
-    tested = {place: row["p_value"] for place, row in enumerate(comparisons) if row["p_value"] is not None}
     families: dict[Any, dict[int, float]] = {}
-    for place, value in tested.items():
-        row = comparisons[place]
-        families.setdefault((row["after"], row["mode"], row["figure"]), {})[place] = value
+    for place, row in enumerate(comparisons):
+        families.setdefault((row["after"], row["mode"], row["figure"]), {})[place] = row["p_value"]
     for family in families.values():
         for place, value in holm(family).items():
             comparisons[place]["p_value_holm"] = value
     for row in comparisons:
         low, high = row["interval"]
-        shown = (low > 0 or high < 0) and row.get("p_value_holm", 0.0) < 0.05
+        shown = (low > 0 or high < 0) and row["p_value_holm"] < 0.05
         row["verdict"] = "no difference shown" if not shown else "better" if low > 0 else "worse"
     return {"results": results, "comparisons": comparisons}
 
@@ -392,15 +407,13 @@ def compared(
     for figure, size in largest.items():
         if (figure, size) not in after[0]["figures"]:
             continue
-        scores = [[unit["figures"].get((figure, size), 0.0) for unit in each] for each in (before, after)]
+        scores = [[unit["figures"][figure, size] for unit in each] for each in (before, after)]
         clusters = [unit["cluster"] for unit in before]
-        binary = all(score in (0.0, 1.0) for each in scores for score in each)
-        paired = compare_paired(*([score == 1.0 for score in each] for each in scores)) if binary else None
         row = {"before": one[0], "after": other[0], "benchmark": other[1], "mode": other[2], "figure": figure, "k": size}
         row |= {
             "difference": (sum(scores[1]) - sum(scores[0])) / len(before),
             "interval": list(difference_interval(*scores, clusters)),
         }
-        row |= {"gained": paired and paired.gained, "lost": paired and paired.lost, "p_value": paired and paired.p_value}
+        row |= asdict(compare_paired(*scores, clusters))
         rows.append(row)
     return rows

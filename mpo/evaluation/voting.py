@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpo.schema import Question
-from mpo.verification import extract, match
+from mpo.verification import final_answer, match
 from mpo.verification.matching import detect_kind
 
 MAX_SUBSETS = 5000
@@ -37,7 +37,7 @@ def answer_classes(responses: Sequence[str], question: Question) -> list[int | N
     found: list[int | None] = []
     rules: dict[str, Any] = {"choices": question.choices, "unit": question.unit}
     for response in responses:
-        answer = extract(response, kind=kind, choices=question.choices).answer
+        answer = final_answer(response, question, kind=kind).answer
         if answer is None or not answer.strip():
             found.append(None)
             continue
@@ -74,7 +74,7 @@ def majority_at(k: int, classes: Sequence[int | None], scores: Sequence[float], 
     >>> round(majority_at(1, [0, 0, 1], [1, 1, 0]), 3), majority_at(3, [0, 0, 1], [1, 1, 0])
     (0.667, 1.0)
     """
-    n = _checked(k, scores)
+    n = _checked(k, scores, classes)
     if math.comb(n, k) <= MAX_SUBSETS:
         subsets = np.array(list(combinations(range(n), k)))
     else:
@@ -95,18 +95,22 @@ def best_at(k: int, ranks: Sequence[float], scores: Sequence[float]) -> float:
         scores: of each response. With `ranks` equal to `scores` this is pass@k (M. Chen et al., arXiv 2107.03374).
 
     Raises:
-        ValueError: for a k that is not from 1 to n.
+        ValueError: for a k that is not from 1 to n, and ranks that are no number each.
 
     >>> round(best_at(2, [1, 0, 0], [1, 0, 0]), 4)
     0.6667
     """
-    n = _checked(k, scores)
+    n = _checked(k, scores, ranks)
+    if any(math.isnan(rank) for rank in ranks):
+        raise ValueError(f"Expected a number as the rank of each response; got {ranks!r:.80}.")
     order = sorted(range(n), key=lambda place: -ranks[place])
     chances = [math.comb(n - 1 - place, k - 1) / math.comb(n, k) for place in range(n)]
     return math.fsum(chance * scores[place] for chance, place in zip(chances, order, strict=True))
 
 
-def _checked(k: int, scores: Sequence[float]) -> int:
+def _checked(k: int, scores: Sequence[float], others: Sequence[Any]) -> int:
+    if len(others) != len(scores):
+        raise ValueError(f"Expected one for each of the {len(scores)} responses; got {len(others)}: {others!r:.80}.")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(scores):
         raise ValueError(f"Expected k to be from 1 to the number of responses, {len(scores)}; got k={k!r}.")
     return len(scores)

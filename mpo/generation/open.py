@@ -37,9 +37,8 @@ def open_local(
         ValueError: for a model or a device that cannot be used.
     """
     where = usable_device(device)
-    folder = Path(name_or_path)
-    if folder.is_dir() and ((folder / CONFIG_NAME).exists() or not (folder / "config.json").exists()):
-        trained = open_trained(folder, base=base)
+    if is_adapter(name_or_path):
+        trained = open_trained(Path(name_or_path), base=base)
         processor = trained.processor()
         set_tiles(processor, None, max_tiles)
         model: Any = trained.load(dtype)
@@ -50,6 +49,12 @@ def open_local(
         model, processor = loaded.model, loaded.processor
     check_fit(model, processor)
     return LocalGenerator(model.to(where).eval(), processor)
+
+
+def is_adapter(name_or_path: str) -> bool:
+    """Whether it is the folder of an adapter, or of a run or a checkpoint that may hold one."""
+    folder = Path(name_or_path)
+    return folder.is_dir() and ((folder / CONFIG_NAME).exists() or not (folder / "config.json").exists())
 
 
 def usable_device(name: str | None) -> torch.device:

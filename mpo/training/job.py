@@ -17,7 +17,7 @@ from transformers.utils import is_bitsandbytes_available, is_liger_kernel_availa
 from yaml import YAMLError
 
 from mpo.batching.attention import check_backend
-from mpo.data import load_conversations, load_preferences
+from mpo.data import load_conversations, load_preferences, load_questions
 from mpo.data.mixture_file import read_mixture
 from mpo.io import BAD_RECORDS, did_you_mean, write_text
 from mpo.models.family import PARTS
@@ -33,6 +33,7 @@ from mpo.training.loop_config import LoopConfig
 from mpo.training.mpo import MPOTrainer
 from mpo.training.record_checks import check_before_training
 from mpo.training.same_run import check_same_recipe
+from mpo.training.samples.accuracy import MeasureAccuracy
 from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
 from mpo.training.samples.prompts import first_prompts, load_prompts
 from mpo.training.schema import check_keys, hints
@@ -115,7 +116,8 @@ class TrainJob(TrainedModel):
         lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
         drop_path: drop path rate of the vision tower (`mpo.models.tower`).
         samples: prompts to sample responses to during training (`mpo.training.samples`): ``path`` and ``image_root`` of a file, or
-            else the first ``count`` prompts of the evaluation data, and arguments of `SampleResponses`. None: no sampling.
+            else the first ``count`` prompts of the evaluation data, and arguments of `SampleResponses`; ``questions`` and ``mode``
+            of `MeasureAccuracy`. None: no sampling.
         dry_run: describe the run instead of running it (`mpo.preflight.dry_run`).
         dry_run_gpu_gb: memory of the GPU to plan for, in GiB; None: the GPU of this machine.
         dry_run_records: maximum number of records to measure, evenly spaced; None: all.
@@ -194,10 +196,11 @@ class TrainJob(TrainedModel):
         """Refuse invalid sampling settings."""
         given = self.samples or {}
         check_sampling(given.get("every", 100), given.get("max_new_tokens", 256), given.get("temperature", 0.0))
-        if given.get("image_root") and not given.get("path"):
+        if given.get("image_root") and not (given.get("path") or given.get("questions")):
             raise ValueError("samples.image_root needs samples.path, which is not set. Set it or remove samples.image_root.")
-        if given.get("every") == WITH_EVALUATIONS and self.trainer.get("eval_strategy", "no") == "no":
-            raise ValueError(f"samples.every={WITH_EVALUATIONS} needs evaluations. Set trainer.eval_strategy=steps, or a number.")
+        named = "every=evaluation" if given.get("every") == WITH_EVALUATIONS else given.get("questions") and "questions"
+        if named and self.trainer.get("eval_strategy", "no") == "no":
+            raise ValueError(f"samples.{named} needs evaluations. Set trainer.eval_strategy=steps, and data.eval_path.")
 
     def check_packages(self, args: LoopConfig) -> None:
         """Refuse settings that need a package that is not installed."""
@@ -219,19 +222,23 @@ class TrainJob(TrainedModel):
         for setting, package in needed:
             raise ValueError(f"trainer.{setting} needs {package}, which is not installed: pip install {package}.")
 
-    def sampled(self, eval_records: Any) -> list[SampleResponses]:
-        """Return the callback that samples responses, if any."""
-        settings = {name: value for name, value in (self.samples or {}).items() if name not in ("path", "image_root", "count")}
+    def sampled(self, eval_records: Any) -> list[TrainerCallback]:
+        """Return the callbacks that sample responses, and that measure accuracy on questions, if any."""
         given = self.samples or {"count": 0}
+        asked: list[TrainerCallback] = []
+        if given.get("questions"):
+            how = {name: given[name] for name in ("mode", "max_new_tokens") if name in given}
+            asked = [MeasureAccuracy(load_questions(given["questions"], image_root=given.get("image_root")), **how)]
+        settings = {name: given[name] for name in ("every", "max_new_tokens", "temperature") if name in given}
         path, count = given.get("path"), given.get("count", 4)
         if not count or not (path or eval_records):
-            return []
+            return asked
         if path:
             own = {name: self.data.get(name) for name in ("tiles", "metadata")}
             records = load_prompts(path, image_root=given.get("image_root"), count=count, **own)
         else:
             records = first_prompts(eval_records, count, on_bad_record=self.data.get("on_bad_record") or "raise")
-        return [SampleResponses(records, **settings)]
+        return [SampleResponses(records, **settings), *asked]
 
     def train_data(self) -> dict[str, Any]:
         """Return the arguments of the task's `load` for the training data."""

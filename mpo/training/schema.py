@@ -90,10 +90,12 @@ class Launch(TypedDict, total=False):
 
 
 class Samples(TypedDict, total=False):
-    """Prompts, and arguments of `mpo.training.samples.callback.SampleResponses`."""
+    """Prompts, arguments of `mpo.training.samples.callback.SampleResponses`, and questions for `MeasureAccuracy`."""
 
     path: Path | None
     image_root: Path | None
+    questions: Path | None
+    mode: Literal["direct", "cot"]
     count: NotNegative
     every: Any  # checked by `check_sampling`, like the two below
     max_new_tokens: int

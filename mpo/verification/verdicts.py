@@ -12,6 +12,32 @@ from mpo.verification.prose import ASKS_YEAR, CUE, REFUSAL, content_words, sente
 from mpo.verification.texts import read_yes_no
 
 
+def final_answer(response: str, question: Question, *, kind: str | None = None) -> Extraction:
+    """Find the final answer of a response to a question: what `verify` compares with the ground truths.
+
+    Unlike `extract` it knows what is asked: a number of the question is no answer, and the question repeated as a statement is one.
+
+    Args:
+        response, question: as in `verify`.
+        kind: the kind of answer to look for; None for the question's, or that of its first ground truth.
+
+    Raises:
+        ValueError: for an unknown kind, impossible choices or tolerance, and a response that is no text.
+
+    >>> question = Question([{"role": "user", "content": "Is the car red?"}], ground_truths=["yes"])
+    >>> final_answer("The car is not red.", question)
+    Extraction(answer='no', method='restated', reason='')
+    """
+    check_rules(question.kind, question.choices, question.tolerance)
+    if not isinstance(response, str):
+        raise ValueError(f"A response is a text; got {type(response).__name__}.")
+    kind = kind or question.kind or (detect_kind(question.ground_truths[0], question.choices) if question.ground_truths else None)
+    found = find_answer(response, kind, question.choices, _text(question))
+    if found.answer is None and (said := restated(response, _text(question))) is not None:
+        return _said(said, kind, question) or found
+    return found
+
+
 def verify(response: str, question: Question) -> Verdict:
     """Whether the final answer of a response is one of the question's ground truths.
 
@@ -26,17 +52,12 @@ def verify(response: str, question: Question) -> Verdict:
     >>> verify("3 + 4 = 7. Final answer: 7", question).correct, verify("I cannot see it.", question)
     (True, Verdict(correct=False, method='none', reason='no answer: refusal'))
     """
-    check_rules(question.kind, question.choices, question.tolerance)
-    if not isinstance(response, str):
-        raise ValueError(f"A response is a text; got {type(response).__name__}.")
     if isinstance(question.ground_truths, str) or not question.ground_truths:
         raise ValueError(f"Question {question.id!r} needs ground_truths, a list of texts; it has {question.ground_truths!r}.")
     verdicts: list[Verdict] = []
     for truth in question.ground_truths:
         kind = question.kind or detect_kind(truth, question.choices)
-        extraction = find_answer(response, kind, question.choices, _text(question))
-        if extraction.answer is None and (said := restated(response, _text(question))) is not None:
-            extraction = _said(said, kind, question) or extraction
+        extraction = final_answer(response, question, kind=kind)
         said_nothing = Verdict(False, "none", f"no answer: {extraction.reason}")
         verdicts.append(said_nothing if extraction.answer is None else _compare(extraction.answer, truth, kind, question))
         if verdicts[-1].correct:
@@ -91,7 +112,7 @@ def restated(response: str, asked: str) -> bool | None:
     return None
 
 
-def _said(said: bool, kind: str, question: Question) -> Extraction | None:
+def _said(said: bool, kind: str | None, question: Question) -> Extraction | None:
     """Yes or no as the answer of a question that asks for it."""
     if kind == "yes_no":
         return Extraction("yes" if said else "no", "restated")

@@ -152,15 +152,29 @@ def test_a_plan_of_a_run(folder, tmp_path, capsys):
 
 
 def test_samples_while_training(folder, tmp_path):
-    """To the first turns of the evaluation data, with their images alone."""
+    """To the first turns of the evaluation data, with their images alone; and the accuracy on questions, which chooses the best."""
+    (tmp_path / "asked").mkdir()
+    for index in range(2):
+        shutil.copy(folder / f"{index}.png", tmp_path / "asked")
+    asked = [
+        {"id": str(index), "question": "What is it?", "image": f"{index}.png", "answer": "no such thing"} for index in range(2)
+    ]
+    (tmp_path / "asked" / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
     chats = (folder / "chats.jsonl").read_text().splitlines()[1:2]
     (folder / "val.jsonl").write_text("\n".join(chats))
     more = [f"data.eval_path={folder / 'val.jsonl'}", "samples.every=1", "samples.max_new_tokens=2", "trainer.max_steps=1"]
+    more += [
+        f"samples.questions={tmp_path / 'asked' / 'questions.jsonl'}",
+        "samples.mode=cot",
+        "trainer.metric_for_best_model=accuracy",
+    ]
     assert main(["sft", *words(folder, tmp_path / "run", *more, "trainer.eval_strategy=steps", "trainer.eval_steps=1")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert {line["prompt"] for line in lines} == {"<image>What is it?"} and {line["step"] for line in lines} == {0, 1}
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert any("eval_loss" in log for log in history)
+    [log] = [log for log in history if "eval_accuracy" in log]
+    assert log["eval_accuracy"] == 0 < log["eval_accuracy_high"] < 1
 
 
 def _a_rank(path: Path) -> None:

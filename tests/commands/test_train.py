@@ -171,6 +171,8 @@ def test_refusals_before_anything_loads(arguments, override, message, monkeypatc
         ("launch.master_port=70000", "launch.master_port .*65535; got 70000"),
         ("samples.count=-1", "samples.count .*0; got -1"),
         ("samples.coun=1", "Did you mean 'count'"),
+        ("samples.mode=both", "samples.mode .*direct.*'both'"),
+        ("samples.questions=q.jsonl", "samples.questions .*eval_strategy"),
         ("dry_run_gpu_gb=big", "dry_run_gpu_gb .*number.* 'big'"),
         ("model=3", "model .*group of keys.* 3"),
     ],

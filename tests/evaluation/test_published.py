@@ -180,6 +180,23 @@ def test_the_rotations_of_a_question_are_a_group(tmp_path):
     assert {question.metadata["group"] for question in load(tmp_path, "mmbench", row, {**row, "index": 6})} == {"5", "6"}
 
 
+@pytest.mark.parametrize(
+    ("choices", "right", "truths"),
+    [
+        ({"A": 0, "B": 1, "C": 2, "D": 3}, "B", ["B", "A", "D", "C"]),
+        ({"A": False, "B": True, "C": None, "D": ""}, "A", ["A", "B"]),
+        ({"A": "x", "B": "x", "C": "y"}, "B", ["B", "A", "C"]),
+        ({"A": "D", "B": "C", "C": "B", "D": "nan"}, "C", ["C", "B", "A"]),
+    ],
+)
+def test_a_rotation_moves_the_right_choice_and_no_other(tmp_path, choices, right, truths):
+    row = {**next(row for form, _, row, _ in ROWS if form == "mmbench"), "hint": None, **choices, "answer": right}
+    questions = load(tmp_path, "mmbench", {key: value for key, value in row.items() if key not in "EFGHIJ"})
+    assert [question.ground_truths[0] for question in questions] == truths
+    for question, truth in zip(questions, truths, strict=True):
+        assert question.choices[ord(truth) - 65] == str(choices[right])
+
+
 def test_documents_score_by_their_distance(tmp_path):
     """ "Jahn Smith" has 1 of 10 letters wrong: 0.9; with half of them wrong it is 0."""
     [question] = load(tmp_path, "docvqa", next(row for form, _, row, _ in ROWS if form == "docvqa"))

@@ -9,6 +9,7 @@ from support import make_image, perturbed
 
 from mpo.commands import main
 from mpo.evaluation.run import clustered_interval, summarize
+from mpo.evaluation.run import evaluate as evaluate_call
 from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer
 from mpo.generation.generator import Response
 from mpo.generation.local import LocalGenerator
@@ -85,7 +86,12 @@ def test_models_that_differ_are_told_apart(questions, tmp_path, capsys):
             "cluster": line["id"],
             "ground_truths": [line["answer"]],
         }
-        | {"dropped": False, "sampled": [], "greedy": [{"score": float(right(place)), "text": "", "reason": "", "none": False}]}
+        | {
+            "dropped": False,
+            "sampled": [],
+            "ranks": {},
+            "greedy": [{"score": float(right(place)), "text": "", "reason": "", "none": False}],
+        }
         for model, right in (("start", lambda place: place % 3 == 0), ("tuned", lambda place: place % 3 < 2))
         for place, line in enumerate(lines)
     ]
@@ -164,3 +170,125 @@ def test_scorers_of_ones_own():
     for name in ("nowhere:at_all", "json:no", "json"):
         with pytest.raises(ValueError, match=name):
             load_scorer(name)
+
+
+def scores_of_ones_own(question, responses):
+    """What the tests' own scorer gives: by the question's number."""
+    return FAULTS[question.id](responses)
+
+
+def fails(responses):
+    raise RuntimeError("boom")
+
+
+def not_scored(responses):
+    raise ValueError("too long")
+
+
+FAULTS = {}
+
+
+@pytest.mark.parametrize(
+    ("gives", "named"),
+    [
+        (fails, "boom"),
+        (lambda responses: None, "None"),
+        (lambda responses: [1.0], "4 finite numbers"),
+        (lambda responses: [float("nan")] * 4, "nan"),
+        (lambda responses: [10**400] * 4, "too large"),
+        (lambda responses: dict.fromkeys(range(4), 1.0), "in order"),
+        (lambda responses: {1.0, 2.0, 3.0, 4.0}, "in order"),
+    ],
+)
+def test_a_scorer_that_gives_anything_else_is_named(questions, tmp_path, capsys, gives, named):
+    FAULTS.update({f"q{place}": gives for place in range(12)})
+    own = f"{__name__}:scores_of_ones_own"
+    with StubServer() as stub:
+        words = (stub.url, questions, "--output", tmp_path / "out", "--n", 4, "--limit", 1, "--scorer", own)
+        status, error = evaluate(capsys, *words)
+        assert status == 2 and own in error and "'q0'" in error and named in error
+        FAULTS["q0"], asked = (lambda responses: range(4)), len(stub.bodies)
+        assert evaluate(capsys, *words)[0] == 0 and len(stub.bodies) == asked
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_questions_without_ranks_count_and_are_counted(questions, tmp_path, capsys, first):
+    """Whether the first or the last is not answered, or not scored, the figure has all questions."""
+    refused, unscored = ("q0", "q1") if first else ("q11", "q10")
+    FAULTS.update({f"q{place}": lambda responses: range(4) for place in range(12)} | {unscored: not_scored})
+    with StubServer(poison=lambda body: 400 if f"({refused[1:]})" in json.dumps(body) else None) as stub:
+        words = (stub.url, questions, "--output", tmp_path / "out", "--n", 4, "--scorer", f"{__name__}:scores_of_ones_own")
+        rows = {(row["figure"], row["k"]): row for row in evaluate(capsys, *words)[1]["results"]}
+    row = rows[f"best by {__name__}:scores_of_ones_own", 4]
+    assert (row["total"], row["dropped"], rows["majority", 4]["dropped"]) == (12, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "choices", "listed"),
+    [
+        ("What is 12 + 3?", ["1", "2", "3"], True),
+        ("In triangle ABC, which is right?", ["A", "B", "C"], True),
+        ("Which?", ["y", "x"], True),
+        ("Which?\nA. red\nB. blue", ["red", "blue"], False),
+        ("Which? (A) red (B) blue", ["red", "blue"], False),
+    ],
+)
+def test_choices_are_shown_with_their_letters(questions, tmp_path, capsys, asked, choices, listed):
+    questions.write_text(json.dumps({"id": "1", "question": asked, "choices": choices, "answer": "A"}))
+    with StubServer() as stub:
+        assert evaluate(capsys, stub.url, questions, "--output", tmp_path / "out")[0] == 0
+    assert (f"{asked}\nA. {choices[0]}\nB. {choices[1]}" in stub.bodies[0]["messages"][-1]["content"]) == listed
+
+
+@pytest.mark.parametrize("score", [1.0, 0.8])
+def test_questions_of_one_image_are_no_evidence(questions, score):
+    """A model that is right, or nearly so, about all 40 questions: of 40 images better, of one image not shown."""
+
+    def judged(value, images):
+        kept = {"text": "", "reason": "", "none": False}
+        about = {"subject": "", "ground_truths": ["1"], "dropped": False, "sampled": [], "ranks": {}}
+        return [
+            {**about, "id": str(n), "group": str(n), "cluster": str(n % images), "greedy": [{**kept, "score": value}]}
+            for n in range(40)
+        ]
+
+    for images, verdict in ((40, "better"), (5, "no difference shown"), (1, "no difference shown")):
+        found = {("start", "b", "direct"): judged(0.0, images), ("tuned", "b", "direct"): judged(score, images)}
+        [row] = summarize(found, 1)["comparisons"]
+        assert (row["gained"], row["verdict"]) == (40, verdict)
+
+
+def test_what_training_has_seen_is_kept(questions, tmp_path, capsys):
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    for place in (0, 2):
+        pair = {"question": lines[place]["question"], "image": lines[place]["image"], "chosen": "a", "rejected": "b"}
+        (tmp_path / f"pairs{place}.jsonl").write_text(json.dumps(pair) + "\n")
+    with StubServer() as stub:
+        words = (stub.url, questions, "--output", tmp_path / "out", "--train", tmp_path / "pairs0.jsonl")
+        status, results = evaluate(capsys, *words, "--train", tmp_path / "pairs2.jsonl")
+    assert status == 0 and results == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["contamination"]["digits"]["both"] == 2 and "2 with an image" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"k": True}, {"modes": ()}, {"models": {}}, {"benchmarks": {}}])
+def test_nothing_to_measure_is_refused(tmp_path, wrong):
+    given = {"models": {"a": None}, "benchmarks": {"b": [QUESTION]}, "folder": tmp_path, **wrong}
+    with pytest.raises(ValueError, match="a benchmark and a mode"):
+        evaluate_call(**given)
+
+
+def test_an_adapter_against_its_base(questions, tmp_path, capsys, internvl, processor):
+    """--base is for the adapter alone, and the reward is only of what was trained from the reference."""
+    from peft import LoraConfig, get_peft_model
+
+    for part in (internvl, processor):
+        part.save_pretrained(tmp_path / "base")
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(copy.deepcopy(internvl), adapter).save_pretrained(tmp_path / "tuned")
+    words = (questions, "--output", tmp_path / "out", "--n", 2, "--limit", 2, "--max-new-tokens", 2, "--scorer", "reward")
+    models = (tmp_path / "base", f"tuned={tmp_path / 'tuned'}")
+    status, results = evaluate(capsys, *models, *words, "--base", tmp_path / "base")
+    assert status == 0
+    assert {row["model"] for row in results["results"] if row["figure"] == "best by reward"} == {"tuned"}
+    status, error = evaluate(capsys, models[0], *words, "--base", tmp_path / "base")
+    assert status == 2 and "--base" in error and str(models[0]) in error

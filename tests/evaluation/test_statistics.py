@@ -112,3 +112,30 @@ def test_the_smallest_difference():
     assert smallest_difference(25) == pytest.approx(2 * smallest_difference(100))
     with pytest.raises(ValueError, match="questions=0"):
         smallest_difference(0)
+
+
+def test_the_test_of_a_change_counts_clusters():
+    """Five images of 20 questions, all better: 2 of 32 turns are as large. One image is no evidence, fractions or not."""
+    before, images = [0.0] * 100, [place % 5 for place in range(100)]
+    assert compare_paired(before, [1.0] * 100, images) == PairedComparison(100, 0, 2 / 32)
+    assert compare_paired(before, [0.7] * 100, ["a"] * 100).p_value == 1
+    uneven = [0.5 + place % 5 / 10 for place in range(100)]
+    assert compare_paired(before, uneven, images).p_value == pytest.approx(2 / 32, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: wilson_interval(1, 2, confidence=95),
+        lambda: clustered_interval([1, 0], "ab", confidence=1),
+        lambda: difference_interval([1, 0], [1, 1], "ab", confidence=0),
+        lambda: difference_interval([], [], []),
+        lambda: difference_interval([1], [0, 1], "a"),
+        lambda: difference_interval([float("nan")], [1], "a"),
+        lambda: smallest_difference(10, power=1),
+        lambda: compare_paired([1], [1], "ab"),
+    ],
+)
+def test_arguments_without_a_meaning_are_refused(wrong):
+    with pytest.raises(ValueError, match="Expected"):
+        wrong()

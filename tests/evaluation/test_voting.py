@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mpo.evaluation.voting import answer_classes, best_at, majority, majority_at
 from mpo.schema import Question
+from mpo.verification import final_answer, verify
 
 SAMPLES = st.lists(st.tuples(st.sampled_from([None, 0, 1, 2]), st.integers(0, 2)), min_size=1, max_size=7)
 
@@ -29,6 +30,28 @@ def test_answers_vote_by_what_they_mean():
 def test_choices_vote_by_letter_and_text():
     question = Question([], ground_truths=["B"], choices=["red", "blue"])
     assert answer_classes(["Answer: B", "Answer: blue", "Answer: (A)", "Answer: red"], question) == [0, 0, 1, 1]
+
+
+def test_votes_are_the_answers_that_are_verified():
+    """A question that is repeated as a statement is its answer, and a number of the question is none."""
+    question = Question([{"role": "user", "content": "Is the car red?"}], ground_truths=["yes"])
+    responses = ["The car is red.", "The car is not red.", "Answer: yes", "No.", "It is a car."]
+    assert answer_classes(responses, question) == [0, 1, 0, 1, None]
+    for response in responses:
+        assert (verify(response, question).method == "none") == (final_answer(response, question).answer is None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: best_at(2, [1.0], [0.0, 1.0]),
+        lambda: best_at(1, [float("nan"), 1.0], [0.0, 1.0]),
+        lambda: majority_at(1, [0, 0], [1.0]),
+    ],
+)
+def test_each_response_has_one_rank_or_class(wrong):
+    with pytest.raises(ValueError, match="each"):
+        wrong()
 
 
 def test_of_equal_votes_the_first_wins():

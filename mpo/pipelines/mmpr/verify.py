@@ -11,9 +11,9 @@ from mpo.io import did_you_mean
 from mpo.pipelines.mmpr.strict_format import parse_response
 from mpo.pipelines.step import Record, Step
 from mpo.schema import Question
-from mpo.verification import extract, verify
+from mpo.verification import final_answer, verify
 from mpo.verification.dress import boxed
-from mpo.verification.matching import check_rules, detect_kind
+from mpo.verification.matching import check_rules
 
 FORMATS = ("line", "boxed", "any")
 SHORTEST = 20
@@ -46,8 +46,7 @@ def judge(response: str, question: Question, format: str = "line") -> Judged:
     """
     said = response
     if format == "any":
-        kind = question.kind or detect_kind((question.ground_truths or ("",))[0], question.choices)
-        answer = extract(response, kind=kind, choices=question.choices).answer
+        answer = final_answer(response, question).answer
     elif format == "line":
         parsed = parse_response(response)
         answer = parsed.answer if parsed else None

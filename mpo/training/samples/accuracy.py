@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from typing_extensions import override
@@ -29,12 +29,13 @@ class MeasureAccuracy(UsesTrainer):
         max_new_tokens: the longest response, in tokens.
 
     Raises:
-        ValueError: for questions without a ground truth, and none.
+        ValueError: for questions without a ground truth, and none; an unknown mode, and less than one token.
     """
 
     def __init__(self, questions: Iterable[Question], *, mode: str = "direct", max_new_tokens: int = 256) -> None:
         self.records = checked_questions("the evaluation", questions)
-        self.mode, self.max_new_tokens = mode, max_new_tokens
+        self.sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens}
+        self.step = Respond(cast(Any, None), mode=mode, field=GREEDY, **self.sampling)  # the generator comes with each evaluation
         self._measured: tuple[int, dict[str, float]] | None = None
 
     @override
@@ -62,9 +63,7 @@ class MeasureAccuracy(UsesTrainer):
             tile_budget=args.tile_budget,
             sharded=sharded,
         )
-        sampling = {"temperature": 0.0, "max_new_tokens": self.max_new_tokens}
-        step = Respond(generator, mode=self.mode, field=GREEDY, **sampling)
-        responses = generator.generate([step.requests(record)[0] for record in self.records], **sampling)
+        responses = generator.generate([self.step.requests(record)[0] for record in self.records], **self.sampling)
         scores = []
         for record, (response,) in zip(self.records, responses, strict=True):
             question = question_of(record)

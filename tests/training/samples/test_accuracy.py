@@ -53,3 +53,9 @@ class Right:
 def test_questions_without_a_ground_truth_are_refused():
     with pytest.raises(ValueError, match="'q0'"):
         MeasureAccuracy([Question([], id="q0")])
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "both"}, {"max_new_tokens": 0}])
+def test_what_could_not_be_asked_is_refused_before_training(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MeasureAccuracy(questions("red"), **wrong)

@@ -1,5 +1,6 @@
 """Stages 2 to 7: warm up, evaluate, sample, pair, train with MPO, evaluate again."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -98,7 +99,9 @@ def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
         }
         for line in read_json_lines(folder.lines("questions"))
     )
-    write_json_lines(folder.samples, samples)
+    # Relative to the images' folder, so that the demo's folder may be moved.
+    shown = ([os.path.relpath(image, folder.data) for image in one["images"]] for one in samples)
+    write_json_lines(folder.samples, ({**one, "images": images} for one, images in zip(samples, shown, strict=True)))
     return {"responses": sum(len(one["responses"]) for one in samples)}
 
 
@@ -108,7 +111,7 @@ def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     pairs: list[dict[str, Any]] = []
     counts, responses, kinds = Counter[str](), Counter[str](), Counter[str]()
     for record in read_json_lines(folder.samples):
-        judged = verify.finish(record, ())
+        judged = verify.finish({**record, "images": [str(folder.data / image) for image in record["images"]]}, ())
         verdicts = [response["verdict"] for response in judged["responses"]]
         responses.update(verdicts)
         counts.update(all_right=judged["accuracy"] == 1, all_wrong=judged["accuracy"] == 0)

@@ -281,9 +281,9 @@ class RecordMeasure:
         for place, lengths, (shape, _), more in zip(places, shapes.lengths(plain), plain, rest, strict=True):
             if lengths is not None:
                 with contextlib.suppress(*RECORD_ERRORS):
-                    found = self._with_images(*more, shape.later_images, *lengths)
-                    if not self._exceeds(found):
-                        costs[place] = found
+                    counted = self._with_images(*more, shape.later_images, *lengths)
+                    if not self._exceeds(counted):
+                        costs[place] = counted
         return costs
 
     def _plain(self, record: dict[str, Any], shapes: Shapes) -> tuple[Shape, list[str], dict[str, Any], list[Any]] | None:

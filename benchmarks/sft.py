@@ -12,28 +12,42 @@ Packing: packs per lower bound (the larger of tokens / 16,384 and tiles / 48), a
 ranks; against first fit over a buffer of 20 open packs, as the official procedure is described, and filling packs in random order.
 
 Planning: CPU seconds per record, by part; text is counted by shapes and words. The texts are made of docstrings, the tokenizer has
-32,000 tokens, and images are files.
+32,000 tokens, and images are files, of another size each.
+
+Timed: full steps on all batches of 64 conversations of a small model, in alternating passes, medians of CPU seconds; peak memory of
+each side in its own process. TRL's LM head skips unlabelled positions, as on a GPU. Exact: loss and gradients of packs against one
+conversation a row, and both against float64. Counted step: the formulas against torch's counter on the meta device, 1B shape.
 """
 
 import argparse
 import ast
+import contextlib
+import copy
 import json
 import platform
 import random
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
-from step import RESULTS, SHAPES, Shape, judged
+from step import PARTS, RESULTS, SHAPES, Call, Case, Shape, count_calls, head_as_on_gpus, judged, quiet
+from torch.utils.flop_counter import flop_registry
+from trl import SFTConfig, SFTTrainer
 
+from mpo import PackedSFTConfig, PackedSFTTrainer
 from mpo.batching.sampler import PairBatchSampler
 from mpo.encoding.costs import PairCosts, RecordMeasure
 from mpo.encoding.turns import CONVERSATION
@@ -220,10 +234,9 @@ def planning(count: int) -> dict[str, Any]:
             yield {"role": "assistant", "content": said(rng.choice((2, 10, 40, 80)))}
 
     found: dict[str, Any] = {"records": count}
-    sizes = [(640, 480), (480, 640), (640, 427), (500, 375), (1024, 768), (448, 448)]
     with tempfile.TemporaryDirectory() as folder:
         for place in range(count):
-            PILImage.new("RGB", sizes[place % len(sizes)]).save(f"{folder}/{place}.jpg")
+            PILImage.new("RGB", (rng.randrange(300, 1200), rng.randrange(300, 1200))).save(f"{folder}/{place}.jpg")
         for name, image in (("text", False), ("text and one image", True)):
             rows = [
                 {
@@ -260,6 +273,199 @@ def planning(count: int) -> dict[str, Any]:
     return found
 
 
+# --- A small model on the CPU: speed, memory, exactness; and a counted step of a large one
+
+SMALL = Shape((128, 512, 3, 4), (192, 768, 4, 6), 2, vocabulary=2_000, image_size=112, scale=16)
+BATCH, OF_SMALL = 8, 64
+SIDES = ("trl", "packed")
+
+
+def small_set(shape: Shape, count: int, seed: int = 3) -> Dataset:
+    """Conversations with the paper's shares; each tile is an image of its own, and tokens are divided by the shape's scale."""
+    tokens, tiles = conversations(count, seed)
+    rows = []
+    for length, shown in zip(tokens, tiles, strict=True):
+        said = max(int(length - 256 * shown) // shape.scale, 8)
+        content = [*[{"type": "image", "text": None}] * int(shown), {"type": "text", "text": "0123456789" * (said // 30 + 1)}]
+        answer = [{"type": "text", "text": ("1234567890" * said)[: 2 * said // 3]}]
+        image = PILImage.effect_noise((shape.image_size, shape.image_size), 80).convert("RGB")
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": messages, "images": [image] * int(shown)})
+    return Dataset.from_list(rows)
+
+
+def sft_trainer(side: str, shape: Shape, dataset: Any, folder: str, device: str = "cpu", **more: Any) -> Any:
+    """A trainer of a model of this shape, with random weights."""
+    processor = small_processor(["0 1"], image_size=shape.image_size, patch_size=shape.patch_size, max_patches=1, vocab_size=300)
+    torch.manual_seed(0)
+    model = shape.build(processor.image_token_id, device)
+    if "dtype" in more:  # the same weights in every dtype
+        model = model.to(torch.bfloat16).to(more.pop("dtype"))
+    settings = {
+        "use_cpu": device == "cpu",
+        "bf16": device != "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    settings |= {"gradient_checkpointing": False, "max_length": None, "per_device_train_batch_size": BATCH}
+    own: dict[str, Any] = {"max_tokens_per_batch": MAX_TOKENS // shape.scale, "loss_average": "token", "oversized": "own_row"}
+    kind, config = (SFTTrainer, SFTConfig) if side == "trl" else (PackedSFTTrainer, PackedSFTConfig)
+    settings |= {} if side == "trl" else own
+    return kind(model=model, args=config(folder, **{**settings, **more}), train_dataset=dataset, processing_class=processor)
+
+
+def batches_of(trainer: Any) -> list[Any]:
+    """The batches of an epoch on the device."""
+    return [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
+
+
+def epoch_of(trainer: Any, batches: list[Any]) -> Callable[[], None]:
+    """A function that takes a full step on each batch."""
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    trainer.model.train()
+
+    def run() -> None:
+        for batch in batches:
+            with trainer.accelerator.autocast():
+                loss = trainer.compute_loss(trainer.model, copy.copy(batch))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def sft_timed(rounds: int = 3) -> dict[str, Any]:
+    """Conversations per CPU second of all batches of an epoch, a full step each, alternating; and peak memory by process."""
+    dataset = small_set(SMALL, OF_SMALL)
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(head_as_on_gpus())
+        works, steps = {}, {}
+        for side in SIDES:
+            trainer = sft_trainer(side, SMALL, dataset, stack.enter_context(tempfile.TemporaryDirectory()))
+            batches = batches_of(trainer)
+            steps[side], works[side] = len(batches), epoch_of(trainer, batches)
+        for round_ in range(rounds + 1):
+            for side in SIDES if round_ % 2 else SIDES[::-1]:
+                start = time.process_time()
+                works[side]()
+                seconds[side] += [time.process_time() - start] if round_ else []
+            print(f"round {round_} of {rounds}", seconds, flush=True)
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    peaks = {}
+    for side in SIDES:
+        command = [sys.executable, __file__, "--memory-of", side]
+        peaks[side] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return {
+        "conversations": OF_SMALL,
+        "steps": steps,
+        "CPU seconds of each round": seconds,
+        "conversations per CPU second": {side: OF_SMALL / median for side, median in medians.items()},
+        "speed over TRL's": judged(medians["trl"] / medians["packed"], 1.4),
+        "peak memory, MB": peaks,
+        "peak memory over TRL's": judged(peaks["packed"] / peaks["trl"], 0.7, at_most=True),
+    }
+
+
+def sft_memory(side: str) -> float:
+    """Peak memory of this process over an epoch, in MB, less what it had before the model was built."""
+    dataset = small_set(SMALL, OF_SMALL)
+
+    def status(name: str) -> float:
+        return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if name in line)
+
+    with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
+        libraries = status("VmRSS")
+        trainer = sft_trainer(side, SMALL, dataset, folder)
+        Path("/proc/self/clear_refs").write_text("5")
+        epoch_of(trainer, batches_of(trainer))()
+    return status("VmHWM") - libraries
+
+
+def sft_exact() -> dict[str, Any]:
+    """Loss and gradients of packs against one conversation a row: norms of differences over norms, by part of the model."""
+    dataset = small_set(SMALL, 12)
+    found: dict[str, Any] = {}
+    gradients: dict[str, dict[str, Any]] = {}
+    for dtype in ("float64", "float32", "bfloat16"):
+        for name, more in (("packed", {}), ("alone", {"batching": "conversations", "per_device_train_batch_size": 1})):
+            if (dtype, name) == ("float64", "packed"):
+                continue
+            with tempfile.TemporaryDirectory() as folder, quiet():
+                more = {"max_tokens_per_batch": None, "oversized": "refuse", **more} if more else more
+                trainer = sft_trainer("packed", SMALL, dataset, folder, dtype=getattr(torch, dtype), **more)
+                trainer.model.train()
+                total = 0.0
+                for batch in batches_of(trainer):
+                    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1000.0))
+                    loss.backward()
+                    total += loss.item()
+                parts: dict[str, list[Any]] = {part: [] for part in PARTS.values()}
+                for weight, parameter in trainer.model.named_parameters():
+                    part = next((label for key, label in PARTS.items() if key in weight), "text model")
+                    parts[part] += [] if parameter.grad is None else [parameter.grad.double().flatten()]
+                gradients[f"{dtype}, {name}"] = {"loss": total, **{part: torch.cat(all_) for part, all_ in parts.items()}}
+
+    def difference(one: Any, other: Any) -> float:
+        one, other = (torch.as_tensor(value, dtype=torch.float64) for value in (one, other))
+        return float((one - other).norm() / other.norm())
+
+    for dtype in ("float32", "bfloat16"):
+        packed, alone, exact = (gradients[name] for name in (f"{dtype}, packed", f"{dtype}, alone", "float64, alone"))
+        found[dtype] = {
+            what: {
+                "packed against alone": difference(packed[what], alone[what]),
+                "packed against float64": difference(packed[what], exact[what]),
+                "alone against float64": difference(alone[what], exact[what]),
+            }
+            for what in exact
+        }
+        print(dtype, found[dtype], flush=True)
+    return found
+
+
+def sft_counted_step() -> dict[str, Any]:
+    """FLOPs of a pack and of TRL's batch on the 1B shape, counted on the meta device, over those of the formulas."""
+    shape, found = SHAPES["1B"], {}
+    stand_in = replace(shape, vision=(32, 32, 1, 1), text=(32, 32, 1, 2), kv_heads=1, vocabulary=512)
+    dataset = small_set(replace(shape, scale=1), BATCH)
+    for side in SIDES:
+        calls: list[Call] = []
+
+        def before(module: Any, args: Any, kwargs: dict[str, Any], calls: list[Call] = calls) -> None:
+            calls.append(Call("policy", dict(kwargs), len(kwargs.get("pixel_values", ())), False))
+
+        with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
+            trainer = sft_trainer(side, stand_in, dataset, folder)
+            trainer.model.register_forward_pre_hook(before, with_kwargs=True)
+            batch = batches_of(trainer)[0]
+            image_token = trainer.processing_class.image_token_id
+            trainer.compute_loss(trainer.model, copy.copy(batch))
+        aten = torch.ops.aten  # the CPU's flash kernel has no formula of its own
+        flash = {
+            aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+                aten._scaled_dot_product_flash_attention_backward
+            ],
+        }
+        inputs = calls[0].inputs
+        ids, segments = inputs["input_ids"], inputs.get("segments")
+        starts = np.flatnonzero(inputs["position_ids"][0] == 0) if segments is not None else []
+        lengths = [ids.shape[1]] * len(ids) if segments is None else np.diff([*starts, ids.numel()])
+        labelled = int((inputs["labels"] != -100).sum()) if side == "trl" else int(batch.lengths.sum())
+        with mock.patch.dict(flop_registry, flash):
+            parts = count_calls(calls[:1], Case("1B", tower="trained"), shape, image_token)["policy"]
+        total = sum(parts.values())
+        formula = flops(shape, "trained", ids.numel(), lengths, calls[0].tiles, labelled)
+        found[side] = {"positions": ids.numel(), "tiles": calls[0].tiles, "counted": total, "counted over formula": total / formula}
+        print(side, found[side], flush=True)
+    return found
+
+
 def main() -> None:
     """Measure and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,11 +473,18 @@ def main() -> None:
         "counted": lambda _: counted(),
         "packing": lambda _: packing(100_000),
         "planning": planning,
+        "exact": lambda _: sft_exact(),
+        "counted_step": lambda _: sft_counted_step(),
+        "timed": lambda _: sft_timed(),
     }
     parser.add_argument("--measure", nargs="+", default=list(measures), choices=list(measures))
     parser.add_argument("--records", type=int, default=20_000, help="records for planning (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write (default: results/sft_cpu_DATE.json here)")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.memory_of:
+        print(sft_memory(options.memory_of))
+        return
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/sft.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),

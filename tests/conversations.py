@@ -40,3 +40,16 @@ def conversations(count: int, kinds=tuple(KINDS)) -> list[dict]:
 
 def conversation_set(count: int, kinds=tuple(KINDS)) -> Dataset:
     return Dataset.from_list(conversations(count, kinds))
+
+
+def write_video(path, frames: int) -> str:
+    """A video of different images, 64 x 32, two a second. Needs PyAV."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for number in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_image(make_image(number))))
+        container.mux(stream.encode())
+    return str(path)

@@ -13,6 +13,7 @@ from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.batching.skipping import BLANK, sort_out
 from mpo.encoding.conversations import TRAIN_ON, as_completion
+from mpo.encoding.costs import Budget, RecordMeasure
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import TileOrder
 from mpo.encoding.keys import completion_key, image_key, same_image
@@ -262,6 +263,8 @@ class ConversationCollator(PairCollator):
 
     Args:
         train_on: which turns of the assistant are labelled, one of `mpo.encoding.conversations.TRAIN_ON`.
+        budget: tokens and tiles (None: no limit) of a row; a conversation that exceeds them alone has fewer frames of its videos,
+            evenly spread: each at most the largest number with which it fits. None: all frames.
         args: as in `PairCollator`; records as `mpo.encoding.conversations.as_completion` takes them. ``"packed"``: a row per
             conversation, concatenated; positions begin at 0 in each, and none attends to another. None is ever truncated.
 
@@ -272,6 +275,7 @@ class ConversationCollator(PairCollator):
     sides: ClassVar[tuple[str, ...]] = CONVERSATION
 
     train_on: str = "all"
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         if self.train_on not in TRAIN_ON:
@@ -281,9 +285,22 @@ class ConversationCollator(PairCollator):
                 "Conversations are not truncated, and their turns end in end-of-turn tokens. Leave out max_length, completion_end."
             )
         super().__post_init__()
+        rules = (self.processing_class, self.completion_end, self.tile_budget, "raise", self.sides, self.train_on)
+        self._measure = RecordMeasure(*rules, budget=self.budget)
 
     def _collate(self, records: list[Record]) -> Batch:
-        return super()._collate([as_completion(record, self.train_on) for record in records])
+        return super()._collate([as_completion(self._measure.fitted(record), self.train_on) for record in records])
+
+
+@dataclass
+class PackCollator:
+    """Collate the one pack of `mpo.batching.streams.PackedStream` that a data loader fetches."""
+
+    collator: Any
+
+    def __call__(self, packs: Sequence[list[Record]]) -> Any:
+        """Collate the records of a pack."""
+        return self.collator(packs[0])
 
 
 @dataclass

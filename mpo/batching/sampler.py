@@ -21,6 +21,8 @@ from mpo.encoding.costs import PairCosts
 
 BALANCE_SLOTS = 8
 """By default ranks are balanced by exchanging batches among this many slots (or those of a step, if more)."""
+EVEN_TOKENS = 1.085
+"""Largest tokens of a batch, as a multiple of the mean, where tiles fill batches."""
 IDENTITY = (
     *("batching", "pairs_per_batch", "max_tokens", "max_tiles", "group_same_prompt", "micro_batches_per_step", "world_size"),
     *("shuffle", "seed", "drop_last", "window", "attention_cost", "tile_cost"),
@@ -252,7 +254,14 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         else:
             unit_tokens, unit_tiles, _ = self._unit_costs(records, unit_starts)
             assert self.max_tokens is not None
-            unit_bins = pack(unit_tokens, unit_tiles, self.max_tokens, self.max_tiles, self.window, rng if self.shuffle else None)
+            own, draw = (unit_tokens, unit_tiles), rng if self.shuffle else None
+            unit_bins = pack(*own, self.max_tokens, self.max_tiles, self.window, draw)
+            if self.shuffle and self.max_tiles and self.world_size > 1 and self.micro_batches_per_step == 1:
+                # Nothing else balances a slot: where tiles fill batches, tokens are kept near their mean if that costs none.
+                even = int(EVEN_TOKENS * unit_tokens.sum() * self.max_tiles / max(unit_tiles.sum(), 1))
+                if 0 < even < self.max_tokens:
+                    evened = pack(*own, even, self.max_tiles, self.window, draw)
+                    unit_bins = evened if evened.max() <= 1.005 * unit_bins.max() else unit_bins
             order = np.argsort(unit_bins, kind="stable")
             records, unit_starts = take_units(records, unit_starts, sizes, order)
             starts = unit_starts[np.flatnonzero(np.diff(unit_bins[order], prepend=-1))]

@@ -7,24 +7,33 @@ which is collating.
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import fsspec.asyn  # type: ignore[import-untyped]
+import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker  # private; checked with PyTorch 2.11 to 2.14
 
+from mpo.batching.first_fit import pack
+from mpo.batching.planned import Ints
+from mpo.encoding.costs import Budget, OtherCount, RecordMeasure
+from mpo.encoding.turns import Record, describe
 from mpo.schema import EPOCH, PADDING
 
+logger = logging.getLogger(__name__)
+FEWER_FRAMES = "have fewer frames of their videos, evenly spread, so that each fits a row (oversized='fewer_frames')."
 
-def in_epoch(record: dict[str, Any], epoch: int) -> dict[str, Any]:
+
+def in_epoch(record: Record, epoch: int) -> Record:
     """Add the epoch to a record that is to be augmented."""
     return {**record, EPOCH: epoch} if record.get("augment") else record
 
 
-class RepeatedStream(IterableDataset[dict[str, Any]]):
+class RepeatedStream(IterableDataset[Record]):
     """Repeat the records of a stream endlessly.
 
     transformers' Trainer does not know the length of a stream: the gradients of a last, smaller group of micro-batches would
@@ -43,23 +52,96 @@ class RepeatedStream(IterableDataset[dict[str, Any]]):
         self._stream = stream
         self._block = block
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Record]:
         return _of_this_worker(self._passes(), self._block)
 
-    def _passes(self) -> Iterator[dict[str, Any]]:
+    def _of_pass(self, records: Iterator[Record]) -> Iterator[Any]:
+        return records
+
+    def _passes(self) -> Iterator[Any]:
         stream = _own_copy(self._stream)
         for epoch in count():
             if hasattr(stream, "set_epoch"):
                 stream.set_epoch(epoch)
             empty = True
-            for record in _whole(stream):
+            for found in self._of_pass(in_epoch(record, epoch) for record in _whole(stream)):
                 empty = False
-                yield in_epoch(record, epoch)
+                yield found
             if empty:
                 raise ValueError("The stream of records is empty.")
 
 
-class FilledStream(IterableDataset[dict[str, Any]]):
+class PackedStream(RepeatedStream):
+    """Repeat the records of a stream in packs, lists of records, within a budget of tokens and tiles.
+
+    A buffer of records is packed, large ones first, each into the first pack with room; the fullest half of the packs and the one
+    with the record that has waited longest are taken, and the buffer is filled up. At the end of a pass all of it is taken.
+
+    Args:
+        stream: as in `RepeatedStream`.
+        measure: the costs of records.
+        limits: tokens of a pack, and image tiles (None: no limit).
+        buffer: number of records in the buffer.
+        own_row: a record that exceeds a budget is a pack of its own. False: it is an error.
+        block: number of ranks.
+    """
+
+    def __init__(
+        self, stream: Any, measure: RecordMeasure, limits: Budget, *, buffer: int = 256, own_row: bool = False, block: int = 1
+    ) -> None:
+        super().__init__(stream, block)
+        self._measure, self._buffer, self._own_row = measure, buffer, own_row
+        self._limits = limits[0], np.iinfo(np.int32).max if limits[1] is None else limits[1]
+        self._said = False
+
+    def _of_pass(self, records: Iterator[Record]) -> Iterator[list[Record]]:
+        waiting: list[Record] = []
+        sizes = np.zeros((2, 0), dtype=np.int64)
+        while new := list(islice(records, self._buffer - len(waiting))) or waiting:
+            if new is not waiting:
+                waiting, sizes = waiting + new, np.append(sizes, self._sizes(new), axis=1)
+            fill, packs = self._packed(sizes)
+            if len(waiting) == self._buffer:
+                half = sorted(range(len(packs)), key=lambda one: (-fill[one], packs[one][0]))[: -(-len(packs) // 2)]
+                packs = [one for number, one in enumerate(packs) if number in half or one[0] == 0]
+            for places in sorted(packs):
+                yield [waiting[place] for place in places]
+            left = sorted({*range(len(waiting))}.difference(*packs))
+            waiting, sizes = [waiting[place] for place in left], sizes[:, left]
+
+    def _sizes(self, records: list[Record]) -> Ints:
+        """Tokens and tiles of records, shape (2, N)."""
+        try:
+            costs = self._measure.many(records)
+        except OtherCount:
+            self._measure.sampled = 0
+            costs = self._measure.many(records)
+        info = get_worker_info()
+        if any(one["group"] for one in costs) and not self._said and (info is None or info.id == 0):
+            self._said = True
+            logger.warning(f"Some conversations {FEWER_FRAMES}")
+        sizes = np.array([[one["prompt"] + one["chosen"], one["tiles"]] for one in costs], dtype=np.int64).T
+        for record, tokens, tiles in () if self._own_row else zip(records, *sizes.tolist(), strict=True):
+            if tokens > self._limits[0] or tiles > self._limits[1]:
+                raise ValueError(
+                    f"{describe(record)} has {tokens} tokens and {tiles} tiles and exceeds a batch (max_tokens, max_tiles) of "
+                    f"{self._limits}. Raise the budget, leave the record out, or set `oversized`."
+                )
+        return sizes
+
+    def _packed(self, sizes: Ints) -> tuple[list[float], list[list[int]]]:
+        """How full each pack is, and the places of its records in order."""
+        shares = (sizes / np.array(self._limits)[:, None]).max(axis=0)
+        order = np.argsort(-shares, kind="stable")
+        bins = np.empty_like(order)
+        bins[order] = pack(sizes[0, order], sizes[1, order], *self._limits, len(order), None)
+        counts = np.bincount(bins)
+        fill = np.max([np.bincount(bins, one) / limit for one, limit in zip(sizes, self._limits, strict=True)], axis=0)
+        places = np.split(np.argsort(bins, kind="stable"), np.cumsum(counts)[:-1])
+        return fill.tolist(), [one.tolist() for one in places]
+
+
+class FilledStream(IterableDataset[Record]):
     """Pad a stream with its first records, marked as padding, until their number is a multiple.
 
     accelerate would repeat records without marking them, and these pairs would count twice.
@@ -78,11 +160,11 @@ class FilledStream(IterableDataset[dict[str, Any]]):
         self._multiple = multiple
         self._fill = fill
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Record]:
         return _of_this_worker(self._filled(), self._multiple)
 
-    def _filled(self) -> Iterator[dict[str, Any]]:
-        first: list[dict[str, Any]] = []
+    def _filled(self) -> Iterator[Record]:
+        first: list[Record] = []
         seen = 0
         for record in _whole(_own_copy(self._stream)):
             if len(first) < self._multiple:
@@ -93,7 +175,7 @@ class FilledStream(IterableDataset[dict[str, Any]]):
             yield {**first[place % len(first)], PADDING: True}
 
 
-def _of_this_worker(records: Iterable[dict[str, Any]], block: int) -> Iterator[dict[str, Any]]:
+def _of_this_worker(records: Iterable[Record], block: int) -> Iterator[Record]:
     """Every n-th block of records for each of n data loader workers, which take turns; all records without workers."""
     info = get_worker_info()
     for place, record in enumerate(records):
@@ -111,14 +193,14 @@ def _own_copy(stream: Any) -> Any:
     return stream
 
 
-def _whole(stream: Any) -> Iterator[dict[str, Any]]:
+def _whole(stream: Any) -> Iterator[Record]:
     """All records of a stream, also in a data loader worker: meanwhile PyTorch's worker info is None."""
     info = get_worker_info()
     if info is None:
         yield from stream
         return
     fsspec.asyn.reset_lock()  # needed in a forked process; datasets does this only where it splits a stream over workers
-    records: Iterator[dict[str, Any]] | None = None
+    records: Iterator[Record] | None = None
     while True:
         torch_worker._worker_info = None
         try:

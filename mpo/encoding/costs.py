@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import hashlib
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from mpo.data.encoded import file_state, with_encoded_images
 from mpo.data.images import image_size
-from mpo.data.video import Frame, frame_size, with_frames
+from mpo.data.video import DEFAULT_FRAMES, Frame, checked_frames, frame_size, with_frames
 from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.shapes import SHAPED, STAND_IN, Shape, Shapes
@@ -40,6 +41,8 @@ FORMAT = 7
 
 
 Limits = tuple[tuple[str, Any], ...]
+Budget = tuple[int, int | None]
+"""Tokens and tiles of a row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,8 @@ class PairCosts:
 
     ``prompt``: tokens of the prompt, image tokens included. ``chosen``, ``rejected``: tokens of the completions, up to the last
     labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images. Of a
-    conversation, ``chosen`` is the one completion with the images of later turns; ``rejected`` and ``group`` are 0.
+    conversation, ``chosen`` is the one completion with the images of later turns, ``rejected`` is 0, and ``group`` the most frames
+    of one of its videos, if these are fewer so that it fits a row, otherwise 0.
     """
 
     prompt: NDArray[np.int32]
@@ -114,6 +118,7 @@ def measure(
     num_proc: int | None = None,
     sides: Sequence[str] = SIDES,
     train_on: str = "all",
+    budget: Budget | None = None,
 ) -> PairCosts:
     """Measure every record as `PairCollator` or `ConversationCollator` encodes it; only the headers of images are read.
 
@@ -129,6 +134,7 @@ def measure(
         num_proc: number of processes.
         sides: the columns of the completions: of pairs (`SIDES`), or `CONVERSATION`.
         train_on: as in `ConversationCollator`.
+        budget: as in `ConversationCollator`.
 
     Raises:
         ValueError: for a stream, a processor that cannot count an image's tokens, or a record that cannot be encoded.
@@ -147,9 +153,10 @@ def measure(
         num_proc = min(len(as_files) // 20_000, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) or None
     settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
     settings += [] if sides == SIDES else [*sides, train_on]
+    settings += [budget] if budget else []
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings, file_state(as_files)])
-    one = RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on)
+    one = RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on, budget=budget)
 
     def mapped(count: Callable[[Any], dict[str, list[int]]]) -> Dataset:
         return as_files.with_format(None if require_decoding(as_files.features) else "arrow").map(
@@ -164,15 +171,16 @@ def measure(
 
     try:
         measured = mapped(one.batch)
-    except _OtherCount as error:
+    except OtherCount as error:
         logger.warning(f"{error}; all records are measured one by one.")
-        measured = mapped(RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on, 0).batch)
+        one.sampled = 0
+        measured = mapped(one.batch)
     return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).truncate(
         max_length, skip=on_bad_record == "skip"
     )
 
 
-class _OtherCount(RuntimeError):
+class OtherCount(RuntimeError):
     """A record has another number of tokens than its shape and words say."""
 
 
@@ -181,6 +189,7 @@ class RecordMeasure:
 
     Plain conversations are counted by their shapes (`mpo.encoding.shapes`). The first of every shape
     that is counted, and one in `sampled` of all, are also encoded, and have to have the same count. 0: all records are encoded.
+    A conversation that exceeds `budget` has fewer frames of its videos (`fitted`).
     """
 
     def __init__(
@@ -192,9 +201,11 @@ class RecordMeasure:
         sides: Sequence[str] = SIDES,
         train_on: str = "all",
         sampled: int = 1000,
+        *,
+        budget: Budget | None = None,
     ) -> None:
         self.processing_class, self.tile_budget, self.on_bad_record = processing_class, tile_budget, on_bad_record
-        self.sides, self.train_on, self.sampled = sides, train_on, sampled
+        self.sides, self.train_on, self.sampled, self.budget = sides, train_on, sampled, budget
         self.encoder = Encoder(processing_class, completion_end=completion_end, tile_budget=tile_budget)
         self._shapes: Shapes | None = None
         self._sizes: dict[str | None, tuple[int, int]] = {}  # of image files, by path
@@ -218,6 +229,15 @@ class RecordMeasure:
             records = columns.to_pylist()
         else:
             records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found = self.many(records)
+        return {name: [one[name] for one in found] for name in MEASURED}
+
+    def many(self, records: list[dict[str, Any]]) -> list[dict[str, int]]:
+        """The costs of several records.
+
+        Raises:
+            OtherCount: for a record with another count than its shape and words say.
+        """
         by_shape = self._by_shape(records) if self.sampled and self.sides != SIDES else {}
         found = []
         for place, record in enumerate(records):
@@ -228,8 +248,21 @@ class RecordMeasure:
                 continue
             found.append(counted)
             if self._seen % self.sampled == 0 and counted != (encoded := self(record)):
-                raise _OtherCount(f"{describe(record)} has the costs {encoded}, and {counted} by its shape and words")
-        return {name: [one[name] for one in found] for name in MEASURED}
+                raise OtherCount(f"{describe(record)} has the costs {encoded}, and {counted} by its shape and words")
+        return found
+
+    def fitted(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A conversation with at most as many frames of each of its videos as fit into the budget, if some do."""
+        if self.budget is None or not record.get("videos") or not self._exceeds(self._of_conversation(record)):
+            return record
+        limits = checked_frames(record.get("frames")) or DEFAULT_FRAMES
+
+        def limited(most: int) -> dict[str, Any]:
+            return {**record, "frames": {"min": min(limits["min"], most), "max": most}}
+
+        numbers = range(1, limits["max"] + 1)
+        most = bisect.bisect_left(numbers, True, key=lambda one: self._exceeds(self._of_conversation(limited(one))))
+        return limited(most) if most else record
 
     def _by_shape(self, records: list[dict[str, Any]]) -> dict[int, dict[str, int]]:
         """The costs of those records that can be counted by their shape, by their place."""
@@ -248,14 +281,16 @@ class RecordMeasure:
         for place, lengths, (shape, _), more in zip(places, shapes.lengths(plain), plain, rest, strict=True):
             if lengths is not None:
                 with contextlib.suppress(*RECORD_ERRORS):
-                    costs[place] = self._with_images(*more, shape.later_images, *lengths)
+                    counted = self._with_images(*more, shape.later_images, *lengths)
+                    if not self._exceeds(counted):
+                        costs[place] = counted
         return costs
 
     def _plain(self, record: dict[str, Any], shapes: Shapes) -> tuple[Shape, list[str], dict[str, Any], list[Any]] | None:
         """The shape of a record, its texts, the record as a completion, and its images; None if it cannot be counted by them."""
         if any(value is not None and name not in SHAPED for name, value in record.items()):
             return None
-        completion = as_completion(record, self.train_on)
+        completion = self._completion(record)
         images = encoded_images(completion)
         outline = None if None in images else shapes.outline(completion, len(images))
         if outline is None:
@@ -277,14 +312,29 @@ class RecordMeasure:
         return None if self._known[key] is None else (shape, texts, completion, images)
 
     def _costs(self, record: dict[str, Any]) -> dict[str, int]:
-        record = with_frames(record, where=describe(record)) if self.sides == SIDES else as_completion(record, self.train_on)
+        if self.sides != SIDES:
+            fitted = self.fitted(record)
+            return self._of_conversation(fitted) | ({} if fitted is record else {"group": fitted["frames"]["max"]})
+        record = with_frames(record, where=describe(record))
         images = encoded_images(record)
         lengths, rendered = self._lengths(record, images)
-        costs = self._with_images(record, images, rendered.later_images, *lengths)
-        if self.sides == SIDES:
-            text = f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}"
-            costs["group"] = _group(text, images)
-        return costs
+        text = f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}"
+        return self._with_images(record, images, rendered.later_images, *lengths) | {"group": _group(text, images)}
+
+    def _completion(self, record: dict[str, Any]) -> dict[str, Any]:
+        return with_frames(as_completion(record, self.train_on), where=describe(record))
+
+    def _of_conversation(self, record: dict[str, Any]) -> dict[str, int]:
+        completion = self._completion(record)
+        images = encoded_images(completion)
+        lengths, rendered = self._lengths(completion, images)
+        return self._with_images(completion, images, rendered.later_images, *lengths)
+
+    def _exceeds(self, costs: dict[str, int]) -> bool:
+        if self.budget is None:
+            return False
+        max_tokens, max_tiles = self.budget
+        return costs["prompt"] + costs["chosen"] > max_tokens or (max_tiles is not None and costs["tiles"] > max_tiles)
 
     def _lengths(self, record: dict[str, Any], images: list[Any]) -> tuple[tuple[int, ...], Rendered]:
         """Tokens of the prompt and of each completion, an image being one token; and the record as text."""
@@ -350,6 +400,9 @@ def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int
             processor.image_processor = copy.copy(processor.image_processor)
             for name, value in limits:
                 setattr(processor.image_processor, name, value)
+        if (merge := getattr(processor, "_merge_kwargs", None)) is not None:  # takes milliseconds, with the same result every time
+            merged = cache(merge)
+            processor._merge_kwargs = lambda *args, **kwargs: merge(*args, **kwargs) if args or kwargs else copy.copy(merged())
         return processor
 
     @lru_cache(maxsize=65536)

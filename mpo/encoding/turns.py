@@ -585,5 +585,6 @@ def describe(record: Mapping[str, Any]) -> str:
     """The name of a record in errors: its id, or else the beginning of its prompt."""
     if record.get("id") is not None:
         return f"record {record['id']!r}"
-    prompt = str(record.get("prompt") or record.get("messages") or "")
+    prompt = record.get("prompt") or record.get("messages") or ""
+    prompt = str(prompt[:2] if isinstance(prompt, list) else prompt)
     return f"the record with prompt {prompt[:80]!r}" if prompt else "a record"

@@ -13,11 +13,12 @@ from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, Trainer
 
 from mpo.batching.batch import Batch
+from mpo.batching.collator import PackCollator
 from mpo.batching.indexed import IndexedRecords
 from mpo.batching.sampler import PairBatchSampler
-from mpo.batching.streams import FilledStream, RepeatedStream
+from mpo.batching.streams import FEWER_FRAMES, FilledStream, PackedStream, RepeatedStream
 from mpo.data.encoded import with_encoded_images
-from mpo.encoding.costs import measure
+from mpo.encoding.costs import RecordMeasure, measure
 from mpo.training.loop_config import LoopConfig
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,13 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         if isinstance(dataset, IterableDataset):
             block = kwargs["batch_size"] * ranks
             is_training = kwargs.get("is_training")
-            dataset = RepeatedStream(dataset, block) if is_training else FilledStream(dataset, block, fill=ranks > 1)
+            if is_training and self.args.batching == "tokens" and self.args.packing_buffer:
+                dataset, kwargs["batch_size"] = self._packed(dataset, ranks), 1
+            else:
+                dataset = RepeatedStream(dataset, block) if is_training else FilledStream(dataset, block, fill=ranks > 1)
 
-        if kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1):
+        planned = kwargs.get("is_training") and (self.args.batching == "tokens" or self.args.group_same_prompt > 1)
+        if planned and not isinstance(dataset, PackedStream):
             if isinstance(dataset, IterableDataset):
                 by_number = f"batching={self.args.by_number!r} and group_same_prompt=1"
                 raise ValueError(f"A stream cannot be planned: use {by_number}, or a datasets.Dataset.")
@@ -65,7 +70,8 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         collator = self.data_collator
         try:
             if kwargs.get("is_training"):
-                self.data_collator = self._training_collator()
+                own = self._training_collator()
+                self.data_collator = PackCollator(own) if isinstance(dataset, PackedStream) else own
             elif self._collator_is_ours and (self.compute_metrics is not None or kwargs.get("description") == "test"):
                 self.data_collator = replace(self.data_collator, layout="padded")
             return super()._get_dataloader(dataset, *args, **kwargs)
@@ -97,11 +103,19 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
             rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **args.encoding_rules()}
             costs = measure(dataset, self.processing_class, **rules, max_length=args.max_length)
+        if rules.get("budget") and costs.group.any() and self.is_world_process_zero():
+            logger.warning(f"{costs.group.astype(bool).sum():,} of {len(costs):,} conversations {FEWER_FRAMES}")
         ranks = {"ranks": self.accelerator.num_processes, "rank": self.accelerator.process_index}
         sampler = batch_sampler(costs, args, pairs_per_batch=self._train_batch_size, **ranks)
         if self.is_world_process_zero():
             logger.info(f"Batches: {sampler.report()}.")
         return sampler, costs.prompt
+
+    def _packed(self, stream: Any, ranks: int) -> PackedStream:
+        args = self.args
+        one = RecordMeasure(self.processing_class, "end_of_turn", args.tile_budget, args.on_bad_record, **args.encoding_rules())
+        limits, own_row = (args.max_tokens_per_batch, args.max_tiles_per_batch), args.oversized == "own_row"
+        return PackedStream(stream, one, limits, buffer=args.packing_buffer, own_row=own_row, block=ranks)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """Move a batch to the device. Under DeepSpeed, transformers also casts image tensors."""

@@ -40,6 +40,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
         without_effect: fields that a run does not read: the value that means off, the reason, what to use.
         group_same_prompt: most records of one prompt in a batch.
         oversized: what happens to a record that exceeds the limits of a batch.
+        packing_buffer: number of records from which rows of a stream are packed; 0: a stream cannot be packed.
         balance_slots: as in `mpo.batching.sampler.PairBatchSampler`.
         needs_reference: whether a step runs a reference model.
     """
@@ -52,6 +53,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
     }
     group_same_prompt: ClassVar[int] = 1
     oversized: ClassVar[str] = "refuse"
+    packing_buffer: ClassVar[int] = 0
     balance_slots: ClassVar[int] = BALANCE_SLOTS
     needs_reference: ClassVar[Any] = False
 

@@ -45,7 +45,7 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
     if context is not None:
         lengths = truncated.prompt + np.maximum(truncated.chosen, truncated.rejected)
         _refuse(records, costs, lengths, context, f"the model's context of {context:,}", prompt=False, **rest)
-    if args.max_tokens_per_batch is not None and args.oversized == "refuse":
+    if args.max_tokens_per_batch is not None and args.oversized != "own_row":
         _check_budget(records, truncated, args)
 
 
@@ -254,7 +254,7 @@ def _check_budget(records: Any, costs: PairCosts, args: Any) -> None:
     longest, widest = int(np.argmax(tokens)), int(np.argmax(tiles))
     too_long = int((tokens > args.max_tokens_per_batch).sum())
     paired = "sides" not in args.encoding_rules()
-    shorten = "truncate completions (trainer.max_length)" if paired else "set trainer.oversized=own_row"
+    shorten = "truncate completions (trainer.max_length)" if paired else "set trainer.oversized=own_row or fewer_frames"
     if too_long:
         parts = f"prompt {costs.prompt[longest]:,}, completions {costs.chosen[longest]:,} and {costs.rejected[longest]:,}"
         raise ValueError(

@@ -12,6 +12,7 @@ from mpo.training.loop_config import LoopConfig, choice
 
 POWERS = {"token": 1.0, "sample": 0.0, "square": 0.5}
 """The weight of a conversation with n labelled tokens in the loss is n to this power."""
+PACKING_BUFFER = 256
 
 
 @dataclass
@@ -30,7 +31,10 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
             ``max_tiles_per_batch``. ``"conversations"``: it holds ``per_device_train_batch_size`` of them.
         max_tokens_per_batch: maximum tokens of a batch on one device, with ``batching="tokens"``. Default: 16,384.
         max_tiles_per_batch: maximum image tiles of a batch on one device, with ``batching="tokens"``. Default: 48.
-        oversized: a conversation that exceeds these limits alone: ``"refuse"`` it, or give it its ``"own_row"``.
+        oversized: a conversation that exceeds these limits alone: ``"refuse"`` it, give it its ``"own_row"``, or take
+            ``"fewer_frames"`` of its videos, evenly spread, as many as fit (and refuse it if even one of each does not).
+        packing_buffer: number of conversations of a stream (`IterableDataset`) in memory, from which the fullest rows are taken,
+            with ``batching="tokens"``. The rows of a `Dataset` are planned for an epoch.
 
     Of TRL's fields, ``packing`` and ``padding_free`` demand packed rows, which are used wherever the model allows it anyway;
     ``assistant_only_loss`` is always on. A conversation is never truncated.
@@ -76,7 +80,13 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
         default=None, metadata={"help": "Maximum image tiles of a batch per device, with batching=tokens. Default: 48."}
     )
     oversized: str = choice(  # type: ignore[misc]
-        "refuse", ("refuse", "own_row"), "Refuse a conversation that exceeds these limits alone, or give it its own row."
+        "refuse",
+        ("refuse", "own_row", "fewer_frames"),
+        "Refuse a conversation that exceeds these limits alone, give it its own row, or take fewer frames of its videos.",
+    )
+    packing_buffer: int = field(  # type: ignore[misc]
+        default=PACKING_BUFFER,
+        metadata={"help": "Number of conversations of a stream in memory, from which rows are packed, with batching=tokens."},
     )
     loss_type: str = choice("nll", ("nll", "dft"), "Negative log-likelihood (nll), or Dynamic Fine-Tuning (dft, arXiv 2508.05629).")
     assistant_only_loss: bool = field(default=True, metadata={"help": "Always on: the assistant's turns alone are labelled."})
@@ -95,11 +105,16 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
     def _check(self) -> None:
         if self.completion_only_loss is False:
             raise ValueError("completion_only_loss=False would be ignored: the assistant's turns alone are labelled. Leave it out.")
-        if self.oversized == "own_row" and self.batching != "tokens":
-            raise ValueError("oversized='own_row' needs batching='tokens'. Set it, or leave this out.")
+        for name, default in (("oversized", "refuse"), ("packing_buffer", PACKING_BUFFER)):
+            if (value := getattr(self, name)) != default and self.batching != "tokens":
+                raise ValueError(f"{name}={value!r} needs batching='tokens'. Set it, or leave this out.")
+        if isinstance(self.packing_buffer, bool) or not isinstance(self.packing_buffer, int) or self.packing_buffer < 1:
+            raise ValueError(f"packing_buffer must be a whole number of conversations, 1 or more; got {self.packing_buffer!r}.")
 
     def encoding_rules(self) -> dict[str, Any]:  # noqa: D102
-        return {"sides": CONVERSATION, "train_on": self.train_on}
+        fits = self.oversized == "fewer_frames" and self.max_tokens_per_batch is not None
+        budget = (self.max_tokens_per_batch, self.max_tiles_per_batch) if fits else None
+        return {"sides": CONVERSATION, "train_on": self.train_on, "budget": budget}
 
     def loss_name(self) -> str:  # noqa: D102
         return f"{self.loss_type}, the mean by {self.loss_average}"

@@ -148,6 +148,7 @@ def conversation_collator(processing_class: Any, args: Any) -> ConversationColla
         on_bad_record=args.on_bad_record,
         augment_seed=args.seed if args.data_seed is None else args.data_seed,
         train_on=args.train_on,
+        budget=args.encoding_rules()["budget"],
     )
 
 

@@ -2,9 +2,8 @@
 
 import json
 
-import av
 import pytest
-from conversations import KINDS, conversation, conversations, turn
+from conversations import KINDS, conversation, conversations, turn, write_video
 from datasets import Dataset
 from support import TEXTS, make_image
 
@@ -118,19 +117,11 @@ def test_tools(processor):
 
 
 def test_a_video_in_a_later_turn(processor, tmp_path):
-    path = tmp_path / "video.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=2)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
-        for number in range(6):
-            for packet in stream.encode(av.VideoFrame.from_image(make_image(number))):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    path = write_video(tmp_path / "video.mp4", frames=6)
     messages = [turn("user", "Hi"), turn("assistant", "Yes."), turn("user", "What is it?"), turn("assistant", "A cat.")]
     messages[2]["content"].insert(0, {"type": "video"})
     batch = ConversationCollator(processor, layout="packed")(
-        [{"messages": messages, "videos": [str(path)], "frames": {"min": 2, "max": 2}}]
+        [{"messages": messages, "videos": [path], "frames": {"min": 2, "max": 2}}]
     )
     assert "Frame1: <img>" in text_of(processor, batch) and "Frame2: <img>" in text_of(processor, batch)
     assert len(batch["pixel_values"]) == 2 and labelled(processor, batch) == f"Yes.{END}A cat.{END}"

@@ -81,7 +81,7 @@ def both(measures, records):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=20)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_counts_are_those_of_the_encoding(encoders, name, data):
     texts = data.draw(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))

@@ -2,10 +2,11 @@
 
 import json
 import math
+from itertools import islice
 
 import pytest
 import torch
-from conversations import conversation, conversation_set, conversations, turn
+from conversations import conversation, conversation_set, conversations, turn, write_video
 from datasets import Dataset
 from ranks import run_on_ranks
 from small_runs import difference, record, with_bad_images
@@ -152,8 +153,13 @@ def test_two_ranks_resume_bitwise(two_ranks):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"save_steps": 5}, {"save_steps": 5, "kind": "lora"}, {"save_steps": 3, **TOKENS, "dataloader_num_workers": 1}],
-    ids=["full", "lora", "tokens, a worker"],
+    [
+        {"save_steps": 5},
+        {"save_steps": 5, "kind": "lora"},
+        {"save_steps": 3, **TOKENS, "dataloader_num_workers": 1},
+        {"save_steps": 4, **TOKENS, "packing_buffer": 4, "stream": True, "max_steps": 6},
+    ],
+    ids=["full", "lora", "tokens, a worker", "packed stream"],
 )
 def test_resumed_in_the_middle_of_an_epoch(tmp_path, settings):
     """Weights, optimizer and logs are those of the run that was not interrupted, bit for bit."""
@@ -306,8 +312,58 @@ def test_samples_while_training(tmp_path):
 def test_a_stream(tmp_path):
     trainer = small_sft(tmp_path, stream=True, max_steps=5, records=4)
     assert trainer.train().global_step == 5
-    with pytest.raises(ValueError, match="batching='conversations'"):
-        small_sft(tmp_path, stream=True, max_steps=1, **TOKENS).train()
+
+
+def test_a_stream_in_packs(tmp_path):
+    """Every conversation once a pass, within the budgets, whatever the workers; an oversized one is refused by name or alone."""
+    found = []
+    for workers in (0, 2):
+        trainer = small_sft(tmp_path, records=20, stream=True, max_steps=1, **TOKENS, dataloader_num_workers=workers)
+        first, names = [], []
+        for batch in trainer.get_train_dataloader():
+            first.append(batch)
+            names += batch.names
+            if len(names) >= 20:
+                break
+        assert sorted(names) == sorted(f"record 'conversation-{i}'" for i in range(20))
+        assert max(batch.tokens for batch in first) <= 400
+        assert max(len(batch["pixel_values"]) for batch in first if "pixel_values" in batch) <= 16
+        found.append([batch.names for batch in first])
+    assert found[0] == found[1] and len(found[0]) < 10
+    settings = {"stream": True, "max_steps": 1, **TOKENS, "max_tokens_per_batch": 150}
+    with pytest.raises(ValueError, match="conversation-.*max_tokens.*oversized"):
+        small_sft(tmp_path, **settings).train()
+    batches = list(islice(small_sft(tmp_path, **settings, oversized="own_row").get_train_dataloader(), 5))
+    assert {len(batch.names) for batch in batches if batch.tokens > 150} == {1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_fewer_frames(tmp_path, caplog, stream):
+    """Eight frames exceed a row: as many as fit, evenly spread, and planned as they are encoded; said once. One too few is left."""
+    video = write_video(tmp_path / "video.mp4", frames=16)
+    asked = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What is it?"}]}
+    records = [{"id": str(n), "messages": [asked, turn("assistant", "It is very 1.")], "videos": [video]} for n in range(2)]
+    collator = ConversationCollator(small_sft(tmp_path).processing_class, layout="packed")
+    tokens = {n: collator([{**records[0], "frames": {"min": n, "max": n}}]).tokens + 1 for n in (1, 3, 4, 8)}
+    dataset = Dataset.from_list([{**one, "frames": {"min": 8, "max": 8}} for one in records])
+    settings = {"dataset": dataset, "stream": stream, "max_steps": 1, "batching": "tokens"}
+    for most, budget in (
+        (3, {"max_tokens_per_batch": tokens[4] - 1}),
+        (4, {"max_tokens_per_batch": tokens[4]}),
+        (3, {"max_tokens_per_batch": 2 * tokens[3] - 1, "max_tiles_per_batch": 3}),
+        (8, {"max_tokens_per_batch": 2 * tokens[8] - 1}),
+    ):
+        caplog.clear()
+        trainer = small_sft(tmp_path, **settings, **budget, oversized="fewer_frames")
+        batches = list(islice(trainer.get_train_dataloader(), 2))
+        assert sorted(batch.names for batch in batches) == [("record '0'",), ("record '1'",)]
+        shown = collator([{**records[0], "frames": {"min": most, "max": most}}])["pixel_values"]
+        assert all(batch["pixel_values"].equal(shown) for batch in batches)
+        assert caplog.text.count("fewer frames") == (most < 8)
+    for limit, oversized in ((tokens[4], "refuse"), (tokens[1] - 1, "fewer_frames")):
+        with pytest.raises(ValueError, match="record '?[01]"):
+            trainer = small_sft(tmp_path, **settings, max_tokens_per_batch=limit, oversized=oversized)
+            next(iter(trainer.get_train_dataloader()))
 
 
 def test_an_adapter_on_another_base_is_not_resumed(tmp_path):
@@ -362,6 +418,9 @@ ALSO_REFUSED = [
     {"train_on": "first"},
     {"oversized": "cut"},
     {"oversized": "own_row", "batching": "conversations"},
+    {"oversized": "fewer_frames", "batching": "conversations"},
+    {"packing_buffer": 0},
+    {"packing_buffer": 9, "batching": "conversations"},
     {"max_tokens_per_batch": 400, "batching": "conversations"},
     {"packing": True, "rows": "padded", "batching": "conversations"},
     {"rows": "padded"},

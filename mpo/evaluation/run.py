@@ -19,10 +19,11 @@ from mpo.evaluation.statistics import clustered_interval, compare_paired, differ
 from mpo.evaluation.voting import answer_classes, best_at, majority_at
 from mpo.generation.generator import Generator, Response
 from mpo.io import write_text
+from mpo.pipelines.flow import BadStep
 from mpo.pipelines.job import Job
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
-from mpo.pipelines.step import BadStep, Record, Step, to_record
+from mpo.pipelines.step import Record, Step, to_record
 from mpo.schema import Question
 from mpo.verification import final_answer, verify
 
@@ -171,7 +172,7 @@ def evaluate(
         raise ValueError(f"Two models, or two benchmarks, have the same name in files: {', '.join({*models, *data})}. Rename one.")
     common = {"max_new_tokens": max_new_tokens}
     sampling = {"n": k, "temperature": temperature, "top_p": top_p, "seed": seed, **common} if k > 1 else None
-    runs = {"workers": workers, "retry_dropped": retry_dropped, "progress": progress}
+    runs: dict[str, Any] = {"workers": workers, "retry_dropped": retry_dropped, "progress": progress}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for model, open_model in models.items():
         generator = open_model()
@@ -388,7 +389,7 @@ def yes_no_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     if None in truths or not any(truths):
         return {}
     right = [bool(row[GREEDY] and row[GREEDY][0]["score"]) for row in rows]
-    found = sum(truth and one for truth, one in zip(truths, right, strict=True))
+    found = sum(bool(truth and one) for truth, one in zip(truths, right, strict=True))
     said = found + sum(
         not truth and not one and bool(row[GREEDY]) and not row[GREEDY][0]["none"]
         for truth, one, row in zip(truths, right, rows, strict=True)
@@ -407,13 +408,13 @@ def compared(
     for figure, size in largest.items():
         if (figure, size) not in after[0]["figures"]:
             continue
-        scores = [[unit["figures"][figure, size] for unit in each] for each in (before, after)]
+        first, then = ([unit["figures"][figure, size] for unit in each] for each in (before, after))
         clusters = [unit["cluster"] for unit in before]
         row = {"before": one[0], "after": other[0], "benchmark": other[1], "mode": other[2], "figure": figure, "k": size}
         row |= {
-            "difference": (sum(scores[1]) - sum(scores[0])) / len(before),
-            "interval": list(difference_interval(*scores, clusters)),
+            "difference": (sum(then) - sum(first)) / len(before),
+            "interval": list(difference_interval(first, then, clusters)),
         }
-        row |= asdict(compare_paired(*scores, clusters))
+        row |= asdict(compare_paired(first, then, clusters))
         rows.append(row)
     return rows

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,6 +56,18 @@ def pairs_of_text():
     from support import text_pairs
 
     return text_pairs(8)
+
+
+@pytest.fixture(autouse=True)
+def _root_logger():
+    """Take back what Hydra sets up for a job: its lines go to the stream that its test captured."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if handler not in handlers and type(handler) in (logging.StreamHandler, logging.FileHandler):
+            root.removeHandler(handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from mpo.encoding.conversations import as_completion
+from mpo.encoding.costs import Budget, RecordMeasure
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import SIDES
 
@@ -24,6 +25,7 @@ def show_record(
     completion_end: str = "end_of_turn",
     sides: Sequence[str] = SIDES,
     train_on: str = "all",
+    budget: Budget | None = None,
 ) -> str:
     """Decode the tokens of a record: image tokens collapsed, labelled tokens between angle quotation marks.
 
@@ -33,7 +35,10 @@ def show_record(
         max_length: as in `MPOConfig`, as are ``truncation_mode``, ``tile_budget`` and ``completion_end``.
         sides: the completions of a record: those of a pair, or that of a conversation, as in a configuration's ``encoding_rules``.
         train_on: as in `PackedSFTConfig`, for conversations.
+        budget: maximum tokens and tiles of a conversation that has fewer frames of its videos beyond them.
     """
+    measure = RecordMeasure(processor, completion_end, tile_budget, "raise", sides, train_on, budget=budget)
+    record = measure.fitted(dict(record))
     encode = Encoder(processor, max_length, truncation_mode, completion_end, tile_budget)
     (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), train_on)], sides=sides)
     image = getattr(processor, "image_token_id", None)

@@ -110,7 +110,8 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int, *, show: bool = True) -> None:
-        quiet = not show or (not sys.stderr.isatty() and "ipykernel" not in sys.modules)
+        ipython = sys.modules.get("IPython")  # a notebook shows a bar too
+        quiet = not show or not (sys.stderr.isatty() or (ipython is not None and ipython.get_ipython() is not None))
         self._bar = tqdm(total=total, initial=done, unit="record", disable=quiet, dynamic_ncols=True)
         self._total, self._first, self._show = total, done, show
         self._start = self._last = time.monotonic()

@@ -63,6 +63,7 @@ PURPOSES = {
     "video": "videos",
     "server": "generation by a server",
     "verify": "checks of final answers",
+    "evaluate": "mpo evaluate",
     "scale": "pipelines on many machines",
     "internlm2": "the tokenizers of InternLM2",
 }

@@ -1,5 +1,6 @@
 """All commands: their flags, help, JSON and exit statuses, found by walking the parsers."""
 
+import functools
 import json
 import os
 import re
@@ -352,7 +353,8 @@ def test_ctrl_c_ends_forked_processes_without_tracebacks(folder):
         "sys.exit(main())\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **pipes)
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+    running = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, preexec_fn=heeds, **pipes)
     assert running.stdout.readline() == "ready\n"
     os.killpg(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)

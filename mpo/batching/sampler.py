@@ -256,7 +256,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             assert self.max_tokens is not None
             own, draw = (unit_tokens, unit_tiles), rng if self.shuffle else None
             unit_bins = pack(*own, self.max_tokens, self.max_tiles, self.window, draw)
-            if self.shuffle and self.max_tiles and self.world_size > 1 and self.micro_batches_per_step == 1:
+            alone = self.balance_slots == self.micro_batches_per_step == 1
+            if self.shuffle and self.max_tiles and self.world_size > 1 and alone:
                 # Nothing else balances a slot: where tiles fill batches, tokens are kept near their mean if that costs none.
                 even = int(EVEN_TOKENS * unit_tokens.sum() * self.max_tiles / max(unit_tiles.sum(), 1))
                 if 0 < even < self.max_tokens:

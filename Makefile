@@ -20,8 +20,8 @@ demo: .venv/installed
 	$(BIN)/mpo demo
 
 PYTEST := $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
-# From a record on disk to a batch and its loss, without training runs and processes.
-QUICK := batching curation data encoding evaluation generation losses pipelines verification test_imports.py test_io.py
+# From a record on disk to a batch and its loss, without training runs, servers and processes.
+QUICK := batching curation data encoding evaluation losses verification test_imports.py test_io.py
 
 test: .venv/installed
 	$(PYTEST) --durations=10 tests

@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from mpo.evaluation.run import GREEDY, Respond, checked_questions, cluster_of, question_of, score_of
 from mpo.evaluation.statistics import clustered_interval
-from mpo.generation.local import LocalGenerator
 from mpo.schema import Question
 from mpo.training.samples.callback import UsesTrainer
 from mpo.verification import verify
@@ -56,13 +55,7 @@ class MeasureAccuracy(UsesTrainer):
         metrics.update(self._measured[1])
 
     def _measure(self, args: Any, model: Any, sharded: bool) -> dict[str, float]:
-        generator = LocalGenerator(
-            model,
-            self.trainer.processing_class,
-            responses_per_batch=args.per_device_eval_batch_size,
-            tile_budget=args.tile_budget,
-            sharded=sharded,
-        )
+        generator = self.generator(args, model, sharded)
         responses = generator.generate([self.step.requests(record)[0] for record in self.records], **self.sampling)
         scores = []
         for record, (response,) in zip(self.records, responses, strict=True):

@@ -27,6 +27,16 @@ class UsesTrainer(TrainerCallback):  # type: ignore[misc]
     trainer: Any = None
     """Set by the trainer's `train`."""
 
+    def generator(self, args: Any, model: Any, sharded: bool) -> LocalGenerator:
+        """The model in training, as a generator."""
+        return LocalGenerator(
+            model,
+            self.trainer.processing_class,
+            responses_per_batch=args.per_device_eval_batch_size,
+            tile_budget=args.tile_budget,
+            sharded=sharded,
+        )
+
 
 class SampleResponses(UsesTrainer):
     """Sample responses to the same prompts before the first step, every few steps, and after the last.
@@ -113,13 +123,7 @@ class SampleResponses(UsesTrainer):
         control.should_log = due  # `log` resets it, and the step's own log is still to come
 
     def _responses(self, args: Any, model: Any, sharded: bool) -> list[Sample]:
-        generator = LocalGenerator(
-            model,
-            self.trainer.processing_class,
-            responses_per_batch=args.per_device_eval_batch_size,
-            tile_budget=args.tile_budget,
-            sharded=sharded,
-        )
+        generator = self.generator(args, model, sharded)
         responses = generator.respond(
             self.records, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed
         )

@@ -55,7 +55,7 @@ METHODS = {
     "LayerNorms": LNTuningConfig(target_modules=["input_layernorm"]),
 }
 """Some of every family: factors, scales, orthogonal and spectral ones, norms, biases, and those that change the base."""
-STEPS = 3
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -161,19 +161,14 @@ def has_dropout(config) -> bool:
     return any(value for name, value in vars(config).items() if name.endswith("dropout"))
 
 
-def cases():
-    """Every method from both starts, with and without noise; LoRA and PiSSA, which changes the base, in all combinations."""
-    for number, (method, config) in enumerate(METHODS.items()):
-        own = ["adapter"] if has_dropout(config) else []  # without dropout of an adapter's own, noise of adapters is none
-        all_noises = ["off", *own, "attention, NEFTune"]
-        few = [["attention, NEFTune"], own or ["off"]][:: 1 if number % 2 else -1]
-        for start, noises in zip(("fresh", "continued"), [all_noises] * 2 if method in ("LoRA", "PiSSA") else few, strict=True):
-            yield from (pytest.param(method, noise, start, id=f"{method}, {noise}, {start}") for noise in noises)
+CASES = [(method, noise) for method, config in METHODS.items() for noise in NOISES if noise != "adapter" or has_dropout(config)]
+"""Without dropout of an adapter's own, noise of adapters is none."""
 
 
-@pytest.mark.parametrize(("method", "noise", "start"), cases())
+@pytest.mark.parametrize("start", ["fresh", "continued"])
+@pytest.mark.parametrize(("method", "noise"), CASES)
 def test_the_reference_is_the_start_and_the_folder_the_trained_model(tmp_path, processor, method, start, noise, record_property):
-    """Live and cached; the steps do not move it; the folder is the trained model for plain peft."""
+    """Live and cached; six steps do not move it; the folder is the trained model for plain peft."""
     settings, attention_dropout, layout = NOISES[noise]
     model, peft_config, truth = adapted(tmp_path, processor, method, start, attention_dropout)
     look = Reference()
@@ -186,7 +181,7 @@ def test_the_reference_is_the_start_and_the_folder_the_trained_model(tmp_path, p
     for sums in look.sums:
         assert (sums - expected).abs().max() < 2e-4
     drift = (look.sums[-1] - look.sums[0]).abs().max().item()
-    record_property("difference", ("reference of an adapter, after the steps", drift))
+    record_property("difference", ("reference of an adapter, after six steps", drift))
     assert drift == 0
     moved = plain_sums(trainer.model, trainer)
     assert (moved - expected).abs().max() > 1e-2

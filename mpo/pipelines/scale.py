@@ -2,6 +2,7 @@
 
 Ray was tried by hand, with ray 2.60 and datatrove's executor on one machine: `executor(job, "ray", tasks=2).run()` after
 `ray.init(num_cpus=2)` gave the bytes of one process. Its workers have to import the module of the job's steps (``PYTHONPATH``).
+Slurm's executor was tried without a cluster: an ``sbatch`` that runs datatrove's script, two tasks at once, gave these bytes too.
 """
 
 from __future__ import annotations

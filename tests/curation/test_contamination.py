@@ -9,10 +9,10 @@ from PIL import Image
 from mpo.curation.contamination import find_contamination
 
 
-def picture(seed, quality=None):
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+def noise(seed, quality=None):
+    pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     data = BytesIO()
-    image = Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC)
+    image = Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC)
     image.save(data, **({"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}))
     return data.getvalue()
 
@@ -27,22 +27,22 @@ def pair(name, text, *images):
 
 LONG = "How many of the red balloons in the left half of the picture are larger than the house that stands behind them?"
 QUESTIONS = [
-    question("same", "What is it?", picture(1)),
-    question("near", LONG, picture(2)),
-    question("number", "A train runs 120 km in 2 hours. How fast does it run on average over the whole way?", picture(3)),
-    question("new", "Which of these is a bird?", picture(4)),
+    question("same", "What is it?", noise(1)),
+    question("near", LONG, noise(2)),
+    question("number", "A train runs 120 km in 2 hours. How fast does it run on average over the whole way?", noise(3)),
+    question("new", "Which of these is a bird?", noise(4)),
 ]
 
 
 @pytest.mark.parametrize(
     ("train", "expected"),
     [
-        (pair("p", "what is it", picture(1)), {"same": {"question", "image", "both"}}),
-        (pair("p", "What is it?", picture(9)), {"same": {"question"}}),
-        (pair("p", LONG.replace("balloons", "ballons"), picture(2, 90)), {"near": {"question", "image", "both"}}),
-        (pair("p", "Anything else?", picture(4, 90), picture(3)), {"new": {"image"}, "number": {"image"}}),
-        (pair("p", "A train runs 130 km in 2 hours. How fast does it run on average over the whole way?", picture(9)), {}),
-        (pair("p", "", picture(9)), {}),
+        (pair("p", "what is it", noise(1)), {"same": {"question", "image", "both"}}),
+        (pair("p", "What is it?", noise(9)), {"same": {"question"}}),
+        (pair("p", LONG.replace("balloons", "ballons"), noise(2, 90)), {"near": {"question", "image", "both"}}),
+        (pair("p", "Anything else?", noise(4, 90), noise(3)), {"new": {"image"}, "number": {"image"}}),
+        (pair("p", "A train runs 130 km in 2 hours. How fast does it run on average over the whole way?", noise(9)), {}),
+        (pair("p", "", noise(9)), {}),
     ],
 )
 def test_what_training_has_seen(train, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from mpo.batching.logprobs import check_prompt, context_of, prompt_record
 from mpo.batching.randomness import eval_mode
@@ -43,6 +44,8 @@ PREFIX = "prefix"
 """Key of a record made from a request with a prefix."""
 IDLE_SECONDS = 0.05
 """How long a batch that is not full waits for its next request."""
+_CACHE = "cache" if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+"""Name of the argument of the cached keys and values: transformers renamed it, and drops the old name in 5.40."""
 
 
 @dataclass(frozen=True)
@@ -344,12 +347,12 @@ class LocalGenerator:
             attention_mask=mask[:, :-1],
             position_ids=positions[:, :-1],
             pixel_values=inputs.get("pixel_values"),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{_CACHE: cache},
         )
         cache.batch_select_indices(rows)
-        return {**repeated, "past_key_values": cache}
+        return {**repeated, _CACHE: cache}
 
 
 def _record(request: Request, number: int) -> Record:

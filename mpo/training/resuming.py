@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
@@ -100,6 +101,16 @@ class Resumes(Trainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._restore_state(load_state(checkpoint), checkpoint)
+            self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Set the learning rates of the next step to those of this run's schedule, whose length may have changed."""
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if isinstance(schedule, LambdaLR):
+            rates = [base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+            for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = rates
 
     def _restore_state(self, state: dict[str, Any], checkpoint: str) -> None:
         """Continue from what `_state` returned."""

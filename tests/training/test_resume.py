@@ -123,6 +123,20 @@ def test_the_trainer_accepts(checkpoint, settings):
     assert output.global_step == steps
 
 
+def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(tmp_path):
+    """Not at the last rate of the shorter one, which is 0 at its end."""
+
+    def rates(steps, resume=None):
+        trainer = small_run(tmp_path, **{**SAVING, "max_steps": steps, "logging_steps": 1}, lr_scheduler_type="linear")
+        trainer.train(resume_from_checkpoint=resume)
+        return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+    whole = rates(4)
+    first = rates(2)
+    assert rates(4, str(tmp_path / "checkpoint-2")) == [*first, *whole[2:]]
+    assert whole[2] > 0
+
+
 def test_a_checkpoint_without_settings(checkpoint, caplog):
     """One warning; what it holds is compared."""
     state = json.loads((checkpoint / "mpo_state.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from codecs import BOM_UTF8
@@ -16,6 +17,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from mpo.data import shards
 from mpo.data.shards import DAMAGE, LinesShard, Shard, damaged, one_line
 from mpo.io import BAD_RECORDS
+
+logger = logging.getLogger(__name__)
 
 LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 ARRAYS = (".json", ".json.gz")
@@ -64,6 +67,8 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
     if os.path.isdir(text) and _is_saved(Path(text)):
         return _of_dataset(_from_disk(Path(text), split), text)
     found = files_of(text, split)
+    if os.path.isdir(text):
+        _report_unread(Path(text), split)
     if os.path.isdir(text) and _SLICE.search(split):
         return _of_dataset(_sliced(found, text, split), text)
     if not found:
@@ -148,6 +153,17 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
         advice = f"Give a pattern of the files to read, such as '{folder}/*{there[0][0].suffix}'"
         raise ValueError(f"{several}, which may have the same records. {advice}.")
     return there[0]
+
+
+def _report_unread(folder: Path, split: str) -> None:
+    """Warn of JSONL files in folders that are not named after a split."""
+    known = {*_SPLIT_OF, "data", _SLICE.sub("", split).lower()}
+    places = [place for place in (*_entries(folder), *_entries(folder / "data")) if place.is_dir()]
+    others = [place for place in places if place.name.lower() not in known and place.name[0] != "."]
+    unread = [file for place in others for file in _entries(place) if file.name.lower().endswith(LINES) and _may_hold_records(file)]
+    if unread:
+        found = f"{folder} has files in subfolders that are not read ({len(unread)}, such as {unread[0].relative_to(folder)})"
+        logger.warning(f"{found}. To read them give a pattern, such as '{folder}/**/*.jsonl'.")
 
 
 def _entries(folder: Path) -> list[Path]:

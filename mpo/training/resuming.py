@@ -107,7 +107,9 @@ class Resumes(Trainer):  # type: ignore[misc]
         """Set the learning rates of the next step to those of this run's schedule, whose length may have changed."""
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         if isinstance(schedule, LambdaLR):
-            rates = [base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+            rates = [
+                base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            ]
             for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             schedule._last_lr = rates

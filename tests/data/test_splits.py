@@ -8,7 +8,7 @@ from data.test_files import QUESTIONS, asked, line, tar, write
 from datasets import Dataset
 
 from mpo.data import load_preferences
-from mpo.data.files import files_of_split
+from mpo.data.files import files_of_split, open_files
 
 
 def made(folder, *names):
@@ -72,6 +72,15 @@ def test_names_that_tell_a_split(tmp_path):
         of("held_out")
     made(tmp_path, "held_out-2.jsonl", "held_out/x.jsonl")
     assert of("held_out") == ["held_out/x.jsonl", "held_out-2.jsonl"]
+
+
+def test_files_in_other_subfolders_are_reported(tmp_path, caplog):
+    folder = made(tmp_path, "a.jsonl", "validation/b.jsonl", "data/c.jsonl", ".cache/d.jsonl", "images/e.png")
+    open_files(folder)
+    assert not caplog.messages
+    made(tmp_path, "more/f.jsonl", "data/held_out/g.jsonl")
+    open_files(folder)
+    assert "(2, such as more/f.jsonl)" in caplog.text and f"{folder}/**/*.jsonl" in caplog.text
 
 
 def test_several_file_types_in_one_folder(tmp_path):

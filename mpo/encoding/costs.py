@@ -209,6 +209,7 @@ class RecordMeasure:
         self.encoder = Encoder(processing_class, completion_end=completion_end, tile_budget=tile_budget)
         self._shapes: Shapes | None = None
         self._sizes: dict[str | None, tuple[int, int]] = {}  # of image files, by path
+        self._limits: dict[int, dict[str, Any]] = {}  # of records without their own, by number of images
         self._unchecked: set[Any] = set()  # keys of shapes, which are rendered the second time
         self._known: dict[Any, Shape | None] = {}
         self._seen = 0
@@ -355,7 +356,11 @@ class RecordMeasure:
         """The costs of a record from its lengths with one token for each image."""
         tiles = 0
         if images:
-            limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)
+            limits = self._limits.get(len(images)) if record.get("tiles") is None else None
+            if limits is None:
+                limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)
+                if record.get("tiles") is None:
+                    self._limits[len(images)] = limits
             counts = self._of_images(images, limits, where)
             first = len(images) - later
             prompt += sum(added for added, _ in counts[:first])
@@ -409,7 +414,7 @@ def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int
             processor._merge_kwargs = lambda *args, **kwargs: merge(*args, **kwargs) if args or kwargs else copy.copy(merged())
         return processor
 
-    @lru_cache(maxsize=65536)
+    @lru_cache(maxsize=2**18)
     def tokens_and_tiles(height: int, width: int, limits: Limits) -> tuple[int, int]:
         found = limited(limits)._get_num_multimodal_tokens(image_sizes=[(height, width)])
         return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])

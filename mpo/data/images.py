@@ -131,7 +131,9 @@ def _png_size(head: bytes) -> tuple[int, int] | None:
     while (kind := head[at + 4 : at + 8]) != b"IDAT":
         length = int.from_bytes(head[at : at + 4], "big")
         end = at + 8 + length
-        if length != (13 if at == 8 else _PNG_CHUNKS.get(kind)) or zlib.crc32(head[at + 4 : end]) != int.from_bytes(head[end : end + 4], "big"):
+        if length != (13 if at == 8 else _PNG_CHUNKS.get(kind)) or zlib.crc32(head[at + 4 : end]) != int.from_bytes(
+            head[end : end + 4], "big"
+        ):
             return None
         at = end + 4
     if tuple(head[24:26]) not in _PNG_MODES or head[27]:

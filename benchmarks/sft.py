@@ -5,8 +5,8 @@
 
 Counted, by formulas: the FLOPs of forward and backward passes of an InternVL over conversations with InternVL 2.5's token shares
 (arXiv 2412.05271), per token that is no padding. A multiplication and an addition are two FLOPs; attention has 2 matrix products
-forward, 4 backward; a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest of their batch, and a
-position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs. A batch with padding has a mask,
+forward, 4 backward; a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest of their batch; a
+position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs. A padded batch has a mask,
 with which PyTorch's kernels compute whole rows (counted_step checks that TRL passes one); packs have causal segments, of which they
 compute the half up to the diagonal (masks: CPU seconds of both). The ratio with attention in full on both sides is given beside it.
 

@@ -129,13 +129,11 @@ def _png_size(head: bytes) -> tuple[int, int] | None:
     """Height and width, if the chunks before its pixels are in `head`, and of known ones."""
     at = 8
     while (kind := head[at + 4 : at + 8]) != b"IDAT":
-        length = int.from_bytes(head[at : at + 4], "big")
-        end = at + 8 + length
-        if length != (13 if at == 8 else _PNG_CHUNKS.get(kind)) or zlib.crc32(head[at + 4 : end]) != int.from_bytes(
-            head[end : end + 4], "big"
-        ):
-            return None
+        begin, end = at + 4, at + 8 + int.from_bytes(head[at : at + 4], "big")
         at = end + 4
+        known = end - begin - 4 == (13 if begin == 12 else _PNG_CHUNKS.get(kind))
+        if not known or zlib.crc32(head[begin:end]) != int.from_bytes(head[end:at], "big"):
+            return None
     if tuple(head[24:26]) not in _PNG_MODES or head[27]:
         return None
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")

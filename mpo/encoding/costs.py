@@ -324,9 +324,8 @@ class RecordMeasure:
         images = encoded_images(record)
         lengths, rendered = self._lengths(record, images)
         text = f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}"
-        return self._with_images(describe(record), record, images, rendered.later_images, *lengths) | {
-            "group": _group(text, images)
-        }
+        costs = self._with_images(describe(record), record, images, rendered.later_images, *lengths)
+        return costs | {"group": _group(text, images)}
 
     def _completion(self, record: dict[str, Any]) -> dict[str, Any]:
         return with_frames(as_completion(record, self.train_on), where=describe(record))

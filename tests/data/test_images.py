@@ -362,11 +362,11 @@ def opened_or_refused(content: bytes) -> None:
         assert opened.mode == "RGB" and opened.width * opened.height <= images.MAX_PIXELS
 
 
-@pytest.mark.parametrize(("format", "plain"), [*zip(("JPEG", "progressive", "PNG"), [(30, 40)] * 3), ("WebP", None), ("GIF", None)])
-def test_sizes_of_plain_files(format, plain):
+@pytest.mark.parametrize("format", ["JPEG", "progressive", "PNG", "WebP", "GIF"])
+def test_sizes_of_plain_files(format):
     """Pillow opens the others; and with EXIF, XMP, a second image, a second header, or a cut before the pixels, these as well."""
     content = WHOLE[("JPEG", "progressive", "PNG", "WebP", "GIF").index(format)]
-    assert images._plain_size(content) == plain
+    assert images._plain_size(content) == (None if format in ("WebP", "GIF") else (30, 40))
     begin, before = (33, chunk(b"IHDR", content[16:29])) if format == "PNG" else (2, b"\xff\xe1\0\x08Exif\0\0")
     assert images._plain_size(content[:begin] + before + content[begin:]) is images._plain_size(content[:40]) is None
 

@@ -106,6 +106,24 @@ class PairCosts:
             tiles = np.where(kept > 0, tiles, 0).astype(np.int32)
         return PairCosts(prompt, chosen, rejected, tiles, self.group)
 
+    def within(self, budget: Budget) -> tuple[PairCosts, dict[int, str]]:
+        """The costs, with that of the blank record for each record that exceeds a row alone; and why, by index."""
+        tokens, most_tiles = self.tokens(), np.inf if budget[1] is None else budget[1]
+        beyond = (tokens > budget[0]) | (self.tiles > most_tiles)
+        why = {int(place): exceeds(int(tokens[place]), int(self.tiles[place]), budget) for place in np.flatnonzero(beyond)}
+        one, none = np.where(beyond, 1, self.prompt), np.where(beyond, 0, self.tiles)
+        chosen, rejected = np.where(beyond, 1, self.chosen), np.where(beyond, 1, self.rejected)
+        arrays = [values.astype(np.int32) for values in (one, chosen, rejected, none)]
+        return PairCosts(*arrays, self.group), why
+
+
+def exceeds(tokens: int, tiles: int, budget: Budget) -> str:
+    """Why a record does not fit a row."""
+    return (
+        f"{tokens} tokens and {tiles} tiles exceed a batch (max_tokens, max_tiles) of {budget}. Raise the budget, leave the record "
+        "out, or set `oversized`."
+    )
+
 
 def measure(
     dataset: Any,

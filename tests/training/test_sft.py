@@ -351,6 +351,19 @@ def test_a_stream_in_packs(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_an_oversized_conversation_is_skipped(tmp_path, stream):
+    """It is listed, and the rest is trained as without it."""
+    settings = {**TOKENS, "max_tokens_per_batch": 150, "on_bad_record": "skip", "max_bad_fraction": 0.9, "max_steps": 8}
+    trainer = small_sft(tmp_path, stream=stream, **settings)
+    trainer.train()
+    listed = [json.loads(line) for line in (tmp_path / "bad_records.jsonl").read_text().splitlines()]
+    assert listed and all("150" in one["reason"] and one["id"].startswith("conversation-") for one in listed)
+    batches = list(islice(trainer.get_train_dataloader(), 8))
+    assert max(batch.tokens for batch in batches) <= 150
+    assert not {name for batch in batches for name in batch.names} & {one["where"] for one in listed}
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_fewer_frames(tmp_path, caplog, stream):
     """Eight frames exceed a row: as many as fit, evenly spread, and planned as they are encoded; said once. One too few is left."""
     video = write_video(tmp_path / "video.mp4", frames=16)

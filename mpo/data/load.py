@@ -133,6 +133,9 @@ def _load(
     _check(split, limit, on_bad_record, max_bad_fraction)
     metadata = checked_names(metadata)
     own = {"tiles": checked_tiles(tiles), "frames": checked_frames(frames)}
+    if not isinstance(path, (str, os.PathLike)):
+        several = "Name several files by a pattern (data/*.jsonl), a folder, or a mixture file (mpo.data.mixture_file)."
+        raise ValueError(f"A data set is one path or name; got {type(path).__name__} {path!r:.80}. {several}")
     path = os.path.expanduser(path)
     if is_meta(path) or is_mixture(path):
         if streaming:

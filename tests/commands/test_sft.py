@@ -258,6 +258,20 @@ def test_refusals_before_anything_loads(folder, tmp_path, override, message):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.eval_path=b.jsonl", "samples.count=0"], "data.eval_path .*eval_strategy=no"),
+        (["data.eval_path=b.jsonl", "samples.path=c.jsonl"], "data.eval_path .*eval_strategy=no"),
+        (["peft=lora", "train_parts.language=lora", "train_parts.projector=train"], "train_parts.projector=train.*no such part"),
+        (["peft=lora", "train_parts.language=lora", "train_parts.vision=lora"], "train_parts.vision=lora.*no such part"),
+    ],
+)
+def test_what_would_be_ignored(folder, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        TrainJob.from_config(composed([*words(folder, tmp_path / "run", *overrides), f"model.name_or_path={folder / 'text'}"]))
+
+
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["sft", "model=internvl2_5_8b"], ("method=internvl2_5 ", "mpo train", "mpo sft --help")),

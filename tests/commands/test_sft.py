@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -224,6 +225,17 @@ def test_two_ranks_train_as_one_process(folder, tmp_path):
     assert main(["sft", *words(folder, tmp_path / "1", "trainer.max_steps=3")]) == 0
     job = TrainJob.from_config(composed(words(folder, tmp_path / "2", "trainer.max_steps=3", "launch.nproc_per_node=2")))
     on_ranks(2, _a_rank, job.save(str(tmp_path)))
+    one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
+    assert difference(one, two) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_launcher(folder, tmp_path):
+    """`mpo sft` starts two ranks on the CPU, which train as one process."""
+    for ranks in "12":
+        launch = ["-m", "mpo", "sft", *words(folder, tmp_path / ranks, "trainer.max_steps=3", f"launch.nproc_per_node={ranks}")]
+        done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
     assert difference(one, two) < 1e-5
 

@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
-from step import PARTS, RESULTS, SHAPES, Call, Case, Shape, count_calls, head_as_on_gpus, judged, quiet
+from step import PARTS, RESULTS, SHAPES, Call, Case, Shape, count_calls, head_as_on_gpus, judged, quiet, synchronised_seconds
 from torch.nn.functional import scaled_dot_product_attention
 from trl import SFTConfig, SFTTrainer
 
@@ -435,18 +436,23 @@ def sft_exact() -> dict[str, Any]:
     return found
 
 
-def masks(tokens: int = 4096) -> dict[str, Any]:
-    """CPU seconds of PyTorch's attention forward and backward over a row: with a mask, as for padding, and causal."""
-    query, key, value = (torch.randn(1, 14, tokens, 64, requires_grad=True) for _ in range(3))
-    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
+def masks(tokens: int = 4096, device: str = "cpu") -> dict[str, Any]:
+    """Seconds (of the CPU: of its time) of PyTorch's attention forward and backward: with a mask, as for padding, and causal."""
+    how: dict[str, Any] = {"device": device, "dtype": torch.float32 if device == "cpu" else torch.bfloat16}
+    query, key, value = (torch.randn(1, 14, tokens, 64, **how, requires_grad=True) for _ in range(3))
+    mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
     seconds: dict[str, list[float]] = {"mask": [], "causal": []}
+
+    def attend(**options: Any) -> None:
+        scaled_dot_product_attention(query, key, value, **options).sum().backward()
+
     for round_ in range(4):
         for name, options in (("mask", {"attn_mask": mask}), ("causal", {"is_causal": True})):
             start = time.process_time()
-            scaled_dot_product_attention(query, key, value, **options).sum().backward()
-            seconds[name] += [time.process_time() - start] if round_ else []
+            taken = synchronised_seconds(partial(attend, **options), device)
+            seconds[name] += [time.process_time() - start if device == "cpu" else taken] if round_ else []
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"tokens": tokens, "CPU seconds": medians, "causal over mask": medians["causal"] / medians["mask"]}
+    return {"tokens": tokens, "seconds": medians, "causal over mask": medians["causal"] / medians["mask"]}
 
 
 def sft_counted_step() -> dict[str, Any]:

@@ -142,9 +142,8 @@ def conversation_stats(records: Dataset, processor: Any = None, *, num_proc: int
 
 def conversation_text(found: dict[str, Any]) -> str:
     """Format `conversation_stats` as tables for a terminal; of a source, means."""
-    head = (
-        f"{found['conversations']:,} conversations, {found['conversations_with_images']:,} with images ({found['images']:,} images)"
-    )
+    with_images = f"{found['conversations_with_images']:,} with images ({found['images']:,} images)"
+    head = f"{found['conversations']:,} conversations, {with_images}"
     measures = [("", "mean", *QUANTILES), *((name, *map(_number, of.values())) for name, of in found["measures"].items())]
     sources = [tuple(found["sources"][0]), *((one["source"], *map(_number, list(one.values())[1:])) for one in found["sources"])]
     return "\n\n".join([head, table(measures), table(sources)])

@@ -89,7 +89,7 @@ def _plain_size(source: Any) -> tuple[int, int] | None:
     try:
         if isinstance(content, bytes):
             head = content[:_HEAD]
-        elif path := _path_of(source):
+        elif isinstance(content, (str, Path, type(None))) and (path := _path_of(source)):
             with open(regular_file(path, "", "image"), "rb", buffering=0) as file:
                 head = file.read(_HEAD)
         else:

@@ -128,11 +128,13 @@ def load_conversations(path: str | Path, *, from_preferences: bool = False, **se
 
 def kind_of_source(path: str | Path, split: str = "train", *, format: str | None = None) -> str:
     """Whether a source, a mixture included, holds conversations, by its first record, or else pairs; ``format`` may decide it."""
-    if format is not None:
-        return "conversation" if format not in KINDS["pair"].formats and format in KINDS["conversation"].formats else "pair"
+    if len(kinds := [kind for kind in ("pair", "conversation") if format in KINDS[kind].formats]) == 1:
+        return kinds[0]
     path = os.path.expanduser(path)
     if is_meta(path) or is_mixture(path):
         first = read_mixture(path)["sources"][0]
+        if first.get("from_preferences") is not None:
+            return "conversation"
         return kind_of_source(first["path"], first.get("split") or "train", format=first.get("format"))
     lines = (line for shard in open_files(path, split) for _, line in shard.lines() if isinstance(line, Mapping))
     return kind_of(next(lines, {}))

@@ -51,6 +51,9 @@ def test_counted(chats, capsys):
     _, found = shown(capsys, "stats", chats)
     assert (found["conversations"], found["images"], found["measures"]["turns"]["max"]) == (3, 1, 2)
     assert found["measures"]["assistant, words"]["mean"] == pytest.approx(14 / 3)
+    chats.write_text(json.dumps(LINES["trl"]) + "\n")
+    assert shown(capsys, "stats", chats, "--format", "trl")[1]["conversations"] == 1  # a format of pairs as well
+    chats.write_text("".join(json.dumps(line) + "\n" for line in LINES.values()))
     assert main(["data", "stats", str(chats)]) == 0 and "3 conversations" in capsys.readouterr().out
     assert main(["data", "stats", str(chats), "--html", str(chats.parent / "a.html")]) == 2
     assert "--html" in capsys.readouterr().err

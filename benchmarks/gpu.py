@@ -16,6 +16,8 @@ tests     tests/gpu: kernels against float64, packed against padded rows, genera
 memory    peak of training against the estimate of `mpo train ... dry_run=true` (benchmarks/memory.py); QLoRA needs bitsandbytes.
 profile   one 8B step: the 15 most expensive kernels, time between kernels, waits of the host.
 small     as 8B, for 2B and 1B.
+sft       seconds of full steps over 32 conversations with InternVL 2.5's shares, 1B, bfloat16, gradient checkpointing: TRL's
+          SFTTrainer in random order and packs (benchmarks/sft.py); and of attention with a mask and causal.
 
 The metrics are defined in benchmarks/gpu_report.py. FLOPs are those of results/step_counted_gpu_*.json, counted by step.py.
 """
@@ -249,6 +251,39 @@ def profile_step(result: Result) -> None:
         result.save(case=asdict(case), **read_trace(json.loads(Path(folder, "trace.json").read_text())["traceEvents"]))
 
 
+def time_sft(result: Result) -> None:
+    """Measure an epoch of TRL's SFTTrainer and of PackedSFTTrainer on the same conversations, and attention by its mask."""
+    import sft
+    import step
+    import torch
+
+    shape, on_gpu = result.shape("1B"), result.device == "cuda"
+    count, rounds = (4, 1) if result.rehearse else (32, 3)
+    dataset, sides = sft.small_set(shape, count), {}
+    for side in sft.SIDES:
+        try:
+            with tempfile.TemporaryDirectory() as folder, step.quiet():
+                trainer = sft.sft_trainer(side, shape, dataset, folder, result.device)
+                trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                batches = sft.batches_of(trainer)
+                work = sft.epoch_of(trainer, batches)
+                work()
+                if on_gpu:
+                    torch.cuda.reset_peak_memory_stats()
+                seconds = [step.synchronised_seconds(work, result.device) for _ in range(rounds)]
+            peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+            sides[side] = {"median_s": statistics.median(seconds), "seconds": seconds, "steps": len(batches), "peak_gib": peak}
+        except torch.OutOfMemoryError as error:
+            sides[side] = {"out_of_memory": str(error)[:300]}
+        trainer = batches = work = None
+        release_memory()
+        result.save(conversations=count, sft=sides)
+        progress(f"SFT, {side}: {sides[side].get('median_s', 'out of memory')}")
+    if all("median_s" in one for one in sides.values()):
+        result.save(speed_over_trl=sides["trl"]["median_s"] / sides["packed"]["median_s"])
+    result.save(attention=sft.masks(256 if result.rehearse else 4096, result.device))
+
+
 def sleep(result: Result) -> None:
     """Save a first result, and never end."""
     result.save(pid=os.getpid(), first=1)
@@ -262,6 +297,7 @@ STEPS = {
     "memory": Step("peak memory against the dry run's estimate", compare_memory, 90),
     "profile": Step("one 8B step by kernel", profile_step, 60),
     "small": Step("2B and 1B against TRL", time_small, 120),
+    "sft": Step("packed SFT against TRL", time_sft, 90),
     "quick": Step("a step that ends at once", lambda result: result.save(first=1), 60, hidden=True),
     "hang": Step("a step that never ends", sleep, 3, hidden=True),
     "long": Step("a step that takes until it is stopped", sleep, 600, hidden=True),

@@ -4,9 +4,11 @@
     python benchmarks/sft.py --measure planning --records 20000
 
 Counted, by formulas: the FLOPs of forward and backward passes of an InternVL over conversations with InternVL 2.5's token shares
-(arXiv 2412.05271), per token that is no padding. A multiplication and an addition are two FLOPs; attention counts in full over its
-row (2 matrix products forward, 4 backward); a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest
-of their batch, and every position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs.
+(arXiv 2412.05271), per token that is no padding. A multiplication and an addition are two FLOPs; attention has 2 matrix products
+forward, 4 backward; a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest of their batch; a
+position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs. A padded batch has a mask,
+with which PyTorch's kernels compute whole rows (counted_step checks that TRL passes one); packs have causal segments, of which they
+compute the half up to the diagonal (masks: CPU seconds of both). The ratio with attention in full on both sides is given beside it.
 
 Packing: packs per lower bound (the larger of tokens / 16,384 and tiles / 48), and the most expensive to the mean micro-batch of 64
 ranks; against first fit over a buffer of 20 open packs, as the official procedure is described, and filling packs in random order.
@@ -34,6 +36,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,8 +46,8 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
-from step import PARTS, RESULTS, SHAPES, Call, Case, Shape, count_calls, head_as_on_gpus, judged, quiet
-from torch.utils.flop_counter import flop_registry
+from step import PARTS, RESULTS, SHAPES, Call, Case, Shape, count_calls, head_as_on_gpus, judged, quiet, synchronised_seconds
+from torch.nn.functional import scaled_dot_product_attention
 from trl import SFTConfig, SFTTrainer
 
 from mpo import PackedSFTConfig, PackedSFTTrainer
@@ -78,7 +81,7 @@ def conversations(count: int, seed: int = 0) -> tuple[Any, Any]:
 # --- Counted
 
 
-def flops(shape: Shape, tower: str, tokens: Any, lengths: Any, tiles: Any, labelled: Any) -> float:
+def flops(shape: Shape, tower: str, tokens: Any, lengths: Any, tiles: Any, labelled: Any, causal: bool = False) -> float:
     """FLOPs of a pass forward and backward.
 
     Args:
@@ -88,12 +91,13 @@ def flops(shape: Shape, tower: str, tokens: Any, lengths: Any, tiles: Any, label
         lengths: of the sequences that attend to themselves.
         tiles: image tiles.
         labelled: positions through the LM head.
+        causal: whether the language model's attention kernel skips what lies above the diagonal.
     """
     width, mlp, layers, heads = shape.text
     narrow = width // heads * shape.kv_heads
     language = layers * (2 * width * width + 2 * width * narrow + 3 * width * mlp)
     total = 6.0 * language * tokens + 6.0 * width * shape.vocabulary * labelled
-    total += 6.0 * layers * 2 * width * np.square(np.asarray(lengths, dtype=np.float64)).sum()
+    total += (3.0 if causal else 6.0) * layers * 2 * width * np.square(np.asarray(lengths, dtype=np.float64)).sum()
     wide, deep, depth, _ = shape.vision
     patches = (shape.image_size // shape.patch_size) ** 2 + 1
     of_tile = (
@@ -114,16 +118,20 @@ def counted(count: int = 16_000, batch: int = 8) -> list[dict[str, Any]]:
     found = []
     for name in ("1B", "2B", "8B"):
         for tower in ("trained", "frozen"):
-            own = flops(SHAPES[name], tower, tokens.sum(), tokens, tiles.sum(), answers.sum())
-            over = {}
+            own, in_full = (
+                flops(SHAPES[name], tower, tokens.sum(), tokens, tiles.sum(), answers.sum(), causal) for causal in (True, False)
+            )
+            over, full = {}, {}
             for label, order in (("random", mixed), ("grouped by length", grouped)):
                 longest = tokens[order].reshape(-1, batch).max(axis=1)
                 rows = np.repeat(longest, batch)
-                over[label] = flops(SHAPES[name], tower, rows.sum(), rows, tiles.sum(), answers.sum()) / own
+                trl = flops(SHAPES[name], tower, rows.sum(), rows, tiles.sum(), answers.sum())
+                over[label], full[label] = trl / own, trl / in_full
             goal = TARGETS.get((name, tower))
             found.append({"shape": name, "tower": tower, "TRL's FLOPs per useful token over ours": over})
+            found[-1]["with attention in full on both sides"] = full
             found[-1] |= {"target": judged(over["random"], goal)} if goal else {}
-            print(name, tower, over, goal, flush=True)
+            print(name, tower, over, full, goal, flush=True)
     useful = tokens.sum() / (np.repeat(tokens[mixed].reshape(-1, batch).max(axis=1), batch)).sum()
     return [{"useful fraction of padded positions in random order": float(useful)}, *found]
 
@@ -428,6 +436,25 @@ def sft_exact() -> dict[str, Any]:
     return found
 
 
+def masks(tokens: int = 4096, device: str = "cpu") -> dict[str, Any]:
+    """Seconds (of the CPU: of its time) of PyTorch's attention forward and backward: with a mask, as for padding, and causal."""
+    how: dict[str, Any] = {"device": device, "dtype": torch.float32 if device == "cpu" else torch.bfloat16}
+    query, key, value = (torch.randn(1, 14, tokens, 64, **how, requires_grad=True) for _ in range(3))
+    mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
+    seconds: dict[str, list[float]] = {"mask": [], "causal": []}
+
+    def attend(**options: Any) -> None:
+        scaled_dot_product_attention(query, key, value, **options).sum().backward()
+
+    for round_ in range(4):
+        for name, options in (("mask", {"attn_mask": mask}), ("causal", {"is_causal": True})):
+            start = time.process_time()
+            taken = synchronised_seconds(partial(attend, **options), device)
+            seconds[name] += [time.process_time() - start if device == "cpu" else taken] if round_ else []
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"tokens": tokens, "seconds": medians, "causal over mask": medians["causal"] / medians["mask"]}
+
+
 def sft_counted_step() -> dict[str, Any]:
     """FLOPs of a pack and of TRL's batch on the 1B shape, counted on the meta device, over those of the formulas."""
     shape, found = SHAPES["1B"], {}
@@ -435,33 +462,35 @@ def sft_counted_step() -> dict[str, Any]:
     dataset = small_set(replace(shape, scale=1), BATCH)
     for side in SIDES:
         calls: list[Call] = []
+        kinds: set[str] = set()
 
         def before(module: Any, args: Any, kwargs: dict[str, Any], calls: list[Call] = calls) -> None:
             calls.append(Call("policy", dict(kwargs), len(kwargs.get("pixel_values", ())), False))
+
+        def attend(*args: Any, kinds: set[str] = kinds, **options: Any) -> Any:
+            masked, causal = options.get("attn_mask") is not None, options.get("is_causal")
+            kinds.add("with a mask" if masked else "causal" if causal else "in full (tower)")
+            return scaled_dot_product_attention(*args, **options)
 
         with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
             trainer = sft_trainer(side, stand_in, dataset, folder)
             trainer.model.register_forward_pre_hook(before, with_kwargs=True)
             batch = batches_of(trainer)[0]
             image_token = trainer.processing_class.image_token_id
-            trainer.compute_loss(trainer.model, copy.copy(batch))
-        aten = torch.ops.aten  # the CPU's flash kernel has no formula of its own
-        flash = {
-            aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-                aten._scaled_dot_product_flash_attention_backward
-            ],
-        }
+            with (
+                mock.patch("torch.nn.functional.scaled_dot_product_attention", attend),
+                mock.patch("mpo.batching.attention.scaled_dot_product_attention", attend),
+            ):
+                trainer.compute_loss(trainer.model, copy.copy(batch))
         inputs = calls[0].inputs
         ids, segments = inputs["input_ids"], inputs.get("segments")
         starts = np.flatnonzero(inputs["position_ids"][0] == 0) if segments is not None else []
         lengths = [ids.shape[1]] * len(ids) if segments is None else np.diff([*starts, ids.numel()])
         labelled = int((inputs["labels"] != -100).sum()) if side == "trl" else int(batch.lengths.sum())
-        with mock.patch.dict(flop_registry, flash):
-            parts = count_calls(calls[:1], Case("1B", tower="trained"), shape, image_token)["policy"]
-        total = sum(parts.values())
+        total = sum(count_calls(calls[:1], Case("1B", tower="trained"), shape, image_token)["policy"].values())
         formula = flops(shape, "trained", ids.numel(), lengths, calls[0].tiles, labelled)
-        found[side] = {"positions": ids.numel(), "tiles": calls[0].tiles, "counted": total, "counted over formula": total / formula}
+        found[side] = {"positions": ids.numel(), "tiles": calls[0].tiles, "attention": sorted(kinds), "counted": total}
+        found[side]["counted over formula, with attention in full"] = total / formula
         print(side, found[side], flush=True)
     return found
 
@@ -474,6 +503,7 @@ def main() -> None:
         "packing": lambda _: packing(100_000),
         "planning": planning,
         "exact": lambda _: sft_exact(),
+        "masks": lambda _: masks(),
         "counted_step": lambda _: sft_counted_step(),
         "timed": lambda _: sft_timed(),
     }

@@ -41,7 +41,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer
@@ -287,6 +287,18 @@ def record_calls(side: str, case: Case, shape: Shape) -> list[Call]:
     return calls
 
 
+@contextlib.contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """Count FLOPs, with the formulas of the GPU's flash kernel for the CPU's, which torch does not count."""
+    aten = torch.ops.aten
+    formulas = {
+        aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[aten._scaled_dot_product_flash_attention_backward],
+    }
+    with mock.patch.dict(flop_registry, formulas), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 def _flash_on_meta(query: Tensor, key: Tensor, value: Tensor, *args: Any, is_causal: bool = False, **kwargs: Any) -> Tensor:
     """Attention on the meta device as in a flash kernel, instead of one that materialises its weights."""
     group = query.size(1) // key.size(1)
@@ -362,7 +374,7 @@ def count_calls(calls: list[Call], case: Case, shape: Shape, image_token_id: int
                     stack.enter_context(policy.disable_adapter())
                 if call.plays and tower is not None:
                     stack.enter_context(tower.playing())
-            with FlopCounterMode(display=False) as counter:
+            with flop_counter() as counter:
                 output = model(**inputs)
                 if call.role == "policy":
                     output.log_probs.sum().backward()
@@ -386,7 +398,7 @@ def count_directly(side: str, case: Case, shape: Shape) -> int:
     with tempfile.TemporaryDirectory() as folder, quiet(), head_as_on_gpus():
         trainer, batch = make_trainer(side, case, shape, folder)
         trainer.compute_loss(trainer.model, copy.copy(batch))  # as in `record_calls`, the first step is not counted
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             trainer.compute_loss(trainer.model, copy.copy(batch)).backward()
     return counter.get_total_flops()
 

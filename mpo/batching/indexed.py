@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -30,15 +30,22 @@ class IndexedRecords(Dataset[dict[str, Any]]):
             reach it (accelerate wraps it in SkipBatchSampler and BatchSamplerShard), but reaches the data set.
         epoch: shape (), in memory shared with data loader workers; for records that are to be augmented.
         counted: for each record, the tokens of its prompt, by which its batch was planned.
+        beyond: indices of records that exceed a batch, and why; they are bad records.
     """
 
     def __init__(
-        self, dataset: Any, sampler: PairBatchSampler | None = None, epoch: Tensor | None = None, counted: Any = None
+        self,
+        dataset: Any,
+        sampler: PairBatchSampler | None = None,
+        epoch: Tensor | None = None,
+        counted: Any = None,
+        beyond: Mapping[int, str] | None = None,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.epoch = epoch
         self.counted = counted
+        self.beyond = beyond or {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -56,6 +63,11 @@ class IndexedRecords(Dataset[dict[str, Any]]):
             records = list(map(self._one, places))
         if self.epoch is not None:
             records = [in_epoch(record, int(self.epoch)) for record in records]
+        for at, place in enumerate(places):
+            if place in self.beyond:
+                name = records[at].get("id")
+                name = place if name is None else name
+                records[at] = {**records[at], "id": name, BAD: BadRecord(f"record {name!r}", self.beyond[place])}
         if self.counted is not None:
             records = [{**record, COUNTED: int(self.counted[place])} for place, record in zip(places, records, strict=True)]
         return [{**record, PADDING: True} if index < 0 else record for index, record in zip(indices, records, strict=True)]

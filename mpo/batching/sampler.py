@@ -138,8 +138,12 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 
     def __iter__(self) -> Iterator[list[int]]:
         """The micro-batches of this rank in the current epoch; the same each time it is iterated."""
+        return self.after(0)
+
+    def after(self, number: int) -> Iterator[list[int]]:
+        """The micro-batches of this rank in the current epoch without the first `number`, which are not read."""
         batches = self._planned()
-        for place in range(self.rank, self._target, self.world_size):
+        for place in range(self.rank + number * self.world_size, self._target, self.world_size):
             yield batches.records[batches.starts[place] : batches.ends[place]].tolist()
 
     def __len__(self) -> int:
@@ -376,6 +380,19 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         is_first[batches.starts] = True  # both batches of a split unit have its prompt
         tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
         return tokens, tiles, self._cost(tokens, attention, tiles)
+
+
+class After:
+    """A sampler's micro-batches without the first `number`, of whichever epoch it is in when it is iterated."""
+
+    def __init__(self, sampler: PairBatchSampler, number: int) -> None:
+        self._sampler, self._number = sampler, number
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._sampler.after(self._number)
+
+    def __len__(self) -> int:
+        return len(self._sampler) - self._number
 
 
 @dataclass(frozen=True)

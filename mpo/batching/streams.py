@@ -20,9 +20,10 @@ from torch.utils.data._utils import worker as torch_worker  # private; checked w
 
 from mpo.batching.first_fit import pack
 from mpo.batching.planned import Ints
-from mpo.encoding.costs import Budget, OtherCount, RecordMeasure
+from mpo.encoding.costs import Budget, OtherCount, RecordMeasure, exceeds
 from mpo.encoding.turns import Record, describe
-from mpo.schema import EPOCH, PADDING
+from mpo.io import BadRecord
+from mpo.schema import BAD, EPOCH, PADDING
 
 logger = logging.getLogger(__name__)
 FEWER_FRAMES = "have fewer frames of their videos, evenly spread, so that each fits a row (oversized='fewer_frames')."
@@ -91,6 +92,7 @@ class PackedStream(RepeatedStream):
     ) -> None:
         super().__init__(stream, block)
         self._measure, self._buffer, self._own_row = measure, buffer, own_row
+        self._budget = limits
         self._limits = limits[0], np.iinfo(np.int32).max if limits[1] is None else limits[1]
         self._said = False
 
@@ -99,7 +101,8 @@ class PackedStream(RepeatedStream):
         sizes = np.zeros((2, 0), dtype=np.int64)
         while new := list(islice(records, self._buffer - len(waiting))) or waiting:
             if new is not waiting:
-                waiting, sizes = waiting + new, np.append(sizes, self._sizes(new), axis=1)
+                sizes = np.append(sizes, self._sizes(new), axis=1)
+                waiting = waiting + new
             fill, packs = self._packed(sizes)
             if len(waiting) == self._buffer:
                 half = sorted(range(len(packs)), key=lambda one: (-fill[one], packs[one][0]))[: -(-len(packs) // 2)]
@@ -110,7 +113,7 @@ class PackedStream(RepeatedStream):
             waiting, sizes = [waiting[place] for place in left], sizes[:, left]
 
     def _sizes(self, records: list[Record]) -> Ints:
-        """Tokens and tiles of records, shape (2, N)."""
+        """Tokens and tiles of records, shape (2, N); one that exceeds a budget is an error, or replaced by one that is bad."""
         try:
             costs = self._measure.many(records)
         except OtherCount:
@@ -121,12 +124,12 @@ class PackedStream(RepeatedStream):
             self._said = True
             logger.warning(f"Some conversations {FEWER_FRAMES}")
         sizes = np.array([[one["prompt"] + one["chosen"], one["tiles"]] for one in costs], dtype=np.int64).T
-        for record, tokens, tiles in () if self._own_row else zip(records, *sizes.tolist(), strict=True):
-            if tokens > self._limits[0] or tiles > self._limits[1]:
-                raise ValueError(
-                    f"{describe(record)} has {tokens} tokens and {tiles} tiles and exceeds a batch (max_tokens, max_tiles) of "
-                    f"{self._limits}. Raise the budget, leave the record out, or set `oversized`."
-                )
+        for place in () if self._own_row else np.flatnonzero((sizes > np.array(self._limits)[:, None]).any(axis=0)):
+            record, (tokens, tiles) = records[place], sizes[:, place].tolist()
+            bad = BadRecord(describe(record), exceeds(tokens, tiles, self._budget))
+            if self._measure.on_bad_record == "raise":
+                raise bad
+            records[place], sizes[:, place] = {**record, BAD: bad}, (2, 0)
         return sizes
 
     def _packed(self, sizes: Ints) -> tuple[list[float], list[list[int]]]:

@@ -86,13 +86,23 @@ def without(pairs: Dataset, duplicates: list[Duplicate]) -> Dataset:
     return pairs.select(np.flatnonzero(kept))
 
 
-def texts(record: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the question, the chosen and the rejected completion of a record."""
-    chosen, rejected = (
-        side if isinstance(side, str) else "\n".join(content_text(message["content"]) for message in side)
-        for side in (record["chosen"], record["rejected"])
-    )
-    return question_text(record["prompt"]), chosen, rejected
+def in_sides(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A conversation with ``prompt``, up to the assistant's first turn, and ``completion``, the rest; a pair as it is."""
+    if "messages" not in record:
+        return dict(record)
+    messages = record["messages"]
+    first = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
+    return {**record, "prompt": messages[:first], "completion": messages[first:]}
+
+
+def texts(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the question, the chosen and the rejected completion of a pair; or the question and all else of a conversation."""
+    record = in_sides(record)
+    sides = [record[name] for name in ("chosen", "rejected", "completion") if name in record]
+    completions = [
+        side if isinstance(side, str) else "\n".join(content_text(message["content"]) for message in side) for side in sides
+    ]
+    return question_text(record["prompt"]), *completions
 
 
 def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.curation.completions import refusal, unfinished
-from mpo.curation.dedupe import texts
+from mpo.curation.dedupe import in_sides, texts
 from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, video_key
 from mpo.data.images import open_image
 from mpo.data.messages import EMPTY, PLACEHOLDERS
@@ -37,7 +37,7 @@ TINY = 10
 """Pixels of an image's shorter side below which it is reported as tiny."""
 ROOM = 256
 """Maximum number of tokens that a chat template adds to the shortest conversation."""
-_SIDES = ("prompt", "chosen", "rejected")
+_SIDES = ("prompt", "chosen", "rejected", "completion")
 MAX_CACHED = 100_000
 """Maximum number of images, and of videos, whose results a process remembers."""
 Image = tuple[int, str | None, tuple[int, int]]
@@ -61,6 +61,7 @@ class Wanted:
     max_length: int | None = None
     context: int | None = None
     only_keys: bool = False
+    conversations: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Part:
     frames: Mapping[str, int] | None = None
     tiles: Mapping[str, Any] | None = None
     metadata: tuple[str, ...] = ()
+    kind: str = "pair"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +104,11 @@ class Examiner:
         self._controls: re.Pattern[str] | None = None
         if wanted.processor is not None and not wanted.only_keys:
             from mpo.encoding.costs import RecordMeasure
+            from mpo.encoding.turns import CONVERSATION, SIDES
             from mpo.models.control_tokens import control_tokens
 
-            self._measure = RecordMeasure(wanted.processor, "end_of_turn", "prompt", "raise")
+            sides = CONVERSATION if wanted.conversations else SIDES
+            self._measure = RecordMeasure(wanted.processor, "end_of_turn", "prompt", "raise", sides, sampled=0)
             tokens = control_tokens(wanted.processor)
             self._controls = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
@@ -117,7 +121,7 @@ class Examiner:
         images: list[int] = []
         owner: list[int] = []
         try:
-            for rows in Reading(part.image_root, part.format, metadata=part.metadata).rows(shard.lines()):
+            for rows in Reading(part.image_root, part.format, metadata=part.metadata, kind=part.kind).rows(shard.lines()):
                 lines += 1
                 if isinstance(rows, BadRecord):
                     findings.append(Finding(rows.kind or "no pair", rows.where, rows.reason))
@@ -155,10 +159,12 @@ class Examiner:
                 found.append(("image not decoded", wrong))
             elif min(size) < TINY:
                 found.append(("tiny image", f"image {number} has {size[0]} x {size[1]} pixels"))
-        chosen, rejected = (" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in _SIDES[1:])
-        if chosen == rejected:
+        whole, row = row, in_sides(row)
+        sides = [side for side in _SIDES if side in row]
+        completions = [" ".join(" ".join(content_text(one["content"]) for one in row[side]).split()) for side in sides[1:]]
+        if len(set(completions)) < len(completions):
             found.append(("equal but for space", "'chosen' and 'rejected' differ only in white space"))
-        for side in ("chosen", "rejected"):
+        for side in sides[1:]:
             completion = content_text(row[side][-1]["content"])
             if words := refusal(completion):
                 found.append(("refusal", f"'{side}' refuses: {words!r}"))
@@ -170,7 +176,7 @@ class Examiner:
             reason = f"the text of '{side}' holds {token!r}, which is encoded as the control token of that name"
             found.append(("control token", reason))
         if self._measure is not None and not wrong_videos and all(wrong is None for _, wrong, _ in shown):
-            found += self._lengths(row, measured=bool(controls))
+            found += self._lengths(whole, row, sides, measured=bool(controls))
         return [Finding(kind, where, reason) for kind, reason in found]
 
     def _written_out(self, row: Row) -> list[tuple[str, str]]:
@@ -179,14 +185,14 @@ class Examiner:
             return []
         from mpo.models.control_tokens import texts_of
 
-        return [(side, token) for side in _SIDES for token in self._controls.findall(texts_of(row[side]))]
+        return [(side, token) for side in _SIDES if side in row for token in self._controls.findall(texts_of(row[side]))]
 
-    def _lengths(self, row: Row, *, measured: bool) -> list[tuple[str, str]]:
-        shape = tuple((side, message["role"], len(message["content"])) for side in _SIDES for message in row[side])
-        if not measured and shape in self._shapes and self._is_surely_short(row):
+    def _lengths(self, whole: Row, row: Row, sides: list[str], *, measured: bool) -> list[tuple[str, str]]:
+        shape = tuple((side, message["role"], len(message["content"])) for side in sides for message in row[side])
+        if not measured and shape in self._shapes and self._is_surely_short(row, sides):
             return []
         try:
-            cost = self._measure(row)
+            cost = self._measure({name: value for name, value in whole.items() if value is not None})
         except ValueError as error:
             return [("not encoded", str(error))]
         self._shapes.add(shape)
@@ -194,7 +200,9 @@ class Examiner:
         tiles = f", {cost['tiles']} tiles" if cost["tiles"] else ""
         most, context = self.wanted.max_length, self.wanted.context
         kept = longest if most is None else min(longest, most)
-        both = "the prompt and the longer completion take"
+        both = "it takes" if self.wanted.conversations else "the prompt and the longer completion take"
+        if most is not None and longest > most and self.wanted.conversations:  # which are never truncated
+            return [("too long", f"it takes {longest:,} tokens{tiles}; max_length is {most:,}")]
         if most is not None and prompt + 1 > most:
             return [("too long", f"the prompt alone takes {prompt:,} tokens{tiles}; max_length is {most:,}")]
         if context is not None and kept > context:
@@ -203,17 +211,18 @@ class Examiner:
             return [("truncated by max_length", f"{both} {longest:,} tokens{tiles}")]
         return []
 
-    def _is_surely_short(self, row: Row) -> bool:
+    def _is_surely_short(self, row: Row, sides: list[str]) -> bool:
         """Whether a text record is within the limits, without tokenising it.
 
         A token has at least one byte; twice the number of bytes leaves room for the template's tokens. That the template accepts
         such turns is known from another record of the same shape.
         """
-        if row["images"] or row["videos"]:
+        if row["images"] or row["videos"] or row.get("tools"):
             return False
-        size = {side: sum(len(content_text(message["content"]).encode()) for message in row[side]) for side in _SIDES}
+        size = {side: sum(len(content_text(message["content"]).encode()) for message in row[side]) for side in sides}
+        room = ROOM + 16 * sum(len(row[side]) for side in sides)
         limits = [limit for limit in (self.wanted.max_length, self.wanted.context) if limit is not None]
-        return all(2 * (size["prompt"] + max(size["chosen"], size["rejected"])) + ROOM <= limit for limit in limits)
+        return all(2 * (size["prompt"] + max(size[side] for side in sides[1:])) + room <= limit for limit in limits)
 
     def _image(self, image: Row) -> Image:
         """Read an image, and decode it if it is to be checked."""
@@ -254,5 +263,5 @@ def _keys(row: Row, images: list[int]) -> tuple[int, int]:
     """Compute the keys of a pair and of its question; ``images`` has the keys of its images and videos."""
     question, *completions = texts(row)
     pair = "\0".join([question, *map(str, images)])
-    asked = "\0".join([asked_text(row["prompt"]), *map(str, images)])
+    asked = "\0".join([asked_text(in_sides(row)["prompt"]), *map(str, images)])
     return key_of("\0\0".join([pair, *completions])), key_of(asked)

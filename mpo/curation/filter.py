@@ -15,9 +15,8 @@ from typing import IO, Any
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from mpo.data.conversations import CONVERSATIONS, PAIRS
 from mpo.data.files import open_files
-from mpo.data.records import to_records
+from mpo.data.records import kind_of, to_records
 from mpo.data.shards import ArrayShard, LinesShard, ParquetShard, Shard, opened
 from mpo.data.sources import folder_of, stem
 from mpo.io import BadRecord, atomic_write, bad_record, write_text
@@ -78,8 +77,8 @@ class Source:
                     yield {**own, **one, "source": one.get("source") or stem(path)}
 
     def _read(self, line: Mapping[str, Any]) -> list[dict[str, Any]]:
-        is_pair = any(line.get(name) for name in PAIRS) or not any(one.matches(line) for one in CONVERSATIONS.values())
-        kind, names = ("pair", ("prompt", "chosen", "rejected")) if is_pair else ("conversation", ("messages",))
+        kind = kind_of(line)
+        names = ("prompt", "chosen", "rejected") if kind == "pair" else ("messages",)
         rows = to_records(line, where="", find=lambda path, kind: path, metadata=self.metadata, kind=kind)
         seen = ("source", *names)
         return [{**{name: row[name] for name in seen}, "images": len(row["images"]) + len(row["videos"] or ())} for row in rows]

@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from mpo.curation.dedupe import images_of, texts
-from mpo.data.eval_part import encoded
+from mpo.data.eval_part import content_text, encoded
 from mpo.schema import names
 from mpo.visible import visible
 
@@ -36,7 +36,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 THUMBNAIL_SIDE = 512
 """Maximum pixels of an image's longer side on the page."""
-ABOUT = [name for name in names() if name not in ("id", "images", "prompt", "chosen", "rejected")]
+ABOUT = [name for name in names() if name not in ("id", "images", "prompt", "chosen", "rejected")] + ["tools"]
 
 
 def show_text(pairs: Dataset, processor: Any = None) -> str:
@@ -87,17 +87,27 @@ def _about(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]:
     """Return the prompt and the completions as texts with headings or, with a processor, as tokens."""
+    is_pair = "messages" not in record
+    if processor is None and not is_pair:
+        return [(f"{one['role']}, turn {number}", _said(one)) for number, one in enumerate(record["messages"], start=1)]
     if processor is None:
         return list(zip(("prompt", "chosen", "rejected"), texts(dict(record)), strict=True))
     from mpo.encoding.show import show_record
+    from mpo.encoding.turns import CONVERSATION, SIDES
 
     opened = list(images_of(record))
     # The encoder expects columns without a value to be missing.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
-    shown = show_record({**bare, "images": opened} if opened else bare, processor)
+    shown = show_record({**bare, "images": opened} if opened else bare, processor, sides=SIDES if is_pair else CONVERSATION)
     # A heading, and its lines, which are indented.
     parts = [part.split("\n") for part in re.split(r"\n(?!    )", shown)]
     return [(name, "\n".join(line[4:] for line in lines)) for name, *lines in parts]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a turn, with what its template is given besides."""
+    more = [f"{name}: {message[name]}" for name in ("tool_calls", "train") if message.get(name) is not None]
+    return "\n".join([content_text(message["content"]), *more])
 
 
 def _img(opened: Image.Image) -> str:

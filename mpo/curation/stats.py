@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mpo.curation.dedupe import texts
 from mpo.curation.show import html_page, png_url
 from mpo.curation.similar import normalised, overlap
-from mpo.data.eval_part import content_keys, per_record
+from mpo.data.eval_part import content_keys, content_text, per_record
 from mpo.visible import table
 
 if TYPE_CHECKING:
@@ -110,6 +110,61 @@ def _count(record: dict[str, Any]) -> dict[str, Any]:
     return {**words, "images": len(record.get("images") or ()), "overlap": overlap(chosen, rejected)}
 
 
+def conversation_stats(records: Dataset, processor: Any = None, *, num_proc: int | None = None) -> dict[str, Any]:
+    """Statistics of conversations: of all, per measure, and per source; arguments and errors as in `compute_stats`."""
+    features = {name: Value("int32") for name in ("turns", "user, words", "assistant, words", "images")}
+    found = per_record(records, ["messages", "images"], _count_turns, features, ("turns", 1), "Counting words", num_proc)
+    measures = {name: np.asarray(found.data.column(name).to_numpy()) for name in features}
+    if processor is not None:
+        from mpo.encoding.costs import measure
+        from mpo.encoding.turns import CONVERSATION
+
+        costs = measure(records, processor, num_proc=num_proc, sides=CONVERSATION)
+        measures |= {"tokens": costs.tokens(), "tiles": costs.tiles}
+    sources = records.select_columns(["source"])[:]["source"] if "source" in records.column_names else [None] * len(records)
+    names, inverse = np.unique(np.array([name or "(no source)" for name in sources], dtype=str), return_inverse=True)
+    own = [
+        {
+            "source": str(name),
+            "conversations": int((inverse == place).sum()),
+            **{measure: float(values[inverse == place].mean()) for measure, values in measures.items()},
+        }
+        for place, name in enumerate(names)
+    ]
+    return {
+        "conversations": len(records),
+        "conversations_with_images": int((measures["images"] > 0).sum()),
+        "images": int(measures["images"].sum()),
+        "measures": _summary(measures),
+        "sources": sorted(own, key=lambda one: -one["conversations"]),
+    }
+
+
+def conversation_text(found: dict[str, Any]) -> str:
+    """Format `conversation_stats` as tables for a terminal; of a source, means."""
+    with_images = f"{found['conversations_with_images']:,} with images ({found['images']:,} images)"
+    head = f"{found['conversations']:,} conversations, {with_images}"
+    measures = [("", "mean", *QUANTILES), *((name, *map(_number, of.values())) for name, of in found["measures"].items())]
+    sources = [tuple(found["sources"][0]), *((one["source"], *map(_number, list(one.values())[1:])) for one in found["sources"])]
+    return "\n\n".join([head, table(measures), table(sources)])
+
+
+def _count_turns(record: dict[str, Any]) -> dict[str, int]:
+    words: dict[str, int] = dict.fromkeys(("user", "assistant"), 0)
+    for message in record["messages"]:
+        words[message["role"]] = words.get(message["role"], 0) + len(content_text(message["content"]).split())
+    turns = sum(message["role"] == "assistant" for message in record["messages"])
+    own = {f"{role}, words": words[role] for role in ("user", "assistant")}
+    return {"turns": turns, **own, "images": len(record.get("images") or ())}
+
+
+def _summary(measures: dict[str, Numbers]) -> dict[str, dict[str, float]]:
+    return {
+        name: {"mean": float(values.mean()), **dict(zip(QUANTILES, map(float, np.quantile(values, POINTS)), strict=True))}
+        for name, values in measures.items()
+    }
+
+
 def stats_data(stats: Stats) -> dict[str, Any]:
     """Summarize statistics as numbers: of all pairs, per measure (mean, minimum, quantiles, maximum) and per source."""
     lengths = stats.tokens or stats.words
@@ -118,10 +173,7 @@ def stats_data(stats: Stats) -> dict[str, Any]:
         "prompts": stats.prompts,
         "pairs_with_images": int((stats.images > 0).sum()),
         "images": int(stats.images.sum()),
-        "measures": {
-            name: {"mean": float(values.mean()), **dict(zip(QUANTILES, map(float, np.quantile(values, POINTS)), strict=True))}
-            for name, values in stats.measures().items()
-        },
+        "measures": _summary(stats.measures()),
         "sources": [
             {
                 "source": name,

@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 from mpo.curation.examine import NOTES, PROBLEMS, Examined, Examiner, Finding, Part, Wanted
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
+from mpo.data.load import kind_of_source
 from mpo.data.mixture_file import check_sources, checked_names, is_meta, is_mixture, read_mixture
+from mpo.data.records import KINDS
 from mpo.data.sources import folder_of
 from mpo.data.video import checked_frames
 from mpo.io import atomic_write, json_line
@@ -79,6 +81,7 @@ class Report:
     output: Path
     unused: Counter[str]
     refused: Counter[str]
+    unit: str = "pairs"
 
     @property
     def may_start(self) -> bool:
@@ -91,7 +94,7 @@ class Report:
         where = f" All {listed:,} findings: {self.output}" if listed else ""
         why = "there is no pair" if not self.pairs else f"{self.tally.problems:,} problems (!)"
         verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
-        lines = [f"{self.path}: {self.pairs:,} pairs in {self.lines:,} lines", findings_table(self.tally)]
+        lines = [f"{self.path}: {self.pairs:,} {self.unit} in {self.lines:,} lines", findings_table(self.tally)]
         for what, fields in (("only metadata", self.unused), ("refused", self.refused)):
             if fields:
                 lines.append(f"Fields that are {what}: " + ", ".join(f"{name} ({fields[name]:,})" for name in sorted(fields)))
@@ -134,12 +137,13 @@ def validate(
     Raises:
         ValueError: for a source that cannot be opened, and for limits without a processor.
     """
-    check_format(format)
+    kind = kind_of_source(path, split, format=format)
+    check_format(format, KINDS[kind].formats)
     if processor is None and (max_length is not None or context is not None):
         raise ValueError("--max-length needs --model, since lengths are counted in the model's tokens. Add --model.")
-    wanted = Wanted(processor, max_length, context)
+    wanted = Wanted(processor, max_length, context, conversations=kind == "conversation")
     checked_frames(frames)
-    own = {"frames": frames, "metadata": checked_names(metadata)}
+    own = {"kind": kind, "frames": frames, "metadata": checked_names(metadata)}
     settings = {"format": format, "image_root": image_root, "split": split, **own}
     parts = _parts({**settings, "path": path}, workers)
     evaluated: list[Examined] = []
@@ -164,20 +168,21 @@ def validate(
             tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
         tally.add(_over_all(examined, evaluated))
         tally.file = None
-    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output, unused, refused)
+    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output, unused, refused, f"{kind}s")
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
     """Return the shards of a source, or of all sources of a mixture; arguments as in `load_preferences`."""
     path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
     if is_meta(path) or is_mixture(path):
-        shared = {name: source.get(name) for name in ("format", "frames", "tiles", "metadata")}
+        shared = {name: source.get(name) for name in ("format", "frames", "tiles", "metadata", "kind")}
         inner = check_sources(read_mixture(path, base=image_root)["sources"])
         return [part for one in inner for part in _parts({**shared, **one.load}, workers)]
     shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
     own = {name: source.get(name) for name in ("format", "frames", "tiles")}
-    return [Part(shard, root, **own, metadata=tuple(source.get("metadata") or ())) for shard in shards]
+    kind = "chosen" if source.get("from_preferences") else source.get("kind") or "pair"
+    return [Part(shard, root, **own, metadata=tuple(source.get("metadata") or ()), kind=kind) for shard in shards]
 
 
 def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:

@@ -48,6 +48,7 @@ class Written:
     pairs: int
     image_root: Path | None
     lost: dict[str, int]
+    unit: str = "pairs"
 
 
 def not_kept(written: Written) -> list[str]:
@@ -75,6 +76,8 @@ def write_pairs(
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
     in_lines = form in ("trl", "mmpr")
+    if form == "mmpr" and "messages" in pairs.column_names:
+        raise ValueError("MMPR's form holds pairs, and these records are conversations. Use trl, parquet or disk.")
     images = images or ("path" if in_lines else "bytes")
     if images not in IMAGES:
         raise ValueError(f"images must be one of {', '.join(IMAGES)}; got {images!r}.")
@@ -105,7 +108,7 @@ def write_pairs(
         values = pairs.select_columns([name])[:][name] if name in pairs.column_names else []
         if count := sum(value is not None for value in values):
             lost[name] = count
-    return Written(target, form, len(pairs), root, lost)
+    return Written(target, form, len(pairs), root, lost, "conversations" if "messages" in pairs.column_names else "pairs")
 
 
 def _form_of(target: Path) -> str:
@@ -156,9 +159,9 @@ def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | Non
 def trl_line(record: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a record, with images as paths, to a line in TRL's columns."""
     line = {name: value for name, value in record.items() if value not in (None, [])}
-    for name in ("prompt", "chosen", "rejected"):
-        if not isinstance(line[name], str):
-            line[name] = [{"role": message["role"], "content": _parts(message["content"])} for message in line[name]]
+    for name in ("prompt", "chosen", "rejected", "messages"):
+        if not isinstance(line.get(name, ""), str):
+            line[name] = [_without_nulls({**message, "content": _parts(message["content"])}) for message in line[name]]
     return _without_nulls(line)
 
 

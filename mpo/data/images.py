@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -67,8 +68,75 @@ def image_size(source: Any, *, where: str = "") -> tuple[int, int]:
     """
     if isinstance(source, Image.Image):
         return _upright_size(source)
+    if (plain := _plain_size(source)) is not None:
+        return plain
     with _header(source, where) as (opened, _):
         return _upright_size(opened)
+
+
+_HEAD = 4096  # bytes in which the header of a plain file ends
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_MODES = {(1, 0), (8, 0), (8, 2), (8, 4), (8, 6)}  # bits and colour type, without a palette
+_PNG_CHUNKS = {b"gAMA": 4, b"pHYs": 9, b"sRGB": 1, b"cHRM": 32}
+
+
+def _plain_size(source: Any) -> tuple[int, int] | None:
+    """Height and width of a plain JPEG or PNG, several times as fast as Pillow opens it; None for any other source.
+
+    Plain is a header with nothing that Pillow turns the image by, refuses or warns about: it finds the same size.
+    """
+    content = source.get("bytes") if isinstance(source, Mapping) else source
+    try:
+        if isinstance(content, bytes):
+            head = content[:_HEAD]
+        elif isinstance(content, (str, Path, type(None))) and (path := _path_of(source)):
+            with open(regular_file(path, "", "image"), "rb", buffering=0) as file:
+                head = file.read(_HEAD)
+        else:
+            return None
+        found = _jpeg_size(head) if head.startswith(b"\xff\xd8\xff") else _png_size(head) if head.startswith(_PNG) else None
+    except (OSError, ValueError, IndexError):  # raised again by Pillow
+        return None
+    return found if found is not None and 0 < found[0] * found[1] <= MAX_PIXELS else None
+
+
+def _jpeg_size(head: bytes) -> tuple[int, int] | None:
+    """Height and width, if its segments up to the first scan are in `head`, without EXIF, XMP, and images that follow this one."""
+    at, size = 2, None
+    while head[at] == 0xFF:
+        kind, begin = head[at + 1], at + 4
+        at += 2 + (head[at + 2] << 8 | head[at + 3])
+        length = at - begin
+        if length < 0 or at > len(head):
+            return None
+        if kind in (0xC0, 0xC1, 0xC2):  # start of frame
+            layers = head[begin + 5]
+            if size is not None or head[begin] != 8 or layers not in (1, 3, 4) or length != 6 + 3 * layers:
+                return None
+            size = head[begin + 1] << 8 | head[begin + 2], head[begin + 3] << 8 | head[begin + 4]
+        elif kind == 0xDB:  # quantization tables of 8 bits
+            if length % 65 or any(table > 15 for table in head[begin:at:65]):
+                return None
+        elif kind == 0xDA:
+            return size
+        elif kind not in (0xC4, 0xDD, 0xFE) and not (kind in (0xE0, 0xEE) and length >= 12):
+            if kind != 0xE2 or length < 14 or head[begin : begin + 12] != b"ICC_PROFILE\0":
+                return None
+    return None
+
+
+def _png_size(head: bytes) -> tuple[int, int] | None:
+    """Height and width, if the chunks before its pixels are in `head`, and of known ones."""
+    at = 8
+    while (kind := head[at + 4 : at + 8]) != b"IDAT":
+        begin, end = at + 4, at + 8 + int.from_bytes(head[at : at + 4], "big")
+        at = end + 4
+        known = end - begin - 4 == (13 if begin == 12 else _PNG_CHUNKS.get(kind))
+        if not known or zlib.crc32(head[begin:end]) != int.from_bytes(head[end:at], "big"):
+            return None
+    if tuple(head[24:26]) not in _PNG_MODES or head[27]:
+        return None
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
 
 
 def media_type(content: bytes, *, where: str = "") -> str | None:

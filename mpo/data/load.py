@@ -17,6 +17,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset, interleave_datasets
 
 from mpo.data.eval_part import By, choose_eval
+from mpo.data.files import open_files
 from mpo.data.formats import check_format
 from mpo.data.mixing import Mixture, Taken, amounts, draw, joined
 from mpo.data.mixture_file import (
@@ -31,7 +32,7 @@ from mpo.data.mixture_file import (
     source_name,
     weights_of,
 )
-from mpo.data.records import KINDS, Reading, checked_tiles
+from mpo.data.records import KINDS, Reading, checked_tiles, kind_of
 from mpo.data.sources import BadList, Stream, folder_of, load_source, spread, stem, with_own, with_settings
 from mpo.data.video import checked_frames
 from mpo.io import BAD_RECORDS, MAX_BAD_FRACTION
@@ -125,6 +126,20 @@ def load_conversations(path: str | Path, *, from_preferences: bool = False, **se
     return _load("chosen" if from_preferences else "conversation", **given.arguments)
 
 
+def kind_of_source(path: str | Path, split: str = "train", *, format: str | None = None) -> str:
+    """Whether a source, a mixture included, holds conversations, by its first record, or else pairs; ``format`` may decide it."""
+    if len(kinds := [kind for kind in ("pair", "conversation") if format in KINDS[kind].formats]) == 1:
+        return kinds[0]
+    path = os.path.expanduser(path)
+    if is_meta(path) or is_mixture(path):
+        first = read_mixture(path)["sources"][0]
+        if first.get("from_preferences") is not None:
+            return "conversation"
+        return kind_of_source(first["path"], first.get("split") or "train", format=first.get("format"))
+    lines = (line for shard in open_files(path, split) for _, line in shard.lines() if isinstance(line, Mapping))
+    return kind_of(next(lines, {}))
+
+
 def _load(
     kind: str, path: Any, *, format: Any, image_root: Any, split: str, limit: Any, tiles: Any, frames: Any, source: Any,
     metadata: Any, on_bad_record: str, max_bad_fraction: float, bad_records: Any, streaming: bool, num_proc: int | None, seed: int
@@ -133,6 +148,9 @@ def _load(
     _check(split, limit, on_bad_record, max_bad_fraction)
     metadata = checked_names(metadata)
     own = {"tiles": checked_tiles(tiles), "frames": checked_frames(frames)}
+    if not isinstance(path, (str, os.PathLike)):
+        several = "Name several files by a pattern (data/*.jsonl), a folder, or a mixture file (mpo.data.mixture_file)."
+        raise ValueError(f"A data set is one path or name; got {type(path).__name__} {path!r:.80}. {several}")
     path = os.path.expanduser(path)
     if is_meta(path) or is_mixture(path):
         if streaming:

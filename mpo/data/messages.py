@@ -92,24 +92,31 @@ def prompt_messages(
 
 def conversation_messages(value: list[Any], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str]) -> list[Message]:
     """Convert the turns of a conversation to messages, as `prompt_messages`, with ``tool_calls`` as JSON and ``train``."""
-    return _with_placeholders([_message(message, name, whole=True) for message in value], name, wanted, elsewhere, TURNS_NEEDED)
+    messages = [_message(message, name, whole=True) for message in value]
+    return _with_placeholders(messages, name, wanted, elsewhere, TURNS_NEEDED, places=PLACES[:1])  # as TRL's SFTTrainer
 
 
 def _with_placeholders(
-    messages: list[Message], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str], needed: str = NEEDED
+    messages: list[Message],
+    name: str,
+    wanted: Mapping[str, int],
+    elsewhere: Mapping[str, str],
+    needed: str = NEEDED,
+    *,
+    places: Sequence[str] = PLACES,
 ) -> list[Message]:
     if not any(message["role"] == "user" for message in messages):
         raise ValueError(f"{name} has no message of the user. Add one or leave the record out.")
-    written = "".join(one["content"] for one in messages if one["role"] in PLACES and isinstance(one["content"], str))
+    written = "".join(one["content"] for one in messages if one["role"] in places and isinstance(one["content"], str))
     for message in messages:
         message["content"] = _parts(message["content"], name)
     placed = {kind: sum(part["type"] == kind for one in messages for part in one["content"]) for kind in _PLACEHOLDERS}
     all_placed = any(placed.values()) and placed == wanted and not any(text in written for text in _PLACEHOLDERS.values())
     if not all_placed:
         for kind in _PLACEHOLDERS:
-            _check_placeholders(messages, kind, placed[kind], wanted[kind], elsewhere)
+            _check_placeholders(messages, kind, placed[kind], wanted[kind], elsewhere, places)
         for message in messages:
-            if message["role"] in PLACES:
+            if message["role"] in places:
                 message["content"] = [segment for part in message["content"] for segment in _split_text(part)]
     if not any(part["type"] != "text" or part["text"].strip() for message in messages for part in message["content"]):
         raise BadRecord("", f"{name} is empty. {needed}", EMPTY)
@@ -223,18 +230,20 @@ def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:
 # Placeholders
 
 
-def _check_placeholders(messages: list[Message], kind: str, placed: int, wanted: int, elsewhere: Mapping[str, str]) -> None:
+def _check_placeholders(
+    messages: list[Message], kind: str, placed: int, wanted: int, elsewhere: Mapping[str, str], places: Sequence[str]
+) -> None:
     """Refuse placeholders that do not match the images (or videos); without any placeholders, put them in front."""
     placeholder = _PLACEHOLDERS[kind]
-    found = placed + sum(_count(one, placeholder) for one in messages if one["role"] in PLACES)
+    found = placed + sum(_count(one, placeholder) for one in messages if one["role"] in places)
     if found == wanted:
         return
     turns, strays = [], []  # with placeholders or images, and where no placeholder is allowed
     for place, one in enumerate(messages, start=1):
         turn, count = f"turn {place} ({one['role']})", _count(one, placeholder)
-        if (count and one["role"] in PLACES) or any(part["type"] == kind for part in one["content"]):
+        if (count and one["role"] in places) or any(part["type"] == kind for part in one["content"]):
             turns.append(turn)
-        if count and one["role"] not in PLACES:
+        if count and one["role"] not in places:
             strays.append(turn)
     strays += [name for name, text in elsewhere.items() if placeholder in text]
     if not found and not strays:
@@ -247,7 +256,7 @@ def _check_placeholders(messages: list[Message], kind: str, placed: int, wanted:
     reason += f" (in {', '.join(turns)}). " if turns and several else ". "
     if strays:
         reason += f"{placeholder} in {', '.join(strays)} places nothing: {kind}s are not allowed there. "
-    advice = "Put one for each into turns of the user or a tool, or none anywhere to put all in front."
+    advice = f"Put one for each into turns of the {' or a '.join(places)}, or none anywhere to put all in front."
     raise BadRecord("", reason + advice, PLACEHOLDERS)
 
 

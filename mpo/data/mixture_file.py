@@ -15,6 +15,7 @@ A source is a dict with the arguments of `load_preferences` and
 from __future__ import annotations
 
 import glob
+import json
 import os
 import zlib
 from codecs import BOM_UTF8
@@ -387,16 +388,29 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
     annotation = base / entry["annotation"]
     root = next((one / entry["root"] for one in (base, *bases) if (one / entry["root"]).is_dir()), base / entry["root"])
     length = entry.get("length")
-    if length is not None and (lines := count_lines(annotation)) != length:
-        found = f"{annotation} has {lines:,} lines, and 'length' says {length:,}"
+    if length is not None and (lines := count_lines(annotation)) not in (None, length):
+        what = "lines" if annotation.suffix == ".jsonl" else "records"
+        found = f"{annotation} has {lines:,} {what}, and 'length' says {length:,}"
         raise ValueError(f"{where}: {found}. Its download may be cut short: repeat it, or correct 'length' or leave it out.")
     return SourceSpec(name, root, annotation, bool(augment), float(repeat_time), length, entry.get("max_dynamic_patch"))
 
 
-def count_lines(path: str | os.PathLike[str]) -> int:
-    """Count the lines of a file, including a last line without a line end, but not blank lines at the end."""
+def count_lines(path: str | os.PathLike[str]) -> int | None:
+    """Count the lines of a file, including a last line without a line end, but not blank lines at the end; or a JSON array's items.
+
+    None: the file is neither (compressed, Parquet), or a damaged array, which is refused where it is read.
+    """
     lines, ends = 0, 0
     with open(path, "rb") as file:
+        begin = file.read(4096)
+        file.seek(0)
+        if begin.startswith((b"\x1f\x8b", b"PAR1")):
+            return None
+        if begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            try:
+                return len(json.load(file))
+            except ValueError:
+                return None
         while block := file.read(2**20):
             if text := block.rstrip():
                 lines = ends + text.count(b"\n") + 1

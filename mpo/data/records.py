@@ -412,6 +412,12 @@ KINDS = {
 """Kinds of records: ``chosen`` are the prompts of pairs with their chosen completions, as conversations."""
 
 
+def kind_of(line: Mapping[str, Any]) -> str:
+    """Whether a line is a conversation, or else a pair."""
+    is_pair = any(line.get(name) for name in PAIRS) or not any(one.matches(line) for one in CONVERSATIONS.values())
+    return "pair" if is_pair else "conversation"
+
+
 @dataclass(frozen=True)
 class Reading:
     """How lines are read: see `mpo.data.load_preferences`."""

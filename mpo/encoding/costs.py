@@ -106,6 +106,24 @@ class PairCosts:
             tiles = np.where(kept > 0, tiles, 0).astype(np.int32)
         return PairCosts(prompt, chosen, rejected, tiles, self.group)
 
+    def within(self, budget: Budget) -> tuple[PairCosts, dict[int, str]]:
+        """The costs, with that of the blank record for each record that exceeds a row alone; and why, by index."""
+        tokens, most_tiles = self.tokens(), np.inf if budget[1] is None else budget[1]
+        beyond = (tokens > budget[0]) | (self.tiles > most_tiles)
+        why = {int(place): exceeds(int(tokens[place]), int(self.tiles[place]), budget) for place in np.flatnonzero(beyond)}
+        one, none = np.where(beyond, 1, self.prompt), np.where(beyond, 0, self.tiles)
+        chosen, rejected = np.where(beyond, 1, self.chosen), np.where(beyond, 1, self.rejected)
+        arrays = [values.astype(np.int32) for values in (one, chosen, rejected, none)]
+        return PairCosts(*arrays, self.group), why
+
+
+def exceeds(tokens: int, tiles: int, budget: Budget) -> str:
+    """Why a record does not fit a row."""
+    return (
+        f"{tokens} tokens and {tiles} tiles exceed a batch (max_tokens, max_tiles) of {budget}. Raise the budget, leave the record "
+        "out, or set `oversized`."
+    )
+
 
 def measure(
     dataset: Any,
@@ -209,6 +227,7 @@ class RecordMeasure:
         self.encoder = Encoder(processing_class, completion_end=completion_end, tile_budget=tile_budget)
         self._shapes: Shapes | None = None
         self._sizes: dict[str | None, tuple[int, int]] = {}  # of image files, by path
+        self._limits: dict[int, dict[str, Any]] = {}  # of records without their own, by number of images
         self._unchecked: set[Any] = set()  # keys of shapes, which are rendered the second time
         self._known: dict[Any, Shape | None] = {}
         self._seen = 0
@@ -281,26 +300,30 @@ class RecordMeasure:
         for place, lengths, (shape, _), more in zip(places, shapes.lengths(plain), plain, rest, strict=True):
             if lengths is not None:
                 with contextlib.suppress(*RECORD_ERRORS):
-                    counted = self._with_images(*more, shape.later_images, *lengths)
+                    counted = self._with_images("", *more, shape.later_images, *lengths)
                     if not self._exceeds(counted):
                         costs[place] = counted
         return costs
 
     def _plain(self, record: dict[str, Any], shapes: Shapes) -> tuple[Shape, list[str], dict[str, Any], list[Any]] | None:
-        """The shape of a record, its texts, the record as a completion, and its images; None if it cannot be counted by them."""
+        """The shape of a record, its texts, the record with its frames, and its images; None if it cannot be counted by them."""
         if any(value is not None and name not in SHAPED for name, value in record.items()):
             return None
-        completion = self._completion(record)
-        images = encoded_images(completion)
-        outline = None if None in images else shapes.outline(completion, len(images))
+        if record.get("videos"):
+            record = self._completion(record)
+        images = encoded_images(record)
+        messages = [*record["prompt"], *record["completion"]] if "completion" in record else record["messages"]
+        outline = None if None in images else shapes.outline(messages, len(images))
         if outline is None:
             return None
         key, texts = outline
-        if key not in self._known:
-            if key not in self._unchecked:
-                self._unchecked.add(key)
-                return None
-            self._known[key] = shapes.shape(completion, len(images), texts)
+        if key not in self._known or key in self._unchecked:
+            completion = record if "completion" in record else self._completion(record)
+            if key not in self._known:
+                if key not in self._unchecked:
+                    self._unchecked.add(key)
+                    return None
+                self._known[key] = shapes.shape(completion, len(images), texts)
         shape = self._known[key]
         if shape is None or not shape.takes(texts):
             return None
@@ -309,7 +332,7 @@ class RecordMeasure:
             lengths, rendered = self._lengths(completion, images)
             if (counted, shape.later_images) != (lengths, rendered.later_images):
                 self._known[key] = None
-        return None if self._known[key] is None else (shape, texts, completion, images)
+        return None if self._known[key] is None else (shape, texts, record, images)
 
     def _costs(self, record: dict[str, Any]) -> dict[str, int]:
         if self.sides != SIDES:
@@ -319,7 +342,8 @@ class RecordMeasure:
         images = encoded_images(record)
         lengths, rendered = self._lengths(record, images)
         text = f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}"
-        return self._with_images(record, images, rendered.later_images, *lengths) | {"group": _group(text, images)}
+        costs = self._with_images(describe(record), record, images, rendered.later_images, *lengths)
+        return costs | {"group": _group(text, images)}
 
     def _completion(self, record: dict[str, Any]) -> dict[str, Any]:
         return with_frames(as_completion(record, self.train_on), where=describe(record))
@@ -328,7 +352,7 @@ class RecordMeasure:
         completion = self._completion(record)
         images = encoded_images(completion)
         lengths, rendered = self._lengths(completion, images)
-        return self._with_images(completion, images, rendered.later_images, *lengths)
+        return self._with_images(describe(record), completion, images, rendered.later_images, *lengths)
 
     def _exceeds(self, costs: dict[str, int]) -> bool:
         if self.budget is None:
@@ -346,13 +370,17 @@ class RecordMeasure:
         return (len(prompt_ids), *(len(completion.ids) for completion in completions)), rendered
 
     def _with_images(
-        self, record: dict[str, Any], images: list[Any], later: int, prompt: int, chosen: int, rejected: int = 0
+        self, where: str, record: dict[str, Any], images: list[Any], later: int, prompt: int, chosen: int, rejected: int = 0
     ) -> dict[str, int]:
         """The costs of a record from its lengths with one token for each image."""
         tiles = 0
         if images:
-            limits = tile_limits(record, len(images), self.processing_class, describe(record), budget=self.tile_budget)
-            counts = self._of_images(images, limits, describe(record))
+            limits = self._limits.get(len(images)) if record.get("tiles") is None else None
+            if limits is None:
+                limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)
+                if record.get("tiles") is None:
+                    self._limits[len(images)] = limits
+            counts = self._of_images(images, limits, where)
             first = len(images) - later
             prompt += sum(added for added, _ in counts[:first])
             chosen += sum(added for added, _ in counts[first:])
@@ -405,7 +433,7 @@ def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int
             processor._merge_kwargs = lambda *args, **kwargs: merge(*args, **kwargs) if args or kwargs else copy.copy(merged())
         return processor
 
-    @lru_cache(maxsize=65536)
+    @lru_cache(maxsize=2**18)
     def tokens_and_tiles(height: int, width: int, limits: Limits) -> tuple[int, int]:
         found = limited(limits)._get_num_multimodal_tokens(image_sizes=[(height, width)])
         return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])

@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 from tokenizers import pre_tokenizers
 
+from mpo.data.messages import IMAGE_PLACEHOLDER
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import CONVERSATION, Record, render
 
@@ -29,7 +30,8 @@ STAND_IN = Image.new("RGB", (1, 1))
 SHAPED = {"id", "messages", "images", "videos", "frames", "tiles", "augment"}
 """Columns that a conversation with a shape may have."""
 _MESSAGE = {"role", "content", "train"}
-_AS_MESSAGES = ("{", "[", '"')  # how a text may begin that `mpo.data.messages.checked_text` refuses
+_PART = {"type", "text"}
+_AS_MESSAGES = ("", "{", "[", '"')  # how a text may begin that is blank, or that `mpo.data.messages.checked_text` refuses
 _SLOT = re.compile("\0(\\d+)\0")
 _ASCII = {r"\p{L}": "a-zA-Z", r"\p{N}": "0-9"}
 _MAX_WORDS = 2**19
@@ -83,26 +85,39 @@ class Shapes:
         template = str(getattr(processing_class, "chat_template", None))
         literals = {text.strip() for pair in re.findall(r"'([^']*)'|\"([^\"]*)\"", template.replace("\\n", "\n")) for text in pair}
         placeholders = {getattr(processing_class, name, None) or "" for name in ("image_token", "video_token")}
-        refused = {*encoder.tokenizer.get_added_vocab(), *placeholders} - {""}
+        refused = {*encoder.tokenizer.get_added_vocab(), *placeholders, IMAGE_PLACEHOLDER} - {""}
         refused |= {text for text in literals if len(text) > 1 and not text.replace(" ", "").isalnum()}
         # Whether a text has one of the others makes no difference if it makes none that this text has all of them:
         self._rich = f"{' '.join(sorted(literals - refused))} & ' < \\ {{{{ \" \n\n  %"
         self._refused, self._first = _any_of(refused), {text[0] for text in refused}
         self._added = _any_of(encoder.tokenizer.get_added_vocab())
 
-    def outline(self, record: Record, images: int) -> tuple[Any, list[str]] | None:
-        """A key of the shape of a conversation, from `as_completion`, and its texts; None if it may have another rule."""
-        kinds, texts = [], []
-        for message in (*record["prompt"], *record["completion"]):
-            if any(value is not None and name not in _MESSAGE for name, value in message.items()):
+    def outline(self, messages: Any, images: int) -> tuple[Any, list[str]] | None:
+        """A key of the shape of a conversation and its texts; None if it may have another rule, or a message is not plain.
+
+        `as_completion` accepts a conversation if it accepts another with the same key.
+        """
+        kinds: list[tuple[Any, str, Any]] = []
+        texts: list[Any] = []
+        for message in messages:
+            content, flag, kind = message["content"], message.get("train"), "text"
+            if flag is not None and type(flag) is not bool:  # 1 has the hash of True
                 return None
-            content, kind = message["content"], "text"
-            if isinstance(content, str):
-                texts.append(content)
+            if len(message) > 2 and any(value is not None and name not in _MESSAGE for name, value in message.items()):
+                return None
+            if type(content) is list:
+                kind = ""
+                for part in content:
+                    kind += (what := part["type"])[0]
+                    if len(part) > 1 + ("text" in part) and any(part[name] is not None for name in part.keys() - _PART):
+                        return None
+                    if what == "text":
+                        texts.append(part.get("text"))
+                    elif what != "image" or part.get("text"):
+                        return None
             else:
-                kind = "".join(part["type"][0] for part in content)
-                texts += [part.get("text") for part in content if part["type"] == "text"]
-            kinds.append((message["role"], kind))
+                texts.append(content)
+            kinds.append((message["role"], kind, flag))
         if not all(texts) or any(text.lstrip()[:1] in _AS_MESSAGES for text in texts):
             return None
         whole = "\1".join(texts)
@@ -110,7 +125,7 @@ class Shapes:
             return None
         if not whole.isascii():
             whole.encode()  # raises an error for half a character
-        return (tuple(kinds), len(record["prompt"]), images, tuple(record["labelled"])), texts
+        return (tuple(kinds), images), texts
 
     def shape(self, record: Record, images: int, texts: Sequence[str]) -> Shape | None:
         """Render the shape of a conversation; None if the template or the tokenizer has other rules than those of `Shape`."""
@@ -236,7 +251,7 @@ class UnitCounts:
             return len(units)
         counts = self._counts
         try:
-            return sum([counts[word] for word in units])
+            return sum(map(counts.__getitem__, units))
         except KeyError:
             if len(counts) > _MAX_WORDS:
                 counts.clear()

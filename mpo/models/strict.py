@@ -205,6 +205,6 @@ def refuse_adapter(name_or_path: Any) -> None:
     raise ValueError(
         f"{name_or_path} is an adapter of {base or 'a base that its adapter_config.json does not name'}, not a model. To train "
         f"the two as one model, merge them and give the new folder: mpo export {name_or_path} NEW_FOLDER. To continue training "
-        f"the adapter, pass MPOTrainer as model: PeftModel.from_pretrained(load_internvl({str(base or 'BASE')!r}), "
+        f"the adapter in Python, give the trainer as model: PeftModel.from_pretrained(load_internvl({str(base or 'BASE')!r}), "
         f"{str(name_or_path)!r}, is_trainable=True). For a tokenizer or processor alone give {base or 'the base'}."
     )

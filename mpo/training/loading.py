@@ -8,18 +8,21 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import skip_first_batches
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, Trainer
+from transformers import trainer as trainer_module
 
 from mpo.batching.batch import Batch
 from mpo.batching.collator import PackCollator
 from mpo.batching.indexed import IndexedRecords
-from mpo.batching.sampler import PairBatchSampler
+from mpo.batching.sampler import After, PairBatchSampler
 from mpo.batching.streams import FEWER_FRAMES, FilledStream, PackedStream, RepeatedStream
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure, measure
 from mpo.training.loop_config import LoopConfig
+from mpo.training.policy import temporarily
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +56,8 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
                 by_number = f"batching={self.args.by_number!r} and group_same_prompt=1"
                 raise ValueError(f"A stream cannot be planned: use {by_number}, or a datasets.Dataset.")
             dataset = self._remove_unused_columns(dataset, description="training")  # otherwise they would be decoded
-            self._sampler, counted = self._plan(dataset)
-            dataset = IndexedRecords(dataset, self._sampler, self._epoch, counted if self._collator_is_ours else None)
+            self._sampler, counted, beyond = self._plan(dataset)
+            dataset = IndexedRecords(dataset, self._sampler, self._epoch, counted if self._collator_is_ours else None, beyond)
             kwargs["sampler_fn"] = lambda _: self._sampler
         elif self._collator_is_ours and not isinstance(dataset, IterableDataset):
             description = kwargs.get("description", "training").lower()
@@ -97,19 +100,25 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
         """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
         return self.data_collator
 
-    def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any]:
-        """Plan which records share a batch, on all ranks. Returns the sampler, and the tokens of each record's prompt."""
+    def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any, dict[int, str]]:
+        """Plan which records share a batch, on all ranks.
+
+        Returns the sampler, the tokens of each record's prompt, and the indices of those that are skipped, with the reasons.
+        """
         args = self.args
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
             rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **args.encoding_rules()}
             costs = measure(dataset, self.processing_class, **rules, max_length=args.max_length)
         if rules.get("budget") and costs.group.any() and self.is_world_process_zero():
             logger.warning(f"{costs.group.astype(bool).sum():,} of {len(costs):,} conversations {FEWER_FRAMES}")
+        beyond: dict[int, str] = {}
+        if args.max_tokens_per_batch is not None and args.on_bad_record == "skip" and args.oversized != "own_row":
+            costs, beyond = costs.within((args.max_tokens_per_batch, args.max_tiles_per_batch))
         ranks = {"ranks": self.accelerator.num_processes, "rank": self.accelerator.process_index}
         sampler = batch_sampler(costs, args, pairs_per_batch=self._train_batch_size, **ranks)
         if self.is_world_process_zero():
             logger.info(f"Batches: {sampler.report()}.")
-        return sampler, costs.prompt
+        return sampler, costs.prompt, beyond
 
     def _packed(self, stream: Any, ranks: int) -> PackedStream:
         args = self.args
@@ -150,7 +159,15 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
             self.control.should_training_stop = True
             return None
         self._epoch.fill_(epoch)
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+        with temporarily(trainer_module, skip_first_batches=self._after):
+            return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _after(self, loader: Any, number: int) -> Any:
+        """Return a data loader without its first batches; those of a planned epoch are not iterated over."""
+        rest = skip_first_batches(loader, number)
+        if self._sampler is not None:  # which has the batches of this rank alone
+            rest.batch_sampler.batch_sampler, rest.batch_sampler.skip_batches = After(self._sampler, number), 0
+        return rest
 
     def _counted(self, batch: Batch) -> int:
         """Return how many of a batch's records count: the first ones. The rest are padding."""

@@ -23,7 +23,8 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
 
     The records are pairs or conversations, as the run's configuration has them.
 
-    With ``on_bad_record="skip"``, records whose prompt fills ``max_length`` are not refused: training skips and counts them.
+    With ``on_bad_record="skip"``, records whose prompt fills ``max_length``, or that exceed a batch, are not refused: training
+    skips and counts them.
 
     Args:
         records: a `datasets.Dataset`.
@@ -45,7 +46,7 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
     if context is not None:
         lengths = truncated.prompt + np.maximum(truncated.chosen, truncated.rejected)
         _refuse(records, costs, lengths, context, f"the model's context of {context:,}", prompt=False, **rest)
-    if args.max_tokens_per_batch is not None and args.oversized != "own_row":
+    if args.max_tokens_per_batch is not None and args.oversized != "own_row" and not skip:
         _check_budget(records, truncated, args)
 
 

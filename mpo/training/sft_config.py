@@ -32,7 +32,8 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
         max_tokens_per_batch: maximum tokens of a batch on one device, with ``batching="tokens"``. Default: 16,384.
         max_tiles_per_batch: maximum image tiles of a batch on one device, with ``batching="tokens"``. Default: 48.
         oversized: a conversation that exceeds these limits alone: ``"refuse"`` it, give it its ``"own_row"``, or take
-            ``"fewer_frames"`` of its videos, evenly spread, as many as fit (and refuse it if even one of each does not).
+            ``"fewer_frames"`` of its videos, evenly spread, as many as fit (and refuse it if even one of each does not). With
+            ``on_bad_record="skip"``, what would be refused is a bad record.
         packing_buffer: number of conversations of a stream (`IterableDataset`) in memory, from which the fullest rows are taken,
             with ``batching="tokens"``. The rows of a `Dataset` are planned for an epoch.
 

@@ -128,6 +128,9 @@ class TrainedModel:
         settings["target_modules"] = settings.get("target_modules") or family.projections()
         if parts := self.parts():
             settings["target_modules"] = family.adapted_layers(parts)
+            for part in ("vision", "projector"):
+                if parts.get(part, "freeze") != "freeze" and part not in family.linear:
+                    raise ValueError(f"train_parts.{part}={parts[part]}: the model has no such part. Leave it out.")
             if parts.get("projector") == "train" and len(family.projector + family.loose) > 1:
                 raise ValueError(
                     f"train_parts.projector=train beside adapters: peft cannot train all of this family's projector, only one "

@@ -186,6 +186,15 @@ def test_speeds(gpu):
     assert list(gpu.goals([trl, cached]).values()) == [True, False]
 
 
+def test_sft(gpu, result):
+    """Both trainers on the same conversations, and attention with a mask and causal."""
+    gpu.time_sft(result)
+    found = json.loads(result.path.read_text())
+    assert found["conversations"] == 4 and list(found["sft"]) == ["trl", "packed"]
+    assert all(side["median_s"] > 0 and side["steps"] >= 1 for side in found["sft"].values())
+    assert found["speed_over_trl"] > 0 and found["attention"]["seconds"].keys() == {"mask", "causal"}
+
+
 def test_memory(gpu, result):
     """Estimate and peak of every case, QLoRA among them."""
     pytest.importorskip("bitsandbytes")

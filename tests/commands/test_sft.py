@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -228,6 +229,17 @@ def test_two_ranks_train_as_one_process(folder, tmp_path):
     assert difference(one, two) < 1e-5
 
 
+@pytest.mark.slow
+def test_the_launcher(folder, tmp_path):
+    """`mpo sft` starts two ranks on the CPU, which train as one process."""
+    for ranks in "12":
+        launch = ["-m", "mpo", "sft", *words(folder, tmp_path / ranks, "trainer.max_steps=3", f"launch.nproc_per_node={ranks}")]
+        done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
+    assert difference(one, two) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -255,6 +267,20 @@ def test_two_ranks_train_as_one_process(folder, tmp_path):
 def test_refusals_before_anything_loads(folder, tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         TrainJob.from_config(composed([*words(folder, tmp_path / "run", override), "model.name_or_path=/nowhere"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.eval_path=b.jsonl", "samples.count=0"], "data.eval_path .*eval_strategy=no"),
+        (["data.eval_path=b.jsonl", "samples.path=c.jsonl"], "data.eval_path .*eval_strategy=no"),
+        (["peft=lora", "train_parts.language=lora", "train_parts.projector=train"], "train_parts.projector=train.*no such part"),
+        (["peft=lora", "train_parts.language=lora", "train_parts.vision=lora"], "train_parts.vision=lora.*no such part"),
+    ],
+)
+def test_what_would_be_ignored(folder, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        TrainJob.from_config(composed([*words(folder, tmp_path / "run", *overrides), f"model.name_or_path={folder / 'text'}"]))
 
 
 @pytest.mark.parametrize(

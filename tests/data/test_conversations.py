@@ -244,7 +244,19 @@ WRONG = {
                 gpt("b"),
             ],
         },
-        "'tool', has an image",
+        "turn 3 .tool.* turns of the user, or none",
+    ),
+    "an image part of a tool": (
+        {
+            "images": ["a.png"],
+            "messages": [
+                ASKED,
+                said("assistant", None, tool_calls=[RESULT]),
+                said("tool", [{"type": "image"}, {"type": "text", "text": "sun"}]),
+                REPLY,
+            ],
+        },
+        "'tool', has an image. .*user",
     ),
     "no such image": ({"image": "gone.png", C: [human("a"), gpt("b")]}, "no image 'gone.png'"),
     "an image outside": ({"image": "../outside.png", C: [human("a"), gpt("b")]}, "lies outside"),
@@ -423,6 +435,9 @@ def test_arguments(images):
     assert load_conversations(path, source="mine", format="llava")["source"][:] == ["mine"] * 3
     hinted = write(images / "h.jsonl", {**LLAVA, "hint": "look left"})
     assert json.loads(load_conversations(hinted, metadata=["hint"])["metadata"][0]) == {"hint": "look left"}
+    for several in ([path, path], {"train": path}, None):
+        with pytest.raises(ValueError, match=f"{type(several).__name__} .*pattern"):
+            load_conversations(several)
     with pytest.raises(ValueError, match="format .*'mmpr'"):
         load_conversations(path, format="mmpr")
     with pytest.raises(ValueError, match="format .*'llava'"):

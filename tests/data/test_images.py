@@ -350,12 +350,25 @@ FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 
 def opened_or_refused(content: bytes) -> None:
+    """And a size that is read without Pillow is the one that Pillow reads."""
+    if (plain := images._plain_size(content)) is not None:
+        with images._header(content, "") as (opened, _):
+            assert plain == images._upright_size(opened)
     try:
         opened = open_image(content)
     except ValueError as error:
         assert str(error).startswith("the image: ")
     else:
         assert opened.mode == "RGB" and opened.width * opened.height <= images.MAX_PIXELS
+
+
+@pytest.mark.parametrize("format", ["JPEG", "progressive", "PNG", "WebP", "GIF"])
+def test_sizes_of_plain_files(format):
+    """Pillow opens the others; and with EXIF, XMP, a second image, a second header, or a cut before the pixels, these as well."""
+    content = WHOLE[("JPEG", "progressive", "PNG", "WebP", "GIF").index(format)]
+    assert images._plain_size(content) == (None if format in ("WebP", "GIF") else (30, 40))
+    begin, before = (33, chunk(b"IHDR", content[16:29])) if format == "PNG" else (2, b"\xff\xe1\0\x08Exif\0\0")
+    assert images._plain_size(content[:begin] + before + content[begin:]) is images._plain_size(content[:40]) is None
 
 
 @FUZZ

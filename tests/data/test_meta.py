@@ -200,3 +200,6 @@ def test_count_lines(tmp_path):
     for text, lines in (("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("a\n\nb\n", 3), ("a\n\n \r\n", 1), ("\n\n", 0)):
         path.write_text(text)
         assert count_lines(path) == lines
+    for content, records in ((b' [{"a": 1},\n\n {}]\n', 2), (b"[{", None), (b"\x1f\x8b\x08\n", None), (b"PAR1\n", None)):
+        path.write_bytes(content)
+        assert count_lines(path) == records

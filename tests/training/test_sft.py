@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mpo import PackedSFTConfig, PackedSFTTrainer
 from mpo.batching.collator import ConversationCollator
+from mpo.batching.sampler import PairBatchSampler
 from mpo.models.small import small_internvl, small_processor
 from mpo.training.samples.callback import SampleResponses
 
@@ -130,6 +131,10 @@ def two_ranks(tmp_path_factory):
     step = {"sft": True, "records": 9, **SGD, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     scenarios = {"ranks": step, "tokens": {"sft": True, "records": 9, **SGD, **TOKENS, "save_strategy": "steps", "save_steps": 1}}
     scenarios |= {"resumed": {**scenarios["tokens"], "save_strategy": "no", "resume": "tokens/checkpoint-1"}}
+    streamed = {"sft": True, "records": 9, **SGD, **TOKENS, "stream": True, "packing_buffer": 4, "max_steps": 3}
+    scenarios |= {"stream": {**streamed, "save_strategy": "steps", "save_steps": 2}}
+    scenarios |= {"resumed stream": {**streamed, "resume": "stream/checkpoint-2"}}
+    scenarios |= {"stream, workers": {**streamed, "dataloader_num_workers": 2}}
     scenarios |= {"sharded": {**step, "fsdp": True, "fsdp_config": {"version": 2}, "gradient_checkpointing": True}}
     run_on_ranks(folder, scenarios)
     return folder
@@ -142,9 +147,11 @@ def test_two_ranks_equal_one(two_ranks, tmp_path):
     assert difference(torch.load(two_ranks / "sharded.pt")["weights"], alone) < 1e-6
 
 
-def test_two_ranks_resume_bitwise(two_ranks):
-    whole, resumed = (torch.load(two_ranks / f"{name}.pt") for name in ("tokens", "resumed"))
-    assert difference(whole, resumed) == 0
+@pytest.mark.parametrize(("run", "other"), [("tokens", "resumed"), ("stream", "resumed stream"), ("stream", "stream, workers")])
+def test_two_ranks_resume_bitwise(two_ranks, run, other):
+    """And packed streams do not depend on workers."""
+    assert difference(torch.load(two_ranks / f"{run}.pt"), torch.load(two_ranks / f"{other}.pt")) == 0
+    assert json.loads((two_ranks / f"{run}-rank0.json").read_text())["steps"] >= 2
     assert json.loads((two_ranks / "tokens-rank0.json").read_text())["steps"] >= 2
 
 
@@ -158,19 +165,25 @@ def test_two_ranks_resume_bitwise(two_ranks):
         {"save_steps": 5, "kind": "lora"},
         {"save_steps": 3, **TOKENS, "dataloader_num_workers": 1},
         {"save_steps": 4, **TOKENS, "packing_buffer": 4, "stream": True, "max_steps": 6},
+        {"save_steps": 4, **TOKENS, "packing_buffer": 4, "stream": True, "max_steps": 6, "dataloader_num_workers": 2},
     ],
-    ids=["full", "lora", "tokens, a worker", "packed stream"],
+    ids=["full", "lora", "tokens, a worker", "packed stream", "packed stream, workers"],
 )
-def test_resumed_in_the_middle_of_an_epoch(tmp_path, settings):
-    """Weights, optimizer and logs are those of the run that was not interrupted, bit for bit."""
+def test_resumed_in_the_middle_of_an_epoch(tmp_path, settings, monkeypatch):
+    """Weights, optimizer and logs are those of the run that was not interrupted, bit for bit. Planned packs begin at any."""
+    after, begun = PairBatchSampler.after, []
+    monkeypatch.setattr(PairBatchSampler, "after", lambda self, number: begun.append(number) or after(self, number))
     settings = {"records": 6, "num_train_epochs": 2, "logging_steps": 2, "save_strategy": "steps", **settings}
     whole, resumed = small_sft(tmp_path, **settings), small_sft(tmp_path, **settings)
     whole.train()
     step, steps = settings["save_steps"], whole.state.max_steps
     assert steps / 2 < step < steps
     record(whole, tmp_path / "whole.pt")
+    begun.clear()
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     record(resumed, tmp_path / "resumed.pt")
+    if settings.get("batching") == "tokens" and "stream" not in settings:
+        assert begun == [step % len(resumed._sampler)]
     assert difference(torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt")) == 0
 
 
@@ -335,6 +348,19 @@ def test_a_stream_in_packs(tmp_path):
         small_sft(tmp_path, **settings).train()
     batches = list(islice(small_sft(tmp_path, **settings, oversized="own_row").get_train_dataloader(), 5))
     assert {len(batch.names) for batch in batches if batch.tokens > 150} == {1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_oversized_conversation_is_skipped(tmp_path, stream):
+    """It is listed, and the rest is trained as without it."""
+    settings = {**TOKENS, "max_tokens_per_batch": 150, "on_bad_record": "skip", "max_bad_fraction": 0.9, "max_steps": 8}
+    trainer = small_sft(tmp_path, stream=stream, **settings)
+    trainer.train()
+    listed = [json.loads(line) for line in (tmp_path / "bad_records.jsonl").read_text().splitlines()]
+    assert listed and all("150" in one["reason"] and one["id"].startswith("conversation-") for one in listed)
+    batches = list(islice(trainer.get_train_dataloader(), 8))
+    assert max(batch.tokens for batch in batches) <= 150
+    assert not {name for batch in batches for name in batch.names} & {one["where"] for one in listed}
 
 
 @pytest.mark.parametrize("stream", [False, True])

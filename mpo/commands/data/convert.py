@@ -1,4 +1,4 @@
-"""Convert a data set to TRL's or MMPR's JSONL, Parquet or save_to_disk.
+"""Convert pairs or conversations to TRL's or MMPR's JSONL, Parquet or save_to_disk.
 
 The name of the target decides which: .jsonl has TRL's columns (--output-format mmpr: MMPR's fields), .parquet has TRL's
 columns with the images inside, a name without an ending is a folder of save_to_disk. The target is read again and
@@ -33,19 +33,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     refuse_targets({"TARGET": args.target})
-    pairs = load(args)
+    pairs = load(args, conversations=True)
     written = write(pairs, args.target, args)
     if not args.check:
         return Report(written_text(written), {**written_data(written), "checked": False})
     from mpo.curation.write import first_difference, not_kept
-    from mpo.data import load_preferences
+    from mpo.data import load_conversations, load_preferences
 
-    again = load_preferences(written.path, **({"image_root": written.image_root} if written.image_root else {}))
+    read = load_conversations if "messages" in pairs.column_names else load_preferences
+    again = read(written.path, **({"image_root": written.image_root} if written.image_root else {}))
     dropped = not_kept(written)
     found = first_difference(_bare(pairs, dropped), _bare(again, dropped))
     if found is not None:
         raise Failed(f"{written.path} differs from {args.path}: {found}. The new file was not deleted. Please report this.")
-    checked = f"Read again: {len(again):,} pairs, the same as in {args.path}."
+    checked = f"Read again: {len(again):,} {written.unit}, the same as in {args.path}."
     return Report(f"{written_text(written)}\n{checked}", {**written_data(written), "checked": True})
 
 

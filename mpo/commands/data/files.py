@@ -12,7 +12,7 @@ from mpo.commands.flags import add
 
 def add_input(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
     """PATH, and the flags of how to read it; `split` for an action that can read one split of several."""
-    parser.add_argument("path", metavar="PATH", help="preference data set: a file, a folder, or a data set on the Hub")
+    parser.add_argument("path", metavar="PATH", help="data set: a file, a folder, or a data set on the Hub")
     add(parser, "--format", "--image-root", "--metadata")
     if split:
         add(parser, "--split", default="train")
@@ -24,18 +24,20 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add(parser, "--images", "--output-image-root")
 
 
-def load(args: argparse.Namespace) -> Any:
-    """Load the pairs of PATH."""
-    from mpo.data import load_preferences
-    from mpo.data.load import load_mixture
+def load(args: argparse.Namespace, *, conversations: bool = False) -> Any:
+    """Load the pairs of PATH, or with `conversations` what it holds."""
+    from mpo.data import load_conversations, load_preferences
+    from mpo.data.load import kind_of_source, load_mixture
     from mpo.data.mixture_file import is_mixture, read_mixture, refuse_beside_mixture
 
     if is_mixture(args.path):
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root, metadata=args.metadata)
-        return load_mixture(**read_mixture(args.path))
+        kind = kind_of_source(args.path) if conversations else "pair"
+        return load_mixture(**read_mixture(args.path), kind=kind)
     given = {name: getattr(args, name, None) for name in ("format", "image_root", "metadata", "split")}
     given = {name: value for name, value in given.items() if value is not None}
-    return load_preferences(args.path, num_proc=processes(args), **given)
+    is_pair = not conversations or kind_of_source(args.path, given.get("split", "train"), format=args.format) == "pair"
+    return (load_preferences if is_pair else load_conversations)(args.path, num_proc=processes(args), **given)
 
 
 def ids(pairs: Any) -> list[str]:
@@ -74,7 +76,7 @@ def write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
 def written_text(written: Any) -> str:
     """What was written, as text."""
     root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
-    lines = [f"{written.path}: {written.pairs:,} pairs{root}"]
+    lines = [f"{written.path}: {written.pairs:,} {written.unit}{root}"]
     why = "because MMPR's form has no field for it; --output-format trl keeps it"
     lines += [f"  {column!r} of {count:,} records was dropped, {why}" for column, count in written.lost.items()]
     return "\n".join(lines)

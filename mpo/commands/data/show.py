@@ -1,4 +1,4 @@
-"""Print a few records as the model sees them.
+"""Print a few records, pairs or conversations, as the model sees them.
 
 With --model: the rendered prompt with its image tokens, and the completions with the labelled tokens (those of the
 loss) between angle quotation marks.
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> Report:
 
     from mpo.curation.show import show_data, show_page, show_text
 
-    pairs = load(args)
+    pairs = load(args, conversations=True)
     if args.id:
         names = ids(pairs)
         if missing := [name for name in args.id if name not in names]:

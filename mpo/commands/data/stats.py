@@ -1,5 +1,7 @@
 """Print statistics: lengths, tiles, length gaps, word overlap.
 
+Of conversations: turns, words of the user and the assistant, images and, with --model, tokens and tiles.
+
 For all pairs and by source: words of questions and completions (with --model also tokens and tiles), how much longer
 chosen completions are than rejected ones, and how many words both share. If most chosen completions are the longer
 ones, the model learns length; if the two share almost no words, it learns little but style.
@@ -28,9 +30,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     refuse_replacing("--html", args.html, "<!doctype html>")
-    from mpo.curation.stats import compute_stats, stats_data, stats_page, stats_text
+    from mpo.curation.stats import compute_stats, conversation_stats, conversation_text, stats_data, stats_page, stats_text
 
-    found = compute_stats(load(args), load_processor(args), num_proc=processes(args))
+    records = load(args, conversations=True)
+    if "messages" in records.column_names:
+        if args.html:
+            raise ValueError(f"--html has plots of pairs, and {args.path} holds conversations. Leave it out, or use --json.")
+        counted = conversation_stats(records, load_processor(args), num_proc=processes(args))
+        return Report(conversation_text(counted), {"path": args.path, **counted})
+    found = compute_stats(records, load_processor(args), num_proc=processes(args))
     if args.html:
         write_text(args.html, stats_page(found, str(args.path)))
     return Report(stats_text(found), {"path": args.path, **stats_data(found), "html": args.html})

@@ -1,6 +1,6 @@
 """Validate a data set before training; the exit status is 1 if it has problems.
 
-Every record is read as training would read it, in parallel.
+PATH holds pairs or conversations, as its first record. Every record is read as training would read it, in parallel.
 
 Problems stop training: lines that are not pairs, images and videos that are missing or cannot be decoded, placeholders
 that do not match the images, empty or equal completions, records longer than --max-length or the model's context, image

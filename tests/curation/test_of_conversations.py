@@ -1,0 +1,76 @@
+"""`mpo data validate | stats | show | convert` on conversations, in every format that is loaded."""
+
+import json
+
+import pytest
+from support import make_image
+
+from mpo.commands import main
+from mpo.data import load_conversations
+
+
+def of(role, text):
+    return {"from": role, "value": text}
+
+
+LINES = {
+    "llava": {"image": "a.png", "conversations": [of("human", "<image>\nWhat is it?"), of("gpt", "It is a cat.")]},
+    "trl": {"messages": [{"role": "user", "content": "Why so?"}, {"role": "assistant", "content": "It has to be."}]},
+    "swift": {"query": "And then?", "response": "It goes on.", "history": [["One?", "One it is."]]},
+}
+
+
+@pytest.fixture
+def chats(tmp_path):
+    make_image(0).save(tmp_path / "a.png")
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"id": name, **line}) + "\n" for name, line in LINES.items()))
+    return path
+
+
+def shown(capsys, *arguments):
+    code = main(["data", *map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_validated(chats, capsys):
+    out = chats.parent / "found.jsonl"
+    code, found = shown(capsys, "validate", chats, "--output", out, "--num-proc", 1)
+    assert (code, found["pairs"], found["problems"]) == (0, 3, {})
+    bad = [{"conversations": [of("human", "<image>"), of("gpt", "A.")]}, LINES["trl"], {"query": "Why?", "response": ""}]
+    chats.write_text(chats.read_text() + "".join(json.dumps(line) + "\n" for line in bad))
+    (chats.parent / "a.png").write_bytes(b"\xff\xd8\xff cut")
+    code, found = shown(capsys, "validate", chats, "--output", out, "--num-proc", 1)
+    wheres = [(json.loads(line)["where"].rsplit(":")[-1], json.loads(line)["finding"]) for line in out.read_text().splitlines()]
+    assert code == 1 and found["notes"] == {"duplicate": 1}
+    assert {("1", "image not decoded"), ("5", "duplicate")} < set(wheres) and {"4", "6"} < {where for where, _ in wheres}
+
+
+def test_counted(chats, capsys):
+    """Words by hand: 4, 4 and 3 + 3 of the assistant."""
+    _, found = shown(capsys, "stats", chats)
+    assert (found["conversations"], found["images"], found["measures"]["turns"]["max"]) == (3, 1, 2)
+    assert found["measures"]["assistant, words"]["mean"] == pytest.approx(14 / 3)
+    chats.write_text(json.dumps(LINES["trl"]) + "\n")
+    assert shown(capsys, "stats", chats, "--format", "trl")[1]["conversations"] == 1  # a format of pairs as well
+    chats.write_text("".join(json.dumps(line) + "\n" for line in LINES.values()))
+    assert main(["data", "stats", str(chats)]) == 0 and "3 conversations" in capsys.readouterr().out
+    assert main(["data", "stats", str(chats), "--html", str(chats.parent / "a.html")]) == 2
+    assert "--html" in capsys.readouterr().err
+
+
+def test_shown(chats, capsys):
+    _, found = shown(capsys, "show", chats)
+    assert found["records"][1]["texts"] == {"user, turn 1": "Why so?", "assistant, turn 2": "It has to be."}
+    assert main(["data", "show", str(chats)]) == 0 and "It is a cat." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["new.jsonl", "new.parquet", "new"])
+def test_converted(chats, capsys, target):
+    code, found = shown(capsys, "convert", chats, chats.parent / "to" / target)
+    assert code == 0 and found["checked"]
+    root = {"image_root": found["image_root"]} if found["image_root"] else {}
+    again = load_conversations(chats.parent / "to" / target, **root)
+    assert [len(row["messages"]) for row in again] == [2, 2, 4]
+    assert main(["data", "convert", str(chats), str(chats.parent / "m.jsonl"), "--output-format", "mmpr"]) == 2
+    assert "conversations" in capsys.readouterr().err

@@ -94,13 +94,14 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _contamination(paths: list[str], benchmarks: dict[str, Any]) -> dict[str, Any]:
-    from mpo.curation.contamination import find_contamination
-    from mpo.data import load_preferences
+    from mpo.curation.contamination import find_contamination, training_records
     from mpo.pipelines.step import to_record
 
-    pairs = [load_preferences(path) for path in paths]
     return {
-        name: find_contamination(chain(*pairs), (to_record(question, place) for place, question in enumerate(questions)))
+        name: find_contamination(
+            chain.from_iterable(map(training_records, paths)),
+            (to_record(question, place) for place, question in enumerate(questions)),
+        )
         for name, questions in benchmarks.items()
     }
 

@@ -145,7 +145,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "action": "append",
         "metavar": "SCORER",
         "help": "for best of N: logprob or reward (against --reference) of the measured model, or another (reward=MODEL); "
-        "prm=MODEL; or MODULE:FUNCTION; may be repeated",
+        "prm=MODEL; or MODULE:FUNCTION or FILE.py:FUNCTION of your own; may be repeated",
     },
     "--seed": {"type": SEED, "metavar": "N", "help": "random seed"},
     "--shard-gb": {"type": ABOVE_0, "metavar": "GB", "help": "maximum size of a weight shard"},
@@ -165,7 +165,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--train": {
         "action": "append",
         "metavar": "PATH",
-        "help": "training pairs, which are searched for the questions and images of the benchmarks; may be repeated",
+        "help": "pairs, conversations or questions of training, to search for those of the benchmarks; may be repeated",
     },
     "--threshold": {"type": number(float, 0, 1), "metavar": "FRACTION", "help": "minimum overlap of the texts of near duplicates"},
     "--tolerance": {"type": number(float, 0), "metavar": "FRACTION", "help": "tolerance of all answers (default: of their kind)"},

@@ -147,9 +147,11 @@ class Job:
         Raises:
             ValueError: as in `run`.
         """
-        steps = {name: step.settings() for name, step in zip(self.names, self.steps, strict=True)}
-        path, own = self.folder / SETTINGS, {"version": VERSION, "order": self.names, "steps": steps}
+        path = self.folder / SETTINGS
         before = read_json_object(path) if path.exists() else None
+        known = before["steps"] if before else {}
+        steps = {name: _settings(step, known.get(name)) for name, step in zip(self.names, self.steps, strict=True)}
+        own = {"version": VERSION, "order": self.names, "steps": steps}
         several = SHARDS_PER_WORKER * workers
         if before is not None:
             there = before.get("shards")
@@ -329,6 +331,19 @@ class Job:
     def _first(self, name: str) -> list[bytes]:
         with open(self.folder / name, "rb") as file:
             return [line[:SHOWN_BYTES] for line in islice(file, SHOWN_LINES)]
+
+
+def _settings(step: Step, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of a step. A server that is away is the one that was asked before: what it has said needs no other answer."""
+    try:
+        return step.settings()
+    except ConnectionError as error:
+        name = ((known or {}).get("generator") or {}).get("model")
+        if not isinstance(name, str) or getattr(step.generator, "name", "") is not None:
+            raise
+        log.warning("%s Without it, only what is in the ledger can be used.", error)
+        step.generator.name = name  # type: ignore[union-attr]
+        return step.settings()
 
 
 def _content(value: Any) -> Any:

@@ -191,6 +191,24 @@ def evaluate(
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
         del generator, rankings
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
+    by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
+    return write_results(folder, results, found, by_id)
+
+
+def write_results(
+    folder: Path,
+    results: dict[str, Any],
+    found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]],
+    records: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write results, answers and the page of an evaluation, and return the results.
+
+    Args:
+        folder: where they go.
+        results: what is kept of them (`summarize`).
+        found: the rows of questions (`judged`), by model, benchmark and mode.
+        records: the questions as records, by benchmark and id.
+    """
     write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     answers = [
         {"model": model, "benchmark": benchmark, "mode": mode, **one}
@@ -198,8 +216,7 @@ def evaluate(
         for one in rows
     ]
     write_text(folder / ANSWERS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers))
-    by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
-    write_text(folder / PAGE, page_of(results, answers, by_id))
+    write_text(folder / PAGE, page_of(results, answers, records))
     return results
 
 

@@ -11,8 +11,9 @@ from support import make_image
 from mpo.commands import main
 from mpo.data import load_preferences, load_questions
 from mpo.io import read_json_lines
-from mpo.pipelines.mmpr import output
+from mpo.pipelines.mmpr import output, verify
 from mpo.pipelines.mmpr.make import Route
+from mpo.pipelines.mmpr.verify import judge
 
 CONFIG = """
 sources: [{{path: q.jsonl}}]
@@ -156,10 +157,39 @@ def test_an_image_that_is_gone(make, folder):
     assert "3.png" in next(one["reason"] for one in read_json_lines(folder / "out" / "dropped.jsonl") if one["id"] == "q3")
 
 
+def test_new_questions_go_on_after_the_old_ones(make, folder, monkeypatch):
+    """What is there is neither asked nor judged again; the result is that of all questions at once."""
+    lines = (folder / "q.jsonl").read_text().splitlines(keepends=True)
+    judged = []
+    monkeypatch.setattr(verify, "judge", lambda text, *rest: (judged.append(text), judge(text, *rest))[1])
+    with StubServer() as stub:
+        (folder / "q.jsonl").write_text("".join(lines[:5]))
+        assert make(stub.url)[0] == 0
+        report, asked = json.loads((folder / "out" / "report.json").read_text()), stub.asked
+        assert len(judged) >= report["sources"][0]["responses"]
+        (folder / "q.jsonl").write_text("".join(lines))
+        judged.clear()
+        assert make(stub.url)[0] == 0
+        grown, more = contents(folder / "out"), stub.asked - asked
+        new = json.loads((folder / "out" / "report.json").read_text())["sources"][0]["responses"] - report["sources"][0]["responses"]
+        (folder / "out").rename(folder / "old")
+        assert make(stub.url)[0] == 0
+        whole = contents(folder / "out")
+        assert whole.keys() == grown.keys() and all(whole[name] == grown[name] for name in whole if not name.startswith("report"))
+        assert 0 < more < stub.asked - asked - more and 0 < new
+        judged.clear()
+        assert make(stub.url)[0] == 0 and not judged
+        (folder / "q.jsonl").write_text("".join([lines[3], *lines[:3], *lines[4:]]))
+        status, _, err = make(stub.url)
+        assert status == 2 and "'q3'" in err
+        (folder / "q.jsonl").write_text("".join(lines[:4]))
+        assert "records.number is 10 there and 4 now" in make(stub.url)[2]
+
+
 def test_a_server_that_closes_prefixes(make, folder):
     with StubServer(prefix="closed") as stub:
         status, _, err = make(stub.url)
-    assert status == 2 and "closes a prefix" in err and not (folder / "out" / "meta.json").exists()
+    assert status == 2 and "closes a prefix" in err and not [body for body in stub.bodies if body["max_tokens"] > 1]
 
 
 def test_no_pairs_at_all(make, folder):

@@ -33,12 +33,14 @@ REASON = (
 )
 DIRECT = {
     "choice": "Answer with the letter of the right choice alone.",
+    "choices": "Answer with the letters of all right choices alone, with commas between them.",
     "box": "Answer with its box alone, as [x1, y1, x2, y2], in coordinates from 0 to 1000.",
     "yes_no": "Answer with yes or no alone.",
     "": "Answer with a word, a number or a short phrase alone.",
 }
 CHAIN = {
     "choice": r"Answer: \boxed{LETTER}, with the letter of the right choice.",
+    "choices": r"Answer: \boxed{LETTERS}, with the letters of all right choices and commas between them.",
     "box": "Answer: [x1, y1, x2, y2], the box in coordinates from 0 to 1000.",
     "yes_no": r"Answer: \boxed{yes} or Answer: \boxed{no}.",
     "": r"Answer: \boxed{ANSWER}, with the final answer alone.",
@@ -69,7 +71,8 @@ class Respond(Sample):
     def requests(self, record: Record) -> list[Any]:
         """One request, whose end says how to answer a question of its kind."""
         choices, ends = record.get("choices") or (), MODES[self.mode]
-        kind = "choice" if choices else record.get("kind") or ""
+        kind = record.get("kind") or ""
+        kind = "choice" if choices and kind != "choices" else kind
         said = "".join(content_text(turn["content"]) for turn in (record.get("messages") or ())[-1:])
         labelled = (rf"\b{chr(65 + place)}[).:：、．]+ *{re.escape(one)}(?!\w)" for place, one in enumerate(choices))
         listed = f"\n{CHOICES}" if choices and not all(re.search(label, said) for label in labelled) else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.data import load_questions
-from mpo.data.questions import BAD, LETTERS
+from mpo.data.questions import BAD, LETTERS, SELECTION
 from mpo.generation.generator import Generator
 from mpo.io import bad_record, parse_json, read_json_object
 from mpo.pipelines.job import Job
@@ -81,9 +81,17 @@ def _rules(question: Question) -> str:
         check_rules(question.kind, question.choices, question.tolerance)
     except ValueError as error:
         return str(error)
-    if not choices or question.kind not in (None, "choice") or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}:
+    if (
+        not choices
+        or question.kind not in (None, "choice", SELECTION)
+        or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}
+    ):
         return ""
-    if any(match(one, truth, choices=choices).correct for truth in question.ground_truths for one in choices):
+    if any(
+        match(truth if question.kind == SELECTION else one, truth, question.kind, choices=choices).correct
+        for truth in question.ground_truths
+        for one in choices
+    ):
         return ""
     return f"its ground truth {question.ground_truths[0]!r:.50} is none of its {len(choices)} choices. Give a letter, or its text."
 

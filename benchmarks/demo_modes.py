@@ -24,7 +24,7 @@ from mpo.evaluation.run import MODES
 from mpo.io import read_json_lines, write_json_lines
 
 SETTINGS = DemoSettings(
-    questions=500, eval_questions=200, warm_epochs=16, mpo_overrides=["trainer.max_steps=60", "trainer.save_steps=30"]
+    questions=200, eval_questions=100, warm_epochs=16, mpo_overrides=["trainer.max_steps=30", "trainer.save_steps=30"]
 )
 
 

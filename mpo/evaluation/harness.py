@@ -136,12 +136,13 @@ def run_harness(
             if rows:
                 found[label, task, metric] = [one for one, _ in rows]
                 records[task] = {one["id"]: record for one, record in rows}
-        if all(one["dropped"] for key, rows in found.items() if key[0] == label for one in rows):
-            raise ConnectionError(
-                f"{model}: lmms-eval got no response that it scores. See {place} and {place.with_suffix('.log')}."
-            )
+        own_rows = [one for key, rows in found.items() if key[0] == label for one in rows]
+        if own_rows and all(one["dropped"] for one in own_rows):
+            (place / "asked.json").unlink()  # which the same command asks again
+            raise ConnectionError(f"{model}: none of lmms-eval's requests succeeded. See {place} and {place.with_suffix('.log')}.")
     common = {key[1:] for key in found if key[0] == next(iter(models))}
-    results = summarize({key: rows for key, rows in found.items() if key[1:] in common}, 1)
+    compared = {key: rows for key, rows in found.items() if key[1:] in common}
+    results = summarize(compared, 1) if compared else {"results": [], "comparisons": []}
     return write_results(folder, {**results, "harness": numbers}, found, records)
 
 

@@ -35,7 +35,7 @@ def figure_name(row: Mapping[str, Any]) -> str:
 def table_of(results: Mapping[str, Any]) -> str:
     """The results as lines of text."""
     rows = [("model", "benchmark", "mode", "figure", "%, 95 % interval", "questions", "unparsable", "dropped")]
-    largest = max(row["k"] for row in results["results"])  # the whole curves are in results.json
+    largest = max((row["k"] for row in results["results"]), default=1)  # the whole curves are in results.json
     for row in results["results"]:
         if row["figure"] == "greedy" or row["k"] == largest:
             values = (percent(row), str(row["total"]), str(row["unparsable"]), str(row["dropped"]))
@@ -166,6 +166,8 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], value: str, labels: Se
 def scores_plot(results: Mapping[str, Any]) -> str | None:
     """Greedy scores with their intervals."""
     rows = [row for row in results["results"] if row["figure"] == "greedy"]
+    if not rows:
+        return None
     figure = _figure(8, 1 + 0.3 * len(rows))
     axes = figure.subplots()
     _points(axes, rows, "score", [f"{row['model']}, {row['benchmark']}, {row['mode']}" for row in rows])

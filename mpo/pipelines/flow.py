@@ -270,7 +270,8 @@ class Flow:
             return
 
         async def items() -> AsyncIterator[tuple[Request, Sequence[int]]]:
-            number, asked = 0, first
+            number = 0
+            asked: _Asked | None = first
             while asked is not None:
                 pending[number] = asked
                 if self._stopping:

@@ -46,6 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the demo's files, the models and results/")
     parser.add_argument("--picture", type=Path, help="PNG file to write of the top of the page")
+    parser.add_argument("--limit", type=int, default=SETTINGS.eval_questions, help="number of evaluation questions")
     args = parser.parse_args()
     folder = DemoFolder(args.output.absolute())
     progress = folder.read_progress()
@@ -65,7 +66,20 @@ def main() -> int:
         ],
     )
     models = (f"start={folder.warm}", f"mpo={folder.mpo}")
-    flags = ("--mode", "both", "--n", "8", "--scorer", "reward", "--max-new-tokens", "64", "--train", str(folder.pairs))
+    flags = (
+        "--mode",
+        "both",
+        "--n",
+        "8",
+        "--scorer",
+        "reward",
+        "--max-new-tokens",
+        "64",
+        "--limit",
+        str(args.limit),
+        "--train",
+        str(folder.pairs),
+    )
     status = mpo(["evaluate", *models, str(questions), *flags, "--device", "cpu", "--output", str(folder.root / "results")])
     if args.picture and not status:
         picture(folder.root / "results" / "report.html", args.picture)

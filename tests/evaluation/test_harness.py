@@ -13,7 +13,7 @@ from mpo.evaluation import harness
 from mpo.evaluation.run import MODES
 
 RECORDED = Path(__file__).parent / "lmms_eval"
-"""Files that lmms-eval 0.7.3 wrote for the task of ``docs/evaluation.md``, six of its questions."""
+"""Files that lmms-eval 0.7.3 wrote for the task of ``docs/evaluation.md``; paths of images are shortened."""
 
 
 def evaluate(capsys, *words):
@@ -64,7 +64,7 @@ def test_its_files_are_read(tmp_path):
     found = list(harness.read_results(RECORDED))
     [(task, metric, rows, row)] = found
     assert (task, metric, row["metric"], row["filter"]) == ("tiny_digits", "correct", "correct", "none")
-    assert len(rows) == 6 and sum(one["greedy"][0]["score"] for one, _ in rows) / 6 == pytest.approx(row["value"])
+    assert len(rows) == 40 and sum(one["greedy"][0]["score"] for one, _ in rows) / 40 == pytest.approx(row["value"])
     assert 0 < row["value"] < 1 and all(record["messages"] and record["images"] for _, record in rows)
     copy = shutil.copytree(RECORDED, tmp_path / "copy")
     [results] = copy.rglob("*_results.json")
@@ -77,8 +77,8 @@ def test_its_files_are_read(tmp_path):
     failed = {**lines[0], "doc_id": 99, "filtered_resps": "[LMMS_EVAL_REQUEST_FAILED after 5 retries] no", "correct": row["value"]}
     samples.write_text("".join(json.dumps(line) + "\n" for line in [*lines, failed, *strict, {**failed, "correct": 0.0}]))
     found = {name: (rows, row["value"]) for _, name, rows, row in harness.read_results(copy)}
-    assert {name: len(rows) for name, (rows, _) in found.items()} == {"correct": 7, "f1": 0, "correct,strict": 7}
-    assert [one["dropped"] for one, _ in found["correct"][0]] == [False] * 6 + [True] and found["f1"][1] == 0.3
+    assert {name: len(rows) for name, (rows, _) in found.items()} == {"correct": 41, "f1": 0, "correct,strict": 41}
+    assert [one["dropped"] for one, _ in found["correct"][0]] == [False] * 40 + [True] and found["f1"][1] == 0.3
 
 
 TASK = """

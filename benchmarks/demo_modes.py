@@ -77,8 +77,6 @@ def main() -> int:
         "64",
         "--limit",
         str(args.limit),
-        "--train",
-        str(folder.pairs),
     )
     status = mpo(["evaluate", *models, str(questions), *flags, "--device", "cpu", "--output", str(folder.root / "results")])
     if args.picture and not status:

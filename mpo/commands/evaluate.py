@@ -6,6 +6,9 @@ refcoco), which is loaded from the Hub, or NAME=PATH of a file in its published 
 Hub, an adapter, a run, or the address of an OpenAI-compatible server; LABEL=MODEL gives it a name. The first model is what the
 others are compared with.
 
+With --harness lmms-eval the arguments are models, and --tasks names what lmms-eval asks them: it runs in an environment of its
+own, which the first run makes, asks `transformers serve` or the server that is given, and its results become ours.
+
 The folder --output holds results.json, report.html, answers.jsonl and the ledgers of all responses: after an interruption the
 same command goes on, and asks nothing again that was answered.
 """
@@ -27,6 +30,7 @@ EXAMPLES = """\
 mpo evaluate runs/first questions.jsonl --output results
 mpo evaluate start=OpenGVLab/InternVL3-1B-hf mpo=runs/first mathvista pope --mode both --output results
 mpo evaluate start=base mpo=runs/first m3cot=m3cot.parquet --mode cot --n 8 --scorer reward --output results
+mpo evaluate start=base mpo=runs/first --harness lmms-eval --tasks pope,chartqa --output results
 mpo evaluate http://localhost:8000/v1 mmmu --mode cot --n 16 --workers 4 --output results
 """
 FILES = re.compile(r"\.(?:jsonl|ndjson|json|parquet)(?:\.gz)?$", re.IGNORECASE)
@@ -46,9 +50,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(parser, "--limit", "--train")
     add(parser, "--image-root", "--base", "--device", "--workers", "--retry-dropped")
     add(parser, "--dtype", otherwise="auto")
+    add(parser, "--harness", "--tasks", "--include-path", "--dry-run")
+
+
+OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks", "include_path", "dry_run")
 
 
 def run(args: argparse.Namespace) -> Report:
+    if args.harness:
+        return _harness(args)
+    if unused := [name for name in OF_HARNESS[-3:] if getattr(args, name)]:
+        raise ValueError(f"--{unused[0].replace('_', '-')} needs --harness lmms-eval. Add it, or leave it out.")
     from mpo.evaluation.page import table_of
     from mpo.evaluation.run import evaluate
     from mpo.generation.open import is_adapter
@@ -93,14 +105,43 @@ def run(args: argparse.Namespace) -> Report:
     return Report(f"{table_of(results)}\n{args.output}/report.html", results)
 
 
+def _harness(args: argparse.Namespace) -> Report:
+    from mpo.evaluation.harness import run_harness
+    from mpo.evaluation.page import table_of
+    from mpo.generation.open import is_adapter
+
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    for name, value in vars(args).items():
+        if name not in (*OF_HARNESS, "json", "run") and value != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')} is not for --harness: its tasks say how they ask. Leave it out.")
+    tasks = [task.strip() for task in (args.tasks or "").split(",") if task.strip()]
+    if not tasks:
+        raise ValueError("--harness needs --tasks, names of its tasks such as pope,chartqa.")
+    models: dict[str, str] = {}
+    for label, model in map(_labelled, args.what):
+        if FILES.search(model) or is_adapter(model):
+            advice = "Export it (mpo export)." if is_adapter(model) else "Leave it out; --tasks names what is asked."
+            raise ValueError(f"{model} is no model that can be served. {advice}")
+        _once(models, label, model)
+    lines: list[str] = []
+    given = {"include_path": args.include_path, "limit": args.limit, "device": args.device, "concurrency": args.workers or 8}
+    results = run_harness(models, tasks, args.output, dry_run=lines.append if args.dry_run else None, **given)
+    if args.dry_run:
+        return Report("\n".join(lines), {"commands": lines})
+    said = [f"lmms-eval: {one['model']}, {one['task']}, {one['metric']}: {one['value']}" for one in results["harness"]]
+    return Report("\n".join([table_of(results), *said, f"{args.output}/report.html"]), results)
+
+
 def _contamination(paths: list[str], benchmarks: dict[str, Any]) -> dict[str, Any]:
-    from mpo.curation.contamination import find_contamination
-    from mpo.data import load_preferences
+    from mpo.curation.contamination import find_contamination, training_records
     from mpo.pipelines.step import to_record
 
-    pairs = [load_preferences(path) for path in paths]
     return {
-        name: find_contamination(chain(*pairs), (to_record(question, place) for place, question in enumerate(questions)))
+        name: find_contamination(
+            chain.from_iterable(map(training_records, paths)),
+            (to_record(question, place) for place, question in enumerate(questions)),
+        )
         for name, questions in benchmarks.items()
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 from mpo.curation import similar
 from mpo.curation.dedupe import images_of
 from mpo.curation.same_image import same_image
+from mpo.data import load_conversations, load_preferences, load_questions
 from mpo.data.eval_part import asked_text
 from mpo.data.images import open_image
 
@@ -22,13 +24,34 @@ BITS = similar.BLOCKS - 1
 SHOWN = 20
 
 
+def training_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Read training data of any kind for `find_contamination`: pairs, conversations (a record for each question), or questions.
+
+    Raises:
+        ValueError: for what is none of these; the message is that of pairs.
+    """
+    try:
+        data = load_preferences(path)
+    except ValueError as of_pairs:
+        try:
+            data = load_conversations(path)
+        except ValueError:
+            try:
+                data = [{"id": one.id, "prompt": one.messages, "images": one.images} for one in load_questions(path)]
+            except ValueError:
+                raise of_pairs from None
+    for record in data:
+        for turn in [record["prompt"]] if "prompt" in record else [[one] for one in record["messages"] if one["role"] == "user"]:
+            yield {"id": record["id"], "prompt": turn, "images": record.get("images")}
+
+
 def find_contamination(
     pairs: Iterable[Mapping[str, Any]], questions: Iterable[Mapping[str, Any]], *, progress: bool = True
 ) -> dict[str, Any]:
     """Find questions of a benchmark that training data have: the text, an image, or both.
 
     Args:
-        pairs: training records, as `mpo.data.load_preferences` gives them.
+        pairs: training records: ``prompt`` and ``images``, as `mpo.data.load_preferences` gives them, or `training_records`.
         questions: the questions as records: ``id``, ``messages`` and ``images``.
         progress: show a progress bar.
 
@@ -54,7 +77,7 @@ def find_contamination(
             for block in _blocks(look):
                 looks[block].append((place, look, image))
     found: dict[int, dict[str, str]] = defaultdict(dict)
-    for record in tqdm(pairs, desc="Comparing with training data", unit="pair", disable=None if progress else True):
+    for record in tqdm(pairs, desc="Comparing with training data", unit="record", disable=None if progress else True):
         words = similar.normalised(asked_text(record["prompt"]))
         own = similar.ngrams(words)
         asked = {place for band in _bands(words) for place in bands.get(band, ())}

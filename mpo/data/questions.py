@@ -26,7 +26,9 @@ PROMPTS = ("question", "prompt", "messages", "conversations")
 ANSWERS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
 CHOICES = ("choices", "options")
 OTHERS = ("id", "system", "image", "images", "video", "videos", "kind", "unit", "tolerance", "source")
-WHOLE = ("list", "box", "interval")
+SELECTION = "choices"
+"""The kind of a multiple-choice question with several right choices, all of which an answer names."""
+WHOLE = ("list", "box", "interval", SELECTION)
 """Kinds whose answer is itself a list."""
 LETTERS = tuple("ABCDEFGH")
 """Fields of benchmarks that hold a choice each."""
@@ -86,12 +88,13 @@ class Questions:
 def load_questions(path: str | Path, **settings: Any) -> Questions:
     """Open a file of questions; arguments and errors as in `Questions`.
 
-    A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an answer,
-    becomes metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or ``images``, ``video``
-    or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several, each of which is right; where
-    the kind is ``list``, ``box`` or ``interval``, a list is one answer, unless the field is called ``answers`` or
-    ``ground_truths``), ``choices`` (a list, also as text, with or without their letters; ``options``; or fields ``A``, ``B``, ...),
-    and ``kind``, ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
+    A line has ``question``, ``prompt``, ``messages`` or ``conversations`` (whose last turn of the assistant, beside an
+    answer, becomes metadata: ``response``); optional are ``id`` (by default its place, ``FILE:LINE``), ``image`` or
+    ``images``, ``video`` or ``videos``, ``system``, the known answers (``answer``, ``ground_truth``, or a list of several,
+    each of which is right; where the kind is ``list``, ``box`` or ``interval``, a list is one answer, unless the field is
+    called ``answers`` or ``ground_truths``; so do several different choices, whose kind is ``choices``: all of them are to be
+    named), ``choices`` (a list, also as text, with or without their letters; ``options``; or fields ``A``, ``B``, ...), and
+    ``kind``, ``unit``, ``tolerance`` and ``source`` as in `mpo.schema.Question`. Everything else is metadata; what may be
     something the model should see is refused (`mpo.data.unused`), outside of a field ``metadata``.
     """
     return Questions(path, **settings)
@@ -161,6 +164,14 @@ def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choic
             raise ValueError(f"{choices!r} is a text that looks like a list and is none: {line[choices]!r:.80}.") from None
     if choices is not None and not isinstance(new[choices], list):
         raise ValueError(f"{choices!r} has {json_kind(new[choices])} where a list is expected: {line[choices]!r:.80}.")
+    if answer and not answer.endswith("s") and new.get("choices" if choices is None else choices):
+        given = line[answer] if isinstance(line[answer], list) else re.split(r"\s*[,;，、；]\s*|\s+and\s+", str(line[answer]))
+        texts = _unlettered([str(one) for one in new[choices or "choices"]])
+        given = [*given[0]] if len(given) == 1 and re.fullmatch("A?B?C?D?E?F?G?H?", str(given[0])) else given  # "AC"
+        letters = LETTERS[: len(texts)]
+        named = [texts.index(one) if one in texts else letters.index(one) for one in map(str, given) if one in (*texts, *letters)]
+        if len({*named}) == len(given) > 1 and str(line[answer]) not in texts and line.get("kind") in (None, "", SELECTION):
+            return new | {"kind": SELECTION, answer: ", ".join(LETTERS[place] for place in sorted(named))}
     if answer and not answer.endswith("s") and line.get("kind") in WHOLE and isinstance(line[answer], list):
         new[answer] = json.dumps(line[answer], ensure_ascii=False)
     return new

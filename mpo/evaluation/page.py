@@ -35,7 +35,7 @@ def figure_name(row: Mapping[str, Any]) -> str:
 def table_of(results: Mapping[str, Any]) -> str:
     """The results as lines of text."""
     rows = [("model", "benchmark", "mode", "figure", "%, 95 % interval", "questions", "unparsable", "dropped")]
-    largest = max(row["k"] for row in results["results"])  # the whole curves are in results.json
+    largest = max((row["k"] for row in results["results"]), default=1)  # the whole curves are in results.json
     for row in results["results"]:
         if row["figure"] == "greedy" or row["k"] == largest:
             values = (percent(row), str(row["total"]), str(row["unparsable"]), str(row["dropped"]))
@@ -88,7 +88,8 @@ def _changed(row: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[s
     lines = []
     for name in [*both[: MAX_CHANGED // 2], *both[MAX_CHANGED // 2 :][-(MAX_CHANGED // 2) :]]:
         record = records.get(name, {})
-        images = "".join(f"<img alt='' src='{url}'>" for url in map(thumbnail, record.get("images", ())) if url)
+        shown = [*map(thumbnail, record.get("images", ())), *map(still, record.get("videos", ()))]
+        images = "".join(f"<img alt='' src='{url}'>" for url in shown if url)
         asked = " ".join(part["text"] for part in _parts(record) if part.get("type") == "text")
         cells = f"<td>{escape(name)}</td><td class='text'>{images}<br>{escape(asked)}</td>"
         cells += f"<td class='text'>{escape(', '.join(before[name]['ground_truths']))}</td>"
@@ -117,9 +118,23 @@ def thumbnail(image: Any) -> str | None:
 
     try:
         with Image.open(BytesIO(image) if isinstance(image, bytes) else Path(image)) as opened:
-            small = opened.convert("RGB")
+            return _small(opened.convert("RGB"))
     except (OSError, ValueError):
         return None
+
+
+def still(video: Any) -> str | None:
+    """A small frame from the middle of a video as a data URL; None for one that does not decode any more."""
+    from mpo.data.video import frames_of, open_frames
+
+    try:
+        return _small(open_frames(str(video), frames_of(str(video), min_frames=1, max_frames=1))[0])
+    except (OSError, ValueError):
+        return None
+
+
+def _small(image: Any) -> str:
+    small = image.copy()
     small.thumbnail((SIDE, SIDE))
     data = BytesIO()
     small.save(data, format="JPEG", quality=80)
@@ -151,6 +166,8 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], value: str, labels: Se
 def scores_plot(results: Mapping[str, Any]) -> str | None:
     """Greedy scores with their intervals."""
     rows = [row for row in results["results"] if row["figure"] == "greedy"]
+    if not rows:
+        return None
     figure = _figure(8, 1 + 0.3 * len(rows))
     axes = figure.subplots()
     _points(axes, rows, "score", [f"{row['model']}, {row['benchmark']}, {row['mode']}" for row in rows])

@@ -33,12 +33,14 @@ REASON = (
 )
 DIRECT = {
     "choice": "Answer with the letter of the right choice alone.",
+    "choices": "Answer with the letters of all right choices alone, with commas between them.",
     "box": "Answer with its box alone, as [x1, y1, x2, y2], in coordinates from 0 to 1000.",
     "yes_no": "Answer with yes or no alone.",
     "": "Answer with a word, a number or a short phrase alone.",
 }
 CHAIN = {
     "choice": r"Answer: \boxed{LETTER}, with the letter of the right choice.",
+    "choices": r"Answer: \boxed{LETTERS}, with the letters of all right choices and commas between them.",
     "box": "Answer: [x1, y1, x2, y2], the box in coordinates from 0 to 1000.",
     "yes_no": r"Answer: \boxed{yes} or Answer: \boxed{no}.",
     "": r"Answer: \boxed{ANSWER}, with the final answer alone.",
@@ -69,7 +71,8 @@ class Respond(Sample):
     def requests(self, record: Record) -> list[Any]:
         """One request, whose end says how to answer a question of its kind."""
         choices, ends = record.get("choices") or (), MODES[self.mode]
-        kind = "choice" if choices else record.get("kind") or ""
+        kind = record.get("kind") or ""
+        kind = "choice" if choices and kind != "choices" else kind
         said = "".join(content_text(turn["content"]) for turn in (record.get("messages") or ())[-1:])
         labelled = (rf"\b{chr(65 + place)}[).:：、．]+ *{re.escape(one)}(?!\w)" for place, one in enumerate(choices))
         listed = f"\n{CHOICES}" if choices and not all(re.search(label, said) for label in labelled) else ""
@@ -191,6 +194,24 @@ def evaluate(
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
         del generator, rankings
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
+    by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
+    return write_results(folder, results, found, by_id)
+
+
+def write_results(
+    folder: Path,
+    results: dict[str, Any],
+    found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]],
+    records: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write results, answers and the page of an evaluation, and return the results.
+
+    Args:
+        folder: where they go.
+        results: what is kept of them (`summarize`).
+        found: the rows of questions (`judged`), by model, benchmark and mode.
+        records: the questions as records, by benchmark and id.
+    """
     write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     answers = [
         {"model": model, "benchmark": benchmark, "mode": mode, **one}
@@ -198,8 +219,7 @@ def evaluate(
         for one in rows
     ]
     write_text(folder / ANSWERS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers))
-    by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
-    write_text(folder / PAGE, page_of(results, answers, by_id))
+    write_text(folder / PAGE, page_of(results, answers, records))
     return results
 
 
@@ -210,10 +230,20 @@ def _ranks(
     ranks = {}
     for name, scorer in rankings.items():
         whole = [{**record, SAMPLED: answered[record["id"]][SAMPLED]} for record in records if record["id"] in answered]
-        folder = place / f"rank-{slug(name)}-{len(whole)}"  # of another number, where dropped questions were asked again
-        if whole:
-            Job([Rank(name, scorer)], whole, folder).run(**runs)
-        ranks[name] = {key: one["ranks"] for key, one in read(folder / "output.jsonl").items()} if whole else {}
+        ranks[name] = {}
+        if not whole:
+            continue
+        start = f"rank-{slug(name)}-{len(whole)}"  # of another number, where dropped questions were asked again
+        try:
+            step = Rank(name, scorer)
+        except ConnectionError:  # of a server that is not needed where it has ranked all
+            folders = [one.parent for one in place.glob(f"{start}-*/report.json")]
+            if len(folders) != 1:
+                raise
+        else:
+            folders = [place / f"{start}-{content_hash(json.dumps(step.scorer, sort_keys=True).encode())[:12]}"]
+            Job([step], whole, folders[0]).run(**runs)
+        ranks[name] = {key: one["ranks"] for key, one in read(folders[0] / "output.jsonl").items()}
     return ranks
 
 

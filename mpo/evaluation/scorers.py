@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 from mpo.generation.generator import Generator, Request
 from mpo.generation.local import LocalGenerator
+from mpo.io import did_you_mean
+from mpo.pipelines.ledger import content_hash
 from mpo.schema import Question
 
 Scorer = Callable[[Question, Sequence[str]], Sequence[float]]
@@ -17,11 +23,13 @@ Scorer = Callable[[Question, Sequence[str]], Sequence[float]]
 MAX_STEPS = 12
 """Maximum number of steps of a response that a process reward model is asked about, as in VisualPRM (arXiv 2503.10291)."""
 GOOD, BAD = "+", "-"
+UNSCORED = -1e30
+"""The score of an empty response, below every other: there are no tokens to score, and JSON holds no infinity."""
 
 
 def asked(question: Question) -> Request:
     """The request of a question, without the instructions of a mode."""
-    return Request(question.messages, question.images)
+    return Request(question.messages, question.images, videos=question.videos)
 
 
 class MeanLogProb:
@@ -39,8 +47,8 @@ class MeanLogProb:
         return {"class": type(self).__name__, "model": self.model.identity()}
 
     def __call__(self, question: Question, responses: Sequence[str]) -> list[float]:
-        """The mean for each response; an empty one has minus infinity's place, the lowest number that JSON holds."""
-        return [float(one.mean()) if len(one) else -1e30 for one in logprobs(self.model, question, responses)]
+        """The mean for each response; `UNSCORED` for an empty one."""
+        return [float(one.mean()) if len(one) else UNSCORED for one in logprobs(self.model, question, responses)]
 
 
 class ImplicitReward:
@@ -61,9 +69,9 @@ class ImplicitReward:
         return {"class": type(self).__name__, "beta": self.beta, **models}
 
     def __call__(self, question: Question, responses: Sequence[str]) -> list[float]:
-        """The reward of each response."""
+        """The reward of each response; `UNSCORED` for an empty one, which would be above all that training has made less likely."""
         own, other = (logprobs(one, question, responses) for one in (self.model, self.reference))
-        return [self.beta * float(a.sum() - b.sum()) for a, b in zip(own, other, strict=True)]
+        return [self.beta * float(a.sum() - b.sum()) if len(a) else UNSCORED for a, b in zip(own, other, strict=True)]
 
 
 def logprobs(model: LocalGenerator, question: Question, responses: Sequence[str]) -> list[Any]:
@@ -117,13 +125,13 @@ class ProcessReward:
         return ["\n".join(parts[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
 
     def _request(self, question: Question, steps: Sequence[str], end: int) -> Request:
-        first = Request(question.messages, question.images).messages
+        first = asked(question).messages
         content = [{"type": "text", "text": "### Question:\n"}, *first[-1]["content"]]
         content.append({"type": "text", "text": f"\n\n### Solution Process:\n{steps[0]}"})
         turns: list[Any] = [*first[:-1], {"role": "user", "content": content}]
         for step in steps[1 : end + 1]:
             turns += [{"role": "assistant", "content": GOOD}, {"role": "user", "content": step}]
-        return Request(turns, question.images)
+        return Request(turns, question.images, videos=question.videos)
 
     @staticmethod
     def _score(response: Any) -> float:
@@ -132,17 +140,57 @@ class ProcessReward:
         return chance if said == GOOD else 1 - chance if said == BAD else 0.0
 
 
-def load_scorer(name: str) -> Scorer:
-    """Import a function of the user's own by ``module:function``, or a class without arguments.
+class OwnScorer:
+    """A function of the user's own, known by its name and the contents of its file, so that an edited one scores anew."""
+
+    def __init__(self, name: str, function: Scorer, source: str | None) -> None:
+        self.name, self.function, self.source = name, function, source
+
+    def identity(self) -> Any:
+        """What tells it from other scorers."""
+        return {"name": self.name, "source": self.source and content_hash(Path(self.source).read_bytes())}
+
+    def __call__(self, question: Question, responses: Sequence[str]) -> Sequence[float]:
+        """What the function gives."""
+        return self.function(question, responses)
+
+
+def load_scorer(name: str) -> OwnScorer:
+    """Import a function of the user's own by ``module:function`` or ``path/to/file.py:function``, or a class without arguments.
 
     Raises:
-        ValueError: for a name of another form, and one that is not there.
+        ValueError: for a name of another form, for what is not there or does not import, and for what cannot be called with a
+            question and responses.
     """
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise ValueError(f"Scorer {name!r} is unknown. Give logprob, reward, prm=MODEL, or MODULE:FUNCTION of your own.")
+    module, _, attribute = name.rpartition(":")
+    if not module or not attribute:
+        forms = "logprob, reward, prm=MODEL, or MODULE:FUNCTION or FILE.py:FUNCTION of your own"
+        raise ValueError(f"Scorer {name!r} is unknown. Give {forms}.{did_you_mean(name, ('logprob', 'reward', 'prm=MODEL'))}")
     try:
-        found: Any = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"Scorer {name!r} cannot be imported: {error}.") from None
-    return found() if isinstance(found, type) else found  # type: ignore[no-any-return]
+        source = _module(module)
+        found: Any = getattr(source, attribute)
+        found = found() if isinstance(found, type) else found
+        inspect.signature(found).bind(None, ())
+    except Exception as error:  # a user's file may raise anything
+        said = f"Scorer {name!r} cannot be used: {type(error).__name__}: {error}."
+        raise ValueError(
+            f"{said} Give a function of a Question and a list of responses, which returns a number for each."
+        ) from None
+    return OwnScorer(name, found, getattr(source, "__file__", None))
+
+
+def _module(name: str) -> Any:
+    if not name.endswith(".py"):
+        sys.path.insert(0, "")  # modules in the current folder, which a command does not see otherwise
+        try:
+            return import_module(name)
+        finally:
+            sys.path.remove("")
+    path = Path(name).absolute()
+    unique = f"_scorer_{content_hash(str(path).encode())}"
+    spec = spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    module = sys.modules[unique] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -277,7 +277,7 @@ class Dispatch:
         """
         kind, generator = endpoint.kind, self.generator
         body = {"model": generator.name, **decoding_fields(kind, self.decoding, first=samples[0], count=len(samples))}
-        way = await self._way(endpoint, request) if request.prefix else "flag"
+        way = await self.way(endpoint, request) if request.prefix else "flag"
         if way == "template":
             generator.template = load_template(generator.template)
             body |= {"prompt": rendered(request, generator.template), **({"logprobs": 1} if self.decoding.logprobs else {})}
@@ -287,7 +287,7 @@ class Dispatch:
             body["logprobs"] = True
         return CHAT, body | generator.extra
 
-    async def _way(self, endpoint: Endpoint, request: Request) -> str:
+    async def way(self, endpoint: Endpoint, request: Request) -> str:
         """How this server goes on from this request's prefix: ``flag``, ``itself``, or ``template``."""
         generator = self.generator
 

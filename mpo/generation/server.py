@@ -228,6 +228,24 @@ class ServerGenerator:
             _run(lambda: self._connected(Decoding(), lambda run: asyncio.sleep(0)))
         return {"model": self.name, "max_tiles": self.max_tiles, "extra": self.extra}
 
+    def check_prefix(self, *, images: bool = False) -> None:
+        """Find out whether the servers go on from the prefix of a response, which `Request` may have, before anything is asked.
+
+        Args:
+            images: of requests with images.
+
+        Raises:
+            ValueError: for one that does not; the message says what to do.
+            ConnectionError: for a server that cannot be used.
+        """
+        request = Request.ask("Is it?", images=[b""] if images else (), prefix="Answer: yes.")
+
+        async def check(run: Dispatch) -> None:
+            for endpoint in run.endpoints:
+                await run.way(endpoint, request)
+
+        _run(lambda: self._connected(Decoding(), check))
+
     async def _connected(self, decoding: Decoding, ask: Callable[[Dispatch], Awaitable[T]]) -> T:
         async with AsyncExitStack() as stack:
             return await ask(await Dispatch.start(self, decoding, self.concurrency, stack))

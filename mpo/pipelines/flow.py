@@ -265,15 +265,20 @@ class Flow:
     async def _ask_all(self, step: Step, queue: asyncio.Queue[_Asked | None]) -> None:
         """Send the requests of a queue to the step's generator until the queue ends, and keep every response as it comes."""
         pending: dict[int, _Asked] = {}
+        first = await queue.get()
+        if first is None:  # nothing is asked, for which no server is needed
+            return
 
         async def items() -> AsyncIterator[tuple[Request, Sequence[int]]]:
             number = 0
-            while (asked := await queue.get()) is not None:
+            asked: _Asked | None = first
+            while asked is not None:
                 pending[number] = asked
                 if self._stopping:
                     return
                 yield asked.request, asked.missing
                 number += 1
+                asked = await queue.get()
 
         assert step.generator is not None
         settings = {"concurrency": self._concurrency, **step.sampling}

@@ -43,7 +43,7 @@ class Job:
     asked again, but for the requests on their way at an interruption.
 
     A job is its steps, their classes and sampling, the records, and the contents of the images that the first step that asks shows,
-    wherever these files lie. Output that was edited is made again from the ledger.
+    wherever these files lie. New records may come after the old ones. Output that was edited is made again from the ledger.
 
     Args:
         steps: the steps, in order.
@@ -81,7 +81,7 @@ class Job:
         self.steps, self.records, self.folder = list(steps), records, Path(folder).absolute()
         self.shards, self.max_failures, self.drop_bad = shards, max_failures, drop_bad
         self.concurrency = whole_number("concurrency", concurrency, optional=True)
-        self.count = 0
+        self.count = self.divided = 0
 
     def run(self, *, workers: int = 1, retry_dropped: bool = False, progress: bool = True) -> dict[str, Any]:
         """Run the job, or go on with it.
@@ -147,9 +147,11 @@ class Job:
         Raises:
             ValueError: as in `run`.
         """
-        steps = {name: step.settings() for name, step in zip(self.names, self.steps, strict=True)}
-        path, own = self.folder / SETTINGS, {"version": VERSION, "order": self.names, "steps": steps}
+        path = self.folder / SETTINGS
         before = read_json_object(path) if path.exists() else None
+        known = before["steps"] if before else {}
+        steps = {name: _settings(step, known.get(name)) for name, step in zip(self.names, self.steps, strict=True)}
+        own = {"version": VERSION, "order": self.names, "steps": steps}
         several = SHARDS_PER_WORKER * workers
         if before is not None:
             there = before.get("shards")
@@ -162,14 +164,16 @@ class Job:
             left = [one for one in self.folder.iterdir() if not one.name.startswith(".job.")]
             if left:
                 raise ValueError(f"{self.folder} holds {left[0].name} and no {SETTINGS}: it is no job's. Give another folder.")
-        marks, records = self._check_records(before)
-        self.count = len(marks)
-        own |= {"shards": self.shards, "records": records}
+        marks, records, moved = self._check_records(before)
+        self.count = self.divided = len(marks)
+        if before is not None and there == self.shards:
+            self.divided = before.get("divided", before["records"]["number"])  # the last part takes what is new
+        own |= {"shards": self.shards, "records": records, "divided": self.divided}
         if before is not None:
             if there != self.shards:
                 (self.folder / PROGRESS).unlink(missing_ok=True)
             for part in self.parts():
-                if before["records"]["digest"] != records["digest"]:  # the same contents in other places, which are named
+                if moved:
                     part.forget()
                 elif part.finished:
                     part.check()
@@ -185,14 +189,16 @@ class Job:
             listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong)
             raise ValueError(f"{self.folder} is that of another job: {listed}. Give the same settings, or another folder.")
 
-    def _check_records(self, before: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    def _check_records(self, before: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any], bool]:
         """Look at all records and their files, and compare them with those in the `job.json` before.
 
         Returns:
             two numbers of each record, shape (number, 2): a hash of it with what its images and videos contain, wherever they are
             (0 for one that cannot be asked), and one of it with their sizes and times: where this is known, they are not read
-            again. And what `job.json` says about the records.
+            again. What `job.json` says about the records. And whether those before have the same contents in other places, which
+            the output names.
         """
+        size = before["records"]["number"] if before else 0
         file = self.folder / MARKS
         known = np.fromfile(file, np.uint64) if file.is_file() else np.empty(0, np.uint64)
         known = known[: len(known) // 2 * 2].reshape(-1, 2)
@@ -200,9 +206,11 @@ class Job:
             known = known[:0]
         ids, marks, digest = array("Q"), array("Q"), hashlib.blake2b(digest_size=16)
         bad: list[str] = []
+        first = digest.hexdigest()
         for place, record in enumerate(self._read()):
             ids.append(id_hash(record["id"]))
             digest.update(line := json_line(record, _content))
+            first = digest.hexdigest() if place + 1 == size else first
             content = look = 0
             try:
                 shown = self._check(record)
@@ -227,21 +235,21 @@ class Job:
                 "or --drop-bad)."
             )
         found = np.frombuffer(marks, np.uint64).reshape(-1, 2).copy()
-        if len(found) == len(known):
-            old, new = known[:, 0], found[:, 0]
+        if len(found) >= len(known) > 0:
+            old, new = known[:, 0], found[: len(known), 0]
             changed = np.flatnonzero((old != new) & (old != 0) & (new != 0))
             if changed.size:
-                first = next(islice(self._read(), int(changed[0]), None))["id"]
+                name = next(islice(self._read(), int(changed[0]), None))["id"]
                 raise ValueError(
                     f"{self.folder} is that of another job: records.digest: {changed.size} records, or their images, have changed; "
-                    f"the first is {first!r}. Give the same ones, or another folder."
+                    f"the first is {name!r}. Give the same ones, new ones only after them, or another folder."
                 )
-            found[:, 0] = np.where(new == 0, old, new)
+            found[: len(known), 0] = np.where(new == 0, old, new)
         own = {"number": len(found), "digest": digest.hexdigest(), "contents": _contents(found)}
-        if before is not None:  # one by one above, if they are as many
-            compared = {name: own[name] for name in (("number",) if len(known) else ("number", "contents"))}
+        if before is not None:  # one by one above, if they are known
+            compared = {"number": min(len(found), size)} | ({} if len(known) else {"contents": _contents(found[:size])})
             self._refuse_others(before, {"records": compared, "steps": before["steps"]})
-        return found, own
+        return found, own, before is not None and first != before["records"]["digest"]
 
     def _check(self, record: Record) -> list[Any]:
         """Make the requests of the first step that asks, and look for their files. Return these."""
@@ -272,7 +280,7 @@ class Job:
         """The parts of a job that is prepared."""
         if not self.count:  # in another process
             before = read_json_object(self.folder / SETTINGS)
-            self.count, self.shards = before["records"]["number"], before["shards"]
+            self.count, self.shards, self.divided = before["records"]["number"], before["shards"], before.get("divided", 0)
         images, shards = self.folder / IMAGES, self.shards or 1
         if shards == 1:
             return [Part(self.folder, self.count, images)]
@@ -284,7 +292,8 @@ class Job:
         ]
 
     def _start(self, number: int) -> int:
-        return self.count * number // (self.shards or 1)
+        shards = self.shards or 1
+        return self.count if number == shards else (self.divided or self.count) * number // shards
 
     def run_part(self, number: int, show: Any = lambda progress: None) -> None:
         """Run one part. Raises as `run`, and InUse if another process works on it."""
@@ -321,7 +330,7 @@ class Job:
                                 whole.write(block)
         report = make_report(counts, self.names)
         settings = read_json_object(self.folder / SETTINGS)
-        settings.pop("shards")
+        del settings["shards"], settings["divided"]
         write_text(self.folder / PAGE, page(report, settings, *(self._first(name) for name in (OUTPUT, DROPPED))))
         write_text(self.folder / REPORT, json.dumps(report, indent=1) + "\n", durable=True)
         return {**report, "spent": {**spent}}
@@ -329,6 +338,19 @@ class Job:
     def _first(self, name: str) -> list[bytes]:
         with open(self.folder / name, "rb") as file:
             return [line[:SHOWN_BYTES] for line in islice(file, SHOWN_LINES)]
+
+
+def _settings(step: Step, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of a step. A server that is away is the one that was asked before: what it has said needs no other answer."""
+    try:
+        return step.settings()
+    except ConnectionError as error:
+        name = ((known or {}).get("generator") or {}).get("model")
+        if not isinstance(name, str) or getattr(step.generator, "name", "") is not None:
+            raise
+        log.warning("%s Without it, only what is in the ledger can be used.", error)
+        step.generator.name = name  # type: ignore[union-attr]
+        return step.settings()
 
 
 def _content(value: Any) -> Any:

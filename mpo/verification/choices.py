@@ -222,6 +222,32 @@ def same_choice(text: str, choice: str) -> bool:
     return bool(one) and (one == other or same_rational(one, other) == (True, True))
 
 
+def same_selection(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:
+    """Whether an answer names all the choices that are right, in any order, and no other: by letters, together or apart, or texts.
+
+    >>> [same_selection(said, "A, C", ["red", "blue", "green"])[0] for said in ("AC", "green and red", "A", "A or C")]
+    [True, True, False, False]
+    """
+    given, known = (_selected(undress(text)[:MOST_CHARACTERS], choices) for text in (answer, truth))
+    if not known:
+        return normalize(answer) == normalize(truth), "the ground truth is no choice, compared as texts"
+    if not given:
+        return False, "it names no choice, or one or another"
+    return given == known, "choices" if given == known else "other choices"
+
+
+def _selected(text: str, choices: Sequence[str] | None) -> frozenset[int]:
+    parts = [part for part in re.split(r"\s*(?:[,;，、；&\[\]\"]|\band\b|和|与)\s*", text.strip(" .。")) if part.strip()]
+    letters = parts[0] if len(parts) == 1 else ""
+    if re.fullmatch(r"[A-Z]{2,26}", letters) and max(map(_index, letters)) < (26 if choices is None else len(choices)):
+        return frozenset(map(_index, letters))
+    named = [read_choice(part, choices).indices for part in parts]
+    if len(parts) > 1 and all(len(one) == 1 for one in named):
+        return frozenset[int]().union(*named)
+    whole = read_choice(text, choices)
+    return frozenset() if whole.both and re.search(r"\bor\b|或|/", text) else whole.indices
+
+
 def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:
     """Whether an answer names the choices that the ground truth names."""
     known = read_choice(truth, choices, truth=True)

@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpo.io import did_you_mean
-from mpo.verification.choices import same_choices
+from mpo.verification.choices import same_choices, same_selection
 from mpo.verification.dates import read_date
 from mpo.verification.dress import undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
@@ -286,6 +286,7 @@ def _item(answer: str, truth: str, rules: Rules) -> bool:
 
 MATCHERS: dict[str, Matcher] = {
     "choice": lambda answer, truth, rules: same_choices(answer, truth, rules.choices),
+    "choices": lambda answer, truth, rules: same_selection(answer, truth, rules.choices),
     "number": _number,
     "expression": _math,
     "math": _math,

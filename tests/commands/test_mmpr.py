@@ -11,8 +11,9 @@ from support import make_image
 from mpo.commands import main
 from mpo.data import load_preferences, load_questions
 from mpo.io import read_json_lines
-from mpo.pipelines.mmpr import output
+from mpo.pipelines.mmpr import output, verify
 from mpo.pipelines.mmpr.make import Route
+from mpo.pipelines.mmpr.verify import judge
 
 CONFIG = """
 sources: [{{path: q.jsonl}}]
@@ -156,10 +157,41 @@ def test_an_image_that_is_gone(make, folder):
     assert "3.png" in next(one["reason"] for one in read_json_lines(folder / "out" / "dropped.jsonl") if one["id"] == "q3")
 
 
+def test_new_questions_go_on_after_the_old_ones(make, folder, monkeypatch):
+    """What is there is neither asked nor judged again; the result is that of all questions at once."""
+    lines = (folder / "q.jsonl").read_text().splitlines(keepends=True)
+    judged = []
+    monkeypatch.setattr(verify, "judge", lambda text, *rest: (judged.append(text), judge(text, *rest))[1])
+    with StubServer() as stub:
+        (folder / "q.jsonl").write_text("".join(lines[:5]))
+        assert make(stub.url)[0] == 0
+        report, asked = json.loads((folder / "out" / "report.json").read_text()), stub.asked
+        assert len(judged) >= report["sources"][0]["responses"]
+        (folder / "q.jsonl").write_text("".join(lines))
+        judged.clear()
+        assert make(stub.url)[0] == 0
+        grown, more = contents(folder / "out"), stub.asked - asked
+        new = (
+            json.loads((folder / "out" / "report.json").read_text())["sources"][0]["responses"] - report["sources"][0]["responses"]
+        )
+        (folder / "out").rename(folder / "old")
+        assert make(stub.url)[0] == 0
+        whole = contents(folder / "out")
+        assert whole.keys() == grown.keys() and all(whole[name] == grown[name] for name in whole if not name.startswith("report"))
+        assert 0 < more < stub.asked - asked - more and 0 < new
+        judged.clear()
+        assert make(stub.url)[0] == 0 and not judged
+        (folder / "q.jsonl").write_text("".join([lines[3], *lines[:3], *lines[4:]]))
+        status, _, err = make(stub.url)
+        assert status == 2 and "'q3'" in err
+        (folder / "q.jsonl").write_text("".join(lines[:4]))
+        assert "records.number is 10 there and 4 now" in make(stub.url)[2]
+
+
 def test_a_server_that_closes_prefixes(make, folder):
     with StubServer(prefix="closed") as stub:
         status, _, err = make(stub.url)
-    assert status == 2 and "closes a prefix" in err and not (folder / "out" / "meta.json").exists()
+    assert status == 2 and "closes a prefix" in err and not [body for body in stub.bodies if body["max_tokens"] > 1]
 
 
 def test_no_pairs_at_all(make, folder):
@@ -264,11 +296,48 @@ def test_what_no_response_can_answer_is_named_before_anything_is_asked(make, fol
         assert stub.asked == 0
 
 
+SWIFT = ("messages", "images", "videos", "audios", "tools", "objects", "rejected_response", "label", "channel", "margin")
+"""Columns that ms-swift reads: `RowPreprocessor.standard_keys` of ``swift/dataset/preprocessor/core.py`` (modelscope/ms-swift,
+3602360a), without those with prefixes; the rest of the test is what its ``_check_messages`` and ``_check_rejected_response``
+refuse."""
+
+
+def test_ms_swift_reads_every_column(make, folder):
+    with StubServer() as stub:
+        assert make(stub.url)[0] == 0
+    rows = [row for path in (folder / "out" / "swift").glob("*.jsonl") for row in read_json_lines(path)]
+    assert rows
+    for row in rows:
+        assert {*row} <= {*SWIFT}
+        assert all({*one} == {"role", "content"} and isinstance(one["content"], str) for one in row["messages"])
+        assert {one["role"] for one in row["messages"]} <= {"system", "user", "assistant"}
+        assert row["messages"][-1]["role"] == "assistant" and row["rejected_response"] != row["messages"][-1]["content"]
+        said = "".join(one["content"] for one in row["messages"])
+        assert said.count("<image>") == len(row.get("images", ())) and all(isinstance(one, str) for one in row.get("images", ()))
+
+
 @pytest.mark.parametrize("answer", ["B", "(b)", "Blue", "B. blue", ["green", "blue"]])
 def test_a_ground_truth_is_a_choice_by_letter_or_text(folder, answer):
     write(folder, [{"question": "Which?", "choices": ["red", "blue"], "answer": answer}])
     (question,) = Route(load_questions("q.jsonl"), is_open=False)
     assert question.messages
+
+
+@pytest.mark.parametrize("answer", [["A", "C"], ["green", "red"], "A, C", "AC", "A and C"])
+def test_all_of_several_right_choices_are_to_be_named(folder, answer):
+    write(folder, [{"question": "Which?", "choices": ["red", "blue", "green"], "answer": answer}])
+    [question] = load_questions(folder / "q.jsonl")
+    assert (question.kind, question.ground_truths) == ("choices", ["A, C"])
+    right = ("A, C", "C and A", "AC", "red, green", "(A), (C)", "A. red, C. green", "green and red.")
+    for said in (*right, "A", "AB", "A, B, C", "A or C", "blue"):
+        verdict = judge(f"I look.\nI think.\nFinal answer: {said}", question).verdict
+        assert (verdict == "correct") == (said in right), said
+
+
+def test_several_wordings_of_one_choice_are_no_several_choices(folder):
+    for answer in (["B", "blue"], "1, 2", ["A", "D"]):
+        write(folder, [{"question": "Which?", "choices": ["1, 2", "blue", "green"], "answer": answer}])
+        assert [question.kind for question in load_questions(folder / "q.jsonl")] == [None]
 
 
 @pytest.mark.parametrize("stray", ["I see <image>.", "<video> so 4", "a <IMG_CONTEXT> b"])

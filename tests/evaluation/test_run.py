@@ -8,6 +8,7 @@ from stub_server import StubServer
 from support import make_image, perturbed
 
 from mpo.commands import main
+from mpo.evaluation.page import still
 from mpo.evaluation.run import clustered_interval, summarize
 from mpo.evaluation.run import evaluate as evaluate_call
 from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer
@@ -136,11 +137,11 @@ def test_the_implicit_reward_is_the_difference_of_log_probs(internvl, processor)
     start, responses = LocalGenerator(internvl, processor), ["one", "one two", "one", ""]
     rewards = ImplicitReward(trained, start, beta=0.5)(QUESTION, responses)
     means = [MeanLogProb(model)(QUESTION, responses) for model in (trained, start)]
-    assert rewards[0] == rewards[2] != 0 and rewards[3] == 0 and means[0][3] < means[0][0] < 0
+    assert rewards[0] == rewards[2] != 0 and rewards[3] < min(rewards[:3]) and means[0][3] < means[0][0] < 0
     tokens = [len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in ("one", "one two")]
     for place, number in enumerate(tokens):
         assert rewards[place] == pytest.approx(0.5 * number * (means[0][place] - means[1][place]), rel=1e-4)
-    assert ImplicitReward(start, start)(QUESTION, responses) == [0.0] * 4
+    assert ImplicitReward(start, start)(QUESTION, responses)[:3] == [0.0] * 3
 
 
 class Judge:
@@ -166,10 +167,40 @@ def test_a_process_reward_is_the_mean_over_steps():
 
 
 def test_scorers_of_ones_own():
-    assert load_scorer("json:dumps") is json.dumps
-    for name in ("nowhere:at_all", "json:no", "json"):
+    assert load_scorer(f"{__name__}:scores_of_ones_own").function is scores_of_ones_own
+    for name in ("nowhere:at_all", "json:no", "json", "json:dumps", "json:__name__", "gone.py:score"):
         with pytest.raises(ValueError, match=name):
             load_scorer(name)
+
+
+def test_a_scorer_in_a_file_scores_anew_when_it_is_edited(questions, tmp_path, capsys):
+    own, asked = tmp_path / "own.py", []
+    for sign, expected in (("", 3), ("-", 0)):
+        own.write_text(f"def late(question, responses):\n    return [{sign}place for place in range(len(responses))]\n")
+        with StubServer() as stub:
+            words = (f"m={stub.url}", questions, "--output", tmp_path / "out", "--n", 4, "--scorer", f"{own}:late")
+            status, results = evaluate(capsys, *words)
+            asked.append(len(stub.bodies))
+        answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+        [row] = [row for row in results["results"] if row["figure"] == f"best by {own}:late" and row["k"] == 4]
+        assert row["correct"] == sum(answer["sampled"][expected]["score"] for answer in answers)
+    assert asked[0] and not asked[1]
+
+
+def test_a_finished_evaluation_needs_no_server(questions, tmp_path, capsys):
+    """Neither for the same page, nor for another one from the same responses; but for responses that are missing."""
+    FAULTS.update({f"q{place}": lambda responses: range(4) for place in range(12)})
+    with StubServer() as stub:
+        words = (f"m={stub.url}", questions, "--output", tmp_path / "out", "--n", 4, "--scorer", f"prm={stub.url}")
+        status, results = evaluate(capsys, *words)
+        assert status == 0
+    (tmp_path / "out" / "report.html").unlink()
+    assert evaluate(capsys, *words) == (0, results) and (tmp_path / "out" / "report.html").is_file()
+    (tmp_path / "out" / "jobs" / "m" / "digits" / "direct" / "progress.json").unlink()
+    assert evaluate(capsys, *words) == (0, results)
+    other = evaluate(capsys, *words, "--scorer", f"{__name__}:scores_of_ones_own")
+    assert other[0] == 0 and len(other[1]["results"]) == len(results["results"]) + 3
+    assert evaluate(capsys, *words, "--mode", "both")[0] == 1
 
 
 def scores_of_ones_own(question, responses):
@@ -260,14 +291,20 @@ def test_questions_of_one_image_are_no_evidence(questions, score):
 
 def test_what_training_has_seen_is_kept(questions, tmp_path, capsys):
     lines = [json.loads(line) for line in questions.read_text().splitlines()]
-    for place in (0, 2):
-        pair = {"question": lines[place]["question"], "image": lines[place]["image"], "chosen": "a", "rejected": "b"}
-        (tmp_path / f"pairs{place}.jsonl").write_text(json.dumps(pair) + "\n")
+    asked = {place: {name: lines[place][name] for name in ("question", "image")} for place in (0, 2, 4)}
+    turns = [("human", "What is this?"), ("gpt", "An image."), ("human", asked[2].pop("question")), ("gpt", "2")]
+    seen = {
+        "pairs": {**asked[0], "chosen": "a", "rejected": "b"},
+        "talks": {**asked[2], "conversations": [{"from": role, "value": text} for role, text in turns]},
+        "questions": {**asked[4], "answer": "1"},
+    }
+    for name, line in seen.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
     with StubServer() as stub:
-        words = (stub.url, questions, "--output", tmp_path / "out", "--train", tmp_path / "pairs0.jsonl")
-        status, results = evaluate(capsys, *words, "--train", tmp_path / "pairs2.jsonl")
+        words = (stub.url, questions, "--output", tmp_path / "out")
+        status, results = evaluate(capsys, *words, *(word for name in seen for word in ("--train", tmp_path / f"{name}.jsonl")))
     assert status == 0 and results == json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["contamination"]["digits"]["both"] == 2 and "2 with an image" in (tmp_path / "out" / "report.html").read_text()
+    assert results["contamination"]["digits"]["both"] == 3 and "3 with an image" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("wrong", [{"k": 0}, {"k": True}, {"modes": ()}, {"models": {}}, {"benchmarks": {}}])
@@ -292,3 +329,27 @@ def test_an_adapter_against_its_base(questions, tmp_path, capsys, internvl, proc
     assert {row["model"] for row in results["results"] if row["figure"] == "best by reward"} == {"tuned"}
     status, error = evaluate(capsys, models[0], *words, "--base", tmp_path / "base")
     assert status == 2 and "--base" in error and str(models[0]) in error
+
+
+def test_videos(tmp_path, capsys, internvl, processor):
+    """A video is shown, scored by its log-probs, and a frame of it is on the page."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height = 64, 32
+        for seed in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_image(make_image(seed))))
+        container.mux(stream.encode())
+    for name, model in (("start", internvl), ("tuned", perturbed(copy.deepcopy(internvl), scale=1.0))):
+        for part in (model, processor):
+            part.save_pretrained(tmp_path / name)
+    row = {"video": "a.mp4", "candidates": ["one", "two"], "answer": "one", "task_type": "Count"}
+    lines = [{**row, "question": f"Which ({place})?"} for place in range(3)]
+    (tmp_path / "mv.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = (f"mvbench={tmp_path / 'mv.jsonl'}", "--output", tmp_path / "out", "--n", 2, "--max-new-tokens", 2)
+    status, results = evaluate(capsys, tmp_path / "start", f"tuned={tmp_path / 'tuned'}", *words, "--scorer", "reward")
+    rows = {(row["model"], row["figure"], row["k"]): row for row in results["results"]}
+    assert status == 0 and rows["tuned", "best by reward", 2]["dropped"] == 0
+    assert still(tmp_path / "a.mp4").startswith("data:image/jpeg")
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    assert still(tmp_path / "a.mp4") is None

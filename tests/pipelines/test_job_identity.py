@@ -327,3 +327,20 @@ def test_a_step_that_drops_all(tmp_path):
         raise Dropped("no")
 
     assert Job([Make(drop)], records(), tmp_path).run()["dropped"] == 3
+
+
+@pytest.mark.parametrize("shards", [None, 2, 3])
+def test_new_records_go_on_after_the_old_ones(tmp_path, shards):
+    """What is there keeps its place and is not made again; the rest is that of a new job."""
+    made = []
+    step = Make(lambda record: made.append(record["id"]) or {"text": record["id"]})
+    for count in (3, 4, 8):
+        made.clear()
+        Job([step], records(count), tmp_path / "grown", shards=shards).run()
+        assert len({*made}) == {3: 3, 4: 1, 8: 4}[count] and len(read(tmp_path / "grown")) == count
+    Job([step], records(8), tmp_path / "whole").run()
+    assert read(tmp_path / "grown") == read(tmp_path / "whole")
+    with pytest.raises(ValueError, match="records.number is 8 there and 7 now"):
+        Job([step], records(7), tmp_path / "grown", shards=shards).run()
+    with pytest.raises(ValueError, match="'r0'"):
+        Job([step], [{**records(1)[0], "words": []}, *records(9)[1:]], tmp_path / "grown", shards=shards).run()

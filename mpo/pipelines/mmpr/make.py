@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from mpo.data import load_questions
-from mpo.data.questions import BAD, LETTERS
+from mpo.data.questions import BAD, LETTERS, SELECTION
 from mpo.generation.generator import Generator
 from mpo.io import bad_record, parse_json, read_json_object
 from mpo.pipelines.job import Job
-from mpo.pipelines.mmpr.config import Config, Model, file_name, is_server
+from mpo.pipelines.mmpr.config import Config, Model, Source, file_name, is_server
 from mpo.pipelines.mmpr.continuation import Continue
 from mpo.pipelines.mmpr.output import META, REPORT, WRITTEN, Output
 from mpo.pipelines.mmpr.pair import Pair
 from mpo.pipelines.mmpr.sample import Sample
-from mpo.pipelines.mmpr.verify import Verify
+from mpo.pipelines.mmpr.verify import Verify, verified
 from mpo.pipelines.part import DROPPED, OUTPUT, locked
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.schema import Question
@@ -81,9 +81,17 @@ def _rules(question: Question) -> str:
         check_rules(question.kind, question.choices, question.tolerance)
     except ValueError as error:
         return str(error)
-    if not choices or question.kind not in (None, "choice") or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}:
+    if (
+        not choices
+        or question.kind not in (None, "choice", SELECTION)
+        or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}
+    ):
         return ""
-    if any(match(one, truth, choices=choices).correct for truth in question.ground_truths for one in choices):
+    if any(
+        match(truth if question.kind == SELECTION else one, truth, question.kind, choices=choices).correct
+        for truth in question.ground_truths
+        for one in choices
+    ):
         return ""
     return f"its ground truth {question.ground_truths[0]!r:.50} is none of its {len(choices)} choices. Give a letter, or its text."
 
@@ -164,16 +172,15 @@ def _train(config: Config, folder: Path) -> None:
 def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) -> dict[str, Any]:
     opened = cache(lambda number, max_tiles: open_model(config.models[number], max_tiles))
     output, reports, verify, pair = Output(folder, config.formats), [], Verify(**dict(config.verify)), Pair(**dict(config.pair))
-    kept = config.continue_
+    kept, planned = config.continue_, list[tuple[str, list[Step], Route, Source]]()
     for source in config.sources:
         questions = load_questions(source.path, image_root=source.image_root, limit=source.limit, keep_bad=True)
         own = config.sample.model_copy(update={name: getattr(source.sample, name) for name in source.sample.model_fields_set})
         if next(iter(questions), None) is None:
             raise ValueError(f"{source.path} has no questions. Leave the source out.")
         models = [(model.name, opened(number, source.max_tiles)) for number, model in enumerate(config.models)]
-        jobs: list[tuple[str, list[Step], Route]] = []
         route = Route(questions, source.route, is_open=False)
-        jobs.append((f"{source.name}-sample", sampling_steps(own, models, config), route))
+        planned.append((f"{source.name}-sample", sampling_steps(own, models, config), route, source))
         for number, (name, generator) in enumerate(models):
             one: dict[str, Any] = {"name": name, **own.model_dump(exclude={"prompt", "n", "seed", "until"})}
             steps: list[Step] = [
@@ -181,27 +188,37 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) ->
                 Continue(generator, ratio=kept.ratio, with_image=kept.with_image, seed=own.seed + 1, **one),
             ]
             route = Route(questions, source.route, is_open=True, needs_image=not kept.with_image)
-            jobs.append((f"{source.name}-continue{number or ''}", steps, route))
-        for name, steps, route in jobs:
-            if next(iter(route), None) is None:
+            planned.append((f"{source.name}-continue{number or ''}", steps, route, source))
+    jobs = [
+        (Job(steps, route, folder / "jobs" / name, drop_bad=drop_bad), route, source)
+        for name, steps, route, source in planned
+        if next(iter(route), None) is not None
+    ]
+    news = [job for job, route, _ in jobs if route.is_open and kept.ratio and not (job.folder / REPORT).exists()]
+    for job, *_ in jobs if news else ():
+        with locked(job.folder, "job"):
+            job.prepare(how["workers"])
+    for job in news:  # a server that closes prefixes is named before anything is paid for
+        getattr(job.steps[-1].generator, "check_prefix", lambda images: None)(images=kept.with_image)
+    for job, route, source in jobs:
+        name = job.folder.name
+        reports.append({"job": name, **job.run(**how)})
+        made = ((record, "") for record in Records(job.folder))
+        for record, reason in made if route.is_open else verified(Records(job.folder), verify, job.folder / "verdicts.jsonl"):
+            of = file_name(record.get("source") or str(source.name))
+            try:
+                pairs = [] if reason else [record] if route.is_open else pair.finish(record, ())
+            except (Dropped, ValueError) as error:
+                reason = str(error)
+            if reason:
+                output.dropped(of, record, "pair", reason)
                 continue
-            job = Job(steps, route, folder / "jobs" / name, drop_bad=drop_bad)
-            reports.append({"job": name, **job.run(**how)})
-            for record in Records(job.folder):
-                of = file_name(record.get("source") or str(source.name))
-                try:
-                    record = record if route.is_open else verify.finish(record, ())  # type: ignore[assignment]
-                    pairs = [record] if route.is_open else pair.finish(record, ())
-                except (Dropped, ValueError) as error:
-                    output.dropped(of, record, "pair", str(error))
-                else:
-                    ids = f"{record['id']}/{name.rpartition('-')[2]}" if route.is_open else record["id"]
-                    asked = {"responses": [{}], **record}  # a pair of the open route is of one response, which nobody has judged
-                    output.paired(of, asked, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
-            for lost in Records(job.folder, DROPPED):
-                output.dropped(
-                    file_name(lost["record"].get("source") or str(source.name)), lost["record"], lost["step"], lost["reason"]
-                )
+            ids = f"{record['id']}/{name.rpartition('-')[2]}" if route.is_open else record["id"]
+            asked = {"responses": [{}], **record}  # a pair of the open route is of one response, which nobody has judged
+            output.paired(of, asked, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
+        for lost in Records(job.folder, DROPPED):
+            of = file_name(lost["record"].get("source") or str(source.name))
+            output.dropped(of, lost["record"], lost["step"], lost["reason"])
     return output.close(config.model_dump(exclude_defaults=True, by_alias=True), reports)
 
 

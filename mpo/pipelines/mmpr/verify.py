@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from mpo import verification
 from mpo.generation.generator import Response
-from mpo.io import did_you_mean
+from mpo.io import did_you_mean, json_line
+from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.strict_format import parse_response
 from mpo.pipelines.step import Record, Step
 from mpo.schema import Question
@@ -85,6 +89,10 @@ class Verify(Step):
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
         """The question with its verdicts."""
+        return with_verdicts(record, self.verdicts(record))
+
+    def verdicts(self, record: Record) -> list[Judged]:
+        """The verdict of each response. Raises ValueError for a question without a ground truth, or without responses."""
         if not record.get("ground_truths"):
             raise ValueError("it has no ground truth. Add its answer, or take the open route (mpo mmpr continue).")
         if not record.get("responses"):
@@ -95,5 +103,48 @@ class Verify(Step):
         given = {one.name: record[one.name] for one in fields(Question) if one.name in record}
         question = Question(**{"messages": (), **given, **own})
         format = self.format or record.get("format", "any")
-        judged: list[dict[str, Any]] = [{**one, **vars(judge(one["text"], question, format))} for one in record["responses"]]
-        return {**record, "responses": judged, "accuracy": sum(one["verdict"] == "correct" for one in judged) / len(judged)}
+        return [judge(one["text"], question, format) for one in record["responses"]]
+
+
+def with_verdicts(record: Record, verdicts: Sequence[Judged]) -> Record:
+    """A question whose responses have their verdicts, with its accuracy."""
+    judged = [{**one, **vars(verdict)} for one, verdict in zip(record["responses"], verdicts, strict=True)]
+    return {**record, "responses": judged, "accuracy": sum(one.verdict == "correct" for one in verdicts) / len(verdicts)}
+
+
+def verified(records: Iterable[Record], verify: Verify, path: Path) -> Iterator[tuple[Record, str]]:
+    """Verify records, whose verdicts are kept: as long as records and rules are those of the run before, nothing is judged again.
+
+    Args:
+        records: in the order of the run before, with new ones at the end.
+        verify: the rules.
+        path: where the verdicts are kept.
+
+    Yields:
+        each record with its verdicts, and ""; or as it is, and why it cannot be judged.
+    """
+    code = b"".join(one.read_bytes() for one in sorted(Path(verification.__file__).parent.glob("*.py")))
+    rules = json_line({"rules": verify.settings(), "code": content_hash(code)}).encode()
+    with open(path, "a+b") as file:
+        file.seek(0)
+        same = file.readline() == rules
+        end = len(rules) if same else 0
+        for record in records:
+            key, line = content_hash(json_line(record).encode()), file.readline() if same else b""
+            try:
+                kept, found = json.loads(line) if line.endswith(b"\n") else ("", [])
+            except ValueError:
+                kept = ""
+            if kept != key:
+                if same or not end:
+                    file.truncate(end)
+                    file.write(b"" if end else rules)
+                    same, end = False, 1
+                try:
+                    found = [astuple(one) for one in verify.verdicts(record)]
+                except ValueError as error:
+                    found = str(error)
+                file.write(json_line([key, found]).encode())
+            else:
+                end += len(line)
+            yield (record, found) if isinstance(found, str) else (with_verdicts(record, [Judged(*one) for one in found]), "")

@@ -113,8 +113,8 @@ class PairCosts:
         why = {int(place): exceeds(int(tokens[place]), int(self.tiles[place]), budget) for place in np.flatnonzero(beyond)}
         one, none = np.where(beyond, 1, self.prompt), np.where(beyond, 0, self.tiles)
         chosen, rejected = np.where(beyond, 1, self.chosen), np.where(beyond, 1, self.rejected)
-        arrays = [values.astype(np.int32) for values in (one, chosen, rejected, none)]
-        return PairCosts(*arrays, self.group), why
+        one, chosen, rejected, none = (values.astype(np.int32) for values in (one, chosen, rejected, none))
+        return PairCosts(one, chosen, rejected, none, self.group), why
 
 
 def exceeds(tokens: int, tiles: int, budget: Budget) -> str:

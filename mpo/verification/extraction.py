@@ -17,7 +17,7 @@ from mpo.verification.dress import boxed, plain_sentence, undress
 from mpo.verification.matching import check_rules, is_expression
 from mpo.verification.number import find_numbers, read_number
 from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
-from mpo.verification.sequences import LETTERED, MARKER, read_boxes, read_intervals
+from mpo.verification.sequences import LETTERED, MARKER, NAMED_RUN, read_boxes, read_intervals
 from mpo.verification.texts import read_yes_no
 
 _NO_CHOICE = "its number is that of no choice"
@@ -338,6 +338,8 @@ def _unstated(whole: str, kind: str | None, choices: Sequence[str] | None, asked
             return found
     if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
         return _none("refusal")
+    if kind not in {"text", "document", "chart"} and (run := NAMED_RUN.search(plain_sentence(kept[-1]).strip(" *"))):
+        return Extraction(run[0], "conclusion")
     if kind in {"expression", "math", None} and (spans := list(_MATH.finditer(whole))):
         last = next(part for part in spans[-1].groups() if part).strip()
         return Extraction(_value_side(last), "conclusion")

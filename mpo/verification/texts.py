@@ -65,9 +65,8 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
     if given is not None and known is not None:
         return same_number(given, known)
     if not _NEGATED.search(answer):
-        times = read_time(undress(answer)), read_time(undress(truth))
-        if times[0] and times[1]:
-            return same_time(*times), "times"
+        if (said := read_time(undress(answer))) and (time := read_time(undress(truth))):
+            return same_time(said, time), "times"
         if (same := same_date(answer, truth)) is not None:
             return same, "dates"
     return False, "other words"
@@ -136,7 +135,7 @@ def _slip(one: str, other: str) -> bool:
     if len(short) < 4 or not (one + other).isalpha() or words[0][:1] != words[1][:1] or re.fullmatch("[ivxlcdm]+", long):
         return False
     alike = [
-        re.sub(r"(.)\1", r"\1", re.sub("rn|vv|cl|l", lambda found: {"rn": "m", "vv": "w", "cl": "d", "l": "i"}[found[0]], word))
+        re.sub("rn|vv|cl|l", lambda found: {"rn": "m", "vv": "w", "cl": "d", "l": "i"}[found[0]], re.sub(r"(.)\1", r"\1", word))
         for word in words
     ]
     inner = range(1, len(long) - 1)
@@ -150,14 +149,19 @@ def _slip(one: str, other: str) -> bool:
 
 
 def _readable(left: str, right: str) -> bool:
-    """Whether two parts of a word, put together, have at most three consonants in a row there, those of English words."""
+    """Whether the consonants where two parts of a word meet stand beside each other in English words."""
     run = re.search(r"[^aeiouy]*$", left)[0] + re.match(r"[^aeiouy]*", right)[0]  # type: ignore[index]
-    return len(run) < 4 and bool(_READABLE.fullmatch(left[-1] + right[0]))
+    return (len(run) < 3 or run in _THREE) and bool(_READABLE.fullmatch(left[-1] + right[0]))
+
+
+_THREE = frozenset(
+    "str spr scr spl thr sch shr nst ndr ntr mpl mpr ngl ngr nch nth rst rth rch rdl ltr lth tch ght ctr xtr".split()
+)
 
 
 _READABLE = re.compile(
     r"[aeiouy].|.[aeiouy]|b[lrs]|c[hklrt]|d[lrsw]|f[flrt]|g[hlnrs]|hr|hs|k[lnsw]|l[bcdfgklmnpstv]|m[bmnps]|n[cdgknst]|p[hlnprst]"
-    r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|vr|w[hlnrs]|xt|[yz]."
+    r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|w[hlnrs]|xt|[yz]."
 )
 """Letters that stand beside each other in English."""
 

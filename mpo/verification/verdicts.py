@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 from mpo.schema import Question
-from mpo.verification.extraction import Extraction, find_answer
+from mpo.verification.extraction import find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.prose import ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
+from mpo.verification.statements import Extraction
 from mpo.verification.texts import read_yes_no
 
 

@@ -104,6 +104,10 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
         if letter < size and pattern is _WITH_TEXT:
             number = next((shown for start, _, shown in find_numbers(rest[:60])[:1] if start <= 1), None)
             told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
+            if texts and letter < len(texts) and len(rest) < 120 and not others:
+                named = named_inside(re.split(r"(?<=[a-z])[.;]\s", rest)[0], texts)
+                if named.method == "text" and letter not in named.indices and normalize(texts[letter]) not in normalize(rest):
+                    return Named(frozenset(), clash)
             if (others and letter not in others) or (told and number is not None and not same_choice(number, texts[letter])):
                 return Named(frozenset(), clash)
             return Named(frozenset({letter}), "letter")

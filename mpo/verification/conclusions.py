@@ -34,6 +34,10 @@ _ENDS_IN_LETTER = re.compile(
     r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
 )
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
+_NOT_AMONG = re.compile(
+    r"(?i)\bnot (?:an? |one of |among |in |listed |any of )(?:\w+ ){0,3}(?:options?|choices?)\b"
+    r"|\bnone of the (?:\w+ )?(?:options|choices) (?:match|is|are)\b"
+)
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
 
 
@@ -145,6 +149,8 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         chosen, method = bold[0], "opening"
     elif opens and value(said[numbered[0]]) == value(said[numbered[-1]]) is not None:
         chosen, method = numbered[0], "opening"
+    elif len(numbered) > 1 and numbered[-1] not in cues and not bold and value(said[last]) == _result(numbered[-2]) is not None:
+        chosen, method = last, "conclusion"
     elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
     elif opens and not ("=" in last and "=" not in numbered[0]) and shared(last) <= shared(numbered[0]):
@@ -156,6 +162,12 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         return no_answer("refusal")
     shown = said[chosen]
     return Extraction(shown, method) if shown else no_answer("hedge" if shown == "" else "no number")
+
+
+def _result(sentence: str) -> Fraction | None:
+    """The value on the right side of a calculation."""
+    number = read_number(sentence.rpartition("=")[2].strip(" .。$")) if "=" in sentence else None
+    return number.value if number else None
 
 
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
@@ -190,6 +202,8 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     if are_numbers(choices):
         number = _unstated_number(kept, asked)
         return named_choice(number.answer, choices, number.method) or no_answer(number.reason or NO_CHOICE)
+    if re.search(_NOT_AMONG, " ".join(kept[-2:])):
+        return no_answer("its answer is none of the choices")
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""
     places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))

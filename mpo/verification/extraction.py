@@ -13,6 +13,7 @@ from dataclasses import replace
 from mpo.verification.choices import read_choice
 from mpo.verification.conclusions import unstated_answer
 from mpo.verification.matching import check_rules
+from mpo.verification.prose import REFUSAL, sentences_of
 from mpo.verification.statements import (
     CORRECTED,
     LABEL,
@@ -29,6 +30,8 @@ from mpo.verification.statements import (
 HEAD, TAIL = 20_000, 40_000
 """Of a longer response, only so many characters of its beginning and its end are read."""
 _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
+_NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
+"""Where a response asks the next question by itself."""
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-HＡ-Ｈ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
@@ -70,9 +73,17 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
             return no_answer("unfinished reasoning")
         text = text[marks[-1].end() :]
     kind = kind or ("choice" if choices is not None else None)
+    if (following := _NEXT.search(text)) and re.search(r"\w", text[: following.start()]):  # the model goes on with another one
+        first = find_answer(text[: following.start()], kind, choices, asked)
+        if first.answer is not None or first.reason == "refusal":
+            return first
     if kind != "choice" or not text.strip():
         return _find(text, kind, choices, asked) if text.strip() else no_answer("empty")
     found = _judged(text, choices) or _reconsidered(text, choices) or _find(text, kind, choices, asked)
+    refusals = [choice for choice in choices or () if REFUSAL.search(choice)]
+    if choices and len(refusals) == 1 and (found.answer is None or found.method in {"conclusion", "opening", "only"}):
+        if REFUSAL.search(sentences_of(text)[-1]):
+            return Extraction(chr(65 + choices.index(refusals[0])), "conclusion")
     if choices and found.answer is not None and any(re.fullmatch(r"\W?[A-H]\W?", choice.strip()) for choice in choices):
         return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
     return found

@@ -15,6 +15,9 @@ REFUSAL = re.compile(
     r"|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
     r"|unclear|unsure|uncertain)"
+    r"|(?:do|does|did)(?: not|n['’]t) (?:provide|give|contain|include|have|specify|mention|state|indicate|show)\b"
+    r"[^.\n]{0,60}?\b(?:information|context|details?|data|whether|if)|cannot (?:provide|give|be (?:provided|made|given|found))"
+    r"|(?:is|are|was|were) not (?:provided|given|specified|available|visible)|as an? (?:text-based )?ai"
     r"|not enough information|insufficient (?:information|data)|no way to (?:know|tell)|need more information)\b|无法"
     r"|不能确定|不知道|抱歉|不确定",
     re.IGNORECASE,

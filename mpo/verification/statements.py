@@ -57,6 +57,8 @@ STATEMENT = re.compile(
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
     r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])"
 )
+_A = re.compile(r"(?m)^[ \t*]{0,4}A(?:ns|nswer)?\.?[*]{0,2}[:：][*]{0,2}[ \t]*(?=\S)([^\n]{1,80})$")
+"""The line of an answer in a text of questions (`Q:`) and answers; of a choice it would be the first one."""
 _IS_CORRECT = re.compile(
     r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
     r"|choices?|answers?|选项)[ \t]?)?"
@@ -113,6 +115,8 @@ def statements(text: str, kind: str | None) -> Iterator[Statement]:
         yield found.start(), found[1], "tag"
     for start, _, content in boxed(text):
         yield start, content, "boxed"
+    for found in last_matches(_A, text) if kind != "choice" else ():
+        yield found.start(), found[1], "label"
     for pattern, method in ((LABEL, "label"), (STATEMENT, "statement")):
         for found in last_matches(pattern, text):
             if not _OF_OTHERS.search(text[max(0, found.start() - 200) : found.start()] + found[0]):

@@ -123,9 +123,10 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if not numbered:
         ends = f"{sentences[0]}\n{sentences[-1]}"
-        if re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", ends, re.IGNORECASE):
-            return Extraction("0", "opening")
-        return no_answer("refusal" if REFUSAL.search(ends) else "no number")
+        if REFUSAL.search(ends):
+            return no_answer("refusal")
+        none = re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", ends, re.IGNORECASE)
+        return Extraction("0", "opening") if none else no_answer("no number")
 
     def value(shown: str | None) -> Fraction | None:
         return number.value if (number := read_number(shown or "")) else None
@@ -189,6 +190,9 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     options = [letter for letter, beside in around if not denied.search(beside)]
     if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(options[0], choices, "letter")):
         return chosen
+    said = read_yes_no(first) if choices and len(choices) == 2 else None
+    if said is not None and [read_yes_no(choice) for choice in choices or ()] in ([said, not said], [not said, said]):
+        return Extraction("AB"[[read_yes_no(choice) for choice in choices or ()].index(said)], "opening")
     if (
         (found := _ENDS_IN_LETTER.search(kept[-1]))
         and not REFUSAL.search(kept[-1])

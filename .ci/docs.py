@@ -2,10 +2,9 @@
 
     python .ci/docs.py
 
-The reference is read from the source, so nothing is imported: the public names of `mpo.losses`, `mpo`, ... with their signatures and
-docstrings. A page of docs/ that the navigation of mkdocs.yml does not name is added to it under its own title. A link to a file of the
-repository outside docs/ becomes its name. The build fails for a link or anchor that leads nowhere, and for a page that would load
-something from another host.
+The reference is read from the source, so nothing is imported: public names with their signatures and docstrings. A page that the
+navigation of mkdocs.yml does not name is added to it under its own title. A link to a file of the repository outside docs/ becomes
+its name. The build fails for a link or anchor that leads nowhere, and for a page that would load something from another host.
 """
 
 import ast

@@ -20,38 +20,65 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES, SITE = ROOT / "build" / "docs", ROOT / "build" / "site"
-PACKAGES = {"mpo": "mpo", "mpo.losses": "losses"} | {
-    f"mpo.{name}": f"mpo/{name}" for name in ("data", "training", "generation", "verification", "pipelines", "evaluation", "models")
-}
+PACKAGES = (
+    "mpo",
+    "mpo.losses",
+    *(f"mpo.{name}" for name in "data training generation verification pipelines evaluation models".split()),
+)
+SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$", re.MULTILINE)
 
 
-def public(package: Path) -> dict[str, Path]:
-    """The names in `__all__` of a package, or in its modules where it has none, each with the file that defines it."""
-    tree = ast.parse((package / "__init__.py").read_text())
-    listed = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
-    names = [name for name in (ast.literal_eval(listed[0].value) if listed else []) if not name.startswith("_")]
-    found: dict[str, Path] = {}
-    folders = [*sorted(package.rglob("*.py")), *sorted((ROOT / "mpo").rglob("*.py"))]
-    for name in names:
-        pattern = re.compile(rf"^(?:class|def) {name}\b", re.MULTILINE)
-        if home := next((path for path in folders if pattern.search(path.read_text())), None):
-            found[name] = home
-    return found
+def file_of(module: str) -> Path:
+    """The file of a module; `mpo.losses` is the folder losses/."""
+    path = ROOT.joinpath(*module.replace("mpo.losses", "losses").split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def public() -> dict[str, dict[str, Path]]:
+    """By package the names in `__all__`, and those that pages import, each with the file that defines it."""
+    found: dict[str, dict[str, Path]] = {package: {} for package in PACKAGES}
+    for package in PACKAGES:
+        tree = ast.parse(file_of(package).read_text())
+        listed = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+        own = sorted(file_of(package).parent.rglob("*.py"))
+        for name in ast.literal_eval(listed[0]) if listed else ():
+            pattern = re.compile(rf"^(?:class|def) {name}\b", re.MULTILINE)
+            if home := next((path for path in own if pattern.search(path.read_text())), None):
+                found[package][name] = home
+    pages = "\n".join(page.read_text() for page in PAGES.rglob("*.md"))
+    for module, names in re.findall(r"^from (mpo\.[\w.]+) import (.+)$", pages, flags=re.MULTILINE):
+        package = next((one for one in PACKAGES[1:] if module.startswith(f"{one}.")), None)
+        for name in names.split(", ") if package else ():
+            found[package].setdefault(name, file_of(module))
+    return {package: names for package, names in found.items() if names}
+
+
+def as_markdown(doc: str) -> str:
+    """A docstring as Markdown: sections as lists, examples as code."""
+    text = doc.replace("``", "`")
+    text = re.sub(r"(?ms)^(>>>.*?)(?=^\s*$|\Z)", lambda found: f"```python\n{found[1].rstrip()}\n```\n", text)
+    first, *sections = SECTION.split(text)
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        inside, _, after = re.sub(r"\n(?=\S)", "\0", body, count=1).partition("\0")
+        entries = re.sub(r"(?m)^    (?=\S)", "- ", re.sub(r"\n {8,}(?=\S)", " ", inside)).strip("\n")
+        entries = re.sub(r"(?m)^- ([\w, *]+): ", r"- `\1`: ", entries)
+        first += f"\n**{title}**\n\n{entries}\n\n{after}"
+    return first
 
 
 def described(path: Path, name: str) -> str:
     """A class or function as Markdown: its signature and docstring."""
     node = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", None) == name)
-    makes = next((sub for sub in getattr(node, "body", []) if getattr(sub, "name", "") == "__init__"), None)
-    function = node if isinstance(node, ast.FunctionDef) else makes
-    arguments = ast.unparse(function.args).removeprefix("self").lstrip(", ") if function is not None else ""
-    kind = "class " if isinstance(node, ast.ClassDef) else ""
-    text = [f"## `{name}`\n\n```text\n{kind}{name}({arguments})\n```\n"]
-    if doc := ast.get_docstring(node):
-        text.append(f"```text\n{doc}\n```\n")
-    for method in getattr(node, "body", []) if isinstance(node, ast.ClassDef) else ():
+    function = next((sub for sub in getattr(node, "body", []) if getattr(sub, "name", "") == "__init__"), None)
+    function = node if isinstance(node, ast.FunctionDef) else function
+    text = [f"## `{name}`\n"]
+    if function is not None:
+        arguments = [argument for argument in re.split(r", (?![^\[(]*[\])])", ast.unparse(function.args)) if argument != "self"]
+        text.append(f"```python\n{name}(\n    " + ",\n    ".join(arguments) + "\n)\n```\n")
+    text.append(as_markdown(ast.get_docstring(node) or ""))
+    for method in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and (doc := ast.get_docstring(method)):
-            text.append(f"**`{method.name}`** {' '.join(doc.partition(chr(10) * 2)[0].split())}\n")
+            text.append(f"\n**`{method.name}`**: {' '.join(doc.partition(chr(10) * 2)[0].split())}\n")
     return "\n".join(text)
 
 
@@ -64,12 +91,11 @@ def gather() -> None:
         page.write_text(re.sub(rf"\[([^\]]+)\]\((?:\.\./){{{depth},}}[^)]+\)", r"\1", page.read_text()))
     reference: list[object] = []
     (PAGES / "reference").mkdir()
-    for module, folder in PACKAGES.items():
-        if names := public(ROOT / folder):
-            first = (ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or "").partition("\n")[0]
-            page = "\n".join([f"# `{module}`\n\n{first}\n", *(described(path, name) for name, path in sorted(names.items()))])
-            (PAGES / "reference" / f"{module}.md").write_text(page)
-            reference.append({module: f"reference/{module}.md"})
+    for package, names in public().items():
+        first = (ast.get_docstring(ast.parse(file_of(package).read_text())) or "").partition("\n")[0]
+        page = "\n".join([f"# `{package}`\n\n{first}\n", *(described(path, name) for name, path in sorted(names.items()))])
+        (PAGES / "reference" / f"{package}.md").write_text(page)
+        reference.append({package: f"reference/{package}.md"})
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     named = set(re.findall(r"[\w/.-]+\.md", str(config["nav"])))
     for page in sorted(PAGES.rglob("*.md")):

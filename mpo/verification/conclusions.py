@@ -27,9 +27,8 @@ from mpo.verification.statements import (
 )
 from mpo.verification.texts import read_yes_no
 
-_DESPITE = re.compile(
-    r"(?im)^[^.!?\n]{0,200}?(?:can['’]t|cannot|not sure|not certain|unable|sorry)[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)"
-)
+_DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
+_UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
     r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
 )
@@ -43,7 +42,7 @@ _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECAS
 
 def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """The answer of a response that states none in a known form."""
-    whole = _DESPITE.sub("", whole) or whole
+    whole = _DESPITE.sub(lambda found: "" if REFUSAL.search(found[0]) or _UNSURE.search(found[0]) else found[0], whole) or whole
     if kind == "choice":
         return _unstated_choice(whole, choices, asked)
     kept = sentences_of(whole)
@@ -109,7 +108,9 @@ _SEQUENCE = re.compile(
     r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
     r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
 )
-_SAYS = re.compile(r"(?:\b(?:is|are|was|were|reads|says|shows)\s+|[:：]\s?|[是为])((?:[^\s是为]{1,40}\s?){1,8})$")
+_SAYS = re.compile(
+    r"(?:\b(?:is|are|was|were|reads|says|shows)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|[是为])((?:[^\s是为]{1,40}\s?){1,8})$"
+)
 
 
 def _without_cue(sentence: str) -> str:
@@ -206,8 +207,9 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     if are_numbers(choices):
         number = _unstated_number(kept, asked)
         return named_choice(number.answer, choices, number.method) or no_answer(number.reason or NO_CHOICE)
-    if re.search(_NOT_AMONG, " ".join(kept[-2:])):
-        return no_answer("its answer is none of the choices")
+    if _NOT_AMONG.search(" ".join(kept[-2:])):
+        none = [place for place, choice in enumerate(choices) if re.match(r"(?i)\W*none of|not (?:given|listed)", choice)]
+        return Extraction(chr(65 + none[0]), "conclusion") if none else no_answer("its answer is none of the choices")
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""
     places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))

@@ -102,7 +102,8 @@ _HAN_CLOCK = re.compile(
     r"(?P<part>凌晨|早上|上午|中午|下午|傍晚|晚上)?(?P<hour>\d{1,2})[点时](?:(?P<minute>\d{1,2})分?|(?P<half_hour>半)|整)?"
 )
 _SPOKEN = re.compile(
-    rf"(?:a )?(?P<much>half|quarter|[a-z-]+?)(?: minutes?)? (?P<side>past|after|to) (?P<hour>[a-z]+|\d{{1,2}})\s?(?:{_HALF_DAY})?"
+    r"(?:a )?(?P<much>half|quarter|[a-z-]+?|\d{1,2})(?: minutes?)? (?P<side>past|after|to) (?P<hour>[a-z]+|\d{1,2})\s?"
+    rf"(?:{_HALF_DAY})?"
 )
 _LATE = frozenset("p afternoon evening night 中午 下午 傍晚 晚上".split())
 Time = tuple[int, int, int, int | None]
@@ -116,7 +117,10 @@ def read_time(text: str) -> Time | None:
     ((15, 45, 0, 3), (15, 45, 0, None), (3, 45, 0, None), (12, 0, 0, 12), None)
     """
     low = _plain_figures(text.strip(" .。").casefold().replace("\u2019", "'")) if len(text) < 60 else ""
-    low = re.sub(r"^(?:it is |it's )?(?:(?:at|about|around|exactly) )?", "", low)
+    low = re.sub(r"^(?:(?:so|thus|then|therefore),? )?(?:it is |it's )?(?:(?:at|about|around|exactly) )?", "", low)
+    low = re.sub(r"(?<=:00) (?:noon|midnight)$", lambda found: " pm" if "noon" in found[0] else " am", low)
+    if (spoken := re.match(r"([a-z]+)(?= o'clock)", low)) and (number := read_number(spoken[1])):
+        low = f"{number.value}{low[spoken.end() :]}"
     if low in {"noon", "midday", "midnight", "12 noon", "12 midnight"}:
         return (0 if "night" in low else 12), 0, 0, 12
     minute: int | None = 0

@@ -211,7 +211,8 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
                 return same
         if is_expression(answer) or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer)):
             return _math_values(answer, truth, rules)
-        if (given := read_number(_LEADING.sub("", re.sub(r"(?i)(?<=\d)\s?[ap]\.?m\.?$", "", undress(answer))))) is None:
+        plain = undress(answer) if known.unit else re.sub(r"(?i)(?<=\d)\s?[ap]\.?m\.?$", "", undress(answer))
+        if (given := read_number(_LEADING.sub("", plain))) is None:
             return False, "the answer is no number"
     return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
 

@@ -78,7 +78,7 @@ def named_values(text: str) -> list[tuple[str, str]] | None:
     return [(found[1], found[2]) for found in found_parts if found] if len(parts) > 1 and all(found_parts) else None
 
 
-_NAME = r"(\\?[A-Za-z\u0370-\u03ff](?:_?\{?\w{1,3}\}?)?'?|\\[a-z]{2,7})\s?=\s?"
+_NAME = r"(\\?[A-Za-z\u0370-\u03ff](?:_?\{?\w{1,3}\}?)?'?(?:\(\w\))?|\\[a-z]{2,7})\s?=\s?"
 _NAMED = re.compile(rf"{_NAME}([^=<>≤≥]+)")
 _VALUE = r"[^\s=<>≤≥,;，；]{1,40}"
 NAMED_RUN = re.compile(

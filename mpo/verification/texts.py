@@ -141,7 +141,8 @@ def _slip(one: str, other: str) -> bool:
     inner = range(1, len(long) - 1)
     # "plant" is a word of its own: a vowel is left out only where what remains cannot be read.
     left_out = any(
-        long[at] in "aeiou" and long[:at] + long[at + 1 :] == short and not _readable(short[:at], short[at:]) for at in inner
+        long[at] in "aeiou" and long[:at] + long[at + 1 :] == short and (len(long) > 9 or not _readable(short[:at], short[at:]))
+        for at in inner
     )
     exchanged = len(long) > 8 and any(long[:at] + long[at + 1] + long[at] + long[at + 2 :] == short for at in inner)
     doubled = len(long) > 6 or len(short) == len(long)  # later, latter

@@ -169,6 +169,7 @@ def _size(unit: str) -> tuple[str, Fraction] | None:
     for sign, part in zip((1, -1, -1, -1), unit.split("/"), strict=False):
         for factor in part.split("·"):
             base, _, power = factor.partition("^")
+            base = "K" if base == "°C" and unit != base else base  # in a rate a degree is a difference
             if base not in _FACTORS or (power and not power.isdigit()):
                 return None
             quantity, one = _FACTORS[base]

@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quick lint types doctest wheel clean
+.PHONY: demo test quick lint types doctest docs wheel clean
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml setup.cfg
@@ -43,6 +43,10 @@ types: .venv/installed
 
 doctest: .venv/installed
 	$(BIN)/python -m pytest -q tests/test_doctests.py
+
+# The pages of docs/ and the reference into build/site, every link checked; nothing is loaded from another host.
+docs: .venv/installed
+	$(BIN)/python .ci/docs.py
 
 # The wheel, installed alone and tried from outside the checkout.
 wheel: .venv/installed

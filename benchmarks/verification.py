@@ -2,9 +2,11 @@ r"""Measure `mpo.verification` on real responses with published verdicts, beside
 
     python benchmarks/verification.py FOLDER            # JSON into results/
     python benchmarks/verification.py FOLDER --disagreements second
+    python benchmarks/verification.py FOLDER --unseen   # all of it measures; see verification_unseen.md
 
 FOLDER has files `*.jsonl.gz` whose lines are `{"id", "question", "choices", "unit", "ground_truth", "answer_type", "response",
 "is_right"}`. Ids are halved by a hash: the rules were decided on the first half, the second half measures them.
+With `--unseen` FOLDER has files as published: MathVista's `output_*.json`, GSM8K's `example_model_solutions.jsonl`.
 `verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses.
 Where both a published and another verdict can be defended (arguable), the published one stays.
 
@@ -57,20 +59,45 @@ def question_of(line: dict[str, Any]) -> Question:
     )
 
 
+def published(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a file in its authors' form, each with the name of the responses: of MathVista, or of GSM8K's four systems."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        for pid, record in json.loads(text).items():
+            if all(key in record for key in ("response", "extraction", "true_false")):
+                kept = {key: record[key] for key in ("question", "choices", "unit", "answer_type")}
+                kept |= {"id": pid, "ground_truth": record["answer"], "response": record["response"] or ""}
+                yield path.stem.replace("output_", "mathvista_"), kept | {"is_right": bool(record["true_false"])}
+        return
+    for number, record in enumerate(map(json.loads, text.splitlines())):
+        truth = record["ground_truth"].rpartition("A:")[2].strip()
+        kept = {"question": record["question"], "choices": None, "unit": None, "answer_type": "integer", "ground_truth": truth}
+        for system in (name for name in record if isinstance(record[name], dict)):
+            said = {"id": f"{number}", "response": record[system]["solution"], "is_right": record[system]["is_correct"]}
+            yield f"gsm8k_{system}", kept | said
+
+
 def half(identifier: str) -> str:
     """The half of the data that a question is in."""
     return ("first", "second")[hashlib.sha256(identifier.encode()).digest()[0] % 2]
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file, with the corrected verdict as `correct`."""
+def read(folder: Path, *, unseen: bool = False) -> Iterator[dict[str, Any]]:
+    """The lines of a folder, with the name of their responses, the half they are in, and the corrected verdict as `correct`."""
     corrected = {(label["responses"], label["id"]): label for label in map(json.loads, LABELS.read_text().splitlines())}
-    name = path.name.removesuffix(".jsonl.gz")
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in map(json.loads, file):
+    for path in sorted(folder.glob("*.json*")):
+        name = path.name.removesuffix(".jsonl.gz")
+        if unseen:
+            lines = list(published(path))
+        else:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                lines = [(name, json.loads(line)) for line in file]
+        for name, line in lines:
             label = corrected.get((name, line["id"]))
             yield {
                 **line,
+                "responses": name,
+                "half": "unseen" if unseen else half(line["id"]),
                 "correct": label["correct"] if label else line["is_right"],
                 "arguable": bool(label and label["arguable"]),
             }
@@ -121,22 +148,21 @@ def scores(counts: Counter[tuple[bool, bool]]) -> dict[str, float]:
     return {**found, "true_positives": right, "false_positives": wrong, "false_negatives": missed}
 
 
-def measure(folder: Path, checkers: dict[str, Callable[[dict[str, Any]], bool]] = CHECKERS) -> dict[str, Any]:
+def measure(
+    folder: Path, checkers: dict[str, Callable[[dict[str, Any]], bool]] = CHECKERS, *, unseen: bool = False
+) -> dict[str, Any]:
     """Precision and recall of each checker per half, file and labels, and the disagreements in three kinds."""
     counts: dict[tuple[str, str, str, str], Counter[tuple[bool, bool]]] = {}
-    kinds = {part: Counter[str]() for part in ("first", "second")}
-    for path in sorted(folder.glob("*.jsonl.gz")):
-        for line in read(path):
-            for name, checker in checkers.items():
-                said = checker(line)
-                for labels, label in (("published", line["is_right"]), ("corrected", line["correct"])):
-                    for source in (path.name.removesuffix(".jsonl.gz"), "pooled"):
-                        counts.setdefault((half(line["id"]), labels, source, name), Counter())[said, label] += 1
-                if name == "mpo.verification" and said != line["is_right"]:
-                    kind = (
-                        "arguable" if line["arguable"] else "published label wrong" if said == line["correct"] else "we are wrong"
-                    )
-                    kinds[half(line["id"])][kind] += 1
+    kinds: dict[str, Counter[str]] = {}
+    for line in read(folder, unseen=unseen):
+        for name, checker in checkers.items():
+            said = checker(line)
+            for labels, label in (("published", line["is_right"]), ("corrected", line["correct"])):
+                for source in (line["responses"], f"{line['responses'].partition('_')[0]} pooled" if unseen else "pooled"):
+                    counts.setdefault((line["half"], labels, source, name), Counter())[said, label] += 1
+            if name == "mpo.verification" and said != line["is_right"]:
+                kind = "arguable" if line["arguable"] else "published label wrong" if said == line["correct"] else "we are wrong"
+                kinds.setdefault(line["half"], Counter())[kind] += 1
     return {
         "scores": [
             dict(zip(("half", "labels", "responses", "checker"), key, strict=True)) | scores(c) for key, c in counts.items()
@@ -164,27 +190,28 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the files of responses")
-    parser.add_argument("--disagreements", choices=("first", "second"), help="only print those of a half")
+    parser.add_argument("--disagreements", choices=("first", "second", "unseen"), help="only print those of a half")
+    parser.add_argument("--unseen", action="store_true", help="the files are as published, and none of them decided a rule")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     if arguments.disagreements:
-        for path in sorted(arguments.folder.glob("*.jsonl.gz")):
-            for line in read(path):
+        for line in read(arguments.folder, unseen=arguments.unseen):
+            if line["half"] == arguments.disagreements:
                 verdict = verify(line["response"], question_of(line))
-                if half(line["id"]) == arguments.disagreements and verdict.correct != line["is_right"]:
-                    print(path.name, json.dumps({**line, "verdict": str(verdict)}, ensure_ascii=False, indent=1), sep="\n")
+                if verdict.correct != line["is_right"]:
+                    print(json.dumps({**line, "verdict": str(verdict)}, ensure_ascii=False, indent=1))
         return
     results = {
-        **measure(arguments.folder),
-        **speed(),
+        **measure(arguments.folder, unseen=arguments.unseen),
+        **({} if arguments.unseen else speed()),
         "versions": {name: version(name) for name in ("math-verify", "sympy", "rapidfuzz")},
         "cores": os.cpu_count(),
     }
-    output = RESULTS / f"verification_{date.today()}.json"
+    output = RESULTS / f"verification_{'unseen_' * arguments.unseen}{date.today()}.json"
     output.write_text(json.dumps(results, indent=1) + "\n")
     for row in results["scores"]:
-        if row["half"] == "second":
-            print(f"{row['labels']:10} {row['responses']:16} {row['checker']:18} {row['precision']:.3f} {row['recall']:.3f}")
+        if row["half"] != "first":
+            print(f"{row['labels']:10} {row['responses']:44} {row['checker']:18} {row['precision']:.3f} {row['recall']:.3f}")
     print({key: value for key, value in results.items() if key != "scores"})
 
 

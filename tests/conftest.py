@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import json
 import logging
 import os
 
@@ -94,3 +95,16 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("largest differences")
         for what, value in largest.items():
             terminalreporter.write_line(f"{what:<60} {value:.1e}")
+
+
+@pytest.fixture
+def files(processor, internvl, tmp_path):
+    """A small model and four pairs on disk."""
+    from support import make_image
+
+    internvl.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    make_image(0).save(tmp_path / "a.png")
+    line = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+    (tmp_path / "pairs.jsonl").write_text("\n".join([json.dumps(line)] * 4))
+    return tmp_path

@@ -15,7 +15,6 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from stub_server import StubServer
-from support import make_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,17 +34,6 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = mpo.MPOTrainr
     with pytest.raises(AttributeError, match="load_internvl"):
         _ = mpo.models.load_intern
-
-
-@pytest.fixture
-def files(processor, internvl, tmp_path):
-    """A small model and four pairs on disk."""
-    internvl.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    make_image(0).save(tmp_path / "a.png")
-    line = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
-    (tmp_path / "pairs.jsonl").write_text("\n".join([json.dumps(line)] * 4))
-    return tmp_path
 
 
 @pytest.mark.slow

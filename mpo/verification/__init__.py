@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpo.verification.extraction import Extraction, extract
+    from mpo.verification.extraction import extract
     from mpo.verification.matching import MATCHERS, Rules, Verdict, match, register
+    from mpo.verification.statements import Extraction
     from mpo.verification.verdicts import final_answer, verify
 
 __all__ = ["Extraction", "MATCHERS", "Rules", "Verdict", "extract", "final_answer", "match", "register", "verify"]
 
-_HOME = {"extract": "extraction", "Extraction": "extraction", "final_answer": "verdicts", "verify": "verdicts"}
+_HOME = {"extract": "extraction", "Extraction": "statements", "final_answer": "verdicts", "verify": "verdicts"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from mpo.verification.dress import undress
 from mpo.verification.expressions import equation, latex
 from mpo.verification.number import find_numbers, read_number, same_number
-from mpo.verification.prose import singular, stated_number
+from mpo.verification.prose import REFUSAL, singular, stated_number
 from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
 
@@ -104,6 +104,11 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
         if letter < size and pattern is _WITH_TEXT:
             number = next((shown for start, _, shown in find_numbers(rest[:60])[:1] if start <= 1), None)
             told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
+            if texts and letter < len(texts) and len(rest) < 120 and not others:
+                named = named_inside(re.split(r"(?<=[a-z])[.;]\s", rest)[0], texts)
+                told_otherwise = named.method == "text" and not any(REFUSAL.search(texts[place]) for place in named.indices)
+                if told_otherwise and letter not in named.indices and normalize(texts[letter]) not in normalize(rest):
+                    return Named(frozenset(), clash)
             if (others and letter not in others) or (told and number is not None and not same_choice(number, texts[letter])):
                 return Named(frozenset(), clash)
             return Named(frozenset({letter}), "letter")

@@ -15,7 +15,16 @@ from mpo.verification.dates import read_date
 from mpo.verification.dress import undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
-from mpo.verification.sequences import GOES_ON, read_boxes, read_intervals, read_list, same_boxes, same_intervals, same_list
+from mpo.verification.sequences import (
+    GOES_ON,
+    named_values,
+    read_boxes,
+    read_intervals,
+    read_list,
+    same_boxes,
+    same_intervals,
+    same_list,
+)
 from mpo.verification.texts import document_distance, document_words, fixed_words, read_yes_no, same_text, same_transcription
 
 
@@ -202,7 +211,8 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
                 return same
         if is_expression(answer) or re.fullmatch(r"[\d\s.()+*/^-]*[+*/^-][\d\s.()+*/^-]*", undress(answer)):
             return _math_values(answer, truth, rules)
-        if (given := read_number(_LEADING.sub("", undress(answer)))) is None:
+        plain = undress(answer) if known.unit else re.sub(r"(?i)(?<=\d)\s?[ap]\.?m\.?$", "", undress(answer))
+        if (given := read_number(_LEADING.sub("", plain))) is None:
             return False, "the answer is no number"
     return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
 
@@ -234,6 +244,8 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    if named_values(truth) or named_values(answer):
+        return _list(answer, truth, rules)
     given, known = read_number(answer), read_number(truth)
     if other_name(answer, truth):
         return False, "another name"

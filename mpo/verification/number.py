@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpo.verification.dress import plain_math, undress, without_math_marks
-from mpo.verification.units import PURE, canonical_unit, conversion, is_unit
+from mpo.verification.units import DECADE, PURE, canonical_unit, conversion, is_unit, temperatures
 
 MAX_LENGTH = 400  # longest text that is read as one number, in characters
 _MAX_EXPONENT = 400
@@ -52,10 +52,11 @@ _PART = rf"(?:{'|'.join(_PARTS)})"
 _MANY = rf"(?:{'|'.join([*_LARGE, *_SETS])})"
 _WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
 _PHRASE = (  # half a million, two and a half million, a dozen, three quarters of an hour
-    rf"(?<![\w-])(?:(?:half|(?:(?:an?|{_WORD}) )?{_PART}) (?:of )?an? (?:{_MANY}|(?=(?:hour|day|year|minute|mile|meter|kilo)))"
+    rf"(?<![\w-])(?:(?:an? )?(?:half|quarter)[ -]{_MANY}"
+    rf"|(?:half|(?:(?:an?|{_WORD}) )?{_PART}) (?:of )?an? (?:{_MANY}|(?=(?:hour|day|year|minute|mile|meter|kilo)))"
     rf"|(?:an?|{_WORD}) and a {_PART}(?: {_MANY})?|(?:half )?(?:an?|{_WORD}) {_MANY})(?![\w-])"
 )
-_HAN = "[零〇一二两三四五六七八九十百千万亿]"
+HAN = "[零〇一二两三四五六七八九十百千万亿]"
 _RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是){0,2}\s?"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
@@ -80,10 +81,10 @@ _FORM = re.compile(
     rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
 )
 _FIND = re.compile(
-    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{_HAN}{{1,8}}又)?(?:\d{{1,6}}|{_HAN}{{1,8}})分之[\d{_HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
+    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{HAN}{{1,8}}又)?(?:\d{{1,6}}|{HAN}{{1,8}})分之[\d{HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
-    rf"|{_HAN}{{1,12}}(?:点{_HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
+    rf"|{HAN}{{1,12}}(?:点{HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
@@ -113,11 +114,29 @@ def _read(text: str) -> Number | None:
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
+    if decade := _DECADE.fullmatch(text):
+        return _decade(*decade.groups())
     if rate := re.match(_RATE, text):
         number = _digits(text[rate.end() :]) or _worded(text[rate.end() :])
         below = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
         return number and replace(number, unit=number.unit if "/" in number.unit else f"{number.unit}/{below}")
     return _compound(text) or _digits(text) or _worded(text)
+
+
+_DECADES = "twenties thirties forties fifties sixties seventies eighties nineties".split()
+_DECADE = re.compile(  # 1800s may be seconds, the 1800s are not
+    rf"(?i)(?:the )?(?:((?:1[5-9]|20)[1-9]0)['’]?s|(?:(nineteen|eighteen)[ -])?({'|'.join(_DECADES)}))"
+    rf"|(?:the ['’]?|['’])(\d0|\d\d\d0)['’]?s|(?:(\d\d?|{HAN}{{1,3}})世纪)?(\d{{2,4}}|{HAN}{{1,4}})年代"
+)
+
+
+def _decade(
+    year: str | None, hundreds: str | None, word: str | None, tens: str | None, century: str | None, han: str | None
+) -> Number:
+    """The first year of a decade, 1990 for `the nineties`: of the twentieth century where none is said."""
+    first = Fraction(20 + 10 * _DECADES.index(word.lower())) if word else read_han(year or tens or han or "") or Fraction(0)
+    before = _SMALL[hundreds.lower()] if hundreds else (read_han(century) or 20) - 1 if century else 19
+    return Number(first if first >= 100 else first + before * 100, DECADE)
 
 
 _LATER = r"(?:,?\s(?:and\s)?|\s?)(?=\d)"
@@ -175,7 +194,7 @@ def _unit(rest: str) -> str | None:
 
 _NO_UNIT = re.compile(
     r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
-    r"|plus|minus|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed)\b|[或和到是为有]"
+    r"|plus|minus|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
 )
 
 
@@ -251,6 +270,7 @@ def _worded(text: str) -> Number | None:
 
 def _english(text: str) -> Number | None:
     """A number in words with what follows as its unit: `two and a half million dollars`, `half an hour`."""
+    text = re.sub(rf"\b(half|quarter)-(?={_MANY}\b)", r"\1 ", text)
     text = re.sub(rf"^(an?|{_WORD}|\d+) ([a-z]+) and an? ({_PART})$", r"\1 and a \3 \2", text)  # an hour and a half
     step = Fraction(0)
     if found := re.match(rf"(?:an? )?({_PART})\b(?!-)", text):
@@ -300,14 +320,16 @@ _VAGUE = re.compile(  # 三四 (three or four), 二三十, 十七八, 一点 (a 
 )
 
 
-def _han(text: str) -> Fraction | None:
+def read_han(text: str) -> Fraction | None:
     """The value of Chinese or plain digits; None where there are none."""
     if re.fullmatch(r"\d+(?:\.\d+)?", text):
         return Fraction(text)
     if _VAGUE.search(text):
         return None
     for scale in (scale for scale in "亿万" if scale in text):
-        many, rest = (_han(part) if part else Fraction(default) for part, default in zip(text.split(scale, 1), (1, 0), strict=True))
+        many, rest = (
+            read_han(part) if part else Fraction(default) for part, default in zip(text.split(scale, 1), (1, 0), strict=True)
+        )
         short = _CHINESE.get(text[-1], 0) if text[-2:-1] == scale else 0  # 一万五 is 15,000
         return None if many is None or rest is None else many * _SCALES[scale] + (short * _SCALES[scale] // 10 or rest)
     whole, _, decimals = text.partition("点")
@@ -326,11 +348,11 @@ def _han(text: str) -> Fraction | None:
 
 def _chinese(text: str) -> Number | None:
     """A number in Chinese with its unit: `三分之一`, `百分之五`, `一个半小时`."""
-    figure = rf"(?:{_HAN[:-1]}点]+|\d+(?:\.\d+)?)"
+    figure = rf"(?:{HAN[:-1]}点]+|\d+(?:\.\d+)?)"
     percent = {"百": "%", "千": "‰"}
     value: Fraction | None = None
     if found := re.match(rf"(?:({figure})又)?({figure})分之({figure})", text):
-        whole, below, above = (_han(part or "零") for part in found.groups())
+        whole, below, above = (read_han(part or "零") for part in found.groups())
         if whole is None or above is None or not below:
             return None
         value, unit = (above, percent[found[2]]) if found[2] in percent else (whole + above / below, "")
@@ -339,7 +361,7 @@ def _chinese(text: str) -> Number | None:
     elif re.match("[百千万亿](?=[^零〇一二两三四五六七八九十百千万亿])", text):
         return None  # 千克 is a unit
     elif found := re.match(rf"({figure})(?=[个打成折]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
-        value, unit = _han(found[1]), ""
+        value, unit = read_han(found[1]), ""
     if found is None or value is None:
         return None
     rest = text[found.end() :].strip()
@@ -397,18 +419,26 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
     """
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default
-    factors = [Fraction(1)]
-    if given and known:
+    if DECADE in {given, known} and not (given and known):
+        return False, "a decade is no year"
+    if known == DECADE and given == "s" and answer.value == truth.value % 100:  # 90s
+        return True, "equal"
+    tolerance = None if known == DECADE else tolerance
+    zero = Fraction(0)
+    ways = [(Fraction(1), zero)]
+    if scales := temperatures(given, known):
+        ways = scales
+    elif given and known:
         factor = conversion(given, known)
         if factor is None:
             return False, f"the units {given} and {known} differ"
-        factors = [factor]
+        ways = [(factor, zero)]
     elif size := PURE.get(given):
-        factors = [size] if given != "K|k" else [Fraction(1), size]
+        ways = [(size, zero)] if given != "K|k" else [*ways, (size, zero)]
     elif size := PURE.get(known):
-        factors.append(1 / size)
-    for factor in factors:
-        value, step = answer.value * factor, answer.step * factor
+        ways.append((1 / size, zero))
+    for factor, offset in ways:
+        value, step = answer.value * factor + offset, answer.step * factor
         difference = abs(value - truth.value)
         if tolerance is not None:
             if difference <= Fraction(str(tolerance)) * abs(truth.value):

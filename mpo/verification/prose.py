@@ -11,12 +11,15 @@ from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
     r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
-    r"|compute|count|view|identify|provide|have enough|say|access|be determined)|cannot (?:help|see|process|determine|tell|answer"
-    r"|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
+    r"|compute|count|view|identify|provide|have enough|say|access|be determined)|cannot (?:\w+ly )?(?:help|see|process|determine"
+    r"|tell|answer|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
     r"|unclear|unsure|uncertain)"
-    r"|not enough information|insufficient (?:information|data)|no way to (?:know|tell)|need more information)\b|无法"
-    r"|不能确定|不知道|抱歉|不确定",
+    r"|(?:do|does|did)(?: not|n['’]t) (?:provide|give|contain|include|have|specify|mention|state|indicate|show)\b"
+    r"[^.\n]{0,60}?\b(?:information|context|details?|data|whether|if)|cannot (?:provide|give|be (?:provided|made|given|found))"
+    r"|(?:is|are|was|were) not (?:provided|given|specified|available|visible)|as an? (?:text-based )?ai"
+    r"|not enough information|insufficient (?:information|data|context|details?)|no way to (?:know|tell)"
+    r"|need more information)\b|无法|不能确定|不知道|抱歉|不确定",
     re.IGNORECASE,
 )
 CUE = re.compile(
@@ -100,7 +103,7 @@ def numbers_in(sentence: str) -> list[Found]:
         if not _NO_ANSWER.search(bulleted[max(0, number[0] - 18) : number[0]])
         and not _REJECTED.match(bulleted, number[1])
         and number[2][0] not in "±"
-        and not (number[2] == "one" and re.search(r"\b(?:the|this|that|correct|right|other|last)\s$", bulleted[: number[0]]))
+        and not (number[2] == "one" and re.search(r"\b(?:the|this|that|correct|right|other|last|\w+est)\s$", bulleted[: number[0]]))
     ]
     digits = [number for number in found if re.search(r"\d", number[2])]
     if digits and len(digits) < len(found):  # "In two hours he walks 7 km", not "There are two bars above 40"

@@ -28,6 +28,12 @@ def read_list(text: str) -> tuple[list[str], bool]:
     >>> read_list("[2, 9]"), read_list("red, blue and green"), read_list("x = 1 or x = 2")
     ((['2', '9'], True), (['red', 'blue', 'green'], False), (['1', '2'], False))
     """
+    parts, ordered = _items(text)
+    items = [undress(re.sub(r"^[A-Za-z]\w?\s?=\s?", "", part)).strip(" '\"") for part in parts]
+    return [item for item in items if item], ordered
+
+
+def _items(text: str) -> tuple[list[str], bool]:
     text = (
         undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
     )
@@ -55,8 +61,31 @@ def read_list(text: str) -> tuple[list[str], bool]:
             parts.append(text[start : found.start()])
             start = found.end()
     parts.append(text[start:])
-    items = [undress(re.sub(r"^(?:and|or)\s|^[A-Za-z]\w?\s?=\s?", "", part.strip())).strip(" '\"") for part in parts]
-    return [item for item in items if item], ordered
+    return [kept for part in parts if (kept := re.sub(r"^(?:and|or)\s", "", part.strip()).strip())], ordered
+
+
+def named_values(text: str) -> list[tuple[str, str]] | None:
+    """Read a list whose items are all values of names, `x = 2, y = 3` or `(x, y) = (2, 3)`; None for anything else.
+
+    >>> named_values("x = 2 and y = 3"), named_values("(x, y) = (2, 3)"), named_values("x = 2"), named_values("2, 3")
+    ([('x', '2'), ('y', '3')], [('x', '2'), ('y', '3')], None, None)
+    """
+    if text.count("=") == 1 and (found := _TUPLES.fullmatch(undress(text).strip(" .。"))):
+        names, values = ([part.strip() for part in found[side].split(",")] for side in (1, 2))
+        return list(zip(names, values, strict=True)) if len(names) == len(values) else None
+    parts = _items(text)[0] if text.count("=") > 1 else []
+    found_parts = [_NAMED.fullmatch(undress(part)) for part in parts]
+    return [(found[1], found[2]) for found in found_parts if found] if len(parts) > 1 and all(found_parts) else None
+
+
+_NAME = r"(\\?[A-Za-z\u0370-\u03ff](?:_?\{?\w{1,3}\}?)?'?(?:\(\w\))?|\\[a-z]{2,7})\s?=\s?"
+_NAMED = re.compile(rf"{_NAME}([^=<>≤≥]+)")
+_VALUE = r"[^\s=<>≤≥,;，；]{1,40}"
+NAMED_RUN = re.compile(
+    rf"(?<![\w\\^+*/=-])(?:{_NAME}{_VALUE}(?:\s?[,;，；]\s?(?:and |or )?| and | or )){{1,8}}{_NAME}{_VALUE}?(?=[.。]?$)"
+)
+"""Values of names one after another at the end of a sentence."""
+_TUPLES = re.compile(r"\(([a-zA-Z](?:,\s?[a-zA-Z])+)\)\s?=\s?\(([^()=]+)\)")
 
 
 def _closes_last(text: str) -> bool:
@@ -72,6 +101,12 @@ _OPEN_END = re.compile(r"(?:\.\.\.|…|\betc\b\.?|and so on|等等?)[\s\])}.。]
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:
     """Whether two lists have the same items; their order counts only where the truth lists numbers in round or square brackets."""
     (given, _), (known, ordered) = read_list(answer), read_list(truth)
+    if (one := named_values(answer)) and (other := named_values(truth)):
+        right = paired(one, other, lambda a, b: a[0] == b[0] and same(a[1], b[1]))
+        return right, "the same values" if right else "a value differs"
+    if named := one or named_values(truth):  # the values alone stand in the order of the names
+        ordered = len({name for name, _ in named}) > 1
+        given, known = ([value for _, value in named], known) if one else (given, [value for _, value in named])
     if len({bool(_OPEN_END.search(text)) for text in (answer, truth)}) > 1:
         return False, GOES_ON
     if len(given) != len(known):

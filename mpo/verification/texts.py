@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mpo.verification.dates import only_date, read_date
+from mpo.verification.dates import read_time, same_date, same_time
 from mpo.verification.dress import undress
 from mpo.verification.number import read_number, same_number
 
@@ -64,8 +64,11 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
         return True, "the same words"
     if given is not None and known is not None:
         return same_number(given, known)
-    if (day := read_date(truth)) is not None and not _NEGATED.search(answer):
-        return day == (read_date(answer) or only_date(answer)), "dates"
+    if not _NEGATED.search(answer):
+        if (said := read_time(undress(answer))) and (time := read_time(undress(truth))):
+            return same_time(said, time), "times"
+        if (same := same_date(answer, truth)) is not None:
+            return same, "dates"
     return False, "other words"
 
 
@@ -132,13 +135,36 @@ def _slip(one: str, other: str) -> bool:
     if len(short) < 4 or not (one + other).isalpha() or words[0][:1] != words[1][:1] or re.fullmatch("[ivxlcdm]+", long):
         return False
     alike = [
-        re.sub(r"(.)\1", r"\1", re.sub("rn|vv|cl|l", lambda found: {"rn": "m", "vv": "w", "cl": "d", "l": "i"}[found[0]], word))
+        re.sub("rn|vv|cl|l", lambda found: {"rn": "m", "vv": "w", "cl": "d", "l": "i"}[found[0]], re.sub(r"(.)\1", r"\1", word))
         for word in words
     ]
     inner = range(1, len(long) - 1)
-    left_out = any(long[place] in "aeiou" and long[:place] + long[place + 1 :] == short for place in inner)
-    exchanged = len(long) > 6 and any(long[:at] + long[at + 1] + long[at] + long[at + 2 :] == short for at in inner)
-    return alike[0] == alike[1] != "" or left_out or exchanged
+    # "plant" is a word of its own: a vowel is left out only where what remains cannot be read.
+    left_out = any(
+        long[at] in "aeiou" and long[:at] + long[at + 1 :] == short and (len(long) > 9 or not _readable(short[:at], short[at:]))
+        for at in inner
+    )
+    exchanged = len(long) > 8 and any(long[:at] + long[at + 1] + long[at] + long[at + 2 :] == short for at in inner)
+    doubled = len(long) > 6 or len(short) == len(long)  # later, latter
+    return (doubled and alike[0] == alike[1] != "") or left_out or exchanged
+
+
+def _readable(left: str, right: str) -> bool:
+    """Whether the consonants where two parts of a word meet stand beside each other in English words."""
+    run = re.search(r"[^aeiouy]*$", left)[0] + re.match(r"[^aeiouy]*", right)[0]  # type: ignore[index]
+    return (len(run) < 3 or run in _THREE) and bool(_READABLE.fullmatch(left[-1] + right[0]))
+
+
+_THREE = frozenset(
+    "str spr scr spl thr sch shr nst ndr ntr mpl mpr ngl ngr nch nth rst rth rch rdl ltr lth tch ght ctr xtr".split()
+)
+
+
+_READABLE = re.compile(
+    r"[aeiouy].|.[aeiouy]|b[lrs]|c[hklrt]|d[lrsw]|f[flrt]|g[hlnrs]|hr|hs|k[lnsw]|l[bcdfgklmnpstv]|m[bmnps]|n[cdgknst]|p[hlnprst]"
+    r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|w[hlnrs]|xt|[yz]."
+)
+"""Letters that stand beside each other in English."""
 
 
 def fixed_words(text: str) -> list[str]:

@@ -36,6 +36,12 @@ _UNITS = {
     "amount": "mol 1 m mole 摩尔",
     "frequency": "Hz 1 kMGT hertz 赫兹",
 }
+_KELVINS = {  # of a degree, and at its zero; school books take 273
+    "K": (Fraction(1), [Fraction(0)]),
+    "°C": (Fraction(1), [Fraction("273.15"), Fraction(273)]),
+    "°F": (Fraction(5, 9), [Fraction("459.67") * Fraction(5, 9)]),
+}
+_KELVINS["K|k"] = _KELVINS["K"]
 _LONG = "nano micro milli centi deci kilo mega giga tera".split()
 _PREFIXES = dict(zip("nμmcdkMGT", zip((-9, -6, -3, -2, -1, 3, 6, 9, 12), _LONG, "纳微毫厘分千兆吉太", strict=True), strict=True))
 _FACTORS: dict[str, tuple[str, Fraction]] = {}
@@ -58,6 +64,9 @@ for _quantity, _lines in _UNITS.items():
             ):
                 _word = len(_name) > 2 and _name.islower() or not _name.isascii()
                 (_WORDS if _word else _SYMBOLS).setdefault(_name.lower() if _word else _name, _prefix + _symbol)
+DECADE = "s|decade"
+"""Of `1990s`: seconds beside another time, else a decade."""
+_FACTORS[DECADE] = "time", Fraction(1)
 for _symbol in ("b", "B", "K|k"):  # alone they are a variable, a billion, and what is not decided
     del _SYMBOLS[_symbol]
 PURE = {"%": Fraction(1, 100), "‰": Fraction(1, 1000), "K|k": Fraction(1000)}
@@ -144,11 +153,23 @@ def conversion(given: str, known: str) -> Fraction | None:
     return Fraction(1) if few <= many else None
 
 
+def temperatures(given: str, known: str) -> list[tuple[Fraction, Fraction]]:
+    """Return the factors and offsets that bring a temperature to another scale; none for the same one and for other units."""
+    if given == known or not {given, known} <= {*_KELVINS, "°"}:
+        return []
+    if "°" in (given, known):  # degrees of the scale that the other names
+        return [(Fraction(1), Fraction(0))]
+    (one, zeros), (other, others) = _KELVINS[given], _KELVINS[known]
+    pairs = [(zero, away) for zero in zeros for away in others]
+    return [(one / other, (zero - away) / other) for zero, away in (pairs if "°F" not in (given, known) else pairs[:1])]
+
+
 def _size(unit: str) -> tuple[str, Fraction] | None:
     quantities, size = [], Fraction(1)
     for sign, part in zip((1, -1, -1, -1), unit.split("/"), strict=False):
         for factor in part.split("·"):
             base, _, power = factor.partition("^")
+            base = "K" if base == "°C" and unit != base else base  # in a rate a degree is a difference
             if base not in _FACTORS or (power and not power.isdigit()):
                 return None
             quantity, one = _FACTORS[base]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 from mpo.schema import Question
-from mpo.verification.extraction import Extraction, find_answer
+from mpo.verification.extraction import find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.prose import ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
+from mpo.verification.statements import Extraction
 from mpo.verification.texts import read_yes_no
 
 
@@ -107,7 +108,7 @@ def restated(response: str, asked: str) -> bool | None:
     sentences = sentences_of(response[:20_000])
     for sentence in (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1]):
         following = iter(content_words(sentence))
-        if wanted and all(word in following for word in wanted) and not REFUSAL.search(sentence):
+        if "?" not in sentence and wanted and all(word in following for word in wanted) and not REFUSAL.search(sentence):
             return not _NEGATION.search(sentence)
     return None
 

@@ -1,0 +1,232 @@
+"""Answers of a response that states none in a form: the whole of it, its conclusion or its first sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from mpo.verification.choices import NEGATED, are_numbers, read_choice
+from mpo.verification.dress import plain_sentence
+from mpo.verification.matching import is_expression
+from mpo.verification.number import find_numbers, read_number
+from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.sequences import NAMED_RUN, read_boxes, read_intervals
+from mpo.verification.statements import (
+    BLOCK,
+    DOUBT,
+    EITHER,
+    NO_CHOICE,
+    OPTION,
+    Extraction,
+    letters_of,
+    named_choice,
+    no_answer,
+    tidy,
+    trimmed,
+)
+from mpo.verification.texts import read_yes_no
+
+_DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
+_UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
+_ENDS_IN_LETTER = re.compile(
+    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
+)
+_MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
+_NOT_AMONG = re.compile(
+    r"(?i)\bnot (?:an? |one of |among |in |listed |any of )(?:\w+ ){0,3}(?:options?|choices?)\b"
+    r"|\bnone of the (?:\w+ )?(?:options|choices) (?:match|is|are)\b"
+)
+_LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
+
+
+def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
+    """The answer of a response that states none in a known form."""
+    whole = _DESPITE.sub(lambda found: "" if REFUSAL.search(found[0]) or _UNSURE.search(found[0]) else found[0], whole) or whole
+    if kind == "choice":
+        return _unstated_choice(whole, choices, asked)
+    kept = sentences_of(whole)
+    if kind == "yes_no":
+        reconsidered = re.search(r"\b(?:wait|actually|correction)\W{1,4}((?:yes|no)\b.{0,200})", whole, re.IGNORECASE)
+        cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
+        for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1]):
+            if read_yes_no(_without_cue(sentence)) is not None:
+                return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
+        return no_answer("it says neither yes nor no")
+    if kind == "box":
+        return Extraction(whole, "whole") if read_boxes(whole) else no_answer("there is no box")
+    lines = kind == "list" and re.fullmatch(r"(?:[^\n.:：]{1,40}\n+)+[^\n.:：]{1,40}", whole)
+    if lines or (kind == "interval" and read_intervals(whole) and not _PROSE.search(whole)):
+        return Extraction(whole, "whole")
+    if kind == "list" and len(blocks := [*BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
+        return Extraction(blocks[0][0].strip(), "conclusion")
+    if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
+        return Extraction(parts[0].strip(" $"), "conclusion")
+    if kind in {"number", "chart", "math"}:
+        if read_number(whole) is not None:
+            return Extraction(whole, "whole")
+        first, _, later = whole.partition("\n")
+        if later and read_number(first) is not None and len(first.split()) < 4 and "=" not in first:
+            return Extraction(first, "opening")
+        spans = [next(part for part in span.groups() if part) for span in _MATH.finditer(kept[-1])]
+        if kind == "math" and spans and is_expression(spans[-1]) and read_number(spans[-1]) is None:
+            return Extraction(_value_side(spans[-1]), "conclusion")
+        found = _unstated_number(kept, asked)
+        if found.answer is not None or kind == "number":
+            return found
+    if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
+        return no_answer("refusal")
+    if kind not in {"text", "document", "chart"} and (run := NAMED_RUN.search(plain_sentence(kept[-1]).strip(" *"))):
+        return Extraction(run[0], "conclusion")
+    if kind in {"expression", "math", None} and (spans := list(_MATH.finditer(whole))):
+        last = next(part for part in spans[-1].groups() if part).strip()
+        return Extraction(_value_side(last), "conclusion")
+    if kind in {"expression", "math", None} and _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]):
+        if (shown := stated_number(kept[-1])) and is_expression(shown):
+            return Extraction(shown, "conclusion")
+    if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
+        if EITHER.match(whole):
+            return no_answer("hedge")
+        copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
+        said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else whole
+        return Extraction(trimmed(said.replace("**", "")), "opening" if copula else "whole")
+    return no_answer("no statement of an answer")
+
+
+_OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
+
+
+def _value_side(equation: str) -> str:
+    """The end of a chain of equations with the name it began with; a single equation as it is."""
+    sides = [side.strip() for side in re.split(r"(?<![<>!\\=])=(?!=)", equation)]
+    chain = len(sides) > 2 and all(sides) and len(sides[0]) < 12 and not re.search(r",|;|\bor\b|\band\b", equation)
+    return f"{sides[0]} = {sides[-1]}" if chain else equation
+
+
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}|[\u4e00-\u9fff]")
+_SEQUENCE = re.compile(
+    r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
+    r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
+)
+_SAYS = re.compile(
+    r"(?:\b(?:is|are|was|were|reads|says|shows)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|[是为])((?:[^\s是为]{1,40}\s?){1,8})$"
+)
+
+
+def _without_cue(sentence: str) -> str:
+    """A sentence without its `Therefore,`."""
+    found = _LEADING_CUE.match(sentence)
+    return sentence[found.end() :] if found else sentence
+
+
+def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
+    sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
+    numbered = [sentence for sentence in sentences if numbers_in(sentence)]
+    if not numbered:
+        ends = f"{sentences[0]}\n{sentences[-1]}"
+        if REFUSAL.search(ends):
+            return no_answer("refusal")
+        none = re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", ends, re.IGNORECASE)
+        return Extraction("0", "opening") if none else no_answer("no number")
+
+    def value(shown: str | None) -> Fraction | None:
+        return number.value if (number := read_number(shown or "")) else None
+
+    def shared(sentence: str) -> int:
+        return len(set(content_words(asked)) & set(content_words(sentence)))
+
+    givens = frozenset(given for _, _, shown in find_numbers(asked) if (given := value(shown)) is not None)
+    fresh = [sentence for sentence in numbered if any(value(shown) not in givens for _, _, shown in numbers_in(sentence))]
+    cues = [sentence for sentence in numbered if CUE.search(sentence)]
+    bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
+    last = (fresh or numbered)[-1]
+    year = bool(ASKS_YEAR.search(asked))
+    told = {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
+    said = {sentence: stated_number(sentence, givens, year=year) for sentence in told}
+    steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
+    before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
+    opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
+    opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
+    if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
+        chosen, method = bold[0], "opening"
+    elif opens and value(said[numbered[0]]) == value(said[numbered[-1]]) is not None:
+        chosen, method = numbered[0], "opening"
+    elif len(numbered) > 1 and numbered[-1] not in cues and not bold and value(said[last]) == _result(numbered[-2]) is not None:
+        chosen, method = last, "conclusion"
+    elif cues or bold:
+        chosen, method = (cues or bold)[-1], "conclusion"
+    elif opens and not ("=" in last and "=" not in numbered[0]) and shared(last) <= shared(numbered[0]):
+        chosen, method = numbered[0], "opening"
+    else:
+        chosen, method = last, "conclusion"
+    example = re.match(r"(?:for (?:instance|example)|suppose)\b", chosen, re.IGNORECASE)
+    if REFUSAL.search(chosen) or example or (REFUSAL.search(sentences[0]) and not cues):
+        return no_answer("refusal")
+    shown = said[chosen]
+    return Extraction(shown, method) if shown else no_answer("hedge" if shown == "" else "no number")
+
+
+def _result(sentence: str) -> Fraction | None:
+    """The value on the right side of a calculation."""
+    number = read_number(sentence.rpartition("=")[2].strip(" .。$")) if "=" in sentence else None
+    return number.value if number else None
+
+
+def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
+    first = whole.split("\n", 1)[0]
+    kept = sentences_of(whole)
+    if re.search(r"(?<!\w)\(?[A-H]\)?\s(?:or|and)\s(?:option\s)?\(?[A-H]\)?(?!\w)", kept[-1]):
+        return no_answer("it names several choices")
+    listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
+    named = read_choice(tidy(whole if len(kept) == 1 else first), choices)
+    if (named.both or (choices and len(named.indices) > 1)) and len(kept) == 1:
+        return no_answer(named.method)
+    if len(named.indices) == 1 and named.method == "letter" and not listed:
+        return Extraction(letters_of(named.indices), "letter")
+    last = read_choice(tidy(kept[-1]), choices)
+    if not listed and last.method == "letter" and len(last.indices) == 1:
+        return Extraction(letters_of(last.indices), "letter")
+    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|不")
+    around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in OPTION.finditer(whole)]
+    options = [letter for letter, beside in around if not denied.search(beside)]
+    if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(options[0], choices, "letter")):
+        return chosen
+    said = read_yes_no(first) if choices and len(choices) == 2 else None
+    if said is not None and [read_yes_no(choice) for choice in choices or ()] in ([said, not said], [not said, said]):
+        return Extraction("AB"[[read_yes_no(choice) for choice in choices or ()].index(said)], "opening")
+    if (
+        (found := _ENDS_IN_LETTER.search(kept[-1]))
+        and not REFUSAL.search(kept[-1])
+        and not NEGATED.search(kept[-1][max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
+        and not re.search(DOUBT, kept[-1][: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
+        and (chosen := named_choice(found[1], choices, "conclusion"))
+    ):
+        return chosen
+    if not choices:
+        return no_answer("refusal" if REFUSAL.search(kept[0]) else "no letter")
+    if are_numbers(choices):
+        number = _unstated_number(kept, asked)
+        return named_choice(number.answer, choices, number.method) or no_answer(number.reason or NO_CHOICE)
+    if _NOT_AMONG.search(" ".join(kept[-2:])):
+        none = [place for place, choice in enumerate(choices) if re.match(r"(?i)\W*none of|not (?:given|listed)", choice)]
+        return Extraction(chr(65 + none[0]), "conclusion") if none else no_answer("its answer is none of the choices")
+    cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
+    several = ""
+    places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))
+    for methods in ({"letter", "text"}, {"words"}):  # what it says before what it paraphrases
+        for sentence, method in places:
+            named = read_choice(tidy(_without_cue(sentence)), choices)
+            if REFUSAL.search(sentence):
+                continue
+            if len(named.indices) == 1 and named.method in methods:
+                return Extraction(letters_of(named.indices), method)
+            several = several or (named.method if named.both else "")
+    if REFUSAL.search(kept[0]) or REFUSAL.search(kept[-1]):
+        return no_answer("refusal")
+    if several:
+        return no_answer(several)
+    plain = (tidy(sentence) for sentence in kept[:200] if not REFUSAL.search(sentence))
+    indices = frozenset().union(*(read_choice(sentence, choices).indices for sentence in plain))
+    if len(indices) == 1:
+        return Extraction(letters_of(indices), "only")
+    return no_answer("it names several choices" if indices else "it names no choice")

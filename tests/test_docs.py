@@ -1,0 +1,128 @@
+"""The pages of docs/: every command composes, every block of Python runs, every message of troubleshooting is in the code."""
+
+import ast
+import importlib.util
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+from composition import composed
+
+from mpo import MPOConfig
+from mpo.commands import command_line
+from mpo.commands.train import GROUPS
+from mpo.training.job import TrainJob
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+RUN = ("tutorial.md", "explanation.md", "your-data.md")
+"""Pages whose Python runs, on a small model in the place of the published one; others need a server or a run of their own."""
+
+pytestmark = pytest.mark.skipif(not PAGES, reason="the documents are not here")
+
+
+def commands(page):
+    """Lines and inline code that begin with `mpo`, up to a comment; those with `...` are shown in part."""
+    text = re.sub(r"```python\n.*?```", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"\\\n\s*", "", text)  # lines that go on
+    found = re.findall(r"`(mpo \w[^`]*)`", text)
+    found += re.findall(r"^    (?:\$ )?(?:srun .*?)?(mpo \w+(?: .*)?)$", text, flags=re.MULTILINE)
+    lines = [re.split(r"\s{2,}#|&&| > | \| ", line)[0].strip() for line in found]
+    return [shlex.split(line)[1:] for line in lines if "..." not in line]
+
+
+def trains(words):
+    """Whether a command is one of Hydra's, with something set."""
+    return words[0] in {"train", "sft"} and len(words) > 1 and words[1] != "--help"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_parses(page, tmp_path, capsys):
+    for words in commands(page):
+        if trains(words):
+            plain = composed([word for word in words[1:] if not word.startswith("-")], words[0])
+            plain |= {"run_dir": str(tmp_path), "dry_run": True}
+            plain["data"] |= {"path": plain["data"].get("path") or "pairs.jsonl"}
+            assert plain["task"] == words[0], words
+            TrainJob.from_config(plain)
+        elif len(words) > 1 and "--help" not in words and words[0] not in {"train", "sft", "data", "cache", "mmpr"}:
+            command_line().parse_args(words)
+        elif len(words) > 2:
+            command_line().parse_args(words)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem == "coming-from"], ids=lambda page: page.stem)
+def test_every_option_of_the_tables_composes(page):
+    """What stands in the right column of the tables: groups and keys of a recipe, fields of MPOConfig."""
+    words = [word for row in re.findall(r"^\| .* \| (.*) \|$", page.read_text(), flags=re.MULTILINE) for word in options(row)]
+    fields = {*MPOConfig.__dataclass_fields__}
+    chosen = [word for word in words if word.partition("=")[0] in GROUPS]
+    keys = [word for word in words if word not in chosen and word.partition("=")[0] not in fields]
+    for word in chosen:
+        composed([word])
+    plain = composed(["data=mmpr", "peft=lora", *keys])
+    assert set(plain["train_parts"].values()) == {"freeze", None}  # one by one: together they leave nothing to train
+    TrainJob.from_config({**plain, "data": {"path": "pairs.jsonl"}, "train_parts": None, "resume": "auto"})
+    assert len(chosen) > 10 < len(keys)
+
+
+def options(row):
+    """The inline code of a row that is nothing but `key=value`, and the fields of MPOConfig in Python."""
+    codes = [code.split() for code in re.findall(r"`([^`]*)`", row)]
+    return [word for code in codes if all(re.fullmatch(r"[a-z_.]+=[^\"()]+", word) for word in code) for word in code]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name in RUN], ids=lambda page: page.stem)
+def test_the_python_runs(page, tmp_path, monkeypatch, request):
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)):
+        if "OpenGVLab/InternVL3-1B-hf" in block:
+            files = request.getfixturevalue("files")
+            block = block.replace("OpenGVLab/InternVL3-1B-hf", str(files / "model"))
+            monkeypatch.chdir(files)
+        script = tmp_path / f"{number}.py"
+        script.write_text(block)
+        runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in RUN], ids=lambda page: page.stem)
+def test_other_python_compiles_and_its_imports_are_there(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        imports = [
+            node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom) and node.module.startswith("mpo")
+        ]
+        for node in imports:
+            exec(ast.unparse(node), {})
+
+
+def test_every_message_is_in_the_code():
+    """Each part between two `…` is in one text of the code."""
+    texts = {
+        node.value
+        for path in (*(ROOT / "mpo").rglob("*.py"), *(ROOT / "losses").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
+    parts = [part for message in messages for part in message.split("…") if part.strip()]
+    assert len(messages) > 20
+    assert not [part for part in parts if not any(part.strip() in " ".join(text.split()) for text in texts)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="needs zensical")
+def test_the_links_of_a_page_are_checked(tmp_path):
+    """A dead link, a dead anchor and a script of another host are found; what is right is not."""
+    spec = importlib.util.spec_from_file_location("build_docs", ROOT / ".ci" / "docs.py")
+    docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docs)
+    (tmp_path / "a.html").write_text(
+        '<h1 id="x"></h1><a href="#x"></a><a href="b.html#y"></a><a href="https://arxiv.org"></a><img src="data:image/png;base64,">'
+    )
+    (tmp_path / "b.html").write_text('<h1 id="y"></h1><a href="a.html"></a>')
+    assert docs.problems(tmp_path) == []
+    (tmp_path / "b.html").write_text('<a href="c.html"></a><a href="a.html#z"></a><script src="https://cdn.example/x.js"></script>')
+    found = {problem.split(": ")[1].split()[0] for problem in docs.problems(tmp_path)}
+    assert found == {"b.html#y", "c.html", "a.html#z", "loads"}

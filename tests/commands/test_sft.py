@@ -287,7 +287,7 @@ def test_help(capsys):
     """It lists the groups and methods of this command alone, and the stages one after another."""
     assert main(["sft", "--help"]) == 0
     said = capsys.readouterr().out
-    for text in ("method: internvl2_5_stage1, internvl2_5_stage1_5, internvl2_5_stage2, none", "mpo join", "loss_average: square"):
+    for text in ("internvl2_5_stage2, mmfuser_stage1, mmfuser_stage2, none", "mpo join", "loss_average: square"):
         assert text in said
     assert not re.search(r"^loss:|bco|pairs, ", said.split("The configuration")[0], re.MULTILINE)
 

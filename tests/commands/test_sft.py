@@ -53,10 +53,15 @@ def composed(overrides: list[str], command: str = "sft") -> dict:
 
 
 def moved(before: Path, after: Path) -> set[str]:
-    """The parts that differ."""
-    one, two = (load_file(path / "model.safetensors") for path in (before, after))
-    names = {name.replace("language_model.lm_head", "lm_head") for name in one if not torch.equal(one[name], two[name])}
-    return {INTERNVL_FUSER.part_of(name) for name in names}
+    """The parts that differ, of those that were there before; a model with a fuser has its names on disk as in memory."""
+    one, two = (
+        {
+            re.sub(r"^model\.|(?<=language_model\.)model\.|language_model\.(?=lm_head)", "", name): tensor
+            for name, tensor in read.items()
+        }
+        for read in (load_file(path / "model.safetensors") for path in (before, after))
+    )
+    return {INTERNVL_FUSER.part_of(name) for name in one if not torch.equal(one[name], two[name])}
 
 
 def losses(run_dir: Path) -> list[float]:

@@ -37,10 +37,11 @@ _TEXT = (
 TEMPLATES = {
     # A caption after its image, without a question, as LLaVA's first stage sees it: the text of the user is left out.
     "plain": (
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}" + _TEXT + "{{ '\n' }}{% elif m['role'] == 'user' and loop.first "
-        "and m['content'] is not string and m['content'] | selectattr('type', 'equalto', 'image') | list | length == 1 %}"
-        "{{ '<image>' }}{% else %}{{ raise_exception('the template plain is for one image and its caption') }}{% endif %}"
-        "{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        + _TEXT
+        + "{{ '\n' }}{% elif m['role'] == 'user' and loop.first %}"
+        "{% if m['content'] is not string %}{% for part in m['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+        "{% endif %}{% else %}{{ raise_exception('the template plain is for an image and its caption') }}{% endif %}{% endfor %}"
     ),
     # Vicuna's (v1), as in all later stages.
     "vicuna": (

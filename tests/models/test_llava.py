@@ -116,8 +116,8 @@ def test_templates_and_padding(folder, converted):
     assert render(TALK + TALK[:1], add_generation_prompt=True) == vicuna + "USER: <image>\na cat? ASSISTANT:"
     plain = load_model(str(folder / "hf"), chat_template="plain").processor
     assert plain.apply_chat_template(TALK) == "<s><image>a dog.\n"
-    for wrong in (TALK + TALK, TALK[1:] + TALK[1:] + TALK[:1] * 2, [{"role": "user", "content": "no image"}]):
-        with pytest.raises(Exception, match="one image and its caption"):
+    for wrong in (TALK + TALK, [{"role": "system", "content": "Be brief."}, *TALK]):
+        with pytest.raises(Exception, match="an image and its caption"):
             plain.apply_chat_template(wrong)
     with pytest.raises(ValueError, match="plain or vicuna.*'chatml'"):
         load_model(str(folder / "hf"), chat_template="chatml")
@@ -151,3 +151,28 @@ def test_checkpoints_that_are_refused(parts, folder, tmp_path, capsys, change, m
     assert main(["convert", str(tmp_path / "wrong"), str(tmp_path / "out"), "--tower", str(folder / "clip")]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_stages(folder, converted, tmp_path):
+    """On captions with the template plain, then on conversations with Vicuna's: the loss falls, and the right parts alone move."""
+    lines = []
+    for index in range(8):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+        talk = [{"role": "user", "content": "<image>a cat?"}, {"role": "assistant", "content": "a dog and a cat."}]
+        lines.append(json.dumps({"images": [f"{index}.png"], "messages": talk}))
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    small = ["use_cpu=true", "per_device_train_batch_size=2", "global_batch_size=4", "max_steps=4", "dataloader_num_workers=0"]
+    before, both = folder / "hf", ("model.fuser", "model.multi_modal_projector")
+    for stage, moving in ((1, both), (2, (*both, "model.language_model", "lm_head"))):
+        words = [f"model.name_or_path={before}", f"data.path={tmp_path / 'chats.jsonl'}", f"run_dir={tmp_path / str(stage)}"]
+        words += [f"trainer.{setting}" for setting in (*small, "learning_rate=1e-2", "warmup_steps=0")]
+        chosen = ["model=llava1_5_vicuna7b", f"method=mmfuser_stage{stage}", "fuser.layers=null"]
+        assert main(["sft", *chosen, *words]) == 0
+        history = json.loads((tmp_path / str(stage) / "trainer_state.json").read_text())["log_history"]
+        losses = [log["loss"] for log in history if "loss" in log]
+        assert losses[-1] < losses[0], losses
+        one, two = (load_model(str(path)).model.state_dict() for path in (before, tmp_path / str(stage)))
+        moved = {name for name in one if not torch.equal(one[name], two[name])}
+        assert moved and all(name.startswith(moving) for name in moved)
+        assert all(any(name.startswith(part) for name in moved) for part in moving)
+        before = tmp_path / str(stage)

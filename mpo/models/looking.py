@@ -57,7 +57,7 @@ def look(model: Any, pixels: Tensor, points: int | Sequence[Sequence[float]] = 3
         kind, fusion = getattr(model.config, "model_type", type(model).__name__), getattr(model.config, "fusion", None)
         why = f"fuses layers by {fusion}, which looks nowhere" if fusion else "has no fuser"
         raise ValueError(f"Expected a model with an MMFuser; this {kind} {why}. mpo.models.add_fuser adds one.")
-    places = _grid(points) if isinstance(points, int) and not isinstance(points, bool) else _points(points)
+    places = _grid(points) if isinstance(points, int) else _points(points)
     seen: list[Any] = []
     hooks = [
         holder.fuser.register_forward_pre_hook(lambda module, args: seen.append(args)),
@@ -87,7 +87,7 @@ def look(model: Any, pixels: Tensor, points: int | Sequence[Sequence[float]] = 3
 
 
 def _grid(count: int) -> Tensor:
-    if count < 1:
+    if isinstance(count, bool) or count < 1:
         raise ValueError(f"Expected points to be 1 or more in each direction; got {count}.")
     line = (torch.arange(count) + 0.5) / count
     return torch.cartesian_prod(line, line).flip(-1)
@@ -155,7 +155,7 @@ def draw(looks: Looks, image: Tensor) -> "Figure":
         raise ValueError("Drawing needs matplotlib. Install it: pip install matplotlib") from None
     levels = len(looks.layers)
     figure = Figure(figsize=(3.2 * max(levels, 2), 6.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1)
+    upper, lower = figure.subfigures(2, 1)  # type: ignore[misc]  # an array
     colours = [f"C{place % 10}" for place in range(len(looks.points))]
     for place, axes in enumerate(upper.subplots(1, levels, squeeze=False)[0]):
         axes.imshow(image, extent=(0, 1, 1, 0), aspect=image.shape[0] / image.shape[1])

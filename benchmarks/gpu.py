@@ -15,6 +15,7 @@ tests     tests/gpu: kernels against float64, packed against padded rows, genera
           of memory on one side is measured again on all sides, with gradient checkpointing.
 memory    peak of training against the estimate of `mpo train ... dry_run=true` (benchmarks/memory.py); QLoRA needs bitsandbytes.
 profile   one 8B step: the 15 most expensive kernels, time between kernels, waits of the host.
+fuser     an MMFuser against its linear layers and grid_sample alone, and the memory of its sampled values (fuser_block.py).
 small     as 8B, for 2B and 1B.
 sft       seconds of full steps over 32 conversations with InternVL 2.5's shares, 1B, bfloat16, gradient checkpointing: TRL's
           SFTTrainer in random order and packs (benchmarks/sft.py); and of attention with a mask and causal.
@@ -284,6 +285,14 @@ def time_sft(result: Result) -> None:
     result.save(attention=sft.masks(256 if result.rehearse else 4096, result.device))
 
 
+def time_fuser(result: Result) -> None:
+    """Measure an MMFuser with 16 tiles."""
+    from fuser_block import measure
+
+    small: dict[str, Any] = {"tiles": 1, "sides": (4,), "rounds": 1, "width": 32}
+    result.save(fuser=measure(result.device, **(small if result.rehearse else {"tiles": 16})))
+
+
 def sleep(result: Result) -> None:
     """Save a first result, and never end."""
     result.save(pid=os.getpid(), first=1)
@@ -296,6 +305,7 @@ STEPS = {
     "8B": Step("8B against TRL", time_8b, 150),
     "memory": Step("peak memory against the dry run's estimate", compare_memory, 90),
     "profile": Step("one 8B step by kernel", profile_step, 60),
+    "fuser": Step("an MMFuser against its parts", time_fuser, 40),
     "small": Step("2B and 1B against TRL", time_small, 120),
     "sft": Step("packed SFT against TRL", time_sft, 90),
     "quick": Step("a step that ends at once", lambda result: result.save(first=1), 60, hidden=True),

@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from mpo.models.lazily import announce
+
 if TYPE_CHECKING:
     from mpo import losses
     from mpo.training.config import MPOConfig
@@ -27,6 +29,8 @@ _HOME = {
     "PackedSFTConfig": "mpo.training.sft_config",
     "PackedSFTTrainer": "mpo.training.sft",
 }
+
+announce()
 
 
 def __getattr__(name: str) -> Any:

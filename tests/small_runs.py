@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.data.encoded import with_encoded_images
+from mpo.models import add_fuser
 from mpo.models.loading import load_internvl
 from mpo.models.small import small_internvl, small_processor
 from mpo.training.samples.callback import SampleResponses
@@ -46,8 +47,8 @@ def small_run(
     peft_config=None,
     **settings,
 ) -> MPOTrainer:
-    """A trainer of a tiny InternVL; `kind` is full, lora, text (no images), tokenizer (text with a tokenizer as processing class)
-    or mixed (every other record has an image).
+    """A trainer of a tiny InternVL; `kind` is full, lora, text (no images), tokenizer (text with a tokenizer as processing class),
+    mixed (every other record has an image) or fuser (with an MMFuser that has an effect).
 
     The images at the indices `bad` do not decode, in training and in evaluation; `augment` applies to all records.
     With `continued`, the model comes with an adapter that is trained further.
@@ -57,6 +58,9 @@ def small_run(
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     processor.tokenizer.chat_template = processor.chat_template
     model = model or small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
+    if kind == "fuser":
+        model = add_fuser(model, 1)
+        torch.nn.init.constant_(model.model.fuser.gamma1, 0.5)
     make = {"text": text_pairs, "tokenizer": text_pairs, "mixed": mixed_pairs}.get(kind, image_pairs)
     adapter = copy.deepcopy(LORA)
     adapter.lora_dropout = lora_dropout

@@ -55,6 +55,7 @@ OTHERS = {
     "_info": {"data/encoded.py"},  # datasets
     "_is_view": {"models/official/tensors.py"},  # torch
     "_merge_kwargs": {"encoding/costs.py"},  # processors
+    "_modules": {"models/lazily.py"},  # transformers' table of configs
     "_models": {"training/reference/use.py"},  # accelerate
     "_n_gpu": {"preflight/trial.py", "training/start.py"},  # transformers' arguments
     "_name_or_path": {"models/loading.py", "training/reference/fingerprint.py", "training/start.py"},

@@ -26,7 +26,8 @@ PUBLISHED = {
 LARGE = {"internvl2_5_38b": (512, 8192), "internvl2_5_78b": (512, 8192), "internvl3_38b": (512, 8192), "internvl3_78b": (512, 8192)}
 
 
-OF_SFT = ("data=conversations", "trainer=sft", *(f"method=internvl2_5_stage{stage}" for stage in ("1", "1_5", "2")))
+OF_STAGES = (*(f"internvl2_5_stage{stage}" for stage in ("1", "1_5", "2")), "mmfuser_stage1", "mmfuser_stage2")
+OF_SFT = ("data=conversations", "trainer=sft", *(f"method={stage}" for stage in OF_STAGES))
 
 
 def composed(*overrides, command="train"):

@@ -3,8 +3,9 @@
 The official format (InternVLChatModel, OpenGVLab/InternVL3-8B) needs the Python code that comes with it;
 transformers' format (OpenGVLab/InternVL3-8B-hf) does not. SOURCE is detected and written in the other format.
 Supported language models: InternLM2 (as Llama), Llama, Qwen2 and Qwen2.5, Qwen3 dense and MoE, with both vision
-towers. Names and shapes of tensors are checked, and their values are preserved bit for bit. Only one shard is in
-memory at a time. `mpo train` and mpo.models.load_internvl also read the official format directly; converting it once
+towers. An official LLaVA-1.5, with or without an MMFuser (arXiv 2410.11829), is written in transformers' format.
+Names and shapes of tensors are checked, and their values are preserved bit for bit. Only one shard is in memory at a
+time. `mpo train` and mpo.models.load_internvl also read the official format directly; converting it once
 saves the conversion at every load.
 """
 
@@ -17,6 +18,7 @@ from mpo.commands.outputs import refuse_unwritable
 
 EXAMPLES = """\
 mpo convert InternVL2_5-8B InternVL2_5-8B-hf              convert to transformers' format
+mpo convert llava-mmfuser-7b llava-mmfuser-7b-hf          the same of a LLaVA; --tower gives a tower that it lacks
 mpo convert runs/first/final back --like InternVL2_5-8B   convert to the official format, copy Python files from InternVL2_5-8B
 """
 
@@ -26,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", type=path, help="folder to create")
     add(parser, "--like")
     add(parser, "--shard-gb", default=5.0)
+    add(parser, "--tower")
     add(parser, "--check", otherwise="if memory allows")
 
 
@@ -33,11 +36,12 @@ def run(args: argparse.Namespace) -> Report:
     from mpo.models.official.convert import convert
 
     refuse_unwritable("TARGET", args.target)
-    done = convert(args.source, args.target, like=args.like, shard_gb=args.shard_gb, compare=args.check)
+    done = convert(args.source, args.target, like=args.like, shard_gb=args.shard_gb, compare=args.check, tower=args.tower)
     format_name = "the official" if done.form == "official" else "transformers'"
     lines = [f"{done.folder}: {done.tensors} tensors in {format_name} format"]
     if done.difference is None:
-        lines.append("Names, shapes and dtypes agree. Logits were not compared: --check needs memory for two copies of the model.")
+        needs = "" if done.llava else ": --check needs memory for two copies of the model"
+        lines.append(f"Names, shapes and dtypes agree. Logits were not compared{needs}.")
     else:
         lines.append(f"Logits of both formats agree to {done.difference:.1e} of the largest logit (random input, float32).")
     if done.form == "official" and not any(done.folder.glob("modeling_*.py")):

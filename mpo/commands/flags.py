@@ -125,6 +125,14 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": "folder that image paths in the written JSONL are relative to (default: their deepest common folder)",
     },
+    "--point": {
+        "action": "append",
+        "type": number(float, 0, 1),
+        "nargs": 2,
+        "metavar": ("X", "Y"),
+        "help": "point of the tile to look from, fractions of its width and height; may be repeated",
+    },
+    "--points": {**NUMBER, "help": "look from a grid of N x N points"},
     "--prices": {
         "type": number(float, 0),
         "nargs": 2,
@@ -159,12 +167,14 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--video": {"type": path, "action": "append", "metavar": "FILE", "help": "video to show before the question; may be repeated"},
     "--tasks": {"metavar": "TASK,TASK", "help": "names of tasks of the harness"},
     "--temperature": {"type": number(float, 0), "metavar": "T", "help": "sampling temperature; 0: greedy"},
+    "--tile": {"type": SEED, "metavar": "N", "help": "tile of the image, from 0 (default: the last, which shows all of the image)"},
     "--tile-limit": {
         "action": "append",
         "type": COUNT,
         "metavar": "N",
         "help": "maximum number of tiles of all images of a prompt; repeated: a measurement with each",
     },
+    "--tower": {"type": path, "metavar": "DIR", "help": "CLIP vision tower of an official LLaVA that lacks its weights"},
     "--train": {
         "action": "append",
         "metavar": "PATH",

@@ -227,7 +227,7 @@ def _ranks(
     rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, **runs: Any
 ) -> dict[str, dict[str, list[float]]]:
     """The ranks of the samples of each question, by scorer and id, from a job of its own."""
-    ranks = {}
+    ranks: dict[str, dict[str, list[float]]] = {}
     for name, scorer in rankings.items():
         whole = [{**record, SAMPLED: answered[record["id"]][SAMPLED]} for record in records if record["id"] in answered]
         ranks[name] = {}

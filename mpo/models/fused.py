@@ -241,6 +241,39 @@ for _, _config, _backbone, _model, _processor in KINDS.values():
     AutoProcessor.register(_config, _processor, exist_ok=True)
 
 
+def check_can_fuse(config: Any) -> None:
+    """Refuse the config of a model that a fuser cannot be added to.
+
+    Raises:
+        ValueError: for a model with a fuser, one without a vision tower, and one of another kind than those of `KINDS`.
+    """
+    kind = config.model_type
+    if any(kind == fused.model_type for _, fused, *_ in KINDS.values()):
+        raise ValueError(f"The {kind} already has a fuser of the layers {config.fuser_layers}. Train it, or begin without one.")
+    if known_family(config) is TEXT:
+        raise ValueError(f"The {kind} has no vision tower, whose layers a fuser could read. Give one of {', '.join(KINDS)}.")
+    if kind not in KINDS or known_family(config) not in (INTERNVL, LLAVA):
+        raise ValueError(f"Expected a model of the type {' or '.join(KINDS)}, whose layers a fuser can read; got {kind!r}.")
+
+
+def fused_config(
+    config: Any, layers: int | Sequence[int] = 4, *, fusion: str = "mmfuser", num_heads: int = 16, num_points: int = 4
+) -> Any:
+    """The config of a model with a fuser, from that of the model without; arguments and errors as of `add_fuser`."""
+    check_can_fuse(config)
+    given = config.to_dict()
+    return KINDS[config.model_type][1](
+        **{name: given[name] for name in given if name not in ("model_type", "architectures", "vision_config", "text_config")},
+        vision_config=copy.deepcopy(config.vision_config),  # building a model changes its attn_implementation
+        text_config=copy.deepcopy(config.text_config),
+        attn_implementation=config._attn_implementation,
+        fuser_layers=layers,
+        fuser_heads=num_heads,
+        fuser_points=num_points,
+        fusion=fusion,
+    )
+
+
 def add_fuser(
     model: Any,
     layers: int | Sequence[int] = 4,
@@ -275,13 +308,9 @@ def add_fuser(
             repeated, not in order, or not those of `weights`.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if any(kind == config.model_type for _, config, *_ in KINDS.values()):
-        raise ValueError(
-            f"The {kind} already has a fuser of the layers {model.config.fuser_layers}. Train it, or begin without one."
-        )
-    if kind is not None and known_family(model.config) is TEXT:
-        raise ValueError(f"The {kind} has no vision tower, whose layers a fuser could read. Give one of {', '.join(KINDS)}.")
-    if kind not in KINDS or known_family(model.config) not in (INTERNVL, LLAVA) or not isinstance(model, KINDS[kind][0]):
+    if kind is not None:
+        check_can_fuse(model.config)
+    if kind is None or not isinstance(model, KINDS[kind][0]):
         known = " or ".join(base.__name__ for base, *_ in KINDS.values())
         raise ValueError(
             f"Expected an {known} without adapters; got a {type(model).__name__} of type {kind!r}. Add the fuser before the "
@@ -289,27 +318,13 @@ def add_fuser(
         )
     if getattr(model, "is_quantized", False):
         raise ValueError("The model is quantized. Add the fuser to the full model, save it, and load that with its quantization.")
-    _, config_class, _, fused_class, _ = KINDS[kind]
     fuser = None
     if weights is not None:
         if fusion != "mmfuser":
             raise ValueError(f"The weights are of an MMFuser, but fusion={fusion!r}. Leave one of the two out.")
         fuser = MMFuser.from_official(weights, num_heads=num_heads)
         num_points = fuser.cross_attn.num_points
-    given = model.config.to_dict()
-    kept = {
-        name: value for name, value in given.items() if name not in ("model_type", "architectures", "vision_config", "text_config")
-    }
-    config = config_class(
-        **kept,
-        vision_config=copy.deepcopy(model.config.vision_config),  # building a model changes its attn_implementation
-        text_config=copy.deepcopy(model.config.text_config),
-        attn_implementation=model.config._attn_implementation,
-        fuser_layers=layers,
-        fuser_heads=num_heads,
-        fuser_points=num_points,
-        fusion=fusion,
-    )
+    config = fused_config(model.config, layers, fusion=fusion, num_heads=num_heads, num_points=num_points)
     levels, width = len(config.fuser_layers) - 1, config.vision_config.hidden_size
     if fuser is not None and (fuser.num_levels, fuser.width) != (levels, width):
         raise ValueError(
@@ -317,7 +332,7 @@ def add_fuser(
             f"{levels} and the query, of width {width}."
         )
     with torch.device("meta"):
-        fused = fused_class(config)
+        fused = KINDS[kind][3](config)
     old, new = model.model, fused.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,6 +1,6 @@
 """Load a model and its processor from a checkpoint, by name or path."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
-import mpo.models.fused  # noqa: F401 - registers its models with the Auto classes
 from mpo.models.family import takes_images
 from mpo.models.fit import open_processor
+from mpo.models.fused import add_fuser, fused_config
+from mpo.models.llava import set_template
 from mpo.models.official.checkpoint import NO_TOKENIZER, open_official
 from mpo.models.official.config import is_official
 from mpo.models.strict import load_strictly, read_hf_config, read_json, refuse_adapter
@@ -47,6 +48,8 @@ def load_model(
     thumbnail: bool | None = None,
     trust_remote_code: bool = False,
     quantization_config: Any = None,
+    fuser: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint with its processor (or its tokenizer, for a text model).
 
@@ -61,15 +64,20 @@ def load_model(
             checkpoint's settings; a record may override them (`mpo.encoding.tiles`).
         trust_remote_code: run the code of a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
+        fuser: arguments of `mpo.models.add_fuser`, which adds one.
+        chat_template: name of one of LLaVA's templates, ``"plain"`` or ``"vicuna"``; None for the checkpoint's.
 
     Raises:
-        ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, or tile
-            settings for a processor without tiling.
+        ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, tile settings for
+            a processor without tiling, or a fuser that cannot be added.
     """
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
     tiles: dict[str, Any] = {"min_tiles": min_tiles, "max_tiles": max_tiles, "thumbnail": thumbnail}
+    if fuser is not None:
+        model_config(name_or_path, trust_remote_code, fuser)  # refuses before the weights are read
     model = load_internvl(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
-    return LoadedModel(model, load_processor(name_or_path, trust_remote_code=trust_remote_code, **tiles))
+    processor = load_processor(name_or_path, trust_remote_code=trust_remote_code, chat_template=chat_template, **tiles)
+    return LoadedModel(model if fuser is None else add_fuser(model, **fuser), processor)
 
 
 def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
@@ -107,6 +115,7 @@ def load_processor(
     max_tiles: int | None = None,
     thumbnail: bool | None = None,
     trust_remote_code: bool = False,
+    chat_template: str | None = None,
 ) -> Any:
     """Load the processor of a checkpoint in either format, or the tokenizer of a text model.
 
@@ -125,6 +134,8 @@ def load_processor(
         if processor is None:
             raise ValueError(f"{name_or_path} has no {NO_TOKENIZER}. Copy the tokenizer's files from the original.")
     set_tiles(processor, min_tiles, max_tiles, thumbnail)
+    if chat_template is not None:
+        set_template(processor, chat_template)
     return processor
 
 
@@ -191,11 +202,13 @@ def opening(name_or_path: str) -> Iterator[None]:
         ) from error
 
 
-def model_config(name_or_path: str, trust_remote_code: bool = False) -> Any:
-    """Load the config of a checkpoint in either format, without its weights."""
+def model_config(name_or_path: str, trust_remote_code: bool = False, fuser: Mapping[str, Any] | None = None) -> Any:
+    """Load the config of a checkpoint in either format, without its weights; with a fuser, as `load_model` adds it."""
     if (folder := official_folder(name_or_path, weights=False)) is not None:
-        return open_official(folder, weights=False).config
-    return read_hf_config(name_or_path, trust_remote_code=trust_remote_code)
+        config = open_official(folder, weights=False).config
+    else:
+        config = read_hf_config(name_or_path, trust_remote_code=trust_remote_code)
+    return config if fuser is None else fused_config(config, **fuser)
 
 
 def check_attention(name: str | None) -> None:

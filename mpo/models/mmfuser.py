@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
+from mpo.models.looking import show
 from mpo.models.strict import misfits
+
+__all__ = ["CHUNK", "DeformableAttention", "MMFuser", "show"]
 
 CHUNK = 2**22
 """Number of sampled values in memory at a time, 16 MiB in float32. The sampling holds a few times as much."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from mpo.models.family import INTERNVL, family_of, takes_images
 from mpo.models.fit import check_targets
-from mpo.models.loading import as_dtype, load_processor, model_config
+from mpo.models.loading import as_dtype, load_processor
 
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
@@ -37,15 +37,15 @@ def build_structure(job: TrainJob) -> Structure:
     Args:
         job: a checked job.
     """
-    settings = {key: value for key, value in job.model.items() if key != "_target_"}
+    settings = job.settings()
     name = settings.get("name_or_path")
     if name is None:
         loaded = job.loader()(**settings)
         return Structure(adapted(loaded.model, job), loaded.processor, job.model["_target_"], True)
     code = bool(settings.get("trust_remote_code"))
-    model = meta_model(model_config(name, code), settings.get("dtype", "auto"), trust_remote_code=code)
-    tiles = {key: settings.get(key) for key in ("min_tiles", "max_tiles", "thumbnail")}
-    return Structure(adapted(model, job), load_processor(name, **tiles, trust_remote_code=code), str(name), False)
+    model = meta_model(job.config(), settings.get("dtype", "auto"), trust_remote_code=code)
+    own = {key: settings.get(key) for key in ("min_tiles", "max_tiles", "thumbnail", "chat_template")}
+    return Structure(adapted(model, job), load_processor(name, **own, trust_remote_code=code), str(name), False)
 
 
 def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_code: bool = False) -> Any:

@@ -46,7 +46,7 @@ RESOLVED = "resolved.yaml"
 FINAL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
-OPTIONAL = {"train_parts": schema.Parts, "lr": schema.Rates, "samples": schema.Samples}
+OPTIONAL = {"fuser": schema.Fuser, "train_parts": schema.Parts, "lr": schema.Rates, "samples": schema.Samples}
 """Groups that may be null, and their keys."""
 LOSS_FIELDS = (
     "loss_type",
@@ -104,7 +104,7 @@ class TrainJob(TrainedModel):
 
     Args:
         task: the command that runs it (`TASKS`): ``"train"``, on preference pairs, or ``"sft"``, on conversations.
-        model: as in `TrainedModel`, like ``peft`` and ``train_parts``.
+        model: as in `TrainedModel`, like ``fuser``, ``chat_template``, ``peft`` and ``train_parts``.
         data: arguments of `load_preferences` or `load_conversations`, and ``path``, ``image_root``, ``split`` and ``format``
             with ``eval_`` for the evaluation data. ``on_bad_record`` and ``max_bad_fraction`` apply to training too.
         loss: loss fields of `MPOConfig`; empty for conversations.
@@ -420,9 +420,8 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     eval_records = job.kind.load(**evaluation) if evaluation else None
     samples = job.sampled(eval_records)
 
-    load, settings = job.loader(), {key: value for key, value in job.model.items() if key != "_target_"}
     quantization = job.quantization()
-    loaded = load(**settings, **({"quantization_config": quantization} if quantization is not None else {}))
+    loaded = job.loader()(**job.settings(), **({"quantization_config": quantization} if quantization is not None else {}))
     job.freeze(loaded.model)
     for data in filter(None, (records, eval_records)):
         check_before_training(data, loaded.processor, loaded.model.config, args)

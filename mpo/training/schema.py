@@ -66,6 +66,15 @@ class Conversations(Data, total=False):
     from_preferences: bool
 
 
+class Fuser(TypedDict, total=False):
+    """Arguments of `mpo.models.add_fuser`; without layers, no fuser is added."""
+
+    layers: Positive | list[int] | None
+    fusion: Literal["mmfuser", "concat"]
+    num_heads: Positive
+    num_points: Positive
+
+
 class Model(TypedDict, total=False):
     """Arguments of `mpo.models.loading.load_model`."""
 
@@ -129,6 +138,7 @@ class Job(TypedDict, total=False):
     run_dir: Path
     resume: Any  # checked by `TrainJob.checkpoint`
     seed: NotNegative
+    chat_template: str | None
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     dry_run: bool
     dry_run_gpu_gb: Rate | None

@@ -24,12 +24,16 @@ class TrainedModel:
 
     Args:
         model: ``_target_``, a function that returns a `LoadedModel`, and its arguments.
+        fuser: ``layers`` and other arguments of `mpo.models.add_fuser`, which adds a fuser; None, or layers of None: none is added.
+        chat_template: one of LLaVA's templates (`mpo.models.llava`); None: that of the checkpoint.
         peft: ``kind`` (none, lora, qlora) and fields of peft's `LoraConfig`.
         train_parts: part of the model -> train, freeze, lora, or for ``vision`` the number of last layers to train
             (`mpo.models.parts`); None: train all parts, or follow ``peft``.
     """
 
     model: dict[str, Any]
+    fuser: dict[str, Any] | None = None
+    chat_template: str | None = None
     peft: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
     train_parts: dict[str, Any] | None = None
 
@@ -42,14 +46,30 @@ class TrainedModel:
         except ImportError as error:
             raise ValueError(f"model._target_ cannot be imported: {error}") from error
 
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of the function that loads the model, with the fuser and the template that the job adds."""
+        given = {key: value for key, value in self.model.items() if key != "_target_"}
+        fuser = {name: value for name, value in (self.fuser or {}).items() if value is not None}
+        if "layers" in fuser:
+            given["fuser"] = fuser
+        elif changed := [name for name in fuser if (name, fuser[name]) != ("fusion", "mmfuser")]:
+            raise ValueError(f"fuser.{changed[0]}={fuser[changed[0]]} needs fuser.layers, which adds a fuser. Set it too.")
+        return given | ({} if self.chat_template is None else {"chat_template": self.chat_template})
+
+    def config(self) -> Any:
+        """Load the config of the model, with the fuser that the job adds, without weights."""
+        given = self.settings()
+        return model_config(given["name_or_path"], bool(given.get("trust_remote_code")), given.get("fuser"))
+
     def check_loader(self) -> None:
         """Refuse arguments that the function that loads the model does not take."""
         loader = self.loader()
+        settings = self.settings()
         if loader is load_model:
             check_keys(hints(schema.Model), self.model, "model")
             return
         try:  # a function of the user's, or a small model of the library
-            inspect.signature(loader).bind(**{key: value for key, value in self.model.items() if key != "_target_"})
+            inspect.signature(loader).bind(**settings)
         except TypeError as error:
             raise ValueError(f"model: {self.model['_target_']} {error}.") from None
 
@@ -112,7 +132,7 @@ class TrainedModel:
         name = self.model.get("name_or_path")
         if self.peft["kind"] == "none" or name is None or not (Path(name) / "config.json").is_file():
             return INTERNVL
-        return self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
+        return self.family(self.config())
 
     def adapter(self, family: Family = INTERNVL) -> Any:
         """Build peft's `LoraConfig` for a model of a family; None without an adapter.
@@ -162,7 +182,7 @@ class TrainedModel:
         name = self.model.get("name_or_path")
         if name is None:
             raise ValueError("peft=qlora needs model.name_or_path, whose config says which parts are not to be quantized.")
-        family = self.family(model_config(name, bool(self.model.get("trust_remote_code"))))
+        family = self.family(self.config())
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -36,6 +36,7 @@ COMMANDS = [name for name, parser in ALL.items() if parser.get_default("run")]
 ACTIONS = {
     "cache": {"inspect", "prune", "verify"},
     "data": {"convert", "dedupe", "filter", "mix", "show", "split", "stats", "validate"},
+    "inspect": {"fuser"},
     "mmpr": {"continue", "make", "pair", "sample", "verify"},
 }
 

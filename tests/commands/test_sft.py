@@ -18,7 +18,7 @@ from small_runs import difference
 from support import make_image
 
 from mpo.commands import main, rank
-from mpo.models.family import INTERNVL
+from mpo.models.family import INTERNVL_FUSER
 from mpo.models.joining import save_joined
 from mpo.training.job import TrainJob, run_train_job
 
@@ -54,10 +54,15 @@ def composed(overrides: list[str], command: str = "sft") -> dict:
 
 
 def moved(before: Path, after: Path) -> set[str]:
-    """The parts that differ."""
-    one, two = (load_file(path / "model.safetensors") for path in (before, after))
-    names = {name.replace("language_model.lm_head", "lm_head") for name in one if not torch.equal(one[name], two[name])}
-    return {INTERNVL.part_of(name) for name in names}
+    """The parts that differ, of those that were there before; a model with a fuser has its names on disk as in memory."""
+    one, two = (
+        {
+            re.sub(r"^model\.|(?<=language_model\.)model\.|language_model\.(?=lm_head)", "", name): tensor
+            for name, tensor in read.items()
+        }
+        for read in (load_file(path / "model.safetensors") for path in (before, after))
+    )
+    return {INTERNVL_FUSER.part_of(name) for name in one if not torch.equal(one[name], two[name])}
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -82,6 +87,38 @@ def test_three_stages_and_mpo(folder, tmp_path, capsys):
     after = words(folder, tmp_path / "mpo", "trainer.max_steps=1", data="pairs.jsonl", rows=False)
     assert main(["train", *after, f"model.name_or_path={run}", "trainer.learning_rate=1e-3"]) == 0
     assert moved(run, tmp_path / "mpo") == everything
+
+
+def test_two_stages_of_mmfuser_and_mpo(folder, tmp_path, capsys):
+    """Stage 1 adds the fuser and trains it with the projector, stage 2 the language model too; the loss falls, the tower stays."""
+    before, learned = folder / "joined", {"projector", "language", "head"}
+    for stage, parts, more in ((1, {"projector"}, ["fuser.layers=[1,2]"]), (2, learned | {"fuser"}, [])):
+        run = tmp_path / str(stage)
+        small = ["trainer.per_device_train_batch_size=2", "trainer.global_batch_size=4", "trainer.max_steps=12", *more]
+        own = [word for word in words(folder, run, f"method=mmfuser_stage{stage}", *small) if "max_tokens" not in word]
+        assert main(["sft", *own, f"model.name_or_path={before}"]) == 0
+        assert moved(before, run) == parts
+        found = losses(run)
+        assert len(found) == 12 and sum(found[-3:]) < sum(found[:3]), found
+        before = run
+    tensors = load_file(tmp_path / "1" / "model.safetensors")
+    assert next(tensor for name, tensor in tensors.items() if name.endswith("fuser.gamma1")).abs().max() > 1e-3
+    after = words(folder, tmp_path / "mpo", "trainer.max_steps=1", "train_parts.vision=freeze", data="pairs.jsonl", rows=False)
+    assert main(["train", *after, f"model.name_or_path={before}"]) == 0
+    assert moved(before, tmp_path / "mpo") == learned | {"fuser"}
+    capsys.readouterr()
+    assert main(["sft", *own, f"model.name_or_path={before}", "fuser.layers=1", f"run_dir={tmp_path / 'twice'}"]) == 2
+    assert re.search(r"already has a fuser of the layers \[1, 2\]", capsys.readouterr().err)
+    for wrong, message in (
+        (["fuser.layers=[2,1]"], r"fuser_layers.*\[2, 1\]"),
+        (["fuser.fusion=concat"], "fuser.fusion=concat needs fuser.layers"),
+        (["fuser.layers=1", "chat_template=plain"], "'plain' for a InternVLProcessor"),
+        (["fuser.layer=1"], "layers"),
+    ):
+        assert main(["sft", *words(folder, tmp_path / "wrong", *wrong)]) == 2
+        assert re.search(message, capsys.readouterr().err), wrong
+    assert main(["sft", *words(folder, tmp_path / "dry", "fuser.layers=1", "fuser.fusion=concat", "dry_run=true")]) == 0
+    assert re.search(r"projector +\S*\d", capsys.readouterr().out)
 
 
 def test_resumed_within_an_epoch_it_is_bitwise_the_same(folder, tmp_path, capfd):
@@ -313,7 +350,7 @@ def test_help(capsys):
     """It lists the groups and methods of this command alone, and the stages one after another."""
     assert main(["sft", "--help"]) == 0
     said = capsys.readouterr().out
-    for text in ("method: internvl2_5_stage1, internvl2_5_stage1_5, internvl2_5_stage2, none", "mpo join", "loss_average: square"):
+    for text in ("internvl2_5_stage2, mmfuser_stage1, mmfuser_stage2, none", "mpo join", "loss_average: square"):
         assert text in said
     assert not re.search(r"^loss:|bco|pairs, ", said.split("The configuration")[0], re.MULTILINE)
 
@@ -331,6 +368,22 @@ STAGES = {  # learning rate, packed rows a step, weight decay, warm-up, epochs, 
         "78b": (2e-5, 512, 0.05, 0.03, 1, 0.4),
     },
 }
+
+
+@pytest.mark.parametrize("size, fuser", [("7b", None), ("13b", 1e-4)])
+def test_numbers_of_mmfuser(size, fuser, tmp_path):
+    """The official scripts (scripts/mmfuser): 32 and 16 conversations on each of 8 GPUs; only 13B has a rate for the fuser."""
+    stages = ((1, 1e-3, 256, "freeze", "plain", fuser), (2, 2e-5, 128, "train", "vicuna", None))
+    for stage, rate, batch, language, template, own in stages:
+        chosen = [f"model=llava1_5_vicuna{size}", f"method=mmfuser_stage{stage}", "data.path=x", f"run_dir={tmp_path}"]
+        job = TrainJob.from_config(composed([*chosen, "dry_run=true", "trainer.use_cpu=true"]))
+        args = job.planned_arguments()
+        assert args.gradient_accumulation_steps * args.per_device_train_batch_size == batch
+        assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.num_train_epochs) == (rate, 0, 0.03, 1)
+        assert (args.lr_scheduler_type, args.loss_average, args.fuser_learning_rate) == ("cosine", "token", own)
+        parts = {"vision": "freeze", "fuser": "train", "projector": "train", "language": language, "head": language}
+        assert (job.parts(), job.chat_template) == (parts, template)
+        assert job.fuser["layers"] == (4 if stage == 1 else None)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from peft import LoraConfig, get_peft_model
 from small_runs import small_run
 from support import TEXTS
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from mpo.models import add_fuser
 from mpo.models.export.run import export
 from mpo.models.family import family_of
 from mpo.models.fused import InternVLFuserConfig, InternVLWithFuser, LlavaFuserConfig, LlavaWithFuser
+from mpo.models.lazily import announce
 from mpo.models.loading import load_internvl
 from mpo.models.mmfuser import MMFuser
 from mpo.models.packable import why_not
@@ -175,10 +179,23 @@ def test_save_and_load(processor, tmp_path, kind, fusion):
 
 
 def test_a_plain_transformers_says_what_it_lacks(processor, tmp_path, monkeypatch):
+    """And with `import mpo` alone, before or after transformers, it just loads; that import brings in neither of torch and it."""
     add_fuser(internvl(processor), 2).save_pretrained(tmp_path)
-    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "internvl_mmfuser")
+    for table in (CONFIG_MAPPING._extra_content, CONFIG_MAPPING_NAMES):
+        monkeypatch.delitem(table, "internvl_mmfuser", raising=False)
     with pytest.raises(ValueError, match="`internvl_mmfuser`"):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
+    announce()
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is InternVLWithFuser
+    lines = (
+        "import sys, mpo",
+        "assert not {'torch', 'transformers'} & {*sys.modules}",
+        "from transformers import AutoModelForImageTextToText",
+        "assert 'mpo.models.fused' not in sys.modules",
+        f"print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__name__)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.stdout == "InternVLWithFuser\n", done.stderr
 
 
 @pytest.mark.parametrize("kind", ["internvl", "llava"])

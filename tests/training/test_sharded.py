@@ -25,6 +25,7 @@ KINDS = {
     "images on some ranks": {"kind": "mixed", "pairs": 12},
     "images on some ranks, padded": {"kind": "mixed", "pairs": 12, "rows": "padded", "gradient_checkpointing": True},
     "no images": {"kind": "text"},
+    "fuser, checkpointing": {"kind": "fuser", "frozen_tower": True, "gradient_checkpointing": True},
     "token budget": {"batching": "tokens", "max_tokens_per_batch": 200},
 }
 CACHED = ("full", "lora")

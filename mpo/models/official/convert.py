@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
 
 from mpo.io import atomic_folder
+from mpo.models.llava import convert_llava, is_official_llava
 from mpo.models.loading import load_internvl, load_processor
 from mpo.models.official.checkpoint import open_official, read_config, read_official
 from mpo.models.official.config import differences, is_official, official_config, transformers_config
@@ -39,6 +40,7 @@ class Conversion:
     form: Literal["official", "transformers"]
     tensors: int
     difference: float | None
+    llava: bool = False
 
 
 def convert(
@@ -49,6 +51,7 @@ def convert(
     shard_gb: float = 5.0,
     compare: bool | None = None,
     progress: bool = True,
+    tower: Path | None = None,
 ) -> Conversion:
     """Convert a checkpoint to the other format.
 
@@ -56,18 +59,27 @@ def convert(
     target folder appears only when it is complete.
 
     Args:
-        source: folder of an InternVLChatModel, or of transformers' InternVL.
+        source: folder of an InternVLChatModel, of transformers' InternVL, or of an official LLaVA-1.5, with or without an MMFuser.
         target: a new folder.
         like: for the official format: an official folder whose config, tokenizer and Python files are copied. Its config must
             describe the model; settings of tiles and tokens that were added are the model's own.
         shard_gb: the largest size of a weight file in gigabytes, and of the tensors in memory.
         compare: compare the logits of both formats on a random input; by default if memory allows.
         progress: show a progress bar.
+        tower: folder of a LLaVA's vision tower, as in `convert_llava`.
 
     Raises:
         ValueError: for a checkpoint that cannot be converted, or logits that differ.
     """
     shard_bytes = bytes_of(shard_gb)
+    if is_official_llava(read_config(source)):
+        if like is not None or compare:
+            raise ValueError(f"--like and --check are for InternVL, and {source} is a LLaVA. Leave them out.")
+        with atomic_folder(target) as partial:
+            count = convert_llava(source, partial, tower=tower, shard_bytes=shard_bytes, progress=progress)
+        return Conversion(target, "transformers", count, None, llava=True)
+    if tower is not None:
+        raise ValueError(f"--tower={tower} is for an official LLaVA, and {source} is none. Leave it out.")
     form: Literal["official", "transformers"] = "transformers" if is_official(read_config(source)) else "official"
     write = _to_transformers if form == "transformers" else to_official
     with atomic_folder(target) as partial:

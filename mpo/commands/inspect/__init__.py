@@ -1,0 +1,5 @@
+"""Inspect parts of a model."""
+
+EXAMPLES = """\
+mpo inspect fuser runs/first photo.jpg --output looks
+"""

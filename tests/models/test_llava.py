@@ -1,0 +1,178 @@
+"""Official LLaVA-1.5 checkpoints with an MMFuser, converted: the same logits, bits, templates and images; and their stages."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mpo.commands import main
+from mpo.models.fused import LlavaWithFuser
+from mpo.models.llava import SYSTEM
+from mpo.models.loading import load_model
+from mpo.models.mmfuser import MMFuser
+
+WIDTH = 32
+TALK = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a cat?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "a dog."}]},
+]
+
+
+class Parts:
+    """An official LLaVA: its parts as transformers' own models, and its state dict with the official names."""
+
+    def __init__(self, folder):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 2}
+        clip = CLIPVisionConfig(**sizes, num_hidden_layers=5, image_size=28, patch_size=7)
+        text = "a cat and a dog . ? USER: ASSISTANT: " + SYSTEM
+        bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.train_from_iterator([text] * 3, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"]))
+        bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        self.words = bpe.get_vocab_size()
+        self.text = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=self.words, num_key_value_heads=2)).eval()
+        self.tower, self.fuser = CLIPVisionModel(clip).eval(), MMFuser(WIDTH, num_levels=2)
+        self.linear = [torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)]
+        for parameter in self.fuser.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        tower = {f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in self.tower.state_dict().items()}
+        self.tensors = {
+            **self.text.state_dict(),
+            **{f"model.mm_projector.0.{name}": value for name, value in self.fuser.state_dict().items()},
+            **{
+                f"model.mm_projector.{1 + 2 * i}.{n}": v
+                for i, layer in enumerate(self.linear)
+                for n, v in layer.state_dict().items()
+            },
+        }
+        self.config = {
+            **{name: value for name, value in self.text.config.to_dict().items() if name != "transformers_version"},
+            **{"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "clip"},
+            **{"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": [-5, -3, -2], "mm_vision_select_feature": "patch"},
+            **{"mm_hidden_size": WIDTH, "mm_use_im_start_end": False, "image_aspect_ratio": "pad", "use_mm_proj": True},
+        }
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+        for name, tensors, config in (("with", self.tensors, self.config), ("clip", tower, clip.to_dict())):
+            (folder / name).mkdir()
+            if name == "with":
+                tensors = tensors | {f"model.vision_tower.vision_tower.{key}": value for key, value in tower.items()}
+            save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name / "model.safetensors")
+            (folder / name / "config.json").write_text(json.dumps(config))
+        PreTrainedTokenizerFast(tokenizer_object=bpe, **names).save_pretrained(folder / "with")
+
+    @torch.no_grad()
+    def logits(self, before, pixels, after):
+        """As the official code: hidden states 1, 3 and 4 of 5 layers without class token, the block, two linear layers."""
+        states = self.tower(pixels, output_hidden_states=True).hidden_states
+        fused = self.fuser([states[index][:, 1:] for index in (1, 3, 4)], (4, 4))
+        image = self.linear[1](torch.nn.functional.gelu(self.linear[0](fused)))
+        embed = self.text.get_input_embeddings()
+        return self.text(inputs_embeds=torch.cat([embed(before), image, embed(after)], dim=1)).logits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("llava")
+
+
+@pytest.fixture(scope="module")
+def parts(folder):
+    return Parts(folder)
+
+
+@pytest.fixture(scope="module")
+def converted(parts, folder):
+    assert main(["convert", str(folder / "with"), str(folder / "hf"), "--tower", str(folder / "clip"), "--shard-gb", "5e-5"]) == 0
+    return load_model(str(folder / "hf"))
+
+
+def test_the_same_logits_and_bits(parts, folder, converted):
+    model = converted.model
+    assert type(model) is LlavaWithFuser and model.config.fuser_layers == [1, 3, 4]
+    assert len(list((folder / "hf").glob("*.safetensors"))) > 1
+    assert all(torch.equal(value, model.model.fuser.state_dict()[name]) for name, value in parts.fuser.state_dict().items())
+    assert torch.equal(model.lm_head.weight[: parts.words], parts.text.lm_head.weight)
+    before, after = torch.tensor([[1, 7, 8]]), torch.tensor([[9, 10]])
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    ids = torch.cat([before, torch.full((1, 16), model.config.image_token_index), after], dim=1)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids, pixel_values=pixels).logits
+    assert logits.argmax(-1).max() < parts.words  # the placeholder is never the largest
+    torch.testing.assert_close(logits[..., : parts.words], parts.logits(before, pixels, after), rtol=1e-5, atol=1e-5)
+
+
+def test_templates_and_padding(folder, converted):
+    """Vicuna's turns, or a caption alone; an image is padded to a square with the mean colour, which becomes about 0."""
+    render = converted.processor.apply_chat_template
+    vicuna = f"<s>{SYSTEM} USER: <image>\na cat? ASSISTANT: a dog.</s>"
+    assert render(TALK) == vicuna
+    assert render(TALK + TALK[:1], add_generation_prompt=True) == vicuna + "USER: <image>\na cat? ASSISTANT:"
+    plain = load_model(str(folder / "hf"), chat_template="plain").processor
+    assert plain.apply_chat_template(TALK) == "<s><image>a dog.\n"
+    for wrong in (TALK + TALK, [{"role": "system", "content": "Be brief."}, *TALK]):
+        with pytest.raises(Exception, match="an image and its caption"):
+            plain.apply_chat_template(wrong)
+    with pytest.raises(ValueError, match="plain or vicuna.*'chatml'"):
+        load_model(str(folder / "hf"), chat_template="chatml")
+    image = Image.fromarray(np.full((20, 40, 3), 250, dtype=np.uint8))
+    pixels = converted.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    assert pixels.shape == (3, 28, 28) and pixels[:, 0].abs().max() < 0.05 and pixels[:, 14].min() > 1
+    shown = [{"role": "user", "content": [{"type": "image", "image": image}, TALK[0]["content"][1]]}, TALK[1]]
+    inputs = render(shown, tokenize=True, return_dict=True, return_tensors="pt")
+    assert (inputs["input_ids"] == converted.model.config.image_token_index).sum() == 16
+    assert (inputs["input_ids"] == 1).sum() == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"mm_projector_type": "linear"}, "mm_projector_type.*'linear'"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end.*True"),
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio.*'anyres'"),
+        ({"mm_vision_select_layer": "list-5/x"}, "mm_vision_select_layer.*'list-5/x'"),
+        ({"mm_vision_select_layer": -2}, r"\[-2\] and 1 MMFusers"),
+        ({"mm_vision_select_layer": "list-5/-4/-3/-2"}, "attention_weights"),
+        ({"mm_vision_select_layer": [-9, -3, -2]}, r"\[-9\]"),
+    ],
+)
+def test_checkpoints_that_are_refused(parts, folder, tmp_path, capsys, change, message):
+    (tmp_path / "wrong").mkdir()
+    for path in (folder / "with").iterdir():
+        (tmp_path / "wrong" / path.name).symlink_to(path)
+    (tmp_path / "wrong" / "config.json").unlink()
+    (tmp_path / "wrong" / "config.json").write_text(json.dumps(parts.config | change))
+    assert main(["convert", str(tmp_path / "wrong"), str(tmp_path / "out"), "--tower", str(folder / "clip")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_stages(folder, converted, tmp_path):
+    """On captions with the template plain, then on conversations with Vicuna's: the loss falls, and the right parts alone move."""
+    lines = []
+    for index in range(8):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+        talk = [{"role": "user", "content": "<image>a cat?"}, {"role": "assistant", "content": "a dog and a cat."}]
+        lines.append(json.dumps({"images": [f"{index}.png"], "messages": talk}))
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    small = ["use_cpu=true", "per_device_train_batch_size=2", "global_batch_size=4", "max_steps=4", "dataloader_num_workers=0"]
+    before, both = folder / "hf", ("model.fuser", "model.multi_modal_projector")
+    for stage, moving in ((1, both), (2, (*both, "model.language_model", "lm_head"))):
+        words = [f"model.name_or_path={before}", f"data.path={tmp_path / 'chats.jsonl'}", f"run_dir={tmp_path / str(stage)}"]
+        words += [f"trainer.{setting}" for setting in (*small, "learning_rate=1e-2", "warmup_steps=0")]
+        chosen = ["model=llava1_5_vicuna7b", f"method=mmfuser_stage{stage}", "fuser.layers=null"]
+        assert main(["sft", *chosen, *words]) == 0
+        history = json.loads((tmp_path / str(stage) / "trainer_state.json").read_text())["log_history"]
+        losses = [log["loss"] for log in history if "loss" in log]
+        assert losses[-1] < losses[0], losses
+        one, two = (load_model(str(path)).model.state_dict() for path in (before, tmp_path / str(stage)))
+        moved = {name for name in one if not torch.equal(one[name], two[name])}
+        assert moved and all(name.startswith(moving) for name in moved)
+        assert all(any(name.startswith(part) for name in moved) for part in moving)
+        before = tmp_path / str(stage)

@@ -241,7 +241,8 @@ def _score(value: Any) -> float | None:
 def _row(line: Mapping[str, Any], score: float) -> tuple[dict[str, Any], dict[str, Any]]:
     said, name, media = line["filtered_resps"], str(line["doc_id"]), line.get("input_media", [])
     text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    about = {"id": name, "group": name, "subject": None, "cluster": content_hash(repr(media).encode()) if media else name}
+    cluster = content_hash(repr(media).encode()) if media else name
+    about: dict[str, Any] = {"id": name, "group": name, "subject": None, "cluster": cluster}
     about |= {"ground_truths": [line["target"]], "dropped": text.startswith(FAILED), "sampled": [], "classes": [], "ranks": {}}
     images = [b64decode(one.partition(",")[2]) if one.startswith("data:") else one for one in media]
     record = {"messages": [{"role": "user", "content": str(line.get("input", ""))}], "images": images}

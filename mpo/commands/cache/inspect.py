@@ -24,14 +24,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    from mpo.training.reference.shards import cache_folders
+    from mpo.training.store import cache_folders
 
     folders = [_contents(folder) for folder in cache_folders(args.folder)]
     return Report("\n".join(map(_table, folders)), {"folders": folders})
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    from mpo.training.reference.shards import leftovers, read_fingerprint, shards
+    from mpo.training.reference.shards import shards
+    from mpo.training.store import leftovers, read_fingerprint
 
     fingerprint, files, temporary = read_fingerprint(folder), shards(folder), leftovers(folder)
     rows, times = list(map(_rows, files)), sorted(path.stat().st_mtime for path in files)

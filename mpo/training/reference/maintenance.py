@@ -7,18 +7,8 @@ from typing import Any
 import numpy as np
 
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.shards import (
-    LEFTOVER_AGE_SECONDS,
-    SHARD_NAME,
-    SMALL_SHARD,
-    DamagedShard,
-    Entries,
-    ForeignShard,
-    leftovers,
-    read_shard,
-    shards,
-    write_shard,
-)
+from mpo.training.reference.shards import SMALL_SHARD, Entries, read_shard, shards, write_shard
+from mpo.training.store import LEFTOVER_AGE_SECONDS, SHARD_NAME, DamagedShard, ForeignShard, leftovers
 
 HIGHEST_LOGPS = 1e-3
 """A log-prob is at most 0, up to rounding."""

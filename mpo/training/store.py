@@ -10,21 +10,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mpo.io import TEMPORARY, atomic_write
+from mpo.io import TEMPORARY, StoreError, atomic_write
 from mpo.training.reference.fingerprint import Fingerprint
 
 FORMAT = 1
 META_FILE = "meta.json"
 LEFTOVER_AGE_SECONDS = 60.0
 """A younger `.tmp` file may be a shard that is being written, which takes well under a second."""
-SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.parquet")
+KIND, FEATURES = "cache", "vision features"
+"""The part of a fingerprint that names what its cache holds, and the value for vision features. Log-probs have none."""
+SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.parquet|[0-9a-f]{32}\.safetensors")
 
 
-class DamagedShard(ValueError):
+class DamagedShard(StoreError):
     """A shard that cannot be read, or whose content has changed."""
 
 
-class ForeignShard(ValueError):
+class ForeignShard(StoreError):
     """A shard of another fingerprint."""
 
 
@@ -37,8 +39,9 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
     Raises:
         ValueError: when `root` is a file, or the folder of another fingerprint.
     """
+    what = what_of(fingerprint)
     if root.exists() and not root.is_dir():
-        raise ValueError(f"The cache of reference log-probs must be a folder, but {root} is a file. Pass another path.")
+        raise ValueError(f"The cache of {what} must be a folder, but {root} is a file. Pass another path.")
     kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
     own = root / f"{kind}-{fingerprint.digest[:12]}"
     for folder in (root, own):
@@ -46,7 +49,7 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
             continue
         if differences := fingerprint.differences(read_fingerprint(folder)):
             raise ValueError(
-                f"{folder} holds reference log-probs of another model or other settings. Differences (there -> here): "
+                f"{folder} holds {what} of another model or other settings. Differences (there -> here): "
                 f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has a sub-folder, or an empty one. "
                 f"`mpo cache inspect {folder}` shows its settings."
             )
@@ -54,14 +57,20 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
     others = {}
     for meta in root.glob(f"*/{META_FILE}"):
         with suppress(ValueError):  # damaged, and not used here
-            others[meta.parent.name] = fingerprint.differences(read_fingerprint(meta.parent))
+            if what_of(other := read_fingerprint(meta.parent)) == what:
+                others[meta.parent.name] = fingerprint.differences(other)
     if not others:
         return own, None
     name, differences = min(others.items(), key=lambda item: len(item[1]))
     return own, (
-        f"{root} has no reference log-probs for these settings, so they are computed. The nearest, {name}, differs in (there -> "
+        f"{root} has no {what} for these settings, so they are computed. The nearest, {name}, differs in (there -> "
         f"here): {'; '.join(differences)}."
     )
+
+
+def what_of(fingerprint: Fingerprint) -> str:
+    """Name what a cache holds, by its fingerprint."""
+    return fingerprint.parts.get(KIND, "reference log-probs")
 
 
 def cache_folders(folder: str | os.PathLike[str]) -> list[Path]:
@@ -74,7 +83,7 @@ def cache_folders(folder: str | os.PathLike[str]) -> list[Path]:
     found = [path] if (path / META_FILE).is_file() else sorted(meta.parent for meta in path.glob(f"*/{META_FILE}"))
     if not found:
         kind = "is not a folder" if not path.is_dir() else f"has no {META_FILE}, and no sub-folder with one"
-        raise ValueError(f"{path} {kind}, so it is no cache of reference log-probs. Pass the run's reference_cache folder.")
+        raise ValueError(f"{path} {kind}, so it is no cache. Pass the run's reference_cache or vision_feature_cache folder.")
     return found
 
 
@@ -100,7 +109,7 @@ def read_fingerprint(folder: Path) -> Fingerprint:
 def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
     """Return incomplete files of killed writers: shards or meta.json under a temporary name."""
     found = []
-    for path in sorted(folder.glob("*.tmp")):
+    for path in sorted(folder.rglob("*.tmp")):
         target = TEMPORARY.fullmatch(path.name)
         with suppress(FileNotFoundError):  # renamed by its writer meanwhile
             if target and (target["name"] == META_FILE or SHARD_NAME.fullmatch(target["name"])):
@@ -121,11 +130,17 @@ def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
     write_file(text.encode(), path)
 
 
-def write_file(data: Any, path: Path) -> None:
-    """Write a file atomically and durably, again if a pruning on a disk whose clock is ahead removes it as a leftover."""
+def write_file(data: Any, path: Path, *, durable: bool = True) -> None:
+    """Write a file atomically, again if a pruning on a disk whose clock is ahead removes it as a leftover.
+
+    Args:
+        data: its content.
+        path: its path.
+        durable: write it to the disk before it gets its name, so that no power cut damages it.
+    """
     for attempt in (1, 2, 3):
         try:
-            with atomic_write(path, "wb", durable=True) as file:
+            with atomic_write(path, "wb", durable=durable) as file:
                 file.write(data)
             return
         except FileNotFoundError:

@@ -79,11 +79,15 @@ class FeatureCache:
 
     def find(self, key: bytes) -> Found | None:
         """Look an image up."""
-        path = self._path(key)
-        return open_features(path, self.fingerprint) if path.exists() else None
+        with suppress(FileNotFoundError):
+            return open_features(self._path(key), self.fingerprint)
+        return None
 
     def read(self, images: Sequence[Found]) -> Tensor:
         """Read the features of images, shape (tiles of all, tokens, channels)."""
+        for one in images:
+            with suppress(OSError):  # removed meanwhile, or of another user
+                os.utime(one.path)
         return torch.cat([checked_features(one) for one in images])
 
     def add(self, key: bytes, image: bytes, size: tuple[int, int], features: Tensor) -> None:
@@ -142,10 +146,11 @@ def feature_files(folder: Path) -> Iterable[Path]:
     return folder.glob("??/*.safetensors")
 
 
-def open_features(path: Path, fingerprint: Fingerprint) -> Found | None:
-    """Open the features of an image; None if they do not exist.
+def open_features(path: Path, fingerprint: Fingerprint) -> Found:
+    """Open the features of an image.
 
     Raises:
+        FileNotFoundError: when there are none.
         DamagedShard: for a file that cannot be read.
         ForeignShard: for one of another fingerprint.
     """
@@ -155,10 +160,11 @@ def open_features(path: Path, fingerprint: Fingerprint) -> Found | None:
         size, tiles = tuple(map(int, about["size"].split())), file.get_slice("features").get_shape()[0]
         found = Found(bytes.fromhex(path.stem), bytes.fromhex(about["image"]), (size[0], size[1]), tiles, path, file)
     except FileNotFoundError:
-        return None
+        raise
     except (SafetensorError, LookupError, ValueError, OSError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if about.get("fingerprint") != fingerprint.digest or about.get("format") != str(FORMAT):
+        checked_features(found)  # rather damaged than foreign
         raise ForeignShard(
             f"{path} has features of another model or other settings (fingerprint {about.get('fingerprint')}, this folder has "
             f"{fingerprint.digest}). Move it back to its folder."
@@ -172,8 +178,6 @@ def checked_features(one: Found) -> Tensor:
     about = {name: value for name, value in one.file.metadata().items() if name != "checksum"}
     if one.file.metadata().get("checksum") != _checksum(about, values):
         raise _damaged(one.path, "its content does not match its checksum")
-    with suppress(OSError):  # removed meanwhile, or of another user
-        os.utime(one.path)
     return values
 
 

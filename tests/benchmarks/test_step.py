@@ -63,6 +63,6 @@ def test_trained_tower_runs_once_for_each_model(bench):
 
 
 def test_targets_hold_for_their_settings_alone(bench):
-    assert bench.targets_of(bench.Case("1B")) == {"live": 2.3, "cached": 2.7}
+    assert bench.targets_of(bench.Case("1B")) == {"live": 2.3, "cached": 2.7, "cached features": 5.2}
     assert bench.targets_of(bench.Case("1B", tiles=1)) == bench.targets_of(bench.Case("1B", tower="trained")) == {}
     assert bench.judged(0.7, 0.6, at_most=True)["reached"] is False and bench.judged(2.0, 1.8)["reached"] is True

@@ -73,6 +73,11 @@ def why_not_cached(model: nn.Module, processing_class: Any) -> str | None:
     return _why_changing(base.base_model, projected=False)
 
 
+def is_projector_frozen(model: nn.Module) -> bool:
+    """Whether features can be those after the projector."""
+    return _why_changing(base_model(model).base_model, projected=True) is None
+
+
 def _why_changing(backbone: Any, *, projected: bool) -> str | None:
     modules = vision_modules(backbone, projected=projected)
     for name, module in modules.named_modules():
@@ -106,7 +111,7 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         if reason is not None:
             raise ValueError(f"vision_features='cached' is not possible here: {reason}. Use vision_features='live'.")
         refuse_augmented(self.train_dataset, AUGMENTED_FEATURES)
-        self._projected = _why_changing(models[0].base_model, projected=True) is None
+        self._projected = is_projector_frozen(models[0])
         how = {"projected": self._projected, "dtype": compute_dtype(models[0], args), "device": args.device.type}
         fingerprint, *rest = (vision_fingerprint(each, self.processing_class, **how) for each in models[: 1 + others])
         if rest and (differences := fingerprint.differences(rest[0])):

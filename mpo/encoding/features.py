@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -20,26 +21,21 @@ VISION_FEATURES = "vision_features"
 """The model input that takes the place of ``pixel_values``: a tensor, or `ImageFeatures` that are to be completed."""
 
 
-@dataclass(frozen=True)
-class OneImage:
-    """A distinct image of a batch: its key in the cache, the key of its pixels, its size in pixels and its number of tiles."""
+class OneImage(NamedTuple):
+    """A distinct image of a batch."""
 
-    key: bytes
-    image: bytes
-    size: tuple[int, int]
+    key: bytes  # in the cache
+    image: bytes  # key of its pixels
+    size: tuple[int, int]  # width and height
     tiles: int
     known: bool
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures(Movable):
-    """Features of the images that a cache has, and tiles of the others.
+    """Features of the images that a cache has, shape (K tiles, tokens, channels), and tiles of the others, (M, 3, height, width).
 
-    Attributes:
-        images: the distinct images.
-        index: the distinct tile at each position, in the order of the batch's prompts, shape (T,).
-        known: features of the known images' tiles, in order, shape (K, tokens, channels); None for none.
-        pixels: tiles of the other images, in order, shape (M, 3, height, width); None for none.
+    ``index`` (T,): the distinct tile at each position, in the order of the batch's prompts.
     """
 
     images: tuple[OneImage, ...]
@@ -58,31 +54,18 @@ class ImageFeatures(Movable):
 
 
 class StoredImage(Image.Image):
-    """Takes the place of an image that is not decoded, with its size and the key of its pixels."""
+    """Takes the place of an image that is not decoded: it has a size, and the key of its pixels, and no pixels."""
+
+    mode = "RGB"  # as `open_image` returns
+    size: Any = None
 
     def __init__(self, found: Any) -> None:
         super().__init__()
-        self.found = found
-        self.content_key: bytes = found.image
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        size: tuple[int, int] = self.found.size
-        return size
-
-    @property
-    def mode(self) -> str:
-        """Always RGB, as `open_image` returns."""
-        return "RGB"
-
-    def load(self) -> Any:
-        """Refuse to decode it."""
-        raise AssertionError("an image whose features are cached is not decoded")
+        self.found, self.size, self.content_key = found, found.size, found.image
 
 
 class Opening(dict[str | bytes, Image.Image]):
-    """Opened images of a batch by path or content, that are opened with the same tile limits.
+    """Opened images of a batch by path or content, which have the same tile limits.
 
     Args:
         features: a `mpo.training.features.cache.FeatureCache`.
@@ -94,21 +77,17 @@ class Opening(dict[str | bytes, Image.Image]):
         self.features, self.limits = features, limits
 
     def open(self, image: Any, *, where: str = "") -> Image.Image:
-        """Open an image as `open_image` does, unless the cache has the features of this content."""
-        content = image.get("bytes") if isinstance(image, Mapping) else image
-        path = image.get("path") if isinstance(image, Mapping) else image
-        if not isinstance(content, (bytes, bytearray, memoryview)):
-            if not isinstance(path, (str, Path)) or not path:
-                return open_image(image, where=where)
-            try:
-                content = Path(regular_file(str(path), f"{where}: {path}" if where else str(path), "image")).read_bytes()
-            except OSError:
-                return open_image(image, where=where)  # which says why it cannot be opened
+        """Open an image as `open_image` does, unless the cache has the features of this file."""
+        content, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, image)
+        if not isinstance(content, bytes) and isinstance(path, (str, Path)):
+            with suppress(OSError):  # `open_image` says why it cannot be opened
+                content = Path(regular_file(str(path), f"{where}: {path}", "image")).read_bytes()
+        if not isinstance(content, bytes):
+            return open_image(image, where=where)
         key = self.features.key(image_key(content), self.limits)
-        found = self.features.find(key)
-        if found is not None:
+        if (found := self.features.find(key)) is not None:
             return StoredImage(found)
-        opened = open_image({"bytes": bytes(content), "path": path if isinstance(path, (str, Path)) else None}, where=where)
+        opened = open_image({"bytes": content, "path": path if isinstance(path, (str, Path)) else None}, where=where)
         opened.entry_key = key  # type: ignore[attr-defined]  # of this content; a copy of the image has none
         return opened
 

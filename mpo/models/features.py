@@ -17,12 +17,7 @@ KEYWORD = "vision_features"
 
 
 def vision_modules(backbone: Any, *, projected: bool) -> nn.ModuleDict:
-    """Return the modules that features depend on, by name.
-
-    Args:
-        backbone: the transformers model without its output head.
-        projected: whether features are the projector's output.
-    """
+    """Return the modules of a model without its head that features depend on; `projected`: they are the projector's output."""
     family = known_family(backbone.config)
     names = (family.vision, *((*family.fuser, *family.projector) if projected else ()))
     return nn.ModuleDict({name: module for name, module in backbone.named_children() if name in names})
@@ -47,36 +42,24 @@ def tile_shape(config: Any, *, projected: bool) -> tuple[int, int]:
 
 
 def encode_tiles(backbone: Any, pixels: Tensor, *, projected: bool) -> Tensor:
-    """Encode tiles.
+    """Encode tiles, shape (tiles, 3, height, width), to features, shape (tiles, tokens, channels).
 
-    Args:
-        backbone: the transformers model without its output head.
-        pixels: shape (tiles, 3, height, width).
-        projected: whether to return the projector's output.
-
-    Returns:
-        shape (tiles, tokens, channels); of several hidden states, their channels side by side.
+    The channels of several hidden states are side by side.
     """
     if projected:
         features: Tensor = type(backbone).get_image_features(backbone, pixel_values=pixels, return_dict=True).pooler_output
         return features
     layers = layers_read(backbone.config)
-    tower: Any = find_tower(backbone)
     deeper = {"output_hidden_states": True} if layers != [-1] else {}
-    found = tower(pixels.to(backbone.dtype), return_dict=True, **deeper)
+    found = find_tower(backbone)(pixels.to(backbone.dtype), return_dict=True, **deeper)  # type: ignore[misc]
     return torch.cat([found.last_hidden_state if layer == -1 else found.hidden_states[layer] for layer in layers], dim=-1)
 
 
 def take_features(backbone: Any, *, projected: bool) -> None:
-    """Let a backbone take features (`KEYWORD`) in place of pixels: neither its tower nor, if `projected`, its projector runs then.
-
-    Without the keyword nothing changes.
-    """
+    """Let a backbone take features (`KEYWORD`) in place of pixels; its tower, and if `projected` its projector, do not run then."""
     place: Any = backbone if projected else find_tower(backbone)
     name = "get_image_features" if projected else "forward"
-    usual = getattr(place, name)
-    depth = backbone.config.vision_config.num_hidden_layers
-    layers = layers_read(backbone.config)
+    usual, layers, config = getattr(place, name), layers_read(backbone.config), backbone.config.vision_config
 
     def given(*args: Any, **kwargs: Any) -> Any:
         features = place.__dict__.pop(KEYWORD, None)
@@ -84,18 +67,15 @@ def take_features(backbone: Any, *, projected: bool) -> None:
             return usual(*args, **kwargs)
         if projected:
             return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
-        parts = features.chunk(len(layers), dim=-1)
-        states: list[Any] = [None] * (depth + 1)
-        for layer, part in zip(layers, parts, strict=True):
+        states: list[Any] = [None] * (config.num_hidden_layers + 1)
+        for layer, part in zip(layers, features.chunk(len(layers), dim=-1), strict=True):
             states[layer] = part
-        return BaseModelOutputWithPooling(last_hidden_state=parts[-1], hidden_states=tuple(states))
+        return BaseModelOutputWithPooling(last_hidden_state=part, hidden_states=tuple(states))
 
     def take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        place.__dict__.pop(KEYWORD, None)  # of a forward pass that failed
-        features = kwargs.pop(KEYWORD, None)
+        place.__dict__[KEYWORD] = features = kwargs.pop(KEYWORD, None)
         if features is not None:
-            place.__dict__[KEYWORD] = features
-            kwargs["pixel_values"] = features.new_empty(0, 3, *backbone.config.vision_config.image_size)
+            kwargs["pixel_values"] = features.new_empty(0, 3, *config.image_size)
         return args, kwargs
 
     setattr(place, name, given)  # an attribute of this instance: FSDP needs modules and hooks unchanged
@@ -107,8 +87,6 @@ def take_features(backbone: Any, *, projected: bool) -> None:
 def why_not_frozen(modules: nn.Module) -> str | None:
     """Why the output of modules is not a function of each tile alone that never changes; None if it is."""
     for name, parameter in modules.named_parameters():
-        if ".lora_" in name or "modules_to_save" in name:
-            return f"{name} is an adapter's"
         if parameter.requires_grad:
             return f"{name} is trained"
         if not parameter.is_floating_point() or parameter.element_size() < 2 or hasattr(parameter, "quant_state"):

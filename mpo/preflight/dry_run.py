@@ -212,7 +212,7 @@ def feature_lines(work: Workload, model: Any, processor: Any, args: Any) -> dict
     after, limit = "after" if projected else "before", args.vision_feature_cache_gb * 1e9
     lines = [
         f"{size(total)} on disk: {distinct * scale:,.0f} distinct tiles of {tokens} x {channels} numbers, {after} the projector",
-        f"the tower encodes {distinct * scale:,.0f} tiles, once, instead of {live:,.0f} in {work.epochs:.4g} epochs; in a later run none",
+        f"the tower encodes {distinct * scale:,.0f} tiles, instead of {live:,.0f} in {work.epochs:.4g} epochs; in a later run none",
     ]
     if total > limit:
         lines.append(f"WARNING: trainer.vision_feature_cache_gb={limit / 1e9:g} holds {limit / total:.0%} of them")

@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from mpo.batching.batch import Batch
 from mpo.batching.randomness import eval_mode
-from mpo.encoding.features import VISION_FEATURES, ImageFeatures
+from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage
 from mpo.encoding.tiles import AUGMENTED_FEATURES, splits_into_tiles
 from mpo.models.family import known_family
 from mpo.models.features import encode_tiles, take_features, vision_modules, why_not_frozen
@@ -37,8 +37,8 @@ def vision_fingerprint(model: nn.Module, processing_class: Any, *, projected: bo
         model: the model, wrapped or not, before it is sharded.
         processing_class: its processor.
         projected: whether features are the projector's output.
-        dtype: dtype the model computes in.
-        device: type of its device.
+        dtype: dtype and ...
+        device: ... type of device that the model computes in and on.
 
     Raises:
         ValueError: when weights are sharded or not loaded.
@@ -68,6 +68,8 @@ def vision_fingerprint(model: nn.Module, processing_class: Any, *, projected: bo
 def why_not_cached(model: nn.Module, processing_class: Any) -> str | None:
     """Why the features of a model's vision tower cannot be cached; None if they can."""
     base = base_model(model)
+    if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
+        return "ZeRO-3 shards the weights while they are loaded (use launch=zero2 or fsdp2)"
     if not known_family(base.config).tiled or not splits_into_tiles(processing_class):
         return f"a {base.config.model_type!r} with a {type(processing_class).__name__} is not an InternVL with its processor"
     return _why_changing(base.base_model, projected=False)
@@ -147,30 +149,27 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         found = batch.model_inputs.get(VISION_FEATURES)
         if not isinstance(found, ImageFeatures):
             return batch
-        return replace(batch, model_inputs={**batch.model_inputs, VISION_FEATURES: self._features_of(found)})
+        return replace(batch, model_inputs={**batch.model_inputs, VISION_FEATURES: self._features_of(found, self.args.device)})
 
-    def _features_of(self, found: ImageFeatures) -> Tensor:
-        assert self._features is not None
-        device = self.args.device
+    def _features_of(self, found: ImageFeatures, device: torch.device) -> Tensor:
         index = found.index.to(device)
         if found.pixels is None and found.known is not None:
             return found.known.to(device, non_blocking=True).index_select(0, index)
-        known = iter(() if found.known is None else found.known.split([one.tiles for one in found.images if one.known]))
-        missing = iter(() if found.pixels is None else found.pixels.split([one.tiles for one in found.images if not one.known]))
-        parts = []
+        parts, begin = [], {True: 0, False: 0}
         for one in found.images:
-            if one.known:
-                parts.append(next(known).to(device))
-                continue
-            pixels, since = next(missing), self._features.find(one.key)  # another batch may have had it since
+            source: Any = found.known if one.known else found.pixels
+            values = source[begin[one.known] : (end := begin[one.known] + one.tiles)].to(device)
+            begin[one.known] = end
             # An image at a time: its features then depend on nothing else, in any batch, on any rank, in a resumed run.
-            features = self._encoded(pixels.to(device)) if since is None else self._features.read([since]).to(device)
-            if since is None:
-                self._features.add(one.key, one.image, one.size, features)
-            parts.append(features)
+            parts.append(values if one.known else self._encoded(one, values))
         return torch.cat(parts).index_select(0, index)
 
-    def _encoded(self, pixels: Tensor) -> Tensor:
+    def _encoded(self, one: OneImage, pixels: Tensor) -> Tensor:
+        assert self._features is not None
+        if (since := self._features.find(one.key)) is not None:  # another batch had it
+            return self._features.read([since]).to(pixels.device)
         modules = vision_modules(self._encoding, projected=self._projected)
         with torch.no_grad(), eval_mode(modules), self.accelerator.autocast():
-            return encode_tiles(self._encoding, pixels, projected=self._projected)
+            features = encode_tiles(self._encoding, pixels, projected=self._projected)
+        self._features.add(one.key, one.image, one.size, features)
+        return features

@@ -47,14 +47,14 @@ def test_tiles_and_tokens(bench):
     shape = bench.SHAPES["tiny"]
     made = {side: bench.record_calls(side, case, shape) for side in bench.SIDES}
     tiles = {side: [call.tiles for call in calls] for side, calls in made.items()}
-    assert tiles == {"trl": [28, 28], "live": [7, 0], "cached": [7]}
+    assert tiles == {"trl": [28, 28], "live": [7, 0], "cached": [7], "cached features": [0]}
     tokens = {side: [call.inputs["input_ids"].numel() for call in calls] for side, calls in made.items()}
     # The end of turn and TRL's newline after it: 9 digits and 2 more tokens per completion.
     width = tokens["trl"][0] // 4
     assert tokens["trl"] == [4 * width] * 2
     prompt = width - 11
     assert tokens["live"][0] < prompt + 4 * (11 + 1)
-    assert tokens["live"] == tokens["cached"] * 2
+    assert tokens["live"] == tokens["cached"] * 2 and tokens["cached features"] == tokens["cached"]
 
 
 def test_trained_tower_runs_once_for_each_model(bench):

@@ -1,5 +1,6 @@
 """Cached vision features: the run of live ones, each image encoded once, on any rank, in any run, killed at any moment."""
 
+import copy
 import os
 import shutil
 
@@ -7,14 +8,14 @@ import pytest
 import torch
 from conversations import conversation_set
 from ranks import run_on_ranks
-from small_runs import KillAt, difference, in_fork, record, small_run
+from small_runs import KillAt, difference, in_fork, record, small_run, write_job
 from small_sft import small_sft
-from support import image_pairs, perturbed
+from support import TEXTS, image_pairs, perturbed
 
 import mpo.training.features.use as use
 from mpo.commands import main
 from mpo.encoding.images import _OncePerImage
-from mpo.models.small import small_internvl
+from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.features.cache import FeatureCache, feature_files
@@ -63,14 +64,11 @@ def ended(trainer, folder):
 
 
 RUNS = {
-    "full": {"kind": "full"},
-    "full, padded": {"kind": "full", "rows": "padded"},
-    "lora": {"kind": "lora"},
-    "lora, checkpointing": {"kind": "lora", "gradient_checkpointing": True},
+    "full, verified": {"kind": "full", "verify_first_batch": True},
+    "lora, padded, checkpointing": {"kind": "lora", "rows": "padded", "gradient_checkpointing": True},
     "mixed, by tokens": {"kind": "mixed", "batching": "tokens", "max_tokens_per_batch": 400},
     "cached references": {"kind": "full", "reference": "cached"},
-    "stream": {"kind": "full", "stream": True, "max_steps": 8},
-    "verified": {"kind": "full", "verify_first_batch": True},
+    "stream": {"kind": "lora", "stream": True, "max_steps": 8},
 }
 
 
@@ -133,17 +131,14 @@ def test_a_frozen_projector_does_not_run_either(tmp_path):
 def test_a_fuser_reads_the_same_layers(tmp_path):
     from mpo.models.fused import add_fuser
 
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     ends = []
-    for more in ({"frozen_tower": True}, cached(tmp_path), cached(tmp_path)):
-        trainer = small_run(tmp_path)
-        fused = add_fuser(small_internvl_with(trainer), layers=[1, 2, 3], num_heads=2, num_points=2)
+    for more in ({"frozen_tower": True}, cached(tmp_path)):
+        torch.manual_seed(0)
+        model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=3)
+        fused = add_fuser(model, layers=[1, 2, 3], num_heads=2, num_points=2)
         ends.append(ended(small_run(tmp_path, model=fused, num_train_epochs=2, **more), tmp_path))
-    assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6 and difference(ends[1], ends[2]) == 0
-
-
-def small_internvl_with(trainer):
-    torch.manual_seed(0)
-    return small_internvl(trainer.processing_class, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=3)
+    assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
 
 
 def test_workers_find_what_the_run_has_added(tmp_path, processed):
@@ -169,9 +164,8 @@ def test_two_ranks_share_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_killed_and_resumed_is_bitwise_the_same(tmp_path, kind):
-    settings = {"kind": kind, "pairs": 9, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+def test_killed_and_resumed_is_bitwise_the_same(tmp_path):
+    settings = {"kind": "lora", "pairs": 9, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     alone = ended(small_run(tmp_path / "a", **cached(tmp_path / "a"), **settings), tmp_path)
     killed = cached(tmp_path / "b", callbacks=[KillAt("step", 3)])
     assert in_fork(lambda: small_run(tmp_path / "b", **killed, **settings).train()) == -9
@@ -189,6 +183,15 @@ def test_sweeps_share_features_before_the_projector_and_other_towers_do_not(tmp_
     other = perturbed(small_run(tmp_path).model)
     small_run(tmp_path, **cached(tmp_path), model=other).train()
     assert len(encoded) == 8
+
+
+def test_the_dry_run_says_what_it_takes_and_saves(tmp_path, capsys):
+    """Six images of three tiles, in two epochs; 32 x 32 pixels are 4 tokens of the language model's 64 channels."""
+    job = [*write_job(tmp_path, 6), "dry_run=true", "trainer.num_train_epochs=2", "trainer.vision_features=cached"]
+    assert main(["train", *job, "peft=lora", f"run_dir={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert "18 distinct tiles of 4 x 64 numbers, after the projector" in said and "instead of 36 in 2 epochs" in said
+    assert main(["train", *job, f"run_dir={tmp_path / 'run'}"]) != 0 and "is trained" in capsys.readouterr().err
 
 
 # What is refused
@@ -259,6 +262,18 @@ def test_a_later_trainer_of_the_model_is_live_again(tmp_path, encoded):
     encoded.clear()
     small_run(tmp_path, frozen_tower=True, model=trainer.model).train()
     assert encoded
+    encoded.clear()
+    ends = [ended(small_run(tmp_path, **cached(tmp_path), model=copy.deepcopy(trainer.model)), tmp_path) for _ in range(2)]
+    assert not encoded and difference(*ends) == 0
+
+
+def test_cached_references_of_live_features_are_found(tmp_path, monkeypatch):
+    references = {"reference": "cached", "reference_cache": str(tmp_path / "references")}
+    small_run(tmp_path, frozen_tower=True, **references)
+    small_run(tmp_path, **cached(tmp_path)).train()  # every image is known now, and none is decoded
+    before = sorted(path.name for path in (tmp_path / "references").rglob("*.parquet"))
+    small_run(tmp_path, **cached(tmp_path), **references).train()
+    assert sorted(path.name for path in (tmp_path / "references").rglob("*.parquet")) == before
 
 
 # The files

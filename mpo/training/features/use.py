@@ -119,13 +119,10 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         if rest and (differences := fingerprint.differences(rest[0])):
             raise ValueError(
                 f"vision_features='cached' is not possible here: ref_model has other features (ref_model -> model): "
-                f"{'; '.join(differences)}. Use vision_features='live', or reference='cached' in a run before."
+                f"{'; '.join(differences)}. Use vision_features='live'."
             )
-        self._features = FeatureCache(
-            args.vision_feature_cache or default_folder(VISION_FEATURES),
-            fingerprint,
-            limit_bytes=args.vision_feature_cache_gb * 1e9,
-        )
+        folder = args.vision_feature_cache or default_folder(VISION_FEATURES)
+        self._features = FeatureCache(folder, fingerprint, limit_bytes=args.vision_feature_cache_gb * 1e9)
         if self.is_world_process_zero():
             logger.info(f"{self._features.holds()}.")
         backbone = models[0].base_model

@@ -133,7 +133,8 @@ class PairCollator:
         if VISION_FEATURES in pixels:
             batch = (self._pack if self.layout == "packed" else self._pad)(pairs, blank)
             each = 1 if blank or self.layout == "packed" else len(self.sides)
-            images = {**pixels, VISION_FEATURES: pixels[VISION_FEATURES].repeated(each)}
+            found: Any = pixels[VISION_FEATURES]
+            images = {**pixels, VISION_FEATURES: found.repeated(each)}
         elif self.layout == "packed":
             batch = self._pack(pairs, blank)
             order = None if order is None or len(order) == len(pixels["pixel_values"]) else order

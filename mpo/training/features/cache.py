@@ -155,7 +155,7 @@ def open_features(path: Path, fingerprint: Fingerprint) -> Found:
         ForeignShard: for one of another fingerprint.
     """
     try:
-        file = safe_open(path, "pt")
+        file: Any = safe_open(path, "pt")  # type: ignore[no-untyped-call]
         about = file.metadata() or {}
         size, tiles = tuple(map(int, about["size"].split())), file.get_slice("features").get_shape()[0]
         found = Found(bytes.fromhex(path.stem), bytes.fromhex(about["image"]), (size[0], size[1]), tiles, path, file)

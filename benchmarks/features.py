@@ -6,13 +6,15 @@
 Exactness, by dtype of the weights: `tower` is the largest difference between the output of a tile in two batches of the live tower
 (alone, and among others), relative to the largest value; `live` the difference between two compositions of a live batch
 (its pairs together, and one at a time) of loss and gradients (norm of the difference over norm); `cached` that between cached and
-live features of the same batch. Times are of real runs of `MPOTrainer` with data loader workers; `data_wait` is a fraction of them.
+live features of the same batch. `steps` are seconds of full steps of benchmarks/step.py at 1 pair a question, alternating, with cached
+references, without and with cached features: of the clock, and of this process on the CPU, which does not depend on others. Times are of real runs of `MPOTrainer` with data loader workers; `data_wait` is a fraction of them.
 """
 
 import argparse
 import copy
 import json
 import platform
+import statistics
 import tempfile
 import time
 from datetime import date
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
-from step import RESULTS, SHAPES, quiet
+from step import RESULTS, SHAPES, Case, make_trainer, quiet, stepper
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
@@ -105,6 +107,22 @@ def exactness(folder: Path, dtype: str) -> dict[str, Any]:
     return {**found, "live": apart("one at a time", "together"), "cached": apart("cached", "together")}
 
 
+def steps(rounds: int = 8) -> dict[str, Any]:
+    """Time full steps without and with cached features."""
+    case, clocks = Case("small", pairs=1), {"cpu": time.process_time, "wall": time.perf_counter}
+    sides = ("cached", "cached features")
+    work = {side: stepper(*make_trainer(side, case, SHAPES["small"], tempfile.mkdtemp())) for side in sides}
+    found: dict[str, Any] = {clock: {side: [] for side in sides} for clock in clocks}
+    for round_ in range(rounds + 1):
+        for side in sides:
+            before = {name: clock() for name, clock in clocks.items()}
+            work[side]()
+            for name, clock in clocks.items() if round_ else ():
+                found[name][side].append(clock() - before[name])
+    medians = {name: {side: statistics.median(found[name][side]) for side in sides} for name in clocks}
+    return {**found, **{f"{name} ratio": each["cached"] / each["cached features"] for name, each in medians.items()}}
+
+
 class Epochs(TrainerCallback):
     """Seconds of each epoch, and calls of the tower."""
 
@@ -166,10 +184,11 @@ def main() -> None:
             "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "versions": {package: version(package) for package in ("torch", "transformers", "trl", "mpo-trainer")},
             "exactness": {dtype: exactness(Path(name), dtype) for dtype in ("float32", "bfloat16")},
+            "steps": steps(),
             "runs": timed(Path(name), options),
         }
     options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("exactness", "runs")}, indent=1))
+    print(json.dumps({key: result[key] for key in ("exactness", "steps", "runs")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 Exactness, by dtype of the weights: `tower` is the largest difference between the output of a tile in two batches of the live tower
 (alone, and among others), relative to the largest value; `live` the difference between two compositions of a live batch
 (its pairs together, and one at a time) of loss and gradients (norm of the difference over norm); `cached` that between cached and
-live features of the same batch. `steps` are seconds of full steps of benchmarks/step.py at 1 pair a question, alternating, with cached
-references, without and with cached features: of the clock, and of this process on the CPU, which does not depend on others. Times are of real runs of `MPOTrainer` with data loader workers; `data_wait` is a fraction of them.
+live features of the same batch. `steps` are seconds of full steps of benchmarks/step.py at 1 pair a question, alternating, with
+cached references, without and with cached features: of the clock, and of this process on the CPU, which does not depend on others.
+Times are of real runs of `MPOTrainer` with data loader workers; `data_wait` is a fraction of them.
 """
 
 import argparse

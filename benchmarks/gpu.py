@@ -16,6 +16,7 @@ tests     tests/gpu: kernels against float64, packed against padded rows, genera
 memory    peak of training against the estimate of `mpo train ... dry_run=true` (benchmarks/memory.py); QLoRA needs bitsandbytes.
 profile   one 8B step: the 15 most expensive kernels, time between kernels, waits of the host.
 fuser     an MMFuser against its linear layers and grid_sample alone, and the memory of its sampled values (fuser_block.py).
+features  cached references with and without cached vision features (vision_features=cached): 1B full, 8B LoRA.
 small     as 8B, for 2B and 1B.
 sft       seconds of full steps over 32 conversations with InternVL 2.5's shares, 1B, bfloat16, gradient checkpointing: TRL's
           SFTTrainer in random order and packs (benchmarks/sft.py); and of attention with a mask and causal.
@@ -128,25 +129,31 @@ def time_small(result: Result) -> None:
     time_cases(result, [(shape, tune, pairs, False) for pairs in (1, 4) for tune in ("full", "lora") for shape in ("2B", "1B")])
 
 
-def time_cases(result: Result, settings: list[tuple[str, str, int, bool]]) -> None:
-    """Measure all sides of cases: shape, tune, pairs per question, gradient checkpointing."""
+def time_features(result: Result) -> None:
+    """Measure what cached vision features save."""
+    cases = [("1B", "full", 1, False), ("1B", "full", 4, False), ("8B", "lora", 1, False)]
+    time_cases(result, cases, ("cached", "cached features"))
+
+
+def time_cases(result: Result, settings: list[tuple[str, str, int, bool]], sides: tuple[str, ...] = SIDES) -> None:
+    """Measure sides of cases: shape, tune, pairs per question, gradient checkpointing."""
     from step import Case
 
     measured: list[dict[str, Any]] = []
     result.save(matrix_tflops=matrix_rate(result.device), cases=measured)
     for shape, tune, pairs, checkpointing in settings:
         case = Case(shape, pairs=pairs, tune=tune, checkpointing=checkpointing)
-        if not time_sides(result, case, measured) and not checkpointing:
-            time_sides(result, replace(case, checkpointing=True), measured)
+        if not time_sides(result, case, measured, sides) and not checkpointing:
+            time_sides(result, replace(case, checkpointing=True), measured, sides)
 
 
-def time_sides(result: Result, case: Any, measured: list[dict[str, Any]]) -> bool:
+def time_sides(result: Result, case: Any, measured: list[dict[str, Any]], names: tuple[str, ...]) -> bool:
     """Measure the sides of a case; False when TRL runs out of memory, after which no side is measured."""
     import torch
 
     sides: dict[str, dict[str, Any]] = {}
     measured.append({"case": asdict(case), "sides": sides})
-    for side in SIDES:
+    for side in names:
         try:
             if result.rehearse and (side, case.tune, case.pairs, case.checkpointing) == ("trl", "lora", 4, False):
                 raise torch.OutOfMemoryError("rehearsed")
@@ -306,6 +313,7 @@ STEPS = {
     "memory": Step("peak memory against the dry run's estimate", compare_memory, 90),
     "profile": Step("one 8B step by kernel", profile_step, 60),
     "fuser": Step("an MMFuser against its parts", time_fuser, 40),
+    "features": Step("cached vision features", time_features, 90),
     "small": Step("2B and 1B against TRL", time_small, 120),
     "sft": Step("packed SFT against TRL", time_sft, 90),
     "quick": Step("a step that ends at once", lambda result: result.save(first=1), 60, hidden=True),

@@ -51,7 +51,8 @@ def speeds(step: dict[str, Any], counts: dict[str, dict[str, Any]]) -> Iterator[
             if "median_s" in timed:
                 rate = case["pairs"] / timed["median_s"]
                 row["pairs_per_s"], row["useful_tokens_per_s"] = rate, rate * once["cached"]["text_tokens"]
-                row["mfu"] = rate * once[side]["flops"] / (step["matrix_tflops"] * 1e12)
+                if side in once:  # the FLOPs of cached features are counted in other settings
+                    row["mfu"] = rate * once[side]["flops"] / (step["matrix_tflops"] * 1e12)
                 if side != "trl" and "median_s" in sides.get("trl", {}):
                     row["time_ratio"] = sides["trl"]["median_s"] / timed["median_s"]
                     row["flop_ratio"] = executed["trl"]["flops"] / executed[side]["flops"]

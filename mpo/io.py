@@ -50,6 +50,10 @@ class BadRecord(ValueError):
         return BadRecord, (self.where, self.reason, self.kind, self.field)
 
 
+class StoreError(ValueError):
+    """A damaged or foreign file of a cache: no fault of the record that is looked up in it."""
+
+
 RECORD_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),  # values of another type or size
     *(OSError, EOFError, SyntaxError, struct.error, zlib.error),  # files, and their decoders

@@ -58,7 +58,8 @@ OTHERS = {
     "_modules": {"models/lazily.py"},  # transformers' table of configs
     "_models": {"training/reference/use.py"},  # accelerate
     "_n_gpu": {"preflight/trial.py", "training/start.py"},  # transformers' arguments
-    "_name_or_path": {"models/loading.py", "training/reference/fingerprint.py", "training/start.py"},
+    "_BatchNorm": {"models/features.py"},  # torch
+    "_name_or_path": {"models/loading.py", "training/features/use.py", "training/reference/fingerprint.py", "training/start.py"},
     "_option_string_actions": {"commands/__init__.py"},  # argparse
     "_orig_mod": {"models/packable.py", "training/reference/fingerprint.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from mpo.batching.layout import LabelledTokens, Segments, completion_sums, ld_weights
 from mpo.batching.logits_to_keep import LogitsToKeep
+from mpo.encoding.features import ImageFeatures
 from mpo.encoding.images import TileOrder
 from mpo.encoding.movable import Movable
 from mpo.encoding.turns import Record
 
-ModelInput = Tensor | Segments | TileOrder
+ModelInput = Tensor | Segments | TileOrder | ImageFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,8 @@ class Batch(Movable):
     Attributes:
         model_inputs: arguments of the model's forward. ``input_ids``; for padded rows ``attention_mask``, both of shape (S P, T);
             for packed rows ``position_ids`` (1, N) and ``segments``; the processor's image tensors, in packed rows once per
-            distinct image, with ``tile_order`` (`mpo.encoding.images`) if several prompts have the same image.
+            distinct image, with ``tile_order`` (`mpo.encoding.images`) if several prompts have the same image; or
+            ``vision_features`` (`mpo.encoding.features`).
         positions_to_keep: the M positions that predict a labelled token, to which the LM head is applied.
         shift_labels: what they predict, shape (1, M).
         labelled: the labelled tokens of the S P completions.

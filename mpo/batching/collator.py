@@ -15,12 +15,13 @@ from mpo.batching.skipping import BLANK, sort_out
 from mpo.encoding.conversations import TRAIN_ON, as_completion
 from mpo.encoding.costs import Budget, RecordMeasure
 from mpo.encoding.encoder import Encoded, Encoder
+from mpo.encoding.features import VISION_FEATURES
 from mpo.encoding.images import TileOrder
 from mpo.encoding.keys import completion_key, image_key, same_image
 from mpo.encoding.templates import is_processor, probe
-from mpo.encoding.tiles import AUGMENTED_AND_CACHED
+from mpo.encoding.tiles import AUGMENTED_AND_CACHED, AUGMENTED_FEATURES
 from mpo.encoding.turns import CONVERSATION, SIDES, Completion, Record, describe
-from mpo.io import RECORD_ERRORS, BadRecord
+from mpo.io import RECORD_ERRORS, BadRecord, StoreError
 from mpo.schema import EPOCH, PADDING
 
 LAYOUTS = ("packed", "padded")
@@ -54,6 +55,7 @@ class PairCollator:
             pair at the end of the batch replaces it and does not count.
         augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
         context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `Encoder`.
+        features: a `mpo.training.features.cache.FeatureCache`; batches then have ``vision_features`` (`mpo.encoding.features`).
 
     Returns (from a call with P records):
         a `mpo.batching.batch.Batch`.
@@ -81,6 +83,7 @@ class PairCollator:
     on_bad_record: str = "raise"
     augment_seed: int = 0
     context: int | None = None
+    features: Any = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -96,6 +99,7 @@ class PairCollator:
             same_image=same_image if self.layout == "packed" and len(self.sides) > 1 else None,
             augment_seed=self.augment_seed,
             context=self.context and self.context // (self.pad_to_multiple_of or 1) * (self.pad_to_multiple_of or 1),
+            features=self.features,
         )
         self.tokenizer = self._encode.tokenizer
 
@@ -105,8 +109,8 @@ class PairCollator:
         try:
             batch = self._collate(records)
         except RECORD_ERRORS as error:
-            if self.on_bad_record == "raise" and isinstance(error, ValueError):  # it names its record
-                raise
+            if isinstance(error, StoreError) or (self.on_bad_record == "raise" and isinstance(error, ValueError)):
+                raise  # it names its cause
             kept, bad = sort_out(records, self._collate)
             if self.on_bad_record == "raise":
                 raise (BadRecord(bad[0]["where"], bad[0]["reason"]) if bad else error) from error
@@ -119,14 +123,22 @@ class PairCollator:
     def _collate(self, records: list[Record]) -> Batch:
         if self.keys and any(EPOCH in record for record in records):
             raise ValueError(AUGMENTED_AND_CACHED)
+        if self.features is not None and any(EPOCH in record for record in records):
+            raise ValueError(AUGMENTED_FEATURES)
         pairs, pixels, order = self._encode(records, self.sides)
         blank: list[Encoded] = []
         if self.blank_image and not pixels and is_processor(self.processing_class):  # a tokenizer's records have no images
             blank, pixels, order = self._blank()
-        if self.layout == "packed":
+        images: dict[str, ModelInput]
+        if VISION_FEATURES in pixels:
+            batch = (self._pack if self.layout == "packed" else self._pad)(pairs, blank)
+            each = 1 if blank or self.layout == "packed" else len(self.sides)
+            found: Any = pixels[VISION_FEATURES]
+            images = {**pixels, VISION_FEATURES: found.repeated(each)}
+        elif self.layout == "packed":
             batch = self._pack(pairs, blank)
             order = None if order is None or len(order) == len(pixels["pixel_values"]) else order
-            images: dict[str, ModelInput] = {**pixels} if order is None else {**pixels, "tile_order": TileOrder(order)}
+            images = {**pixels} if order is None else {**pixels, "tile_order": TileOrder(order)}
         else:
             batch = self._pad(pairs, blank)
             if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
@@ -151,7 +163,7 @@ class PairCollator:
         if template is not None and template.parts:
             system = [{"role": "system", "content": "."}] if template.needs_system else []
             prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
-        return Encoder(self.processing_class)([{"prompt": prompt, "images": [_WHITE]}], sides=())
+        return Encoder(self.processing_class, features=self.features)([{"prompt": prompt, "images": [_WHITE]}], sides=())
 
     def _is_truncated(self, pairs: list[Encoded], max_length: int) -> Tensor:
         return torch.tensor([len(pair.prompt_ids) + len(completion.ids) > max_length for pair, completion in self._by_side(pairs)])

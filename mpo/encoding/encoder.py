@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mpo.data.video import with_frames
+from mpo.encoding.features import Opening
 from mpo.encoding.images import process
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
@@ -21,6 +22,7 @@ from mpo.encoding.turns import (
     Rendered,
     describe,
     encode_with_prompt,
+    encoded_images,
     end_of_turn_token,
     is_opened,
     render,
@@ -66,6 +68,7 @@ class Encoder:
         augment_seed: as `seed` in `mpo.encoding.tiles.jpeg_seed`.
         context: the longest prompt with one completion, in tokens, whose log-probs do not depend on the rest of its batch
             (`mpo.models.packable.fixed_context`); a longer one is an error.
+        features: a `mpo.training.features.cache.FeatureCache`: images that it has are neither decoded nor processed.
     """
 
     processing_class: Any
@@ -76,6 +79,7 @@ class Encoder:
     same_image: Any = None
     augment_seed: int = 0
     context: int | None = None
+    features: Any = None
 
     def __post_init__(self) -> None:
         self.tokenizer = self.processing_class.tokenizer if is_processor(self.processing_class) else self.processing_class
@@ -98,9 +102,10 @@ class Encoder:
         for bad in (record[BAD] for record in records if BAD in record):
             raise bad
         records = [with_frames(record, where=describe(record)) for record in records]
-        opened: Opened = {}
+        opened: dict[Any, Opened] = {}
         rendered = [
-            render(record, self.processing_class, sides=sides, split_turns=self.splits_turns, opened=opened) for record in records
+            render(record, self.processing_class, sides=sides, split_turns=self.splits_turns, opened=self._opened(record, opened))
+            for record in records
         ]
         limits = [self._limits(record, len(one.images)) for record, one in zip(records, rendered, strict=True)]
         prompts = self._distinct(rendered, limits)
@@ -163,6 +168,13 @@ class Encoder:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
+    def _opened(self, record: Record, opened: dict[Any, Opened]) -> Opened:
+        """The images of a batch that are opened already; with cached features, of records with the same tile limits."""
+        if self.features is None:
+            return opened.setdefault(None, {})
+        limits = self._limits(record, len(encoded_images(record)))
+        return opened.setdefault(tuple(sorted(limits.items())), Opening(self.features, limits))
+
     def _limits(self, record: Record, images: int) -> dict[str, Any]:
         name = describe(record)
         return {
@@ -203,6 +215,7 @@ class Encoder:
             text=[rendered[place].with_images for place in places],
             images=[rendered[place].images for place in places],
             limits=[limits[place] for place in places],
+            cache=self.features,
             padding=True,
             padding_side="left",
             return_tensors="pt",

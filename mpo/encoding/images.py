@@ -15,7 +15,8 @@ from transformers import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
 from mpo.data.augment import compress_tiles
-from mpo.encoding.keys import same_image
+from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage, stored
+from mpo.encoding.keys import image_key, same_image
 from mpo.encoding.movable import Movable
 from mpo.encoding.tiles import splits_into_tiles
 from mpo.models.family import known_family
@@ -30,7 +31,13 @@ class TileOrder(Movable):
 
 
 def process(
-    processing_class: Any, *, text: list[str], images: list[list[Any]], limits: Sequence[Mapping[str, Any]], **kwargs: Any
+    processing_class: Any,
+    *,
+    text: list[str],
+    images: list[list[Any]],
+    limits: Sequence[Mapping[str, Any]],
+    cache: Any = None,
+    **kwargs: Any,
 ) -> tuple[BatchFeature, Tensor | None]:
     """Run a processor on prompts with images.
 
@@ -40,18 +47,25 @@ def process(
         images: the images of each prompt.
         limits: for each prompt, keyword arguments for its images (`mpo.encoding.tiles.tile_limits`); and ``jpeg_seed``, if its
             tiles are to be compressed (`mpo.data.augment`).
+        cache: a `mpo.training.features.cache.FeatureCache`: images that it has are not processed.
         kwargs: further arguments of the processor.
 
     Returns:
         the processor's output, with the tiles of each distinct image once; and the index of each prompt's tiles among them,
-        shape (tiles of all prompts,). None for processors that do not split images into tiles: their output is unchanged.
+        shape (tiles of all prompts,). None for processors that do not split images into tiles: their output is unchanged. With a
+        `cache`, `ImageFeatures` take the place of tiles and index.
     """
     if not splits_into_tiles(processing_class):
         return processing_class(images=images, text=text, **kwargs), None
-    once = _OncePerImage(processing_class.image_processor, [limit for limit, own in zip(limits, images, strict=True) for _ in own])
+    each = [limit for limit, own in zip(limits, images, strict=True) for _ in own]
+    once = _OncePerImage(processing_class.image_processor, each, cache)
     processor = copy.copy(processing_class)
     processor.image_processor = once
     features = processor(images=images, text=text, **kwargs)
+    if once.features is not None:
+        del features["pixel_values"]
+        features[VISION_FEATURES] = once.features
+        return features, None
     features["pixel_values"] = once.tiles
     return features, once.order
 
@@ -61,9 +75,11 @@ class _OncePerImage:
 
     tiles: Tensor
     order: Tensor
+    features: ImageFeatures | None = None
 
-    def __init__(self, image_processor: Any, limits: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, image_processor: Any, limits: Sequence[Mapping[str, Any]], cache: Any = None) -> None:
         self._image_processor = image_processor
+        self._cache = cache
         self._limits = [tuple(sorted(limit.items())) for limit in limits]
 
     def __getattr__(self, name: str) -> Any:
@@ -75,10 +91,17 @@ class _OncePerImage:
         flat = make_flat_list_of_images(images)
         outlines = [(_outline(image), limit) for image, limit in zip(flat, self._limits, strict=True)]
         firsts = first_alike(outlines, lambda one, other: same_image(flat[one], flat[other]))
-        counts: dict[int, int] = {}
+        keys: dict[int, tuple[bytes, Any]] = {}
+        if self._cache is not None:
+            keys = {place: stored(flat[place], self._cache, dict(self._limits[place])) for place in dict.fromkeys(firsts)}
+        known = {place: found for place, (_, found) in keys.items() if found is not None}
+        counts: dict[int, int] = {place: found.tiles for place, found in known.items()}
         tiles: dict[int, Tensor] = {}
         for limit in dict.fromkeys(self._limits):
             places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
+            places = [place for place in places if place not in known]
+            if not places:
+                continue
             settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
             image_processor = _compressing(self._image_processor, settings.pop("jpeg_seed", None))
             found = image_processor([flat[place] for place in places], **settings)
@@ -88,9 +111,18 @@ class _OncePerImage:
         end = 0
         for place in sorted(counts):
             begin[place], end = end, end + counts[place]
-        whole = found["pixel_values"] if len(found["pixel_values"]) == end else None  # one call: in order, no copy needed
-        self.tiles = torch.cat([tiles[place] for place in sorted(tiles)]) if whole is None else whole
+        if tiles:
+            whole = found["pixel_values"] if len(found["pixel_values"]) == end else None  # one call: in order, no copy needed
+            self.tiles = torch.cat([tiles[place] for place in sorted(tiles)]) if whole is None else whole
         self.order = torch.cat([torch.arange(begin[first], begin[first] + counts[first]) for first in firsts])
+        if keys:
+            distinct = []
+            for place in sorted(counts):
+                key, found = keys[place]
+                image, size = (image_key(flat[place]), _size(flat[place])) if found is None else (found.image, found.size)
+                distinct.append(OneImage(key, image, size, counts[place], found is not None))
+            features = self._cache.read([known[place] for place in sorted(known)]) if known else None
+            self.features = ImageFeatures(tuple(distinct), self.order, features, self.tiles if tiles else None)
         # The processor would only copy the pixels, so it gets none.
         return BatchFeature({"pixel_values": torch.empty(len(self.order), 0), "num_patches": [counts[first] for first in firsts]})
 
@@ -115,6 +147,12 @@ def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:
 def _outline(image: Any) -> Any:
     """A value that equal images share, computed without reading their pixels."""
     return (image.mode, image.size) if isinstance(image, Image.Image) else getattr(image, "shape", None)
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Width and height of an image; of an array, whose key is never that of a file, its first two dimensions."""
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[:2]
+    return int(width), int(height)
 
 
 def add_tile_order(backbone: Any) -> None:

@@ -25,6 +25,9 @@ def image_key(image: Any) -> bytes:
     Raises:
         ValueError: for anything else, or a path without a file.
     """
+    known: bytes | None = getattr(image, "content_key", None)  # of an image that is not decoded (`mpo.encoding.features`)
+    if known is not None:
+        return known
     hasher = hashlib.blake2b(digest_size=KEY_BYTES)
     if isinstance(image, Mapping):
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")

@@ -13,10 +13,12 @@ BUDGETS = ("prompt", "image")
 LIMITS = {"min": "min_patches", "max": "max_patches", "thumbnail": "use_thumbnail"}
 """Keys of a record's ``tiles`` -> the image processor's names."""
 
-AUGMENTED_AND_CACHED = (
-    "Images of records with 'augment' change every epoch, and reference='cached' stores log-probs by the content of images. "
-    "Use reference='live', or set 'augment' to false."
+_AUGMENTED = (
+    "Images of records with 'augment' change every epoch, and {}='cached' stores {} by the content of images. "
+    "Use {}='live', or set 'augment' to false."
 )
+AUGMENTED_AND_CACHED = _AUGMENTED.format("reference", "log-probs", "reference")
+AUGMENTED_FEATURES = _AUGMENTED.format("vision_features", "features", "vision_features")
 
 
 def splits_into_tiles(processing_class: Any) -> bool:

@@ -75,7 +75,7 @@ class Rendered:
 
 
 Opened = dict[str | bytes, Image.Image]
-"""Opened images by their file's path, or their encoded bytes."""
+"""Opened images by their file's path, or their encoded bytes; or a `mpo.encoding.features.Opening`."""
 
 
 def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> list[Any]:
@@ -102,7 +102,8 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
         elif image is not None and not isinstance(image, (np.ndarray, Tensor)):
             source = _file_of(image) or image.get("bytes") if isinstance(image, Mapping) else image
             known = None if opened is None or not isinstance(source, str | bytes) else opened.get(source)
-            images[place] = known or open_image(image, where=f"{name}: image {place + 1} of {len(images)}")
+            opening = getattr(opened, "open", open_image)
+            images[place] = known or opening(image, where=f"{name}: image {place + 1} of {len(images)}")
             if opened is not None and isinstance(source, str | bytes):
                 opened[source] = images[place]
     for path, own in places.items():

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from mpo.data.encoded import with_encoded_images
+from mpo.encoding.keys import image_key
 from mpo.encoding.show import show_record
+from mpo.encoding.turns import encoded_images
+from mpo.models.features import tile_shape
 from mpo.models.fit import check_fit
+from mpo.models.parts import base_model
 from mpo.preflight.memory import MemoryEstimate, Sharding, estimate_memory
 from mpo.preflight.structure import adapted, build_structure, count_parameters
 from mpo.preflight.workload import Workload
+from mpo.training.features.use import is_projector_frozen, why_not_cached
 from mpo.training.record_checks import check_images, check_records, measure_records, name_of, sample
 from mpo.training.without_gpu import plans_gpu
 from mpo.visible import table
@@ -93,6 +100,7 @@ def dry_run(job: TrainJob) -> str:
         f"Memory, {where}": memory,
         **verdict,
         "Work": work_lines(work, args, sharding.world_size),
+        **feature_lines(work, model, processor, args),
         "Lengths": length_lines(work),
         f"As the model sees it: {name_of(records, 0)}": seen.split("\n"),
     }
@@ -177,6 +185,38 @@ def work_lines(work: Workload, args: Any, ranks: int) -> list[str]:
             f"measured on {measured:,} records, evenly spaced (dry_run_records); the longest record may not be one of them"
         )
     return lines + ([f"batches: {work.packing}"] if work.packing is not None else [])
+
+
+def feature_lines(work: Workload, model: Any, processor: Any, args: Any) -> dict[str, list[str]]:
+    """Say what cached vision features take on disk and save; nothing for a model that has none.
+
+    Raises:
+        ValueError: for a run with cached features that are not possible.
+    """
+    if (reason := why_not_cached(model, processor)) is not None or not work.tiles.any():
+        if args.vision_features == "cached" and reason is not None:
+            raise ValueError(f"trainer.vision_features=cached is not possible here: {reason}. Use live.")
+        return {}
+    seen: set[bytes] = set()
+    distinct, encoded = 0.0, with_encoded_images(work.records)
+    for record, tiles in zip(encoded, work.costs.tiles.tolist(), strict=True):
+        own = {image_key(image) if isinstance(image, Image.Image) else repr(image).encode() for image in encoded_images(record)}
+        own |= {repr(video).encode() for video in record.get("videos") or ()}
+        distinct += tiles * len(own - seen) / max(len(own), 1)
+        seen |= own
+    base, scale = base_model(model), work.total / len(work.costs)
+    projected = is_projector_frozen(model)
+    (tokens, channels), width = tile_shape(base.config, projected=projected), base.dtype.itemsize
+    width = 2 if projected and (args.bf16 or args.fp16) else width
+    total, live = distinct * scale * tokens * channels * width, work.costs.tiles.sum() * scale * work.epochs
+    after, limit = "after" if projected else "before", args.vision_feature_cache_gb * 1e9
+    lines = [
+        f"{size(total)} on disk: {distinct * scale:,.0f} distinct tiles of {tokens} x {channels} numbers, {after} the projector",
+        f"the tower encodes {distinct * scale:,.0f} tiles, instead of {live:,.0f} in {work.epochs:.4g} epochs; in a later run none",
+    ]
+    if total > limit:
+        lines.append(f"WARNING: trainer.vision_feature_cache_gb={limit / 1e9:g} holds {limit / total:.0%} of them")
+    return {f"Vision features, {args.vision_features} (trainer.vision_features=cached keeps them on disk)": lines}
 
 
 def length_lines(work: Workload) -> list[str]:

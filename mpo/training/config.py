@@ -33,6 +33,11 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         reference: ``"live"``: the reference model runs in every step. ``"cached"``: its log-probs are kept on disk, keyed by
             content, and no second model is held in memory. ``precompute_ref_log_probs=True`` means the same.
         reference_cache: folder of the cache, which runs may share.
+        vision_features: ``"live"``: the vision tower runs in every step. ``"cached"``: the features of a frozen tower are kept on
+            disk, keyed by content, before the projector or, where that is frozen too, after it: an image is decoded and encoded
+            once, in training, evaluation and the pass that fills the reference cache (`mpo.training.features`).
+        vision_feature_cache: folder of these features, which runs may share.
+        vision_feature_cache_gb: maximum size of that folder in GB (10^9 bytes).
         batching: ``"pairs"``: a batch holds ``per_device_train_batch_size`` pairs. ``"tokens"``: a batch holds as many pairs as fit
             into ``max_tokens_per_batch`` and ``max_tiles_per_batch``. The loss of a step is the mean over its pairs in both cases.
         max_tokens_per_batch: maximum number of tokens of a batch on one device, for ``batching="tokens"``.
@@ -72,7 +77,7 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     by_number: ClassVar[str] = "pairs"
     chosen: ClassVar[tuple[str, ...]] = (
         *("reward_shift", "sft_average", "completion_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
-        *("on_bad_record", "truncation_mode"),
+        *("on_bad_record", "truncation_mode", "vision_features"),
     )
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         **LoopConfig.without_effect,

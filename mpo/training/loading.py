@@ -11,7 +11,7 @@ import torch
 from accelerate import skip_first_batches
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 from transformers import trainer as trainer_module
 
 from mpo.batching.batch import Batch
@@ -21,13 +21,14 @@ from mpo.batching.sampler import After, PairBatchSampler
 from mpo.batching.streams import FEWER_FRAMES, FilledStream, PackedStream, RepeatedStream
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure, measure
+from mpo.training.features.use import UsesFeatures
 from mpo.training.loop_config import LoopConfig
 from mpo.training.policy import temporarily
 
 logger = logging.getLogger(__name__)
 
 
-class LoadsBatches(Trainer):  # type: ignore[misc]
+class LoadsBatches(UsesFeatures):
     """Load batches so that an optimizer step is the mean over its records, each counted once."""
 
     data_collator: Any
@@ -128,6 +129,7 @@ class LoadsBatches(Trainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """Move a batch to the device. Under DeepSpeed, transformers also casts image tensors."""
+        inputs = self._completed(inputs)
         return replace(inputs.to(self.args.device), model_inputs=super()._prepare_inputs(inputs.model_inputs))
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:

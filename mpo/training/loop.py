@@ -185,6 +185,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
                 other settings (`mpo.training.same_run`) or other records (`mpo.training.content`).
             FloatingPointError: when a loss or gradient was not finite.
         """
+        self._check_features()
         self._content = content_of(self.train_dataset) if self.train_dataset is not None else None
         if resume_from_checkpoint:
             asked = None if resume_from_checkpoint is True else resume_from_checkpoint

@@ -11,6 +11,7 @@ from mpo.batching.skipping import ON_BAD_RECORD
 from mpo.encoding.tiles import BUDGETS
 from mpo.io import MAX_BAD_FRACTION
 from mpo.models.family import PARTS
+from mpo.training.features.cache import LIMIT_GB
 
 
 def choice(default: str, choices: tuple[str, ...], help: str) -> Any:
@@ -46,7 +47,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
     """
 
     by_number: ClassVar[str]
-    chosen: ClassVar[tuple[str, ...]] = ("tile_budget", "rows", "packed_attention", "batching", "on_bad_record")
+    chosen: ClassVar[tuple[str, ...]] = ("tile_budget", "rows", "packed_attention", "batching", "on_bad_record", "vision_features")
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         "dataset_num_proc": (None, "records are tokenized by the data loader during training. Use dataloader_num_workers."),
         "eval_use_gather_object": (False, "evaluation gathers tensors, not objects."),
@@ -101,6 +102,19 @@ class LoopConfig(_Base):  # type: ignore[misc]
     vision_drop_path: float = field(
         default=0.0, metadata={"help": "Stochastic depth of the vision tower's last layer; 0.1 or 0.4 in the official recipes."}
     )
+    vision_features: str = choice(
+        "live",
+        ("live", "cached"),
+        "Source of a frozen vision tower's features: computed in every step (live), or once per image and kept on disk (cached).",
+    )
+    vision_feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of cached vision features, shared by runs. Default: ~/.cache/mpo/vision_features."},
+    )
+    vision_feature_cache_gb: float = field(
+        default=LIMIT_GB,
+        metadata={"help": "Maximum size of this folder in GB; features that were not used for longest are removed."},
+    )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training records."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule after the warm-up."})
@@ -121,6 +135,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
         self._check_effect()
         self._check_batches()
         self._check_fractions()
+        self._check_features()
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
             self.bf16 = False  # TRL's default would raise an error here
@@ -196,6 +211,23 @@ class LoopConfig(_Base):  # type: ignore[misc]
             raise ValueError(f"vision_layer_decay must be above 0 and at most 1 (no decay); got {self.vision_layer_decay}.")
         if not 0.0 <= self.vision_drop_path < 1.0:
             raise ValueError(f"vision_drop_path must be a probability, at least 0 and below 1; got {self.vision_drop_path}.")
+
+    def _check_features(self) -> None:
+        changing = {
+            **{name: getattr(self, name) for name in ("vision_drop_path", "vision_learning_rate") if getattr(self, name)},
+            **{name: True for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self, name)},
+        }
+        if self.vision_features == "cached" and changing:
+            name, value = next(iter(changing.items()))
+            raise ValueError(
+                f"vision_features='cached' keeps the features of a tower that never changes, and {name}={value} changes it. Leave "
+                "one of them out."
+            )
+        for name, default in (("vision_feature_cache", None), ("vision_feature_cache_gb", LIMIT_GB)):
+            if getattr(self, name) != default and self.vision_features == "live":
+                raise ValueError(f"{name} needs vision_features='cached'. Set it, or leave this out.")
+        if not self.vision_feature_cache_gb > 0:
+            raise ValueError(f"vision_feature_cache_gb must be a size above 0; got {self.vision_feature_cache_gb}.")
 
     def _check_device(self) -> None:
         if self.activation_offloading and self.device.type == "cpu":

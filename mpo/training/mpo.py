@@ -140,9 +140,10 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         # A reference that is a copy of the policy can share its vision tower's output.
         self._tower_is_shared = starts_from_reference
         self._tower = None
-        if can_share(self.model):
+        if can_share(self.model) and args.vision_features == "live":
             self._tower = SharedTower(self.model, (self.ref_model if starts_from_reference else None) or self.model)
         self._choose_rows(router_loss=self.aux_loss_enabled, reads_logits=compute_metrics is not None)
+        self._open_features(others=not starts_from_reference and self.ref_model is not None)
         if args.reference == "cached" and self.mixture.needs_reference:
             reference = reference or adapters.reference
             assert reference is not None

@@ -44,8 +44,9 @@ MAY_CHANGE = {
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
     *("dataloader_multiprocessing_context", "dataset_num_proc", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"),
     *("ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "seed", "data_seed"),
-    # Limits and checks that change no step, and where the reference's log-probs come from, which are the same live or cached.
+    # Limits and checks that change no step; where reference log-probs and vision features come from, the same live or cached.
     *("max_bad_fraction", "verify_first_batch", "reference", "reference_cache", "precompute_ref_log_probs"),
+    *("vision_features", "vision_feature_cache", "vision_feature_cache_gb"),
 }
 """Fields of `MPOConfig` that may differ when a run is resumed. All others must be equal."""
 MAY_CHANGE_IN_RECIPES = {

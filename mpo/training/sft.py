@@ -115,6 +115,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         self._start_loop()
         self._prepare_policy(without_dropout=False)
         self._choose_rows(router_loss=False, reads_logits=compute_metrics is not None)
+        self._open_features()
 
     def _step_denominator(self, lengths: Tensor) -> Tensor:
         """Return the sum of the weights of a step's conversations over all ranks (`PackedSFTConfig.weights`)."""

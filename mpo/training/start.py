@@ -261,6 +261,7 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
         if not hasattr(module, "_hf_hook"):
             # A forward that an earlier trainer set on the instance would run the original's.
             module.__dict__.pop("forward", None)
+            module.__dict__.pop("get_image_features", None)
     return frozen.eval().requires_grad_(False)
 
 

@@ -47,14 +47,14 @@ def test_tiles_and_tokens(bench):
     shape = bench.SHAPES["tiny"]
     made = {side: bench.record_calls(side, case, shape) for side in bench.SIDES}
     tiles = {side: [call.tiles for call in calls] for side, calls in made.items()}
-    assert tiles == {"trl": [28, 28], "live": [7, 0], "cached": [7]}
+    assert tiles == {"trl": [28, 28], "live": [7, 0], "cached": [7], "cached features": [0]}
     tokens = {side: [call.inputs["input_ids"].numel() for call in calls] for side, calls in made.items()}
     # The end of turn and TRL's newline after it: 9 digits and 2 more tokens per completion.
     width = tokens["trl"][0] // 4
     assert tokens["trl"] == [4 * width] * 2
     prompt = width - 11
     assert tokens["live"][0] < prompt + 4 * (11 + 1)
-    assert tokens["live"] == tokens["cached"] * 2
+    assert tokens["live"] == tokens["cached"] * 2 and tokens["cached features"] == tokens["cached"]
 
 
 def test_trained_tower_runs_once_for_each_model(bench):
@@ -63,6 +63,6 @@ def test_trained_tower_runs_once_for_each_model(bench):
 
 
 def test_targets_hold_for_their_settings_alone(bench):
-    assert bench.targets_of(bench.Case("1B")) == {"live": 2.3, "cached": 2.7}
+    assert bench.targets_of(bench.Case("1B")) == {"live": 2.3, "cached": 2.7, "cached features": 5.2}
     assert bench.targets_of(bench.Case("1B", tiles=1)) == bench.targets_of(bench.Case("1B", tower="trained")) == {}
     assert bench.judged(0.7, 0.6, at_most=True)["reached"] is False and bench.judged(2.0, 1.8)["reached"] is True

@@ -1,9 +1,12 @@
-"""Inspect, verify and prune cached reference log-probs.
+"""Inspect, verify and prune cached reference log-probs and vision features.
 
 With reference=cached the reference model's log-prob of every completion is stored on disk. A second epoch, a resumed
 run, a sweep or a larger data set then computes only the new ones. The cache key is the content: the model's weights,
 the chat template, the processor's settings, the images, the prompt and the completion. Each combination of model and
 settings has a sub-folder. DIR is the folder of all sub-folders, or one of them.
+
+With vision_features=cached the features of every image are stored likewise, by the vision tower's weights, the
+processor's settings and the image.
 """
 
 EXAMPLES = """\

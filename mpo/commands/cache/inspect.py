@@ -1,6 +1,7 @@
 """Show the contents of a cache.
 
-For each folder: the model and settings, the number of completions, the size, the age and the temporary files.
+For each folder: the model and settings, the number of completions or images, the size, the age and the temporary
+files.
 """
 
 from __future__ import annotations
@@ -24,20 +25,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    from mpo.training.reference.shards import cache_folders
+    from mpo.training.store import cache_folders
 
     folders = [_contents(folder) for folder in cache_folders(args.folder)]
     return Report("\n".join(map(_table, folders)), {"folders": folders})
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    from mpo.training.reference.shards import leftovers, read_fingerprint, shards
+    from mpo.training.features.cache import feature_files
+    from mpo.training.reference.shards import shards
+    from mpo.training.store import FEATURES, leftovers, read_fingerprint, what_of
 
-    fingerprint, files, temporary = read_fingerprint(folder), shards(folder), leftovers(folder)
-    rows, times = list(map(_rows, files)), sorted(path.stat().st_mtime for path in files)
+    fingerprint, temporary = read_fingerprint(folder), leftovers(folder)
+    has_features = what_of(fingerprint) == FEATURES
+    files = list(feature_files(folder)) if has_features else shards(folder)
+    rows, times = [1] * len(files) if has_features else list(map(_rows, files)), sorted(path.stat().st_mtime for path in files)
     return {
         "folder": str(folder),
-        "completions": sum(count or 0 for count in rows),
+        "images" if has_features else "completions": sum(count or 0 for count in rows),
         "shards": len(files),
         "unreadable": rows.count(None),
         "bytes": sum(path.stat().st_size for path in files),
@@ -63,16 +68,22 @@ def _table(found: dict[str, Any]) -> str:
     about, settings, temporary = found["about"], found["settings"], found["temporary"]
     unreadable = f" (and {found['unreadable']} unreadable: run mpo cache verify)" if found["unreadable"] else ""
     removed = f"{temporary['files']}, {_size(temporary['bytes'])} (removed by mpo cache prune)"
-    rows = {
-        "completions": f"{found['completions']:,}",
-        "shards": f"{found['shards']}{unreadable}, {_size(found['bytes'])}",
-        "written": " to ".join(found["written"]) or "nothing yet",
-        "temporary files": removed if temporary["files"] else "none",
-        "model": " ".join(str(about.get(name, "")) for name in ("model", "name_or_path")).strip(),
+    of_features = {
+        name: found["fingerprint"]["parts"][name] for name in ("features", "compute dtype", "device") if "images" in found
+    }
+    of_log_probs = {
         "reference": "the base model with adapter 'ref'" if about.get("reference_adapter") else "the model",
         "chat template": _short(about.get("chat_template") or "none"),
         "image processor": _short(settings.get("image processor", {}).get("image_processor", {})),
         "labelled tokens": _short(settings.get("scoring", {})),
+    }
+    rows = {
+        **{name: f"{found[name]:,}" for name in ("completions", "images") if name in found},
+        "shards": f"{found['shards']}{unreadable}, {_size(found['bytes'])}",
+        "written": " to ".join(found["written"]) or "nothing yet",
+        "temporary files": removed if temporary["files"] else "none",
+        "model": " ".join(str(about.get(name, "")) for name in ("model", "name_or_path")).strip(),
+        **(of_features or of_log_probs),
         "fingerprint": found["fingerprint"]["digest"],
         **{f"  {part}": value for part, value in found["fingerprint"]["parts"].items()},
     }

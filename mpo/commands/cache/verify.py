@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.training.reference.maintenance import check_folder
-    from mpo.training.reference.shards import cache_folders, read_fingerprint
+    from mpo.training.store import cache_folders, read_fingerprint
 
     lines, folders = [], []
     for folder in cache_folders(args.folder):

@@ -16,10 +16,8 @@ checksum. An entry, the log-prob of one completion, may be in two shards (two ra
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -32,16 +30,14 @@ from mpo.training.reference.fingerprint import Fingerprint
 from mpo.training.reference.shards import (
     ENTRY_BYTES,
     KEY_TYPE,
-    META_FILE,
     Entries,
     key_array,
-    read_fingerprint,
     read_new_shards,
     shards,
     size_of,
-    write_meta,
     write_shard,
 )
+from mpo.training.store import open_folder, write_meta
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +97,7 @@ class ReferenceCache:
         self.rank = rank
         self.flush_every = flush_every
         self.flush_seconds = flush_seconds
-        self.folder, self.why_new = _place(Path(folder), fingerprint)
+        self.folder, self.why_new = open_folder(Path(folder), fingerprint)
         if self.why_new:
             logger.info(self.why_new)
         write_meta(self.folder, fingerprint)
@@ -201,31 +197,3 @@ class ReferenceCache:
         self._blocks.append(Entries.merged([entries]))
         while len(self._blocks) > 1 and len(self._blocks[-2]) < 2 * len(self._blocks[-1]):
             self._blocks[-2:] = [Entries.merged(self._blocks[-2:])]
-
-
-def _place(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]:
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"The cache of reference log-probs must be a folder, but {root} is a file. Pass another path.")
-    kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
-    own = root / f"{kind}-{fingerprint.digest[:12]}"
-    for folder in (root, own):
-        if not (folder / META_FILE).is_file():
-            continue
-        if differences := fingerprint.differences(read_fingerprint(folder)):
-            raise ValueError(
-                f"{folder} holds reference log-probs of another model or other settings. Differences (there -> here): "
-                f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has a sub-folder, or an empty one. "
-                f"`mpo cache inspect {folder}` shows its settings."
-            )
-        return folder, None
-    others = {}
-    for meta in root.glob(f"*/{META_FILE}"):
-        with suppress(ValueError):  # damaged, and not used here
-            others[meta.parent.name] = fingerprint.differences(read_fingerprint(meta.parent))
-    if not others:
-        return own, None
-    name, differences = min(others.items(), key=lambda item: len(item[1]))
-    return own, (
-        f"{root} has no reference log-probs for these settings, so they are computed. The nearest, {name}, differs in (there -> "
-        f"here): {'; '.join(differences)}."
-    )

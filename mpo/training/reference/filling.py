@@ -23,9 +23,9 @@ Compute = Callable[[Batch], Tensor]
 """Compute the log-prob sums of a batch's completions under the reference, shape (sides, records)."""
 
 
-def default_folder() -> Path:
-    """Return the default folder of reference log-probs, which the environment variable ``MPO_CACHE`` changes."""
-    return Path(os.environ.get("MPO_CACHE", Path.home() / ".cache" / "mpo")) / "references"
+def default_folder(name: str = "references") -> Path:
+    """Return the default folder of a cache, by its name, which the environment variable ``MPO_CACHE`` changes."""
+    return Path(os.environ.get("MPO_CACHE", Path.home() / ".cache" / "mpo")) / name
 
 
 class ShareEveryEpoch(TrainerCallback):  # type: ignore[misc]
@@ -41,14 +41,14 @@ class ShareEveryEpoch(TrainerCallback):  # type: ignore[misc]
         self.cache.refresh()
 
 
-def refuse_augmented(dataset: Any) -> None:
+def refuse_augmented(dataset: Any, message: str = AUGMENTED_AND_CACHED) -> None:
     """Refuse training records whose images change every epoch. (Those of a stream are refused when they are read.)
 
     Raises:
         ValueError: when a record's ``augment`` is true.
     """
     if "augment" in (getattr(dataset, "column_names", None) or []) and hasattr(dataset, "__len__") and any(dataset["augment"]):
-        raise ValueError(AUGMENTED_AND_CACHED)
+        raise ValueError(message)
 
 
 def look_up(cache: ReferenceCache, batch: Batch, compute: Compute | None, on_any_rank: Callable[[bool], bool] = bool) -> Tensor:

@@ -58,7 +58,7 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         """Return one hash of all parts, 32 hex digits."""
-        return _hash_settings(dict(self.parts))
+        return hash_settings(dict(self.parts))
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Return the parts that differ from `other`; settings by name, as ``other's value -> this one's``.
@@ -100,17 +100,17 @@ def fingerprint(
         ValueError: when weights are sharded or not loaded, or a setting is not a plain value.
     """
     base = _base_model(model)
-    config = _plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
-    config["modules"] = _hash_settings(_module_settings(base))
+    config = plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
+    config["modules"] = hash_settings(module_settings(base))
     if adapters := _adapter_settings(model):
         config["adapters"] = adapters
-    images, rules = _image_settings(processing_class), _plain(dict(scoring or {}), "the scoring")
+    images, rules = _image_settings(processing_class), plain(dict(scoring or {}), "the scoring")
     parts = {
-        "model weights": _hash_weights(model),
-        "model config": _hash_settings(config),
+        "model weights": hash_weights(model),
+        "model config": hash_settings(config),
         "compute dtype": str(compute_dtype).removeprefix("torch."),
         **processor_parts(processing_class),
-        "scoring": _hash_settings(rules),
+        "scoring": hash_settings(rules),
         "format": FORMAT,
     }
     about = {
@@ -131,8 +131,8 @@ def processor_parts(processing_class: Any) -> dict[str, str]:
     """
     return {
         "tokenizer": _hash_tokenizer(getattr(processing_class, "tokenizer", processing_class)),
-        "chat template": _hash_settings({"template": _chat_template(processing_class)}),
-        "image processor": _hash_settings(_image_settings(processing_class)),
+        "chat template": hash_settings({"template": _chat_template(processing_class)}),
+        "image processor": hash_settings(_image_settings(processing_class)),
     }
 
 
@@ -141,14 +141,19 @@ def _base_model(model: nn.Module) -> Any:
     return getattr(base, "_orig_mod", base)  # torch.compile's wrapper
 
 
-def _hash_weights(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
+    """Hash everything that the forward of a model, or of modules, reads, including adapters.
+
+    Raises:
+        ValueError: when weights are sharded or not loaded.
+    """
     tensors = dict(sorted(_reference_tensors(model)))
     # Tied weights are hashed once. sha256 and copies from a GPU run outside the interpreter's lock, so threads help.
     places = {name: (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in tensors.items()}
     distinct = {place: tensors[name] for name, place in places.items()}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         contents = dict(zip(distinct, pool.map(_hash_tensor, distinct.values()), strict=True))
-    return _hash_settings(
+    return hash_settings(
         {name: [str(tensor.dtype), list(tensor.shape), contents[places[name]]] for name, tensor in tensors.items()}
     )
 
@@ -180,7 +185,7 @@ def _reference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name.replace("_orig_mod.", ""), tensor
 
 
-def _module_settings(base: nn.Module) -> dict[str, Any]:
+def module_settings(base: nn.Module) -> dict[str, Any]:
     """Return the numbers that modules use in their forward (epsilons, scales), which may differ from the config."""
     settings = {}
     for name, module in base.named_modules():
@@ -196,22 +201,22 @@ _OF_MODULES = {*vars(nn.Module()), "training"}
 def _adapter_settings(model: nn.Module) -> dict[str, Any]:
     """Return the settings of adapters besides their tensors: scales, and which are active, disabled or merged."""
 
-    def plain(value: Any) -> Any:
+    def as_plain(value: Any) -> Any:
         return _hash_tensor(value) if isinstance(value, Tensor) else type(value).__name__
 
     settings: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             own = {key: value for key, value in vars(module).items() if key not in _OF_MODULES and not key.startswith("_cache")}
-            settings[name] = _hash_settings(json.loads(json.dumps(own, default=plain, skipkeys=True)))
+            settings[name] = hash_settings(json.loads(json.dumps(own, default=as_plain, skipkeys=True)))
     if isinstance(model, PeftModel):
         learned = {name: config.to_dict() for name, config in model.peft_config.items() if config.is_prompt_learning}
-        settings |= {name: _plain(config, f"the adapter {name}'s config") for name, config in learned.items()}
+        settings |= {name: plain(config, f"the adapter {name}'s config") for name, config in learned.items()}
     return settings
 
 
 def _hash_tokenizer(tokenizer: Any) -> str:
-    settings: dict[str, Any] = {"special_tokens": _plain(dict(tokenizer.special_tokens_map), "the tokenizer's special tokens")}
+    settings: dict[str, Any] = {"special_tokens": plain(dict(tokenizer.special_tokens_map), "the tokenizer's special tokens")}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
@@ -222,7 +227,7 @@ def _hash_tokenizer(tokenizer: Any) -> str:
             files = [Path(file) for file in tokenizer.save_vocabulary(folder)]
             settings["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         settings["class"], settings["added"] = type(tokenizer).__name__, tokenizer.get_added_vocab()
-    return _hash_settings(settings)
+    return hash_settings(settings)
 
 
 def _chat_template(processing_class: Any) -> Any:
@@ -239,25 +244,25 @@ def _image_settings(processing_class: Any) -> dict[str, Any]:
     if image_processor is not None:
         settings["image_processor"] = image_processor.to_dict()
         settings["processor"].pop("image_processor", None)
-    plain: dict[str, Any] = _plain(settings, "the processor")
-    return plain
+    found: dict[str, Any] = plain(settings, "the processor")
+    return found
 
 
-def _plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str) -> Any:
     """Return plain JSON values, without None and without what has no effect (see `_NOT_IN_FORWARD`)."""
     if isinstance(value, Mapping):
         kept = {str(getattr(name, "value", name)): item for name, item in value.items() if item is not None}
         return {
-            name: _plain(item, f"{where}, {name}")
+            name: plain(item, f"{where}, {name}")
             for name, item in sorted(kept.items())
             if name.lstrip("_") not in _NOT_IN_FORWARD and not name.startswith("_") and not any(word in name for word in _DROPOUT)
         }
     if isinstance(value, enum.Enum):
-        return _plain(value.value, where)
+        return plain(value.value, where)
     if isinstance(value, (set, frozenset)):
-        return sorted(_plain(item, where) for item in value)
+        return sorted(plain(item, where) for item in value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
+        return [plain(item, where) for item in value]
     if isinstance(value, (np.ndarray, np.generic, Tensor)):
         return value.tolist()
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -267,7 +272,8 @@ def _plain(value: Any, where: str) -> Any:
     raise ValueError(f"{where}: {value!r} ({type(value).__name__}) must be a plain value, since others have no stable hash.")
 
 
-def _hash_settings(settings: Any) -> str:
+def hash_settings(settings: Any) -> str:
+    """Hash plain JSON values, 32 hex digits."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Check and prune a folder of cached reference log-probs."""
+"""Check and prune a folder of cached reference log-probs, or of vision features."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,19 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mpo.training.features.cache import checked_features, feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.shards import (
-    LEFTOVER_AGE_SECONDS,
-    SHARD_NAME,
-    SMALL_SHARD,
-    DamagedShard,
-    Entries,
-    ForeignShard,
-    leftovers,
-    read_shard,
-    shards,
-    write_shard,
-)
+from mpo.training.reference.shards import SMALL_SHARD, Entries, read_shard, shards, write_shard
+from mpo.training.store import FEATURES, LEFTOVER_AGE_SECONDS, SHARD_NAME, DamagedShard, ForeignShard, leftovers, what_of
 
 HIGHEST_LOGPS = 1e-3
 """A log-prob is at most 0, up to rounding."""
@@ -42,11 +33,15 @@ class Check:
 
 
 def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
-    """Read and check every shard of a folder, and compare entries across shards."""
+    """Read and check every shard of a folder, and compare log-probs across shards."""
     check = Check()
-    for path in shards(folder):
+    has_features = what_of(fingerprint) == FEATURES
+    for path in sorted(feature_files(folder)) if has_features else shards(folder):
         try:
-            check.contents.append(read_shard(path, fingerprint))
+            if has_features:
+                checked_features(open_features(path, fingerprint))
+            else:
+                check.contents.append(read_shard(path, fingerprint))
             check.whole.append(path)
         except FileNotFoundError:  # merged by a concurrent pruning
             continue
@@ -54,6 +49,7 @@ def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
             (check.damaged if isinstance(error, DamagedShard) else check.foreign).append(path)
             check.problems.append(str(error))
     if not check.contents:
+        check.entries = len(check.whole)
         return check
     sizes = [len(entries) for entries in check.contents]
     keys = np.concatenate([entries.keys for entries in check.contents])
@@ -91,7 +87,7 @@ def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> li
     damaged = [path for path in check.damaged if SHARD_NAME.fullmatch(path.name)]
     done = [f"remove {path.name}: incomplete, of a killed run" for path in old]
     done += [f"remove {path.name}: damaged" for path in damaged]
-    own = {path: found for path, found in zip(check.whole, check.contents, strict=True) if SHARD_NAME.fullmatch(path.name)}
+    own = {path: found for path, found in zip(check.whole, check.contents, strict=False) if SHARD_NAME.fullmatch(path.name)}
     # A wrong entry may be in any shard, so all of them are rewritten.
     merging = {path: entries for path, entries in own.items() if check.wrong or len(entries) < SMALL_SHARD}
     if len(merging) > 1 or check.wrong:

@@ -1,15 +1,10 @@
-"""Files of a cache of reference log-probs: Parquet shards, written atomically, and a folder's meta.json."""
+"""Shards of reference log-probs: Parquet files, written atomically."""
 
 import hashlib
-import json
 import os
-import re
 import secrets
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +13,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from mpo.encoding.keys import KEY_BYTES
-from mpo.io import TEMPORARY, atomic_write
 from mpo.training.reference.fingerprint import Fingerprint
+from mpo.training.store import FORMAT, SHARD_NAME, DamagedShard, ForeignShard, write_file
 
-FORMAT = 1
-META_FILE = "meta.json"
-SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.parquet")
-LEFTOVER_AGE_SECONDS = 60.0
-"""A younger `.tmp` file may be a shard that is being written, which takes well under a second."""
 SMALL_SHARD = 250_000
 """Pruning merges shards with fewer entries than this (6 MB)."""
 
@@ -33,14 +23,6 @@ KEY_TYPE = f"S{KEY_BYTES}"
 ENTRY_BYTES = KEY_BYTES + 4 + 4
 _FIELDS = {"key": pa.binary(KEY_BYTES), "logps": pa.float32(), "tokens": pa.int32()}
 _SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _FIELDS.items()])
-
-
-class DamagedShard(ValueError):
-    """A shard that cannot be read, or whose content has changed."""
-
-
-class ForeignShard(ValueError):
-    """A shard of another fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -83,39 +65,6 @@ class Entries:
         return self.keys[rows] == keys, rows
 
 
-def cache_folders(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the folders of caches: `folder` itself, or its sub-folders.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    path = Path(folder)
-    found = [path] if (path / META_FILE).is_file() else sorted(meta.parent for meta in path.glob(f"*/{META_FILE}"))
-    if not found:
-        kind = "is not a folder" if not path.is_dir() else f"has no {META_FILE}, and no sub-folder with one"
-        raise ValueError(f"{path} {kind}, so it is no cache of reference log-probs. Pass the run's reference_cache folder.")
-    return found
-
-
-def read_fingerprint(folder: Path) -> Fingerprint:
-    """Read the fingerprint in a folder's meta.json.
-
-    Raises:
-        ValueError: when it is damaged or has another format version.
-    """
-    path = folder / META_FILE
-    try:
-        meta = json.loads(path.read_text())
-        if meta["format"] != FORMAT:
-            raise ValueError(f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}. Use another folder.")
-        return Fingerprint(meta["parts"], meta["settings"], meta["about"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Delete it: the next run with these settings "
-            "writes it again, and keeps the shards."
-        ) from error
-
-
 def shards(folder: Path) -> list[Path]:
     """Return all .parquet files of a folder, sorted by name."""
     return sorted(folder.glob("*.parquet"))
@@ -129,30 +78,6 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
-    """Return incomplete files of killed writers: shards or meta.json under a temporary name."""
-    found = []
-    for path in sorted(folder.glob("*.tmp")):
-        target = TEMPORARY.fullmatch(path.name)
-        with suppress(FileNotFoundError):  # renamed by its writer meanwhile
-            if target and (target["name"] == META_FILE or SHARD_NAME.fullmatch(target["name"])):
-                if time.time() - path.stat().st_mtime >= min_age_seconds:
-                    found.append(path)
-    return found
-
-
-def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
-    """Write a folder's meta.json unless it exists."""
-    path = folder / META_FILE
-    if path.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"format": FORMAT, "created": created, **asdict(fingerprint)}, indent=2)
-    # Ranks may write it at the same time; the last one replaces equal content.
-    _write(text.encode(), path)
-
-
 def write_shard(folder: Path, entries: Entries, fingerprint: Fingerprint, rank: int = 0) -> Path:
     """Write one shard atomically, and return its path."""
     keys = pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(entries), [None, pa.py_buffer(entries.keys.tobytes())])
@@ -163,7 +88,7 @@ def write_shard(folder: Path, entries: Entries, fingerprint: Fingerprint, rank: 
     # Keys are random bytes: compression, dictionaries and statistics are useless.
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     path = folder / f"answers-r{rank}-{os.getpid()}-{secrets.token_hex(6)}.parquet"
-    _write(sink.getvalue(), path)
+    write_file(sink.getvalue(), path)
     return path
 
 
@@ -240,15 +165,3 @@ def key_array(keys: Sequence[bytes]) -> npt.NDArray[np.bytes_]:
     for key in keys:
         assert len(key) == KEY_BYTES, f"a key has {KEY_BYTES} bytes, this one {len(key)}"
     return np.frombuffer(b"".join(keys), dtype=KEY_TYPE)
-
-
-def _write(data: "bytes | pa.Buffer", path: Path) -> None:
-    """Write a file atomically and durably, again if a pruning on a disk whose clock is ahead removes it as a leftover."""
-    for attempt in (1, 2, 3):
-        try:
-            with atomic_write(path, "wb", durable=True) as file:
-                file.write(data)
-            return
-        except FileNotFoundError:
-            if attempt == 3:
-                raise

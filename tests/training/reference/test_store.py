@@ -14,7 +14,8 @@ import torch
 
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.shards import META_FILE, leftovers, read_shard, shards
+from mpo.training.reference.shards import read_shard, shards
+from mpo.training.store import META_FILE, leftovers
 
 HERE = Fingerprint(
     {"model weights": "w", "chat template": "t", "image processor": "i"},

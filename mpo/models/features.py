@@ -1,0 +1,99 @@
+"""Encode images outside of a model's forward pass, and give the model their features in place of pixels.
+
+Features are the hidden states of the vision tower that the model reads, or the output of the projector, where that is frozen too.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from mpo.models.family import known_family
+from mpo.models.tower import find_tower
+
+KEYWORD = "vision_features"
+"""Argument of the model's forward that takes the place of ``pixel_values``: features, shape (tiles, tokens, channels)."""
+
+
+def vision_modules(backbone: Any, *, projected: bool) -> nn.ModuleDict:
+    """Return the modules of a model without its head that features depend on; `projected`: they are the projector's output."""
+    family = known_family(backbone.config)
+    names = (family.vision, *((*family.fuser, *family.projector) if projected else ()))
+    return nn.ModuleDict({name: module for name, module in backbone.named_children() if name in names})
+
+
+def layers_read(config: Any) -> list[int]:
+    """Return the hidden states of the tower that a model reads; -1 is its output."""
+    last = config.vision_feature_layer
+    layers = getattr(config, "fuser_layers", None)
+    if layers is None:
+        return list(last) if isinstance(last, (list, tuple)) else [last]
+    return [*layers[:-1], -1 if last == -1 else layers[-1]]
+
+
+def tile_shape(config: Any, *, projected: bool) -> tuple[int, int]:
+    """Return the shape of a tile's features, (tokens, channels)."""
+    vision = config.vision_config
+    if projected:
+        return config.image_seq_length, config.text_config.hidden_size
+    (height, width), (down, across) = vision.image_size, vision.patch_size
+    return (height // down) * (width // across) + 1, vision.hidden_size * len(layers_read(config))
+
+
+def encode_tiles(backbone: Any, pixels: Tensor, *, projected: bool) -> Tensor:
+    """Encode tiles, shape (tiles, 3, height, width), to features, shape (tiles, tokens, channels).
+
+    The channels of several hidden states are side by side.
+    """
+    if projected:
+        features: Tensor = type(backbone).get_image_features(backbone, pixel_values=pixels, return_dict=True).pooler_output
+        return features
+    layers = layers_read(backbone.config)
+    deeper = {"output_hidden_states": True} if layers != [-1] else {}
+    found = find_tower(backbone)(pixels.to(backbone.dtype), return_dict=True, **deeper)  # type: ignore[misc]
+    return torch.cat([found.last_hidden_state if layer == -1 else found.hidden_states[layer] for layer in layers], dim=-1)
+
+
+def take_features(backbone: Any, *, projected: bool) -> None:
+    """Let a backbone take features (`KEYWORD`) in place of pixels; its tower, and if `projected` its projector, do not run then."""
+    place: Any = backbone if projected else find_tower(backbone)
+    name = "get_image_features" if projected else "forward"
+    usual, layers, config = getattr(place, name), layers_read(backbone.config), backbone.config.vision_config
+
+    def given(*args: Any, **kwargs: Any) -> Any:
+        features = place.__dict__.pop(KEYWORD, None)
+        if features is None:
+            return usual(*args, **kwargs)
+        if projected:
+            return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
+        states: list[Any] = [None] * (config.num_hidden_layers + 1)
+        for layer, part in zip(layers, features.chunk(len(layers), dim=-1), strict=True):
+            states[layer] = part
+        return BaseModelOutputWithPooling(last_hidden_state=part, hidden_states=tuple(states))
+
+    def take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        place.__dict__[KEYWORD] = features = kwargs.pop(KEYWORD, None)
+        if features is not None:
+            kwargs["pixel_values"] = features.new_empty(0, 3, *config.image_size)
+        return args, kwargs
+
+    setattr(place, name, given)  # an attribute of this instance: FSDP needs modules and hooks unchanged
+    if (hook := backbone.__dict__.pop("features_hook", None)) is not None:  # of an earlier trainer
+        hook.remove()
+    backbone.__dict__["features_hook"] = backbone.register_forward_pre_hook(take_keyword, with_kwargs=True)
+
+
+def why_not_frozen(modules: nn.Module) -> str | None:
+    """Why the output of modules is not a function of each tile alone that never changes; None if it is."""
+    for name, parameter in modules.named_parameters():
+        if parameter.requires_grad:
+            return f"{name} is trained"
+        if not parameter.is_floating_point() or parameter.element_size() < 2 or hasattr(parameter, "quant_state"):
+            return f"{name} is quantized ({parameter.dtype}), so features depend on the other tiles of a batch, or on the kernel"
+    for name, module in modules.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"{name} normalizes over the batch"
+        if getattr(module, "attention_dropout", 0) or (isinstance(module, nn.Dropout) and module.p):
+            return f"{name} has dropout"
+    return None

@@ -1,0 +1,191 @@
+"""A cache of vision features on disk, a file per image, that ranks, data loader workers and runs share.
+
+A root folder holds one sub-folder per fingerprint, as that of `mpo.training.reference.cache`:
+
+    cache/
+      InternVLForConditionalGeneration-91c2d7aa03fe/
+        meta.json                                        the fingerprint by parts, and its origin
+        0a/0a3b…e1.safetensors                           the features of an image, by its key; memory-mapped when it is read
+        0a/0a77…c2.safetensors.0a1b2c3d4e5f.tmp          a leftover of a killed writer; never read
+
+A file is written under a temporary name and renamed. Its metadata holds the fingerprint and a checksum. Its modification time is
+that of its last use: when the files of all fingerprints take more than the limit, those that were not used for longest are removed.
+"""
+
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mpo.encoding.keys import KEY_BYTES
+from mpo.training.reference.fingerprint import Fingerprint
+from mpo.training.store import FEATURES, FORMAT, DamagedShard, ForeignShard, open_folder, write_file, write_meta
+
+logger = logging.getLogger(__name__)
+
+LIMIT_GB = 200.0
+SLACK = 0.01
+"""Fraction of the limit that a process may write before it looks at the folder's size again, and that is removed beyond it."""
+
+
+class Found(NamedTuple):
+    """An image whose features the cache has."""
+
+    key: bytes
+    image: bytes  # key of its pixels (`mpo.encoding.keys.image_key`)
+    size: tuple[int, int]  # width and height
+    tiles: int
+    path: Path
+    file: Any  # opened, so that it can be read after its removal
+
+
+class FeatureCache:
+    """Cache the features of images on disk, for one fingerprint (`mpo.training.features.use.vision_fingerprint`).
+
+    Args:
+        folder: root folder or sub-folder, as in `mpo.training.reference.cache.ReferenceCache`.
+        fingerprint: likewise.
+        limit_bytes: maximum size of all features in the root folder.
+
+    Raises:
+        ValueError: when `folder` is a sub-folder of another fingerprint; from `find` and `read`, for damaged and foreign files.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, limit_bytes: float = LIMIT_GB * 1e9) -> None:
+        self.fingerprint, self.limit_bytes = fingerprint, limit_bytes
+        self.folder, why_new = open_folder(Path(folder), fingerprint)
+        if why_new:
+            logger.info(why_new)
+        write_meta(self.folder, fingerprint)
+        self._unseen = float("inf")  # bytes written since the folder's size was looked at
+        self._is_full = False
+
+    @staticmethod
+    def key(image: bytes, limits: Mapping[str, Any]) -> bytes:
+        """Return the key of an image's tiles, of the key of its file or pixels and its tile limits (`mpo.encoding.tiles`)."""
+        return hashlib.blake2b(image + repr(sorted(limits.items())).encode(), digest_size=KEY_BYTES).digest()
+
+    def _path(self, key: bytes) -> Path:
+        return self.folder / key.hex()[:2] / f"{key.hex()}.safetensors"
+
+    def find(self, key: bytes) -> Found | None:
+        """Look an image up."""
+        with suppress(FileNotFoundError):
+            return open_features(self._path(key), self.fingerprint)
+        return None
+
+    def read(self, images: Sequence[Found]) -> Tensor:
+        """Read the features of images, shape (tiles of all, tokens, channels)."""
+        for one in images:
+            with suppress(OSError):  # removed meanwhile, or of another user
+                os.utime(one.path)
+        return torch.cat([checked_features(one) for one in images])
+
+    def add(self, key: bytes, image: bytes, size: tuple[int, int], features: Tensor) -> None:
+        """Add the features of an image; not those that are not finite.
+
+        Args:
+            key: see `key`.
+            image: key of its pixels.
+            size: its width and height.
+            features: shape (tiles, tokens, channels), on any device.
+        """
+        values, path = features.detach().cpu().contiguous(), self._path(key)
+        if self._is_full or not bool(values.isfinite().all()):
+            return
+        about = {"format": str(FORMAT), "fingerprint": self.fingerprint.digest, "image": image.hex(), "size": "{} {}".format(*size)}
+        data = save({"features": values}, {**about, "checksum": _checksum(about, values)})
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_file(data, path, durable=False)
+        except OSError as error:
+            self._is_full = True
+            logger.warning(f"Vision features cannot be written to {self.folder} ({error.strerror}), so new images are not cached.")
+        self._unseen += len(data)
+        if self._unseen > SLACK * self.limit_bytes:
+            self._remove_unused()
+
+    def holds(self) -> str:
+        """Describe what the cache holds."""
+        sizes = [[path.stat().st_size for path in feature_files(folder)] for folder in (self.folder, *self._others())]
+        return (
+            f"{self.folder} holds vision features of {len(sizes[0]):,} images, {sum(sizes[0]) / 1e9:.2f} GB; with other settings "
+            f"{sum(map(sum, sizes)) / 1e9:.2f} of at most {self.limit_bytes / 1e9:g} GB"
+        )
+
+    def _others(self) -> Iterator[Path]:
+        return (folder for folder in self.folder.parent.iterdir() if folder != self.folder)
+
+    def _remove_unused(self) -> None:
+        self._unseen, states = 0, []
+        for path in (path for folder in (self.folder, *self._others()) for path in feature_files(folder)):
+            with suppress(FileNotFoundError):  # another process removes files too
+                status = path.stat()
+                states.append((status.st_mtime_ns, status.st_size, path))
+        excess, removed = sum(size for _, size, _ in states) - self.limit_bytes, 0
+        for _, size, path in sorted(states) if excess > 0 else ():
+            if excess <= -SLACK * self.limit_bytes:
+                break
+            path.unlink(missing_ok=True)
+            excess, removed = excess - size, removed + 1
+        if removed:
+            logger.info(f"Vision features of {removed:,} images, not used for longest, were removed: {self.holds()}.")
+
+
+def feature_files(folder: Path) -> Iterable[Path]:
+    """Return the files of features in a folder, in no order."""
+    return folder.glob("??/*.safetensors")
+
+
+def open_features(path: Path, fingerprint: Fingerprint) -> Found:
+    """Open the features of an image.
+
+    Raises:
+        FileNotFoundError: when there are none.
+        DamagedShard: for a file that cannot be read.
+        ForeignShard: for one of another fingerprint.
+    """
+    try:
+        file: Any = safe_open(path, "pt")  # type: ignore[no-untyped-call]
+        about = file.metadata() or {}
+        size, tiles = tuple(map(int, about["size"].split())), file.get_slice("features").get_shape()[0]
+        found = Found(bytes.fromhex(path.stem), bytes.fromhex(about["image"]), (size[0], size[1]), tiles, path, file)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, LookupError, ValueError, OSError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if about.get("fingerprint") != fingerprint.digest or about.get("format") != str(FORMAT):
+        checked_features(found)  # rather damaged than foreign
+        raise ForeignShard(
+            f"{path} has features of another model or other settings (fingerprint {about.get('fingerprint')}, this folder has "
+            f"{fingerprint.digest}). Move it back to its folder."
+        )
+    return found
+
+
+def checked_features(one: Found) -> Tensor:
+    """Read the features of an image, shape (tiles, tokens, channels). Raises DamagedShard if they do not match their checksum."""
+    values: Tensor = one.file.get_tensor("features")
+    about = {name: value for name, value in one.file.metadata().items() if name != "checksum"}
+    if one.file.metadata().get("checksum") != _checksum(about, values):
+        raise _damaged(one.path, "its content does not match its checksum")
+    return values
+
+
+def _checksum(about: Mapping[str, str], values: Tensor) -> str:
+    text = repr((sorted(about.items()), values.dtype, tuple(values.shape)))
+    return str(zlib.crc32(values.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(text.encode())))
+
+
+def _damaged(path: Path, reason: str) -> DamagedShard:
+    fix = f"`mpo cache prune {path.parent.parent}` removes it; its image is then encoded again"
+    return DamagedShard(f"{path} is not a file of {FEATURES}: {reason}. {fix}.")

@@ -1,0 +1,172 @@
+"""Vision features in a run: what they depend on, what cannot be cached, and how a batch is completed."""
+
+import copy
+import logging
+from dataclasses import replace
+from typing import Any
+
+import PIL
+import torch
+import torchvision  # type: ignore[import-untyped]
+import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import Trainer
+
+from mpo.batching.batch import Batch
+from mpo.batching.randomness import eval_mode
+from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage
+from mpo.encoding.tiles import AUGMENTED_FEATURES, splits_into_tiles
+from mpo.models.family import known_family
+from mpo.models.features import encode_tiles, take_features, vision_modules, why_not_frozen
+from mpo.models.parts import base_model
+from mpo.training.features.cache import FeatureCache
+from mpo.training.reference.filling import default_folder, refuse_augmented
+from mpo.training.reference.fingerprint import Fingerprint, hash_settings, hash_weights, module_settings, plain, processor_parts
+from mpo.training.start import compute_dtype
+from mpo.training.store import FEATURES, KIND
+
+logger = logging.getLogger(__name__)
+
+
+def vision_fingerprint(model: nn.Module, processing_class: Any, *, projected: bool, dtype: torch.dtype, device: str) -> Fingerprint:
+    """Compute the fingerprint of the features of images: everything that they depend on besides an image and its tile limits.
+
+    Args:
+        model: the model, wrapped or not, before it is sharded.
+        processing_class: its processor.
+        projected: whether features are the projector's output.
+        dtype: dtype and ...
+        device: ... type of device that the model computes in and on.
+
+    Raises:
+        ValueError: when weights are sharded or not loaded.
+    """
+    base = base_model(model)
+    modules = vision_modules(base.base_model, projected=projected)
+    config = base.config.to_dict() if projected else {"vision_config": base.config.vision_config.to_dict()}
+    config |= {name: getattr(base.config, name, None) for name in ("vision_feature_layer", "fuser_layers")}
+    unread = {"text_config", "image_token_id", "model_type", "tie_word_embeddings"}
+    settings = plain({name: value for name, value in config.items() if name not in unread}, "the model's config")
+    settings["modules"] = hash_settings(module_settings(modules))
+    software = {"Pillow": PIL.__version__, "torchvision": torchvision.__version__, "transformers": transformers.__version__}
+    parts = {
+        KIND: FEATURES,
+        "vision weights": hash_weights(modules),
+        "vision config": hash_settings(settings),
+        "features": "after the projector" if projected else "before the projector",
+        "compute dtype": str(dtype).removeprefix("torch."),
+        "device": device,
+        "image processor": processor_parts(processing_class)["image processor"],
+        "software": hash_settings(software),
+    }
+    about = {"model": type(base).__name__, "name_or_path": str(base.config._name_or_path)}
+    return Fingerprint(parts, {"vision config": settings, "software": software}, about)
+
+
+def why_not_cached(model: nn.Module, processing_class: Any) -> str | None:
+    """Why the features of a model's vision tower cannot be cached; None if they can."""
+    base = base_model(model)
+    if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
+        return "ZeRO-3 shards the weights while they are loaded (use launch=zero2 or fsdp2)"
+    if not known_family(base.config).tiled or not splits_into_tiles(processing_class):
+        return f"a {base.config.model_type!r} with a {type(processing_class).__name__} is not an InternVL with its processor"
+    return _why_changing(base.base_model, projected=False)
+
+
+def is_projector_frozen(model: nn.Module) -> bool:
+    """Whether features can be those after the projector."""
+    return _why_changing(base_model(model).base_model, projected=True) is None
+
+
+def _why_changing(backbone: Any, *, projected: bool) -> str | None:
+    modules = vision_modules(backbone, projected=projected)
+    for name, module in modules.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return f"{name} is adapted"
+    return why_not_frozen(modules)
+
+
+class UsesFeatures(Trainer):  # type: ignore[misc]
+    """Give the models features from a cache in place of pixels; what it lacks is computed, once."""
+
+    data_collator: Any
+    _collator_is_ours: bool
+    _features: FeatureCache | None = None
+
+    def _open_features(self, others: bool = False) -> None:
+        """Open the cache of vision features, if the run has one.
+
+        Args:
+            others: whether the reference is another model than a copy of the policy.
+
+        Raises:
+            ValueError: where features may change, or depend on more than their image.
+        """
+        args, models = self.args, [base_model(self.accelerator.unwrap_model(model)) for model in self._all_models()]
+        if args.vision_features == "live":
+            return
+        reason = why_not_cached(models[0], self.processing_class)
+        if not self._collator_is_ours:
+            reason = "the run has a data_collator of its own"
+        if reason is not None:
+            raise ValueError(f"vision_features='cached' is not possible here: {reason}. Use vision_features='live'.")
+        refuse_augmented(self.train_dataset, AUGMENTED_FEATURES)
+        self._projected = is_projector_frozen(models[0])
+        how = {"projected": self._projected, "dtype": compute_dtype(models[0], args), "device": args.device.type}
+        fingerprint, *rest = (vision_fingerprint(each, self.processing_class, **how) for each in models[: 1 + others])
+        if rest and (differences := fingerprint.differences(rest[0])):
+            raise ValueError(
+                f"vision_features='cached' is not possible here: ref_model has other features (ref_model -> model): "
+                f"{'; '.join(differences)}. Use vision_features='live'."
+            )
+        folder = args.vision_feature_cache or default_folder(VISION_FEATURES)
+        self._features = FeatureCache(folder, fingerprint, limit_bytes=args.vision_feature_cache_gb * 1e9)
+        if self.is_world_process_zero():
+            logger.info(f"{self._features.holds()}.")
+        backbone = models[0].base_model
+        language = getattr(backbone, known_family(backbone.config).language)
+        # Ranks lack different images, and a sharded tower would run on all ranks at once: each has a copy of its own.
+        sharded = not self._holds_whole_model()
+        self._encoding = copy.deepcopy(backbone, {id(language): None}).to(args.device) if sharded else backbone
+        for model in models:
+            take_features(model.base_model, projected=self._projected)
+        self.data_collator = replace(self.data_collator, features=self._features)
+
+    def _check_features(self) -> None:
+        """Refuse a tower that was unfrozen after the cache was opened."""
+        if self._features is not None:
+            reason = _why_changing(base_model(self.accelerator.unwrap_model(self.model)).base_model, projected=self._projected)
+            if reason is not None:
+                raise ValueError(f"vision_features='cached' holds features from before training, but {reason} now. Freeze it.")
+
+    def _completed(self, batch: Batch) -> Batch:
+        """Return a batch with all its features as one tensor, on the device. Computes and adds what the cache lacks."""
+        found = batch.model_inputs.get(VISION_FEATURES)
+        if not isinstance(found, ImageFeatures):
+            return batch
+        return replace(batch, model_inputs={**batch.model_inputs, VISION_FEATURES: self._features_of(found, self.args.device)})
+
+    def _features_of(self, found: ImageFeatures, device: torch.device) -> Tensor:
+        index = found.index.to(device)
+        if found.pixels is None and found.known is not None:
+            return found.known.to(device, non_blocking=True).index_select(0, index)
+        parts, begin = [], {True: 0, False: 0}
+        for one in found.images:
+            source: Any = found.known if one.known else found.pixels
+            values = source[begin[one.known] : (end := begin[one.known] + one.tiles)].to(device)
+            begin[one.known] = end
+            # An image at a time: its features then depend on nothing else, in any batch, on any rank, in a resumed run.
+            parts.append(values if one.known else self._encoded(one, values))
+        return torch.cat(parts).index_select(0, index)
+
+    def _encoded(self, one: OneImage, pixels: Tensor) -> Tensor:
+        assert self._features is not None
+        if (since := self._features.find(one.key)) is not None:  # another batch had it
+            return self._features.read([since]).to(pixels.device)
+        modules = vision_modules(self._encoding, projected=self._projected)
+        with torch.no_grad(), eval_mode(modules), self.accelerator.autocast():
+            features = encode_tiles(self._encoding, pixels, projected=self._projected)
+        self._features.add(one.key, one.image, one.size, features)
+        return features

@@ -1,0 +1,148 @@
+"""What caches on disk share: a folder for each fingerprint, with its meta.json, and files that are written whole or not at all."""
+
+import json
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mpo.io import TEMPORARY, StoreError, atomic_write
+from mpo.training.reference.fingerprint import Fingerprint
+
+FORMAT = 1
+META_FILE = "meta.json"
+LEFTOVER_AGE_SECONDS = 60.0
+"""A younger `.tmp` file may be a shard that is being written, which takes well under a second."""
+KIND, FEATURES = "cache", "vision features"
+"""The part of a fingerprint that names what its cache holds, and the value for vision features. Log-probs have none."""
+SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.parquet|[0-9a-f]{32}\.safetensors")
+
+
+class DamagedShard(StoreError):
+    """A shard that cannot be read, or whose content has changed."""
+
+
+class ForeignShard(StoreError):
+    """A shard of another fingerprint."""
+
+
+def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]:
+    """Find the folder of a fingerprint: `root` itself or a sub-folder of it.
+
+    Returns:
+        the folder, which may not exist yet; and, if the root has other fingerprints only, the nearest and its differences.
+
+    Raises:
+        ValueError: when `root` is a file, or the folder of another fingerprint.
+    """
+    what = what_of(fingerprint)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"The cache of {what} must be a folder, but {root} is a file. Pass another path.")
+    kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
+    own = root / f"{kind}-{fingerprint.digest[:12]}"
+    for folder in (root, own):
+        if not (folder / META_FILE).is_file():
+            continue
+        if differences := fingerprint.differences(read_fingerprint(folder)):
+            raise ValueError(
+                f"{folder} holds {what} of another model or other settings. Differences (there -> here): "
+                f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has a sub-folder, or an empty one. "
+                f"`mpo cache inspect {folder}` shows its settings."
+            )
+        return folder, None
+    others = {}
+    for meta in root.glob(f"*/{META_FILE}"):
+        with suppress(ValueError):  # damaged, and not used here
+            if what_of(other := read_fingerprint(meta.parent)) == what:
+                others[meta.parent.name] = fingerprint.differences(other)
+    if not others:
+        return own, None
+    name, differences = min(others.items(), key=lambda item: len(item[1]))
+    return own, (
+        f"{root} has no {what} for these settings, so they are computed. The nearest, {name}, differs in (there -> "
+        f"here): {'; '.join(differences)}."
+    )
+
+
+def what_of(fingerprint: Fingerprint) -> str:
+    """Name what a cache holds, by its fingerprint."""
+    return fingerprint.parts.get(KIND, "reference log-probs")
+
+
+def cache_folders(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the folders of caches: `folder` itself, or its sub-folders.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    path = Path(folder)
+    found = [path] if (path / META_FILE).is_file() else sorted(meta.parent for meta in path.glob(f"*/{META_FILE}"))
+    if not found:
+        kind = "is not a folder" if not path.is_dir() else f"has no {META_FILE}, and no sub-folder with one"
+        raise ValueError(f"{path} {kind}, so it is no cache. Pass the run's reference_cache or vision_feature_cache folder.")
+    return found
+
+
+def read_fingerprint(folder: Path) -> Fingerprint:
+    """Read the fingerprint in a folder's meta.json.
+
+    Raises:
+        ValueError: when it is damaged or has another format version.
+    """
+    path = folder / META_FILE
+    try:
+        meta = json.loads(path.read_text())
+        if meta["format"] != FORMAT:
+            raise ValueError(f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}. Use another folder.")
+        return Fingerprint(meta["parts"], meta["settings"], meta["about"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Delete it: the next run with these settings "
+            "writes it again, and keeps the shards."
+        ) from error
+
+
+def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
+    """Return incomplete files of killed writers: shards or meta.json under a temporary name."""
+    found = []
+    for path in sorted(folder.rglob("*.tmp")):
+        target = TEMPORARY.fullmatch(path.name)
+        with suppress(FileNotFoundError):  # renamed by its writer meanwhile
+            if target and (target["name"] == META_FILE or SHARD_NAME.fullmatch(target["name"])):
+                if time.time() - path.stat().st_mtime >= min_age_seconds:
+                    found.append(path)
+    return found
+
+
+def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
+    """Write a folder's meta.json unless it exists."""
+    path = folder / META_FILE
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    text = json.dumps({"format": FORMAT, "created": created, **asdict(fingerprint)}, indent=2)
+    # Ranks may write it at the same time; the last one replaces equal content.
+    write_file(text.encode(), path)
+
+
+def write_file(data: Any, path: Path, *, durable: bool = True) -> None:
+    """Write a file atomically, again if a pruning on a disk whose clock is ahead removes it as a leftover.
+
+    Args:
+        data: its content.
+        path: its path.
+        durable: write it to the disk before it gets its name, so that no power cut damages it.
+    """
+    for attempt in (1, 2, 3):
+        try:
+            with atomic_write(path, "wb", durable=durable) as file:
+                file.write(data)
+            return
+        except FileNotFoundError:
+            if attempt == 3:
+                raise

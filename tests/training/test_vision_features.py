@@ -1,0 +1,414 @@
+"""Cached vision features: the run of live ones, each image encoded once, on any rank, in any run, killed at any moment."""
+
+import copy
+import os
+import shutil
+
+import pytest
+import torch
+from conversations import conversation_set
+from ranks import run_on_ranks
+from small_runs import KillAt, difference, in_fork, record, small_run, write_job
+from small_sft import small_sft
+from support import TEXTS, image_pairs, perturbed
+
+import mpo.training.features.use as use
+from mpo.commands import main
+from mpo.encoding.images import _OncePerImage
+from mpo.models.small import small_internvl, small_processor
+from mpo.models.tower import find_tower
+from mpo.training.checkpoint import latest_checkpoint
+from mpo.training.features.cache import FeatureCache, feature_files
+from mpo.training.reference.fingerprint import Fingerprint
+
+
+def cached(folder, **settings):
+    return {"frozen_tower": True, "vision_features": "cached", "vision_feature_cache": str(folder / "features"), **settings}
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Number of tiles of each call of a vision tower, of any model."""
+    from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+
+    calls, forward = [], InternVLVisionEmbeddings.forward
+
+    def counting(self, pixel_values, *args, **kwargs):
+        calls.append(len(pixel_values))
+        return forward(self, pixel_values, *args, **kwargs)
+
+    monkeypatch.setattr(InternVLVisionEmbeddings, "forward", counting)
+    return calls
+
+
+@pytest.fixture
+def processed(monkeypatch):
+    """Images that were split into tiles."""
+    images, process = [], _OncePerImage.__call__
+
+    def counting(self, given, **kwargs):
+        real, calls = self._image_processor, []
+        self._image_processor = lambda batch, **settings: (calls.append(len(batch)), real(batch, **settings))[1]
+        images.append(sum(calls) if (found := process(self, given, **kwargs)) is None else sum(calls))
+        self._image_processor = real
+        return found
+
+    monkeypatch.setattr(_OncePerImage, "__call__", counting)
+    return images
+
+
+def ended(trainer, folder):
+    trainer.train()
+    record(trainer, folder / "end.pt")
+    return torch.load(folder / "end.pt")
+
+
+RUNS = {
+    "full, verified": {"kind": "full", "verify_first_batch": True},
+    "lora, padded, checkpointing": {"kind": "lora", "rows": "padded", "gradient_checkpointing": True},
+    "mixed, by tokens": {"kind": "mixed", "batching": "tokens", "max_tokens_per_batch": 400},
+    "cached references": {"kind": "full", "reference": "cached"},
+    "stream": {"kind": "lora", "stream": True, "max_steps": 8},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_cached_run_is_a_live_one_and_encodes_each_image_once(tmp_path, name, encoded, processed):
+    settings = {"num_train_epochs": 2, "eval_pairs": 4, "eval_strategy": "epoch", **RUNS[name]}
+    if "reference" in settings:
+        settings["reference_cache"] = str(tmp_path / "references")
+    live = ended(small_run(tmp_path, frozen_tower=True, **settings), tmp_path)
+    encoded.clear(), processed.clear()
+    shutil.rmtree(tmp_path / "references", ignore_errors=True)
+    first = ended(small_run(tmp_path, **cached(tmp_path), **settings), tmp_path)
+    images = 4 if settings["kind"] == "mixed" else 8
+    assert len(encoded) == images  # the images of evaluation are among those of training
+    assert difference(live["weights"], first["weights"]) < 1e-6 and difference(live["logs"], first["logs"]) < 2e-4
+    encoded.clear(), processed.clear()
+    second = ended(small_run(tmp_path, **cached(tmp_path), **settings), tmp_path)
+    assert not encoded and not any(processed)
+    assert difference(first, second) == 0
+
+
+def test_the_second_epoch_decodes_no_image(tmp_path, encoded, monkeypatch):
+    import mpo.encoding.features as features
+
+    opened, real = [], features.open_image
+    monkeypatch.setattr(features, "open_image", lambda image, **kwargs: opened.append(1) or real(image, **kwargs))
+    small_run(tmp_path, **cached(tmp_path), num_train_epochs=3).train()
+    assert len(opened) == len(encoded) == 8
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_conversations(tmp_path, kind, encoded):
+    settings = {"kind": kind, "num_train_epochs": 2, "evaluated": conversation_set(4)}
+    runs = []
+    for more in ({}, cached(tmp_path), cached(tmp_path)):
+        model = None
+        encoded.clear()
+        frozen = {name: value for name, value in more.items() if name != "frozen_tower"}
+        model = small_sft(tmp_path).model
+        find_tower(model).requires_grad_(False)
+        trainer = small_sft(tmp_path, model=model, **settings, **frozen)
+        runs.append((ended(trainer, tmp_path), trainer.evaluate()["eval_loss"], len(encoded)))
+    (live, loss, _), (first, own, calls), (second, again, none) = runs
+    assert calls and not none and difference(first, second) == 0 and own == again
+    assert difference(live["weights"], first["weights"]) < 1e-6 and abs(loss - own) < 1e-5
+
+
+def test_a_frozen_projector_does_not_run_either(tmp_path):
+    trainer = small_run(tmp_path, **cached(tmp_path), kind="lora")
+    calls = []
+    trainer.train()
+    projector = next(module for name, module in trainer.model.named_modules() if name.endswith("multi_modal_projector"))
+    projector.register_forward_hook(lambda *_: calls.append(1))
+    trainer.evaluate(image_pairs(8))
+    assert not calls
+    (path, *_) = feature_files(trainer._features.folder)
+    assert trainer._features.read([trainer._features.find(bytes.fromhex(path.stem))]).shape[1:] == (4, 32)
+
+
+def test_a_fuser_reads_the_same_layers(tmp_path):
+    from mpo.models.fused import add_fuser
+
+    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    ends = []
+    for more in ({"frozen_tower": True}, cached(tmp_path)):
+        torch.manual_seed(0)
+        model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=3)
+        fused = add_fuser(model, layers=[1, 2, 3], num_heads=2, num_points=2)
+        ends.append(ended(small_run(tmp_path, model=fused, num_train_epochs=2, **more), tmp_path))
+    assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
+
+
+def test_workers_find_what_the_run_has_added(tmp_path, processed):
+    settings = {"num_train_epochs": 2, "dataloader_num_workers": 2}
+    first = ended(small_run(tmp_path, **cached(tmp_path), **settings), tmp_path)
+    files = len(list(feature_files(next((tmp_path / "features").iterdir()))))
+    alone = ended(small_run(tmp_path, **cached(tmp_path, vision_feature_cache=str(tmp_path / "b")), num_train_epochs=2), tmp_path)
+    assert files == 8 and difference(first["weights"], alone["weights"]) == 0
+
+
+@pytest.mark.slow
+def test_two_ranks_share_it(tmp_path):
+    settings = {**cached(tmp_path), "pairs": 8, "per_device_train_batch_size": 1, "num_train_epochs": 2, "max_steps": 8}
+    run_on_ranks(
+        tmp_path,
+        {"ddp": dict(settings), "fsdp2": {**settings, "kind": "lora", "fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}},
+    )
+    trainer = small_run(tmp_path, **{**settings, "per_device_train_batch_size": 2})
+    one = ended(trainer, tmp_path)
+    assert difference(one["weights"], torch.load(tmp_path / "ddp.pt")["weights"]) < 1e-6
+    for folder in (tmp_path / "features").iterdir():
+        assert len(list(feature_files(folder))) == 8
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_bitwise_the_same(tmp_path):
+    settings = {"kind": "lora", "pairs": 9, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    alone = ended(small_run(tmp_path / "a", **cached(tmp_path / "a"), **settings), tmp_path)
+    killed = cached(tmp_path / "b", callbacks=[KillAt("step", 3)])
+    assert in_fork(lambda: small_run(tmp_path / "b", **killed, **settings).train()) == -9
+    trainer = small_run(tmp_path / "b", **cached(tmp_path / "b"), **settings)
+    trainer.train(resume_from_checkpoint=latest_checkpoint(tmp_path / "b"))
+    record(trainer, tmp_path / "end.pt")
+    assert difference(alone, torch.load(tmp_path / "end.pt")) == 0
+
+
+def test_sweeps_share_features_before_the_projector_and_other_towers_do_not(tmp_path, encoded):
+    small_run(tmp_path, **cached(tmp_path)).train()
+    encoded.clear()
+    small_run(tmp_path, **cached(tmp_path), learning_rate=2e-3, beta=0.2).train()
+    assert not encoded
+    other = perturbed(small_run(tmp_path).model)
+    small_run(tmp_path, **cached(tmp_path), model=other).train()
+    assert len(encoded) == 8
+
+
+def test_the_dry_run_says_what_it_takes_and_saves(tmp_path, capsys):
+    """Six images of three tiles, in two epochs; 32 x 32 pixels are 4 tokens of the language model's 64 channels."""
+    job = [*write_job(tmp_path, 6), "dry_run=true", "trainer.num_train_epochs=2", "trainer.vision_features=cached"]
+    assert main(["train", *job, "peft=lora", f"run_dir={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert "18 distinct tiles of 4 x 64 numbers, after the projector" in said and "instead of 36 in 2 epochs" in said
+    assert main(["train", *job, f"run_dir={tmp_path / 'run'}"]) != 0 and "is trained" in capsys.readouterr().err
+
+
+# What is refused
+
+
+def _batch_norm(model):
+    find_tower(model).layernorm = torch.nn.BatchNorm1d(17).requires_grad_(False)
+
+
+def _dropout(model):
+    find_tower(model).encoder.layer[0].attention.attention_dropout = 0.1
+
+
+def _eight_bits(model):
+    weight = find_tower(model).encoder.layer[0].mlp.fc1.weight
+    find_tower(model).encoder.layer[0].mlp.fc1.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"frozen_tower": False}, "is trained"),
+        ({"kind": "lora", "lora_targets": r".*vision_tower.*q_proj"}, "is adapted"),
+        ({"vision_drop_path": 0.1, "frozen_tower": False}, "vision_drop_path=0.1"),
+        ({"vision_learning_rate": 1e-5}, "vision_learning_rate"),
+        ({"augment": True}, "augment"),
+        ({"kind": "tokenizer"}, "is not an InternVL"),
+        ({"change": _batch_norm}, "over the batch"),
+        ({"change": _dropout, "disable_dropout": False}, "has dropout"),
+        ({"change": _eight_bits}, "int8"),
+        ({"vision_features": "live"}, "vision_feature_cache needs"),
+        ({"vision_features": "some"}, "some"),
+        ({"vision_feature_cache_gb": 0}, "vision_feature_cache_gb"),
+        ({"bf16_full_eval": True}, "bf16_full_eval"),
+    ],
+)
+def test_what_may_change_is_refused(tmp_path, settings, reason):
+    change = settings.pop("change", None)
+    model = small_run(tmp_path / "other").model if change else None
+    if change:
+        change(model)
+    with pytest.raises(ValueError, match=reason):
+        small_run(tmp_path, **{**cached(tmp_path), "model": model, **settings})
+
+
+def test_an_augmented_stream_is_refused_when_it_is_read(tmp_path):
+    with pytest.raises(ValueError, match="vision_features='cached'"):
+        small_run(tmp_path, **cached(tmp_path), augment=True, stream=True, max_steps=2).train()
+
+
+def test_a_tower_unfrozen_later_is_refused(tmp_path):
+    trainer = small_run(tmp_path, **cached(tmp_path))
+    find_tower(trainer.model).requires_grad_(True)
+    with pytest.raises(ValueError, match="is trained now"):
+        trainer.train()
+
+
+def test_a_reference_with_another_tower_is_refused_and_one_with_the_same_is_not(tmp_path):
+    same = small_run(tmp_path).model
+    small_run(tmp_path, **cached(tmp_path), ref_model=same)
+    with pytest.raises(ValueError, match="vision weights"):
+        small_run(tmp_path, **cached(tmp_path), ref_model=perturbed(same))
+
+
+def test_a_later_trainer_of_the_model_is_live_again(tmp_path, encoded):
+    trainer = small_run(tmp_path, **cached(tmp_path))
+    trainer.train()
+    encoded.clear()
+    small_run(tmp_path, frozen_tower=True, model=trainer.model).train()
+    assert encoded
+    encoded.clear()
+    ends = [ended(small_run(tmp_path, **cached(tmp_path), model=copy.deepcopy(trainer.model)), tmp_path) for _ in range(2)]
+    assert not encoded and difference(*ends) == 0
+
+
+def test_cached_references_of_live_features_are_found(tmp_path, monkeypatch):
+    references = {"reference": "cached", "reference_cache": str(tmp_path / "references")}
+    small_run(tmp_path, frozen_tower=True, **references)
+    small_run(tmp_path, **cached(tmp_path)).train()  # every image is known now, and none is decoded
+    before = sorted(path.name for path in (tmp_path / "references").rglob("*.parquet"))
+    small_run(tmp_path, **cached(tmp_path), **references).train()
+    assert sorted(path.name for path in (tmp_path / "references").rglob("*.parquet")) == before
+
+
+# The files
+
+HERE = Fingerprint({"cache": "vision features", "vision weights": "w"}, {}, {"model": "InternVL"})
+
+
+def put(cache, number, tiles=2):
+    key = FeatureCache.key(bytes([number]) * 16, {})
+    cache.add(key, bytes([number]) * 16, (10, 20), torch.full((tiles, 3, 4), float(number), dtype=torch.bfloat16))
+    return key
+
+
+def test_what_is_added_is_found_by_others(tmp_path):
+    cache = FeatureCache(tmp_path, HERE)
+    first, second = put(cache, 1), put(cache, 2, tiles=1)
+    other = FeatureCache(tmp_path, HERE)
+    found = [other.find(second), other.find(first)]
+    assert [(one.image, one.size, one.tiles) for one in found] == [(b"\2" * 16, (10, 20), 1), (b"\1" * 16, (10, 20), 2)]
+    assert other.read(found)[:, 0, 0].tolist() == [2, 1, 1] and other.read(found).dtype == torch.bfloat16
+    assert other.find(FeatureCache.key(b"\1" * 16, {"max_patches": 3})) is None
+    cache.add(b"n" * 16, b"n" * 16, (1, 1), torch.tensor([[[float("nan")]]]))
+    assert other.find(b"n" * 16) is None
+
+
+def _write_for_ever(folder):
+    cache = FeatureCache(folder, HERE)
+    while True:
+        for number in range(100):
+            put(cache, number, tiles=300)
+
+
+def test_killed_while_writing_only_whole_files_remain(tmp_path, capsys):
+    import multiprocessing
+    import signal
+
+    cache = FeatureCache(tmp_path, HERE)
+    for least in range(3, 40, 6):
+        process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(tmp_path,))
+        process.start()
+        while len(list(feature_files(cache.folder))) < least:
+            assert process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert all(torch.equal(cache.read([one]), torch.full((300, 3, 4), one.image[0])) for one in _all(cache))
+    assert main(["cache", "verify", str(tmp_path)]) == 0 and main(["cache", "prune", str(tmp_path)]) == 0
+
+
+def _all(cache):
+    return [cache.find(bytes.fromhex(path.stem)) for path in feature_files(cache.folder)]
+
+
+def test_the_least_recently_used_go_first(tmp_path, caplog):
+    cache = FeatureCache(tmp_path, HERE)
+    keys = [put(cache, number) for number in range(6)]
+    for age, key in enumerate(keys):
+        os.utime(cache._path(key), (1000 + age, 1000 + age))
+    cache.read([cache.find(keys[0])])  # used now
+    held = cache.find(keys[1])
+    size = cache._path(keys[0]).stat().st_size
+    other = FeatureCache(tmp_path, Fingerprint({**HERE.parts, "vision weights": "v"}), limit_bytes=4.5 * size)
+    with caplog.at_level("INFO"):
+        new = put(other, 9)
+    assert other.find(new) and [cache.find(key) is not None for key in keys] == [True, False, False, False, True, True]
+    assert cache.read([held])[0, 0, 0] == 1  # opened before
+    assert "3 images" in caplog.text
+
+
+@pytest.mark.parametrize("place", [0, 5, 40, -1, "cut", "empty"])
+def test_damage_is_refused_by_name_and_pruned(tmp_path, place, capsys):
+    cache = FeatureCache(tmp_path, HERE)
+    key = put(cache, 1)
+    path = cache._path(key)
+    data = bytearray(path.read_bytes())
+    if isinstance(place, int):
+        data[place] ^= 1
+    path.write_bytes(data[:-3] if place == "cut" else b"" if place == "empty" else data)
+    with pytest.raises(ValueError, match="not a file of vision features") as error:
+        cache.read([cache.find(key)])
+    assert str(path) in str(error.value) and f"mpo cache prune {cache.folder}" in str(error.value)
+    assert main(["cache", "verify", str(tmp_path)]) == 1 and str(path) in capsys.readouterr().out
+    assert main(["cache", "prune", str(tmp_path)]) == 0 and not path.exists() and cache.find(key) is None
+
+
+def test_every_byte_of_a_file_is_guarded(tmp_path):
+    cache = FeatureCache(tmp_path, HERE)
+    key = put(cache, 1)
+    path = cache._path(key)
+    data = path.read_bytes()
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 2
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="vision features|another model"):
+            cache.read([cache.find(key)])
+
+
+def test_damage_stops_a_run_that_skips_bad_records(tmp_path):
+    settings = {**cached(tmp_path), "on_bad_record": "skip"}
+    small_run(tmp_path, **settings).train()
+    for path in feature_files(next((tmp_path / "features").iterdir())):
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="not a file of vision features"):
+        small_run(tmp_path, **settings).train()
+
+
+def test_a_file_of_another_model_is_refused_by_name(tmp_path):
+    cache, other = FeatureCache(tmp_path, HERE), FeatureCache(tmp_path, Fingerprint({**HERE.parts, "vision weights": "v"}))
+    key = put(other, 1)
+    cache._path(key).parent.mkdir()
+    os.rename(other._path(key), cache._path(key))
+    with pytest.raises(ValueError, match="another model"):
+        cache.find(key)
+
+
+def test_a_full_disk_stops_writing_not_training(tmp_path, monkeypatch, caplog):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mpo.training.features.cache.write_file", full)
+    small_run(tmp_path, **cached(tmp_path)).train()
+    assert caplog.text.count("No space left") == 1
+
+
+def test_inspect_shows_the_images(tmp_path, capsys):
+    cache = FeatureCache(tmp_path, Fingerprint({**HERE.parts, "features": "f", "compute dtype": "d", "device": "cpu"}))
+    put(cache, 1)
+    assert main(["cache", "inspect", str(tmp_path)]) == 0
+    assert "images" in (said := capsys.readouterr().out) and "completions" not in said
+
+
+def test_software_is_part_of_what_features_depend_on(tmp_path, monkeypatch):
+    model = small_run(tmp_path)
+    how = {"projected": False, "dtype": torch.float32, "device": "cpu"}
+    before = use.vision_fingerprint(model.model, model.processing_class, **how)
+    monkeypatch.setattr(use.PIL, "__version__", "0")
+    after = use.vision_fingerprint(model.model, model.processing_class, **how)
+    assert [part.split()[0] for part in after.differences(before)] == ["software"]

@@ -32,7 +32,7 @@ class Corrected:
     def __init__(self, records: Iterable[Any], log: Log) -> None:
         self.records, self.counts, self.unmatched = records, Counter[str](), list[str]()
         self._decisions: dict[str, list[Event]] = {}
-        self._open = 0
+        self._open, self._seen = 0, Counter[str]()
         for place, labels in sorted(log.labels().items()):
             event = log.final(place, labels)
             if event is None:
@@ -41,30 +41,36 @@ class Corrected:
                 self._decisions.setdefault(event["key"], []).append(event)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.counts, seen = Counter(disagreeing=self._open), Counter[str]()
+        self.counts, self._seen = Counter(disagreeing=self._open), Counter()
         for record in self.records:
-            found = self.one(record, seen)
+            found = self.one(record)
             if found is not None:
                 yield found
-        self.finish(seen)
+        self.finish()
 
-    def one(self, record: Mapping[str, Any], seen: Counter[str]) -> dict[str, Any] | None:
-        """A record as its decision makes it, None if that is to leave it out; `seen` counts records of a key."""
+    def one(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A record as its decision makes it, None if that is to leave it out. Equal ones have their decisions in order."""
         key = read_line(record).key()
         own = self._decisions.get(key, ())
-        event = own[seen[key]] if seen[key] < len(own) else None
-        seen[key] += 1
+        event = own[self._seen[key]] if self._seen[key] < len(own) else None
+        self._seen[key] += 1
         if event is None:
             self.counts["unreviewed"] += 1
             return dict(record)
         self.counts["reject" if event["action"] == "reject" else "edit" if event["edits"] else event["action"]] += 1
         return None if event["action"] == "reject" else changed(record, event)
 
-    def finish(self, seen: Mapping[str, int]) -> None:
+    def finish(self) -> None:
         """Count the decisions that no record had."""
-        left = [event for key, own in self._decisions.items() for event in own[seen.get(key, 0) :]]
+        left = [event for key, own in self._decisions.items() for event in own[self._seen[key] :]]
         self.counts["unmatched"] = len(left)
         self.unmatched = [str(event.get("id") or event["placed"] + 1) for event in left]
+
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count and name != "unreviewed")
+        lost = f", the first about {self.unmatched[0]!r}" if self.unmatched else ""
+        return f"review: {said or 'no decision'}{lost}"
 
 
 def apply(records: Iterable[Any], log: str | Path) -> Corrected:

@@ -1,17 +1,18 @@
-"""What a person sees and edits of a line of any kind, each text with its paths in the line, and the line that corrections make of it."""
+"""What a person sees and edits of a line, each text with its paths in the line, and the line that corrections make of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from mpo.data.conversations import CONVERSATIONS, PAIRS
 from mpo.data.formats import FORMATS, detect
 from mpo.io import BadRecord, json_kind, parse_json
+from mpo.pipelines.mmpr.verify import BY_PERSON
 
 Path = tuple[str | int, ...]
 """Where a value stands in a line: keys and indices. A step into a text is one into the JSON that it holds."""
@@ -24,8 +25,7 @@ FILES = ("image", "images", "img_path", "image_path", "video", "videos")
 VERDICTS = ("correct", "wrong_answer", "wrong_format")
 EDITED_TRUTH = {"mmpr": "answer_gt", "trl": "ground_truth", "question": "answer", "responses": "ground_truths"}
 """What a known answer is called where a record has none, by its format or kind."""
-BY_REVIEW = "review"
-"""The ``method`` of a verdict that a person gave."""
+PLACEHOLDERS = re.compile("(<(image|video)>\n)+")
 
 
 class Stale(ValueError):
@@ -63,9 +63,10 @@ class Document:
             yield from one["details"]
 
     def key(self) -> str:
-        """Identify the content: id, texts and names of files. Where the files lie does not count."""
+        """Identify the content: id, texts and names of files. Where files lie, and placeholders in front of texts, do not count."""
         names = [_name(one) for own in self.files.values() for one in own]
-        content = [self.id, names, [[one["paths"], one.get("text", one.get("value"))] for one in self.texts()]]
+        texts = [[one["paths"], one["text"][len(_front(one["text"])) :] if "text" in one else one["value"]] for one in self.texts()]
+        content = [self.id, names, texts]
         return hashlib.blake2b(json.dumps(content, default=str).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
@@ -277,6 +278,12 @@ def _message(one: Any, path: Path, role: str) -> dict[str, Any]:
     return {"role": {"human": "user", "gpt": "assistant"}.get(said, said), "parts": parts}
 
 
+def _front(text: str) -> str:
+    """The placeholders in front of a text, which a file may leave out."""
+    found = PLACEHOLDERS.match(text)
+    return found[0] if found else ""
+
+
 def _name(file: Any) -> str:
     given = (file.get("path") if file.get("bytes") is None else file["bytes"]) if isinstance(file, Mapping) else file
     if isinstance(given, bytes | bytearray):
@@ -320,18 +327,30 @@ def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str,
     Raises:
         Stale: for another value than the old one.
     """
-    new: dict[str, Any] = deepcopy(dict(line))
+    new: dict[str, Any] = _copy(line)
     for edit in edits:
         for path in edit["paths"]:
-            if at(new, path) != edit["old"]:
-                raise Stale(f"{'/'.join(map(str, path))} is {at(new, path)!r:.60} and was {edit['old']!r:.60} when it was edited.")
-            put(new, path, edit["value"])
+            found, value = at(new, path), edit["value"]
+            front = _front(found) if isinstance(found, str) and isinstance(edit["old"], str) and found != edit["old"] else ""
+            if front and found == front + edit["old"]:
+                value = front + value
+            elif found != edit["old"]:
+                raise Stale(f"{'/'.join(map(str, path))} is {found!r:.60} and was {edit['old']!r:.60} when it was edited.")
+            put(new, path, value)
             if path[-1] == "verdict":
-                put(new, [*path[:-1], "method"], BY_REVIEW)
+                put(new, [*path[:-1], "answer"], at(new, [*path[:-1], "answer"]))  # pairs are told by it
+                put(new, [*path[:-1], "method"], BY_PERSON)
     judged = new.get("responses")
     if "accuracy" in new and isinstance(judged, list) and judged:
         new["accuracy"] = sum(one.get("verdict") == "correct" for one in judged) / len(judged)
     return _swapped(new) if action == "swap" else new
+
+
+def _copy(value: Any) -> Any:
+    """A copy whose parts are all its own, also where one object stands in two places."""
+    if isinstance(value, Mapping):
+        return {name: _copy(one) for name, one in value.items()}
+    return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _swapped(new: dict[str, Any]) -> dict[str, Any]:
@@ -359,6 +378,9 @@ def _swapped(new: dict[str, Any]) -> dict[str, Any]:
                 own[name], own[other] = own[other], own[name]
     if holder is not new and isinstance(new["text"], str):
         new["text"] = json.dumps(holder, ensure_ascii=False)
+    metas = [holder.get(f"{side}_meta") for side in ("chosen", "rejected")]
+    if all(isinstance(one, dict) for one in metas) and "negative" in metas[0]:  # it says why a completion is the rejected one
+        metas[1]["negative"] = metas[0].pop("negative")
     new.pop("margin", None)
     return new
 

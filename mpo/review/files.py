@@ -174,9 +174,7 @@ class Records:
             self._stat = state
 
     def raw(self, place: int) -> bytes:
-        """The bytes of a line, with its line break if it has one."""
-        if self.wait(place) <= place or place < 0:
-            raise IndexError(place)
+        """The bytes of a line that the index has reached, with its line break if it has one."""
         if not self.plain:
             item = self._items[place]
             return item if isinstance(item, bytes) else b""
@@ -187,6 +185,8 @@ class Records:
 
     def line(self, place: int) -> dict[str, Any]:
         """A record, parsed. Raises BadRecord for a line that is none, and IndexError beyond the last."""
+        if place < 0 or self.wait(place) <= place:
+            raise IndexError(place)
         with bad_record(self.where(place)):
             if not self.plain and self.suffix == ".parquet":
                 return self._row(*self._items[place])

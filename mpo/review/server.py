@@ -536,6 +536,7 @@ class Server:
             self.socket = socket.socket(family[0], socket.SOCK_STREAM)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.socket.bind(family[4])
+            self.socket.listen(128)  # a link that is printed can be opened
         except OSError as error:
             raise ValueError(
                 f"--host {host} --port {port} cannot be used ({error.strerror}). Give another --port, or none."

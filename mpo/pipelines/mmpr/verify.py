@@ -16,6 +16,8 @@ from mpo.verification.dress import boxed
 from mpo.verification.matching import check_rules
 
 FORMATS = ("line", "boxed", "any")
+BY_PERSON = "review"
+"""The ``method`` of a verdict that a person gave, which is kept."""
 SHORTEST = 20
 """A response of so many characters or fewer has no rationale before its box."""
 
@@ -95,5 +97,8 @@ class Verify(Step):
         given = {one.name: record[one.name] for one in fields(Question) if one.name in record}
         question = Question(**{"messages": (), **given, **own})
         format = self.format or record.get("format", "any")
-        judged: list[dict[str, Any]] = [{**one, **vars(judge(one["text"], question, format))} for one in record["responses"]]
+        judged: list[dict[str, Any]] = [
+            one if one.get("method") == BY_PERSON else {**one, **vars(judge(one["text"], question, format))}
+            for one in record["responses"]
+        ]
         return {**record, "responses": judged, "accuracy": sum(one["verdict"] == "correct" for one in judged) / len(judged)}

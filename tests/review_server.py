@@ -1,10 +1,11 @@
-"""`mpo review` as a process of its own, and requests to it."""
+"""`mpo review` in a thread or as a process of its own, and requests to it."""
 
 import json
 import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 import uuid
@@ -28,32 +29,23 @@ def pairs(folder, count=6, name="pairs.jsonl", **more):
 
 
 class Reviewing:
-    """A running server; `links` by reviewer."""
+    """A server in a thread of this process; `links` by reviewer."""
 
-    def __init__(self, *words, prefix=(), reviewers=("anna",)):
-        names = [word for name in reviewers for word in ("--reviewer", name)]
-        command = [*prefix, sys.executable, "-m", "mpo", "review", *map(str, words), *names]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.links, self.said = {}, ""
-        for line in self.process.stderr:
-            self.said += line
-            if found := re.fullmatch(r"(\S+)\s+(http://\S+)\n", line):
-                self.links[found[1]] = found[2]
-            if len(self.links) == len(reviewers):
-                break
+    def __init__(self, path, *, reviewers=("anna",), **settings):
+        from mpo.review.server import Review, Server
+
+        self.review = Review(path, reviewers=reviewers, **settings)
+        self.server = Server(self.review)
+        self.links = self.server.links()
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
 
     def __enter__(self):
-        assert self.links, self.said
         return self
 
     def __exit__(self, *_):
-        self.stop(signal.SIGINT)
-
-    def stop(self, how=signal.SIGKILL):
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        self.process.wait(20)
-        self.process.stderr.close()
+        self.server.server.should_exit = True
+        self.thread.join(20)
 
     def ask(self, path, body=None, *, by="anna", **headers):
         """The status and the JSON (or bytes) of an answer."""
@@ -86,3 +78,32 @@ class Reviewing:
             **more,
         }
         return self.ask("/api/decide", own, by=by)
+
+
+class Process(Reviewing):
+    """A server as a process of its own."""
+
+    def __init__(self, *words, prefix=(), reviewers=("anna",)):
+        names = [word for name in reviewers for word in ("--reviewer", name)]
+        command = [*prefix, sys.executable, "-m", "mpo", "review", *map(str, words), *names]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.links, self.said = {}, ""
+        for line in self.process.stderr:
+            self.said += line
+            if found := re.fullmatch(r"(\S+)\s+(http://\S+)\n", line):
+                self.links[found[1]] = found[2]
+            if len(self.links) == len(reviewers):
+                break
+
+    def __enter__(self):
+        assert self.links, self.said
+        return self
+
+    def __exit__(self, *_):
+        self.stop(signal.SIGINT)
+
+    def stop(self, how=signal.SIGKILL):
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        self.process.wait(20)
+        self.process.stderr.close()

@@ -1,4 +1,4 @@
-"""The server, as a process of its own: who is let in, what is served, what is saved, and what a kill leaves."""
+"""The server: who is let in, what is served, what is saved, and what a kill leaves."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from review_server import Reviewing, pairs
+from review_server import Process, Reviewing, pairs
 from support import make_image
 
 pytest.importorskip("starlette")
@@ -223,7 +223,7 @@ def test_kill_at_any_moment_loses_nothing_that_was_said_to_be_saved(tmp_path):
     """Three times a server is killed while two reviewers decide; all that was answered 200 is in the log, once."""
     path, saved, rng = pairs(tmp_path, 120), {}, random.Random(1)
     for kill in range(3):
-        server = Reviewing(path, reviewers=("anna", "ben"))
+        server = Process(path, reviewers=("anna", "ben"))
         server.__enter__()
 
         def work(by, server=server, kill=kill):
@@ -258,7 +258,7 @@ def test_a_full_disk_is_said_and_nothing_is_marked_as_saved(tmp_path):
     disk.mkdir()
     path.rename(tmp_path / "disk.kept")
     prefix = [*space, "sh", "-c", script, str(disk)]
-    with Reviewing(disk / "pairs.jsonl", prefix=prefix) as server:
+    with Process(disk / "pairs.jsonl", prefix=prefix) as server:
         root = Path(f"/proc/{server.process.pid}/root{disk}")
         answers = [server.decide(0, action, reason="r" * 2000, edits=[]) for action in ("reject", "skip") * 6]
         status, told = next(one for one in answers if one[0] != 200)
@@ -342,7 +342,7 @@ def test_logs_of_others_are_added(tmp_path, capsys):
     assert report["counts"] | {"written": 0} == {"records": 6, "rejected": 1, "disagreeing": 1, "unreviewed": 4, "written": 0}
     assert report["disagreements"] == [1] and report["agreement"][0]["records"] == 1
     log_of(path).unlink()
-    with Reviewing(path, "--from-log", log_of(other)) as server:
+    with Reviewing(path, others=[log_of(other)]) as server:
         assert server.ask("/api/state")[1]["reviewer"] == "anna"
     assert len(read_events(log_of(path))[0]) == 3
 

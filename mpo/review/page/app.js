@@ -543,7 +543,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat && !["n", "p", "ArrowLeft", "ArrowRight"].includes(event.key)) return;
-  const moves = { "/": () => $("search").focus(), g: () => $("jump").select(), f: () => $("filters").elements.state.focus(), ArrowRight: () => move(1), ArrowLeft: () => move(-1) };
+  const moves = { "/": () => $("search").focus(), g: () => { $("jump").focus(); $("jump").select(); }, f: () => $("filters").elements.state.focus(), ArrowRight: () => move(1), ArrowLeft: () => move(-1) };
   const work = moves[event.key] ?? ACTIONS.find(([key, , , when = {}]) => key === event.key && (!when.two || state.view?.completions.length === 2))?.[2];
   if (work) {
     event.preventDefault();
@@ -558,9 +558,11 @@ function start() {
     menu.addEventListener("change", () => filterSoon(0));
   }
   $("search").addEventListener("input", () => filterSoon(400));
-  $("filters").addEventListener("submit", (event) => {
+  $("filters").addEventListener("submit", (event) => event.preventDefault());
+  $("filters").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
     event.preventDefault();
-    if (document.activeElement === $("jump")) jumpTo(Number($("jump").value) - 1).catch(problem);
+    if (event.target === $("jump")) jumpTo(Number($("jump").value) - 1).catch(problem);
     else filterSoon(0);
   });
   REASONS.forEach((reason) => $("reasons").append(el("button", { type: "button", on: { click: () => { $("reason").value = reason; $("reason").focus(); } } }, reason)));

@@ -546,7 +546,7 @@ class Server:
         self.server = uvicorn.Server(
             uvicorn.Config(
                 application(review, host, self.port),
-                log_level="warning",
+                log_level="critical",
                 access_log=False,
                 server_header=False,
                 lifespan="off",

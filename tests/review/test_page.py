@@ -153,6 +153,7 @@ def test_clicks_do_the_same(page):
     status(page, "33 records")
     page.get_by_label("Order").select_option("file")
     page.get_by_role("button", name="Report").click()
+    page.wait_for_selector("#told-body dl")
     assert "anna" in page.locator("#told-body").inner_text()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Keys").click()
@@ -237,7 +238,7 @@ def test_every_control_has_a_name(page):
         page.keyboard.press(keys)
         nodes = client.send("Accessibility.getFullAXTree")["nodes"]
         found = [node for node in nodes if not node.get("ignored") and node.get("role", {}).get("value") in roles]
-        assert len(found) > 3
+        assert len(found) > 1
         unnamed = [node["role"]["value"] for node in found if not node.get("name", {}).get("value")]
         assert not unnamed
         page.keyboard.press("Escape")

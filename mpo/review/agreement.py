@@ -52,7 +52,7 @@ def position_bias(log: Log) -> dict[str, dict[str, Any]]:
 
     The side of the chosen completion is random, so without a bias half of the preferred ones stand on the left.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     preferred: dict[str, Counter[str]] = {}
     for own in log.labels().values():

@@ -107,7 +107,8 @@ class Log:
     """
 
     def __init__(self, path: Path | None, *, owner: bool = False) -> None:
-        self.path, self.events, self._size = path, [], 0
+        self.path, self._size = path, 0
+        self.events: list[Event] = []
         self.mutex = threading.RLock()
         self.stacks: dict[str, list[Event]] = {}
         self._own: dict[tuple[str, int], list[Event]] = {}
@@ -334,7 +335,7 @@ class Log:
         ranks = {(key, place): rank for key, before in _places_of(events).items() for rank, place in enumerate(before)}
         for event in events:
             there = places.get(event["key"], [])
-            own = event.get("placed", event["place"])
+            own = _placed(event)
             if event["uid"] in uids:
                 continue
             place = own if own in there else there[ranks[event["key"], own]] if ranks[event["key"], own] < len(there) else GONE
@@ -347,11 +348,16 @@ class Log:
         return lost
 
 
+def _placed(event: Event) -> int:
+    """The place of a decision in the file that it is about."""
+    return int(event.get("placed", event["place"]))
+
+
 def _places_of(events: Iterable[Event]) -> dict[str, list[int]]:
     """The places of each key among events, in the file that they are about, in order."""
     found: dict[str, set[int]] = {}
     for event in events:
-        found.setdefault(event["key"], set()).add(event.get("placed", event["place"]))
+        found.setdefault(event["key"], set()).add(_placed(event))
     return {key: sorted(places) for key, places in found.items()}
 
 

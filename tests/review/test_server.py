@@ -239,7 +239,9 @@ def test_kill_at_any_moment_loses_nothing_that_was_said_to_be_saved(tmp_path):
         threads = [threading.Thread(target=work, args=(by,)) for by in ("anna", "ben")]
         for thread in threads:
             thread.start()
-        time.sleep(rng.uniform(0.05, 0.4))
+        wanted = len(saved) + rng.randrange(1, 12)
+        while len(saved) < wanted and any(thread.is_alive() for thread in threads):
+            time.sleep(0.001)
         server.stop()
         for thread in threads:
             thread.join()

@@ -2,7 +2,7 @@
 
     python benchmarks/review.py --output benchmarks/review.json
 
-The server is a process of its own. Times are of the page: from a key to the record that is drawn, its image included where it has one.
+The server is a process of its own. Times are of the page: from a key to the record that is drawn, with its image.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WORDS = "the a red blue square circle number of is counted left right axis value chart shows answer because total therefore".split()
+WORDS = "the a red blue square circle number of is counted left right axis value chart shows answer because total so".split()
 
 
 def write(folder: Path, records: int, size: int) -> Path:
@@ -34,7 +34,11 @@ def write(folder: Path, records: int, size: int) -> Path:
         for number in range(records):
             line = {"id": f"p{number}", "image": f"{number % 64}.jpg", "question": f"<image>\nHow many in {number}?"}
             line |= {"chosen": texts[number % 512] + f" {number}", "rejected": texts[(number + 7) % 512], "answer_gt": str(number)}
-            line |= {"source": f"source {number % 20}", "accuracy": number % 100 / 100, "type": ("count", "chart", "text")[number % 3]}
+            line |= {
+                "source": f"source {number % 20}",
+                "accuracy": number % 100 / 100,
+                "type": ("count", "chart", "text")[number % 3],
+            }
             file.write(json.dumps(line) + "\n")
     return path
 
@@ -77,10 +81,12 @@ def measure(folder: Path, records: int, size: int, moves: int) -> dict[str, obje
         page.keyboard.press("Escape")
         # From the key to the drawn record with its image: two frames after the image is decoded.
         one = """async (key) => {
-            const before = document.querySelector('.meta strong').textContent, begun = performance.now();
+            const before = document.querySelector('.meta strong').textContent;
+            const begun = performance.now();
             document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
             const late = () => performance.now() - begun > 3_000;
-            while (!late() && document.querySelector('.meta strong').textContent === before) await new Promise(requestAnimationFrame);
+            const now = () => document.querySelector('.meta strong').textContent;
+            while (!late() && now() === before) await new Promise(requestAnimationFrame);
             const shown = document.querySelector('.gallery img');
             while (!late() && shown && !(shown.complete && shown.naturalWidth)) await new Promise(requestAnimationFrame);
             return performance.now() - begun;

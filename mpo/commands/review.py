@@ -1,4 +1,4 @@
-"""Look at records in a browser, and correct them: preference pairs, conversations, questions, responses with their verdicts.
+"""Show records in a browser and correct them: preference pairs, conversations, questions, responses with their verdicts.
 
 FILE is JSONL, a JSON array or Parquet in any format that mpo reads, or the folder of a pipeline or an evaluation. Decisions are
 in FILE.review.jsonl, on disk before the page says that they are saved; the same command goes on. Keys: a accept, s swap, e edit,
@@ -31,7 +31,7 @@ mpo mmpr pair verified --output pairs --review verified/output.jsonl.review.json
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=path, help="records: JSONL, JSON, Parquet, or the folder of a job")
-    add(parser, "--image-root", otherwise="that of FILE")
+    add(parser, "--image-root")
     add(parser, "--port", default=0, otherwise="a free one")
     add(parser, "--host", default="127.0.0.1")
     add(parser, "--reviewer", otherwise="your login name")
@@ -39,9 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    names = args.reviewer or [getpass.getuser()]
-    if twice := [name for name in names if names.count(name) > 1 or not name.strip() or len(name) > 100]:
-        raise ValueError(f"--reviewer {twice[0]!r} is given twice, empty, or longer than 100 characters. Name each once.")
+    names = args.reviewer or [_user()]
+    if twice := [name for name in names if names.count(name) > 1 or not name.strip() or not name.isprintable() or len(name) > 100]:
+        raise ValueError(f"--reviewer {twice[0]!r} is given twice, empty, not printable, or longer than 100 characters.")
     if args.export:
         return _export(args)
     try:
@@ -49,7 +49,11 @@ def run(args: argparse.Namespace) -> Report:
     except ImportError as error:
         raise ValueError(f"mpo review needs {error.name}. Install it: pip install 'mpo-trainer[review]'") from None
     review = Review(args.file, image_root=args.image_root, reviewers=names, others=args.from_log or ())
-    server = Server(review, args.host, args.port)
+    try:
+        server = Server(review, args.host, args.port)
+    except ValueError:
+        review.close()
+        raise
     links = server.links()
     print(f"{review.records.path}: decisions are saved in {review.log.path}", file=sys.stderr)
     if review.log.recovered:
@@ -66,6 +70,13 @@ def run(args: argparse.Namespace) -> Report:
     print("Ctrl-C ends it.", file=sys.stderr, flush=True)
     server.run()
     return Report("", {"file": str(review.records.path), "log": str(review.log.path)})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without users
+        return "reviewer"
 
 
 def _export(args: argparse.Namespace) -> Report:

@@ -66,7 +66,6 @@ class Corrected:
         self.counts["unmatched"] = len(left)
         self.unmatched = [str(event.get("id") or event["placed"] + 1) for event in left]
 
-
     def __str__(self) -> str:
         said = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count and name != "unreviewed")
         lost = f", the first about {self.unmatched[0]!r}" if self.unmatched else ""
@@ -161,7 +160,7 @@ def export(records: Records, log: Log, target: Path) -> dict[str, Any]:
             if event["action"] == "reject":
                 counts["rejected"] += 1
                 told = {name: event.get(name) for name in ("by", "at", "reason")}
-                others.write(json_line({"where": records.where(place), **told, "record": plain(line)}))
+                others.write(json.dumps({"where": records.where(place), **told, "record": plain(line)}) + "\n")
                 return None
             new = changed(line, event)
             counts["accepted" if new == line else "changed"] += 1
@@ -186,7 +185,7 @@ def export(records: Records, log: Log, target: Path) -> dict[str, Any]:
     report = {"file": str(records.path), "content": records.content, "log": str(log.path), "counts": dict(counts), **summary(log)}
     report["disagreements"] = [place + 1 for place in report["disagreements"]]
     report |= {"decisions": decisions, "unmatched": lost}
-    write_text(about, json.dumps(report, indent=1, ensure_ascii=False) + "\n", durable=True)
+    write_text(about, json.dumps(report, indent=1) + "\n", durable=True)
     if not counts["rejected"]:
         rejected.unlink()
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from array import array
@@ -119,7 +120,7 @@ class Records:
 
     def _load(self) -> None:
         from mpo.data.files import open_files
-        from mpo.data.shards import ArrayShard, LinesShard, ParquetShard
+        from mpo.data.shards import DAMAGE, ArrayShard, LinesShard, ParquetShard, damaged, opened
 
         shards = open_files(str(self.path))
         if not all(isinstance(shard, ArrayShard | LinesShard | ParquetShard) for shard in shards):
@@ -127,10 +128,16 @@ class Records:
         self._shards: list[Any] = shards
         if self.suffix == ".parquet":
             self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.rows)]
-        else:
+        elif self.is_array:
             # As text, which takes less memory than what it says.
             lines = (line for shard in shards for _, line in shard.lines())
             self._items = [line if isinstance(line, BadRecord) else json_line(line).encode() for line in lines]
+        else:
+            try:
+                with opened(str(self.path)) as file:
+                    self._items = [line for line in file if line.strip() not in (b"", b"\xef\xbb\xbf")]
+            except DAMAGE as error:
+                raise damaged(str(self.path), error) from error
         if not self._items:
             raise ValueError(f"{self.path} is empty. Give a file of records.")
         self._hash, self._done = self._content(), True
@@ -243,4 +250,6 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if isinstance(value, bytes | bytearray):
         return f"{len(value):,} bytes"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return str(value) if isinstance(value, date | datetime) or not isinstance(value, str | int | float | None) else value

@@ -192,7 +192,7 @@ class Log:
             event = {"n": len(self.events), "uid": secrets.token_hex(8), "at": now, "by": "", **event}
             _check(event)
             if self._file >= 0:
-                self._write((json.dumps(event, ensure_ascii=False) + "\n").encode())
+                self._write((json.dumps(event) + "\n").encode())  # in ASCII, which holds any text
             self.events.append(event)
             self._by_uid[event["uid"]] = event
             self._count(event)
@@ -296,6 +296,15 @@ class Log:
         """The decision of a reviewer on a record that holds; None without one."""
         found = self._own.get((by, place))
         return found[-1] if found else None
+
+    def known(self, uid: str) -> Event | None:
+        """The event with a number; None without one."""
+        return self._by_uid.get(uid)
+
+    def labels_of(self, place: int) -> dict[str, Event]:
+        """The decisions that hold on a record, but for skipping it, by reviewer."""
+        found = {by: event for by in self.reviewers if (event := self.decision(by, place))}
+        return {by: event for by, event in found.items() if event["action"] != "skip"}
 
     def settled(self, place: int) -> Event | None:
         """The decision that settled a disagreement; None without one."""

@@ -78,9 +78,10 @@ class Review:
         self.tokens = {secrets.token_urlsafe(24): name for name in reviewers}
         self.facets = Facets(self.records)
         self.lost = 0
+        self._questions: dict[Path, dict[str, Any]] = {}
         self._ready, self._failed = threading.Event(), ""
         self._write = threading.Lock()
-        self.document = lru_cache(maxsize=256)(self._document)
+        self.document = lru_cache(maxsize=32)(self._document)
         if others:
             self._open(others)
             if self._failed:
@@ -119,9 +120,27 @@ class Review:
 
     # What the page asks for
 
-    def _document(self, place: int) -> tuple[dict[str, Any], Document]:
+    def _document(self, place: int) -> tuple[dict[str, Any], Document, str]:
         line = self.records.line(place)
-        return line, read_line(line)
+        document = read_line(line)
+        key = document.key()
+        if document.kind == "answers":
+            self._add_question(line, document)
+        return line, document, key
+
+    def _add_question(self, line: Mapping[str, Any], document: Document) -> None:
+        """Add what was asked to the answers of an evaluation: it stands in the output of their job."""
+        from mpo.evaluation.run import JOBS, slug
+        from mpo.pipelines.mmpr.make import Records as Outputs
+
+        names = [slug(str(line.get(name))) for name in ("model", "benchmark", "mode")]
+        output = self.records.path.parent.joinpath(JOBS, *names, "output.jsonl")
+        if output not in self._questions:
+            self._questions[output] = {one["id"]: one for one in Outputs(output)} if output.is_file() else {}
+        asked = read_line({"responses": [], **self._questions[output].get(document.id, {})})
+        for part in (part for turn in asked.turns for part in turn["parts"]):
+            part["paths"] = []  # it is not this record's
+        document.turns, document.files = asked.turns, asked.files
 
     def state(self, by: str) -> dict[str, Any]:
         """The file, the reviewer, and how far both are."""
@@ -142,22 +161,22 @@ class Review:
         }
 
     def view(self, place: int, by: str) -> dict[str, Any]:
-        """A record as the page shows it to a reviewer. What others decided is told once the reviewer has decided, too."""
+        """A record as the page shows it to a reviewer. Where others differ is told after deciding, too."""
         self.ready()
         self.records.check()
         try:
-            _, document = self.document(place)
+            _, document, key = self.document(place)
             bad = None
         except IndexError:
             raise Refused(404, f"There is no record {place + 1}. The file has {len(self.records):,}.") from None
         except BadRecord as error:
-            document, bad = Document("unknown"), error.reason
+            document, key, bad = Document("unknown"), "", error.reason
         mine, settled = self.log.decision(by, place), self.log.settled(place)
         others: list[dict[str, Any]] = []
         if mine is not None and mine["action"] != "skip":
-            labels = self.log.labels().get(place, {}) if len(self.log.stacks) > 1 else {}
-            others = [_told(event) for name, event in sorted(labels.items()) if name != by]
-            disagreeing = len(labels) > 1 and self.log.final(place, labels) is None
+            labels = self.log.labels_of(place)
+            disagreeing = self.log.final(place, labels) is None
+            others = [_told(event) for name, event in labels.items() if name != by and disagreeing]
         else:
             disagreeing = False
         shown = {
@@ -165,7 +184,7 @@ class Review:
             "where": self.records.where(place).rpartition("/")[2],
             "id": document.id,
             "kind": document.kind,
-            "key": "" if bad else document.key(),
+            "key": key,
             "turns": document.turns,
             "completions": document.completions,
             "details": document.details,
@@ -250,11 +269,10 @@ class Review:
             raise Refused(400, "Expected a uid of 16 hexadecimal digits or more, and a reason as text.")
         self.records.check()
         with self._write:
-            if (known := next((event for event in reversed(self.log.events) if event["uid"] == uid), None)) is not None:
+            if (known := self.log.known(uid)) is not None:
                 return known
             try:
-                line, document = self.document(place)
-                key = document.key()
+                line, document, key = self.document(place)
             except IndexError:
                 raise Refused(404, f"There is no record {place + 1}.") from None
             except BadRecord as error:
@@ -360,7 +378,8 @@ def application(review: Review, host: str, port: int) -> Any:
                 return JSONResponse({"error": f"Not saved: {error.strerror or error}.", "unsaved": True}, 507)
             except (Stale, ValueError) as error:
                 return JSONResponse({"error": str(error)}, 422)
-            return found if isinstance(found, Response) else JSONResponse(found)
+            # In ASCII, as a text may have half a character.
+            return found if isinstance(found, Response) else Response(json.dumps(found), media_type="application/json")
 
         return answer
 

@@ -331,7 +331,7 @@ def review(folder, lines, decisions):
 def test_verdicts_of_a_person_make_the_pairs(folder, capsys):
     """One question is rejected; of another, the first response is the only right one, whatever its verdict was."""
     with StubServer() as stub:
-        assert main(["mmpr", "sample", f"{stub.url}/v1", "q.jsonl", "--output", "sampled", "--n", "4", "--limit", "4"]) == 0
+        assert main(["mmpr", "sample", stub.url, "q.jsonl", "--output", "sampled", "--n", "4", "--limit", "4"]) == 0
     assert main(["mmpr", "verify", "sampled", "--output", "verified", "--answer-format", "any"]) == 0
     records = read_json_lines(folder / "verified/output.jsonl")
     verdicts = [("responses", place, "verdict") for place in range(4)]

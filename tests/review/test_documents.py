@@ -1,4 +1,4 @@
-"""Lines of every kind: what is shown of them, what edits and swaps make of them, and that a swap swaps in the eyes of the reader."""
+"""Lines of every kind: what is shown of them, what edits and swaps make of them, and how that is read."""
 
 import json
 

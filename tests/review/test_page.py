@@ -16,12 +16,27 @@ pytestmark = [
 ]
 
 HOSTILE = [
-    "<script>hit()</script>", "<img src=x onerror=hit()>", "<svg onload=hit()>", "<svg><script>hit()</script></svg>", "\"><b onclick=hit()>",
-    "'-hit()-'", "javascript:hit()", "[a](javascript:hit())", "![a](x onerror=hit())", "<iframe srcdoc='<script>parent.hit()</script>'>",
-    "</textarea><script>hit()</script>", "</title><script>hit()</script>", "```<script>hit()</script>```", "$<img src=x onerror=hit()>$",
-    "$\\text{<script>hit()</script>}$", "| <b onmouseover=hit()> | a |\n|--|--|\n| <img src=x onerror=hit()> | b |", "{{constructor.constructor('hit()')()}}",
-    "<a href='data:text/html,<script>hit()</script>'>x</a>", "<math><mtext><img src=x onerror=hit()></mtext></math>", "\u202e<style>*{display:none}</style>\u0000",
-]  # fmt: skip
+    "<script>hit()</script>",
+    "<img src=x onerror=hit()>",
+    "<svg onload=hit()>",
+    "<svg><script>hit()</script></svg>",
+    '"><b onclick=hit()>',
+    "'-hit()-'",
+    "javascript:hit()",
+    "[a](javascript:hit())",
+    "![a](x onerror=hit())",
+    "<iframe srcdoc='<script>parent.hit()</script>'>",
+    "</textarea><script>hit()</script>",
+    "</title><script>hit()</script>",
+    "```<script>hit()</script>```",
+    "$<img src=x onerror=hit()>$",
+    "$\\text{<script>hit()</script>}$",
+    "| <b onmouseover=hit()> | a |\n|--|--|\n| <img src=x onerror=hit()> | b |",
+    "{{constructor.constructor('hit()')()}}",
+    "<a href='data:text/html,<script>hit()</script>'>x</a>",
+    "<math><mtext><img src=x onerror=hit()></mtext></math>",
+    "\u202e<style>*{display:none}</style>\x00",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +44,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     path = pairs(folder, 10)
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A **cat**: $\\frac{a_1}{\\sqrt{b}}$"}]
-    lines = [{"id": "chat", "image": "0.png", "conversations": turns + turns[1:] * 0}]
+    lines = [{"id": "chat", "image": "0.png", "conversations": turns}]
     responses = [
         {"text": "Final answer: 7", "verdict": "correct", "answer": "7"},
         {"text": "8", "verdict": "wrong_answer", "answer": "8"},
@@ -44,7 +59,7 @@ def page(tmp_path_factory):
         }
     )
     lines.append({"id": "asked", "question": "Which?", "choices": ["a", "b"], "answer": "a", "kind": "choice", "image": "1.png"})
-    for number, text in enumerate(HOSTILE):
+    for text in HOSTILE:
         line = {name: text for name in ("id", "question", "chosen", "rejected", "answer_gt", "kind", "source", "other")}
         lines.append({**line, "rejected": text + "!", "choices": [text], "image": text, "chosen_meta": {text: text}})
     with path.open("a") as file:

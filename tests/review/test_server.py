@@ -255,7 +255,8 @@ def test_a_full_disk_is_said_and_nothing_is_marked_as_saved(tmp_path):
     if subprocess.run([*space, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a file system of their own")
     path = pairs(tmp_path, 2)
-    script = 'mount -t tmpfs -o size=64k none "$0" && cp "$0.kept" "$0/pairs.jsonl" && head -c 48k /dev/zero > "$0/full" && shift 0 && exec "$@"'
+    script = 'mount -t tmpfs -o size=64k none "$0" && cp "$0.kept" "$0/pairs.jsonl"'
+    script += ' && head -c 48k /dev/zero > "$0/full" && exec "$@"'
     disk = tmp_path / "disk"
     disk.mkdir()
     path.rename(tmp_path / "disk.kept")
@@ -365,3 +366,23 @@ def test_wrong_words_are_refused_by_name(tmp_path, monkeypatch, capsys, words, n
     (tmp_path / "pairs.txt").write_text("x")
     assert main(["review", *words]) == 2
     assert name in capsys.readouterr().err
+
+
+def test_answers_of_an_evaluation_are_shown_with_their_questions(tmp_path):
+    job = tmp_path / "jobs" / "m" / "b" / "direct"
+    (job / "images").mkdir(parents=True)
+    make_image(1).save(job / "images" / "1.png")
+    asked = {"id": "q1", "messages": [{"role": "user", "content": "How many?"}], "images": ["images/1.png"], "greedy": ["7"]}
+    (job / "output.jsonl").write_text(json.dumps(asked) + "\n")
+    answer = {"model": "m", "benchmark": "b", "mode": "direct", "id": "q1", "ground_truths": ["8"], "dropped": False, "sampled": []}
+    answer["greedy"] = [{"text": "Seven: \ud800", "score": 0.0, "reason": "", "none": False}]
+    (tmp_path / "answers.jsonl").write_text(json.dumps({**answer, "ranks": {"x": float("nan")}, "other": float("inf")}) + "\n")
+    with Reviewing(tmp_path) as server:
+        _, view = server.ask("/api/records/0")
+        assert view["turns"][0]["parts"][0]["text"] == "How many?" and view["completions"][0]["details"][0]["value"] == "0.0"
+        assert server.ask("/api/images/0/image/0")[1][:4] == b"\x89PNG"
+        edit = {"paths": [["greedy", 0, "score"]], "value": "1.0"}
+        assert server.decide(0, "accept", edits=[edit, {"paths": [["messages", 0, "content"]], "value": "x"}])[0] == 400
+        assert server.decide(0, "accept", edits=[edit])[0] == 200
+    assert main(["review", str(tmp_path), "--export", str(tmp_path / "out.jsonl")]) == 0
+    assert read_json_lines(tmp_path / "out.jsonl")[0]["greedy"][0]["score"] == 1.0

@@ -20,6 +20,8 @@ STATES = ("all", "unreviewed", "reviewed", "accept", "swap", "edit", "reject", "
 NAMES = ("source", "verdict", "type")
 BAD = "cannot be read"
 """Verdict of a line that is no record."""
+FIRST_SECONDS = 5
+"""For so long at most the reading waits until the first record is shown (`Facets.begin`), which it would slow down."""
 MOST = 200
 """Number of values of a facet that are listed."""
 
@@ -32,12 +34,13 @@ class Facets:
         self.values: dict[str, list[str]] = {name: [] for name in NAMES}
         self._codes = {name: array("L") for name in NAMES}
         self._hard, self._long = array("d"), array("Q")
-        self._done = threading.Event()
+        self._done, self.begin = threading.Event(), threading.Event()
         self._stopped = False
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         known: dict[str, dict[str, int]] = {name: {} for name in NAMES}
+        self.begin.wait(FIRST_SECONDS)
         try:
             for place in range(len(self.records)):
                 if self._stopped:
@@ -64,6 +67,7 @@ class Facets:
         finally:
             self.values = {name: list(own) for name, own in known.items()}
             self._done.set()
+        from mpo.data import records  # noqa: F401  its imports take a second, which the first edit need not wait for
 
     @property
     def ready(self) -> bool:
@@ -81,6 +85,7 @@ class Facets:
 
     def wait(self) -> None:
         """Wait until every record is read."""
+        self.begin.set()
         self._done.wait()
 
     def counts(self) -> dict[str, list[tuple[str, int]]]:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import os
 import re
 import secrets
 import socket
@@ -17,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from mpo.io import BadRecord, parse_json
+from mpo.io import BadRecord, parse_json, read_json_lines
 from mpo.review.agreement import summary
 from mpo.review.corrections import opened
 from mpo.review.documents import Document, Stale, at, corrected, new_value, read_line, refused
@@ -95,7 +96,6 @@ class Review:
         except (ValueError, OSError) as error:
             self._failed = str(error)
         self._ready.set()
-        from mpo.data import records  # noqa: F401  its imports take a second, which the first edit need not wait for
 
     def close(self) -> None:
         """End its threads, and let the log go."""
@@ -130,14 +130,15 @@ class Review:
 
     def _add_question(self, line: Mapping[str, Any], document: Document) -> None:
         """Add what was asked to the answers of an evaluation: it stands in the output of their job."""
-        from mpo.evaluation.run import JOBS, slug
-        from mpo.pipelines.mmpr.make import Records as Outputs
-
-        names = [slug(str(line.get(name))) for name in ("model", "benchmark", "mode")]
-        output = self.records.path.parent.joinpath(JOBS, *names, "output.jsonl")
+        # Named as in mpo.evaluation.run, whose imports take seconds.
+        given = (str(line.get(name)) for name in ("model", "benchmark", "mode"))
+        names = [re.sub(r"[^\w.@-]+", "-", name).strip("-.") or "-" for name in given]
+        output = self.records.path.parent.joinpath("jobs", *names, "output.jsonl")
         if output not in self._questions:
-            self._questions[output] = {one["id"]: one for one in Outputs(output)} if output.is_file() else {}
+            self._questions[output] = {one["id"]: one for one in read_json_lines(output)} if output.is_file() else {}
         asked = read_line({"responses": [], **self._questions[output].get(document.id, {})})
+        for own in asked.files.values():
+            own[:] = [os.path.join(output.parent, one) if isinstance(one, str) else one for one in own]
         for part in (part for turn in asked.turns for part in turn["parts"]):
             part["paths"] = []  # it is not this record's
         document.turns, document.files = asked.turns, asked.files
@@ -199,6 +200,7 @@ class Review:
             "bad": bad,
         }
         self.records.check()
+        self.facets.begin.set()
         return shown
 
     def _base(self, by: str, place: int) -> str:

@@ -386,3 +386,20 @@ def test_answers_of_an_evaluation_are_shown_with_their_questions(tmp_path):
         assert server.decide(0, "accept", edits=[edit])[0] == 200
     assert main(["review", str(tmp_path), "--export", str(tmp_path / "out.jsonl")]) == 0
     assert read_json_lines(tmp_path / "out.jsonl")[0]["greedy"][0]["score"] == 1.0
+
+
+def test_frames_of_a_video_are_images(tmp_path):
+    pytest.importorskip("av")
+    from conversations import write_video
+
+    write_video(tmp_path / "a.mp4", 24)
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A film."}]
+    lines = [{"id": "v", "video": "a.mp4", "conversations": turns}, {"id": "w", "video": "../a.mp4", "conversations": turns}]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Reviewing(tmp_path / "chat.jsonl") as server:
+        images = server.ask("/api/records/0")[1]["images"]
+        assert len(images) >= 8 and images[1]["name"] == "video 1, frame 2"
+        assert server.ask(f"/api/images/{images[-1]['id']}")[1][:4] == b"\x89PNG"
+        assert server.ask("/api/images/0/video/0?frame=99")[0] == 404
+        (failed,) = server.ask("/api/records/1")[1]["images"]
+        assert failed["id"] is None and "../a.mp4" in failed["failed"]

@@ -6,6 +6,7 @@ The server is a process of its own. Times are of the page: from a key to the rec
 """
 
 import argparse
+import atexit
 import json
 import random
 import re
@@ -51,7 +52,8 @@ def measure(folder: Path, records: int, size: int, moves: int) -> dict[str, obje
     link = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
     found: dict[str, object] = {"records": records, "megabytes": round(path.stat().st_size / 1e6)}
     found["server_answers_s"] = time.perf_counter() - started
-    with sync_playwright() as player:
+    with server, sync_playwright() as player:
+        atexit.register(server.kill)  # whatever happens, it does not outlive this
         browser = player.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page()
         opened = time.perf_counter()
@@ -98,8 +100,7 @@ def measure(folder: Path, records: int, size: int, moves: int) -> dict[str, obje
                 page.wait_for_timeout(150)  # a person looks, if shortly
             found[name] = {"median": statistics.median(times), "p95": sorted(times)[int(0.95 * len(times))]}
         browser.close()
-    server.terminate()
-    server.wait()
+        server.terminate()
     return found
 
 

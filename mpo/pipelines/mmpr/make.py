@@ -113,7 +113,13 @@ Correct = Callable[[Record], Record | None]
 
 
 def make(
-    config: Config, output: Path, *, workers: int = 1, drop_bad: bool = False, retry_dropped: bool = False, correct: Correct | None = None
+    config: Config,
+    output: Path,
+    *,
+    workers: int = 1,
+    drop_bad: bool = False,
+    retry_dropped: bool = False,
+    correct: Correct | None = None,
 ) -> dict[str, Any]:
     """Make MMPR files of a configuration's questions, or go on with it.
 

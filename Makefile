@@ -39,7 +39,7 @@ types: .venv/installed
 	@ln -s $(CURDIR)/mpo/* build/types/mpo/
 	@ln -s $(CURDIR)/losses build/types/mpo/losses
 	@ln -s $(CURDIR)/recipes build/types/mpo/recipes
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mpo.losses -p mpo.encoding -p mpo.batching -p mpo.data -p mpo.training -p mpo.generation -p mpo.verification -p mpo.pipelines -p mpo.evaluation -p mpo.curation
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mpo.losses -p mpo.encoding -p mpo.batching -p mpo.data -p mpo.training -p mpo.generation -p mpo.verification -p mpo.pipelines -p mpo.evaluation -p mpo.curation -p mpo.review
 
 doctest: .venv/installed
 	$(BIN)/python -m pytest -q tests/test_doctests.py

@@ -18,7 +18,7 @@ ORDER = (
     ("pipelines",),
     ("evaluation",),
     ("training", "curation"),
-    ("preflight", "demo"),
+    ("preflight", "demo", "review"),
     ("commands",),
 )
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}

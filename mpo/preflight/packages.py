@@ -65,6 +65,7 @@ PURPOSES = {
     "verify": "checks of final answers",
     "evaluate": "mpo evaluate",
     "scale": "pipelines on many machines",
+    "review": "mpo review",
     "internlm2": "the tokenizers of InternLM2",
 }
 """What each extra of mpo-trainer is for; `flash3` is no extra, as its package is not on PyPI."""

@@ -42,7 +42,7 @@ ACTIONS = {
 
 
 def test_every_file_is_a_command():
-    single = {"convert", "demo", "doctor", "evaluate", "export", "generate", "join", "sft", "train"}
+    single = {"convert", "demo", "doctor", "evaluate", "export", "generate", "join", "review", "sft", "train"}
     assert set(ALL) == {
         *("mpo", *(f"mpo {name}" for name in single | set(ACTIONS))),
         *(f"mpo {folder} {name}" for folder, names in ACTIONS.items() for name in names),

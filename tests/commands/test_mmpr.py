@@ -379,3 +379,59 @@ def test_short_responses_are_dropped_by_name(folder, capsys):
         assert main(["mmpr", "continue", stub.url, "told", "--output", "on"]) == 0, capsys.readouterr().err
         assert main(["mmpr", "continue", stub.url, "q.jsonl", "--output", "no"]) == 2
     assert [(one["record"]["id"], one["step"]) for one in read_json_lines("on/dropped.jsonl")] == [("q3", "continue")]
+
+
+def review(folder, lines, decisions):
+    """A log of decisions by id, as `mpo review` writes it."""
+    from mpo.review.documents import read_line
+    from mpo.review.log import Log
+
+    (folder / "log").unlink(missing_ok=True)
+    log = Log(folder / "log", owner=True)
+    log.open_file("", "f", dict)
+    for place, line in enumerate(lines):
+        if line["id"] in decisions:
+            action, edits = decisions[line["id"]]
+            log.append(action=action, by="anna", place=place, id=line["id"], key=read_line(line).key(), edits=edits)
+    log.close()
+    return str(folder / "log")
+
+
+def test_verdicts_of_a_person_make_the_pairs(folder, capsys):
+    """One question is rejected; of another, the first response is the only right one, whatever its verdict was."""
+    with StubServer() as stub:
+        assert main(["mmpr", "sample", stub.url, "q.jsonl", "--output", "sampled", "--n", "4", "--limit", "4"]) == 0
+    assert main(["mmpr", "verify", "sampled", "--output", "verified", "--answer-format", "any"]) == 0
+    records = read_json_lines(folder / "verified/output.jsonl")
+    verdicts = [("responses", place, "verdict") for place in range(4)]
+    old = [one["verdict"] for one in records[1]["responses"]]
+    edits = [{"paths": [list(path)], "old": old[path[1]], "value": "wrong_answer" if path[1] else "correct"} for path in verdicts]
+    log = review(folder, records, {"q0": ("reject", []), "q1": ("accept", edits)})
+    capsys.readouterr()
+    assert main(["mmpr", "pair", "verified", "--output", "pairs", "--review", log]) == 0
+    assert "1 reject, 1 edit" in capsys.readouterr().out
+    made = read_json_lines(folder / "pairs/output.jsonl")
+    assert {pair["chosen"] for pair in made if pair["input_id"] == "q1"} <= {records[1]["responses"][0]["text"]}
+    assert made and not [pair for pair in made if pair["input_id"] == "q0"]
+
+
+def test_pairs_of_make_that_were_reviewed(make, folder):
+    """Of a file of MMPR, one pair is swapped, one edited and one rejected; what was asked is not asked again."""
+    with StubServer() as stub:
+        assert make(stub.url)[0] == 0
+        asked = stub.asked
+        name = "annotations/s_0_pairs_vqa_correctness_rules.jsonl"
+        before = {line["id"]: line for line in read_json_lines(folder / "out" / name)}
+        swapped, edited, rejected = [*before][:3]
+        edit = {"paths": [["question"]], "old": before[edited]["question"], "value": "How many, really?"}
+        decisions = {swapped: ("swap", []), edited: ("accept", [edit]), rejected: ("reject", [])}
+        status, out, _ = make(stub.url, CONFIG, "--review", review(folder, before.values(), decisions))
+        assert status == 0 and stub.asked == asked and "1 swap" in out and "unmatched" not in out
+    after = {line["id"]: line for line in read_json_lines(folder / "out" / name)}
+    assert rejected not in after and after[edited]["question"] == "How many, really?"
+    assert (after[swapped]["chosen"], after[swapped]["rejected"]) == (before[swapped]["rejected"], before[swapped]["chosen"])
+    assert after[swapped]["metadata"]["review"]["by"] == "anna"
+    assert {key: line for key, line in after.items() if key not in decisions} == {
+        key: line for key, line in before.items() if key not in decisions
+    }
+    load_preferences(folder / "out" / "meta.json")

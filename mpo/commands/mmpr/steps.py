@@ -33,6 +33,15 @@ def asked_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return make.open_model(config.Model(model=args.model, **given)), {name: getattr(args, name) for name in SAMPLING}
 
 
+def reviewed(records: Any, args: argparse.Namespace) -> Any:
+    """The records with the decisions of --review; None without it."""
+    if args.review is None:
+        return None
+    from mpo.review import apply
+
+    return apply(records, args.review)
+
+
 def run_step(args: argparse.Namespace, step: Any, records: Any = None, *, pairs: bool = False) -> Report:
     """Run a step over records, by default those of INPUT; pairs are also written as MMPR files."""
     from mpo.pipelines.job import Job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -116,7 +116,19 @@ def open_model(model: Model, max_tiles: int | None = None) -> Generator:
         raise ValueError(f"{model.model}: {str(error).partition(' ')[2]}, for {where}. Leave it out.") from None
 
 
-def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = False, retry_dropped: bool = False) -> dict[str, Any]:
+Correct = Callable[[Record], Record | None]
+"""Maps a record to what a person made of it; None: it was rejected."""
+
+
+def make(
+    config: Config,
+    output: Path,
+    *,
+    workers: int = 1,
+    drop_bad: bool = False,
+    retry_dropped: bool = False,
+    correct: Correct | None = None,
+) -> dict[str, Any]:
     """Make MMPR files of a configuration's questions, or go on with it.
 
     What models have said is in the ledgers of ``output/jobs``, and is not asked for again, also under other rules of ``verify`` and
@@ -129,6 +141,7 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
         workers: number of processes (extra ``scale``), with servers alone.
         drop_bad: drop questions that cannot be asked, instead of stopping.
         retry_dropped: try again those that were dropped.
+        correct: applied to the sampled records and to the pairs, such as `mpo.review.Corrected.one`.
 
     Returns:
         the report; that of the last round.
@@ -148,7 +161,7 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
             if (folder / "trained").exists():
                 report = read_json_object(folder / REPORT)
             else:
-                report = _round(config, folder, {"workers": workers, "retry_dropped": retry_dropped}, drop_bad)
+                report = _round(config, folder, {"workers": workers, "retry_dropped": retry_dropped}, drop_bad, correct or dict)
                 if config.rounds > 1:
                     _train(config, folder.absolute())
         newest = {"model": str(folder / "run"), "name": f"round_{number}", "base": None}
@@ -169,7 +182,7 @@ def _train(config: Config, folder: Path) -> None:
     (folder / "trained").touch()
 
 
-def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) -> dict[str, Any]:
+def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool, correct: Correct) -> dict[str, Any]:
     opened = cache(lambda number, max_tiles: open_model(config.models[number], max_tiles))
     output, reports, verify, pair = Output(folder, config.formats), [], Verify(**dict(config.verify)), Pair(**dict(config.pair))
     kept, planned = config.continue_, list[tuple[str, list[Step], Route, Source]]()
@@ -203,8 +216,9 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) ->
     for job, route, source in jobs:
         name = job.folder.name
         reports.append({"job": name, **job.run(**how)})
-        made = ((record, "") for record in Records(job.folder))
-        for record, reason in made if route.is_open else verified(Records(job.folder), verify, job.folder / "verdicts.jsonl"):
+        reviewed = _reviewed(Records(job.folder), correct, output, str(source.name))
+        made = ((record, "") for record in reviewed)
+        for record, reason in made if route.is_open else verified(reviewed, verify, job.folder / "verdicts.jsonl"):
             of = file_name(record.get("source") or str(source.name))
             try:
                 pairs = [] if reason else [record] if route.is_open else pair.finish(record, ())
@@ -215,11 +229,21 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool) ->
                 continue
             ids = f"{record['id']}/{name.rpartition('-')[2]}" if route.is_open else record["id"]
             asked = {"responses": [{}], **record}  # a pair of the open route is of one response, which nobody has judged
-            output.paired(of, asked, [{**one, "id": f"{ids}/{at}"} for at, one in enumerate(pairs)], source.max_tiles)
+            named = [correct({**one, "id": f"{ids}/{at}"}) for at, one in enumerate(pairs)]
+            output.paired(of, asked, [one for one in named if one is not None], source.max_tiles)
         for lost in Records(job.folder, DROPPED):
             of = file_name(lost["record"].get("source") or str(source.name))
             output.dropped(of, lost["record"], lost["step"], lost["reason"])
     return output.close(config.model_dump(exclude_defaults=True, by_alias=True), reports)
+
+
+def _reviewed(records: Iterable[Record], correct: Correct, output: Output, source: str) -> Iterator[Record]:
+    for record in records:
+        kept = correct(record)
+        if kept is None:
+            output.dropped(file_name(record.get("source") or source), record, "pair", "rejected in review")
+        else:
+            yield kept
 
 
 def sampling_steps(own: Any, models: list[tuple[str | None, Generator]], config: Config) -> list[Step]:

@@ -20,6 +20,8 @@ from mpo.verification.dress import boxed
 from mpo.verification.matching import check_rules
 
 FORMATS = ("line", "boxed", "any")
+BY_PERSON = "review"
+"""The ``method`` of a verdict that a person gave, which is kept."""
 SHORTEST = 20
 """A response of so many characters or fewer has no rationale before its box."""
 
@@ -103,7 +105,12 @@ class Verify(Step):
         given = {one.name: record[one.name] for one in fields(Question) if one.name in record}
         question = Question(**{"messages": (), **given, **own})
         format = self.format or record.get("format", "any")
-        return [judge(one["text"], question, format) for one in record["responses"]]
+        return [
+            Judged(*(one.get(part.name) for part in fields(Judged)))
+            if one.get("method") == BY_PERSON
+            else judge(one["text"], question, format)
+            for one in record["responses"]
+        ]
 
 
 def with_verdicts(record: Record, verdicts: Sequence[Judged]) -> Record:

@@ -1,0 +1,276 @@
+"""Bring corrections back: into the file's own format, or into records on their way through a pipeline."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from mpo.io import BadRecord, atomic_write, json_line, refuse_existing, write_text
+from mpo.review.agreement import summary
+from mpo.review.documents import Stale, corrected, read_line
+from mpo.review.facets import keys
+from mpo.review.files import Records, plain
+from mpo.review.log import Event, Log, read_events
+
+FIELD = "review"
+"""Name, in a record's ``metadata``, of who changed it, when, and what it was."""
+ROWS = 256
+
+
+class Corrected:
+    """Records with the decisions of reviews: corrected, or left out where they were rejected.
+
+    Iterate over it, again if needed; then `counts` has the numbers of records by what became of them, ``unmatched`` among them:
+    decisions whose record was not there, or not with the content that was reviewed, whose ids are in `unmatched`.
+    """
+
+    def __init__(self, records: Iterable[Any], log: Log) -> None:
+        self.records, self.counts, self.unmatched = records, Counter[str](), list[str]()
+        self._decisions: dict[str, list[Event]] = {}
+        self._open, self._seen = 0, Counter[str]()
+        for place, labels in sorted(log.labels().items()):
+            event = log.final(place, labels)
+            if event is None:
+                self._open += 1
+            else:
+                self._decisions.setdefault(event["key"], []).append(event)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.counts, self._seen = Counter(disagreeing=self._open), Counter()
+        for record in self.records:
+            found = self.one(record)
+            if found is not None:
+                yield found
+        self.finish()
+
+    def one(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A record as its decision makes it, None if that is to leave it out. Equal ones have their decisions in order."""
+        key = read_line(record).key()
+        own = self._decisions.get(key, ())
+        event = own[self._seen[key]] if self._seen[key] < len(own) else None
+        self._seen[key] += 1
+        if event is None:
+            self.counts["unreviewed"] += 1
+            return dict(record)
+        self.counts["reject" if event["action"] == "reject" else "edit" if event["edits"] else event["action"]] += 1
+        return None if event["action"] == "reject" else changed(record, event)
+
+    def finish(self) -> None:
+        """Count the decisions that no record had."""
+        left = [event for key, own in self._decisions.items() for event in own[self._seen[key] :]]
+        self.counts["unmatched"] = len(left)
+        self.unmatched = [str(event.get("id") or event["placed"] + 1) for event in left]
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count and name != "unreviewed")
+        lost = f", the first about {self.unmatched[0]!r}" if self.unmatched else ""
+        return f"review: {said or 'no decision'}{lost}"
+
+
+def apply(records: Iterable[Any], log: str | Path) -> Corrected:
+    """Apply the decisions of a log to records on their way through a pipeline.
+
+    A decision is about a record's content: its id, its texts and the names of its images. It is not applied to a record that has
+    the same id and says something else; `Corrected.counts` and `Corrected.unmatched` tell how many there were. Decisions that
+    reviewers disagree in, and skipped ones, change nothing.
+
+    Args:
+        records: mappings, in something that can be iterated over again.
+        log: the log of `mpo review` about these records, or about a file of them.
+
+    Raises:
+        ValueError: for a log that is not there.
+        BadRecord: for a damaged log.
+    """
+    path = Path(log)
+    if not path.is_file():
+        raise ValueError(f"There is no log {path}. Give the log of mpo review, FILE.review.jsonl.")
+    if not read_events(path)[0]:
+        raise ValueError(f"{path} is empty. Give the log of mpo review, FILE.review.jsonl.")
+    return Corrected(records, Log(path).by_content())
+
+
+def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
+    """A record with a decision to keep it, and with its provenance if that changes it."""
+    new = corrected(record, event["action"], event["edits"])
+    if new == record:
+        return new
+    about = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
+    about["was"] = [{"path": list(edit["paths"][0]), "value": edit["old"]} for edit in event["edits"]]
+    given = new.get("metadata")
+    inner: Any = given
+    if isinstance(given, str) and given.lstrip()[:1] == "{":
+        inner = json.loads(given)
+    if given in (None, ""):
+        inner = {}
+    if not isinstance(inner, Mapping):
+        inner = {"metadata": given}
+    inner = {**inner, FIELD: about}
+    new["metadata"] = json.dumps(inner, ensure_ascii=False, default=str) if isinstance(given, str) and given else inner
+    return new
+
+
+def export(records: Records, log: Log, target: Path) -> dict[str, Any]:
+    """Write the corrected records in the format of their file.
+
+    A record that nobody changed keeps its bytes, and its place; a changed one has its provenance in ``metadata``; rejected ones are
+    in ``TARGET.rejected.jsonl`` with the reasons. ``TARGET.review.json`` tells all: counts, reviewers, their agreement and position
+    bias, every decision, and the disagreements, whose records stay as they are.
+
+    Args:
+        records: the file.
+        log: its decisions, at the places that its records have.
+        target: a new file of the same type.
+
+    Returns:
+        the report.
+
+    Raises:
+        ValueError: for an existing target, and one of another type.
+        Stale: for a decision that does not fit its record.
+    """
+    suffix = "".join(target.suffixes[-2:] if target.suffix == ".gz" else target.suffixes[-1:]).lower()
+    if suffix != records.suffix:
+        raise ValueError(
+            f"--export {target} ends in {suffix or 'nothing'}, but the data keep their format. End it in {records.suffix}."
+        )
+    rejected, about = (target.with_name(f"{target.name}.{end}") for end in ("rejected.jsonl", "review.json"))
+    for one in (target, rejected, about):
+        refuse_existing(one)
+    labels = log.labels()
+    for place in range(len(records)):  # what was settled without the label of anyone
+        if log.settled(place) is not None:
+            labels.setdefault(place, {})
+    final = {place: event for place, own in labels.items() if (event := log.final(place, own)) is not None}
+    counts: Counter[str] = Counter(records=len(records))
+    _check_lines(records, final)
+    with atomic_write(rejected, durable=True) as others, atomic_write(target, "wb", durable=True) as file:
+
+        def outcome(place: int, line: Any) -> Any:
+            """The new line, None for a rejected one, the line itself for one that stays as it is."""
+            event = final.get(place)
+            if event is None:
+                counts["disagreeing" if place in labels else "unreviewed"] += 1
+                return line
+            if event["action"] == "reject":
+                counts["rejected"] += 1
+                told = {name: event.get(name) for name in ("by", "at", "reason")}
+                others.write(json.dumps({"where": records.where(place), **told, "record": plain(line)}) + "\n")
+                return None
+            new = changed(line, event)
+            counts["accepted" if new == line else "changed"] += 1
+            return line if new == line else new
+
+        if records.suffix == ".parquet":
+            _write_parquet(records, file, outcome)
+        else:
+            zipped = records.suffix.endswith(".gz")
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if zipped else nullcontext(file) as to:
+                _write_lines(records, to, outcome, final)
+    counts["written"] = len(records) - counts["rejected"]
+    decisions = [
+        {
+            "place": place + 1,
+            **{name: event.get(name) for name in ("id", "action", "by", "at", "reason", "uid")},
+            "edits": event["edits"],
+        }
+        for place, event in sorted(final.items())
+    ]
+    lost = [{"id": event.get("id"), "by": event["by"]} for stack in log.stacks.values() for event in stack if event["place"] < 0]
+    report = {"file": str(records.path), "content": records.content, "log": str(log.path), "counts": dict(counts), **summary(log)}
+    report["disagreements"] = [place + 1 for place in report["disagreements"]]
+    report |= {"decisions": decisions, "unmatched": lost}
+    write_text(about, json.dumps(report, indent=1) + "\n", durable=True)
+    if not counts["rejected"]:
+        rejected.unlink()
+    return report
+
+
+def _check_lines(records: Records, final: Mapping[int, Event]) -> None:
+    """Refuse, before anything is written, a decision that does not fit its record."""
+    for place, event in final.items():
+        if event["action"] != "reject":
+            try:
+                corrected(records.line(place), event["action"], event["edits"])
+            except ValueError as error:
+                raise Stale(f"{records.where(place)}: the decision of {event['by']} does not fit: {error}") from error
+
+
+def _write_lines(records: Records, to: Any, outcome: Any, final: Mapping[int, Event]) -> None:
+    separator = b"[\n" if records.is_array else b""
+    for place in range(len(records)):
+        try:
+            raw = records.raw(place) if records.plain or not records.is_array else b""
+            line = records.line(place) if place in final or records.is_array else {}
+        except BadRecord:
+            if records.is_array or place in final:
+                raise
+        new = outcome(place, line)
+        if new is None:
+            continue
+        if records.is_array:
+            to.write(separator + json_line(new).encode()[:-1])
+            separator = b",\n"
+        else:
+            to.write(raw if new is line else as_written(new, line, raw))
+    if records.is_array:
+        to.write(b"\n]\n" if separator == b",\n" else b"[]\n")
+
+
+def as_written(new: Mapping[str, Any], line: Mapping[str, Any], raw: bytes) -> bytes:
+    """A changed line in the manner of the original: its separators, its escapes, its end."""
+    text = raw.rstrip(b"\r\n")
+    end = raw[len(text) :]
+    for ascii in (False, True):
+        for separators in ((", ", ": "), (",", ":")):
+            if json.dumps(line, ensure_ascii=ascii, separators=separators).encode("utf-8", "surrogatepass") == text:
+                return json.dumps(new, ensure_ascii=ascii, separators=separators).encode("utf-8", "surrogatepass") + end
+    return json.dumps(new, ensure_ascii=text.isascii()).encode("utf-8", "surrogatepass") + end
+
+
+def _write_parquet(records: Records, file: Any, outcome: Any) -> None:
+    """Write rows with the same schema; a changed one tells its provenance in a column ``metadata``, as JSON."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    with pq.ParquetFile(records.path) as source:
+        schema = source.schema_arrow
+        if "metadata" not in schema.names:
+            schema = schema.append(pa.field("metadata", pa.string()))
+        of_text = pa.types.is_string(schema.field("metadata").type) or pa.types.is_large_string(schema.field("metadata").type)
+        place = 0
+        with pq.ParquetWriter(file, schema) as writer:
+            for batch in source.iter_batches(ROWS):
+                rows = []
+                for line in batch.to_pylist():
+                    new = outcome(place, line)
+                    place += 1
+                    if new is not None:
+                        if new is not line and not of_text:
+                            new["metadata"] = line.get("metadata")  # its columns have no room: the report tells it
+                        elif isinstance(new.get("metadata"), Mapping):
+                            new["metadata"] = json.dumps(new["metadata"], ensure_ascii=False, default=str)
+                        rows.append(new)
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def opened(records: Records, log: Log, others: Iterable[Path] = ()) -> int:
+    """Begin with a file's log, and add the decisions of other logs. Returns the number of decisions without their record."""
+    found: dict[str, list[int]] = {}
+
+    def of_file() -> dict[str, list[int]]:
+        if not found:
+            found.update(keys(records))
+        return found
+
+    lost = log.open_file(records.content, records.path.name, of_file)
+    for path in others:
+        if not path.is_file():
+            raise ValueError(f"There is no log {path}. Give the log of mpo review, FILE.review.jsonl.")
+        lost += log.take(Log(path).by_content(), of_file(), str(path))
+    return lost

@@ -1,0 +1,466 @@
+"""What a person sees and edits of a line, each text with its paths in the line, and the line that corrections make of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpo.data.conversations import CONVERSATIONS, PAIRS
+from mpo.data.formats import FORMATS, detect
+from mpo.io import BadRecord, json_kind, parse_json
+from mpo.pipelines.mmpr.verify import BY_PERSON
+
+Path = tuple[str | int, ...]
+"""Where a value stands in a line: keys and indices. A step into a text is one into the JSON that it holds."""
+PROMPTS = ("question", "prompt", "conversations", "messages", "query")
+TRUTHS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
+OPTIONS = ("choices", "options", *"ABCDEFGH")
+TYPES = ("kind", "type", "question_type", "instruction_type", "category", "task")
+SOURCES = ("source", "ds_name", "origin_dataset", "benchmark")
+FILES = ("image", "images", "img_path", "image_path", "video", "videos")
+VERDICTS = ("correct", "wrong_answer", "wrong_format")
+EDITED_TRUTH = {"mmpr": "answer_gt", "trl": "ground_truth", "question": "answer", "responses": "ground_truths"}
+"""What a known answer is called where a record has none, by its format or kind."""
+PLACEHOLDERS = re.compile("(<(image|video)>\n)+")
+
+
+class Stale(ValueError):
+    """A decision that was made about another content of a record."""
+
+
+@dataclass
+class Document:
+    """A line as it is shown.
+
+    Attributes:
+        kind: ``pair``, ``conversation``, ``question``, ``responses`` (of a pipeline, with verdicts), ``answers`` (of an evaluation)
+            or ``unknown``.
+        turns: the prompt or the conversation: ``role`` and ``parts``, each a text with its ``paths``, an image or a video.
+        completions: with ``name``, ``turns`` and ``details``.
+        details: what else can be edited: ``name``, ``paths``, ``value`` (text, or a list of texts) and, for one of a few, ``of``.
+        files: the values of its images, and of its videos, as in the line.
+        about: what else the line holds.
+    """
+
+    kind: str
+    id: str = ""
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    completions: list[dict[str, Any]] = field(default_factory=list)
+    details: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, list[Any]] = field(default_factory=lambda: {"image": [], "video": []})
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def texts(self) -> Iterator[dict[str, Any]]:
+        """Everything that can be edited: texts and details."""
+        for turn in (*self.turns, *(turn for one in self.completions for turn in one["turns"])):
+            yield from (part for part in turn["parts"] if part.get("paths"))
+        yield from self.details
+        for one in self.completions:
+            yield from one["details"]
+
+    def key(self) -> str:
+        """Identify the content: id, texts and names of files. Where files lie, and placeholders in front of texts, do not count."""
+        names = [_name(one) for own in self.files.values() for one in own]
+        texts = [[one["paths"], one["text"][len(_front(one["text"])) :] if "text" in one else one["value"]] for one in self.texts()]
+        content = [self.id, names, texts]
+        return hashlib.blake2b(json.dumps(content, default=str).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def kind_of(line: Mapping[str, Any]) -> str:
+    """The kind of a line; see `Document`."""
+    if isinstance(line.get("responses"), list) and all(isinstance(one, Mapping) and "text" in one for one in line["responses"]):
+        return "responses"
+    if isinstance(line.get("greedy"), list):
+        return "answers"
+    if any(line.get(name) for name in PAIRS) or _matches(FORMATS["rlhf_v"], line):
+        return "pair"
+    if any(line.get(name) for name in TRUTHS) and _prompt(line):
+        return "question"
+    if any(_matches(one, line) for one in CONVERSATIONS.values()) and _has_assistant(line):
+        return "conversation"
+    return "question" if _prompt(line) else "unknown"
+
+
+def _matches(one: Any, line: Mapping[str, Any]) -> bool:
+    try:
+        return bool(one.matches(line))
+    except ValueError:
+        return False
+
+
+def _prompt(line: Mapping[str, Any]) -> str | None:
+    return next((name for name in PROMPTS if line.get(name) not in (None, "", [])), None)
+
+
+def _has_assistant(line: Mapping[str, Any]) -> bool:
+    turns = line.get("conversations") or line.get("messages") or ()
+    said = [one.get("role", one.get("from")) for one in turns if isinstance(one, Mapping)] if isinstance(turns, list) else ()
+    return (
+        any(role in ("assistant", "gpt", "function_call", "tool_call") for role in said) or "completion" in line or "query" in line
+    )
+
+
+def read_line(line: Mapping[str, Any]) -> Document:
+    """Read a line of any kind. What is in none of the known places is shown as `about`, or not at all."""
+    kind = kind_of(line)
+    found = Document(kind, "" if line.get("id") is None else str(line["id"]))
+    name, used = kind, {"id", *FILES}
+    prompt = _prompt(line)
+    for system in ("system", "system_prompt"):
+        if isinstance(line.get(system), str):
+            found.turns += _turns(line[system], (system,), "system")
+            used.add(system)
+    if kind == "pair":
+        name = _pair(line, found, used)
+    elif kind == "responses":
+        found.turns += _turns(line.get("messages"), ("messages",), "user")
+        found.completions = [_response(one, ("responses", place), place) for place, one in enumerate(line["responses"])]
+        used |= {"messages", "responses", "asked", "format"}
+    elif kind == "answers":
+        for mode in ("greedy", "sampled"):
+            for place, one in enumerate(line.get(mode) or ()):
+                found.completions.append(_response(one, (mode, place), len(found.completions), mode))
+        used |= {"greedy", "sampled", "cluster", "classes", "ranks"}
+    elif prompt is not None:
+        for own in ("history", prompt, "completion", "response"):
+            if own in line:
+                found.turns += _turns(line[own], (own,), "assistant" if own in ("completion", "response") else "user")
+                used.add(own)
+    for kinds, own in (("image", FILES[:4]), ("video", FILES[4:])):
+        given = next((line[one] for one in own if line.get(one) not in (None, "", [])), [])
+        found.files[kinds] = list(given) if isinstance(given, list | tuple) else [given]
+    for one in (*TRUTHS, *OPTIONS, *TYPES):
+        inner = line.get("metadata")
+        path: Path = (one,) if line.get(one) is not None else ("metadata", one)
+        value = line.get(one) if len(path) == 1 else inner.get(one) if isinstance(inner, Mapping) else None
+        if one not in used and value is not None and (detail := _detail(one, value, path)):
+            found.details.append(detail)
+            used.add(one)
+    truth = EDITED_TRUTH.get(name)
+    if truth and not used & set(TRUTHS):
+        found.details.append({"name": truth, "paths": [(truth,)], "value": [] if truth == "ground_truths" else ""})
+    found.about = {one: value for one, value in line.items() if one not in used and value not in (None, "", [], {})}
+    return found
+
+
+def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
+    try:
+        name = detect(line).NAME
+    except ValueError:
+        name = ""
+    sides: dict[str, list[dict[str, Any]]] = {}
+    if name == "vlfeedback":
+        found.turns += _turns(line.get("prompt"), ("prompt",), "user")
+        given = line.get("completions")
+        columns = given if isinstance(given, Mapping) else None
+        for place, text in enumerate(columns.get("response", ()) if columns else given or ()):
+            path: Path = ("completions", "response", place) if columns else ("completions", place, "response")
+            text = text if columns else text.get("response") if isinstance(text, Mapping) else None
+            found.completions.append({"name": f"response {place + 1}", "turns": _turns(text, path, "assistant"), "details": []})
+        used |= {"prompt"}
+        return name
+    if name == "rlhf_v" and isinstance(line.get("text"), str | Mapping):
+        inner = parse_json(line["text"], "'text'") if isinstance(line["text"], str) else line["text"]
+        found.turns += _turns(inner.get("question"), ("text", "question"), "user")
+        sides = {side: _turns(inner.get(side), ("text", side), "assistant") for side in ("chosen", "rejected")}
+        used.add("text")
+    elif name == "swift":
+        start = _last_user(line)
+        found.turns += _turns(line["messages"][:start], ("messages",), "user")
+        sides["chosen"] = _turns(line["messages"][start:], ("messages",), "assistant", start)
+        other = line.get("rejected_messages")
+        if isinstance(other, list) and not line.get("rejected_response"):
+            before = [part for turn in _turns(other[:start], ("rejected_messages",), "user") for part in turn["parts"]]
+            mine = [part for turn in found.turns[-start:] for part in turn["parts"]]
+            for part, same in zip(mine, before, strict=False):
+                if part.get("paths") and part.get("text") == same.get("text"):
+                    part["paths"] += same["paths"]
+            sides["rejected"] = _turns(other[start:], ("rejected_messages",), "assistant", start)
+        else:
+            sides["rejected"] = _turns(line.get("rejected_response"), ("rejected_response",), "assistant")
+        used |= {"messages", "rejected_messages", "rejected_response"}
+    else:
+        prompt = _prompt(line)
+        sides = {side: _turns(line.get(side), (side,), "assistant") for side in ("chosen", "rejected")}
+        begins = sum(1 for one, other in _shared(line.get("chosen"), line.get("rejected")) if one == other)
+        if isinstance(line.get("chosen"), list) and begins and begins < min(len(sides["chosen"]), len(sides["rejected"])) + 1:
+            begins = min(begins, len(sides["chosen"]) - 1, len(sides["rejected"]) - 1)
+            shared = sides["chosen"][:begins]
+            for turn, same in zip(shared, sides["rejected"][:begins], strict=True):
+                for part, other_part in zip(turn["parts"], same["parts"], strict=True):
+                    if part.get("paths"):
+                        part["paths"] += other_part["paths"]
+            sides = {side: turns[begins:] for side, turns in sides.items()}
+            if prompt == "prompt" and isinstance(line["prompt"], str) and shared:  # a prompt that the completions begin with
+                for part in shared[-1]["parts"][:1]:
+                    if part.get("text") == line["prompt"]:
+                        part["paths"].append(("prompt",))
+            found.turns += shared
+        elif prompt is not None:
+            found.turns += _turns(line[prompt], (prompt,), "user")
+        used |= {prompt or "", "chosen", "rejected"}
+    used |= {"completions"}
+    found.completions = [{"name": side, "turns": turns, "details": []} for side, turns in sides.items()]
+    return name
+
+
+def _shared(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
+    """The messages that two completions begin with alike."""
+    for left, right in zip(one, other, strict=False) if isinstance(one, list) and isinstance(other, list) else ():
+        if left != right:
+            return
+        yield left, right
+
+
+def _last_user(line: Mapping[str, Any]) -> int:
+    roles = [one.get("role") if isinstance(one, Mapping) else None for one in line["messages"]]
+    return max((place + 1 for place, role in enumerate(roles) if role == "user"), default=max(0, len(roles) - 1))
+
+
+def _response(one: Any, path: Path, place: int, mode: str = "") -> dict[str, Any]:
+    one = one if isinstance(one, Mapping) else {"text": one}
+    details = [{"name": "verdict", "paths": [(*path, "verdict")], "value": one.get("verdict") or "", "of": VERDICTS}]
+    if mode:
+        details = [{"name": "score", "paths": [(*path, "score")], "value": str(one.get("score", "")), "of": ("0.0", "1.0")}]
+    about = {name: value for name, value in one.items() if name not in ("text", "verdict", "score") and value not in (None, "")}
+    turns = _turns(one.get("text"), (*path, "text"), "assistant")
+    return {"name": f"{mode or 'response'} {place + 1}", "turns": turns, "details": details, "about": about}
+
+
+def _detail(name: str, value: Any, path: Path) -> dict[str, Any] | None:
+    if isinstance(value, list) and all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in value):
+        return {"name": name, "paths": [path], "value": [str(one) for one in value]}
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return {"name": name, "paths": [path], "value": str(value)}
+    return None
+
+
+def _turns(value: Any, path: Path, role: str, start: int = 0) -> list[dict[str, Any]]:
+    """The turns of a text, a message, messages, or rounds of a query and a response."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [{"role": role, "parts": [{"text": value, "paths": [path]}]}]
+    if isinstance(value, Mapping):
+        return [_message(value, path, role)]
+    if not isinstance(value, Sequence):
+        return [{"role": role, "parts": [{"text": str(value), "paths": []}]}]
+    turns = []
+    for place, one in enumerate(value, start):
+        if isinstance(one, list):
+            for at, text in enumerate(one[:2]):
+                turns += _turns(text, (*path, place, at), ("user", "assistant")[at])
+        else:
+            turns.append(_message(one, (*path, place), role))
+    return turns
+
+
+def _message(one: Any, path: Path, role: str) -> dict[str, Any]:
+    if not isinstance(one, Mapping):
+        return {"role": role, "parts": [{"text": str(one), "paths": [path] if isinstance(one, str) else []}]}
+    name = "content" if one.get("content") is not None or "value" not in one else "value"
+    content, said = one.get(name), str(one.get("role", one.get("from", role)))
+    parts: list[dict[str, Any]] = []
+    for place, part in enumerate(content if isinstance(content, list) else () if content is None else [content]):
+        own = (*path, name, place) if isinstance(content, list) else (*path, name)
+        if isinstance(part, Mapping) and part.get("type", "text") != "text":
+            parts.append({"file": str(part["type"])})
+        elif isinstance(part, Mapping):
+            parts.append({"text": str(part.get("text") or ""), "paths": [(*own, "text")]})
+        else:
+            parts.append({"text": str(part), "paths": [own] if isinstance(part, str) else []})
+    if one.get("tool_calls"):
+        parts.append({"text": json.dumps(one["tool_calls"], ensure_ascii=False, default=str), "paths": []})
+    return {"role": {"human": "user", "gpt": "assistant"}.get(said, said), "parts": parts}
+
+
+def _front(text: str) -> str:
+    """The placeholders in front of a text, which a file may leave out."""
+    found = PLACEHOLDERS.match(text)
+    return found[0] if found else ""
+
+
+def _name(file: Any) -> str:
+    given = (file.get("path") if file.get("bytes") is None else file["bytes"]) if isinstance(file, Mapping) else file
+    if isinstance(given, bytes | bytearray):
+        return hashlib.blake2b(given, digest_size=12).hexdigest()
+    return str(given).replace("\\", "/").rpartition("/")[2]
+
+
+# Corrections
+
+
+def at(value: Any, path: Sequence[str | int]) -> Any:
+    """The value at a path; None where there is nothing."""
+    for step in path:
+        value = parse_json(value, "the text") if isinstance(value, str) else value
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            return None
+    return value
+
+
+def put(value: Any, path: Sequence[str | int], new: Any) -> Any:
+    """Return a value, changed in place where it can be, with another one at a path."""
+    if not path:
+        return new
+    if isinstance(value, str):
+        return json.dumps(put(parse_json(value, "the text"), path, new), ensure_ascii=False)
+    value[path[0]] = put(at(value, path[:1]), path[1:], new)
+    return value
+
+
+def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The line that edits, and then a swap, make of a line.
+
+    Args:
+        line: the line.
+        action: ``accept`` or ``swap``; a swap exchanges all that is said of the chosen and of the rejected completion, and drops
+            ``margin``, by how much the one was said to be better.
+        edits: ``paths``, the ``old`` value there, and the new ``value``.
+
+    Raises:
+        Stale: for another value than the old one.
+    """
+    new: dict[str, Any] = _copy(line)
+    for edit in edits:
+        for path in edit["paths"]:
+            found, value = at(new, path), edit["value"]
+            front = _front(found) if isinstance(found, str) and isinstance(edit["old"], str) and found != edit["old"] else ""
+            if front and found == front + edit["old"]:
+                value = front + value
+            elif found != edit["old"]:
+                raise Stale(f"{'/'.join(map(str, path))} is {found!r:.60} and was {edit['old']!r:.60} when it was edited.")
+            put(new, path, value)
+            if path[-1] == "verdict":
+                put(new, [*path[:-1], "answer"], at(new, [*path[:-1], "answer"]))  # pairs are told by it
+                put(new, [*path[:-1], "method"], BY_PERSON)
+    judged = new.get("responses")
+    if "accuracy" in new and isinstance(judged, list) and judged:
+        new["accuracy"] = sum(one.get("verdict") == "correct" for one in judged) / len(judged)
+    return _swapped(new) if action == "swap" else new
+
+
+def _copy(value: Any) -> Any:
+    """A copy whose parts are all its own, also where one object stands in two places."""
+    if isinstance(value, Mapping):
+        return {name: _copy(one) for name, one in value.items()}
+    return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _swapped(new: dict[str, Any]) -> dict[str, Any]:
+    if kind_of(new) != "pair" or detect(new).NAME == "vlfeedback":
+        raise ValueError("only a chosen and a rejected completion can be swapped. Edit the record, or reject it.")
+    if detect(new).NAME == "swift":
+        start = _last_user(new)
+        tail = new["messages"][start:]
+        if new.get("rejected_response") not in (None, "", []):
+            other = new["rejected_response"]
+            single = isinstance(other, str) and len(tail) == 1 and isinstance(tail[0].get("content"), str)
+            new["rejected_response"] = tail[0]["content"] if single else tail
+            other = [other] if isinstance(other, Mapping) else other
+            as_turns = [{"role": "assistant", "content": other}] if isinstance(other, str) else other
+            new["messages"] = new["messages"][:start] + as_turns
+        else:
+            new["messages"], new["rejected_messages"] = new["rejected_messages"], new["messages"]
+    holder = new
+    if detect(new).NAME == "rlhf_v":
+        holder = parse_json(new["text"], "'text'") if isinstance(new["text"], str) else new["text"]
+    for own in (holder, *([new["metadata"]] if isinstance(new.get("metadata"), dict) else [])):
+        for name in [name for name in own if "chosen" in name]:
+            other = name.replace("chosen", "rejected")
+            if other in own:
+                own[name], own[other] = own[other], own[name]
+    if holder is not new and isinstance(new["text"], str):
+        new["text"] = json.dumps(holder, ensure_ascii=False)
+    metas = [holder.get(f"{side}_meta") for side in ("chosen", "rejected")]
+    if all(isinstance(one, dict) for one in metas) and "negative" in metas[0]:  # it says why a completion is the rejected one
+        metas[1]["negative"] = metas[0].pop("negative")
+    new.pop("margin", None)
+    return new
+
+
+def new_value(old: Any, given: Any) -> Any:
+    """What is put in the place of a value for what a person wrote: a number stays one where it can.
+
+    Raises:
+        ValueError: for anything but text, or a list of texts for a list.
+    """
+    if isinstance(old, list) or (old is None and isinstance(given, list)):
+        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+            raise ValueError(f"expected a list of texts, got {json_kind(given)}.")
+        kept = {str(one): one for one in old or () if not isinstance(one, str)}
+        return [kept.get(one, one) for one in given]
+    if not isinstance(given, str):
+        raise ValueError(f"expected text, got {json_kind(given)}.")
+    if given.encode("utf-8", "replace") != given.encode("utf-8", "surrogatepass"):
+        raise ValueError("the text has half of a character (a lone surrogate). Write it again.")
+    if isinstance(old, int | float) and not isinstance(old, bool):
+        try:
+            found = parse_json(given, "the number")
+        except BadRecord:
+            return given
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else given
+    return given
+
+
+def refused(line: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why a corrected line cannot be read as what it was, if the line itself could be; files are not looked for."""
+    found = [_reason(one) for one in (line, new)]
+    return found[1] if found[1] != found[0] else None
+
+
+def _reason(line: Mapping[str, Any]) -> str | None:
+    from mpo.data.records import to_records
+
+    kind = kind_of(line)
+    if kind in ("pair", "conversation"):
+        try:
+            to_records(line, where="", find=lambda path, _: path, kind=kind)
+        except BadRecord as error:
+            return error.reason
+        return None
+    texts = [one for one in read_line(line).turns if any(part.get("text", "").strip() for part in one["parts"])]
+    if kind == "question" and not texts:
+        return "a question needs a text."
+    if kind == "responses" and any(one.get("verdict") not in (None, *VERDICTS) for one in line["responses"]):
+        return f"a verdict is one of {', '.join(VERDICTS)}."
+    return None
+
+
+# What records are filtered and ordered by
+
+
+def facets(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
+    """The source, verdict and type of a line, and how hard it is, from 0 to 1.
+
+    The last is the fraction of wrong responses; for a pair with a margin, less for a larger one; 0 where nothing is known.
+    """
+    inner = line.get("metadata")
+    inner = inner if isinstance(inner, Mapping) else {}
+    places = (line, inner)
+    source = next((str(own[name]) for own in places for name in SOURCES if own.get(name)), "")
+    kind = next((str(own[name]) for own in places for name in TYPES if isinstance(own.get(name), str) and own[name]), "")
+    accuracy, margin = line.get("accuracy", inner.get("accuracy")), line.get("margin")
+    verdict = ""
+    responses = line.get("responses")
+    if isinstance(responses, list) and responses and any(isinstance(one, Mapping) and one.get("verdict") for one in responses):
+        right = sum(isinstance(one, Mapping) and one.get("verdict") == "correct" for one in responses)
+        verdict = "all right" if right == len(responses) else "mixed" if right else "all wrong"
+        accuracy = right / len(responses)
+    elif isinstance(line.get("greedy"), list):
+        scores = [float(one.get("score") or 0) for one in line["greedy"] if isinstance(one, Mapping)]
+        verdict = "dropped" if not scores else "right" if min(scores) == 1 else "wrong" if max(scores) == 0 else "partly right"
+        accuracy = sum(scores) / len(scores) if scores else None
+    elif isinstance(line.get("rejected_meta"), Mapping):
+        verdict = str(line["rejected_meta"].get("verdict") or line["rejected_meta"].get("negative") or "")
+    if isinstance(accuracy, int | float) and not isinstance(accuracy, bool):
+        return source, verdict, kind, 1.0 - float(accuracy)
+    if isinstance(margin, int | float) and not isinstance(margin, bool):
+        return source, verdict, kind, 1 / (1 + abs(float(margin)))
+    return source, verdict, kind, 0.0

@@ -1,0 +1,170 @@
+"""What the records of a file are filtered and ordered by, read by a thread while the first ones are reviewed."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from mpo.io import BadRecord
+from mpo.review.documents import facets, read_line
+from mpo.review.files import Records
+from mpo.review.log import Log
+
+ORDERS = ("file", "random", "hardest", "longest")
+STATES = ("all", "unreviewed", "reviewed", "accept", "swap", "edit", "reject", "skip", "disagreeing")
+NAMES = ("source", "verdict", "type")
+BAD = "cannot be read"
+"""Verdict of a line that is no record."""
+FIRST_SECONDS = 5
+"""For so long at most the reading waits until the first record is shown (`Facets.begin`), which it would slow down."""
+MOST = 200
+"""Number of values of a facet that are listed."""
+
+
+class Facets:
+    """Source, verdict, type, length and difficulty of every record; complete when `wait` returns."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self.values: dict[str, list[str]] = {name: [] for name in NAMES}
+        self._codes = {name: array("L") for name in NAMES}
+        self._hard, self._long = array("d"), array("Q")
+        self._done, self.begin = threading.Event(), threading.Event()
+        self._stopped = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        known: dict[str, dict[str, int]] = {name: {} for name in NAMES}
+        self.begin.wait(FIRST_SECONDS)
+        try:
+            for place in range(len(self.records)):
+                if self._stopped:
+                    return
+                hard, length = 0.0, 0
+                found = ("", BAD, "")
+                try:
+                    if self.records.plain:  # duplicate keys are refused where a record is read
+                        raw = self.records.raw(place)
+                        line, length = json.loads(raw), len(raw)
+                    else:
+                        line = self.records.line(place)
+                        length = sum(len(str(part.get("text", part.get("value")))) for part in read_line(line).texts())
+                    if isinstance(line, Mapping):
+                        *given, hard = facets(line)
+                        found = (given[0], given[1], given[2])
+                except (ValueError, RecursionError):
+                    pass
+                for name, value in zip(NAMES, found, strict=True):
+                    own = known[name]
+                    self._codes[name].append(own.setdefault(value, len(own)))
+                self._hard.append(hard)
+                self._long.append(length)
+        finally:
+            self.values = {name: list(own) for name, own in known.items()}
+            self._done.set()
+        from mpo.data import records  # noqa: F401  its imports take a second, which the first edit need not wait for
+
+    @property
+    def ready(self) -> bool:
+        """Whether every record is read."""
+        return self._done.is_set()
+
+    @property
+    def read(self) -> int:
+        """How many records are read."""
+        return len(self._long)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped = True
+
+    def wait(self) -> None:
+        """Wait until every record is read."""
+        self.begin.set()
+        self._done.wait()
+
+    def counts(self) -> dict[str, list[tuple[str, int]]]:
+        """The values of each facet with their numbers of records, the most frequent first; one that tells nothing is left out."""
+        found = {}
+        for name in NAMES:
+            counted = Counter(self._codes[name])
+            if len(counted) > 1 or (counted and self.values[name][0]):
+                found[name] = [(self.values[name][code], number) for code, number in counted.most_common(MOST)]
+        return found
+
+    def queue(self, asked: Mapping[str, str], log: Log, by: str, seed: str) -> array[int]:
+        """The places of the records that are asked for, in order.
+
+        Args:
+            asked: ``source``, ``verdict``, ``type``, ``state`` (of `STATES`), ``search`` and ``order`` (of `ORDERS`).
+            log: the decisions.
+            by: whose decisions ``state`` means; ``disagreeing`` are those of any two that nothing has settled.
+            seed: of the random order.
+
+        Raises:
+            ValueError: for another order or state.
+        """
+        order, state = asked.get("order") or "file", asked.get("state") or "all"
+        if order not in ORDERS or state not in STATES:
+            raise ValueError(f"Expected an order of {', '.join(ORDERS)} and a state of {', '.join(STATES)}; got {order}, {state}.")
+        chosen: Any = range(len(self.records))
+        wanted = {name: asked[name] for name in NAMES if asked.get(name) is not None}
+        if wanted or order in ("hardest", "longest"):
+            self.wait()
+        for name, value in wanted.items():
+            if value not in self.values[name]:
+                return array("L")
+            code, codes = self.values[name].index(value), self._codes[name]
+            chosen = [place for place in chosen if codes[place] == code]
+        if state == "disagreeing":
+            there = {place for place, own in log.labels().items() if log.final(place, own) is None}
+            chosen = [place for place in chosen if place in there]
+        elif state != "all":
+            chosen = [place for place in chosen if _is(state, log.decision(by, place))]
+        if asked.get("search"):
+            chosen = self._search(chosen, asked["search"])
+        if order == "random":
+            chosen = list(chosen)
+            random.Random(seed).shuffle(chosen)
+        elif order != "file":
+            values = self._hard if order == "hardest" else self._long
+            chosen = sorted(chosen, key=lambda place: -values[place])
+        return array("L", chosen)
+
+    def _search(self, places: Any, text: str) -> list[int]:
+        """The records with a text in what is shown of them, or in their id; the case of letters does not matter."""
+        wanted = text.casefold()
+        # A line that lacks the text as JSON writes it, in either way, is not parsed.
+        as_json = {json.dumps(text.lower(), ensure_ascii=ascii)[1:-1].lower().encode() for ascii in (True, False)}
+        found = []
+        for place in places:
+            try:
+                if self.records.plain and text.isascii() and not any(one in self.records.raw(place).lower() for one in as_json):
+                    continue
+                document = read_line(self.records.line(place))
+            except BadRecord:
+                continue
+            said = [document.id, *(str(part.get("text", part.get("value"))) for part in document.texts())]
+            if any(wanted in one.casefold() for one in (*said, json.dumps(document.about, default=str, ensure_ascii=False))):
+                found.append(place)
+        return found
+
+
+def _is(state: str, event: Mapping[str, Any] | None) -> bool:
+    if event is None or state in ("unreviewed", "reviewed"):
+        return (state == "unreviewed") == (event is None)
+    return state == event["action"] or (state == "edit" and bool(event["edits"]))
+
+
+def keys(records: Records) -> dict[str, list[int]]:
+    """The places of each record's key."""
+    found: dict[str, list[int]] = {}
+    for place, line in enumerate(records):
+        if not isinstance(line, BadRecord):
+            found.setdefault(read_line(line).key(), []).append(place)
+    return found

@@ -1,0 +1,255 @@
+"""The records of a file by their number: an index that is built while the first ones are read already."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from array import array
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from mpo.io import BadRecord, bad_record, json_line, parse_json
+
+LINES = (".jsonl", ".ndjson", ".json")
+BLOCK = 8 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
+INSIDE = ("output.jsonl", "answers.jsonl")
+"""What is reviewed of a folder: the output of a pipeline's job, or the answers of an evaluation."""
+
+
+class Changed(ValueError):
+    """The file is not the one that was opened."""
+
+
+class Records:
+    """The records of a JSONL file (also gzip), a JSON array, or a Parquet file.
+
+    The index of a JSONL file is built by a thread: a record can be read as soon as the index has reached it.
+
+    Args:
+        path: the file, or a folder of a job or an evaluation.
+        image_root: the folder that images and videos are relative to and stay in; None: that of the file.
+
+    Raises:
+        ValueError: for no file, one of another type, and one that is empty.
+    """
+
+    def __init__(self, path: str | Path, image_root: str | Path | None = None) -> None:
+        given = Path(os.path.expanduser(path))
+        inside = [given / name for name in INSIDE if given.is_dir() and (given / name).is_file()]
+        self.path = Path(os.path.realpath(inside[0] if inside else given))
+        if not self.path.is_file():
+            what = "a folder without output.jsonl or answers.jsonl" if given.is_dir() else "not there"
+            raise ValueError(f"{given} is {what}. Give one file of records: JSONL, a JSON array or Parquet.")
+        self.image_root = Path(os.path.expanduser(image_root) if image_root is not None else self.path.parent)
+        if not self.image_root.is_dir():
+            raise ValueError(f"--image-root {self.image_root} is no folder. Give the folder of the images.")
+        self.suffix = "".join(self.path.suffixes[-2:] if self.path.suffix == ".gz" else self.path.suffixes[-1:]).lower()
+        with open(self.path, "rb") as file:
+            self.is_array = self.suffix in (".json", ".json.gz") and self._head(file).lstrip()[:1] == b"["
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+        self._stat = _state(os.fstat(self._file.fileno()))
+        self._starts, self._ends = array("Q"), array("Q")
+        self._items: list[Any] = []
+        self._groups: dict[int, list[dict[str, Any]]] = {}
+        self._progress, self._error, self._hash = threading.Condition(), None, ""
+        self._done = False
+        self.plain = self.suffix in LINES and not self.is_array
+        if self.plain:
+            threading.Thread(target=self._index, daemon=True).start()
+            if self.wait(0) == 0:
+                raise ValueError(f"{self.path} is empty. Give a file of records.")
+        else:
+            self._load()
+
+    def _head(self, file: Any) -> bytes:
+        if self.suffix.endswith(".gz"):
+            import gzip
+
+            with gzip.open(file) as inner:
+                return inner.read(4096).removeprefix(b"\xef\xbb\xbf")
+        return bytes(file.read(4096)).removeprefix(b"\xef\xbb\xbf")
+
+    def _index(self) -> None:
+        import numpy as np
+
+        try:
+            digest, start = hashlib.blake2b(digest_size=20), 0
+            place, left = 0, b""
+            while block := os.pread(self._file.fileno(), BLOCK, place):
+                digest.update(block)
+                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10).astype(np.uint64) + np.uint64(place)
+                if len(ends):
+                    starts = np.concatenate([np.array([start], np.uint64), ends[:-1] + np.uint64(1)])
+                    self._add(starts, ends, left, block, place)
+                    start = int(ends[-1]) + 1
+                    left = block[start - place :]
+                else:
+                    left += block
+                place += len(block)
+            if left.strip():
+                self._add(np.array([start], np.uint64), np.array([place], np.uint64), left, b"", place)
+            self._hash = digest.hexdigest()
+        except Exception as error:  # it is raised where the index is waited for
+            self._error = error
+        with self._progress:
+            self._done = True
+            self._progress.notify_all()
+
+    def _add(self, starts: Any, ends: Any, left: bytes, block: bytes, place: int) -> None:
+        """Add lines that are not blank; only a line that begins with white space, or with a byte order mark, can be."""
+        base = place - len(left)
+        text = left + block if left else block
+        keep = None
+        for at, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            if text[start - base : start - base + 1] in (b"", b"\n", b"\r", b" ", b"\t", b"\xef") and (
+                text[start - base : end - base].strip() in (b"", b"\xef\xbb\xbf")
+            ):
+                keep = [True] * len(starts) if keep is None else keep
+                keep[at] = False
+        if keep is not None:
+            starts, ends = starts[keep], ends[keep]
+        with self._progress:
+            self._starts.frombytes(starts.tobytes())
+            self._ends.frombytes(ends.tobytes())
+            self._progress.notify_all()
+
+    def _load(self) -> None:
+        from mpo.data.files import open_files
+        from mpo.data.shards import DAMAGE, ArrayShard, LinesShard, ParquetShard, damaged, opened
+
+        shards = open_files(str(self.path))
+        if not all(isinstance(shard, ArrayShard | LinesShard | ParquetShard) for shard in shards):
+            raise ValueError(f"{self.path} is neither JSONL, nor a JSON array, nor Parquet. Convert it first (mpo data convert).")
+        self._shards: list[Any] = shards
+        if self.suffix == ".parquet":
+            self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.rows)]
+        elif self.is_array:
+            # As text, which takes less memory than what it says.
+            lines = (line for shard in shards for _, line in shard.lines())
+            self._items = [line if isinstance(line, BadRecord) else json_line(line).encode() for line in lines]
+        else:
+            try:
+                with opened(str(self.path)) as file:
+                    self._items = [line for line in file if line.strip() not in (b"", b"\xef\xbb\xbf")]
+            except DAMAGE as error:
+                raise damaged(str(self.path), error) from error
+        if not self._items:
+            raise ValueError(f"{self.path} is empty. Give a file of records.")
+        self._hash, self._done = self._content(), True
+
+    def _content(self) -> str:
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+
+    def wait(self, place: int | None = None) -> int:
+        """Wait until the index has reached a record, or its end (None). Returns the number of records it has."""
+        with self._progress:
+            self._progress.wait_for(lambda: self._done or (place is not None and len(self._starts) > place))
+        if self._error is not None:
+            raise self._error
+        return len(self._starts) if self.plain else len(self._items)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the index is complete."""
+        return self._done
+
+    def __len__(self) -> int:
+        return self.wait()
+
+    @property
+    def content(self) -> str:
+        """The hash of the file's bytes."""
+        self.wait()
+        return self._hash
+
+    def check(self) -> None:
+        """Raise Changed if the file has another content than when it was opened. Another time alone is none."""
+        try:
+            state = _state(os.stat(self.path))
+        except FileNotFoundError:
+            raise Changed(f"{self.path} is gone. Put it back; no decision is lost.") from None
+        if state != self._stat:
+            if self._content() != self.content:
+                raise Changed(f"{self.path} has changed since it was opened. Open it anew: decisions follow their records.")
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            self._stat = state
+
+    def raw(self, place: int) -> bytes:
+        """The bytes of a line that the index has reached, with its line break if it has one."""
+        if not self.plain:
+            item = self._items[place]
+            return item if isinstance(item, bytes) else b""
+        start, end = self._starts[place], self._ends[place]
+        if end - start > MAX_LINE_BYTES:
+            raise BadRecord(self.where(place), f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line.")
+        return os.pread(self._file.fileno(), end + 1 - start, start)
+
+    def line(self, place: int) -> dict[str, Any]:
+        """A record, parsed. Raises BadRecord for a line that is none, and IndexError beyond the last."""
+        if place < 0 or self.wait(place) <= place:
+            raise IndexError(place)
+        with bad_record(self.where(place)):
+            if not self.plain and self.suffix == ".parquet":
+                return self._row(*self._items[place])
+            if not self.plain and isinstance(self._items[place], BadRecord):
+                raise self._items[place]
+            found = parse_json(self.raw(place), "the line")
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object. Write one object per line.")
+            return found
+
+    def _row(self, number: int, row: int) -> dict[str, Any]:
+        if number not in self._groups:
+            rows = [line for _, line in self._shards[number].lines()]
+            self._groups = {**dict(list(self._groups.items())[-1:]), number: rows}
+        found = self._groups[number][row]
+        if isinstance(found, BadRecord):
+            raise found
+        return found
+
+    def where(self, place: int) -> str:
+        """The name of a record for messages."""
+        return f"{self.path}:{place + 1}" if self.plain else f"{self.path}#{place + 1}"
+
+    def __iter__(self) -> Iterator[dict[str, Any] | BadRecord]:
+        for place in range(len(self)):
+            try:
+                yield self.line(place)
+            except BadRecord as error:
+                yield error
+
+    def find(self, given: Any, kind: str, *, of_job: bool) -> str:
+        """The path of an image or a video inside the root. Raises ValueError for one that is not there.
+
+        Args:
+            given: the path in the record.
+            kind: ``image`` or ``video``.
+            of_job: the record is of a job, whose paths are relative to its file.
+        """
+        from mpo.data.paths import inside
+
+        path = os.path.join(self.path.parent, given) if of_job and isinstance(given, str) else given
+        return inside(self.image_root, path, kind, setting="--image-root")
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it, for what Parquet holds besides: bytes by their number, dates as text."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, bytes | bytearray):
+        return f"{len(value):,} bytes"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, date | datetime) or not isinstance(value, str | int | float | None) else value

@@ -1,0 +1,384 @@
+"""The log of a review: a JSONL file that only grows, each decision on disk before anyone is told that it is saved."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mpo.io import BadRecord, flush, json_kind, parse_json
+
+Event = dict[str, Any]
+ACTIONS = ("accept", "swap", "reject", "skip")
+VERSION = 1
+GONE = -1
+"""Place of a decision whose record the file does not have any more."""
+
+
+class InUse(ValueError):
+    """Another process reviews the file."""
+
+
+class NotSaved(OSError):
+    """What the disk did not take; the log is as before."""
+
+
+def log_of(path: Path) -> Path:
+    """The log of a file."""
+    return path.with_name(f"{path.name}.review.jsonl")
+
+
+def read_events(path: Path) -> tuple[list[Event], int]:
+    """Read a log: its events, and the number of bytes of what is whole.
+
+    A last line that is not whole was being written when its process was killed, or the disk was full: nobody was told that it is
+    saved, and it does not count.
+
+    Raises:
+        BadRecord: for any other line that is no event, and for one that is missing: nothing of a damaged log is guessed.
+    """
+    events: list[Event] = []
+    size, data = 0, path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            event = parse_json(line, "the line")
+            if not isinstance(event, dict):
+                raise ValueError(f"expected an object, got {json_kind(event)}.")
+            _check(event)
+            if event["n"] != len(events):
+                raise ValueError(f"it is event {event['n']} where {len(events)} is expected: lines are missing or were moved.")
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            reason = error.reason if isinstance(error, BadRecord) else str(error)
+            raise BadRecord(f"{path}:{number}", f"{reason} This is no line of mpo review. Restore the log from a copy.") from None
+        if not line.endswith(b"\n"):
+            break
+        events.append(event)
+        size += len(line)
+    if events and events[0].get("action") != "file":
+        raise BadRecord(f"{path}:1", "a log of mpo review begins with the name of its file. Give the log of a review.")
+    return events, size
+
+
+def _check(event: Event) -> None:
+    """Raise ValueError for what is no event."""
+    texts = {"action": str, "uid": str, "by": str, "n": int}
+    if event.get("action") in ACTIONS:
+        texts |= {"place": int, "key": str, "edits": list}
+    elif event.get("action") == "undo":
+        texts |= {"undoes": str}
+    elif event.get("action") == "file":
+        texts |= {"content": str, "seed": str}
+    else:
+        raise ValueError(f"unknown action {event.get('action')!r:.40}.")
+    for name, kind in texts.items():
+        if not isinstance(event.get(name), kind) or isinstance(event.get(name), bool):
+            raise ValueError(f"{name!r} is {json_kind(event.get(name))}.")
+    for edit in event.get("edits", ()):
+        paths = edit.get("paths") if isinstance(edit, dict) else None
+        if (
+            not isinstance(paths, list)
+            or not all(isinstance(one, list) and one for one in paths)
+            or not {"old", "value"} <= {*edit}
+        ):
+            raise ValueError("an edit has no paths, or no old and new value.")
+
+
+class Log:
+    """The decisions of a file's reviewers.
+
+    Args:
+        path: the log; None: in memory alone, for decisions of other logs.
+        owner: hold the log, and write to it.
+
+    Raises:
+        InUse: if another process holds it.
+        BadRecord: as `read_events`.
+        NotSaved: where the log cannot be written.
+    """
+
+    def __init__(self, path: Path | None, *, owner: bool = False) -> None:
+        self.path, self._size = path, 0
+        self.events: list[Event] = []
+        self.mutex = threading.RLock()
+        self.stacks: dict[str, list[Event]] = {}
+        self._own: dict[tuple[str, int], list[Event]] = {}
+        self._settled: dict[int, list[Event]] = {}
+        self._by_uid: dict[str, Event] = {}
+        self.recovered = 0
+        self._file = -1
+        if path is not None and owner:
+            self._open(path)
+        elif path is not None and path.exists():
+            self._replay(read_events(path)[0])
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise NotSaved(
+                error.errno, f"{path} cannot be written ({error.strerror}): reviews are kept next to their file"
+            ) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise InUse(
+                f"{path} is in use: another mpo review has this file open. Use its page, or stop it; several people can share one "
+                "(--reviewer, once for each)."
+            ) from None
+        events, self._size = read_events(path)
+        self.recovered = os.fstat(self._file).st_size - self._size
+        if self.recovered:
+            os.ftruncate(self._file, self._size)
+            os.fsync(self._file)
+        flush(path.parent)
+        self._replay(events)
+
+    def close(self) -> None:
+        """Let the log go."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _replay(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.events.append(event)
+            self._by_uid[event["uid"]] = event
+        self._settle()
+
+    def _settle(self) -> None:
+        """Compute what holds from all events."""
+        self.stacks, self._own, self._settled = {}, {}, {}
+        for event in self.events:
+            self._count(event)
+
+    def _count(self, event: Event) -> None:
+        if event["action"] == "undo":
+            undone = self._by_uid.get(event["undoes"])
+            stack = self.stacks.get(event["by"], [])
+            if undone is None or not stack or stack[-1] is not undone:
+                return
+            stack.pop()
+            own = self._settled[undone["place"]] if undone.get("settle") else self._own[undone["by"], undone["place"]]
+            own.remove(undone)
+        elif event["action"] in ACTIONS:
+            self.stacks.setdefault(event["by"], []).append(event)
+            if event.get("settle"):
+                self._settled.setdefault(event["place"], []).append(event)
+            else:
+                self._own.setdefault((event["by"], event["place"]), []).append(event)
+
+    def append(self, **event: Any) -> Event:
+        """Add an event, which is on disk when this returns.
+
+        Raises:
+            NotSaved: for a full disk, or any other error of it: the log is as before.
+        """
+        with self.mutex:
+            known = self._by_uid.get(event.get("uid", ""))
+            if known is not None:  # asked again, as its answer was lost
+                return known
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            event = {"n": len(self.events), "uid": secrets.token_hex(8), "at": now, "by": "", **event}
+            _check(event)
+            if self._file >= 0:
+                self._write((json.dumps(event) + "\n").encode())  # in ASCII, which holds any text
+            self.events.append(event)
+            self._by_uid[event["uid"]] = event
+            self._count(event)
+            return event
+
+    def _write(self, data: bytes) -> None:
+        if self.path is not None and (not self.path.exists() or os.stat(self.path).st_ino != os.fstat(self._file).st_ino):
+            raise NotSaved(errno.ENOENT, f"{self.path} was removed or replaced while it was open. Restart mpo review")
+        try:
+            left = data
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError as error:
+            try:
+                os.ftruncate(self._file, self._size)  # what was written of it
+            except OSError:
+                os.close(self._file)  # nothing may follow half a line
+                self._file = -2
+            raise NotSaved(error.errno, f"{self.path} was not written ({error.strerror}). Make room, and try again") from error
+        self._size += len(data)
+
+    # What holds
+
+    def open_file(self, content: str, name: str, keys: Callable[[], Mapping[str, list[int]]]) -> int:
+        """Begin with a file: note its content, and let decisions about another content follow their records.
+
+        Args:
+            content: the hash of its bytes.
+            name: its name.
+            keys: gives the places of each key of its records, in order.
+
+        Returns:
+            the number of decisions whose record it does not have any more; they stay in the log.
+        """
+        with self.mutex:
+            last = next((event for event in reversed(self.events) if event["action"] == "file"), None)
+            contents = {event["content"] for event in self.events if event["action"] == "file"}
+            if contents - {content}:
+                self._follow(content, keys())
+            if last is None or last["content"] != content:
+                seed = last["seed"] if last else secrets.token_hex(8)
+                self.append(action="file", version=VERSION, file=name, content=content, seed=seed)
+            self._settle()
+            return sum(event["place"] == GONE for stack in self.stacks.values() for event in stack)
+
+    def _follow(self, content: str, places: Mapping[str, list[int]]) -> None:
+        era: list[Event] = []
+        eras: list[tuple[str, list[Event]]] = []
+        for event in self.events:
+            if event["action"] == "file":
+                era = []
+                eras.append((event["content"], era))
+            elif event["action"] in ACTIONS:
+                era.append(event)
+        for about, events in eras:
+            if about == content:
+                for event in events:
+                    event["place"] = event.get("placed", event["place"])
+                continue
+            now = {
+                (key, place): new
+                for key, before in _places_of(events).items()
+                for place, new in zip(before, places.get(key, ()), strict=False)
+            }
+            for event in events:
+                event.setdefault("placed", event["place"])  # in the file as it was; not in the log
+                event["place"] = now.get((event["key"], event["placed"]), GONE)
+
+    def by_content(self) -> Log:
+        """Let places be numbers of contents instead, which are the same for every content that the file has had."""
+        eras: list[list[Event]] = []
+        for event in self.events:
+            if event["action"] == "file":
+                eras.append([])
+            elif event["action"] in ACTIONS:
+                eras[-1].append(event)
+        ranked = [
+            {(key, place): (key, rank) for key, before in _places_of(events).items() for rank, place in enumerate(before)}
+            for events in eras
+        ]
+        numbers = {one: number for number, one in enumerate(sorted({one for own in ranked for one in own.values()}))}
+        for events, own in zip(eras, ranked, strict=True):
+            for event in events:
+                event.setdefault("placed", event["place"])
+                event["place"] = numbers[own[event["key"], event["placed"]]]
+        self._settle()
+        return self
+
+    @property
+    def seed(self) -> str:
+        """What decides on which side the chosen completion of a record stands."""
+        return next((str(event["seed"]) for event in self.events if event["action"] == "file"), "")
+
+    @property
+    def reviewers(self) -> list[str]:
+        """Everyone who has decided something."""
+        return sorted(self.stacks)
+
+    def decision(self, by: str, place: int) -> Event | None:
+        """The decision of a reviewer on a record that holds; None without one."""
+        found = self._own.get((by, place))
+        return found[-1] if found else None
+
+    def known(self, uid: str) -> Event | None:
+        """The event with a number; None without one."""
+        return self._by_uid.get(uid)
+
+    def labels_of(self, place: int) -> dict[str, Event]:
+        """The decisions that hold on a record, but for skipping it, by reviewer."""
+        found = {by: event for by in self.reviewers if (event := self.decision(by, place))}
+        return {by: event for by, event in found.items() if event["action"] != "skip"}
+
+    def settled(self, place: int) -> Event | None:
+        """The decision that settled a disagreement; None without one."""
+        found = self._settled.get(place)
+        return found[-1] if found else None
+
+    def labels(self) -> dict[int, dict[str, Event]]:
+        """The decisions that hold, but for skipped records, by place and reviewer."""
+        found: dict[int, dict[str, Event]] = {}
+        for (by, place), events in list(self._own.items()):
+            if events and events[-1]["action"] != "skip" and place != GONE:
+                found.setdefault(place, {})[by] = events[-1]
+        return found
+
+    def final(self, place: int, labels: Mapping[str, Event]) -> Event | None:
+        """What becomes of a record: the decision that settled it, or the one that all reviewers made; None for a disagreement."""
+        settled = self.settled(place)
+        if settled is not None:
+            return settled
+        found = list(labels.values())
+        return found[-1] if found and all(same(found[0], one) for one in found) else None
+
+    def take(self, other: Log, places: Mapping[str, list[int]], of: str) -> int:
+        """Add the decisions that hold in another log, of this file or of a copy.
+
+        Args:
+            other: the log.
+            places: the places of each key of this file's records.
+            of: its name, which these decisions keep.
+
+        Returns:
+            the number of decisions whose record this file does not have.
+        """
+        lost = 0
+        events = sorted((event for stack in other.stacks.values() for event in stack), key=lambda event: str(event.get("at")))
+        uids = {event["uid"] for event in self.events}
+        ranks = {(key, place): rank for key, before in _places_of(events).items() for rank, place in enumerate(before)}
+        for event in events:
+            there = places.get(event["key"], [])
+            own = _placed(event)
+            if event["uid"] in uids:
+                continue
+            place = own if own in there else there[ranks[event["key"], own]] if ranks[event["key"], own] < len(there) else GONE
+            lost += place == GONE
+            newer = self.decision(event["by"], place)
+            if place == GONE or (newer and not event.get("settle") and str(newer.get("at")) > str(event.get("at"))):
+                continue
+            kept = {name: value for name, value in event.items() if name not in ("n", "place", "placed")}
+            self.append(**kept, place=place, of=of)
+        return lost
+
+
+def _placed(event: Event) -> int:
+    """The place of a decision in the file that it is about."""
+    return int(event.get("placed", event["place"]))
+
+
+def _places_of(events: Iterable[Event]) -> dict[str, list[int]]:
+    """The places of each key among events, in the file that they are about, in order."""
+    found: dict[str, set[int]] = {}
+    for event in events:
+        found.setdefault(event["key"], set()).add(_placed(event))
+    return {key: sorted(places) for key, places in found.items()}
+
+
+def same(one: Event, other: Event) -> bool:
+    """Whether two decisions make the same of a record."""
+    mine, yours = (
+        {json.dumps([edit["paths"], edit["value"]]) for edit in event["edits"]} if event["action"] != "reject" else set()
+        for event in (one, other)
+    )
+    return one["action"] == other["action"] and mine == yours
+
+
+def label(event: Event) -> str:
+    """The label of a decision, of those that agreement is measured over."""
+    return "edit" if event["action"] == "accept" and event["edits"] else str(event["action"])

@@ -1,0 +1,293 @@
+"""The page in a real Chromium: keys and clicks, hostile texts, two tabs, a phone, the dark, and a server that goes."""
+
+import json
+import os
+import shutil
+
+import pytest
+from review_server import Reviewing, pairs
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
+pytest.importorskip("starlette")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium"),
+]
+
+HOSTILE = [
+    "<script>hit()</script>",
+    "<img src=x onerror=hit()>",
+    "<svg onload=hit()>",
+    "<svg><script>hit()</script></svg>",
+    '"><b onclick=hit()>',
+    "'-hit()-'",
+    "javascript:hit()",
+    "[a](javascript:hit())",
+    "![a](x onerror=hit())",
+    "<iframe srcdoc='<script>parent.hit()</script>'>",
+    "</textarea><script>hit()</script>",
+    "</title><script>hit()</script>",
+    "```<script>hit()</script>```",
+    "$<img src=x onerror=hit()>$",
+    "$\\text{<script>hit()</script>}$",
+    "| <b onmouseover=hit()> | a |\n|--|--|\n| <img src=x onerror=hit()> | b |",
+    "{{constructor.constructor('hit()')()}}",
+    "<a href='data:text/html,<script>hit()</script>'>x</a>",
+    "<math><mtext><img src=x onerror=hit()></mtext></math>",
+    "\u202e<style>*{display:none}</style>\x00",
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    path = pairs(folder, 10)
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A **cat**: $\\frac{a_1}{\\sqrt{b}}$"}]
+    lines = [{"id": "chat", "image": "0.png", "conversations": turns}]
+    responses = [
+        {"text": "Final answer: 7", "verdict": "correct", "answer": "7"},
+        {"text": "8", "verdict": "wrong_answer", "answer": "8"},
+    ]
+    lines.append(
+        {
+            "id": "made",
+            "messages": [{"role": "user", "content": "3 + 4?"}],
+            "ground_truths": ["7"],
+            "responses": responses,
+            "accuracy": 0.5,
+        }
+    )
+    lines.append({"id": "asked", "question": "Which?", "choices": ["a", "b"], "answer": "a", "kind": "choice", "image": "1.png"})
+    for text in HOSTILE:
+        line = {name: text for name in ("id", "question", "chosen", "rejected", "answer_gt", "kind", "source", "other")}
+        lines.append({**line, "rejected": text + "!", "choices": [text], "image": text, "chosen_meta": {text: text}})
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    with Reviewing(path, reviewers=("anna", "ben")) as server, playwright.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": 1100, "height": 900})
+        context.set_offline(False)
+        context.set_default_timeout(8000)
+        own = context.new_page()
+        own.server, own.problems, own.requests = server, [], []
+        context.on("request", lambda request: own.requests.append(request.url))
+        own.on("pageerror", lambda error: own.problems.append(str(error)))
+        own.on("dialog", lambda dialog: own.problems.append(dialog.message))
+        own.on(
+            "console",
+            lambda message: own.problems.append(message.text) if message.type == "error" and "40" not in message.text else None,
+        )
+        own.add_init_script("window.hits = 0; window.hit = () => { window.hits++; }")
+        own.goto(server.links["anna"])
+        own.wait_for_selector("#record section")
+        own.wait_for_selector("#facets select")
+        yield own
+        browser.close()
+
+
+def status(page, text):
+    page.wait_for_function("text => document.getElementById('status').textContent.startsWith(text)", arg=text)
+
+
+def at(page, place, kind=None):
+    """Go to a record."""
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    page.keyboard.type(str(place + 1))
+    page.keyboard.press("Enter")
+    page.wait_for_function("place => document.querySelector('.meta strong')?.textContent.endsWith(':' + (place + 1))", arg=place)
+    page.keyboard.press("Escape")
+
+
+def decision(page, place, by="anna"):
+    found = page.server.ask(f"/api/records/{place}", by=by)[1]["decision"]
+    return found and (found["action"], [edit["value"] for edit in found["edits"]], found.get("reason", ""))
+
+
+def test_keys_decide_edit_undo_and_find(page):
+    page.keyboard.press("a")
+    status(page, "Saved: accept")
+    page.keyboard.press("s")
+    status(page, "Saved: swap")
+    page.keyboard.press("r")
+    page.keyboard.type("wrong image")
+    page.keyboard.press("Enter")
+    status(page, "Saved: reject")
+    page.keyboard.press("k")
+    status(page, "Saved: skip")
+    page.keyboard.press("e")
+    page.get_by_label("Prompt, user 1.1").fill("How many, really?")
+    page.get_by_label("answer_gt").fill("44")
+    page.keyboard.press("Control+Enter")
+    status(page, "Saved: accept")
+    left = page.server.ask("/api/records/5")[1]["left"]
+    page.wait_for_function("() => document.querySelector('.meta strong').textContent.endsWith(':6')")
+    page.keyboard.press("1")
+    page.wait_for_function("() => document.querySelector('.meta strong').textContent.endsWith(':7')")
+    assert [decision(page, place) for place in range(6)] == [
+        ("accept", [], ""),
+        ("swap", [], ""),
+        ("reject", [], "wrong image"),
+        ("skip", [], ""),
+        ("accept", ["How many, really?", "44"], ""),
+        ("accept" if left == "chosen" else "swap", [], ""),
+    ]
+    for place in (5, 4, 3):
+        page.keyboard.press("u")
+        page.wait_for_function("place => document.querySelector('.meta strong').textContent.endsWith(':' + (place + 1))", arg=place)
+    assert [decision(page, place) for place in (3, 4, 5)] == [None] * 3
+    page.keyboard.press("/")
+    page.keyboard.type("how many in 7")
+    status(page, "1 records")
+    assert page.locator(".meta").inner_text().count("p7") == 1
+    page.locator("#search").fill("")
+    status(page, "33 records")
+
+
+def test_clicks_do_the_same(page):
+    at(page, 6)
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Left, assistant 1.1").fill("Edited by hand.")
+    page.get_by_role("button", name="Save and accept").click()
+    status(page, "Saved: accept")
+    page.get_by_role("button", name="Reject").click()
+    page.get_by_role("button", name="no difference").click()
+    page.locator("#reject").click()
+    status(page, "Saved: reject")
+    assert decision(page, 6)[1] == ["Edited by hand."] and decision(page, 7)[2] == "no difference"
+    page.get_by_role("button", name="Undo").click()
+    status(page, "Undone")
+    page.get_by_label("Show").select_option("edit")
+    status(page, "1 records")
+    page.get_by_label("Show").select_option("all")
+    page.get_by_label("Source").select_option("=s1")
+    status(page, "5 records")
+    page.get_by_label("Source").select_option("")
+    page.get_by_label("Order").select_option("longest")
+    status(page, "33 records")
+    page.get_by_label("Order").select_option("file")
+    page.get_by_role("button", name="Report").click()
+    page.wait_for_selector("#told-body dl")
+    assert "anna" in page.locator("#told-body").inner_text()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Keys").click()
+    assert "Accept" in page.locator("#told-body").inner_text()
+    page.keyboard.press("Escape")
+
+
+def test_diff_zoom_and_what_is_hidden(page):
+    at(page, 1)
+    page.keyboard.press("d")
+    assert page.locator("mark.chosen").all_inner_texts() == ["1"] and page.locator("mark.rejected").all_inner_texts() == ["2"]
+    page.keyboard.press("b")
+    assert page.locator(".side-title").get_by_text("chosen").count() == 0 and page.locator("mark.rejected").count() == 0
+    page.keyboard.press("b")
+    page.keyboard.press("d")
+    page.keyboard.press("z")
+    page.wait_for_function("() => document.querySelector('#stage img')?.width > 64")
+    width = page.evaluate("document.querySelector('#stage img').width")
+    page.keyboard.press("-")
+    assert page.evaluate("document.querySelector('#stage img').width") < width
+    page.keyboard.press("Escape")
+
+
+def test_conversations_responses_and_questions(page):
+    at(page, 10)
+    assert page.locator("#record strong").last.inner_text() == "cat" and page.locator("math mfrac msqrt").count() == 1
+    at(page, 11)
+    page.keyboard.press("e")
+    page.get_by_label("response 2: verdict").select_option("correct")
+    page.keyboard.press("Control+Enter")
+    status(page, "Saved: accept")
+    at(page, 12)
+    page.keyboard.press("e")
+    page.get_by_label("choices, one a line").fill("a\nb\nc")
+    page.get_by_label("kind").fill("text")
+    page.keyboard.press("Control+Enter")
+    status(page, "Saved: accept")
+    assert (decision(page, 11)[1], decision(page, 12)[1]) == (["correct"], [["a", "b", "c"], "text"])
+
+
+def test_no_text_is_ever_run(page):
+    """In every field, rendered, as written, as a diff, and in the fields that edit it."""
+    at(page, 13)
+    for place in range(13, 13 + len(HOSTILE)):
+        page.wait_for_function("place => document.querySelector('.meta strong').textContent.endsWith(':' + (place + 1))", arg=place)
+        for key in "mddme":
+            page.keyboard.press(key)
+        assert page.locator("#record textarea").first.input_value().replace("\ufffd", "\0") == HOSTILE[place - 13]
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+        page.keyboard.press("n")
+    page.evaluate(
+        "document.querySelectorAll('#record *').forEach((one) => { one.click(); one.dispatchEvent(new Event('mouseover')); })"
+    )
+    inside = "document.querySelectorAll('#record script, #record iframe, #record svg, #record style, #record a').length"
+    assert (page.evaluate("hits"), page.evaluate(inside)) == (0, 0)
+    for dialog in ("rejecting", "told", "zoomed"):
+        page.evaluate(f"document.getElementById('{dialog}').close()")
+
+
+def test_a_second_tab_is_told_that_it_is_stale(page):
+    at(page, 8)
+    other = page.context.new_page()
+    other.goto(page.server.links["anna"])
+    other.wait_for_selector("#record section")
+    at(other, 8)
+    page.keyboard.press("r")
+    page.keyboard.press("Enter")
+    status(page, "Saved")
+    other.keyboard.press("a")
+    other.wait_for_selector("#problem:not([hidden])")
+    assert "another tab" in other.locator("#problem").inner_text() and "reject" in other.locator("#decision").inner_text()
+    assert decision(page, 8)[0] == "reject"
+    other.close()
+
+
+def test_every_control_has_a_name(page):
+    client = page.context.new_cdp_session(page)
+    roles = {"button", "textbox", "combobox", "searchbox", "spinbutton", "image", "img", "dialog", "link", "checkbox", "toolbar"}
+    for place, keys in ((0, "e"), (11, "e"), (2, "r"), (1, "z"), (0, "?")):
+        at(page, place)
+        page.keyboard.press(keys)
+        nodes = client.send("Accessibility.getFullAXTree")["nodes"]
+        found = [node for node in nodes if not node.get("ignored") and node.get("role", {}).get("value") in roles]
+        assert len(found) > 1
+        unnamed = [node["role"]["value"] for node in found if not node.get("name", {}).get("value")]
+        assert not unnamed
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+
+
+def test_a_phone_and_the_dark(page):
+    at(page, 0)
+    page.set_viewport_size({"width": 375, "height": 700})
+    for place in (0, 10, 11, 18, 28):
+        at(page, place)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.emulate_media(color_scheme="dark")
+    luminance = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
+    assert page.evaluate(luminance) < 120
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate(luminance) > 600
+    page.set_viewport_size({"width": 1100, "height": 900})
+
+
+def test_a_server_that_is_gone_loses_no_draft(page):
+    """Last: nothing came from elsewhere, nothing was reported, and what was written stays on the page."""
+    at(page, 9)
+    page.keyboard.press("e")
+    page.get_by_label("Prompt, user 1.1").fill("A draft.")
+    page.context.set_offline(True)
+    page.keyboard.press("Control+Enter")
+    status(page, "Not saved")
+    assert page.get_by_label("Prompt, user 1.1").input_value() == "A draft." and decision(page, 9) is None
+    page.context.set_offline(False)
+    page.get_by_label("Prompt, user 1.1").focus()
+    page.keyboard.press("Control+Enter")
+    status(page, "Saved")
+    assert decision(page, 9) == ("accept", ["A draft."], "")
+    address = page.server.links["anna"].split("#")[0]
+    assert not [url for url in page.requests if not url.startswith((address, f"blob:{address}"))]
+    assert not [text for text in page.problems if "ERR_INTERNET_DISCONNECTED" not in text]

@@ -1,104 +1,83 @@
-"""What a captioner and a writer of instructions say about images, by the request alone: for `StubServer`."""
+"""What a captioner, a writer of instructions and judges say, by the request alone: the `text` of a `StubServer`."""
 
 import hashlib
 import json
 import re
 
 THINGS = "kettle ladder violin anchor basket lantern saddle trumpet bucket compass".split()
-COLOURS = "red green blue yellow white black brown orange".split()
-ZH = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "white": "白", "black": "黑", "brown": "棕", "orange": "橙"}
-
-
-def number_of(text):
-    return int.from_bytes(hashlib.sha256(str(text).encode()).digest()[:6], "big")
+COLOURS = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "white": "白", "black": "黑", "brown": "棕", "pink": "粉"}
+PLACES = "window shelf floor wall table ceiling corner door garden light chair carpet cupboard plant clock".split()
+ADJECTIVES = "tall dusty narrow bright wooden low round heavy quiet soft plain old striped open broad".split()
+ORTE = "窗户 书架 地板 墙壁 桌子 天花板 墙角 房门 花园 灯光 椅子 地毯 柜子 盆栽 时钟".split()
+WIE = "高大 积灰 狭长 明亮 木制 低矮 圆形 沉重 幽静 柔和 素净 陈旧 条纹 敞开 宽阔".split()
+KINDS = {"yes-or-no": "judgement", "判断题": "judgement", "multiple-choice": "choice", "单项": "choice"}
+KINDS |= {"detailed": "long", "详细": "long"}
 
 
 def caption(seed, chinese=False):
-    """A caption of 120 words or 200 characters, or more, of a thing with a colour that follow from the image."""
-    thing, colour = THINGS[seed % 10], COLOURS[seed // 10 % 8]
+    """A caption that is long enough, of a thing with a colour that follow from a number."""
+    thing, (colour, zh) = THINGS[seed % 10], [*COLOURS.items()][seed // 10 % 8]
+    pairs = list(zip(WIE, ORTE, strict=True) if chinese else zip(ADJECTIVES, PLACES, strict=True))
     if chinese:
-        parts = "画面左侧有窗户 右侧摆着书架 地板由木板铺成 墙面贴着浅色壁纸 桌上放着瓷杯 天花板挂着吊灯 角落堆着纸箱 门半开着 窗外能看到树枝 光线从上方照下"
-        parts += " 椅子靠着墙边 地毯上有条纹 架子上排列着玻璃瓶 柜门带有金属把手 阴影落在地面 花盆里长着绿叶 钟表指向三点 帘子垂到地面 抽屉略微拉开 整体气氛安静"
-        return (
-            f"图中是一个{ZH[colour]}色的{thing}，编号为{seed % 97}。"
-            + "。".join(f"{one}，位置十分清楚" for one in parts.split())
-            + "。"
-        )
-    places = "window shelf floor wall table ceiling corner door garden light chair carpet cupboard shadow plant clock curtain drawer lamp bench"
-    adjectives = (
-        "tall dusty narrow bright wooden low round heavy quiet soft plain old striped open long thin broad clean faded small"
+        return f"图中是一个{zh}色的{thing}。" + "".join(f"旁边能够看到{how}的{what}，位置清楚。" for how, what in pairs)
+    return f"The image shows a {colour} {thing}. " + " ".join(
+        f"Near it one can see a {how} {what} in its place." for how, what in pairs
     )
-    lines = [f"Near it, one can see a {a} {p} in its usual place." for a, p in zip(adjectives.split(), places.split(), strict=True)]
-    return f"The image shows a {colour} {thing} with the number {seed % 97} on it. " + " ".join(lines)
 
 
 def items(said, chinese=False):
-    """Instructions of each type about a caption, as (question, options, answer)."""
-    colour, thing = (
-        re.search(r"a (\w+) (\w+) with", said).groups() if not chinese else (None, re.search(r"色的(\w+?)，编号", said)[1])
-    )
+    """Instructions about a caption by type, as (question, options, answer)."""
     if chinese:
-        colour = re.search(r"一个(.)色", said)[1]
-        others = [one for one in "红绿蓝黄白黑" if one != colour][:3]
+        colour, thing = re.search(r"图中是一个(.)色的(\w+?)。", said).groups()
+        others = [one for one in COLOURS.values() if one != colour][:3]
         return {
-            "judgement": [(f"{thing}是{colour}色的吗？", [], "是"), (f"{thing}是{others[0]}色的吗？", [], "否")],
-            "choice": [(f"{thing}是什么颜色？", [f"{one}色" for one in (colour, *others)], f"{colour}色")],
-            "long": [
-                (f"请描述{thing}及其周围。", [], f"画面中有一个{colour}色的{thing}，左侧有窗户，右侧摆着书架，整体气氛十分安静。")
-            ],
+            "judgement": [(f"{thing}是{one}色的吗？", [], "是" if one == colour else "否") for one in (colour, others[0])],
+            "choice": [(f"{thing}是什么颜色？", [f"{one}色" for one in (others[0], colour, *others[1:])], f"{colour}色")],
+            "long": [(f"请描述{thing}及其周围。", [], f"画面中有一个{colour}色的{thing}，旁边有高大的窗户和积灰的书架。")],
             "short": [(f"{thing}的颜色是哪一种？", [], f"{colour}色")],
         }
+    colour, thing = re.search(r"shows a (\w+) (\w+)\.", said).groups()
     others = [one for one in COLOURS if one != colour][:3]
     return {
-        "judgement": [(f"Is the {thing} {colour}?", [], "Yes"), (f"Is the {thing} {others[0]}?", [], "No")],
-        "choice": [(f"What colour is the {thing}?", [colour, *others], colour)],
-        "long": [
-            (f"What surrounds the {thing}?", [], f"The {thing} is surrounded by a tall window, a dusty shelf and a narrow floor.")
-        ],
+        "judgement": [(f"Is the {thing} {one}?", [], "Yes" if one == colour else "No") for one in (colour, others[0])],
+        "choice": [(f"What colour is the {thing}?", [others[0], colour, *others[1:]], colour)],
+        "long": [(f"What surrounds the {thing}?", [], f"The {thing} is surrounded by a tall window and a dusty shelf.")],
         "short": [(f"In which colour is the {thing} painted?", [], colour)],
     }
 
 
-KINDS = {
-    "yes-or-no": "judgement",
-    "判断题": "judgement",
-    "multiple-choice": "choice",
-    "单项": "choice",
-    "detailed": "long",
-    "详细": "long",
-}
+def tagged(found):
+    """Instructions as `mpo mminstruct generate` asks for them."""
+    lines = []
+    for at, (question, options, answer) in enumerate(found, 1):
+        listed = "\n".join(f"{chr(64 + place)}. {one}" for place, one in enumerate(options, 1))
+        said = f"{chr(65 + options.index(answer))}. {answer}" if options else answer
+        lines.append(f"<Q{at}>{question}</Q{at}>" + f"<C{at}>{listed}</C{at}>" * bool(options) + f"<A{at}>{said}</A{at}>")
+    return "\n".join(lines)
 
 
 def tell(body, number=0):
-    """The response to a request of `mpo mminstruct`."""
+    """The response to a request."""
     content = body["messages"][-1]["content"]
-    asked = content if isinstance(content, str) else "".join(one.get("text", "") for one in content)
+    sees = not isinstance(content, str)
+    asked = "".join(one.get("text", "") for one in content) if sees else content
     if body["max_tokens"] == 1:
         return "A"
-    if not isinstance(content, str) and "fits this image best" in asked:
-        return "landmark" if number_of(json.dumps(content)) % 2 else "artwork"
-    if not isinstance(content, str):
-        url = next(one["image_url"]["url"] for one in content if one["type"] == "image_url")
-        return caption(number_of(url), "请为" in asked)
-    if "cannot see" in asked or "看不到的图片" in asked:
-        return "UNKNOWN" if "detailed" not in asked else "NO"
+    if sees:
+        seed = int.from_bytes(hashlib.sha256(json.dumps(content[0]).encode()).digest()[:6], "big")
+        return ["landmark", "artwork"][seed % 2] if "fits this image best" in asked else caption(seed, "请为" in asked)
+    if "cannot see" in asked or "你看不到的图片" in asked:
+        return "NO" if "YES" in asked else "UNKNOWN"
     if "Verdict:" in asked:
         return "It says so.\nVerdict: SUPPORTED"
     chinese = "下面是一张图片的描述" in asked
-    head = asked.split("Description:" if not chinese else "描述：\n")[0]
-    kind = next((value for word, value in KINDS.items() if word in head), "short")
-    said = re.search(r"The image shows.*" if not chinese else "图中是.*", asked)[0]
-    return tagged(items(said, chinese)[kind])
-
-
-def tagged(found):
-    lines = []
-    for number, (question, options, answer) in enumerate(found, 1):
-        listed = "\n".join(f"{chr(64 + place)}. {one}" for place, one in enumerate(options, 1))
-        letter = f"{chr(65 + options.index(answer))}. " if options else ""
-        lines.append(
-            f"<Q{number}>{question}</Q{number}>"
-            + (f"<C{number}>{listed}</C{number}>" if options else "")
-            + f"<A{number}>{letter}{answer}</A{number}>"
-        )
-    return "\n".join(lines)
+    head, _, rest = asked.partition("描述：" if chinese else "Description:")
+    found = items(rest, chinese)[next((kind for word, kind in KINDS.items() if word in head), "short")]
+    if "response_format" in body:
+        listed = [[f"{chr(65 + at)}. {one}" for at, one in enumerate(options)] for _, options, _ in found]
+        given = [
+            dict(zip(("question", "choices", "answer"), (one[0], own, one[2]), strict=True))
+            for one, own in zip(found, listed, strict=True)
+        ]
+        return json.dumps({"items": given}, ensure_ascii=False)
+    return tagged(found)

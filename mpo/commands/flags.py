@@ -55,6 +55,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--base": {"metavar": "MODEL", "help": "base model of an adapter (default: as in its config)"},
     "--blind": {"metavar": "MODEL", "help": "language model, or URL of a server, that is asked each question without its image"},
     "--check": {**SWITCH, "help": "read the result again and compare it with the source"},
+    "--classifier": {"metavar": "MODEL", "help": "vision-language model, or URL of a server, that names the domains of images"},
     "--clip": {"metavar": "MODEL", "help": "CLIP-like model that finds images by text (folder or name on the Hub)"},
     "--device": {"metavar": "DEVICE", "help": "device to run on, such as cpu or cuda:1 (default: the first GPU, if there is one)"},
     "--domain": {
@@ -90,6 +91,10 @@ FLAGS: dict[str, dict[str, Any]] = {
         "choices": range(4),
         "metavar": "N",
         "help": "maximum number of differing hash bits for two images to be compared, 0 to 3",
+    },
+    "--image-domain": {
+        "metavar": "DOMAIN",
+        "help": "domain of images; of mminstruct collect also folder (its name), prompt (--classifier) or query (--clip)",
     },
     "--image-root": {"metavar": "DIR", "help": "folder that image paths are relative to (default: the file's folder)"},
     "--images": {

@@ -6,7 +6,7 @@ and asks nothing again that was answered.
 
 EXAMPLES = """\
 mpo mminstruct make mminstruct.yaml --output made                       all of it: made/meta.json, for mpo sft
-mpo mminstruct collect photos --output images --domain folder           images of good size, once each, with their domains
+mpo mminstruct collect photos --output images --image-domain folder     images of good size, once each, with their domains
 mpo mminstruct caption http://localhost:8000/v1 images --output told --language en --language zh
 mpo mminstruct seed told --output seeded --rounds 2
 mpo mminstruct generate http://localhost:8001/v1 seeded --output made   made/mminstruct/meta.json

@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> Report:
     records = InLanguages(Records(args.input), args.language or ["en"])
     if args.output is not None and not (args.output / SETTINGS).exists():
         check_sees(model)
-    seeds = [sampling.pop("seed") + attempt for attempt in range(args.attempts)]
-    own = {"domains": args.domains or [], **sampling}
-    return run_step(args, [Caption(model, last=seed == seeds[-1], seed=seed, **own) for seed in seeds], records)
+    steps = [
+        Caption(model, last=left == 0, domains=args.domains or [], **{**sampling, "seed": args.seed + args.attempts - 1 - left})
+        for left in reversed(range(args.attempts))
+    ]
+    return run_step(args, steps, records)

@@ -10,21 +10,17 @@ from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
-mpo mminstruct collect photos --output images --domain folder --licence CC-BY-4.0     photos/landmark/a.jpg is a landmark
-mpo mminstruct collect archive --output images --domain landmark --clip openai/clip-vit-base-patch32 --retrieve 200
-mpo mminstruct collect archive --output images --domain prompt --model http://localhost:8000/v1
+mpo mminstruct collect photos --output images --image-domain folder --licence CC-BY-4.0     photos/landmark/a.jpg is a landmark
+mpo mminstruct collect archive --output images --image-domain landmark --clip openai/clip-vit-base-patch32 --retrieve 200
+mpo mminstruct collect archive --output images --image-domain prompt --classifier http://localhost:8000/v1
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="PATH", nargs="+", type=path, help="folder of images, or JSONL, JSON or Parquet file")
-    own = "domain of all images; folder: the name of the folder that an image is in; prompt: --model is asked; query: by --clip"
-    add(parser, "--domain", action="store", help=own)
-    add(parser, "--model", help="vision-language model that names the domains: a folder, an id on the Hub, or a server's address")
-    add(parser, "--domains", "--licence", "--origin", "--clip", "--retrieve", "--query")
+    add(parser, "--image-domain", "--classifier", "--domains", "--licence", "--origin", "--clip", "--retrieve", "--query")
     add(parser, "--min-side", default=64)
-    add(parser, "--exact", help="remove the same files only, not near copies")
-    add(parser, "--limit", "--output", "--retry-dropped")
+    add(parser, "--exact", "--limit", "--output", "--retry-dropped")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -33,15 +29,14 @@ def run(args: argparse.Namespace) -> Report:
 
     if args.output is None:
         raise ValueError("The results need a folder. Give --output DIR.")
-    for flag, needs in (("domain", "prompt"), ("domain", "query")):
-        source = "model" if needs == "prompt" else "clip"
-        if getattr(args, flag) == needs and not getattr(args, source):
-            raise ValueError(f"--domain {needs} needs a model. Give --{source} MODEL.")
+    for name, flag in (("prompt", "classifier"), ("query", "clip")):
+        if args.image_domain == name and not getattr(args, flag):
+            raise ValueError(f"--image-domain {name} needs a model. Give --{flag} MODEL.")
     if args.clip and not args.retrieve:
         raise ValueError("--clip needs the number of images for each query. Give --retrieve N.")
     given = {"licence": args.licence, "origin": args.origin, "limit": args.limit, "retrieve": args.retrieve if args.clip else None}
-    images = [Images(path=str(one), domain=args.domain, queries=args.query or [], **given) for one in args.paths]
-    model = Model(model=args.model) if args.model else None
+    images = [Images(path=str(one), domain=args.image_domain, queries=args.query or [], **given) for one in args.paths]
+    model = Model(model=args.classifier) if args.classifier else None
     own = Collecting(min_side=args.min_side, near=not args.exact, model=model, clip=args.clip)
     report = collect_as(own, images, args.domains or [], args.output, {"retry_dropped": args.retry_dropped})
     lines = [f"{report['images']:,} images: {report['kept']:,} kept, {report['dropped']:,} dropped"]

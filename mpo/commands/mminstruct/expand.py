@@ -11,7 +11,7 @@ from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
-mpo mminstruct expand figureqa train1 --output figures --domain numerical_calculation --licence CDLA-Sharing-1.0
+mpo mminstruct expand figureqa train1 --output figures --image-domain numerical_calculation --licence CDLA-Sharing-1.0
 mpo mminstruct expand fields cells.jsonl --output cells --field question=q --field answer=a --field image=file
 """
 
@@ -19,8 +19,7 @@ mpo mminstruct expand fields cells.jsonl --output cells --field question=q --fie
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", metavar="SET", help="geoqa_plus, tabmwp, dvqa, figureqa, mminstruct or fields")
     parser.add_argument("path", metavar="PATH", type=path, help="its file of questions, or the folder that has it")
-    add(parser, "--domain", action="store", help="domain of all its instructions")
-    add(parser, "--field", "--domains", "--licence", "--image-root", "--limit")
+    add(parser, "--field", "--image-domain", "--domains", "--licence", "--image-root", "--limit")
     add(parser, "--turns", default=1)
     add(parser, "--output", "--retry-dropped", "--drop-bad")
 
@@ -34,7 +33,13 @@ def run(args: argparse.Namespace) -> Report:
     if wrong:
         raise ValueError(f"--field={wrong[0]} is no OURS=THEIRS, such as question=q.")
     fields = dict(one.split("=", 1) for one in args.field or [])
-    own = {"image_root": args.image_root, "domain": args.domain, "licence": args.licence, "fields": fields, "limit": args.limit}
+    own = {
+        "image_root": args.image_root,
+        "domain": args.image_domain,
+        "licence": args.licence,
+        "fields": fields,
+        "limit": args.limit,
+    }
     return written(args, [Check()], Expansion(args.set, args.path, domains=load_domains(args.domains or []), **own))
 
 

@@ -166,7 +166,7 @@ class _Plain(pickle.Unpickler):
 
 
 def _geoqa_plus(given: Expansion) -> Lines:
-    """``*.pk``: a list of problems with ``image`` (an array of grey pixels), ``subject`` or ``token_list``, ``choices``, and so on."""
+    """``*.pk``: a list of problems with ``image`` (an array of grey pixels), ``subject`` or ``token_list``, ``choices``."""
     path = _file(given, "*.pk")
     with bad_record(str(path)), open(path, "rb") as file:
         problems = _Plain(file).load()

@@ -118,7 +118,7 @@ class Generate(Step):
         self,
         generator: Generator,
         *,
-        counts: Mapping[str, int] | None = None,
+        counts: Mapping[Any, int] | None = None,
         form: str = "tags",
         domains: Sequence[str] = (),
         **sampling: Any,

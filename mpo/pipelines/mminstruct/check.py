@@ -14,7 +14,7 @@ from typing import Any
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.domains import PLACEHOLDER, prompt
-from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors
+from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
 from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
@@ -97,12 +97,8 @@ def _choice(item: Record, language: str) -> str | None:
         return f"wrong letter: the answer {answer!r:.40} is none of the options"
     if found := next((one for one in choices if _ALL.search(one)), None):
         return f"options: {found!r:.40} refers to the others"
-    plain = [normalised(one) or one for one in choices]
-    if twice := next((one for one in plain if plain.count(one) > 1), None):
-        return f"options: {twice!r:.40} is there twice"
-    if same := next((one for one in choices if one != answer and match(one, answer).correct), None):
-        return f"options: {same!r:.40} is as right as {answer!r:.40}"
-    return None
+    same = [(one, other) for place, one in enumerate(choices) for other in choices[:place] if same_answer(one, other)]
+    return f"options: {same[0][0]!r:.40} is the same as {same[0][1]!r:.40}" if same else None
 
 
 def _long(item: Record, language: str) -> str | None:
@@ -224,7 +220,7 @@ class Blind(Step):
         if record["type"] == "judgement":
             language = record.get("language", "en")
             return yes_or_no(plain, language) == yes_or_no(record["answer"], language)
-        return match(plain, record["answer"], choices=order if order else None).correct
+        return match(plain, record["answer"], choices=order).correct if order else same_answer(plain, record["answer"])
 
 
 _VERDICT = re.compile(r"verdict[\s*_`\"']*[:：][\s*_`\"']*(SUPPORTED|CONTRADICTED|UNKNOWN)", re.IGNORECASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,7 @@ class Classify(Step):
         if record.get("domain"):
             return record
         said = responses[0][0].text
-        words = "_".join(similar.normalised(said).replace("_", " ").split())
+        words = re.sub(r"[\W_]+", "_", said.lower()).strip("_")
         found = [name for name in self._known if f"_{name.lower()}_" in f"_{words}_"]
         if len(found) != 1:
             raise Dropped(f"the model names {'several domains' if found else 'no known domain'}: {said!r:.80}", kind="domain")

@@ -14,7 +14,7 @@ from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
 from mpo.pipelines.mminstruct.domains import TYPES, check_domain, load_domains, prompt
 from mpo.pipelines.step import Record, Step
-from mpo.verification import match
+from mpo.verification.matching import detect_kind, match
 
 COUNTS = {"judgement": 4, "choice": 3, "long": 3, "short": 3}
 """Instructions that are asked for at a time, by type: two Yes and two No, as in the paper's code."""
@@ -295,4 +295,15 @@ def question_key(question: str) -> str:
 
 def _alike(one: str, other: str) -> bool:
     first, second = normalised(one), normalised(other)
-    return first in second or second in first or match(one, other).correct
+    return first in second or second in first or same_answer(one, other)
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two short answers are the same: numbers in any notation, other texts but for case and punctuation.
+
+    >>> same_answer("two", "2"), same_answer("Red.", "red"), same_answer("12", "21")
+    (True, True, False)
+    """
+    if detect_kind(other) == "number":
+        return match(one, other, "number").correct
+    return (normalised(one) or one) == (normalised(other) or other)

@@ -173,7 +173,7 @@ def test_servers_that_say_nothing_useful(make, folder, said, name):
         assert status == 2 and name in err and out == ""
         asked = stub.asked
         assert make(stub.url)[0] == 2 and stub.asked == asked
-    job = folder / "out" / "jobs" / ("caption" if "caption" in said else "generate")
+    job = folder / "out" / "jobs" / ("caption-photos" if "caption" in said else "generate-photos")
     lost = read_json_lines(job / "dropped.jsonl")
     assert lost and all(next(iter(said.values())) in json.dumps(one) for one in lost)
     if "caption" in said:

@@ -13,7 +13,7 @@ from mpo.data.degenerate import find_degenerate
 from mpo.generation.generator import Decoding, GenerationError, Generator, Request, Response
 from mpo.pipelines.mminstruct.collect import smaller
 from mpo.pipelines.mminstruct.domains import LANGUAGES, load_domains, prompt
-from mpo.pipelines.mminstruct.language import found_in, length, other_language
+from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
 from mpo.pipelines.step import Dropped, Record, Step
 
 LENGTHS = {"en": 120, "zh": 200, "ocr": 200}
@@ -107,7 +107,8 @@ class Caption(Step):
             return "the caption is empty or has no whole sentence"
         if said := found_in(text, "refuses"):
             return f"the caption refuses ({said!r})"
-        if other_language(text, language):
+        plain = CJK.sub("", text) if language == "en" and len(CJK.findall(text)) < len(text) / 5 else text  # words on a sign
+        if other_language(plain, language):
             return f"the caption is not in {'English' if language == 'en' else 'Chinese'}"
         if found := next(find_degenerate(text), None):
             return f"the caption repeats itself ({found.rule})"

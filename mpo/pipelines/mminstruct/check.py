@@ -13,7 +13,7 @@ from typing import Any
 
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
-from mpo.pipelines.mminstruct.domains import PLACEHOLDER, prompt
+from mpo.pipelines.mminstruct.domains import prompt
 from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
 from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
 from mpo.pipelines.step import Dropped, Record, Step
@@ -35,7 +35,8 @@ _ALL = re.compile(
 )
 _GIVEN = re.compile(r"\b(?:correct |right )?answer (?:is|would be) \W?\w+|(?:正确)?答案(?:是|为)[^什哪多几谁何]\S*", re.IGNORECASE)
 _MARKS = re.compile(
-    r"</?[QCA]\d*>|<\|[^|>]*\|>|\[/?INST\]|^\s*(?:Q|A|Question|Answer|问题|答案|问|答)\s*\d*\s*[:：]", re.IGNORECASE
+    r"<[A-Za-z][A-Za-z _]{0,30}>|</?[QCA]\d*>|<\|[^|>]*\|>|\[/?INST\]|^\s*(?:Q|A|Question|Answer|问题|答案|问|答)\s*\d*\s*[:：]",
+    re.IGNORECASE,
 )
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
@@ -58,7 +59,7 @@ def find_fault(item: Record) -> str | None:
     for name, text in (("question", question), ("answer", answer), *(("option", one) for one in choices)):
         if not text.strip():
             return f"malformed: the {name} is empty"
-        if found := PLACEHOLDER.search(text) or _MARKS.search(text):
+        if found := _MARKS.search(text):
             return f"malformed: the {name} has {found[0]!r:.40}"
         if said := found_in(text, "caption"):
             return f"caption: the {name} speaks of the caption ({said!r})"

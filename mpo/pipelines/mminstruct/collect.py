@@ -99,7 +99,9 @@ class Images:
         for number, line in enumerate(read_json_lines(file) if file.is_file() else (), 1):
             if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
                 raise BadRecord(f"{file}:{number}", "it has no 'file_name'. Give the path of an image, relative to the folder.")
-            said[os.path.normpath(line["file_name"])] = line
+            if (path := os.path.normpath(line["file_name"])) in said:
+                raise BadRecord(f"{file}:{number}", f"{path!r} is there twice. Remove one of the lines.")
+            said[path] = line
         for path in self._files():
             about = _about(said.pop(path, {}))
             about.pop("id", None)
@@ -224,7 +226,7 @@ def smaller(image: Any, max_side: int | None) -> Any:
 def duplicates(records: Iterable[Record], *, near: bool = True) -> dict[str, str]:
     """Find duplicates among images that `Look` has seen: the same file, or near copies (compressed again, made smaller).
 
-    Of several copies the largest is kept, of equally large ones the first.
+    Of several copies that of the first source is kept, and of one source the largest.
 
     Args:
         records: the records.
@@ -236,7 +238,9 @@ def duplicates(records: Iterable[Record], *, near: bool = True) -> dict[str, str
     kept: dict[str, Record] = {}
     buckets: dict[tuple[int, int], list[Record]] = {}
     found: dict[str, str] = {}
-    for record in sorted(records, key=lambda one: -one["width"] * one["height"]):
+    records = list(records)
+    sources = {name: place for place, name in enumerate(dict.fromkeys(one["source"] for one in records))}
+    for record in sorted(records, key=lambda one: (sources[one["source"]], -one["width"] * one["height"])):
         if (first := kept.setdefault(record["content"], record)) is not record:
             found[record["id"]] = f"it is the same file as {first['id']!r}"
             continue
@@ -251,9 +255,9 @@ def duplicates(records: Iterable[Record], *, near: bool = True) -> dict[str, str
     return found
 
 
-def _same(large: Record, small: Record) -> bool:
-    """Whether an image is a copy of one that is as large or larger, which is made as small first."""
-    first, second = (open_image(one["images"][0]) for one in (large, small))
+def _same(one: Record, other: Record) -> bool:
+    """Whether two images are copies; the larger one is made as small as the other first."""
+    first, second = sorted((open_image(each["images"][0]) for each in (one, other)), key=lambda image: -image.width)
     if not may_be_same(glimpse(first), glimpse(second)):
         return False
     if abs(first.width * second.height - second.width * first.height) <= max(*first.size, *second.size):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mpo.pipelines.mminstruct.domains import TYPES, Language, Type
-from mpo.pipelines.mmpr.config import Group, Model, Seed, Whole, read_yaml
+from mpo.pipelines.mmpr.config import Group, Model, Seed, Whole, file_name, read_yaml
 
 Price = Annotated[float, Field(ge=0)]
 
@@ -132,4 +132,7 @@ def read_config(path: str | Path) -> Config:
         raise ValueError(f"{path}: images need {lost[0]}, with a model. Add it.")
     if wrong := [one.path for one in config.images if one.domain == "query" and not one.retrieve]:
         raise ValueError(f"{path}: domain: query of {wrong[0]} needs retrieve, the number of images for each query. Add it.")
+    names = [file_name(one.name or one.set) for one in config.expand]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path}: two sets of expand are called {twice[0]!r}. Give one another name.")
     return config

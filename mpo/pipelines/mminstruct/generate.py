@@ -79,7 +79,13 @@ class Seed(Step):
             raise ValueError(f"Expected types among {', '.join(TYPES)}; got {wrong[0]!r}.")
         if rounds < 1 or per < 0:
             raise ValueError(f"Expected rounds of 1 or more and 0 or more seeds; got rounds={rounds}, per={per}.")
-        self.types, self.rounds, self.per, self.domains, self.seed = [*types], rounds, per, [str(one) for one in domains], seed
+        self.types, self.rounds, self.per, self.domains, self.seed = (
+            [*dict.fromkeys(types)],
+            rounds,
+            per,
+            [str(one) for one in domains],
+            seed,
+        )
         self._known = load_domains(self.domains)
         self.questions = blake2b(
             repr(sorted((k, v.model_dump()) for k, v in self._known.items())).encode(), digest_size=8

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mpo.generation.generator import Generator
 from mpo.io import json_line, write_json_lines, write_text
-from mpo.pipelines.job import SETTINGS, Job
+from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages, check_sees
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check
 from mpo.pipelines.mminstruct.collect import Classify, Images, Look, check_unique, duplicates
@@ -27,16 +26,6 @@ from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Record, Step
 
 REPORT = "report.json"
-
-
-class Chain:
-    """Records of several sources, one after another, which can be read again."""
-
-    def __init__(self, sources: Sequence[Iterable[Record]]) -> None:
-        self.sources = sources
-
-    def __iter__(self) -> Iterator[Record]:
-        return chain.from_iterable(self.sources)
 
 
 def collect(
@@ -69,22 +58,26 @@ def collect(
     """
     check_unique(sources)
     chosen = [one if index is None else index(folder / "index", one) for one in sources]
-    job = Job([Look(min_side=min_side)], Chain(chosen), folder / "look")
-    reports = [job.run(**how)]
-    dropped = [{**one, "step": "look"} for one in Records(job.folder, DROPPED)] if reports[0]["dropped"] else []
-    twice = duplicates(Records(job.folder), near=near) if reports[0]["output"] else {}
-    seen = Records(job.folder)
+    reports, dropped, seen = [], list[Record](), list[Record]()
+    for source, records in zip(sources, chosen, strict=True):  # a job each: more sources may come
+        job = Job([Look(min_side=min_side)], records, folder / "look" / file_name(str(source.name)))
+        reports.append(job.run(**how))
+        dropped += Records(job.folder, DROPPED)
+        seen += Records(job.folder)
+    twice = duplicates(seen, near=near)
     dropped += [
         {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one}
         for one in seen
         if one["id"] in twice
     ]
-    kept: Any = [one for one in seen if one["id"] not in twice]
-    if classify is not None and any("domain" not in one for one in kept):
-        named = Job([classify], kept, folder / "classify")
+    kept = [one for one in seen if one["id"] not in twice]
+    for name in dict.fromkeys(one["source"] for one in kept if classify is not None and "domain" not in one):
+        assert classify is not None
+        own = [one for one in kept if one["source"] == name]
+        named = Job([classify], own, folder / "classify" / file_name(name))
         reports.append(named.run(**how))
-        kept = [*Records(named.folder)] if reports[1]["output"] else []
-        dropped += [*Records(named.folder, DROPPED)] if reports[1]["dropped"] else []
+        kept = [*(one for one in kept if one["source"] != name), *Records(named.folder)]
+        dropped += Records(named.folder, DROPPED)
     write_json_lines(folder / OUTPUT, kept)
     write_json_lines(folder / DROPPED, dropped)
     report = _collected(kept, dropped, reports)
@@ -179,26 +172,40 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
             collected = collect_as(config.collect, config.images, config.domains, folder / "collect", how)
             if lost := collected["domains"].get("none"):
                 raise ValueError(f"{lost} images have no domain. Give images a domain: a name, folder, prompt or query.")
-            seeing = opened(config.caption.model)
-            if not (folder / "caption" / SETTINGS).exists():
-                check_sees(seeing)
-            records: Any = InLanguages(Records(folder / "collect"), config.languages)
-            jobs.append(_run(caption_steps(seeing, config.caption, config.domains), records, folder / "caption", drop_bad, how))
-            _refuse_nothing(jobs[-1], "caption")
-            generator, form = writer(config.generate, opened)
-            own = config.generate
-            seed = Seed(types=config.types, rounds=own.rounds, per=own.seeds, domains=config.domains, seed=config.seed)
-            made = Generate(generator, counts=own.counts, form=form, domains=config.domains, **_sampling(own))
-            steps: list[Step] = [seed, made, Check()]
-            steps += [Blind(opened(config.blind.model), n=config.blind.n, seed=config.blind.seed)] if config.blind else []
-            steps += [Agree(opened(config.judge.model), seed=config.judge.seed)] if config.judge else []
-            jobs.append(_run(steps, Records(folder / "caption"), folder / "generate", drop_bad, how))
-            _refuse_nothing(jobs[-1], "instruction")
+            jobs += _instruct(config, folder, opened, drop_bad, how)
         sets = [Expansion(**dict(one), domains=domains) for one in config.expand]
         for one in sets:
             jobs.append(_run([Check()], one, folder / f"expand-{file_name(str(one.name))}", drop_bad, {**how, "workers": 1}))
-            _refuse_nothing(jobs[-1], "instruction")
+            _refuse_nothing(jobs[-1:], "instruction")
         return write(output, config, collected, jobs)
+
+
+def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: dict[str, Any]) -> list[tuple[Job, dict[str, Any]]]:
+    """Caption the collected images and write instructions about them, in two jobs for each source: more sources may come."""
+    assert config.caption is not None and config.generate is not None
+    seeing, own = opened(config.caption.model), config.generate
+    if not (folder / "sees").exists():
+        check_sees(seeing)
+        (folder / "sees").touch()
+    images = [*Records(folder / "collect")]
+    told = []
+    for name in dict.fromkeys(one["source"] for one in images):
+        records = InLanguages([one for one in images if one["source"] == name], config.languages)
+        steps = caption_steps(seeing, config.caption, config.domains)
+        told.append(_run(steps, records, folder / f"caption-{file_name(name)}", drop_bad, how))
+    _refuse_nothing(told, "caption")
+    generator, form = writer(own, opened)
+    seed = Seed(types=config.types, rounds=own.rounds, per=own.seeds, domains=config.domains, seed=config.seed)
+    steps = [seed, Generate(generator, counts=own.counts, form=form, domains=config.domains, **_sampling(own)), Check()]
+    steps += [Blind(opened(config.blind.model), n=config.blind.n, seed=config.blind.seed)] if config.blind else []
+    steps += [Agree(opened(config.judge.model), seed=config.judge.seed)] if config.judge else []
+    made = []
+    for job, report in told:
+        if report["output"]:
+            place = folder / job.folder.name.replace("caption-", "generate-", 1)
+            made.append(_run(steps, Records(job.folder), place, drop_bad, how))
+    _refuse_nothing(made, "instruction")
+    return [*told, *made]
 
 
 def collect_as(own: Collecting, given: Sequence[Given], extra: Sequence[Any], folder: Path, how: dict[str, Any]) -> dict[str, Any]:
@@ -226,12 +233,11 @@ def _run(steps: list[Step], records: Any, folder: Path, drop_bad: bool, how: dic
     return job, {"job": folder.name, **job.run(**how)}
 
 
-def _refuse_nothing(done: tuple[Job, dict[str, Any]], what: str) -> None:
-    """Raise ValueError, with the reasons, for a job without any output."""
-    job, report = done
-    if not report["output"]:
+def _refuse_nothing(done: Sequence[tuple[Job, dict[str, Any]]], what: str) -> None:
+    """Raise ValueError, with the reasons, for jobs without any output."""
+    if not any(report["output"] for _, report in done):
         reasons = Counter[str]()
-        for step in report["steps"]:
+        for step in (step for _, report in done for step in report["steps"]):
             reasons.update(step.get("reasons", {}))
         said = ", ".join(f"{count}: {reason}" for reason, count in reasons.most_common(5))
-        raise ValueError(f"No {what} can be used: {said}. What was said is in {job.folder / DROPPED}.")
+        raise ValueError(f"No {what} can be used: {said}. What was said is in {done[0][0].folder / DROPPED}.")

@@ -109,12 +109,7 @@ def write(
         ValueError: if no instruction is left.
     """
     output = output.absolute()
-    made = [
-        one
-        for job, _ in jobs
-        if job.names != ["caption"] and not job.names[-1].startswith("caption")
-        for one in Records(job.folder)
-    ]
+    made = [one for job, _ in jobs if not job.names[-1].startswith("caption") for one in Records(job.folder)]
     kept, surplus = balance(made, config.seed)
     kept = arrange(kept, config.seed)
     lost = [{**one, "job": job.folder.name} for job, _ in jobs for one in Records(job.folder, DROPPED)]

@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> Report:
     from mpo.pipelines.mminstruct.make import writer
     from mpo.pipelines.mmpr.make import Records, open_model
 
-    _, sampling = asked_model(args) if args.form == "tags" else (None, {})
+    plain, sampling = asked_model(args)
     given = {name: getattr(args, name) for name in ("device", "model_name", "max_tiles")}
-    sampling = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed")}
-    model, form = writer(Generating(model=Model(model=args.model, **given), form=args.form), open_model)
+    own = Generating(model=Model(model=args.model, **given), form=args.form)
+    model, form = writer(own, lambda one: plain if one.extra is None else open_model(one))
     steps = [Generate(model, form=form, domains=args.domains or [], **sampling), Check()]
     steps += [Blind(open_model(Model(model=args.blind)))] if args.blind else []
     steps += [Agree(open_model(Model(model=args.judge)))] if args.judge else []

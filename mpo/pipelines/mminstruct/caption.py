@@ -18,6 +18,8 @@ from mpo.pipelines.step import Dropped, Record, Step
 
 LENGTHS = {"en": 120, "zh": 200, "ocr": 200}
 """Shortest captions: in words in English, in characters in Chinese, and of an image with text (FACTS of the paper's code)."""
+REFUSAL = 160
+"""Characters at the start of a caption in which a refusal is looked for: later on, it may be text in the image."""
 _END = re.compile(r"[.!?。！？][\"'”’」』)）]*(?=\s|$|[^\s\x00-\x7f])")
 
 
@@ -105,7 +107,7 @@ class Caption(Step):
         count, shortest = length(text, language), self._shortest(record)
         if not text:
             return "the caption is empty or has no whole sentence"
-        if said := found_in(text, "refuses"):
+        if said := found_in(text[:REFUSAL], "refuses"):
             return f"the caption refuses ({said!r})"
         plain = CJK.sub("", text) if language == "en" and len(CJK.findall(text)) < len(text) / 5 else text  # words on a sign
         if other_language(plain, language):

@@ -33,7 +33,7 @@ _ALL = re.compile(
     r"|以上(?:都|全|皆|均)|(?:都|均|皆)(?:不)?(?:是|对)$",
     re.IGNORECASE,
 )
-_GIVEN = re.compile(r"\b(?:correct |right )?answer (?:is|would be) \W?\w+|(?:正确)?答案(?:是|为)[^什哪多几谁何]\S*", re.IGNORECASE)
+_GIVEN = re.compile(r"\banswer (?:is|would be)\b(.*)|答案(?:是|为)(.*)", re.IGNORECASE | re.DOTALL)
 _MARKS = re.compile(
     r"<[A-Za-z][A-Za-z _]{0,30}>|</?[QCA]\d*>|<\|[^|>]*\|>|\[/?INST\]|^\s*(?:Q|A|Question|Answer|问题|答案|问|答)\s*\d*\s*[:：]",
     re.IGNORECASE,
@@ -63,16 +63,13 @@ def find_fault(item: Record) -> str | None:
             return f"malformed: the {name} has {found[0]!r:.40}"
         if said := found_in(text, "caption"):
             return f"caption: the {name} speaks of the caption ({said!r})"
-        if said := found_in(text, "refuses"):
+        if said := found_in(text, "refuses") or (found_in(text, "undetermined") if name == "answer" else None):
             return f"refusal: the {name} refuses ({said!r})"
     if fault := _FORM[type](item, language):
         return fault
-    known = f"{item.get('caption', '')}\n{item.get('ocr', '')}"
-    for name, text in (
-        ("question", question),
-        *((("answer", answer),) if type in ("long", "short") else ()),
-        *(("option", one) for one in choices),
-    ):
+    known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
+    texts = [("question", question)] + [("answer", answer)] * (type == "long" or (type == "short" and bool(known)))
+    for name, text in [*texts, *(("option", one) for one in choices if known)]:  # without a caption, names are not known
         if other_language(text, language, known):
             return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
     return _leak(item) or (_unsupported(item) if type == "choice" else None)
@@ -117,11 +114,13 @@ _FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _sh
 
 def _leak(item: Record) -> str | None:
     question, answer = item["question"], item["answer"]
-    if found := _GIVEN.search(question):
+    asked, said = normalised(question), normalised(answer)
+    if (found := _GIVEN.search(question)) and re.match(
+        rf"{re.escape(said)}(?!\w)" if said else "$", normalised(found[1] or found[2] or "")
+    ):
         return f"leak: the question says {found[0]!r:.40}"
     if item["type"] == "judgement":
         return None
-    asked, said = normalised(question), normalised(answer)
     others = [normalised(one) for one in item.get("choices") or () if one != answer]
     if item["type"] == "long":
         first = normalised(re.split(r"(?<=[.!?。！？])", answer)[0])

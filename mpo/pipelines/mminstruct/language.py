@@ -18,8 +18,8 @@ _LATIN = 0x250
 @cache
 def _rules() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
-    compiled = {name: re.compile("|".join(found[name]), re.IGNORECASE) for name in ("refuses", "caption")}
-    return {**compiled, "english": frozenset(found["english"].split())}
+    compiled = {name: re.compile("|".join(found[name]), re.IGNORECASE) for name in ("refuses", "undetermined", "caption")}
+    return {**compiled, **{name: frozenset(found[name].split()) for name in ("english", "foreign")}}
 
 
 def length(text: str, language: str) -> int:
@@ -33,7 +33,7 @@ def length(text: str, language: str) -> int:
 
 
 def found_in(text: str, rule: str) -> str | None:
-    """The words by which a text refuses what is asked (``refuses``), or speaks of a ``caption``, which viewers do not know.
+    """The words by which a text refuses what is asked (``refuses``, ``undetermined``), or speaks of a ``caption``.
 
     >>> found_in("I'm sorry, but I can't view images.", "refuses"), found_in("A sign says sorry.", "refuses")
     ("I'm sorry", None)
@@ -64,4 +64,7 @@ def other_language(text: str, language: str, known: str = "") -> bool:
         return len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
         return True
-    return len(new) >= 5 and not any(word.casefold() in _rules()["english"] for word in words)
+    if any(word.casefold() in _rules()["english"] for word in words):
+        return False
+    asks = "?" in text and (text.lstrip()[:1] == "¿" or any(word.casefold() in _rules()["foreign"] for word in words))
+    return asks or len(new) >= 5

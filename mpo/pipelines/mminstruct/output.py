@@ -124,6 +124,10 @@ def write(
     write_json_lines(output / DROPPED, lost)
     write_text(output / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(output / PAGE, page(report, kept))
+    if not kept:
+        (output / META).unlink()
+        said = ", ".join(f"{count}: {reason}" for reason, count in report["drops"].items())
+        raise ValueError(f"No instruction is left: {said}. See {output / PAGE}.")
     return report
 
 
@@ -149,6 +153,8 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
         ]
         messages[0]["content"] = [{"type": "image"}, *messages[0]["content"]]  # type: ignore[misc]
         trl.append({"id": ids, "images": [first["images"][0]], "messages": messages})
+    for file in (output / LINES).glob("*.jsonl"):  # of an earlier run, under other rules
+        file.unlink()
     near = os.path.relpath(root, output) if Path(root).is_relative_to(output) else root
     meta = {}
     for name, own in sorted(lines.items()):

@@ -238,17 +238,18 @@ def _report(
 
 def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
     """Write the report as a self-contained HTML page, with an example of each domain and type."""
-    heads = "".join(f"<th>{type}</th>" for type in (*TYPES, "all"))
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{own[type]}</td>' for type in TYPES)}<td>{sum(own.values())}</td></tr>"
-        for name, own in report["domains"].items()
-    )
+    heads = "".join(f"<th>{name}</th>" for name in (*TYPES, "all", "images"))
+    rows = ""
+    for name, own in report["domains"].items():
+        images = len({one["images"][0] for one in kept if (one.get("domain") or "none") == name})
+        cells = "".join(f"<td>{count}</td>" for count in (*(own[type] for type in TYPES), sum(own.values()), images))
+        rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
     first: dict[tuple[str, str], Record] = {}
     for one in kept:
         first.setdefault((one.get("domain") or "none", one["type"]), one)
     parts = [("Domains and types", f"<table><tr><th></th>{heads}</tr>{rows}</table>")]
     parts += [
-        (title, _table(report[name]))
+        (title, _table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))
         for title, name in (
             ("Cost of a kept instruction", "per instruction"),
             ("Spent", "spent"),
@@ -262,16 +263,16 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
     ]
     parts[1] = (
         parts[1][0],
-        f"{parts[1][1]}<p>In the paper, an instruction costs a sixth ({PAPER_RATIO:.3f}) of one that people write.</p>",
+        f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>",
     )
     shown = "".join(_example(one) for _, one in sorted(first.items()))
     title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
-    style = f"{STYLE}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}pre{{margin:.2em 0}}"
+    style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style></head>"
-        f"<body><h1>{escape(title)}</h1>"
-        + "".join(f"<h2>{escape(name)}</h2>{html}" for name, html in parts)
-        + f"<h2>Examples</h2>{shown}</body></html>\n"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{style}pre{{margin:.2em 0}}</style></head>"
+        f"<body><h1>{escape(title)}</h1><div class='g'>"
+        + "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
+        + f"</div><h2>Examples</h2>{shown}</body></html>\n"
     )
 
 

@@ -269,7 +269,8 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
     title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
     style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{style}pre{{margin:.2em 0}}</style></head>"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
+        f"<style>{style}pre{{margin:.2em 0}}</style></head>"
         f"<body><h1>{escape(title)}</h1><div class='g'>"
         + "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
         + f"</div><h2>Examples</h2>{shown}</body></html>\n"

@@ -143,6 +143,8 @@ def in_english(table, title, names, means):
     bars = "; ".join(f"the bar of {name} is {mean:.3g} high" for name, mean in zip(names, means, strict=True))
     caption = f"A bar chart with the title {title} has {len(names)} blue bars on a white ground. From left to right, {bars}."
     first, last = names[0], names[-1]
+    told = f"It compares {len(names)} classes. {high} has the highest bar with {max(means):.3g}"
+    told += f", and {low} the lowest with {min(means):.3g}."
     yes = means[0] > means[-1]
     return caption, [
         ("judgement", f"Is the bar of {first} higher than that of {last}?", [], "Yes" if yes else "No"),
@@ -150,8 +152,8 @@ def in_english(table, title, names, means):
         ("choice", f"What is the value of {first}?", [f"{means[0]:.3g}", *near(means[0])], f"{means[0]:.3g}"),
         ("short", f"Which value does the bar of {last} show?", [], f"{means[-1]:.3g}"),
         ("short", "Which class has the highest bar?", [], high),
-        ("long", f"What does the chart show about {title}?", [], f"It compares {len(names)} classes. {high} has the highest bar with {max(means):.3g}, and {low} the lowest with {min(means):.3g}."),
-    ]  # fmt: skip
+        ("long", f"What does the chart show about {title}?", [], told),
+    ]
 
 
 def in_chinese(table, title, names, means):
@@ -159,6 +161,7 @@ def in_chinese(table, title, names, means):
     high, low = (said[means.index(edge(means))] for edge in (max, min))
     bars = "，".join(f"{name}的柱高为{mean:.3g}" for name, mean in zip(said, means, strict=True))
     caption = f"这是一幅标题为 {title} 的柱状图，白色背景上有{len(names)}根蓝色的柱子。从左到右，{bars}。"
+    told = f"图中比较了{len(names)}个类别，{high}的柱子最高，为{max(means):.3g}，而{low}的最低，为{min(means):.3g}。"
     yes = means[0] > means[-1]
     return caption, [
         ("judgement", f"{said[0]}的柱子比{said[-1]}的高吗？", [], "是" if yes else "否"),
@@ -166,8 +169,8 @@ def in_chinese(table, title, names, means):
         ("choice", f"{said[0]}的数值是多少？", [f"{means[0]:.3g}", *near(means[0])], f"{means[0]:.3g}"),
         ("short", f"{said[-1]}的柱子表示的数值是多少？", [], f"{means[-1]:.3g}"),
         ("short", "哪一类的柱子最高？", [], high),
-        ("long", f"这幅图说明了 {title} 的什么情况？", [], f"图中比较了{len(names)}个类别，{high}的柱子最高，为{max(means):.3g}，而{low}的最低，为{min(means):.3g}。"),
-    ]  # fmt: skip
+        ("long", f"这幅图说明了 {title} 的什么情况？", [], told),
+    ]
 
 
 # Faults: an edit of an instruction gives (type, question, options, answer, letter) or the text of the response, or None.
@@ -279,7 +282,9 @@ def leaking(random, item, image):
 
 def of_caption(random, item, image):
     type, question, options, answer = item
-    texts = ["根据描述，{}", "描述中提到，{}"] if image["language"] == "zh" else ["According to the description, {}", "Based on the caption, {}", "In the given description, {}"]  # fmt: skip
+    texts = ["According to the description, {}", "Based on the caption, {}", "In the given description, {}"]
+    if image["language"] == "zh":
+        texts = ["根据描述，{}", "描述中提到，{}"]
     return tagged([(type, random.choice(texts).format(question), options, answer)])
 
 
@@ -287,7 +292,9 @@ def refusing(random, item, image):
     type, question, options, answer = item
     if type not in ("short", "long"):
         return None
-    texts = ["抱歉，我无法确定。", "无法判断，图中没有说明。"] if image["language"] == "zh" else ["I'm sorry, I cannot tell from here what this would be.", "This cannot be determined from the given text.", "It is not mentioned in the text."]  # fmt: skip
+    texts = ["I'm sorry, I cannot tell from here what this would be.", "This cannot be determined from the given text."]
+    if image["language"] == "zh":
+        texts = ["抱歉，我无法确定。", "无法判断，图中没有说明。"]
     return tagged([(type, question, options, random.choice(texts))])
 
 
@@ -310,10 +317,10 @@ class Scripted:
     def __init__(self, say):
         self.say = say
 
-    def identity(self):
+    def identity(self):  # noqa: D102
         return {"model": "scripted"}
 
-    async def stream(self, requests, *, n=1, concurrency=None, **settings):
+    async def stream(self, requests, *, n=1, concurrency=None, **settings):  # noqa: D102
         place = 0
         async for item in requests:
             request, samples = item if isinstance(item, tuple) else (item, range(n))

@@ -23,7 +23,7 @@ images: [{{path: photos, domain: folder, licence: CC0, origin: made here}}]
 languages: [en, zh]
 caption: {{model: {{model: "{url}", prices: [1, 2]}}}}
 generate: {{model: {{model: "{url}", prices: [1, 2]}}, rounds: 1}}
-blind: {{model: {{model: "{url}"}}, n: 1}}
+blind: {{n: 1}}
 judge: {{model: {{model: "{url}"}}}}
 manual_price: 0.3
 """

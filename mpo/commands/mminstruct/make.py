@@ -7,7 +7,7 @@ and report.html. CONFIG is YAML:
   languages: [en, zh]
   caption: {model: {model: "http://localhost:8000/v1", prices: [10, 30]}}
   generate: {model: {model: "http://localhost:8001/v1", prices: [0.5, 1.5]}, rounds: 2}
-  blind: {model: {model: "http://localhost:8001/v1"}}
+  blind: {n: 3}  # what is answered without the image, and what the caption contradicts (judge), is dropped; null: not
   expand: [{set: figureqa, path: train1, limit: 1000}]
   manual_price: 0.3
 """

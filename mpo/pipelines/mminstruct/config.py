@@ -64,9 +64,9 @@ class Generating(Sampling):
 
 
 class Asking(Group):
-    """The model of `Blind` or `Agree`."""
+    """The model of `Blind` or `Agree`; without one, that of `generate`."""
 
-    model: Model
+    model: Model | None = None
     n: Whole = 3  # of Blind
     seed: Seed = 0
 
@@ -94,8 +94,8 @@ class Config(Group):
     collect: Collecting = Collecting()
     caption: Captioning | None = None
     generate: Generating | None = None
-    blind: Asking | None = None
-    judge: Asking | None = None
+    blind: Asking | None = Asking()  # null turns it off
+    judge: Asking | None = Asking()
     expand: list[Expanding] = []
     turns: Whole = 1  # instructions of a conversation
     manual_price: Price | None = None  # of an instruction that people write

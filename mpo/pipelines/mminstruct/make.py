@@ -197,8 +197,8 @@ def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: di
     generator, form = writer(own, opened)
     seed = Seed(types=config.types, rounds=own.rounds, per=own.seeds, domains=config.domains, seed=config.seed)
     steps = [seed, Generate(generator, counts=own.counts, form=form, domains=config.domains, **_sampling(own)), Check()]
-    steps += [Blind(opened(config.blind.model), n=config.blind.n, seed=config.blind.seed)] if config.blind else []
-    steps += [Agree(opened(config.judge.model), seed=config.judge.seed)] if config.judge else []
+    steps += [Blind(opened(config.blind.model or own.model), n=config.blind.n, seed=config.blind.seed)] if config.blind else []
+    steps += [Agree(opened(config.judge.model or own.model), seed=config.judge.seed)] if config.judge else []
     made = []
     for job, report in told:
         if report["output"]:

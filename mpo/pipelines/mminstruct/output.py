@@ -153,8 +153,8 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
         ]
         messages[0]["content"] = [{"type": "image"}, *messages[0]["content"]]  # type: ignore[misc]
         trl.append({"id": ids, "images": [first["images"][0]], "messages": messages})
-    for file in (output / LINES).glob("*.jsonl"):  # of an earlier run, under other rules
-        file.unlink()
+    for old in (output / LINES).glob("*.jsonl"):  # of an earlier run, with other domains
+        old.unlink()
     near = os.path.relpath(root, output) if Path(root).is_relative_to(output) else root
     meta = {}
     for name, own in sorted(lines.items()):

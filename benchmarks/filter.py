@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy
 
-from mpo.curation.degenerate import LIMITS, find_degenerate
+from mpo.data.degenerate import LIMITS, find_degenerate
 
 PURE, STDLIB = Path(numpy.__file__).parents[1], Path(sysconfig.get_path("stdlib"))
 PER_KIND, PER_FILE, BROKEN = 150, 3, 20

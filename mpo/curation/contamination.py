@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from mpo.curation import similar
 from mpo.curation.dedupe import images_of
-from mpo.curation.same_image import same_image
-from mpo.data import load_conversations, load_preferences, load_questions
+from mpo.data import load_conversations, load_preferences, load_questions, similar
 from mpo.data.eval_part import asked_text
 from mpo.data.images import open_image
+from mpo.data.same_image import same_image
 
 THRESHOLD = 0.8
 """Minimum overlap of the 5-grams of two questions that are near duplicates; their numbers are the same."""

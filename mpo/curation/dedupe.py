@@ -12,10 +12,10 @@ from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpo.curation import similar
-from mpo.curation.same_image import glimpse, may_be_same, same_image
+from mpo.data import similar
 from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, per_record, question_text, shown_keys, video_key
 from mpo.data.images import open_image
+from mpo.data.same_image import glimpse, may_be_same, same_image
 
 VERSION = 2
 """Increase it when the same records get different signatures, so that cached ones of earlier versions are not used."""
@@ -42,7 +42,7 @@ def find_duplicates(
 
     Exact: the same question, images (bytes of the files), chosen and rejected completion. Near: the question and both completions
     overlap by `threshold`, ignoring case and punctuation, with the same numbers; and the images are the same, or copies that were
-    compressed again or made slightly smaller (`mpo.curation.same_image`).
+    compressed again or made slightly smaller (`mpo.data.same_image`).
 
     Args:
         pairs: records.

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from mpo.curation.degenerate import LIMITS, check_limits, find_degenerate
+from mpo.data.degenerate import LIMITS, check_limits, find_degenerate
 from mpo.data.eval_part import content_text
 from mpo.generation.generator import Generator, Request, Response
 from mpo.pipelines.step import Dropped, Record, Step
@@ -78,7 +78,7 @@ def _messages(given: Any, role: str) -> list[Message]:
 
 
 class Form(Step):
-    """Drop records with a text that degenerates (`mpo.curation.degenerate`), or that could not be read (``bad``).
+    """Drop records with a text that degenerates (`mpo.data.degenerate`), or that could not be read (``bad``).
 
     Args:
         limits: by rule, where they differ from `LIMITS`; None turns a rule off.

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mpo.curation.dedupe import texts
 from mpo.curation.show import html_page, png_url
-from mpo.curation.similar import normalised, overlap
 from mpo.data.eval_part import content_keys, content_text, per_record
+from mpo.data.similar import normalised, overlap
 from mpo.visible import table
 
 if TYPE_CHECKING:

@@ -37,6 +37,7 @@ ACTIONS = {
     "cache": {"inspect", "prune", "verify"},
     "data": {"convert", "dedupe", "filter", "mix", "show", "split", "stats", "validate"},
     "inspect": {"fuser"},
+    "mminstruct": {"caption", "collect", "expand", "generate", "make", "seed"},
     "mmpr": {"continue", "make", "pair", "sample", "verify"},
 }
 
@@ -75,8 +76,8 @@ def test_every_command_has_json_and_help_with_examples():
         if name not in ("mpo sft", "mpo train"):
             assert f"\n  {name} " in parser.epilog and parser.description[0].isupper(), name
         first = parser.description.split("\n")[0]
-        verbs = "Ask|Check|Continue|Convert|Export|Inspect|Join|Make|Measure|Pair|Print|Remove|Run|Sample|Show|Split|Train|Validate"
-        assert re.match(f"({verbs}|Verify|Write)[ ,]", first), first
+        verbs = "Ask|Check|Choose|Collect|Continue|Convert|Describe|Export|Inspect|Join|Make|Measure|Pair|Print|Read|Remove|Run"
+        assert re.match(f"({verbs}|Sample|Show|Split|Train|Validate|Verify|Write)[ ,]", first), first
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/comparison.md", None], ids=str)

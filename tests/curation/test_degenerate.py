@@ -2,8 +2,8 @@
 
 import pytest
 
-from mpo.curation.degenerate import LIMITS, find_degenerate
 from mpo.curation.judge import Form
+from mpo.data.degenerate import LIMITS, find_degenerate
 
 SENTENCE = "The small cat sits on the old wooden chair."
 TABLE = "| name | height | width |\n|---|---|---|\n" + "\n".join(f"| box {row} | {row * 3} | {row * 7} |" for row in range(80))

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 
-from mpo.curation.same_image import _block_means, _same_shape, glimpse, may_be_same, same_image
+from mpo.data.same_image import _block_means, _same_shape, glimpse, may_be_same, same_image
 
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

@@ -6,7 +6,7 @@ from PIL import Image
 from support import make_image
 
 from mpo.curation.completions import refusal, unfinished
-from mpo.curation.similar import difference_hash, differing_bits, ngrams, normalised, overlap, signature
+from mpo.data.similar import difference_hash, differing_bits, ngrams, normalised, overlap, signature
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,19 @@ def reviewed(records: Any, args: argparse.Namespace) -> Any:
 
 
 def run_step(args: argparse.Namespace, step: Any, records: Any = None, *, pairs: bool = False) -> Report:
-    """Run a step over records, by default those of INPUT; pairs are also written as MMPR files."""
+    """Run a step, or several, over records, by default those of INPUT; pairs are also written as MMPR files."""
     from mpo.pipelines.job import Job
     from mpo.pipelines.mmpr.make import Records, write
     from mpo.pipelines.report import summarize
 
     if args.output is None:
         raise ValueError("The results need a folder. Give --output DIR.")
-    job = Job([step], Records(args.input) if records is None else records, args.output, drop_bad=args.drop_bad)
+    job = Job(
+        step if isinstance(step, list) else [step],
+        Records(args.input) if records is None else records,
+        args.output,
+        drop_bad=args.drop_bad,
+    )
     report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
     if pairs:
         write(job, report)

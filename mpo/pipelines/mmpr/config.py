@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -23,6 +23,9 @@ class Group(BaseModel):
     """A group of keys; any other is refused."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+Read = TypeVar("Read", bound=Group)
 
 
 class Model(Group):
@@ -121,12 +124,7 @@ def read_config(path: str | Path) -> Config:
         ValueError: for a file that is no YAML; for each key that is unknown, missing, or has a wrong value; and for rounds with
             anything but one local model.
     """
-    try:
-        config = Config.model_validate(OmegaConf.to_container(OmegaConf.load(path), resolve=True))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}. Fix the file.") from None
-    except ValidationError as error:
-        raise ValueError(f"{path}: " + " ".join(_said(one) for one in error.errors())) from None
+    config = read_yaml(path, Config)
     for group in (*config.sources, *config.models):
         for name, value in group:
             if name in ("path", "image_root", "model", "base", "template") and value and (Path(path).parent / value).exists():
@@ -139,6 +137,18 @@ def read_config(path: str | Path) -> Config:
     if config.rounds > 1 and (len(config.models) > 1 or is_server(config.models[0].model)):
         raise ValueError(f"{path}: rounds={config.rounds} needs one model, which it trains and loads again; give its folder.")
     return config
+
+
+def read_yaml(path: str | Path, kind: type[Read]) -> Read:
+    """Read a YAML file as a group. Raises ValueError for no YAML, and for keys that are unknown, missing, or have a wrong value."""
+    try:
+        return kind.model_validate(OmegaConf.to_container(OmegaConf.load(path), resolve=True))
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}. Give a YAML file.") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}. Fix the file.") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: " + " ".join(_said(one) for one in error.errors())) from None
 
 
 def _said(error: Any) -> str:

@@ -73,7 +73,7 @@ def difference_hash(image: Image.Image) -> int:
     """Hash an image to 64 bits: whether each of 8 x 8 pixels of the shrunken grey image is brighter than its right neighbour.
 
     Resized and recompressed copies have nearly the same hash, but so have drawings that differ only in colour or small details: it
-    selects the images to compare (`mpo.curation.same_image`).
+    selects the images to compare (`mpo.data.same_image`).
     """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     bits = (grey[:, :-1] > grey[:, 1:]).reshape(-1)

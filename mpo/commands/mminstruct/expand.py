@@ -1,0 +1,58 @@
+"""Read a public set as instructions of the four types, check them, and write them for training.
+
+SET is geoqa_plus, tabmwp, dvqa, figureqa or mminstruct (qa_en.jsonl, caption_cn.jsonl, caption_en.jsonl) in its published
+layout, or fields, for any JSONL, JSON or Parquet file whose fields are named by --field.
+"""
+
+import argparse
+from typing import Any
+
+from mpo.commands.flags import add, path
+from mpo.commands.outcome import Report
+
+EXAMPLES = """\
+mpo mminstruct expand figureqa train1 --output figures --image-domain numerical_calculation --licence CDLA-Sharing-1.0
+mpo mminstruct expand fields cells.jsonl --output cells --field question=q --field answer=a --field image=file
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("set", metavar="SET", help="geoqa_plus, tabmwp, dvqa, figureqa, mminstruct or fields")
+    parser.add_argument("path", metavar="PATH", type=path, help="its file of questions, or the folder that has it")
+    add(parser, "--field", "--image-domain", "--domains", "--licence", "--image-root", "--limit")
+    add(parser, "--turns", default=1)
+    add(parser, "--output", "--retry-dropped", "--drop-bad")
+
+
+def run(args: argparse.Namespace) -> Report:
+    from mpo.pipelines.mminstruct.check import Check
+    from mpo.pipelines.mminstruct.domains import load_domains
+    from mpo.pipelines.mminstruct.expand import Expansion
+
+    wrong = [one for one in args.field or [] if "=" not in one]
+    if wrong:
+        raise ValueError(f"--field={wrong[0]} is no OURS=THEIRS, such as question=q.")
+    fields = dict(one.split("=", 1) for one in args.field or [])
+    own = {
+        "image_root": args.image_root,
+        "domain": args.image_domain,
+        "licence": args.licence,
+        "fields": fields,
+        "limit": args.limit,
+    }
+    return written(args, [Check()], Expansion(args.set, args.path, domains=load_domains(args.domains or []), **own))
+
+
+def written(args: argparse.Namespace, steps: list[Any], records: Any) -> Report:
+    """Run steps over records, and write the instructions for training."""
+    from mpo.pipelines.job import Job
+    from mpo.pipelines.mminstruct.config import Config
+    from mpo.pipelines.mminstruct.output import write
+    from mpo.pipelines.report import summarize
+
+    if args.output is None:
+        raise ValueError("The results need a folder. Give --output DIR.")
+    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
+    report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+    made = write(args.output / "mminstruct", Config(turns=args.turns), None, [(job, report)])
+    return Report(f"{summarize(report)}\n{made['instructions']:,} instructions\n{args.output}/mminstruct/meta.json", made)

@@ -1,0 +1,253 @@
+"""Drop instructions that cannot be used: by rules that need no model, by asking without the image, and by a judge.
+
+The rules know what an instruction and its caption say. Whether general knowledge answers a question, and whether the answer follows
+from what the caption means, only a model can tell (`Blind`, `Agree`). `benchmarks/mminstruct.py` measures all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mpo.data.similar import normalised
+from mpo.generation.generator import Decoding, Generator, Request, Response
+from mpo.pipelines.mminstruct.domains import prompt
+from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
+from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
+from mpo.pipelines.step import Dropped, Record, Step
+from mpo.verification import match
+
+YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
+LONGEST_SHORT = {"en": 12, "zh": 24}
+SHORTEST_LONG = {"en": 8, "zh": 12}
+"""Limits of answers: words in English, characters in Chinese."""
+_YES = {
+    "en": re.compile(r"(yes|no|true|false|correct|incorrect)\W*", re.IGNORECASE),
+    "zh": re.compile(r"(是的?|否|对的?|不对|不是|正确|错误|错)\W*"),
+}
+_YES_WORDS = {"yes", "true", "correct", "是", "是的", "对", "对的", "正确"}
+_ALL = re.compile(
+    r"\b(?:all|none|both|neither|any) of (?:the )?(?:above|these|them|options)\b|\b[A-H] (?:and|or) [A-H]\b"
+    r"|以上(?:都|全|皆|均)|(?:都|均|皆)(?:不)?(?:是|对)$",
+    re.IGNORECASE,
+)
+_GIVEN = re.compile(r"\banswer (?:is|would be)\b(.*)|答案(?:是|为)(.*)", re.IGNORECASE | re.DOTALL)
+_MARKS = re.compile(
+    r"<[A-Za-z][A-Za-z _]{0,30}>|</?[QCA]\d*>|<\|[^|>]*\|>|\[/?INST\]|^\s*(?:Q|A|Question|Answer|问题|答案|问|答)\s*\d*\s*[:：]",
+    re.IGNORECASE,
+)
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
+
+
+def find_fault(item: Record) -> str | None:
+    """Why an instruction cannot be used, as far as rules know: its kind, a colon, and the reason; None for a good one.
+
+    Args:
+        item: with ``type``, ``question``, ``answer``, ``choices`` of a choice; as far as known, ``language``, ``caption``, ``ocr``,
+            and ``fault`` of `Generate`.
+
+    >>> find_fault({"type": "short", "question": "What colour is the red car?", "answer": "red"})
+    "leak: the question contains the answer 'red'"
+    """
+    if item.get("fault"):
+        return str(item["fault"])
+    language, type = item.get("language", "en"), item["type"]
+    question, answer, choices = item["question"], item["answer"], item.get("choices") or []
+    for name, text in (("question", question), ("answer", answer), *(("option", one) for one in choices)):
+        if not text.strip():
+            return f"malformed: the {name} is empty"
+        if found := _MARKS.search(text):
+            return f"malformed: the {name} has {found[0]!r:.40}"
+        if said := found_in(text, "caption"):
+            return f"caption: the {name} speaks of the caption ({said!r})"
+        if said := found_in(text, "refuses") or (found_in(text, "undetermined") if name == "answer" else None):
+            return f"refusal: the {name} refuses ({said!r})"
+    if fault := _FORM[type](item, language):
+        return fault
+    known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
+    texts = [("question", question)] + [("answer", answer)] * (type == "long" or (type == "short" and bool(known)))
+    for name, text in [*texts, *(("option", one) for one in choices if known)]:  # without a caption, names are not known
+        if other_language(text, language, known):
+            return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
+    return _leak(item) or (_unsupported(item) if type == "choice" else None)
+
+
+def yes_or_no(text: str, language: str) -> bool | None:
+    """Read a judgement: True for yes, None if it is neither."""
+    found = _YES[language].fullmatch(text.strip())
+    return None if found is None else found[1].lower() in _YES_WORDS
+
+
+def _judgement(item: Record, language: str) -> str | None:
+    if yes_or_no(item["answer"], language) is None:
+        return f"malformed: the answer is neither {' nor '.join(YES_NO[language])}: {item['answer']!r:.60}"
+    return None
+
+
+def _choice(item: Record, language: str) -> str | None:
+    choices, answer = item.get("choices") or [], item["answer"]
+    if not 2 <= len(choices) <= 8:
+        return f"options: there are {len(choices)} options, not 2 to 8"
+    if answer not in choices:
+        return f"wrong letter: the answer {answer!r:.40} is none of the options"
+    if found := next((one for one in choices if _ALL.search(one)), None):
+        return f"options: {found!r:.40} refers to the others"
+    same = [(one, other) for place, one in enumerate(choices) for other in choices[:place] if same_answer(one, other)]
+    return f"options: {same[0][0]!r:.40} is the same as {same[0][1]!r:.40}" if same else None
+
+
+def _long(item: Record, language: str) -> str | None:
+    count = length(item["answer"], language)
+    return f"malformed: a long answer of {count} words" if count < SHORTEST_LONG[language] else None
+
+
+def _short(item: Record, language: str) -> str | None:
+    count = length(item["answer"], language)
+    return f"malformed: a short answer of {count} words" if count > LONGEST_SHORT[language] else None
+
+
+_FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _short}
+
+
+def _leak(item: Record) -> str | None:
+    question, answer = item["question"], item["answer"]
+    asked, said = normalised(question), normalised(answer)
+    if (found := _GIVEN.search(question)) and re.match(
+        rf"{re.escape(said)}(?!\w)" if said else "$", normalised(found[1] or found[2] or "")
+    ):
+        return f"leak: the question says {found[0]!r:.40}"
+    if item["type"] == "judgement":
+        return None
+    others = [normalised(one) for one in item.get("choices") or () if one != answer]
+    if item["type"] == "long":
+        first = normalised(re.split(r"(?<=[.!?。！？])", answer)[0])
+        return "leak: the question contains the answer's first sentence" if first and first in asked else None
+    alternatives = re.search(r"\bor\b|还是|或", asked.replace(said, " ")) is not None
+    if said and _has(asked, said) and not alternatives and not any(_has(asked, one) for one in others):
+        return f"leak: the question contains the answer {answer!r:.60}"
+    return None
+
+
+def _has(text: str, part: str) -> bool:
+    """Whether a normalised text has another one in whole words; in Chinese, two characters at least."""
+    if CJK.search(part):
+        return len(part) > 1 and part in text
+    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
+
+
+def _unsupported(item: Record) -> str | None:
+    """A choice whose right option is not in the caption, while another one is."""
+    known = " ".join(_NUMBERS.get(word, word) for word in normalised(f"{item.get('caption', '')} {item.get('ocr', '')}").split())
+    if not known:
+        return None
+    there = {one: _has(known, " ".join(_NUMBERS.get(word, word) for word in normalised(one).split())) for one in item["choices"]}
+    if not there[item["answer"]] and sum(there.values()) == 1:
+        other = next(one for one, found in there.items() if found)
+        return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
+    return None
+
+
+class Check(Step):
+    """Drop an instruction for what rules know (`find_fault`); the answer of a judgement becomes Yes or No."""
+
+    verb = "check"
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
+        if fault := find_fault(record):
+            raise Dropped(fault, kind=fault.partition(":")[0])
+        if record["type"] == "judgement":
+            language = record.get("language", "en")
+            record["answer"] = YES_NO[language][0 if yes_or_no(record["answer"], language) else 1]
+        return record
+
+
+def check_all(items: Sequence[Record]) -> list[str | None]:
+    """The faults of the instructions about one image, repeats included, in their order."""
+    marked = [{**item} for item in items]
+    mark_repeats(marked)
+    return [find_fault(item) for item in marked]
+
+
+class Blind(Step):
+    """Drop an instruction that a language model answers without the image.
+
+    It may say that it does not know. If all of `n` responses are right, the options being in another order each time, no image is
+    needed; a guess among four options is right as often in one of 64 cases with n 3.
+
+    Args:
+        generator: the language model.
+        n: number of times that it is asked, and has to be right.
+        sampling: settings of `mpo.generation.generator.Generator.generate`.
+    """
+
+    verb = "blind"
+
+    def __init__(self, generator: Generator, *, n: int = 3, **sampling: Any) -> None:
+        if n < 1:
+            raise ValueError(f"Expected n to be 1 or more; got n={n}.")
+        self.generator, self.n = generator, n
+        self.sampling = asdict(Decoding(**{"temperature": 0.7, "max_new_tokens": 32, **sampling}))
+
+    def _orders(self, record: Record) -> list[list[str]]:
+        choices = record.get("choices") or []
+        return [draw(record["id"], number).sample(choices, len(choices)) for number in range(self.n)]
+
+    def requests(self, record: Record) -> list[Request]:  # noqa: D102
+        found = []
+        for order in self._orders(record):
+            lines = [f"{chr(ord('A') + place)}. {one}" for place, one in enumerate(order)]
+            settings = {"long": record["type"] == "long", "choice": record["type"] == "choice"}
+            asked = prompt("blind", record.get("language", "en"), question="\n".join([record["question"], *lines]), **settings)
+            found.append(Request.ask(asked))
+        return found
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
+        said = [several[0].text.strip() for several in responses]
+        if all(self._right(text, record, order) for text, order in zip(said, self._orders(record), strict=True)):
+            raise Dropped(f"no image needed: without it, a model says {said[0]!r:.60}", kind="no image needed")
+        return record
+
+    @staticmethod
+    def _right(said: str, record: Record, order: Sequence[str]) -> bool:
+        plain = said.strip(" .*`\"'。")
+        if not plain or plain.upper() == "UNKNOWN":
+            return False
+        if record["type"] == "long":
+            return plain.upper() == "YES"
+        if record["type"] == "judgement":
+            language = record.get("language", "en")
+            return yes_or_no(plain, language) == yes_or_no(record["answer"], language)
+        return match(plain, record["answer"], choices=order).correct if order else same_answer(plain, record["answer"])
+
+
+_VERDICT = re.compile(r"verdict[\s*_`\"']*[:：][\s*_`\"']*(SUPPORTED|CONTRADICTED|UNKNOWN)", re.IGNORECASE)
+
+
+class Agree(Step):
+    """Drop an instruction whose answer the caption contradicts, as a language model judges. No verdict keeps it.
+
+    Args:
+        generator: the language model.
+        sampling: settings of `mpo.generation.generator.Generator.generate`.
+    """
+
+    verb = "agree"
+
+    def __init__(self, generator: Generator, **sampling: Any) -> None:
+        self.generator = generator
+        self.sampling = asdict(Decoding(**{"temperature": 0.0, "max_new_tokens": 256, **sampling}))
+
+    def requests(self, record: Record) -> list[Request]:  # noqa: D102
+        if not record.get("caption"):
+            return []
+        given = {"caption": record["caption"], "priors": priors(record), "question": record["question"], "answer": record["answer"]}
+        return [Request.ask(prompt("judge", record.get("language", "en"), **given))]
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
+        found = _VERDICT.findall(responses[0][0].text) if responses else []
+        if found and found[-1].upper() == "CONTRADICTED":
+            raise Dropped(f"contradiction: a judge says {responses[0][0].text.strip()!r:.120}", kind="contradiction")
+        return {**record, "verdict": found[-1].lower()} if found else record

@@ -1,0 +1,123 @@
+"""The domains of images: what each is about, queries that find its images, and seed questions of four types in two languages.
+
+A domain is a YAML file, ours in the folder ``domains``; prompts and answer-style suffixes are in ``prompts.yaml``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mpo.io import did_you_mean
+
+TYPES = ("judgement", "choice", "long", "short")
+LANGUAGES = ("en", "zh")
+OURS = Path(__file__).with_name("domains")
+PLACEHOLDER = re.compile(r"<([^<>]*)>")
+"""What a seed question leaves open, such as ``<object>``: the model that writes questions replaces it."""
+Type = Literal["judgement", "choice", "long", "short"]
+Language = Literal["en", "zh"]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Domain(BaseModel):
+    """A domain.
+
+    Attributes:
+        about: what its images show or its questions ask about, by language.
+        queries: English texts by which images are found (`mpo.pipelines.mminstruct.retrieve`).
+        placeholders: further names of placeholders.
+        seeds: questions by type and language.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    about: dict[Language, Text]
+    queries: list[Text] = []
+    placeholders: list[Text] = []
+    seeds: dict[Type, dict[Language, Annotated[list[Text], Field(min_length=1)]]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Domain:
+        if {*self.about} != {*LANGUAGES}:
+            raise ValueError("about needs a text in en and in zh")
+        if lost := next(
+            (f"{one}: {language}" for one in TYPES for language in LANGUAGES if not self.questions(one, language)), None
+        ):
+            raise ValueError(f"there are no seeds for {lost}")
+        known = {*prompts()["placeholders"], *self.placeholders}
+        for found in (
+            name for one in self.seeds.values() for texts in one.values() for text in texts for name in PLACEHOLDER.findall(text)
+        ):
+            if found not in known:
+                raise ValueError(f"unknown placeholder <{found}>.{did_you_mean(found, known)} List it under placeholders")
+        return self
+
+    def questions(self, type: str, language: str) -> list[str]:
+        """The seed questions of a type in a language."""
+        return self.seeds.get(type, {}).get(language, [])  # type: ignore[call-overload,no-any-return]
+
+
+def load_domains(paths: Iterable[str | Path] = ()) -> dict[str, Domain]:
+    """Load our 24 domains, and those of a user, by name, which is that of the file.
+
+    Args:
+        paths: YAML files, or folders of them. One with the name of one of ours takes its place.
+
+    Raises:
+        ValueError: for a file that is missing or no domain, naming the key.
+    """
+    given = [Path(path) for path in paths]
+    if lost := next((path for path in given if not path.exists()), None):
+        raise ValueError(f"There is no file {lost}. Give the YAML file of a domain, or a folder of such files.")
+    files = [file for path in (OURS, *given) for file in (sorted(path.glob("*.y*ml")) if path.is_dir() else [path])]
+    if none := next((path for path in given if path.is_dir() and not [*path.glob("*.y*ml")]), None):
+        raise ValueError(f"{none} has no YAML file. Give that of a domain, or a folder of such files.")
+    return {file.stem: _read(file, file.stat().st_mtime_ns) for file in files}
+
+
+@cache
+def _read(file: Path, changed: int) -> Domain:
+    try:
+        return Domain.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML: {error}. Fix the file.") from None
+    except ValidationError as error:
+        one = error.errors()[0]
+        place = ".".join(map(str, one["loc"])) or "the file"
+        raise ValueError(f"{file}: {place}: {one['msg'].removeprefix('Value error, ')}; got {one['input']!r:.80}.") from None
+
+
+def check_domain(name: Any, domains: Mapping[str, Domain], where: str) -> str:
+    """Return the name of a domain as it is known: spaces and hyphens are underscores. Raises ValueError for an unknown one."""
+    found = re.sub(r"[\s-]+", "_", name.strip().lower()) if isinstance(name, str) else name
+    for known in domains:
+        if found in (known, known.lower()):
+            return known
+    advice = did_you_mean(found, domains) or f" Domains: {', '.join(domains)}."
+    raise ValueError(f"{where}: unknown domain {name!r}.{advice} A new one is a YAML file (docs/mminstruct.md).")
+
+
+@cache
+def prompts() -> dict[str, Any]:
+    """The file of prompts."""
+    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def prompt(*place: str, **values: Any) -> str:
+    """Render a prompt of ``prompts.yaml``, by its keys."""
+    found: Any = prompts()
+    for key in place:
+        found = found[key]
+    return _compiled(found).render(**values).strip()
+
+
+_compiled = cache(ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string)

@@ -1,0 +1,315 @@
+"""Write instructions about an image from its caption alone, after seed questions; the responses are parsed strictly."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import blake2b
+from typing import Any
+
+from mpo.data.similar import normalised
+from mpo.generation.generator import Decoding, Generator, Request, Response
+from mpo.io import BadRecord, parse_json
+from mpo.pipelines.mminstruct.domains import TYPES, check_domain, load_domains, prompt
+from mpo.pipelines.step import Record, Step
+from mpo.verification.matching import detect_kind, match
+
+COUNTS = {"judgement": 4, "choice": 3, "long": 3, "short": 3}
+"""Instructions that are asked for at a time, by type: two Yes and two No, as in the paper's code."""
+KEPT = ("images", "source", "domain", "language", "caption", "image_id", "licence", "origin", "ocr", "tags", "width", "height")
+"""Fields of an image that its instructions have too."""
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "items": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "question": {"type": "string"},
+                    "choices": {"type": "array", "items": {"type": "string"}},
+                    "answer": {"type": "string"},
+                },
+                "required": ["question", "choices", "answer"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["items"],
+    "additionalProperties": False,
+}
+RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "instructions", "strict": True, "schema": SCHEMA}}
+"""Field of a request by which a server keeps to the schema: OpenAI's, vLLM's, SGLang's; LMDeploy's with guided decoding."""
+_IN_IMAGE = re.compile(
+    r"(?:as )?(?:shown |seen |visible |depicted )?(?:in|on) (?:the|this) (?:given |provided )?(?:image|picture|photo|photograph)\b"
+    r"|(?:这|该)?(?:张|幅)?(?:图片|图像|照片|图)(?:中|里|内|上)?|请问?(?:告诉我)?"
+)
+_FILLERS = frozenset("a an the please kindly tell me us can could would you say do".split())
+_TAG = re.compile(r"<(/?)([QCA])(\d{1,3})>")
+_LETTERED = re.compile(r"\s*[(（]?([A-H])\s*[.):：．、）]\s*(\S.*?)\s*", re.DOTALL)
+
+
+def draw(*parts: Any) -> random.Random:
+    """A random number generator that depends on some values alone."""
+    return random.Random(int.from_bytes(blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest(), "big"))
+
+
+class Seed(Step):
+    """Give an image with a caption its ``seeds``: for each type and round, some random seed questions of its domain.
+
+    Args:
+        types: the types of instructions.
+        rounds: how often each type is asked for.
+        per: maximum number of seed questions of a round.
+        domains: files of further domains (`load_domains`).
+        seed: of the random choice.
+
+    Raises:
+        ValueError: for an unknown type.
+    """
+
+    verb = "seed"
+
+    def __init__(
+        self, *, types: Sequence[str] = TYPES, rounds: int = 1, per: int = 3, domains: Sequence[str] = (), seed: int = 0
+    ) -> None:
+        if wrong := [one for one in types if one not in TYPES] or ["none"] * (not types):
+            raise ValueError(f"Expected types among {', '.join(TYPES)}; got {wrong[0]!r}.")
+        if rounds < 1 or per < 0:
+            raise ValueError(f"Expected rounds of 1 or more and 0 or more seeds; got rounds={rounds}, per={per}.")
+        self.types, self.rounds, self.per, self.domains, self.seed = (
+            [*dict.fromkeys(types)],
+            rounds,
+            per,
+            [str(one) for one in domains],
+            seed,
+        )
+        self._known = load_domains(self.domains)
+        self.questions = blake2b(
+            repr(sorted((k, v.model_dump()) for k, v in self._known.items())).encode(), digest_size=8
+        ).hexdigest()
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
+        domain = self._known[check_domain(record.get("domain"), self._known, record["id"])]
+        language, seeds = record.get("language", "en"), []
+        for type in self.types:
+            pool = list(domain.questions(type, language))
+            wanted = self.per * self.rounds
+            order = draw(self.seed, record["id"], type).sample(pool * (1 + wanted // len(pool)), wanted)
+            for number in range(self.rounds):
+                own = [*dict.fromkeys(order[self.per * number : self.per * (number + 1)])]
+                seeds.append({"type": type, "round": number, "questions": own})
+        return {**record, "seeds": seeds}
+
+
+class Generate(Step):
+    """Ask a language model for instructions about an image, which it knows by the caption alone.
+
+    The outputs have ``type``, ``question``, ``choices`` (of a choice), ``answer``, and what is known of the image; ``fault`` where
+    a part of a response cannot be used (`mpo.pipelines.mminstruct.check.Check` drops it).
+
+    Args:
+        generator: the model.
+        counts: as `COUNTS`, where it differs.
+        form: ``tags``, or ``json`` for a server that keeps to a schema (`RESPONSE_FORMAT` among the generator's `extra` fields).
+        domains: files of further domains (`load_domains`).
+        sampling: settings of `mpo.generation.generator.Generator.generate`.
+    """
+
+    verb, many = "generate", True
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        counts: Mapping[Any, int] | None = None,
+        form: str = "tags",
+        domains: Sequence[str] = (),
+        **sampling: Any,
+    ) -> None:
+        if form not in ("tags", "json"):
+            raise ValueError(f"Expected form to be tags or json; got {form!r}.")
+        if wrong := [one for one, count in (counts or {}).items() if one not in TYPES or count < 1]:
+            raise ValueError(f"Expected counts of 1 or more for {', '.join(TYPES)}; got {wrong[0]!r}.")
+        self.generator, self.form, self.domains = generator, form, [str(one) for one in domains]
+        self.counts = {**COUNTS, **(counts or {})}
+        self.sampling = asdict(Decoding(**{"temperature": 0.7, **sampling}))
+        self._known = load_domains(self.domains)
+
+    def requests(self, record: Record) -> list[Request]:  # noqa: D102
+        if not record.get("caption"):
+            raise ValueError("it has no caption. Make one (mpo mminstruct caption).")
+        if not record.get("seeds"):
+            raise ValueError("it has no seeds. Choose some (mpo mminstruct seed).")
+        domain = self._known[check_domain(record.get("domain"), self._known, record["id"])]
+        language, found = record.get("language", "en"), []
+        for seed in record["seeds"]:
+            type, count = seed["type"], self.counts[seed["type"]]
+            asked = prompt(
+                "generate",
+                language,
+                count=count,
+                kind=prompt("kind", language, type),
+                about=domain.about[language],  # type: ignore[index]
+                priors=priors(record),
+                caption=record["caption"],
+                seeds=seed["questions"],
+                rule=prompt("rule", language, type),
+                form=prompt("form", self.form, language, choice=type == "choice", count=count),
+            )
+            found.append(Request.ask(re.sub(r"<(image|video)>", r"[\1]", asked)))
+        return found
+
+    def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> list[Record]:  # noqa: D102
+        items: list[Record] = []
+        for seed, several in zip(record["seeds"], responses, strict=True):
+            for response in several:
+                for item in read_items(response.text, seed["type"], cut=response.finish_reason == "length"):
+                    items.append({"type": seed["type"], "round": seed["round"], **item})
+        mark_repeats(items)
+        return [{**{name: record[name] for name in KEPT if name in record}, **item} for item in items]
+
+
+def priors(record: Record) -> str:
+    """What is known of an image beforehand, as a line."""
+    tags = ", ".join(record.get("tags", ()))
+    parts = (("tags", tags), ("text in the image", record.get("ocr", "")))
+    return "; ".join(f"{name}: {value}" for name, value in parts if value)
+
+
+def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any]]:
+    """Read the instructions of a response, as tags or as JSON.
+
+    Each has ``question``, ``answer`` and, of a choice, ``choices`` without letters; what cannot be read has ``fault`` and ``raw``.
+
+    Args:
+        text: the response.
+        type: the type that was asked for.
+        cut: the response was truncated: its last instruction may lack its end.
+
+    >>> read_items("<Q1>Is it red?</Q1><A1>Yes</A1>", "judgement")
+    [{'question': 'Is it red?', 'answer': 'Yes'}]
+    >>> read_items("It is red.", "judgement")[0]["fault"]
+    'malformed: the response has no tags'
+    """
+    bare = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
+    if bare[:1] == "{":
+        return _from_json(bare, type)
+    tags = list(_TAG.finditer(text))
+    found: list[dict[str, Any]] = []
+    for number in dict.fromkeys(tag[3] for tag in tags):
+        places = [place for place, tag in enumerate(tags) if tag[3] == number]
+        own = tags[places[0] : places[-1] + 1]  # with any of another number between them
+        raw = text[own[0].start() : own[-1].end()]
+        marks = " ".join(tag[0] for tag in own)
+        names = ("QCA", "QA")[: 1 if type == "choice" else 2]  # other types may have empty options
+        if marks not in [" ".join(f"<{name}{number}> </{name}{number}>" for name in one) for one in names]:
+            why = "is cut off" if cut and own[-1] is tags[-1] else f"needs {', '.join(names[-1])}, each once, closed, in order"
+            found.append({"fault": f"malformed: number {number} {why}", "raw": raw})
+            continue
+        parts = {start[2]: text[start.end() : end.start()].strip() for start, end in zip(own[::2], own[1::2], strict=True)}
+        found.append(_item(parts["Q"], _listed(parts["C"]) if type == "choice" else None, parts["A"], raw))
+    return found or [{"fault": "malformed: the response has no tags", "raw": text}]
+
+
+def _from_json(text: str, type: str) -> list[dict[str, Any]]:
+    try:
+        given = parse_json(text, "the response")["items"]
+        found = []
+        for one in given:
+            question, answer, choices = one["question"], one["answer"], one.get("choices") or []
+            if not all(isinstance(text, str) for text in (question, answer, *choices)):
+                raise TypeError
+            found.append(_item(question.strip(), list(choices) if type == "choice" else None, answer.strip(), text))
+        if found:
+            return found
+    except (BadRecord, TypeError, KeyError, AttributeError):
+        pass
+    return [{"fault": "malformed: the response is no JSON of the schema", "raw": text}]
+
+
+def _listed(text: str) -> list[str]:
+    """Options, each after a letter, on lines of their own or on one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) == 1:
+        lines = [
+            part.strip(" ;,；，|") for part in re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", lines[0])
+        ]
+    return lines
+
+
+def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> dict[str, Any]:
+    if not question or not answer:
+        return {"fault": f"malformed: the {'question' if answer else 'answer'} is empty", "raw": raw}
+    if choices is None:
+        return {"question": question, "answer": answer}
+    read = [_LETTERED.fullmatch(one) for one in choices]
+    letters = "".join(one[1] for one in read if one)
+    if len(letters) < len(choices) or letters != "ABCDEFGH"[: len(letters)] or len(letters) < 2:
+        return {"fault": "malformed: the options are not A, B, ... in order", "raw": raw}
+    texts = [one[2] for one in read if one]
+    said = _LETTERED.fullmatch(answer)
+    bare = said[1] if said else answer.strip(" .()（）。")
+    same = [
+        place for place, one in enumerate(texts) if bare == letters[place] or (not said and normalised(one) == normalised(bare))
+    ]
+    if len(same) != 1:
+        return {"fault": f"wrong letter: {answer!r:.40} is none of the options", "raw": raw}
+    right, letter = texts[same[0]], letters[same[0]]
+    if said and normalised(said[2]) != normalised(right):
+        return {"fault": f"wrong letter: {letter} is {right!r:.40}, not {said[2]!r:.40}", "raw": raw}
+    return {"question": question, "choices": texts, "answer": right}
+
+
+def mark_repeats(items: Sequence[Record]) -> None:
+    """Give those of an image's instructions a ``fault`` that ask what an earlier one of the same type has asked.
+
+    The same question is one with the same words in the same order, but for words such as "please" and "in the image"; with another
+    answer it is a contradiction, also of a short answer with that of a choice.
+    """
+    seen: dict[str, list[Record]] = {}
+    for item in items:
+        if item.get("fault") or not item.get("question"):
+            continue
+        earlier = seen.setdefault(question_key(item["question"]), [])
+        for other in earlier:
+            alike = item["type"] == "long" or _alike(str(other["answer"]), str(item["answer"]))
+            if other["type"] == item["type"] and alike:
+                item["fault"] = "repeat: an earlier instruction about the image asks the same"
+            elif not alike and (other["type"] == item["type"] or {other["type"], item["type"]} == {"choice", "short"}):
+                item["fault"] = (
+                    f"contradiction: an earlier instruction has the same question and the answer {other['answer']!r:.60}"
+                )
+            if item.get("fault"):
+                break
+        else:
+            earlier.append(item)
+
+
+def question_key(question: str) -> str:
+    """A question without words that do not change what is asked.
+
+    >>> question_key("Please tell me, what colour is the car in this picture?") == question_key("What color is the car?")
+    True
+    """
+    said = normalised(question).replace("colour", "color").replace("grey", "gray")
+    said = _IN_IMAGE.sub(" ", said)
+    return " ".join(word for word in said.split() if word not in _FILLERS)
+
+
+def _alike(one: str, other: str) -> bool:
+    first, second = normalised(one), normalised(other)
+    return first in second or second in first or same_answer(one, other)
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two short answers are the same: numbers in any notation, other texts but for case and punctuation.
+
+    >>> same_answer("two", "2"), same_answer("Red.", "red"), same_answer("12", "21")
+    (True, True, False)
+    """
+    if detect_kind(other) == "number":
+        return match(one, other, "number").correct
+    return (normalised(one) or one) == (normalised(other) or other)

@@ -1,0 +1,70 @@
+"""What a text's form tells: its language, its length, and whether it refuses or speaks of a caption (``rules.yaml``)."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_LATIN = 0x250
+"""The first character after those of Latin scripts with accents."""
+
+
+@cache
+def _rules() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
+    compiled = {name: re.compile("|".join(found[name]), re.IGNORECASE) for name in ("refuses", "undetermined", "caption")}
+    return {**compiled, **{name: frozenset(found[name].split()) for name in ("english", "foreign")}}
+
+
+def length(text: str, language: str) -> int:
+    """The length of a text: words, or in Chinese characters, those of other scripts' words counting once.
+
+    >>> length("Two red cars.", "en"), length("两辆红色的车 BMW。", "zh")
+    (3, 7)
+    """
+    words = len(re.findall(r"\w+(?:[-'’.,]\w+)*", CJK.sub(" ", text)))
+    return words if language == "en" else words + len(CJK.findall(text))
+
+
+def found_in(text: str, rule: str) -> str | None:
+    """The words by which a text refuses what is asked (``refuses``, ``undetermined``), or speaks of a ``caption``.
+
+    >>> found_in("I'm sorry, but I can't view images.", "refuses"), found_in("A sign says sorry.", "refuses")
+    ("I'm sorry", None)
+    """
+    found = _rules()[rule].search(text)
+    return found[0] if found else None
+
+
+def other_language(text: str, language: str, known: str = "") -> bool:
+    """Whether a text is in another language than it should be.
+
+    Words of the other script are right where they are known: as in the caption, or in text that was read in the image.
+
+    Args:
+        text: the text.
+        language: ``en`` or ``zh``.
+        known: such texts.
+
+    >>> [other_language(text, "en") for text in ("Quelle couleur domine ici clairement?", "红色", "Which colour dominates here?")]
+    [True, True, False]
+    >>> other_language("red", "zh"), other_language("BMW", "zh", "BMW汽车")
+    (True, False)
+    """
+    seen = known.casefold()
+    words = [word for word in _WORD.findall(CJK.sub(" ", text)) if len(word) > 1]
+    new = [word for word in words if word.casefold() not in seen]
+    if language == "zh":
+        return len(new) > len(CJK.findall(text)) // 2
+    if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
+        return True
+    if any(word.casefold() in _rules()["english"] for word in words):
+        return False
+    asks = "?" in text and (text.lstrip()[:1] == "¿" or any(word.casefold() in _rules()["foreign"] for word in words))
+    return asks or len(new) >= 5

@@ -1,0 +1,243 @@
+"""Instructions from a configuration: collect, caption, seed, generate, check and expand, in a folder that goes on after a kill."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpo.generation.generator import Generator
+from mpo.io import json_line, write_json_lines, write_text
+from mpo.pipelines.job import Job
+from mpo.pipelines.mminstruct.caption import Caption, InLanguages, check_sees
+from mpo.pipelines.mminstruct.check import Agree, Blind, Check
+from mpo.pipelines.mminstruct.collect import Classify, Images, Look, check_unique, duplicates
+from mpo.pipelines.mminstruct.config import Captioning, Collecting, Config, Generating
+from mpo.pipelines.mminstruct.config import Images as Given
+from mpo.pipelines.mminstruct.domains import load_domains
+from mpo.pipelines.mminstruct.expand import Expansion
+from mpo.pipelines.mminstruct.generate import RESPONSE_FORMAT, Generate, Seed
+from mpo.pipelines.mminstruct.output import WRITTEN, write
+from mpo.pipelines.mmpr.config import Model, file_name, is_server
+from mpo.pipelines.mmpr.make import Records, open_model
+from mpo.pipelines.part import DROPPED, OUTPUT, locked
+from mpo.pipelines.report import count_reason
+from mpo.pipelines.step import Record, Step
+
+REPORT = "report.json"
+
+
+def collect(
+    sources: Sequence[Images],
+    folder: Path,
+    *,
+    min_side: int = 64,
+    near: bool = True,
+    classify: Classify | None = None,
+    index: Callable[[Path, Images], Iterable[Record]] | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """Collect images in a folder: ``output.jsonl``, and ``dropped.jsonl`` with the reason of each that is not in it.
+
+    Args:
+        sources: folders and data sets.
+        folder: the folder, new or of the same collection, which goes on.
+        min_side: as in `Look`.
+        near: whether near copies are duplicates too.
+        classify: the step that names the domains of images without one.
+        index: returns the images of a source that are retrieved; it gets a folder for the index.
+        how: arguments of `mpo.pipelines.job.Job.run`.
+
+    Returns:
+        the report: numbers of ``images``, those ``kept`` and ``dropped`` by ``reasons``, the number by ``domains``, and what was
+        ``spent``.
+
+    Raises:
+        ValueError: as `Job.run`, and if no image is left, with the reasons.
+    """
+    check_unique(sources)
+    chosen = [one if index is None else index(folder / "index", one) for one in sources]
+    reports, dropped, seen = [], list[Record](), list[Record]()
+    for source, records in zip(sources, chosen, strict=True):  # a job each: more sources may come
+        job = Job([Look(min_side=min_side)], records, folder / "look" / file_name(str(source.name)))
+        reports.append(job.run(**how))
+        dropped += Records(job.folder, DROPPED)
+        seen += Records(job.folder)
+    twice = duplicates(seen, near=near)
+    dropped += [
+        {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one}
+        for one in seen
+        if one["id"] in twice
+    ]
+    kept = [one for one in seen if one["id"] not in twice]
+    for name in dict.fromkeys(one["source"] for one in kept if classify is not None and "domain" not in one):
+        assert classify is not None
+        own = [one for one in kept if one["source"] == name]
+        named = Job([classify], own, folder / "classify" / file_name(name))
+        reports.append(named.run(**how))
+        kept = [*(one for one in kept if one["source"] != name), *Records(named.folder)]
+        dropped += Records(named.folder, DROPPED)
+    write_json_lines(folder / OUTPUT, kept)
+    write_json_lines(folder / DROPPED, dropped)
+    report = _collected(kept, dropped, reports)
+    write_text(folder / REPORT, json_line(report))
+    if not kept:
+        said = ", ".join(f"{count}: {reason}" for reason, count in report["reasons"].items())
+        raise ValueError(f"No image is left of {report['images']}: {said}. See {folder / DROPPED}.")
+    return report
+
+
+def _collected(kept: Sequence[Record], dropped: Sequence[Record], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counts, spent = Counter[str](), Counter[str]()
+    for one in dropped:
+        count_reason(counts, "", one["reason"])
+    for report in reports:
+        spent.update(report["spent"])
+    return {
+        "images": len(kept) + len(dropped),
+        "kept": len(kept),
+        "dropped": len(dropped),
+        "reasons": {name.rpartition("/reason/")[2]: count for name, count in counts.most_common()},
+        "domains": {**Counter(one.get("domain") or "none" for one in kept)},
+        "licences": {**Counter(one.get("licence") or "not said" for one in kept)},
+        "spent": {**spent},
+    }
+
+
+def caption_steps(generator: Generator, own: Captioning, domains: Sequence[str] = ()) -> list[Step]:
+    """The steps that ask for captions, and again for those that cannot be used."""
+    settings = {"shortest": own.shortest, "max_side": own.max_side, "domains": domains, **_sampling(own)}
+    steps: list[Step] = []
+    for attempt in range(own.attempts):
+        seed = {"seed": own.seed + attempt}
+        steps.append(Caption(generator, last=attempt == own.attempts - 1, **{**settings, **seed}))  # type: ignore[arg-type]
+    return steps
+
+
+def _sampling(own: Any) -> dict[str, Any]:
+    return {name: getattr(own, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+
+
+def writer(own: Generating, opened: Callable[[Model], Any]) -> tuple[Generator, str]:
+    """Open the model that writes instructions, with the form of its responses: JSON where a server is known to keep to a schema."""
+    generator, form = opened(own.model), own.form
+    if form == "auto":
+        generator.identity()  # connects
+        kinds = {endpoint.kind.name for endpoint in getattr(generator, "endpoints", ())}
+        form = "json" if kinds and kinds <= {"vllm", "sglang"} else "tags"
+    if form == "json" and is_server(own.model.model):
+        extra = {**(own.model.extra or {}), "response_format": RESPONSE_FORMAT}
+        generator = opened(own.model.model_copy(update={"extra": extra}))
+    return generator, form
+
+
+def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = False, retry_dropped: bool = False) -> dict[str, Any]:
+    """Make instructions as a configuration says, or go on with it.
+
+    What models have said is in the ledgers of ``output/jobs``, and is not asked for again; other settings are refused.
+
+    Args:
+        config: the configuration.
+        output: the folder.
+        workers: number of processes (extra ``scale``), with servers alone.
+        drop_bad: drop images that are gone, instead of stopping.
+        retry_dropped: try again what was dropped.
+
+    Returns:
+        the report.
+
+    Raises:
+        ValueError: as `mpo.pipelines.job.Job.run`; for a model that does not see; and if nothing is left, with the reasons.
+        ConnectionError: for a server that cannot be used.
+    """
+    if not (output / ".mminstruct.lock").exists() and (found := [name for name in WRITTEN if (output / name).exists()]):
+        raise ValueError(f"{output} holds {found[0]}, which mpo mminstruct has not written. Give another folder.")
+    asked = [config.collect.model, *(one.model for one in (config.caption, config.generate, config.blind, config.judge) if one)]
+    if workers > 1 and (local := [one.model for one in asked if one is not None and not is_server(one.model)]):
+        raise ValueError(f"workers={workers} needs servers, which they share; each would load {local[0]}. Leave it out.")
+    how = {"workers": workers, "retry_dropped": retry_dropped}
+    domains = load_domains(config.domains)
+    generators: dict[str, Any] = {}
+
+    def opened(model: Model) -> Any:
+        key = model.model_dump_json()
+        if key not in generators:
+            generators[key] = open_model(model)
+        return generators[key]
+
+    with locked(output, "mminstruct"):
+        folder, jobs, collected = output / "jobs", list[tuple[Job, dict[str, Any]]](), None
+        if config.images and config.caption and config.generate:
+            collected = collect_as(config.collect, config.images, config.domains, folder / "collect", how)
+            if lost := collected["domains"].get("none"):
+                raise ValueError(f"{lost} images have no domain. Give images a domain: a name, folder, prompt or query.")
+            jobs += _instruct(config, folder, opened, drop_bad, how)
+        sets = [Expansion(**dict(one), domains=domains) for one in config.expand]
+        for one in sets:
+            jobs.append(_run([Check()], one, folder / f"expand-{file_name(str(one.name))}", drop_bad, {**how, "workers": 1}))
+            _refuse_nothing(jobs[-1:], "instruction")
+        return write(output, config, collected, jobs)
+
+
+def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: dict[str, Any]) -> list[tuple[Job, dict[str, Any]]]:
+    """Caption the collected images and write instructions about them, in two jobs for each source: more sources may come."""
+    assert config.caption is not None and config.generate is not None
+    seeing, own = opened(config.caption.model), config.generate
+    if not (folder / "sees").exists():
+        check_sees(seeing)
+        (folder / "sees").touch()
+    images = [*Records(folder / "collect")]
+    told = []
+    for name in dict.fromkeys(one["source"] for one in images):
+        records = InLanguages([one for one in images if one["source"] == name], config.languages)
+        steps = caption_steps(seeing, config.caption, config.domains)
+        told.append(_run(steps, records, folder / f"caption-{file_name(name)}", drop_bad, how))
+    _refuse_nothing(told, "caption")
+    generator, form = writer(own, opened)
+    seed = Seed(types=config.types, rounds=own.rounds, per=own.seeds, domains=config.domains, seed=config.seed)
+    steps = [seed, Generate(generator, counts=own.counts, form=form, domains=config.domains, **_sampling(own)), Check()]
+    steps += [Blind(opened(config.blind.model or own.model), n=config.blind.n, seed=config.blind.seed)] if config.blind else []
+    steps += [Agree(opened(config.judge.model or own.model), seed=config.judge.seed)] if config.judge else []
+    made = []
+    for job, report in told:
+        if report["output"]:
+            place = folder / job.folder.name.replace("caption-", "generate-", 1)
+            made.append(_run(steps, Records(job.folder), place, drop_bad, how))
+    _refuse_nothing(made, "instruction")
+    return [*told, *made]
+
+
+def collect_as(own: Collecting, given: Sequence[Given], extra: Sequence[Any], folder: Path, how: dict[str, Any]) -> dict[str, Any]:
+    """Collect images as a configuration says; arguments of `how` and the report as in `collect`."""
+    domains, sources = load_domains(extra), list[Images]()
+    for one in given:
+        domain = None if one.domain in ("prompt", "query") else one.domain
+        sources.append(Images(one.path, one.name, domain, one.licence, one.origin, domains, one.limit))
+    asked = dict(zip(map(id, sources), given, strict=True))
+
+    def index(place: Path, source: Images) -> Any:
+        one = asked[id(source)]
+        if not one.retrieve:
+            return source
+        from mpo.pipelines.mminstruct.retrieve import Retrieved
+
+        return Retrieved(source, place, str(own.clip), most=one.retrieve, queries=one.queries, by_query=one.domain == "query")
+
+    classify = None if own.model is None else Classify(open_model(own.model), domains=extra)
+    return collect(sources, folder, min_side=own.min_side, near=own.near, classify=classify, index=index, **how)
+
+
+def _run(steps: list[Step], records: Any, folder: Path, drop_bad: bool, how: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
+    job = Job(steps, records, folder, drop_bad=drop_bad)
+    return job, {"job": folder.name, **job.run(**how)}
+
+
+def _refuse_nothing(done: Sequence[tuple[Job, dict[str, Any]]], what: str) -> None:
+    """Raise ValueError, with the reasons, for jobs without any output."""
+    if not any(report["output"] for _, report in done):
+        reasons = Counter[str]()
+        for step in (step for _, report in done for step in report["steps"]):
+            reasons.update(step.get("reasons", {}))
+        said = ", ".join(f"{count}: {reason}" for reason, count in reasons.most_common(5))
+        raise ValueError(f"No {what} can be used: {said}. What was said is in {done[0][0].folder / DROPPED}.")

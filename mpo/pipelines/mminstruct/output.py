@@ -1,0 +1,294 @@
+"""Write instructions for training: balanced, with answer-style suffixes, in several forms; and a report with a page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from mpo.data.images import open_image
+from mpo.io import write_json_lines, write_text
+from mpo.pipelines.job import Job
+from mpo.pipelines.mminstruct.check import YES_NO
+from mpo.pipelines.mminstruct.config import Config
+from mpo.pipelines.mminstruct.domains import TYPES, prompts
+from mpo.pipelines.mminstruct.generate import draw
+from mpo.pipelines.mminstruct.language import length
+from mpo.pipelines.mmpr.config import file_name
+from mpo.pipelines.mmpr.make import Records
+from mpo.pipelines.part import DROPPED
+from mpo.pipelines.report import STYLE
+from mpo.pipelines.step import Record
+
+META, REPORT, PAGE, LINES = "meta.json", "report.json", "report.html", "annotations"
+INSTRUCTIONS, LLAVA, SHAREGPT, TRL, QUESTIONS = "instructions.jsonl", "llava.json", "sharegpt.json", "trl.jsonl", "questions.jsonl"
+WRITTEN = (META, REPORT, PAGE, LINES, INSTRUCTIONS, LLAVA, SHAREGPT, TRL, QUESTIONS, DROPPED, "dataset_info.json", "jobs")
+PAPER_RATIO = 1 / 6
+"""Cost of an instruction in the paper, relative to one that people write."""
+SHOWN_SIDE = 160
+"""Pixels of an image on the page."""
+KINDS = {"judgement": "yes_no", "choice": "choice", "short": None}
+"""Kinds of answers in `mpo.verification`, of the types that have a known one."""
+
+
+def balance(instructions: Sequence[Record], seed: int = 0) -> tuple[list[Record], list[Record]]:
+    """Drop judgements until, in each language, as many answers are yes as are no; those of the most one-sided domains first.
+
+    Returns:
+        the instructions that are kept, in their order, and those that are not.
+    """
+    surplus: set[str] = set()
+    for language, (yes, no) in YES_NO.items():
+        own = [one for one in instructions if one["type"] == "judgement" and one.get("language", "en") == language]
+        counts = Counter(one["answer"] for one in own)
+        many = yes if counts[yes] > counts[no] else no
+        left = {one.get("domain"): Counter[str]() for one in own}
+        for one in own:
+            left[one.get("domain")][one["answer"]] += 1
+        pools: dict[Any, list[Record]] = {}
+        for one in sorted(own, key=lambda one: draw(seed, one["id"]).random()):
+            if one["answer"] == many:
+                pools.setdefault(one.get("domain"), []).append(one)
+        few = no if many == yes else yes
+        for _ in range(counts[many] - counts[few]):
+            domain = max(filter(pools.get, pools), key=lambda name: left[name][many] - left[name][few])
+            surplus.add(pools[domain].pop()["id"])
+            left[domain][many] -= 1
+    return [one for one in instructions if one["id"] not in surplus], [one for one in instructions if one["id"] in surplus]
+
+
+def arrange(instructions: Sequence[Record], seed: int = 0) -> list[Record]:
+    """Order the options so that the right ones' letters are even, and add the suffixes, the ``prompt`` and the ``response``.
+
+    Of choices with the same number of options, every letter is right equally often, but for one.
+    """
+    met: Counter[int] = Counter()
+    arranged = []
+    for one in instructions:
+        random, language = draw(seed, one["id"]), one.get("language", "en")
+        suffix = random.choice(prompts()["suffixes"][one["type"]][language])
+        own, lines = dict(one), []
+        if one["type"] == "choice":
+            count = len(one["choices"])
+            round_, place = divmod(met[count], count)
+            right = draw(seed, count, round_).sample(range(count), count)[place]
+            met[count] += 1
+            others = [choice for choice in one["choices"] if choice != one["answer"]]
+            random.shuffle(others)
+            own["choices"] = [*others[:right], one["answer"], *others[right:]]
+            own["response"] = chr(ord("A") + right)
+            lines = [f"{chr(ord('A') + number)}. {choice}" for number, choice in enumerate(own["choices"])]
+        else:
+            own["response"] = one["answer"]
+        arranged.append({**own, "suffix": suffix, "prompt": "\n".join([one["question"], *lines, suffix])})
+    return arranged
+
+
+def conversations(instructions: Iterable[Record], turns: int = 1) -> Iterator[list[Record]]:
+    """Group instructions about the same image in the same language, up to so many turns."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for one in instructions:
+        groups.setdefault((one.get("domain"), *map(str, one["images"]), one.get("language")), []).append(one)
+    for group in groups.values():
+        for start in range(0, len(group), turns):
+            yield group[start : start + turns]
+
+
+def write(
+    output: Path, config: Config, collected: Mapping[str, Any] | None, jobs: Sequence[tuple[Job, dict[str, Any]]]
+) -> dict[str, Any]:
+    """Write the instructions of jobs, what was dropped, and the report, which is returned.
+
+    Raises:
+        ValueError: if no instruction is left.
+    """
+    output = output.absolute()
+    made = [one for job, _ in jobs if not job.names[-1].startswith("caption") for one in Records(job.folder)]
+    kept, surplus = balance(made, config.seed)
+    kept = arrange(kept, config.seed)
+    lost = [{**one, "job": job.folder.name} for job, _ in jobs for one in Records(job.folder, DROPPED)]
+    reason = "balance: more judgements have this answer than the other"
+    lost += [{"id": one["id"], "job": "balance", "step": "balance", "reason": reason, "record": one} for one in surplus]
+    root = os.path.commonpath([os.path.dirname(path) for one in kept for path in one["images"]]) if kept else str(output)
+    spent = Counter[str](collected["spent"] if collected else {})
+    for _, report in jobs:
+        spent.update(report["spent"])
+    report = _report(kept, lost, config, collected, jobs, spent, root)
+    _write_files(output, kept, config.turns, root)
+    write_json_lines(output / DROPPED, lost)
+    write_text(output / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(output / PAGE, page(report, kept))
+    if not kept:
+        (output / META).unlink()
+        said = ", ".join(f"{count}: {reason}" for reason, count in report["drops"].items())
+        raise ValueError(f"No instruction is left: {said}. See {output / PAGE}.")
+    return report
+
+
+def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) -> None:
+    groups = [*conversations(kept, turns)]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    shared, trl = [], []
+    for group in groups:
+        first = group[0]
+        ids = first["id"] if len(group) == 1 else f"{first['id']}+{len(group) - 1}"
+        said = [(f"<image>\n{one['prompt']}" if one is first else one["prompt"], one["response"]) for one in group]
+        told = [{"from": who, "value": text} for pair in said for who, text in zip(("human", "gpt"), pair, strict=True)]
+        about = {name: first[name] for name in ("domain", "language", "licence", "origin", "source") if first.get(name)}
+        about["types"] = [one["type"] for one in group]
+        image = os.path.relpath(first["images"][0], root)
+        name = file_name(str(first.get("domain") or "none"))
+        lines.setdefault(name, []).append({"id": ids, "image": image, "conversations": told, "metadata": about})
+        shared.append({"conversations": told, "images": [first["images"][0]]})
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text.removeprefix("<image>\n")}]}
+            for pair in said
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        messages[0]["content"] = [{"type": "image"}, *messages[0]["content"]]  # type: ignore[misc]
+        trl.append({"id": ids, "images": [first["images"][0]], "messages": messages})
+    for old in (output / LINES).glob("*.jsonl"):  # of an earlier run, with other domains
+        old.unlink()
+    near = os.path.relpath(root, output) if Path(root).is_relative_to(output) else root
+    meta = {}
+    for name, own in sorted(lines.items()):
+        write_json_lines(output / LINES / f"{name}.jsonl", own)
+        entry = {"root": near, "annotation": f"{LINES}/{name}.jsonl", "data_augment": False, "repeat_time": 1, "length": len(own)}
+        meta[f"mminstruct_{name}"] = entry
+    info = {"file_name": SHAREGPT, "formatting": "sharegpt", "columns": {"messages": "conversations", "images": "images"}}
+    write_json_lines(output / INSTRUCTIONS, kept)
+    write_json_lines(output / TRL, trl)
+    write_json_lines(output / QUESTIONS, map(_question, kept))
+    whole = [one for own in lines.values() for one in own]
+    for file, value in ((LLAVA, whole), (SHAREGPT, shared), ("dataset_info.json", {"mminstruct": info}), (META, meta)):
+        write_text(output / file, json.dumps(value, ensure_ascii=False, indent=1) + "\n", durable=file == META)
+
+
+def _question(one: Record) -> dict[str, Any]:
+    """A line for `mpo mmpr`; a long answer is no ground truth, and takes the open route."""
+    known = one["type"] in KINDS
+    fields = {"answer": one["answer"] if known else None, "choices": one.get("choices"), "kind": KINDS.get(one["type"])}
+    named = {"source": one.get("domain"), "metadata": {"type": one["type"], "language": one.get("language", "en")}}
+    return {
+        "id": one["id"],
+        "image": one["images"][0],
+        "question": one["question"],
+        **{k: v for k, v in (fields | named).items() if v},
+    }
+
+
+def _report(
+    kept: Sequence[Record],
+    lost: Sequence[Record],
+    config: Config,
+    collected: Mapping[str, Any] | None,
+    jobs: Sequence[tuple[Job, dict[str, Any]]],
+    spent: Counter[str],
+    root: str,
+) -> dict[str, Any]:
+    table: dict[str, dict[str, int]] = {}
+    for one in kept:
+        table.setdefault(one.get("domain") or "none", dict.fromkeys(TYPES, 0))[one["type"]] += 1
+    drops = Counter(f"{one['step']}: {one['reason'].partition(':')[0].partition(' (')[0][:80]}" for one in lost)
+    texts = {
+        type: [
+            (length(one["question"], one.get("language", "en")), length(one["answer"], one.get("language", "en")))
+            for one in kept
+            if one["type"] == type
+        ]
+        for type in TYPES
+    }
+    means = {
+        type: dict(zip(("question", "answer"), (round(sum(side) / len(own), 1) for side in zip(*own, strict=True)), strict=True))
+        for type, own in texts.items()
+        if own
+    }
+    number = max(len(kept), 1)
+    cost: dict[str, Any] = {name: round(spent.get(f"{name}_tokens", 0) / number, 1) for name in ("prompt", "completion")}
+    cost = {f"{name} tokens": value for name, value in cost.items()}
+    if "cost" in spent:
+        cost["cost"] = spent["cost"] / number
+        if config.manual_price:
+            cost |= {"manual price": config.manual_price, "of the manual price": spent["cost"] / number / config.manual_price}
+    return {
+        "instructions": len(kept),
+        "dropped": len(lost),
+        "images": len({one["images"][0] for one in kept}),
+        "domains": dict(sorted(table.items())),
+        "types": {**Counter(one["type"] for one in kept)},
+        "languages": {**Counter(one.get("language", "en") for one in kept)},
+        "judgements": {**Counter(one["answer"] for one in kept if one["type"] == "judgement")},
+        "letters": dict(sorted(Counter(one["response"] for one in kept if one["type"] == "choice").items())),
+        "mean length": means,
+        "drops": dict(drops.most_common()),
+        "collected": dict(collected) if collected else None,
+        "per instruction": cost,
+        "paper: of the manual price": round(PAPER_RATIO, 3),
+        "spent": {**spent},
+        "image_root": root,
+        "jobs": [report for _, report in jobs],
+    }
+
+
+def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
+    """Write the report as a self-contained HTML page, with an example of each domain and type."""
+    heads = "".join(f"<th>{name}</th>" for name in (*TYPES, "all", "images"))
+    rows = ""
+    for name, own in report["domains"].items():
+        images = len({one["images"][0] for one in kept if (one.get("domain") or "none") == name})
+        cells = "".join(f"<td>{count}</td>" for count in (*(own[type] for type in TYPES), sum(own.values()), images))
+        rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
+    first: dict[tuple[str, str], Record] = {}
+    for one in kept:
+        first.setdefault((one.get("domain") or "none", one["type"]), one)
+    parts = [("Domains and types", f"<table><tr><th></th>{heads}</tr>{rows}</table>")]
+    parts += [
+        (title, _table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))
+        for title, name in (
+            ("Cost of a kept instruction", "per instruction"),
+            ("Spent", "spent"),
+            ("Dropped, by step and kind", "drops"),
+            ("Images", "collected"),
+            ("Mean length, in words (Chinese: characters)", "mean length"),
+            ("Judgements", "judgements"),
+            ("Letters of right options", "letters"),
+        )
+        if report.get(name)
+    ]
+    parts[1] = (
+        parts[1][0],
+        f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>",
+    )
+    shown = "".join(_example(one) for _, one in sorted(first.items()))
+    title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
+    style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
+        f"<style>{style}pre{{margin:.2em 0}}</style></head>"
+        f"<body><h1>{escape(title)}</h1><div class='g'>"
+        + "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
+        + f"</div><h2>Examples</h2>{shown}</body></html>\n"
+    )
+
+
+def _table(value: Any) -> str:
+    if isinstance(value, Mapping):
+        rows = "".join(f"<tr><th>{escape(str(name))}</th><td>{_table(inner)}</td></tr>" for name, inner in value.items())
+        return f"<table>{rows}</table>"
+    return escape(f"{value:,.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+
+
+def _example(one: Record) -> str:
+    image = open_image(one["images"][0]).copy()
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    image.save(file := BytesIO(), format="JPEG")
+    data = base64.b64encode(file.getvalue()).decode()
+    said = "".join(f"<pre>{escape(str(text))}</pre>" for text in (one["prompt"], f"→ {one['response']}"))
+    about = " · ".join(filter(None, (one.get("domain"), one["type"], one.get("language"), one.get("licence"))))
+    return f"<div class='e'><img alt='' src='data:image/jpeg;base64,{data}'><div><b>{escape(about)}</b>{said}</div></div>"

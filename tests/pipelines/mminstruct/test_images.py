@@ -1,0 +1,241 @@
+"""Collect images, and find them by text with a tiny CLIP that has learned four colours."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from support import make_image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from mpo.generation.generator import Response
+from mpo.io import BadRecord, read_json_lines
+from mpo.pipelines.mminstruct.collect import Classify, Images, Look, duplicates
+from mpo.pipelines.mminstruct.make import collect
+from mpo.pipelines.mminstruct.retrieve import Index, Retrieved
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+def soft(seed, size=(160, 120)):
+    return make_image(seed, 6, 5).resize(size, Image.Resampling.BICUBIC)
+
+
+def chart(label, size=(320, 240)):
+    image = Image.new("RGB", size, "white")
+    drawing = ImageDraw.Draw(image)
+    for place, height in enumerate((40, 90, 140, 60)):
+        drawing.rectangle((40 + 60 * place, 200 - height, 80 + 60 * place, 200), fill="steelblue")
+    drawing.text((150, 215), label, fill="black")
+    return image
+
+
+def looked(folder):
+    return Look()(Images(folder))
+
+
+def test_copies_are_duplicates_and_others_are_not(tmp_path):
+    soft(1, (320, 240)).save(tmp_path / "a.png")
+    soft(1, (320, 240)).save(tmp_path / "b.jpg", quality=80)
+    soft(1, (320, 240)).resize((160, 120)).save(tmp_path / "small.png")
+    (tmp_path / "same.png").write_bytes((tmp_path / "a.png").read_bytes())
+    soft(2, (320, 240)).save(tmp_path / "other.png")
+    chart("2019").save(tmp_path / "chart1.png")
+    chart("2018").save(tmp_path / "chart2.png")
+    ImageDraw.Draw(changed := soft(1, (320, 240))).rectangle((100, 100, 140, 140), fill="black")
+    changed.save(tmp_path / "changed.png")
+    name = tmp_path.name
+    found = duplicates(looked(tmp_path))
+    assert {one.removeprefix(f"{name}/") for one in found} == {"b.jpg", "small.png", "same.png"}
+    assert "same file" in found[f"{name}/same.png"] and "a.png" in found[f"{name}/small.png"]
+    assert {*duplicates(looked(tmp_path), near=False)} == {f"{name}/same.png"}
+
+
+def test_the_largest_copy_is_kept(tmp_path):
+    soft(3, (96, 72)).save(tmp_path / "a.png")
+    soft(3, (96, 72)).resize((192, 144)).save(tmp_path / "b.png")
+    assert [*duplicates(looked(tmp_path))] == [f"{tmp_path.name}/a.png"]
+
+
+def test_fields_of_a_folder_and_of_a_data_set(tmp_path):
+    (tmp_path / "in" / "Image Style").mkdir(parents=True)
+    soft(1).save(tmp_path / "in" / "Image Style" / "a.png")
+    soft(2).save(tmp_path / "in" / "Image Style" / "b.PNG")
+    (tmp_path / "in" / ".hidden.png").write_bytes(b"")
+    line = {"file_name": "Image Style/a.png", "license": "CC-BY", "url": "https://a.b", "ocr": ["x", "y"], "tags": "cat, dog"}
+    (tmp_path / "in" / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    first, second = Images(tmp_path / "in", domain="folder", licence="CC0")
+    assert first["id"] == "in/Image Style/a.png" and first["domain"] == "image_style" and first["licence"] == "CC-BY"
+    assert (first["origin"], first["ocr"], first["tags"]) == ("https://a.b", "x\ny", ["cat", "dog"])
+    assert second["licence"] == "CC0" and "origin" not in second
+    lines = [{"image": "in/Image Style/a.png", "domain": "ocr", "id": "one"}, {"image": "in/Image Style/b.PNG"}]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    first, second = Images(tmp_path / "set.jsonl", domain="landmark")
+    assert (first["id"], first["domain"], second["domain"]) == ("set/one", "ocr", "landmark")
+    assert len([*Images(tmp_path / "set.jsonl", limit=1)]) == 1
+
+
+def test_images_in_parquet(tmp_path):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as Feature
+
+    rows = {"image": [soft(number) for number in range(3)], "domain": ["ocr", "ocr", "posters"]}
+    Dataset.from_dict(rows, features=Features({"image": Feature(), "domain": Value("string")})).to_parquet(tmp_path / "a.parquet")
+    report = collect([Images(tmp_path / "a.parquet")], tmp_path / "out", progress=False)
+    assert report["kept"] == 3 and report["domains"] == {"ocr": 2, "posters": 1}
+    assert all(Image.open(one["images"][0]).size == (160, 120) for one in read_json_lines(tmp_path / "out" / "output.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "name"),
+    [
+        ({"file_name": "none.png"}, ValueError, "none.png"),
+        ({"image": "a.png"}, BadRecord, "file_name"),
+        ({"file_name": "a.png", "domain": "lndmark"}, ValueError, "'landmark'"),
+    ],
+)
+def test_wrong_metadata(tmp_path, line, error, name):
+    soft(1).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(error, match=name):
+        [*Images(tmp_path)]
+
+
+def test_what_is_no_collection(tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(ValueError, match="1 files of other types"):
+        Images(tmp_path)
+    with pytest.raises(ValueError, match="nowhere"):
+        Images(tmp_path / "nowhere")
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(BadRecord, match="image"):
+        [*Images(tmp_path / "a.jsonl")]
+    (tmp_path / "a.jsonl").write_text('{"image": "../../etc/passwd"}\n')
+    with pytest.raises(ValueError, match="passwd"):
+        [*Images(tmp_path / "a.jsonl")]
+    soft(1).save(tmp_path / "top.png")
+    with pytest.raises(ValueError, match=r"top\.png is in no folder"):
+        [*Images(tmp_path, domain="folder")]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="No image is left of 1"):
+        collect([Images(tmp_path / "bad")], tmp_path / "out", progress=False)
+    assert read_json_lines(tmp_path / "out" / "dropped.jsonl")[0]["kind"] == "broken"
+    with pytest.raises(ValueError, match="'bad'"):
+        collect([Images(tmp_path / "bad"), Images(tmp_path / "bad")], tmp_path / "two", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "domain"),
+    [("Landmark.", "landmark"), ("**image scene**", "image_scene"), ("a castle", None), ("ocr or posters", None), ("", None)],
+)
+def test_the_domain_that_a_model_names(said, domain):
+    class One:
+        identity = dict
+
+    step = Classify(One())
+    record = {"id": "a", "images": [soft(1)]}
+    (asked,) = step.requests(record)
+    assert "species_recognition: animals and plants" in str(asked.messages)
+    if domain:
+        assert step.finish(record, [[Response(said, "stop", 1, 1)]])["domain"] == domain
+    else:
+        with pytest.raises(Exception, match="the model names"):
+            step.finish(record, [[Response(said, "stop", 1, 1)]])
+    assert step.requests({**record, "domain": "ocr"}) == []
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """The folder of a CLIP of some thousand parameters, trained until it tells four colours apart."""
+    words = ["<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in (*COLOURS, "a", "image", "square"))]
+    letters = sorted({letter for word in (*COLOURS, "a", "image", "square") for letter in word})
+    merges = []
+    for word in (*COLOURS, "image", "square"):
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts = ["".join(parts[:2]), *parts[2:]]
+            words.append(parts[0])
+    names = dict.fromkeys([*words, *letters, *(f"{letter}</w>" for letter in letters)])
+    tokenizer = CLIPTokenizer({name: number for number, name in enumerate(names)}, list(dict.fromkeys(merges)), model_max_length=8)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = CLIPTextConfig(vocab_size=len(names), max_position_embeddings=8, **size, **ends)
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, **size)
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8))
+    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}), tokenizer)
+    images = [Image.new("RGB", (32, 32), colour) for colour in COLOURS]
+    inputs = processor(text=list(COLOURS), images=images, padding="max_length", return_tensors="pt")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(**inputs, return_loss=True).loss
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, colour in enumerate((*COLOURS, *COLOURS)):
+        image = Image.new("RGB", (64 + number, 64), colour)
+        image.save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG broken")
+    return tmp_path
+
+
+def test_images_are_found_by_text(clip, coloured):
+    index = Index(coloured / "index", clip)
+    files = [one["images"][0] for one in Images(coloured / "in")]
+    index.add(files)
+    known = {one["content"]: one["file"] for one in read_json_lines(coloured / "index" / "images.jsonl")}
+    assert len(known) == 8
+    for place, colour in enumerate(COLOURS):
+        found = index.search(colour, 2)
+        assert {known[content][-5] for content, _ in found} == {f"{place}", f"{place + 4}"}
+        assert found[0][1] >= found[1][1] > 0.5
+    before = (coloured / "index" / "vectors.f32").read_bytes()
+    assert np.allclose(np.linalg.norm(np.frombuffer(before, np.float32).reshape(8, -1), axis=1), 1, atol=1e-5)
+    with open(coloured / "index" / "images.jsonl", "ab") as file:  # as a kill leaves it
+        file.write(b'{"content": "x", "fi')
+    with open(coloured / "index" / "vectors.f32", "ab") as file:
+        file.write(b"12345")
+    again = Index(coloured / "index", clip)
+    again.add(files)
+    assert (coloured / "index" / "vectors.f32").read_bytes() == before
+    assert again.search("red", 2) == index.search("red", 2)
+    with pytest.raises(ValueError, match="index of"):
+        (coloured / "index" / "index.json").write_text('{"model": "other", "size": 8}')
+        Index(coloured / "index", clip)
+    with pytest.raises(ValueError, match="nowhere"):
+        Index(coloured / "new", str(coloured / "nowhere"))
+
+
+def test_what_is_retrieved(clip, coloured):
+    source = Images(coloured / "in")
+    records = [*Retrieved(source, coloured / "index", clip, most=2, queries=["red", "blue"])]
+    assert [one["id"] for one in records] == ["in/0.png", "in/2.png", "in/4.png", "in/6.png"]
+    assert {one["query"] for one in records} == {"red", "blue"} and all(one["score"] > 0.5 for one in records)
+    domains = {name: type("Domain", (), {"queries": [name]})() for name in ("red", "white")}
+    source = Images(coloured / "in", domains=domains)
+    records = [*Retrieved(source, coloured / "index", clip, most=2, by_query=True)]
+    assert {one["id"][3]: one["domain"] for one in records} == {"0": "red", "4": "red", "3": "white", "7": "white"}
+
+
+def test_a_collection_by_query(clip, coloured, capsys):
+    from mpo.commands import main
+
+    words = ["--clip", clip, "--retrieve", "2", "--query", "green", "--image-domain", "landmark"]
+    assert main(["mminstruct", "collect", str(coloured / "in"), "--output", str(coloured / "out"), *words]) == 0
+    kept = read_json_lines(coloured / "out" / "output.jsonl")
+    assert [one["id"] for one in kept] == ["in/1.png", "in/5.png"] and {one["domain"] for one in kept} == {"landmark"}
+    assert main(["mminstruct", "collect", str(coloured / "in"), "--output", str(coloured / "no"), "--image-domain", "query"]) == 2
+    assert "--clip" in capsys.readouterr().err

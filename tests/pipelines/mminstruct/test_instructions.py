@@ -1,0 +1,265 @@
+"""Parse, check, balance and arrange instructions; captions that can be used."""
+
+from collections import Counter
+
+import pytest
+
+from mpo.generation.generator import Response
+from mpo.pipelines.mminstruct.caption import Caption, InLanguages
+from mpo.pipelines.mminstruct.check import Agree, Blind, Check, check_all, find_fault
+from mpo.pipelines.mminstruct.generate import Generate, Seed, read_items
+from mpo.pipelines.mminstruct.output import arrange, balance, conversations
+from mpo.pipelines.step import Dropped
+
+CHOICE = "<Q1>Which colour?</Q1><C1>A. red\nB. blue\nC. green</C1><A1>{}</A1>"
+
+
+@pytest.mark.parametrize(
+    ("text", "type", "found"),
+    [
+        ("<Q1>Is it?</Q1><A1>Yes</A1>\nNote: <Q2>Is it not?</Q2> <A2>No</A2>", "judgement", ["Yes", "No"]),
+        ("<Q7>Is it?</Q7><A7>Yes</A7>", "judgement", ["Yes"]),
+        ("<Q1>Is it?</Q1><C1></C1><A1>Yes</A1>", "judgement", ["Yes"]),
+        (CHOICE.format("B. blue"), "choice", ["blue"]),
+        (CHOICE.format("(B)"), "choice", ["blue"]),
+        (CHOICE.format("Blue"), "choice", ["blue"]),
+        ("<Q1>Which?</Q1><C1>A. red B. blue C. green</C1><A1>C</A1>", "choice", ["green"]),
+        ('{"items": [{"question": "Which?", "choices": ["A. red", "B. blue"], "answer": "A. red"}]}', "choice", ["red"]),
+        ('```json\n{"items": [{"question": "Is it?", "choices": [], "answer": "No"}]}\n```', "judgement", ["No"]),
+        (CHOICE.format("B. red"), "choice", ["wrong letter"]),
+        (CHOICE.format("D"), "choice", ["wrong letter"]),
+        (CHOICE.format("purple"), "choice", ["wrong letter"]),
+        ("<Q1>Which?</Q1><C1>A. red\nC. blue</C1><A1>A</A1>", "choice", ["malformed"]),
+        ("<Q1>Which?</Q1><A1>A</A1>", "choice", ["malformed"]),
+        ("<Q1>Is it?<A1>Yes</A1>", "judgement", ["malformed"]),
+        ("<Q1>Is it?</Q1><A1>Yes</A2>", "judgement", ["malformed", "malformed"]),
+        ("<A1>Yes</A1><Q1>Is it?</Q1>", "judgement", ["malformed"]),
+        ("<Q1>Is it?</Q1><A1>Yes</A1><Q1>Again?</Q1><A1>No</A1>", "judgement", ["malformed"]),
+        ("<Q1>Is <Q2>it?</Q1><A1>Yes</A1></Q2><A2>No</A2>", "judgement", ["malformed", "malformed"]),
+        ("<Q1> </Q1><A1>Yes</A1>", "judgement", ["malformed"]),
+        ("Yes.", "judgement", ["malformed"]),
+        ('{"items": []}', "judgement", ["malformed"]),
+        ('{"items": [{"question": "Is it?", "answer": 3}]}', "judgement", ["malformed"]),
+        ('{"items": [{"question"', "judgement", ["malformed"]),
+    ],
+)
+def test_responses_are_parsed_strictly(text, type, found):
+    assert [one.get("fault", "").partition(":")[0] or one["answer"] for one in read_items(text, type)] == found
+
+
+def test_a_truncated_response_keeps_what_is_whole():
+    items = read_items("<Q1>Is it?</Q1><A1>Yes</A1><Q2>Is it n", "judgement", cut=True)
+    assert items[0]["answer"] == "Yes" and "cut off" in items[1]["fault"]
+
+
+EN = {"language": "en", "caption": "A red car and two blue bikes stand before a shop called BÄCKEREI 面包."}
+ZH = {"language": "zh", "caption": "一辆红色的汽车和两辆蓝色的自行车停在名为 BÄCKEREI 的店前。"}
+
+
+@pytest.mark.parametrize(
+    ("given", "type", "question", "answer", "choices", "fault"),
+    [
+        (EN, "short", "What colour is the car?", "red", None, None),
+        (EN, "short", "Which is nearer, the car or the bikes?", "the car", None, None),
+        (EN, "short", "What is written on the shop?", "面包", None, None),
+        (EN, "short", "What is the shop called?", "BÄCKEREI", None, None),
+        (ZH, "short", "店名是什么？", "BÄCKEREI", None, None),
+        (ZH, "judgement", "汽车是红色的吗？", "是的。", None, None),
+        (EN, "choice", "How many bikes are there?", "two", ["one", "two", "3", "four"], None),
+        (EN, "long", "What is shown?", "A red car and two bikes stand in front of a shop.", None, None),
+        (EN, "short", "What colour is the red car?", "red", None, "leak"),
+        (EN, "judgement", "The answer is yes: is the car red?", "Yes", None, "leak"),
+        (EN, "short", "Which answer is circled?", "C", None, None),
+        (EN, "short", "If x < 5 and y > 3, what is shown?", "a plot", None, None),
+        (EN, "short", "What is the product description on the label?", "milk", None, None),
+        (EN, "short", "¿Qué color tiene?", "red", None, "language"),
+        (EN, "short", "Quel est le nom?", "red", None, "language"),
+        (EN, "short", "What is the name of the film?", "Le Petit Prince", None, None),
+        (EN, "short", "What colour is it?", "It can't be seen.", None, "refusal"),
+        (EN, "short", "Which brand?", "I don't know.", None, "refusal"),
+        ({"language": "zh"}, "short", "店名是什么？", "Starbucks Coffee", None, None),
+        (ZH, "short", "红色的汽车是什么颜色？", "红色", None, "leak"),
+        (EN, "judgement", "Is the car red?", "Maybe", None, "malformed"),
+        (EN, "short", "What is <object>?", "a car", None, "malformed"),
+        (EN, "short", "What is shown?", "a very long answer that goes on and on and does not come to any end", None, "malformed"),
+        (EN, "long", "What is shown?", "A car.", None, "malformed"),
+        (EN, "short", "What colour is the car in the description given above?", "red", None, "caption"),
+        (EN, "short", "According to the description, what colour is the car?", "red", None, "caption"),
+        (ZH, "short", "根据描述，汽车是什么颜色？", "红色", None, "caption"),
+        (EN, "short", "How old is the car?", "It cannot be determined.", None, "refusal"),
+        (EN, "short", "汽车是什么颜色？", "red", None, "language"),
+        (EN, "short", "What colour is the car?", "红色", None, "language"),
+        (EN, "long", "Was sieht man?", "Man sieht vor einem Laden mehrere abgestellte Fahrzeuge stehen.", None, "language"),
+        (ZH, "short", "What colour is the car?", "红色", None, "language"),
+        (EN, "choice", "Which colour?", "red", ["red", "Red.", "blue", "green"], "options"),
+        (EN, "choice", "How many?", "two", ["two", "2", "three", "four"], "options"),
+        (EN, "choice", "Which colour?", "red", ["red", "blue", "All of the above"], "options"),
+        (EN, "choice", "Which colour has the car?", "green", ["green", "red"], "contradiction"),
+        (EN, "choice", "Which colour has the car?", "pink", ["green", "red"], "wrong letter"),
+    ],
+)
+def test_faults(given, type, question, answer, choices, fault):
+    item = {**given, "id": "a", "type": type, "question": question, "answer": answer, "choices": choices}
+    found = find_fault(item)
+    assert (found or "").partition(":")[0] == (fault or ""), found
+    assert len(Check()([item])) == (fault is None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "fault"),
+    [
+        (
+            ("short", "What colour is the car?", "red"),
+            ("short", "Please tell me, what color is the car in this image?", "Red"),
+            "repeat",
+        ),
+        (("short", "What colour is the car?", "red"), ("short", "What colour is the car?", "blue"), "contradiction"),
+        (("choice", "What colour is the car?", "red"), ("short", "What colour is the car?", "blue"), "contradiction"),
+        (("choice", "What colour is the car?", "red"), ("short", "What colour is the car?", "red"), ""),
+        (("judgement", "Is the car left of the bike?", "Yes"), ("judgement", "Is the bike left of the car?", "No"), ""),
+        (("judgement", "Is the car red?", "Yes"), ("judgement", "Is the car red?", "No"), "contradiction"),
+        (("short", "汽车是什么颜色？", "红色"), ("short", "请问图中汽车是什么颜色？", "红色"), "repeat"),
+    ],
+)
+def test_repeats(one, other, fault):
+    items = [{"type": type, "question": question, "answer": answer} for type, question, answer in (one, other)]
+    for item in items:
+        item |= {"choices": ["red", "blue"]} if item["type"] == "choice" else {}
+        item |= {"language": "zh"} if "汽车" in item["question"] else {}
+    found = check_all(items)
+    assert found[0] is None and (found[1] or "").partition(":")[0] == fault
+
+
+class Says:
+    """A model that says what a function of the prompt says."""
+
+    def __init__(self, say):
+        self.say = say
+
+    def identity(self):
+        return {"model": "says"}
+
+    async def stream(self, requests, *, n=1, concurrency=None, **settings):
+        place = 0
+        async for item in requests:
+            request, samples = item if isinstance(item, tuple) else (item, range(n))
+            for sample in samples:
+                said = self.say("".join(one.get("text", "") for one in request.messages[-1]["content"]))
+                yield place, sample, Response(said, "stop", 1, 1)
+            place += 1
+
+
+def test_what_a_model_knows_without_the_image():
+    item = {
+        "id": "a",
+        "type": "choice",
+        "question": "Which is the capital of France?",
+        "choices": ["Paris", "Rome", "Oslo"],
+        "answer": "Paris",
+    }
+    right = lambda asked: next(line[0] for line in asked.splitlines() if line.endswith(". Paris"))  # noqa: E731
+    assert not Blind(Says(right))([item])
+    assert Blind(Says(lambda asked: "A"))([item])  # in another order each time
+    assert Blind(Says(lambda asked: "UNKNOWN"))([item])
+    judgement = {"id": "b", "type": "judgement", "question": "Is Paris in France?", "answer": "Yes"}
+    assert not Blind(Says(lambda asked: "Yes."))([judgement]) and Blind(Says(lambda asked: "No"))([judgement])
+
+
+@pytest.mark.parametrize(("said", "kept"), [("Verdict: CONTRADICTED", 0), ("**Verdict:** supported", 1), ("I cannot say", 1)])
+def test_a_judge(said, kept):
+    item = {"id": "a", "type": "short", "question": "Which colour?", "answer": "red", "caption": "A red car."}
+    assert len(Agree(Says(lambda asked: said))([item])) == kept
+    assert Agree(Says(lambda asked: "Verdict: CONTRADICTED"))([{**item, "caption": ""}])  # there is nothing to compare with
+
+
+def test_seeds_are_random_and_the_same_again():
+    records = [{"id": f"{number}", "domain": "ocr", "caption": "x"} for number in range(40)]
+    made = Seed(types=["short"], rounds=2, per=3)(records)
+    assert made == Seed(types=["short"], rounds=2, per=3)(records)
+    questions = [[*one["questions"]] for record in made for one in record["seeds"]]
+    assert len(questions) == 80 and all(len({*own}) == len(own) >= 2 for own in questions)
+    assert len({question for own in questions for question in own}) >= 5
+    assert not Seed()([{"id": "a", "domain": "oc", "caption": "x"}])
+
+
+def test_what_cannot_be_asked_about():
+    model = Generate(Says(str))
+    for record, name in (
+        ({}, "no caption"),
+        ({"caption": "x"}, "no seeds"),
+        ({"caption": "x", "seeds": [{}], "domain": "d"}, "domain"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            model.requests({"id": "a", **record})
+    for settings, name in (({"form": "xml"}, "'xml'"), ({"counts": {"essay": 1}}, "'essay'"), ({"n": 0}, "n=0")):
+        with pytest.raises(ValueError, match=name):
+            Generate(Says(str), **settings)
+    for settings in ({"types": ["essay"]}, {"types": []}, {"rounds": 0}):
+        with pytest.raises(ValueError, match="Expected"):
+            Seed(**settings)
+
+
+def test_yes_and_no_are_balanced_and_letters_even():
+    def judgement(number, answer, domain="ocr", language="en"):
+        return {"id": f"{number}", "type": "judgement", "answer": answer, "domain": domain, "language": language, "question": "?"}
+
+    items = [judgement(n, "Yes") for n in range(6)] + [judgement(10 + n, "No", "landmark") for n in range(3)]
+    items += [judgement(20, "Yes", "landmark"), judgement(30, "是", language="zh")]
+    kept, dropped = balance(items)
+    assert Counter(one["answer"] for one in kept) == {"Yes": 3, "No": 3} and len(kept) + len(dropped) == len(items)
+    assert {one["domain"] for one in dropped} == {"ocr"}  # the one-sided one
+    assert balance(items)[0] == kept
+    choices = [{"id": f"{n}", "type": "choice", "question": "?", "choices": [*"wxyz"], "answer": "w"} for n in range(42)]
+    arranged = arrange(choices)
+    letters = Counter(one["response"] for one in arranged)
+    assert sorted(letters.values()) == [10, 10, 11, 11]
+    assert all(one["choices"]["ABCD".index(one["response"])] == "w" and sorted(one["choices"]) == [*"wxyz"] for one in arranged)
+    assert len({tuple(one["choices"]) for one in arranged}) > 8 and len({one["suffix"] for one in arranged}) > 5
+
+
+def test_turns():
+    items = [{"id": f"{n}", "images": ["a" if n < 5 else "b"], "language": "en"} for n in range(7)]
+    assert [len(one) for one in conversations(items, 3)] == [3, 2, 2]
+
+
+def test_captions(tmp_path):
+    from support import make_image
+
+    make_image(0, 800, 600).save(tmp_path / "a.png")
+    record = {"id": "a:en", "images": [str(tmp_path / "a.png")], "domain": "ocr", "ocr": "STOP <image>", "tags": ["sign", "street"]}
+    step = Caption(Says(str), shortest={"en": 5, "ocr": 9})
+    (asked,) = step.requests(record)
+    text = asked.messages[0]["content"][1]["text"]
+    assert max(asked.images[0].size) == 512 and "STOP [image]" in text and "sign, street" in text and "at least 9 words" in text
+    (plain,) = Caption(Says(str), max_side=None).requests({**record, "ocr": ""})
+    assert plain.images == [str(tmp_path / "a.png")] and "at least 120 words" in plain.messages[0]["content"][1]["text"]
+    good = "A red sign with the word STOP stands at the corner."
+    for said, finish, reason in (
+        (good, "stop", None),
+        ("A red sign.", "stop", "too short"),
+        ("I'm sorry, but I can't help with this picture of a red sign today.", "stop", "refuses"),
+        ("A red sign. " + "It is red and it is big. " * 60, "stop", "repeats"),
+        ("一块红色的标志牌立在路口，上面写着停字。", "stop", "not in English"),
+        (good + " Behind it one", "length", None),
+        (good + " Its lower edge cannot be determined.", "stop", None),
+        ("A red sign with the word STOP stands at", "length", "whole sentence"),
+    ):
+        fault = step.finish({**record}, [[Response(said, finish, 1, 1)]]) if reason is None else None
+        if reason is None:
+            assert fault["caption"].startswith(good) and not fault["caption"].endswith("one")
+        else:
+            with pytest.raises(Dropped, match=reason):
+                step.finish({**record}, [[Response(said, finish, 1, 1)]])
+    first = Caption(Says(str), shortest={"en": 5, "ocr": 9}, last=False)
+    left = first.finish({**record}, [[Response("No.", "stop", 1, 1)]])
+    (again,) = step.requests(left)
+    assert "too short (1 words" in again.messages[0]["content"][1]["text"]
+    done = step.finish(left, [[Response(good, "stop", 1, 1)]])
+    assert done["caption"] == good and "fault" not in done and step.requests(done) == []
+
+
+def test_languages():
+    assert [one["id"] for one in InLanguages([{"id": "a"}], ["en", "zh"])] == ["a:en", "a:zh"]
+    for languages in (["de"], []):
+        with pytest.raises(ValueError, match="Expected languages"):
+            InLanguages([], languages)

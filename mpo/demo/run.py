@@ -11,7 +11,7 @@ from transformers import set_seed
 from mpo.demo.data import make_dataset
 from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.demo.report import write_report
-from mpo.demo.stages import measure_after, measure_before, pair, sample, train_mpo, warm_up
+from mpo.demo.stages import measure_after, measure_before, measure_sft, pair, sample, train_mpo, train_sft, warm_up
 
 
 class Stage(NamedTuple):
@@ -31,6 +31,8 @@ STAGES = (
     Stage("pair", "pair correct with incorrect responses", pair, "pairs.jsonl"),
     Stage("mpo", "train on the pairs with MPO", train_mpo, "mpo/"),
     Stage("after", "evaluate on the same evaluation images", measure_after, "responses_after.jsonl"),
+    Stage("sft", "train on the chosen completions alone (SFT): the control", train_sft, "sft/"),
+    Stage("control", "evaluate the control on the same images", measure_sft, "responses_sft.jsonl"),
     Stage("report", "write the report", write_report, "report.html"),
 )
 

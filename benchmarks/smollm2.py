@@ -120,42 +120,47 @@ class Lab:
     def sample(
         self, model: Any, problems: Sequence[Problem], n: int, temperature: float, seed: int, sizes: Sizes
     ) -> list[list[str]]:
-        """Sample responses; prompts of equal length are one batch, so nothing is padded."""
+        """Sample responses, in batches of prompts of similar length, which are padded on the left."""
         generator = torch.Generator(self.device).manual_seed(seed)
         prompts = [self.prompt(problem) for problem in problems]
-        found: dict[int, list[str]] = {}
-        by_length: dict[int, list[int]] = {}
-        for place, prompt in enumerate(prompts):
-            by_length.setdefault(len(prompt), []).append(place)
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         size = max(1, (384 if self.device == "cpu" else 4096) // n)
-        for members in by_length.values():
-            for start in range(0, len(members), size):
-                some = members[start : start + size]
-                cache = DynamicCache(config=self.model.config)
-                ids = torch.tensor([prompts[place] for place in some], device=self.device)
-                with torch.autocast(self.device, torch.bfloat16):
-                    hidden = model(input_ids=ids, cache=cache, use_cache=True).last_hidden_state[:, -1].repeat_interleave(n, 0)
-                cache.batch_repeat_interleave(n)
-                tokens, live = [], torch.ones(len(hidden), dtype=torch.bool, device=self.device)
-                for _ in range(sizes.new_tokens):
-                    logits = self.model.lm_head(hidden.to(torch.bfloat16)).float()
-                    if temperature:
-                        noise = torch.empty_like(logits).exponential_(generator=generator)  # the Gumbel maximum, without sorting
-                        token = (logits / temperature - noise.log()).argmax(-1)
-                    else:
-                        token = logits.argmax(-1)
-                    token = torch.where(live, token, self.end)
-                    tokens.append(token)
-                    live = live & (token != self.end)
-                    if not live.any():
-                        break
-                    with torch.autocast(self.device, torch.bfloat16):
-                        hidden = model(input_ids=token.unsqueeze(1), cache=cache, use_cache=True).last_hidden_state[:, -1]
-                rows = torch.stack(tokens, 1).tolist()
-                texts = [self.tokenizer.decode(row[: row.index(self.end)] if self.end in row else row) for row in rows]
-                for place, member in enumerate(some):
-                    found[member] = texts[place * n : (place + 1) * n]
+        found: dict[int, list[str]] = {}
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            width = max(len(prompts[place]) for place in some)
+            padding = torch.tensor([width - len(prompts[place]) for place in some], device=self.device)
+            ids = torch.tensor([[self.end] * (width - len(prompts[place])) + prompts[place] for place in some], device=self.device)
+            mask = (torch.arange(width, device=self.device) >= padding.unsqueeze(1)).long()
+            cache = DynamicCache(config=self.model.config)
+            hidden = self._hidden(model, ids, mask, cache).repeat_interleave(n, 0)
+            mask = mask.repeat_interleave(n, 0)
+            cache.batch_repeat_interleave(n)
+            tokens, live = [], torch.ones(len(hidden), dtype=torch.bool, device=self.device)
+            for _ in range(sizes.new_tokens):
+                logits = self.model.lm_head(hidden.to(torch.bfloat16)).float()
+                if temperature:
+                    noise = torch.empty_like(logits).exponential_(generator=generator)  # the Gumbel maximum, without sorting
+                    logits = logits / temperature - noise.log()
+                token = torch.where(live, logits.argmax(-1), self.end)
+                tokens.append(token)
+                live = live & (token != self.end)
+                if not live.any():
+                    break
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                hidden = self._hidden(model, token.unsqueeze(1), mask, cache)
+            rows = torch.stack(tokens, 1).tolist()
+            texts = [self.tokenizer.decode(row[: row.index(self.end)] if self.end in row else row) for row in rows]
+            for place, member in enumerate(some):
+                found[member] = texts[place * n : (place + 1) * n]
         return [found[place] for place in range(len(prompts))]
+
+    def _hidden(self, model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        """States of the last position; positions are counted without padding."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with torch.autocast(self.device, torch.bfloat16):
+            output = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
+        return output.last_hidden_state[:, -1]
 
     def accuracy(self, model: Any, problems: Sequence[Problem], sizes: Sizes) -> dict[str, Any]:
         """Greedy responses: which are right (a string of 0 or 1), and right and total by kind."""
@@ -196,11 +201,7 @@ def start_of(lab: Lab, seed: int, work: Path, out: Path, sizes: Sizes) -> dict[s
         save_tensors(lab.model.state_dict(), path)
     lab.model.load_state_dict(torch.load(path, map_location=lab.device))
     lab.model.eval()
-    samples_path = work / f"samples_{seed}.json"
-    if not samples_path.is_file():
-        few = lab.sample(lab.model.model, problems["questions"], sizes.samples, 1.0, seed, sizes)
-        write(samples_path, few)
-    samples = json.loads(samples_path.read_text())
+    samples = sampled(lab, problems["questions"], work / f"samples_{seed}.json", seed, sizes)
     pairs = []
     rng = random.Random(seed)
     shares = []
@@ -219,6 +220,17 @@ def start_of(lab: Lab, seed: int, work: Path, out: Path, sizes: Sizes) -> dict[s
             {"seed": seed, **measured, **counts, "sampled": sum(shares) / len(shares), "seconds": time.process_time() - begun},
         )
     return {"problems": problems, "pairs": pairs}
+
+
+def sampled(lab: Lab, problems: Sequence[Problem], path: Path, seed: int, sizes: Sizes) -> list[list[str]]:
+    """Sample responses to questions, a part at a time, and keep them in a file: an interrupted run continues."""
+    found: list[list[str]] = json.loads(path.read_text()) if path.is_file() else []
+    part = 480
+    for start in range(len(found), len(problems), part):
+        few = lab.sample(lab.model.model, problems[start : start + part], sizes.samples, 1.0, 10_000 * seed + start, sizes)
+        found += few
+        write(path, found)
+    return found
 
 
 def run_job(lab: Lab, start: dict[str, Any], method: str, rate: float, seed: int, sizes: Sizes) -> dict[str, Any]:

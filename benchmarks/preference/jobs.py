@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpo.losses import Mixture, PairLogps
 from preference.model import Pixels, Row, sample, token_logps
-from preference.start import EVAL, SAMPLES, Start, evaluate, order_of, train
+from preference.start import SAMPLES, Start, evaluate, order_of, train
 
 PROBED = 96  # pairs of evaluation questions whose log-probs are followed
 
@@ -128,13 +128,13 @@ def all_logps(model: Any, pixels: Pixels, pairs: list[Pair]) -> list[Tensor]:
     return found
 
 
-def run(start: Start, job: Job, seed: int, count: int = EVAL) -> dict[str, Any]:
-    """Train the start's model (which is restored after it) with a job, and measure it on `count` evaluation questions."""
+def run(start: Start, job: Job, seed: int, count: int | None = None) -> dict[str, Any]:
+    """Train the start's model, which is restored afterwards, with a job, and measure it on `count` evaluation questions."""
     begun, before = time.process_time(), {name: value.clone() for name, value in start.model.state_dict().items()}
     torch.manual_seed(seed)
     model, images = start.model, list(range(len(start.questions)))[: job.questions]
     if start.probe is None:
-        start.probe = sample(model, start.eval, range(300), n=4, temperature=1.0, seed=7, end=start.ends)
+        start.probe = sample(model, start.eval, range(min(300, len(start.eval))), n=4, temperature=1.0, seed=7, end=start.ends)
     probe = make_pairs(start, start.eval, dict(enumerate(start.probe)), Job(max_pairs=1), 0)[:PROBED]
     reference_tokens = pair_logps(model, start.eval, probe)[0].detach()
     result: dict[str, Any] = {"job": asdict(job), "seed": seed, "probe": [], "train": [], "gradients": []}

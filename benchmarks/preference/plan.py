@@ -58,6 +58,13 @@ def _exploration() -> Iterator[Planned]:
         yield _planned("matched", "reason", f"beta_{beta:g}", rate=1e-4, beta=beta, weights=(0.08 / beta, 0.02 / beta, 1.0))
     for beta in (0.02, 0.5, 2.0):
         yield _planned("beta", "reason", f"{beta:g}", rate=1e-4, beta=beta)
+    for beta, rate in ((3.0, 3e-4), (10.0, 1e-4), (10.0, 3e-4)):
+        yield _planned(
+            "matched", "reason", f"beta_{beta:g}_{rate:.0e}", rate=rate, beta=beta, weights=(0.08 / beta, 0.02 / beta, 1.0)
+        )
+    for beta in (1.0, 3.0):
+        yield _planned("strong", "reason", f"beta_{beta:g}", rate=1e-4, beta=beta, weights=(0.8 / beta, 0.2 / beta, 1.0))
+        yield _planned("strong", "strategy", f"beta_{beta:g}", rate=1e-4, beta=beta, weights=(0.8 / beta, 0.2 / beta, 0.1))
     # Pairs: batch, number, accuracy of their questions, share of tokens that they share.
     for batch in (128,):
         for method in ("sft", "mpo"):

@@ -182,18 +182,19 @@ def prepare(folder: Path, name: str, seed: int, *, epochs: float | None = None) 
     return start
 
 
-def evaluate(start: Start, model: Any, count: int = EVAL) -> dict[str, Any]:
+def evaluate(start: Start, model: Any, count: int | None = None) -> dict[str, Any]:
     """Respond to evaluation questions: greedily, and to the first half of them with a sample each.
 
     Args:
         start: the start.
         model: the model.
-        count: number of questions.
+        count: number of questions; None: all.
 
     Returns:
         `correct` (a string of 0 or 1 per question: the first half is for validation, the second the test), `unparsable`, `tokens`,
         `short` (responses without a reading), `read`, `sampled` (share of right samples).
     """
+    count = len(start.eval) if count is None else count
     everything = range(count)
     greedy = [few[0] for few in sample(model, start.eval, everything, n=1, temperature=0.0, seed=0, end=start.ends)]
     sampled = sample(model, start.eval, range(count // 2), n=1, temperature=1.0, seed=1, end=start.ends)

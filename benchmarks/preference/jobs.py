@@ -134,7 +134,16 @@ def run(start: Start, job: Job, seed: int, count: int | None = None) -> dict[str
     torch.manual_seed(seed)
     model, images = start.model, list(range(len(start.questions)))[: job.questions]
     if start.probe is None:
-        start.probe = sample(model, start.eval, range(min(300, len(start.eval))), n=4, temperature=1.0, seed=7, end=start.ends)
+        start.probe = sample(
+            model,
+            start.eval,
+            range(min(300, len(start.eval))),
+            n=4,
+            temperature=1.0,
+            seed=7,
+            end=start.ends,
+            limit=start.task.limit,
+        )
     probe = make_pairs(start, start.eval, dict(enumerate(start.probe)), Job(max_pairs=1), 0)[:PROBED]
     reference_tokens = pair_logps(model, start.eval, probe)[0].detach()
     result: dict[str, Any] = {"job": asdict(job), "seed": seed, "probe": [], "train": [], "gradients": []}
@@ -142,7 +151,13 @@ def run(start: Start, job: Job, seed: int, count: int | None = None) -> dict[str
     for number in range(job.rounds):
         samples = start.samples
         if number:
-            settings = {"n": SAMPLES, "temperature": start.task.temperature, "seed": seed + number, "end": start.ends}
+            settings = {
+                "n": SAMPLES,
+                "temperature": start.task.temperature,
+                "seed": seed + number,
+                "end": start.ends,
+                "limit": start.task.limit,
+            }
             samples = sample(model, start.questions, images, **settings)
         pairs = make_pairs(start, start.questions, {i: samples[i] for i in images}, job, seed)
         if not pairs:

@@ -11,7 +11,6 @@ from torch.nn.functional import log_softmax
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-MAX_NEW_TOKENS = 50
 Row = tuple[int, Sequence[int], Sequence[int]]
 """(number of the image, prompt tokens, completion tokens with the end of the turn)."""
 
@@ -83,9 +82,29 @@ def token_logps(model: Any, pixels: Pixels, rows: Sequence[Row]) -> tuple[Tensor
 
 @torch.no_grad()
 def sample(
-    model: Any, pixels: Pixels, images: Sequence[int], *, n: int, temperature: float, seed: int, batch: int = 600, end: int
+    model: Any,
+    pixels: Pixels,
+    images: Sequence[int],
+    *,
+    n: int,
+    temperature: float,
+    seed: int,
+    end: int,
+    limit: int,
+    batch: int = 600,
 ) -> list[list[list[int]]]:
     """Sample responses to the questions of images.
+
+    Args:
+        model: an InternVL.
+        pixels: the images, with their questions.
+        images: numbers of images.
+        n: responses of each.
+        temperature: temperature; 0: greedy.
+        seed: random seed.
+        end: the token that ends a turn.
+        limit: longest response, in tokens.
+        batch: responses in a batch.
 
     Returns:
         for each image, n responses in tokens, with the end of the turn where it was reached.
@@ -109,7 +128,7 @@ def sample(
             logits = model.lm_head(hidden[:, -1]).repeat_interleave(n, 0)
             cache.batch_repeat_interleave(n)
             sampled, live = [], torch.ones(len(logits), dtype=torch.bool)
-            for _ in range(MAX_NEW_TOKENS):
+            for _ in range(limit):
                 if temperature:
                     token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
                 else:

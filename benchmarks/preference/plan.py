@@ -70,6 +70,10 @@ def _exploration() -> Iterator[Planned]:
         for method in ("sft", "mpo"):
             yield _planned("batch", "reason", f"{method}_{batch}", rate=3e-4, batch=batch, steps=50, **METHODS[method])
     for method in ("sft", "mpo"):
+        yield _planned("pairs", "reason", f"{method}_16_a_question", rate=1e-4, max_pairs=16, **METHODS[method])
+        yield _planned("pairs", "reason", f"{method}_300_questions", rate=1e-4, questions=300, **METHODS[method])
+        yield _planned("steps", "reason", f"{method}_400", rate=1e-4, steps=400, **METHODS[method])
+    for method in ("sft", "mpo"):
         yield _planned("accuracy", "reason", f"{method}_0.2_0.8", rate=1e-4, accuracy=(0.2, 0.8), **METHODS[method])
         for choose in ("near", "far"):
             yield _planned("choose", "reason", f"{method}_{choose}", rate=1e-4, max_pairs=2, choose=choose, **METHODS[method])
@@ -77,6 +81,11 @@ def _exploration() -> Iterator[Planned]:
     for method, rates in (("sft", (1e-4, 3e-4)), ("mpo", (1e-4,)), ("dpo", (3e-5,))):
         for rate in rates:
             yield _planned("rate", "cool", f"{method}_{rate:.0e}", rate=rate, **METHODS[method])
+    # A start that was warmed up less, and completions with 40 meaningless words before the final answer.
+    for method in ("sft", "mpo"):
+        yield _planned("warm_up", "reason", f"{method}_4_epochs", rate=1e-4, epochs=4.0, **METHODS[method])
+    for method in ("sft", "mpo"):
+        yield _planned("filler", "filler", method, rate=1e-4, **METHODS[method])
 
 
 EXPLORATION = list(_exploration())

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
+from preference import plan
+
 COLOURS = {"sft": "#52606d", "mpo": "#2563a8", "dpo": "#c2571a"}
 Result = Mapping[str, Any]
 
@@ -48,6 +50,7 @@ def explored(results: Path, output: IO[str]) -> None:
     output.write("\n".join(lines) + "\n")
     _plot_rates(found, results / "rates.png")
     _plot_moved(found, results / "moved.png")
+    _plot_ways(found, results / "ways.png")
 
 
 def _axes(columns: int, height: float = 3.0) -> tuple[Figure, Sequence[Axes]]:
@@ -116,6 +119,99 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+CLAIMS = (
+    ("1", "strategy", "mpo_wg_0.1", "sft"),
+    ("2", "strategy", "dpo", "sft"),
+    ("3", "strategy", "mpo", "sft"),
+    ("4", "strategy", "mpo_wg_0.1", "dpo"),
+    ("5", "reason", "mpo", "sft"),
+    ("6", "reason", "mpo_wg_0.1", "sft"),
+    ("7", "reason", "mpo_beta_2", "mpo"),
+    ("8", "strategy", "mpo", "mpo_no_delta"),
+    ("8", "reason", "mpo", "mpo_no_delta"),
+)
+"""The claims of `../methods2.md`: number, task, method, less another one."""
+PAPER = {"start": 57.0, "sft": 68.5, "dpo": 72.7, "bco": 78.4, "dpo_sft": 78.9, "bco_sft": 78.4, "mpo": 79.1}
+"""Table 6 of arXiv 2411.10442, M3CoT with chain of thought."""
+
+
+def registered_tables(results: Path, output: IO[str]) -> None:
+    """Write the tables of the registered run, of the seeds that are done: every method of a seed."""
+    found = read(results / "run")
+    test = slice(500, 1000)
+    for task in plan.TASKS_REGISTERED:
+        rates = {method: plan.tried_rates(results / "run", task, method)[1] for method in plan.REGISTERED}
+        if None in rates.values():
+            output.write(f"\n{task}: rates are not chosen yet\n")
+            continue
+        names = {m: {s: plan.registered_job(task, m, r, s).name for s in plan.SEEDS} for m, r in rates.items() if r is not None}
+        done = [seed for seed in plan.SEEDS if all(of[seed] in found for of in names.values())]
+        output.write(f"\n{task}: seeds {done} of {list(plan.SEEDS)} are done\n\n")
+        if not done:
+            continue
+        runs = {"start": [found[f"start_{task}_{seed}"] for seed in done]}
+        runs |= {method: [found[of[seed]] for seed in done] for method, of in names.items()}
+        right = {method: [share(run, test) for run in some] for method, some in runs.items()}
+        heads = "method, rate, right %, less SFT, sampled %, without steps %, unparsable %, chosen, rejected, paper".split(", ")
+        output.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
+        for method, some in runs.items():
+            moved = [run["probe"][-1]["sum"] for run in some if "probe" in run]
+            cells = [
+                method,
+                f"{rates[method]:.0e}" if method in rates else "-",
+                f"{np.mean(right[method]):.1f}",
+                "-" if method == "sft" else points(np.subtract(right[method], right["sft"]).tolist()),
+                f"{100 * np.mean([run['sampled'] for run in some]):.1f}",
+                *(f"{np.mean([100 * run[key] / len(run['correct']) for run in some]):.1f}" for key in ("short", "unparsable")),
+                *([f"{value:+.2f}" for value in np.mean(moved, axis=0)] if moved else ["-", "-"]),
+                f"{PAPER[method]:.1f}" if method in PAPER else "-",
+            ]
+            output.write(f"| {' | '.join(cells)} |\n")
+        output.write("\n| claim | difference | points |\n|---|---|---|\n")
+        for number, of, first, second in CLAIMS:
+            if of == task:
+                less = points(np.subtract(right[first], right[second]).tolist())
+                output.write(f"| {number} | {first} less {second} | {less} |\n")
+
+
+def points(differences: Sequence[float]) -> str:
+    """Format the mean of differences in points with its interval."""
+    mean, low, high = interval(differences)
+    return f"{mean:+.1f}" + ("" if math.isinf(low) else f" ({low:+.1f} to {high:+.1f})")
+
+
+def _plot_ways(found: Mapping[str, Result], path: Path) -> None:
+    """Plot accuracy and share of responses with steps in the task `strategy`, and the two parts of a gradient by length."""
+    figure, (left, right) = _axes(2)
+    shown = {
+        "start": "start_strategy_100",
+        "SFT": "rate_strategy_sft_3e-04",
+        "MPO": "rate_strategy_mpo_3e-04",
+        "MPO, SFT by token": "average_strategy_mpo_token_3e-04",
+        "MPO, w_g 0.1": "average_strategy_mpo_wg_0.1_1e-04",
+        "DPO": "rate_strategy_dpo_1e-04",
+    }
+    for place, name in enumerate(shown.values()):
+        run, count = found[name], len(found[name]["correct"])
+        left.bar(place - 0.2, share(run, slice(0, 500)), 0.38, color="#2563a8", label="right" if not place else None)
+        left.bar(place + 0.2, 100 - 100 * run["short"] / count, 0.38, color="#9aa5b1", label=None if place else "with steps")
+    left.set_xticks(range(len(shown)), list(shown), rotation=30, ha="right", fontsize=7)
+    left.set_ylabel("greedy responses, %", fontsize=8)
+    left.legend(fontsize=8, frameon=False)
+    lengths = np.array([4, 600])
+    for weight, style in ((1.0, "-"), (0.1, "--")):
+        right.loglog(lengths, 0.1 * (0.8 + 0.2) / 2 * lengths / weight, style, color="#2563a8", label=f"w_g = {weight:g}")
+    for length, label in ((6, "answer alone"), (36, "with steps"), (300, "the paper's")):
+        right.axvline(length, color="#9aa5b1", lw=0.8, ls=":")
+        right.text(length, 0.03, label, rotation=90, fontsize=7, color="#52606d", ha="right", transform=right.get_xaxis_transform())
+    right.axhline(1, color="#9aa5b1", lw=0.8)
+    right.set_xlabel("tokens of a completion", fontsize=8)
+    right.set_ylabel("preference / SFT, weight of a token", fontsize=8)
+    right.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
 def report(results: Path, output: IO[str]) -> None:
     """Write everything that is done so far."""
     explored(results, output)
+    registered_tables(results, output)

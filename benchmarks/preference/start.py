@@ -173,7 +173,9 @@ def prepare(folder: Path, name: str, seed: int, *, epochs: float | None = None) 
     start = Start(task, model, processor, questions, pixels["eval"], [], {}, ends)
     if not samples_path.is_file():
         started, everything = time.monotonic(), range(len(questions))
-        start.samples = sample(model, questions, everything, n=SAMPLES, temperature=task.temperature, seed=seed, end=ends)
+        start.samples = sample(
+            model, questions, everything, n=SAMPLES, temperature=task.temperature, seed=seed, end=ends, limit=task.limit
+        )
         torch.save(start.samples, samples_path)
         seconds["sampling"] = time.monotonic() - started
         numbers_path.write_text(json.dumps({"seconds": seconds, **evaluate(start, model), **_shares(start)}) + "\n")
@@ -196,8 +198,11 @@ def evaluate(start: Start, model: Any, count: int | None = None) -> dict[str, An
     """
     count = len(start.eval) if count is None else count
     everything = range(count)
-    greedy = [few[0] for few in sample(model, start.eval, everything, n=1, temperature=0.0, seed=0, end=start.ends)]
-    sampled = sample(model, start.eval, range(count // 2), n=1, temperature=1.0, seed=1, end=start.ends)
+    greedy = [
+        few[0]
+        for few in sample(model, start.eval, everything, n=1, temperature=0.0, seed=0, end=start.ends, limit=start.task.limit)
+    ]
+    sampled = sample(model, start.eval, range(count // 2), n=1, temperature=1.0, seed=1, end=start.ends, limit=start.task.limit)
     texts = [start.text(response) for response in greedy]
     correct = [int(start.right(start.eval, i, response)) for i, response in enumerate(greedy)]
     read = [

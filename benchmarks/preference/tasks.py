@@ -70,6 +70,11 @@ class Task:
     temperature: float = 1.0
     base: str | None = None
 
+    @property
+    def limit(self) -> int:
+        """Longest response, in tokens."""
+        return 50 + self.filler
+
     def response(self, kind: QuestionKind, digits: Sequence[int], rng: np.random.Generator, *, short: float = 0.0) -> str:
         """Write a worked example, or the answer alone with a probability."""
         steps, truth = kind.work(digits)

@@ -182,7 +182,6 @@ def points(differences: Sequence[float]) -> str:
 
 def _plot_ways(found: Mapping[str, Result], path: Path) -> None:
     """Plot accuracy and share of responses with steps in the task `strategy`, and the two parts of a gradient by length."""
-    figure, (left, right) = _axes(2)
     shown = {
         "start": "start_strategy_100",
         "SFT": "rate_strategy_sft_3e-04",
@@ -191,6 +190,9 @@ def _plot_ways(found: Mapping[str, Result], path: Path) -> None:
         "MPO, w_g 0.1": "average_strategy_mpo_wg_0.1_1e-04",
         "DPO": "rate_strategy_dpo_1e-04",
     }
+    if not all(name in found for name in shown.values()):
+        return
+    figure, (left, right) = _axes(2)
     for place, name in enumerate(shown.values()):
         run, count = found[name], len(found[name]["correct"])
         left.bar(place - 0.2, share(run, slice(0, 500)), 0.38, color="#2563a8", label="right" if not place else None)

@@ -93,7 +93,7 @@ EXPLORATION = list(_exploration())
 
 # --- The registered run: ../methods2.md
 
-REGISTERED = {**METHODS, "mpo_wg_0.1": {"weights": (0.8, 0.2, 0.1)}, "mpo_beta_2": {"beta": 2.0}}
+REGISTERED = {**METHODS, "mpo_wg_0.1": {"weights": (0.8, 0.2, 0.1)}, "mpo_beta_1": {"weights": (0.08, 0.02, 1.0), "beta": 1.0}}
 TASKS_REGISTERED = ("strategy", "reason")
 GRID = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST = (3e-5, 1e-4, 3e-4)

@@ -126,7 +126,8 @@ CLAIMS = (
     ("4", "strategy", "mpo_wg_0.1", "dpo"),
     ("5", "reason", "mpo", "sft"),
     ("6", "reason", "mpo_wg_0.1", "sft"),
-    ("7", "reason", "mpo_beta_2", "mpo"),
+    ("7", "reason", "mpo_beta_1", "mpo"),
+    ("9", "reason", "mpo_beta_1", "sft"),
     ("8", "strategy", "mpo", "mpo_no_delta"),
     ("8", "reason", "mpo", "mpo_no_delta"),
 )

@@ -53,13 +53,14 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
     """
     folder = DemoFolder(output_dir)
     _prepare(folder, settings, restart)
-    progress = folder.read_progress()
+    progress, ran = folder.read_progress(), False
     for number, stage in enumerate(STAGES, start=1):
         entry = progress.setdefault(stage.name, {"seconds": 0.0, "done": False})
         heading = f"[{number}/{len(STAGES)}] {stage.title}"
-        if entry["done"]:
+        if entry["done"] and not ran:  # a stage that came after the one that ran now is out of date, as the report of an older demo
             print(f"{heading}: already done, in {entry['seconds']:.0f} s -> {folder.root / stage.made}")
             continue
+        ran = True
         print(heading, flush=True)
         set_seed(settings.seed)
         started = time.monotonic()

@@ -1,17 +1,16 @@
-"""Compare the gain of `mpo demo` with that of plain SFT on the chosen completions, from the same model: the demo's control.
+"""Compare MPO in `mpo demo` with its control (SFT on the chosen completions), and with other losses and settings.
 
-    python benchmarks/demo_control.py                        # runs the demo first if needed: half an hour on two cores
-    python benchmarks/demo_control.py --methods sft --seed 1 --demo runs/demo1
+    python benchmarks/demo_control.py                        # runs the demo first if needed; then DPO alone
+    python benchmarks/demo_control.py --seed 1 --demo runs/demo1 --variant beta loss=mpo loss.beta=0.5 --variant ipo loss=ipo
 
-Every method starts from the demo's warmed-up model and trains on the demo's pairs in the same order, at the demo's learning rate
-and number of steps; only the loss differs. All are evaluated on the demo's evaluation questions. An interrupted run continues.
+Every variant starts from the demo's warmed-up model and trains on the demo's pairs in the same order, with the demo's recipe and
+the changes given. All are evaluated on the demo's evaluation questions. An interrupted run continues.
 """
 
 import argparse
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -21,14 +20,14 @@ from transformers import set_seed
 
 from mpo.demo.folder import DemoFolder, DemoSettings, quick_settings
 from mpo.demo.run import run_demo
-from mpo.demo.stages import measure_after, train_mpo
+from mpo.demo.stages import measure_after, train_on_pairs
 from mpo.io import read_json_lines
 
 RESULTS = Path(__file__).parent / "results"
 
 
 class ControlFolder(DemoFolder):
-    """The demo's folder, with the model of another method instead of MPO's; ``method`` names a recipe of ``recipes/loss``."""
+    """The demo's folder, with the model of a variant instead of MPO's."""
 
     def __init__(self, root: Path, method: str) -> None:
         super().__init__(root)
@@ -57,21 +56,27 @@ def difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float
     return {"points": 100 * mean, "standard_error": 100 * (variance / len(each)) ** 0.5}
 
 
-def run_control(root: Path, settings: DemoSettings, methods: Sequence[str]) -> dict[str, Any]:
-    """Run the demo if it is not done, then each method from the demo's warmed-up model."""
+def run_control(root: Path, settings: DemoSettings, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Run the demo if it is not done, then each variant of its training: a name and overrides of the recipe."""
     run_demo(root, settings)
-    right = {"warmed-up model": correct_of(DemoFolder(root), "before"), "mpo": correct_of(DemoFolder(root), "after")}
-    for method in methods:
+    whens = {"warmed-up model": "before", "sft": "sft", "mpo": "after"}
+    right = {name: correct_of(DemoFolder(root), when) for name, when in whens.items()}
+    for method, overrides in variants.items():
         folder = ControlFolder(root, method)
         if not folder.responses("after").is_file():
             set_seed(settings.seed)
-            train_mpo(folder, replace(settings, mpo_overrides=[*settings.mpo_overrides, f"loss={method}"]))
+            train_on_pairs(folder, settings, folder.mpo, *overrides)
             measure_after(folder, settings)
         right[method] = correct_of(folder, "after")
     less = {f"mpo less {name}": difference(correct, right["mpo"]) for name, correct in right.items() if name != "mpo"}
-    folders = {"mpo": DemoFolder(root), **{method: ControlFolder(root, method) for method in methods}}
+    folders = {"mpo": DemoFolder(root), **{method: ControlFolder(root, method) for method in variants}}
     steps = {name: folder.log()["global_step"] for name, folder in folders.items()}
-    return {"steps": steps, "right": {name: share(correct) for name, correct in right.items()}, "differences": less}
+    return {
+        "steps": steps,
+        "variants": dict(variants),
+        "right": {name: share(correct) for name, correct in right.items()},
+        "differences": less,
+    }
 
 
 def main() -> None:
@@ -79,14 +84,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of the demo (default: %(default)s)")
     parser.add_argument(
-        "--methods", nargs="+", default=["sft", "dpo"], metavar="LOSS", help="recipes in recipes/loss (default: sft dpo)"
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "OVERRIDE"),
+        help="a variant: its name, and changes to the demo's recipe (default: dpo loss=dpo)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the demo (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="use the demo's quick sizes, to test the script only")
     parser.add_argument("--output", type=Path, help="JSON file to write (default: results/demo_control_cpu_DATE.json here)")
     options = parser.parse_args()
     found = run_control(
-        options.demo, quick_settings(options.seed) if options.quick else DemoSettings(seed=options.seed), options.methods
+        options.demo,
+        quick_settings(options.seed) if options.quick else DemoSettings(seed=options.seed),
+        {name: overrides for name, *overrides in options.variant or [["dpo", "loss=dpo"]]},
     )
     about: dict[str, Any] = {"date": date.today().isoformat(), "seed": options.seed, "quick": options.quick}
     about |= {"device": f"{platform.machine()} CPU", "python": platform.python_version()}

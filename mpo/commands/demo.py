@@ -1,4 +1,4 @@
-"""Run the demo: train a small InternVL with MPO on its own responses (five to ten minutes, no GPU).
+"""Run the demo: train a small InternVL with MPO on its own responses (about ten minutes, no GPU).
 
   1. draw images of real handwriting: worked examples, questions, and evaluation images that share no digit with them
   2. fine-tune a new model on the worked examples (SFT)
@@ -7,7 +7,9 @@
   5. pair correct with incorrect responses by their line "Final answer: ..."
   6. train on these pairs with MPO: mpo train experiment=demo
   7. evaluate again
-  8. write report.html: accuracy, every term of the loss, rewards, margin, delta, sample images
+  8. train the control from the same model: SFT on the chosen completions, same pairs, steps and rate
+  9. evaluate the control
+  10. write report.html: accuracy of start, control and MPO, every term of the loss, rewards, margin, delta, sample images
 
 Nothing is downloaded. Run the same command again to resume an interrupted demo.
 """

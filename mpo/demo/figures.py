@@ -16,11 +16,12 @@ from mpo.evaluation.statistics import wilson_interval
 BEFORE, AFTER, THIRD, GREY = "#9aa5b1", "#2563a8", "#c2571a", "#52606d"
 
 
-def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Plot the evaluation accuracy before and after, with 95 % intervals: all questions, each kind, and reading.
+def accuracy_figure(before: Mapping[str, Any], sft: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Plot the evaluation accuracy of start, control and MPO, with 95 % intervals: all questions, each kind, and reading.
 
     Args:
         before: results of the stage `before`.
+        sft: results of the stage `control`.
         after: results of the stage `after`.
 
     Returns:
@@ -28,19 +29,23 @@ def accuracy_figure(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """
     asked = [name for name in KINDS if before["kinds"][name][1]]
     figure, axes = _figure()
-    for offset, found, colour, label in ((-0.2, before, BEFORE, "before MPO"), (0.2, after, AFTER, "after MPO")):
+    for offset, found, colour, label in (
+        (-0.27, before, BEFORE, "start"),
+        (0, sft, THIRD, "SFT (control)"),
+        (0.27, after, AFTER, "MPO"),
+    ):
         counts = [(found["correct"], found["total"]), *(found["kinds"][name] for name in asked), (found["read"], found["total"])]
         shares = np.array([100 * right / total for right, total in counts])
         low, high = 100 * np.array([wilson_interval(right, total) for right, total in counts]).T
         positions = np.arange(len(counts)) + offset
         whiskers = {"ecolor": "#1f2933", "capsize": 3, "lw": 1}
-        axes.bar(positions, shares, 0.38, color=colour, label=label, yerr=[shares - low, high - shares], error_kw=whiskers)
+        axes.bar(positions, shares, 0.26, color=colour, label=label, yerr=[shares - low, high - shares], error_kw=whiskers)
         for position, share, top in zip(positions, shares, high, strict=True):
-            axes.annotate(f"{share:.0f}", (position, top), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+            axes.annotate(f"{share:.0f}", (position, top), (0, 2), textcoords="offset points", ha="center", fontsize=7.5)
     axes.set_xticks(range(len(asked) + 2), ["all questions", *asked, "digits read"])
     axes.set_ylim(0, 108)
     axes.set_ylabel("correct, %")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False)
     return _as_url(figure)
 
 

@@ -11,7 +11,7 @@ from mpo.io import read_json_object, write_text
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """The settings of the demo. The defaults take five to ten minutes on two cores."""
+    """The settings of the demo. The defaults take about ten minutes on two cores."""
 
     seed: int = 0  # random seed of the demo
     worked_sources: int = 100  # handwritten digits for the worked examples; a multiple of ten
@@ -69,6 +69,7 @@ class DemoFolder:
         self.samples = root / "samples.jsonl"  # responses sampled for the questions
         self.pairs = root / "pairs.jsonl"  # in MMPR's format
         self.mpo = root / "mpo"  # the run folder of MPO training, with the trained model
+        self.sft = root / "sft"  # the control: the same run with SFT on the chosen completions as its loss
         self.report = root / "report.html"
 
     def lines(self, split: str) -> Path:
@@ -76,7 +77,7 @@ class DemoFolder:
         return self.data / f"{split}.jsonl"
 
     def responses(self, when: str) -> Path:
-        """Responses to the evaluation questions, `before` or `after` MPO."""
+        """Responses to the evaluation questions: `before` and `after` MPO, and of the control, `sft`."""
         return self.root / f"responses_{when}.jsonl"
 
     def log(self) -> dict[str, Any]:

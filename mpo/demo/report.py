@@ -1,10 +1,9 @@
-"""Stage 8: the result as text, and as a self-contained HTML report."""
+"""Stage 10: the result as text, and as a self-contained HTML report."""
 
 import os
 import platform
 import random
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
 from itertools import starmap
@@ -17,13 +16,6 @@ from mpo.io import read_json_lines, write_text
 
 SAMPLES = 12
 
-CONTROL = (
-    "The warmed-up model is not the control. At full size and seed 0, plain SFT on the chosen completions reached 51.8 % from "
-    "the same model with the same pairs, steps and rate, and MPO 49.6 % (standard error 1.6 points each): "
-    "benchmarks/demo_control.py."
-)
-"""The accuracy of the control (SFT), measured on one seed as its result file states."""
-
 
 def percent(successes: int, trials: int) -> str:
     """Format a proportion in percent with its 95 % interval.
@@ -35,22 +27,39 @@ def percent(successes: int, trials: int) -> str:
     return f"{successes / trials:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
 
 
+def verdict(numbers: Mapping[str, Any]) -> str:
+    """Say what the run shows about MPO and its control.
+
+    >>> verdict({"after": {"correct": 496, "total": 1000}, "control": {"correct": 518, "paired": {"p_value": 0.2}}})
+    'MPO less the control: -2.2 points (p = 0.2): this run does not decide between them.'
+    """
+    after, control = numbers["after"], numbers["control"]
+    points, p_value = 100 * (after["correct"] - control["correct"]) / after["total"], control["paired"]["p_value"]
+    result = "this run does not decide between them"
+    if p_value < 0.05:
+        result = f"MPO is {'better' if points > 0 else 'worse'} than SFT on the chosen completions in this run"
+    return f"MPO less the control: {points:+.1f} points (p = {p_value:.2g}): {result}."
+
+
 def summarize(progress: dict[str, Any]) -> str:
-    """Summarize the accuracy before and after, with intervals and the p-value of the change.
+    """Summarize the accuracy of start, control and MPO, with intervals and p-values.
 
     Args:
         progress: the result of `mpo.demo.run.run_demo`.
     """
-    before, after = progress["before"]["numbers"], progress["after"]["numbers"]
-    paired = after["paired"]
-    seconds = sum(stage["seconds"] for stage in progress.values())
-    lines = [
-        f"Evaluation accuracy, {after['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
-        f"  before MPO  {percent(before['correct'], before['total'])}",
-        f"  after MPO   {percent(after['correct'], after['total'])}",
-        f"  {paired['gained']} questions gained, {paired['lost']} lost, p = {paired['p_value']:.2g} (exact McNemar test)",
-    ]
-    return "\n".join([*lines, *textwrap.wrap(CONTROL, 110)])
+    numbers = {name: stage["numbers"] for name, stage in progress.items()}
+    shown = {"warmed-up model": numbers["before"], "SFT (control)": numbers["control"], "MPO": numbers["after"]}
+    seconds, paired = sum(stage["seconds"] for stage in progress.values()), numbers["after"]["paired"]
+    return "\n".join(
+        [
+            f"Evaluation accuracy, {numbers['after']['total']} questions, 95 % intervals (total {seconds / 60:.1f} min):",
+            *(f"  {name:17}{percent(found['correct'], found['total'])}" for name, found in shown.items()),
+            f"MPO less the warmed-up model: {paired['gained']} questions gained, {paired['lost']} lost, "
+            f"p = {paired['p_value']:.2g} (exact McNemar test)",
+            verdict(numbers),
+            "The control is SFT on the chosen completions: same start, pairs, steps and rate. See docs/when-mpo-helps.md.",
+        ]
+    )
 
 
 def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
@@ -74,15 +83,20 @@ def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 
 def _opening(numbers: dict[str, Any], settings: DemoSettings) -> str:
-    before, after, paired = numbers["before"], numbers["after"], numbers["after"]["paired"]
-    share_before, share_after = (n["correct"] / n["total"] for n in (before, after))
+    before, after, control = numbers["before"], numbers["after"], numbers["control"]
+    share_before, share_control, share_after = (n["correct"] / n["total"] for n in (before, control, after))
+    paired = after["paired"]
     return f"""
 <h1>A small InternVL learns from its own responses</h1>
-<p class='result'><span>{100 * share_before:.1f} %</span> &rarr; <strong>{100 * share_after:.1f} %</strong></p>
+<p class='result'><span>{100 * share_before:.1f} %</span> &rarr; <strong>{100 * share_after:.1f} %</strong>
+<small>control: {100 * share_control:.1f} %</small></p>
 <p>Correct responses to {after["total"]:,} evaluation questions about unseen handwriting, before and after Mixed Preference
 Optimization (MPO): {percent(before["correct"], before["total"])} and {percent(after["correct"], after["total"])} with 95 %
 Wilson intervals, a change of {100 * (share_after - share_before):+.1f} points. {paired["gained"]} questions were gained and
-{paired["lost"]} lost (exact McNemar test, p = {paired["p_value"]:.2g}). {escape(CONTROL)}</p>
+{paired["lost"]} lost (exact McNemar test, p = {paired["p_value"]:.2g}).</p>
+<p>The control is plain fine-tuning (SFT) on the chosen completions alone, from the same model, with the same pairs, steps and rate:
+{percent(control["correct"], control["total"])}. {escape(verdict(numbers))} When preference terms help, and when they do not:
+docs/when-mpo-helps.md.</p>
 <p>The model first saw {settings.worked_examples:,} worked examples made of {settings.worked_sources} handwritten digits. It then
 sampled {settings.responses_per_question} responses to each of {settings.questions:,} further questions. Only the ground truth of
 these questions was known; it separates correct from incorrect responses. MPO trained on
@@ -93,7 +107,7 @@ the three sets.</p>"""
 def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
     figures = {
         "Accuracy on evaluation images": (
-            accuracy_figure(numbers["before"], numbers["after"]),
+            accuracy_figure(numbers["before"], numbers["control"], numbers["after"]),
             "Greedy responses; error bars are 95 % intervals. 'Digits read' counts responses whose first line names the digits.",
         ),
         "Terms of the loss": (terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
@@ -135,7 +149,7 @@ chosen response is correct, but its reading or reasoning may not be: only the fi
 
 
 def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSettings) -> str:
-    before, after, pair = numbers["before"], numbers["after"], numbers["pair"]
+    before, control, after, pair = (numbers[name] for name in ("before", "control", "after", "pair"))
     images, sources = numbers["data"]["images"], numbers["data"]["sources"]
     tables: dict[str, dict[str, Any]] = {
         "Data": {name.replace("_", "-"): f"{images[name]:,} images of {sources[name]:,} digits" for name in images},
@@ -156,10 +170,12 @@ def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSetti
         },
         "Evaluation questions": {
             "correct before": percent(before["correct"], before["total"]),
-            "correct after": percent(after["correct"], after["total"]),
+            "correct after MPO": percent(after["correct"], after["total"]),
+            "correct after SFT": percent(control["correct"], control["total"]),
             "digits read before": percent(before["read"], before["total"]),
-            "digits read after": percent(after["read"], after["total"]),
-            "without a final answer, before / after": f"{before['unparsable']} / {after['unparsable']}",
+            "digits read after MPO": percent(after["read"], after["total"]),
+            "digits read after SFT": percent(control["read"], control["total"]),
+            "without a final answer, before / SFT / MPO": " / ".join(str(one["unparsable"]) for one in (before, control, after)),
         },
         "Time": {
             **{name.replace("_", " "): f"{stage['seconds']:.0f} s" for name, stage in stages.items() if stage["done"]},
@@ -188,6 +204,7 @@ h2 { font-size: 18px; margin: 0 0 8px; }
 main > p { max-width: 78ch; }
 .result { font-size: 46px; line-height: 1.2; margin: 12px 0; color: var(--soft); }
 .result strong { color: #2563a8; }
+.result small { font-size: 20px; margin-left: 16px; }
 .figures, .cards, .tables { display: grid; gap: 16px; margin: 24px 0 36px; }
 .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .cards { grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); }

@@ -11,7 +11,7 @@ from transformers import set_seed
 from mpo.demo.data import make_dataset
 from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.demo.report import write_report
-from mpo.demo.stages import measure_after, measure_before, pair, sample, train_mpo, warm_up
+from mpo.demo.stages import measure_after, measure_before, measure_sft, pair, sample, train_mpo, train_sft, warm_up
 
 
 class Stage(NamedTuple):
@@ -31,6 +31,8 @@ STAGES = (
     Stage("pair", "pair correct with incorrect responses", pair, "pairs.jsonl"),
     Stage("mpo", "train on the pairs with MPO", train_mpo, "mpo/"),
     Stage("after", "evaluate on the same evaluation images", measure_after, "responses_after.jsonl"),
+    Stage("sft", "train on the chosen completions alone (SFT): the control", train_sft, "sft/"),
+    Stage("control", "evaluate the control on the same images", measure_sft, "responses_sft.jsonl"),
     Stage("report", "write the report", write_report, "report.html"),
 )
 
@@ -51,13 +53,14 @@ def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False)
     """
     folder = DemoFolder(output_dir)
     _prepare(folder, settings, restart)
-    progress = folder.read_progress()
+    progress, ran = folder.read_progress(), False
     for number, stage in enumerate(STAGES, start=1):
         entry = progress.setdefault(stage.name, {"seconds": 0.0, "done": False})
         heading = f"[{number}/{len(STAGES)}] {stage.title}"
-        if entry["done"]:
+        if entry["done"] and not ran:  # a stage that came after the one that ran now is out of date, as the report of an older demo
             print(f"{heading}: already done, in {entry['seconds']:.0f} s -> {folder.root / stage.made}")
             continue
+        ran = True
         print(heading, flush=True)
         set_seed(settings.seed)
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Stages 2 to 7: warm up, evaluate, sample, pair, train with MPO, evaluate again."""
+"""Stages 2 to 9: warm up, evaluate, sample, pair, train with MPO, evaluate again; train the control and evaluate it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,20 +131,38 @@ def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Train the warmed-up model on the pairs with `mpo train experiment=demo`. Resumes from the newest checkpoint."""
+    return {"steps": train_on_pairs(folder, settings, folder.mpo)}
+
+
+def train_sft(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
+    """Train the warmed-up model on the same pairs, in the same way, with SFT on the chosen completions as the only loss."""
+    return {"steps": train_on_pairs(folder, settings, folder.sft, "loss=sft")}
+
+
+def train_on_pairs(folder: DemoFolder, settings: DemoSettings, run_dir: Path, *overrides: str) -> int:
+    """Train the warmed-up model on the pairs with the demo's recipe and changes to it; returns the number of steps."""
     with initialize_config_module("mpo.recipes", version_base="1.3"):
-        config = compose("train", overrides=["experiment=demo", *settings.mpo_overrides])
-    config.run_dir, config.seed = str(folder.mpo), settings.seed
+        config = compose("train", overrides=["experiment=demo", *settings.mpo_overrides, *overrides])
+    config.run_dir, config.seed = str(run_dir), settings.seed
     config.model.name_or_path, config.data.path, config.data.image_root = map(str, (folder.warm, folder.pairs, folder.data))
-    with logs_to(folder.mpo / "train.log"):
+    with logs_to(run_dir / "train.log"):
         trainer = run_train_job(TrainJob.from_config(OmegaConf.to_container(config, resolve=True)))
-    return {"steps": trainer.state.global_step}
+    return int(trainer.state.global_step)
 
 
 def measure_after(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Evaluate the trained model on the evaluation questions and compare it with the warmed-up model."""
-    numbers = _measure(folder, folder.mpo, "after")
-    before, after = ([line["correct"] for line in read_json_lines(folder.responses(when))] for when in ("before", "after"))
-    return {**numbers, "paired": asdict(compare_paired(before, after))}
+    return {**_measure(folder, folder.mpo, "after"), "paired": _compared(folder, "before", "after")}
+
+
+def measure_sft(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
+    """Evaluate the control on the evaluation questions; `paired` compares MPO with it."""
+    return {**_measure(folder, folder.sft, "sft"), "paired": _compared(folder, "sft", "after")}
+
+
+def _compared(folder: DemoFolder, *whens: str) -> dict[str, Any]:
+    first, second = ([line["correct"] for line in read_json_lines(folder.responses(when))] for when in whens)
+    return asdict(compare_paired(first, second))
 
 
 def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_numbers_by_hand():
 
 def test_a_methods_files_lie_beside_the_demos(tmp_path):
     """Warmed-up model, pairs and data are the demo's; model, log and responses are the method's own."""
-    demo, control = DemoFolder(tmp_path), ControlFolder(tmp_path, "sft")
+    demo, control = DemoFolder(tmp_path), ControlFolder(tmp_path, "ipo")
     assert (control.warm, control.pairs, control.data) == (demo.warm, demo.pairs, demo.data)
     assert control.responses("before") == demo.responses("before")
     assert len({demo.mpo, control.mpo, ControlFolder(tmp_path, "dpo").mpo}) == 3

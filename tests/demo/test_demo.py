@@ -84,7 +84,7 @@ class TestTinyDemo:
         folder, *_ = finished
         for stage in STAGES:
             assert (folder.root / stage.made).exists()
-        for model in (folder.warm, folder.mpo):
+        for model in (folder.warm, folder.mpo, folder.sft):
             assert (model / "model.safetensors").is_file() and (model / "processor_config.json").is_file()
 
     def test_samples_belong_to_questions(self, finished):
@@ -110,8 +110,8 @@ class TestTinyDemo:
         assert page.count("<figure") == 4
         shown = min(12, len({pair["image"] for pair in read_json_lines(folder.pairs)}))
         assert page.count("<article>") == shown
-        for number in (progress["before"]["numbers"]["correct"], progress["after"]["numbers"]["correct"]):
-            assert f"{100 * number / TINY.eval_questions:.1f} %" in page
+        for stage in ("before", "control", "after"):
+            assert f"{100 * progress[stage]['numbers']['correct'] / TINY.eval_questions:.1f} %" in page
         for word in ("torch", "transformers", "trl", "seed", "McNemar"):
             assert word in page
 
@@ -144,9 +144,9 @@ class TestTinyDemo:
         with pytest.raises(ValueError, match="--restart"):
             run_demo(folder.root, quick_settings(0))
 
-    def test_the_command_says_before_and_after(self, finished):
+    def test_the_command_says_start_control_and_mpo(self, finished):
         folder, progress, printed = finished
-        assert re.search(r"before MPO +\d+\.\d %.*\n +after MPO +\d+\.\d %", printed)
+        assert re.search(r"warmed-up model +\d+\.\d %.*\n +SFT \(control\) +\d+\.\d %.*\n +MPO +\d+\.\d %", printed)
         assert summarize(progress) in printed and str(folder.report) in printed
 
     def test_the_command_run_again_gives_json(self, finished, monkeypatch, capfd):
